@@ -1,0 +1,1 @@
+"""Federated learning on Ray among parties that do not trust each other."""

@@ -1,0 +1,122 @@
+"""One small tree of errors; every one of them survives pickling across actors.
+
+::
+
+    ScarcityError
+    ├── ConfigError               a configuration that cannot work (path, value, what is accepted)
+    ├── UsageError                a call that its caller can mend
+    ├── TooFewUpdates             a robust rule was given fewer rows than it needs
+    ├── PrivacyBudgetExhausted    a charge does not fit into the budget (only with ``strict=True``)
+    ├── LedgerError               the ledger on disk cannot be used
+    │   ├── LedgerCorrupted       ... because its contents were changed or torn
+    │   └── LedgerMissing         ... because it should be there and is not
+    ├── SecureAggregationAborted  a session of secure aggregation ended without a result
+    ├── ProtocolViolation         a peer sent something that the protocol forbids
+    └── ActorLost                 a role's process died (``retryable`` says whether to call again)
+
+Refusals that are ordinary life (a stale update, a replay) are return values, not errors.
+"""
+
+from __future__ import annotations
+
+
+class ScarcityError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class ConfigError(ScarcityError, ValueError):
+    """A configuration value that cannot work.
+
+    Attributes:
+        path: Where it stands, e.g. ``layer1.byzantine_fraction``.
+        value: What was given.
+        accepted: What would be accepted, as a sentence.
+    """
+
+    def __init__(self, path: str, value: object, accepted: str) -> None:
+        super().__init__(path, value, accepted)
+        self.path = path
+        self.value = value
+        self.accepted = accepted
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.value!r} is not accepted; {self.accepted}"
+
+
+class UsageError(ScarcityError, ValueError):
+    """A call that its caller can mend; the message says how."""
+
+
+class TooFewUpdates(ScarcityError, ValueError):
+    """A robust rule was given fewer rows than it needs to keep its promise.
+
+    Attributes:
+        rule: The rule's name.
+        rows: Rows given.
+        least: Rows needed.
+    """
+
+    def __init__(self, rule: str, rows: int, least: int) -> None:
+        super().__init__(rule, rows, least)
+        self.rule = rule
+        self.rows = rows
+        self.least = least
+
+    def __str__(self) -> str:
+        return f"{self.rule} needs at least {self.least} finite rows, got {self.rows}"
+
+
+class PrivacyBudgetExhausted(ScarcityError):
+    """The next charge does not fit into the privacy budget."""
+
+
+class LedgerError(ScarcityError):
+    """The ledger on disk cannot be used."""
+
+
+class LedgerCorrupted(LedgerError):
+    """The ledger's contents were changed, torn or reordered."""
+
+
+class LedgerMissing(LedgerError):
+    """A ledger that should exist does not; a fresh budget is never started in its place."""
+
+
+class SecureAggregationAborted(ScarcityError):
+    """A session of secure aggregation ended without a result; nothing was released.
+
+    Attributes:
+        reason: Why, as a short sentence.
+        retryable: True while no unmask share was asked for, so that the inputs may be used again.
+    """
+
+    def __init__(self, reason: str, retryable: bool = True) -> None:
+        super().__init__(reason, retryable)
+        self.reason = reason
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class ProtocolViolation(ScarcityError):
+    """A peer sent a message that the protocol forbids; it is refused and the session goes no further."""
+
+
+class ActorLost(ScarcityError):
+    """The process of a role died, or cannot be reached.
+
+    Attributes:
+        role: The role's name, e.g. ``basket:0`` or ``accountant``.
+        detail: What is known about it.
+        retryable: Whether the same call may be made again once the role is back.
+    """
+
+    def __init__(self, role: str, detail: str = "", retryable: bool = True) -> None:
+        super().__init__(role, detail, retryable)
+        self.role = role
+        self.detail = detail
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return f"{self.role} was lost{': ' + self.detail if self.detail else ''}"
