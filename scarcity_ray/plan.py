@@ -8,10 +8,14 @@ else in the package re-derives any of these numbers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.errors import ConfigError
 from scarcity_ray.privacy.accounting import mu_of_gaussian
+from scarcity_ray.privacy.sensitivity import rule_sensitivity
+from scarcity_ray.robust import least_rows
 
 DRIFT_SHARE = 0.1
 """Share of a gossip release's mu squared that the materiality test takes; the vector has the rest."""
@@ -23,9 +27,8 @@ An aggregate is summed in float64, rounded once to float32 and clipped in float3
 by at most 2^-23 of its norm, for either neighbour.
 """
 
-RING_BITS = (32, 64)
-MANTISSA_BITS = 22
-"""The fixed-point grid has 2^22 steps to a clip norm, what a float32 mantissa resolves."""
+GRID_STEPS = 2.0**22
+"""Fixed-point steps to a clip norm: what a float32 mantissa resolves."""
 NOISE_TAIL = 12.0
 """Standard deviations of noise that the ring must hold: exceeded with probability below 2^-100."""
 
@@ -52,15 +55,19 @@ class GossipPlan:
 
     @property
     def receive_norm(self) -> float:
-        """Norm to which a received vector is clipped: an honest one exceeds it with probability below 0.2 %."""
+        """Norm to which a received vector is clipped.
+
+        An honest one exceeds it with probability below 0.2 %: a standard Gaussian vector's norm is
+        1-Lipschitz with mean at most sqrt(d), so its tail past sqrt(d) + 3 is below that of a Gaussian.
+        """
         return self.clip_norm + self.sigma_vector * (math.sqrt(self.dimension) + 3.0)
 
     def mixing_weight(self, num_received: int) -> float:
         """Weight towards the mean of `num_received` noised states that minimises the expected squared error.
 
-        A state's own coordinate and each received one are taken as the common mean plus a deviation of variance
-        s^2 = clip_norm^2 / d, the received ones with sigma^2 of noise on top; then w = s^2 / (s^2 + (s^2 +
-        sigma^2) / K).
+        A state's own coordinate and each received one are taken as the common mean plus a deviation of
+        variance s^2 = clip_norm^2 / d, the received ones with sigma^2 of noise on top; then
+        w = s^2 / (s^2 + (s^2 + sigma^2) / K).
 
         >>> GossipPlan(0, 0, 0.0, 0.0, 1.0, 4).mixing_weight(3)
         0.75
@@ -77,40 +84,77 @@ class BasketFacts:
 
     Attributes:
         basket_id: The basket.
+        domain_id: Its domain, which the operator's trust is given for.
         num_members: Registered members when the session froze.
-        num_rows: Rows behind its aggregate; 0 for a basket that joins with the zero vector.
+        num_rows: Clients behind its fresh aggregate; 0 for a basket that joins with the zero vector.
         num_byzantine: The f that its rule ran with.
-        trust: The operator's factor.
-        max_row_share: Largest share of one row in a weighted mean; 0 elsewhere.
+        max_row_share: Largest share of one row in a weighted mean; None for every other rule.
     """
 
     basket_id: str
+    domain_id: str
     num_members: int
-    num_rows: int
-    num_byzantine: int
-    trust: float = 1.0
-    max_row_share: float = 0.0
+    num_rows: int = 0
+    num_byzantine: int = 0
+    max_row_share: float | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the basket has an aggregate that no release has used."""
+        return self.num_rows > 0
 
 
 @dataclass(frozen=True)
 class ReleasePlan:
-    """Numbers of one Layer 2 release, all from public facts.
+    """Numbers of one Layer 2 release, all from public facts; every party of a session is given the same.
 
     Attributes:
-        weights: Basket id to weight; they sum to 1 over the baskets with rows.
+        weights: Basket id to weight: 0 without a fresh aggregate, the others sum to 1.
+        sensitivities: Basket id to the L2 bound on its vector's change when one client's values change.
         ring_bits: 32 or 64.
         scale: Grid steps to a unit.
-        vector_length: Coordinates that travel: the update's, then one for each meta-parameter.
+        length: Coordinates that travel: the update's, then one for each meta-parameter.
+        mu: Gaussian-DP parameter of the release.
     """
 
     weights: dict[str, float]
+    sensitivities: dict[str, float]
     ring_bits: int
     scale: float
-    vector_length: int
+    length: int
+    mu: float
+
+    def grid_sensitivity(self, survivors: Sequence[str]) -> float:
+        """L2 bound, in grid steps, on the change of the survivors' integer sum.
+
+        A basket's vector changes by at most w Delta; rounding to the grid moves the difference of two values
+        by less than one step a coordinate, so by less than sqrt(length) in L2.
+        """
+        bound = max(self.weights[b] * self.sensitivities[b] for b in survivors)
+        return self.scale * bound + math.sqrt(self.length)
+
+    def grid_sigma(self, survivors: Sequence[str]) -> float:
+        """Standard deviation of the noise on the integer sum, in grid steps."""
+        return self.grid_sensitivity(survivors) / self.mu
+
+    def surviving_weight(self, survivors: Sequence[str]) -> float:
+        """What the sum is divided by."""
+        return math.fsum(self.weights[b] for b in survivors)
 
 
 class FederationPlan:
-    """All numbers that follow from a config. Make it with `make_plan`."""
+    """All numbers that follow from a config; `make_plan` makes and checks it.
+
+    Attributes:
+        mu_release: Gaussian-DP parameter of one Layer 2 release.
+        mu_total: Gaussian-DP parameter of the whole budget.
+        central_mu_cap, gossip_mu_cap: Its two shares (their squares add up).
+        gossip: The numbers of gossip.
+        num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon).
+        num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
+        vector_length: Coordinates that travel in Layer 2.
+        meta_radius: Half the range of one meta-parameter's coordinate in Layer 2.
+    """
 
     def __init__(self, config: HierarchicalFederationConfig) -> None:
         self.config = config
@@ -131,5 +175,129 @@ class FederationPlan:
         )
         self.gossip_mu_cap = self.mu_total * math.sqrt(config.gossip_budget_share)
         self.central_mu_cap = self.mu_total * math.sqrt(1.0 - config.gossip_budget_share)
-        self.num_meta = len(config.meta_parameters)
-        self.vector_length = config.vector_dim + self.num_meta
+        self.num_releases = _times(self.central_mu_cap, self.mu_release)
+        self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
+        num_meta = len(config.meta_parameters)
+        self.vector_length = config.vector_dim + num_meta
+        self.meta_radius = layer2.clip_norm / math.sqrt(num_meta) if num_meta else 0.0
+
+    def num_byzantine(self, num_members: int) -> int:
+        """The f for a basket of `num_members` registered clients."""
+        layer1 = self.config.layer1
+        if layer1.num_byzantine is not None:
+            return layer1.num_byzantine
+        return math.floor(layer1.byzantine_fraction * num_members + 1e-9)
+
+    def least_rows(self, num_members: int) -> int:
+        """Rows without which Layer 1 of such a basket waits."""
+        layer1, f = self.config.layer1, self.num_byzantine(num_members)
+        by_rule = least_rows(layer1.aggregation_method, f)
+        if layer1.aggregation_method is AggregationMethod.MULTI_KRUM and layer1.num_selected is not None:
+            by_rule = max(by_rule, layer1.num_selected + f + 2)
+        return max(layer1.min_updates, by_rule)
+
+    def sensitivity(self, facts: BasketFacts) -> float:
+        """L2 bound on the change of a basket's whole vector when one client's values change.
+
+        The rule's own bound on rows of norm clip_norm (`privacy.sensitivity`), capped by the diameter of the
+        ball that its result is clipped to (clipping is 1-Lipschitz), and beside it the meta-parameters' mean
+        of vectors of norm clip_norm, so their L2 sum.
+        """
+        if not facts.fresh:
+            return 0.0
+        layer1, layer2 = self.config.layer1, self.config.layer2
+        radius = min(layer1.clip_norm, layer2.clip_norm)
+        by_rule = rule_sensitivity(
+            layer1.aggregation_method,
+            num_rows=facts.num_rows,
+            num_byzantine=facts.num_byzantine,
+            clip_norm=layer1.clip_norm,
+            max_row_share=facts.max_row_share,
+        )
+        model = min(by_rule, 2.0 * radius) + FLOAT32_SLACK * layer1.clip_norm
+        meta = 2.0 * layer2.clip_norm / facts.num_rows if self.config.meta_parameters else 0.0
+        return math.hypot(model, meta)
+
+    def release(self, baskets: Sequence[BasketFacts]) -> ReleasePlan:
+        """Weights, sensitivities and ring of a release by `baskets`, at least one of them fresh.
+
+        No sum overflows: the weights add up to 1, so the integer sum is at most scale times the norm of one
+        vector, plus half a step for each basket, plus the noise's tail (`NOISE_TAIL` standard deviations).
+        """
+        layer2 = self.config.layer2
+        shares = {
+            b.basket_id: (b.num_members if layer2.weight_by_size else 1.0)
+            * layer2.basket_trust.get(b.domain_id, 1.0)
+            * b.fresh
+            for b in baskets
+        }
+        total = math.fsum(shares.values())
+        weights = {basket: share / total if total else 0.0 for basket, share in shares.items()}
+        radius = (
+            layer2.clip_norm
+            * (1.0 + FLOAT32_SLACK)
+            * (math.sqrt(2.0) if self.config.meta_parameters else 1.0)
+        )
+        draft = ReleasePlan(
+            weights=weights,
+            sensitivities={b.basket_id: self.sensitivity(b) for b in baskets},
+            ring_bits=32,
+            scale=GRID_STEPS / layer2.clip_norm,
+            length=self.vector_length,
+            mu=self.mu_release,
+        )
+        reach = draft.scale * radius + len(baskets) / 2 + NOISE_TAIL * draft.grid_sigma(list(weights))
+        return draft if reach < 2.0**31 else replace(draft, ring_bits=64)
+
+
+def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
+    """Derive a federation's numbers.
+
+    Raises:
+        ConfigError: If the config's values cannot work together; the error names the one to change.
+
+    >>> from scarcity_ray.config import HierarchicalFederationConfig
+    >>> make_plan(HierarchicalFederationConfig()).least_rows(10)
+    7
+    """
+    plan = FederationPlan(config)
+    basket, gossip, layer1, layer2 = config.basket, config.gossip, config.layer1, config.layer2
+    smallest, rule = basket.min_clients, layer1.aggregation_method
+    f = plan.num_byzantine(smallest)
+    if least_rows(rule, f) > max(smallest, least_rows(rule, 0)):
+        raise ConfigError(
+            "layer1.byzantine_fraction" if layer1.num_byzantine is None else "layer1.num_byzantine",
+            layer1.byzantine_fraction if layer1.num_byzantine is None else f,
+            f"{rule.value} with f = {f} needs {least_rows(rule, f)} rows, but a basket is active from "
+            f"basket.min_clients = {smallest}; lower f or raise basket.min_clients",
+        )
+    if plan.least_rows(smallest) > basket.max_clients:
+        raise ConfigError(
+            "layer1.min_updates", layer1.min_updates, f"at most basket.max_clients = {basket.max_clients}"
+        )
+    if config.gossip_budget_share > 0 and plan.num_gossip_rounds < 1:
+        raise ConfigError(
+            "gossip.local_dp_epsilon",
+            gossip.local_dp_epsilon,
+            f"an epsilon of which one release fits into gossip_budget_share = {config.gossip_budget_share} "
+            "of the budget (or gossip_budget_share: 0, which turns gossip off)",
+        )
+    if plan.num_releases < 1:
+        raise ConfigError(
+            "layer2.central_dp_epsilon",
+            layer2.central_dp_epsilon,
+            f"an epsilon of which one release fits into total_epsilon = {config.total_epsilon} "
+            "less the gossip's share",
+        )
+    for name, (low, high) in config.meta_parameters.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ConfigError(
+                f"meta_parameters.{name}", (low, high), "a finite least value below a finite greatest one"
+            )
+    return plan
+
+
+def _times(cap: float, mu: float) -> float:
+    if math.isinf(cap):
+        return math.inf
+    return float(math.floor((cap / mu) ** 2 * (1.0 + 1e-9)))
