@@ -1,0 +1,67 @@
+"""The accountant: one process that checks, records durably, and only then allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scarcity_ray.privacy.budget import BudgetStatus, Charge, DurableBudget
+
+
+class Accountant:
+    """`privacy.DurableBudget` as a role. It opens its ledger at the first call, so that errors keep their type.
+
+    Args:
+        path: The ledger's file on this node.
+        federation_id: Whose ledger it must be.
+        total_epsilon: The budget.
+        total_delta: The budget.
+        gossip_share: Share of the budget set aside for each client's gossip.
+        mu_release: Gaussian-DP parameter of the next configured release: once it does not fit, all is read-only.
+        must_exist: Whether the federation is known to have a ledger there already.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        federation_id: str,
+        total_epsilon: float,
+        total_delta: float,
+        gossip_share: float,
+        mu_release: float,
+        must_exist: bool,
+    ) -> None:
+        self._path = path
+        self._opening: dict[str, Any] = {
+            "federation_id": federation_id,
+            "total_epsilon": total_epsilon,
+            "total_delta": total_delta,
+            "gossip_share": gossip_share,
+            "must_exist": must_exist,
+        }
+        self._mu_release = mu_release
+        self._budget: DurableBudget | None = None
+
+    def _opened(self, now: float) -> DurableBudget:
+        if self._budget is None:
+            self._budget = DurableBudget.open(self._path, now=now, **self._opening)
+        return self._budget
+
+    def charge_release(self, charge_id: str, mu: float, now: float, details: dict[str, Any]) -> Charge:
+        """Charge one Layer 2 release; the answer is durable."""
+        return self._opened(now).charge_release(charge_id, mu, now=now, details=details)
+
+    def charge_gossip(
+        self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
+    ) -> tuple[str, ...]:
+        """Charge each client's own gossip; the clients whose charge fitted, durably recorded."""
+        return self._opened(now).charge_gossip(charge_id, client_ids, mu, now=now, details=details)
+
+    def status(self, now: float) -> BudgetStatus:
+        """What is left and what was spent."""
+        return self._opened(now).status(self._mu_release)
+
+    def renew(self, total_epsilon: float, total_delta: float, now: float, operator: str) -> BudgetStatus:
+        """Open a new budget period: the operator's act, recorded."""
+        budget = self._opened(now)
+        budget.renew(total_epsilon, total_delta, now=now, operator=operator)
+        return budget.status(self._mu_release)

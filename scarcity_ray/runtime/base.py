@@ -1,0 +1,69 @@
+"""What a runtime is: it starts roles by name, and says what is alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from scarcity_ray.roles.handles import Compute, Peers
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """One role to start.
+
+    Attributes:
+        name: Its name, unique in the federation.
+        factory: The role's class; called as ``factory(**arguments)`` in the role's own process.
+        arguments: Picklable arguments.
+        cpus: CPUs that it reserves.
+        resources: Custom resources that it reserves.
+        spread: Whether to place it away from its like; otherwise it runs on `node`.
+        node: The node it must run on (its data lie there); None: the runtime's home node.
+    """
+
+    name: str
+    factory: Callable[..., Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    cpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    spread: bool = False
+    node: str | None = None
+
+
+class Runtime(Protocol):
+    """A place where the roles of one federation live.
+
+    Guarantees (one contract suite, `tests/runtime`, runs on every runtime):
+        A role started twice keeps its state.
+        A call sees the effects of the caller's earlier calls.
+        Arrays arrive read-only and unshared.
+        An exception keeps its type.
+        A killed role answers ActorLost until it is started again.
+    """
+
+    peers: Peers
+    compute: Compute
+    home: str
+    """The node of this process, for roles whose data lie on one node's disk."""
+
+    @property
+    def default_basket_actors(self) -> int:
+        """How many basket actors suit this machine or cluster."""
+
+    def start(self, specs: list[RoleSpec]) -> None:
+        """Start the roles that are not alive, side by side, and wait until they answer.
+
+        Raises:
+            ActorLost: If a role cannot be started or placed; the error says why.
+        """
+
+    def is_alive(self, name: str) -> bool:
+        """Whether the role answers calls."""
+
+    def kill(self, name: str) -> None:
+        """End a role at once, as a crash would; nothing happens if it is not there."""
+
+    def close(self) -> None:
+        """Let go of what this runtime opened; roles are ended by `kill`, not here."""
