@@ -115,7 +115,7 @@ def mu_of_gaussian(epsilon: float, delta: float) -> float:
         mu, never above the truth.
 
     >>> round(mu_of_gaussian(1.0, 1e-5), 4)
-    0.268
+    0.2681
     >>> mu_of_gaussian(float("inf"), 1e-5)
     inf
     """
@@ -156,7 +156,7 @@ def mu_of_pure(epsilon: float) -> float:
         mu, never below the truth.
 
     >>> round(mu_of_pure(1.0), 6)
-    1.231985
+    1.232035
     """
     _check_epsilon(epsilon)
     if epsilon in (0.0, math.inf):
