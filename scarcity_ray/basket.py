@@ -230,7 +230,7 @@ class BasketManager:
         return basket.basket_id
 
     def disband_basket(self, basket_id: str) -> tuple[Move, ...]:
-        """Close a basket, reassign its clients as if they had just registered, and return their moves by id."""
+        """Close a basket, reassign its clients as if they had just registered, and return their moves."""
         basket = self._find(basket_id)
         self._close(basket)
         now = self._clock()
@@ -308,7 +308,7 @@ class BasketManager:
         basket.last_activity = max(basket.last_activity, self._clock() if at is None else at)
 
     def record_misconduct(self, client_id: str) -> float:
-        """Halve and return a client's trust, for what anybody can check: a bad signature, a malformed update."""
+        """Halve a client's trust for what anybody can check (bad signature, malformed update); return it."""
         client = self._find_client(client_id)
         client.trust_score *= MISCONDUCT_FACTOR
         return client.trust_score
