@@ -17,7 +17,7 @@ which `get_basket` and `moves_from` still answer; they are not live and appear i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -228,6 +228,40 @@ class BasketManager:
         self._baskets[basket.basket_id] = basket
         self._live.setdefault(domain_id, {})[basket.basket_id] = basket
         return basket.basket_id
+
+    def restore_basket(
+        self, basket_id: str, domain_id: str, clients: Iterable[tuple[str, str, npt.ArrayLike | None]]
+    ) -> None:
+        """Take over a basket and its clients as they were known elsewhere, after this manager came back empty.
+
+        Activity begins now; trust and counts of updates begin anew. Later baskets get later indices.
+
+        Args:
+            basket_id: ``<domain_id>_basket_<k>``, not known here.
+            domain_id: Its domain.
+            clients: (client id, its domain, its features) for clients not known here.
+
+        Raises:
+            UsageError: If the id is of another form or a basket or client is known already; then nothing
+                is taken over.
+        """
+        prefix, _, index = basket_id.rpartition("_")
+        if prefix != f"{domain_id}_basket" or not (index.isascii() and index.isdigit()):
+            raise UsageError(f"a basket of domain {domain_id!r} cannot have the id {basket_id!r}")
+        members = [(c, d, None if f is None else _check_features(c, f)) for c, d, f in clients]
+        known = [client_id for client_id, _, _ in members if client_id in self._clients]
+        if basket_id in self._baskets or known:
+            raise UsageError(f"basket {basket_id!r} or its clients {known} are known already")
+        now = self._clock()
+        basket = _Basket(basket_id, domain_id, created_at=now, last_activity=now)
+        self._baskets[basket_id] = basket
+        siblings = {**self._live.get(domain_id, {}), basket_id: basket}
+        self._live[domain_id] = dict(sorted(siblings.items(), key=lambda item: (len(item[0]), item[0])))
+        self._next_index[domain_id] = max(self._next_index.get(domain_id, 0), int(index) + 1)
+        for client_id, client_domain, features in members:
+            client = ClientInfo(client_id, client_domain, None, features, joined_at=now, last_active=now)
+            self._clients[client_id] = client
+            self._join(client, basket, now)
 
     def disband_basket(self, basket_id: str) -> tuple[Move, ...]:
         """Close a basket, reassign its clients as if they had just registered, and return their moves."""

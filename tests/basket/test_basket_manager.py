@@ -314,3 +314,26 @@ def test_a_manager_survives_pickling() -> None:
     copy = pickle.loads(pickle.dumps(manager))
     assert copy.add_client("b", "d") == "d_basket_0"
     assert manager.get_basket_clients("d") == {"a"}
+
+
+def test_a_manager_that_came_back_empty_takes_its_baskets_over(clock: Clock) -> None:
+    manager = manager_with(clock, min_clients=1, max_clients=2)
+    for index in (10, 2):
+        manager.restore_basket(
+            f"d_basket_{index}", "d", [(f"c{index}", "d", [1.0]), (f"x{index}", "d", None)]
+        )
+    assert manager.domain_baskets("d") == ("d_basket_2", "d_basket_10")
+    assert manager.get_client_basket("x10") == "d_basket_10"
+    assert manager.get_client("c2").features.tolist() == [1.0]
+    assert manager.add_client("new", "d") == "d_basket_11"
+    before = manager.get_stats()
+    for basket_id, domain, clients in (
+        ("d_basket_10", "d", []),
+        ("d_basket_12", "d", [("fresh", "d", None), ("new", "d", None)]),
+        ("d_basket_x", "d", []),
+        ("e_basket_0", "d", []),
+        ("d", "d", []),
+    ):
+        with pytest.raises(UsageError):
+            manager.restore_basket(basket_id, domain, clients)
+    assert manager.get_stats() == before
