@@ -1,1 +1,65 @@
-"""robust."""
+"""Byzantine-robust aggregation: n rows in, one vector out, whatever f of the rows are.
+
+`aggregate(updates, method=..., num_byzantine=...)` does it in this process. Every rule works in two steps
+that column blocks can be computed apart for: selection from the n x n distances, then a combination of each
+block.
+
+**Driving the blocks elsewhere.** `aggregate_blocks(map_blocks, num_rows, method=..., num_byzantine=...)` is
+the same code with the rows out of its reach. ``map_blocks(kernel, *args)`` must return, in block order, what
+``kernel(block, *args)`` gives for each block of `column_blocks(d)`, as any iterable that is consumed once.
+Kernels are module-level functions and their arguments picklable. A block is an (n, b) float32 array or a list
+of n row slices, never written to; its rows are finite. A driver may compute consecutive blocks together in
+one
+task::
+
+    def blocks_in_task(rows, blocks, kernel, args):  # runs in the task
+        return [kernel(take_block(rows, block), *args) for block in blocks]
+
+    def map_blocks(kernel, *args):  # runs where the basket is
+        tasks = [submit(blocks_in_task, rows, group, kernel, args) for group in groups_of(column_blocks(d))]
+        return [part for task in tasks for part in result_of(task)]
+
+There are up to five rounds (norms unless given, at most three Gram passes, distances of near pairs) and one
+to combine; usually a Gram pass and the combination. The result is bitwise the same as that of `aggregate` for
+any grouping, because blocks are fixed, sums run over blocks in order, and kernels hold BLAS to one thread.
+"""
+
+from scarcity_ray.robust.aggregation import AggregationResult, aggregate, aggregate_blocks, combine_block
+from scarcity_ray.robust.blocks import (
+    BLOCK_COLUMNS,
+    MapBlocks,
+    column_blocks,
+    inline_blocks,
+    one_blas_thread,
+    take_block,
+)
+from scarcity_ray.robust.distances import gram_block, pairwise, squared_distances
+from scarcity_ray.robust.outliers import detect_outliers
+from scarcity_ray.robust.rows import clip_rows, clip_vector, row_norm, row_norms
+from scarcity_ray.robust.rule import Rule, Selection
+from scarcity_ray.robust.rules import get_rule, least_rows
+
+__all__ = [
+    "BLOCK_COLUMNS",
+    "AggregationResult",
+    "MapBlocks",
+    "Rule",
+    "Selection",
+    "aggregate",
+    "aggregate_blocks",
+    "clip_rows",
+    "clip_vector",
+    "column_blocks",
+    "combine_block",
+    "detect_outliers",
+    "get_rule",
+    "gram_block",
+    "inline_blocks",
+    "least_rows",
+    "one_blas_thread",
+    "pairwise",
+    "row_norm",
+    "row_norms",
+    "squared_distances",
+    "take_block",
+]

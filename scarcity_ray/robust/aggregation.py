@@ -1,0 +1,179 @@
+"""From rows to one vector: `aggregate` in this process, `aggregate_blocks` for whoever drives the blocks.
+
+*Guarantees*
+    - Both give bitwise the same vector, for any grouping of blocks into tasks.
+    - A row that is not finite is masked and counted against f; more of them than f is an error.
+    - Inputs are never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scarcity_ray.config import AggregationMethod
+from scarcity_ray.errors import TooFewUpdates, UsageError
+from scarcity_ray.robust.blocks import MapBlocks, Rows, Vector, inline_blocks
+from scarcity_ray.robust.distances import pairwise
+from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
+from scarcity_ray.robust.rule import Selection
+from scarcity_ray.robust.rules import get_rule
+
+
+@dataclass(frozen=True, eq=False)
+class AggregationResult:
+    """What a rule made of n rows.
+
+    Attributes:
+        vector: (d,) float32.
+        selected: Indices of the rows that entered, ascending.
+        weights: (n,) float64, each row's share, for rules that weigh whole rows; else None.
+        scores: (n,) float64, the lower the better, ``nan`` for a masked row, for rules that score; else None.
+        rejected: Indices of the rows that were masked because they are not finite, ascending.
+    """
+
+    vector: Vector
+    selected: tuple[int, ...]
+    weights: NDArray[np.float64] | None = None
+    scores: NDArray[np.float64] | None = None
+    rejected: tuple[int, ...] = ()
+
+    @property
+    def num_rejected(self) -> int:
+        """How many rows were masked."""
+        return len(self.rejected)
+
+
+def aggregate(
+    updates: ArrayLike | Sequence[ArrayLike],
+    *,
+    method: str | AggregationMethod,
+    num_byzantine: int,
+    weights: ArrayLike | None = None,
+    num_selected: int | None = None,
+) -> AggregationResult:
+    """Aggregate rows, at most `num_byzantine` of which may be anything at all.
+
+    Rows with an infinite or NaN entry are masked first and count against f: the rule runs with
+    f' = f - masked on the rest.
+
+    Args:
+        updates: (n, d) array or a sequence of n rows of length d, of any real type; taken as float32.
+        method: The rule, e.g. ``"krum"``.
+        num_byzantine: f >= 0.
+        weights: (n,) public weights, for ``weighted`` only.
+        num_selected: m, for ``multi_krum`` only; n - f - 2 if not given.
+
+    Raises:
+        UsageError: For a wrong type, shape or range, or more than f rows that are not finite.
+        TooFewUpdates: If fewer finite rows are left than the rule needs.
+
+    >>> rows = [[1.0, 0.0], [1.1, 0.1], [0.9, 0.0], [1.0, 0.1], [-1e8, 1e8]]
+    >>> aggregate(rows, method="median", num_byzantine=1).vector
+    array([1. , 0.1], dtype=float32)
+    """
+    rule = get_rule(method)
+    num_byzantine = as_integer(num_byzantine, "num_byzantine", 0)
+    rows = as_rows(updates)
+    if len(rows) == 0:
+        raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine))
+    norms = row_norms(rows)
+    finite, kept = finite_rows(rows, norms)
+    rejected = sorted(set(range(len(rows))) - set(kept))
+    if len(rejected) > num_byzantine:
+        raise UsageError(
+            f"{len(rejected)} of {len(rows)} rows are not finite, more than num_byzantine = {num_byzantine}"
+        )
+    if not kept:
+        raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine - len(rejected)))
+    checked = None if weights is None else _kept_weights(weights, len(rows), kept)
+    result = aggregate_blocks(
+        inline_blocks(finite),
+        len(kept),
+        method=method,
+        num_byzantine=num_byzantine - len(rejected),
+        weights=checked,
+        num_selected=num_selected,
+        norms=norms[kept],
+    )
+    if not rejected:
+        return result
+    return AggregationResult(
+        vector=result.vector,
+        selected=tuple(kept[index] for index in result.selected),
+        weights=_spread(result.weights, kept, len(rows), 0.0),
+        scores=_spread(result.scores, kept, len(rows), np.nan),
+        rejected=tuple(rejected),
+    )
+
+
+def aggregate_blocks(
+    map_blocks: MapBlocks,
+    num_rows: int,
+    *,
+    method: str | AggregationMethod,
+    num_byzantine: int,
+    weights: NDArray[np.float64] | None = None,
+    num_selected: int | None = None,
+    norms: NDArray[np.float64] | None = None,
+) -> AggregationResult:
+    """Aggregate finite rows that only `map_blocks` can reach.
+
+    Args:
+        map_blocks: Driver over the rows' column blocks (see the package's docstring).
+        num_rows: n.
+        method: The rule.
+        num_byzantine: f >= 0.
+        weights: (n,) public weights, for ``weighted`` only.
+        num_selected: m, for ``multi_krum`` only.
+        norms: (n,) float64, the rows' norms where they are known: saves a pass.
+
+    Raises:
+        UsageError: For a wrong type or range.
+        TooFewUpdates: If n is below the rule's least n.
+    """
+    rule = get_rule(method)
+    num_byzantine = rule.check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
+    selection = rule.select(
+        pairwise(map_blocks, norms) if rule.needs_distances else None,
+        num_rows=num_rows,
+        num_byzantine=num_byzantine,
+        num_selected=num_selected,
+        weights=weights,
+    )
+    vector = np.concatenate(list(map_blocks(combine_block, rule.name, selection, num_byzantine)))
+    return AggregationResult(
+        vector=vector,
+        selected=selection.rows,
+        weights=_spread(selection.weights, selection.rows, num_rows, 0.0),
+        scores=selection.scores,
+    )
+
+
+def combine_block(block: Rows, method: str, selection: Selection, num_byzantine: int) -> Vector:
+    """Kernel: the rule's result within the block, (b,) float32; see `Rule.combine`."""
+    return get_rule(method).combine(block, selection, num_byzantine)
+
+
+def _kept_weights(weights: ArrayLike, num_rows: int, kept: list[int]) -> NDArray[np.float64]:
+    try:
+        checked = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        raise UsageError("weights must be real numbers") from None
+    if checked.shape != (num_rows,):
+        raise UsageError(f"weights must have shape ({num_rows},), one for each row, got {checked.shape}")
+    kept_weights: NDArray[np.float64] = checked[kept]
+    return kept_weights
+
+
+def _spread(
+    values: NDArray[np.float64] | None, indices: Sequence[int], length: int, rest: float
+) -> NDArray[np.float64] | None:
+    if values is None:
+        return None
+    spread = np.full(length, rest)
+    spread[list(indices)] = values
+    return spread

@@ -1,0 +1,149 @@
+"""Column blocks: the unit in which all work on rows is done, inline or as tasks.
+
+A block is what the n rows hold in a fixed range of columns. A kernel is a module-level function of one block
+(and small arguments); a driver is a callable that applies a kernel to every block in order. Because blocks
+never depend on who computes them, a result is bitwise the same for any number of tasks and workers.
+
+*Guarantees*
+    - Blocks cover every column once.
+    - Blocks are the same for every grouping into tasks.
+    - One BLAS thread is used inside the guard, and the earlier number is back after it.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import threadpoolctl  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+BLOCK_COLUMNS = 8192
+"""Columns in a block: a hundred float64 rows of it fill 6.5 MB, and BLAS is at its best."""
+
+Vector: TypeAlias = NDArray[np.float32]
+Matrix: TypeAlias = NDArray[np.float64]
+Rows: TypeAlias = NDArray[Any] | Sequence[NDArray[Any]]
+"""n rows: an (n, b) float32 array, or a sequence of n float32 arrays of length b; never written to."""
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class MapBlocks(Protocol):
+    """Applies a kernel to every column block.
+
+    ``map_blocks(kernel, *args)`` gives ``kernel(block, *args)`` for each block of `column_blocks`, in block
+    order. The kernel and its arguments are picklable, so that an implementation may ship them to tasks.
+    """
+
+    def __call__(self, kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
+        """What the kernel gives for each block, in block order."""
+
+
+def column_blocks(num_columns: int) -> list[slice]:
+    """The fixed blocks of a row of `num_columns` entries.
+
+    >>> column_blocks(10000)
+    [slice(0, 8192, None), slice(8192, 10000, None)]
+    """
+    return [
+        slice(start, min(start + BLOCK_COLUMNS, num_columns))
+        for start in range(0, num_columns, BLOCK_COLUMNS)
+    ]
+
+
+def inline_blocks(rows: Rows) -> MapBlocks:
+    """A driver that runs every block in this thread, one after another.
+
+    Args:
+        rows: (n, d) float32 array, or n float32 arrays of length d.
+    """
+    blocks = column_blocks(len(rows[0]))
+
+    def map_blocks(kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
+        return (kernel(take_block(rows, columns), *args) for columns in blocks)
+
+    return map_blocks
+
+
+def take_block(rows: Rows, columns: slice) -> Rows:
+    """The rows' entries in `columns`, as views."""
+    if isinstance(rows, np.ndarray):
+        return rows[:, columns]
+    return [row[columns] for row in rows]
+
+
+def workspace(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """A C-contiguous scratch array of this thread with unspecified contents.
+
+    It is valid until this thread asks for the same name again; a fresh page costs more than the work on it.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffers: dict[str, NDArray[np.uint8]] = _scratch.__dict__
+    buffer = buffers.get(name)
+    if buffer is None or buffer.size < size:
+        buffer = buffers[name] = np.empty(size, np.uint8)
+    return buffer[:size].view(dtype).reshape(shape)
+
+
+_scratch = threading.local()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Run the body with one BLAS thread in this process: the number of threads changes last bits.
+
+    It may be entered by several threads and more than once; the last one out restores the earlier number.
+    """
+    _guard.enter()
+    try:
+        yield
+    finally:
+        _guard.leave()
+
+
+class _Guard:
+    """Counts the bodies of `one_blas_thread` in this process: BLAS has one setting for all of them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+        self.earlier: list[tuple[Any, int]] = []
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.depth == 0:
+                self.earlier = [(library, library.get_num_threads()) for library in _blas_libraries()]
+                for library, _ in self.earlier:
+                    library.set_num_threads(1)
+            self.depth += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.depth -= 1
+            if self.depth == 0:
+                for library, number in self.earlier:
+                    _disown(library)
+                    library.set_num_threads(number)
+                    _disown(library)
+
+
+_guard = _Guard()
+
+
+@functools.cache
+def _blas_libraries() -> list[Any]:
+    libraries = threadpoolctl.ThreadpoolController().lib_controllers
+    return [library for library in libraries if library.user_api == "blas"]
+
+
+def _disown(library: Any) -> None:
+    """Let any thread set the number: threadpoolctl keeps that right for the first thread that did."""
+    clear = getattr(library, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)

@@ -1,0 +1,78 @@
+"""Which rows stand far from a reference.
+
+A classic z-score cannot exceed (n - 1) / sqrt(n), and one far row inflates the deviation that hides the next.
+So distances are standardised by their median and their median absolute deviation.
+
+*Guarantees*
+    - A row far from the others is reported, whatever the others beyond half of them do.
+    - A row that is not finite is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scarcity_ray.errors import UsageError
+from scarcity_ray.robust.rows import as_rows, row_norm
+
+MAD_TO_SIGMA = 1.4826
+"""A normal distribution's standard deviation over its median absolute deviation."""
+
+LEAST_SCALE = 2.0**-20
+"""Least deviation, relative to the median distance: below it, differences are float32 rounding."""
+
+
+def robust_z(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many standard deviations each distance lies above the median one; ``inf`` if it is not finite.
+
+    Args:
+        distances: (n,) float64 distances, n >= 1.
+
+    Returns:
+        (n,) float64.
+    """
+    finite = np.isfinite(distances)
+    z = np.full(len(distances), np.inf)
+    if not finite.any():
+        return z
+    middle = np.median(distances[finite])
+    deviation = MAD_TO_SIGMA * np.median(np.abs(distances[finite] - middle))
+    scale = max(deviation, LEAST_SCALE * middle, float(np.finfo(np.float64).tiny))
+    z[finite] = (distances[finite] - middle) / scale
+    return z
+
+
+def detect_outliers(
+    updates: ArrayLike | Sequence[ArrayLike], reference: ArrayLike, z_thresh: float = 4.0
+) -> list[int]:
+    """Indices of the rows that stand further from `reference` than the others do.
+
+    Args:
+        updates: (n, d) array or a sequence of n rows.
+        reference: (d,) finite vector, e.g. the aggregate.
+        z_thresh: Robust standard deviations above the median distance, > 0.
+
+    Raises:
+        UsageError: For wrong shapes or types.
+
+    >>> detect_outliers([[0.0], [1.0], [-1.2], [0.9], [50.0]], [0.0])
+    [4]
+    """
+    rows = as_rows(updates)
+    if len(rows) == 0:
+        return []
+    (middle,) = as_rows([reference])
+    if len(middle) != len(rows[0]):
+        raise UsageError(f"reference has {len(middle)} entries, the updates have {len(rows[0])}")
+    if not z_thresh > 0:
+        raise UsageError(f"z_thresh must be positive, got {z_thresh!r}")
+    distances = np.array([_distance(row, middle) for row in rows])
+    return np.flatnonzero(robust_z(distances) > z_thresh).tolist()
+
+
+def _distance(row: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return row_norm(row - reference)

@@ -1,0 +1,127 @@
+"""What a rule is: selection once in n-space, then a combination of each column block on its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.errors import TooFewUpdates, UsageError
+from scarcity_ray.robust.blocks import Matrix, Rows, Vector
+from scarcity_ray.robust.rows import as_integer
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a rule decided from the distances, all that `Rule.combine` needs besides the rows.
+
+    Attributes:
+        rows: Indices of the rows that enter the result, ascending.
+        weights: (len(rows),) float64 that sum to 1, for rules that weigh; None: equal shares.
+        scores: (n,) float64 where the rule has a score for each row (the lower the better), else None.
+    """
+
+    rows: tuple[int, ...]
+    weights: NDArray[np.float64] | None = None
+    scores: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Checked arguments of `Rule.select`: n, f, and what only some rules take."""
+
+    num_rows: int
+    num_byzantine: int
+    num_selected: int | None = None
+    weights: NDArray[np.float64] | None = None
+
+
+class Rule(ABC):
+    """A stateless robust aggregation rule.
+
+    Attributes:
+        name: The name in `AggregationMethod`.
+        needs_distances: Whether `select` wants the squared distances.
+        takes_weights: Whether `select` accepts weights.
+        takes_num_selected: Whether `select` accepts a number of rows to select.
+    """
+
+    name: str
+    needs_distances: bool = False
+    takes_weights: bool = False
+    takes_num_selected: bool = False
+
+    @abstractmethod
+    def least_rows(self, num_byzantine: int) -> int:
+        """Rows without which the rule does not tolerate `num_byzantine` Byzantine ones."""
+
+    def select(
+        self,
+        distances: Matrix | None,
+        *,
+        num_rows: int,
+        num_byzantine: int,
+        num_selected: int | None = None,
+        weights: NDArray[np.float64] | None = None,
+    ) -> Selection:
+        """Decide which rows enter, and how.
+
+        Args:
+            distances: (n, n) float64 squared distances if `needs_distances`, else ignored.
+            num_rows: n.
+            num_byzantine: f >= 0.
+            num_selected: Multi-Krum's m.
+            weights: (n,) nonnegative public weights with a positive sum.
+
+        Raises:
+            UsageError: For arguments out of range or not of this rule.
+            TooFewUpdates: If n is below `least_rows(f)`.
+        """
+        num_byzantine = self.check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
+        if not self.needs_distances:
+            distances = np.empty((0, 0))
+        elif distances is None or distances.shape != (num_rows, num_rows):
+            raise UsageError(f"{self.name} needs the ({num_rows}, {num_rows}) squared distances")
+        return self._select(distances, Setting(num_rows, num_byzantine, num_selected, weights))
+
+    def check(
+        self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None
+    ) -> int:
+        """Check the arguments of `select`, before any work on rows; gives `num_byzantine` as an int.
+
+        Raises:
+            UsageError: For arguments out of range or not of this rule.
+            TooFewUpdates: If n is below `least_rows(f)`.
+        """
+        num_byzantine = as_integer(num_byzantine, "num_byzantine", 0)
+        if num_rows < self.least_rows(num_byzantine):
+            raise TooFewUpdates(self.name, num_rows, self.least_rows(num_byzantine))
+        if num_selected is not None and not self.takes_num_selected:
+            raise UsageError(f"{self.name} takes no num_selected")
+        if weights is not None and not self.takes_weights:
+            raise UsageError(f"{self.name} takes no weights: it gives every row the same vote")
+        return num_byzantine
+
+    @abstractmethod
+    def _select(self, distances: Matrix, setting: Setting) -> Selection:
+        """`select` with checked arguments."""
+
+    @abstractmethod
+    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
+        """The result within one column block.
+
+        Args:
+            block: n float32 rows of length b, never written to.
+            selection: What `select` gave.
+            num_byzantine: f.
+
+        Returns:
+            (b,) float32; every sum is formed in float64 and rounded once.
+        """
+
+
+def chosen(block: Rows, selection: Selection) -> list[NDArray[np.float32]]:
+    """The rows of the block that the selection names."""
+    return [block[index] for index in selection.rows]
