@@ -232,7 +232,7 @@ class BasketManager:
     def restore_basket(
         self, basket_id: str, domain_id: str, clients: Iterable[tuple[str, str, npt.ArrayLike | None]]
     ) -> None:
-        """Take over a basket and its clients as they were known elsewhere, after this manager came back empty.
+        """Take over a basket and its clients as others knew them, after this manager came back empty.
 
         Activity begins now; trust and counts of updates begin anew. Later baskets get later indices.
 
