@@ -1,1 +1,46 @@
-"""secagg."""
+"""Secure aggregation: the coordinator learns the sum of the parties' vectors, and nothing else.
+
+Bonawitz et al. 2017 with double masks in the ring of integers mod 2**32 or 2**64, t-of-n Shamir shares of
+both of a party's secrets, signed ephemeral keys bound to the session's context, and a signed survivor-set
+round before anything is unmasked.
+"""
+
+from __future__ import annotations
+
+from scarcity_ray.secagg.context import Party, SessionContext, least_threshold, threshold_for
+from scarcity_ray.secagg.coordinator import Coordinator, Phase
+from scarcity_ray.secagg.fixed_point import decode, encode, ring_dtype, to_signed
+from scarcity_ray.secagg.identity import IdentityKeyPair
+from scarcity_ray.secagg.messages import (
+    Advert,
+    Confirmation,
+    Inbox,
+    KeyShares,
+    MaskedInput,
+    UnmaskShares,
+)
+from scarcity_ray.secagg.participant import Participant, State
+from scarcity_ray.secagg.session_guard import SessionGuard
+
+__all__ = [
+    "Advert",
+    "Confirmation",
+    "Coordinator",
+    "IdentityKeyPair",
+    "Inbox",
+    "KeyShares",
+    "MaskedInput",
+    "Participant",
+    "Party",
+    "Phase",
+    "SessionContext",
+    "SessionGuard",
+    "State",
+    "UnmaskShares",
+    "decode",
+    "encode",
+    "least_threshold",
+    "ring_dtype",
+    "threshold_for",
+    "to_signed",
+]

@@ -1,0 +1,404 @@
+"""The coordinator's side of one attempt: it carries messages, sums masked inputs, and removes masks.
+
+::
+
+    phase    takes              closed by        says                  checked on closing
+    ADVERT   add_advert         adverts()        all adverts           the threshold
+    SHARE    add_key_shares     sharers()        inbox(p) for each     it, and that every sharer's secrets
+    MASK     add_masked         survivors()      ids in the sum        can be rebuilt by those who have
+    CONFIRM  add_confirmation   confirmations()  signed survivor sets  spoken in the phase
+    UNMASK   add_unmask_shares  finish()         the sum
+
+What closes a phase may be called again and gives the same answer; a message for a closed phase is late and
+refused. Below the threshold the attempt aborts. Until `confirmations` has been handed out no unmask share
+can exist: an abort is free, and the inputs may be used in another attempt. From then on they may not.
+
+It holds one vector, the running sum, and never a plain input: a masked input is added and dropped, and the
+self masks of survivors leave the sum, not an input. It learns the sum, and who dropped when.
+
+It trusts no party: false signatures, malformed, late and doubled messages are refused one by one with
+`ProtocolViolation`, and leave the attempt as it was. A party whose messages are refused counts as dropped.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from enum import StrEnum
+from typing import NoReturn
+
+import numpy as np
+
+from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted, UsageError
+from scarcity_ray.secagg import commitments, shamir
+from scarcity_ray.secagg.commitments import Secret
+from scarcity_ray.secagg.context import SessionContext
+from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
+from scarcity_ray.secagg.graph import Graph
+from scarcity_ray.secagg.key_agreement import agree, private_key_from, public_key_of
+from scarcity_ray.secagg.masking import MaskTerm, apply_masks
+from scarcity_ray.secagg.messages import (
+    Advert,
+    Confirmation,
+    Inbox,
+    KeyShares,
+    MaskedInput,
+    UnmaskShares,
+    checked,
+)
+
+
+class Phase(StrEnum):
+    """What the coordinator is waiting for."""
+
+    ADVERT = "advert"
+    SHARE = "share"
+    MASK = "mask"
+    CONFIRM = "confirm"
+    UNMASK = "unmask"
+    DONE = "done"
+    ABORTED = "aborted"
+
+
+TRANSITIONS: dict[str, tuple[Phase, Phase]] = {
+    "adverts": (Phase.ADVERT, Phase.SHARE),
+    "sharers": (Phase.SHARE, Phase.MASK),
+    "survivors": (Phase.MASK, Phase.CONFIRM),
+    "confirmations": (Phase.CONFIRM, Phase.UNMASK),
+    "finish": (Phase.UNMASK, Phase.DONE),
+}
+_ORDER = (Phase.ADVERT, Phase.SHARE, Phase.MASK, Phase.CONFIRM, Phase.UNMASK, Phase.DONE)
+
+
+class Coordinator:
+    """The coordinator of one attempt.
+
+    Guarantees:
+        * `sum_is_exact_for_every_dropout_pattern_down_to_the_threshold`
+        * `aborts_below_the_threshold_in_every_phase`
+        * `abort_is_retryable_until_confirmations_are_handed_out`
+        * `refused_messages_change_nothing`
+        * `holds_no_vector_but_the_sum`
+    """
+
+    def __init__(self, context: SessionContext) -> None:
+        """Opens an attempt."""
+        context.check()
+        self._context = context
+        self._digest = context.digest()
+        self._phase = Phase.ADVERT
+        self._aborted: SecureAggregationAborted | None = None
+        self._adverts: dict[str, Advert] = {}
+        self._key_shares: dict[str, KeyShares] = {}
+        self._masked: set[str] = set()
+        self._confirmations: dict[str, Confirmation] = {}
+        self._unmask_shares: dict[str, UnmaskShares] = {}
+        self._roster_digest = self._sharers_digest = self._survivors_digest = b""
+        self._graph: Graph | None = None
+        self._sum: RingArray | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """What it is waiting for."""
+        return self._phase
+
+    def awaited(self) -> tuple[str, ...]:
+        """Whose message the present phase still lacks, sorted; empty when all have spoken."""
+        if self._phase not in _ORDER[:-1]:
+            return ()
+        return tuple(sorted(set(self._expected(self._phase)) - set(self._heard(self._phase))))
+
+    def add_advert(self, advert: Advert) -> None:
+        """Takes a party's advert."""
+        message = checked(advert, Advert)
+        self._accept(message, Phase.ADVERT)
+        probe = private_key_from(bytes(32))
+        agree(probe, message.cipher_public)
+        agree(probe, message.mask_public)
+        self._adverts[message.party_id] = message
+
+    def adverts(self) -> tuple[Advert, ...]:
+        """Closes the roster: all adverts in the order of their ids, for every party that advertised."""
+        if self._closes("adverts"):
+            roster = tuple(sorted(self._adverts))
+            self._roster_digest = commitments.roster_digest(self._digest, self._adverts.values())
+            self._graph = Graph(self._context, roster, self._roster_digest)
+        return tuple(self._adverts[party] for party in sorted(self._adverts))
+
+    def add_key_shares(self, key_shares: KeyShares) -> None:
+        """Takes a party's encrypted shares."""
+        message = checked(key_shares, KeyShares)
+        self._accept(message, Phase.SHARE)
+        if message.roster_digest != self._roster_digest:
+            raise ProtocolViolation(f"{message.party_id!r} shared its keys for another roster")
+        holders = self._neighbourhoods().neighbourhood(message.party_id)
+        columns = (message.sealed, message.seed_share_commitments, message.key_share_commitments)
+        if message.holders != holders or any(len(column) != len(holders) for column in columns):
+            raise ProtocolViolation(f"{message.party_id!r} did not share with exactly its neighbourhood")
+        self._key_shares[message.party_id] = message
+
+    def sharers(self) -> tuple[str, ...]:
+        """Closes the set of those who shared their keys: sorted ids of who is to be given an inbox."""
+        ids = tuple(sorted(self._key_shares))
+        if self._closes("sharers"):
+            self._sharers_digest = commitments.sharers_digest(self._roster_digest, ids)
+            self._sum = np.zeros(self._context.dimension, dtype=ring_dtype(self._context.ring_bits))
+        return ids
+
+    def inbox(self, party_id: str) -> Inbox:
+        """The shares that one sharer is to hold, and who shared; closes the set of sharers if it is open."""
+        sharers = self.sharers()
+        if party_id not in self._key_shares:
+            raise UsageError(f"{party_id!r} did not share its keys, so it has no inbox")
+        senders = self._neighbourhoods().present(party_id, self._key_shares)
+        column = {sender: self._key_shares[sender].holders.index(party_id) for sender in senders}
+        return Inbox(
+            party_id=party_id,
+            context_digest=self._digest,
+            sharers=sharers,
+            senders=senders,
+            sealed=tuple(self._key_shares[s].sealed[i] for s, i in column.items()),
+            seed_share_commitments=tuple(
+                self._key_shares[s].seed_share_commitments[i] for s, i in column.items()
+            ),
+            key_share_commitments=tuple(
+                self._key_shares[s].key_share_commitments[i] for s, i in column.items()
+            ),
+        )
+
+    def add_masked(self, masked: MaskedInput) -> None:
+        """Takes a party's masked input: adds it to the sum in place, and keeps no reference to it."""
+        message = checked(masked, MaskedInput)
+        if self._sum is not None and (
+            message.vector.dtype != self._sum.dtype or message.vector.shape != self._sum.shape
+        ):
+            raise ProtocolViolation(f"the masked input of {message.party_id!r} has another type or shape")
+        self._accept(message, Phase.MASK)
+        if message.sharers_digest != self._sharers_digest:
+            raise ProtocolViolation(f"{message.party_id!r} masked its input for another set of sharers")
+        total = self._running_sum()
+        np.add(total, message.vector, out=total)
+        self._masked.add(message.party_id)
+
+    def survivors(self) -> tuple[str, ...]:
+        """Closes the sum: sorted ids of those whose masked inputs are in it."""
+        ids = tuple(sorted(self._masked))
+        if self._closes("survivors"):
+            self._survivors_digest = commitments.survivors_digest(self._sharers_digest, ids)
+        return ids
+
+    def add_confirmation(self, confirmation: Confirmation) -> None:
+        """Takes a party's signed set of survivors."""
+        message = checked(confirmation, Confirmation)
+        self._accept(message, Phase.CONFIRM)
+        if message.survivors_digest != self._survivors_digest:
+            raise ProtocolViolation(f"{message.party_id!r} confirmed another set of survivors")
+        self._confirmations[message.party_id] = message
+
+    def confirmations(self) -> tuple[Confirmation, ...]:
+        """Hands out the signed sets: the point of no return.
+
+        Whoever is given them may answer with shares, so a privacy charge must be durable before this is
+        called, and an abort from here on is not retryable.
+        """
+        self._closes("confirmations")
+        return tuple(self._confirmations[party] for party in sorted(self._confirmations))
+
+    def add_unmask_shares(self, unmask_shares: UnmaskShares) -> None:
+        """Takes a party's shares, each of which must be the one that its owner committed to."""
+        message = checked(unmask_shares, UnmaskShares)
+        self._accept(message, Phase.UNMASK)
+        holder = message.party_id
+        if message.survivors_digest != self._survivors_digest:
+            raise ProtocolViolation(f"{holder!r} unmasks for another set of survivors")
+        held = self._neighbourhoods().present(holder, self._key_shares)
+        if (
+            message.seed_owners != tuple(owner for owner in held if owner in self._masked)
+            or message.key_owners != tuple(owner for owner in held if owner not in self._masked)
+            or len(message.seed_shares) != len(message.seed_owners)
+            or len(message.key_shares) != len(message.key_owners)
+        ):
+            raise ProtocolViolation(f"{holder!r} did not give exactly the shares that are asked of it")
+        self._check_shares(holder, Secret.SEED, message.seed_owners, message.seed_shares)
+        self._check_shares(holder, Secret.KEY, message.key_owners, message.key_shares)
+        self._unmask_shares[holder] = message
+
+    def finish(self) -> RingArray:
+        """Removes every mask and hands over the sum mod 2**bits, once.
+
+        Returns:
+            uint32 or uint64 (d,), the exact sum of the survivors' inputs.
+        """
+        if self._phase is Phase.DONE:
+            raise UsageError("the sum of this attempt was handed over before")
+        self._closes("finish")
+        seeds = self._rebuild(Secret.SEED, sorted(self._masked))
+        scalars = self._rebuild(Secret.KEY, sorted(set(self._key_shares) - self._masked))
+        total = self._running_sum()
+        apply_masks(total, self._terms_to_remove(seeds, scalars))
+        self._sum = None
+        self._drop_messages()
+        return total
+
+    def require_threshold(self, phase: Phase | str) -> None:
+        """Aborts unless enough parties have spoken in ``phase``, and can rebuild every secret in use.
+
+        Raises:
+            SecureAggregationAborted: with ``retryable`` true until confirmations were handed out.
+        """
+        if self._aborted is not None:
+            raise self._aborted
+        wanted = Phase(phase)
+        heard = self._heard(wanted)
+        least = self._context.threshold
+        if len(heard) < least:
+            self._abort(f"phase {wanted.value}: {len(heard)} parties, below the threshold of {least}")
+        if wanted is not Phase.ADVERT:
+            graph = self._neighbourhoods()
+            for owner in sorted(self._key_shares):
+                if not graph.is_covered(owner, heard):
+                    self._abort(f"phase {wanted.value}: too few hold shares of {owner!r} to rebuild its mask")
+
+    def close(self) -> None:
+        """Drops the sum and every message; an attempt that was not finished is aborted."""
+        if self._phase is not Phase.DONE and self._aborted is None:
+            self._aborted = self._abortion("the attempt was closed")
+            self._phase = Phase.ABORTED
+        self._sum = None
+        self._drop_messages()
+
+    def __repr__(self) -> str:
+        return f"Coordinator(phase={self._phase.value!r}, heard={len(self._heard(self._phase))})"
+
+    def _accept(
+        self, message: Advert | KeyShares | MaskedInput | Confirmation | UnmaskShares, phase: Phase
+    ) -> None:
+        """Refuses what is late, early, doubled, of a party that should be silent, or not authentic."""
+        if self._aborted is not None:
+            raise self._aborted
+        kind = type(message).__name__
+        if self._phase is not phase:
+            raise ProtocolViolation(f"a {kind} is not taken in phase {self._phase.value!r}")
+        if message.party_id not in self._expected(phase):
+            raise ProtocolViolation(f"a {kind} of {message.party_id!r} is not awaited")
+        if message.party_id in self._heard(phase):
+            raise ProtocolViolation(f"a second {kind} of {message.party_id!r}")
+        commitments.require_authentic(self._context, self._digest, message)
+
+    def _closes(self, step: str) -> bool:
+        """Whether this call closes the phase, after checking that it may; False if it was closed before."""
+        if self._aborted is not None:
+            raise self._aborted
+        before, after = TRANSITIONS[step]
+        if _ORDER.index(self._phase) < _ORDER.index(before):
+            raise UsageError(f"{step}() comes after phase {before.value!r}; this is {self._phase.value!r}")
+        if self._phase is not before:
+            return False
+        self.require_threshold(before)
+        self._phase = after
+        return True
+
+    def _expected(self, phase: Phase) -> Collection[str]:
+        match phase:
+            case Phase.ADVERT:
+                return [party.party_id for party in self._context.parties]
+            case Phase.SHARE:
+                return self._adverts
+            case Phase.MASK:
+                return self._key_shares
+            case Phase.CONFIRM:
+                return self._masked
+            case _:
+                return self._confirmations
+
+    def _heard(self, phase: Phase) -> Collection[str]:
+        match phase:
+            case Phase.ADVERT:
+                return self._adverts
+            case Phase.SHARE:
+                return self._key_shares
+            case Phase.MASK:
+                return self._masked
+            case Phase.CONFIRM:
+                return self._confirmations
+            case _:
+                return self._unmask_shares
+
+    def _check_shares(
+        self, holder: str, secret: Secret, owners: tuple[str, ...], shares: tuple[bytes, ...]
+    ) -> None:
+        for owner, share in zip(owners, shares, strict=True):
+            dealt = self._key_shares[owner]
+            committed = (
+                dealt.seed_share_commitments if secret is Secret.SEED else dealt.key_share_commitments
+            )[dealt.holders.index(holder)]
+            given = commitments.commit_to_share(self._roster_digest, owner, holder, secret, share)
+            if given != committed or not shamir.is_share(share):
+                raise ProtocolViolation(f"{holder!r} gave a false share of {owner!r}")
+
+    def _rebuild(self, secret: Secret, owners: list[str]) -> dict[str, bytes]:
+        """Rebuilds one secret of each owner, and compares it with what the owner's advert committed to."""
+        graph, least = self._neighbourhoods(), self._context.rebuild_threshold
+        by_holders: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for owner in owners:
+            by_holders[graph.present(owner, self._unmask_shares)[:least]].append(owner)
+        rebuilt: dict[str, bytes] = {}
+        for holders, group in by_holders.items():
+            given = {holder: self._shares_given(holder, secret) for holder in holders}
+            shares = [[given[holder][owner] for holder in holders] for owner in group]
+            points = [(self._context.position(holder) or 0) + 1 for holder in holders]
+            for owner, value in zip(group, shamir.rebuild(points, shares), strict=True):
+                if value is None or not self._matches_advert(secret, owner, value):
+                    self._abort(f"{owner!r} dealt shares that do not rebuild what it committed to")
+                rebuilt[owner] = value
+        return rebuilt
+
+    def _shares_given(self, holder: str, secret: Secret) -> dict[str, bytes]:
+        message = self._unmask_shares[holder]
+        if secret is Secret.SEED:
+            return dict(zip(message.seed_owners, message.seed_shares, strict=True))
+        return dict(zip(message.key_owners, message.key_shares, strict=True))
+
+    def _matches_advert(self, secret: Secret, owner: str, value: bytes) -> bool:
+        advert = self._adverts[owner]
+        if secret is Secret.SEED:
+            return commitments.commit_to_seed(self._digest, owner, value) == advert.seed_commitment
+        return public_key_of(private_key_from(value)) == advert.mask_public
+
+    def _terms_to_remove(self, seeds: dict[str, bytes], scalars: dict[str, bytes]) -> list[MaskTerm]:
+        """The survivors' self masks, and what they added or subtracted for neighbours who dropped."""
+        sharers = self._sharers_digest
+        terms = [
+            MaskTerm(commitments.self_mask_key(seed, sharers, owner), add=False)
+            for owner, seed in seeds.items()
+        ]
+        for dropped, scalar in scalars.items():
+            private = private_key_from(scalar)
+            for survivor in self._neighbourhoods().present(dropped, self._masked):
+                secret = agree(private, self._adverts[survivor].mask_public)
+                key = commitments.pair_mask_key(secret, sharers, dropped, survivor)
+                terms.append(MaskTerm(key, add=dropped < survivor))
+        return terms
+
+    def _neighbourhoods(self) -> Graph:
+        if self._graph is None:
+            raise UsageError("the roster is not closed yet; call adverts() first")
+        return self._graph
+
+    def _running_sum(self) -> RingArray:
+        if self._sum is None:
+            raise UsageError("there is no sum yet, or no longer")
+        return self._sum
+
+    def _abortion(self, reason: str) -> SecureAggregationAborted:
+        return SecureAggregationAborted(reason, retryable=self._phase not in (Phase.UNMASK, Phase.DONE))
+
+    def _abort(self, reason: str) -> NoReturn:
+        self._aborted = self._abortion(reason)
+        self._phase = Phase.ABORTED
+        self._sum = None
+        self._drop_messages()
+        raise self._aborted
+
+    def _drop_messages(self) -> None:
+        self._key_shares, self._unmask_shares = {}, {}

@@ -1,0 +1,429 @@
+"""One party's side of one attempt: messages in, messages out, no I/O, no clock.
+
+::
+
+    step        from        to          says                 learns
+    advertise   NEW         ADVERTISED  Advert               nothing
+    share_keys  ADVERTISED  SHARED      KeyShares            who is there, and their ephemeral keys
+    mask        SHARED      MASKED      MaskedInput          who shared; one share of each of their secrets
+    confirm     MASKED      CONFIRMED   Confirmation         whose inputs will be in the sum
+    unmask      CONFIRMED   DONE        UnmaskShares         that enough others were shown the same set
+    close       any         CLOSED      nothing              nothing; every key is wiped
+
+A step that is out of order, or whose input is not sound, raises `ProtocolViolation`, says nothing, and
+leaves the state as it was. A step that succeeds cannot be repeated: one attempt gives one answer a phase.
+
+Wiping overwrites what Python lets us overwrite (seeds and held shares are bytearrays) and drops key
+objects, whose memory OpenSSL clears. Copies that the interpreter made on the way are beyond our reach.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+from typing import NoReturn
+
+import numpy as np
+
+from scarcity_ray.errors import ProtocolViolation, UsageError
+from scarcity_ray.secagg import commitments, shamir
+from scarcity_ray.secagg.commitments import Secret
+from scarcity_ray.secagg.context import SessionContext
+from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
+from scarcity_ray.secagg.graph import Graph
+from scarcity_ray.secagg.identity import IdentityKeyPair
+from scarcity_ray.secagg.key_agreement import (
+    KEY_BYTES,
+    Entropy,
+    agree,
+    derive_key,
+    private_key_from,
+    public_key_of,
+    seal,
+    unseal,
+)
+from scarcity_ray.secagg.masking import MaskTerm, apply_masks
+from scarcity_ray.secagg.messages import (
+    Advert,
+    Confirmation,
+    Inbox,
+    KeyShares,
+    MaskedInput,
+    UnmaskShares,
+    checked,
+    checked_batch,
+)
+from scarcity_ray.secagg.session_guard import SessionGuard
+from scarcity_ray.secagg.transcript import encode
+
+
+class State(StrEnum):
+    """Where a participant stands."""
+
+    NEW = "new"
+    ADVERTISED = "advertised"
+    SHARED = "shared"
+    MASKED = "masked"
+    CONFIRMED = "confirmed"
+    DONE = "done"
+    CLOSED = "closed"
+
+
+TRANSITIONS: dict[str, tuple[State, State]] = {
+    "advertise": (State.NEW, State.ADVERTISED),
+    "share_keys": (State.ADVERTISED, State.SHARED),
+    "mask": (State.SHARED, State.MASKED),
+    "confirm": (State.MASKED, State.CONFIRMED),
+    "unmask": (State.CONFIRMED, State.DONE),
+}
+
+
+class Participant:
+    """A party of one attempt. Usable as a context manager, which closes it.
+
+    Guarantees:
+        * `steps_out_of_order_are_refused`
+        * `unmasks_once`
+        * `never_gives_both_shares_of_one_party`
+        * `refuses_below_the_threshold`
+        * `masked_input_is_uniform_to_whoever_lacks_one_mask`
+        * `keys_are_in_no_repr_and_no_pickle_and_wiped_on_close`
+    """
+
+    def __init__(
+        self,
+        context: SessionContext,
+        party_id: str,
+        identity: IdentityKeyPair,
+        *,
+        entropy: Entropy = os.urandom,
+        guard: SessionGuard | None = None,
+        known_parties: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Enters an attempt.
+
+        Args:
+            context: Its public parameters, as the coordinator announced them; not trusted.
+            party_id: Which of its parties this is.
+            identity: That party's identity.
+            entropy: Gives that many unpredictable bytes. Anything but the operating system's is for tests.
+            guard: This identity's memory of earlier sessions; without it a repeated session goes unnoticed.
+            known_parties: Identity keys by id, from a source that is not the coordinator. With it a session
+                that names a stranger, or another key for a known id, is refused (a Sybil session would
+                leave this party's input alone among invented ones).
+
+        Raises:
+            ProtocolViolation: if the context is not one that this party may join.
+        """
+        if type(context) is not SessionContext:
+            raise ProtocolViolation(f"expected SessionContext, got {type(context).__name__}")
+        try:
+            context.check()
+        except UsageError as error:
+            raise ProtocolViolation(str(error)) from None
+        position = context.position(party_id)
+        if position is None or context.parties[position].identity_public != identity.public_bytes:
+            raise ProtocolViolation(f"this session does not name {party_id!r} with this identity")
+        if known_parties is not None:
+            for party in context.parties:
+                if known_parties.get(party.party_id) != party.identity_public:
+                    raise ProtocolViolation(f"{party.party_id!r} is not the party known by that id")
+        if guard is not None:
+            guard.admit(context)
+        self._guard = guard
+        self._context = context
+        self._digest = context.digest()
+        self._party_id = party_id
+        self._identity = identity
+        self._entropy = entropy
+        self._state = State.NEW
+        self._seed = bytearray()
+        self._mask_scalar = bytearray()
+        self._held: dict[str, bytearray] = {}
+        self._cipher_secrets: dict[str, bytes] = {}
+        self._wipe_keys()
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        return self._state
+
+    def advertise(self) -> Advert:
+        """Phase 1: makes this attempt's keys and seed, and announces their public side."""
+        after = self._next("advertise")
+        self._seed = bytearray(self._entropy(KEY_BYTES))
+        self._mask_scalar = bytearray(self._entropy(KEY_BYTES))
+        self._mask_private = private_key_from(bytes(self._mask_scalar))
+        self._cipher_private = private_key_from(self._entropy(KEY_BYTES))
+        advert = Advert(
+            party_id=self._party_id,
+            context_digest=self._digest,
+            cipher_public=public_key_of(self._cipher_private),
+            mask_public=public_key_of(self._mask_private),
+            seed_commitment=commitments.commit_to_seed(self._digest, self._party_id, bytes(self._seed)),
+        )
+        self._advert = replace(advert, signature=self._identity.sign(advert.signed_content()))
+        self._state = after
+        return self._advert
+
+    def share_keys(self, adverts: tuple[Advert, ...]) -> KeyShares:
+        """Phase 2: shares both secrets out among its neighbourhood.
+
+        Args:
+            adverts: The adverts of all who are taking part, its own among them.
+
+        Raises:
+            ProtocolViolation: below the threshold; if its own advert is missing or changed; if a
+                neighbour's is forged or of another session.
+        """
+        after = self._next("share_keys")
+        batch = checked_batch(adverts, Advert, len(self._context.parties))
+        by_party = {advert.party_id: advert for advert in batch}
+        roster = tuple(sorted(by_party))
+        self._require_parties(roster, "adverts")
+        if by_party.get(self._party_id) != self._advert:
+            raise ProtocolViolation("the roster lacks this party's own advert, or changes it")
+        roster_digest = commitments.roster_digest(self._digest, batch)
+        graph = Graph(self._context, roster, roster_digest)
+        holders = graph.neighbourhood(self._party_id)
+        for holder in holders:
+            commitments.require_authentic(self._context, self._digest, by_party[holder])
+        secrets = {holder: agree(self._cipher_private, by_party[holder].cipher_public) for holder in holders}
+
+        seed_shares, key_shares = shamir.split(
+            (self._seed, self._mask_scalar),
+            self._context.rebuild_threshold,
+            [self._point(holder) for holder in holders],
+            self._entropy,
+        )
+        me = self._party_id
+        message = KeyShares(
+            party_id=me,
+            context_digest=self._digest,
+            roster_digest=roster_digest,
+            holders=holders,
+            sealed=tuple(
+                seal(
+                    derive_key(secrets[holder], "share", roster_digest, me, holder),
+                    seed_share + key_share,
+                    encode("share", roster_digest, me, holder),
+                )
+                for holder, seed_share, key_share in zip(holders, seed_shares, key_shares, strict=True)
+            ),
+            seed_share_commitments=tuple(
+                commitments.commit_to_share(roster_digest, me, holder, Secret.SEED, share)
+                for holder, share in zip(holders, seed_shares, strict=True)
+            ),
+            key_share_commitments=tuple(
+                commitments.commit_to_share(roster_digest, me, holder, Secret.KEY, share)
+                for holder, share in zip(holders, key_shares, strict=True)
+            ),
+        )
+        self._roster, self._roster_digest, self._graph = by_party, roster_digest, graph
+        self._cipher_secrets = secrets
+        self._state = after
+        return replace(message, signature=self._identity.sign(message.signed_content()))
+
+    def mask(self, inbox: Inbox, vector: RingArray) -> MaskedInput:
+        """Phase 3: checks the shares it was sent, and masks its input.
+
+        Args:
+            inbox: Its neighbours' shares, and who shared at all.
+            vector: Its input in the ring, uint32 or uint64 (d,); not changed.
+
+        Raises:
+            UsageError: if ``vector`` has another type or shape than the context says.
+            ProtocolViolation: below the threshold; if shares do not decrypt or contradict their dealer's
+                commitments.
+        """
+        after = self._next("mask")
+        context = self._context
+        if not isinstance(vector, np.ndarray) or vector.dtype != ring_dtype(context.ring_bits):
+            raise UsageError(f"the input must be a uint{context.ring_bits} array")
+        if vector.shape != (context.dimension,):
+            raise UsageError(f"the input must have shape ({context.dimension},), not {vector.shape}")
+        held = self._open(checked(inbox, Inbox))
+        sharers_digest = commitments.sharers_digest(self._roster_digest, inbox.sharers)
+        masked: RingArray = np.array(vector, order="C")
+        apply_masks(masked, self._mask_terms(sharers_digest, inbox.senders))
+        message = MaskedInput(
+            party_id=self._party_id,
+            context_digest=self._digest,
+            sharers_digest=sharers_digest,
+            vector=masked,
+        )
+        message = replace(message, signature=self._identity.sign(message.signed_content()))
+        self._wipe_keys()
+        self._held, self._sharers, self._sharers_digest = held, inbox.sharers, sharers_digest
+        self._state = after
+        return message
+
+    def confirm(self, survivors: tuple[str, ...]) -> Confirmation:
+        """Phase 4: signs the set of survivors that it was shown, which it will unmask for and no other.
+
+        Args:
+            survivors: Sorted ids of those whose masked inputs are in the sum, its own among them.
+
+        Raises:
+            ProtocolViolation: below the threshold; if the set is no subset of those who shared; if this
+                party, or a neighbour in the set, has too few neighbours in it to hide among.
+        """
+        after = self._next("confirm")
+        if type(survivors) is not tuple or any(type(party) is not str for party in survivors):
+            raise ProtocolViolation("expected a tuple of party ids")
+        self._require_parties(survivors, "survivors", of=self._sharers)
+        present = frozenset(survivors)
+        for party in self._graph.present(self._party_id, present):
+            if not self._graph.is_covered(party, present):
+                raise ProtocolViolation(f"{party!r} has too few neighbours among the survivors")
+        self._survivors = present
+        self._survivors_digest = commitments.survivors_digest(self._sharers_digest, survivors)
+        message = Confirmation(self._party_id, self._digest, self._survivors_digest)
+        self._confirmation = replace(message, signature=self._identity.sign(message.signed_content()))
+        self._state = after
+        return self._confirmation
+
+    def unmask(self, confirmations: tuple[Confirmation, ...]) -> UnmaskShares:
+        """Phase 5: gives one share for each neighbour, once: the seed's if it survived, else the key's.
+
+        Args:
+            confirmations: What the survivors signed, its own among them.
+
+        Raises:
+            ProtocolViolation: if any survivor was shown another set; if too few of all, or too few of its
+                neighbourhood, confirmed; if a neighbour's confirmation is forged.
+        """
+        after = self._next("unmask")
+        batch = checked_batch(confirmations, Confirmation, len(self._survivors))
+        by_party = {message.party_id: message for message in batch}
+        self._require_parties(tuple(sorted(by_party)), "confirmations", of=self._survivors)
+        if by_party.get(self._party_id) != self._confirmation:
+            raise ProtocolViolation("the confirmations lack this party's own, or change it")
+        for message in batch:
+            if message.survivors_digest != self._survivors_digest:
+                raise ProtocolViolation(f"{message.party_id!r} confirmed another set of survivors")
+        for neighbour in self._graph.present(self._party_id, by_party):
+            commitments.require_authentic(self._context, self._digest, by_party[neighbour])
+        if not self._graph.is_covered(self._party_id, by_party):
+            raise ProtocolViolation("too few of this party's neighbourhood confirmed the survivors")
+        if self._guard is not None:
+            self._guard.mark_released(self._context)
+        seed_owners = tuple(owner for owner in self._held if owner in self._survivors)
+        key_owners = tuple(owner for owner in self._held if owner not in self._survivors)
+        message_out = UnmaskShares(
+            party_id=self._party_id,
+            context_digest=self._digest,
+            survivors_digest=self._survivors_digest,
+            seed_owners=seed_owners,
+            seed_shares=tuple(bytes(self._held[owner][: shamir.SHARE_BYTES]) for owner in seed_owners),
+            key_owners=key_owners,
+            key_shares=tuple(bytes(self._held[owner][shamir.SHARE_BYTES :]) for owner in key_owners),
+        )
+        message_out = replace(message_out, signature=self._identity.sign(message_out.signed_content()))
+        self._wipe()
+        self._state = after
+        return message_out
+
+    def close(self) -> None:
+        """Wipes every key, seed and share. May be called at any time, more than once."""
+        self._wipe()
+        self._state = State.CLOSED
+
+    def __enter__(self) -> Participant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Participant({self._party_id!r}, state={self._state.value!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError("a participant holds keys and is not pickled")
+
+    def _next(self, step: str) -> State:
+        before, after = TRANSITIONS[step]
+        if self._state is not before:
+            raise ProtocolViolation(
+                f"{self._party_id!r} cannot {step} when {self._state.value}, only when {before.value}"
+            )
+        return after
+
+    def _require_parties(
+        self, party_ids: tuple[str, ...], what: str, of: frozenset[str] | tuple[str, ...] | None = None
+    ) -> None:
+        """Sorted, distinct, members, this party among them, and at least the threshold."""
+        allowed = of if of is None or isinstance(of, frozenset) else frozenset(of)
+        if list(party_ids) != sorted(set(party_ids)):
+            raise ProtocolViolation(f"the {what} are not in sorted order, or one is twice there")
+        for party in party_ids:
+            if (self._context.position(party) is None) if allowed is None else party not in allowed:
+                raise ProtocolViolation(f"the {what} name {party!r}, who cannot be among them")
+        if self._party_id not in party_ids:
+            raise ProtocolViolation(f"the {what} leave this party out")
+        if len(party_ids) < self._context.threshold:
+            raise ProtocolViolation(
+                f"{len(party_ids)} {what} are below the threshold of {self._context.threshold}"
+            )
+
+    def _open(self, inbox: Inbox) -> dict[str, bytearray]:
+        """Decrypts and checks what each neighbour sent: seed share and key share, 68 bytes."""
+        me = self._party_id
+        if inbox.party_id != me or inbox.context_digest != self._digest:
+            raise ProtocolViolation("the inbox is another party's or another session's")
+        self._require_parties(inbox.sharers, "sharers", of=frozenset(self._roster))
+        if inbox.senders != self._graph.present(me, frozenset(inbox.sharers)):
+            raise ProtocolViolation("the inbox does not hold exactly the shares of this party's neighbours")
+        if not self._graph.is_covered(me, frozenset(inbox.senders)):
+            raise ProtocolViolation("too few of this party's neighbourhood shared their keys")
+        columns = (inbox.senders, inbox.sealed, inbox.seed_share_commitments, inbox.key_share_commitments)
+        if len({len(column) for column in columns}) != 1:
+            raise ProtocolViolation("the inbox's columns differ in length")
+        held: dict[str, bytearray] = {}
+        for sender, sealed, *committed in zip(*columns, strict=True):
+            key = derive_key(self._cipher_secrets[sender], "share", self._roster_digest, sender, me)
+            plain = unseal(key, sealed, encode("share", self._roster_digest, sender, me))
+            if plain is None:
+                raise ProtocolViolation(f"the shares of {sender!r} do not decrypt")
+            shares = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
+            expected = [
+                commitments.commit_to_share(self._roster_digest, sender, me, secret, share)
+                for secret, share in zip(Secret, shares, strict=True)
+            ]
+            if committed != expected or not all(shamir.is_share(share) for share in shares):
+                raise ProtocolViolation(f"the shares of {sender!r} contradict its commitments")
+            held[sender] = bytearray(plain)
+        return held
+
+    def _mask_terms(self, sharers_digest: bytes, senders: tuple[str, ...]) -> list[MaskTerm]:
+        """The self mask, and one mask for each neighbour who shared: added by the lower id of the pair."""
+        me = self._party_id
+        terms = [MaskTerm(commitments.self_mask_key(bytes(self._seed), sharers_digest, me), add=True)]
+        for other in senders:
+            if other != me:
+                secret = agree(self._mask_private, self._roster[other].mask_public)
+                terms.append(
+                    MaskTerm(commitments.pair_mask_key(secret, sharers_digest, me, other), add=me < other)
+                )
+        return terms
+
+    def _point(self, party_id: str) -> int:
+        position = self._context.position(party_id)
+        if position is None:
+            raise ProtocolViolation(f"{party_id!r} is not in this session")
+        return position + 1
+
+    def _wipe_keys(self) -> None:
+        """Drops what is not needed once the input is masked."""
+        for secret in (self._seed, self._mask_scalar):
+            secret[:] = bytes(len(secret))
+        self._cipher_secrets = {}
+        self._mask_private = self._cipher_private = private_key_from(bytes(KEY_BYTES))
+
+    def _wipe(self) -> None:
+        self._wipe_keys()
+        for held in self._held.values():
+            held[:] = bytes(len(held))
+        self._held = {}
