@@ -5,16 +5,34 @@
     accounting    mu, epsilon and delta of Gaussian releases, exactly
     sensitivity   how far one client's row moves each Layer 1 rule's result
     noise         where noise comes from
+    mechanisms    clip and noise, for a client's message and for the global model
+    accountant    what is spent of a budget, worst case over clients
+    budget        the accountant behind a ledger: check, record durably, then allow
+    ledger        append-only, hash-chained, one writer at a time
+                  (chain: its rows; store: its file; members: who a gossip charge covers)
 """
 
 from __future__ import annotations
 
+from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
+from scarcity_ray.privacy.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.budget import DurableBudget
+from scarcity_ray.privacy.ledger import Ledger
+from scarcity_ray.privacy.mechanisms import CentralDPMechanism, GaussianMechanism, LocalDPMechanism
 from scarcity_ray.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 
 __all__ = [
+    "BudgetStatus",
+    "CentralDPMechanism",
+    "Charge",
+    "DurableBudget",
+    "GaussianMechanism",
+    "Ledger",
+    "LocalDPMechanism",
     "NoiseSource",
+    "PrivacyAccountant",
     "SeededNoise",
     "SystemNoise",
     "delta_of_mu",

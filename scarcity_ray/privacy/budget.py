@@ -1,0 +1,262 @@
+"""The budget on disk: check, record durably, then allow.
+
+A charge that this has allowed is in the ledger before the caller learns of it, so a crash at any moment may
+waste budget and can never overspend it. Every charge has an id: asked again, also after a restart, it is
+given its first answer and charged once. A refusal writes nothing, and a smaller charge may still fit.
+
+Guarantees:
+    an_allowed_charge_survives_sigkill: At any moment; reopening finds at least all that were allowed.
+    a_retried_charge_is_charged_once: Also across reopening, and never for more than was recorded.
+    a_restart_continues_the_same_budget: By replaying the ledger; spent epsilon is bitwise the same.
+    a_missing_ledger_is_never_a_fresh_budget: `LedgerMissing`.
+    a_partial_gossip_charge_records_exactly_the_allowed: Others are not charged, and get no permission later.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.errors import LedgerError, UsageError
+from scarcity_ray.privacy.accountant import PrivacyAccountant
+from scarcity_ray.privacy.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.chain import Row
+from scarcity_ray.privacy.ledger import Ledger
+from scarcity_ray.privacy.members import pack_gossip, unpack_gossip
+
+
+class DurableBudget:
+    """A `PrivacyAccountant` that remembers through its `Ledger`; made by `open`. Threads may share it."""
+
+    def __init__(self, ledger: Ledger, accountant: PrivacyAccountant) -> None:
+        self._ledger = ledger
+        self._accountant = accountant
+        self._lock = threading.Lock()
+        for row in ledger.rows():
+            self._replay(row)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        federation_id: str,
+        total_epsilon: float,
+        total_delta: float,
+        gossip_share: float,
+        must_exist: bool,
+        now: float,
+    ) -> DurableBudget:
+        """Continue the budget recorded at `path`, or begin it there.
+
+        The whole of `total_delta` serves Gaussian releases.
+
+        Args:
+            path: The ledger's file.
+            federation_id: Whose budget.
+            total_epsilon: The claim of the first period, or of the one in force.
+            total_delta: Its delta.
+            gossip_share: Share of the cap set aside for each client's gossip, in [0, 1).
+            must_exist: Whether this federation is known to have a ledger.
+            now: Seconds since 1970.
+
+        Raises:
+            LedgerMissing: If the ledger must exist and does not.
+            LedgerCorrupted: If its chain does not hold.
+            LedgerError: If it is another federation's, or states another budget.
+        """
+        accountant = PrivacyAccountant(
+            total_epsilon, total_delta, gossip_share=gossip_share, delta_reserve=0.0
+        )
+        if not must_exist and not Path(path).exists():
+            states = {
+                "total_epsilon": total_epsilon,
+                "total_delta": total_delta,
+                "gossip_share": gossip_share,
+                "neighbours": "replace-one client",
+            }
+            return cls(Ledger.create(path, federation_id, now=now, body=states), accountant)
+        ledger = Ledger.open(path, now=now)
+        try:
+            if ledger.federation_id != federation_id:
+                raise LedgerError(
+                    f"{path}: this ledger is of federation {ledger.federation_id!r}, not {federation_id!r}; "
+                    "give each federation its own ledger_path"
+                )
+            first = _totals(ledger.genesis)
+            budget = cls(
+                ledger,
+                PrivacyAccountant(
+                    *first, gossip_share=float(ledger.genesis.body["gossip_share"]), delta_reserve=0.0
+                ),
+            )
+            known = budget._accountant
+            in_force = (known.total_epsilon, known.total_delta)
+            if (total_epsilon, total_delta) not in (first, in_force) or gossip_share != known.gossip_share:
+                raise LedgerError(
+                    f"{path}: the ledger states total_epsilon {in_force[0]}, total_delta {in_force[1]} and "
+                    f"gossip_budget_share {known.gossip_share}, the configuration {total_epsilon}, "
+                    f"{total_delta} and {gossip_share}; configure what the ledger states, and change the "
+                    "totals by renewing the budget"
+                )
+        except BaseException:
+            ledger.close()
+            raise
+        return budget
+
+    def charge_release(self, charge_id: str, mu: float, *, now: float, details: Mapping[str, Any]) -> Charge:
+        """Charge one central Gaussian release.
+
+        Args:
+            charge_id: The release's own name; asked again, it is given its first answer.
+            mu: Gaussian-DP parameter of the release, sensitivity over sigma.
+            now: Seconds since 1970.
+            details: What to record beside it (sigma, sensitivity, round), plain data.
+
+        Raises:
+            UsageError: If the id was recorded for something else.
+            LedgerError: If the ledger cannot be written; nothing may be released then.
+        """
+        with self._lock:
+            known = self._known(charge_id, "release", mu)
+            if known is not None:
+                return Charge(True, "", float(known.body["epsilon_spent"]), known.hash, repeated=True)
+            accountant = self._accountant
+            if not accountant.check_release(mu):
+                return Charge(
+                    False,
+                    f"a release of mu {mu:.6g} does not fit into what is left of the privacy budget",
+                    accountant.epsilon_spent(),
+                    self._ledger.head_hash,
+                )
+            spent = accountant.epsilon_spent(release=mu)
+            body = {"mu": mu, "epsilon_spent": spent, "details": details}
+            row = self._ledger.append("release", charge_id=charge_id, now=now, body=body)
+            accountant.note_release(mu)
+            return Charge(True, "", spent, row.hash)
+
+    def charge_gossip(
+        self,
+        charge_id: str,
+        client_ids: Sequence[str],
+        mu: float,
+        *,
+        now: float,
+        details: Mapping[str, Any],
+    ) -> tuple[str, ...]:
+        """Charge one message to each of the clients that can afford it.
+
+        Args:
+            charge_id: The round's own name; asked again, those recorded are allowed again, and no others.
+            client_ids: Distinct ids.
+            mu: Gaussian-DP parameter of one message.
+            now: Seconds since 1970.
+            details: What to record beside it, plain data.
+
+        Returns:
+            The clients that may send, in the order given.
+
+        Raises:
+            UsageError: If the id was recorded for something else, or a client is named twice.
+            LedgerError: If the ledger cannot be written; nobody may send then.
+        """
+        with self._lock:
+            accountant = self._accountant
+            places = accountant.places(client_ids)
+            known = self._known(charge_id, "gossip", mu)
+            if known is not None:
+                recorded = np.isin(places, unpack_gossip(known.payload).places)
+                return _chosen(client_ids, recorded)
+            allowed = accountant.affordable_gossip(client_ids, mu)
+            charged = _chosen(client_ids, allowed)
+            if not charged:
+                return ()
+            newcomers = _chosen(client_ids, allowed & (places < 0))
+            at = places[allowed]
+            at[at < 0] = accountant.num_clients + np.arange(len(newcomers))
+            body = {"mu": mu, "charged": len(charged), "asked": len(client_ids), "details": details}
+            self._ledger.append(
+                "gossip", charge_id=charge_id, now=now, body=body, payload=pack_gossip(at, newcomers)
+            )
+            accountant.enrol(newcomers)
+            accountant.note_gossip(at, mu)
+            return charged
+
+    def renew(self, total_epsilon: float, total_delta: float, *, now: float, operator: str) -> None:
+        """Begin a new period with new totals: the operator's act, recorded.
+
+        Args:
+            total_epsilon: The new period's claim.
+            total_delta: Its delta.
+            now: Seconds since 1970.
+            operator: Who decided it.
+        """
+        with self._lock:
+            PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
+            body = {"total_epsilon": total_epsilon, "total_delta": total_delta, "operator": operator}
+            self._ledger.append("renewal", now=now, body=body)
+            self._accountant.renew(total_epsilon, total_delta)
+
+    def status(self, next_release_mu: float) -> BudgetStatus:
+        """Where the budget stands, given the mu of the next configured central release."""
+        with self._lock:
+            accountant = self._accountant
+            read_only = not accountant.check_release(next_release_mu)
+            epsilon, delta = (0.0, 0.0) if read_only else accountant.remaining()
+            return BudgetStatus(
+                remaining_epsilon=epsilon,
+                remaining_delta=delta,
+                epsilon_spent=accountant.epsilon_spent(),
+                lifetime_epsilon=accountant.lifetime_epsilon(),
+                read_only=read_only,
+                total_epsilon=accountant.total_epsilon,
+                total_delta=accountant.total_delta,
+                period=accountant.period,
+                head_hash=self._ledger.head_hash,
+                ledger_path=str(self._ledger.path),
+            )
+
+    def remaining(self, client_id: str) -> tuple[float, float]:
+        """What is left of (epsilon, delta) for one client."""
+        with self._lock:
+            return self._accountant.remaining(client_id)
+
+    def close(self) -> None:
+        """Close the ledger's file."""
+        self._ledger.close()
+
+    def _known(self, charge_id: str, kind: str, mu: float) -> Row | None:
+        row = self._ledger.find(charge_id)
+        if row is not None and (row.kind != kind or float(row.body["mu"]) != mu):
+            raise UsageError(
+                f"charge_id: {charge_id!r} is recorded already, as {row.kind} with mu {row.body['mu']}; "
+                "give each charge an id of its own"
+            )
+        return row
+
+    def _replay(self, row: Row) -> None:
+        if row.kind == "release":
+            self._accountant.note_release(float(row.body["mu"]))
+        elif row.kind == "gossip":
+            message = unpack_gossip(row.payload)
+            self._accountant.enrol(message.newcomers)
+            self._accountant.note_gossip(message.places, float(row.body["mu"]))
+        elif row.kind == "renewal":
+            self._accountant.renew(*_totals(row))
+
+
+def _totals(row: Row) -> tuple[float, float]:
+    return float(row.body["total_epsilon"]), float(row.body["total_delta"])
+
+
+def _chosen(client_ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(client for client, chosen in zip(client_ids, mask.tolist(), strict=True) if chosen)
+
+
+__all__ = ["DurableBudget"]

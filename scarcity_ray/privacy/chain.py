@@ -1,0 +1,116 @@
+"""The rows of the ledger: canonical JSON, sealed with the hash of all rows before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scarcity_ray.errors import UsageError
+
+NO_HASH = "0" * 64
+"""What the first row is chained to."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the ledger.
+
+    Attributes:
+        seq: 0, 1, 2, ...
+        kind: What it records, e.g. ``genesis``, ``writer``, ``release``.
+        charge_id: The charge's own name, or None for rows that are not charges.
+        epoch: The writer's number.
+        at: When, in seconds since 1970, as the writer said.
+        body: What, as plain data; infinities stand as ``"inf"``.
+        record: All of the above as canonical JSON, the text that the hash covers.
+        payload: Bytes that belong to the row.
+        hash: The chain up to and including this row, as hexadecimal digits.
+    """
+
+    seq: int
+    kind: str
+    charge_id: str | None
+    epoch: int
+    at: float
+    body: dict[str, Any]
+    record: str
+    payload: bytes
+    hash: str
+
+
+def canonical(
+    seq: int, kind: str, charge_id: str | None, epoch: int, at: float, body: Mapping[str, Any]
+) -> str:
+    """A row's content as canonical JSON: keys sorted, no spaces, numbers that read back exactly.
+
+    Raises:
+        UsageError: If `body` is not plain data.
+
+    >>> canonical(0, "release", "r0", 1, 2.5, {"sigma": float("inf")})
+    '{"at":2.5,"body":{"sigma":"inf"},"charge_id":"r0","epoch":1,"kind":"release","seq":0}'
+    """
+    content = {
+        "at": at,
+        "body": _finite(body),
+        "charge_id": charge_id,
+        "epoch": epoch,
+        "kind": kind,
+        "seq": seq,
+    }
+    try:
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_unboxed)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"details: only plain data can be recorded: {error}") from error
+
+
+def seal(previous: str, record: str, payload: bytes) -> str:
+    """The hash of a row: over the hash before it, its payload and its record."""
+    digest = hashlib.sha256(bytes.fromhex(previous))
+    digest.update(hashlib.sha256(payload).digest())
+    digest.update(record.encode())
+    return digest.hexdigest()
+
+
+def parse(record: str, payload: bytes, hash_: bytes) -> Row:
+    """Read a row back.
+
+    Raises:
+        ValueError: If it is not one.
+    """
+    try:
+        content = json.loads(record)
+        return Row(
+            seq=int(content["seq"]),
+            kind=str(content["kind"]),
+            charge_id=content["charge_id"],
+            epoch=int(content["epoch"]),
+            at=float(content["at"]),
+            body=dict(content["body"]),
+            record=record,
+            payload=payload,
+            hash=hash_.hex(),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _unboxed(value: Any) -> Any:
+    """The plain number in a NumPy scalar."""
+    if hasattr(value, "item") and not hasattr(value, "__len__"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+__all__ = ["NO_HASH", "Row", "canonical", "parse", "seal"]
