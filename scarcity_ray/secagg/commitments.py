@@ -12,7 +12,6 @@ from enum import StrEnum
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.identity import IdentityKeyPair
-from scarcity_ray.secagg.key_agreement import derive_key
 from scarcity_ray.secagg.messages import Advert, SignedMessage
 from scarcity_ray.secagg.transcript import digest
 
@@ -48,19 +47,6 @@ def commit_to_seed(context_digest: bytes, owner: str, seed: bytes) -> bytes:
 def commit_to_share(roster: bytes, owner: str, holder: str, secret: Secret, share: bytes) -> bytes:
     """Commitment to one holder's share of one secret."""
     return digest("share", roster, owner, holder, secret.value, share)
-
-
-def self_mask_key(seed: bytes, sharers: bytes, owner: str) -> bytes:
-    """Key of a party's self mask."""
-    return derive_key(seed, "self_mask", sharers, owner)
-
-
-def pair_mask_key(secret: bytes, sharers: bytes, one: str, other: str) -> bytes:
-    """Key of the mask of a pair, the same whichever of the two is named first.
-
-    ``sharers`` contains the context, hence federation, session, attempt, model hash, dimension and ring.
-    """
-    return derive_key(secret, "pair_mask", sharers, *sorted((one, other)))
 
 
 def require_authentic(context: SessionContext, context_digest: bytes, message: SignedMessage) -> None:

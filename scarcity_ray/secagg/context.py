@@ -140,9 +140,16 @@ class SessionContext:
         )
 
     def position(self, party_id: str) -> int | None:
-        """A party's place in ``parties``, or None for a stranger; its Shamir point is one more."""
+        """A party's place in ``parties``, or None for a stranger."""
         at = bisect.bisect_left(self.parties, party_id, key=lambda party: party.party_id)
         return at if at < len(self.parties) and self.parties[at].party_id == party_id else None
+
+    def point(self, party_id: str) -> int:
+        """The field point at which a party's shares are evaluated: its place, counted from one."""
+        at = self.position(party_id)
+        if at is None:
+            raise UsageError(f"{party_id!r} is not in this session")
+        return at + 1
 
     @property
     def rebuild_threshold(self) -> int:

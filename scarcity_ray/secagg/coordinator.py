@@ -2,12 +2,12 @@
 
 ::
 
-    phase    takes              closed by        says                  checked on closing
-    ADVERT   add_advert         adverts()        all adverts           the threshold
-    SHARE    add_key_shares     sharers()        inbox(p) for each     it, and that every sharer's secrets
-    MASK     add_masked         survivors()      ids in the sum        can be rebuilt by those who have
-    CONFIRM  add_confirmation   confirmations()  signed survivor sets  spoken in the phase
-    UNMASK   add_unmask_shares  finish()         the sum
+    phase       takes              closed by        says                  checked on closing
+    ADVERTISE   add_advert         adverts()        all adverts           the threshold
+    SHARE_KEYS  add_key_shares     sharers()        inbox(p) for each     it, and that every sharer's
+    MASK        add_masked         survivors()      ids in the sum        secrets can be rebuilt by those
+    CONFIRM     add_confirmation   confirmations()  signed survivor sets  who have spoken in the phase
+    UNMASK      add_unmask_shares  finish()         the sum
 
 What closes a phase may be called again and gives the same answer; a message for a closed phase is late and
 refused. Below the threshold the attempt aborts. Until `confirmations` has been handed out no unmask share
@@ -22,7 +22,6 @@ It trusts no party: false signatures, malformed, late and doubled messages are r
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from enum import StrEnum
 from typing import NoReturn
@@ -30,29 +29,31 @@ from typing import NoReturn
 import numpy as np
 
 from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted, UsageError
-from scarcity_ray.secagg import commitments, shamir
-from scarcity_ray.secagg.commitments import Secret
+from scarcity_ray.secagg import commitments
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
 from scarcity_ray.secagg.graph import Graph
-from scarcity_ray.secagg.key_agreement import agree, private_key_from, public_key_of
-from scarcity_ray.secagg.masking import MaskTerm, apply_masks
+from scarcity_ray.secagg.key_agreement import agree, private_key_from
+from scarcity_ray.secagg.mask_terms import terms_to_remove
+from scarcity_ray.secagg.masking import apply_masks
 from scarcity_ray.secagg.messages import (
     Advert,
     Confirmation,
     Inbox,
     KeyShares,
     MaskedInput,
+    SignedMessage,
     UnmaskShares,
     checked,
 )
+from scarcity_ray.secagg.unmasking import Unmasking
 
 
 class Phase(StrEnum):
     """What the coordinator is waiting for."""
 
-    ADVERT = "advert"
-    SHARE = "share"
+    ADVERTISE = "advertise"
+    SHARE_KEYS = "share_keys"
     MASK = "mask"
     CONFIRM = "confirm"
     UNMASK = "unmask"
@@ -61,13 +62,13 @@ class Phase(StrEnum):
 
 
 TRANSITIONS: dict[str, tuple[Phase, Phase]] = {
-    "adverts": (Phase.ADVERT, Phase.SHARE),
-    "sharers": (Phase.SHARE, Phase.MASK),
+    "adverts": (Phase.ADVERTISE, Phase.SHARE_KEYS),
+    "sharers": (Phase.SHARE_KEYS, Phase.MASK),
     "survivors": (Phase.MASK, Phase.CONFIRM),
     "confirmations": (Phase.CONFIRM, Phase.UNMASK),
     "finish": (Phase.UNMASK, Phase.DONE),
 }
-_ORDER = (Phase.ADVERT, Phase.SHARE, Phase.MASK, Phase.CONFIRM, Phase.UNMASK, Phase.DONE)
+_ORDER = (Phase.ADVERTISE, Phase.SHARE_KEYS, Phase.MASK, Phase.CONFIRM, Phase.UNMASK, Phase.DONE)
 
 
 class Coordinator:
@@ -86,13 +87,13 @@ class Coordinator:
         context.check()
         self._context = context
         self._digest = context.digest()
-        self._phase = Phase.ADVERT
+        self._phase = Phase.ADVERTISE
         self._aborted: SecureAggregationAborted | None = None
         self._adverts: dict[str, Advert] = {}
         self._key_shares: dict[str, KeyShares] = {}
         self._masked: set[str] = set()
         self._confirmations: dict[str, Confirmation] = {}
-        self._unmask_shares: dict[str, UnmaskShares] = {}
+        self._unmasking: Unmasking | None = None
         self._roster_digest = self._sharers_digest = self._survivors_digest = b""
         self._graph: Graph | None = None
         self._sum: RingArray | None = None
@@ -111,7 +112,7 @@ class Coordinator:
     def add_advert(self, advert: Advert) -> None:
         """Takes a party's advert."""
         message = checked(advert, Advert)
-        self._accept(message, Phase.ADVERT)
+        self._accept(message, Phase.ADVERTISE)
         probe = private_key_from(bytes(32))
         agree(probe, message.cipher_public)
         agree(probe, message.mask_public)
@@ -128,7 +129,7 @@ class Coordinator:
     def add_key_shares(self, key_shares: KeyShares) -> None:
         """Takes a party's encrypted shares."""
         message = checked(key_shares, KeyShares)
-        self._accept(message, Phase.SHARE)
+        self._accept(message, Phase.SHARE_KEYS)
         if message.roster_digest != self._roster_digest:
             raise ProtocolViolation(f"{message.party_id!r} shared its keys for another roster")
         holders = self._neighbourhoods().neighbourhood(message.party_id)
@@ -201,27 +202,24 @@ class Coordinator:
         Whoever is given them may answer with shares, so a privacy charge must be durable before this is
         called, and an abort from here on is not retryable.
         """
-        self._closes("confirmations")
+        if self._closes("confirmations"):
+            self._unmasking = Unmasking(
+                self._context,
+                self._roster_digest,
+                self._neighbourhoods(),
+                self._adverts,
+                self._key_shares,
+                frozenset(self._masked),
+            )
         return tuple(self._confirmations[party] for party in sorted(self._confirmations))
 
     def add_unmask_shares(self, unmask_shares: UnmaskShares) -> None:
         """Takes a party's shares, each of which must be the one that its owner committed to."""
         message = checked(unmask_shares, UnmaskShares)
         self._accept(message, Phase.UNMASK)
-        holder = message.party_id
         if message.survivors_digest != self._survivors_digest:
-            raise ProtocolViolation(f"{holder!r} unmasks for another set of survivors")
-        held = self._neighbourhoods().present(holder, self._key_shares)
-        if (
-            message.seed_owners != tuple(owner for owner in held if owner in self._masked)
-            or message.key_owners != tuple(owner for owner in held if owner not in self._masked)
-            or len(message.seed_shares) != len(message.seed_owners)
-            or len(message.key_shares) != len(message.key_owners)
-        ):
-            raise ProtocolViolation(f"{holder!r} did not give exactly the shares that are asked of it")
-        self._check_shares(holder, Secret.SEED, message.seed_owners, message.seed_shares)
-        self._check_shares(holder, Secret.KEY, message.key_owners, message.key_shares)
-        self._unmask_shares[holder] = message
+            raise ProtocolViolation(f"{message.party_id!r} unmasks for another set of survivors")
+        self._shares().add(message)
 
     def finish(self) -> RingArray:
         """Removes every mask and hands over the sum mod 2**bits, once.
@@ -232,10 +230,15 @@ class Coordinator:
         if self._phase is Phase.DONE:
             raise UsageError("the sum of this attempt was handed over before")
         self._closes("finish")
-        seeds = self._rebuild(Secret.SEED, sorted(self._masked))
-        scalars = self._rebuild(Secret.KEY, sorted(set(self._key_shares) - self._masked))
         total = self._running_sum()
-        apply_masks(total, self._terms_to_remove(seeds, scalars))
+        try:
+            seeds, scalars = self._shares().rebuild()
+        except ProtocolViolation as fault:
+            self._abort(str(fault))
+        terms = terms_to_remove(
+            seeds, scalars, self._neighbourhoods(), self._masked, self._adverts, self._sharers_digest
+        )
+        apply_masks(total, terms)
         self._sum = None
         self._drop_messages()
         return total
@@ -253,7 +256,7 @@ class Coordinator:
         least = self._context.threshold
         if len(heard) < least:
             self._abort(f"phase {wanted.value}: {len(heard)} parties, below the threshold of {least}")
-        if wanted is not Phase.ADVERT:
+        if wanted is not Phase.ADVERTISE:
             graph = self._neighbourhoods()
             for owner in sorted(self._key_shares):
                 if not graph.is_covered(owner, heard):
@@ -270,9 +273,7 @@ class Coordinator:
     def __repr__(self) -> str:
         return f"Coordinator(phase={self._phase.value!r}, heard={len(self._heard(self._phase))})"
 
-    def _accept(
-        self, message: Advert | KeyShares | MaskedInput | Confirmation | UnmaskShares, phase: Phase
-    ) -> None:
+    def _accept(self, message: SignedMessage, phase: Phase) -> None:
         """Refuses what is late, early, doubled, of a party that should be silent, or not authentic."""
         if self._aborted is not None:
             raise self._aborted
@@ -299,86 +300,24 @@ class Coordinator:
         return True
 
     def _expected(self, phase: Phase) -> Collection[str]:
-        match phase:
-            case Phase.ADVERT:
-                return [party.party_id for party in self._context.parties]
-            case Phase.SHARE:
-                return self._adverts
-            case Phase.MASK:
-                return self._key_shares
-            case Phase.CONFIRM:
-                return self._masked
-            case _:
-                return self._confirmations
+        """Who may speak in a phase: whoever spoke in the one before."""
+        if phase is Phase.ADVERTISE:
+            return [party.party_id for party in self._context.parties]
+        return self._heard(_ORDER[_ORDER.index(phase) - 1])
 
     def _heard(self, phase: Phase) -> Collection[str]:
-        match phase:
-            case Phase.ADVERT:
-                return self._adverts
-            case Phase.SHARE:
-                return self._key_shares
-            case Phase.MASK:
-                return self._masked
-            case Phase.CONFIRM:
-                return self._confirmations
-            case _:
-                return self._unmask_shares
+        heard: dict[Phase, Collection[str]] = {
+            Phase.ADVERTISE: self._adverts,
+            Phase.SHARE_KEYS: self._key_shares,
+            Phase.MASK: self._masked,
+            Phase.CONFIRM: self._confirmations,
+        }
+        return heard.get(phase, self._unmasking.holders if self._unmasking else ())
 
-    def _check_shares(
-        self, holder: str, secret: Secret, owners: tuple[str, ...], shares: tuple[bytes, ...]
-    ) -> None:
-        for owner, share in zip(owners, shares, strict=True):
-            dealt = self._key_shares[owner]
-            committed = (
-                dealt.seed_share_commitments if secret is Secret.SEED else dealt.key_share_commitments
-            )[dealt.holders.index(holder)]
-            given = commitments.commit_to_share(self._roster_digest, owner, holder, secret, share)
-            if given != committed or not shamir.is_share(share):
-                raise ProtocolViolation(f"{holder!r} gave a false share of {owner!r}")
-
-    def _rebuild(self, secret: Secret, owners: list[str]) -> dict[str, bytes]:
-        """Rebuilds one secret of each owner, and compares it with what the owner's advert committed to."""
-        graph, least = self._neighbourhoods(), self._context.rebuild_threshold
-        by_holders: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for owner in owners:
-            by_holders[graph.present(owner, self._unmask_shares)[:least]].append(owner)
-        rebuilt: dict[str, bytes] = {}
-        for holders, group in by_holders.items():
-            given = {holder: self._shares_given(holder, secret) for holder in holders}
-            shares = [[given[holder][owner] for holder in holders] for owner in group]
-            points = [(self._context.position(holder) or 0) + 1 for holder in holders]
-            for owner, value in zip(group, shamir.rebuild(points, shares), strict=True):
-                if value is None or not self._matches_advert(secret, owner, value):
-                    self._abort(f"{owner!r} dealt shares that do not rebuild what it committed to")
-                rebuilt[owner] = value
-        return rebuilt
-
-    def _shares_given(self, holder: str, secret: Secret) -> dict[str, bytes]:
-        message = self._unmask_shares[holder]
-        if secret is Secret.SEED:
-            return dict(zip(message.seed_owners, message.seed_shares, strict=True))
-        return dict(zip(message.key_owners, message.key_shares, strict=True))
-
-    def _matches_advert(self, secret: Secret, owner: str, value: bytes) -> bool:
-        advert = self._adverts[owner]
-        if secret is Secret.SEED:
-            return commitments.commit_to_seed(self._digest, owner, value) == advert.seed_commitment
-        return public_key_of(private_key_from(value)) == advert.mask_public
-
-    def _terms_to_remove(self, seeds: dict[str, bytes], scalars: dict[str, bytes]) -> list[MaskTerm]:
-        """The survivors' self masks, and what they added or subtracted for neighbours who dropped."""
-        sharers = self._sharers_digest
-        terms = [
-            MaskTerm(commitments.self_mask_key(seed, sharers, owner), add=False)
-            for owner, seed in seeds.items()
-        ]
-        for dropped, scalar in scalars.items():
-            private = private_key_from(scalar)
-            for survivor in self._neighbourhoods().present(dropped, self._masked):
-                secret = agree(private, self._adverts[survivor].mask_public)
-                key = commitments.pair_mask_key(secret, sharers, dropped, survivor)
-                terms.append(MaskTerm(key, add=dropped < survivor))
-        return terms
+    def _shares(self) -> Unmasking:
+        if self._unmasking is None:
+            raise UsageError("nothing was unmasked yet, or no longer")
+        return self._unmasking
 
     def _neighbourhoods(self) -> Graph:
         if self._graph is None:
@@ -401,4 +340,4 @@ class Coordinator:
         raise self._aborted
 
     def _drop_messages(self) -> None:
-        self._key_shares, self._unmask_shares = {}, {}
+        self._key_shares, self._unmasking = {}, None

@@ -20,7 +20,7 @@ objects, whose memory OpenSSL clears. Copies that the interpreter made on the wa
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from typing import NoReturn
@@ -28,9 +28,11 @@ from typing import NoReturn
 import numpy as np
 
 from scarcity_ray.errors import ProtocolViolation, UsageError
-from scarcity_ray.secagg import commitments, shamir
+from scarcity_ray.secagg import commitments
+from scarcity_ray.secagg.admission import require_joinable, require_roll
 from scarcity_ray.secagg.commitments import Secret
 from scarcity_ray.secagg.context import SessionContext
+from scarcity_ray.secagg.dealing import deal, halves, open_shares
 from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
 from scarcity_ray.secagg.graph import Graph
 from scarcity_ray.secagg.identity import IdentityKeyPair
@@ -38,12 +40,10 @@ from scarcity_ray.secagg.key_agreement import (
     KEY_BYTES,
     Entropy,
     agree,
-    derive_key,
     private_key_from,
     public_key_of,
-    seal,
-    unseal,
 )
+from scarcity_ray.secagg.mask_terms import terms_to_apply
 from scarcity_ray.secagg.masking import MaskTerm, apply_masks
 from scarcity_ray.secagg.messages import (
     Advert,
@@ -56,7 +56,6 @@ from scarcity_ray.secagg.messages import (
     checked_batch,
 )
 from scarcity_ray.secagg.session_guard import SessionGuard
-from scarcity_ray.secagg.transcript import encode
 
 
 class State(StrEnum):
@@ -117,19 +116,7 @@ class Participant:
         Raises:
             ProtocolViolation: if the context is not one that this party may join.
         """
-        if type(context) is not SessionContext:
-            raise ProtocolViolation(f"expected SessionContext, got {type(context).__name__}")
-        try:
-            context.check()
-        except UsageError as error:
-            raise ProtocolViolation(str(error)) from None
-        position = context.position(party_id)
-        if position is None or context.parties[position].identity_public != identity.public_bytes:
-            raise ProtocolViolation(f"this session does not name {party_id!r} with this identity")
-        if known_parties is not None:
-            for party in context.parties:
-                if known_parties.get(party.party_id) != party.identity_public:
-                    raise ProtocolViolation(f"{party.party_id!r} is not the party known by that id")
+        require_joinable(context, party_id, identity, known_parties)
         if guard is not None:
             guard.admit(context)
         self._guard = guard
@@ -182,7 +169,7 @@ class Participant:
         batch = checked_batch(adverts, Advert, len(self._context.parties))
         by_party = {advert.party_id: advert for advert in batch}
         roster = tuple(sorted(by_party))
-        self._require_parties(roster, "adverts")
+        self._require_roll(roster, "adverts", {party.party_id for party in self._context.parties})
         if by_party.get(self._party_id) != self._advert:
             raise ProtocolViolation("the roster lacks this party's own advert, or changes it")
         roster_digest = commitments.roster_digest(self._digest, batch)
@@ -192,34 +179,15 @@ class Participant:
             commitments.require_authentic(self._context, self._digest, by_party[holder])
         secrets = {holder: agree(self._cipher_private, by_party[holder].cipher_public) for holder in holders}
 
-        seed_shares, key_shares = shamir.split(
-            (self._seed, self._mask_scalar),
+        message = deal(
+            self._party_id,
+            {Secret.SEED: self._seed, Secret.KEY: self._mask_scalar},
+            {holder: self._context.point(holder) for holder in holders},
             self._context.rebuild_threshold,
-            [self._point(holder) for holder in holders],
+            secrets,
+            self._digest,
+            roster_digest,
             self._entropy,
-        )
-        me = self._party_id
-        message = KeyShares(
-            party_id=me,
-            context_digest=self._digest,
-            roster_digest=roster_digest,
-            holders=holders,
-            sealed=tuple(
-                seal(
-                    derive_key(secrets[holder], "share", roster_digest, me, holder),
-                    seed_share + key_share,
-                    encode("share", roster_digest, me, holder),
-                )
-                for holder, seed_share, key_share in zip(holders, seed_shares, key_shares, strict=True)
-            ),
-            seed_share_commitments=tuple(
-                commitments.commit_to_share(roster_digest, me, holder, Secret.SEED, share)
-                for holder, share in zip(holders, seed_shares, strict=True)
-            ),
-            key_share_commitments=tuple(
-                commitments.commit_to_share(roster_digest, me, holder, Secret.KEY, share)
-                for holder, share in zip(holders, key_shares, strict=True)
-            ),
         )
         self._roster, self._roster_digest, self._graph = by_party, roster_digest, graph
         self._cipher_secrets = secrets
@@ -273,7 +241,7 @@ class Participant:
         after = self._next("confirm")
         if type(survivors) is not tuple or any(type(party) is not str for party in survivors):
             raise ProtocolViolation("expected a tuple of party ids")
-        self._require_parties(survivors, "survivors", of=self._sharers)
+        self._require_roll(survivors, "survivors", frozenset(self._sharers))
         present = frozenset(survivors)
         for party in self._graph.present(self._party_id, present):
             if not self._graph.is_covered(party, present):
@@ -298,7 +266,7 @@ class Participant:
         after = self._next("unmask")
         batch = checked_batch(confirmations, Confirmation, len(self._survivors))
         by_party = {message.party_id: message for message in batch}
-        self._require_parties(tuple(sorted(by_party)), "confirmations", of=self._survivors)
+        self._require_roll(tuple(sorted(by_party)), "confirmations", self._survivors)
         if by_party.get(self._party_id) != self._confirmation:
             raise ProtocolViolation("the confirmations lack this party's own, or change it")
         for message in batch:
@@ -317,9 +285,9 @@ class Participant:
             context_digest=self._digest,
             survivors_digest=self._survivors_digest,
             seed_owners=seed_owners,
-            seed_shares=tuple(bytes(self._held[owner][: shamir.SHARE_BYTES]) for owner in seed_owners),
+            seed_shares=tuple(halves(self._held[owner])[0] for owner in seed_owners),
             key_owners=key_owners,
-            key_shares=tuple(bytes(self._held[owner][shamir.SHARE_BYTES :]) for owner in key_owners),
+            key_shares=tuple(halves(self._held[owner])[1] for owner in key_owners),
         )
         message_out = replace(message_out, signature=self._identity.sign(message_out.signed_content()))
         self._wipe()
@@ -351,69 +319,26 @@ class Participant:
             )
         return after
 
-    def _require_parties(
-        self, party_ids: tuple[str, ...], what: str, of: frozenset[str] | tuple[str, ...] | None = None
-    ) -> None:
-        """Sorted, distinct, members, this party among them, and at least the threshold."""
-        allowed = of if of is None or isinstance(of, frozenset) else frozenset(of)
-        if list(party_ids) != sorted(set(party_ids)):
-            raise ProtocolViolation(f"the {what} are not in sorted order, or one is twice there")
-        for party in party_ids:
-            if (self._context.position(party) is None) if allowed is None else party not in allowed:
-                raise ProtocolViolation(f"the {what} name {party!r}, who cannot be among them")
-        if self._party_id not in party_ids:
-            raise ProtocolViolation(f"the {what} leave this party out")
-        if len(party_ids) < self._context.threshold:
-            raise ProtocolViolation(
-                f"{len(party_ids)} {what} are below the threshold of {self._context.threshold}"
-            )
+    def _require_roll(self, party_ids: tuple[str, ...], what: str, of: Container[str]) -> None:
+        require_roll(party_ids, what, of=of, including=self._party_id, at_least=self._context.threshold)
 
     def _open(self, inbox: Inbox) -> dict[str, bytearray]:
         """Decrypts and checks what each neighbour sent: seed share and key share, 68 bytes."""
         me = self._party_id
         if inbox.party_id != me or inbox.context_digest != self._digest:
             raise ProtocolViolation("the inbox is another party's or another session's")
-        self._require_parties(inbox.sharers, "sharers", of=frozenset(self._roster))
+        self._require_roll(inbox.sharers, "sharers", self._roster)
         if inbox.senders != self._graph.present(me, frozenset(inbox.sharers)):
             raise ProtocolViolation("the inbox does not hold exactly the shares of this party's neighbours")
         if not self._graph.is_covered(me, frozenset(inbox.senders)):
             raise ProtocolViolation("too few of this party's neighbourhood shared their keys")
-        columns = (inbox.senders, inbox.sealed, inbox.seed_share_commitments, inbox.key_share_commitments)
-        if len({len(column) for column in columns}) != 1:
-            raise ProtocolViolation("the inbox's columns differ in length")
-        held: dict[str, bytearray] = {}
-        for sender, sealed, *committed in zip(*columns, strict=True):
-            key = derive_key(self._cipher_secrets[sender], "share", self._roster_digest, sender, me)
-            plain = unseal(key, sealed, encode("share", self._roster_digest, sender, me))
-            if plain is None:
-                raise ProtocolViolation(f"the shares of {sender!r} do not decrypt")
-            shares = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
-            expected = [
-                commitments.commit_to_share(self._roster_digest, sender, me, secret, share)
-                for secret, share in zip(Secret, shares, strict=True)
-            ]
-            if committed != expected or not all(shamir.is_share(share) for share in shares):
-                raise ProtocolViolation(f"the shares of {sender!r} contradict its commitments")
-            held[sender] = bytearray(plain)
-        return held
+        return open_shares(inbox, self._cipher_secrets, self._roster_digest)
 
     def _mask_terms(self, sharers_digest: bytes, senders: tuple[str, ...]) -> list[MaskTerm]:
-        """The self mask, and one mask for each neighbour who shared: added by the lower id of the pair."""
-        me = self._party_id
-        terms = [MaskTerm(commitments.self_mask_key(bytes(self._seed), sharers_digest, me), add=True)]
-        for other in senders:
-            if other != me:
-                secret = agree(self._mask_private, self._roster[other].mask_public)
-                terms.append(
-                    MaskTerm(commitments.pair_mask_key(secret, sharers_digest, me, other), add=me < other)
-                )
-        return terms
-
-    def _point(self, party_id: str) -> int:
-        position = self._context.position(party_id)
-        if position is None:
-            raise ProtocolViolation(f"{party_id!r} is not in this session")
-        return position + 1
+        others = [sender for sender in senders if sender != self._party_id]
+        return terms_to_apply(
+            self._party_id, bytes(self._seed), self._mask_private, others, self._roster, sharers_digest
+        )
 
     def _wipe_keys(self) -> None:
         """Drops what is not needed once the input is masked."""

@@ -7,7 +7,6 @@ and its length; two different uses never share a hash, because each begins with 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 DIGEST_BYTES = 32
 _PREFIX = "scarcity_ray.secagg.v1."
@@ -41,8 +40,3 @@ def encode(label: str, *fields: bytes | str | int) -> bytes:
 def digest(label: str, *fields: bytes | str | int) -> bytes:
     """SHA-256 of `encode` (32 bytes)."""
     return hashlib.sha256(encode(label, *fields)).digest()
-
-
-def digest_of_all(label: str, binding: bytes, items: Iterable[bytes | str]) -> bytes:
-    """SHA-256 of an ordered list under ``label``, bound to an earlier digest (32 bytes)."""
-    return digest(label, binding, *items)

@@ -1,0 +1,113 @@
+"""Dealing and opening shares: phase 2's message, and what each holder makes of its part of it.
+
+Each holder gets one ciphertext with two shares, of the dealer's self-mask seed and of its mask key. The
+dealer also commits to every share, to all: a holder that was dealt another share than the one committed to
+says so before anything is unmasked, and a holder that later gives another share is found by the
+coordinator. So a wrong share has an author. That all committed shares lie on one polynomial shows only
+when the secret is rebuilt; a dealer whose shares do not is named, and that attempt is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.secagg.commitments import Secret, commit_to_share
+from scarcity_ray.secagg.key_agreement import Entropy, derive_key, seal, unseal
+from scarcity_ray.secagg.messages import Inbox, KeyShares
+from scarcity_ray.secagg.shamir import SHARE_BYTES, is_share, split
+from scarcity_ray.secagg.transcript import encode
+
+
+def deal(
+    dealer: str,
+    secrets: Mapping[Secret, bytes | bytearray],
+    holders: Mapping[str, int],
+    threshold: int,
+    shared_secrets: Mapping[str, bytes],
+    context_digest: bytes,
+    roster_digest: bytes,
+    entropy: Entropy,
+) -> KeyShares:
+    """Shares both secrets among the holders; the message is not signed yet.
+
+    Args:
+        dealer: Its id.
+        secrets: Seed and mask key, 32 bytes each.
+        holders: Shamir point of each holder, in sorted order of their ids.
+        threshold: Shares that rebuild a secret.
+        shared_secrets: The dealer's X25519 secret with each holder.
+        context_digest: Of the attempt.
+        roster_digest: Of all adverts.
+        entropy: For the polynomials.
+    """
+    seed_shares, key_shares = split(
+        (secrets[Secret.SEED], secrets[Secret.KEY]), threshold, list(holders.values()), entropy
+    )
+    dealt = list(zip(holders, seed_shares, key_shares, strict=True))
+    return KeyShares(
+        party_id=dealer,
+        context_digest=context_digest,
+        roster_digest=roster_digest,
+        holders=tuple(holders),
+        sealed=tuple(
+            seal(
+                _share_key(shared_secrets[holder], roster_digest, dealer, holder),
+                seed_share + key_share,
+                encode("share", roster_digest, dealer, holder),
+            )
+            for holder, seed_share, key_share in dealt
+        ),
+        seed_share_commitments=tuple(
+            commit_to_share(roster_digest, dealer, holder, Secret.SEED, share) for holder, share, _ in dealt
+        ),
+        key_share_commitments=tuple(
+            commit_to_share(roster_digest, dealer, holder, Secret.KEY, share) for holder, _, share in dealt
+        ),
+    )
+
+
+def open_shares(
+    inbox: Inbox, shared_secrets: Mapping[str, bytes], roster_digest: bytes
+) -> dict[str, bytearray]:
+    """Decrypts what each dealer sent to this holder, and compares it with the dealer's commitments.
+
+    Args:
+        inbox: Checked for type, recipient and senders.
+        shared_secrets: The holder's X25519 secret with each dealer.
+        roster_digest: Of all adverts.
+
+    Returns:
+        By dealer, its seed share and its key share (68 bytes).
+
+    Raises:
+        ProtocolViolation: naming the dealer whose shares do not decrypt or contradict its commitments.
+    """
+    columns = (inbox.senders, inbox.sealed, inbox.seed_share_commitments, inbox.key_share_commitments)
+    if len({len(column) for column in columns}) != 1:
+        raise ProtocolViolation("the inbox's columns differ in length")
+    holder = inbox.party_id
+    held: dict[str, bytearray] = {}
+    for dealer, sealed, *committed in zip(*columns, strict=True):
+        key = _share_key(shared_secrets[dealer], roster_digest, dealer, holder)
+        plain = unseal(key, sealed, encode("share", roster_digest, dealer, holder))
+        if plain is None:
+            raise ProtocolViolation(f"the shares of {dealer!r} do not decrypt")
+        shares = halves(plain)
+        expected = [
+            commit_to_share(roster_digest, dealer, holder, secret, share)
+            for secret, share in zip((Secret.SEED, Secret.KEY), shares, strict=True)
+        ]
+        if committed != expected or not all(is_share(share) for share in shares):
+            raise ProtocolViolation(f"the shares of {dealer!r} contradict its commitments")
+        held[dealer] = bytearray(plain)
+    return held
+
+
+def halves(pair: Sequence[int]) -> tuple[bytes, bytes]:
+    """A dealt pair's seed share and key share (34 bytes each)."""
+    return bytes(pair[:SHARE_BYTES]), bytes(pair[SHARE_BYTES:])
+
+
+def _share_key(secret: bytes, roster_digest: bytes, dealer: str, holder: str) -> bytes:
+    return derive_key(secret, "share", roster_digest, dealer, holder)

@@ -1,0 +1,86 @@
+"""Which masks are in which vector: the one place that knows the signs.
+
+A party adds its self mask; of each pair, the party with the lower id adds the pair's mask and the other
+subtracts it. In a sum over both, the pair's mask is gone. What remains for the coordinator to remove is
+the self mask of each survivor, and the pair masks between a survivor and a neighbour who dropped.
+
+The key of a pair's mask is derived from the pair's X25519 secret and the digest of the sharers, which
+contains the roster and the context: federation, session, attempt, model hash, dimension, ring, parties.
+Two parties who were shown different values of any of these derive masks that do not cancel: the sum is
+noise, and their inputs stay hidden (model inconsistency: Pasquini, Francati, Ateniese 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from scarcity_ray.secagg.graph import Graph
+from scarcity_ray.secagg.key_agreement import agree, derive_key, private_key_from
+from scarcity_ray.secagg.masking import MaskTerm
+from scarcity_ray.secagg.messages import Advert
+
+
+def self_mask_key(seed: bytes, sharers_digest: bytes, owner: str) -> bytes:
+    """Key of a party's self mask (32 bytes)."""
+    return derive_key(seed, "self_mask", sharers_digest, owner)
+
+
+def pair_mask_key(secret: bytes, sharers_digest: bytes, one: str, other: str) -> bytes:
+    """Key of a pair's mask (32 bytes), the same whichever of the two is named first."""
+    return derive_key(secret, "pair_mask", sharers_digest, *sorted((one, other)))
+
+
+def terms_to_apply(
+    party: str,
+    seed: bytes,
+    mask_private: X25519PrivateKey,
+    others: Iterable[str],
+    adverts: Mapping[str, Advert],
+    sharers_digest: bytes,
+) -> list[MaskTerm]:
+    """The masks that a party puts on its input.
+
+    Args:
+        party: Its id.
+        seed: Its self-mask seed.
+        mask_private: Its mask key.
+        others: Its neighbours who shared their keys.
+        adverts: Everyone's advert by id.
+        sharers_digest: Hash of who shared their keys.
+    """
+    terms = [MaskTerm(self_mask_key(seed, sharers_digest, party), add=True)]
+    for other in others:
+        secret = agree(mask_private, adverts[other].mask_public)
+        terms.append(MaskTerm(pair_mask_key(secret, sharers_digest, party, other), add=party < other))
+    return terms
+
+
+def terms_to_remove(
+    seeds: Mapping[str, bytes],
+    scalars: Mapping[str, bytes],
+    graph: Graph,
+    survivors: Collection[str],
+    adverts: Mapping[str, Advert],
+    sharers_digest: bytes,
+) -> list[MaskTerm]:
+    """The masks that are left in the sum of the survivors' masked inputs, with their signs reversed.
+
+    Args:
+        seeds: Self-mask seed of each survivor.
+        scalars: Mask key of each party that shared its keys and did not survive.
+        graph: Who masks with whom.
+        survivors: Whose masked inputs are in the sum.
+        adverts: Everyone's advert by id.
+        sharers_digest: Hash of who shared their keys.
+    """
+    terms = [MaskTerm(self_mask_key(seed, sharers_digest, owner), add=False) for owner, seed in seeds.items()]
+    for dropped, scalar in scalars.items():
+        private = private_key_from(scalar)
+        for survivor in graph.present(dropped, survivors):
+            secret = agree(private, adverts[survivor].mask_public)
+            terms.append(
+                MaskTerm(pair_mask_key(secret, sharers_digest, dropped, survivor), add=dropped < survivor)
+            )
+    return terms
