@@ -147,8 +147,8 @@ class BasketManager:
 
     Guarantees:
         - Every client is in exactly one live basket, one of its own domain unless `allow_cross_domain`.
-        - No basket holds more than `max_clients`.
-        - A basket's index is never used again within its domain.
+        - No basket is above its maximum, `max_clients`.
+        - A basket id is never used again; indices count up within a domain.
         - What a caller does to a returned object changes nothing here.
         - Leaving and coming back does not restore trust.
 

@@ -50,7 +50,7 @@ class UpdateBuffer:
     need to know clients, keys or budgets are the caller's to give, and to report with `count_rejection`.
 
     Guarantees:
-        - No message raises, and each is either accepted or counted under one reason.
+        - No message raises; every refusal is counted under one reason.
         - An accepted update leaves exactly once: popped, withdrawn, expired, or taken to another basket.
         - A replay stays a replay after its update was popped.
         - The participation cap counts accepted updates, also popped and withdrawn ones.

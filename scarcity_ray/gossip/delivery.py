@@ -1,0 +1,139 @@
+"""Messages on their way: who gets what, by push or pull, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from scarcity_ray.gossip.member import MemberRecord
+from scarcity_ray.gossip.message import GossipMessage
+from scarcity_ray.gossip.peers import PeerSampler
+
+
+class Inboxes:
+    """One inbox for each member of a basket.
+
+    A message waits in its inbox until its receiver has a local state to mix it into (delivered), it grows too
+    old (expired), or its sender or receiver leaves (dropped).
+
+    Guarantees:
+        - sent = delivered + expired + dropped + pending, always.
+    """
+
+    def __init__(self) -> None:
+        self.sent = self.delivered = self.expired = self.dropped = 0
+        self._waiting: dict[str, list[GossipMessage]] = {}
+
+    def put(self, receiver_id: str, message: GossipMessage) -> None:
+        """Send one message to one receiver."""
+        self.sent += 1
+        self._waiting.setdefault(receiver_id, []).append(message)
+
+    def is_empty(self, receiver_id: str) -> bool:
+        """Whether nothing waits for a receiver."""
+        return receiver_id not in self._waiting
+
+    def collect(self, receiver_id: str) -> list[GossipMessage]:
+        """Deliver what waits for a receiver, in order of arrival."""
+        messages = self._waiting.pop(receiver_id, [])
+        self.delivered += len(messages)
+        return messages
+
+    def expire(self, ttl: float, now: float) -> int:
+        """Remove what is older than `ttl` seconds; return how many messages that were."""
+        count = self._filter(lambda _, message: not message.is_expired(ttl, now))
+        self.expired += count
+        return count
+
+    def drop(self, client_id: str) -> int:
+        """Remove all messages to and from a client; return how many they were."""
+        count = self._filter(lambda receiver, message: client_id not in (receiver, message.sender_id))
+        self.dropped += count
+        return count
+
+    def keep_only(self, members: Iterable[str]) -> int:
+        """Remove all messages to or from others than `members`; return how many they were."""
+        known = set(members)
+        count = self._filter(lambda receiver, message: receiver in known and message.sender_id in known)
+        self.dropped += count
+        return count
+
+    def pending(self) -> int:
+        """Messages that wait."""
+        return sum(map(len, self._waiting.values()))
+
+    def _filter(self, keep: Callable[[str, GossipMessage], bool]) -> int:
+        before = self.pending()
+        kept = {r: [m for m in messages if keep(r, m)] for r, messages in self._waiting.items()}
+        self._waiting = {receiver: messages for receiver, messages in kept.items() if messages}
+        return before - self.pending()
+
+
+class Delivery:
+    """Carries the released vectors of one gossip round to peers.
+
+    Guarantees:
+        - A client receives a released vector at most once.
+
+    Args:
+        sampler: Chooses peers.
+        peers_per_round: K.
+        pull_interval: Seconds between two pulls of a client.
+    """
+
+    def __init__(self, sampler: PeerSampler, peers_per_round: int, pull_interval: float) -> None:
+        self.inboxes = Inboxes()
+        self.pulls = 0
+        self._sampler = sampler
+        self._peers_per_round = peers_per_round
+        self._pull_interval = pull_interval
+
+    def run(
+        self,
+        live: Mapping[str, GossipMessage],
+        records: Mapping[str, MemberRecord],
+        members: Sequence[str],
+        receivers: Sequence[str],
+        now: float,
+    ) -> None:
+        """Push every vector to K members; then let those that got nothing pull.
+
+        Args:
+            live: The federation round's released vectors, by sender.
+            records: Records of all senders and receivers.
+            members: All members of the basket, sorted.
+            receivers: Those with a local state, who may pull.
+            now: Seconds.
+        """
+        for row, sender in zip(
+            self._sampler.sample_all(members, self._peers_per_round), members, strict=True
+        ):
+            for peer in row if sender in live else ():
+                self._send(live[sender], records[sender], members[peer])
+        for client_id in receivers:
+            self._pull(client_id, live, records, now)
+        self._sampler.advance_round()
+
+    def _pull(
+        self,
+        client_id: str,
+        live: Mapping[str, GossipMessage],
+        records: Mapping[str, MemberRecord],
+        now: float,
+    ) -> None:
+        last = records[client_id].last_pull
+        if not self.inboxes.is_empty(client_id) or (last is not None and now - last < self._pull_interval):
+            return
+        fresh = [s for s in live if s != client_id and client_id not in records[s].recipients]
+        if fresh:
+            records[client_id].last_pull = now
+            self.pulls += 1
+        for sender in sorted(self._sampler.sample(fresh, self._peers_per_round, exclude=client_id)):
+            self._send(live[sender], records[sender], client_id)
+
+    def _send(self, message: GossipMessage, sender: MemberRecord, receiver_id: str) -> None:
+        if receiver_id not in sender.recipients:
+            sender.recipients.add(receiver_id)
+            self.inboxes.put(receiver_id, message)
+
+
+__all__ = ["Delivery", "Inboxes"]

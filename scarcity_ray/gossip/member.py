@@ -1,0 +1,149 @@
+"""What gossip remembers of one client, and takes along when the client moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from scarcity_ray.gossip.materiality import MaterialityDetector
+from scarcity_ray.gossip.message import GossipMessage
+
+DAY = 86_400.0
+"""Seconds over which `max_messages_per_day` counts."""
+
+
+@dataclass
+class MemberRecord:
+    """One client's gossip.
+
+    Attributes:
+        tested_round: Federation round of its last drift test; -1 before the first.
+        wants_push: What that test decided.
+        release: Its last released message.
+        recipients: Who has had that message.
+        num_releases: Releases so far; the next sequence number.
+        release_times: When it released, seconds, within the last day.
+        last_pull: When it last pulled, seconds.
+        has_left: Whether it left the basket; the record stays until it can make no difference.
+    """
+
+    tested_round: int = -1
+    wants_push: bool = False
+    release: GossipMessage | None = None
+    recipients: set[str] = field(default_factory=set)
+    num_releases: int = 0
+    release_times: list[float] = field(default_factory=list)
+    last_pull: float | None = None
+    has_left: bool = False
+
+    def forget_old_releases(self, now: float) -> None:
+        """Drop release times that are more than a day old."""
+        self.release_times = [time for time in self.release_times if now - time < DAY]
+
+    def released_in(self, round_id: int) -> GossipMessage | None:
+        """The message released in a federation round, if there is one."""
+        return self.release if self.release is not None and self.release.round_id == round_id else None
+
+    def must_push(self, round_id: int) -> bool:
+        """Whether the round's drift test said push and nothing was released yet."""
+        return self.tested_round == round_id and self.wants_push and self.released_in(round_id) is None
+
+    def note_release(self, message: GossipMessage) -> None:
+        """Remember what was just released."""
+        self.release, self.recipients = message, set()
+        self.num_releases += 1
+        self.release_times.append(message.timestamp)
+
+    def absorb(self, other: MemberRecord) -> None:
+        """Take over what another record of the same client knows beyond this one."""
+        if other.tested_round > self.tested_round:
+            self.tested_round, self.wants_push = other.tested_round, other.wants_push
+        if other.release is not None and (
+            self.release is None or other.release.sequence_number > self.release.sequence_number
+        ):
+            self.release, self.recipients = other.release, set(other.recipients)
+        self.num_releases = max(self.num_releases, other.num_releases)
+        self.release_times = sorted({*self.release_times, *other.release_times})
+        pulls = [time for time in (self.last_pull, other.last_pull) if time is not None]
+        self.last_pull = max(pulls, default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class GossipCarry:
+    """What a client takes along to another basket, so that it releases nothing twice; plain data.
+
+    Attributes:
+        client_id: The client.
+        record: Its drift decision, release and counters.
+        last_pushed: The clipped state it last pushed, float32 (d,); None before the first push.
+    """
+
+    client_id: str
+    record: MemberRecord
+    last_pushed: npt.NDArray[np.float32] | None
+
+
+class Members:
+    """The records of a basket's clients, past and present.
+
+    Args:
+        basket_id: The basket.
+        detector: Holds their last pushed states.
+    """
+
+    def __init__(self, basket_id: str, detector: MaterialityDetector) -> None:
+        self.records: dict[str, MemberRecord] = {}
+        self._basket_id = basket_id
+        self._detector = detector
+
+    def present(self, client_id: str, now: float) -> MemberRecord:
+        """The record of a client that takes part now."""
+        record = self.records.setdefault(client_id, MemberRecord())
+        record.has_left = False
+        record.forget_old_releases(now)
+        return record
+
+    def live_releases(
+        self, client_ids: Iterable[str], round_id: int, ttl: float, now: float
+    ) -> dict[str, GossipMessage]:
+        """What these clients released in a federation round and has not expired, by sender."""
+        known = {c: self.records[c].released_in(round_id) for c in client_ids if c in self.records}
+        return {c: m for c, m in known.items() if m is not None and not m.is_expired(ttl, now)}
+
+    def leave(self, client_id: str) -> None:
+        """Note that a client left."""
+        if client_id in self.records:
+            self.records[client_id].has_left = True
+
+    def take(self, client_id: str) -> GossipCarry:
+        """Remove a client and give what must go along with it."""
+        record = self.records.pop(client_id, MemberRecord())
+        carry = GossipCarry(client_id, record, self._detector.last_pushed(client_id))
+        self._detector.forget(client_id)
+        return carry
+
+    def put(self, carry: GossipCarry) -> None:
+        """Take in a client with what it brings; what is known of it here is kept where it is newer."""
+        arriving = deepcopy(carry.record)
+        if arriving.release is not None:
+            arriving.release = replace(arriving.release, basket_id=self._basket_id)
+        record = self.records.setdefault(carry.client_id, MemberRecord())
+        if carry.last_pushed is not None and record.num_releases <= arriving.num_releases:
+            self._detector.update_state(carry.client_id, carry.last_pushed)
+        record.absorb(arriving)
+        record.has_left = False
+
+    def forget_gone(self, round_id: int, now: float) -> None:
+        """Forget who left, once neither the round nor the daily limit can be evaded by it."""
+        for client_id, record in list(self.records.items()):
+            record.forget_old_releases(now)
+            if record.has_left and record.tested_round < round_id and not record.release_times:
+                del self.records[client_id]
+                self._detector.forget(client_id)
+
+
+__all__ = ["DAY", "GossipCarry", "MemberRecord", "Members"]

@@ -1,0 +1,314 @@
+"""One basket's gossip as a conversation with its caller, who charges the budget between the steps.
+
+::
+
+    ids   = protocol.begin(client_ids, states, round_id, now, num_members=n)   charge ids for a drift test
+    ids   = protocol.test_drift(allowed)                                       charge ids for a vector
+    result = protocol.exchange(allowed, all_members, now)                      nothing more to charge
+
+Nothing is drawn before its charge is allowed. The caller may stop after any step: what was tested or released
+is remembered, and the next `begin` goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scarcity_ray.config import GossipConfig
+from scarcity_ray.errors import UsageError
+from scarcity_ray.gossip.delivery import Delivery
+from scarcity_ray.gossip.materiality import MaterialityDetector
+from scarcity_ray.gossip.member import GossipCarry, Members
+from scarcity_ray.gossip.message import GossipMessage
+from scarcity_ray.gossip.mixing import MIXINGS
+from scarcity_ray.gossip.peers import PeerSampler
+from scarcity_ray.plan import GossipPlan
+from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.robust.rows import clip_rows, row_norms
+
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class GossipOutcome:
+    """What one gossip round of a basket did.
+
+    Attributes:
+        delivered: Messages that reached a local state.
+        sent: Messages put into inboxes, by push or pull.
+        expired: Messages that grew too old.
+        released: Clients that released a new vector.
+        client_ids: The members with a state, as given to `begin`.
+        states: Their states after mixing, a new float32 (n, d) array.
+        mixed: Those whose state received something.
+    """
+
+    delivered: int
+    sent: int
+    expired: int
+    released: tuple[str, ...]
+    client_ids: tuple[str, ...]
+    states: Matrix
+    mixed: tuple[str, ...]
+
+
+@dataclass
+class _Step:
+    client_ids: tuple[str, ...]
+    states: Matrix
+    clipped: Matrix
+    to_test: frozenset[str]
+    to_push: frozenset[str] = frozenset()
+
+    def clipped_rows(self, ids: Sequence[str]) -> Matrix:
+        """The clipped states of sorted `ids`."""
+        wanted = set(ids)
+        return self.clipped[[client_id in wanted for client_id in self.client_ids]]
+
+
+class GossipProtocol:
+    """Gossip within one basket (DESIGN sections 3 and 4).
+
+    Guarantees:
+        - A client releases one vector a federation round, however often gossip runs in it.
+        - Nothing is drawn or released for a client that was not allowed.
+        - The number of peers changes no charge.
+        - A basket of one client does nothing; two clients gossip.
+        - A client releases at most `max_messages_per_day` vectors in any 24 hours.
+        - A client receives a released vector at most once.
+        - A client that moves or comes back in mid-round does not release twice.
+        - States that are given are never written to.
+
+    Args:
+        config: Peers, intervals, limits, mixing.
+        plan: Noise scales and clip norm.
+        basket_id: The basket.
+        noise: Where privacy noise comes from; its streams are named by kind, client and round alone.
+        seed: Of the peers' simulation stream.
+    """
+
+    def __init__(
+        self, config: GossipConfig, plan: GossipPlan, *, basket_id: str, noise: NoiseSource, seed: int = 0
+    ) -> None:
+        self.config = config
+        self.plan = plan
+        self.basket_id = basket_id
+        self.round_id = 0
+        self._noise = noise
+        self._detector = MaterialityDetector(config.push_drift_threshold)
+        self._members = Members(basket_id, self._detector)
+        sampler = PeerSampler(config.rotation_window, seed=seed, basket_id=basket_id)
+        self._delivery = Delivery(sampler, config.peers_per_round, config.pull_interval)
+        self._inboxes = self._delivery.inboxes
+        self._counts: Counter[str] = Counter()
+        self._step: _Step | None = None
+
+    def begin(
+        self,
+        client_ids: Sequence[str],
+        states: Matrix,
+        round_id: int,
+        now: float,
+        *,
+        num_members: int | None = None,
+    ) -> tuple[str, ...]:
+        """Start a gossip round; return whose drift test must be charged now.
+
+        Those are the clients not yet tested in this federation round that are below their daily limit; none
+        in a basket of fewer than two members.
+
+        Args:
+            client_ids: Members with a local state, sorted.
+            states: Their states, finite float32 (n, d).
+            round_id: The federation round; later than the last one advances this protocol.
+            now: Seconds.
+            num_members: Members of the basket, with or without a state; the number of states if None.
+
+        Raises:
+            UsageError: If ids, states or round do not fit.
+        """
+        self.advance_round(round_id)
+        ids = tuple(client_ids)
+        if list(ids) != sorted(set(ids)) or states.shape != (len(ids), self.plan.dimension):
+            raise UsageError(
+                f"gossip needs sorted ids and a ({len(ids)}, {self.plan.dimension}) array, got {states.shape}"
+            )
+        norms = row_norms(states)
+        if not np.isfinite(norms).all():
+            raise UsageError(f"states of basket {self.basket_id!r} must be finite")
+        self._members.forget_gone(round_id, now)
+        untested = []
+        for client_id in ids:
+            record = self._members.present(client_id, now)
+            if record.tested_round < round_id and max(num_members or 0, len(ids)) > 1:
+                untested.append((client_id, len(record.release_times) >= self.config.max_messages_per_day))
+        to_test = tuple(client_id for client_id, is_limited in untested if not is_limited)
+        self._counts["rate_limited"] += len(untested) - len(to_test)
+        clipped = clip_rows(states, norms, self.plan.clip_norm) if ids else states
+        self._step = _Step(ids, states, clipped, frozenset(to_test))
+        return to_test
+
+    def test_drift(self, allowed_ids: Collection[str]) -> tuple[str, ...]:
+        """Run the noised materiality test for clients whose charge was allowed.
+
+        Returns:
+            Clients that want to push and must be charged for a vector, sorted: those whose test says so, and
+            those that earlier in this federation round wanted to and have not released yet.
+
+        Raises:
+            UsageError: Before `begin`, or for a client that `begin` did not name.
+        """
+        step = self._current("test_drift")
+        allowed = _allowed("a drift test", allowed_ids, step.to_test)
+        step.to_test = frozenset()
+        sigma = self.plan.sigma_drift
+        noise = np.array([self._draw(1, "drift", client_id, sigma)[0] for client_id in allowed])
+        if allowed:
+            decisions = self._detector.material(allowed, step.clipped_rows(allowed), sigma, noise)
+            for client_id, wants_push in zip(allowed, decisions, strict=True):
+                record = self._members.records[client_id]
+                record.tested_round, record.wants_push = self.round_id, bool(wants_push)
+        self._counts["drift_tests"] += len(allowed)
+        records = self._members.records
+        wanting = tuple(c for c in step.client_ids if records[c].must_push(self.round_id))
+        step.to_push = frozenset(wanting)
+        return wanting
+
+    def exchange(
+        self, allowed_ids: Collection[str], all_members: Collection[str], now: float
+    ) -> GossipOutcome:
+        """Release the allowed vectors, deliver messages, and mix what each member received into its state.
+
+        A released vector goes to K peers; if gossip runs again in the same federation round it goes, free of
+        charge, to the next K that have not had it. A client that got nothing pulls the round's released
+        vectors of up to K peers, at most every `pull_interval` seconds: post-processing, also free. What
+        waits for a member without a state stays until it has one or the message expires.
+
+        Args:
+            allowed_ids: Clients of `test_drift`'s answer whose charge was allowed.
+            all_members: All members of the basket, with or without a state.
+            now: Seconds.
+
+        Raises:
+            UsageError: Before `begin`, or for clients that are not entitled.
+        """
+        step = self._current("exchange")
+        allowed = _allowed("a release", allowed_ids, step.to_push)
+        members = sorted(set(all_members))
+        if not set(step.client_ids) <= set(members):
+            raise UsageError("all_members must hold every client that has a state")
+        self._step = None
+        self._inboxes.keep_only(members)
+        expired = self._inboxes.expire(self.config.message_ttl, now)
+        sent_before = self._inboxes.sent
+        for client_id, row in zip(allowed, step.clipped_rows(allowed), strict=True):
+            self._release(client_id, row, now)
+        if len(members) > 1:
+            live = self._members.live_releases(members, self.round_id, self.config.message_ttl, now)
+            self._delivery.run(live, self._members.records, members, step.client_ids, now)
+        states, mixed, delivered = self._mix(step)
+        return GossipOutcome(
+            delivered=delivered,
+            sent=self._inboxes.sent - sent_before,
+            expired=expired,
+            released=allowed,
+            client_ids=step.client_ids,
+            states=states,
+            mixed=mixed,
+        )
+
+    def advance_round(self, round_id: int) -> None:
+        """Go on to a later federation round; drift decisions and releases of earlier ones lapse."""
+        if round_id < self.round_id:
+            raise UsageError(f"round {round_id} lies before the gossip's round {self.round_id}")
+        if round_id > self.round_id:
+            self.round_id, self._step = round_id, None
+
+    def drop_client(self, client_id: str) -> int:
+        """A client leaves: drop the pending messages to and from it, and return how many they were.
+
+        What it tested and released is remembered while it could matter, so that coming back within the round
+        or the day gains nothing.
+        """
+        self._step = None
+        self._members.leave(client_id)
+        return self._inboxes.drop(client_id)
+
+    def take_client(self, client_id: str) -> GossipCarry:
+        """A client moves away: give what it must take along, and drop its pending messages, counted.
+
+        Works for a client that has left, too, so that its record can follow it when it comes back elsewhere.
+        """
+        self.drop_client(client_id)
+        carry = self._members.take(client_id)
+        carry.record.has_left = False
+        return carry
+
+    def put_client(self, carry: GossipCarry) -> None:
+        """A client moves in with what `take_client` gave elsewhere."""
+        self._step = None
+        self._members.put(carry)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts since the start, and the messages that wait."""
+        return {
+            "round_id": self.round_id,
+            "sent": self._inboxes.sent,
+            "delivered": self._inboxes.delivered,
+            "expired": self._inboxes.expired,
+            "dropped": self._inboxes.dropped,
+            "pending": self._inboxes.pending(),
+            "pulls": self._delivery.pulls,
+            **{name: self._counts[name] for name in ("drift_tests", "releases", "rate_limited")},
+        }
+
+    def _current(self, call: str) -> _Step:
+        if self._step is None:
+            raise UsageError(f"{call} needs a round that was begun since members or rounds last changed")
+        return self._step
+
+    def _draw(self, shape: int, kind: str, client_id: str, sigma: float) -> npt.NDArray[np.float64]:
+        if sigma == 0.0:
+            return np.zeros(shape)
+        return self._noise.standard_normal(shape, f"gossip/{kind}/{client_id}/{self.round_id}")
+
+    def _release(self, client_id: str, clipped: Matrix, now: float) -> None:
+        sigma = self.plan.sigma_vector
+        noise = self._draw(self.plan.dimension, "vector", client_id, sigma)
+        vector = (clipped + sigma * noise).astype(np.float32)
+        vector.setflags(write=False)
+        record = self._members.records[client_id]
+        record.note_release(
+            GossipMessage(client_id, self.basket_id, vector, record.num_releases, now, self.round_id)
+        )
+        self._detector.update_state(client_id, clipped)
+        self._counts["releases"] += 1
+
+    def _mix(self, step: _Step) -> tuple[Matrix, tuple[str, ...], int]:
+        mix = MIXINGS[self.config.mixing]
+        states = np.array(step.states, dtype=np.float32)
+        mixed, delivered = [], 0
+        for index, client_id in enumerate(step.client_ids):
+            received = [message.summary_vector for message in self._inboxes.collect(client_id)]
+            if received:
+                states[index] = mix(states[index], received, self.plan)
+                mixed.append(client_id)
+                delivered += len(received)
+        return states, tuple(mixed), delivered
+
+
+def _allowed(what: str, allowed_ids: Collection[str], entitled: frozenset[str]) -> tuple[str, ...]:
+    allowed = tuple(sorted(set(allowed_ids)))
+    strangers = set(allowed) - entitled
+    if strangers:
+        raise UsageError(f"{what} was not asked for by: {', '.join(sorted(strangers))}")
+    return allowed
+
+
+__all__ = ["GossipOutcome", "GossipProtocol"]

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from scarcity_ray.gossip import GossipMessage, MaterialityDetector, PeerSampler, mix_average, mix_noise_aware
+from scarcity_ray.plan import GossipPlan
+
+sizes = st.integers(1, 25)
+
+
+def ids(n: int) -> list[str]:
+    return [f"c{i:02}" for i in range(n)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes, st.integers(1, 8), st.integers(0, 30), st.integers(1, 10))
+def test_peers_are_never_oneself_nor_twice_and_balanced(n: int, k: int, rounds: int, window: int) -> None:
+    sampler = PeerSampler(window, seed=3, basket_id="b")
+    for _ in range(rounds):
+        sampler.advance_round()
+    members = ids(n)
+    everyone = sampler.sample_all(members, k)
+    assert everyone.shape == (n, min(k, n - 1))
+    for row, client in zip(everyone, members, strict=True):
+        peers = sampler.sample(members, k, exclude=client)
+        assert peers == tuple(members[i] for i in row)
+        assert client not in peers
+        assert len(set(peers)) == len(peers)
+    assert set(Counter(everyone.ravel().tolist()).values()) <= {min(k, n - 1)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 25), st.integers(1, 6))
+def test_a_client_meets_everybody_before_it_meets_anybody_again(n: int, k: int) -> None:
+    sampler = PeerSampler(rotation_window=100, seed=1, basket_id="b")
+    met: list[str] = []
+    while len(met) < n - 1:
+        met += sampler.sample(ids(n), k, exclude="c00")
+        sampler.advance_round()
+    assert len(set(met[: n - 1])) == n - 1
+
+
+def test_rotation_starts_anew_after_its_window_and_differs_between_baskets() -> None:
+    def history(basket: str, seed: int) -> list[tuple[str, ...]]:
+        sampler = PeerSampler(rotation_window=2, seed=seed, basket_id=basket)
+        found = []
+        for _ in range(20):
+            found.append(sampler.sample(ids(40), 3, exclude="c07"))
+            sampler.advance_round()
+        return found
+
+    assert history("a", 0) == history("a", 0)
+    assert history("a", 0) != history("b", 0)
+    assert history("a", 0) != history("a", 1)
+    assert len({peer for peers in history("a", 0) for peer in peers}) > 12
+
+
+def test_sampling_excludes_whom_it_is_told_to() -> None:
+    sampler = PeerSampler()
+    assert set(sampler.sample(ids(6), 10, exclude=["c00", "c03"])) == {"c01", "c02", "c04", "c05"}
+    assert set(sampler.sample(ids(3), 10, exclude="stranger")) == set(ids(3))
+    assert set(sampler.sample(ids(3), 10, exclude=())) == set(ids(3))
+    assert sampler.sample([], 3, exclude=()) == ()
+    assert sampler.sample(["a"], 3, exclude="a") == ()
+
+
+def test_every_peer_is_equally_likely() -> None:
+    counts = Counter()
+    for seed in range(3000):
+        counts.update(PeerSampler(seed=seed).sample(ids(7), 2, exclude="c00"))
+    expected = 3000 * 2 / 6
+    deviation = sum((counts[peer] - expected) ** 2 / expected for peer in ids(7)[1:])
+    # chi-squared with 5 degrees of freedom exceeds 36.5 with probability below 1e-6
+    assert deviation < 36.5
+
+
+rows = st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3).map(lambda v: np.array(v, np.float32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, rows, st.floats(0, 20))
+def test_without_noise_a_state_is_pushed_iff_its_drift_reaches_the_threshold(
+    pushed: np.ndarray, state: np.ndarray, threshold: float
+) -> None:
+    detector = MaterialityDetector(threshold)
+    assert detector.should_push("a", state) == (np.sqrt(float((state.astype(float) ** 2).sum())) >= threshold)
+    detector.update_state("a", pushed)
+    drift = np.sqrt(float(((state.astype(float) - pushed) ** 2).sum()))
+    np.testing.assert_allclose(detector.drifts(["a"], state[None])[0], drift, rtol=1e-12)
+    assert detector.should_push("a", state, sigma=2.0, noise=50.0)
+    assert not detector.should_push("a", state, sigma=2.0, noise=-50.0)
+    detector.forget("a")
+    assert detector.last_pushed("a") is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, rows)
+def test_the_drift_of_clipped_states_never_leaves_twice_the_clip_norm(a: np.ndarray, b: np.ndarray) -> None:
+    a, b = (v / max(1.0, float(np.linalg.norm(v.astype(float)))) for v in (a, b))
+    detector = MaterialityDetector(0.1)
+    detector.update_state("a", a.astype(np.float32))
+    assert 0 <= detector.drifts(["a"], b.astype(np.float32)[None])[0] <= 2 * (1 + 2**-21)
+
+
+def test_the_detector_keeps_its_own_copy() -> None:
+    detector = MaterialityDetector(0.5)
+    state = np.ones(2, np.float32)
+    detector.update_state("a", state)
+    state[:] = 0
+    assert detector.should_push("a", state)
+
+
+def plan(sigma: float, dimension: int, clip_norm: float = 1.0) -> GossipPlan:
+    return GossipPlan(1.0, 1.0, 0.0, sigma, clip_norm, dimension)
+
+
+def test_noise_aware_mixing_moves_by_the_plans_weight_towards_the_clipped_mean() -> None:
+    numbers = plan(sigma=0.25, dimension=4)
+    state = np.full(4, 0.5, np.float32)
+    received = [np.zeros(4, np.float32), np.array([1000, 0, 0, 0], np.float32)]
+    weight = numbers.mixing_weight(2)
+    mean = np.array([numbers.receive_norm / 2, 0, 0, 0])
+    np.testing.assert_allclose(
+        mix_noise_aware(state, received, numbers), (1 - weight) * state + weight * mean, rtol=1e-6
+    )
+    assert state.tolist() == [0.5] * 4
+
+
+def test_average_is_the_plain_mean_of_state_and_received() -> None:
+    mixed = mix_average(np.zeros(2, np.float32), [np.full(2, 3.0, np.float32)] * 2, plan(1e9, 2))
+    assert mixed.tolist() == [2, 2]
+    assert mixed.dtype == np.float32
+
+
+def test_mixing_nothing_changes_nothing() -> None:
+    for mix in (mix_noise_aware, mix_average):
+        state = np.ones(2, np.float32)
+        mixed = mix(state, [], plan(1.0, 2))
+        assert mixed.tolist() == [1, 1]
+        assert mixed is not state
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, 3.0])
+def test_noise_aware_mixing_has_less_error_than_the_state_alone_and_than_averaging(sigma: float) -> None:
+    d, k = 64, 5
+    numbers = plan(sigma, d, clip_norm=1.0)
+    rng = np.random.Generator(np.random.PCG64DXSM(5))
+    errors = np.zeros(3)
+    for _ in range(200):
+        centre = rng.standard_normal(d) * 0.01
+        own, *others = centre + rng.standard_normal((k + 1, d)) / np.sqrt(d)
+        received = [(o + sigma * rng.standard_normal(d)).astype(np.float32) for o in others]
+        state = own.astype(np.float32)
+        results = (state, mix_noise_aware(state, received, numbers), mix_average(state, received, numbers))
+        errors += [float(((r - centre) ** 2).sum()) for r in results]
+    assert errors[1] < errors[0]
+    assert errors[1] < errors[2] * 1.05
+
+
+def test_messages_know_their_age() -> None:
+    message = GossipMessage("a", "b", np.zeros(1, np.float32), 0, timestamp=10.0, round_id=0)
+    assert message.age(12.5) == 2.5
+    assert not message.is_expired(2.5, 12.5)
+    assert message.is_expired(2.4, 12.5)
