@@ -94,7 +94,7 @@ class GossipProtocol:
     """
 
     def __init__(
-        self, config: GossipConfig, plan: GossipPlan, *, basket_id: str, noise: NoiseSource, seed: int = 0
+        self, config: GossipConfig, plan: GossipPlan, basket_id: str, noise: NoiseSource, *, seed: int = 0
     ) -> None:
         self.config = config
         self.plan = plan
@@ -135,6 +135,7 @@ class GossipProtocol:
         """
         self.advance_round(round_id)
         ids = tuple(client_ids)
+        states = states if ids else np.empty((0, self.plan.dimension), dtype=np.float32)
         if list(ids) != sorted(set(ids)) or states.shape != (len(ids), self.plan.dimension):
             raise UsageError(
                 f"gossip needs sorted ids and a ({len(ids)}, {self.plan.dimension}) array, got {states.shape}"

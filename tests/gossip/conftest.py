@@ -51,7 +51,7 @@ def make(noise: CountingNoise) -> Make:
             clip_norm=settings.clip_norm,
             dimension=dimension,
         )
-        return GossipProtocol(settings, plan, basket_id=basket_id, noise=source)
+        return GossipProtocol(settings, plan, basket_id, source)
 
     return build
 
