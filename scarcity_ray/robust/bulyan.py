@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector
-from scarcity_ray.robust.columns import mean_around_median, sorted_columns
+from scarcity_ray.robust.columns import mean_around_median, order_statistics
 from scarcity_ray.robust.krum import krum_scores, lowest
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
 
@@ -57,5 +57,6 @@ class Bulyan(Rule):
 
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
         """The mean around the median of the picked rows; see `Rule.combine`."""
-        columns = sorted_columns(chosen(block, selection))
-        return mean_around_median(columns, len(columns) - 2 * num_byzantine)
+        rows = chosen(block, selection)
+        ascending = order_statistics(rows, 0, len(rows))
+        return mean_around_median(ascending, len(rows) - 2 * num_byzantine)

@@ -1,104 +1,113 @@
-"""Rules that treat every coordinate on its own: median and trimmed mean, and Bulyan's second phase.
+"""Order statistics of the columns of a block, and what is averaged of them.
+
+Few rows go through a sorting network; more are transposed in blocks, so that each column is contiguous,
+sorted, and transposed back. Either way the sorted values are the same.
 
 *Guarantees*
-    - Median: the middle value of each column, or the mean of the two middle ones.
-    - Trimmed mean: the mean of what is left of each column without its f smallest and f largest values.
-    - Mean around the median: the mean of the count values closest to the median, a tie going to the lower
-      values.
+    - Order statistics are those of each column, sorted.
+    - The mean around the median averages the count values closest to it, a tie going to the lower values.
+    - Sums are formed in float64 in ascending order of the values and rounded once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Matrix, Rows, Vector, workspace
-from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
+from scarcity_ray.robust.blocks import Vector, workspace
+from scarcity_ray.robust.network import apply_network, sorting_network
+
+NETWORK_ROWS = 32
+"""Rows up to which a network is faster than sorting transposed columns."""
+
+PADDING = 16
+"""Extra float32 entries that keep a stride from being a power of two: transposing is 6 times slower then."""
 
 
-def sorted_columns(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The rows' columns in ascending order, (m, b) float32, valid until the next call in this thread."""
-    columns: NDArray[np.float32] = workspace("columns", (len(rows), len(rows[0])), np.float32)
-    for row, out in zip(rows, columns, strict=True):
-        np.copyto(out, row)
-    columns.sort(axis=0)
-    return columns
+def order_statistics(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> list[NDArray[np.float32]]:
+    """The order statistics start, ..., stop - 1 of each column.
+
+    Args:
+        rows: m float32 rows of length b without NaN, never written to.
+        start: First rank wanted, from 0.
+        stop: One past the last, at most m.
+
+    Returns:
+        stop - start rows of length b, ascending, in scratch memory of this thread that the caller may write
+        to and that is valid until the next call.
+    """
+    if len(rows) == 1:
+        scratch = workspace("columns", (1, len(rows[0])), np.float32)
+        np.copyto(scratch[0], rows[0])
+        return list(scratch[start:stop])
+    if len(rows) <= NETWORK_ROWS:
+        return apply_network(rows, sorting_network(len(rows), start, stop))[start:stop]
+    return _sort_transposed(rows, start, stop)
 
 
-def median(columns: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Median of each sorted column, (b,) float64."""
-    high = len(columns) // 2
-    low = (len(columns) - 1) // 2
-    middle: NDArray[np.float64] = (columns[low].astype(np.float64) + columns[high]) * 0.5
-    return middle
+def median(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Median of each column, (b,) float64; the mean of the two middle values of an even number."""
+    middle = order_statistics(rows, (len(rows) - 1) // 2, len(rows) // 2 + 1)
+    return middle_of(middle)
 
 
-def mean_of(columns: NDArray[np.float32]) -> Vector:
-    """Mean of each column, summed in float64 from the first row on and rounded once, (b,) float32."""
-    total = np.zeros(columns.shape[1], np.float64)
-    for row in columns:
-        total += row
-    total /= len(columns)
+def middle_of(ascending: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+    """Median of each column whose values are in ascending order, (b,) float64."""
+    total: NDArray[np.float64] = ascending[(len(ascending) - 1) // 2].astype(np.float64)
+    total += ascending[len(ascending) // 2]
+    total *= 0.5
+    return total
+
+
+def mean_of(rows: Sequence[NDArray[np.float32]]) -> Vector:
+    """Mean of each column, summed in float64 in the order of the rows and rounded once, (b,) float32."""
+    total = workspace("total", rows[0].shape, np.float64)
+    np.copyto(total, rows[0])
+    for row in rows[1:]:
+        np.add(total, row, out=total)
+    np.divide(total, float(len(rows)), out=total)
     return total.astype(np.float32)
 
 
-def mean_around_median(columns: NDArray[np.float32], count: int) -> Vector:
+def mean_around_median(ascending: Sequence[NDArray[np.float32]], count: int) -> Vector:
     """Mean of the `count` values of each column that are closest to its median.
 
-    They are a contiguous window of the sorted column. The window starts at the bottom and moves up while the
-    value that would enter is strictly closer to the median than the one that would leave.
+    They are a window of consecutive ranks, and a window of `count` ranks holds one rank of each residue
+    modulo `count`. Of the ranks i and i + count it holds the upper one if and only if that is strictly closer
+    to the median m, that is x_i + x_(i + count) < 2 m.
 
     Args:
-        columns: (m, b) float32, each column ascending.
+        ascending: m float32 rows of length b, each column ascending; overwritten.
         count: Values to average, 1 <= count <= m.
 
     Returns:
         (b,) float32.
     """
-    middle = median(columns)
-    start = np.zeros(columns.shape[1], np.intp)
-    for lowest in range(len(columns) - count):
-        moves = (columns[lowest + count] - middle) < (middle - columns[lowest])
-        start[moves] = lowest + 1
-    total = np.zeros(columns.shape[1], np.float64)
-    positions = np.arange(columns.shape[1])
-    for offset in range(count):
-        total += columns[start + offset, positions]
-    total /= count
-    return total.astype(np.float32)
+    twice_median = middle_of(ascending)
+    twice_median *= 2.0
+    both = workspace("both", twice_median.shape, np.float64)
+    upper_is_closer = workspace("closer", twice_median.shape, np.bool_)
+    window = list(ascending[:count])
+    for rank in range(count, len(ascending)):
+        kept = window[rank % count]
+        np.copyto(both, kept)
+        np.add(both, ascending[rank], out=both)
+        np.less(both, twice_median, out=upper_is_closer)
+        np.copyto(kept, ascending[rank], where=upper_is_closer)
+    return mean_of(window)
 
 
-class ColumnRule(Rule):
-    """A rule that takes all rows and decides in each column."""
-
-    def _select(self, distances: Matrix, setting: Setting) -> Selection:
-        return Selection(tuple(range(setting.num_rows)))
-
-
-class Median(ColumnRule):
-    """Coordinate-wise median (Yin et al. 2018, definition 1)."""
-
-    name = "median"
-
-    def least_rows(self, num_byzantine: int) -> int:
-        """2f + 1: a majority is honest."""
-        return 2 * num_byzantine + 1
-
-    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The median of each column; see `Rule.combine`."""
-        return median(sorted_columns(chosen(block, selection))).astype(np.float32)
-
-
-class TrimmedMean(ColumnRule):
-    """Coordinate-wise trimmed mean (Yin et al. 2018, definition 2): f values go at either end."""
-
-    name = "trimmed_mean"
-
-    def least_rows(self, num_byzantine: int) -> int:
-        """2f + 1: at least one value is left."""
-        return 2 * num_byzantine + 1
-
-    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The trimmed mean of each column; see `Rule.combine`."""
-        columns = sorted_columns(chosen(block, selection))
-        return mean_of(columns[num_byzantine : len(columns) - num_byzantine])
+def _sort_transposed(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> list[NDArray[np.float32]]:
+    num_rows, num_columns = len(rows), len(rows[0])
+    padded = workspace("padded", (num_rows, num_columns + PADDING), np.float32)[:, :num_columns]
+    for row, out in zip(rows, padded, strict=True):
+        np.copyto(out, row)
+    width = num_rows + (PADDING if num_rows % PADDING == 0 else 0)
+    columns = workspace("columns", (num_columns, width), np.float32)[:, :num_rows]
+    np.copyto(columns, padded.T)
+    columns.sort(axis=1)
+    wanted = padded[: stop - start]
+    np.copyto(wanted, columns[:, start:stop].T)
+    return list(wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.bulyan import Bulyan
-from scarcity_ray.robust.columns import Median, TrimmedMean
+from scarcity_ray.robust.coordinate import Median, TrimmedMean
 from scarcity_ray.robust.krum import Krum, MultiKrum
 from scarcity_ray.robust.linear import Mean, WeightedMean
 from scarcity_ray.robust.rows import as_integer

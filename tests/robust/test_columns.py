@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scarcity_ray.robust.columns import (
+    NETWORK_ROWS,
+    mean_around_median,
+    mean_of,
+    median,
+    order_statistics,
+)
+from scarcity_ray.robust.network import apply_network, sorting_network
+
+
+@pytest.mark.parametrize("m", range(2, 13))
+def test_a_network_gives_the_order_statistics_it_was_made_for(m):
+    """By the 0-1 principle, a network that sorts every row of zeros and ones sorts everything."""
+    bits = np.array(list(itertools.product([0, 1], repeat=m)), np.float32).T.copy()
+    expected = np.sort(bits, axis=0)
+    for start in range(m):
+        for stop in range(start + 1, m + 1):
+            wires = apply_network(list(bits), sorting_network(m, start, stop))
+            assert (np.array(wires[start:stop]) == expected[start:stop]).all()
+
+
+def test_comparators_that_no_wanted_order_statistic_depends_on_are_left_out():
+    assert len(sorting_network(8, 0, 8)) == 19
+    assert len(sorting_network(8, 3, 5)) < 19
+    assert [len(sorting_network(2**k, 0, 2**k)) for k in range(1, 7)] == [1, 5, 19, 63, 191, 543]
+    outputs = sum(c.keeps_low + c.keeps_high for c in sorting_network(32, 16, 17))
+    assert outputs < 2 * 191 - 30
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 20, NETWORK_ROWS, NETWORK_ROWS + 1, 48, 64, 100])
+def test_order_statistics_are_those_of_each_column_sorted(m):
+    rng = np.random.default_rng(m)
+    for b in (1, 7, 300):
+        rows = rng.integers(-20, 20, (m, b)).astype(np.float32)
+        rows.flags.writeable = False
+        expected = np.sort(rows, axis=0)
+        for start, stop in {(0, m), (m // 2, m // 2 + 1), (m // 3, m)}:
+            assert (np.array(order_statistics(list(rows), start, stop)) == expected[start:stop]).all()
+
+
+def test_networks_and_sorts_give_the_same_bits(monkeypatch):
+    rows = list(np.random.default_rng(0).standard_normal((21, 500)).astype(np.float32))
+    by_network = np.array(order_statistics(rows, 4, 17)).tobytes()
+    monkeypatch.setattr("scarcity_ray.robust.columns.NETWORK_ROWS", 1)
+    assert np.array(order_statistics(rows, 4, 17)).tobytes() == by_network
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_mean_around_the_median_averages_the_count_values_closest_to_it(seed, m, data):
+    count = data.draw(st.integers(1, m))
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(-4, 5, (m, 30)) * rng.choice([1.0, 0.1])
+    rows[:, ::3] += 1e4 + 1e-3 * rng.standard_normal((m, 10))
+    rows[rng.integers(m), ::2] = 1e8
+    rows = rows.astype(np.float32)
+    ascending = np.sort(rows, axis=0).astype(np.float64)
+    distance = np.abs(ascending - np.median(ascending, axis=0))
+    nearest = np.sort(np.argsort(distance, axis=0, kind="stable")[:count], axis=0)
+    expected = np.take_along_axis(ascending, nearest, axis=0).sum(axis=0) / count
+    result = mean_around_median(order_statistics(list(rows), 0, m), count)
+    np.testing.assert_allclose(result, expected, rtol=2.0**-23, atol=1e-14 * np.abs(rows).max())
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+@settings(max_examples=50, deadline=None)
+def test_sums_are_formed_in_float64_and_rounded_once(seed, m):
+    rows = (1e6 + np.random.default_rng(seed).standard_normal((m, 20))).astype(np.float32)
+    wide = rows.astype(np.float64)
+    np.testing.assert_array_equal(mean_of(list(rows)), (wide.sum(axis=0) / m).astype(np.float32))
+    np.testing.assert_array_equal(median(list(rows)), np.median(wide, axis=0))
