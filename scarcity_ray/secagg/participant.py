@@ -264,7 +264,7 @@ class Participant:
                 neighbourhood, confirmed; if a neighbour's confirmation is forged.
         """
         after = self._next("unmask")
-        batch = checked_batch(confirmations, Confirmation, len(self._survivors))
+        batch = checked_batch(confirmations, Confirmation, len(self._sharers))
         by_party = {message.party_id: message for message in batch}
         self._require_roll(tuple(sorted(by_party)), "confirmations", self._survivors)
         if by_party.get(self._party_id) != self._confirmation:

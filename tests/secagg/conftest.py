@@ -94,10 +94,21 @@ class Session:
             self.coordinator.add_unmask_shares(self.participants[p].unmask(confirmations))
 
     def until(self, step: str) -> Session:
-        """Runs every step before ``step``."""
+        """Runs every step before ``step``, and closes the phases of all of them."""
         for name in STEPS[: STEPS.index(step)]:
             getattr(self, name)()
+        self.open(step)
         return self
+
+    def open(self, step: str) -> None:
+        opens = {
+            "share_keys": "adverts",
+            "mask": "sharers",
+            "confirm": "survivors",
+            "unmask": "confirmations",
+        }
+        if step in opens:
+            getattr(self.coordinator, opens[step])()
 
     def run(self) -> np.ndarray:
         for name in STEPS:

@@ -94,7 +94,9 @@ def test_closing_the_coordinator_releases_nothing(session_of):
 
 
 def test_awaited_names_the_silent(session_of):
-    session = session_of(4, drops={"basket_2": "mask"}).until("confirm")
+    session = session_of(4, drops={"basket_2": "mask"}).until("mask")
+    assert len(session.coordinator.awaited()) == 4
+    session.mask()
     assert session.coordinator.awaited() == ("basket_2",)
 
 
