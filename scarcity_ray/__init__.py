@@ -1,1 +1,93 @@
-"""Federated learning on Ray among parties that do not trust each other."""
+"""Federated learning on Ray among parties that do not trust each other.
+
+Clients of a domain form a basket; inside it they gossip under local differential privacy. Layer 1 aggregates
+each basket by a Byzantine-robust rule; Layer 2 sums the baskets' aggregates by secure aggregation, adds
+central noise, and charges a privacy budget that is spent once and never forgotten.
+
+Importing this package imports no Ray.
+"""
+
+from scarcity_ray.basket import BasketInfo, BasketManager, BasketStatus, ClientInfo
+from scarcity_ray.buffer import BufferedUpdate, Receipt, Rejection, ReplayGuard, TriggerEngine, UpdateBuffer
+from scarcity_ray.config import (
+    AggregationMethod,
+    BasketConfig,
+    BufferConfig,
+    GossipConfig,
+    HierarchicalFederationConfig,
+    Layer1Config,
+    Layer2Config,
+    RuntimeConfig,
+)
+from scarcity_ray.errors import (
+    ActorLost,
+    ConfigError,
+    LedgerCorrupted,
+    LedgerError,
+    LedgerMissing,
+    PrivacyBudgetExhausted,
+    ProtocolViolation,
+    ScarcityError,
+    SecureAggregationAborted,
+    TooFewUpdates,
+    UsageError,
+)
+from scarcity_ray.gossip import GossipMessage, GossipProtocol, MaterialityDetector, PeerSampler
+from scarcity_ray.hierarchical import HierarchicalFederation
+from scarcity_ray.layers import BasketModel, GlobalMetaModel, Layer1Aggregator, Layer2Aggregator
+from scarcity_ray.plan import FederationPlan, make_plan
+from scarcity_ray.privacy.accountant import PrivacyAccountant
+from scarcity_ray.privacy.mechanisms import CentralDPMechanism, LocalDPMechanism
+from scarcity_ray.robust import aggregate, detect_outliers
+from scarcity_ray.secagg import IdentityKeyPair
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActorLost",
+    "AggregationMethod",
+    "BasketConfig",
+    "BasketInfo",
+    "BasketManager",
+    "BasketModel",
+    "BasketStatus",
+    "BufferConfig",
+    "BufferedUpdate",
+    "CentralDPMechanism",
+    "ClientInfo",
+    "ConfigError",
+    "FederationPlan",
+    "GlobalMetaModel",
+    "GossipConfig",
+    "GossipMessage",
+    "GossipProtocol",
+    "HierarchicalFederation",
+    "HierarchicalFederationConfig",
+    "IdentityKeyPair",
+    "Layer1Aggregator",
+    "Layer1Config",
+    "Layer2Aggregator",
+    "Layer2Config",
+    "LedgerCorrupted",
+    "LedgerError",
+    "LedgerMissing",
+    "LocalDPMechanism",
+    "MaterialityDetector",
+    "PeerSampler",
+    "PrivacyAccountant",
+    "PrivacyBudgetExhausted",
+    "ProtocolViolation",
+    "Receipt",
+    "Rejection",
+    "ReplayGuard",
+    "RuntimeConfig",
+    "ScarcityError",
+    "SecureAggregationAborted",
+    "TooFewUpdates",
+    "TriggerEngine",
+    "UpdateBuffer",
+    "UsageError",
+    "aggregate",
+    "detect_outliers",
+    "make_plan",
+]

@@ -28,8 +28,8 @@ def basket_due(
 
     With fewer than `least` rows it never is: a robust rule waits rather than weaken itself. Otherwise it is
     due by COUNT once `min_updates_trigger` clients (all `n_active` members if that is None) have updates
-    buffered, by STALENESS when the oldest update would be dropped at the next round (never with a
-    `max_staleness` of 0), and by TIME after `time_trigger_seconds`.
+    buffered, by STALENESS when the oldest update is `max_staleness` rounds old (at least one), and by TIME
+    after `time_trigger_seconds`.
 
     Args:
         config: The thresholds.

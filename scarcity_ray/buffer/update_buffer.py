@@ -51,7 +51,7 @@ class UpdateBuffer:
 
     Guarantees:
         - No message raises; every refusal is counted under one reason.
-        - An accepted update leaves exactly once: popped, withdrawn, expired, or taken to another basket.
+        - An accepted update leaves exactly once: popped, withdrawn, or taken to another basket.
         - A replay stays a replay after its update was popped.
         - The participation cap counts accepted updates, also popped and withdrawn ones.
         - A row never exceeds the largest norm of the updates behind it.
@@ -151,25 +151,16 @@ class UpdateBuffer:
         oldest = min((e.round_id for entries in clients.values() for e in entries), default=self.round_id)
         return self.round_id - oldest
 
-    def advance_round(self, round_id: int | None = None) -> tuple[BufferedUpdate, ...]:
-        """Move to a later round (the next one if None); drop, count and return what is now too stale."""
+    def advance_round(self, round_id: int | None = None) -> None:
+        """Move to a later round (the next one if None).
+
+        What is buffered stays, with less weight: an accepted update is dropped by nobody but its client.
+        """
         target = self.round_id + 1 if round_id is None else round_id
         if target < self.round_id:
             raise UsageError(f"round {target} lies before the buffer's round {self.round_id}")
         self.round_id = target
         self._guard.clear_before(target - self.config.max_staleness)
-        expired = []
-        for basket_id in sorted(self._baskets):
-            clients = self._baskets[basket_id]
-            for client_id in sorted(clients):
-                expired += [
-                    self._aged(entry) for entry in clients[client_id] if self._is_stale(entry.round_id)
-                ]
-                self._keep(
-                    basket_id, client_id, [e for e in clients[client_id] if not self._is_stale(e.round_id)]
-                )
-        self._counts["expired"] += len(expired)
-        return tuple(expired)
 
     def withdraw(self, client_id: str) -> int:
         """Remove what a leaving client has buffered, and return how many updates that were.
@@ -187,23 +178,18 @@ class UpdateBuffer:
         return ClientUpdates(client_id, updates, self._guard.keys_of(client_id))
 
     def put_client(self, carry: ClientUpdates, basket_id: str) -> int:
-        """Take in what a client brings to a basket; return how many of its updates are now buffered there.
-
-        Updates that are too stale for this buffer's round expire, counted.
-        """
+        """Take in what a client brings to a basket; how many updates are now buffered there."""
         for key in carry.accepted:
             if not self._is_stale(key.round_id):
                 self._guard.mark(key)
-        fresh = [entry for entry in carry.updates if not self._is_stale(entry.round_id)]
-        for entry in fresh:
+        for entry in carry.updates:
             moved = replace(entry, basket_id=basket_id)
             self._baskets.setdefault(basket_id, {}).setdefault(carry.client_id, []).append(moved)
         self._counts["put"] += len(carry.updates)
-        self._counts["expired"] += len(carry.updates) - len(fresh)
-        return len(fresh)
+        return len(carry.updates)
 
     def get_stats(self) -> dict[str, Any]:
-        """Counts since the start: accepted + put = buffered + popped + withdrawn + expired + taken."""
+        """Counts since the start: accepted + put = buffered + popped + withdrawn + taken."""
         by_basket = {basket_id: self.num_updates(basket_id) for basket_id in sorted(self._baskets)}
         return {
             "round_id": self.round_id,
@@ -244,24 +230,18 @@ class UpdateBuffer:
     def _aged(self, entry: BufferedUpdate) -> BufferedUpdate:
         return replace(entry, staleness=self.round_id - entry.round_id)
 
-    def _keep(self, basket_id: str, client_id: str, entries: list[BufferedUpdate]) -> None:
-        clients = self._baskets[basket_id]
-        clients[client_id] = entries
-        if not entries:
-            del clients[client_id]
-        if not clients:
-            del self._baskets[basket_id]
-
     def _remove(self, client_id: str) -> tuple[BufferedUpdate, ...]:
         holders = sorted(basket_id for basket_id, clients in self._baskets.items() if client_id in clients)
         removed = []
         for basket_id in holders:
-            removed += [self._aged(entry) for entry in self._baskets[basket_id][client_id]]
-            self._keep(basket_id, client_id, [])
+            clients = self._baskets[basket_id]
+            removed += [self._aged(entry) for entry in clients.pop(client_id)]
+            if not clients:
+                del self._baskets[basket_id]
         return tuple(removed)
 
 
-_COUNTS = ("accepted", "popped", "withdrawn", "expired", "taken", "put")
+_COUNTS = ("accepted", "popped", "withdrawn", "taken", "put")
 
 
 def _round_number(round_id: object) -> int | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from scarcity_ray.privacy.budget import BudgetStatus, Charge, DurableBudget
+from scarcity_ray.privacy.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.budget import DurableBudget
 
 
 class Accountant:
-    """`privacy.DurableBudget` as a role. It opens its ledger at the first call, so that errors keep their type.
+    """`privacy.DurableBudget` as a role; its ledger opens at the first call, so that errors keep their type.
 
     Args:
         path: The ledger's file on this node.
@@ -16,7 +18,7 @@ class Accountant:
         total_epsilon: The budget.
         total_delta: The budget.
         gossip_share: Share of the budget set aside for each client's gossip.
-        mu_release: Gaussian-DP parameter of the next configured release: once it does not fit, all is read-only.
+        mu_release: Gaussian-DP parameter of a release: once the next one does not fit, all is read-only.
         must_exist: Whether the federation is known to have a ledger there already.
     """
 
@@ -43,6 +45,8 @@ class Accountant:
 
     def _opened(self, now: float) -> DurableBudget:
         if self._budget is None:
+            if not self._opening["must_exist"]:
+                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
             self._budget = DurableBudget.open(self._path, now=now, **self._opening)
         return self._budget
 

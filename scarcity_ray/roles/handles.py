@@ -75,7 +75,7 @@ def gather(futures: Iterable[Future]) -> list[Any]:
     for future in futures:
         try:
             results.append(future.result())
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             failure = failure or error
     if failure is not None:
         raise failure

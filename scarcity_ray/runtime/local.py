@@ -16,7 +16,7 @@ def _isolated(value: Any) -> Any:
     """A deep copy as another process would see it: pickled, with arrays read-only."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return pickle.loads(head, buffers=[bytes(b.raw()) for b in buffers])  # noqa: S301
+    return pickle.loads(head, buffers=[bytes(b.raw()) for b in buffers])
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _LocalHandle:
             return _Done(error=ActorLost(self.name, "it is not running"))
         try:
             return _Done(_isolated(getattr(role, method)(*_isolated(args))))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return _Done(error=error)
 
 
@@ -64,7 +64,7 @@ class _LocalCompute:
     def submit(self, function: Callable[..., Any], *args: object) -> Future:
         try:
             return _Done(function(*args))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return _Done(error=error)
 
 

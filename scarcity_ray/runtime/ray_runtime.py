@@ -113,12 +113,14 @@ class RayRuntime:
         namespace: The Ray namespace of the federation's actors.
         address: A cluster's address. Without one, and without ``RAY_ADDRESS`` or a connection that exists
             already, a cluster is started on this machine and ended by `close`.
-        detached: Whether the actors outlive this process.
+        detached: Whether the actors outlive this process; otherwise they end with the last handle to them,
+            which this runtime keeps.
     """
 
     def __init__(self, namespace: str, *, address: str | None = None, detached: bool = False) -> None:
         self._namespace = namespace
         self._detached = detached
+        self._kept: dict[str, Any] = {}
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _connect(address)
@@ -140,10 +142,13 @@ class RayRuntime:
             except GetTimeoutError:
                 ray.kill(actor)
                 raise ActorLost(
-                    name, f"no node could place it within {START_TIMEOUT_SECONDS:.0f} s: {_demand(specs, name)}", False
+                    name,
+                    f"no node could place it within {START_TIMEOUT_SECONDS:.0f} s: {_demand(specs, name)}",
+                    False,
                 ) from None
             except RayActorError as error:
                 raise _constructor_error(name, error) from None
+        self._kept.update(pending)
 
     def is_alive(self, name: str) -> bool:
         """Whether the role answers calls."""
@@ -156,6 +161,7 @@ class RayRuntime:
 
     def kill(self, name: str) -> None:
         """End a role at once; nothing happens if it is not there."""
+        self._kept.pop(name, None)
         try:
             ray.kill(ray.get_actor(name, namespace=self._namespace))
         except ValueError:
@@ -181,7 +187,6 @@ class RayRuntime:
         if self._detached:
             options["lifetime"] = "detached"
         return ray.remote(spec.factory).options(**options).remote(**spec.arguments)
-
 
     def _living_node(self, spec: RoleSpec) -> str:
         node = spec.node or self.home

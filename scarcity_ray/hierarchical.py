@@ -1,0 +1,453 @@
+"""`HierarchicalFederation`: the driver's face of a federation (spec/hierarchical.md)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scarcity_ray.basket import BasketInfo, ClientInfo
+from scarcity_ray.buffer import Receipt, Rejection, read_row
+from scarcity_ray.buffer.signing import update_message
+from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
+from scarcity_ray.layers.meta_parameters import encode_report
+from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.plan import FederationPlan, make_plan
+from scarcity_ray.privacy.answers import BudgetStatus
+from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
+from scarcity_ray.roles.basket import SubmissionBatch
+from scarcity_ray.roles.handles import DIRECTORY, GLOBAL, basket_actor, map_tasks
+from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
+from scarcity_ray.roles.statistics import federation_stats
+from scarcity_ray.runtime import Assembly, DriverSession, LocalRuntime, Runtime
+from scarcity_ray.secagg import IdentityKeyPair
+
+Clock = Callable[[], float]
+
+
+class HierarchicalFederation:
+    """A federation: clients in baskets, gossip within them, two layers of aggregation, one privacy budget.
+
+    Args:
+        config: Everything about it; the defaults if None.
+        runtime: ``"ray"``, or ``"local"`` for all roles in this process, without Ray.
+        address: A Ray cluster's address. Without one, ``RAY_ADDRESS`` or a connection that exists already is
+            used, else a cluster is started on this machine.
+        name: Makes the actors outlive this driver, so that others can `attach` by this name.
+        clock: Gives the time in seconds since the epoch.
+        noise: Where privacy noise comes from. For tests only: anything but the operating system's entropy
+            voids the privacy claim.
+
+    Raises:
+        ConfigError: If the config's values cannot work together.
+        LedgerError: If the configured ledger cannot be used.
+        UsageError: If a federation of this name is running already, or no cluster answers.
+    """
+
+    def __init__(
+        self,
+        config: HierarchicalFederationConfig | None = None,
+        *,
+        runtime: Literal["ray", "local"] = "ray",
+        address: str | None = None,
+        name: str | None = None,
+        clock: Clock = time.time,
+        noise: NoiseSource | None = None,
+    ) -> None:
+        config = config or HierarchicalFederationConfig()
+        plan = make_plan(config)
+        federation_id = _federation_id(config, name)
+        place = _open_runtime(runtime, name or uuid.uuid4().hex, address, detached=name is not None)
+        if place.is_alive(DIRECTORY):
+            place.close()
+            raise UsageError(f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})")
+        identity = FederationIdentity(
+            federation_id, config, _ledger_path(config, federation_id), place.home, noise or SystemNoise()
+        )
+        self._begin(place, identity, plan, clock, owner=True)
+        try:
+            self._session.assembly.start(self._session.now())
+        except BaseException:
+            self.close()
+            raise
+        self._session.whereabouts()
+
+    @classmethod
+    def attach(
+        cls, name: str, *, address: str | None = None, clock: Clock = time.time
+    ) -> HierarchicalFederation:
+        """Join a running federation that was made with a `name`, from another driver or a restarted one.
+
+        Keys of clients stay with the driver that registered them: this one passes ``signature=`` for them.
+
+        Raises:
+            UsageError: If no federation of this name is running.
+        """
+        place = _open_runtime("ray", name, address, detached=True)
+        if not place.is_alive(DIRECTORY):
+            place.close()
+            raise UsageError(f"no federation named {name!r} is running on this cluster")
+        identity: FederationIdentity = place.peers.handle(DIRECTORY).call("identity").result()
+        self = cls.__new__(cls)
+        self._begin(place, identity, make_plan(identity.config), clock, owner=False)
+        where = self._session.whereabouts()
+        self._session.assembly.adopt(range(where.num_slots))
+        return self
+
+    def _begin(
+        self, runtime: Runtime, identity: FederationIdentity, plan: FederationPlan, clock: Clock, owner: bool
+    ) -> None:
+        self.config = identity.config
+        self.plan = plan
+        self._runtime = runtime
+        self._owner = owner
+        self._closed = False
+        self._session = DriverSession(Assembly(runtime, identity, plan), clock)
+        self._keypairs: dict[str, IdentityKeyPair] = {}
+        self._given_version = 0
+
+    def __enter__(self) -> HierarchicalFederation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go: whoever made the federation ends its actors, whoever attached leaves them running."""
+        if not self._closed:
+            if self._owner:
+                self.terminate()
+            self._closed = True
+            self._runtime.close()
+
+    def terminate(self) -> None:
+        """End the federation's actors, whoever made them. Its ledger stays."""
+        self._open().assembly.stop(self._session.num_slots)
+
+    def register_client(
+        self,
+        client_id: str,
+        domain_id: str,
+        features: ArrayLike | None = None,
+        identity_keypair: IdentityKeyPair | None = None,
+    ) -> str:
+        """Add a client to a basket of its domain; the basket's id.
+
+        With a keypair, every update of the client must be signed: this driver keeps the key and signs,
+        another passes ``signature=``. Only the public half leaves this driver.
+
+        Raises:
+            UsageError: For an id that cannot be one, or a client registered in another domain or with another
+                key.
+        """
+        if identity_keypair is not None and not isinstance(identity_keypair, IdentityKeyPair):
+            raise UsageError(
+                f"identity_keypair must be an IdentityKeyPair, got {type(identity_keypair).__name__}"
+            )
+        public = identity_keypair.public_bytes if identity_keypair is not None else None
+        vector = None if features is None else np.asarray(features, np.float64)
+        (basket_id,) = self._open().register([Member(client_id, domain_id, public, vector)])
+        if identity_keypair is not None:
+            self._keypairs[client_id] = identity_keypair
+        return basket_id
+
+    def register_clients(self, clients: Sequence[tuple[str, str]]) -> list[str]:
+        """Add many clients, each with its domain, in two calls; their baskets."""
+        return list(self._open().register([Member(client_id, domain_id) for client_id, domain_id in clients]))
+
+    def unregister_client(self, client_id: str) -> bool:
+        """Remove a client; what it has buffered is withdrawn. True if it was found."""
+        self._keypairs.pop(client_id, None)
+        return self._open().unregister(client_id)
+
+    def split_basket(self, basket_id: str) -> tuple[str, str]:
+        """Split a basket in two; its clients take their updates and gossip state along."""
+        rehousing = self._open().call(DIRECTORY, "split", basket_id, self._session.now())
+        self._session.rehouse(rehousing)
+        first, second = (admission.place.basket_id for admission in rehousing.admissions)
+        return first, second
+
+    def disband_basket(self, basket_id: str) -> None:
+        """Close a basket; its clients go to others of their domain, with their updates and gossip state."""
+        self._session.rehouse(self._open().call(DIRECTORY, "disband", basket_id, self._session.now()))
+
+    def advance_round(self) -> int:
+        """Move to the next round; its number."""
+        self._open()
+        return self._session.advance_round()
+
+    def submit_update(
+        self,
+        client_id: str,
+        update: ArrayLike,
+        round_id: int | None = None,
+        *,
+        signature: bytes | None = None,
+        meta: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Submit a client's update; whether it was accepted. `offer_update` also says why not."""
+        return self.offer_update(client_id, update, round_id, signature=signature, meta=meta).accepted
+
+    def offer_update(
+        self,
+        client_id: str,
+        update: ArrayLike,
+        round_id: int | None = None,
+        *,
+        signature: bytes | None = None,
+        meta: Mapping[str, float] | None = None,
+    ) -> Receipt:
+        """Submit a client's update and get a receipt.
+
+        Args:
+            client_id: Who sends it.
+            update: Finite, shape (vector_dim,).
+            round_id: The round it was made for; the current one if None.
+            signature: The client's signature of `buffer.signing.update_message`, where this driver does not
+                hold its key.
+            meta: Values of declared meta-parameters.
+
+        Raises:
+            UsageError: For a meta-parameter that was not declared.
+            PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
+        """
+        row: NDArray[Any] | Rejection = (
+            update
+            if isinstance(update, np.ndarray) and update.dtype.kind in "fiu"
+            else read_row(update, self.config.vector_dim)
+        )
+        report = None if meta is None else encode_report(meta, self.config.meta_parameters)[None, :]
+        signatures = None if signature is None else (signature,)
+        return self._submit(SubmissionBatch((client_id,), (row,), round_id, signatures, report))[0]
+
+    def submit_updates(
+        self,
+        client_ids: Sequence[str],
+        matrix: ArrayLike,
+        round_id: int | None = None,
+        *,
+        signatures: Sequence[bytes | None] | None = None,
+    ) -> list[Receipt]:
+        """Submit many updates at once, the fast way; receipts in order.
+
+        Args:
+            client_ids: One a row.
+            matrix: (n, vector_dim) numbers.
+            round_id: The round they were made for; the current one if None.
+            signatures: One a row, where this driver does not hold the keys.
+
+        Raises:
+            UsageError: If the arguments' lengths differ, or the matrix is none.
+        """
+        rows = np.asarray(matrix)
+        if rows.ndim != 2 or rows.dtype.kind not in "fiu":
+            raise UsageError(
+                f"matrix must be numbers of shape (n, d), got {rows.dtype} of shape {rows.shape}"
+            )
+        if len(rows) != len(client_ids) or (signatures is not None and len(signatures) != len(rows)):
+            raise UsageError(
+                f"{len(client_ids)} client ids for {len(rows)} rows; one each, and as many signatures"
+            )
+        given = None if signatures is None else tuple(signatures)
+        return self._submit(SubmissionBatch(tuple(client_ids), rows, round_id, given))
+
+    def run_gossip_round(self) -> dict[str, int]:
+        """One gossip round in all baskets; messages delivered, by domain."""
+        session = self._open()
+        delivered: dict[str, int] = defaultdict(int)
+        counts = session.run_gossip()
+        for place in session.whereabouts().places:
+            delivered[place.domain_id] += counts.get(place.basket_id, 0)
+        self._refuse_if_spent()
+        return dict(delivered)
+
+    def maybe_aggregate(self) -> NDArray[np.float32] | None:
+        """Aggregate where triggers say so; the newest global model not yet given to this driver, or None."""
+        return self._aggregate(force=False)
+
+    def force_aggregate(self) -> NDArray[np.float32] | None:
+        """Aggregate wherever there are rows enough, whatever the triggers say.
+
+        No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets.
+        """
+        return self._aggregate(force=True)
+
+    def get_global_model(self) -> NDArray[np.float32] | None:
+        """The last release; None if there is none yet."""
+        model = self.get_global_meta_model()
+        return None if model is None else model.aggregate
+
+    def get_global_meta_model(self) -> GlobalMetaModel | None:
+        """The last release with all that is known of it."""
+        session = self._open()
+        session.latest = session.call(GLOBAL, "latest") or session.latest
+        return session.latest
+
+    def get_basket_model(self, basket_id: str) -> NDArray[np.float32] | None:
+        """A basket's latest aggregate; None if it has none yet. It lies outside the privacy claim.
+
+        Raises:
+            UsageError: With ``expose_basket_models: false``, or for a name that stands for no one basket.
+        """
+        model = self.get_basket_meta_model(basket_id)
+        return None if model is None else model.aggregate
+
+    def get_basket_meta_model(self, basket_id: str) -> BasketModel | None:
+        """A basket's latest aggregate with all that is known of it."""
+        if not self.config.expose_basket_models:
+            raise UsageError("basket models lie outside the privacy claim: expose_basket_models is false")
+        place: BasketPlace = self._open().call(DIRECTORY, "resolve", basket_id)
+        model: BasketModel | None = self._session.call(
+            basket_actor(place.slot), "basket_model", place.basket_id
+        )
+        return model
+
+    def get_meta_params(self) -> dict[str, float]:
+        """What was learned of the declared meta-parameters; empty before the first release."""
+        model = self.get_global_meta_model()
+        return {} if model is None else dict(model.meta_params)
+
+    def get_client(self, client_id: str) -> ClientInfo | None:
+        """What is known of a client."""
+        self._open().report_activity()
+        info: ClientInfo | None = self._session.call(DIRECTORY, "client", client_id, self._session.now())
+        return info
+
+    def get_basket(self, basket_id: str) -> BasketInfo | None:
+        """What is known of a basket."""
+        self._open().report_activity()
+        info: BasketInfo | None = self._session.call(DIRECTORY, "basket", basket_id, self._session.now())
+        return info
+
+    def get_stale_baskets(self, threshold: float | None = None) -> list[str]:
+        """Baskets without activity for `threshold` seconds (``basket.stale_threshold`` by default)."""
+        self._open().report_activity()
+        return list(self._session.call(DIRECTORY, "stale_baskets", threshold, self._session.now()))
+
+    def get_privacy_budget(self) -> tuple[float, float]:
+        """Remaining (epsilon, delta), for the client that has spent most; (0, 0) once it is spent."""
+        status = self._budget()
+        return status.remaining_epsilon, status.remaining_delta
+
+    def renew_budget(self, total_epsilon: float, total_delta: float, *, operator: str) -> None:
+        """Open a new budget period: the operator's act, recorded in the ledger under the operator's name."""
+        status = self._open().accountant("renew", total_epsilon, total_delta, self._session.now(), operator)
+        self._session.tell_baskets("set_read_only", status.read_only)
+
+    def get_stats(self) -> dict[str, Any]:
+        """The federation's health (spec/hierarchical.md), and beside it what was refused, lost and why."""
+        session = self._open()
+        session.report_activity()
+        directory = session.call(DIRECTORY, "stats", session.now())
+        layer2 = session.call(GLOBAL, "stats")
+        return federation_stats(
+            directory, session.reports(), session.whereabouts().places, layer2, self._budget(), session.faults
+        )
+
+    def map_tasks(
+        self, function: Callable[..., Any], items: Sequence[Any], shared: object | None = None
+    ) -> list[Any]:
+        """``[function(item, shared) for item in items]`` as tasks of the runtime; `shared` is stored once."""
+        self._open()
+        return map_tasks(self._runtime.compute, function, items, shared)
+
+    def _open(self) -> DriverSession:
+        if self._closed:
+            raise UsageError("this federation is closed")
+        return self._session
+
+    def _submit(self, batch: SubmissionBatch) -> list[Receipt]:
+        session = self._open()
+        batch = self._signed(batch)
+        receipts, due = session.submit(batch)
+        if due and self.config.auto_aggregate:
+            session.run_layer1(due, force=False)
+            session.run_layer2(force=False)
+        if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts):
+            self._refuse_if_spent()
+        return receipts
+
+    def _signed(self, batch: SubmissionBatch) -> SubmissionBatch:
+        if not any(client_id in self._keypairs for client_id in batch.client_ids):
+            return batch
+        round_id = self._session.whereabouts().round_id if batch.round_id is None else batch.round_id
+        signatures = list(batch.signatures or [None] * len(batch))
+        for index, client_id in enumerate(batch.client_ids):
+            keypair = self._keypairs.get(client_id)
+            row = read_row(batch.rows[index], self.config.vector_dim)
+            if keypair is None or signatures[index] is not None or isinstance(row, Rejection):
+                continue
+            if isinstance(round_id, int | np.integer):
+                message = update_message(self.federation_id, client_id, int(round_id), row)
+                signatures[index] = keypair.sign(message)
+        return SubmissionBatch(batch.client_ids, batch.rows, round_id, tuple(signatures), batch.meta)
+
+    @property
+    def federation_id(self) -> str:
+        """The federation's id: what updates are signed for and its ledger belongs to."""
+        return self._session.assembly.identity.federation_id
+
+    def _aggregate(self, force: bool) -> NDArray[np.float32] | None:
+        session = self._open()
+        session.run_layer1(None, force)
+        outcome = session.run_layer2(force)
+        if outcome.read_only and outcome.model is None:
+            self._refuse_if_spent()
+        latest = self.get_global_meta_model()
+        if latest is None or latest.version <= self._given_version:
+            return None
+        self._given_version = latest.version
+        return latest.aggregate
+
+    def _budget(self) -> BudgetStatus:
+        status: BudgetStatus = self._open().accountant("status", self._session.now())
+        return status
+
+    def _refuse_if_spent(self) -> None:
+        if self.config.strict and self._budget().read_only:
+            _refuse(self._budget())
+
+
+def _refuse(status: BudgetStatus) -> NoReturn:
+    raise PrivacyBudgetExhausted(
+        f"the privacy budget is spent (epsilon {status.epsilon_spent:.4g}); renew_budget opens a new period"
+    )
+
+
+def _federation_id(config: HierarchicalFederationConfig, name: str | None) -> str:
+    """Stable wherever a ledger is to be found again: by name, else by the ledger's file name."""
+    if name is not None:
+        return name
+    return Path(config.ledger_path).stem if config.ledger_path else uuid.uuid4().hex
+
+
+def _ledger_path(config: HierarchicalFederationConfig, federation_id: str) -> str:
+    if config.ledger_path is not None:
+        return os.path.abspath(os.path.expanduser(config.ledger_path))
+    return str(Path(tempfile.gettempdir()) / "scarcity_ray" / federation_id / "ledger.sqlite")
+
+
+def _open_runtime(kind: str, name: str, address: str | None, detached: bool) -> Runtime:
+    if kind == "local":
+        if detached:
+            raise UsageError(
+                "a named federation lives on a Ray cluster; leave out name= with runtime='local'"
+            )
+        return LocalRuntime()
+    if kind != "ray":
+        raise UsageError(f"runtime must be 'ray' or 'local', got {kind!r}")
+    from scarcity_ray.runtime.ray_runtime import RayRuntime
+
+    return RayRuntime(f"scarcity_ray/{name}", address=address, detached=detached)

@@ -1,0 +1,114 @@
+"""Layer 1: a basket's rows become one vector by a robust rule, clipped before and after.
+
+Each row is clipped to ``clip_norm``, the configured rule runs with the configured f, and its result is
+clipped to ``clip_norm`` again, since median, trimmed mean and Bulyan can leave the ball.
+
+Guarantees:
+    The aggregate has at most the clip norm, to float32 rounding.
+    With fewer rows than the rule needs it refuses; it never falls back to a weaker rule.
+    The aggregate is bitwise the same for any driver of blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
+from scarcity_ray.errors import TooFewUpdates, UsageError
+from scarcity_ray.layers.models import BasketModel
+from scarcity_ray.plan import FederationPlan
+from scarcity_ray.robust import MapBlocks, aggregate_blocks, clip_rows, clip_vector, inline_blocks, row_norms
+from scarcity_ray.robust.rows import as_rows
+
+BlocksOf = Callable[[NDArray[np.float32]], MapBlocks]
+"""Makes a driver over the column blocks of a matrix."""
+
+
+class Layer1Aggregator:
+    """Aggregates one basket at a time.
+
+    Args:
+        config: Layer 1's settings.
+        blocks_of: Where column blocks are computed: in this thread by default, or as tasks.
+    """
+
+    def __init__(self, config: Layer1Config | None = None, *, blocks_of: BlocksOf = inline_blocks) -> None:
+        self._config = config or Layer1Config()
+        self._plan = FederationPlan(HierarchicalFederationConfig(layer1=self._config))
+        self._blocks_of = blocks_of
+
+    def aggregate(
+        self,
+        updates: ArrayLike | Sequence[ArrayLike],
+        weights: ArrayLike | None = None,
+        *,
+        basket_id: str = "",
+        client_ids: Sequence[str] | None = None,
+        num_members: int | None = None,
+        round_id: int = 0,
+        timestamp: float = 0.0,
+        meta: NDArray[np.float64] | None = None,
+    ) -> BasketModel:
+        """Aggregate one row a client.
+
+        Args:
+            updates: n finite rows of length d.
+            weights: (n,) public weights, for the ``weighted`` method only.
+            basket_id: Goes into the result.
+            client_ids: Who sent the rows; their indices as text by default.
+            num_members: Registered members, which f is a fraction of; n by default.
+            round_id: Goes into the result.
+            timestamp: Goes into the result.
+            meta: Mean of the reported meta-parameters.
+
+        Raises:
+            UsageError: For rows of another kind, or rows that are not finite.
+            TooFewUpdates: With fewer rows than the rule needs for f, or fewer than ``min_updates``.
+        """
+        rows = as_rows(updates)
+        count = len(rows)
+        members = count if num_members is None else num_members
+        method, least = self._config.aggregation_method, self._plan.least_rows(members)
+        if count < least:
+            raise TooFewUpdates(method.value, count, least)
+        norms = row_norms(rows)
+        if not np.isfinite(norms).all():
+            raise UsageError(f"rows {np.flatnonzero(~np.isfinite(norms)).tolist()} are not finite")
+        clip_norm = self._config.clip_norm
+        clipped = clip_rows(rows, norms, clip_norm)
+        shares = _shares(weights, count) if method is AggregationMethod.WEIGHTED else None
+        f = self._plan.num_byzantine(members)
+        result = aggregate_blocks(
+            self._blocks_of(clipped),
+            count,
+            method=method,
+            num_byzantine=f,
+            weights=shares,
+            num_selected=self._config.num_selected if method is AggregationMethod.MULTI_KRUM else None,
+        )
+        ids = tuple(client_ids) if client_ids is not None else tuple(map(str, range(count)))
+        return BasketModel(
+            basket_id=basket_id,
+            aggregate=clip_vector(result.vector, clip_norm),
+            n_contributors=count,
+            round_id=round_id,
+            timestamp=timestamp,
+            confidence=min(1.0, count / max(1, members)),
+            num_byzantine=f,
+            n_members=members,
+            selected=tuple(ids[index] for index in result.selected),
+            max_row_share=None if shares is None else float(shares.max()),
+            meta=np.zeros(0) if meta is None else meta,
+        )
+
+
+def _shares(weights: ArrayLike | None, count: int) -> NDArray[np.float64]:
+    shares = np.ones(count) if weights is None else np.asarray(weights, np.float64)
+    total = math.fsum(shares.tolist()) if shares.shape == (count,) else math.nan
+    if not (math.isfinite(total) and total > 0.0 and bool((shares >= 0.0).all())):
+        raise UsageError(f"weights must be {count} finite numbers of at least 0, not all 0")
+    return shares / total

@@ -1,0 +1,164 @@
+"""Layer 2: a weighted mean of the baskets' aggregates on an integer grid, noised once.
+
+A basket's part is its clipped aggregate times its public weight, rounded to the grid of the ring
+(`contribution`). Parts add up in the ring, masked or not, without error. The sum gets Gaussian noise rounded
+to the grid and is divided by the surviving weight (`noised_mean`): adding ``rint(sigma z)`` to an integer is
+rounding the Gaussian mechanism's output, so post-processing, and leaks no low-order bits (Mironov 2012).
+
+Guarantees:
+    A contribution never exceeds its weight times the clip norm by more than half a step a coordinate.
+    The noise has the scale of the release plan over the survivors.
+    The plain sum and the secure sum give the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
+from scarcity_ray.errors import UsageError
+from scarcity_ray.layers.meta_parameters import decode_mean
+from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.plan import FederationPlan, ReleasePlan, make_plan
+from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
+from scarcity_ray.robust import clip_vector
+from scarcity_ray.secagg.fixed_point import encode, to_signed
+
+
+def contribution(
+    model: BasketModel | None, basket_id: str, release: ReleasePlan, plan: FederationPlan
+) -> NDArray[Any]:
+    """One basket's part of the sum, in the ring; the zero vector for a basket without a fresh model.
+
+    Returns:
+        uint32 or uint64, shape (release.length,).
+    """
+    vector = np.zeros(release.length)
+    if model is not None:
+        clipped = clip_vector(model.aggregate, plan.config.layer2.clip_norm)
+        vector[: len(clipped)] = clipped
+        vector[len(clipped) :] = plan.meta_radius * model.meta
+        vector *= release.weights[basket_id]
+    return encode(vector, release.scale, release.ring_bits)
+
+
+def noised_mean(
+    ring_sum: NDArray[Any],
+    release: ReleasePlan,
+    survivors: Sequence[str],
+    noise: NoiseSource,
+    stream: str,
+) -> tuple[NDArray[np.float64], float]:
+    """The released vector: the sum of the survivors' parts plus noise, over their weight.
+
+    Args:
+        ring_sum: uint32 or uint64, shape (release.length,).
+        release: The numbers of this release.
+        survivors: Baskets whose parts are in the sum.
+        noise: Where the noise comes from.
+        stream: Name of the noise, unique to this release.
+
+    Returns:
+        float64, shape (release.length,), and the standard deviation of its noise.
+    """
+    total = to_signed(ring_sum)
+    sigma = release.grid_sigma(survivors)
+    if sigma > 0.0:
+        total = total + np.rint(sigma * noise.standard_normal(release.length, stream)).astype(np.int64)
+    unit = release.scale * release.surviving_weight(survivors)
+    return total / unit, sigma / unit
+
+
+class Layer2Aggregator:
+    """Layer 2 in one process, from plain basket models: for tests, notebooks and plain sums.
+
+    In a federation the same functions run behind secure aggregation, driven by the global aggregator, and
+    each release is charged first; here nothing is charged.
+
+    Args:
+        config: Layer 2's settings, or a whole federation's (then Layer 1's rule sets the sensitivity).
+        noise: Where the noise comes from; the operating system's entropy by default.
+    """
+
+    def __init__(
+        self,
+        config: Layer2Config | HierarchicalFederationConfig | None = None,
+        *,
+        noise: NoiseSource | None = None,
+    ) -> None:
+        self._config = config or Layer2Config()
+        self._noise = noise or SystemNoise()
+
+    def aggregate(
+        self,
+        basket_models: Sequence[BasketModel],
+        *,
+        domains: Mapping[str, str] | None = None,
+        round_id: int = 0,
+        timestamp: float = 0.0,
+    ) -> GlobalMetaModel:
+        """Aggregate at least ``min_baskets`` models.
+
+        Args:
+            basket_models: One a basket.
+            domains: Basket id to domain, for the operator's trust.
+            round_id: Goes into the result.
+            timestamp: Goes into the result.
+
+        Raises:
+            UsageError: For too few models, two of one basket, or models of different lengths.
+        """
+        plan = self._plan(basket_models)
+        layer2 = plan.config.layer2
+        ids = [model.basket_id for model in basket_models]
+        if len(set(ids)) < len(ids):
+            raise UsageError(f"each basket gives one model, got {sorted(ids)}")
+        if len(ids) < layer2.min_baskets:
+            raise UsageError(f"a release needs models of {layer2.min_baskets} baskets, got {len(ids)}")
+        domains = domains or {}
+        release = plan.release(
+            [m.facts(domains.get(m.basket_id, ""), m.n_members or m.n_contributors) for m in basket_models]
+        )
+        if release.surviving_weight(ids) <= 0.0:
+            raise UsageError("every basket has weight 0; see layer2.basket_trust")
+        parts = [contribution(m, m.basket_id, release, plan) for m in basket_models]
+        ring_sum = np.add.reduce(parts)
+        vector, sigma = noised_mean(ring_sum, release, ids, self._noise, f"layer2/{round_id}")
+        dimension = plan.config.vector_dim
+        return GlobalMetaModel(
+            aggregate=vector[:dimension].astype(np.float32),
+            n_baskets=len(ids),
+            n_clients_total=sum(m.n_contributors for m in basket_models),
+            round_id=round_id,
+            timestamp=timestamp,
+            privacy_spent=layer2.central_dp_epsilon,
+            noise_sigma=sigma,
+            meta_params=decode_meta(vector, plan),
+        )
+
+    def _plan(self, models: Sequence[BasketModel]) -> FederationPlan:
+        lengths = sorted({len(m.aggregate) for m in models})
+        if len(lengths) != 1:
+            raise UsageError(f"basket models must have one length, got {lengths}")
+        if isinstance(self._config, HierarchicalFederationConfig):
+            if lengths[0] != self._config.vector_dim:
+                raise UsageError(f"models have length {lengths[0]}, vector_dim is {self._config.vector_dim}")
+            return make_plan(self._config)
+        return make_plan(
+            HierarchicalFederationConfig(
+                layer2=self._config,
+                vector_dim=lengths[0],
+                total_epsilon=math.inf,
+            )
+        )
+
+
+def decode_meta(vector: NDArray[np.float64], plan: FederationPlan) -> dict[str, float]:
+    """The meta-parameters of a released vector."""
+    ranges = plan.config.meta_parameters
+    return decode_mean(vector[plan.config.vector_dim :] / plan.meta_radius, ranges) if ranges else {}

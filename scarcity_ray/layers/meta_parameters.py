@@ -1,0 +1,61 @@
+"""Meta-parameters: named scalars that clients report beside their updates, and what is learned of them.
+
+A report is mapped to [-1, 1] by its declared range. A basket takes the plain mean over the clients behind its
+aggregate (a client without a report counts as the middle of the range), outside the selection rule; the means
+travel as extra coordinates of the basket's vector, under the same noise.
+
+Guarantees:
+    One client moves a basket's mean by at most two over the number of clients, per parameter.
+    What is learned lies in the declared range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.errors import UsageError
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+def encode_report(report: Mapping[str, float] | None, ranges: Ranges) -> NDArray[np.float64]:
+    """One client's report as coordinates in [-1, 1], in the order of `ranges`.
+
+    Values outside their range are clipped to it; what is not a finite number counts as not reported.
+
+    Raises:
+        UsageError: For a name that was not declared.
+
+    >>> encode_report({"learning_rate": 0.75}, {"learning_rate": (0.0, 1.0), "decay": (0.0, 2.0)}).tolist()
+    [0.5, 0.0]
+    """
+    report = report or {}
+    unknown = sorted(set(report) - set(ranges))
+    if unknown:
+        raise UsageError(
+            f"meta-parameters {unknown} are not declared in meta_parameters (declared: {sorted(ranges)})"
+        )
+    coordinates = np.zeros(len(ranges))
+    for index, (name, (low, high)) in enumerate(ranges.items()):
+        value = report.get(name)
+        if isinstance(value, int | float | np.number) and math.isfinite(float(value)):
+            coordinates[index] = np.clip(2.0 * (float(value) - low) / (high - low) - 1.0, -1.0, 1.0)
+    return coordinates
+
+
+def mean_reports(reports: Sequence[NDArray[np.float64]], num_meta: int) -> NDArray[np.float64]:
+    """The mean of encoded reports, float64, shape (num_meta,)."""
+    return np.mean(reports, axis=0) if num_meta and len(reports) else np.zeros(num_meta)
+
+
+def decode_mean(mean: NDArray[np.float64], ranges: Ranges) -> dict[str, float]:
+    """The noised mean back in each parameter's own units, clamped to its range (post-processing)."""
+    clamped = np.clip(mean, -1.0, 1.0)
+    return {
+        name: float(low + (high - low) * (value + 1.0) / 2.0)
+        for (name, (low, high)), value in zip(ranges.items(), clamped, strict=True)
+    }

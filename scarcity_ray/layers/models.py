@@ -1,0 +1,84 @@
+"""What the two layers produce."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.plan import BasketFacts
+
+
+@dataclass(frozen=True, eq=False)
+class BasketModel:
+    """A basket's aggregate: the result of Layer 1.
+
+    It lies outside the central privacy claim: it is not noised. Only the basket's own actor holds it, and
+    `HierarchicalFederation.get_basket_model` shows it only where the config allows.
+
+    Attributes:
+        basket_id: The basket.
+        aggregate: float32, shape (d,), norm at most ``layer1.clip_norm``.
+        n_contributors: Clients whose rows went into the rule.
+        round_id: Round in which it was made.
+        timestamp: Seconds since the epoch.
+        confidence: Share of the basket's members behind it, in (0, 1].
+        num_byzantine: The f that the rule ran with.
+        n_members: Registered members at that time.
+        selected: Client ids that a selecting rule chose; all contributors for the others.
+        max_row_share: Largest share of one row in a weighted mean; None for every other rule.
+        meta: Means of the reported meta-parameters, each mapped to [-1, 1]; float64, shape (k,).
+    """
+
+    basket_id: str
+    aggregate: NDArray[np.float32]
+    n_contributors: int
+    round_id: int
+    timestamp: float
+    confidence: float
+    num_byzantine: int = 0
+    n_members: int = 0
+    selected: tuple[str, ...] = ()
+    max_row_share: float | None = None
+    meta: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def facts(self, domain_id: str, num_members: int) -> BasketFacts:
+        """What is public about it in a release that freezes `num_members`."""
+        return BasketFacts(
+            basket_id=self.basket_id,
+            domain_id=domain_id,
+            num_members=num_members,
+            num_rows=self.n_contributors,
+            num_byzantine=self.num_byzantine,
+            max_row_share=self.max_row_share,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalMetaModel:
+    """A release of Layer 2: public from here on, protected by central differential privacy.
+
+    Attributes:
+        aggregate: float32, shape (d,): the noised weighted mean of the baskets' aggregates.
+        n_baskets: Baskets whose aggregates are in it.
+        n_clients_total: Clients behind those aggregates.
+        round_id: Round in which it was made.
+        timestamp: Seconds since the epoch.
+        privacy_spent: Epsilon spent at total_delta by everything so far, this release included.
+        version: 1 for a federation's first release, then one more each time.
+        noise_sigma: Standard deviation of the noise on each coordinate of `aggregate`.
+        meta_params: What was learned of each declared meta-parameter.
+        ledger_head: Hash of the ledger after this release was charged.
+    """
+
+    aggregate: NDArray[np.float32]
+    n_baskets: int
+    n_clients_total: int
+    round_id: int
+    timestamp: float
+    privacy_spent: float
+    version: int = 1
+    noise_sigma: float = 0.0
+    meta_params: dict[str, float] = field(default_factory=dict)
+    ledger_head: str = ""

@@ -1,0 +1,316 @@
+"""The basket actor: a share of the federation's baskets, and their side of everything.
+
+It starts Layer 1's tasks, charges gossip to the accountant before anything is drawn, and keeps each basket's
+keys. It calls the accountant and nobody else, so no two roles ever wait for each other.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from scarcity_ray.buffer import Receipt, Rejection
+from scarcity_ray.errors import ProtocolViolation, UsageError
+from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.layer2 import contribution
+from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.plan import FederationPlan
+from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.roles.basket import Basket, MemberCarry, SubmissionBatch, merged_activity
+from scarcity_ray.roles.handles import ACCOUNTANT, Compute, Peers
+from scarcity_ray.roles.layer1_tasks import blocks_as_tasks
+from scarcity_ray.roles.messages import (
+    ActivityReport,
+    Admission,
+    BasketPlace,
+    BasketReport,
+    Layer1Outcome,
+    SubmissionResult,
+)
+from scarcity_ray.roles.sessions import SessionTerms
+from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, Participant, UnmaskShares
+
+
+class BasketHost:
+    """Several baskets as a role.
+
+    Args:
+        slot: Its number among the basket actors.
+        plan: The federation's numbers.
+        federation_id: The federation.
+        peers: The other roles.
+        compute: Where Layer 1's tasks run.
+        noise: Where gossip's noise comes from.
+        round_id: Current round.
+        read_only: Whether the budget is spent.
+    """
+
+    def __init__(
+        self,
+        slot: int,
+        plan: FederationPlan,
+        federation_id: str,
+        peers: Peers,
+        compute: Compute,
+        noise: NoiseSource,
+        round_id: int = 0,
+        read_only: bool = False,
+    ) -> None:
+        self._slot = slot
+        self._plan = plan
+        self._federation_id = federation_id
+        self._peers = peers
+        self._noise = noise
+        self._round_id = round_id
+        self._read_only = read_only
+        self._aggregator = Layer1Aggregator(plan.config.layer1, blocks_of=blocks_as_tasks(compute))
+        self._baskets: dict[str, Basket] = {}
+        self._incarnation = uuid.uuid4().hex
+        self._gossip_calls = 0
+        self._sessions: dict[str, _HostedSession] = {}
+        self._last_global: GlobalMetaModel | None = None
+
+    def admit(self, admissions: Sequence[Admission]) -> dict[str, bytes]:
+        """Open baskets that are not here yet, take in members; the baskets' identity keys.
+
+        Members that are here already keep what they have.
+        """
+        for admission in admissions:
+            basket = self._baskets.get(admission.place.basket_id)
+            if basket is None:
+                basket = self._open(admission.place)
+            for member in admission.members:
+                basket.admit(member)
+        return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
+
+    def dismiss(self, basket_id: str, client_id: str) -> int:
+        """Let a client go; how many buffered updates were withdrawn."""
+        basket = self._baskets.get(basket_id)
+        return basket.dismiss(client_id) if basket is not None else 0
+
+    def take(self, basket_id: str, client_ids: Sequence[str]) -> tuple[MemberCarry, ...]:
+        """Hand over what belongs to clients that move, or that left and came back elsewhere."""
+        basket = self._baskets.get(basket_id)
+        return tuple(basket.take(client_id) for client_id in client_ids) if basket is not None else ()
+
+    def put(self, basket_id: str, carries: Sequence[MemberCarry]) -> None:
+        """Take over what belongs to clients that are admitted here."""
+        for carry in carries:
+            self._baskets[basket_id].put(carry)
+
+    def close_basket(self, basket_id: str) -> None:
+        """Forget a basket that is no longer live."""
+        self._baskets.pop(basket_id, None)
+
+    def submit(self, baskets: Sequence[str], batch: SubmissionBatch, now: float) -> SubmissionResult:
+        """Judge a batch of updates, each for the basket at the same position.
+
+        An update for a basket that is not here is answered as one of an unknown client: its sender's driver
+        has an old address.
+        """
+        receipts = []
+        for index, basket_id in enumerate(baskets):
+            basket = self._baskets.get(basket_id)
+            if basket is None:
+                receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
+            else:
+                receipts.append(basket.submit(batch[index], self._read_only, now))
+        touched = sorted(set(baskets) & set(self._baskets))
+        return SubmissionResult(
+            tuple(receipts), tuple(b for b in touched if self._baskets[b].due(now) is not None)
+        )
+
+    def run_layer1(
+        self, basket_ids: Sequence[str] | None, force: bool, now: float
+    ) -> tuple[Layer1Outcome, ...]:
+        """Layer 1 in the given baskets (all by default) that are due, or that have enough if forced."""
+        if self._read_only:
+            return ()
+        chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
+        return tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+
+    def run_gossip(self, now: float) -> dict[str, int]:
+        """One gossip round in every basket; delivered messages a basket.
+
+        Raises:
+            ActorLost: If the accountant does not answer; nothing was drawn or sent, and the same call may be
+                made again.
+        """
+        if self._read_only or self._plan.config.gossip_budget_share == 0.0:
+            return dict.fromkeys(sorted(self._baskets), 0)
+        gossip, baskets = self._plan.gossip, sorted(self._baskets.items())
+        to_test = {b: basket.gossip_begin(self._round_id, now) for b, basket in baskets}
+        tested = self._charge_gossip("drift", _union(to_test), gossip.mu_drift, now)
+        to_push = {b: basket.gossip_test([c for c in to_test[b] if c in tested]) for b, basket in baskets}
+        pushing = self._charge_gossip("vector", _union(to_push), gossip.mu_vector, now)
+        self._gossip_calls += 1
+        return {
+            b: basket.gossip_exchange([c for c in to_push[b] if c in pushing], now) for b, basket in baskets
+        }
+
+    def advance_round(self, round_id: int) -> None:
+        """Move to a later round."""
+        self._round_id = round_id
+        for basket in self._baskets.values():
+            basket.advance_round(round_id)
+
+    def set_read_only(self, read_only: bool) -> None:
+        """Refuse updates, gossip and aggregation from now on, or no longer."""
+        self._read_only = read_only
+
+    def basket_model(self, basket_id: str) -> BasketModel | None:
+        """A basket's latest aggregate."""
+        return self._baskets[basket_id].model if basket_id in self._baskets else None
+
+    def adopt(self, model: GlobalMetaModel) -> None:
+        """Take a release that is distributed to the baskets."""
+        self._last_global = model
+
+    def last_global(self) -> GlobalMetaModel | None:
+        """The last release that was distributed here."""
+        return self._last_global
+
+    def reports(self, now: float) -> dict[str, BasketReport]:
+        """Counts and public facts of every basket."""
+        return {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
+
+    def take_activity(self) -> ActivityReport:
+        """What was seen since this was last asked."""
+        return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
+
+    def admissions(self) -> tuple[int, tuple[Admission, ...]]:
+        """Round and members, for a directory that came back empty."""
+        return self._round_id, tuple(
+            Admission(
+                BasketPlace(basket_id, basket.domain_id, self._slot, basket.identity.public_bytes),
+                tuple(basket.members[c] for c in sorted(basket.members)),
+            )
+            for basket_id, basket in sorted(self._baskets.items())
+        )
+
+    def session_open(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, Advert]:
+        """Secure aggregation, phase 1: fresh keys for each party that is here."""
+        session = self._sessions[terms.session_id] = _HostedSession(terms, self._plan)
+        return {p: session.open(p, self._baskets[p]) for p in parties if p in self._baskets}
+
+    def session_share(
+        self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
+    ) -> dict[str, KeyShares]:
+        """Phase 2: each party's encrypted shares."""
+        return self._each(session_id, parties, lambda p: p.share_keys(adverts))
+
+    def session_mask(self, session_id: str, party: str, inbox: Any) -> MaskedInput | None:
+        """Phase 3: one party's masked contribution."""
+        session = self._sessions.get(session_id)
+        return session.mask(party, inbox) if session is not None else None
+
+    def session_confirm(
+        self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
+    ) -> dict[str, Confirmation]:
+        """Phase 4: each party signs the survivors that it was shown."""
+        return self._each(session_id, parties, lambda p: p.confirm(survivors))
+
+    def session_unmask(
+        self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...]
+    ) -> dict[str, UnmaskShares]:
+        """Phase 5: each party's shares; from here on its aggregate is spent."""
+        self.session_spend(session_id, parties)
+        return self._each(session_id, parties, lambda p: p.unmask(confirmations))
+
+    def session_plain(
+        self, terms: SessionTerms, parties: Sequence[str]
+    ) -> dict[str, tuple[str, NDArray[Any]]]:
+        """The contributions as they are, where secure aggregation is off."""
+        if terms.masked:
+            raise UsageError("this session is masked")
+        if self._plan.config.layer2.use_secure_aggregation:
+            raise UsageError("this federation releases nothing without secure aggregation")
+        session = self._sessions[terms.session_id] = _HostedSession(terms, self._plan)
+        present = [p for p in parties if p in self._baskets]
+        for party in present:
+            session.pin(party, self._baskets[party])
+        return {p: (p, session.plain(p)) for p in present}
+
+    def session_spend(self, session_id: str, parties: Sequence[str]) -> dict[str, None]:
+        """Note that the parties' contributions may be released now."""
+        session = self._sessions.get(session_id)
+        for party in parties:
+            if session is not None and party in self._baskets:
+                self._baskets[party].spend(session.contributed.get(party))
+        return {}
+
+    def session_end(self, session_id: str) -> None:
+        """Wipe what is left of a session."""
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            session.close()
+
+    def _open(self, place: BasketPlace) -> Basket:
+        basket = Basket(
+            place.basket_id, place.domain_id, self._plan, self._federation_id, self._noise, self._round_id
+        )
+        self._baskets[place.basket_id] = basket
+        return basket
+
+    def _charge_gossip(self, kind: str, clients: tuple[str, ...], mu: float, now: float) -> frozenset[str]:
+        if not clients:
+            return frozenset()
+        charge_id = f"gossip/{kind}/{self._incarnation}/{self._gossip_calls}"
+        details = {"round": self._round_id, "slot": self._slot, "kind": kind}
+        accountant = self._peers.handle(ACCOUNTANT)
+        return frozenset(accountant.call("charge_gossip", charge_id, clients, mu, now, details).result())
+
+    def _each(
+        self, session_id: str, parties: Sequence[str], step: Callable[[Participant], Any]
+    ) -> dict[str, Any]:
+        session = self._sessions.get(session_id)
+        if session is None:
+            return {}
+        return {p: step(session.participants[p]) for p in parties if p in session.participants}
+
+
+class _HostedSession:
+    """The participants of one session that live in this actor, and what they contributed."""
+
+    def __init__(self, terms: SessionTerms, plan: FederationPlan) -> None:
+        self._terms = terms
+        self._plan = plan
+        self.participants: dict[str, Participant] = {}
+        self.contributed: dict[str, BasketModel | None] = {}
+
+    def open(self, party: str, basket: Basket) -> Advert:
+        self.pin(party, basket)
+        participant = Participant(self._terms.context, party, basket.identity, guard=basket.guard)
+        self.participants[party] = participant
+        return participant.advertise()
+
+    def pin(self, party: str, basket: Basket) -> None:
+        """Fix what the party will contribute; the noise is scaled to the facts that the session froze."""
+        model = basket.fresh_model
+        if model is not None and basket.report().facts != self._terms.facts.get(party):
+            raise ProtocolViolation(
+                f"basket {party!r} has another aggregate than the session was frozen with"
+            )
+        self.contributed[party] = model
+
+    def mask(self, party: str, inbox: Any) -> MaskedInput | None:
+        participant = self.participants.get(party)
+        return None if participant is None else participant.mask(inbox, self.plain(party))
+
+    def plain(self, party: str) -> NDArray[Any]:
+        """The party's contribution in the ring."""
+        return contribution(self.contributed[party], party, self._terms.release, self._plan)
+
+    def close(self) -> None:
+        for participant in self.participants.values():
+            participant.close()
+        self.participants.clear()
+
+
+def _union(by_basket: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    counted = Counter(client for clients in by_basket.values() for client in clients)
+    return tuple(sorted(counted))

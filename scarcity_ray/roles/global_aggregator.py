@@ -1,0 +1,255 @@
+"""The global aggregator: the server's side of secure aggregation, and the one place where noise is central.
+
+One release, in order: freeze the public facts; run the session until the masked inputs are in; charge the
+accountant, durably; only then ask for unmask shares; draw the noise once; release. An abort before the unmask
+request costs nothing, keeps the baskets' aggregates and is retried at the next call; the charge of a session
+that aborted between charge and unmask request is used by the next one, since nothing was drawn for it.
+
+Guarantees:
+    It never holds a basket's plain aggregate while secure aggregation is on.
+    The charge is durable before the first unmask request.
+    A session below its threshold releases nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.buffer.triggers import global_due
+from scarcity_ray.errors import ActorLost, SecureAggregationAborted
+from scarcity_ray.layers.layer2 import decode_meta, noised_mean
+from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan
+from scarcity_ray.privacy.answers import Charge
+from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
+from scarcity_ray.roles.messages import BasketPlace, BasketReport, Layer2Outcome
+from scarcity_ray.roles.sessions import SecureSession, SessionTerms
+from scarcity_ray.secagg import Party, SessionContext, threshold_for
+
+HISTORY = 16
+"""Past global models that are kept."""
+
+
+class GlobalAggregator:
+    """Layer 2 as a role.
+
+    Args:
+        plan: The federation's numbers.
+        federation_id: The federation.
+        peers: The other roles.
+        noise: Where the central noise comes from.
+        entropy: Where session ids come from.
+    """
+
+    def __init__(
+        self,
+        plan: FederationPlan,
+        federation_id: str,
+        peers: Peers,
+        noise: NoiseSource,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._plan = plan
+        self._federation_id = federation_id
+        self._peers = peers
+        self._noise = noise
+        self._entropy = entropy
+        self._models: list[GlobalMetaModel] = []
+        self._attempt = 0
+        self._charge_id: str | None = None
+        self._started_at: float | None = None
+        self._aborts: list[str] = []
+
+    def latest(self) -> GlobalMetaModel | None:
+        """The last release."""
+        return self._models[-1] if self._models else None
+
+    def history(self) -> tuple[GlobalMetaModel, ...]:
+        """The last releases, oldest first."""
+        return tuple(self._models)
+
+    def restore(self, model: GlobalMetaModel | None) -> None:
+        """Take over the last release from whoever still has it, after this role came back empty."""
+        if model is not None and (not self._models or model.version > self._models[-1].version):
+            self._models.append(model)
+
+    def stats(self) -> dict[str, Any]:
+        """Releases so far, and why sessions ended without one."""
+        version = self._models[-1].version if self._models else 0
+        return {
+            "n_layer2_aggregations": version,
+            "n_layer2_aborts": len(self._aborts),
+            "aborts": self._aborts[-5:],
+        }
+
+    def run(self, places: Sequence[BasketPlace], round_id: int, force: bool, now: float) -> Layer2Outcome:
+        """Make a release if one is due.
+
+        Args:
+            places: All live baskets.
+            round_id: Current round.
+            force: Whether to release as soon as there are enough fresh baskets, whatever the triggers say.
+            now: Seconds since the epoch.
+
+        Raises:
+            ActorLost: If the accountant does not answer; nothing was released.
+        """
+        if self._started_at is None:
+            self._started_at = now
+        reports, lost = self._reports(places, now)
+        fresh = [facts for facts in reports if facts.fresh]
+        active = [facts for facts in reports if facts.num_members >= self._plan.config.basket.min_clients]
+        last = self._models[-1].timestamp if self._models else self._started_at
+        layer2 = self._plan.config.layer2
+        reason: str | None = global_due(len(fresh), len(active), now - last, layer2)
+        if force and len(fresh) >= layer2.min_baskets:
+            reason = "forced"
+        if reason is None:
+            return Layer2Outcome(
+                None, f"{len(fresh)} of {len(active)} active baskets are fresh", lost_roles=lost
+            )
+        status = self._peers.handle(ACCOUNTANT).call("status", now).result()
+        if status.read_only:
+            return Layer2Outcome(None, "the privacy budget is spent", read_only=True, lost_roles=lost)
+        present = {facts.basket_id for facts in reports}
+        parties = sorted(
+            (p for p in places if p.basket_id in present and p.identity), key=lambda p: p.basket_id
+        )
+        release = self._plan.release([f for f in reports if f.basket_id in {p.basket_id for p in parties}])
+        try:
+            return self._release(
+                parties, {f.basket_id: f for f in fresh}, release, round_id, str(reason), now, lost
+            )
+        except SecureAggregationAborted as abort:
+            self._aborts.append(abort.reason)
+            return Layer2Outcome(None, abort.reason, lost_roles=lost)
+
+    def _release(
+        self,
+        parties: Sequence[BasketPlace],
+        facts: dict[str, BasketFacts],
+        release: ReleasePlan,
+        round_id: int,
+        reason: str,
+        now: float,
+        lost: tuple[str, ...],
+    ) -> Layer2Outcome:
+        terms = self._terms(parties, release, facts, round_id)
+        session = SecureSession(terms, parties, self._peers)
+        try:
+            survivors = session.collect()
+            counted = [b for b in survivors if release.weights[b] > 0.0]
+            least = self._plan.config.layer2.min_baskets
+            if len(counted) < least:
+                raise SecureAggregationAborted(
+                    f"{len(counted)} fresh baskets survived, a release needs {least}"
+                )
+            charge = self._charge(release, survivors, session.session_id, round_id, now)
+            if not charge.allowed:
+                return Layer2Outcome(None, charge.reason or "refused", read_only=True, lost_roles=lost)
+            self._charge_id = None
+            ring_sum = session.unmask()
+        finally:
+            session.end()
+        vector, sigma = noised_mean(ring_sum, release, survivors, self._noise, f"layer2/{self._version}")
+        model = GlobalMetaModel(
+            aggregate=vector[: self._plan.config.vector_dim].astype(np.float32),
+            n_baskets=len(counted),
+            n_clients_total=sum(facts[b].num_rows for b in counted),
+            round_id=round_id,
+            timestamp=now,
+            privacy_spent=charge.epsilon_spent,
+            version=self._version,
+            noise_sigma=sigma,
+            meta_params=decode_meta(vector, self._plan),
+            ledger_head=charge.head_hash,
+        )
+        self._models = [*self._models[-HISTORY + 1 :], model]
+        dropped = tuple(p.basket_id for p in parties if p.basket_id not in survivors)
+        status = self._peers.handle(ACCOUNTANT).call("status", now).result()
+        return Layer2Outcome(model, reason, status.read_only, (*lost, *session.lost_roles), dropped)
+
+    @property
+    def _version(self) -> int:
+        return self._models[-1].version + 1 if self._models else 1
+
+    def _terms(
+        self,
+        parties: Sequence[BasketPlace],
+        release: ReleasePlan,
+        facts: dict[str, BasketFacts],
+        round_id: int,
+    ) -> SessionTerms:
+        self._attempt += 1
+        layer2 = self._plan.config.layer2
+        latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
+        context = SessionContext(
+            federation_id=self._federation_id,
+            session_id=self._entropy(16),
+            round_id=round_id,
+            attempt=self._attempt,
+            model_hash=agreement_hash(latest, release),
+            dimension=release.length,
+            ring_bits=release.ring_bits,
+            threshold=threshold_for(len(parties), layer2.threshold_fraction),
+            parties=tuple(Party(p.basket_id, p.identity) for p in parties),
+        )
+        return SessionTerms(context, release, facts, layer2.use_secure_aggregation)
+
+    def _charge(
+        self, release: ReleasePlan, survivors: Sequence[str], session_id: str, round_id: int, now: float
+    ) -> Charge:
+        self._charge_id = self._charge_id or f"layer2/{session_id}"
+        details = {
+            "round": round_id,
+            "session": session_id,
+            "baskets": len(survivors),
+            "grid_sensitivity": release.grid_sensitivity(survivors),
+            "grid_sigma": release.grid_sigma(survivors),
+            "scale": release.scale,
+        }
+        charge: Charge = (
+            self._peers.handle(ACCOUNTANT)
+            .call("charge_release", self._charge_id, release.mu, now, details)
+            .result()
+        )
+        return charge
+
+    def _reports(
+        self, places: Sequence[BasketPlace], now: float
+    ) -> tuple[list[BasketFacts], tuple[str, ...]]:
+        by_slot: dict[int, list[str]] = defaultdict(list)
+        for place in places:
+            by_slot[place.slot].append(place.basket_id)
+        calls = {
+            slot: self._peers.handle(basket_actor(slot)).call("reports", now) for slot in sorted(by_slot)
+        }
+        facts: list[BasketFacts] = []
+        lost: list[str] = []
+        for slot, call in calls.items():
+            try:
+                reports: dict[str, BasketReport] = call.result()
+            except ActorLost:
+                lost.append(basket_actor(slot))
+                continue
+            facts.extend(reports[b].facts for b in by_slot[slot] if b in reports)
+        return sorted(facts, key=lambda f: f.basket_id), tuple(lost)
+
+
+def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
+    """What all parties of a session must agree on before they mask: the last model, and the weights.
+
+    SHA-256; parties whose hashes differ derive different masks, and nothing unmasks.
+    """
+    digest = hashlib.sha256(latest.tobytes())
+    digest.update(repr(sorted(release.weights.items())).encode())
+    digest.update(repr((release.ring_bits, release.scale, release.length)).encode())
+    return digest.digest()

@@ -1,0 +1,49 @@
+"""Layer 1's column blocks as tasks over the object store, when there is work enough for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.layers.layer1 import BlocksOf
+from scarcity_ray.robust import MapBlocks, column_blocks, inline_blocks, take_block
+from scarcity_ray.roles.handles import Compute, gather
+
+T = TypeVar("T")
+
+INLINE_ELEMENTS = 4_000_000
+"""Below this many entries a rule takes about the 10 ms that handing it to tasks would cost."""
+BLOCKS_PER_TASK = 8
+"""Consecutive blocks that one task computes at most."""
+
+
+def blocks_as_tasks(compute: Compute, inline_elements: int = INLINE_ELEMENTS) -> BlocksOf:
+    """A driver that chooses by the size of the work: small matrices inline, large ones as tasks.
+
+    The matrix is stored once; every pass of a rule reads the stored copy.
+    """
+
+    def blocks_of(matrix: NDArray[np.float32]) -> MapBlocks:
+        if compute.parallelism < 2 or matrix.size < inline_elements:
+            return inline_blocks(matrix)
+        spans = column_blocks(matrix.shape[1])
+        share = min(BLOCKS_PER_TASK, -(-len(spans) // compute.parallelism))
+        groups = [spans[start : start + share] for start in range(0, len(spans), share)]
+        reference = compute.put(matrix)
+
+        def map_blocks(kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
+            tasks = [compute.submit(_blocks_in_task, reference, group, kernel, args) for group in groups]
+            return [part for parts in gather(tasks) for part in parts]
+
+        return map_blocks
+
+    return blocks_of
+
+
+def _blocks_in_task(
+    matrix: NDArray[np.float32], spans: list[slice], kernel: Callable[..., T], args: tuple[Any, ...]
+) -> list[T]:
+    return [kernel(take_block(matrix, span), *args) for span in spans]

@@ -1,0 +1,184 @@
+"""One session of secure aggregation as the global aggregator drives it: phases of calls to the basket actors.
+
+What a basket actor that does not answer means, and what the messages hold, is decided by `secagg`; here calls
+are made side by side, and whoever fails to answer is left out of the next phase.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.errors import ActorLost, ProtocolViolation
+from scarcity_ray.plan import BasketFacts, ReleasePlan
+from scarcity_ray.roles.handles import Future, Peers, basket_actor
+from scarcity_ray.roles.messages import BasketPlace
+from scarcity_ray.secagg import Coordinator, SessionContext
+
+
+@dataclass(frozen=True)
+class SessionTerms:
+    """What every party of a session is told before it takes part.
+
+    Attributes:
+        context: Parties, ring, threshold and the hash of what they agree on.
+        release: Weights and scale.
+        facts: Each party's public facts, which the noise is scaled to.
+        masked: Whether inputs are masked; if not, they are added up as they are.
+    """
+
+    context: SessionContext
+    release: ReleasePlan
+    facts: Mapping[str, BasketFacts]
+    masked: bool
+
+    @property
+    def session_id(self) -> str:
+        """The session's id in hexadecimal."""
+        return self.context.session_id.hex()
+
+
+class SecureSession:
+    """Drives one session: `collect`, then (once the charge is durable) `unmask`, then always `end`.
+
+    Args:
+        terms: What the parties are told.
+        places: The parties' places, in the order of the context.
+        peers: The basket actors.
+    """
+
+    def __init__(self, terms: SessionTerms, places: Sequence[BasketPlace], peers: Peers) -> None:
+        self.session_id = terms.session_id
+        self.lost_roles: list[str] = []
+        self.violations: list[str] = []
+        self._terms = terms
+        self._peers = peers
+        self._slots = {place.basket_id: place.slot for place in places}
+        self._coordinator = Coordinator(terms.context)
+        self._plain: NDArray[Any] | None = None
+
+    def collect(self) -> tuple[str, ...]:
+        """Run all phases before unmasking; the parties whose inputs are in the sum.
+
+        Raises:
+            SecureAggregationAborted: Below the threshold; nothing was asked for that cannot be asked again.
+        """
+        if not self._terms.masked:
+            return self._collect_plain()
+        coordinator = self._coordinator
+        self._phase("session_open", self._slots, lambda batch: (self._terms, batch), coordinator.add_advert)
+        adverts = coordinator.adverts()
+        self._phase(
+            "session_share",
+            [advert.party_id for advert in adverts],
+            lambda batch: (self.session_id, batch, adverts),
+            coordinator.add_key_shares,
+        )
+        self._each_mask(coordinator.sharers())
+        survivors = coordinator.survivors()
+        self._phase(
+            "session_confirm",
+            survivors,
+            lambda batch: (self.session_id, batch, survivors),
+            coordinator.add_confirmation,
+        )
+        coordinator.require_threshold("confirm")
+        return survivors
+
+    def unmask(self) -> NDArray[Any]:
+        """Ask for the unmask shares and return the survivors' sum in the ring.
+
+        Raises:
+            SecureAggregationAborted: If too few answer; the inputs are spent all the same.
+        """
+        if self._plain is not None:
+            self._phase(
+                "session_spend", self._slots, lambda batch: (self.session_id, batch), lambda spent: None
+            )
+            return self._plain
+        confirmations = self._coordinator.confirmations()
+        self._phase(
+            "session_unmask",
+            [confirmation.party_id for confirmation in confirmations],
+            lambda batch: (self.session_id, batch, confirmations),
+            self._coordinator.add_unmask_shares,
+        )
+        return self._coordinator.finish()
+
+    def end(self) -> None:
+        """Wipe what is left of the session, here and in every actor."""
+        self._coordinator.close()
+        for slot in sorted(set(self._slots.values())):
+            self._peers.handle(basket_actor(slot)).call("session_end", self.session_id)
+
+    def _collect_plain(self) -> tuple[str, ...]:
+        survivors: list[str] = []
+        context = self._terms.context
+        total = np.zeros(context.dimension, np.uint32 if context.ring_bits == 32 else np.uint64)
+
+        def add(part: tuple[str, NDArray[Any]]) -> None:
+            survivors.append(part[0])
+            np.add(total, part[1], out=total)
+
+        self._phase("session_plain", self._slots, lambda batch: (self._terms, batch), add)
+        self._plain = total
+        return tuple(sorted(survivors))
+
+    def _phase(
+        self,
+        method: str,
+        parties: Iterable[str],
+        arguments: Callable[[tuple[str, ...]], tuple[object, ...]],
+        receive: Callable[[Any], None],
+    ) -> None:
+        """One call an actor for all its parties; each answered message goes to `receive`, by party."""
+        batches: dict[int, list[str]] = defaultdict(list)
+        for party in sorted(parties):
+            batches[self._slots[party]].append(party)
+        calls = {
+            slot: self._peers.handle(basket_actor(slot)).call(method, *arguments(tuple(batch)))
+            for slot, batch in sorted(batches.items())
+        }
+        answers: dict[str, Any] = {}
+        for slot, call in calls.items():
+            answers.update(self._answer(slot, call) or {})
+        for party in sorted(answers):
+            self._take(receive, answers[party])
+
+    def _each_mask(self, parties: Sequence[str]) -> None:
+        """One call a party, so that one masked vector at a time is held beside the sum."""
+        calls = [
+            (
+                self._slots[party],
+                self._peers.handle(basket_actor(self._slots[party])).call(
+                    "session_mask", self.session_id, party, self._coordinator.inbox(party)
+                ),
+            )
+            for party in parties
+        ]
+        for slot, call in calls:
+            masked = self._answer(slot, call)
+            if masked is not None:
+                self._take(self._coordinator.add_masked, masked)
+
+    def _answer(self, slot: int, call: Future) -> Any:
+        try:
+            return call.result()
+        except ActorLost:
+            role = basket_actor(slot)
+            if role not in self.lost_roles:
+                self.lost_roles.append(role)
+        except ProtocolViolation as violation:
+            self.violations.append(str(violation))
+        return None
+
+    def _take(self, receive: Callable[[Any], None], message: Any) -> None:
+        try:
+            receive(message)
+        except ProtocolViolation as violation:
+            self.violations.append(str(violation))

@@ -1,0 +1,95 @@
+"""The federation's statistics, put together from the roles' answers under the spec's keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scarcity_ray.privacy.answers import BudgetStatus
+from scarcity_ray.roles.messages import BasketPlace, BasketReport
+
+
+def federation_stats(
+    directory: Mapping[str, Any],
+    reports: Mapping[str, BasketReport],
+    places: Sequence[BasketPlace],
+    layer2: Mapping[str, Any],
+    budget: BudgetStatus,
+    faults: Sequence[str],
+) -> dict[str, Any]:
+    """Put the roles' answers together.
+
+    Args:
+        directory: What `Directory.stats` gave.
+        reports: What the basket actors gave, by basket.
+        places: All live baskets.
+        layer2: What `GlobalAggregator.stats` gave.
+        budget: The accountant's status.
+        faults: Roles that died, and what was lost.
+
+    Returns:
+        The keys of spec/hierarchical.md and, beside them, rejections by reason, what is missing for the next
+        aggregation, and faults.
+    """
+    rejections: Counter[str] = Counter()
+    for report in reports.values():
+        rejections.update(report.rejections)
+    if directory["unknown_clients"]:
+        rejections["unknown_client"] += directory["unknown_clients"]
+    total = {name: sum(getattr(r, name) for r in reports.values()) for name in _SUMMED}
+    return {
+        "n_clients": directory["n_clients"],
+        "n_baskets": directory["n_baskets"],
+        "n_updates_buffered": total["num_buffered"],
+        "n_layer1_aggregations": total["layer1_aggregations"],
+        "n_layer2_aggregations": layer2["n_layer2_aggregations"],
+        "privacy_consumed_epsilon": budget.epsilon_spent,
+        "current_round": directory["current_round"],
+        "basket_stats": _by_domain(directory["statuses"], reports, places),
+        "read_only": budget.read_only,
+        "privacy_lifetime_epsilon": budget.lifetime_epsilon,
+        "ledger_path": budget.ledger_path,
+        "ledger_head": budget.head_hash,
+        "rejections": dict(sorted(rejections.items())),
+        "n_updates_rejected": rejections.total(),
+        "n_updates_withdrawn": total["withdrawn"],
+        "n_gossip_messages": total["messages_delivered"],
+        "n_basket_models_superseded": total["superseded"],
+        "n_basket_models_discarded": total["discarded"],
+        "n_layer2_aborts": layer2["n_layer2_aborts"],
+        "last_layer2_aborts": list(layer2["aborts"]),
+        "n_stale_baskets": directory["n_stale_baskets"],
+        "faults": list(faults),
+    }
+
+
+_SUMMED = (
+    "num_buffered",
+    "layer1_aggregations",
+    "withdrawn",
+    "messages_delivered",
+    "superseded",
+    "discarded",
+)
+
+
+def _by_domain(
+    statuses: Mapping[str, str], reports: Mapping[str, BasketReport], places: Sequence[BasketPlace]
+) -> dict[str, Any]:
+    domains: dict[str, Any] = {}
+    for place in places:
+        entry = domains.setdefault(place.domain_id, {"clients": 0, "updates": 0, "baskets": {}})
+        report = reports.get(place.basket_id)
+        updates = report.num_buffered if report else 0
+        entry["clients"] += len(place.members)
+        entry["updates"] += updates
+        entry["baskets"][place.basket_id] = {
+            "clients": len(place.members),
+            "updates": updates,
+            "status": statuses.get(place.basket_id, "forming"),
+            "layer1_needs_clients": report.least_rows if report else None,
+            "fresh": report.facts.fresh if report else False,
+            "gossip": report.gossip if report else {},
+        }
+    return domains

@@ -1,0 +1,262 @@
+"""A driver's session with a federation: routing, calls that survive a role's death, and the order of things.
+
+Every method ends when its effects are in place, so each call sees what the same driver did before. What a
+call does to the federation is decided in the roles; here it is only carried from one to the next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scarcity_ray.buffer import Receipt, Rejection
+from scarcity_ray.errors import ActorLost
+from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.roles.basket import SubmissionBatch
+from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.roles.messages import (
+    BasketPlace,
+    BasketReport,
+    Layer1Outcome,
+    Layer2Outcome,
+    Member,
+    Registration,
+    Rehousing,
+    SubmissionResult,
+    Whereabouts,
+)
+from scarcity_ray.runtime.assembly import Assembly
+
+logger = logging.getLogger("scarcity_ray")
+
+RECOVERIES = 3
+"""Times that one call may bring roles back before it gives up."""
+
+
+class DriverSession:
+    """What one driver does to a federation.
+
+    Args:
+        assembly: The federation's roles.
+        clock: Gives the time in seconds since the epoch.
+
+    Attributes:
+        faults: Roles that died and what was lost with them, oldest first.
+        latest: The newest global model that this driver has seen.
+    """
+
+    def __init__(self, assembly: Assembly, clock: Callable[[], float]) -> None:
+        self.assembly = assembly
+        self.faults: list[str] = []
+        self.latest: GlobalMetaModel | None = None
+        self.num_slots = 0
+        self._clock = clock
+        self._routes: dict[str, tuple[str, int]] = {}
+
+    def now(self) -> float:
+        """The driver's time."""
+        return float(self._clock())
+
+    def call(self, name: str, method: str, *args: object) -> Any:
+        """Call a role; one that died is brought back, and the call made again.
+
+        Raises:
+            ActorLost: If it cannot be brought back.
+        """
+        for attempt in range(RECOVERIES + 1):
+            try:
+                return self.assembly.handle(name).call(method, *args).result()
+            except ActorLost as lost:
+                if not lost.retryable or attempt == RECOVERIES:
+                    raise
+                self.recover(lost.role)
+        raise ActorLost(name)
+
+    def call_baskets(self, method: str, arguments: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
+        """Call basket actors side by side, each with its own arguments; those that died are called again."""
+        calls = {
+            slot: self.assembly.handle(basket_actor(slot)).call(method, *args)
+            for slot, args in arguments.items()
+        }
+        answers: dict[int, Any] = {}
+        failure: Exception | None = None
+        for slot, call in calls.items():
+            try:
+                answers[slot] = call.result()
+            except ActorLost as lost:
+                if not lost.retryable:
+                    raise
+                self.recover(lost.role)
+                answers[slot] = self.call(basket_actor(slot), method, *arguments[slot])
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return answers
+
+    def tell_baskets(self, method: str, *args: object) -> dict[int, Any]:
+        """Call every basket actor with the same arguments."""
+        return self.call_baskets(method, dict.fromkeys(range(self.num_slots), args))
+
+    def recover(self, name: str) -> None:
+        """Bring a role back that died, after any other that this needs; note and log what was lost."""
+        for _ in range(RECOVERIES):
+            try:
+                if self.assembly.runtime.is_alive(name):
+                    return
+                loss = self.assembly.recover(name, self.num_slots, self.now())
+            except ActorLost as other:
+                if other.role == name:
+                    raise
+                self.recover(other.role)
+                continue
+            if name == GLOBAL and self.latest is not None:
+                self.assembly.handle(GLOBAL).call("restore", self.latest).result()
+            self._routes.clear()
+            self.faults.append(loss)
+            logger.warning(loss)
+            return
+
+    def whereabouts(self) -> Whereabouts:
+        """Round, live baskets and basket actors."""
+        where: Whereabouts = self.call(DIRECTORY, "whereabouts")
+        self.num_slots = where.num_slots
+        return where
+
+    def register(self, members: Sequence[Member]) -> tuple[str, ...]:
+        """Register clients; their baskets."""
+        registration: Registration = self.call(DIRECTORY, "register", tuple(members), self.now())
+        self._house([admission.place for admission in registration.admissions])
+        by_slot: dict[int, list[object]] = defaultdict(list)
+        for admission in registration.admissions:
+            by_slot[admission.place.slot].append(admission)
+        answers = self.call_baskets("admit", {slot: (tuple(a),) for slot, a in by_slot.items()})
+        identities = {basket: key for answer in answers.values() for basket, key in answer.items()}
+        self.call(DIRECTORY, "record_identities", identities)
+        for relocation in registration.returned:
+            self._move((relocation.client_id,), relocation.source, relocation.target)
+        return registration.baskets
+
+    def unregister(self, client_id: str) -> bool:
+        """Unregister a client; its buffered updates are withdrawn."""
+        place: BasketPlace | None = self.call(DIRECTORY, "unregister", client_id, self.now())
+        self._routes.pop(client_id, None)
+        if place is None:
+            return False
+        self.call(basket_actor(place.slot), "dismiss", place.basket_id, client_id)
+        return True
+
+    def rehouse(self, rehousing: Rehousing) -> None:
+        """Carry out a split or a disband: clients move with all that is theirs."""
+        self._house([admission.place for admission in rehousing.admissions])
+        source = rehousing.closed
+        for admission in rehousing.admissions:
+            place = admission.place
+            identities = self.call(basket_actor(place.slot), "admit", (admission,))
+            self.call(DIRECTORY, "record_identities", identities)
+            self._move(tuple(member.client_id for member in admission.members), source, place)
+        self.call(basket_actor(source.slot), "close_basket", source.basket_id)
+        self._routes.clear()
+
+    def submit(self, batch: SubmissionBatch) -> tuple[list[Receipt], list[str]]:
+        """Send updates to their baskets; receipts in order, and the baskets whose Layer 1 is due.
+
+        A client that is not where it was last seen is looked up again, once.
+        """
+        receipts: dict[int, Receipt] = {}
+        due: set[str] = set()
+        pending = list(range(len(batch)))
+        for look_up in (False, True):
+            routes = self._locate([batch.client_ids[i] for i in pending], look_up)
+            by_slot: dict[int, list[int]] = defaultdict(list)
+            for index in pending:
+                if batch.client_ids[index] in routes:
+                    by_slot[routes[batch.client_ids[index]][1]].append(index)
+            arguments = {
+                slot: (
+                    tuple(routes[batch.client_ids[i]][0] for i in indices),
+                    batch.take(indices),
+                    self.now(),
+                )
+                for slot, indices in by_slot.items()
+            }
+            answers: dict[int, SubmissionResult] = self.call_baskets("submit", arguments)
+            for slot, answer in answers.items():
+                receipts.update(zip(by_slot[slot], answer.receipts, strict=True))
+                due.update(answer.due)
+            pending = [
+                i for i in pending if i not in receipts or receipts[i].reason is Rejection.UNKNOWN_CLIENT
+            ]
+            if not pending:
+                break
+        for index in pending:
+            receipts[index] = Receipt(False, Rejection.UNKNOWN_CLIENT, None, -1)
+        if pending:
+            self.call(DIRECTORY, "count_unknown", len(pending))
+        return [receipts[i] for i in range(len(batch))], sorted(due)
+
+    def run_layer1(self, baskets: Sequence[str] | None, force: bool) -> list[Layer1Outcome]:
+        """Layer 1 wherever it is due, side by side in all basket actors."""
+        chosen = None if baskets is None else tuple(baskets)
+        answers = self.tell_baskets("run_layer1", chosen, force, self.now())
+        return [outcome for slot in sorted(answers) for outcome in answers[slot]]
+
+    def run_layer2(self, force: bool) -> Layer2Outcome:
+        """Layer 2 if it is due; a release is told to the baskets, and so is a spent budget."""
+        where = self.whereabouts()
+        outcome: Layer2Outcome = self.call(GLOBAL, "run", where.places, where.round_id, force, self.now())
+        if outcome.model is not None:
+            self.latest = outcome.model
+            if self.assembly.identity.config.layer2.distribute_to_baskets:
+                self.tell_baskets("adopt", outcome.model)
+        if outcome.read_only:
+            self.tell_baskets("set_read_only", True)
+        for name in outcome.lost_roles:
+            self.recover(name)
+        return outcome
+
+    def run_gossip(self) -> dict[str, int]:
+        """One gossip round everywhere; delivered messages a basket."""
+        answers = self.tell_baskets("run_gossip", self.now())
+        return {basket: count for answer in answers.values() for basket, count in answer.items()}
+
+    def advance_round(self) -> int:
+        """Move every role to the next round."""
+        self.report_activity()
+        round_id, emptied = self.call(DIRECTORY, "advance_round", self.now())
+        for place in emptied:
+            self.call(basket_actor(place.slot), "close_basket", place.basket_id)
+        self.tell_baskets("advance_round", round_id)
+        return int(round_id)
+
+    def report_activity(self) -> None:
+        """Tell the directory what the basket actors saw."""
+        reports = self.tell_baskets("take_activity")
+        self.call(DIRECTORY, "note_activity", tuple(reports[slot] for slot in sorted(reports)), self.now())
+
+    def reports(self) -> dict[str, BasketReport]:
+        """Counts and public facts of every basket."""
+        answers = self.tell_baskets("reports", self.now())
+        return {basket: report for answer in answers.values() for basket, report in answer.items()}
+
+    def accountant(self, method: str, *args: object) -> Any:
+        """Call the accountant."""
+        return self.call(ACCOUNTANT, method, *args)
+
+    def _move(self, client_ids: tuple[str, ...], source: BasketPlace, target: BasketPlace) -> None:
+        carries = self.call(basket_actor(source.slot), "take", source.basket_id, client_ids)
+        self.call(basket_actor(target.slot), "put", target.basket_id, carries)
+
+    def _house(self, places: Sequence[BasketPlace]) -> None:
+        self.assembly.ensure_slots([place.slot for place in places], self.now())
+        self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
+
+    def _locate(self, client_ids: Sequence[str], fresh: bool) -> dict[str, tuple[str, int]]:
+        unknown = sorted({c for c in client_ids if fresh or c not in self._routes})
+        if unknown:
+            for client_id in unknown:
+                self._routes.pop(client_id, None)
+            self._routes.update(self.call(DIRECTORY, "locate", tuple(unknown)))
+        return {c: self._routes[c] for c in client_ids if c in self._routes}
