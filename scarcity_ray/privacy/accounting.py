@@ -185,7 +185,7 @@ def _log_delta_above(mu: float, epsilon: float) -> float:
     if a < -3.0:
         # 1 - delta = phi(a) (M(-a) + M(b)) is small and has no cancellation.
         value = math.log1p(-math.exp(_log_phi(a)) * (_mills(-a) + _mills(b)))
-    elif b == math.inf:
+    elif a > 1e6:
         return -math.inf
     else:
         value = _log_phi(a) + math.log(_mills_drop(mu, epsilon))

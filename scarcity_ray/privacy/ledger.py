@@ -43,7 +43,7 @@ class Ledger:
         if not first or last is None or first[0].body.get("format") != _FORMAT:
             raise LedgerCorrupted(f"{self.path}: its first row is not a ledger's; bring back a backup")
         self.genesis = first[0]
-        self._head = last.hash
+        self._head, self._head_seq = last.hash, last.seq
 
     @classmethod
     def create(
@@ -140,15 +140,20 @@ class Ledger:
         with self._store.writing():
             last = self._last()
             if last.epoch != self.epoch or last.hash != self._head:
-                raise LedgerError(
-                    f"{self.path}: the ledger has moved on without this writer (it is at epoch {last.epoch}, "
-                    f"this writer at {self.epoch}); nothing was written: stop, or open it anew"
-                )
+                raise self._superseded(last)
             return self._chain(last, kind, charge_id, now, body, payload)
 
     def find(self, charge_id: str) -> Row | None:
-        """The row of a charge, if it is recorded."""
-        return self._store.find(charge_id)
+        """The row of a charge, if it is recorded.
+
+        Raises:
+            LedgerError: If this is a writer that does not know of the row: another wrote it, or a failed disk
+                did after all.
+        """
+        row = self._store.find(charge_id)
+        if row is not None and self.epoch > 0 and row.seq > self._head_seq:
+            raise self._superseded(row)
+        return row
 
     def rows(self, since: int = 0) -> Iterator[Row]:
         """The rows from number `since` on, oldest first, as they stand (`verify` checks them)."""
@@ -197,6 +202,12 @@ class Ledger:
             raise LedgerCorrupted(f"{self.path}: the ledger has lost all its rows; bring back a backup")
         return row
 
+    def _superseded(self, row: Row) -> LedgerError:
+        return LedgerError(
+            f"{self.path}: the ledger has moved on without this writer (it is at epoch {row.epoch}, this "
+            f"writer at {self.epoch}); nothing was written: stop, or open it anew"
+        )
+
     def _chain(
         self,
         last: Row,
@@ -208,7 +219,7 @@ class Ledger:
     ) -> Row:
         row = _sealed(last.hash, last.seq + 1, kind, charge_id, self.epoch, now, body, payload)
         self._store.commit(row)
-        self._head = row.hash
+        self._head, self._head_seq = row.hash, row.seq
         return row
 
 

@@ -18,6 +18,7 @@ Guarantees:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.accounting import mu_of_gaussian
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
+
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 class GaussianMechanism:
@@ -69,9 +72,7 @@ class GaussianMechanism:
             UsageError: If a value is not finite.
         """
         given = np.asarray(vector)
-        exact = given.astype(np.float64)
-        if not np.isfinite(exact).all():
-            raise UsageError("vector: not all values are finite")
+        exact = _finite(given)
         if self.sigma > 0.0:
             exact += self.sigma * self._noise.standard_normal(exact.shape, stream)
             exact = on_grid(exact, self.sigma)
@@ -94,10 +95,11 @@ class GaussianMechanism:
         if not (math.isfinite(clip_norm) and clip_norm > 0.0):
             raise UsageError(f"clip_norm: {clip_norm!r} is not accepted; a positive number")
         given = np.asarray(vector)
-        exact = given.astype(np.float64)
-        norms = np.sqrt(np.sum(exact * exact, axis=-1, keepdims=True))
-        factors = np.minimum(1.0, clip_norm / np.maximum(norms, np.finfo(np.float64).tiny))
-        noised = self.add_noise(exact * factors, stream)
+        exact = _finite(given)
+        # Over the greatest value, so that no square overflows.
+        peaks = np.maximum(np.max(np.abs(exact), axis=-1, keepdims=True, initial=0.0), _TINY)
+        norms = np.linalg.norm(exact / peaks, axis=-1, keepdims=True) * peaks
+        noised = self.add_noise(exact * np.minimum(1.0, clip_norm / np.maximum(norms, _TINY)), stream)
         return noised.astype(np.float32) if given.dtype == np.float32 else noised
 
 
@@ -121,6 +123,14 @@ class LocalDPMechanism(GaussianMechanism):
 
 class CentralDPMechanism(GaussianMechanism):
     """The noise on the global model; `sensitivity` is that of the weighted sum of basket models."""
+
+
+def _finite(vector: NDArray[Any]) -> NDArray[np.float64]:
+    """A float64 copy; refused if a value is not finite."""
+    exact = vector.astype(np.float64)
+    if not np.isfinite(exact).all():
+        raise UsageError("vector: not all values are finite")
+    return exact
 
 
 def on_grid(values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:

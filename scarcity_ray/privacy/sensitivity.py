@@ -22,7 +22,8 @@ median
     the median is a trimmed mean of two rows and moves by at most C; 2C is claimed for both, so that the bound
     does not rise when one more row arrives.
 krum, bulyan
-    They select: two groups of rows may tie, and one row tips the scale. At most 2C, and a search comes close.
+    They select: two groups of rows may tie, and one row tips the scale. At most 2C, and a search comes close
+    (for Bulyan at its least n = 4f + 3; with more rows it averages more of both groups).
 multi_krum
     It averages what it selected, and one row may exchange many of the selected: 2C is claimed; searches found
     0.67 C.

@@ -1,0 +1,229 @@
+"""The ledger: append-only, chained, one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+
+import numpy as np
+import pytest
+
+from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
+from scarcity_ray.privacy import Ledger
+from scarcity_ray.privacy.members import pack_gossip, unpack_gossip
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+def filled(path, rows=6):
+    ledger = Ledger.create(path, "hospital", now=1.0, body={"total_epsilon": 10.0})
+    for k in range(rows):
+        ledger.append("release", charge_id=f"r{k}", now=2.0 + k, body={"mu": 0.1 * k}, payload=bytes([k]))
+    return ledger
+
+
+def tamper(path, *statements):
+    connection = sqlite3.connect(path)
+    for statement in statements:
+        connection.execute(*statement) if isinstance(statement, tuple) else connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_what_was_appended_is_found_again(path):
+    ledger = filled(path)
+    written = list(ledger.rows())
+    ledger.close()
+    again = Ledger.open(path, now=9.0)
+    assert list(again.rows())[:-1] == written
+    assert [row.kind for row in again.rows()] == ["genesis", "writer"] + ["release"] * 6 + ["writer"]
+    assert again.federation_id == "hospital"
+    assert again.genesis.body["total_epsilon"] == 10.0
+    row = again.find("r3")
+    assert (row.at, row.body, row.payload, row.epoch) == (5.0, {"mu": 0.1 * 3}, b"\x03", 1)
+    assert again.find("r9") is None
+    assert again.verify() == again.head_hash
+
+
+def test_each_row_moves_the_head(path):
+    ledger = filled(path, rows=0)
+    heads = [ledger.head_hash]
+    for k in range(3):
+        row = ledger.append("release", charge_id=f"r{k}", now=1.0, body={})
+        assert row.hash == ledger.head_hash
+        heads.append(row.hash)
+    assert len(set(heads)) == 4
+    assert all(ledger.verify(head) == heads[-1] for head in heads)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE ledger SET record = replace(record, '\"mu\":0.2', '\"mu\":0.1') WHERE seq = 4",
+        "UPDATE ledger SET record = replace(record, '\"at\":4.0', '\"at\":5.0') WHERE seq = 4",
+        "UPDATE ledger SET record = record || ' ' WHERE seq = 4",
+        "UPDATE ledger SET payload = x'09' WHERE seq = 4",
+        "UPDATE ledger SET hash = zeroblob(32) WHERE seq = 4",
+        "UPDATE ledger SET charge_id = 'other' WHERE seq = 4",
+        "UPDATE ledger SET record = 'nothing' WHERE seq = 4",
+        "DELETE FROM ledger WHERE seq = 4",
+        "DELETE FROM ledger WHERE seq = 0",
+        "DELETE FROM ledger",
+        "DROP TABLE ledger",
+        "UPDATE ledger SET seq = seq + 100 WHERE seq >= 4",
+    ],
+)
+def test_any_edit_deletion_or_reordering_is_found(path, statement):
+    filled(path).close()
+    tamper(path, statement)
+    with pytest.raises(LedgerCorrupted, match="back"):
+        Ledger.read(path).verify()
+    with pytest.raises(LedgerCorrupted):
+        Ledger.open(path, now=9.0)
+
+
+def test_reordering_two_rows_is_found(path):
+    filled(path).close()
+    rows = dict(sqlite3.connect(path).execute("SELECT seq, record FROM ledger").fetchall())
+    swapped = [json.loads(rows[seq]) for seq in (4, 5)]
+    swapped[0]["seq"], swapped[1]["seq"] = 5, 4
+    texts = [json.dumps(one, sort_keys=True, separators=(",", ":")) for one in swapped]
+    tamper(
+        path,
+        "UPDATE ledger SET charge_id = 'x' WHERE seq = 4",
+        ("UPDATE ledger SET record = ?, charge_id = 'r2' WHERE seq = 5", (texts[0],)),
+        ("UPDATE ledger SET record = ?, charge_id = 'r3' WHERE seq = 4", (texts[1],)),
+    )
+    with pytest.raises(LedgerCorrupted, match="breaks at row 4"):
+        Ledger.read(path).verify()
+
+
+def test_truncation_is_found_against_a_head_hash(path):
+    ledger = filled(path)
+    head = ledger.head_hash
+    ledger.close()
+    tamper(path, "DELETE FROM ledger WHERE seq >= 6")
+    reader = Ledger.read(path)
+    reader.verify()
+    with pytest.raises(LedgerCorrupted, match="cut, rolled back or replaced"):
+        reader.verify(head)
+
+
+def test_a_fork_is_found_against_a_head_hash(path, tmp_path):
+    ledger = filled(path)
+    with sqlite3.connect(tmp_path / "copy.sqlite") as copy:
+        sqlite3.connect(path).backup(copy)
+    ledger.append("release", charge_id="mine", now=5.0, body={})
+    head = ledger.head_hash
+    fork = Ledger.open(tmp_path / "copy.sqlite", now=6.0)
+    fork.append("release", charge_id="theirs", now=7.0, body={})
+    fork.verify()
+    with pytest.raises(LedgerCorrupted, match="cut, rolled back or replaced"):
+        fork.verify(head)
+
+
+def test_a_superseded_writer_is_refused(path):
+    first = filled(path)
+    second = Ledger.open(path, now=8.0)
+    assert second.epoch == first.epoch + 1
+    before = list(second.rows())
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="moved on without this writer"):
+            first.append("release", charge_id="late", now=9.0, body={})
+    assert list(second.rows()) == before
+    second.append("release", charge_id="late", now=9.0, body={})
+    with pytest.raises(LedgerError, match="moved on"):
+        first.find("late")
+
+
+def test_a_charge_id_is_recorded_once(path):
+    ledger = filled(path)
+    before = ledger.head_hash
+    with pytest.raises(LedgerError, match="'r1' is recorded already"):
+        ledger.append("release", charge_id="r1", now=9.0, body={})
+    assert ledger.head_hash == ledger.verify() == before
+    ledger.append("release", charge_id="fresh", now=9.0, body={})
+
+
+def test_a_reader_disturbs_nobody(path):
+    writer = filled(path)
+    reader = Ledger.read(path)
+    with pytest.raises(LedgerError):
+        reader.append("release", charge_id="x", now=1.0, body={})
+    writer.append("release", charge_id="more", now=1.0, body={})
+    assert reader.find("more") is not None
+    assert reader.verify() == writer.head_hash
+
+
+def test_a_missing_ledger_is_told_with_its_path_and_a_remedy(path):
+    for opener in (lambda: Ledger.open(path, now=1.0), lambda: Ledger.read(path)):
+        with pytest.raises(LedgerMissing) as caught:
+            opener()
+        assert str(path) in str(caught.value)
+        assert "backup" in str(caught.value)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all" * 300, bytes(8192)])
+def test_a_file_that_is_no_ledger_is_corrupted(path, content):
+    path.write_bytes(content)
+    with pytest.raises(LedgerCorrupted, match="backup"):
+        Ledger.open(path, now=1.0)
+
+
+def test_a_torn_file_is_never_taken_for_a_shorter_one(path):
+    ledger = filled(path, rows=200)
+    head = ledger.head_hash
+    ledger.close()
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 4096):
+        path.write_bytes(whole[:size])
+        with pytest.raises(LedgerError):
+            Ledger.read(path).verify(head)
+
+
+def test_a_new_ledger_replaces_none(path):
+    filled(path)
+    with pytest.raises(LedgerError, match="there already"):
+        Ledger.create(path, "hospital", now=1.0, body={})
+    assert [p.name for p in path.parent.glob("*.new*")] == []
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(LedgerError, match="could not be made"):
+        Ledger.create(tmp_path / "no" / "ledger.sqlite", "hospital", now=1.0, body={})
+
+
+def test_only_the_owner_can_read_the_file(path):
+    filled(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_plain_data_is_recorded_exactly(path):
+    ledger = filled(path, rows=0)
+    body = {"mu": 0.1 + 0.2, "sigma": float("inf"), "n": np.int64(3), "x": np.float32(0.5), 2: (1, [None])}
+    row = ledger.append("release", now=1.0, body=body)
+    expected = {"mu": 0.1 + 0.2, "sigma": "inf", "n": 3, "x": 0.5, "2": [1, [None]]}
+    assert row.body == list(ledger.rows())[-1].body == expected
+    ledger.verify()
+    for foreign in (object(), np.zeros(3), {1, 2}, b"bytes"):
+        with pytest.raises(UsageError, match="plain data"):
+            ledger.append("release", now=1.0, body={"x": foreign})
+    ledger.append("release", now=1.0, body={})
+
+
+@pytest.mark.parametrize("known", [1, 10, 1000, 100_000])
+def test_packed_members_read_back(known):
+    rng = np.random.default_rng(known)
+    for count in {1, min(known, 7), known}:
+        places = rng.permutation(known)[:count]
+        payload = pack_gossip(places, ["zoë", "b"])
+        members = unpack_gossip(payload)
+        np.testing.assert_array_equal(members.places, np.sort(places))
+        assert members.newcomers == ("zoë", "b")
+        assert len(payload) <= 40 + min(4 * count, known / 8 + 1)
+    assert unpack_gossip(pack_gossip(np.zeros(0, dtype=np.int64), [])).places.size == 0
