@@ -18,6 +18,7 @@ from scarcity_ray.robust.blocks import Matrix, Rows, Vector
 from scarcity_ray.robust.columns import mean_around_median, order_statistics
 from scarcity_ray.robust.krum import krum_scores, lowest
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
+from scarcity_ray.robust.shrinking import ShrinkingScores
 
 
 def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], NDArray[np.float64]]:
@@ -28,17 +29,18 @@ def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], 
         num_byzantine: f, with n >= 4f + 3.
     """
     num_rows = len(distances)
-    left = np.arange(num_rows)
-    picked: list[int] = []
-    first: NDArray[np.float64] | None = None
-    for _ in range(num_rows - 2 * num_byzantine):
-        neighbours = min(max(1, len(left) - num_byzantine - 2), len(left) - 1)
-        scores = krum_scores(distances[np.ix_(left, left)], neighbours)
-        first = scores if first is None else first
-        winner = lowest(scores, np.ones(len(left), np.bool_))
-        picked.append(int(left[winner]))
-        left = np.delete(left, winner)
-    return picked, scores if first is None else first
+    theta = num_rows - 2 * num_byzantine
+    running = ShrinkingScores(distances, num_rows - num_byzantine - 2)
+    first = running.scores.copy()
+    picked = [lowest(running.scores, running.left)]
+    while len(picked) < theta and running.num_neighbours > 1:
+        running.remove(picked[-1])
+        picked.append(lowest(running.scores, running.left))
+    while len(picked) < theta:
+        left = np.delete(np.arange(num_rows), picked)
+        scores = krum_scores(distances[np.ix_(left, left)], min(1, len(left) - 1))
+        picked.append(int(left[lowest(scores, np.ones(len(left), np.bool_))]))
+    return picked, first
 
 
 class Bulyan(Rule):

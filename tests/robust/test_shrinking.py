@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scarcity_ray.robust import inline_blocks, pairwise
+from scarcity_ray.robust.bulyan import bulyan_selection
+from scarcity_ray.robust.krum import krum_scores
+from scarcity_ray.robust.shrinking import ShrinkingScores
+
+
+def distances_for(seed, n, d=5):
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((n, d)) if seed % 2 else rng.integers(-2, 3, (n, d))
+    rows = rows * np.where(rng.random((n, 1)) < 0.2, 1e20, 1.0)
+    rows[rng.integers(n)] = rows[rng.integers(n)]
+    return pairwise(inline_blocks(rows.astype(np.float32)))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 25), st.data())
+@settings(max_examples=100, deadline=None)
+def test_after_any_removals_scores_are_those_computed_anew_over_the_rows_left(seed, n, data):
+    distances = distances_for(seed, n)
+    neighbours = data.draw(st.integers(1, n - 1))
+    running = ShrinkingScores(distances, neighbours)
+    order = np.random.default_rng(seed).permutation(n)
+    for removed in range(neighbours):
+        left = np.sort(order[removed:])
+        anew = krum_scores(distances[np.ix_(left, left)], neighbours - removed)
+        assert (np.flatnonzero(running.left) == left).all()
+        np.testing.assert_allclose(running.scores[left], anew, rtol=1e-13)
+        if running.num_neighbours > 1:
+            running.remove(int(order[removed]))
+
+
+@pytest.mark.parametrize(("n", "f"), [(3, 0), (7, 1), (30, 4), (120, 24), (303, 75)])
+def test_bulyan_on_running_scores_selects_what_bulyan_on_scores_computed_anew_selects(n, f):
+    for seed in range(4):
+        distances = distances_for(seed, n, d=40)
+        left = list(range(n))
+        expected = []
+        for _ in range(n - 2 * f):
+            scores = krum_scores(distances[np.ix_(left, left)], min(max(1, len(left) - f - 2), len(left) - 1))
+            expected.append(left.pop(int(np.argmax(scores <= scores.min() * (1 + 2.0**-42)))))
+        assert bulyan_selection(distances, f)[0] == expected
