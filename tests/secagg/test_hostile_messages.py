@@ -73,7 +73,7 @@ def test_refused_messages_change_nothing(session_of, step, data):
     messages = [say(session, party, step) for party in sorted(session.participants)]
     name = data.draw(st.sampled_from([field.name for field in fields(messages[0])]))
     hostile = data.draw(HOSTILE)
-    assume(not (type(hostile) is tuple and hostile == getattr(messages[0], name)))
+    assume(repr(hostile) != repr(getattr(messages[0], name)))
     with pytest.raises(ProtocolViolation):
         take(replace(messages[0], **{name: hostile}))
     with pytest.raises(ProtocolViolation):
