@@ -8,7 +8,7 @@ round before anything is unmasked.
 from __future__ import annotations
 
 from scarcity_ray.secagg.context import Party, SessionContext, least_threshold, threshold_for
-from scarcity_ray.secagg.coordinator import Coordinator, Phase
+from scarcity_ray.secagg.coordinator import Coordinator
 from scarcity_ray.secagg.fixed_point import decode, encode, ring_dtype, to_signed
 from scarcity_ray.secagg.identity import IdentityKeyPair
 from scarcity_ray.secagg.messages import (
@@ -19,7 +19,8 @@ from scarcity_ray.secagg.messages import (
     MaskedInput,
     UnmaskShares,
 )
-from scarcity_ray.secagg.participant import Participant, State
+from scarcity_ray.secagg.participant import Participant
+from scarcity_ray.secagg.phases import Phase, State
 from scarcity_ray.secagg.session_guard import SessionGuard
 
 __all__ = [

@@ -1,14 +1,5 @@
 """The coordinator's side of one attempt: it carries messages, sums masked inputs, and removes masks.
 
-::
-
-    phase       takes              closed by        says                  checked on closing
-    ADVERTISE   add_advert         adverts()        all adverts           the threshold
-    SHARE_KEYS  add_key_shares     sharers()        inbox(p) for each     it, and that every sharer's
-    MASK        add_masked         survivors()      ids in the sum        secrets can be rebuilt by those
-    CONFIRM     add_confirmation   confirmations()  signed survivor sets  who have spoken in the phase
-    UNMASK      add_unmask_shares  finish()         the sum
-
 What closes a phase may be called again and gives the same answer; a message for a closed phase is late and
 refused. Below the threshold the attempt aborts. Until `confirmations` has been handed out no unmask share
 can exist: an abort is free, and the inputs may be used in another attempt. From then on they may not.
@@ -23,7 +14,6 @@ It trusts no party: false signatures, malformed, late and doubled messages are r
 from __future__ import annotations
 
 from collections.abc import Collection
-from enum import StrEnum
 from typing import NoReturn
 
 import numpy as np
@@ -46,29 +36,8 @@ from scarcity_ray.secagg.messages import (
     UnmaskShares,
     checked,
 )
+from scarcity_ray.secagg.phases import COORDINATOR_TRANSITIONS, PHASES, Phase
 from scarcity_ray.secagg.unmasking import Unmasking
-
-
-class Phase(StrEnum):
-    """What the coordinator is waiting for."""
-
-    ADVERTISE = "advertise"
-    SHARE_KEYS = "share_keys"
-    MASK = "mask"
-    CONFIRM = "confirm"
-    UNMASK = "unmask"
-    DONE = "done"
-    ABORTED = "aborted"
-
-
-TRANSITIONS: dict[str, tuple[Phase, Phase]] = {
-    "adverts": (Phase.ADVERTISE, Phase.SHARE_KEYS),
-    "sharers": (Phase.SHARE_KEYS, Phase.MASK),
-    "survivors": (Phase.MASK, Phase.CONFIRM),
-    "confirmations": (Phase.CONFIRM, Phase.UNMASK),
-    "finish": (Phase.UNMASK, Phase.DONE),
-}
-_ORDER = (Phase.ADVERTISE, Phase.SHARE_KEYS, Phase.MASK, Phase.CONFIRM, Phase.UNMASK, Phase.DONE)
 
 
 class Coordinator:
@@ -105,7 +74,7 @@ class Coordinator:
 
     def awaited(self) -> tuple[str, ...]:
         """Whose message the present phase still lacks, sorted; empty when all have spoken."""
-        if self._phase not in _ORDER[:-1]:
+        if self._phase not in PHASES[:-1]:
             return ()
         return tuple(sorted(set(self._expected(self._phase)) - set(self._heard(self._phase))))
 
@@ -290,8 +259,8 @@ class Coordinator:
         """Whether this call closes the phase, after checking that it may; False if it was closed before."""
         if self._aborted is not None:
             raise self._aborted
-        before, after = TRANSITIONS[step]
-        if _ORDER.index(self._phase) < _ORDER.index(before):
+        before, after = COORDINATOR_TRANSITIONS[step]
+        if PHASES.index(self._phase) < PHASES.index(before):
             raise UsageError(f"{step}() comes after phase {before.value!r}; this is {self._phase.value!r}")
         if self._phase is not before:
             return False
@@ -303,7 +272,7 @@ class Coordinator:
         """Who may speak in a phase: whoever spoke in the one before."""
         if phase is Phase.ADVERTISE:
             return [party.party_id for party in self._context.parties]
-        return self._heard(_ORDER[_ORDER.index(phase) - 1])
+        return self._heard(PHASES[PHASES.index(phase) - 1])
 
     def _heard(self, phase: Phase) -> Collection[str]:
         heard: dict[Phase, Collection[str]] = {

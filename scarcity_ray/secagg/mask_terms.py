@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from scarcity_ray.secagg.graph import Graph
 from scarcity_ray.secagg.key_agreement import agree, derive_key, private_key_from
 from scarcity_ray.secagg.masking import MaskTerm
@@ -33,27 +31,21 @@ def pair_mask_key(secret: bytes, sharers_digest: bytes, one: str, other: str) ->
 
 
 def terms_to_apply(
-    party: str,
-    seed: bytes,
-    mask_private: X25519PrivateKey,
-    others: Iterable[str],
-    adverts: Mapping[str, Advert],
-    sharers_digest: bytes,
+    party: str, seed: bytes, secrets: Mapping[str, bytes], others: Iterable[str], sharers_digest: bytes
 ) -> list[MaskTerm]:
     """The masks that a party puts on its input.
 
     Args:
         party: Its id.
         seed: Its self-mask seed.
-        mask_private: Its mask key.
+        secrets: Its X25519 secret with each neighbour, of their mask keys.
         others: Its neighbours who shared their keys.
-        adverts: Everyone's advert by id.
         sharers_digest: Hash of who shared their keys.
     """
     terms = [MaskTerm(self_mask_key(seed, sharers_digest, party), add=True)]
     for other in others:
-        secret = agree(mask_private, adverts[other].mask_public)
-        terms.append(MaskTerm(pair_mask_key(secret, sharers_digest, party, other), add=party < other))
+        key = pair_mask_key(secrets[other], sharers_digest, party, other)
+        terms.append(MaskTerm(key, add=party < other))
     return terms
 
 

@@ -1,20 +1,7 @@
 """One party's side of one attempt: messages in, messages out, no I/O, no clock.
 
-::
-
-    step        from        to          says                 learns
-    advertise   NEW         ADVERTISED  Advert               nothing
-    share_keys  ADVERTISED  SHARED      KeyShares            who is there, and their ephemeral keys
-    mask        SHARED      MASKED      MaskedInput          who shared; one share of each of their secrets
-    confirm     MASKED      CONFIRMED   Confirmation         whose inputs will be in the sum
-    unmask      CONFIRMED   DONE        UnmaskShares         that enough others were shown the same set
-    close       any         CLOSED      nothing              nothing; every key is wiped
-
 A step that is out of order, or whose input is not sound, raises `ProtocolViolation`, says nothing, and
 leaves the state as it was. A step that succeeds cannot be repeated: one attempt gives one answer a phase.
-
-Wiping overwrites what Python lets us overwrite (seeds and held shares are bytearrays) and drops key
-objects, whose memory OpenSSL clears. Copies that the interpreter made on the way are beyond our reach.
 """
 
 from __future__ import annotations
@@ -22,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Mapping
 from dataclasses import replace
-from enum import StrEnum
 from typing import NoReturn
 
 import numpy as np
@@ -36,13 +22,8 @@ from scarcity_ray.secagg.dealing import deal, halves, open_shares
 from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
 from scarcity_ray.secagg.graph import Graph
 from scarcity_ray.secagg.identity import IdentityKeyPair
-from scarcity_ray.secagg.key_agreement import (
-    KEY_BYTES,
-    Entropy,
-    agree,
-    private_key_from,
-    public_key_of,
-)
+from scarcity_ray.secagg.key_agreement import Entropy
+from scarcity_ray.secagg.keyring import Keyring
 from scarcity_ray.secagg.mask_terms import terms_to_apply
 from scarcity_ray.secagg.masking import MaskTerm, apply_masks
 from scarcity_ray.secagg.messages import (
@@ -55,28 +36,8 @@ from scarcity_ray.secagg.messages import (
     checked,
     checked_batch,
 )
+from scarcity_ray.secagg.phases import PARTICIPANT_TRANSITIONS, State
 from scarcity_ray.secagg.session_guard import SessionGuard
-
-
-class State(StrEnum):
-    """Where a participant stands."""
-
-    NEW = "new"
-    ADVERTISED = "advertised"
-    SHARED = "shared"
-    MASKED = "masked"
-    CONFIRMED = "confirmed"
-    DONE = "done"
-    CLOSED = "closed"
-
-
-TRANSITIONS: dict[str, tuple[State, State]] = {
-    "advertise": (State.NEW, State.ADVERTISED),
-    "share_keys": (State.ADVERTISED, State.SHARED),
-    "mask": (State.SHARED, State.MASKED),
-    "confirm": (State.MASKED, State.CONFIRMED),
-    "unmask": (State.CONFIRMED, State.DONE),
-}
 
 
 class Participant:
@@ -126,11 +87,7 @@ class Participant:
         self._identity = identity
         self._entropy = entropy
         self._state = State.NEW
-        self._seed = bytearray()
-        self._mask_scalar = bytearray()
-        self._held: dict[str, bytearray] = {}
-        self._cipher_secrets: dict[str, bytes] = {}
-        self._wipe_keys()
+        self._keyring = Keyring(entropy)
 
     @property
     def state(self) -> State:
@@ -140,16 +97,14 @@ class Participant:
     def advertise(self) -> Advert:
         """Phase 1: makes this attempt's keys and seed, and announces their public side."""
         after = self._next("advertise")
-        self._seed = bytearray(self._entropy(KEY_BYTES))
-        self._mask_scalar = bytearray(self._entropy(KEY_BYTES))
-        self._mask_private = private_key_from(bytes(self._mask_scalar))
-        self._cipher_private = private_key_from(self._entropy(KEY_BYTES))
         advert = Advert(
             party_id=self._party_id,
             context_digest=self._digest,
-            cipher_public=public_key_of(self._cipher_private),
-            mask_public=public_key_of(self._mask_private),
-            seed_commitment=commitments.commit_to_seed(self._digest, self._party_id, bytes(self._seed)),
+            cipher_public=self._keyring.cipher_public,
+            mask_public=self._keyring.mask_public,
+            seed_commitment=commitments.commit_to_seed(
+                self._digest, self._party_id, bytes(self._keyring.seed)
+            ),
         )
         self._advert = replace(advert, signature=self._identity.sign(advert.signed_content()))
         self._state = after
@@ -177,20 +132,19 @@ class Participant:
         holders = graph.neighbourhood(self._party_id)
         for holder in holders:
             commitments.require_authentic(self._context, self._digest, by_party[holder])
-        secrets = {holder: agree(self._cipher_private, by_party[holder].cipher_public) for holder in holders}
-
+        self._keyring.agree_with(by_party[holder] for holder in holders)
         message = deal(
             self._party_id,
-            {Secret.SEED: self._seed, Secret.KEY: self._mask_scalar},
+            {Secret.SEED: self._keyring.seed, Secret.KEY: self._keyring.scalar},
             {holder: self._context.point(holder) for holder in holders},
             self._context.rebuild_threshold,
-            secrets,
+            self._keyring.share_secrets,
             self._digest,
             roster_digest,
             self._entropy,
         )
         self._roster, self._roster_digest, self._graph = by_party, roster_digest, graph
-        self._cipher_secrets = secrets
+        self._keyring.wipe_private_keys()
         self._state = after
         return replace(message, signature=self._identity.sign(message.signed_content()))
 
@@ -223,8 +177,9 @@ class Participant:
             vector=masked,
         )
         message = replace(message, signature=self._identity.sign(message.signed_content()))
-        self._wipe_keys()
-        self._held, self._sharers, self._sharers_digest = held, inbox.sharers, sharers_digest
+        self._keyring.wipe_mask_secrets()
+        self._keyring.held = held
+        self._sharers, self._sharers_digest = inbox.sharers, sharers_digest
         self._state = after
         return message
 
@@ -278,25 +233,26 @@ class Participant:
             raise ProtocolViolation("too few of this party's neighbourhood confirmed the survivors")
         if self._guard is not None:
             self._guard.mark_released(self._context)
-        seed_owners = tuple(owner for owner in self._held if owner in self._survivors)
-        key_owners = tuple(owner for owner in self._held if owner not in self._survivors)
+        held = self._keyring.held
+        seed_owners = tuple(owner for owner in held if owner in self._survivors)
+        key_owners = tuple(owner for owner in held if owner not in self._survivors)
         message_out = UnmaskShares(
             party_id=self._party_id,
             context_digest=self._digest,
             survivors_digest=self._survivors_digest,
             seed_owners=seed_owners,
-            seed_shares=tuple(halves(self._held[owner])[0] for owner in seed_owners),
+            seed_shares=tuple(halves(held[owner])[0] for owner in seed_owners),
             key_owners=key_owners,
-            key_shares=tuple(halves(self._held[owner])[1] for owner in key_owners),
+            key_shares=tuple(halves(held[owner])[1] for owner in key_owners),
         )
         message_out = replace(message_out, signature=self._identity.sign(message_out.signed_content()))
-        self._wipe()
+        self._keyring.wipe()
         self._state = after
         return message_out
 
     def close(self) -> None:
         """Wipes every key, seed and share. May be called at any time, more than once."""
-        self._wipe()
+        self._keyring.wipe()
         self._state = State.CLOSED
 
     def __enter__(self) -> Participant:
@@ -312,7 +268,7 @@ class Participant:
         raise UsageError("a participant holds keys and is not pickled")
 
     def _next(self, step: str) -> State:
-        before, after = TRANSITIONS[step]
+        before, after = PARTICIPANT_TRANSITIONS[step]
         if self._state is not before:
             raise ProtocolViolation(
                 f"{self._party_id!r} cannot {step} when {self._state.value}, only when {before.value}"
@@ -332,23 +288,11 @@ class Participant:
             raise ProtocolViolation("the inbox does not hold exactly the shares of this party's neighbours")
         if not self._graph.is_covered(me, frozenset(inbox.senders)):
             raise ProtocolViolation("too few of this party's neighbourhood shared their keys")
-        return open_shares(inbox, self._cipher_secrets, self._roster_digest)
+        return open_shares(inbox, self._keyring.share_secrets, self._roster_digest)
 
     def _mask_terms(self, sharers_digest: bytes, senders: tuple[str, ...]) -> list[MaskTerm]:
         others = [sender for sender in senders if sender != self._party_id]
+        keyring = self._keyring
         return terms_to_apply(
-            self._party_id, bytes(self._seed), self._mask_private, others, self._roster, sharers_digest
+            self._party_id, bytes(keyring.seed), keyring.mask_secrets, others, sharers_digest
         )
-
-    def _wipe_keys(self) -> None:
-        """Drops what is not needed once the input is masked."""
-        for secret in (self._seed, self._mask_scalar):
-            secret[:] = bytes(len(secret))
-        self._cipher_secrets = {}
-        self._mask_private = self._cipher_private = private_key_from(bytes(KEY_BYTES))
-
-    def _wipe(self) -> None:
-        self._wipe_keys()
-        for held in self._held.values():
-            held[:] = bytes(len(held))
-        self._held = {}

@@ -81,6 +81,8 @@ def is_share(share: bytes) -> bool:
     """Whether ``share`` (34 bytes) is the one encoding of sixteen field elements."""
     if len(share) != SHARE_BYTES:
         return False
+    if share[SECRET_BYTES:] == b"\0\0":
+        return True
     raw = np.frombuffer(share, dtype=np.uint8)
     low = raw[:SECRET_BYTES].view("<u2")
     return not np.any(low[np.unpackbits(raw[SECRET_BYTES:], bitorder="little") == 1])

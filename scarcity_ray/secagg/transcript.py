@@ -7,9 +7,11 @@ and its length; two different uses never share a hash, because each begins with 
 from __future__ import annotations
 
 import hashlib
+import struct
 
 DIGEST_BYTES = 32
 _PREFIX = "scarcity_ray.secagg.v1."
+_HEADER = struct.Struct(">cQ").pack
 
 
 def encode(label: str, *fields: bytes | str | int) -> bytes:
@@ -28,12 +30,16 @@ def encode(label: str, *fields: bytes | str | int) -> bytes:
     parts: list[bytes] = []
     for value in (_PREFIX + label, *fields):
         if isinstance(value, bytes):
-            tag, content = b"b", value
+            parts.append(_HEADER(b"b", len(value)))
+            parts.append(value)
         elif isinstance(value, str):
-            tag, content = b"s", value.encode("utf-8", "surrogatepass")
+            content = value.encode("utf-8", "surrogatepass")
+            parts.append(_HEADER(b"s", len(content)))
+            parts.append(content)
         else:
-            tag, content = b"i", value.to_bytes((value.bit_length() + 7) // 8, "big")
-        parts += (tag, len(content).to_bytes(8, "big"), content)
+            content = value.to_bytes((value.bit_length() + 7) // 8, "big")
+            parts.append(_HEADER(b"i", len(content)))
+            parts.append(content)
     return b"".join(parts)
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from scarcity_ray.errors import ProtocolViolation, UsageError
 from scarcity_ray.secagg import IdentityKeyPair, Participant, Party, SessionContext, SessionGuard, State
-from scarcity_ray.secagg.participant import TRANSITIONS
+from scarcity_ray.secagg.phases import COORDINATOR_TRANSITIONS, PARTICIPANT_TRANSITIONS
 
-STEPS = tuple(TRANSITIONS)
+STEPS = tuple(PARTICIPANT_TRANSITIONS)
 
 
 def arguments(session, step):
@@ -40,11 +40,12 @@ def test_steps_out_of_order_are_refused(session_of, step):
                 getattr(reached, other)(*arguments(session, other))
 
 
-def test_transitions_are_one_line_from_new_to_done():
-    before = [pair[0] for pair in TRANSITIONS.values()]
-    after = [pair[1] for pair in TRANSITIONS.values()]
-    assert before[1:] == after[:-1]
-    assert (before[0], after[-1]) == (State.NEW, State.DONE)
+def test_transitions_are_one_line_from_first_to_last():
+    for table in (PARTICIPANT_TRANSITIONS, COORDINATOR_TRANSITIONS):
+        before = [pair[0] for pair in table.values()]
+        after = [pair[1] for pair in table.values()]
+        assert before[1:] == after[:-1]
+        assert after[-1] == "done"
 
 
 def test_unmasks_once(session_of):
@@ -199,9 +200,9 @@ def test_a_context_that_skipped_its_checks_is_refused(context_of, identity_of):
 
 def secrets_of(participant):
     return {
-        "seed": participant._seed,
-        "scalar": participant._mask_scalar,
-        **{f"held {dealer}": held for dealer, held in participant._held.items()},
+        "seed": participant._keyring.seed,
+        "scalar": participant._keyring.scalar,
+        **{f"held {dealer}": held for dealer, held in participant._keyring.held.items()},
     }
 
 
@@ -225,20 +226,35 @@ def test_keys_are_in_no_repr_and_no_pickle_and_wiped_on_close(session_of, step):
         getattr(participant, step)(*arguments(session_of(3).until("unmask"), step))
 
 
-def test_seed_and_keys_are_wiped_once_masked_and_shares_once_given(session_of):
-    session = session_of(3).until("mask")
-    participant = session.participants["basket_0"]
-    seed, scalar = participant._seed, participant._mask_scalar
-    assert any(seed)
+def test_each_secret_is_wiped_when_its_use_is_over(session_of):
+    session = session_of(3).until("share_keys")
+    keyring = session.participants["basket_0"]._keyring
+    seed, scalar = keyring.seed, keyring.scalar
     assert any(scalar)
+    session.share_keys()
+    assert not any(scalar)
+    assert any(seed)
+    assert keyring.share_secrets
+    assert keyring.mask_secrets
+    session.open("mask")
     session.mask()
     assert not any(seed)
-    assert not any(scalar)
-    held = dict(participant._held)
+    assert not keyring.share_secrets
+    assert not keyring.mask_secrets
+    held = dict(keyring.held)
+    assert all(any(shares) for shares in held.values())
     session.confirm()
     session.unmask()
-    assert held
+    assert len(held) == 3
     assert not any(any(shares) for shares in held.values())
+    assert keyring.held == {}
+
+
+def test_a_keyring_shows_and_pickles_nothing(session_of):
+    keyring = session_of(3).participants["basket_0"]._keyring
+    assert repr(keyring) == "Keyring(...)"
+    with pytest.raises(UsageError):
+        pickle.dumps(keyring)
 
 
 def test_leaving_the_with_block_closes(session_of):
