@@ -1,0 +1,49 @@
+"""The budget on a disk that stops at any system call, with torn writes, and with a power cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FAULTS = Path(__file__).parent / "faults"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux and a C compiler to stop the disk at a system call")
+    built = tmp_path_factory.mktemp("faults") / "faults.so"
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O1", "-o", built, FAULTS / "faults.c", "-ldl"], check=True
+    )
+    return built
+
+
+def stopped_everywhere(library, folder, scenario):
+    done = subprocess.run(
+        [sys.executable, FAULTS / "driver.py", library, folder, scenario],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_nothing_that_was_allowed_is_lost_whatever_call_is_the_last(library, tmp_path):
+    report = stopped_everywhere(library, tmp_path, "synced")
+    assert report["complaints"] == []
+    assert report["stops"] > 100
+
+
+def test_a_ledger_that_does_not_sync_each_commit_is_caught(library, tmp_path):
+    report = stopped_everywhere(library, tmp_path, "unsynced")
+    assert any(wrong.startswith("lost") for _, _, state, wrong in report["complaints"] if state == "synced")
