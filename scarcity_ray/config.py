@@ -15,13 +15,13 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import field, fields, is_dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import numpy as np
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from scarcity_ray.errors import ConfigError
@@ -29,7 +29,7 @@ from scarcity_ray.errors import ConfigError
 T = TypeVar("T")
 
 
-class AggregationMethod(str, Enum):
+class AggregationMethod(StrEnum):
     """The rules by which Layer 1 turns a basket's rows into one vector."""
 
     MEAN = "mean"
@@ -44,23 +44,36 @@ class AggregationMethod(str, Enum):
 
 def _unbox_integer(value: object) -> object:
     """NumPy integers become ints; everything else is left for the type check to judge."""
-    if isinstance(value, bool | float | str) or not hasattr(value, "__index__"):
+    if isinstance(value, bool | float | str):
         return value
-    return operator.index(value)
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return value
 
 
 def _enum_member(value: object) -> object:
-    return AggregationMethod(value) if value in {m.value for m in AggregationMethod} else value
+    if isinstance(value, str) and value in {m.value for m in AggregationMethod}:
+        return AggregationMethod(value)
+    return value
+
+
+def _clip_norm(value: float) -> float:
+    if not 1e-20 <= value <= 1e20:
+        raise ConfigError("", value if value == value else "nan", "a number from 1e-20 to 1e20")
+    return value
 
 
 Int = Annotated[int, BeforeValidator(_unbox_integer), Strict()]
-PositiveInt = Annotated[Int, Field(ge=1)]
-NonNegativeInt = Annotated[Int, Field(ge=0)]
+PositiveInt = Annotated[Int, Field(ge=1, le=2**31 - 1)]
+NonNegativeInt = Annotated[Int, Field(ge=0, le=2**63 - 1)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 Float = Annotated[float, Strict()]
 PositiveFloat = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
+ClipNorm = Annotated[Float, AfterValidator(_clip_norm)]
+"""A norm at which float32 vectors keep their relative precision."""
 Epsilon = Annotated[Float, Field(gt=0)]
 """A privacy parameter; ``inf`` means no noise and no claim."""
 Delta = Annotated[Float, Field(gt=0, lt=1)]
@@ -113,7 +126,7 @@ class GossipConfig:
     """Seconds between two pulls by a client that nobody pushed to."""
     push_drift_threshold: NonNegativeFloat = 0.1
     """L2 distance from the last pushed state at which a client pushes again."""
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: ClipNorm = 1.0
     local_dp_epsilon: Epsilon = 0.5
     """Local epsilon of one federation round's release (drift test and vector together)."""
     local_dp_delta: Delta = 1e-5
@@ -145,7 +158,7 @@ class Layer1Config:
 
     aggregation_method: Method = AggregationMethod.KRUM
     min_updates: PositiveInt = 3
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: ClipNorm = 1.0
     byzantine_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.2
     """Share of a basket's registered members taken to be Byzantine (f = floor)."""
     num_byzantine: NonNegativeInt | None = None
@@ -161,7 +174,7 @@ class Layer2Config:
     use_secure_aggregation: Flag = True
     central_dp_epsilon: Epsilon = 1.0
     central_dp_delta: Delta = 1e-5
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: ClipNorm = 1.0
     min_baskets: Annotated[Int, Field(ge=2)] = 2
     """Baskets with a fresh aggregate without which there is no release."""
     min_baskets_trigger: PositiveInt | None = None
@@ -221,7 +234,7 @@ def stream(seed: int, *labels: str | int) -> np.random.Generator:
 
     The same seed and labels give the same stream on every machine and in either runtime.
 
-    >>> bool(stream(0, "peers", "healthcare_basket_0", 3).random() == stream(0, "peers", "healthcare_basket_0", 3).random())
+    >>> bool(stream(0, "peers", "basket_0", 3).random() == stream(0, "peers", "basket_0", 3).random())
     True
     """
     name = "\x1f".join([str(seed), *map(str, labels)])
@@ -233,12 +246,15 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-5 as a number, as YAML 1.2 does, and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise ConfigError(str(key), "given twice", f"one entry (line {key_node.start_mark.line + 1})")
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key_node.value in seen:
+                raise ConfigError(
+                    key_node.value, "given twice", f"one entry (line {key_node.start_mark.line + 1})"
+                )
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -282,9 +298,9 @@ def load(cls: type[T], content: Mapping[str, Any], path: str = "") -> T:
     >>> load(HierarchicalFederationConfig, {"layer1": {"byzantine_fraktion": 0.1}})
     Traceback (most recent call last):
     ...
-    scarcity_ray.errors.ConfigError: layer1.byzantine_fraktion: 0.1 is not accepted; unknown key, did you mean \
-'byzantine_fraction'? (known: aggregation_method, byzantine_fraction, clip_norm, min_updates, num_byzantine, \
-num_selected)
+    scarcity_ray.errors.ConfigError: layer1.byzantine_fraktion: 0.1 is not accepted; unknown key, did you \
+mean 'byzantine_fraction'? (known: aggregation_method, byzantine_fraction, clip_norm, min_updates, \
+num_byzantine, num_selected)
     """
     try:
         return TypeAdapter(cls).validate_python(content)
@@ -312,10 +328,13 @@ def _join(prefix: str, path: str) -> str:
 def _config_error(error: ValidationError, cls: Any, prefix: str) -> ConfigError:
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
+    names, place = _known_keys(cls, []), first["loc"][0] if first["loc"] else ""
+    if isinstance(place, int) and place < len(names) and first["type"] != "invalid_key":
+        location[0] = names[place]
     inner = (first.get("ctx") or {}).get("error")
     if isinstance(inner, ConfigError):
         return ConfigError(_join(_join(prefix, ".".join(location)), inner.path), inner.value, inner.accepted)
-    path = _join(prefix, ".".join(location))
+    path = _join(prefix, ".".join(location)) or cls.__name__
     if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         known = _known_keys(cls, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
