@@ -2,7 +2,8 @@
 
 Bonawitz et al. 2017 with double masks in the ring of integers mod 2**32 or 2**64, t-of-n Shamir shares of
 both of a party's secrets, signed ephemeral keys bound to the session's context, and a signed survivor-set
-round before anything is unmasked.
+round before anything is unmasked; for many parties on the sparse graph of Bell et al. 2020. What is defended
+against whom, and which test shows it, is in ``docs/threat_model.md``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from scarcity_ray.secagg.messages import (
 from scarcity_ray.secagg.participant import Participant
 from scarcity_ray.secagg.phases import Phase, State
 from scarcity_ray.secagg.session_guard import SessionGuard
+from scarcity_ray.secagg.sparse import GraphChoice, choose_graph
 
 __all__ = [
     "Advert",
     "Confirmation",
     "Coordinator",
+    "GraphChoice",
     "IdentityKeyPair",
     "Inbox",
     "KeyShares",
@@ -38,6 +41,7 @@ __all__ = [
     "SessionGuard",
     "State",
     "UnmaskShares",
+    "choose_graph",
     "decode",
     "encode",
     "least_threshold",

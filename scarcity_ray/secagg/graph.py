@@ -23,7 +23,7 @@ class Graph:
     """
 
     def __init__(self, context: SessionContext, roster: tuple[str, ...], roster_digest: bytes) -> None:
-        """Computes the graph.
+        """Computes the order; neighbourhoods are read off it when they are asked for.
 
         Args:
             context: Gives degree and threshold.
@@ -31,25 +31,28 @@ class Graph:
             roster_digest: Hash of all their adverts.
         """
         self._least = context.rebuild_threshold
-        degree = context.degree
-        if degree is None or len(roster) <= degree + 1:
-            self._closed = dict.fromkeys(roster, roster)
-            return
-        order = sorted(roster, key=lambda party: digest("graph", roster_digest, party))
-        reach, size = degree // 2, len(order)
-        self._closed = {
-            party: tuple(sorted(order[(i + step) % size] for step in range(-reach, reach + 1)))
-            for i, party in enumerate(order)
-        }
+        degree = len(roster) if context.degree is None else context.degree
+        self._is_complete = len(roster) <= degree + 1
+        self._reach = degree // 2
+        self._order = roster
+        if not self._is_complete:
+            self._order = tuple(sorted(roster, key=lambda party: digest("graph", roster_digest, party)))
+        self._place = {party: place for place, party in enumerate(self._order)}
 
     def neighbourhood(self, party_id: str) -> tuple[str, ...]:
         """The party and its neighbours, sorted: the holders of its shares."""
-        return self._closed[party_id]
+        return tuple(sorted(self._around(party_id)))
 
     def present(self, party_id: str, present: Collection[str]) -> tuple[str, ...]:
         """Those of a party's neighbourhood who are in ``present``, sorted."""
-        return tuple(holder for holder in self._closed[party_id] if holder in present)
+        return tuple(sorted(holder for holder in self._around(party_id) if holder in present))
 
     def is_covered(self, party_id: str, present: Collection[str]) -> bool:
         """Whether enough of a party's neighbourhood is present to rebuild its secrets."""
-        return sum(holder in present for holder in self._closed[party_id]) >= self._least
+        return sum(holder in present for holder in self._around(party_id)) >= self._least
+
+    def _around(self, party_id: str) -> tuple[str, ...]:
+        if self._is_complete:
+            return self._order
+        first, size = self._place[party_id] - self._reach, len(self._order)
+        return tuple(self._order[place % size] for place in range(first, first + 2 * self._reach + 1))
