@@ -9,7 +9,9 @@
     accountant    what is spent of a budget, worst case over clients
     budget        the accountant behind a ledger: check, record durably, then allow
     ledger        append-only, hash-chained, one writer at a time
-                  (chain: its rows; store: its file; members: who a gossip charge covers)
+                  (chain: its rows; store: its file; members: who a gossip charge covers; replay: what the
+                  rows add up to)
+    discrete      the discrete Gaussian, for integer sums
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -136,7 +137,7 @@ class PrivacyAccountant:
         Returns:
             Boolean array, shape (len(client_ids),).
         """
-        return self._affordable(self.places(client_ids), mu)
+        return self.affordable_at(self.places(client_ids), mu)
 
     def spend_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
         """Charge one message to each of the clients that can afford it.
@@ -149,7 +150,7 @@ class PrivacyAccountant:
             Who was charged: boolean array, shape (len(client_ids),).
         """
         places = self.places(client_ids)
-        allowed = self._affordable(places, mu)
+        allowed = self.affordable_at(places, mu)
         newcomers = np.flatnonzero(allowed & (places < 0))
         places[newcomers] = self.num_clients + np.arange(newcomers.size)
         self.enrol([client_ids[i] for i in newcomers.tolist()])
@@ -161,7 +162,8 @@ class PrivacyAccountant:
         _check_mu(mu)
         self._gossip[places] += mu * mu
 
-    def _affordable(self, places: NDArray[np.int64], mu: float) -> NDArray[np.bool_]:
+    def affordable_at(self, places: NDArray[np.int64], mu: float) -> NDArray[np.bool_]:
+        """As `affordable_gossip`, for the clients at `places`; -1 stands for one that was never charged."""
         _check_mu(mu)
         spent = (
             np.where(places >= 0, self._gossip[places], 0.0) if self._gossip.size else np.zeros(places.size)
@@ -192,8 +194,8 @@ class PrivacyAccountant:
         """
         if len(set(client_ids)) != len(client_ids):
             raise UsageError("client_ids: a client is named twice; one charge covers a client's one message")
-        look = self._places.get
-        return np.fromiter((look(client, -1) for client in client_ids), dtype=np.int64, count=len(client_ids))
+        found = map(self._places.get, client_ids, itertools.repeat(-1))
+        return np.fromiter(found, dtype=np.int64, count=len(client_ids))
 
     def mu_spent(self, client_id: str | None = None) -> float:
         """Total mu of this period: the worst case over all clients, or one client's own."""

@@ -14,6 +14,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.chain import Row
 from scarcity_ray.privacy.ledger import Ledger
 from scarcity_ray.privacy.members import pack_gossip, unpack_gossip
+from scarcity_ray.privacy.replay import accountant_of, replay, totals_of
 
 
 class DurableBudget:
@@ -39,7 +41,7 @@ class DurableBudget:
         self._accountant = accountant
         self._lock = threading.Lock()
         for row in ledger.rows():
-            self._replay(row)
+            replay(accountant, row)
 
     @classmethod
     def open(
@@ -89,14 +91,8 @@ class DurableBudget:
                     f"{path}: this ledger is of federation {ledger.federation_id!r}, not {federation_id!r}; "
                     "give each federation its own ledger_path"
                 )
-            first = _totals(ledger.genesis)
-            budget = cls(
-                ledger,
-                PrivacyAccountant(
-                    *first, gossip_share=float(ledger.genesis.body["gossip_share"]), delta_reserve=0.0
-                ),
-            )
-            known = budget._accountant
+            budget = cls(ledger, accountant_of(ledger.genesis))
+            known, first = budget._accountant, totals_of(ledger.genesis)
             in_force = (known.total_epsilon, known.total_delta)
             if (total_epsilon, total_delta) not in (first, in_force) or gossip_share != known.gossip_share:
                 raise LedgerError(
@@ -173,7 +169,7 @@ class DurableBudget:
             if known is not None:
                 recorded = np.isin(places, unpack_gossip(known.payload).places)
                 return _chosen(client_ids, recorded)
-            allowed = accountant.affordable_gossip(client_ids, mu)
+            allowed = accountant.affordable_at(places, mu)
             charged = _chosen(client_ids, allowed)
             if not charged:
                 return ()
@@ -240,23 +236,9 @@ class DurableBudget:
             )
         return row
 
-    def _replay(self, row: Row) -> None:
-        if row.kind == "release":
-            self._accountant.note_release(float(row.body["mu"]))
-        elif row.kind == "gossip":
-            message = unpack_gossip(row.payload)
-            self._accountant.enrol(message.newcomers)
-            self._accountant.note_gossip(message.places, float(row.body["mu"]))
-        elif row.kind == "renewal":
-            self._accountant.renew(*_totals(row))
-
-
-def _totals(row: Row) -> tuple[float, float]:
-    return float(row.body["total_epsilon"]), float(row.body["total_delta"])
-
 
 def _chosen(client_ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
-    return tuple(client for client, chosen in zip(client_ids, mask.tolist(), strict=True) if chosen)
+    return tuple(itertools.compress(client_ids, mask.tolist()))
 
 
 __all__ = ["DurableBudget"]

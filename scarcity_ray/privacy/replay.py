@@ -1,0 +1,66 @@
+"""From a ledger's rows to the accountant that they describe, and to a list that people and scripts can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from scarcity_ray.privacy.accountant import PrivacyAccountant
+from scarcity_ray.privacy.chain import Row
+from scarcity_ray.privacy.ledger import Ledger
+from scarcity_ray.privacy.members import unpack_gossip
+
+
+def totals_of(row: Row) -> tuple[float, float]:
+    """The totals that a genesis or renewal row states: (total_epsilon, total_delta)."""
+    return float(row.body["total_epsilon"]), float(row.body["total_delta"])
+
+
+def accountant_of(genesis: Row) -> PrivacyAccountant:
+    """The accountant at a ledger's beginning; the whole of delta serves Gaussian releases."""
+    return PrivacyAccountant(
+        *totals_of(genesis), gossip_share=float(genesis.body["gossip_share"]), delta_reserve=0.0
+    )
+
+
+def replay(accountant: PrivacyAccountant, row: Row) -> None:
+    """Apply what a row recorded: it has happened, so it counts whether or not it fits."""
+    if row.kind == "release":
+        accountant.note_release(float(row.body["mu"]))
+    elif row.kind == "gossip":
+        members = unpack_gossip(row.payload)
+        accountant.enrol(members.newcomers)
+        accountant.note_gossip(members.places, float(row.body["mu"]))
+    elif row.kind == "renewal":
+        accountant.renew(*totals_of(row))
+
+
+def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """Every row as plain data, oldest first: who, what, when, and the epsilon spent after it.
+
+    Returns:
+        For each row its ``seq``, ``kind``, ``charge_id``, ``epoch``, ``at``, ``hash`` and ``body``; for a
+        gossip charge the ``clients`` charged; and ``epsilon_spent`` of its period, worst case over all clients.
+    """
+    accountant = accountant_of(ledger.genesis)
+    names: list[str] = []
+    for row in ledger.rows():
+        replay(accountant, row)
+        line: dict[str, Any] = {
+            "seq": row.seq,
+            "at": row.at,
+            "kind": row.kind,
+            "charge_id": row.charge_id,
+            "epoch": row.epoch,
+            "body": row.body,
+            "epsilon_spent": accountant.epsilon_spent(),
+            "hash": row.hash,
+        }
+        if row.kind == "gossip":
+            members = unpack_gossip(row.payload)
+            names.extend(members.newcomers)
+            line["clients"] = [names[place] for place in members.places.tolist()]
+        yield line
+
+
+__all__ = ["accountant_of", "export", "replay", "totals_of"]
