@@ -1,0 +1,178 @@
+"""What a job trains, on what, under which attack, and where; and how its file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from scarcity_ray.config import (
+    Flag,
+    Float,
+    HierarchicalFederationConfig,
+    Int,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Text,
+    load,
+    read_yaml,
+    settings,
+)
+from scarcity_ray.errors import ConfigError
+from scarcity_ray.plan import make_plan
+from scarcity_ray.workloads.attacks import AttackConfig, AttackName
+from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS
+
+
+@settings
+class WorkloadConfig:
+    """Federated softmax regression on scikit-learn's digits."""
+
+    dataset: Literal["digits"] = "digits"
+    features: Annotated[Int, Field(ge=1, le=NUM_PIXELS)] = 24
+    """Projected features; the model has (features + 1) * 10 coordinates."""
+    test_share: Annotated[Float, Field(gt=0, lt=1)] = 0.25
+    """Share of the examples that no client holds; accuracy is measured on it."""
+    domains: PositiveInt = 4
+    clients: PositiveInt = 260
+    label_skew: PositiveFloat = 1.0
+    """Dirichlet parameter of the domains' labels; the smaller, the less alike the domains."""
+    byzantine_share: Annotated[Float, Field(ge=0, lt=1)] = 0.2
+    """Share of all clients that attack, drawn at random."""
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    compare_attacks: tuple[AttackName, ...] = ()
+    """Attacks under which comparison runs are reported, beside the run's own and ALIE."""
+    rounds: PositiveInt = 60
+    gossip: Flag = True
+    """Whether each round holds a gossip round."""
+    local_steps: PositiveInt = 5
+    """Gradient steps that a client takes in a round."""
+    learning_rate: PositiveFloat = 1.0
+    """Length of a client's gradient step."""
+    server_learning_rate: PositiveFloat = 2.0
+    """Factor on a global delta when it is added to the model."""
+    averaging_decay: NonNegativeFloat = 3.0
+    """The model handed out averages the iterates with weights like t^decay."""
+    clients_per_task: PositiveInt = 65
+    """Clients that one training task trains."""
+
+    @property
+    def dimension(self) -> int:
+        """Coordinates of the model."""
+        return (self.features + 1) * NUM_CLASSES
+
+    @property
+    def domain_sizes(self) -> tuple[int, ...]:
+        """Clients of each domain."""
+        least, more = divmod(self.clients, self.domains)
+        return tuple(least + (domain < more) for domain in range(self.domains))
+
+
+@settings
+class PlaceConfig:
+    """Where a job runs and where it writes."""
+
+    runtime: Literal["ray", "local"] = "ray"
+    address: Text | None = None
+    """Address of a Ray cluster; None: RAY_ADDRESS, or a cluster of this machine's own."""
+    out: Text = "runs"
+    """Folder in which each run makes its own."""
+
+
+@settings
+class RunConfig:
+    """A whole file in `configs/`."""
+
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    federation: HierarchicalFederationConfig = field(default_factory=HierarchicalFederationConfig)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    run: PlaceConfig = field(default_factory=PlaceConfig)
+
+    def __post_init__(self) -> None:
+        if self.federation.vector_dim != self.workload.dimension:
+            raise ConfigError(
+                "federation.vector_dim",
+                self.federation.vector_dim,
+                f"{self.workload.dimension} = (workload.features + 1) * {NUM_CLASSES}",
+            )
+        if self.federation.auto_aggregate:
+            raise ConfigError(
+                "federation.auto_aggregate", True, "false, because a job aggregates once a round itself"
+            )
+        self._check_baskets()
+
+    @property
+    def basket_sizes(self) -> tuple[int, ...]:
+        """Clients of each basket, once all are registered."""
+        cross = self.federation.basket.allow_cross_domain
+        most = self.federation.basket.max_clients
+        groups = (self.workload.clients,) if cross else self.workload.domain_sizes
+        return tuple(min(most, size - start) for size in groups for start in range(0, size, most))
+
+    def _check_baskets(self) -> None:
+        try:
+            plan = make_plan(self.federation)
+        except ConfigError as error:
+            raise ConfigError(f"federation.{error.path}", error.value, error.accepted) from None
+        smallest = min(self.basket_sizes)
+        if smallest < plan.least_rows(smallest):
+            raise ConfigError(
+                "federation.basket.max_clients",
+                self.federation.basket.max_clients,
+                f"a value that divides the {max(self.workload.domain_sizes)} clients of a domain: "
+                f"the smallest basket would have {smallest}, and "
+                f"{self.federation.layer1.aggregation_method.value} needs {plan.least_rows(smallest)}",
+            )
+        if len(self.basket_sizes) < self.federation.layer2.min_baskets:
+            raise ConfigError(
+                "federation.layer2.min_baskets",
+                self.federation.layer2.min_baskets,
+                f"at most {len(self.basket_sizes)}, the baskets that {self.workload.clients} clients fill",
+            )
+
+
+def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run's file, with some values replaced.
+
+    Args:
+        path: A YAML file with the sections of `RunConfig`.
+        overrides: ``path=value`` each, the value as YAML would read it, e.g. ``workload.rounds=5``.
+
+    Raises:
+        ConfigError: If the file or an override is not accepted; the error names the path.
+    """
+    content = read_yaml(path)
+    for override in overrides:
+        _replace(content, override)
+    return load(RunConfig, content)
+
+
+def _replace(content: dict[str, Any], override: str) -> None:
+    where, equals, text = override.partition("=")
+    *sections, key = where.strip().split(".")
+    if not equals or not key or not all(sections):
+        raise ConfigError("--set", override, "PATH=VALUE, for example workload.rounds=5")
+    for section in sections:
+        inner = content.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(where, text, f"a path through sections; {section} is {inner!r}")
+        content = inner
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(where, text, "a YAML value") from None
+    if isinstance(value, str):
+        value = _number(value)
+    content[key] = value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
