@@ -157,7 +157,7 @@ class HierarchicalFederation:
                 f"identity_keypair must be an IdentityKeyPair, got {type(identity_keypair).__name__}"
             )
         public = identity_keypair.public_bytes if identity_keypair is not None else None
-        vector = None if features is None else np.asarray(features, np.float64)
+        vector = None if features is None else _numbers("features", features).astype(np.float64)
         (basket_id,) = self._open().register([Member(client_id, domain_id, public, vector)])
         if identity_keypair is not None:
             self._keypairs[client_id] = identity_keypair
@@ -169,8 +169,10 @@ class HierarchicalFederation:
 
     def unregister_client(self, client_id: str) -> bool:
         """Remove a client; what it has buffered is withdrawn. True if it was found."""
+        (client_id,) = _names([client_id])
+        found = self._open().unregister(client_id)
         self._keypairs.pop(client_id, None)
-        return self._open().unregister(client_id)
+        return found
 
     def split_basket(self, basket_id: str) -> tuple[str, str]:
         """Split a basket in two; its clients take their updates and gossip state along."""
@@ -230,7 +232,7 @@ class HierarchicalFederation:
         )
         report = None if meta is None else encode_report(meta, self.config.meta_parameters)[None, :]
         signatures = None if signature is None else (signature,)
-        return self._submit(SubmissionBatch((client_id,), (row,), round_id, signatures, report))[0]
+        return self._submit(SubmissionBatch(_names([client_id]), (row,), round_id, signatures, report))[0]
 
     def submit_updates(
         self,
@@ -251,17 +253,15 @@ class HierarchicalFederation:
         Raises:
             UsageError: If the arguments' lengths differ, or the matrix is none.
         """
-        rows = np.asarray(matrix)
-        if rows.ndim != 2 or rows.dtype.kind not in "fiu":
-            raise UsageError(
-                f"matrix must be numbers of shape (n, d), got {rows.dtype} of shape {rows.shape}"
-            )
+        rows = _numbers("matrix", matrix)
+        if rows.ndim != 2:
+            raise UsageError(f"matrix must be of shape (n, d), got {rows.shape}")
         if len(rows) != len(client_ids) or (signatures is not None and len(signatures) != len(rows)):
             raise UsageError(
                 f"{len(client_ids)} client ids for {len(rows)} rows; one each, and as many signatures"
             )
         given = None if signatures is None else tuple(signatures)
-        return self._submit(SubmissionBatch(tuple(client_ids), rows, round_id, given))
+        return self._submit(SubmissionBatch(_names(client_ids), rows, round_id, given))
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain."""
@@ -402,11 +402,10 @@ class HierarchicalFederation:
     def _aggregate(self, force: bool) -> NDArray[np.float32] | None:
         session = self._open()
         session.run_layer1(None, force)
-        outcome = session.run_layer2(force)
-        if outcome.read_only and outcome.model is None:
-            self._refuse_if_spent()
+        session.run_layer2(force)
         latest = self.get_global_meta_model()
         if latest is None or latest.version <= self._given_version:
+            self._refuse_if_spent()
             return None
         self._given_version = latest.version
         return latest.aggregate
@@ -418,6 +417,21 @@ class HierarchicalFederation:
     def _refuse_if_spent(self) -> None:
         if self.config.strict and self._budget().read_only:
             _refuse(self._budget())
+
+
+def _names(client_ids: Sequence[str]) -> tuple[str, ...]:
+    """The ids; what is no name becomes the empty one, which nobody can register."""
+    return tuple(client_id if isinstance(client_id, str) else "" for client_id in client_ids)
+
+
+def _numbers(what: str, values: ArrayLike) -> NDArray[Any]:
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = np.zeros(0, np.object_)
+    if array.dtype.kind not in "fiu":
+        raise UsageError(f"{what} must be an array of numbers, got {repr(values)[:80]}")
+    return array
 
 
 def _refuse(status: BudgetStatus) -> NoReturn:

@@ -11,6 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
@@ -191,9 +193,10 @@ class DriverSession:
             ]
             if not pending:
                 break
-        for index in pending:
-            receipts[index] = Receipt(False, Rejection.UNKNOWN_CLIENT, None, -1)
         if pending:
+            asked = self.whereabouts().round_id if batch.round_id is None else batch.round_id
+            round_id = int(asked) if isinstance(asked, int | np.integer) else -1
+            receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.call(DIRECTORY, "count_unknown", len(pending))
         return [receipts[i] for i in range(len(batch))], sorted(due)
 
