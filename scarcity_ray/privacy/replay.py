@@ -1,4 +1,4 @@
-"""From a ledger's rows to the accountant that they describe, and to a list that people and scripts can read."""
+"""From a ledger's rows to the accountant that they describe, and to a list for people and scripts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
 
     Returns:
         For each row its ``seq``, ``kind``, ``charge_id``, ``epoch``, ``at``, ``hash`` and ``body``; for a
-        gossip charge the ``clients`` charged; and ``epsilon_spent`` of its period, worst case over all clients.
+        gossip charge the ``clients`` charged; and the ``epsilon_spent`` of its period, worst case over all
+        clients.
     """
     accountant = accountant_of(ledger.genesis)
     names: list[str] = []

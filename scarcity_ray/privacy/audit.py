@@ -1,0 +1,245 @@
+"""Audits: lower bounds on the privacy that a mechanism really gives, from what can be seen of it.
+
+An audit plays the adversary that the claim is against. It never proves a claim; with probability at least
+`confidence` its bound lies below the truth, so a bound above the claim proves that the claim is false.
+
+*Many runs*: two neighbouring inputs, released many times each, and a score of each release; for Gaussian
+noise its projection on the difference of the two noiseless results is best. `many_run_audit` turns the scores
+into a bound on mu (Nasr, Hayes, Steinke, Balle, Tramèr, Jagielski, Carlini, Terzis 2023, section 4) and one
+on epsilon that supposes nothing about the noise (Jagielski, Ullman, Oprea 2020).
+
+*One run*: many canaries at once, of which a fair coin each has chosen one of two values, and guesses which;
+`one_run_epsilon` bounds epsilon by how many guesses are right (Steinke, Nasr, Jagielski 2023, theorem 5.2).
+
+Guarantees:
+    audits_of_an_honest_mechanism_stay_below_the_claim: Layer 2 and gossip, many runs and one.
+    the_many_run_audit_exposes_a_broken_mechanism: Noise scale halved, clip skipped, the mean's sensitivity
+        claimed for Krum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scarcity_ray.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ManyRunAudit:
+    """Lower bounds from many runs; together they hold with the audit's confidence.
+
+    Attributes:
+        mu: The mechanism is not m-GDP for any m below this.
+        epsilon: It is not (e, delta)-DP for any e below this.
+    """
+
+    mu: float
+    epsilon: float
+
+
+def many_run_audit(
+    left: ArrayLike, right: ArrayLike, *, delta: float, confidence: float = 0.95
+) -> ManyRunAudit:
+    """Bound privacy from below by how well scores tell two neighbouring inputs apart.
+
+    Half of the scores choose thresholds, the other half judge them, with exact binomial confidence limits
+    (Clopper, Pearson 1934).
+
+    Args:
+        left: Scores of releases of one input, shape (n,); n >= 20.
+        right: Scores of releases of its neighbour, shape (n',); tending to be greater.
+        delta: At which epsilon is bounded, in [0, 1).
+        confidence: Probability with which all bounds hold, in (0, 1).
+
+    Returns:
+        Bounds, 0 where nothing can be told.
+    """
+    scores = [np.asarray(side, dtype=np.float64).ravel() for side in (left, right)]
+    if min(side.size for side in scores) < 20 or not all(np.isfinite(side).all() for side in scores):
+        raise UsageError("left, right: at least 20 finite scores each are needed")
+    _check_shares(delta=delta, confidence=confidence)
+    choosing, judging = [side[::2] for side in scores], [side[1::2] for side in scores]
+    # Two quantities, each judged at one threshold by two limits.
+    alarm = (1.0 - confidence) / 4.0
+    by_mu = _best_threshold(choosing, _mu_between)
+    by_epsilon = _best_threshold(choosing, lambda false, true: _epsilon_between(false, true, delta))
+    return ManyRunAudit(
+        mu=max(0.0, _mu_between(*_limits(judging, by_mu, alarm))),
+        epsilon=max(0.0, _epsilon_between(*_limits(judging, by_epsilon, alarm), delta)),
+    )
+
+
+def one_run_epsilon(
+    num_canaries: int, num_guesses: int, num_correct: int, *, delta: float, confidence: float = 0.95
+) -> float:
+    """Bound epsilon from below by how many canaries' coins were guessed.
+
+    Each canary, another client's row, took one of two values by a fair coin of its own. Under
+    (epsilon, delta)-DP the number of right guesses among r is stochastically below a binomial one with
+    chance e^epsilon / (1 + e^epsilon), but for a term in delta.
+
+    Args:
+        num_canaries: m, coins tossed.
+        num_guesses: r <= m, guesses made; the others were abstained from.
+        num_correct: Right guesses.
+        delta: At which epsilon is bounded, in [0, 1).
+        confidence: Probability with which the bound holds, in (0, 1).
+
+    Returns:
+        The bound; 0 where nothing can be told.
+
+    >>> round(one_run_epsilon(1000, 100, 90, delta=1e-5), 2)
+    1.63
+    """
+    if not 0 <= num_correct <= num_guesses <= num_canaries:
+        raise UsageError("num_correct, num_guesses, num_canaries: must not decrease in this order, from 0 on")
+    _check_shares(delta=delta, confidence=confidence)
+    alarm = 1.0 - confidence
+    low, high = 0.0, 1.0
+    while _one_run_chance(num_canaries, num_guesses, num_correct, high, delta) < alarm and high < 700.0:
+        low, high = high, 2.0 * high
+    if _one_run_chance(num_canaries, num_guesses, num_correct, low, delta) >= alarm:
+        return 0.0
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if _one_run_chance(num_canaries, num_guesses, num_correct, middle, delta) < alarm:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def guess_coins(scores: ArrayLike, num_guesses: int) -> NDArray[np.int64]:
+    """Guess the coins that the scores speak of most clearly, and abstain from the others.
+
+    Args:
+        scores: A score a canary, shape (m,), positive where it speaks for heads.
+        num_guesses: How many to guess.
+
+    Returns:
+        int64 array, shape (m,): 1 heads, -1 tails, 0 abstained.
+
+    >>> guess_coins([0.1, -3.0, 2.0], 2)
+    array([ 0, -1,  1])
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    guesses = np.zeros(values.size, dtype=np.int64)
+    clearest = np.argsort(-np.abs(values), kind="stable")[:num_guesses]
+    guesses[clearest] = np.where(values[clearest] > 0.0, 1, -1)
+    return guesses
+
+
+def binomial_tail(least: int, trials: int, chance: float) -> float:
+    """P[Binomial(trials, chance) >= least], exact to rounding.
+
+    >>> binomial_tail(2, 3, 0.5)
+    0.5
+    """
+    if least <= 0:
+        return 1.0
+    if least > trials or chance <= 0.0:
+        return 0.0
+    return min(1.0, float(np.sum(_binomial(trials, chance)[least:])))
+
+
+def confidence_limits(successes: int, trials: int, alarm: float) -> tuple[float, float]:
+    """Exact limits of a chance, each wrong with probability at most `alarm` (Clopper, Pearson 1934)."""
+    lower = upper = 0.0
+    if successes > 0:
+        lower = _bisect(lambda chance: binomial_tail(successes, trials, chance) <= alarm)
+    if successes < trials:
+        upper = 1.0 - _bisect(lambda miss: binomial_tail(trials - successes, trials, miss) <= alarm)
+    else:
+        upper = 1.0
+    return lower, upper
+
+
+def _bisect(holds: Callable[[float], bool]) -> float:
+    """The greatest of a fine grid on [0, 1] below which `holds` is true."""
+    low, high = 0.0, 1.0
+    for _ in range(45):
+        middle = 0.5 * (low + high)
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _binomial(trials: int, chance: float) -> NDArray[np.float64]:
+    k: NDArray[np.int64] = np.arange(trials + 1)
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
+    if chance >= 1.0:
+        return np.where(k == trials, 1.0, 0.0)
+    logs = factorials[trials] - factorials - factorials[::-1]
+    law: NDArray[np.float64] = np.exp(logs + k * math.log(chance) + (trials - k) * math.log1p(-chance))
+    return law
+
+
+def _one_run_chance(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
+    """The most probable that `correct` or more right guesses can be under (epsilon, delta)-DP."""
+    law = _binomial(guesses, 1.0 / (1.0 + math.exp(-epsilon)))
+    chance = float(np.sum(law[correct:]))
+    if correct > 0:
+        below = np.cumsum(law[:correct][::-1])
+        chance += 2.0 * canaries * delta * float(np.max(below / np.arange(1, correct + 1)))
+    return min(1.0, chance)
+
+
+def _mu_between(false: float, true: float) -> float:
+    """The mu at which a test may accept wrongly and rightly with these chances."""
+    if not (0.0 < false < 1.0 and 0.0 < true < 1.0):
+        return -math.inf
+    normal = NormalDist()
+    return normal.inv_cdf(true) - normal.inv_cdf(false)
+
+
+def _epsilon_between(false: float, true: float, delta: float) -> float:
+    """The epsilon that these chances need, by the test or by its complement."""
+    pairs = ((true - delta, false), (1.0 - false - delta, 1.0 - true))
+    return max((math.log(a / b) for a, b in pairs if a > 0.0 and b > 0.0), default=-math.inf)
+
+
+def _limits(scores: list[NDArray[np.float64]], threshold: float, alarm: float) -> tuple[float, float]:
+    """An upper limit of the chance to pass the threshold on the left, a lower one of that on the right."""
+    false, true = (int(np.sum(side > threshold)) for side in scores)
+    return (
+        confidence_limits(false, scores[0].size, alarm)[1],
+        confidence_limits(true, scores[1].size, alarm)[0],
+    )
+
+
+def _best_threshold(scores: list[NDArray[np.float64]], value: Callable[[float, float], float]) -> float:
+    """The threshold whose value stays greatest when both chances are three standard errors worse."""
+    candidates = np.quantile(np.concatenate(scores), np.linspace(0.002, 0.998, 250))
+    best, found = float(candidates[0]), -math.inf
+    for threshold in candidates.tolist():
+        false, true = ((np.sum(side > threshold) + 1) / (side.size + 2) for side in scores)
+        errors = [math.sqrt(p * (1.0 - p) / side.size) for p, side in zip((false, true), scores, strict=True)]
+        worth = value(min(1.0, false + 3.0 * errors[0]), max(0.0, true - 3.0 * errors[1]))
+        if worth > found:
+            best, found = threshold, worth
+    return best
+
+
+def _check_shares(*, delta: float, confidence: float) -> None:
+    if not 0.0 <= delta < 1.0:
+        raise UsageError(f"delta: {delta!r} is not accepted; at least 0 and below 1")
+    if not 0.0 < confidence < 1.0:
+        raise UsageError(f"confidence: {confidence!r} is not accepted; above 0 and below 1")
+
+
+__all__ = [
+    "ManyRunAudit",
+    "binomial_tail",
+    "confidence_limits",
+    "guess_coins",
+    "many_run_audit",
+    "one_run_epsilon",
+]

@@ -1,0 +1,204 @@
+"""Audits: below the claim for an honest mechanism, above it for a broken one (wrong at most once in 1e6)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scarcity_ray.errors import UsageError
+from scarcity_ray.privacy import (
+    CentralDPMechanism,
+    LocalDPMechanism,
+    SystemNoise,
+    rule_sensitivity,
+)
+from scarcity_ray.privacy.audit import (
+    binomial_tail,
+    confidence_limits,
+    guess_coins,
+    many_run_audit,
+    one_run_epsilon,
+)
+
+SURE = 1 - 1e-6
+DELTA = 1e-5
+C = 1.0
+RUNS = 60_000
+
+
+def clip(rows):
+    return rows * np.minimum(1.0, C / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-300))
+
+
+def mean(rows):
+    return rows.mean(axis=0)
+
+
+def krum(rows, f=1):
+    squared = ((rows[:, None, :] - rows[None, :, :]) ** 2).sum(axis=2)
+    np.fill_diagonal(squared, np.inf)
+    return rows[np.argmin(np.sort(squared, axis=1)[:, : len(rows) - f - 2].sum(axis=1))]
+
+
+def neighbours(n=7, d=3, size=1.0):
+    """Two camps of rows, and row 0 that joins the one or the other."""
+    left = np.zeros((n, d))
+    left[:, 0] = np.where(np.arange(n) <= n // 2, C, -C)
+    right = left.copy()
+    left[0, 0], right[0, 0] = -size * C, size * C
+    return left, right
+
+
+def audit(rows, rule, sigma, clipped=True):
+    """Many releases of a rule's result on both of two neighbours, scored along what tells them apart."""
+    noiseless = [clip(rule(clip(side))) if clipped else rule(side) for side in rows]
+    direction = noiseless[1] - noiseless[0]
+    scores = [
+        (result + sigma * SystemNoise().standard_normal((RUNS, result.size))) @ direction
+        for result in noiseless
+    ]
+    return many_run_audit(*scores, delta=DELTA, confidence=SURE)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+def test_audits_of_an_honest_mechanism_stay_below_the_claim(epsilon):
+    sensitivity = rule_sensitivity("mean", num_rows=7, num_byzantine=1, clip_norm=C)
+    mechanism = CentralDPMechanism(epsilon, DELTA, sensitivity)
+    bound = audit(neighbours(), mean, mechanism.sigma)
+    assert mechanism.mu - 0.2 < bound.mu < mechanism.mu
+    assert 0.0 <= bound.epsilon < epsilon
+
+
+def test_audits_of_an_honest_mechanism_stay_below_the_claim_for_krum_and_rows_beyond_the_clip():
+    mechanism = CentralDPMechanism(
+        2.0, DELTA, rule_sensitivity("krum", num_rows=7, num_byzantine=1, clip_norm=C)
+    )
+    for size in (1.0, 50.0):
+        assert audit(neighbours(size=size), krum, mechanism.sigma).mu < mechanism.mu
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+def test_the_many_run_audit_exposes_a_broken_mechanism(epsilon):
+    sensitivity = rule_sensitivity("mean", num_rows=7, num_byzantine=1, clip_norm=C)
+    mechanism = CentralDPMechanism(epsilon, DELTA, sensitivity)
+    halved = audit(neighbours(), mean, mechanism.sigma / 2)
+    assert halved.mu > mechanism.mu
+    unclipped = audit(neighbours(size=10.0), mean, mechanism.sigma, clipped=False)
+    assert unclipped.mu > mechanism.mu
+    assert unclipped.epsilon > epsilon or epsilon > 4
+    for_krum = audit(neighbours(), krum, mechanism.sigma)
+    assert for_krum.mu > mechanism.mu
+
+
+def test_gossip_is_audited_too():
+    mechanism = LocalDPMechanism(1.0, DELTA, sensitivity=2 * C)
+    states = np.array([[-30.0, 0.0, 0.0]]), np.array([[30.0, 0.0, 0.0]])
+
+    def scores(release):
+        return [release(np.repeat(side, RUNS, axis=0))[:, 0] for side in states]
+
+    honest = many_run_audit(
+        *scores(lambda rows: mechanism.clip_and_noise(rows, C)), delta=DELTA, confidence=SURE
+    )
+    assert 0.5 * mechanism.mu < honest.mu < mechanism.mu
+    assert honest.epsilon < 1.0
+    skipped = many_run_audit(*scores(mechanism.add_noise), delta=DELTA, confidence=SURE)
+    assert skipped.mu > mechanism.mu
+    assert skipped.epsilon > 1.0
+
+
+@pytest.mark.parametrize(("factor", "exposed"), [(1.0, False), (16.0, True)])
+def test_one_run_with_a_canary_a_client(factor, exposed):
+    # Each of m clients puts its coin's sign on an axis of its own; the mean is released once.
+    m, epsilon, delta = 2000, 2.0, 1e-9
+    mechanism = CentralDPMechanism(
+        epsilon, delta, rule_sensitivity("mean", num_rows=m, num_byzantine=0, clip_norm=C)
+    )
+    coins = np.where(np.unpackbits(np.frombuffer(np.random.default_rng(8).bytes(m // 8), np.uint8)), 1, -1)
+    released = coins * C / m + mechanism.sigma / factor * SystemNoise().standard_normal(m)
+    guesses = guess_coins(released, m // 10)
+    assert np.sum(guesses != 0) == m // 10
+    bound = one_run_epsilon(m, m // 10, int(np.sum(guesses == coins)), delta=delta, confidence=SURE)
+    assert (bound > epsilon) == exposed
+
+
+def their_p_value(m, r, v, eps, delta):
+    """Transcribed from Steinke, Nasr, Jagielski (2023), appendix D, with scipy."""
+    q = 1 / (1 + math.exp(-eps))
+    beta = stats.binom.sf(v - 1, r, q)
+    alpha = total = 0.0
+    for i in range(1, v + 1):
+        total += stats.binom.pmf(v - i, r, q)
+        alpha = max(alpha, total / i)
+    return min(1.0, beta + alpha * delta * 2 * m)
+
+
+@pytest.mark.parametrize(
+    ("m", "r", "v", "delta"),
+    [(1000, 100, 90, 1e-5), (5000, 5000, 2700, 0.0), (100, 50, 50, 1e-4), (10, 5, 1, 0)],
+)
+def test_one_run_agrees_with_the_papers_code(m, r, v, delta):
+    ours = one_run_epsilon(m, r, v, delta=delta, confidence=0.95)
+    if ours == 0:
+        assert their_p_value(m, r, v, 0.0, delta) >= 0.05
+    else:
+        assert their_p_value(m, r, v, ours, delta) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_one_run_can_tell_nothing_from_coins():
+    assert one_run_epsilon(1000, 500, 250, delta=1e-5) == 0.0
+    assert one_run_epsilon(1000, 0, 0, delta=1e-5) == 0.0
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 30), (30, 30), (3, 40), (500, 1000), (19_000, 20_000)])
+@pytest.mark.parametrize("alarm", [0.05, 1e-6])
+def test_confidence_limits_are_clopper_and_pearsons(k, n, alarm):
+    lower, upper = confidence_limits(k, n, alarm)
+    assert lower == pytest.approx(stats.beta.ppf(alarm, k, n - k + 1) if k else 0.0, rel=1e-6, abs=1e-10)
+    assert upper == pytest.approx(stats.beta.isf(alarm, k + 1, n - k) if k < n else 1.0, rel=1e-6)
+
+
+def test_binomial_tails():
+    for least, trials, chance in (
+        (0, 5, 0.1),
+        (6, 5, 0.5),
+        (3, 10, 0.2),
+        (700, 1000, 0.6),
+        (4, 4, 1.0),
+        (1, 4, 0.0),
+    ):
+        assert binomial_tail(least, trials, chance) == pytest.approx(
+            stats.binom.sf(least - 1, trials, chance), rel=1e-10, abs=1e-300
+        )
+
+
+def test_identical_sides_tell_nothing():
+    scores = np.random.default_rng(0).standard_normal((2, 2000))
+    assert many_run_audit(*scores, delta=DELTA, confidence=SURE).mu == 0.0
+    constant = many_run_audit(np.zeros(50), np.zeros(50), delta=DELTA)
+    assert (constant.mu, constant.epsilon) == (0.0, 0.0)
+
+
+def test_a_release_without_noise_is_exposed():
+    bound = many_run_audit(np.zeros(20_000), np.ones(20_000), delta=DELTA, confidence=SURE)
+    assert bound.epsilon > 6
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: many_run_audit(np.zeros(19), np.zeros(30), delta=DELTA),
+        lambda: many_run_audit(np.full(30, np.nan), np.zeros(30), delta=DELTA),
+        lambda: many_run_audit(np.zeros(30), np.zeros(30), delta=1.0),
+        lambda: many_run_audit(np.zeros(30), np.zeros(30), delta=DELTA, confidence=1.0),
+        lambda: one_run_epsilon(10, 11, 5, delta=DELTA),
+        lambda: one_run_epsilon(10, 5, 6, delta=DELTA),
+        lambda: one_run_epsilon(10, 5, 5, delta=-1.0),
+    ],
+)
+def test_values_out_of_range_are_refused(call):
+    with pytest.raises(UsageError):
+        call()
