@@ -2,9 +2,9 @@
 
 Each client adds one bit to its update, whether its norm was at most the clip norm C; the noised share of
 these bits steers C so that a share `quantile` of the norms lies below it (Andrew, Thakkar, McMahan, Ramaswamy
-2021, algorithm 1). Update and bit are released together as one Gaussian event. Replacing a client moves the sum of
-the bits by at most 1, so noise of standard deviation sigma_b on that sum costs mu_b = 1 / sigma_b, and the
-update keeps the rest of the event's mu (their theorem 1, in replace-one):
+2021, algorithm 1). Update and bit are released together as one Gaussian event. Replacing a client moves the
+sum of the bits by at most 1, so noise of standard deviation sigma_b on that sum costs mu_b = 1 / sigma_b, and
+the update keeps the rest of the event's mu (their theorem 1, in replace-one):
 
     mu^2 = mu_update^2 + 1 / sigma_b^2
 
