@@ -8,7 +8,13 @@ against whom, and which test shows it, is in ``docs/threat_model.md``.
 
 from __future__ import annotations
 
-from scarcity_ray.secagg.context import Party, SessionContext, least_threshold, threshold_for
+from scarcity_ray.secagg.context import (
+    Party,
+    SessionContext,
+    colluders_tolerated,
+    least_threshold,
+    threshold_for,
+)
 from scarcity_ray.secagg.coordinator import Coordinator
 from scarcity_ray.secagg.fixed_point import decode, encode, ring_dtype, to_signed
 from scarcity_ray.secagg.identity import IdentityKeyPair
@@ -42,6 +48,7 @@ __all__ = [
     "State",
     "UnmaskShares",
     "choose_graph",
+    "colluders_tolerated",
     "decode",
     "encode",
     "least_threshold",

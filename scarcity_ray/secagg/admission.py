@@ -19,14 +19,16 @@ def require_joinable(
     party_id: str,
     identity: IdentityKeyPair,
     known_parties: Mapping[str, bytes] | None,
+    model_hash: bytes | None,
 ) -> None:
-    """Refuses a context that is malformed, that does not name this party, or that names strangers.
+    """Refuses a context that is malformed, names not this party, names strangers, or another model.
 
     Args:
         context: As the coordinator announced it.
         party_id: This party's id.
         identity: This party's identity.
         known_parties: Identity keys by id, from another source than the coordinator; None skips that check.
+        model_hash: Hash of the global model that this party started from; None skips that check.
     """
     if type(context) is not SessionContext:
         raise ProtocolViolation(f"expected SessionContext, got {type(context).__name__}")
@@ -37,6 +39,8 @@ def require_joinable(
     position = context.position(party_id)
     if position is None or context.parties[position].identity_public != identity.public_bytes:
         raise ProtocolViolation(f"this session does not name {party_id!r} with this identity")
+    if model_hash is not None and context.model_hash != model_hash:
+        raise ProtocolViolation("this session is about another model than this party was given")
     if known_parties is not None:
         for party in context.parties:
             if known_parties.get(party.party_id) != party.identity_public:

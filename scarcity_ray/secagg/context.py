@@ -179,6 +179,19 @@ def least_threshold(num_parties: int) -> int:
     return max(2, num_parties // 2 + 1)
 
 
+def colluders_tolerated(num_parties: int, threshold: int) -> int:
+    """Parties that may collude with a deviating coordinator on the complete graph.
+
+    While 2 * threshold > num_parties + c, at most one of a party's two secrets can be rebuilt, and whatever
+    is learned of an honest input is a sum over ``threshold - c`` or more honest ones
+    (`scarcity_ray.secagg.sparse` has the proof).
+
+    Returns:
+        The largest such c: ``2 * threshold - num_parties - 1``.
+    """
+    return 2 * threshold - num_parties - 1
+
+
 def threshold_for(num_parties: int, fraction: float) -> int:
     """The threshold that more than ``fraction`` of the parties must reach.
 

@@ -61,6 +61,7 @@ class Participant:
         entropy: Entropy = os.urandom,
         guard: SessionGuard | None = None,
         known_parties: Mapping[str, bytes] | None = None,
+        model_hash: bytes | None = None,
     ) -> None:
         """Enters an attempt.
 
@@ -73,11 +74,14 @@ class Participant:
             known_parties: Identity keys by id, from a source that is not the coordinator. With it a session
                 that names a stranger, or another key for a known id, is refused (a Sybil session would
                 leave this party's input alone among invented ones).
+            model_hash: Hash of the model that this party started from, by its own reckoning. With it a
+                coordinator that gave this party another model than the others is refused at once; without
+                it only if the contexts differ as well.
 
         Raises:
             ProtocolViolation: if the context is not one that this party may join.
         """
-        require_joinable(context, party_id, identity, known_parties)
+        require_joinable(context, party_id, identity, known_parties, model_hash)
         if guard is not None:
             guard.admit(context)
         self._guard = guard

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.secagg import Party, SessionContext, least_threshold, threshold_for
+from scarcity_ray.secagg import Party, SessionContext, colluders_tolerated, least_threshold, threshold_for
 from scarcity_ray.secagg.transcript import encode
 
 FIELD = st.one_of(st.binary(max_size=6), st.text(max_size=6), st.integers(0, 2**70))
@@ -68,6 +68,17 @@ def test_threshold_is_a_majority_and_never_one(num_parties, fraction):
     assert 2 <= threshold <= num_parties
     assert 2 * threshold > num_parties
     assert threshold >= least_threshold(num_parties)
+
+
+@settings(max_examples=100, deadline=None)
+@given(num_parties=st.integers(2, 500), fraction=st.floats(0, 1))
+def test_colluders_tolerated_leave_one_secret_of_each_party(num_parties, fraction):
+    """Honest holders give one share of the two secrets, colluding holders both."""
+    threshold = threshold_for(num_parties, fraction)
+    colluders = colluders_tolerated(num_parties, threshold)
+    assert 0 <= colluders < threshold
+    assert (num_parties - colluders) + 2 * colluders < 2 * threshold
+    assert (num_parties - colluders - 1) + 2 * (colluders + 1) >= 2 * threshold
 
 
 @pytest.mark.parametrize("num_parties", [2, 3, 6, 9, 10, 12, 50, 99, 100])

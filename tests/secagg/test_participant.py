@@ -188,6 +188,49 @@ def test_sybils_are_refused_by_who_knows_the_parties(context_of, identity_of):
         Participant(context_of(4), "basket_0", identity_of(0), known_parties=known)
 
 
+def test_a_party_that_was_given_another_model_does_not_join(context_of, identity_of):
+    """Model inconsistency: the coordinator gives one party a model of its own, and the others' context."""
+    context = context_of(3)
+    Participant(context, "basket_0", identity_of(0), model_hash=context.model_hash)
+    with pytest.raises(ProtocolViolation, match="another model"):
+        Participant(context, "basket_0", identity_of(0), model_hash=bytes(32))
+
+
+def test_parties_in_different_contexts_make_no_sum(session_of, context_of, identity_of):
+    """Model inconsistency: the context differs as well; the adverts already contradict each other."""
+    session = session_of(3)
+    session.advertise()
+    other = Participant(context_of(3, model_hash=bytes(32)), "basket_0", identity_of(0))
+    other.advertise()
+    with pytest.raises(ProtocolViolation):
+        other.share_keys(session.coordinator.adverts())
+
+
+def test_parties_shown_different_sharers_make_masks_that_do_not_cancel(session_of):
+    """A split view of phase 2: the sum of what two views mask is noise, and the views are found out."""
+    session = session_of(4, threshold=3).until("mask")
+    full = session.coordinator.inbox("basket_0")
+    cut = replace(
+        full,
+        sharers=full.sharers[:3],
+        senders=full.senders[:3],
+        sealed=full.sealed[:3],
+        seed_share_commitments=full.seed_share_commitments[:3],
+        key_share_commitments=full.key_share_commitments[:3],
+    )
+    message = session.participants["basket_0"].mask(cut, session.vectors["basket_0"])
+    with pytest.raises(ProtocolViolation, match="another set of sharers"):
+        session.coordinator.add_masked(message)
+    survivors = ("basket_0", "basket_1", "basket_2")
+    shown = [session.participants["basket_0"].confirm(survivors)]
+    for party in survivors[1:]:
+        session.participants[party].mask(session.coordinator.inbox(party), session.vectors[party])
+        shown.append(session.participants[party].confirm(survivors))
+    for party in survivors:
+        with pytest.raises(ProtocolViolation, match="confirmed another set"):
+            session.participants[party].unmask(tuple(shown))
+
+
 def test_a_context_that_skipped_its_checks_is_refused(context_of, identity_of):
     """Unpickling does not run __post_init__."""
     context = context_of(3)
