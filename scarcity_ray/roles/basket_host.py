@@ -18,10 +18,10 @@ from scarcity_ray.errors import ProtocolViolation, UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.layer2 import contribution
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
-from scarcity_ray.plan import FederationPlan
+from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket, MemberCarry, SubmissionBatch, merged_activity
-from scarcity_ray.roles.handles import ACCOUNTANT, Compute, Peers
+from scarcity_ray.roles.handles import ACCOUNTANT, Compute, Peers, basket_actor
 from scarcity_ray.roles.layer1_tasks import blocks_as_tasks
 from scarcity_ray.roles.messages import (
     ActivityReport,
@@ -69,6 +69,7 @@ class BasketHost:
         self._read_only = read_only
         self._aggregator = Layer1Aggregator(plan.config.layer1, blocks_of=blocks_as_tasks(compute))
         self._baskets: dict[str, Basket] = {}
+        self._closed: BasketReport | None = None
         self._incarnation = uuid.uuid4().hex
         self._gossip_calls = 0
         self._sessions: dict[str, _HostedSession] = {}
@@ -103,8 +104,10 @@ class BasketHost:
             self._baskets[basket_id].put(carry)
 
     def close_basket(self, basket_id: str) -> None:
-        """Forget a basket that is no longer live."""
-        self._baskets.pop(basket_id, None)
+        """Forget a basket that is no longer live, but not what it counted."""
+        basket = self._baskets.pop(basket_id, None)
+        if basket is not None:
+            self._closed = basket.report().closed(BasketFacts("", "", 0), self._closed)
 
     def submit(self, baskets: Sequence[str], batch: SubmissionBatch, now: float) -> SubmissionResult:
         """Judge a batch of updates, each for the basket at the same position.
@@ -175,8 +178,9 @@ class BasketHost:
         return self._last_global
 
     def reports(self, now: float) -> dict[str, BasketReport]:
-        """Counts and public facts of every basket."""
-        return {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
+        """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
+        reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
+        return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
 
     def take_activity(self) -> ActivityReport:
         """What was seen since this was last asked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,3 +207,18 @@ class BasketReport:
     discarded: int = 0
     messages_delivered: int = 0
     gossip: dict[str, Any] = field(default_factory=dict)
+
+    def closed(self, facts: BasketFacts, earlier: BasketReport | None) -> BasketReport:
+        """What stays of it in the counts after its basket has closed, added to those that closed before."""
+        past = earlier or BasketReport(facts, 0, 0)
+        return BasketReport(
+            facts=facts,
+            num_buffered=0,
+            least_rows=0,
+            rejections=dict(Counter(past.rejections) + Counter(self.rejections)),
+            withdrawn=past.withdrawn + self.withdrawn,
+            layer1_aggregations=past.layer1_aggregations + self.layer1_aggregations,
+            superseded=past.superseded + self.superseded,
+            discarded=past.discarded + self.discarded,
+            messages_delivered=past.messages_delivered + self.messages_delivered,
+        )
