@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.privacy.accounting import mu_of_gaussian
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
@@ -21,16 +21,23 @@ DRIFT_SHARE = 0.1
 """Share of a gossip release's mu squared that the materiality test takes; the vector has the rest."""
 
 FLOAT32_SLACK = 2.0**-21
-"""Bound, relative to the clip norm, on how far float32 rounding can add to a sensitivity.
+"""What float32 rounding adds to a sensitivity, relative to the rule's bound and to the ball's radius.
 
-An aggregate is summed in float64, rounded once to float32 and clipped in float32: each step moves the result
-by at most 2^-23 of its norm, for either neighbour.
+Rounding to float32 moves a vector by at most u = 2^-24 of its norm. A row clipped to C may have norm
+(1 + u) C, which stretches the rule's bound by 1 + u. The rule's result is rounded once from float64, then
+clipped and rounded by Layer 1 and again by Layer 2: three times u of a norm that is at most the radius (or is
+brought to it afterwards, and the error with it), for either neighbour, so 6 u of the radius. 8 u of each
+leaves room for the terms in u^2 and for the sums in float64.
 """
 
 GRID_STEPS = 2.0**22
 """Fixed-point steps to a clip norm: what a float32 mantissa resolves."""
 NOISE_TAIL = 12.0
 """Standard deviations of noise that the ring must hold: exceeded with probability below 2^-100."""
+NOISE_REACH = 2.0**53
+"""Least size of noise, in grid steps, that float64 no longer resolves to one step."""
+ROUNDING = 1.0 + 1e-12
+"""By this factor a sum of mu^2 may pass its cap, as in `privacy.accountant`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class GossipPlan:
         sigma_vector: Standard deviation added to each coordinate (replace-one sensitivity 2 clip_norm).
         clip_norm: Norm to which a state is clipped before noise.
         dimension: Length of a state.
+        layer1: What becomes of the states afterwards, and how many of them may lie.
     """
 
     mu_drift: float
@@ -52,6 +60,7 @@ class GossipPlan:
     sigma_vector: float
     clip_norm: float
     dimension: int
+    layer1: Layer1Config = field(default_factory=lambda: Layer1Config(byzantine_fraction=0.0))
 
     @property
     def receive_norm(self) -> float:
@@ -62,20 +71,54 @@ class GossipPlan:
         """
         return self.clip_norm + self.sigma_vector * (math.sqrt(self.dimension) + 3.0)
 
-    def mixing_weight(self, num_received: int) -> float:
-        """Weight towards the mean of `num_received` noised states that minimises the expected squared error.
+    @property
+    def noise_energy(self) -> float:
+        """Expected squared norm of a released vector's noise, sigma^2 d."""
+        return self.sigma_vector**2 * self.dimension
 
-        A state's own coordinate and each received one are taken as the common mean plus a deviation of
-        variance s^2 = clip_norm^2 / d, the received ones with sigma^2 of noise on top; then
-        w = s^2 / (s^2 + (s^2 + sigma^2) / K).
+    def mixing_weight(
+        self,
+        num_received: float,
+        *,
+        spread: float | None = None,
+        excess: float = 1.0,
+        num_rows: float = math.inf,
+    ) -> float:
+        """Weight towards the mean of K noised states that leaves Layer 1's result the least expected error.
+
+        States x_i = m + deviations of squared norm S, exchanged evenly (everybody gets and gives K), become
+        (1 - w) x_i + w (mean of K received), each with noise of squared norm N = sigma^2 d. Their spread is
+        then S ((1-w)^2 + w^2/K) + w^2 N (1/K - 1/n), and their mean is off by w^2 N/n. A rule whose result
+        lies kappa times the spread from the mean (squared) is best off with
+
+            w = S / (S (1 + 1/K) + N (1/K + (1/kappa - 1)/n)),
+
+        and any w up to twice that is no worse than w = 0. With kappa = 1 (a rule that picks one row) it is
+        the inverse-variance weight of Graybill and Deal (1959), S / (S + (S + N)/K); a plain mean, kappa = 0,
+        has nothing to gain from noised vectors, and w = 0.
+
+        Args:
+            num_received: K.
+            spread: S; None: clip_norm^2, the most that clipped states can have.
+            excess: kappa; see `gossip.excess`.
+            num_rows: n.
 
         >>> GossipPlan(0, 0, 0.0, 0.0, 1.0, 4).mixing_weight(3)
         0.75
         """
         if num_received < 1:
             return 0.0
-        spread = self.clip_norm**2 / self.dimension
-        return spread / (spread + (spread + self.sigma_vector**2) / num_received)
+        share, noise = 1.0 / num_received, self.noise_energy
+        if noise == 0.0:
+            return 1.0 / (1.0 + share)
+        spread = self.clip_norm**2 if spread is None else spread
+        if spread <= 0.0 or excess <= 0.0:
+            return 0.0
+        return spread / (spread * (1.0 + share) + noise * (share + (1.0 / excess - 1.0) / num_rows))
+
+    def num_byzantine(self, num_members: int) -> int:
+        """As `FederationPlan.num_byzantine`."""
+        return _num_byzantine(self.layer1, num_members)
 
 
 @dataclass(frozen=True)
@@ -172,9 +215,11 @@ class FederationPlan:
             sigma_vector=sensitivity / mu_vector,
             clip_norm=gossip.clip_norm,
             dimension=config.vector_dim,
+            layer1=config.layer1,
         )
-        self.gossip_mu_cap = self.mu_total * math.sqrt(config.gossip_budget_share)
-        self.central_mu_cap = self.mu_total * math.sqrt(1.0 - config.gossip_budget_share)
+        share = config.gossip_budget_share
+        self.gossip_mu_cap = self.mu_total * math.sqrt(share) if share else 0.0
+        self.central_mu_cap = self.mu_total * math.sqrt(1.0 - share)
         self.num_releases = _times(self.central_mu_cap, self.mu_release)
         self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
         num_meta = len(config.meta_parameters)
@@ -183,10 +228,7 @@ class FederationPlan:
 
     def num_byzantine(self, num_members: int) -> int:
         """The f for a basket of `num_members` registered clients."""
-        layer1 = self.config.layer1
-        if layer1.num_byzantine is not None:
-            return layer1.num_byzantine
-        return math.floor(layer1.byzantine_fraction * num_members + 1e-9)
+        return _num_byzantine(self.config.layer1, num_members)
 
     def least_rows(self, num_members: int) -> int:
         """Rows without which Layer 1 of such a basket waits."""
@@ -200,8 +242,9 @@ class FederationPlan:
         """L2 bound on the change of a basket's whole vector when one client's values change.
 
         The rule's own bound on rows of norm clip_norm (`privacy.sensitivity`), capped by the diameter of the
-        ball that its result is clipped to (clipping is 1-Lipschitz), and beside it the meta-parameters' mean
-        of vectors of norm clip_norm, so their L2 sum.
+        ball that its result is clipped to (clipping is 1-Lipschitz), both with what float32 adds
+        (`FLOAT32_SLACK`), and beside it the meta-parameters' mean of vectors of norm clip_norm, so their L2
+        sum.
         """
         if not facts.fresh:
             return 0.0
@@ -214,8 +257,9 @@ class FederationPlan:
             clip_norm=layer1.clip_norm,
             max_row_share=facts.max_row_share,
         )
-        model = min(by_rule, 2.0 * radius) + FLOAT32_SLACK * layer1.clip_norm
-        meta = 2.0 * layer2.clip_norm / facts.num_rows if self.config.meta_parameters else 0.0
+        stretched = 1.0 + FLOAT32_SLACK
+        model = min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
+        meta = 2.0 * layer2.clip_norm * stretched / facts.num_rows if self.config.meta_parameters else 0.0
         return math.hypot(model, meta)
 
     def release(self, baskets: Sequence[BasketFacts]) -> ReleasePlan:
@@ -246,8 +290,16 @@ class FederationPlan:
             length=self.vector_length,
             mu=self.mu_release,
         )
-        reach = draft.scale * radius + len(baskets) / 2 + NOISE_TAIL * draft.grid_sigma(list(weights))
+        noise = NOISE_TAIL * draft.grid_sigma(list(weights))
+        reach = draft.scale * radius + len(baskets) / 2 + noise
         return draft if reach < 2.0**31 else replace(draft, ring_bits=64)
+
+    @property
+    def greatest_noise(self) -> float:
+        """The tail of the noise of any release, in grid steps: that of one basket with all the weight."""
+        widest = 2.0 * (math.sqrt(2.0) if self.config.meta_parameters else 1.0) * (1.0 + 2.0 * FLOAT32_SLACK)
+        steps = GRID_STEPS * widest + math.sqrt(self.vector_length)
+        return NOISE_TAIL * steps / self.mu_release
 
 
 def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
@@ -261,43 +313,81 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
     7
     """
     plan = FederationPlan(config)
-    basket, gossip, layer1, layer2 = config.basket, config.gossip, config.layer1, config.layer2
+    _check_layer1(plan)
+    _check_budget(plan)
+    for name, (low, high) in config.meta_parameters.items():
+        if not (low < high and math.isfinite(2.0 * (high - low))):
+            raise ConfigError(
+                f"meta_parameters.{name}", (low, high), "a finite least value below a finite greatest one"
+            )
+    if plan.greatest_noise >= NOISE_REACH:
+        raise ConfigError(
+            "layer2.central_dp_epsilon",
+            config.layer2.central_dp_epsilon,
+            f"an epsilon (with central_dp_delta = {config.layer2.central_dp_delta}) whose noise fits into "
+            "2^53 steps of the ring's grid; any in earnest does",
+        )
+    return plan
+
+
+def _check_layer1(plan: FederationPlan) -> None:
+    basket, layer1 = plan.config.basket, plan.config.layer1
     smallest, rule = basket.min_clients, layer1.aggregation_method
     f = plan.num_byzantine(smallest)
-    if least_rows(rule, f) > max(smallest, least_rows(rule, 0)):
+    if layer1.num_selected is not None and rule is not AggregationMethod.MULTI_KRUM:
+        raise ConfigError(
+            "layer1.num_selected",
+            layer1.num_selected,
+            f"null for {rule.value}; only multi_krum selects a given number of rows",
+        )
+    by_rule = least_rows(rule, f)
+    if by_rule > max(smallest, least_rows(rule, 0)):
         raise ConfigError(
             "layer1.byzantine_fraction" if layer1.num_byzantine is None else "layer1.num_byzantine",
             layer1.byzantine_fraction if layer1.num_byzantine is None else f,
-            f"{rule.value} with f = {f} needs {least_rows(rule, f)} rows, but a basket is active from "
+            f"{rule.value} with f = {f} needs {by_rule} rows, but a basket is active from "
             f"basket.min_clients = {smallest}; lower f or raise basket.min_clients",
         )
-    if plan.least_rows(smallest) > basket.max_clients:
+    most = basket.max_clients
+    if layer1.min_updates > most:
+        raise ConfigError("layer1.min_updates", layer1.min_updates, f"at most basket.max_clients = {most}")
+    if by_rule > most:
         raise ConfigError(
-            "layer1.min_updates", layer1.min_updates, f"at most basket.max_clients = {basket.max_clients}"
+            "basket.max_clients", most, f"at least the {by_rule} rows that {rule.value} needs with f = {f}"
         )
+    if plan.least_rows(smallest) > most:
+        raise ConfigError(
+            "layer1.num_selected",
+            layer1.num_selected,
+            f"at most basket.max_clients - f - 2 = {most - f - 2} with f = {f}",
+        )
+
+
+def _check_budget(plan: FederationPlan) -> None:
+    config = plan.config
     if config.gossip_budget_share > 0 and plan.num_gossip_rounds < 1:
         raise ConfigError(
             "gossip.local_dp_epsilon",
-            gossip.local_dp_epsilon,
+            config.gossip.local_dp_epsilon,
             f"an epsilon of which one release fits into gossip_budget_share = {config.gossip_budget_share} "
             "of the budget (or gossip_budget_share: 0, which turns gossip off)",
         )
     if plan.num_releases < 1:
         raise ConfigError(
             "layer2.central_dp_epsilon",
-            layer2.central_dp_epsilon,
+            config.layer2.central_dp_epsilon,
             f"an epsilon of which one release fits into total_epsilon = {config.total_epsilon} "
             "less the gossip's share",
         )
-    for name, (low, high) in config.meta_parameters.items():
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ConfigError(
-                f"meta_parameters.{name}", (low, high), "a finite least value below a finite greatest one"
-            )
-    return plan
+
+
+def _num_byzantine(layer1: Layer1Config, num_members: int) -> int:
+    if layer1.num_byzantine is not None:
+        return layer1.num_byzantine
+    return math.floor(layer1.byzantine_fraction * num_members + 1e-9)
 
 
 def _times(cap: float, mu: float) -> float:
     if math.isinf(cap):
         return math.inf
-    return float(math.floor((cap / mu) ** 2 * (1.0 + 1e-9)))
+    return float(math.floor((cap / mu) ** 2 * ROUNDING))
