@@ -134,7 +134,9 @@ class GossipConfig:
     """Vectors that a client releases in 24 hours at most."""
     message_ttl: PositiveFloat = 300.0
     """Seconds after which an undelivered message expires."""
-    mixing: Literal["noise_aware", "average"] = "noise_aware"
+    mixing: Literal["noise_aware", "average", "clipped_gossip", "nearest_neighbors"] | None = None
+    """How received vectors move a state; None: clipped_gossip where Layer 1 reckons with Byzantine clients
+    (byzantine_fraction or num_byzantine above 0), else noise_aware."""
     rotation_window: PositiveInt = 10
     """Rounds over which a client's peers rotate before they repeat."""
 

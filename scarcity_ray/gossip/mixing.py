@@ -54,7 +54,7 @@ def _mean(rows: Sequence[Row] | npt.NDArray[np.float32]) -> npt.NDArray[np.float
     return total / len(rows)
 
 
-MIXINGS = {"noise_aware": mix_noise_aware, "average": mix_average}
+MIXINGS = {None: mix_noise_aware, "noise_aware": mix_noise_aware, "average": mix_average}
 """By the names of ``GossipConfig.mixing``."""
 
 __all__ = ["MIXINGS", "mix_average", "mix_noise_aware"]

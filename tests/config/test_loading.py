@@ -175,7 +175,7 @@ def configs(draw):
             "clip_norm": draw(positive),
             "local_dp_epsilon": draw(st.one_of(positive, st.just(math.inf))),
             "local_dp_delta": draw(st.floats(1e-12, 0.5)),
-            "mixing": draw(st.sampled_from(["noise_aware", "average"])),
+            "mixing": draw(st.sampled_from(["noise_aware", "average", "clipped_gossip", None])),
         },
         "buffer": {"min_updates_trigger": draw(st.none() | st.integers(1, 9))},
         "layer1": {

@@ -47,7 +47,7 @@ PROMISED = {
         "local_dp_delta": 1e-5,
         "max_messages_per_day": 24,
         "message_ttl": 300.0,
-        "mixing": "noise_aware",
+        "mixing": None,
         "rotation_window": 10,
     },
     BufferConfig: {
@@ -138,7 +138,7 @@ EDGES = {
         "pull_interval": [0.0, 0],
         "clip_norm": [1e-20, 1e20],
         "local_dp_epsilon": [math.inf, 1e-9],
-        "mixing": ["average"],
+        "mixing": ["average", "noise_aware", "clipped_gossip", "nearest_neighbors", None],
     },
     BufferConfig: {"max_staleness": [0], "min_updates_trigger": [None, 1]},
     Layer1Config: {
