@@ -13,6 +13,8 @@ Guarantees:
     the_noise_has_the_claimed_scale: Two-sided test, which rejects a scale off by 3/2.
     rows_are_clipped_before_noise_is_added: A test that rejects a skipped clip.
     outputs_lie_on_a_grid_that_the_input_does_not_choose: Multiples of g.
+    colluding_peers_learn_what_the_composition_says: An attack that averages all messages comes near and not
+        past it.
 """
 
 from __future__ import annotations
@@ -108,6 +110,11 @@ class LocalDPMechanism(GaussianMechanism):
 
     Neighbours replace one client's values, so a state clipped to C moves by up to 2C: `sensitivity` is twice
     the clip norm.
+
+    Peers who pool all that they received from a client over T rounds learn what T releases tell: mu sqrt(T),
+    however many they are, if one noised vector a round goes to all of them. Noise drawn afresh for each of K
+    peers would tell them mu sqrt(T K): at epsilon 0.5, delta 1e-6 a message and K = 4, a hundred rounds come
+    to epsilon 5.6 at delta 1e-5 with one vector, and 13.1 with four. What a client charges covers the former.
     """
 
     def clip_and_noise(self, vector: ArrayLike, clip_norm: float, stream: str = "") -> NDArray[np.floating]:

@@ -103,6 +103,9 @@ def test_balle_and_wangs_calibration_is_reproduced():
 
 
 def test_the_figures_in_the_field_notes():
+    message = mu_of_gaussian(0.5, 1e-6)
+    assert epsilon_of_mu(message * math.sqrt(100), 1e-5) == pytest.approx(5.6, abs=0.05)
+    assert epsilon_of_mu(message * math.sqrt(400), 1e-5) == pytest.approx(13.1, abs=0.05)
     hundred = math.sqrt(100) / 5
     assert epsilon_of_mu(hundred, 1e-5) == pytest.approx(9.9973, abs=1e-4)
     both = mu_of_gaussian(0.5, 1e-6) ** 2 + mu_of_gaussian(1.0, 1e-6) ** 2

@@ -110,6 +110,24 @@ def test_gossip_is_audited_too():
     assert skipped.epsilon > 1.0
 
 
+def test_colluding_peers_learn_what_the_composition_says():
+    mechanism = LocalDPMechanism(0.5, 1e-6, sensitivity=2 * C)
+    rounds, peers, runs = 25, 4, 10_000
+    ends = [np.array([-C, 0.0]), np.array([C, 0.0])]
+
+    def pooled(messages):
+        return [
+            sum(mechanism.clip_and_noise(np.tile(end, (runs, 1)), C)[:, 0] for _ in range(messages))
+            for end in ends
+        ]
+
+    charged = mechanism.mu * math.sqrt(rounds)
+    one_vector = many_run_audit(*pooled(rounds), delta=DELTA, confidence=SURE)
+    assert 0.7 * charged < one_vector.mu < charged
+    afresh = many_run_audit(*pooled(rounds * peers), delta=DELTA, confidence=SURE)
+    assert charged < afresh.mu < mechanism.mu * math.sqrt(rounds * peers)
+
+
 @pytest.mark.parametrize(("factor", "exposed"), [(1.0, False), (16.0, True)])
 def test_one_run_with_a_canary_a_client(factor, exposed):
     # Each of m clients puts its coin's sign on an axis of its own; the mean is released once.
