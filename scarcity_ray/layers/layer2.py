@@ -25,7 +25,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.meta_parameters import decode_mean
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import FederationPlan, ReleasePlan, make_plan
-from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
+from scarcity_ray.privacy.noise import NoiseSource, SystemNoise, rounded_gaussian
 from scarcity_ray.robust import clip_vector
 from scarcity_ray.secagg.fixed_point import encode, to_signed
 
@@ -66,10 +66,8 @@ def noised_mean(
     Returns:
         float64, shape (release.length,), and the standard deviation of its noise.
     """
-    total = to_signed(ring_sum)
     sigma = release.grid_sigma(survivors)
-    if sigma > 0.0:
-        total = total + np.rint(sigma * noise.standard_normal(release.length, stream)).astype(np.int64)
+    total = rounded_gaussian(to_signed(ring_sum), sigma, noise, stream)
     unit = release.scale * release.surviving_weight(survivors)
     return total / unit, sigma / unit
 
@@ -127,7 +125,7 @@ class Layer2Aggregator:
         if release.surviving_weight(ids) <= 0.0:
             raise UsageError("every basket has weight 0; see layer2.basket_trust")
         parts = [contribution(m, m.basket_id, release, plan) for m in basket_models]
-        ring_sum = np.add.reduce(parts)
+        ring_sum = np.add.reduce(parts, dtype=parts[0].dtype)
         vector, sigma = noised_mean(ring_sum, release, ids, self._noise, f"layer2/{round_id}")
         dimension = plan.config.vector_dim
         return GlobalMetaModel(

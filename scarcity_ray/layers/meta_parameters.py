@@ -42,8 +42,11 @@ def encode_report(report: Mapping[str, float] | None, ranges: Ranges) -> NDArray
     coordinates = np.zeros(len(ranges))
     for index, (name, (low, high)) in enumerate(ranges.items()):
         value = report.get(name)
-        if isinstance(value, int | float | np.number) and math.isfinite(float(value)):
-            coordinates[index] = np.clip(2.0 * (float(value) - low) / (high - low) - 1.0, -1.0, 1.0)
+        if isinstance(value, int) or (
+            isinstance(value, float | np.integer | np.floating) and math.isfinite(value)
+        ):
+            inside = float(min(max(value, low), high))
+            coordinates[index] = np.clip(2.0 * (inside - low) / (high - low) - 1.0, -1.0, 1.0)
     return coordinates
 
 
@@ -56,6 +59,6 @@ def decode_mean(mean: NDArray[np.float64], ranges: Ranges) -> dict[str, float]:
     """The noised mean back in each parameter's own units, clamped to its range (post-processing)."""
     clamped = np.clip(mean, -1.0, 1.0)
     return {
-        name: float(low + (high - low) * (value + 1.0) / 2.0)
+        name: min(high, low + (high - low) * ((float(value) + 1.0) / 2.0))
         for (name, (low, high)), value in zip(ranges.items(), clamped, strict=True)
     }
