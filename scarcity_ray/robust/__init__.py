@@ -33,18 +33,39 @@ from scarcity_ray.robust.blocks import (
     one_blas_thread,
     take_block,
 )
-from scarcity_ray.robust.distances import gram_block, pairwise, squared_distances
+from scarcity_ray.robust.distances import gram_block, measure, pairwise
+from scarcity_ray.robust.geometry import Geometry, squared_distances
+from scarcity_ray.robust.iterative import CenteredClipping
+from scarcity_ray.robust.mixing import (
+    AdaptiveClipping,
+    Bucketing,
+    NearestNeighborMixing,
+    PreAggregation,
+    StaticClipping,
+)
 from scarcity_ray.robust.outliers import detect_outliers
 from scarcity_ray.robust.rows import clip_rows, clip_vector, row_norm, row_norms
 from scarcity_ray.robust.rule import Rule, Selection
-from scarcity_ray.robust.rules import get_rule, least_rows
+from scarcity_ray.robust.rules import get_pre_aggregation, get_rule, least_rows
+from scarcity_ray.robust.subsets import NearestToPivot
+from scarcity_ray.robust.tolerance import TOLERANCE, Tolerance
 
 __all__ = [
     "BLOCK_COLUMNS",
+    "TOLERANCE",
+    "AdaptiveClipping",
     "AggregationResult",
+    "Bucketing",
+    "CenteredClipping",
+    "Geometry",
     "MapBlocks",
+    "NearestNeighborMixing",
+    "NearestToPivot",
+    "PreAggregation",
     "Rule",
     "Selection",
+    "StaticClipping",
+    "Tolerance",
     "aggregate",
     "aggregate_blocks",
     "clip_rows",
@@ -52,10 +73,12 @@ __all__ = [
     "column_blocks",
     "combine_block",
     "detect_outliers",
+    "get_pre_aggregation",
     "get_rule",
     "gram_block",
     "inline_blocks",
     "least_rows",
+    "measure",
     "one_blas_thread",
     "pairwise",
     "row_norm",

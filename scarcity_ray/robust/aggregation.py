@@ -16,11 +16,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.robust.blocks import MapBlocks, Rows, Vector, inline_blocks
-from scarcity_ray.robust.distances import pairwise
+from scarcity_ray.robust.blocks import (
+    MapBlocks,
+    Matrix,
+    Rows,
+    Vector,
+    inline_blocks,
+    one_blas_thread,
+    workspace,
+)
+from scarcity_ray.robust.distances import measure
+from scarcity_ray.robust.geometry import Geometry
+from scarcity_ray.robust.linear import RowRule
+from scarcity_ray.robust.mixing import PreAggregation
 from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
-from scarcity_ray.robust.rule import Selection
-from scarcity_ray.robust.rules import get_rule
+from scarcity_ray.robust.rule import Rule, Selection
+from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +61,11 @@ class AggregationResult:
 def aggregate(
     updates: ArrayLike | Sequence[ArrayLike],
     *,
-    method: str | AggregationMethod,
+    method: str | AggregationMethod | Rule,
     num_byzantine: int,
     weights: ArrayLike | None = None,
     num_selected: int | None = None,
+    pre: Sequence[str | PreAggregation] = (),
 ) -> AggregationResult:
     """Aggregate rows, at most `num_byzantine` of which may be anything at all.
 
@@ -66,6 +78,7 @@ def aggregate(
         num_byzantine: f >= 0.
         weights: (n,) public weights, for ``weighted`` only.
         num_selected: m, for ``multi_krum`` only; n - f - 2 if not given.
+        pre: Pre-aggregation in order, e.g. ``["nnm"]``.
 
     Raises:
         UsageError: For a wrong type, shape or range, or more than f rows that are not finite.
@@ -98,6 +111,7 @@ def aggregate(
         weights=checked,
         num_selected=num_selected,
         norms=norms[kept],
+        pre=pre,
     )
     if not rejected:
         return result
@@ -114,11 +128,12 @@ def aggregate_blocks(
     map_blocks: MapBlocks,
     num_rows: int,
     *,
-    method: str | AggregationMethod,
+    method: str | AggregationMethod | Rule,
     num_byzantine: int,
     weights: NDArray[np.float64] | None = None,
     num_selected: int | None = None,
     norms: NDArray[np.float64] | None = None,
+    pre: Sequence[str | PreAggregation] = (),
 ) -> AggregationResult:
     """Aggregate finite rows that only `map_blocks` can reach.
 
@@ -130,32 +145,107 @@ def aggregate_blocks(
         weights: (n,) public weights, for ``weighted`` only.
         num_selected: m, for ``multi_krum`` only.
         norms: (n,) float64, the rows' norms where they are known: saves a pass.
+        pre: Pre-aggregation in order.
 
     Raises:
         UsageError: For a wrong type or range.
         TooFewUpdates: If n is below the rule's least n.
     """
     rule = get_rule(method)
-    num_byzantine = rule.check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
-    selection = rule.select(
-        pairwise(map_blocks, norms) if rule.needs_distances else None,
-        num_rows=num_rows,
-        num_byzantine=num_byzantine,
-        num_selected=num_selected,
-        weights=weights,
-    )
-    vector = np.concatenate(list(map_blocks(combine_block, rule.name, selection, num_byzantine)))
+    steps = [get_pre_aggregation(step) for step in pre]
+    num_byzantine = as_integer(num_byzantine, "num_byzantine", 0)
+    if not steps:
+        rule.check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
+    elif weights is not None:
+        raise UsageError("weights are not for mixed rows")
+    elif num_rows < 2 * num_byzantine + 1:
+        raise TooFewUpdates(steps[0].name, num_rows, 2 * num_byzantine + 1)
+    geometry: Geometry | None = None
+    mixing: Matrix | None = None
+    if steps or rule.needs_distances:
+        origin = rule.needs_origin or any(step.needs_origin for step in steps)
+        geometry = measure(map_blocks, norms, origin=origin)
+    with one_blas_thread():
+        if geometry is not None:
+            geometry, mixing = _mix(geometry, steps, num_byzantine)
+        selection = rule.select(
+            None if geometry is None else geometry.distances,
+            num_rows=num_rows if geometry is None else geometry.num_rows,
+            num_byzantine=num_byzantine,
+            num_selected=num_selected,
+            weights=weights,
+            geometry=geometry,
+        )
+    if mixing is not None and isinstance(rule, RowRule):
+        selection, mixing = _unmixed(selection, mixing[:, :num_rows]), None
+    elif mixing is not None:
+        mixing = mixing[:, :num_rows]
+    vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixing)))
+    entered = selection.rows
+    if mixing is not None:
+        entered = tuple(np.flatnonzero(mixing[list(selection.rows)].any(axis=0)).tolist())
     return AggregationResult(
         vector=vector,
-        selected=selection.rows,
+        selected=entered,
         weights=_spread(selection.weights, selection.rows, num_rows, 0.0),
-        scores=selection.scores,
+        scores=None if steps else selection.scores,
     )
 
 
-def combine_block(block: Rows, method: str, selection: Selection, num_byzantine: int) -> Vector:
-    """Kernel: the rule's result within the block, (b,) float32; see `Rule.combine`."""
-    return get_rule(method).combine(block, selection, num_byzantine)
+def combine_block(
+    block: Rows,
+    rule: Rule,
+    selection: Selection,
+    num_byzantine: int,
+    mixing: NDArray[np.float64] | None = None,
+) -> Vector:
+    """Kernel: the rule's result within the block, (b,) float32; see `Rule.combine`.
+
+    Args:
+        block: n float32 rows of length b.
+        rule: The rule.
+        selection: What its `select` gave.
+        num_byzantine: f.
+        mixing: (m, n) float64; the rule then combines the m rows `mixing` @ block.
+    """
+    if mixing is not None:
+        rows = workspace("rows", (len(block), len(block[0])), np.float64)
+        for row, out in zip(block, rows, strict=True):
+            np.copyto(out, row)
+        mixed = workspace("mixed", (len(mixing), len(block[0])), np.float32)
+        with one_blas_thread():
+            mixed[:] = mixing @ rows
+        block = mixed
+    return rule.combine(block, selection, num_byzantine)
+
+
+def _mix(
+    geometry: Geometry, steps: Sequence[PreAggregation], num_byzantine: int
+) -> tuple[Geometry, Matrix | None]:
+    """The geometry after all steps, and the last rows' coefficients on the points that came in."""
+    mixing: Matrix | None = None
+    for step in steps:
+        coefficients = step.mixing(geometry, num_byzantine)
+        geometry = geometry.mixed(coefficients)
+        if mixing is None:
+            mixing = coefficients
+            continue
+        if coefficients.shape[1] > len(mixing):
+            origin = np.zeros((1, mixing.shape[1]))
+            origin[0, -1] = 1.0
+            mixing = np.concatenate([mixing, origin])
+        mixing = coefficients @ mixing
+    return geometry, mixing
+
+
+def _unmixed(selection: Selection, mixing: Matrix) -> Selection:
+    """What a selection of mixed rows is of the rows that came in."""
+    shares = np.full(len(selection.rows), 1.0 / len(selection.rows))
+    if selection.weights is not None:
+        shares = selection.weights
+    weights = shares @ mixing[list(selection.rows)]
+    rows = np.flatnonzero(weights)
+    return Selection(tuple(rows.tolist()), weights=weights[rows])
 
 
 def _kept_weights(weights: ArrayLike, num_rows: int, kept: list[int]) -> NDArray[np.float64]:

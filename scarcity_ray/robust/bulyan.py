@@ -49,10 +49,6 @@ class Bulyan(Rule):
     name = "bulyan"
     needs_distances = True
 
-    def least_rows(self, num_byzantine: int) -> int:
-        """4f + 3 (El Mhamdi et al. 2018, section 4)."""
-        return 4 * num_byzantine + 3
-
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         picked, scores = bulyan_selection(distances, setting.num_byzantine)
         return Selection(tuple(sorted(picked)), scores=scores)

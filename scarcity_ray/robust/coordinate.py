@@ -1,8 +1,9 @@
-"""Rules that treat every coordinate on its own: median and trimmed mean.
+"""Rules that treat every coordinate on its own: median, trimmed mean, mean around the median.
 
 *Guarantees*
     - Median: the middle value of each column, or the mean of the two middle ones.
     - Trimmed mean: the mean of what is left of each column without its f smallest and f largest values.
+    - Mean around the median: the mean of the n - f values of each column closest to its median.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector
-from scarcity_ray.robust.columns import mean_of, median, order_statistics
+from scarcity_ray.robust.columns import mean_around_median, mean_of, median, order_statistics
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
 
 
@@ -26,10 +27,6 @@ class Median(ColumnRule):
 
     name = "median"
 
-    def least_rows(self, num_byzantine: int) -> int:
-        """2f + 1: a majority is honest."""
-        return 2 * num_byzantine + 1
-
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
         """The median of each column; see `Rule.combine`."""
         return median(chosen(block, selection)).astype(np.float32)
@@ -40,11 +37,18 @@ class TrimmedMean(ColumnRule):
 
     name = "trimmed_mean"
 
-    def least_rows(self, num_byzantine: int) -> int:
-        """2f + 1: at least one value is left."""
-        return 2 * num_byzantine + 1
-
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
         """The trimmed mean of each column; see `Rule.combine`."""
         rows = chosen(block, selection)
         return mean_of(order_statistics(rows, num_byzantine, len(rows) - num_byzantine))
+
+
+class MeanAroundMedian(ColumnRule):
+    """MeaMed (Xie, Koyejo, Gupta 2018): per coordinate, the mean of the n - f values next to the median."""
+
+    name = "meamed"
+
+    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
+        """The mean around the median of each column; see `Rule.combine`."""
+        rows = chosen(block, selection)
+        return mean_around_median(order_statistics(rows, 0, len(rows)), len(rows) - num_byzantine)

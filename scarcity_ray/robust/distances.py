@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import MapBlocks, Matrix, Rows, one_blas_thread, workspace
+from scarcity_ray.robust.geometry import Geometry, squared_distances, unite_equal_points
 from scarcity_ray.robust.rows import squares_block
 
 NEAR = 2.0**-16
@@ -31,29 +32,29 @@ PASSES = 3
 """Gram passes at most; each costs about as much as computing `3 n` near pairs from their differences."""
 
 
-def gram_block(block: Rows, centre: int | None = None) -> Matrix:
-    """Kernel: the Gram matrix of the rows within the block, less the row `centre`.
+def gram_block(block: Rows, centre: int | None = None, origin: bool = False) -> Matrix:
+    """Kernel: inner products of the rows within the block, less the row `centre`.
 
     Args:
         block: n float32 rows of length b.
         centre: Index of the row to subtract from all; None: nothing is subtracted.
+        origin: Whether the zero vector is one more point, the last.
 
     Returns:
-        (n, n) float64, symmetric.
+        (n, n) float64, symmetric; (n + 1, n + 1) with the origin.
     """
-    shape = (len(block), len(block[0]))
-    rows = workspace("gram", shape, np.float64)
-    if isinstance(block, np.ndarray):
-        np.copyto(rows, block)
-    else:
-        for row, out in zip(block, rows, strict=True):
-            np.copyto(out, row)
+    shape = (len(block) + origin, len(block[0]))
+    points = workspace("gram", shape, np.float64)
+    for row, out in zip(block, points, strict=False):
+        np.copyto(out, row)
+    if origin:
+        points[-1] = 0.0
     if centre is not None:
         middle = workspace("centre", shape[1:], np.float64)
-        np.copyto(middle, rows[centre])
-        np.subtract(rows, middle, out=rows)
+        np.copyto(middle, points[centre])
+        np.subtract(points, middle, out=points)
     with one_blas_thread():
-        product: Matrix = rows @ rows.T
+        product: Matrix = points @ points.T
     return product
 
 
@@ -62,7 +63,7 @@ def pair_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
 
     Args:
         block: n float32 rows of length b.
-        pairs: (p, 2) row indices.
+        pairs: (p, 2) row indices; n stands for the zero vector.
 
     Returns:
         (p,) float64.
@@ -71,44 +72,36 @@ def pair_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
     second = workspace("second", (len(block[0]),), np.float64)
     squared = np.empty(len(pairs), np.float64)
     for index, (i, j) in enumerate(pairs.tolist()):
-        np.copyto(first, block[i])
-        np.copyto(second, block[j])
+        for point, values in ((i, first), (j, second)):
+            if point < len(block):
+                np.copyto(values, block[point])
+            else:
+                values[:] = 0.0
         np.subtract(first, second, out=first)
         squared[index] = np.dot(first, first)
     return squared
 
 
-def squared_distances(gram: Matrix) -> Matrix:
-    """Squared distances from a Gram matrix: g_ii + g_jj - 2 g_ij, clamped at zero, zero on the diagonal.
-
-    Args:
-        gram: (n, n) float64, the sum of `gram_block` over the blocks in block order.
-    """
-    norms = np.diagonal(gram)
-    squared = np.maximum(np.add.outer(norms, norms) - 2.0 * gram, 0.0)
-    np.fill_diagonal(squared, 0.0)
-    return squared
-
-
-def pairwise(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = None) -> Matrix:
-    """All squared distances of the rows behind `map_blocks`.
+def measure(
+    map_blocks: MapBlocks, norms: NDArray[np.float64] | None = None, *, origin: bool = False
+) -> Geometry:
+    """Distances and inner products of the rows behind `map_blocks`.
 
     Args:
         map_blocks: Driver over the rows' column blocks; the rows are finite.
         norms: (n,) float64, the rows' norms where they are known already (one pass less).
-
-    Returns:
-        (n, n) float64, symmetric, zero on the diagonal.
+        origin: Whether the zero vector is one more point.
     """
     squares = ordered_sum(map_blocks(squares_block)) if norms is None else np.square(norms)
     num_rows = len(squares)
     centre = int(np.argsort(squares, kind="stable")[(num_rows - 1) // 2])
-    squared, scale = _one_pass(map_blocks, centre)
+    gram, squared, scale = _one_pass(map_blocks, centre, origin)
     for _ in range(PASSES - 1):
         near = squared < NEAR * scale
         if np.count_nonzero(near) <= 6 * num_rows:
             break
-        again, again_scale = _one_pass(map_blocks, int(np.argmax(near.sum(axis=1))))
+        centre = int(np.argmax(near[:num_rows].sum(axis=1)))
+        gram, again, again_scale = _one_pass(map_blocks, centre, origin)
         better = again_scale < scale
         squared = np.where(better, again, squared)
         scale = np.where(better, again_scale, scale)
@@ -116,8 +109,17 @@ def pairwise(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = None) ->
     if len(pairs):
         exact = ordered_sum(map_blocks(pair_block, pairs))
         squared[pairs[:, 0], pairs[:, 1]] = squared[pairs[:, 1], pairs[:, 0]] = exact
-    _unite_equal_rows(squared)
-    return squared
+    unite_equal_points(squared)
+    return Geometry(squared, gram, num_rows)
+
+
+def pairwise(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = None) -> Matrix:
+    """All squared distances of the rows behind `map_blocks`; see `measure`.
+
+    Returns:
+        (n, n) float64, symmetric, zero on the diagonal.
+    """
+    return measure(map_blocks, norms).distances
 
 
 def ordered_sum(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
@@ -129,17 +131,9 @@ def ordered_sum(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
     return total
 
 
-def _one_pass(map_blocks: MapBlocks, centre: int) -> tuple[Matrix, Matrix]:
-    gram = ordered_sum(map_blocks(gram_block, centre))
+def _one_pass(map_blocks: MapBlocks, centre: int, origin: bool) -> tuple[Matrix, Matrix, Matrix]:
+    gram = ordered_sum(map_blocks(gram_block, centre, origin))
     norms = np.diagonal(gram)
     scale = np.add.outer(norms, norms)
     np.fill_diagonal(scale, 0.0)
-    return squared_distances(gram), scale
-
-
-def _unite_equal_rows(squared: Matrix) -> None:
-    equal = np.argwhere(np.tril(squared == 0.0, -1))
-    for later, earlier in equal.tolist():
-        squared[later, :] = squared[earlier, :]
-        squared[:, later] = squared[:, earlier]
-        squared[later, later] = 0.0
+    return gram, squared_distances(gram), scale

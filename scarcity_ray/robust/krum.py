@@ -49,10 +49,6 @@ class Krum(RowRule):
     name = "krum"
     needs_distances = True
 
-    def least_rows(self, num_byzantine: int) -> int:
-        """2f + 3 (Blanchard et al. 2017, proposition 4.2)."""
-        return 2 * num_byzantine + 3
-
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)
         return Selection((lowest(scores, np.ones(setting.num_rows, np.bool_)),), scores=scores)
@@ -64,10 +60,6 @@ class MultiKrum(RowRule):
     name = "multi_krum"
     needs_distances = True
     takes_num_selected = True
-
-    def least_rows(self, num_byzantine: int) -> int:
-        """2f + 3, as for Krum."""
-        return 2 * num_byzantine + 3
 
     def check(
         self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None

@@ -53,10 +53,6 @@ class Mean(RowRule):
 
     name = "mean"
 
-    def least_rows(self, num_byzantine: int) -> int:
-        """One; the mean tolerates nobody, whatever f is."""
-        return 1
-
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         return Selection(tuple(range(setting.num_rows)))
 
@@ -69,10 +65,6 @@ class WeightedMean(RowRule):
 
     name = "weighted"
     takes_weights = True
-
-    def least_rows(self, num_byzantine: int) -> int:
-        """One; the weighted mean tolerates nobody, whatever f is."""
-        return 1
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         given = np.ones(setting.num_rows) if setting.weights is None else setting.weights

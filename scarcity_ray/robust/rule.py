@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector
+from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.rows import as_integer
+from scarcity_ray.robust.tolerance import TOLERANCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,14 @@ class Setting:
     num_byzantine: int
     num_selected: int | None = None
     weights: NDArray[np.float64] | None = None
+    geometry: Geometry | None = None
+
+    @property
+    def points(self) -> Geometry:
+        """The geometry, for rules that need it."""
+        if self.geometry is None:
+            raise UsageError("this rule needs the geometry of the rows")
+        return self.geometry
 
 
 class Rule(ABC):
@@ -44,18 +54,22 @@ class Rule(ABC):
     Attributes:
         name: The name in `AggregationMethod`.
         needs_distances: Whether `select` wants the squared distances.
+        needs_geometry: Whether `select` wants all of the rows' geometry.
+        needs_origin: Whether that geometry must have the origin.
         takes_weights: Whether `select` accepts weights.
         takes_num_selected: Whether `select` accepts a number of rows to select.
     """
 
     name: str
     needs_distances: bool = False
+    needs_geometry: bool = False
+    needs_origin: bool = False
     takes_weights: bool = False
     takes_num_selected: bool = False
 
-    @abstractmethod
     def least_rows(self, num_byzantine: int) -> int:
         """Rows without which the rule does not tolerate `num_byzantine` Byzantine ones."""
+        return TOLERANCE[self.name].least_rows(num_byzantine)
 
     def select(
         self,
@@ -65,6 +79,7 @@ class Rule(ABC):
         num_byzantine: int,
         num_selected: int | None = None,
         weights: NDArray[np.float64] | None = None,
+        geometry: Geometry | None = None,
     ) -> Selection:
         """Decide which rows enter, and how.
 
@@ -74,6 +89,7 @@ class Rule(ABC):
             num_byzantine: f >= 0.
             num_selected: Multi-Krum's m.
             weights: (n,) nonnegative public weights with a positive sum.
+            geometry: The geometry that the distances are of, if `needs_geometry`.
 
         Raises:
             UsageError: For arguments out of range or not of this rule.
@@ -84,7 +100,7 @@ class Rule(ABC):
             distances = np.empty((0, 0))
         elif distances is None or distances.shape != (num_rows, num_rows):
             raise UsageError(f"{self.name} needs the ({num_rows}, {num_rows}) squared distances")
-        return self._select(distances, Setting(num_rows, num_byzantine, num_selected, weights))
+        return self._select(distances, Setting(num_rows, num_byzantine, num_selected, weights, geometry))
 
     def check(
         self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None

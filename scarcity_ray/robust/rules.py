@@ -1,15 +1,18 @@
-"""The table of rules, by name."""
+"""The tables of rules and of pre-aggregations, by name."""
 
 from __future__ import annotations
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.bulyan import Bulyan
-from scarcity_ray.robust.coordinate import Median, TrimmedMean
+from scarcity_ray.robust.coordinate import MeanAroundMedian, Median, TrimmedMean
+from scarcity_ray.robust.iterative import CenteredClipping, CovarianceFilter, GeometricMedian
 from scarcity_ray.robust.krum import Krum, MultiKrum
 from scarcity_ray.robust.linear import Mean, WeightedMean
+from scarcity_ray.robust.mixing import AdaptiveClipping, NearestNeighborMixing, PreAggregation
 from scarcity_ray.robust.rows import as_integer
 from scarcity_ray.robust.rule import Rule
+from scarcity_ray.robust.subsets import MinimumDiameterAveraging, NearestToPivot
 
 RULES: dict[str, Rule] = {
     "mean": Mean(),
@@ -20,11 +23,23 @@ RULES: dict[str, Rule] = {
     "krum": Krum(),
     "multi_krum": MultiKrum(),
     "bulyan": Bulyan(),
+    "geometric_median": GeometricMedian(),
+    "centered_clipping": CenteredClipping(),
+    "meamed": MeanAroundMedian(),
+    "mda": MinimumDiameterAveraging(),
+    "caf": CovarianceFilter(),
+    "monna": NearestToPivot(),
 }
 
+PRE_AGGREGATIONS: dict[str, PreAggregation] = {
+    "nnm": NearestNeighborMixing(),
+    "arc": AdaptiveClipping(),
+}
+"""Those that need no numbers; `Bucketing(size, seed)` and `StaticClipping(radius)` are given as objects."""
 
-def get_rule(method: str | AggregationMethod) -> Rule:
-    """The rule of that name.
+
+def get_rule(method: str | AggregationMethod | Rule) -> Rule:
+    """The rule of that name; a rule stands for itself, e.g. ``CenteredClipping(radius=0.5, steps=3)``.
 
     Raises:
         UsageError: If there is none.
@@ -32,6 +47,8 @@ def get_rule(method: str | AggregationMethod) -> Rule:
     >>> get_rule("fedavg").name
     'mean'
     """
+    if isinstance(method, Rule):
+        return method
     name = method.value if isinstance(method, AggregationMethod) else method
     rule = RULES.get(name) if isinstance(name, str) else None
     if rule is None:
@@ -39,7 +56,24 @@ def get_rule(method: str | AggregationMethod) -> Rule:
     return rule
 
 
-def least_rows(method: str | AggregationMethod, num_byzantine: int) -> int:
+def get_pre_aggregation(step: str | PreAggregation) -> PreAggregation:
+    """The pre-aggregation of that name; an object stands for itself.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if isinstance(step, PreAggregation):
+        return step
+    found = PRE_AGGREGATIONS.get(step) if isinstance(step, str) else None
+    if found is None:
+        known = ", ".join(sorted(PRE_AGGREGATIONS))
+        raise UsageError(
+            f"unknown pre-aggregation {step!r}; known are {known}, and objects such as Bucketing"
+        )
+    return found
+
+
+def least_rows(method: str | AggregationMethod | Rule, num_byzantine: int) -> int:
     """Rows without which the method refuses to tolerate `num_byzantine` Byzantine ones.
 
     >>> least_rows("bulyan", 2)
