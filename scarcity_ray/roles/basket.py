@@ -4,7 +4,8 @@ A client's local state is its latest row. It outlives the buffer: gossip moves i
 and Layer 1 aggregates the local states of the clients that have buffered updates.
 
 An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it moves to
-another basket (its values must not reach one release twice).
+another basket (its values must not reach one release twice). One that was handed in to a session may be in a
+release until the session's end says that it is not; if that word never comes, it is never used again.
 """
 
 from __future__ import annotations
@@ -171,6 +172,7 @@ class Basket:
         self._meta: dict[str, NDArray[np.float64]] = {}
         self._contributors: frozenset[str] = frozenset()
         self._fresh = False
+        self._handed_in: BasketModel | None = None
         self._last_layer1: float | None = None
         self._counters = _Counters()
         self._last_active: float | None = None
@@ -178,7 +180,7 @@ class Basket:
     @property
     def fresh_model(self) -> BasketModel | None:
         """The aggregate that the next release may use."""
-        return self.model if self._fresh else None
+        return self.model if self._fresh and self.model is not self._handed_in else None
 
     def admit(self, member: Member) -> None:
         """Take in a client, or what is new about one that is here."""
@@ -285,12 +287,21 @@ class Basket:
         self._buffer.pop_basket_updates(self.basket_id)
         for client in clients:
             self._meta.pop(client, None)
-        self._counters.superseded += self._fresh
+        self._counters.superseded += self.fresh_model is not None
         self._counters.layer1_aggregations += 1
         self.model, self._fresh = model, True
         self._contributors = frozenset(clients)
         self._last_layer1 = self._last_active = now
         return Layer1Outcome(self.basket_id, True, reason, len(clients), least)
+
+    def hand_in(self, model: BasketModel | None) -> None:
+        """Note that `model` goes into a session: no other may use it before this one has ended."""
+        self._handed_in = model
+
+    def take_back(self, model: BasketModel | None) -> None:
+        """Note that the session which `model` was handed in to has ended without it."""
+        if model is self._handed_in:
+            self._handed_in = None
 
     def spend(self, model: BasketModel | None) -> None:
         """Note that `model` has entered a release (or may have): it never enters another."""

@@ -208,9 +208,12 @@ class BasketHost:
         return self._each(session_id, parties, lambda p: p.share_keys(adverts))
 
     def session_mask(self, session_id: str, party: str, inbox: Any) -> MaskedInput | None:
-        """Phase 3: one party's masked contribution."""
+        """Phase 3: one party's masked contribution; from here on its aggregate may be in the sum."""
         session = self._sessions.get(session_id)
-        return session.mask(party, inbox) if session is not None else None
+        if session is None or party not in self._baskets:
+            return None
+        self._baskets[party].hand_in(session.contributed.get(party))
+        return session.mask(party, inbox)
 
     def session_confirm(
         self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
@@ -237,6 +240,7 @@ class BasketHost:
         present = [p for p in parties if p in self._baskets]
         for party in present:
             session.pin(party, self._baskets[party])
+            self._baskets[party].hand_in(session.contributed[party])
         return {p: (p, session.plain(p)) for p in present}
 
     def session_spend(self, session_id: str, parties: Sequence[str]) -> dict[str, None]:
@@ -247,11 +251,16 @@ class BasketHost:
                 self._baskets[party].spend(session.contributed.get(party))
         return {}
 
-    def session_end(self, session_id: str) -> None:
-        """Wipe what is left of a session."""
+    def session_end(self, session_id: str, spent: Sequence[str]) -> None:
+        """Wipe what is left of a session; `spent` are the parties whose aggregates may have been released."""
+        self.session_spend(session_id, spent)
         session = self._sessions.pop(session_id, None)
-        if session is not None:
-            session.close()
+        if session is None:
+            return
+        for party, model in session.contributed.items():
+            if party in self._baskets and party not in spent:
+                self._baskets[party].take_back(model)
+        session.close()
 
     def _open(self, place: BasketPlace) -> Basket:
         basket = Basket(

@@ -61,6 +61,8 @@ class SecureSession:
         self._slots = {place.basket_id: place.slot for place in places}
         self._coordinator = Coordinator(terms.context)
         self._plain: NDArray[Any] | None = None
+        self._summed: tuple[str, ...] = ()
+        self._spent: tuple[str, ...] = ()
 
     def collect(self) -> tuple[str, ...]:
         """Run all phases before unmasking; the parties whose inputs are in the sum.
@@ -69,7 +71,8 @@ class SecureSession:
             SecureAggregationAborted: Below the threshold; nothing was asked for that cannot be asked again.
         """
         if not self._terms.masked:
-            return self._collect_plain()
+            self._summed = self._collect_plain()
+            return self._summed
         coordinator = self._coordinator
         self._phase("session_open", self._slots, lambda batch: (self._terms, batch), coordinator.add_advert)
         adverts = coordinator.adverts()
@@ -88,6 +91,7 @@ class SecureSession:
             coordinator.add_confirmation,
         )
         coordinator.require_threshold("confirm")
+        self._summed = survivors
         return survivors
 
     def unmask(self) -> NDArray[Any]:
@@ -96,6 +100,7 @@ class SecureSession:
         Raises:
             SecureAggregationAborted: If too few answer; the inputs are spent all the same.
         """
+        self._spent = self._summed
         if self._plain is not None:
             self._phase(
                 "session_spend", self._slots, lambda batch: (self.session_id, batch), lambda spent: None
@@ -111,10 +116,10 @@ class SecureSession:
         return self._coordinator.finish()
 
     def end(self) -> None:
-        """Wipe what is left of the session, here and in every actor."""
+        """Wipe what is left of the session, here and in every actor, and say whose inputs are spent."""
         self._coordinator.close()
         for slot in sorted(set(self._slots.values())):
-            self._peers.handle(basket_actor(slot)).call("session_end", self.session_id)
+            self._peers.handle(basket_actor(slot)).call("session_end", self.session_id, self._spent)
 
     def _collect_plain(self) -> tuple[str, ...]:
         survivors: list[str] = []
