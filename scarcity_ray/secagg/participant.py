@@ -208,9 +208,8 @@ class Participant:
         self._survivors = present
         self._survivors_digest = commitments.survivors_digest(self._sharers_digest, survivors)
         message = Confirmation(self._party_id, self._digest, self._survivors_digest)
-        self._confirmation = replace(message, signature=self._identity.sign(message.signed_content()))
         self._state = after
-        return self._confirmation
+        return replace(message, signature=self._identity.sign(message.signed_content()))
 
     def unmask(self, confirmations: tuple[Confirmation, ...]) -> UnmaskShares:
         """Phase 5: gives one share for each neighbour, once: the seed's if it survived, else the key's.
@@ -226,8 +225,6 @@ class Participant:
         batch = checked_batch(confirmations, Confirmation, len(self._sharers))
         by_party = {message.party_id: message for message in batch}
         self._require_roll(tuple(sorted(by_party)), "confirmations", self._survivors)
-        if by_party.get(self._party_id) != self._confirmation:
-            raise ProtocolViolation("the confirmations lack this party's own, or change it")
         for message in batch:
             if message.survivors_digest != self._survivors_digest:
                 raise ProtocolViolation(f"{message.party_id!r} confirmed another set of survivors")

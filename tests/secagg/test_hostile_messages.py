@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from scarcity_ray.errors import ProtocolViolation, UsageError
+from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted, UsageError
 from scarcity_ray.secagg import Advert, Participant
 
 STEPS = ("advertise", "share_keys", "mask", "confirm", "unmask")
@@ -302,6 +302,60 @@ def test_a_coordinator_that_swaps_sealed_shares_is_found(session_of):
         session.participants["basket_0"].mask(
             replace(inbox, sealed=(second, first, *rest)), session.vectors["basket_0"]
         )
+
+
+def signed_by(identity, message):
+    return replace(message, signature=identity.sign(message.signed_content()))
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_a_party_that_dropped_does_not_speak_again(session_of, identity_of, step):
+    """basket_0 drops one step earlier, and then sends what it should not be able to, soundly signed."""
+    before = STEPS[STEPS.index(step) - 1]
+    session = session_of(4, drops={"basket_0": before}, threshold=3).until(step)
+    other = say(session, "basket_1", step)
+    message = signed_by(identity_of(0), replace(other, party_id="basket_0"))
+    with pytest.raises(ProtocolViolation, match="is not awaited"):
+        getattr(session.coordinator, TAKES[step])(message)
+
+
+def test_shares_for_another_roster_are_refused(session_of, identity_of):
+    session = session_of(3).until("share_keys")
+    message = replace(say(session, "basket_0", "share_keys"), roster_digest=bytes(32))
+    with pytest.raises(ProtocolViolation, match="another roster"):
+        session.coordinator.add_key_shares(signed_by(identity_of(0), message))
+
+
+class InconsistentDealer(Participant):
+    """Shares out another seed than it committed to and masks with."""
+
+    def share_keys(self, adverts):
+        seed = bytes(self._keyring.seed)
+        self._keyring.seed[:] = bytes(32)
+        message = super().share_keys(adverts)
+        self._keyring.seed[:] = seed
+        return message
+
+
+class InconsistentKeyDealer(Participant):
+    """Shares out another mask key than the one whose public half it announced."""
+
+    def share_keys(self, adverts):
+        self._keyring.scalar[:] = bytes(range(32))
+        return super().share_keys(adverts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "drops"), [(InconsistentDealer, {}), (InconsistentKeyDealer, {"basket_3": "mask"})]
+)
+def test_a_dealer_whose_shares_do_not_rebuild_is_named_and_nothing_comes_out(session_of, kind, drops):
+    session = session_of(4, kinds={"basket_3": kind}, drops=drops, threshold=3)
+    with pytest.raises(
+        SecureAggregationAborted, match="'basket_3' dealt shares that do not rebuild"
+    ) as caught:
+        session.run()
+    assert not caught.value.retryable
+    assert session.coordinator._sum is None
 
 
 class WrongDealer(Participant):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.secagg import masking
+from scarcity_ray.secagg.mask_terms import pair_mask_key, self_mask_key
 from scarcity_ray.secagg.masking import MaskTerm, apply_masks
 
 ACROSS_BLOCKS = masking.BLOCK_BYTES // 4 + 7
@@ -48,3 +49,20 @@ def test_opposite_masks_cancel_exactly(dimension, count, ring_bits, order):
     order.shuffle(opposite)
     apply_masks(vector, opposite)
     np.testing.assert_array_equal(vector, np.arange(dimension))
+
+
+def test_mask_keys_are_bound_to_pair_and_transcript():
+    """One secret, every binding changed in turn: no two keys agree, but a pair's two sides do."""
+    secret, view, other_view = bytes(32), bytes(32), bytes([1] * 32)
+    keys = [
+        pair_mask_key(secret, view, "a", "b"),
+        pair_mask_key(secret, other_view, "a", "b"),
+        pair_mask_key(secret, view, "a", "c"),
+        pair_mask_key(secret, view, "ab", ""),
+        pair_mask_key(other_view, view, "a", "b"),
+        self_mask_key(secret, view, "a"),
+        self_mask_key(secret, other_view, "a"),
+        self_mask_key(secret, view, "b"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert pair_mask_key(secret, view, "b", "a") == keys[0]

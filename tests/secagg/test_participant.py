@@ -100,14 +100,7 @@ def test_refuses_below_the_threshold(session_of):
         participant.share_keys(adverts[:2])
     session.share_keys()
     inbox = session.coordinator.inbox("basket_0")
-    few = replace(
-        inbox,
-        sharers=inbox.sharers[:2],
-        senders=inbox.senders[:2],
-        sealed=inbox.sealed[:2],
-        seed_share_commitments=inbox.seed_share_commitments[:2],
-        key_share_commitments=inbox.key_share_commitments[:2],
-    )
+    few = cut_inbox(replace(inbox, sharers=inbox.sharers[:2]), inbox.sharers[:2])
     with pytest.raises(ProtocolViolation, match="2 sharers are below the threshold of 3"):
         participant.mask(few, session.vectors["basket_0"])
     session.mask()
@@ -118,6 +111,41 @@ def test_refuses_below_the_threshold(session_of):
     with pytest.raises(ProtocolViolation, match="2 confirmations are below the threshold of 3"):
         participant.unmask(confirmations[:2])
     participant.unmask(confirmations)
+
+
+@pytest.mark.parametrize("forged", ["basket_0", "basket_2"])
+def test_forged_confirmations_are_refused(session_of, forged):
+    """The coordinator signs in the place of a party, the victim's own name included."""
+    session = session_of(4, threshold=3).until("unmask")
+    confirmations = tuple(
+        replace(message, signature=bytes(64)) if message.party_id == forged else message
+        for message in session.coordinator.confirmations()
+    )
+    with pytest.raises(ProtocolViolation, match=f"'{forged}' carries a false signature"):
+        session.participants["basket_0"].unmask(confirmations)
+
+
+def cut_inbox(inbox, keep):
+    """An inbox with the shares of some senders left out."""
+    kept = [i for i, sender in enumerate(inbox.senders) if sender in keep]
+    columns = ("senders", "sealed", "seed_share_commitments", "key_share_commitments")
+    return replace(inbox, **{name: tuple(getattr(inbox, name)[i] for i in kept) for name in columns})
+
+
+def test_an_inbox_that_withholds_shares_is_refused(session_of):
+    session = session_of(4, threshold=3).until("mask")
+    inbox = cut_inbox(session.coordinator.inbox("basket_0"), ("basket_0", "basket_1", "basket_2"))
+    with pytest.raises(ProtocolViolation, match="exactly the shares"):
+        session.participants["basket_0"].mask(inbox, session.vectors["basket_0"])
+
+
+def test_an_inbox_of_another_party_or_session_is_refused(session_of):
+    session = session_of(4, threshold=3).until("mask")
+    participant, vector = session.participants["basket_0"], session.vectors["basket_0"]
+    inbox = session.coordinator.inbox("basket_0")
+    for wrong in (session.coordinator.inbox("basket_1"), replace(inbox, context_digest=bytes(32))):
+        with pytest.raises(ProtocolViolation, match="another party's or another session's"):
+            participant.mask(wrong, vector)
 
 
 def test_sum_of_one_party_never(context_of):
@@ -210,14 +238,7 @@ def test_parties_shown_different_sharers_make_masks_that_do_not_cancel(session_o
     """A split view of phase 2: the sum of what two views mask is noise, and the views are found out."""
     session = session_of(4, threshold=3).until("mask")
     full = session.coordinator.inbox("basket_0")
-    cut = replace(
-        full,
-        sharers=full.sharers[:3],
-        senders=full.senders[:3],
-        sealed=full.sealed[:3],
-        seed_share_commitments=full.seed_share_commitments[:3],
-        key_share_commitments=full.key_share_commitments[:3],
-    )
+    cut = cut_inbox(replace(full, sharers=full.sharers[:3]), full.sharers[:3])
     message = session.participants["basket_0"].mask(cut, session.vectors["basket_0"])
     with pytest.raises(ProtocolViolation, match="another set of sharers"):
         session.coordinator.add_masked(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,6 +177,35 @@ def test_neighbours_refuse_to_unmask_an_isolated_party(session_of):
     survivors = tuple(sorted(set(session.participants) - set(gone)))
     with pytest.raises(ProtocolViolation, match="too few neighbours"):
         session.participants[kept].confirm(survivors)
+
+
+def test_neighbours_must_confirm_and_not_just_anyone(session_of):
+    """Enough confirmations in number, none of a neighbour."""
+    session = session_of(14, threshold=8, degree=4, share_threshold=3).until("unmask")
+    neighbours = session.coordinator._graph.neighbourhood("basket_0")
+    far = tuple(
+        message
+        for message in session.coordinator.confirmations()
+        if message.party_id not in neighbours or message.party_id == "basket_0"
+    )
+    assert len(far) == 10
+    with pytest.raises(ProtocolViolation, match="neighbourhood confirmed"):
+        session.participants["basket_0"].unmask(far)
+
+
+def test_neighbours_must_share_and_not_just_anyone(session_of):
+    """Enough sharers in number, none of them a neighbour: nothing would mask the input but the seed."""
+    session = session_of(14, threshold=8, degree=4, share_threshold=3).until("mask")
+    inbox = session.coordinator.inbox("basket_0")
+    own = inbox.senders.index("basket_0")
+    columns = ("senders", "sealed", "seed_share_commitments", "key_share_commitments")
+    lonely = replace(
+        inbox,
+        sharers=tuple(p for p in inbox.sharers if p not in inbox.senders or p == "basket_0"),
+        **{name: (getattr(inbox, name)[own],) for name in columns},
+    )
+    with pytest.raises(ProtocolViolation, match="neighbourhood shared"):
+        session.participants["basket_0"].mask(lonely, session.vectors["basket_0"])
 
 
 @pytest.mark.slow
