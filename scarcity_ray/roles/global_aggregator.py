@@ -47,6 +47,7 @@ class GlobalAggregator:
         peers: The other roles.
         noise: Where the central noise comes from.
         entropy: Where session ids come from.
+        latest: The last release, coming back after it was lost.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class GlobalAggregator:
         peers: Peers,
         noise: NoiseSource,
         entropy: Callable[[int], bytes] = os.urandom,
+        latest: GlobalMetaModel | None = None,
     ) -> None:
         self._plan = plan
         self._federation_id = federation_id
         self._peers = peers
         self._noise = noise
         self._entropy = entropy
-        self._models: list[GlobalMetaModel] = []
+        self._models: list[GlobalMetaModel] = [] if latest is None else [latest]
         self._attempt = 0
         self._charge_id: str | None = None
         self._started_at: float | None = None
@@ -75,11 +77,6 @@ class GlobalAggregator:
     def history(self) -> tuple[GlobalMetaModel, ...]:
         """The last releases, oldest first."""
         return tuple(self._models)
-
-    def restore(self, model: GlobalMetaModel | None) -> None:
-        """Take over the last release from whoever still has it, after this role came back empty."""
-        if model is not None and (not self._models or model.version > self._models[-1].version):
-            self._models.append(model)
 
     def stats(self) -> dict[str, Any]:
         """Releases so far, and why sessions ended without one."""
@@ -174,8 +171,14 @@ class GlobalAggregator:
         )
         self._models = [*self._models[-HISTORY + 1 :], model]
         dropped = tuple(p.basket_id for p in parties if p.basket_id not in survivors)
-        status = self._peers.handle(ACCOUNTANT).call("status", now).result()
-        return Layer2Outcome(model, reason, status.read_only, (*lost, *session.lost_roles), dropped)
+        return Layer2Outcome(model, reason, self._spent(now), (*lost, *session.lost_roles), dropped)
+
+    def _spent(self, now: float) -> bool:
+        """Whether no further release fits; an accountant that is lost now answers before the next one."""
+        try:
+            return bool(self._peers.handle(ACCOUNTANT).call("status", now).result().read_only)
+        except ActorLost:
+            return False
 
     @property
     def _version(self) -> int:

@@ -2,6 +2,9 @@
 
 What a basket actor that does not answer means, and what the messages hold, is decided by `secagg`; here calls
 are made side by side, and whoever fails to answer is left out of the next phase.
+
+A basket actor speaks for its own parties only: what it says beside that, or in another party's name, is noted
+as a violation and dropped, and so is what is no message at all.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from scarcity_ray.plan import BasketFacts, ReleasePlan
 from scarcity_ray.roles.handles import Future, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace
 from scarcity_ray.secagg import Coordinator, SessionContext
+
+Receive = Callable[[str, Any], None]
+"""Takes the message that was given for a party."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,15 @@ class SecureSession:
             self._summed = self._collect_plain()
             return self._summed
         coordinator = self._coordinator
-        self._phase("session_open", self._slots, lambda batch: (self._terms, batch), coordinator.add_advert)
+        self._phase(
+            "session_open", self._slots, lambda batch: (self._terms, batch), _owned(coordinator.add_advert)
+        )
         adverts = coordinator.adverts()
         self._phase(
             "session_share",
             [advert.party_id for advert in adverts],
             lambda batch: (self.session_id, batch, adverts),
-            coordinator.add_key_shares,
+            _owned(coordinator.add_key_shares),
         )
         self._each_mask(coordinator.sharers())
         survivors = coordinator.survivors()
@@ -88,7 +96,7 @@ class SecureSession:
             "session_confirm",
             survivors,
             lambda batch: (self.session_id, batch, survivors),
-            coordinator.add_confirmation,
+            _owned(coordinator.add_confirmation),
         )
         coordinator.require_threshold("confirm")
         self._summed = survivors
@@ -103,7 +111,10 @@ class SecureSession:
         self._spent = self._summed
         if self._plain is not None:
             self._phase(
-                "session_spend", self._slots, lambda batch: (self.session_id, batch), lambda spent: None
+                "session_spend",
+                self._slots,
+                lambda batch: (self.session_id, batch),
+                lambda party, spent: None,
             )
             return self._plain
         confirmations = self._coordinator.confirmations()
@@ -111,7 +122,7 @@ class SecureSession:
             "session_unmask",
             [confirmation.party_id for confirmation in confirmations],
             lambda batch: (self.session_id, batch, confirmations),
-            self._coordinator.add_unmask_shares,
+            _owned(self._coordinator.add_unmask_shares),
         )
         return self._coordinator.finish()
 
@@ -126,9 +137,14 @@ class SecureSession:
         context = self._terms.context
         total = np.zeros(context.dimension, np.uint32 if context.ring_bits == 32 else np.uint64)
 
-        def add(part: tuple[str, NDArray[Any]]) -> None:
-            survivors.append(part[0])
-            np.add(total, part[1], out=total)
+        def add(party: str, message: object) -> None:
+            owner, part = message if isinstance(message, tuple) and len(message) == 2 else (None, None)
+            if owner != party or not isinstance(part, np.ndarray):
+                raise ProtocolViolation(f"{party!r} gave no contribution of its own")
+            if part.dtype != total.dtype or part.shape != total.shape:
+                raise ProtocolViolation(f"the contribution of {party!r} has another type or shape")
+            np.add(total, part, out=total)
+            survivors.append(party)
 
         self._phase("session_plain", self._slots, lambda batch: (self._terms, batch), add)
         self._plain = total
@@ -139,7 +155,7 @@ class SecureSession:
         method: str,
         parties: Iterable[str],
         arguments: Callable[[tuple[str, ...]], tuple[object, ...]],
-        receive: Callable[[Any], None],
+        receive: Receive,
     ) -> None:
         """One call an actor for all its parties; each answered message goes to `receive`, by party."""
         batches: dict[int, list[str]] = defaultdict(list)
@@ -151,25 +167,35 @@ class SecureSession:
         }
         answers: dict[str, Any] = {}
         for slot, call in calls.items():
-            answers.update(self._answer(slot, call) or {})
+            answers.update(self._own_messages(slot, batches[slot], self._answer(slot, call)))
         for party in sorted(answers):
-            self._take(receive, answers[party])
+            self._take(receive, party, answers[party])
+
+    def _own_messages(self, slot: int, parties: Sequence[str], answer: object) -> dict[str, Any]:
+        if answer is None:
+            return {}
+        if not isinstance(answer, dict):
+            self.violations.append(f"{basket_actor(slot)} answered with a {type(answer).__name__}")
+            return {}
+        if set(answer) - set(parties):
+            self.violations.append(f"{basket_actor(slot)} answered for parties that it does not hold")
+        return {party: answer[party] for party in parties if party in answer}
 
     def _each_mask(self, parties: Sequence[str]) -> None:
         """One call a party, so that one masked vector at a time is held beside the sum."""
         calls = [
             (
-                self._slots[party],
+                party,
                 self._peers.handle(basket_actor(self._slots[party])).call(
                     "session_mask", self.session_id, party, self._coordinator.inbox(party)
                 ),
             )
             for party in parties
         ]
-        for slot, call in calls:
-            masked = self._answer(slot, call)
+        for party, call in calls:
+            masked = self._answer(self._slots[party], call)
             if masked is not None:
-                self._take(self._coordinator.add_masked, masked)
+                self._take(_owned(self._coordinator.add_masked), party, masked)
 
     def _answer(self, slot: int, call: Future) -> Any:
         try:
@@ -182,8 +208,19 @@ class SecureSession:
             self.violations.append(str(violation))
         return None
 
-    def _take(self, receive: Callable[[Any], None], message: Any) -> None:
+    def _take(self, receive: Receive, party: str, message: Any) -> None:
         try:
-            receive(message)
+            receive(party, message)
         except ProtocolViolation as violation:
             self.violations.append(str(violation))
+
+
+def _owned(add: Callable[[Any], None]) -> Receive:
+    """Pass a message on if it is in the name of the party that it was given for."""
+
+    def receive(party: str, message: Any) -> None:
+        if getattr(message, "party_id", None) != party:
+            raise ProtocolViolation(f"what was given for {party!r} is no message of its own")
+        add(message)
+
+    return receive
