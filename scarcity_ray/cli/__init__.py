@@ -1,1 +1,1 @@
-"""cli."""
+"""The ``scarcity-ray`` command."""

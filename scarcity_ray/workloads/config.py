@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
@@ -152,6 +153,10 @@ def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return load(RunConfig, content)
 
 
+_SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+"""Numbers that YAML 1.1 takes for text, and `read_yaml` for numbers."""
+
+
 def _replace(content: dict[str, Any], override: str) -> None:
     where, equals, text = override.partition("=")
     *sections, key = where.strip().split(".")
@@ -166,13 +171,4 @@ def _replace(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(where, text, "a YAML value") from None
-    if isinstance(value, str):
-        value = _number(value)
-    content[key] = value
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    content[key] = float(text) if _SCIENTIFIC.fullmatch(text.strip()) else value

@@ -1,4 +1,4 @@
-"""Who holds which examples: domains differ, clients of a domain resemble each other, attackers are anywhere."""
+"""Who holds which examples: domains differ, clients of one resemble each other, attackers are anywhere."""
 
 from __future__ import annotations
 

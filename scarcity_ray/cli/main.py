@@ -1,0 +1,93 @@
+"""The command's words and options; each command's work is imported when it is called.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 privacy budget spent.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+import click
+
+from scarcity_ray.cli.exit_codes import ExitCode
+from scarcity_ray.errors import ConfigError, PrivacyBudgetExhausted, ScarcityError, UsageError
+
+CONFIG = click.argument("config", type=click.Path(dir_okay=False))
+FORMAT = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: one JSON object a line on standard output, nothing else.",
+)
+OVERRIDES = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Replace a value of the config, e.g. --set workload.attack.name=alie; may be repeated.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("scarcity-ray"), prog_name="scarcity-ray", message="%(prog)s %(version)s")
+def main() -> None:
+    """Federated learning on Ray among parties that do not trust each other.
+
+    Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 privacy budget spent.
+    """
+
+
+@main.command()
+@CONFIG
+@click.option("--out", metavar="DIR", help="Write here; must be empty or new. [default: runs/<name>-<time>]")
+@click.option("--runtime", type=click.Choice(["ray", "local"]), help="local: all in this process, no Ray.")
+@click.option(
+    "--address", metavar="A", help="Address of a Ray cluster. [default: RAY_ADDRESS, else a new one]"
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds to make, whatever the config says.")
+@OVERRIDES
+@FORMAT
+def run(
+    config: str,
+    out: str | None,
+    runtime: str | None,
+    address: str | None,
+    rounds: int | None,
+    overrides: tuple[str, ...],
+    form: str,
+) -> None:
+    """Train through a federation, as the file CONFIG says, and report."""
+    from scarcity_ray.cli.run import run_command
+
+    given = {"run.runtime": runtime, "run.address": address, "workload.rounds": rounds}
+    shorthands = tuple(f"{path}={value}" for path, value in given.items() if value is not None)
+    sys.exit(_guarded(lambda: run_command(config, out, (*overrides, *shorthands), form)))
+
+
+@main.command()
+@CONFIG
+@OVERRIDES
+@FORMAT
+def plan(config: str, overrides: tuple[str, ...], form: str) -> None:
+    """Print every number that follows from the file CONFIG, before any budget is spent."""
+    from scarcity_ray.cli.plan import plan_command
+
+    sys.exit(_guarded(lambda: plan_command(config, overrides, form)))
+
+
+def _guarded(command: Callable[[], ExitCode]) -> ExitCode:
+    try:
+        return command()
+    except (ConfigError, UsageError) as error:
+        click.echo(f"scarcity-ray: {error}", err=True)
+        return ExitCode.BAD_USAGE
+    except PrivacyBudgetExhausted as error:
+        click.echo(f"scarcity-ray: {error}", err=True)
+        return ExitCode.BUDGET_SPENT
+    except ScarcityError as error:
+        click.echo(f"scarcity-ray: {type(error).__name__}: {error}", err=True)
+        return ExitCode.FAILED

@@ -1,0 +1,87 @@
+"""``scarcity-ray run``: a job from its file to its folder and its last table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scarcity_ray.cli.exit_codes import ExitCode
+from scarcity_ray.cli.progress import JsonLines, watcher
+from scarcity_ray.hierarchical import HierarchicalFederation
+from scarcity_ray.workloads.charts import require_matplotlib
+from scarcity_ray.workloads.config import load_run
+from scarcity_ray.workloads.job import run_job
+from scarcity_ray.workloads.outputs import RunFolder
+from scarcity_ray.workloads.records import Summary
+from scarcity_ray.workloads.report import attack_name, epsilon, percent, render_report
+
+
+def run_command(
+    path: str,
+    out: str | None,
+    overrides: tuple[str, ...],
+    form: str,
+    open_federation: Callable[..., Any] = HierarchicalFederation,
+) -> ExitCode:
+    """Run the job of a config file.
+
+    Args:
+        path: The file.
+        out: The run's folder; None: one of its own under ``run.out``.
+        overrides: ``path=value`` each.
+        form: ``text`` or ``json``.
+        open_federation: Makes the federation; tests put a stand-in here.
+    """
+    config = load_run(path, overrides)
+    require_matplotlib()
+    folder = RunFolder.new(config, out, datetime.now(UTC))
+    console = Console(highlight=False)
+    with watcher(form, console, config.workload.rounds) as display:
+        outcome = run_job(config, folder, display, open_federation)
+    folder.report.write_text(render_report(config, outcome), encoding="utf-8")
+    if isinstance(display, JsonLines):
+        display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
+    else:
+        _print_summary(console, outcome.summary, folder)
+    return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
+
+
+def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> None:
+    attack = attack_name(summary.attack)
+    console.print()
+    if summary.budget_spent_early:
+        console.print(
+            f"The privacy budget was spent after round {summary.rounds} of {summary.rounds_configured}; "
+            "the run ended there.\n",
+            style="bold",
+        )
+    table = Table(title=f"{summary.name}: accuracy on unseen digits", title_justify="left", box=None)
+    table.add_column("run")
+    table.add_column("attack")
+    table.add_column("accuracy", justify="right")
+    rule = summary.rule.replace("_", " ")
+    table.add_row(f"this federation ({rule}, noise)", attack, percent(summary.accuracy), style="bold")
+    for name, under, value in (
+        ("plain mean, no clipping, no noise", attack, summary.accuracy_mean_under_attack),
+        ("clipped mean with its own noise", attack, summary.accuracy_clipped_mean),
+        (f"{rule}, no noise", "none", summary.accuracy_clean),
+        (f"{rule}, noise (simulated)", "ALIE", summary.accuracy_under_alie),
+    ):
+        table.add_row(name, under, percent(value))
+    console.print(table)
+    console.print(
+        f"\n{summary.rounds} rounds, {summary.clients} clients in {summary.baskets} baskets, "
+        f"{summary.byzantine_clients} of them Byzantine, {sum(summary.rejected.values())} updates refused, "
+        f"{summary.gossip_messages} gossip messages, {summary.wall_seconds:.0f} s; "
+        f"epsilon {epsilon(summary.epsilon_spent)} of {epsilon(summary.total_epsilon)} spent "
+        f"at delta {summary.delta:g}.",
+        markup=False,
+    )
+    console.print("\nPrivacy claim", style="bold")
+    for sentence in summary.privacy_claim:
+        console.print(f"- {sentence}", markup=False)
+    console.print(f"\nWritten to {folder.path}/; open {folder.report}", markup=False, soft_wrap=True)

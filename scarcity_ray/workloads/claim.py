@@ -1,0 +1,33 @@
+"""What a run's privacy figures claim, for whom, and against whom."""
+
+from __future__ import annotations
+
+import math
+
+from scarcity_ray.config import HierarchicalFederationConfig
+
+
+def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) -> tuple[str, ...]:
+    """The claim in sentences; the first one holds the figures.
+
+    Args:
+        config: The federation's.
+        epsilon_spent: By the client that has spent most.
+    """
+    if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
+        return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)
+    return (
+        f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
+        f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}).",
+        "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
+        "in one client's values: replace-one). That a client took part, and which of its updates were "
+        "accepted, is public.",
+        "Against: whoever sees every released global model. A client's own noised gossip is counted in; each "
+        f"round of it is by itself ({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-"
+        "private against whoever sees every message.",
+        "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
+        "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
+        "Outside the claim: this is a simulation. Accuracy on the test part and the comparison runs are "
+        "computed from the clients' data without protection, and so was the choice of the settings; basket "
+        "models and outlier reports are not covered either.",
+    )

@@ -1,0 +1,245 @@
+"""The main job: train through a federation under attack, then make the runs that it is compared with."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.config import stream
+from scarcity_ray.errors import PrivacyBudgetExhausted
+from scarcity_ray.hierarchical import HierarchicalFederation
+from scarcity_ray.workloads.attacks import craft
+from scarcity_ray.workloads.averaging import RunningModel
+from scarcity_ray.workloads.claim import privacy_claim
+from scarcity_ray.workloads.comparison import ComparisonInputs, compare, comparisons
+from scarcity_ray.workloads.config import RunConfig
+from scarcity_ray.workloads.outputs import RunFolder
+from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
+from scarcity_ray.workloads.scene import Scene, make_scene
+from scarcity_ray.workloads.softmax import accuracy, train_clients
+
+
+class Watcher(Protocol):
+    """Who is told how a job goes."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins."""
+
+    def round(self, record: RoundRecord) -> None:
+        """A round is over."""
+
+
+class Stopwatch:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._began
+
+    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Seconds by phase since `seconds` was `before`, phases without any left out."""
+        spans = {phase: total - before.get(phase, 0.0) for phase, total in self.seconds.items()}
+        return {phase: span for phase, span in spans.items() if span > 0.0}
+
+    @contextmanager
+    def time(self, phase: str) -> Iterator[None]:
+        """Add the time of the block to a phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - began
+
+
+@dataclass
+class Progress:
+    """Where the federated training stands."""
+
+    model: RunningModel
+    records: list[RoundRecord]
+    epsilon_spent: float = 0.0
+    budget_spent_early: bool = False
+
+
+def run_job(
+    config: RunConfig,
+    folder: RunFolder,
+    watcher: Watcher,
+    open_federation: Callable[..., Any] = HierarchicalFederation,
+) -> Outcome:
+    """Run a job and write everything but its report into its folder.
+
+    Args:
+        config: The job.
+        folder: Where it writes; metrics are flushed round by round.
+        watcher: Told of phases and rounds.
+        open_federation: Makes the federation; tests put a stand-in here.
+
+    Raises:
+        ScarcityError: If the data or the runtime is not there, or a role is lost for good.
+    """
+    watch = Stopwatch()
+    watcher.phase("Dealing out the data")
+    with watch.time("data"):
+        scene = make_scene(config)
+    folder.write_config(config)
+    watcher.phase("Starting the federation")
+    with watch.time("start"):
+        federation = open_federation(
+            config.federation, runtime=config.run.runtime, address=config.run.address
+        )
+    with federation:
+        with watch.time("start"):
+            clients = list(zip(scene.population.client_ids, scene.population.domains, strict=True))
+            names, places = np.unique(federation.register_clients(clients), return_inverse=True)
+        scene = replace(scene, baskets=places.astype(np.int64))
+        watcher.phase("Training")
+        progress = _train(config, federation, scene, folder, watcher, watch)
+        watcher.phase("Comparison runs")
+        with watch.time("comparison"):
+            curves = _compare(config, federation, scene, len(progress.records))
+    folder.write_model(progress.model.average, config, progress.epsilon_spent)
+    summary = _summarise(config, scene, progress, curves, len(names), watch)
+    folder.write_summary(summary)
+    return Outcome(summary, tuple(progress.records), curves)
+
+
+def _train(
+    config: RunConfig,
+    federation: Any,
+    scene: Scene,
+    folder: RunFolder,
+    watcher: Watcher,
+    watch: Stopwatch,
+) -> Progress:
+    progress = Progress(RunningModel.zeros(config.workload.dimension), [])
+    for number in range(config.workload.rounds):
+        stats = federation.get_stats()
+        progress.epsilon_spent = stats["privacy_consumed_epsilon"]
+        if stats["read_only"]:
+            progress.budget_spent_early = True
+            break
+        try:
+            record = _round(config, federation, scene, progress, number, watch)
+        except PrivacyBudgetExhausted:
+            progress.budget_spent_early = True
+            break
+        progress.records.append(record)
+        progress.epsilon_spent = record.epsilon_spent
+        folder.append_round(record)
+        watcher.round(record)
+    return progress
+
+
+def _round(
+    config: RunConfig, federation: Any, scene: Scene, progress: Progress, number: int, watch: Stopwatch
+) -> RoundRecord:
+    workload, population = config.workload, scene.population
+    before = dict(watch.seconds)
+    with watch.time("training"):
+        tasks = [
+            (first, min(first + workload.clients_per_task, workload.clients))
+            for first in range(0, workload.clients, workload.clients_per_task)
+        ]
+        inputs = scene.training(progress.model.current, workload.attack)
+        deltas = np.concatenate(federation.map_tasks(train_clients, tasks, inputs))
+        rng = stream(scene.seed, "attack", number)
+        sent = craft(workload.attack, deltas, population.byzantine, scene.baskets, rng)
+    with watch.time("submission"):
+        receipts = federation.submit_updates(population.client_ids, sent, None)
+    with watch.time("gossip"):
+        messages = sum(federation.run_gossip_round().values()) if workload.gossip else 0
+    with watch.time("aggregation"):
+        delta = federation.force_aggregate()
+    with watch.time("accounting"):
+        epsilon_left, _ = federation.get_privacy_budget()
+        epsilon_spent = federation.get_stats()["privacy_consumed_epsilon"]
+        federation.advance_round()
+    if delta is not None:
+        progress.model = progress.model.step(delta, workload.server_learning_rate, workload.averaging_decay)
+    return RoundRecord(
+        round=number + 1,
+        accuracy=_test_accuracy(progress.model.average, scene),
+        epsilon_spent=epsilon_spent,
+        epsilon_left=epsilon_left,
+        accepted=sum(receipt.accepted for receipt in receipts),
+        rejected=dict(sorted(Counter(str(r.reason) for r in receipts if not r.accepted).items())),
+        gossip_messages=messages,
+        released=delta is not None,
+        seconds=watch.since(before),
+        elapsed=watch.elapsed,
+    )
+
+
+def _test_accuracy(model: NDArray[np.float32], scene: Scene) -> float:
+    return accuracy(model, scene.dataset.test_features, scene.dataset.test_labels)
+
+
+def _compare(
+    config: RunConfig, federation: Any, scene: Scene, rounds: int
+) -> dict[tuple[str, str], list[float]]:
+    if not rounds:
+        return {}
+    runs = comparisons(config.workload.attack, config.workload.compare_attacks)
+    workload = replace(config.workload, rounds=rounds)
+    inputs = ComparisonInputs(replace(scene, workload=workload), config.federation)
+    curves = federation.map_tasks(compare, runs, inputs)
+    return {(run.name, run.attack.name): curve for run, curve in zip(runs, curves, strict=True)}
+
+
+def _summarise(
+    config: RunConfig,
+    scene: Scene,
+    progress: Progress,
+    curves: dict[tuple[str, str], list[float]],
+    num_baskets: int,
+    watch: Stopwatch,
+) -> Summary:
+    workload, federation = config.workload, config.federation
+    attack, records = workload.attack.name, progress.records
+    final = {key: curve[-1] for key, curve in curves.items()}
+    rejected: Counter[str] = Counter()
+    for record in records:
+        rejected.update(record.rejected)
+    attacks: dict[str, dict[str, float]] = {}
+    for (name, under), value in final.items():
+        attacks.setdefault(under, {})[name] = value
+    return Summary(
+        name=config.name,
+        accuracy=records[-1].accuracy if records else None,
+        accuracy_mean_under_attack=final.get(("plain_mean", attack)),
+        accuracy_clipped_mean=final.get(("clipped_mean", attack)),
+        accuracy_clean=final.get(("clean", "none")),
+        accuracy_under_alie=final.get(("federation", "alie")),
+        accuracy_simulated=final.get(("federation", attack)),
+        epsilon_spent=progress.epsilon_spent,
+        delta=federation.total_delta,
+        total_epsilon=federation.total_epsilon,
+        budget_spent_early=progress.budget_spent_early,
+        rounds=len(records),
+        rounds_configured=workload.rounds,
+        releases=sum(record.released for record in records),
+        clients=workload.clients,
+        baskets=num_baskets,
+        byzantine_clients=int(scene.population.byzantine.sum()),
+        attack=attack,
+        rule=federation.layer1.aggregation_method.value,
+        rejected=dict(sorted(rejected.items())),
+        gossip_messages=sum(record.gossip_messages for record in records),
+        wall_seconds=watch.elapsed,
+        seconds=dict(watch.seconds),
+        attacks=attacks,
+        privacy_claim=privacy_claim(federation, progress.epsilon_spent),
+    )

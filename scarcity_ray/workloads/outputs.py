@@ -1,0 +1,104 @@
+"""A run's folder: its config, a line a round, the model and the summary."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
+
+from scarcity_ray.config import to_plain
+from scarcity_ray.errors import UsageError
+from scarcity_ray.workloads.config import RunConfig
+from scarcity_ray.workloads.digits import NUM_CLASSES, frequencies
+from scarcity_ray.workloads.records import RoundRecord, Summary
+
+
+class RunFolder:
+    """Where one run writes.
+
+    Attributes:
+        path: The folder; it exists, and was empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def new(cls, config: RunConfig, chosen: str | None, now: datetime) -> RunFolder:
+        """Make the folder of a run.
+
+        Args:
+            config: Its name and ``run.out`` make the folder's name, with the time.
+            chosen: A folder to use instead; it must be empty or not there yet.
+            now: The time.
+
+        Raises:
+            UsageError: If the chosen folder holds something, or the folder cannot be made.
+        """
+        stamped = Path(config.run.out) / f"{config.name}-{now:%Y%m%d-%H%M%S}"
+        path = Path(chosen) if chosen else stamped
+        number = 2
+        while chosen is None and path.exists():
+            path = stamped.with_name(f"{stamped.name}-{number}")
+            number += 1
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            taken = next(path.iterdir(), None)
+        except OSError as error:
+            raise UsageError(f"--out {path}: {error.strerror}; give a folder that can be written") from None
+        if taken is not None:
+            raise UsageError(f"--out {path} is not empty (it holds {taken.name}); give a new or empty folder")
+        return cls(path)
+
+    @property
+    def report(self) -> Path:
+        """Where the report goes."""
+        return self.path / "report.html"
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved config; it can be run again as it stands."""
+        text = yaml.safe_dump(to_plain(config), sort_keys=False)
+        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Add a line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record.as_json()) + "\n")
+
+    def write_summary(self, summary: Summary) -> None:
+        """Write ``summary.json``."""
+        text = json.dumps(summary.as_json(), indent=2)
+        (self.path / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+    def write_model(self, model: NDArray[np.float32], config: RunConfig, epsilon_spent: float) -> None:
+        """Write ``model.arrow``: a row a feature, a float32 column a digit (`read_model` reads it)."""
+        weights = model.reshape(-1, NUM_CLASSES)
+        inputs = [f"frequency_{down}_{across}" for down, across in frequencies(len(weights) - 1)]
+        columns = {"input": pa.array([*inputs, "bias"], pa.string())}
+        columns |= {f"digit_{c}": pa.array(weights[:, c], pa.float32()) for c in range(NUM_CLASSES)}
+        facts = {
+            "format": "scarcity_ray softmax regression 1",
+            "run": config.name,
+            "features": "pixels / 16 - 0.5, cosine transform (DCT-II, orthonormal), lowest frequencies",
+            "epsilon_spent": repr(epsilon_spent),
+            "delta": repr(config.federation.total_delta),
+        }
+        table = pa.table(columns).replace_schema_metadata(facts)
+        with (
+            pa.OSFile(str(self.path / "model.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+
+
+def read_model(path: str | Path) -> NDArray[np.float32]:
+    """The flat model of a ``model.arrow``, float32 ((features + 1) * 10,)."""
+    with pa.OSFile(str(path), "rb") as source:
+        table = pa.ipc.open_file(source).read_all()
+    columns = [table[f"digit_{c}"].to_numpy() for c in range(NUM_CLASSES)]
+    return np.stack(columns, axis=1).astype(np.float32).ravel()

@@ -1,0 +1,136 @@
+"""What a job reports: a record a round, and a summary at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round.
+
+    Attributes:
+        round: Number, from 1.
+        accuracy: Of the model handed out after this round, on the test part.
+        epsilon_spent: By the client that has spent most.
+        epsilon_left: Of the budget; 0 once the next release does not fit.
+        accepted: Updates accepted.
+        rejected: Updates refused, by reason.
+        gossip_messages: Delivered in this round.
+        released: Whether there was a global model.
+        seconds: Time by phase.
+        elapsed: Seconds since the job began.
+    """
+
+    round: int
+    accuracy: float
+    epsilon_spent: float
+    epsilon_left: float
+    accepted: int
+    rejected: Mapping[str, int]
+    gossip_messages: int
+    released: bool
+    seconds: Mapping[str, float]
+    elapsed: float
+
+    @property
+    def num_rejected(self) -> int:
+        """Updates refused, whatever the reason."""
+        return sum(self.rejected.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of ``metrics.jsonl``."""
+        return finite(asdict(self))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a job came to; the contents of ``summary.json``.
+
+    Attributes:
+        name: Of the run.
+        accuracy: The federation's, under attack, with noise.
+        accuracy_mean_under_attack: The plain mean's under the same attack.
+        accuracy_clipped_mean: The mean of clipped updates, with its own noise, under the same attack.
+        accuracy_clean: The federation's rule without attack and noise.
+        accuracy_under_alie: The federation's, simulated, under ALIE.
+        accuracy_simulated: The federation's, simulated, under the same attack: a check on `accuracy`.
+        epsilon_spent: By the client that has spent most.
+        delta: Of the claim.
+        total_epsilon: The budget.
+        budget_spent_early: Whether the budget ended before the last round.
+        rounds: Made.
+        rounds_configured: Wanted.
+        releases: Rounds with a global model.
+        clients: Registered.
+        baskets: That they fill.
+        byzantine_clients: Of all clients.
+        attack: Name of the attack.
+        rule: Layer 1's.
+        rejected: Updates refused, by reason.
+        gossip_messages: Delivered.
+        wall_seconds: From reading the data to the last comparison run, start of the runtime included.
+        seconds: Time by phase.
+        attacks: For each attack, the accuracies of the simulated runs by defence.
+        privacy_claim: What the figures claim, in sentences.
+    """
+
+    name: str
+    accuracy: float | None
+    accuracy_mean_under_attack: float | None
+    accuracy_clipped_mean: float | None
+    accuracy_clean: float | None
+    accuracy_under_alie: float | None
+    accuracy_simulated: float | None
+    epsilon_spent: float
+    delta: float
+    total_epsilon: float
+    budget_spent_early: bool
+    rounds: int
+    rounds_configured: int
+    releases: int
+    clients: int
+    baskets: int
+    byzantine_clients: int
+    attack: str
+    rule: str
+    rejected: Mapping[str, int]
+    gossip_messages: int
+    wall_seconds: float
+    seconds: Mapping[str, float]
+    attacks: Mapping[str, Mapping[str, float]]
+    privacy_claim: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The contents of ``summary.json``."""
+        return finite(asdict(self))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished job.
+
+    Attributes:
+        summary: What it came to.
+        rounds: A record a round.
+        curves: Accuracy after each round of the simulated runs, by (defence, attack).
+    """
+
+    summary: Summary
+    rounds: tuple[RoundRecord, ...]
+    curves: Mapping[tuple[str, str], list[float]] = field(default_factory=dict)
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping as JSON can hold it: None for an infinite or undefined number.
+
+    >>> finite({"epsilon": math.inf, "rounds": 3})
+    {'epsilon': None, 'rounds': 3}
+    """
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }

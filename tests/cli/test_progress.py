@@ -1,0 +1,67 @@
+"""What a running job looks like."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from scarcity_ray.cli.progress import JsonLines, LiveLine, PlainLines, watcher
+from scarcity_ray.workloads.records import RoundRecord
+
+RECORD = RoundRecord(3, 0.846, 1.5, 8.5, 250, {"not_finite": 8, "too_stale": 2}, 400, False, {}, 12.34)
+
+
+def _console(terminal: bool) -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=terminal, width=120, color_system=None), out
+
+
+@pytest.mark.parametrize(
+    ("form", "terminal", "kind"),
+    [("text", True, LiveLine), ("text", False, PlainLines), ("json", True, JsonLines)],
+)
+def test_the_display_fits_the_place(form, terminal, kind):
+    assert isinstance(watcher(form, _console(terminal)[0], 60), kind)
+
+
+def test_a_terminal_gets_one_line_with_the_figures():
+    console, out = _console(True)
+    with LiveLine(console, 60) as display:
+        display.phase("Training")
+        display.round(RECORD)
+        display.round(RECORD)
+    shown = out.getvalue()
+    assert "accuracy 84.6 %  ε left 8.50  rejected 20" in shown
+    assert "3/60" in shown
+    assert "Done" in shown
+
+
+def test_a_failed_run_is_not_shown_as_done():
+    console, out = _console(True)
+    display = LiveLine(console, 60)
+    display.__enter__()
+    display.phase("Training")
+    display.__exit__(RuntimeError, RuntimeError(), None)
+    assert "Stopped" in out.getvalue()
+    assert "Done" not in out.getvalue()
+
+
+def test_elsewhere_each_round_is_a_plain_line():
+    console, out = _console(False)
+    with PlainLines(console, 60) as display:
+        display.phase("Training")
+        display.round(RECORD)
+    assert out.getvalue() == (
+        "Training ...\nround 3/60  accuracy 84.6 %  epsilon left 8.50  rejected 10  12.3 s  no release\n"
+    )
+
+
+def test_json_lines_are_json(capsys):
+    with JsonLines() as display:
+        display.round(RECORD)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["event"] == "round"
+    assert json.loads(line)["rejected"] == {"not_finite": 8, "too_stale": 2}

@@ -1,0 +1,176 @@
+"""``scarcity-ray run``: outputs, exit codes and words, through a real federation on the local runtime."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from scarcity_ray.cli.exit_codes import ExitCode
+from scarcity_ray.cli.main import main
+
+pytest.importorskip("sklearn")
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+QUICKSTART = str(CONFIGS[0].with_name("quickstart.yaml"))
+PRODUCTION = str(CONFIGS[0].with_name("production.yaml"))
+SMALL = ("--runtime", "local", "--set", "workload.clients=104", "--set", "federation.layer2.min_baskets=8")
+NO_EXTRA_ATTACKS = ("--set", "workload.compare_attacks=[]")
+
+
+def _call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def _run(config, out, *arguments):
+    return _call("run", config, "--out", out, *SMALL, *arguments)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_runs_shortened(path, tmp_path):
+    ledger = f"federation.ledger_path={tmp_path / 'ledger.sqlite'}"
+    out = tmp_path / "out"
+    result = _call(
+        "run", path, "--out", out, "--runtime", "local", "--rounds", 2, *NO_EXTRA_ATTACKS, "--set", ledger
+    )
+    assert result.exit_code == ExitCode.DONE, result.output
+    assert {entry.name for entry in out.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "model.arrow",
+        "report.html",
+        "summary.json",
+    }
+    assert (tmp_path / "ledger.sqlite").exists()
+
+
+def test_text_shows_progress_table_and_claim(tmp_path):
+    result = _run(QUICKSTART, tmp_path / "out", "--rounds", 2, *NO_EXTRA_ATTACKS)
+    assert result.exit_code == ExitCode.DONE
+    line = r"round 2/2  accuracy \d+\.\d %  epsilon left \d\.\d\d  rejected 0  \d+\.\d s"
+    assert re.search(line, result.stdout)
+    for words in ("plain mean, no clipping, no noise", "clipped mean with its own noise", "ALIE"):
+        assert words in result.stdout
+    flat = " ".join(result.stdout.split())
+    assert "Privacy claim" in flat
+    assert "Not against: whoever operates the Ray cluster" in flat
+    assert str(tmp_path / "out" / "report.html") in result.stdout
+    assert result.stderr == ""
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path):
+    result = _run(QUICKSTART, tmp_path / "out", "--rounds", 2, "--format", "json", *NO_EXTRA_ATTACKS)
+    assert result.exit_code == ExitCode.DONE
+    events = [json.loads(line, parse_constant=pytest.fail) for line in result.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["phase"] * 3 + ["round"] * 2 + ["phase", "summary"]
+    assert events[-1]["accuracy"] == events[-3]["accuracy"]
+    assert events[-1]["out"] == str(tmp_path / "out")
+
+
+def test_a_spent_budget_is_exit_code_3_with_everything_written(tmp_path):
+    result = _run(
+        QUICKSTART,
+        tmp_path / "out",
+        *("--rounds", 9, "--set", "federation.layer2.central_dp_epsilon=6.0", *NO_EXTRA_ATTACKS),
+    )
+    assert result.exit_code == ExitCode.BUDGET_SPENT
+    assert "The privacy budget was spent after round" in result.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["budget_spent_early"]
+
+
+def test_production_continues_its_ledger_until_the_budget_is_spent(tmp_path):
+    durable = (
+        *("--set", f"federation.ledger_path={tmp_path / 'ledger.sqlite'}"),
+        *("--set", "federation.layer2.central_dp_epsilon=4.5", "--rounds", 2),
+    )
+    outcomes = [_run(PRODUCTION, tmp_path / str(k), *durable) for k in range(3)]
+    spent = [json.loads((tmp_path / str(k) / "summary.json").read_text()) for k in range(3)]
+    assert [result.exit_code for result in outcomes] == [
+        ExitCode.DONE,
+        ExitCode.BUDGET_SPENT,
+        ExitCode.BUDGET_SPENT,
+    ]
+    assert [summary["rounds"] for summary in spent] == [2, 1, 0]
+    assert spent[0]["epsilon_spent"] < spent[1]["epsilon_spent"] == spent[2]["epsilon_spent"] <= 10
+    assert (tmp_path / "2" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "workload.round=5"), "scarcity-ray: workload.round: 5 is not accepted; unknown key"),
+        (("--set", "workload.rounds=many"), "scarcity-ray: workload.rounds: 'many' is not accepted"),
+        (
+            ("--set", "federation.vector_dim=64"),
+            "scarcity-ray: federation.vector_dim: 64 is not accepted; 250",
+        ),
+    ],
+)
+def test_a_bad_config_is_one_line_on_stderr_and_exit_code_2(arguments, message, tmp_path):
+    result = _run(QUICKSTART, tmp_path / "out", *arguments)
+    assert result.exit_code == ExitCode.BAD_USAGE
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_an_unknown_option_and_zero_rounds_are_exit_code_2(tmp_path):
+    missing = _call("run", tmp_path / "none.yaml")
+    assert missing.exit_code == ExitCode.BAD_USAGE
+    assert "none.yaml" in missing.stderr
+    assert _call("run", QUICKSTART, "--fast").exit_code == ExitCode.BAD_USAGE
+    assert _call("run", QUICKSTART, "--rounds", 0).exit_code == ExitCode.BAD_USAGE
+    assert _call("run", QUICKSTART, "--runtime", "dask").exit_code == ExitCode.BAD_USAGE
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    result = _run(QUICKSTART, tmp_path)
+    assert result.exit_code == ExitCode.BAD_USAGE
+    assert "is not empty (it holds precious.txt); give a new or empty folder" in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.parametrize("module", ["sklearn.datasets", "matplotlib"])
+def test_a_missing_extra_is_one_line_with_the_command(module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    result = _run(QUICKSTART, tmp_path / "out", "--rounds", 1)
+    assert result.exit_code == ExitCode.BAD_USAGE
+    assert "install it with: pip install 'scarcity-ray[quickstart]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_ledger_that_cannot_be_used_is_a_failure_without_a_traceback(tmp_path):
+    ledger = tmp_path / "ledger.sqlite"
+    ledger.write_bytes(b"not a database, whatever its name" * 100)
+    result = _run(QUICKSTART, tmp_path / "out", "--rounds", 1, "--set", f"federation.ledger_path={ledger}")
+    assert result.exit_code == ExitCode.FAILED
+    assert result.stderr.startswith("scarcity-ray: Ledger")
+    assert "Traceback" not in result.output
+
+
+def test_help_and_version_name_the_exit_codes_and_the_package():
+    assert "3 privacy budget spent" in " ".join(_call("--help").output.split())
+    assert re.fullmatch(r"scarcity-ray \d+\.\d+\.\d+\n", _call("--version").output)
+    assert _call("run", "--help").exit_code == ExitCode.DONE
+
+
+def test_the_command_imports_neither_ray_nor_the_extra():
+    code = (
+        "import sys, scarcity_ray.cli.main; "
+        "sys.exit(bool({'ray', 'sklearn', 'matplotlib', 'pyarrow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_package_runs_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "scarcity_ray", "--version"], capture_output=True, text=True, check=False
+    )
+    assert result.stdout.startswith("scarcity-ray ")

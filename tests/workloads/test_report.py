@@ -1,0 +1,177 @@
+"""The page of a run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from scarcity_ray.errors import UsageError
+from scarcity_ray.workloads.charts import TEXT, require_matplotlib
+from scarcity_ray.workloads.claim import privacy_claim
+from scarcity_ray.workloads.config import load_run
+from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
+from scarcity_ray.workloads.report import headline, render_report
+
+pytest.importorskip("matplotlib")
+CONFIG = load_run(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+
+
+def _outcome(rounds=4, **changes) -> Outcome:
+    records = tuple(
+        RoundRecord(
+            round=i + 1,
+            accuracy=0.2 + 0.1 * i,
+            epsilon_spent=1.0 + i,
+            epsilon_left=9.0 - i,
+            accepted=250,
+            rejected={"too_stale": i} if i else {},
+            gossip_messages=400,
+            released=True,
+            seconds={"training": 0.1, "aggregation": 0.4},
+            elapsed=0.5 * i,
+        )
+        for i in range(rounds)
+    )
+    summary = Summary(
+        name="<quick & start>",
+        accuracy=0.8463,
+        accuracy_mean_under_attack=0.1114,
+        accuracy_clipped_mean=0.8664,
+        accuracy_clean=0.9220,
+        accuracy_under_alie=0.9087,
+        accuracy_simulated=0.8129,
+        epsilon_spent=9.75,
+        delta=1e-5,
+        total_epsilon=10.0,
+        budget_spent_early=False,
+        rounds=rounds,
+        rounds_configured=4,
+        releases=rounds,
+        clients=260,
+        baskets=20,
+        byzantine_clients=52,
+        attack="sign_flip",
+        rule="trimmed_mean",
+        rejected={"too_stale": 6},
+        gossip_messages=1600,
+        wall_seconds=46.4,
+        seconds={"aggregation": 24.7, "comparison": 10.8},
+        attacks={
+            "none": {"clean": 0.922},
+            "sign_flip": {"federation": 0.8129, "clipped_mean": 0.8664, "plain_mean": 0.1114},
+            "alie": {"federation": 0.9087, "clipped_mean": 0.9265, "plain_mean": 0.931},
+        },
+        privacy_claim=privacy_claim(CONFIG.federation, 9.75),
+    )
+    curve = [0.1] * rounds
+    curves = {
+        ("clean", "none"): curve,
+        ("plain_mean", "sign_flip"): curve,
+        ("clipped_mean", "sign_flip"): curve,
+    }
+    return Outcome(replace(summary, **changes), records, curves)
+
+
+class _Checker(HTMLParser):
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.links, self.seen = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.links += [value for name, value in attributes if name in {"src", "href", "xlink:href"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.seen.append(tag)
+        self.links += [value for name, value in attributes if name in {"src", "href", "xlink:href"}]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_loads_nothing_from_anywhere():
+    page = render_report(CONFIG, _outcome())
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert not {"script", "link", "img", "iframe"} & set(checker.seen)
+    assert all(link.startswith("#") for link in checker.links)
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_the_page_holds_figures_plots_claim_and_settings():
+    page = render_report(CONFIG, _outcome())
+    for words in (
+        "84.6 %",
+        "11.1 %",
+        "86.6 %",
+        "92.2 %",
+        "9.75 of 10",
+        "52 of 260",
+        'aria-label="Accuracy over rounds"',
+        'aria-label="Epsilon spent over rounds"',
+        'aria-label="Refused updates over rounds"',
+        'aria-label="Seconds by phase over rounds"',
+        "Not against: whoever operates the Ray cluster",
+        "ALIE",
+        "total_epsilon: 10.0",
+    ):
+        assert words in page
+
+
+def test_names_are_escaped():
+    page = render_report(CONFIG, _outcome())
+    assert "&lt;quick &amp; start&gt;" in page
+    assert "<quick" not in page
+
+
+def test_plots_take_the_pages_colour_in_light_and_dark():
+    page = render_report(CONFIG, _outcome())
+    assert "prefers-color-scheme: dark" in page
+    assert TEXT not in page
+    assert "currentColor" in page
+    assert "fill: #ffffff" not in page
+
+
+def test_the_same_run_gives_the_same_page():
+    assert render_report(CONFIG, _outcome()) == render_report(CONFIG, _outcome())
+
+
+def test_a_run_without_refusals_says_so_in_words():
+    quiet = _outcome(rejected={})
+    records = tuple(replace(record, rejected={}) for record in quiet.rounds)
+    page = render_report(CONFIG, replace(quiet, rounds=records))
+    assert "None: all 1,000 updates were well-formed and in time." in page
+    assert "Refused updates over rounds" not in page
+
+
+def test_a_run_of_no_or_one_round_still_has_a_page():
+    none = _outcome(rounds=0, accuracy=None, accuracy_clean=None, budget_spent_early=True)
+    page = render_report(CONFIG, replace(none, curves={}))
+    assert "No round was made." in page
+    assert "spent after round 0 of 4" in page
+    assert "Accuracy over rounds" in render_report(CONFIG, _outcome(rounds=1))
+
+
+def test_a_run_without_a_budget_has_no_budget_plot():
+    page = render_report(CONFIG, _outcome(total_epsilon=float("inf"), epsilon_spent=float("inf")))
+    assert "Epsilon spent over rounds" not in page
+
+
+def test_the_headline_leaves_attackers_out_where_there_are_none():
+    assert "without attackers" in headline(_outcome(attack="none").summary)
+    assert "52 of them attacked it (sign flip)" in headline(_outcome().summary)
+
+
+def test_without_matplotlib_the_error_holds_the_command(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(UsageError, match=r"pip install 'scarcity-ray\[quickstart\]'"):
+        require_matplotlib()
