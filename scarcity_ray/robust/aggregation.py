@@ -93,7 +93,7 @@ def aggregate(
     rows = as_rows(updates)
     if len(rows) == 0:
         raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine))
-    norms = row_norms(rows)
+    norms = row_norms(rows) if rule.needs_distances or pre else None
     finite, kept = finite_rows(rows, norms)
     rejected = sorted(set(range(len(rows))) - set(kept))
     if len(rejected) > num_byzantine:
@@ -110,7 +110,7 @@ def aggregate(
         num_byzantine=num_byzantine - len(rejected),
         weights=checked,
         num_selected=num_selected,
-        norms=norms[kept],
+        norms=None if norms is None else norms[kept],
         pre=pre,
     )
     if not rejected:

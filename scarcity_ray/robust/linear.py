@@ -28,15 +28,17 @@ def weighted_sum(rows: list[NDArray[np.float32]], weights: NDArray[np.float64] |
     if len(rows) == 1 and weights is None:
         return np.array(rows[0], np.float32)
     total = workspace("total", (len(rows[0]),), np.float64)
-    term = workspace("term", (len(rows[0]),), np.float64)
     total[:] = 0.0
-    for index, row in enumerate(rows):
-        np.copyto(term, row)
-        if weights is not None:
-            np.multiply(term, weights[index], out=term)
-        np.add(total, term, out=total)
     if weights is None:
+        for row in rows:
+            np.add(total, row, out=total)
         np.divide(total, float(len(rows)), out=total)
+        return total.astype(np.float32)
+    term = workspace("term", (len(rows[0]),), np.float64)
+    for row, weight in zip(rows, weights.tolist(), strict=True):
+        np.copyto(term, row)
+        np.multiply(term, weight, out=term)
+        np.add(total, term, out=total)
     return total.astype(np.float32)
 
 

@@ -134,9 +134,20 @@ def as_integer(value: object, name: str, least: int) -> int:
     return number
 
 
-def finite_rows(rows: Rows, norms: NDArray[np.float64]) -> tuple[Rows, list[int]]:
-    """The rows with a finite norm, and their indices; the rows themselves if all are finite."""
-    kept = np.flatnonzero(np.isfinite(norms)).tolist()
+def is_finite(row: NDArray[Any]) -> bool:
+    """Whether every entry of a float32 row is finite, at the memory's speed unless squares overflow."""
+    return bool(np.isfinite(np.dot(row, row)) or np.isfinite(row_norm(row)))
+
+
+def finite_rows(rows: Rows, norms: NDArray[np.float64] | None = None) -> tuple[Rows, list[int]]:
+    """The rows whose entries are all finite, and their indices; the rows themselves if all are.
+
+    Args:
+        rows: n float32 rows.
+        norms: (n,) what `row_norm` gives for each, where that is known.
+    """
+    finite = [is_finite(row) for row in rows] if norms is None else np.isfinite(norms)
+    kept = np.flatnonzero(finite).tolist()
     if len(kept) == len(rows):
         return rows, kept
     return [rows[index] for index in kept], kept

@@ -56,7 +56,7 @@ def test_networks_and_sorts_give_the_same_bits(monkeypatch):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_mean_around_the_median_averages_the_count_values_closest_to_it(seed, m, data):
     count = data.draw(st.integers(1, m))
     rng = np.random.default_rng(seed)

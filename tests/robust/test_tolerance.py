@@ -21,7 +21,7 @@ def ratio(rows, honest, method, f, pre=()):
     return np.sum((result - mean) ** 2) / variance if variance > 0 else 0.0
 
 
-def worst_found(method, n, f, rng, pre=(), starts=6, steps=60):
+def worst_found(method, n, f, rng, pre=(), starts=4, steps=50):
     """A search that climbs: rows of several shapes, then random moves of any that raise the ratio."""
     worst, honest = 0.0, np.arange(n) >= f
     for start in range(starts):
