@@ -68,7 +68,7 @@ class HierarchicalFederation:
         plan = make_plan(config)
         federation_id = _federation_id(config, name)
         place = _open_runtime(runtime, name or uuid.uuid4().hex, address, detached=name is not None)
-        if place.is_alive(DIRECTORY):
+        if place.names():
             place.close()
             raise UsageError(f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})")
         identity = FederationIdentity(
@@ -77,6 +77,9 @@ class HierarchicalFederation:
         self._begin(place, identity, plan, clock, owner=True)
         try:
             self._session.assembly.start(self._session.now())
+        except UsageError:
+            place.close()
+            raise
         except BaseException:
             self.close()
             raise
@@ -94,10 +97,10 @@ class HierarchicalFederation:
             UsageError: If no federation of this name is running.
         """
         place = _open_runtime("ray", name, address, detached=True)
-        if not place.is_alive(DIRECTORY):
+        identity: FederationIdentity | None = place.card() if place.names() else None
+        if identity is None:
             place.close()
             raise UsageError(f"no federation named {name!r} is running on this cluster")
-        identity: FederationIdentity = place.peers.handle(DIRECTORY).call("identity").result()
         self = cls.__new__(cls)
         self._begin(place, identity, make_plan(identity.config), clock, owner=False)
         where = self._session.whereabouts()
@@ -134,7 +137,7 @@ class HierarchicalFederation:
 
     def terminate(self) -> None:
         """End the federation's actors, whoever made them. Its ledger stays."""
-        self._open().assembly.stop(self._session.num_slots)
+        self._open().assembly.stop()
 
     def register_client(
         self,

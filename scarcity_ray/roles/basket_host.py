@@ -47,6 +47,7 @@ class BasketHost:
         noise: Where gossip's noise comes from.
         round_id: Current round.
         read_only: Whether the budget is spent.
+        admissions: Baskets and members that it has from the start, coming back after it was lost.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class BasketHost:
         noise: NoiseSource,
         round_id: int = 0,
         read_only: bool = False,
+        admissions: Sequence[Admission] = (),
     ) -> None:
         self._slot = slot
         self._plan = plan
@@ -74,6 +76,7 @@ class BasketHost:
         self._gossip_calls = 0
         self._sessions: dict[str, _HostedSession] = {}
         self._last_global: GlobalMetaModel | None = None
+        self.admit(admissions)
 
     def admit(self, admissions: Sequence[Admission]) -> dict[str, bytes]:
         """Open baskets that are not here yet, take in members; the baskets' identity keys.

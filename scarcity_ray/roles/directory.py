@@ -28,9 +28,19 @@ class Directory:
     Args:
         identity: The federation's own facts; a second driver reads them here.
         num_slots: Basket actors to fill evenly; more are asked for only with ``runtime.baskets_per_actor``.
+        round_id: Current round.
+        admissions: What the basket actors hold, coming back after it was lost.
+        now: Seconds since the epoch.
     """
 
-    def __init__(self, identity: FederationIdentity, num_slots: int) -> None:
+    def __init__(
+        self,
+        identity: FederationIdentity,
+        num_slots: int,
+        round_id: int = 0,
+        admissions: Sequence[Admission] = (),
+        now: float = 0.0,
+    ) -> None:
         config = identity.config
         self._identity = identity
         self._config = config
@@ -42,8 +52,10 @@ class Directory:
         self._slots: dict[str, int] = {}
         self._identities: dict[str, bytes] = {}
         self._keys: dict[str, bytes | None] = {}
-        self._round_id = 0
+        self._round_id = round_id
         self._unknown = 0
+        self._tick(now)
+        self._restore(admissions)
 
     def identity(self) -> FederationIdentity:
         """The federation's own facts."""
@@ -134,22 +146,6 @@ class Directory:
             if self._slots[info.basket_id] == slot
         )
 
-    def restore(self, round_id: int, admissions: Sequence[Admission], now: float) -> None:
-        """Take over what the basket actors know, after this role came back empty."""
-        self._tick(now)
-        self._round_id = max(self._round_id, round_id)
-        for admission in sorted(admissions, key=lambda a: a.place.basket_id):
-            place = admission.place
-            self._manager.restore_basket(
-                place.basket_id,
-                place.domain_id,
-                [(m.client_id, m.domain_id, m.features) for m in admission.members],
-            )
-            self._slots[place.basket_id] = place.slot
-            self._num_slots = max(self._num_slots, place.slot + 1)
-            self._identities[place.basket_id] = place.identity
-            self._keys.update({m.client_id: m.public_key for m in admission.members})
-
     def advance_round(self, now: float) -> tuple[int, tuple[BasketPlace, ...]]:
         """The next round's number, and the baskets that their last client left, which are removed now."""
         self._tick(now)
@@ -198,6 +194,19 @@ class Directory:
             "statuses": statuses,
             "unknown_clients": self._unknown,
         }
+
+    def _restore(self, admissions: Sequence[Admission]) -> None:
+        for admission in sorted(admissions, key=lambda a: a.place.basket_id):
+            place = admission.place
+            self._manager.restore_basket(
+                place.basket_id,
+                place.domain_id,
+                [(m.client_id, m.domain_id, m.features) for m in admission.members],
+            )
+            self._slots[place.basket_id] = place.slot
+            self._num_slots = max(self._num_slots, place.slot + 1)
+            self._identities[place.basket_id] = place.identity
+            self._keys.update({m.client_id: m.public_key for m in admission.members})
 
     def _tick(self, now: float) -> None:
         self._now = max(self._now, now)

@@ -1,22 +1,26 @@
 """The roles of one federation: which there are, in what order they start, and how one that died comes back.
 
-What a role held in memory dies with it. Coming back, it is told what the others know: a basket actor its
-members (buffered updates, gossip states and aggregates of its baskets are lost), the directory the baskets
-that the actors hold, the global aggregator the last release if one was distributed, the accountant its ledger.
+What a role held in memory dies with it. Coming back, it is made with what the others know, so that it is
+never there and empty: a basket actor with its members (buffered updates, gossip states and aggregates of its
+baskets are lost), the directory with the baskets that the actors hold, the global aggregator with the last
+release that anybody has, the accountant with its ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from scarcity_ray.errors import ActorLost
+from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.roles.accountant import Accountant
 from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.directory import Directory
 from scarcity_ray.roles.global_aggregator import GlobalAggregator
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, Handle, basket_actor, gather
-from scarcity_ray.roles.messages import FederationIdentity, Whereabouts
+from scarcity_ray.roles.messages import Admission, FederationIdentity, Whereabouts
 from scarcity_ray.runtime.base import RoleSpec, Runtime
 
 
@@ -45,11 +49,14 @@ class Assembly:
         """Start a new federation's roles side by side, then open its ledger.
 
         Raises:
+            UsageError: If the federation is there already.
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
         slots = [self._basket_spec(slot, 0, False) for slot in range(self._first_slots)]
-        self._start([self._accountant_spec(False), self._directory_spec(), self._global_spec(), *slots])
+        first = [self._directory_spec(self._first_slots), self._accountant_spec(False), self._global_spec()]
+        self.runtime.start([*first, *slots], card=self.identity)
+        self._started.update(spec.name for spec in slots)
         status = self.handle(ACCOUNTANT).call("status", now).result()
         if status.read_only:
             self.tell_baskets("set_read_only", self._first_slots, True)
@@ -58,23 +65,32 @@ class Assembly:
         """Note basket actors that another driver has started."""
         self._started.update(basket_actor(slot) for slot in slots)
 
-    def ensure_slots(self, slots: Iterable[int], now: float) -> None:
-        """Start the basket actors that new baskets need."""
-        missing = [slot for slot in sorted(set(slots)) if basket_actor(slot) not in self._started]
-        if not missing:
-            return
-        where: Whereabouts = self.handle(DIRECTORY).call("whereabouts").result()
-        read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
-        self._start([self._basket_spec(slot, where.round_id, read_only) for slot in missing])
+    def missing(self, slots: Iterable[int]) -> list[int]:
+        """The basket actors among `slots` that were not started yet, as far as this driver knows."""
+        return [slot for slot in sorted(set(slots)) if basket_actor(slot) not in self._started]
+
+    def start_slots(self, slots: Iterable[int], round_id: int, read_only: bool) -> None:
+        """Start basket actors for new baskets."""
+        self._start([self._basket_spec(slot, round_id, read_only) for slot in slots])
 
     def tell_baskets(self, method: str, num_slots: int, *args: object) -> list[Any]:
         """Call every basket actor; all answers."""
         return gather([self.handle(basket_actor(slot)).call(method, *args) for slot in range(num_slots)])
 
-    def recover(self, name: str, num_slots: int, now: float) -> str:
+    def recover(self, name: str, num_slots: int, now: float, latest: GlobalMetaModel | None) -> str:
         """Bring a role back that died; returns what was lost, as a sentence.
 
         A role that another driver has already brought back is left as it is.
+
+        Args:
+            name: The role.
+            num_slots: Basket actors that the driver knows of.
+            now: Seconds since the epoch.
+            latest: The last release that the driver knows of.
+
+        Raises:
+            ActorLost: If it cannot come back; or for another role, which must come back first.
+            LedgerError: If the accountant's ledger is missing or damaged.
         """
         if name == ACCOUNTANT:
             self._start([self._accountant_spec(True)])
@@ -83,48 +99,69 @@ class Assembly:
         if name == DIRECTORY:
             return self._recover_directory(num_slots, now)
         if name == GLOBAL:
-            return self._recover_global(num_slots)
-        return self._recover_basket(int(name.rsplit(":", 1)[1]), now)
+            return self._recover_global(num_slots, latest)
+        slot = _slot(name)
+        if slot is None:
+            raise ActorLost(name, "it is none of the federation's roles", False)
+        return self._recover_basket(slot, now)
 
-    def stop(self, num_slots: int) -> None:
-        """End every role."""
-        for name in (GLOBAL, DIRECTORY, ACCOUNTANT, *(basket_actor(slot) for slot in range(num_slots))):
+    def is_role(self, name: str) -> bool:
+        """Whether a name is one of the federation's roles (a task that was lost is none)."""
+        return name in (ACCOUNTANT, DIRECTORY, GLOBAL) or _slot(name) is not None
+
+    def stop(self) -> None:
+        """End every role, whichever driver started it."""
+        for name in self.runtime.names():
             self.runtime.kill(name)
+        self.runtime.withdraw()
 
     def _recover_basket(self, slot: int, now: float) -> str:
         name = basket_actor(slot)
         directory = self.handle(DIRECTORY)
         where: Whereabouts = directory.call("whereabouts").result()
         read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
-        self._start([self._basket_spec(slot, where.round_id, read_only)])
-        admissions = directory.call("members_of_slot", slot).result()
+        admissions: tuple[Admission, ...] = directory.call("members_of_slot", slot).result()
+        self._start([self._basket_spec(slot, where.round_id, read_only, admissions)])
         identities = self.handle(name).call("admit", admissions).result()
         directory.call("record_identities", identities).result()
-        held = ", ".join(admission.place.basket_id for admission in admissions) or "none"
+        held = ", ".join(admission.place.basket_id for admission in admissions) or "none that is known"
         return (
             f"{name} died; buffered updates, gossip states and unreleased aggregates of its baskets ({held}) "
             "are lost: send the updates of this round again"
         )
 
     def _recover_directory(self, num_slots: int, now: float) -> str:
-        self._start([self._directory_spec()])
-        held = self.tell_baskets("admissions", num_slots)
-        rounds = [round_id for round_id, _ in held]
-        admissions = [admission for _, part in held for admission in part]
-        self.handle(DIRECTORY).call("restore", max(rounds, default=0), admissions, now).result()
+        slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
+        round_id, lost = 0, []
+        admissions: dict[str, Admission] = {}
+        for slot in sorted(slots | set(range(num_slots))):
+            try:
+                at, held = self.handle(basket_actor(slot)).call("admissions").result()
+            except ActorLost:
+                if self.runtime.is_alive(basket_actor(slot)):
+                    raise
+                lost.append(basket_actor(slot))
+                continue
+            round_id = max(round_id, at)
+            admissions.update((admission.place.basket_id, admission) for admission in held)
+        known = max(slots | {num_slots - 1}, default=-1) + 1
+        self._start([self._directory_spec(known, round_id, _each_client_once(admissions), now)])
+        both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
         return (
             "the directory died; membership is restored from the basket actors, "
-            "clients' activity counts and trust begin anew"
+            f"clients' activity counts and trust begin anew{both if lost else ''}"
         )
 
-    def _recover_global(self, num_slots: int) -> str:
-        self._start([self._global_spec()])
-        models = [model for model in self.tell_baskets("last_global", num_slots) if model is not None]
-        latest = max(models, key=lambda model: model.version, default=None)
-        self.handle(GLOBAL).call("restore", latest).result()
-        if latest is None:
-            return "the global aggregator died; the last global model is lost unless a driver kept it"
-        return f"the global aggregator died; it continues from release {latest.version}"
+    def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:
+        models = [latest, *self.tell_baskets("last_global", num_slots)]
+        last = max((m for m in models if m is not None), key=lambda model: model.version, default=None)
+        self._start([self._global_spec(last)])
+        if last is None:
+            return "the global aggregator died; it knows of no release, and one that nobody has seen is lost"
+        return (
+            f"the global aggregator died; it continues from release {last.version}, "
+            "and a later one that nobody has seen is lost"
+        )
 
     def _start(self, specs: list[RoleSpec]) -> None:
         self.runtime.start(specs)
@@ -143,19 +180,31 @@ class Assembly:
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
-    def _directory_spec(self) -> RoleSpec:
-        return RoleSpec(DIRECTORY, Directory, {"identity": self.identity, "num_slots": self._first_slots})
+    def _directory_spec(
+        self, num_slots: int, round_id: int = 0, admissions: Sequence[Admission] = (), now: float = 0.0
+    ) -> RoleSpec:
+        arguments = {
+            "identity": self.identity,
+            "num_slots": num_slots,
+            "round_id": round_id,
+            "admissions": admissions,
+            "now": now,
+        }
+        return RoleSpec(DIRECTORY, Directory, arguments)
 
-    def _global_spec(self) -> RoleSpec:
+    def _global_spec(self, latest: GlobalMetaModel | None = None) -> RoleSpec:
         arguments = {
             "plan": self.plan,
             "federation_id": self.identity.federation_id,
             "peers": self.runtime.peers,
             "noise": self.identity.noise,
+            "latest": latest,
         }
         return RoleSpec(GLOBAL, GlobalAggregator, arguments)
 
-    def _basket_spec(self, slot: int, round_id: int, read_only: bool) -> RoleSpec:
+    def _basket_spec(
+        self, slot: int, round_id: int, read_only: bool, admissions: Sequence[Admission] = ()
+    ) -> RoleSpec:
         runtime = self.identity.config.runtime
         arguments = {
             "slot": slot,
@@ -166,6 +215,7 @@ class Assembly:
             "noise": self.identity.noise,
             "round_id": round_id,
             "read_only": read_only,
+            "admissions": admissions,
         }
         return RoleSpec(
             basket_actor(slot),
@@ -175,3 +225,19 @@ class Assembly:
             resources=dict(runtime.resources_per_actor),
             spread=True,
         )
+
+
+def _slot(name: str) -> int | None:
+    prefix, _, number = name.partition(":")
+    return int(number) if prefix == "basket" and number.isdigit() else None
+
+
+def _each_client_once(admissions: Mapping[str, Admission]) -> tuple[Admission, ...]:
+    """The admissions by basket; a client that a death caught between two baskets stays in the first."""
+    seen: set[str] = set()
+    kept = []
+    for _, admission in sorted(admissions.items()):
+        members = tuple(m for m in admission.members if m.client_id not in seen)
+        seen.update(member.client_id for member in members)
+        kept.append(replace(admission, members=members))
+    return tuple(kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,6 +41,8 @@ class Runtime(Protocol):
         Arrays arrive read-only and unshared.
         An exception keeps its type.
         A killed role answers ActorLost until it is started again.
+        A role that fails as it starts is lost for good.
+        The card is found until it is withdrawn.
     """
 
     peers: Peers
@@ -52,18 +54,33 @@ class Runtime(Protocol):
     def default_basket_actors(self) -> int:
         """How many basket actors suit this machine or cluster."""
 
-    def start(self, specs: list[RoleSpec]) -> None:
+    def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not alive, side by side, and wait until they answer.
 
+        Args:
+            specs: The roles.
+            card: Given with a federation's first roles, none of which may be there yet: what every driver of
+                it finds from now on.
+
         Raises:
-            ActorLost: If a role cannot be started or placed; the error says why.
+            ActorLost: If a role cannot be placed or fails as it starts; the error says why.
+            UsageError: If a role is there already and a card is given.
         """
 
     def is_alive(self, name: str) -> bool:
-        """Whether the role answers calls."""
+        """Whether the role is there: one that is busy, or waits for a node, is alive."""
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the roles that are there, sorted."""
 
     def kill(self, name: str) -> None:
         """End a role at once, as a crash would; nothing happens if it is not there."""
+
+    def card(self) -> Any:
+        """The card that the federation was started with, for as long as the cluster runs; else None."""
+
+    def withdraw(self) -> None:
+        """Take the card away."""
 
     def close(self) -> None:
         """Let go of what this runtime opened; roles are ended by `kill`, not here."""

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scarcity_ray.errors import ActorLost
+from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.roles.handles import Compute, Future, Handle, Peers
 from scarcity_ray.runtime.base import RoleSpec
 
 
+class _Stored:
+    """A value as the object store keeps it: whoever loads it gets containers of its own over shared bytes."""
+
+    def __init__(self, value: Any) -> None:
+        buffers: list[pickle.PickleBuffer] = []
+        self._head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        self._buffers = [bytes(buffer.raw()) for buffer in buffers]
+
+    def load(self) -> Any:
+        return pickle.loads(self._head, buffers=self._buffers)
+
+
 def _isolated(value: Any) -> Any:
-    """A deep copy as another process would see it: pickled, with arrays read-only."""
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return pickle.loads(head, buffers=[bytes(b.raw()) for b in buffers])
+    """A deep copy as another process would see it: pickled, with contiguous arrays read-only."""
+    return _Stored(value).load()
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,12 @@ class _LocalCompute:
     parallelism = 1
 
     def put(self, value: object) -> Any:
-        return value
+        return _Stored(value)
 
     def submit(self, function: Callable[..., Any], *args: object) -> Future:
         try:
-            return _Done(function(*args))
+            loaded = [arg.load() if isinstance(arg, _Stored) else _isolated(arg) for arg in args]
+            return _Done(_isolated(function(*loaded)))
         except Exception as error:
             return _Done(error=error)
 
@@ -78,20 +89,45 @@ class LocalRuntime:
         self._peers = _LocalPeers()
         self.peers: Peers = self._peers
         self.compute: Compute = _LocalCompute()
+        self._card: _Stored | None = None
 
-    def start(self, specs: list[RoleSpec]) -> None:
+    def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not alive."""
+        if card is not None:
+            taken = [spec.name for spec in specs if spec.name in self._peers.roles]
+            if taken:
+                raise UsageError(f"role {taken[0]!r} is running already")
+            self._card = _Stored(card)
         for spec in specs:
             if spec.name not in self._peers.roles:
-                self._peers.roles[spec.name] = spec.factory(**spec.arguments)
+                self._peers.roles[spec.name] = self._made(spec)
 
     def is_alive(self, name: str) -> bool:
         """Whether the role is there."""
         return name in self._peers.roles
 
+    def names(self) -> tuple[str, ...]:
+        """Names of the roles that are there, sorted."""
+        return tuple(sorted(self._peers.roles))
+
     def kill(self, name: str) -> None:
         """Drop the role and all it held."""
         self._peers.roles.pop(name, None)
 
+    def card(self) -> Any:
+        """The card that the federation was started with; None if there is none."""
+        return None if self._card is None else self._card.load()
+
+    def withdraw(self) -> None:
+        """Take the card away."""
+        self._card = None
+
     def close(self) -> None:
         """Nothing was opened."""
+
+    @staticmethod
+    def _made(spec: RoleSpec) -> Any:
+        try:
+            return spec.factory(**spec.arguments)
+        except Exception as error:
+            raise ActorLost(spec.name, f"it failed as it started: {error!r}", False) from error

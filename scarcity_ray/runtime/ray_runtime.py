@@ -1,109 +1,40 @@
-"""Roles as named Ray actors, functions as Ray tasks, arrays in the object store."""
+"""Roles as named Ray actors of one namespace."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+import logging
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import (
-    ActorDiedError,
     ActorUnavailableError,
+    ActorUnschedulableError,
     GetTimeoutError,
-    OwnerDiedError,
     RayActorError,
-    RayTaskError,
 )
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scarcity_ray.errors import ActorLost, ScarcityError, UsageError
-from scarcity_ray.roles.handles import Compute, Future, Handle, Peers
+from scarcity_ray.errors import ActorLost, UsageError
+from scarcity_ray.roles.handles import Compute, Peers
 from scarcity_ray.runtime.base import RoleSpec
+from scarcity_ray.runtime.connect import connect
+from scarcity_ray.runtime.ray_handles import RayCompute, RayPeers, find_actor, first_line
 
-TASK_CPUS = 0.8
-"""CPUs of one task: two of them and the idle actors beside them fit on two cores."""
+logger = logging.getLogger("scarcity_ray")
+
 START_TIMEOUT_SECONDS = 120.0
-
-
-class _RayFuture:
-    """A pending actor call or task; Ray's errors become ours."""
-
-    def __init__(self, name: str, reference: Any, on_loss: Callable[[], None] | None = None) -> None:
-        self._name = name
-        self._reference = reference
-        self._on_loss = on_loss
-
-    def result(self) -> Any:
-        try:
-            return ray.get(self._reference)
-        except RayTaskError as error:
-            raise _cause(error) from None
-        except (RayActorError, ActorDiedError, ActorUnavailableError, OwnerDiedError) as error:
-            if self._on_loss is not None:
-                self._on_loss()
-            raise ActorLost(self._name, _first_line(error)) from None
-
-
-class _Failed:
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def result(self) -> Any:
-        raise self._error
-
-
-class _RayHandle:
-    """A named actor, looked up when first called and again after it was lost."""
-
-    def __init__(self, namespace: str, name: str) -> None:
-        self._namespace = namespace
-        self.name = name
-        self._actor: Any = None
-
-    def __reduce__(self) -> tuple[type[_RayHandle], tuple[str, str]]:
-        return _RayHandle, (self._namespace, self.name)
-
-    def call(self, method: str, *args: object) -> Future:
-        try:
-            if self._actor is None:
-                self._actor = ray.get_actor(self.name, namespace=self._namespace)
-            reference = getattr(self._actor, method).remote(*args)
-        except (ValueError, RayActorError) as error:
-            self._forget()
-            return _Failed(ActorLost(self.name, _first_line(error)))
-        return _RayFuture(self.name, reference, self._forget)
-
-    def _forget(self) -> None:
-        self._actor = None
-
-
-class _RayPeers:
-    def __init__(self, namespace: str) -> None:
-        self._namespace = namespace
-        self._handles: dict[str, Handle] = {}
-
-    def __reduce__(self) -> tuple[type[_RayPeers], tuple[str]]:
-        return _RayPeers, (self._namespace,)
-
-    def handle(self, name: str) -> Handle:
-        return self._handles.setdefault(name, _RayHandle(self._namespace, name))
-
-
-@ray.remote(num_cpus=TASK_CPUS)  # type: ignore[untyped-decorator]
-def _run(function: Callable[..., Any], *args: object) -> Any:
-    return function(*args)
-
-
-class _RayCompute:
-    def __init__(self, parallelism: int) -> None:
-        self.parallelism = parallelism
-
-    def put(self, value: object) -> Any:
-        return ray.put(value)
-
-    def submit(self, function: Callable[..., Any], *args: object) -> Future:
-        return _RayFuture(f"task {function.__name__}", _run.remote(function, *args))
+"""A role that no node has taken by then is given up."""
+PATIENCE_SECONDS = 10.0
+"""A role that no node has taken by then is worth a warning."""
+DEATH_TIMEOUT_SECONDS = 60.0
+"""Time that a cluster may take to find out that a role died: at once for a process, about 17 s for a node."""
+POLL_SECONDS = 0.005
+START_ATTEMPTS = 3
+_CARDS = b"scarcity_ray"
 
 
 class RayRuntime:
@@ -111,68 +42,111 @@ class RayRuntime:
 
     Args:
         namespace: The Ray namespace of the federation's actors.
-        address: A cluster's address. Without one, and without ``RAY_ADDRESS`` or a connection that exists
-            already, a cluster is started on this machine and ended by `close`.
+        address: A cluster's address. Without one, a connection that exists already or ``RAY_ADDRESS`` is
+            used, else a cluster is started on this machine; `close` ends that one, whoever else uses it.
         detached: Whether the actors outlive this process; otherwise they end with the last handle to them,
             which this runtime keeps.
+
+    Raises:
+        UsageError: If there is no cluster at the address.
     """
 
     def __init__(self, namespace: str, *, address: str | None = None, detached: bool = False) -> None:
         self._namespace = namespace
         self._detached = detached
         self._kept: dict[str, Any] = {}
-        self._owns_ray = not ray.is_initialized()
-        if self._owns_ray:
-            _connect(address)
+        self._owns_connection = connect(address)
         self.home = ray.get_runtime_context().get_node_id()
-        self.peers: Peers = _RayPeers(namespace)
-        self.compute: Compute = _RayCompute(self.default_basket_actors)
+        self.peers: Peers = RayPeers(namespace)
+        self.compute: Compute = RayCompute(self.default_basket_actors)
 
     @property
     def default_basket_actors(self) -> int:
         """The cluster's CPUs."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def start(self, specs: list[RoleSpec]) -> None:
+    def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not alive, side by side, and wait until they answer."""
-        pending = {spec.name: self._create(spec) for spec in specs if not self.is_alive(spec.name)}
-        for name, actor in pending.items():
+        if card is None:
+            actors = [self._found(spec) or self._create(spec) for spec in specs]
+        else:
             try:
-                ray.get(actor.__ray_ready__.remote(), timeout=START_TIMEOUT_SECONDS)
-            except GetTimeoutError:
-                ray.kill(actor)
-                raise ActorLost(
-                    name,
-                    f"no node could place it within {START_TIMEOUT_SECONDS:.0f} s: {_demand(specs, name)}",
-                    False,
-                ) from None
-            except RayActorError as error:
-                raise _constructor_error(name, error) from None
-        self._kept.update(pending)
+                actors = [self._create(spec, get_if_exists=False) for spec in specs]
+            except ValueError as error:
+                raise UsageError(f"a role is running already: {first_line(error)}") from None
+            self._publish(card)
+        for spec, actor in zip(specs, actors, strict=True):
+            self._keep(spec.name, self._ready(spec, actor))
 
     def is_alive(self, name: str) -> bool:
-        """Whether the role answers calls."""
-        try:
-            actor = ray.get_actor(name, namespace=self._namespace)
-            ray.get(actor.__ray_ready__.remote(), timeout=START_TIMEOUT_SECONDS)
-        except (ValueError, RayActorError, GetTimeoutError):
-            return False
-        return True
+        """Whether the role is there: one that is busy, or waits for a node, is alive."""
+        deadline = time.monotonic() + DEATH_TIMEOUT_SECONDS
+        while ray.is_initialized() and time.monotonic() < deadline:
+            try:
+                actor = find_actor(self._namespace, name)
+                ray.get(actor.__ray_ready__.remote(), timeout=DEATH_TIMEOUT_SECONDS)
+            except GetTimeoutError:
+                return True
+            except ActorUnavailableError:
+                time.sleep(POLL_SECONDS)
+            except (ValueError, RayActorError):
+                return False
+            else:
+                return True
+        return False
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the roles that are there, sorted."""
+        if not ray.is_initialized():
+            return ()
+        actors = ray.util.list_named_actors(all_namespaces=True)
+        return tuple(sorted(a["name"] for a in actors if a["namespace"] == self._namespace))
 
     def kill(self, name: str) -> None:
         """End a role at once; nothing happens if it is not there."""
         self._kept.pop(name, None)
+        if not ray.is_initialized():
+            return
         try:
-            ray.kill(ray.get_actor(name, namespace=self._namespace))
+            actor = find_actor(self._namespace, name)
+            ray.kill(actor)
         except ValueError:
             return
+        self._wait_until_gone(name, actor)
+
+    def card(self) -> Any:
+        """The card that the federation was started with, for as long as the cluster runs; else None."""
+        card = _internal_kv_get(self._namespace.encode(), namespace=_CARDS)
+        return None if card is None else cloudpickle.loads(card)
+
+    def withdraw(self) -> None:
+        """Take the card away."""
+        if ray.is_initialized():
+            _internal_kv_del(self._namespace.encode(), namespace=_CARDS)
 
     def close(self) -> None:
         """End the cluster if this runtime started it, else only this connection if it opened it."""
-        if self._owns_ray and ray.is_initialized():
+        self._kept.clear()
+        if self._owns_connection and ray.is_initialized():
             ray.shutdown()
 
-    def _create(self, spec: RoleSpec) -> Any:
+    def _keep(self, name: str, actor: Any) -> None:
+        """Hold the handle that the actor lives by; one that was looked up by name does not keep it alive."""
+        if self._kept.get(name) != actor:
+            self._kept[name] = actor
+
+    def _publish(self, card: object) -> None:
+        key, value = self._namespace.encode(), cloudpickle.dumps(card)
+        _internal_kv_put(key, value, overwrite=True, namespace=_CARDS)
+
+    def _found(self, spec: RoleSpec) -> Any:
+        """The actor of this name, which may be dying; None if there is none."""
+        try:
+            return find_actor(self._namespace, spec.name)
+        except ValueError:
+            return None
+
+    def _create(self, spec: RoleSpec, *, get_if_exists: bool = True) -> Any:
         strategy: Any = "SPREAD"
         if not spec.spread:
             strategy = NodeAffinitySchedulingStrategy(self._living_node(spec), soft=False)
@@ -182,11 +156,50 @@ class RayRuntime:
             "num_cpus": spec.cpus,
             "resources": dict(spec.resources),
             "scheduling_strategy": strategy,
-            "get_if_exists": True,
+            "get_if_exists": get_if_exists,
         }
         if self._detached:
             options["lifetime"] = "detached"
         return ray.remote(spec.factory).options(**options).remote(**spec.arguments)
+
+    def _ready(self, spec: RoleSpec, actor: Any) -> Any:
+        """The actor once it answers; made anew if what had the name was dying."""
+        died = ""
+        for _ in range(START_ATTEMPTS):
+            ready = actor.__ray_ready__.remote()
+            demand = {"CPU": spec.cpus, **spec.resources}
+            if not ray.wait([ready], timeout=PATIENCE_SECONDS)[0]:
+                logger.warning("%s waits for a node that offers %s", spec.name, demand)
+            try:
+                ray.get(ready, timeout=START_TIMEOUT_SECONDS)
+            except GetTimeoutError:
+                ray.kill(actor)
+                waited = PATIENCE_SECONDS + START_TIMEOUT_SECONDS
+                raise ActorLost(spec.name, f"no node offered {demand} within {waited:.0f} s", False) from None
+            except ActorUnschedulableError as error:
+                raise ActorLost(spec.name, first_line(error), False) from None
+            except RayActorError as error:
+                if error.actor_init_failed:
+                    raise ActorLost(
+                        spec.name, f"it failed as it started: {_last_line(error)}", False
+                    ) from None
+                died = first_line(error)
+                self._wait_until_gone(spec.name, actor)
+                actor = self._create(spec)
+            else:
+                return actor
+        raise ActorLost(spec.name, f"it died {START_ATTEMPTS} times as it started: {died}", False)
+
+    def _wait_until_gone(self, name: str, actor: Any) -> None:
+        """Wait until the name no longer stands for this actor."""
+        deadline = time.monotonic() + DEATH_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                if find_actor(self._namespace, name) != actor:
+                    return
+            except ValueError:
+                return
+            time.sleep(POLL_SECONDS)
 
     def _living_node(self, spec: RoleSpec) -> str:
         node = spec.node or self.home
@@ -195,36 +208,5 @@ class RayRuntime:
         return node
 
 
-def _connect(address: str | None) -> None:
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options["include_dashboard"] = False
-    try:
-        ray.init(address=address, **options)
-    except ConnectionError as error:
-        raise UsageError(f"no Ray cluster answers at {address!r}: {_first_line(error)}") from None
-
-
-def _cause(error: RayTaskError) -> Exception:
-    cause = error.cause
-    if isinstance(cause, RayTaskError):
-        return _cause(cause)
-    return cause if isinstance(cause, Exception) else error
-
-
-def _constructor_error(name: str, error: RayActorError) -> Exception:
-    cause = error.__cause__
-    if isinstance(cause, ScarcityError):
-        return cause
-    return ActorLost(name, _first_line(error), False)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
-
-
-def _demand(specs: list[RoleSpec], name: str) -> Mapping[str, float]:
-    spec = next(spec for spec in specs if spec.name == name)
-    return {"CPU": spec.cpus, **spec.resources}
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rsplit("\n", 1)[-1].strip()

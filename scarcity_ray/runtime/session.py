@@ -83,39 +83,47 @@ class DriverSession:
             for slot, args in arguments.items()
         }
         answers: dict[int, Any] = {}
+        lost: dict[int, ActorLost] = {}
         failure: Exception | None = None
         for slot, call in calls.items():
             try:
                 answers[slot] = call.result()
-            except ActorLost as lost:
-                if not lost.retryable:
-                    raise
-                self.recover(lost.role)
-                answers[slot] = self.call(basket_actor(slot), method, *arguments[slot])
+            except ActorLost as loss:
+                lost[slot] = loss
+                failure = failure if loss.retryable else failure or loss
             except Exception as error:
                 failure = failure or error
         if failure is not None:
             raise failure
+        for slot, death in lost.items():
+            self.recover(death.role)
+            answers[slot] = self.call(basket_actor(slot), method, *arguments[slot])
         return answers
 
     def tell_baskets(self, method: str, *args: object) -> dict[int, Any]:
-        """Call every basket actor with the same arguments."""
+        """Call every basket actor with the same arguments, those that other drivers have started too."""
+        self.whereabouts()
         return self.call_baskets(method, dict.fromkeys(range(self.num_slots), args))
 
     def recover(self, name: str) -> None:
-        """Bring a role back that died, after any other that this needs; note and log what was lost."""
+        """Bring a role back that died, after any other that this needs; note and log what was lost.
+
+        Raises:
+            ActorLost: If it cannot come back (not retryable).
+            LedgerError: If the accountant's ledger is missing or damaged.
+        """
+        if not self.assembly.is_role(name):
+            return
         for _ in range(RECOVERIES):
             try:
                 if self.assembly.runtime.is_alive(name):
                     return
-                loss = self.assembly.recover(name, self.num_slots, self.now())
+                loss = self.assembly.recover(name, self.num_slots, self.now(), self.latest)
             except ActorLost as other:
-                if other.role == name:
+                if not other.retryable or other.role == name:
                     raise
                 self.recover(other.role)
                 continue
-            if name == GLOBAL and self.latest is not None:
-                self.assembly.handle(GLOBAL).call("restore", self.latest).result()
             self._routes.clear()
             self.faults.append(loss)
             logger.warning(loss)
@@ -253,7 +261,10 @@ class DriverSession:
         self.call(basket_actor(target.slot), "put", target.basket_id, carries)
 
     def _house(self, places: Sequence[BasketPlace]) -> None:
-        self.assembly.ensure_slots([place.slot for place in places], self.now())
+        missing = self.assembly.missing(place.slot for place in places)
+        if missing:
+            read_only = self.accountant("status", self.now()).read_only
+            self.assembly.start_slots(missing, self.whereabouts().round_id, read_only)
         self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
 
     def _locate(self, client_ids: Sequence[str], fresh: bool) -> dict[str, tuple[str, int]]:

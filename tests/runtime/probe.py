@@ -1,0 +1,92 @@
+"""Roles and functions that the contract suite runs on every runtime."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.roles.handles import Compute, Peers
+
+
+class Probe:
+    """A role that keeps what it is told."""
+
+    def __init__(self, start: int = 0, peers: Peers | None = None, compute: Compute | None = None) -> None:
+        self.seen: list[Any] = [start] if start else []
+        self.peers = peers
+        self.compute = compute
+
+    def reset(self) -> None:
+        self.seen.clear()
+
+    def add(self, value: Any) -> int:
+        self.seen.append(value)
+        return len(self.seen)
+
+    def all(self) -> list[Any]:
+        return list(self.seen)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def flags(self, value: dict[str, Any]) -> list[bool]:
+        return [array.flags.writeable for array in value.values()]
+
+    def keep(self, array: NDArray[Any]) -> NDArray[Any]:
+        self.seen.append(array)
+        return array
+
+    def kept_sum(self) -> float:
+        return float(sum(np.sum(a) for a in self.seen))
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+    def ask(self, name: str, method: str, *args: object) -> Any:
+        """Ask another role, from inside this one."""
+        assert self.peers is not None
+        return self.peers.handle(name).call(method, *args).result()
+
+    def total(self, items: list[int], offset: NDArray[Any]) -> list[float]:
+        """Run tasks from inside this role."""
+        assert self.compute is not None
+        reference = self.compute.put(offset)
+        return [f.result() for f in [self.compute.submit(plus, item, reference) for item in items]]
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class Broken:
+    def __init__(self) -> None:
+        raise ValueError("no such luck")
+
+
+def plus(item: float, offset: NDArray[Any]) -> float:
+    return float(item + offset.sum())
+
+
+def flags_of(item: NDArray[Any], shared: NDArray[Any]) -> list[bool]:
+    return [item.flags.writeable, shared.flags.writeable]
+
+
+def fail_with(error: Exception) -> None:
+    raise error
+
+
+def grow(items: list[int]) -> list[int]:
+    items.append(1)
+    return items
+
+
+def die(marker: str) -> str:
+    """End the process the first time, as a crash would."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return "done"
+    os._exit(1)

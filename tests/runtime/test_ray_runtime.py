@@ -1,0 +1,90 @@
+"""What only a runtime with processes can get wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scarcity_ray.errors import ActorLost
+from scarcity_ray.runtime import RoleSpec
+
+pytestmark = pytest.mark.ray
+ray_runtime = pytest.importorskip("scarcity_ray.runtime.ray_runtime")
+
+_spec = importlib.util.spec_from_file_location("ray_probe", Path(__file__).with_name("probe.py"))
+assert _spec is not None
+assert _spec.loader is not None
+probe = importlib.util.module_from_spec(_spec)
+sys.modules["ray_probe"] = probe
+_spec.loader.exec_module(probe)
+
+
+@pytest.fixture(scope="module")
+def place(ray_cluster: None) -> Iterator[ray_runtime.RayRuntime]:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(probe)
+    runtime = ray_runtime.RayRuntime("ray-only")
+    yield runtime
+    for name in runtime.names():
+        runtime.kill(name)
+
+
+def test_a_role_whose_name_still_stands_for_a_dying_process_is_started_again(place) -> None:
+    """Between SIGKILL and Ray's noticing it, starting the role must not hand out the corpse."""
+    handle = place.peers.handle("dying")
+    for _ in range(3):
+        place.start([RoleSpec("dying", probe.Probe)])
+        os.kill(handle.call("pid").result(), signal.SIGKILL)
+        place.start([RoleSpec("dying", probe.Probe)])
+        assert handle.call("all").result() == []
+    place.kill("dying")
+
+
+def test_a_call_in_flight_of_a_killed_process_is_lost(place) -> None:
+    place.start([RoleSpec("victim", probe.Probe)])
+    handle = place.peers.handle("victim")
+    pid = handle.call("pid").result()
+    running = handle.call("sleep", 60.0)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ActorLost, match="victim") as lost:
+        running.result()
+    assert lost.value.retryable
+    assert not place.is_alive("victim")
+
+
+def test_a_busy_role_is_alive(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_runtime, "DEATH_TIMEOUT_SECONDS", 0.3)
+    place.start([RoleSpec("busy", probe.Probe)])
+    place.peers.handle("busy").call("sleep", 2.0)
+    assert place.is_alive("busy")
+    monkeypatch.undo()
+    place.kill("busy")
+
+
+def test_a_role_that_no_node_can_hold_is_lost_for_good(
+    place, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.setattr(ray_runtime, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(ray_runtime, "START_TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(ActorLost, match=r"no node offered .*gold") as lost:
+        place.start([RoleSpec("rich", probe.Probe, resources={"gold": 1.0}, spread=True)])
+    assert not lost.value.retryable
+    assert "gold" in caplog.text
+    assert place.names() == ()
+
+
+def test_a_role_whose_node_is_gone_is_lost_for_good(place) -> None:
+    with pytest.raises(ActorLost, match="not in the cluster") as lost:
+        place.start([RoleSpec("pinned", probe.Probe, node="ab" * 28)])
+    assert not lost.value.retryable
+
+
+def test_a_task_whose_process_dies_is_run_again(place, tmp_path: Path) -> None:
+    assert place.compute.submit(probe.die, str(tmp_path / "died")).result() == "done"
