@@ -36,7 +36,7 @@ def settings(ledger: Path, **changes: Any) -> HierarchicalFederationConfig:
 
 @dataclass
 class Harness:
-    """A federation of four baskets of three, each basket in an actor of its own, and means to kill its roles."""
+    """A federation of four baskets of three, each in an actor of its own, and means to kill its roles."""
 
     fed: HierarchicalFederation
     runtime: str
@@ -92,15 +92,26 @@ def harness(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def open_harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Harness]]:
     """``open_harness(runtime, **settings)``: a federation of the test's own, its clients registered."""
+    yield from _opener(request, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def open_harnesses(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Harness]]:
+    """The same for a module."""
+    yield from _opener(request, tmp_path_factory.mktemp("ledgers"))
+
+
+def _opener(request: pytest.FixtureRequest, folder: Path) -> Iterator[Callable[..., Harness]]:
     opened: list[HierarchicalFederation] = []
 
     def open_one(runtime: Literal["ray", "local"], **changes: Any) -> Harness:
         if runtime == "ray":
             request.getfixturevalue("ray_cluster")
-        ledger = tmp_path / f"ledger_{len(opened)}.sqlite"
-        opened.append(
-            HierarchicalFederation(settings(ledger, **changes), runtime=runtime, noise=SeededNoise(7))
-        )
+        ledger = folder / f"ledger_{len(opened)}.sqlite"
+        config = settings(ledger, **changes)
+        opened.append(HierarchicalFederation(config, runtime=runtime, noise=SeededNoise(7)))
         made = Harness(opened[-1], runtime, ledger)
         made.register()
         return made
