@@ -3,17 +3,25 @@
 from scarcity_ray.gossip.materiality import MaterialityDetector
 from scarcity_ray.gossip.member import GossipCarry
 from scarcity_ray.gossip.message import GossipMessage
-from scarcity_ray.gossip.mixing import mix_average, mix_noise_aware
+from scarcity_ray.gossip.mixing import MIXINGS, Scene, default_mixing, mix
 from scarcity_ray.gossip.peers import PeerSampler
-from scarcity_ray.gossip.protocol import GossipOutcome, GossipProtocol
+from scarcity_ray.gossip.protocol import GossipProtocol
+from scarcity_ray.gossip.received import Received
+from scarcity_ray.gossip.spread import Spread, estimate_spread
+from scarcity_ray.gossip.step import GossipOutcome
 
 __all__ = [
+    "MIXINGS",
     "GossipCarry",
     "GossipMessage",
     "GossipOutcome",
     "GossipProtocol",
     "MaterialityDetector",
     "PeerSampler",
-    "mix_average",
-    "mix_noise_aware",
+    "Received",
+    "Scene",
+    "Spread",
+    "default_mixing",
+    "estimate_spread",
+    "mix",
 ]

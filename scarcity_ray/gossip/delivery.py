@@ -13,20 +13,24 @@ class Inboxes:
     """One inbox for each member of a basket.
 
     A message waits in its inbox until its receiver has a local state to mix it into (delivered), it grows too
-    old (expired), or its sender or receiver leaves (dropped).
+    old (expired), its sender or receiver leaves, or its sender has newer news (dropped).
 
     Guarantees:
         - sent = delivered + expired + dropped + pending, always.
+        - A receiver is never delivered two messages of one sender at once: the newest counts.
     """
 
     def __init__(self) -> None:
         self.sent = self.delivered = self.expired = self.dropped = 0
-        self._waiting: dict[str, list[GossipMessage]] = {}
+        self._waiting: dict[str, dict[str, GossipMessage]] = {}
 
     def put(self, receiver_id: str, message: GossipMessage) -> None:
         """Send one message to one receiver."""
         self.sent += 1
-        self._waiting.setdefault(receiver_id, []).append(message)
+        inbox = self._waiting.setdefault(receiver_id, {})
+        earlier = inbox.pop(message.sender_id, message)
+        self.dropped += earlier is not message
+        inbox[message.sender_id] = max(earlier, message, key=lambda m: m.sequence_number)
 
     def is_empty(self, receiver_id: str) -> bool:
         """Whether nothing waits for a receiver."""
@@ -34,7 +38,7 @@ class Inboxes:
 
     def collect(self, receiver_id: str) -> list[GossipMessage]:
         """Deliver what waits for a receiver, in order of arrival."""
-        messages = self._waiting.pop(receiver_id, [])
+        messages = list(self._waiting.pop(receiver_id, {}).values())
         self.delivered += len(messages)
         return messages
 
@@ -63,8 +67,8 @@ class Inboxes:
 
     def _filter(self, keep: Callable[[str, GossipMessage], bool]) -> int:
         before = self.pending()
-        kept = {r: [m for m in messages if keep(r, m)] for r, messages in self._waiting.items()}
-        self._waiting = {receiver: messages for receiver, messages in kept.items() if messages}
+        kept = {r: {s: m for s, m in inbox.items() if keep(r, m)} for r, inbox in self._waiting.items()}
+        self._waiting = {receiver: inbox for receiver, inbox in kept.items() if inbox}
         return before - self.pending()
 
 

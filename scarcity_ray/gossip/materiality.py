@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.robust.rows import row_norms
+from scarcity_ray.robust.blocks import column_blocks
+from scarcity_ray.robust.rows import row_norm
 
 
 class MaterialityDetector:
@@ -41,34 +43,47 @@ class MaterialityDetector:
             sigma: Standard deviation of the drift's noise.
             noise: One standard normal sample.
         """
-        return bool(self.material([client_id], state[np.newaxis], sigma, np.array([noise]))[0])
+        return bool(self.material([client_id], [state], sigma, np.array([noise]))[0])
 
-    def drifts(self, client_ids: Sequence[str], states: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """L2 distance of each clipped state (n, d) from the one last pushed, float64 (n,)."""
-        difference = np.array(states, dtype=np.float64)
-        for row, client_id in zip(difference, client_ids, strict=True):
-            if client_id in self._pushed:
-                row -= self._pushed[client_id]
-        return row_norms(difference)
+    def drifts(
+        self, client_ids: Sequence[str], states: Iterable[npt.NDArray[np.float32]]
+    ) -> npt.NDArray[np.float64]:
+        """L2 distance of each client's clipped state (d,) from the one last pushed, float64 (n,)."""
+        return np.array([self._drift(c, state) for c, state in zip(client_ids, states, strict=True)])
 
     def material(
         self,
         client_ids: Sequence[str],
-        states: npt.NDArray[np.float32],
+        states: Iterable[npt.NDArray[np.float32]],
         sigma: float,
         noise: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.bool_]:
-        """`should_push` for n clients at once: states (n, d), noise (n,)."""
+        """`should_push` for n clients at once: states (d,) each, noise (n,)."""
         noised: npt.NDArray[np.float64] = self.drifts(client_ids, states) + sigma * noise
         return noised >= self.drift_threshold
 
+    def _drift(self, client_id: str, state: npt.NDArray[np.float32]) -> float:
+        pushed = self._pushed.get(client_id)
+        if pushed is None:
+            return row_norm(state)
+        total = 0.0
+        for columns in column_blocks(len(state)):
+            difference = np.subtract(state[columns], pushed[columns], dtype=np.float64)
+            total += float(np.dot(difference, difference))
+        return math.sqrt(total)
+
     def update_state(self, client_id: str, state: npt.NDArray[np.float32]) -> None:
         """Remember a copy of the clipped state that was just pushed."""
-        self._pushed[client_id] = np.array(state, dtype=np.float32)
+        kept = self._pushed.get(client_id)
+        if kept is None or kept.shape != state.shape or not kept.flags.writeable:
+            self._pushed[client_id] = np.array(state, dtype=np.float32)
+        else:
+            kept[...] = state
 
     def last_pushed(self, client_id: str) -> npt.NDArray[np.float32] | None:
-        """The clipped state last pushed; None before the first push."""
-        return self._pushed.get(client_id)
+        """A copy of the clipped state last pushed; None before the first push."""
+        kept = self._pushed.get(client_id)
+        return None if kept is None else kept.copy()
 
     def forget(self, client_id: str) -> None:
         """Drop what is remembered of a client."""

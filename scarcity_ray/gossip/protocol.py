@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,50 +25,14 @@ from scarcity_ray.gossip.delivery import Delivery
 from scarcity_ray.gossip.materiality import MaterialityDetector
 from scarcity_ray.gossip.member import GossipCarry, Members
 from scarcity_ray.gossip.message import GossipMessage
-from scarcity_ray.gossip.mixing import MIXINGS
+from scarcity_ray.gossip.mixing import default_mixing
 from scarcity_ray.gossip.peers import PeerSampler
+from scarcity_ray.gossip.release import noised
+from scarcity_ray.gossip.step import GossipOutcome, GossipStep
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.privacy.noise import NoiseSource
-from scarcity_ray.robust.rows import clip_rows, row_norms
-
-Matrix = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class GossipOutcome:
-    """What one gossip round of a basket did.
-
-    Attributes:
-        delivered: Messages that reached a local state.
-        sent: Messages put into inboxes, by push or pull.
-        expired: Messages that grew too old.
-        released: Clients that released a new vector.
-        client_ids: The members with a state, as given to `begin`.
-        states: Their states after mixing, a new float32 (n, d) array.
-        mixed: Those whose state received something.
-    """
-
-    delivered: int
-    sent: int
-    expired: int
-    released: tuple[str, ...]
-    client_ids: tuple[str, ...]
-    states: Matrix
-    mixed: tuple[str, ...]
-
-
-@dataclass
-class _Step:
-    client_ids: tuple[str, ...]
-    states: Matrix
-    clipped: Matrix
-    to_test: frozenset[str]
-    to_push: frozenset[str] = frozenset()
-
-    def clipped_rows(self, ids: Sequence[str]) -> Matrix:
-        """The clipped states of sorted `ids`."""
-        wanted = set(ids)
-        return self.clipped[[client_id in wanted for client_id in self.client_ids]]
+from scarcity_ray.robust.blocks import Rows
+from scarcity_ray.robust.rows import row_norms
 
 
 class GossipProtocol:
@@ -83,11 +46,13 @@ class GossipProtocol:
         - A client releases at most `max_messages_per_day` vectors in any 24 hours.
         - A client receives a released vector at most once.
         - A client that moves or comes back in mid-round does not release twice.
-        - States that are given are never written to.
+        - States that are given are never written to, unless they are given again as `out`.
+        - Beside the states, two vectors a client are kept: the state last pushed and the vector released.
 
     Args:
-        config: Peers, intervals, limits, mixing.
-        plan: Noise scales and clip norm.
+        config: Peers, intervals, limits, mixing; a mixing of None is ``clipped_gossip`` if the plan's Layer 1
+            reckons with Byzantine clients, else ``noise_aware``.
+        plan: Noise scales, clip norm, Layer 1's rule.
         basket_id: The basket.
         noise: Where privacy noise comes from; its streams are named by kind, client and round alone.
         seed: Of the peers' simulation stream.
@@ -100,6 +65,7 @@ class GossipProtocol:
         self.plan = plan
         self.basket_id = basket_id
         self.round_id = 0
+        self.mixing = config.mixing or default_mixing(plan.layer1)
         self._noise = noise
         self._detector = MaterialityDetector(config.push_drift_threshold)
         self._members = Members(basket_id, self._detector)
@@ -107,12 +73,12 @@ class GossipProtocol:
         self._delivery = Delivery(sampler, config.peers_per_round, config.pull_interval)
         self._inboxes = self._delivery.inboxes
         self._counts: Counter[str] = Counter()
-        self._step: _Step | None = None
+        self._step: GossipStep | None = None
 
     def begin(
         self,
         client_ids: Sequence[str],
-        states: Matrix,
+        states: Rows,
         round_id: int,
         now: float,
         *,
@@ -125,7 +91,7 @@ class GossipProtocol:
 
         Args:
             client_ids: Members with a local state, sorted.
-            states: Their states, finite float32 (n, d).
+            states: Their states, n finite float32 rows (d,), kept until `exchange`.
             round_id: The federation round; later than the last one advances this protocol.
             now: Seconds.
             num_members: Members of the basket, with or without a state; the number of states if None.
@@ -134,25 +100,21 @@ class GossipProtocol:
             UsageError: If ids, states or round do not fit.
         """
         self.advance_round(round_id)
-        ids = tuple(client_ids)
-        states = states if ids else np.empty((0, self.plan.dimension), dtype=np.float32)
-        if list(ids) != sorted(set(ids)) or states.shape != (len(ids), self.plan.dimension):
-            raise UsageError(
-                f"gossip needs sorted ids and a ({len(ids)}, {self.plan.dimension}) array, got {states.shape}"
-            )
+        ids, dimension = tuple(client_ids), self.plan.dimension
+        if list(ids) != sorted(set(ids)) or [len(row) for row in states] != [dimension] * len(ids):
+            raise UsageError(f"gossip needs sorted ids and {len(ids)} rows of length {dimension}")
         norms = row_norms(states)
         if not np.isfinite(norms).all():
             raise UsageError(f"states of basket {self.basket_id!r} must be finite")
         self._members.forget_gone(round_id, now)
-        untested = []
+        size, untested = max(num_members or 0, len(ids)), []
         for client_id in ids:
             record = self._members.present(client_id, now)
-            if record.tested_round < round_id and max(num_members or 0, len(ids)) > 1:
+            if record.tested_round < round_id and size > 1:
                 untested.append((client_id, len(record.release_times) >= self.config.max_messages_per_day))
         to_test = tuple(client_id for client_id, is_limited in untested if not is_limited)
         self._counts["rate_limited"] += len(untested) - len(to_test)
-        clipped = clip_rows(states, norms, self.plan.clip_norm) if ids else states
-        self._step = _Step(ids, states, clipped, frozenset(to_test))
+        self._step = GossipStep(ids, states, norms, frozenset(to_test))
         return to_test
 
     def test_drift(self, allowed_ids: Collection[str]) -> tuple[str, ...]:
@@ -171,7 +133,9 @@ class GossipProtocol:
         sigma = self.plan.sigma_drift
         noise = np.array([self._draw(1, "drift", client_id, sigma)[0] for client_id in allowed])
         if allowed:
-            decisions = self._detector.material(allowed, step.clipped_rows(allowed), sigma, noise)
+            decisions = self._detector.material(
+                allowed, step.clipped(allowed, self.plan.clip_norm), sigma, noise
+            )
             for client_id, wants_push in zip(allowed, decisions, strict=True):
                 record = self._members.records[client_id]
                 record.tested_round, record.wants_push = self.round_id, bool(wants_push)
@@ -182,7 +146,12 @@ class GossipProtocol:
         return wanting
 
     def exchange(
-        self, allowed_ids: Collection[str], all_members: Collection[str], now: float
+        self,
+        allowed_ids: Collection[str],
+        all_members: Collection[str],
+        now: float,
+        *,
+        out: Rows | None = None,
     ) -> GossipOutcome:
         """Release the allowed vectors, deliver messages, and mix what each member received into its state.
 
@@ -195,6 +164,8 @@ class GossipProtocol:
             allowed_ids: Clients of `test_drift`'s answer whose charge was allowed.
             all_members: All members of the basket, with or without a state.
             now: Seconds.
+            out: Where the mixed states go, n float32 rows; may be the states given to `begin`. None: a new
+                array.
 
         Raises:
             UsageError: Before `begin`, or for clients that are not entitled.
@@ -204,24 +175,29 @@ class GossipProtocol:
         members = sorted(set(all_members))
         if not set(step.client_ids) <= set(members):
             raise UsageError("all_members must hold every client that has a state")
+        if out is not None and len(out) != len(step.client_ids):
+            raise UsageError(f"out must have a row for each of the {len(step.client_ids)} states")
         self._step = None
         self._inboxes.keep_only(members)
         expired = self._inboxes.expire(self.config.message_ttl, now)
         sent_before = self._inboxes.sent
-        for client_id, row in zip(allowed, step.clipped_rows(allowed), strict=True):
+        for client_id, row in zip(allowed, step.clipped(allowed, self.plan.clip_norm), strict=True):
             self._release(client_id, row, now)
+        live = self._members.live_releases(members, self.round_id, self.config.message_ttl, now)
         if len(members) > 1:
-            live = self._members.live_releases(members, self.round_id, self.config.message_ttl, now)
             self._delivery.run(live, self._members.records, members, step.client_ids, now)
-        states, mixed, delivered = self._mix(step)
+        if out is None:
+            out = np.empty((len(step.client_ids), self.plan.dimension), np.float32)
+        inboxes = [self._inboxes.collect(client_id) for client_id in step.client_ids]
+        step.mix(inboxes, live, self.mixing, self.plan, len(members), out)
         return GossipOutcome(
-            delivered=delivered,
+            delivered=sum(map(len, inboxes)),
             sent=self._inboxes.sent - sent_before,
             expired=expired,
             released=allowed,
             client_ids=step.client_ids,
-            states=states,
-            mixed=mixed,
+            states=out,
+            mixed=tuple(c for c, inbox in zip(step.client_ids, inboxes, strict=True) if inbox),
         )
 
     def advance_round(self, round_id: int) -> None:
@@ -269,7 +245,7 @@ class GossipProtocol:
             **{name: self._counts[name] for name in ("drift_tests", "releases", "rate_limited")},
         }
 
-    def _current(self, call: str) -> _Step:
+    def _current(self, call: str) -> GossipStep:
         if self._step is None:
             raise UsageError(f"{call} needs a round that was begun since members or rounds last changed")
         return self._step
@@ -279,29 +255,16 @@ class GossipProtocol:
             return np.zeros(shape)
         return self._noise.standard_normal(shape, f"gossip/{kind}/{client_id}/{self.round_id}")
 
-    def _release(self, client_id: str, clipped: Matrix, now: float) -> None:
+    def _release(self, client_id: str, clipped: npt.NDArray[np.float32], now: float) -> None:
         sigma = self.plan.sigma_vector
         noise = self._draw(self.plan.dimension, "vector", client_id, sigma)
-        vector = (clipped + sigma * noise).astype(np.float32)
-        vector.setflags(write=False)
+        vector = noised(clipped, noise, sigma)
         record = self._members.records[client_id]
         record.note_release(
             GossipMessage(client_id, self.basket_id, vector, record.num_releases, now, self.round_id)
         )
         self._detector.update_state(client_id, clipped)
         self._counts["releases"] += 1
-
-    def _mix(self, step: _Step) -> tuple[Matrix, tuple[str, ...], int]:
-        mix = MIXINGS[self.config.mixing]
-        states = np.array(step.states, dtype=np.float32)
-        mixed, delivered = [], 0
-        for index, client_id in enumerate(step.client_ids):
-            received = [message.summary_vector for message in self._inboxes.collect(client_id)]
-            if received:
-                states[index] = mix(states[index], received, self.plan)
-                mixed.append(client_id)
-                delivered += len(received)
-        return states, tuple(mixed), delivered
 
 
 def _allowed(what: str, allowed_ids: Collection[str], entitled: frozenset[str]) -> tuple[str, ...]:

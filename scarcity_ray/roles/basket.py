@@ -218,7 +218,7 @@ class Basket:
         self._buffer.put_client(carry.updates, self.basket_id)
         self._gossip.put_client(carry.gossip)
         if carry.state is not None:
-            self._states[carry.client_id] = carry.state
+            self._states[carry.client_id] = np.array(carry.state, np.float32)
         if carry.meta is not None:
             self._meta[carry.client_id] = carry.meta
 
@@ -311,10 +311,8 @@ class Basket:
     def gossip_begin(self, round_id: int, now: float) -> tuple[str, ...]:
         """Clients whose drift test must be charged before it is made."""
         ids = tuple(sorted(self._states))
-        matrix = np.array([self._states[c] for c in ids], np.float32).reshape(
-            len(ids), self._plan.gossip.dimension
-        )
-        return self._gossip.begin(ids, matrix, round_id, now, num_members=len(self.members))
+        states = [self._states[c] for c in ids]
+        return self._gossip.begin(ids, states, round_id, now, num_members=len(self.members))
 
     def gossip_test(self, allowed: Sequence[str]) -> tuple[str, ...]:
         """Clients that want to push, whose vector must be charged before it is noised."""
@@ -322,9 +320,8 @@ class Basket:
 
     def gossip_exchange(self, allowed: Sequence[str], now: float) -> int:
         """Noise, deliver and mix; the messages that were delivered."""
-        outcome = self._gossip.exchange(allowed, self.members, now)
-        for client_id, state in zip(outcome.client_ids, outcome.states, strict=True):
-            self._states[client_id] = state.copy()
+        states = [self._states[c] for c in sorted(self._states)]
+        outcome = self._gossip.exchange(allowed, self.members, now, out=states)
         self._counters.messages_delivered += outcome.delivered
         if outcome.delivered:
             self._last_active = now

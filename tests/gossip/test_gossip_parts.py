@@ -4,11 +4,9 @@ from collections import Counter
 
 import hypothesis.strategies as st
 import numpy as np
-import pytest
 from hypothesis import given, settings
 
-from scarcity_ray.gossip import GossipMessage, MaterialityDetector, PeerSampler, mix_average, mix_noise_aware
-from scarcity_ray.plan import GossipPlan
+from scarcity_ray.gossip import GossipMessage, MaterialityDetector, PeerSampler
 
 sizes = st.integers(1, 25)
 
@@ -113,53 +111,6 @@ def test_the_detector_keeps_its_own_copy() -> None:
     detector.update_state("a", state)
     state[:] = 0
     assert detector.should_push("a", state)
-
-
-def plan(sigma: float, dimension: int, clip_norm: float = 1.0) -> GossipPlan:
-    return GossipPlan(1.0, 1.0, 0.0, sigma, clip_norm, dimension)
-
-
-def test_noise_aware_mixing_moves_by_the_plans_weight_towards_the_clipped_mean() -> None:
-    numbers = plan(sigma=0.25, dimension=4)
-    state = np.full(4, 0.5, np.float32)
-    received = [np.zeros(4, np.float32), np.array([1000, 0, 0, 0], np.float32)]
-    weight = numbers.mixing_weight(2)
-    mean = np.array([numbers.receive_norm / 2, 0, 0, 0])
-    np.testing.assert_allclose(
-        mix_noise_aware(state, received, numbers), (1 - weight) * state + weight * mean, rtol=1e-6
-    )
-    assert state.tolist() == [0.5] * 4
-
-
-def test_average_is_the_plain_mean_of_state_and_received() -> None:
-    mixed = mix_average(np.zeros(2, np.float32), [np.full(2, 3.0, np.float32)] * 2, plan(1e9, 2))
-    assert mixed.tolist() == [2, 2]
-    assert mixed.dtype == np.float32
-
-
-def test_mixing_nothing_changes_nothing() -> None:
-    for mix in (mix_noise_aware, mix_average):
-        state = np.ones(2, np.float32)
-        mixed = mix(state, [], plan(1.0, 2))
-        assert mixed.tolist() == [1, 1]
-        assert mixed is not state
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, 3.0])
-def test_noise_aware_mixing_has_less_error_than_the_state_alone_and_than_averaging(sigma: float) -> None:
-    d, k = 64, 5
-    numbers = plan(sigma, d, clip_norm=1.0)
-    rng = np.random.Generator(np.random.PCG64DXSM(5))
-    errors = np.zeros(3)
-    for _ in range(200):
-        centre = rng.standard_normal(d) * 0.01
-        own, *others = centre + rng.standard_normal((k + 1, d)) / np.sqrt(d)
-        received = [(o + sigma * rng.standard_normal(d)).astype(np.float32) for o in others]
-        state = own.astype(np.float32)
-        results = (state, mix_noise_aware(state, received, numbers), mix_average(state, received, numbers))
-        errors += [float(((r - centre) ** 2).sum()) for r in results]
-    assert errors[1] < errors[0]
-    assert errors[1] < errors[2] * 1.05
 
 
 def test_messages_know_their_age() -> None:

@@ -1,0 +1,124 @@
+"""Who received which vector, and the two passes over all of that: distances, and weighted sums.
+
+Both passes take the columns in blocks that stay in the processor's cache: a basket's n x K receipts cost a
+few array operations a block, and no more memory than the blocks.
+
+Guarantees:
+    - Distances and sums are those of the definition, to float32 rounding.
+    - A state may be overwritten by its own sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.robust.blocks import Rows, workspace
+
+Scales = NDArray[np.float64]
+
+BLOCK_ENTRIES = 1 << 18
+"""Entries of the wider of the two matrices in a column block."""
+
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    """What the receivers of one gossip round got.
+
+    Attributes:
+        vectors: m distinct released vectors, float32 (d,) each; a sender that tells different peers different
+            things has several.
+        index: intp (n, K): row i names in its first ``counts[i]`` entries the vectors that receiver i got.
+        counts: intp (n,), each at least 1.
+    """
+
+    vectors: Sequence[NDArray[np.float32]]
+    index: NDArray[np.intp]
+    counts: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, vectors: Sequence[NDArray[np.float32]], index: Sequence[Sequence[int]]) -> Received:
+        """From a list of vector indices for each receiver."""
+        counts = np.array([len(row) for row in index], np.intp)
+        padded = np.zeros((len(index), int(counts.max(initial=0))), np.intp)
+        for row, out in zip(index, padded, strict=True):
+            out[: len(row)] = row
+        return cls(vectors, padded, counts)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """(n, K): which entries of `index` are meant."""
+        present: NDArray[np.bool_] = np.arange(self.index.shape[1]) < self.counts[:, np.newaxis]
+        return present
+
+    def distances(self, states: Rows, state_scales: Scales, vector_scales: Scales) -> NDArray[np.float64]:
+        """Squared distances of each state to what it received, after scaling both.
+
+        Args:
+            states: n float32 rows of length d.
+            state_scales: (n,) factors of the states.
+            vector_scales: (m,) factors of the vectors.
+
+        Returns:
+            (n, K) float64; inf where `present` is false.
+        """
+        squared = np.zeros(self.index.shape)
+        for columns in column_steps(len(self.vectors[0]), len(self.vectors), len(states)):
+            points = scaled_block("points", states, columns, state_scales)
+            vectors = scaled_block("vectors", self.vectors, columns, vector_scales)
+            gathered = workspace("gathered", points.shape, np.float32)
+            for k in range(self.index.shape[1]):
+                np.take(vectors, self.index[:, k], axis=0, out=gathered, mode="clip")
+                np.subtract(gathered, points, out=gathered)
+                squared[:, k] += np.einsum("ij,ij->i", gathered, gathered)
+        squared[~self.present] = np.inf
+        return squared
+
+    def combine(self, states: Rows, own: Scales, shares: NDArray[np.float64], out: Rows) -> None:
+        """Write own_i states_i + sum_k shares_ik vectors_index_ik to `out`, summed in float64, rounded once.
+
+        Args:
+            states: n float32 rows of length d.
+            own: (n,).
+            shares: (n, K); what stands where `present` is false is ignored.
+            out: n float32 rows; may be `states`.
+        """
+        shares = np.where(self.present, shares, 0.0)
+        for columns in column_steps(len(self.vectors[0]), len(self.vectors), len(states)):
+            vectors = scaled_block("vectors", self.vectors, columns, None)
+            points = scaled_block("points", states, columns, None)
+            gathered = workspace("gathered", points.shape, np.float32)
+            term = workspace("term", points.shape, np.float64)
+            total = workspace("total", points.shape, np.float64)
+            np.multiply(points, own[:, np.newaxis], out=total)
+            for k in range(self.index.shape[1]):
+                np.take(vectors, self.index[:, k], axis=0, out=gathered, mode="clip")
+                np.multiply(gathered, shares[:, k, np.newaxis], out=term)
+                np.add(total, term, out=total)
+            for row, sums in zip(out, total, strict=True):
+                row[columns] = sums
+
+
+def scaled_block(name: str, rows: Rows, columns: slice, scales: Scales | None) -> NDArray[np.float32]:
+    """The rows' entries in `columns`, each row times its scale, in a scratch array of that name."""
+    block = workspace(name, (len(rows), columns.stop - columns.start), np.float32)
+    if scales is None:
+        for index, row in enumerate(rows):
+            block[index] = row[columns]
+    else:
+        for index, (row, scale) in enumerate(zip(rows, scales.astype(np.float32), strict=True)):
+            np.multiply(row[columns], scale, out=block[index])
+    return block
+
+
+def column_steps(dimension: int, *num_rows: int) -> Iterator[slice]:
+    """Column ranges in which that many rows make a block of about `BLOCK_ENTRIES` entries."""
+    width = max(64, BLOCK_ENTRIES // max(num_rows))
+    for start in range(0, dimension, width):
+        yield slice(start, min(start + width, dimension))
+
+
+__all__ = ["Received", "column_steps", "scaled_block"]
