@@ -29,9 +29,13 @@ from scarcity_ray.robust.distances import measure
 from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.linear import RowRule
 from scarcity_ray.robust.mixing import PreAggregation
+from scarcity_ray.robust.rough import rough_distances
 from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
-from scarcity_ray.robust.rule import Rule, Selection
+from scarcity_ray.robust.rule import Rule, Selection, Setting
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
+
+MOST_ERROR = 2.0**-10
+"""Relative error of rough distances beyond which no rule is asked to settle on them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,8 @@ class AggregationResult:
         vector: (d,) float32.
         selected: Indices of the rows that entered, ascending.
         weights: (n,) float64, each row's share, for rules that weigh whole rows; else None.
-        scores: (n,) float64, the lower the better, ``nan`` for a masked row, for rules that score; else None.
+        scores: (n,) float64 to a relative 1e-3, the lower the better, for rules that score; ``nan`` for a
+            masked row; else None.
         rejected: Indices of the rows that were masked because they are not finite, ascending.
     """
 
@@ -160,22 +165,26 @@ def aggregate_blocks(
         raise UsageError("weights are not for mixed rows")
     elif num_rows < 2 * num_byzantine + 1:
         raise TooFewUpdates(steps[0].name, num_rows, 2 * num_byzantine + 1)
-    geometry: Geometry | None = None
     mixing: Matrix | None = None
-    if steps or rule.needs_distances:
-        origin = rule.needs_origin or any(step.needs_origin for step in steps)
-        geometry = measure(map_blocks, norms, origin=origin)
-    with one_blas_thread():
-        if geometry is not None:
-            geometry, mixing = _mix(geometry, steps, num_byzantine)
-        selection = rule.select(
-            None if geometry is None else geometry.distances,
-            num_rows=num_rows if geometry is None else geometry.num_rows,
-            num_byzantine=num_byzantine,
-            num_selected=num_selected,
-            weights=weights,
-            geometry=geometry,
-        )
+    selection: Selection | None = None
+    if rule.may_settle and not steps:
+        selection = _roughly(rule, map_blocks, norms, Setting(num_rows, num_byzantine, num_selected))
+    if selection is None:
+        geometry: Geometry | None = None
+        if steps or rule.needs_distances:
+            origin = rule.needs_origin or any(step.needs_origin for step in steps)
+            geometry = measure(map_blocks, norms, origin=origin)
+        with one_blas_thread():
+            if geometry is not None:
+                geometry, mixing = _mix(geometry, steps, num_byzantine)
+            selection = rule.select(
+                None if geometry is None else geometry.distances,
+                num_rows=num_rows if geometry is None else geometry.num_rows,
+                num_byzantine=num_byzantine,
+                num_selected=num_selected,
+                weights=weights,
+                geometry=geometry,
+            )
     if mixing is not None and isinstance(rule, RowRule):
         selection, mixing = _unmixed(selection, mixing[:, :num_rows]), None
     elif mixing is not None:
@@ -217,6 +226,15 @@ def combine_block(
             mixed[:] = mixing @ rows
         block = mixed
     return rule.combine(block, selection, num_byzantine)
+
+
+def _roughly(
+    rule: Rule, map_blocks: MapBlocks, norms: NDArray[np.float64] | None, setting: Setting
+) -> Selection | None:
+    rough = rough_distances(map_blocks, norms)
+    if rough is None or rough.error > MOST_ERROR:
+        return None
+    return rule.settle(rough.squared, rough.error, setting)
 
 
 def _mix(

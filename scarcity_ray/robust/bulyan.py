@@ -20,6 +20,9 @@ from scarcity_ray.robust.krum import krum_scores, lowest
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
 from scarcity_ray.robust.shrinking import ShrinkingScores
 
+MOST_PATHS = 16
+"""Open paths at which `settled_selection` gives up."""
+
 
 def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], NDArray[np.float64]]:
     """The rows that repeated Krum picks, in that order, and each row's score in the first step.
@@ -43,15 +46,74 @@ def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], 
     return picked, first
 
 
+def settled_selection(distances: Matrix, num_byzantine: int, error: float) -> list[int] | None:
+    """The rows that repeated Krum picks, ascending, if they are the same for all distances within `error`.
+
+    Every row that may score lowest is followed. Two that are close are usually picked one after the other, in
+    either order, so that the paths soon meet again; if more than `MOST_PATHS` are open or several are left at
+    the end, the answer is None.
+
+    Args:
+        distances: (n, n) float64 squared distances.
+        num_byzantine: f >= 2, so that a step never has fewer than one neighbour.
+        error: Largest relative error of a distance.
+    """
+    num_rows = len(distances)
+    paths = [ShrinkingScores(distances, num_rows - num_byzantine - 2)]
+    left: dict[bytes, ShrinkingScores] = {}
+    for step in reversed(range(num_rows - 2 * num_byzantine)):
+        left = {}
+        for path in paths:
+            for row in _possible_winners(path, distances, error):
+                mask = path.left.copy()
+                mask[row] = False
+                if mask.tobytes() not in left:
+                    left[mask.tobytes()] = twin = path.copy()
+                    if step:
+                        twin.remove(row)
+                    twin.left[row] = False
+        if len(left) > MOST_PATHS:
+            return None
+        paths = list(left.values())
+    return [int(row) for row in np.flatnonzero(~paths[0].left)] if len(paths) == 1 else None
+
+
+def _possible_winners(path: ShrinkingScores, distances: Matrix, error: float) -> list[int]:
+    """Rows that score lowest for some distances within the error; of rows that always tie, only the first."""
+    least = path.scores[path.left].min()
+    possible = np.flatnonzero(path.left & (path.scores * (1.0 - error) <= least * (1.0 + error)))
+    if len(possible) == 1:
+        return [int(possible[0])]
+    among = distances[np.ix_(possible, possible)]
+    ties = among == 0.0
+    if path.num_neighbours == 1:
+        others = np.where(path.left, distances[possible], np.inf)
+        others[np.arange(len(possible)), possible] = np.inf
+        nearest = others.min(axis=1)
+        ties |= (among == nearest) & (among == nearest[:, np.newaxis])
+    return [int(row) for row in possible[~np.tril(ties, -1).any(axis=1)]]
+
+
 class Bulyan(Rule):
     """Repeated Krum, then a mean around the median in each coordinate."""
 
     name = "bulyan"
     needs_distances = True
+    may_settle = True
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         picked, scores = bulyan_selection(distances, setting.num_byzantine)
         return Selection(tuple(sorted(picked)), scores=scores)
+
+    def settle(self, distances: Matrix, error: float, setting: Setting) -> Selection | None:
+        """See `Rule.settle`."""
+        if setting.num_byzantine < 2:
+            return None
+        picked = settled_selection(distances, setting.num_byzantine, error)
+        if picked is None:
+            return None
+        scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)
+        return Selection(tuple(picked), scores=scores)
 
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
         """The mean around the median of the picked rows; see `Rule.combine`."""

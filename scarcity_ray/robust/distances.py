@@ -94,7 +94,7 @@ def measure(
     """
     squares = ordered_sum(map_blocks(squares_block)) if norms is None else np.square(norms)
     num_rows = len(squares)
-    centre = int(np.argsort(squares, kind="stable")[(num_rows - 1) // 2])
+    centre = middle_row(squares)
     gram, squared, scale = _one_pass(map_blocks, centre, origin)
     for _ in range(PASSES - 1):
         near = squared < NEAR * scale
@@ -120,6 +120,11 @@ def pairwise(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = None) ->
         (n, n) float64, symmetric, zero on the diagonal.
     """
     return measure(map_blocks, norms).distances
+
+
+def middle_row(norms: NDArray[np.float64]) -> int:
+    """Index of the row of median norm: with fewer than half Byzantine, as long as some honest row."""
+    return int(np.argsort(norms, kind="stable")[(len(norms) - 1) // 2])
 
 
 def ordered_sum(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:

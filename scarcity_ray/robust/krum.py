@@ -43,15 +43,35 @@ def lowest(scores: NDArray[np.float64], candidates: NDArray[np.bool_]) -> int:
     return int(np.argmax(candidates & (scores <= least + TIE * least)))
 
 
+def is_settled(
+    scores: NDArray[np.float64], selected: NDArray[np.bool_], distances: Matrix, error: float
+) -> bool:
+    """Whether no row outside could score as low as a selected one, but for rows equal to it.
+
+    Args:
+        scores: (n,) sums of distances.
+        selected: (n,) bool, the lowest scores, ties by index.
+        distances: (n, n) squared distances.
+        error: Largest relative error of a distance, and so of a score.
+    """
+    could = np.less_equal.outer(scores[~selected] * (1.0 - error), scores[selected] * (1.0 + error))
+    return not (could & (distances[np.ix_(~selected, selected)] > 0.0)).any()
+
+
 class Krum(RowRule):
     """The row with the lowest score."""
 
     name = "krum"
     needs_distances = True
+    may_settle = True
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)
         return Selection((lowest(scores, np.ones(setting.num_rows, np.bool_)),), scores=scores)
+
+    def settle(self, distances: Matrix, error: float, setting: Setting) -> Selection | None:
+        """See `Rule.settle`."""
+        return _settled(self._select(distances, setting), distances, error)
 
 
 class MultiKrum(RowRule):
@@ -59,6 +79,7 @@ class MultiKrum(RowRule):
 
     name = "multi_krum"
     needs_distances = True
+    may_settle = True
     takes_num_selected = True
 
     def check(
@@ -78,3 +99,15 @@ class MultiKrum(RowRule):
         for _ in range(most if setting.num_selected is None else setting.num_selected):
             left[lowest(scores, left)] = False
         return Selection(tuple(np.flatnonzero(~left).tolist()), scores=scores)
+
+    def settle(self, distances: Matrix, error: float, setting: Setting) -> Selection | None:
+        """See `Rule.settle`."""
+        return _settled(self._select(distances, setting), distances, error)
+
+
+def _settled(selection: Selection, distances: Matrix, error: float) -> Selection | None:
+    selected = np.zeros(len(distances), np.bool_)
+    selected[list(selection.rows)] = True
+    if selection.scores is None or not is_settled(selection.scores, selected, distances, error):
+        return None
+    return selection

@@ -56,6 +56,7 @@ class Rule(ABC):
         needs_distances: Whether `select` wants the squared distances.
         needs_geometry: Whether `select` wants all of the rows' geometry.
         needs_origin: Whether that geometry must have the origin.
+        may_settle: Whether `settle` is worth asking.
         takes_weights: Whether `select` accepts weights.
         takes_num_selected: Whether `select` accepts a number of rows to select.
     """
@@ -64,6 +65,7 @@ class Rule(ABC):
     needs_distances: bool = False
     needs_geometry: bool = False
     needs_origin: bool = False
+    may_settle: bool = False
     takes_weights: bool = False
     takes_num_selected: bool = False
 
@@ -123,6 +125,19 @@ class Rule(ABC):
     @abstractmethod
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         """`select` with checked arguments."""
+
+    def settle(self, distances: Matrix, error: float, setting: Setting) -> Selection | None:
+        """The selection, if it is the same for all distances that are relatively within `error` of these.
+
+        Equal distances of equal rows count as equal, and distances of zero as exact. Rules that cannot tell
+        give None, and are then asked to select from exact distances.
+
+        Args:
+            distances: (n, n) float64 squared distances.
+            error: Less than 1.
+            setting: Checked arguments.
+        """
+        return None
 
     @abstractmethod
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:

@@ -10,6 +10,8 @@ So each row's distances are sorted once, and a step costs O(n) instead of O(n^2)
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,6 +63,13 @@ class ShrinkingScores:
             self._sum_anew(rows)
         else:
             self._sum_anew(rows[self.scores[rows] < 0.5 * self._summed[rows]])
+
+    def copy(self) -> ShrinkingScores:
+        """The same scores, from which rows can be removed apart."""
+        twin = copy.copy(self)
+        twin.left, twin.scores = self.left.copy(), self.scores.copy()
+        twin._furthest, twin._summed = self._furthest.copy(), self._summed.copy()
+        return twin
 
     def _step_down(self, rows: NDArray[np.intp]) -> None:
         """Let the furthest neighbour of each of `rows` be the next nearer one that is left."""

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scarcity_ray.robust import aggregate, get_rule, inline_blocks, pairwise
+from scarcity_ray.robust import aggregation as aggregation_module
+from scarcity_ray.robust.bulyan import bulyan_selection, settled_selection
+from scarcity_ray.robust.rough import rough_distances
+from scarcity_ray.robust.rule import Setting
+
+SHAPES = {
+    "normal": lambda rng, n, d: rng.standard_normal((n, d)),
+    "one sign": lambda rng, n, d: np.abs(rng.standard_normal((n, d))),
+    "heavy tails": lambda rng, n, d: rng.standard_t(2, (n, d)),
+    "sloping": lambda rng, n, d: np.linspace(0.01, 3, d) * rng.uniform(0.9, 1.1, (n, 1)),
+    "raw weights": lambda rng, n, d: 30 * rng.standard_normal(d) + rng.standard_normal((n, d)),
+    "small": lambda rng, n, d: 1e-5 * rng.standard_normal((n, d)),
+    "large": lambda rng, n, d: 1e9 * rng.standard_normal((n, d)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rough_distances_are_within_the_bound_that_comes_with_them(shape):
+    rng = np.random.default_rng(0)
+    for n, d in ((7, 3), (20, 9000), (50, 20_000)):
+        rows = SHAPES[shape](rng, n, d).astype(np.float32)
+        rough = rough_distances(inline_blocks(rows))
+        exact = pairwise(inline_blocks(rows))
+        if rough is None:
+            continue
+        assert (np.abs(rough.squared - exact) <= rough.error * exact).all()
+        assert rough.error < 2.0**-8
+    assert shape == "sloping" or rough is not None
+
+
+def test_equal_rows_have_distance_zero_exactly():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((20, 9000)).astype(np.float32)
+    rows[[4, 9, 17]] = rows[3]
+    rows[12] = rows[1]
+    rough = rough_distances(inline_blocks(rows))
+    assert {tuple(pair) for pair in np.argwhere(np.triu(rough.squared == 0, 1)).tolist()} == {
+        (1, 12), (3, 4), (3, 9), (3, 17), (4, 9), (4, 17), (9, 17),
+    }  # fmt: skip
+    assert rough.squared[3, [0, 1, 2]].tobytes() == rough.squared[17, [0, 1, 2]].tobytes()
+
+
+def test_what_has_no_good_bound_is_not_given_at_all():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((20, 9000)).astype(np.float32)
+    for index, value in ((3, rows[4] * (1 + 1e-4)), (3, np.zeros(9000)), (3, 1e20 * rows[3])):
+        hostile = rows.copy()
+        hostile[index] = value
+        assert rough_distances(inline_blocks(hostile)) is None
+    for scale in (1e-20, 1e20):
+        assert rough_distances(inline_blocks(rows * np.float32(scale))) is None
+
+
+def distances_for(rng, n):
+    """Squared distances with near ties, exact ties and equal rows."""
+    rows = rng.standard_normal((n, 3)) if rng.random() < 0.5 else rng.integers(-2, 3, (n, 3)).astype(float)
+    rows += rng.choice([0.0, 1e-7, 1e-4]) * rng.standard_normal((n, 3))
+    for _ in range(rng.integers(0, 4)):
+        rows[rng.integers(n)] = rows[rng.integers(n)]
+    return np.square(rows[:, None] - rows[None]).sum(axis=2)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["krum", "multi_krum", "bulyan"]))
+@settings(max_examples=150, deadline=None)
+def test_a_settled_selection_is_that_of_all_distances_within_the_error(seed, method):
+    rng = np.random.default_rng(seed)
+    f = int(rng.integers(0, 4))
+    n = get_rule(method).least_rows(f) + int(rng.integers(0, 6))
+    distances, error = distances_for(rng, n), float(rng.choice([1e-9, 1e-6, 1e-3, 1e-1]))
+    rule = get_rule(method)
+    settled = rule.settle(distances, error, Setting(n, f))
+    if settled is None:
+        return
+    for _ in range(5):
+        noise = 1 + error * rng.choice([-1.0, 1.0, 0.3], (n, n))
+        moved = distances * np.triu(noise, 1)
+        moved = moved + moved.T
+        for later, earlier in np.argwhere(np.tril(distances == 0, -1)).tolist():
+            moved[later], moved[:, later] = moved[earlier], moved[:, earlier]
+        chosen = rule.select(moved, num_rows=n, num_byzantine=f)
+        assert chosen.rows == settled.rows
+
+
+@pytest.mark.parametrize("n", [11, 40, 100])
+def test_settled_selections_are_the_rule_on_ordinary_rows(n):
+    rng = np.random.default_rng(n)
+    settled = 0
+    for _ in range(20):
+        rows = rng.standard_normal((n, 500))
+        distances = np.square(rows[:, None] - rows[None]).sum(axis=2) if n < 50 else None
+        if distances is None:
+            squares = np.square(rows).sum(axis=1)
+            distances = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
+            distances = np.triu(distances, 1) + np.triu(distances, 1).T
+        picked = settled_selection(distances, n // 5, 2.0**-20)
+        if picked is not None:
+            settled += 1
+            assert picked == sorted(bulyan_selection(distances, n // 5)[0])
+    assert settled >= 16
+
+
+@pytest.mark.parametrize("method", ["krum", "multi_krum", "bulyan"])
+def test_settled_rules_never_measure_in_float64(method, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("measured in float64")
+
+    rows = np.random.default_rng(1).standard_normal((23, 9000)).astype(np.float32)
+    expected = aggregate(rows, method=method, num_byzantine=4)
+    monkeypatch.setattr(aggregation_module, "measure", refuse)
+    assert aggregate(rows, method=method, num_byzantine=4).vector.tobytes() == expected.vector.tobytes()
+    rows[[1, 5, 9]] = rows[5]
+    aggregate(rows, method=method, num_byzantine=4)
+
+
+@pytest.mark.parametrize("method", ["krum", "multi_krum", "bulyan"])
+def test_rough_and_exact_distances_give_the_same_result(method, monkeypatch):
+    rng = np.random.default_rng(2)
+    cases = []
+    for _ in range(10):
+        rows = (rng.standard_normal((19, 3000)) + 10 * rng.standard_normal(3000)).astype(np.float32)
+        rows[:4] = rows[:4] * rng.choice([1.0, -10.0, 1e6]) if rng.random() < 0.7 else rows[0]
+        cases.append((rows, aggregate(rows, method=method, num_byzantine=4)))
+    monkeypatch.setattr(aggregation_module, "rough_distances", lambda *_: None)
+    for rows, result in cases:
+        exact = aggregate(rows, method=method, num_byzantine=4)
+        assert exact.selected == result.selected
+        assert exact.vector.tobytes() == result.vector.tobytes()
