@@ -50,8 +50,8 @@ def releases(fed: HierarchicalFederation) -> int:
     return count
 
 
-def test_as_many_releases_as_planned_and_then_read_only(runtime: str, open_federation: Any) -> None:
-    fed = open_federation(settings(), runtime=runtime)
+def test_as_many_releases_as_planned_and_then_read_only(open_federation: Any) -> None:
+    fed = open_federation(settings())
     before = fed.get_privacy_budget()
     count = releases(fed)
     assert count == fed.plan.num_releases >= 2
@@ -72,8 +72,8 @@ def test_as_many_releases_as_planned_and_then_read_only(runtime: str, open_feder
     assert after["privacy_lifetime_epsilon"] > 2.0 >= after["privacy_consumed_epsilon"]
 
 
-def test_a_strict_federation_raises_once_spent(runtime: str, open_federation: Any) -> None:
-    fed = open_federation(settings(strict=True), runtime=runtime)
+def test_a_strict_federation_raises_once_spent(open_federation: Any) -> None:
+    fed = open_federation(settings(strict=True))
     for i in range(10):
         fed.register_client(f"c{i}", "a" if i < 5 else "b")
     planned = int(fed.plan.num_releases)
@@ -107,12 +107,19 @@ def test_a_federation_made_again_continues_its_ledger(
     assert play(fed, 0.1) is not None
     stats = fed.get_stats()
     fed.close()
-    with pytest.raises(LedgerError, match="total_epsilon"):
-        open_federation(settings(ledger_path=path, total_epsilon=3.0), runtime=runtime)
     again = open_federation(settings(ledger_path=path), runtime=runtime)
     assert again.get_stats()["privacy_consumed_epsilon"] == stats["privacy_consumed_epsilon"]
     assert again.get_stats()["ledger_path"] == path
     assert releases(again) == total - 1
+
+
+def test_a_ledger_refuses_another_total(open_federation: Any, tmp_path: Path) -> None:
+    path = str(tmp_path / "kept.sqlite")
+    open_federation(settings(ledger_path=path)).close()
+    for other in ({"total_epsilon": 3.0}, {"total_delta": 2e-4}, {"gossip_budget_share": 0.01}):
+        with pytest.raises(LedgerError, match="the ledger states"):
+            open_federation(settings(ledger_path=path, gossip={"local_dp_epsilon": 0.1}, **other))
+    open_federation(settings(ledger_path=path))
 
 
 def test_a_federation_made_again_on_a_spent_ledger_is_read_only(open_federation: Any, tmp_path: Path) -> None:

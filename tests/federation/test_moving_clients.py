@@ -64,10 +64,8 @@ def test_a_split_moves_buffered_updates_replays_caps_and_gossip_state(
     assert fed.get_stats()["n_gossip_messages"] == 12
 
 
-def test_a_disband_moves_buffered_updates_to_baskets_of_the_domain(
-    runtime: str, open_federation: Any
-) -> None:
-    fed = open_federation(settings(basket={"min_clients": 2, "max_clients": 3}), runtime=runtime)
+def test_a_disband_moves_buffered_updates_to_baskets_of_the_domain(open_federation: Any) -> None:
+    fed = open_federation(settings(basket={"min_clients": 2, "max_clients": 3}))
     fed.register_clients([(f"c{i}", "a") for i in range(5)])
     for i in range(5):
         send(fed, f"c{i}", 0.1 * (i + 1))

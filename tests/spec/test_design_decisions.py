@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, Receipt, Rejection, UsageError
-from scarcity_ray.privacy.noise import SystemNoise
 
 DIMENSION = 4
 ROUND = 5
@@ -353,36 +352,33 @@ def test_a_newer_basket_model_supersedes_an_unused_one_counted(votes: Votes) -> 
     assert votes.seen["stats"]["n_basket_models_superseded"] == 2
 
 
-def test_force_never_weakens_a_rule_and_stats_say_what_is_missing(open_federation: Any) -> None:
-    fed = open_federation({**NO_NOISE, "vector_dim": DIMENSION, "auto_aggregate": False})
-    for i in range(15):
-        fed.register_client(f"c{i}", "a" if i < 10 else "b")
-    for i in range(6):
-        assert fed.submit_update(f"c{i}", np.full(DIMENSION, 0.1 + 0.01 * i))
-    for i in range(10, 14):
-        assert fed.submit_update(f"c{i}", np.full(DIMENSION, 0.1 + 0.01 * i))
-    assert fed.force_aggregate() is None
-    stats = fed.get_stats()
+@pytest.fixture(scope="module")
+def guarded(open_federation: Any) -> HierarchicalFederation:
+    """Krum with f = floor(0.2 n), and basket models not exposed."""
+    fed: HierarchicalFederation = open_federation(
+        {**NO_NOISE, "vector_dim": DIMENSION, "auto_aggregate": False, "expose_basket_models": False}
+    )
+    fed.register_clients([(f"c{i}", "a" if i < 10 else "b") for i in range(15)])
+    return fed
+
+
+def test_force_never_weakens_a_rule_and_stats_say_what_is_missing(guarded: HierarchicalFederation) -> None:
+    for i in (*range(6), *range(10, 14)):
+        assert guarded.submit_update(f"c{i}", np.full(DIMENSION, 0.1 + 0.01 * i))
+    assert guarded.force_aggregate() is None
+    stats = guarded.get_stats()
     assert (stats["n_layer1_aggregations"], stats["n_updates_buffered"]) == (0, 10)
-    # Krum with f = floor(0.2 n) needs 2 f + 3 rows.
-    needs = {
-        d: [b["layer1_needs_clients"] for b in e["baskets"].values()]
-        for d, e in stats["basket_stats"].items()
-    }
-    assert needs == {"a": [7], "b": [5]}
-    assert fed.submit_update("c6", np.full(DIMENSION, 0.2))
-    assert fed.submit_update("c14", np.full(DIMENSION, 0.2))
-    assert fed.force_aggregate() is not None
-    assert fed.get_stats()["n_layer1_aggregations"] == 2
+    # 2 f + 3 rows.
+    baskets = {**stats["basket_stats"]["a"]["baskets"], **stats["basket_stats"]["b"]["baskets"]}
+    needs = {basket: entry["layer1_needs_clients"] for basket, entry in baskets.items()}
+    assert needs == {"a_basket_0": 7, "b_basket_0": 5}
+    assert guarded.submit_update("c6", np.full(DIMENSION, 0.2))
+    assert guarded.submit_update("c14", np.full(DIMENSION, 0.2))
+    assert guarded.force_aggregate() is not None
+    assert guarded.get_stats()["n_layer1_aggregations"] == 2
 
 
-def test_basket_models_can_be_kept_unexposed(open_federation: Any) -> None:
-    fed = open_federation({"vector_dim": DIMENSION, "expose_basket_models": False}, noise=SystemNoise())
-    for i in range(10):
-        fed.register_client(f"c{i}", "a" if i < 5 else "b")
-    for i in range(10):
-        fed.submit_update(f"c{i}", np.full(DIMENSION, 0.1 + 0.01 * i))
-    assert fed.get_global_model() is not None
-    for ask in (fed.get_basket_model, fed.get_basket_meta_model):
+def test_basket_models_can_be_kept_unexposed(guarded: HierarchicalFederation) -> None:
+    for ask in (guarded.get_basket_model, guarded.get_basket_meta_model):
         with pytest.raises(UsageError, match="expose_basket_models"):
             ask("a")
