@@ -157,7 +157,7 @@ def _figure(height: float, right: float) -> tuple[Figure, Axes]:
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8.4, height))
-    axes = figure.add_axes((0.075, 0.46 / height, right - 0.075, 1 - 0.62 / height))
+    axes = figure.add_axes((0.075, 0.52 / height, right - 0.075, 1 - 0.68 / height))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -166,7 +166,7 @@ def _figure(height: float, right: float) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=GRID, alpha=0.25, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("round", color=TEXT, fontsize=9, loc="right", labelpad=0)
+    axes.set_xlabel("round", color=TEXT, fontsize=9, loc="right", labelpad=2)
     axes.yaxis.label.set_color(TEXT)
     axes.yaxis.label.set_fontsize(9)
     axes.margins(x=0.015)

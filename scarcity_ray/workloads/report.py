@@ -76,7 +76,7 @@ def render_report(config: RunConfig, outcome: Outcome) -> str:
             "<h2>Privacy</h2>",
             _budget(outcome),
             "<ul>" + "".join(f"<li>{_text(line)}</li>" for line in summary.privacy_claim) + "</ul>",
-            "<h2>Other attacks</h2>",
+            "<h2>Attacks and defences</h2>",
             _attack_table(summary),
             "<h2>Refused updates</h2>",
             _rejections(outcome),
@@ -141,7 +141,7 @@ def attack_name(name: str) -> str:
     >>> attack_name("sign_flip"), attack_name("alie")
     ('sign flip', 'ALIE')
     """
-    return name.upper() if name in {"alie", "ipm", "nan"} else name.replace("_", " ")
+    return {"alie": "ALIE", "ipm": "IPM", "nan": "NaN"}.get(name, name.replace("_", " "))
 
 
 def _text(value: object) -> str:
@@ -233,8 +233,8 @@ def _attack_table(summary: Summary) -> str:
     ]
     return (
         "<p class='soft'>Simulated, same clients and rounds. A rule that trims pays with more noise than a "
-        "mean, so where an attack does little the means are ahead; no defence here is best against "
-        "everything.</p>"
+        "mean for the same privacy, so where an attack does little, the means are ahead; and clipping alone "
+        "already stops an attack that only scales.</p>"
         + _table(("attack", "this federation's rule", "clipped mean", "plain mean"), rows, {1, 2, 3}, None)
     )
 
