@@ -67,8 +67,8 @@ def many_run_audit(
     choosing, judging = [side[::2] for side in scores], [side[1::2] for side in scores]
     # Two quantities, each judged at one threshold by two limits.
     alarm = (1.0 - confidence) / 4.0
-    by_mu = _best_threshold(choosing, _mu_between)
-    by_epsilon = _best_threshold(choosing, lambda false, true: _epsilon_between(false, true, delta))
+    by_mu = _best_threshold(choosing, alarm, _mu_between)
+    by_epsilon = _best_threshold(choosing, alarm, lambda false, true: _epsilon_between(false, true, delta))
     return ManyRunAudit(
         mu=max(0.0, _mu_between(*_limits(judging, by_mu, alarm))),
         epsilon=max(0.0, _epsilon_between(*_limits(judging, by_epsilon, alarm), delta)),
@@ -215,14 +215,17 @@ def _limits(scores: list[NDArray[np.float64]], threshold: float, alarm: float) -
     )
 
 
-def _best_threshold(scores: list[NDArray[np.float64]], value: Callable[[float, float], float]) -> float:
-    """The threshold whose value stays greatest when both chances are three standard errors worse."""
+def _best_threshold(
+    scores: list[NDArray[np.float64]], alarm: float, value: Callable[[float, float], float]
+) -> float:
+    """The threshold whose value is greatest when both chances are as much worse as their limits will be."""
+    strictness = -NormalDist().inv_cdf(alarm)
     candidates = np.quantile(np.concatenate(scores), np.linspace(0.002, 0.998, 250))
     best, found = float(candidates[0]), -math.inf
     for threshold in candidates.tolist():
         false, true = ((np.sum(side > threshold) + 1) / (side.size + 2) for side in scores)
         errors = [math.sqrt(p * (1.0 - p) / side.size) for p, side in zip((false, true), scores, strict=True)]
-        worth = value(min(1.0, false + 3.0 * errors[0]), max(0.0, true - 3.0 * errors[1]))
+        worth = value(min(1.0, false + strictness * errors[0]), max(0.0, true - strictness * errors[1]))
         if worth > found:
             best, found = threshold, worth
     return best
