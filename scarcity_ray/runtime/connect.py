@@ -48,11 +48,22 @@ def _refuse_another(address: str | None) -> None:
     if address in (None, "auto", "local"):
         return
     here = ray.get_runtime_context().gcs_address
-    if address != here:
+    if not _same(address, here):
         raise UsageError(
             f"this process is connected to the cluster at {here!r}; "
             f"address={address!r} needs ray.shutdown() first"
         )
+
+
+def _same(address: str, here: str) -> bool:
+    """Whether two addresses are one; Ray calls a loopback address by the machine's own."""
+    (host, _, port), (host_here, _, port_here) = address.rpartition(":"), here.rpartition(":")
+    try:
+        found = socket.gethostbyname(host)
+    except OSError:
+        return False
+    loopback = found.startswith("127.") and host_here == ray.util.get_node_ip_address()
+    return port == port_here and (loopback or found == socket.gethostbyname(host_here))
 
 
 def _expect_greeting(address: str) -> None:

@@ -119,3 +119,9 @@ def _opener(request: pytest.FixtureRequest, folder: Path) -> Iterator[Callable[.
     yield open_one
     for federation in opened:
         federation.close()
+
+
+@pytest.fixture
+def open_config(tmp_path: Path) -> Callable[..., HierarchicalFederationConfig]:
+    """``open_config(**settings)`` with a ledger of the test's own."""
+    return lambda **changes: settings(tmp_path / "ledger.sqlite", **changes)

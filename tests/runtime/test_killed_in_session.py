@@ -1,4 +1,4 @@
-"""Basket actors killed in the middle of secure aggregation: dropouts are recovered, or nothing is released."""
+"""Basket actors killed within secure aggregation: dropouts are recovered, or nothing is released."""
 
 from __future__ import annotations
 
@@ -118,9 +118,7 @@ def test_an_abort_after_the_charge_wastes_it_and_releases_nothing(harness: Any, 
     before, version = len(charged(harness)), harness.fed.get_stats()["n_layer2_aggregations"]
     assert kill_in(harness, folder, "unmask", victims=2) is None
     assert len(charged(harness)) == before + 1
-    assert harness.fed.force_aggregate() is None, (
-        "aggregates whose shares were asked for are never used again"
-    )
+    assert harness.fed.force_aggregate() is None, "what was asked for is never used again"
     harness.fed.advance_round()
     assert all(harness.submit(4))
     assert harness.fed.force_aggregate() is not None
