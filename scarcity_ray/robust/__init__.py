@@ -19,12 +19,13 @@ task::
         tasks = [submit(blocks_in_task, rows, group, kernel, args) for group in groups_of(column_blocks(d))]
         return [part for task in tasks for part in result_of(task)]
 
-There are up to five rounds (norms unless given, at most three Gram passes, distances of near pairs) and one
-to combine; usually a Gram pass and the combination. The result is bitwise the same as that of `aggregate` for
-any grouping, because blocks are fixed, sums run over blocks in order, and kernels hold BLAS to one thread.
+A rule that needs distances usually takes a round for them and one to combine; norms that are not given, a
+near tie, a bad centre and colluding rows each add one. The other rules take one. The result is bitwise the
+same as that of `aggregate` for any grouping, because blocks are fixed, sums run over blocks in order, and
+kernels hold BLAS to one thread.
 """
 
-from scarcity_ray.robust.aggregation import AggregationResult, aggregate, aggregate_blocks, combine_block
+from scarcity_ray.robust.aggregation import AggregationResult, aggregate, aggregate_blocks
 from scarcity_ray.robust.blocks import (
     BLOCK_COLUMNS,
     MapBlocks,
@@ -33,6 +34,7 @@ from scarcity_ray.robust.blocks import (
     one_blas_thread,
     take_block,
 )
+from scarcity_ray.robust.combination import combine_block
 from scarcity_ray.robust.distances import gram_block, measure, pairwise
 from scarcity_ray.robust.geometry import Geometry, squared_distances
 from scarcity_ray.robust.iterative import CenteredClipping
@@ -43,7 +45,7 @@ from scarcity_ray.robust.mixing import (
     PreAggregation,
     StaticClipping,
 )
-from scarcity_ray.robust.outliers import detect_outliers
+from scarcity_ray.robust.outliers import OutlierReport, detect_outliers
 from scarcity_ray.robust.rows import clip_rows, clip_vector, row_norm, row_norms
 from scarcity_ray.robust.rule import Rule, Selection
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule, least_rows
@@ -61,6 +63,7 @@ __all__ = [
     "MapBlocks",
     "NearestNeighborMixing",
     "NearestToPivot",
+    "OutlierReport",
     "PreAggregation",
     "Rule",
     "Selection",

@@ -19,16 +19,16 @@ from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.robust.blocks import (
     MapBlocks,
     Matrix,
-    Rows,
     Vector,
     inline_blocks,
     one_blas_thread,
-    workspace,
 )
+from scarcity_ray.robust.combination import combine_block, report_block
 from scarcity_ray.robust.distances import measure
 from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.linear import RowRule
 from scarcity_ray.robust.mixing import PreAggregation
+from scarcity_ray.robust.outliers import OutlierReport, combined_report
 from scarcity_ray.robust.rough import rough_distances
 from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
 from scarcity_ray.robust.rule import Rule, Selection, Setting
@@ -49,6 +49,7 @@ class AggregationResult:
         scores: (n,) float64 to a relative 1e-3, the lower the better, for rules that score; ``nan`` for a
             masked row; else None.
         rejected: Indices of the rows that were masked because they are not finite, ascending.
+        report: How far each row stood from the result, if that was asked for.
     """
 
     vector: Vector
@@ -56,6 +57,7 @@ class AggregationResult:
     weights: NDArray[np.float64] | None = None
     scores: NDArray[np.float64] | None = None
     rejected: tuple[int, ...] = ()
+    report: OutlierReport | None = None
 
     @property
     def num_rejected(self) -> int:
@@ -71,6 +73,7 @@ def aggregate(
     weights: ArrayLike | None = None,
     num_selected: int | None = None,
     pre: Sequence[str | PreAggregation] = (),
+    report: bool = False,
 ) -> AggregationResult:
     """Aggregate rows, at most `num_byzantine` of which may be anything at all.
 
@@ -84,6 +87,7 @@ def aggregate(
         weights: (n,) public weights, for ``weighted`` only.
         num_selected: m, for ``multi_krum`` only; n - f - 2 if not given.
         pre: Pre-aggregation in order, e.g. ``["nnm"]``.
+        report: Whether the result says how far each row stood.
 
     Raises:
         UsageError: For a wrong type, shape or range, or more than f rows that are not finite.
@@ -117,6 +121,7 @@ def aggregate(
         num_selected=num_selected,
         norms=None if norms is None else norms[kept],
         pre=pre,
+        report=report,
     )
     if not rejected:
         return result
@@ -126,6 +131,7 @@ def aggregate(
         weights=_spread(result.weights, kept, len(rows), 0.0),
         scores=_spread(result.scores, kept, len(rows), np.nan),
         rejected=tuple(rejected),
+        report=None if result.report is None else result.report.spread(kept, len(rows)),
     )
 
 
@@ -139,6 +145,7 @@ def aggregate_blocks(
     num_selected: int | None = None,
     norms: NDArray[np.float64] | None = None,
     pre: Sequence[str | PreAggregation] = (),
+    report: bool = False,
 ) -> AggregationResult:
     """Aggregate finite rows that only `map_blocks` can reach.
 
@@ -151,6 +158,7 @@ def aggregate_blocks(
         num_selected: m, for ``multi_krum`` only.
         norms: (n,) float64, the rows' norms where they are known: saves a pass.
         pre: Pre-aggregation in order.
+        report: Whether the result says how far each row stood.
 
     Raises:
         UsageError: For a wrong type or range.
@@ -189,7 +197,11 @@ def aggregate_blocks(
         selection, mixing = _unmixed(selection, mixing[:, :num_rows]), None
     elif mixing is not None:
         mixing = mixing[:, :num_rows]
-    vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixing)))
+    if report:
+        vector, seen = combined_report(map_blocks(report_block, rule, selection, num_byzantine, mixing))
+    else:
+        vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixing)))
+        seen = None
     entered = selection.rows
     if mixing is not None:
         entered = tuple(np.flatnonzero(mixing[list(selection.rows)].any(axis=0)).tolist())
@@ -198,34 +210,8 @@ def aggregate_blocks(
         selected=entered,
         weights=_spread(selection.weights, selection.rows, num_rows, 0.0),
         scores=None if steps else selection.scores,
+        report=seen,
     )
-
-
-def combine_block(
-    block: Rows,
-    rule: Rule,
-    selection: Selection,
-    num_byzantine: int,
-    mixing: NDArray[np.float64] | None = None,
-) -> Vector:
-    """Kernel: the rule's result within the block, (b,) float32; see `Rule.combine`.
-
-    Args:
-        block: n float32 rows of length b.
-        rule: The rule.
-        selection: What its `select` gave.
-        num_byzantine: f.
-        mixing: (m, n) float64; the rule then combines the m rows `mixing` @ block.
-    """
-    if mixing is not None:
-        rows = workspace("rows", (len(block), len(block[0])), np.float64)
-        for row, out in zip(block, rows, strict=True):
-            np.copyto(out, row)
-        mixed = workspace("mixed", (len(mixing), len(block[0])), np.float32)
-        with one_blas_thread():
-            mixed[:] = mixing @ rows
-        block = mixed
-    return rule.combine(block, selection, num_byzantine)
 
 
 def _roughly(

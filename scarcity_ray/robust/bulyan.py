@@ -14,10 +14,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Matrix, Rows, Vector
-from scarcity_ray.robust.columns import mean_around_median, order_statistics
+from scarcity_ray.robust.blocks import Matrix, Rows
+from scarcity_ray.robust.columns import closest_to_median, order_statistics
+from scarcity_ray.robust.coordinate import ColumnRule
 from scarcity_ray.robust.krum import krum_scores, lowest
-from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
+from scarcity_ray.robust.rule import Selection, Setting, chosen
 from scarcity_ray.robust.shrinking import ShrinkingScores
 
 MOST_PATHS = 16
@@ -94,7 +95,7 @@ def _possible_winners(path: ShrinkingScores, distances: Matrix, error: float) ->
     return [int(row) for row in possible[~np.tril(ties, -1).any(axis=1)]]
 
 
-class Bulyan(Rule):
+class Bulyan(ColumnRule):
     """Repeated Krum, then a mean around the median in each coordinate."""
 
     name = "bulyan"
@@ -115,8 +116,7 @@ class Bulyan(Rule):
         scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)
         return Selection(tuple(picked), scores=scores)
 
-    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The mean around the median of the picked rows; see `Rule.combine`."""
+    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
+        """The beta values of the picked rows closest to their median, in each column."""
         rows = chosen(block, selection)
-        ascending = order_statistics(rows, 0, len(rows))
-        return mean_around_median(ascending, len(rows) - 2 * num_byzantine)
+        return closest_to_median(order_statistics(rows, 0, len(rows)), len(rows) - 2 * num_byzantine)

@@ -5,7 +5,7 @@ sorted, and transposed back. Either way the sorted values are the same.
 
 *Guarantees*
     - Order statistics are those of each column, sorted.
-    - The mean around the median averages the count values closest to it, a tie going to the lower values.
+    - The values closest to the median are kept, a tie going to the lower values.
     - Sums are formed in float64 in ascending order of the values and rounded once.
 """
 
@@ -47,12 +47,6 @@ def order_statistics(rows: Sequence[NDArray[np.float32]], start: int, stop: int)
     return _sort_transposed(rows, start, stop)
 
 
-def median(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Median of each column, (b,) float64; the mean of the two middle values of an even number."""
-    middle = order_statistics(rows, (len(rows) - 1) // 2, len(rows) // 2 + 1)
-    return middle_of(middle)
-
-
 def middle_of(ascending: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     """Median of each column whose values are in ascending order, (b,) float64."""
     total: NDArray[np.float64] = ascending[(len(ascending) - 1) // 2].astype(np.float64)
@@ -71,8 +65,8 @@ def mean_of(rows: Sequence[NDArray[np.float32]]) -> Vector:
     return total.astype(np.float32)
 
 
-def mean_around_median(ascending: Sequence[NDArray[np.float32]], count: int) -> Vector:
-    """Mean of the `count` values of each column that are closest to its median.
+def closest_to_median(ascending: Sequence[NDArray[np.float32]], count: int) -> list[NDArray[np.float32]]:
+    """The `count` values of each column that are closest to its median, in no order.
 
     They are a window of consecutive ranks, and a window of `count` ranks holds one rank of each residue
     modulo `count`. Of the ranks i and i + count it holds the upper one if and only if that is strictly closer
@@ -80,10 +74,10 @@ def mean_around_median(ascending: Sequence[NDArray[np.float32]], count: int) -> 
 
     Args:
         ascending: m float32 rows of length b, each column ascending; overwritten.
-        count: Values to average, 1 <= count <= m.
+        count: Values to keep, 1 <= count <= m.
 
     Returns:
-        (b,) float32.
+        `count` of the rows given, of length b, overwritten.
     """
     twice_median = middle_of(ascending)
     twice_median *= 2.0
@@ -96,7 +90,7 @@ def mean_around_median(ascending: Sequence[NDArray[np.float32]], count: int) -> 
         np.add(both, ascending[rank], out=both)
         np.less(both, twice_median, out=upper_is_closer)
         np.copyto(kept, ascending[rank], where=upper_is_closer)
-    return mean_of(window)
+    return window
 
 
 def _sort_transposed(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> list[NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""Rules that treat every coordinate on its own: median, trimmed mean, mean around the median.
+"""Rules that decide in every coordinate on its own which values they average.
 
 *Guarantees*
     - Median: the middle value of each column, or the mean of the two middle ones.
@@ -8,15 +8,29 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
+from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector
-from scarcity_ray.robust.columns import mean_around_median, mean_of, median, order_statistics
+from scarcity_ray.robust.columns import closest_to_median, mean_of, order_statistics
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
 
 
 class ColumnRule(Rule):
-    """A rule that takes all rows and decides in each column."""
+    """A rule that averages some values of each column."""
+
+    @abstractmethod
+    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
+        """The values that are averaged: rows of length b, each column a part of the block's.
+
+        They lie in scratch memory of this thread that is valid until the next call.
+        """
+
+    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
+        """The mean of the kept values of each column; see `Rule.combine`."""
+        return mean_of(self.kept(block, selection, num_byzantine))
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         return Selection(tuple(range(setting.num_rows)))
@@ -27,9 +41,10 @@ class Median(ColumnRule):
 
     name = "median"
 
-    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The median of each column; see `Rule.combine`."""
-        return median(chosen(block, selection)).astype(np.float32)
+    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
+        """The middle value of each column, or the two middle ones."""
+        rows = chosen(block, selection)
+        return order_statistics(rows, (len(rows) - 1) // 2, len(rows) // 2 + 1)
 
 
 class TrimmedMean(ColumnRule):
@@ -37,10 +52,10 @@ class TrimmedMean(ColumnRule):
 
     name = "trimmed_mean"
 
-    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The trimmed mean of each column; see `Rule.combine`."""
+    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
+        """All but the f smallest and the f largest values of each column."""
         rows = chosen(block, selection)
-        return mean_of(order_statistics(rows, num_byzantine, len(rows) - num_byzantine))
+        return order_statistics(rows, num_byzantine, len(rows) - num_byzantine)
 
 
 class MeanAroundMedian(ColumnRule):
@@ -48,7 +63,7 @@ class MeanAroundMedian(ColumnRule):
 
     name = "meamed"
 
-    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The mean around the median of each column; see `Rule.combine`."""
+    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
+        """The n - f values of each column closest to its median."""
         rows = chosen(block, selection)
-        return mean_around_median(order_statistics(rows, 0, len(rows)), len(rows) - num_byzantine)
+        return closest_to_median(order_statistics(rows, 0, len(rows)), len(rows) - num_byzantine)

@@ -1,4 +1,4 @@
-"""Which rows stand far from a reference.
+"""Which rows stand far from a reference, and what a result says of its rows.
 
 A classic z-score cannot exceed (n - 1) / sqrt(n), and one far row inflates the deviation that hides the next.
 So distances are standardised by their median and their median absolute deviation.
@@ -10,12 +10,16 @@ So distances are standardised by their median and their median absolute deviatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
+from scarcity_ray.robust.blocks import Vector
+from scarcity_ray.robust.combination import BlockReport
+from scarcity_ray.robust.distances import ordered_sum
 from scarcity_ray.robust.rows import as_rows, row_norm
 
 MAD_TO_SIGMA = 1.4826
@@ -23,6 +27,42 @@ MAD_TO_SIGMA = 1.4826
 
 LEAST_SCALE = 2.0**-20
 """Least deviation, relative to the median distance: below it, differences are float32 rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class OutlierReport:
+    """How each row stood to the result. It is made of private data: a report, never a weight.
+
+    Attributes:
+        distances: (n,) float64 distances to the result; ``inf`` for a masked row.
+        z: (n,) float64, what `robust_z` makes of them.
+        outside: (n,) float64, the share of coordinates in which the row lies beyond all values that were
+            averaged; 1 for a masked row; None for rules that average whole rows, and for mixed rows.
+    """
+
+    distances: NDArray[np.float64]
+    z: NDArray[np.float64]
+    outside: NDArray[np.float64] | None
+
+    def spread(self, kept: Sequence[int], num_rows: int) -> OutlierReport:
+        """The same for all rows of which only those at `kept` were not masked."""
+        distances = np.full(num_rows, np.inf)
+        distances[list(kept)] = self.distances
+        outside = None
+        if self.outside is not None:
+            outside = np.ones(num_rows)
+            outside[list(kept)] = self.outside
+        return OutlierReport(distances, robust_z(distances), outside)
+
+
+def combined_report(parts: Iterable[BlockReport]) -> tuple[Vector, OutlierReport]:
+    """The result and its report from those of the blocks, in block order."""
+    blocks = list(parts)
+    vector = np.concatenate([block.vector for block in blocks])
+    distances = np.sqrt(ordered_sum(block.squares for block in blocks))
+    counts = [block.outside for block in blocks if block.outside is not None]
+    outside = np.sum(counts, axis=0) / len(vector) if counts else None
+    return vector, OutlierReport(distances, robust_z(distances), outside)
 
 
 def robust_z(distances: NDArray[np.float64]) -> NDArray[np.float64]:

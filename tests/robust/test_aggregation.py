@@ -230,3 +230,36 @@ def test_no_rows_are_too_few():
 def test_every_method_has_a_rule_that_survives_pickling():
     for method in AggregationMethod:
         assert pickle.loads(pickle.dumps(get_rule(method))).name == get_rule(method).name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_report_changes_no_bit_and_says_how_far_each_row_stood(method):
+    rows = rows_for(d=9000)
+    rows[5, 3] = np.nan
+    rows[6] += 100
+    plain = aggregate(rows, method=method, num_byzantine=3)
+    result = aggregate(rows, method=method, num_byzantine=3, report=True)
+    assert plain.report is None
+    assert result.vector.tobytes() == plain.vector.tobytes()
+    kept = np.delete(np.arange(31), 5)
+    expected = np.linalg.norm(rows[kept].astype(np.float64) - result.vector, axis=1)
+    np.testing.assert_allclose(result.report.distances[kept], expected, rtol=1e-9, atol=1e-9)
+    assert result.report.distances[5] == result.report.z[5] == np.inf
+    if result.report.outside is not None:
+        assert result.report.outside[5] == 1
+        assert result.report.outside[6] > 0.99
+    if method not in ("mean", "fedavg", "weighted", "monna"):
+        assert np.argmax(result.report.z[kept]) == 5
+
+
+def test_the_outside_share_counts_coordinates_beyond_all_values_that_were_averaged():
+    rows = np.float32([[0, 9], [1, 1], [2, 2], [3, 3], [4, 0]])
+    for method, expected in (
+        ("trimmed_mean", [1, 0, 0, 0, 1]),
+        ("median", [1, 1, 0, 1, 1]),
+        ("meamed", [0.5, 0, 0, 0, 0.5]),
+    ):
+        result = aggregate(rows, method=method, num_byzantine=1, report=True)
+        assert result.report.outside.tolist() == expected
+    assert aggregate(rows, method="krum", num_byzantine=1, report=True).report.outside is None
+    assert aggregate(rows, method="median", num_byzantine=1, pre=["nnm"], report=True).report.outside is None
