@@ -117,6 +117,18 @@ def test_the_rounds_that_the_budget_buys_are_those_that_the_accountant_allows(to
     assert gossip == min(plan.num_gossip_rounds, most)
 
 
+@pytest.mark.parametrize("rounds", [1, 3, 25, 100])
+def test_a_budget_a_billionth_short_of_n_releases_buys_one_less(rounds):
+    layer2 = Layer2Config(central_dp_epsilon=0.5)
+    plan = FederationPlan(HierarchicalFederationConfig(total_epsilon=30.0, layer2=layer2))
+    share = 1 - rounds * (1 - 1e-9) * plan.mu_release**2 / plan.mu_total**2
+    short = FederationPlan(
+        HierarchicalFederationConfig(total_epsilon=30.0, layer2=layer2, gossip_budget_share=share)
+    )
+    accountant = PrivacyAccountant(30.0, 1e-4, gossip_share=share, delta_reserve=0.0)
+    assert short.num_releases == counted_releases(accountant, short.mu_release, 1000) == rounds - 1
+
+
 @pytest.mark.parametrize("rounds", [1, 3, 7, 25, 100])
 def test_a_budget_of_exactly_n_releases_buys_n(rounds):
     # The share of the gossip is chosen such that the central cap is n releases, to the last bit or one less.
