@@ -120,6 +120,7 @@ class HierarchicalFederation:
         self._given_version = 0
 
     def __enter__(self) -> HierarchicalFederation:
+        self._open()
         return self
 
     def __exit__(

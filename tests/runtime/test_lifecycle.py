@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation
-from scarcity_ray.errors import LedgerCorrupted, LedgerError, UsageError
+from scarcity_ray.errors import LedgerError, UsageError
 
 AFTERWARDS: dict[str, Callable[[HierarchicalFederation], Any]] = {
     "register_client": lambda f: f.register_client("c", "d"),
@@ -51,10 +51,9 @@ def test_the_with_statement_leaves_no_actor_behind(runtime: str, open_config: An
     if runtime == "ray":
         assert actors() == before
     fed.close()
-    for name, method in AFTERWARDS.items():
+    for method in AFTERWARDS.values():
         with pytest.raises(UsageError, match="closed"):
             method(fed)
-            pytest.fail(name)
     with pytest.raises(UsageError, match="closed"), fed:
         pytest.fail("a closed federation was entered")
 
@@ -62,9 +61,8 @@ def test_the_with_statement_leaves_no_actor_behind(runtime: str, open_config: An
 def test_a_start_that_fails_leaves_no_actor_behind(runtime: str, open_config: Any, tmp_path: Path) -> None:
     before = actors() if runtime == "ray" else []
     (tmp_path / "ledger.sqlite").write_bytes(b"this is no ledger" * 100)
-    with pytest.raises(LedgerError) as refused:
+    with pytest.raises(LedgerError):
         HierarchicalFederation(open_config(), runtime=runtime)
-    assert isinstance(refused.value, LedgerCorrupted | LedgerError)
     if runtime == "ray":
         assert actors() == before
 
