@@ -183,3 +183,27 @@ def test_a_closed_federation_says_so(open_federation: Any) -> None:
     fed.close()
     with pytest.raises(UsageError, match="closed"):
         fed.get_stats()
+
+
+def test_a_spent_budget_leaves_buffered_updates_where_they_are(open_federation: Any) -> None:
+    fed = open_federation(
+        settings(
+            total_epsilon=1.2,
+            total_delta=1e-5,
+            layer1={"aggregation_method": "mean", "byzantine_fraction": 0.0},
+            layer2={"central_dp_epsilon": 1.0, "min_baskets_trigger": 2},
+        )
+    )
+    fed.register_clients([(f"{domain}{i}", domain) for domain in "abc" for i in range(5)])
+    for client in ("c0", "c1", "c2", *(f"{domain}{i}" for domain in "ab" for i in range(5))):
+        assert fed.submit_update(client, np.full(DIMENSION, 0.1))
+    assert fed.get_privacy_budget() == (0.0, 0.0)
+    before = fed.get_stats()
+    assert (before["n_updates_buffered"], before["n_layer1_aggregations"]) == (3, 2)
+    fed.maybe_aggregate()
+    assert fed.force_aggregate() is None
+    after = fed.get_stats()
+    assert (after["n_updates_buffered"], after["n_layer1_aggregations"]) == (3, 2)
+    fed.renew_budget(2.0, 1e-4, operator="the board")
+    fed.force_aggregate()
+    assert fed.get_stats()["n_layer1_aggregations"] == 3

@@ -148,3 +148,16 @@ def test_without_noise_gossip_with_everybody_makes_states_their_mean(
         rows, counts = clients.rows(domain, now=0)
         means[domain] = np.tile(rows.mean(axis=0), (len(rows), 1)), counts
     np.testing.assert_allclose(model, expected_release("mean", means), rtol=0, atol=TOLERANCE)
+
+
+def test_an_aggregate_that_leaves_the_ball_is_clipped_in_both_layers(open_federation: Any) -> None:
+    # Rows of norm 1 whose median has norm sqrt(3 / 2): Layer 1 brings it to 1, Layer 2 to 0.8.
+    fed = open_federation({**settings("median"), "vector_dim": 3, "basket": {"min_clients": 3}})
+    rows = np.array([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]) / math.sqrt(2.0)
+    for domain in "ac":
+        for i, row in enumerate(rows):
+            fed.register_client(f"{domain}{i}", domain)
+            assert fed.submit_update(f"{domain}{i}", row)
+    model = fed.force_aggregate()
+    np.testing.assert_allclose(fed.get_basket_model("a"), np.full(3, 1.0 / math.sqrt(3.0)), atol=TOLERANCE)
+    np.testing.assert_allclose(model, np.full(3, LAYER2_CLIP / math.sqrt(3.0)), atol=TOLERANCE)
