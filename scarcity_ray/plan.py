@@ -83,25 +83,28 @@ class GossipPlan:
         spread: float | None = None,
         excess: float = 1.0,
         num_rows: float = math.inf,
+        bias: float = 0.0,
     ) -> float:
         """Weight towards the mean of K noised states that leaves Layer 1's result the least expected error.
 
         States x_i = m + deviations of squared norm S, exchanged evenly (everybody gets and gives K), become
         (1 - w) x_i + w (mean of K received), each with noise of squared norm N = sigma^2 d. Their spread is
-        then S ((1-w)^2 + w^2/K) + w^2 N (1/K - 1/n), and their mean is off by w^2 N/n. A rule whose result
-        lies kappa times the spread from the mean (squared) is best off with
+        then S ((1-w)^2 + w^2/K) + w^2 N (1/K - 1/n), and their mean is off by w^2 (N/n + B), B for what liars
+        among the received can add. A rule whose result lies kappa times the spread from the mean (squared) is
+        best off with
 
-            w = S / (S (1 + 1/K) + N (1/K + (1/kappa - 1)/n)),
+            w = S / (S (1 + 1/K) + N (1/K + (1/kappa - 1)/n) + B/kappa),
 
-        and any w up to twice that is no worse than w = 0. With kappa = 1 (a rule that picks one row) it is
-        the inverse-variance weight of Graybill and Deal (1959), S / (S + (S + N)/K); a plain mean, kappa = 0,
-        has nothing to gain from noised vectors, and w = 0.
+        and any w up to twice that is no worse than w = 0. With kappa = 1 (a rule that picks one row) and
+        B = 0 it is the inverse-variance weight of Graybill and Deal (1959), S / (S + (S + N)/K); a plain
+        mean, kappa = 0, has nothing to gain from noise or liars, and w = 0.
 
         Args:
             num_received: K.
             spread: S; None: clip_norm^2, the most that clipped states can have.
             excess: kappa; see `gossip.excess`.
             num_rows: n.
+            bias: B; see `gossip.mixing`.
 
         >>> GossipPlan(0, 0, 0.0, 0.0, 1.0, 4).mixing_weight(3)
         0.75
@@ -109,12 +112,13 @@ class GossipPlan:
         if num_received < 1:
             return 0.0
         share, noise = 1.0 / num_received, self.noise_energy
-        if noise == 0.0:
+        if noise == 0.0 and bias == 0.0:
             return 1.0 / (1.0 + share)
         spread = self.clip_norm**2 if spread is None else spread
         if spread <= 0.0 or excess <= 0.0:
             return 0.0
-        return spread / (spread * (1.0 + share) + noise * (share + (1.0 / excess - 1.0) / num_rows))
+        harm = noise * (share + (1.0 / excess - 1.0) / num_rows) + bias / excess
+        return spread / (spread * (1.0 + share) + harm)
 
     def num_byzantine(self, num_members: int) -> int:
         """As `FederationPlan.num_byzantine`."""

@@ -13,8 +13,12 @@ Each mixing makes x_i <- x_i + sum_j c_ij (y_j - x_i) out of what client i recei
   the client's own state are left out, and the rest is a noise-aware mean.
 
 b is how many of K received vectors may be lies: the least number that a random K of n - 1 peers with f liars
-exceed with probability at most `EXCEED`. The last two weigh as ``noise_aware`` does, so that with f = 0 they
-are the same.
+exceed with probability at most `EXCEED`. The last two weigh as ``noise_aware`` does, so that with b = 0 they
+are the same, but reckon with colluders who all push one way as far as they are let: a share f / (n - 1) of
+all steps of squared length r (2 S + N), with r = max(1, (K - b) / b) when clipped and (K / (K - b))^2 among
+nearest neighbours, shifts the mean of all states by w^2 B, B = (f / (n - 1))^2 r (2 S + N). And a vector
+further from the client's state than `IMPLAUSIBLE` times what released vectors show to be usual counts not at
+all, so that whoever lies grossly is not even heard.
 
 Steps are taken from the client's own state as it would be released (clipped to ``plan.clip_norm``), so that a
 clip norm below the states' own length does not pull everybody to the origin.
@@ -22,7 +26,8 @@ clip norm below the states' own length does not pull everybody to the origin.
 Guarantees:
     - Without noise and liars the mean of all states is kept, if everybody receives as often as it is heard.
     - A liar moves a clipped state by no more than its share of the radius.
-    - Vectors further away than b others do not count in nearest-neighbour averaging.
+    - The b vectors furthest away do not count in nearest-neighbour averaging.
+    - A grossly implausible vector moves nobody.
     - What is received and not noised can be trusted fully: without noise w = K / (K + 1).
 """
 
@@ -44,6 +49,12 @@ from scarcity_ray.robust.blocks import Rows
 
 EXCEED = 0.1
 """Probability that a client receives more lies than it is ready for."""
+
+IMPLAUSIBLE = 2.0
+"""Distance to a received vector, over the usual one, from which the robust mixings ignore it."""
+
+
+Coefficients = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +86,24 @@ class Scene:
         """The f of a basket of this size."""
         return self.plan.num_byzantine(self.num_members)
 
-    def weights(self, counts: NDArray[np.intp]) -> NDArray[np.float64]:
-        """The noise-aware weight towards the mean of so many vectors, for each of `counts`."""
-        rows = max(self.num_rows, 1)
-        excess = excess_error(self.plan.layer1, rows, self.num_byzantine, self.plan.dimension)
-        kinds, kind = np.unique(counts, return_inverse=True)
-        weight = self.plan.mixing_weight
-        by_kind = [weight(k, spread=self.spread.lower, excess=excess, num_rows=rows) for k in kinds.tolist()]
-        return np.array(by_kind, np.float64)[kind]
+    def weights(self, counts: NDArray[np.intp], reach: NDArray[np.float64] | None = None) -> Coefficients:
+        """The noise-aware weight towards the mean of so many vectors, for each of `counts`.
+
+        Args:
+            counts: (n,) K.
+            reach: (n,) r of the module's B; None where nobody lies.
+        """
+        rows, plan, spread = max(self.num_rows, 1), self.plan, self.spread.lower
+        excess = excess_error(plan.layer1, rows, self.num_byzantine, plan.dimension)
+        share = self.num_byzantine / max(1, self.num_members - 1)
+        per_reach = share**2 * (2.0 * spread + plan.noise_energy)
+        pairs = np.stack([counts, np.zeros(len(counts)) if reach is None else per_reach * reach], axis=1)
+        kinds, kind = np.unique(pairs, axis=0, return_inverse=True)
+        by_kind = [
+            plan.mixing_weight(count, spread=spread, excess=excess, num_rows=rows, bias=bias)
+            for count, bias in kinds.tolist()
+        ]
+        return np.array(by_kind, np.float64)[kind.reshape(-1)]
 
     def lies(self) -> NDArray[np.intp]:
         """(n,) b for each receiver."""
@@ -96,8 +117,13 @@ class Scene:
         unit = self.plan.clip_norm
         return self.received.distances(self.states, self.state_scales / unit, self.vector_scales / unit)
 
+    def plausible(self, squared: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(n, K): which of these `distances` honest clients may have."""
+        usual = self.spread.typical / self.plan.clip_norm**2
+        plausible: NDArray[np.bool_] = squared <= IMPLAUSIBLE**2 * usual
+        return plausible
 
-Coefficients = NDArray[np.float64]
+
 Mixing = Callable[[Scene], Coefficients]
 """Gives c, (n, K); entries where nothing was received are ignored."""
 
@@ -114,34 +140,40 @@ def clipped_gossip(scene: Scene) -> Coefficients:
     Where all that a client received may be lies (b = K, so K is 1 or f large), tau is the distance that the
     round's released vectors suggest for honest clients.
     """
-    lies, coefficients = scene.lies(), noise_aware(scene)
-    if not lies.any() or not coefficients.any():
-        return coefficients
-    counts, squared = scene.received.counts, scene.distances()
+    counts, lies = scene.received.counts, scene.lies()
+    if not lies.any():
+        return noise_aware(scene)
+    reach = np.where(lies > 0, np.maximum(1.0, (counts - lies) / np.maximum(lies, 1)), 0.0)
+    shares = (scene.weights(counts, reach) / counts)[:, np.newaxis]
+    if not shares.any():
+        return np.zeros(scene.received.index.shape)
+    squared = scene.distances()
     nearest = np.arange(squared.shape[1]) < (counts - lies)[:, np.newaxis]
-    honest = np.sum(np.sort(squared, axis=1), axis=1, where=nearest)
-    radius = honest / np.maximum(lies, 1)
+    radius = np.sum(np.sort(squared, axis=1), axis=1, where=nearest) / np.maximum(lies, 1)
     radius[lies == 0] = math.inf
     radius[lies >= counts] = scene.spread.typical / scene.plan.clip_norm**2
     radii = np.broadcast_to(radius[:, np.newaxis], squared.shape)
     factors = np.sqrt(np.divide(radii, squared, out=np.ones(squared.shape), where=squared > radii))
-    clipped: Coefficients = coefficients * factors
+    clipped: Coefficients = np.where(scene.plausible(squared), shares * factors, 0.0)
     return clipped
 
 
 def nearest_neighbors(scene: Scene) -> Coefficients:
     """Equal shares for all but the b vectors furthest from the client's own state; see the module."""
-    lies = scene.lies()
+    counts, lies = scene.received.counts, scene.lies()
     if not lies.any():
         return noise_aware(scene)
-    kept = scene.received.counts - lies
-    shares = scene.weights(kept) / np.maximum(kept, 1)
+    kept = counts - lies
+    reach = np.where(lies > 0, (counts / np.maximum(kept, 1)) ** 2, 0.0)
+    shares = scene.weights(kept, reach) / np.maximum(kept, 1)
     coefficients = np.zeros(scene.received.index.shape)
     if not shares.any():
         return coefficients
-    order = np.argsort(scene.distances(), axis=1, kind="stable")
+    squared = scene.distances()
+    order = np.argsort(squared, axis=1, kind="stable")
     ranked = np.where(np.arange(order.shape[1]) < kept[:, np.newaxis], shares[:, np.newaxis], 0.0)
     np.put_along_axis(coefficients, order, ranked, axis=1)
+    coefficients[~scene.plausible(squared)] = 0.0
     return coefficients
 
 
