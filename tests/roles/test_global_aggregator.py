@@ -111,6 +111,14 @@ class World:
     def host(self, slot):
         return self.peers.roles[f"basket:{slot}"]
 
+    def reopen(self, slot):
+        """Give an actor its basket anew, without updates and without a model."""
+        place = self.places[slot]
+        self.host(slot).close_basket(place.basket_id)
+        members = tuple(Member(c, "d") for c in place.members)
+        identity = self.host(slot).admit([Admission(place, members)])[place.basket_id]
+        self.places[slot] = BasketPlace(place.basket_id, "d", slot, identity, place.members)
+
     def fresh(self):
         return [
             basket for slot, basket in enumerate(BASKETS) if self.host(slot).reports(NOW)[basket].facts.fresh
@@ -282,22 +290,30 @@ def test_a_dropout_within_the_threshold_is_left_out_and_named(world_of):
 
 def test_a_basket_without_a_fresh_model_takes_part_with_nothing(world_of):
     world = world_of(epsilon=math.inf)
-    host = world.host(0)
-    host.close_basket(BASKETS[0])
-    place = world.places[0]
-    identity = host.admit([Admission(place, tuple(Member(c, "d") for c in place.members))])[BASKETS[0]]
-    world.places[0] = BasketPlace(BASKETS[0], "d", 0, identity, place.members)
+    world.reopen(0)
     model = world.run().model
     assert model.n_baskets == 3
     np.testing.assert_allclose(model.aggregate, world.expected(BASKETS[1:]), atol=2e-6)
+
+
+def test_too_few_fresh_baskets_after_dropouts_release_nothing_though_the_threshold_is_met(world_of):
+    world = world_of()
+    world.reopen(0)
+    world.reopen(1)
+    world.peers.lose("basket:3", "session_mask")
+    outcome = world.run()
+    assert outcome.model is None
+    assert "1 fresh baskets survived" in outcome.reason
+    assert not {"charge_release", "session_unmask", "draw"} & set(world.methods())
+    world.peers.faults.clear()
+    assert world.run().model.n_baskets == 2
 
 
 def test_it_waits_until_a_trigger_fires_unless_forced(world_of):
     world = world_of()
     world.run()
     world.train()
-    world.host(0).close_basket(BASKETS[0])
-    world.host(0).admit([Admission(world.places[0], tuple(Member(c, "d") for c in world.places[0].members))])
+    world.reopen(0)
     waits = world.run(force=False, now=NOW + 1)
     assert waits.model is None
     assert "3 of 4" in waits.reason
