@@ -168,42 +168,63 @@ def test_liars_move_a_clipped_state_by_no_more_than_their_share_of_the_radius(
     state = 0.1 * rng.standard_normal((1, 6)).astype(np.float32)
     told = honest.copy()
     told[:num_lies] = rng.standard_normal((num_lies, 6)) * length
-    result = mixed("clipped_gossip", state, told, [list(range(k))], numbers)
+    result = mixed("clipped_gossip", state, told, [list(range(k))], numbers, spread=Spread(0.5, 1e9))
     truth = honest[num_lies:].astype(float) - state
     excess = excess_error(numbers.layer1, 100, 30, 6)
-    weight = numbers.mixing_weight(k, spread=1.0, excess=excess, num_rows=100)
+    weight = numbers.mixing_weight(k, spread=0.5, excess=excess, num_rows=100)
     radius = np.sqrt((truth**2).sum() / max(b, 1))
     reach = weight / k * (np.linalg.norm(truth, axis=1).sum() + num_lies * radius)
     assert np.linalg.norm(result - state) <= reach * (1 + 1e-5) + 1e-6
 
 
+WIDE = Spread(0.01, 1e9)
+"""Released vectors that show a spread, and make every distance plausible."""
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 8), st.integers(0, 2**32))
-def test_vectors_further_away_than_others_do_not_count_in_nearest_neighbour_averaging(
-    k: int, seed: int
-) -> None:
+def test_the_b_vectors_furthest_away_do_not_count_in_nearest_neighbour_averaging(k: int, seed: int) -> None:
     rng = random(seed)
-    numbers = plan(dimension=6, byzantine_fraction=0.3)
-    b = tolerated_lies(99, 30, k)
+    numbers = plan(dimension=6, byzantine_fraction=0.05)
+    b = tolerated_lies(99, 5, k)
     state = 0.1 * rng.standard_normal((1, 6)).astype(np.float32)
     told = (rng.standard_normal((k, 6)) * 0.1).astype(np.float32)
     order = np.argsort(((told - state).astype(float) ** 2).sum(axis=1))
     nearest = told[order[: k - b]].astype(float)
-    expected = (state + nearest.sum(axis=0)) / (k - b + 1)
+    results = []
     for far in (1.0, 1e20):
         told[order[k - b :]] = far * np.sign(told[order[k - b :]])
-        result = mixed("nearest_neighbors", state, told, [list(range(k))], numbers)
-        np.testing.assert_allclose(result, expected, atol=1e-6)
+        results.append(mixed("nearest_neighbors", state, told, [list(range(k))], numbers, spread=WIDE)[0])
+    assert (results[0] == results[1]).all()
+    moved, towards = results[0] - state[0], nearest.mean(axis=0) - state[0]
+    weight = (moved @ towards) / (towards @ towards)
+    np.testing.assert_allclose(moved, weight * towards, atol=1e-6)
+    assert 0 < weight <= (k - b) / (k - b + 1) + 1e-5
 
 
 def test_one_message_that_may_be_a_lie_reaches_no_further_than_honest_clients_are_apart() -> None:
     numbers = plan(byzantine_fraction=0.3)
     state, lie = np.zeros((1, 4), np.float32), np.array([[1.0, 0, 0, 0]], np.float32)
-    apart = Spread(0.005, 0.01)
     assert tolerated_lies(99, 30, 1) == 1
-    result = mixed("clipped_gossip", state, lie, [[0]], numbers, spread=apart)
-    np.testing.assert_allclose(result, [[0.05, 0, 0, 0]], rtol=1e-6)
-    assert (mixed("nearest_neighbors", state, lie, [[0]], numbers, spread=apart) == state).all()
+    lengths = [
+        float(np.linalg.norm(mixed("clipped_gossip", state, lie, [[0]], numbers, spread=Spread(0.1, apart))))
+        for apart in (0.0, 0.2, 0.3, 0.5, 1.0, 2.0)
+    ]
+    assert lengths[:2] == [0.0, 0.0]
+    np.testing.assert_allclose(np.array(lengths[2:]) / lengths[-1], np.sqrt([0.3, 0.5, 1.0, 1.0]), rtol=1e-5)
+    assert (mixed("nearest_neighbors", state, lie, [[0]], numbers, spread=Spread(0.1, 1.0)) == state).all()
+
+
+@pytest.mark.parametrize("name", ["clipped_gossip", "nearest_neighbors"])
+def test_a_grossly_implausible_vector_moves_nobody(name: str) -> None:
+    numbers = plan(byzantine_fraction=0.2)
+    state, usual = np.zeros((1, 4), np.float32), 0.1 * np.eye(4, dtype=np.float32)
+    seen = Spread(0.01, 0.02)
+    for lies in (1, 2, 3):
+        told = np.concatenate([usual, np.full((lies, 4), -0.2, np.float32)])
+        result = mixed(name, state, told, [list(range(4 + lies))], numbers, spread=seen)
+        assert (result > 0).any()
+        assert (result >= 0).all()
 
 
 @settings(max_examples=100, deadline=None)
