@@ -11,6 +11,7 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.errors import LedgerError, UsageError
+from scarcity_ray.privacy.noise import SeededNoise
 
 AFTERWARDS: dict[str, Callable[[HierarchicalFederation], Any]] = {
     "register_client": lambda f: f.register_client("c", "d"),
@@ -71,3 +72,29 @@ def test_a_federation_is_ended_when_its_driver_raises(runtime: str, open_config:
     with pytest.raises(KeyError), HierarchicalFederation(open_config(), runtime=runtime) as fed:
         raise KeyError("the driver's own")
     assert fed._runtime.names() == ()
+
+
+@pytest.mark.ray
+def test_two_drivers_see_the_same_federation(ray_cluster: None, open_config: Any) -> None:
+    """Also the basket actors that the other has started since."""
+    with HierarchicalFederation(open_config(), name="shared", noise=SeededNoise(7)) as owner:
+        owner.register_clients([(f"a{i}", "first") for i in range(3)])
+        guest = HierarchicalFederation.attach("shared")
+        clients = [(f"b{i}", "second") for i in range(6)]
+        guest.register_clients(clients)
+        guest.submit_updates([c for c, _ in clients], np.ones((6, 8)) / 10)
+        assert owner.get_stats()["n_updates_buffered"] == 6
+        assert owner.advance_round() == 1
+        assert guest.submit_update("b0", np.ones(8) / 20, round_id=1)
+        model = owner.force_aggregate()
+        assert model is not None
+        np.testing.assert_array_equal(guest.get_global_model(), model)
+        np.testing.assert_array_equal(guest.maybe_aggregate(), model)
+        assert guest.maybe_aggregate() is None
+        guest.close()
+        assert owner.get_stats()["n_clients"] == 9, "closing an attached federation leaves it running"
+        guest = HierarchicalFederation.attach("shared")
+        guest.terminate()
+        guest.close()
+        assert owner._runtime.names() == ()
+    assert actors() == []
