@@ -91,12 +91,20 @@ def is_share(share: bytes) -> bool:
 def lagrange_at_zero(points: Sequence[int]) -> Field:
     """The weights w_i = prod_{j != i} x_j / (x_j - x_i) mod 65537 (int64, one a point)."""
     x = np.asarray(points, dtype=np.int64)
-    numerator, denominator = np.ones_like(x), np.ones_like(x)
-    for j in range(x.size):
-        others = np.arange(x.size) != j
-        numerator[others] = numerator[others] * x[j] % PRIME
-        denominator[others] = denominator[others] * (x[j] - x[others]) % PRIME
-    return numerator * _inverse(denominator) % PRIME
+    differences = x[:, None] - x[None, :]
+    numerators = np.repeat(x[:, None], x.size, axis=1)
+    np.fill_diagonal(differences, 1)
+    np.fill_diagonal(numerators, 1)
+    return _product(numerators) * _inverse(_product(differences)) % PRIME
+
+
+def _product(factors: Field) -> Field:
+    """The product mod p over the first axis, by halves."""
+    values = factors % PRIME
+    while len(values) > 1:
+        half = len(values) // 2
+        values = np.concatenate([values[:half] * values[half : 2 * half] % PRIME, values[2 * half :]])
+    return np.asarray(values[0], dtype=np.int64)
 
 
 def _inverse(values: Field) -> Field:

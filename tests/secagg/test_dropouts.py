@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scarcity_ray.errors import SecureAggregationAborted
+from scarcity_ray.errors import SecureAggregationAborted, UsageError
 
 STEPS = ("advertise", "share_keys", "mask", "confirm", "unmask")
 
@@ -91,6 +91,19 @@ def test_closing_the_coordinator_releases_nothing(session_of):
     with pytest.raises(SecureAggregationAborted) as caught:
         session.coordinator.survivors()
     assert caught.value.retryable
+
+
+def test_the_sum_is_handed_over_once(session_of):
+    session = session_of(3)
+    session.run()
+    with pytest.raises(UsageError, match="handed over before"):
+        session.coordinator.finish()
+
+
+@pytest.mark.parametrize("closing", ["sharers", "survivors", "confirmations", "finish"])
+def test_phases_are_closed_in_order(session_of, closing):
+    with pytest.raises(UsageError, match="comes after phase"):
+        getattr(session_of(3).coordinator, closing)()
 
 
 def test_awaited_names_the_silent(session_of):

@@ -326,6 +326,53 @@ def test_shares_for_another_roster_are_refused(session_of, identity_of):
         session.coordinator.add_key_shares(signed_by(identity_of(0), message))
 
 
+def test_shares_for_other_holders_are_refused(session_of, identity_of):
+    session = session_of(3).until("share_keys")
+    message = say(session, "basket_0", "share_keys")
+    columns = ("holders", "sealed", "seed_share_commitments", "key_share_commitments")
+    for wrong in (
+        replace(message, holders=message.holders[::-1]),
+        replace(message, sealed=message.sealed[:-1]),
+        replace(message, seed_share_commitments=message.seed_share_commitments[:-1]),
+        replace(message, key_share_commitments=(*message.key_share_commitments, bytes(32))),
+        replace(message, **{name: getattr(message, name)[:2] for name in columns}),
+    ):
+        with pytest.raises(ProtocolViolation, match="exactly its neighbourhood"):
+            session.coordinator.add_key_shares(signed_by(identity_of(0), wrong))
+    session.coordinator.add_key_shares(message)
+
+
+def test_a_confirmation_of_another_set_is_refused(session_of):
+    session = session_of(4, threshold=3).until("confirm")
+    other = session.participants["basket_0"].confirm(("basket_0", "basket_1", "basket_2"))
+    with pytest.raises(ProtocolViolation, match="'basket_0' confirmed another set"):
+        session.coordinator.add_confirmation(other)
+
+
+def test_shares_for_another_set_or_of_other_parties_are_refused(session_of, identity_of):
+    session = session_of(4, threshold=3, drops={"basket_3": "mask"}).until("unmask")
+    message = say(session, "basket_0", "unmask")
+    other = replace(message, survivors_digest=bytes(32))
+    with pytest.raises(ProtocolViolation, match="another set of survivors"):
+        session.coordinator.add_unmask_shares(signed_by(identity_of(0), other))
+    for wrong in (
+        replace(message, seed_owners=message.seed_owners[:-1], seed_shares=message.seed_shares[:-1]),
+        replace(message, seed_shares=message.seed_shares[:-1]),
+        replace(message, key_owners=(), key_shares=()),
+        replace(message, seed_owners=message.seed_owners[::-1]),
+        replace(message, key_owners=("basket_2",)),
+        replace(message, key_shares=()),
+        replace(
+            message,
+            seed_owners=(*message.seed_owners, "basket_3"),
+            seed_shares=(*message.seed_shares, *message.key_shares),
+        ),
+    ):
+        with pytest.raises(ProtocolViolation, match="exactly the shares"):
+            session.coordinator.add_unmask_shares(signed_by(identity_of(0), wrong))
+    session.coordinator.add_unmask_shares(message)
+
+
 class InconsistentDealer(Participant):
     """Shares out another seed than it committed to and masks with."""
 

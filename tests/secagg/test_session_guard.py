@@ -20,6 +20,13 @@ def test_an_attempt_is_admitted_once(context_of):
     guard.admit(context_of(attempt=3))
 
 
+def test_a_session_stays_in_its_round(context_of):
+    guard = SessionGuard("tests")
+    guard.admit(context_of(round_id=3, attempt=0))
+    with pytest.raises(ProtocolViolation, match="begun before"):
+        guard.admit(context_of(round_id=4, attempt=1))
+
+
 def test_nothing_is_admitted_after_a_release(context_of):
     guard = SessionGuard("tests")
     guard.admit(context_of(attempt=0))
