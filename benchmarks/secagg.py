@@ -1,6 +1,6 @@
 """Secure aggregation: seconds a phase, bytes a party, against the keystream floor and Flower's SecAgg+.
 
-``python -m benchmarks.secagg [--format json] [--full]``. All figures are CPU seconds of one process, every
+``python -m benchmarks secagg [--format json] [--full]``. All figures are CPU seconds of one process, every
 party and the coordinator in turn. The floor is what the masks alone cost: AES-256-CTR keystreams into a
 reused buffer, added to a vector, with nothing around them, measured beside each session. Flower's figures
 come from its own primitives, called as its client and server call them, and scaled up from one party and a
