@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +30,7 @@ from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.linear import RowRule
 from scarcity_ray.robust.mixing import PreAggregation
 from scarcity_ray.robust.outliers import OutlierReport, combined_report
-from scarcity_ray.robust.rough import rough_distances
+from scarcity_ray.robust.rough import exact_rows, rough_distances
 from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
 from scarcity_ray.robust.rule import Rule, Selection, Setting
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
@@ -220,7 +221,7 @@ def _roughly(
     rough = rough_distances(map_blocks, norms)
     if rough is None or rough.error > MOST_ERROR:
         return None
-    return rule.settle(rough.squared, rough.error, setting)
+    return rule.settle(rough.squared, rough.error, setting, partial(exact_rows, map_blocks, rough))
 
 
 def _mix(

@@ -18,7 +18,7 @@ from scarcity_ray.robust.blocks import Matrix, Rows
 from scarcity_ray.robust.columns import closest_to_median, order_statistics
 from scarcity_ray.robust.coordinate import ColumnRule
 from scarcity_ray.robust.krum import krum_scores, lowest
-from scarcity_ray.robust.rule import Selection, Setting, chosen
+from scarcity_ray.robust.rule import ExactRows, Selection, Setting, chosen
 from scarcity_ray.robust.shrinking import ShrinkingScores
 
 MOST_PATHS = 16
@@ -106,7 +106,7 @@ class Bulyan(ColumnRule):
         picked, scores = bulyan_selection(distances, setting.num_byzantine)
         return Selection(tuple(sorted(picked)), scores=scores)
 
-    def settle(self, distances: Matrix, error: float, setting: Setting) -> Selection | None:
+    def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
         """See `Rule.settle`."""
         if setting.num_byzantine < 2:
             return None

@@ -43,8 +43,16 @@ def gram_block(block: Rows, centre: int | None = None, origin: bool = False) -> 
     Returns:
         (n, n) float64, symmetric; (n + 1, n + 1) with the origin.
     """
+    points = centred_points(block, centre, origin)
+    with one_blas_thread():
+        product: Matrix = points @ points.T
+    return product
+
+
+def centred_points(block: Rows, centre: int | None, origin: bool = False) -> Matrix:
+    """The rows less the row `centre`, in float64 scratch memory; the zero vector may be one more."""
     shape = (len(block) + origin, len(block[0]))
-    points = workspace("gram", shape, np.float64)
+    points: Matrix = workspace("points", shape, np.float64)
     for row, out in zip(block, points, strict=False):
         np.copyto(out, row)
     if origin:
@@ -53,9 +61,7 @@ def gram_block(block: Rows, centre: int | None = None, origin: bool = False) -> 
         middle = workspace("centre", shape[1:], np.float64)
         np.copyto(middle, points[centre])
         np.subtract(points, middle, out=points)
-    with one_blas_thread():
-        product: Matrix = points @ points.T
-    return product
+    return points
 
 
 def pair_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.blocks import Matrix
 from scarcity_ray.robust.linear import RowRule
 from scarcity_ray.robust.rows import as_integer
-from scarcity_ray.robust.rule import Selection, Setting
+from scarcity_ray.robust.rule import ExactRows, Selection, Setting
 
 TIE = 2.0**-42
 """Scores that differ by less than this share are tied: about what rounding leaves of equal ones."""
@@ -43,19 +43,51 @@ def lowest(scores: NDArray[np.float64], candidates: NDArray[np.bool_]) -> int:
     return int(np.argmax(candidates & (scores <= least + TIE * least)))
 
 
-def is_settled(
-    scores: NDArray[np.float64], selected: NDArray[np.bool_], distances: Matrix, error: float
-) -> bool:
-    """Whether no row outside could score as low as a selected one, but for rows equal to it.
+def settled_lowest(
+    distances: Matrix, error: float, num_neighbours: int, count: int, exact: ExactRows
+) -> NDArray[np.bool_] | None:
+    """The `count` rows with the lowest scores, if distances within `error` and a few exact ones tell.
+
+    A row that is taken and one that is not are in doubt if they could change places. Rows not in doubt stay
+    where they are, whatever the scores of the others are; among those in doubt, exact scores decide.
 
     Args:
-        scores: (n,) sums of distances.
-        selected: (n,) bool, the lowest scores, ties by index.
-        distances: (n, n) squared distances.
+        distances: (n, n) float64 squared distances; zero means that two rows are equal.
         error: Largest relative error of a distance, and so of a score.
+        num_neighbours: Neighbours that a score counts.
+        count: Rows to take.
+        exact: Gives exact distances of few rows.
+
+    Returns:
+        (n,) bool, or None if more than a quarter of the rows are in doubt.
     """
-    could = np.less_equal.outer(scores[~selected] * (1.0 - error), scores[selected] * (1.0 + error))
-    return not (could & (distances[np.ix_(~selected, selected)] > 0.0)).any()
+    scores = krum_scores(distances, num_neighbours)
+    taken = lowest_scores(scores, np.ones(len(scores), np.bool_), count)
+    could_change = np.less_equal.outer(scores * (1.0 - error), scores * (1.0 + error)) & (distances > 0.0)
+    could_change &= np.logical_and.outer(~taken, taken)
+    in_doubt = np.logical_or(could_change.any(axis=0), could_change.any(axis=1))
+    rows = np.flatnonzero(in_doubt)
+    if len(rows) == 0:
+        return taken
+    if 4 * len(rows) > len(scores):
+        return None
+    apart = exact(rows)
+    apart[np.arange(len(rows)), rows] = np.inf
+    apart.sort(axis=1)
+    scores[rows] = apart[:, :num_neighbours].sum(axis=1)
+    settled = lowest_scores(scores, in_doubt, int(np.count_nonzero(taken & in_doubt)))
+    settled[taken & ~in_doubt] = True
+    return settled
+
+
+def lowest_scores(
+    scores: NDArray[np.float64], candidates: NDArray[np.bool_], count: int
+) -> NDArray[np.bool_]:
+    """Mask of the `count` candidates with the lowest scores, a tie going to the lowest index."""
+    left = candidates.copy()
+    for _ in range(count):
+        left[lowest(scores, left)] = False
+    return candidates & ~left
 
 
 class Krum(RowRule):
@@ -69,9 +101,11 @@ class Krum(RowRule):
         scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)
         return Selection((lowest(scores, np.ones(setting.num_rows, np.bool_)),), scores=scores)
 
-    def settle(self, distances: Matrix, error: float, setting: Setting) -> Selection | None:
+    def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
         """See `Rule.settle`."""
-        return _settled(self._select(distances, setting), distances, error)
+        most = setting.num_rows - setting.num_byzantine - 2
+        taken = settled_lowest(distances, error, most, 1, exact)
+        return _selection(taken, krum_scores(distances, most))
 
 
 class MultiKrum(RowRule):
@@ -93,21 +127,19 @@ class MultiKrum(RowRule):
         return num_byzantine
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
-        scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)
-        left = np.ones(setting.num_rows, np.bool_)
         most = setting.num_rows - setting.num_byzantine - 2
-        for _ in range(most if setting.num_selected is None else setting.num_selected):
-            left[lowest(scores, left)] = False
-        return Selection(tuple(np.flatnonzero(~left).tolist()), scores=scores)
+        scores = krum_scores(distances, most)
+        count = most if setting.num_selected is None else setting.num_selected
+        taken = lowest_scores(scores, np.ones(setting.num_rows, np.bool_), count)
+        return Selection(tuple(np.flatnonzero(taken).tolist()), scores=scores)
 
-    def settle(self, distances: Matrix, error: float, setting: Setting) -> Selection | None:
+    def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
         """See `Rule.settle`."""
-        return _settled(self._select(distances, setting), distances, error)
+        most = setting.num_rows - setting.num_byzantine - 2
+        count = most if setting.num_selected is None else setting.num_selected
+        taken = settled_lowest(distances, error, most, count, exact)
+        return _selection(taken, krum_scores(distances, most))
 
 
-def _settled(selection: Selection, distances: Matrix, error: float) -> Selection | None:
-    selected = np.zeros(len(distances), np.bool_)
-    selected[list(selection.rows)] = True
-    if selection.scores is None or not is_settled(selection.scores, selected, distances, error):
-        return None
-    return selection
+def _selection(taken: NDArray[np.bool_] | None, scores: NDArray[np.float64]) -> Selection | None:
+    return None if taken is None else Selection(tuple(np.flatnonzero(taken).tolist()), scores=scores)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import MapBlocks, Matrix, Rows, one_blas_thread, workspace
-from scarcity_ray.robust.distances import middle_row, ordered_sum
+from scarcity_ray.robust.distances import centred_points, middle_row, ordered_sum
 from scarcity_ray.robust.geometry import squared_distances, unite_equal_points
 from scarcity_ray.robust.rows import squares_block
 
@@ -38,10 +38,11 @@ NORMS = (2.0**-20, 2.0**40)
 
 
 class RoughDistances(NamedTuple):
-    """Squared distances (n, n) float64, and the largest relative error of any of them."""
+    """Squared distances (n, n) float64, the largest relative error of any of them, and the row centred on."""
 
     squared: Matrix
     error: float
+    centre: int
 
 
 def rough_gram_block(block: Rows, centre: int) -> Matrix:
@@ -70,7 +71,8 @@ def rough_distances(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = N
     norms = np.sqrt(ordered_sum(map_blocks(squares_block))) if norms is None else norms
     if norms.min() < NORMS[0] or norms.max() > NORMS[1]:
         return None
-    gram = ordered_sum(map_blocks(rough_gram_block, middle_row(norms)))
+    centre = middle_row(norms)
+    gram = ordered_sum(map_blocks(rough_gram_block, centre))
     squared = squared_distances(gram)
     scale = np.add.outer(np.diagonal(gram), np.diagonal(gram))
     near = squared < NEAR * scale
@@ -80,7 +82,29 @@ def rough_distances(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = N
     unite_equal_points(squared)
     apart = squared > 0.0
     error = ROUNDING * float((scale[apart] / squared[apart]).max(initial=0.0))
-    return RoughDistances(squared, error)
+    return RoughDistances(squared, error, centre)
+
+
+def rows_block(block: Rows, centre: int, indices: NDArray[np.intp]) -> Matrix:
+    """Kernel: float64 squared distances within the block of the rows at `indices` to all, (c, n) float64."""
+    points = centred_points(block, centre)
+    norms = np.einsum("ij,ij->i", points, points)
+    with one_blas_thread():
+        products = points[indices] @ points.T
+    squared: Matrix = np.add.outer(norms[indices], norms) - 2.0 * products
+    return squared
+
+
+def exact_rows(map_blocks: MapBlocks, rough: RoughDistances, indices: NDArray[np.intp]) -> Matrix:
+    """The squared distances of the rows at `indices` to all, as good as `distances.measure` gives them.
+
+    That no pair is near, `rough_distances` has made sure of.
+    """
+    squared: Matrix = np.maximum(ordered_sum(map_blocks(rows_block, rough.centre, indices)), 0.0)
+    first_equal = np.argmax(rough.squared[np.ix_(indices, indices)] == 0.0, axis=1)
+    squared = squared[first_equal]
+    squared[rough.squared[indices] == 0.0] = 0.0
+    return squared
 
 
 def _settle_equal_rows(map_blocks: MapBlocks, squared: Matrix, near: NDArray[np.bool_]) -> bool:

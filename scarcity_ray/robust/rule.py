@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,9 @@ from scarcity_ray.robust.blocks import Matrix, Rows, Vector
 from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.rows import as_integer
 from scarcity_ray.robust.tolerance import TOLERANCE
+
+ExactRows: TypeAlias = Callable[[NDArray[np.intp]], Matrix]
+"""From (c,) row indices to the (c, n) float64 squared distances of these rows to all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +131,7 @@ class Rule(ABC):
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         """`select` with checked arguments."""
 
-    def settle(self, distances: Matrix, error: float, setting: Setting) -> Selection | None:
+    def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
         """The selection, if it is the same for all distances that are relatively within `error` of these.
 
         Equal distances of equal rows count as equal, and distances of zero as exact. Rules that cannot tell
@@ -136,6 +141,7 @@ class Rule(ABC):
             distances: (n, n) float64 squared distances.
             error: Less than 1.
             setting: Checked arguments.
+            exact: Gives exact distances of few rows, for a pass over all rows.
         """
         return None
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scarcity_ray.robust import aggregate, get_rule, inline_blocks, pairwise
 from scarcity_ray.robust import aggregation as aggregation_module
 from scarcity_ray.robust.bulyan import bulyan_selection, settled_selection
-from scarcity_ray.robust.rough import rough_distances
+from scarcity_ray.robust.rough import exact_rows, rough_distances
 from scarcity_ray.robust.rule import Setting
 
 SHAPES = {
@@ -76,8 +76,17 @@ def test_a_settled_selection_is_that_of_all_distances_within_the_error(seed, met
     n = get_rule(method).least_rows(f) + int(rng.integers(0, 6))
     distances, error = distances_for(rng, n), float(rng.choice([1e-9, 1e-6, 1e-3, 1e-1]))
     rule = get_rule(method)
-    settled = rule.settle(distances, error, Setting(n, f))
+    asked = []
+
+    def exact(rows):
+        asked.append(rows)
+        return distances[rows]
+
+    settled = rule.settle(distances, error, Setting(n, f), exact)
     if settled is None:
+        return
+    if asked:
+        assert rule.select(distances, num_rows=n, num_byzantine=f).rows == settled.rows
         return
     for _ in range(5):
         noise = 1 + error * rng.choice([-1.0, 1.0, 0.3], (n, n))
@@ -87,6 +96,35 @@ def test_a_settled_selection_is_that_of_all_distances_within_the_error(seed, met
             moved[later], moved[:, later] = moved[earlier], moved[:, earlier]
         chosen = rule.select(moved, num_rows=n, num_byzantine=f)
         assert chosen.rows == settled.rows
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["krum", "multi_krum"]), st.floats(1e-9, 0.3))
+@settings(max_examples=150, deadline=None)
+def test_a_few_exact_rows_settle_what_the_error_leaves_in_doubt(seed, method, error):
+    rng = np.random.default_rng(seed)
+    n, f = 40, 5
+    exact = distances_for(rng, n)
+    exact = np.triu(exact, 1) + np.triu(exact, 1).T
+    rough = exact * np.triu(1 + error * rng.uniform(-1, 1, (n, n)), 1)
+    rough = rough + rough.T
+    for later, earlier in np.argwhere(np.tril(exact == 0, -1)).tolist():
+        rough[later], rough[:, later] = rough[earlier], rough[:, earlier]
+    rule = get_rule(method)
+    settled = rule.settle(rough, error, Setting(n, f), lambda rows: exact[rows])
+    expected = rule.select(exact, num_rows=n, num_byzantine=f)
+    assert settled is None or settled.rows == expected.rows
+    assert settled is not None or error > 1e-4
+
+
+def test_exact_rows_are_those_of_the_float64_distances():
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((20, 9000)).astype(np.float32)
+    rows[7] = rows[2]
+    map_blocks = inline_blocks(rows)
+    indices = np.array([2, 5, 7])
+    exact = exact_rows(map_blocks, rough_distances(map_blocks), indices)
+    np.testing.assert_allclose(exact, pairwise(map_blocks)[indices], rtol=1e-12, atol=0)
+    assert exact[0].tobytes() == exact[2].tobytes()
 
 
 @pytest.mark.parametrize("n", [11, 40, 100])
