@@ -15,8 +15,8 @@ Everything here takes and gives plain floats. Rounding always goes to the safe s
 Guarantees:
     calibrated_mu_is_never_above_the_truth: `mu_of_gaussian` lies below the true root by a relative 1e-12 to
         3e-12, so a sum of mu^2 that passes its square by a relative 1e-12 still keeps (epsilon, delta).
-    reported_epsilon_is_never_below_the_truth: `epsilon_of_mu` lies above the true root, by at most a relative
-        3e-12 (epsilon >= 1e-3; below that by at most 3e-12 mu).
+    reported_epsilon_is_never_below_the_truth: `epsilon_of_mu` lies above the true root, by at most
+        1e-11 max(epsilon, mu) for delta <= 1/2.
     reported_delta_is_never_below_the_truth: `delta_of_mu` lies above, by at most a relative 2e-12 for
         mu <= 30 and delta >= 1e-300; what underflows is 0.
     pure_mu_is_never_below_the_truth: `mu_of_pure` lies above, by at most a relative 1e-13.
@@ -99,7 +99,7 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
         return value - goal, -slope * _mills(b)
 
     root = _root(step, high, 0.0)
-    return min(high, root + _MARGIN * max(root, mu if root < 1e-3 else 0.0))
+    return min(high, root + _MARGIN * max(root, mu))
 
 
 def mu_of_gaussian(epsilon: float, delta: float) -> float:
