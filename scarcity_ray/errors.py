@@ -100,7 +100,7 @@ class SecureAggregationAborted(ScarcityError):
 
 
 class ProtocolViolation(ScarcityError):
-    """A peer sent a message that the protocol forbids; it is refused and the session goes no further."""
+    """A peer sent a message that the protocol forbids; it is refused, and nothing else changes."""
 
 
 class ActorLost(ScarcityError):

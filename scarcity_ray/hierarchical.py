@@ -245,6 +245,7 @@ class HierarchicalFederation:
         round_id: int | None = None,
         *,
         signatures: Sequence[bytes | None] | None = None,
+        meta: Sequence[Mapping[str, float] | None] | None = None,
     ) -> list[Receipt]:
         """Submit many updates at once, the fast way; receipts in order.
 
@@ -253,19 +254,22 @@ class HierarchicalFederation:
             matrix: (n, vector_dim) numbers.
             round_id: The round they were made for; the current one if None.
             signatures: One a row, where this driver does not hold the keys.
+            meta: One report of declared meta-parameters a row.
 
         Raises:
-            UsageError: If the arguments' lengths differ, or the matrix is none.
+            UsageError: If the arguments' lengths differ, the matrix is none, or a meta-parameter was not
+                declared.
         """
         rows = _numbers("matrix", matrix)
         if rows.ndim != 2:
             raise UsageError(f"matrix must be of shape (n, d), got {rows.shape}")
-        if len(rows) != len(client_ids) or (signatures is not None and len(signatures) != len(rows)):
-            raise UsageError(
-                f"{len(client_ids)} client ids for {len(rows)} rows; one each, and as many signatures"
-            )
+        lengths = {len(column) for column in (client_ids, rows, signatures, meta) if column is not None}
+        if len(lengths) > 1:
+            raise UsageError(f"client ids, rows, signatures and meta differ in length: {sorted(lengths)}")
         given = None if signatures is None else tuple(signatures)
-        return self._submit(SubmissionBatch(_names(client_ids), rows, round_id, given))
+        ranges = self.config.meta_parameters
+        reports = None if meta is None else np.array([encode_report(one, ranges) for one in meta])
+        return self._submit(SubmissionBatch(_names(client_ids), rows, round_id, given, reports))
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain."""

@@ -202,7 +202,8 @@ class BasketHost:
     def session_open(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, Advert]:
         """Secure aggregation, phase 1: fresh keys for each party that is here."""
         session = self._sessions[terms.session_id] = _HostedSession(terms, self._plan)
-        return {p: session.open(p, self._baskets[p]) for p in parties if p in self._baskets}
+        present = [p for p in parties if p in self._baskets]
+        return _by_party(present, lambda p: session.open(p, self._baskets[p]))
 
     def session_share(
         self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
@@ -241,10 +242,13 @@ class BasketHost:
             raise UsageError("this federation releases nothing without secure aggregation")
         session = self._sessions[terms.session_id] = _HostedSession(terms, self._plan)
         present = [p for p in parties if p in self._baskets]
-        for party in present:
+
+        def hand_in(party: str) -> tuple[str, NDArray[Any]]:
             session.pin(party, self._baskets[party])
             self._baskets[party].hand_in(session.contributed[party])
-        return {p: (p, session.plain(p)) for p in present}
+            return party, session.plain(party)
+
+        return _by_party(present, hand_in)
 
     def session_spend(self, session_id: str, parties: Sequence[str]) -> dict[str, None]:
         """Note that the parties' contributions may be released now."""
@@ -286,7 +290,8 @@ class BasketHost:
         session = self._sessions.get(session_id)
         if session is None:
             return {}
-        return {p: step(session.participants[p]) for p in parties if p in session.participants}
+        participants = session.participants
+        return _by_party([p for p in parties if p in participants], lambda p: step(participants[p]))
 
 
 class _HostedSession:
@@ -306,11 +311,10 @@ class _HostedSession:
 
     def pin(self, party: str, basket: Basket) -> None:
         """Fix what the party will contribute; the noise is scaled to the facts that the session froze."""
-        model = basket.fresh_model
-        if model is not None and basket.report().facts != self._terms.facts.get(party):
-            raise ProtocolViolation(
-                f"basket {party!r} has another aggregate than the session was frozen with"
-            )
+        frozen = self._terms.facts[party]
+        model = basket.fresh_model if frozen.fresh else None
+        if frozen.fresh and (model is None or model.facts(frozen.domain_id, frozen.num_members) != frozen):
+            raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
         self.contributed[party] = model
 
     def mask(self, party: str, inbox: Any) -> MaskedInput | None:
@@ -325,6 +329,17 @@ class _HostedSession:
         for participant in self.participants.values():
             participant.close()
         self.participants.clear()
+
+
+def _by_party(parties: Sequence[str], step: Callable[[str], Any]) -> dict[str, Any]:
+    """Each party's answer; one that refuses answers with its refusal and holds up no other."""
+    answers: dict[str, Any] = {}
+    for party in parties:
+        try:
+            answers[party] = step(party)
+        except ProtocolViolation as violation:
+            answers[party] = violation
+    return answers
 
 
 def _union(by_basket: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -34,6 +34,8 @@ from scarcity_ray.roles.messages import BasketPlace, BasketReport, Layer2Outcome
 from scarcity_ray.roles.sessions import SecureSession, SessionTerms
 from scarcity_ray.secagg import Party, SessionContext, threshold_for
 
+SHOWN = 5
+"""Latest aborts and violations that the statistics show."""
 HISTORY = 16
 """Past global models that are kept."""
 
@@ -69,6 +71,7 @@ class GlobalAggregator:
         self._charge_id: str | None = None
         self._started_at: float | None = None
         self._aborts: list[str] = []
+        self._violations: list[str] = []
 
     def latest(self) -> GlobalMetaModel | None:
         """The last release."""
@@ -84,7 +87,9 @@ class GlobalAggregator:
         return {
             "n_layer2_aggregations": version,
             "n_layer2_aborts": len(self._aborts),
-            "aborts": self._aborts[-5:],
+            "aborts": self._aborts[-SHOWN:],
+            "n_layer2_violations": len(self._violations),
+            "violations": self._violations[-SHOWN:],
         }
 
     def run(self, places: Sequence[BasketPlace], round_id: int, force: bool, now: float) -> Layer2Outcome:
@@ -123,7 +128,7 @@ class GlobalAggregator:
         release = self._plan.release([f for f in reports if f.basket_id in {p.basket_id for p in parties}])
         try:
             return self._release(
-                parties, {f.basket_id: f for f in fresh}, release, round_id, str(reason), now, lost
+                parties, {f.basket_id: f for f in reports}, release, round_id, str(reason), now, lost
             )
         except SecureAggregationAborted as abort:
             self._aborts.append(abort.reason)
@@ -156,6 +161,7 @@ class GlobalAggregator:
             ring_sum = session.unmask()
         finally:
             session.end()
+            self._violations.extend(session.violations)
         vector, sigma = noised_mean(ring_sum, release, survivors, self._noise, f"layer2/{self._version}")
         model = GlobalMetaModel(
             aggregate=vector[: self._plan.config.vector_dim].astype(np.float32),

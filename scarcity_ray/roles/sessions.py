@@ -179,7 +179,10 @@ class SecureSession:
             return {}
         if set(answer) - set(parties):
             self.violations.append(f"{basket_actor(slot)} answered for parties that it does not hold")
-        return {party: answer[party] for party in parties if party in answer}
+        messages = {party: answer[party] for party in parties if party in answer}
+        refusals = [party for party, message in messages.items() if isinstance(message, ProtocolViolation)]
+        self.violations.extend(str(messages.pop(party)) for party in refusals)
+        return messages
 
     def _each_mask(self, parties: Sequence[str]) -> None:
         """One call a party, so that one masked vector at a time is held beside the sum."""

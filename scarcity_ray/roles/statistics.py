@@ -59,6 +59,8 @@ def federation_stats(
         "n_basket_models_discarded": total["discarded"],
         "n_layer2_aborts": layer2["n_layer2_aborts"],
         "last_layer2_aborts": list(layer2["aborts"]),
+        "n_layer2_violations": layer2["n_layer2_violations"],
+        "last_layer2_violations": list(layer2["violations"]),
         "n_stale_baskets": directory["n_stale_baskets"],
         "faults": list(faults),
     }
