@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,8 @@ def test_the_release_is_the_definition_applied_to_what_was_sent(method: str, ope
 def test_without_noise_gossip_with_everybody_makes_states_their_mean(
     method: str, open_federation: Any
 ) -> None:
-    fed = open_federation(settings(method))
+    config = settings(method)
+    fed = open_federation(replace(config, gossip=replace(config.gossip, mixing="average")))
     clients = Clients(fed, seed=99)
     for domain, size in SIZES.items():
         for i in range(size):
