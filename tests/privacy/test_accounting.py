@@ -62,7 +62,7 @@ def test_reported_epsilon_is_never_below_the_truth(mu, delta, closeness):
         return  # 110 digits do not hold e^epsilon Phi(-b) against Phi(-a)
     goal = mpmath.log(mpmath.mpf(delta))
     above = -root_offset(lambda x: mpmath.log(true_delta(mu, x)) - goal, epsilon)
-    assert 0 < above
+    assert above > 0
     assert delta > 0.5 or above <= 1e-11 * max(epsilon, mu)
 
 
