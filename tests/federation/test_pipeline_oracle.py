@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,7 +136,8 @@ def test_without_noise_gossip_with_everybody_makes_states_their_mean(
     method: str, open_federation: Any
 ) -> None:
     config = settings(method)
-    fed = open_federation(replace(config, gossip=replace(config.gossip, mixing="average")))
+    config["gossip"]["mixing"] = "average"
+    fed = open_federation(config)
     clients = Clients(fed, seed=99)
     for domain, size in SIZES.items():
         for i in range(size):
