@@ -189,6 +189,10 @@ class Layer2Config:
     """The operator's factor per domain on a basket's weight; 1 where not named."""
     threshold_fraction: Annotated[Float, Field(gt=0.5, le=1)] = 2 / 3
     """Share of a session's baskets that must survive: t = floor(fraction n) + 1, at most n."""
+    assumed_corrupt_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the baskets that may collude with the aggregator; sets the mask graph above 64 baskets."""
+    assumed_dropout_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the baskets that may drop out at random; sets the mask graph above 64 baskets."""
     distribute_to_baskets: Flag = True
     """Whether each release is sent to the basket actors."""
 

@@ -32,7 +32,7 @@ from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace, BasketReport, Layer2Outcome
 from scarcity_ray.roles.sessions import SecureSession, SessionTerms
-from scarcity_ray.secagg import Party, SessionContext, threshold_for
+from scarcity_ray.secagg import Party, SessionContext, choose_graph, threshold_for
 
 SHOWN = 5
 """Latest aborts and violations that the statistics show."""
@@ -200,6 +200,13 @@ class GlobalAggregator:
         self._attempt += 1
         layer2 = self._plan.config.layer2
         latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
+        threshold = threshold_for(len(parties), layer2.threshold_fraction)
+        graph = choose_graph(
+            len(parties),
+            threshold,
+            corrupt_fraction=layer2.assumed_corrupt_fraction,
+            dropout_fraction=layer2.assumed_dropout_fraction,
+        )
         context = SessionContext(
             federation_id=self._federation_id,
             session_id=self._entropy(16),
@@ -208,8 +215,10 @@ class GlobalAggregator:
             model_hash=agreement_hash(latest, release),
             dimension=release.length,
             ring_bits=release.ring_bits,
-            threshold=threshold_for(len(parties), layer2.threshold_fraction),
+            threshold=threshold,
             parties=tuple(Party(p.basket_id, p.identity) for p in parties),
+            degree=graph.degree,
+            share_threshold=graph.share_threshold,
         )
         return SessionTerms(context, release, facts, layer2.use_secure_aggregation)
 

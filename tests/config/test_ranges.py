@@ -121,6 +121,8 @@ OUT_OF_RANGE = {
         "min_baskets_trigger": [0],
         "update_interval_seconds": [0.0, math.inf, math.nan],
         "threshold_fraction": [0.5, 1.01, math.nan],
+        "assumed_corrupt_fraction": [-0.01, 0.5, math.nan],
+        "assumed_dropout_fraction": [-0.01, 0.5, math.nan],
     },
     RuntimeConfig: {"baskets_per_actor": [0], "cpus_per_actor": [-0.1, math.inf, math.nan]},
     HierarchicalFederationConfig: {
