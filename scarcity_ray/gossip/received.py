@@ -20,7 +20,7 @@ from scarcity_ray.robust.blocks import Rows, workspace
 
 Scales = NDArray[np.float64]
 
-BLOCK_ENTRIES = 1 << 18
+BLOCK_ENTRIES = 1 << 20
 """Entries of the wider of the two matrices in a column block."""
 
 
@@ -78,7 +78,7 @@ class Received:
         return squared
 
     def combine(self, states: Rows, own: Scales, shares: NDArray[np.float64], out: Rows) -> None:
-        """Write own_i states_i + sum_k shares_ik vectors_index_ik to `out`, summed in float64, rounded once.
+        """Write own_i states_i + sum_k shares_ik vectors_index_ik to `out`, in float32.
 
         Args:
             states: n float32 rows of length d.
@@ -86,19 +86,18 @@ class Received:
             shares: (n, K); what stands where `present` is false is ignored.
             out: n float32 rows; may be `states`.
         """
-        shares = np.where(self.present, shares, 0.0)
+        factors = own.astype(np.float32)
+        shares = np.where(self.present, shares, 0.0).astype(np.float32)
         for columns in column_steps(len(self.vectors[0]), len(self.vectors), len(states)):
             vectors = scaled_block("vectors", self.vectors, columns, None)
             points = scaled_block("points", states, columns, None)
             gathered = workspace("gathered", points.shape, np.float32)
-            term = workspace("term", points.shape, np.float64)
-            total = workspace("total", points.shape, np.float64)
-            np.multiply(points, own[:, np.newaxis], out=total)
+            np.multiply(points, factors[:, np.newaxis], out=points)
             for k in range(self.index.shape[1]):
                 np.take(vectors, self.index[:, k], axis=0, out=gathered, mode="clip")
-                np.multiply(gathered, shares[:, k, np.newaxis], out=term)
-                np.add(total, term, out=total)
-            for row, sums in zip(out, total, strict=True):
+                np.multiply(gathered, shares[:, k, np.newaxis], out=gathered)
+                np.add(points, gathered, out=points)
+            for row, sums in zip(out, points, strict=True):
                 row[columns] = sums
 
 
