@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scarcity_ray.config import stream
 from scarcity_ray.errors import PrivacyBudgetExhausted
 from scarcity_ray.hierarchical import HierarchicalFederation
+from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import craft
 from scarcity_ray.workloads.averaging import RunningModel
 from scarcity_ray.workloads.claim import privacy_claim
@@ -23,6 +24,7 @@ from scarcity_ray.workloads.config import RunConfig
 from scarcity_ray.workloads.outputs import RunFolder
 from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
 from scarcity_ray.workloads.scene import Scene, make_scene
+from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray.workloads.softmax import accuracy, train_clients
 
 
@@ -156,7 +158,8 @@ def _round(
         inputs = scene.training(progress.model.current, workload.attack)
         deltas = np.concatenate(federation.map_tasks(train_clients, tasks, inputs))
         rng = stream(scene.seed, "attack", number)
-        sent = craft(workload.attack, deltas, population.byzantine, scene.baskets, rng)
+        rule = basket_rule(make_plan(config.federation))
+        sent = craft(workload.attack, deltas, population.byzantine, scene.baskets, rng, rule)
     with watch.time("submission"):
         receipts = federation.submit_updates(population.client_ids, sent, None)
     with watch.time("gossip"):

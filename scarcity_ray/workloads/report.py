@@ -141,7 +141,8 @@ def attack_name(name: str) -> str:
     >>> attack_name("sign_flip"), attack_name("alie")
     ('sign flip', 'ALIE')
     """
-    return {"alie": "ALIE", "ipm": "IPM", "nan": "NaN"}.get(name, name.replace("_", " "))
+    words = {"alie": "ALIE", "ipm": "IPM", "nan": "NaN", "inf": "infinity"}
+    return " ".join(words.get(word, word) for word in name.split("_"))
 
 
 def _text(value: object) -> str:

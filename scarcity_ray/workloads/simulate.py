@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scarcity_ray.config import AggregationMethod, stream
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.robust import aggregate, clip_rows, clip_vector, row_norms
-from scarcity_ray.workloads.attacks import AttackConfig, craft
+from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft
 from scarcity_ray.workloads.averaging import RunningModel
 from scarcity_ray.workloads.scene import Scene
 from scarcity_ray.workloads.softmax import accuracy, train_clients
@@ -41,11 +41,12 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> list[float
     """
     population, workload = scene.population, scene.workload
     model = RunningModel.zeros(workload.dimension)
+    rule = basket_rule(defence.plan)
     accuracies = []
     for number in range(workload.rounds):
         deltas = train_clients((0, population.num_clients), scene.training(model.current, attack))
         rng = stream(scene.seed, "simulate", attack.name, number)
-        sent = craft(attack, deltas, population.byzantine, scene.baskets, rng)
+        sent = craft(attack, deltas, population.byzantine, scene.baskets, rng, rule)
         if defence.plan is None:
             delta = sent.mean(axis=0)
         else:
@@ -73,24 +74,18 @@ def federated_delta(
     Returns:
         The (d,) float32 delta, zero if every basket waits, and sigma.
     """
-    layer1, layer2 = plan.config.layer1, plan.config.layer2
+    layer1 = plan.config.layer1
     facts, vectors = [], {}
     for basket in np.unique(baskets):
         inside = rows[baskets == basket]
-        norms = row_norms(inside)
-        finite = np.isfinite(norms)
-        members, present, f = len(inside), int(finite.sum()), plan.num_byzantine(len(inside))
-        name = str(basket)
-        if present < plan.least_rows(members):
+        members, name = len(inside), str(basket)
+        present, vector = basket_vector(inside, plan)
+        if vector is None:
             facts.append(BasketFacts(name, "", members))
             continue
-        clipped = clip_rows(inside[finite], norms[finite], layer1.clip_norm)
-        result = aggregate(
-            clipped, method=layer1.aggregation_method, num_byzantine=f, num_selected=layer1.num_selected
-        )
-        vectors[name] = clip_vector(result.vector, min(layer1.clip_norm, layer2.clip_norm))
+        vectors[name] = vector
         share = 1.0 / present if layer1.aggregation_method is AggregationMethod.WEIGHTED else None
-        facts.append(BasketFacts(name, "", members, present, f, share))
+        facts.append(BasketFacts(name, "", members, present, plan.num_byzantine(members), share))
     if not vectors:
         return np.zeros(rows.shape[1], dtype=np.float32), 0.0
     release = plan.release(facts)
@@ -99,3 +94,33 @@ def federated_delta(
         total += release.weights[name] * vector.astype(np.float64)
     survivors = list(release.weights)
     return total.astype(np.float32), release.grid_sigma(survivors) / release.scale
+
+
+def basket_vector(rows: NDArray[np.float32], plan: FederationPlan) -> tuple[int, NDArray[np.float32] | None]:
+    """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more."""
+    layer1, layer2 = plan.config.layer1, plan.config.layer2
+    norms = row_norms(rows)
+    finite = np.isfinite(norms)
+    present = int(finite.sum())
+    if present < plan.least_rows(len(rows)):
+        return present, None
+    clipped = clip_rows(rows[finite], norms[finite], layer1.clip_norm)
+    result = aggregate(
+        clipped,
+        method=layer1.aggregation_method,
+        num_byzantine=plan.num_byzantine(len(rows)),
+        num_selected=layer1.num_selected,
+    )
+    return present, clip_vector(result.vector, min(layer1.clip_norm, layer2.clip_norm))
+
+
+def basket_rule(plan: FederationPlan | None) -> BasketRule:
+    """What attackers know of a basket: its rule without noise, zero where it waits; None: the plain mean."""
+
+    def rule(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        if plan is None:
+            return rows.mean(axis=0)
+        _, vector = basket_vector(rows, plan)
+        return np.zeros(rows.shape[1], dtype=np.float32) if vector is None else vector
+
+    return rule

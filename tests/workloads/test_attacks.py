@@ -7,10 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scarcity_ray.errors import ConfigError
-from scarcity_ray.workloads.attacks import AttackConfig, alie_strength, craft, flip_labels
+from scarcity_ray.errors import ConfigError, UsageError
+from scarcity_ray.robust import aggregate
+from scarcity_ray.workloads.attacks import (
+    ATTACKS,
+    AttackConfig,
+    View,
+    alie_strength,
+    craft,
+    flip_labels,
+    make_attack,
+    strongest,
+)
 
-ATTACKS = ["none", "sign_flip", "alie", "ipm", "gaussian", "nan", "label_flip"]
+OPTIMISED = ["optimised_alie", "optimised_ipm"]
 
 
 def _scene(seed: int = 0, clients: int = 22, dimension: int = 7):
@@ -21,14 +31,18 @@ def _scene(seed: int = 0, clients: int = 22, dimension: int = 7):
     return deltas, byzantine, baskets
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+def _median(rows):
+    return np.median(rows, axis=0).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
 @given(seed=st.integers(0, 10_000), clients=st.integers(1, 33))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_honest_rows_stay_as_they_are(name, seed, clients):
     deltas, byzantine, baskets = _scene(seed, clients)
     byzantine[0] = False  # without an honest client there is no honest mean to hide near
     before = deltas.copy()
-    sent = craft(AttackConfig(name=name), deltas, byzantine, baskets, np.random.default_rng(1))
+    sent = craft(AttackConfig(name=name), deltas, byzantine, baskets, np.random.default_rng(1), _median)
     assert np.array_equal(sent[~byzantine], before[~byzantine])
     assert np.array_equal(deltas, before)
     assert sent.shape == deltas.shape
@@ -72,10 +86,101 @@ def test_gaussian_has_the_size_it_says():
     assert abs(sent[byzantine].std() / 3.0 / deltas[~byzantine].std() - 1) < 6 * np.sqrt(1e-5) + 0.01
 
 
-def test_nan_sends_nothing_else():
+@pytest.mark.parametrize(("name", "check"), [("nan", np.isnan), ("inf", np.isinf)])
+def test_rows_that_are_not_finite_hold_nothing_else(name, check):
     deltas, byzantine, baskets = _scene()
-    sent = craft(AttackConfig(name="nan"), deltas, byzantine, baskets, np.random.default_rng(0))
-    assert np.isnan(sent[byzantine]).all()
+    sent = craft(AttackConfig(name=name), deltas, byzantine, baskets, np.random.default_rng(0))
+    assert check(sent[byzantine]).all()
+
+
+def test_a_scaled_gradient_is_the_honest_one_many_times():
+    deltas, byzantine, baskets = _scene()
+    attack = AttackConfig(name="scaled_gradient")
+    sent = craft(attack, deltas, byzantine, baskets, np.random.default_rng(0))
+    assert np.allclose(sent[byzantine], 10 * deltas[byzantine])
+
+
+def test_mimic_sends_the_honest_row_furthest_along_the_first_principal_direction():
+    rng = np.random.default_rng(3)
+    honest = rng.standard_normal((9, 40)).astype(np.float32)
+    view = View(rng.standard_normal((3, 40)).astype(np.float32), honest, rng)
+    sent = make_attack(AttackConfig(name="mimic")).rows(view)
+    centred = honest.astype(np.float64) - honest.mean(axis=0)
+    direction = np.linalg.svd(centred)[2][0]
+    expected = honest[np.argmax(np.abs(centred @ direction))]
+    assert np.array_equal(sent, np.tile(expected, (3, 1)))
+
+
+def test_a_mimic_that_has_learned_stays_with_its_victim():
+    rng = np.random.default_rng(4)
+    first, second = rng.standard_normal((2, 9, 40)).astype(np.float32)
+    own = np.zeros((2, 40), np.float32)
+    mimic = make_attack(AttackConfig(name="mimic"))
+    learned = mimic.learned(View(own, first, rng))
+    victim = int(np.flatnonzero((first == mimic.rows(View(own, first, rng))[0]).all(axis=1))[0])
+    assert np.array_equal(learned.rows(View(own, second, rng))[0], second[victim])
+
+
+def _knowing_view(rule: str, seed: int = 0) -> View:
+    rng = np.random.default_rng(seed)
+    honest = rng.standard_normal((12, 30)).astype(np.float32) + np.float32(0.3)
+
+    def outcome(sent):
+        return aggregate(np.concatenate([honest, sent]), method=rule, num_byzantine=3).vector
+
+    return View(np.zeros((3, 30), np.float32), honest, rng, outcome)
+
+
+@pytest.mark.parametrize("rule", ["krum", "trimmed_mean", "median", "bulyan", "geometric_median"])
+@pytest.mark.parametrize("name", ["alie", "ipm"])
+def test_no_strength_on_the_grid_does_more_harm(rule, name):
+    view = _knowing_view(rule)
+    optimised = make_attack(AttackConfig(name=f"optimised_{name}"))
+    found = view.harm(optimised.rows(view))
+    for strength in np.geomspace(0.1, 20.0, 10):
+        assert found >= view.harm(make_attack(AttackConfig(name=name, scale=float(strength))).rows(view))
+    learned = optimised.learned(view)
+    assert view.harm(learned.rows(view)) == found
+
+
+def test_an_optimised_attack_beats_its_papers_fixed_strength_on_a_rule_that_it_knows():
+    view = _knowing_view("krum")
+    fixed = view.harm(make_attack(AttackConfig(name="ipm")).rows(view))
+    assert view.harm(make_attack(AttackConfig(name="optimised_ipm")).rows(view)) > fixed
+
+
+@pytest.mark.parametrize("name", OPTIMISED)
+def test_an_optimised_attack_without_a_rule_is_an_error(name):
+    deltas, byzantine, baskets = _scene()
+    with pytest.raises(UsageError, match="known rule"):
+        craft(AttackConfig(name=name), deltas, byzantine, baskets, np.random.default_rng(0))
+    with pytest.raises(TypeError, match="know the rule"):
+        View(deltas, deltas, np.random.default_rng(0)).harm(deltas)
+
+
+def test_a_result_that_is_not_finite_is_the_greatest_harm():
+    rows = np.ones((3, 2), np.float32)
+    view = View(rows, rows, np.random.default_rng(0), lambda sent: sent[0])
+    assert view.harm(np.full_like(rows, np.nan)) == np.inf
+
+
+@given(peak=st.floats(0.1, 20.0))
+@settings(max_examples=50, deadline=None)
+def test_the_search_ends_near_the_peak(peak):
+    found = strongest(lambda x: -abs(np.log(x / peak)), 20.0)
+    assert abs(np.log(found / peak)) <= np.log(20.0 / 0.1) / 9 / 2
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_an_attack_says_truly_whether_it_colludes(name):
+    rng = np.random.default_rng(0)
+    own, honest, others = rng.standard_normal((3, 4, 6)).astype(np.float32)
+    attack = make_attack(AttackConfig(name=name))
+    outcome = _median if attack.knows_rule else None
+    first = attack.rows(View(own, honest, np.random.default_rng(1), outcome))
+    second = attack.rows(View(own, 3 * others, np.random.default_rng(1), outcome))
+    alone = name == "gaussian" or np.array_equal(first, second, equal_nan=True)
+    assert attack.colludes != alone
 
 
 def test_alie_strength_is_the_papers():
