@@ -10,7 +10,7 @@ import ray
 from ray.core.generated.gcs_pb2 import ActorTableData
 from ray.exceptions import RayError, RayTaskError
 
-from scarcity_ray.errors import ActorLost
+from scarcity_ray.errors import ActorLost, ScarcityError
 from scarcity_ray.roles.handles import Future, Handle
 
 TASK_CPUS = 0.8
@@ -124,10 +124,15 @@ class RayCompute:
 
 
 def translated(name: str, error: RayError) -> Exception:
-    """The callee's own exception, or `ActorLost` for whatever Ray has to say."""
+    """The callee's own exception, or `ActorLost` for whatever Ray has to say.
+
+    One that nobody raised on purpose keeps its traceback on the other side, as a note.
+    """
     while isinstance(error, RayTaskError):
         cause = error.cause
         if not isinstance(cause, RayError):
+            if not isinstance(cause, ScarcityError):
+                cause.add_note(f"in {name}: {error.traceback_str}")
             return cause if isinstance(cause, Exception) else error
         error = cause
     return ActorLost(name, first_line(error))

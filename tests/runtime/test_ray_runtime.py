@@ -88,3 +88,13 @@ def test_a_role_whose_node_is_gone_is_lost_for_good(place) -> None:
 
 def test_a_task_whose_process_dies_is_run_again(place, tmp_path: Path) -> None:
     assert place.compute.submit(probe.die, str(tmp_path / "died")).result() == "done"
+
+
+def test_a_fault_that_nobody_foresaw_keeps_its_traceback(place) -> None:
+    place.start([RoleSpec("faulty", probe.Probe)])
+    with pytest.raises(KeyError) as caught:
+        place.peers.handle("faulty").call("fail", KeyError("a")).result()
+    (note,) = caught.value.__notes__
+    assert "in faulty" in note
+    assert "def fail" in note or "in fail" in note
+    place.kill("faulty")
