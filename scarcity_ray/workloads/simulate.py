@@ -119,7 +119,8 @@ def basket_rule(plan: FederationPlan | None) -> BasketRule:
 
     def rule(rows: NDArray[np.float32]) -> NDArray[np.float32]:
         if plan is None:
-            return rows.mean(axis=0)
+            mean: NDArray[np.float32] = rows.mean(axis=0)
+            return mean
         _, vector = basket_vector(rows, plan)
         return np.zeros(rows.shape[1], dtype=np.float32) if vector is None else vector
 

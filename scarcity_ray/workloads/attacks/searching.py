@@ -56,7 +56,8 @@ class StrongestOf(Attack):
 def strongest(harm: Callable[[float], float], most: float) -> float:
     """The strength of most harm on `GRID` geometric steps from `LEAST` to `most`, then refined.
 
-    Each of `REFINEMENTS` rounds tries the geometric means of the best and its neighbours. Of equals the least is taken.
+    Each of `REFINEMENTS` rounds tries the geometric means of the best and its neighbours. Of equals the least
+    is taken.
 
     >>> round(strongest(lambda x: -abs(x - 3.0), 20.0), 1)
     3.0

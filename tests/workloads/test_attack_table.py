@@ -1,0 +1,132 @@
+"""The table of accuracy under attack: its cases, its averages, how it is shown; and a slice of it, made."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from scarcity_ray.robust.rules import RULES
+from scarcity_ray.workloads.attack_report import picture, tables, worst_cases
+from scarcity_ray.workloads.attack_table import (
+    ARMS,
+    BASKET_ATTACKS,
+    BASKET_RULES,
+    FLAT_ATTACKS,
+    FLAT_RULES,
+    averages,
+    basket_cases,
+    flat_cases,
+    record,
+)
+from scarcity_ray.workloads.attacks import ATTACKS
+from scarcity_ray.workloads.laboratory import HONEST_MEAN, Case
+
+ROOT = Path(__file__).parents[2]
+
+
+def _records(seeds=2):
+    lines = []
+    for seed in range(seeds):
+        for place, (column, case) in enumerate(flat_cases(seed, 5)):
+            lines.append(record("flat", column, case, (place % 97 + seed) / 100, 0.1))
+        for place, (column, case) in enumerate(basket_cases(seed, 5)):
+            lines.append(record("baskets", column, case, (place % 89 + seed) / 100, 0.1))
+    return lines
+
+
+def test_every_rule_and_every_attack_stands_in_it():
+    names = {rule.name for rule in RULES.values()} - {"weighted"}
+    assert names | {HONEST_MEAN} | {f"nnm + {r}" for r in ("krum", "median")} <= set(FLAT_RULES)
+    assert set(FLAT_ATTACKS) == set(ATTACKS) - {"inf"}
+    columns = {column for column, _ in flat_cases(0, 5)}
+    assert columns == {f"{split}, f = {f}" for split in ("iid", "sorted") for f in (2, 5, 7)}
+
+
+def test_a_rule_stands_in_every_column_whose_f_it_accepts():
+    cases = list(flat_cases(0, 5))
+    for rule in FLAT_RULES:
+        columns = {column for column, case in cases if case.rule == rule}
+        assert len(columns) == (4 if rule == "bulyan" else 6), rule
+    assert len(cases) == 6 + (len(FLAT_RULES) - 1) * len(FLAT_ATTACKS) * 6 - 2 * len(FLAT_ATTACKS)
+
+
+def test_the_comparison_holds_every_rule_and_attack_in_every_arm_on_the_same_clients():
+    cases = list(basket_cases(3, 5))
+    assert len(cases) == len(ARMS) * (1 + (len(BASKET_RULES) - 1) * len(BASKET_ATTACKS))
+    assert {(c.split, c.num_clients, c.num_byzantine, c.clip_norm, c.seed) for _, c in cases} == {
+        ("domains", 55, 10, 2.0, 3)
+    }
+
+
+def test_averages_are_over_the_seeds():
+    case = Case("krum", "ipm")
+    lines = [record("flat", "x", case, accuracy, 0.1) for accuracy in (0.5, 0.7, 0.9)]
+    [entry] = averages(json.loads(json.dumps(lines)))
+    assert (entry.rule, entry.attack, entry.lowest, entry.guaranteed) == ("krum", "ipm", 0.5, True)
+    assert entry.accuracy == pytest.approx(0.7)
+
+
+def test_the_worst_case_names_its_attack():
+    lines = [record("flat", "x", Case("krum", a), v, 0.1) for a, v in (("none", 0.9), ("ipm", 0.2))]
+    assert worst_cases(averages(lines)) == {"krum": "20 (IPM)"}
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_tables_show_every_number_and_mark_what_is_refused_or_outside_the_theorem(markdown):
+    entries = averages(_records())
+    text = tables(entries, markdown)
+    for rule in (*FLAT_RULES, *BASKET_RULES):
+        assert rule in text
+    assert "*" in text.replace("**", "")
+    bulyan = [line for line in text.splitlines() if "bulyan" in line]
+    assert sum(" - " in line or line.endswith(" -") for line in bulyan) >= 2
+    if markdown:
+        for line in text.splitlines():
+            assert not line.startswith("|") or line.count("|") in {8, 6, 10, 13}
+    else:
+        assert len({len(line) for line in text.split("\n\n")[1].splitlines()[1:]}) == 1
+
+
+def test_the_picture_is_one_svg_that_shows_rules_and_arms():
+    pytest.importorskip("matplotlib")
+    entries = averages(_records())
+    text = picture(entries)
+    assert ET.fromstring(text).tag.endswith("svg")
+    for word in ("geometric median", "optimised IPM", "baskets, attackers in one"):
+        assert word in text
+    assert text == picture(entries)
+    assert len(text) < 400_000
+
+
+def _run(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "attacks", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_one_command_makes_the_table_the_lines_and_the_picture(tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    arguments = ("--seeds", "1", "--steps", "2", "--rule", "krum", "--attack", "optimised_ipm")
+    lines = [json.loads(line) for line in _run("--format", "json", *arguments).splitlines()]
+    assert len(lines) == 6 * 3 + 4 * 3
+    for line in lines:
+        assert {"name", "n", "d", "seconds", "versus", "ratio"} <= line.keys()
+        assert line["d"] == 650
+    saved = tmp_path / "rows.jsonl"
+    saved.write_text("\n".join(map(json.dumps, lines)))
+    shown = _run("--rows", str(saved), "--picture", str(tmp_path / "attacks.svg"))
+    assert "flat: sorted, f = 7" in shown
+    assert (tmp_path / "attacks.svg").read_text().rstrip().endswith("</svg>")
