@@ -21,8 +21,21 @@ from scarcity_ray.robust.krum import krum_scores, lowest
 from scarcity_ray.robust.rule import ExactRows, Selection, Setting, chosen
 from scarcity_ray.robust.shrinking import ShrinkingScores
 
+EXACT = 2.0**-38
+"""Relative error to allow for in exact distances."""
+
 MOST_PATHS = 16
 """Open paths at which `settled_selection` gives up."""
+
+
+def with_exact_rows(distances: Matrix, rows: NDArray[np.intp], exact: Matrix) -> Matrix:
+    """The distances with those of `rows` to all, (c, n), in place of what they were; symmetric."""
+    better = distances.copy()
+    better[rows] = exact
+    better[:, rows] = exact.T
+    among = np.triu(exact[:, rows], 1)
+    better[np.ix_(rows, rows)] = among + among.T
+    return better
 
 
 def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], NDArray[np.float64]]:
@@ -47,8 +60,10 @@ def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], 
     return picked, first
 
 
-def settled_selection(distances: Matrix, num_byzantine: int, error: float) -> list[int] | None:
-    """The rows that repeated Krum picks, ascending, if they are the same for all distances within `error`.
+def settled_selection(
+    distances: Matrix, num_byzantine: int, errors: NDArray[np.float64]
+) -> tuple[list[int] | None, NDArray[np.bool_]]:
+    """The rows that repeated Krum picks, ascending, if they are the same for all distances within the errors.
 
     Every row that may score lowest is followed. Two that are close are usually picked one after the other, in
     either order, so that the paths soon meet again; if more than `MOST_PATHS` are open or several are left at
@@ -57,15 +72,21 @@ def settled_selection(distances: Matrix, num_byzantine: int, error: float) -> li
     Args:
         distances: (n, n) float64 squared distances.
         num_byzantine: f >= 2, so that a step never has fewer than one neighbour.
-        error: Largest relative error of a distance.
+        errors: (n,) largest relative error of a row's distances.
+
+    Returns:
+        The answer, and which rows ever shared the lead with others.
     """
     num_rows = len(distances)
+    doubtful = np.zeros(num_rows, np.bool_)
     paths = [ShrinkingScores(distances, num_rows - num_byzantine - 2)]
-    left: dict[bytes, ShrinkingScores] = {}
     for step in reversed(range(num_rows - 2 * num_byzantine)):
-        left = {}
+        left: dict[bytes, ShrinkingScores] = {}
         for path in paths:
-            for row in _possible_winners(path, distances, error):
+            winners = _possible_winners(path, distances, errors)
+            if len(winners) > 1:
+                doubtful[winners] = True
+            for row in winners:
                 mask = path.left.copy()
                 mask[row] = False
                 if mask.tobytes() not in left:
@@ -74,15 +95,17 @@ def settled_selection(distances: Matrix, num_byzantine: int, error: float) -> li
                         twin.remove(row)
                     twin.left[row] = False
         if len(left) > MOST_PATHS:
-            return None
+            return None, doubtful
         paths = list(left.values())
-    return [int(row) for row in np.flatnonzero(~paths[0].left)] if len(paths) == 1 else None
+    if len(paths) > 1:
+        return None, doubtful
+    return [int(row) for row in np.flatnonzero(~paths[0].left)], doubtful
 
 
-def _possible_winners(path: ShrinkingScores, distances: Matrix, error: float) -> list[int]:
-    """Rows that score lowest for some distances within the error; of rows that always tie, only the first."""
-    least = path.scores[path.left].min()
-    possible = np.flatnonzero(path.left & (path.scores * (1.0 - error) <= least * (1.0 + error)))
+def _possible_winners(path: ShrinkingScores, distances: Matrix, errors: NDArray[np.float64]) -> list[int]:
+    """Rows that score lowest for some distances within the errors; of those always tied, only the first."""
+    least = (path.scores * (1.0 + errors))[path.left].min()
+    possible = np.flatnonzero(path.left & (path.scores * (1.0 - errors) <= least))
     if len(possible) == 1:
         return [int(possible[0])]
     among = distances[np.ix_(possible, possible)]
@@ -110,7 +133,12 @@ class Bulyan(ColumnRule):
         """See `Rule.settle`."""
         if setting.num_byzantine < 2:
             return None
-        picked = settled_selection(distances, setting.num_byzantine, error)
+        errors = np.full(setting.num_rows, error)
+        picked, doubtful = settled_selection(distances, setting.num_byzantine, errors)
+        rows = np.flatnonzero(doubtful)
+        if picked is None and 4 * len(rows) <= setting.num_rows:
+            distances, errors[rows] = with_exact_rows(distances, rows, exact(rows)), EXACT
+            picked, _ = settled_selection(distances, setting.num_byzantine, errors)
         if picked is None:
             return None
         scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)

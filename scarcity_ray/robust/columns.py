@@ -6,7 +6,7 @@ sorted, and transposed back. Either way the sorted values are the same.
 *Guarantees*
     - Order statistics are those of each column, sorted.
     - The values closest to the median are kept, a tie going to the lower values.
-    - Sums are formed in float64 in ascending order of the values and rounded once.
+    - Sums are formed in float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Vector, workspace
+from scarcity_ray.robust.blocks import Vector, one_blas_thread, workspace
 from scarcity_ray.robust.network import apply_network, sorting_network
 
 NETWORK_ROWS = 32
@@ -93,15 +93,45 @@ def closest_to_median(ascending: Sequence[NDArray[np.float32]], count: int) -> l
     return window
 
 
+def mean_of_ranks(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> Vector:
+    """Mean of the order statistics start, ..., stop - 1 of each column, summed in float64 and rounded once.
+
+    Args:
+        rows: m float32 rows of length b without NaN, never written to.
+        start: First rank, from 0.
+        stop: One past the last, at most m.
+
+    Returns:
+        (b,) float32.
+    """
+    if len(rows) <= NETWORK_ROWS:
+        return mean_of(order_statistics(rows, start, stop))
+    columns = _sorted_columns(rows)
+    wide = workspace("wide", (len(columns), stop - start), np.float64)
+    np.copyto(wide, columns[:, start:stop])
+    with one_blas_thread():
+        total = wide @ np.ones(stop - start)
+    np.divide(total, float(stop - start), out=total)
+    return total.astype(np.float32)
+
+
 def _sort_transposed(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> list[NDArray[np.float32]]:
+    columns = _sorted_columns(rows)
+    wanted = workspace("padded", (len(rows), len(columns) + PADDING), np.float32)[
+        : stop - start, : len(columns)
+    ]
+    np.copyto(wanted, columns[:, start:stop].T)
+    return list(wanted)
+
+
+def _sorted_columns(rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The columns as rows of a (b, m) array, each ascending."""
     num_rows, num_columns = len(rows), len(rows[0])
     padded = workspace("padded", (num_rows, num_columns + PADDING), np.float32)[:, :num_columns]
     for row, out in zip(rows, padded, strict=True):
         np.copyto(out, row)
     width = num_rows + (PADDING if num_rows % PADDING == 0 else 0)
-    columns = workspace("columns", (num_columns, width), np.float32)[:, :num_rows]
+    columns: NDArray[np.float32] = workspace("columns", (num_columns, width), np.float32)[:, :num_rows]
     np.copyto(columns, padded.T)
     columns.sort(axis=1)
-    wanted = padded[: stop - start]
-    np.copyto(wanted, columns[:, start:stop].T)
-    return list(wanted)
+    return columns

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector
-from scarcity_ray.robust.columns import closest_to_median, mean_of, order_statistics
+from scarcity_ray.robust.columns import closest_to_median, mean_of, mean_of_ranks, order_statistics
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
 
 
@@ -56,6 +56,11 @@ class TrimmedMean(ColumnRule):
         """All but the f smallest and the f largest values of each column."""
         rows = chosen(block, selection)
         return order_statistics(rows, num_byzantine, len(rows) - num_byzantine)
+
+    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
+        """The mean of the kept values; where columns are sorted transposed they are not transposed back."""
+        rows = chosen(block, selection)
+        return mean_of_ranks(rows, num_byzantine, len(rows) - num_byzantine)
 
 
 class MeanAroundMedian(ColumnRule):

@@ -12,6 +12,7 @@ from scarcity_ray.robust.columns import (
     NETWORK_ROWS,
     closest_to_median,
     mean_of,
+    mean_of_ranks,
     middle_of,
     order_statistics,
 )
@@ -74,11 +75,14 @@ def test_the_values_closest_to_the_median_are_kept_a_tie_going_to_the_lower_valu
     np.testing.assert_allclose(result, expected, rtol=2.0**-23, atol=1e-14 * np.abs(rows).max())
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70))
 @settings(max_examples=50, deadline=None)
 def test_sums_are_formed_in_float64_and_rounded_once(seed, m):
     rows = (1e6 + np.random.default_rng(seed).standard_normal((m, 20))).astype(np.float32)
     wide = rows.astype(np.float64)
     np.testing.assert_array_equal(mean_of(list(rows)), (wide.sum(axis=0) / m).astype(np.float32))
+    for start, stop in ((0, m), (m // 3, m // 2 + 1)):
+        middle = np.sort(wide, axis=0)[start:stop].mean(axis=0)
+        np.testing.assert_array_equal(mean_of_ranks(list(rows), start, stop), middle.astype(np.float32))
     middle = order_statistics(list(rows), (m - 1) // 2, m // 2 + 1)
     np.testing.assert_array_equal(middle_of(middle), np.median(wide, axis=0))

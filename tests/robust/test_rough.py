@@ -127,6 +127,21 @@ def test_exact_rows_are_those_of_the_float64_distances():
     assert exact[0].tobytes() == exact[2].tobytes()
 
 
+@given(st.integers(0, 2**32 - 1), st.floats(1e-9, 0.05))
+@settings(max_examples=60, deadline=None)
+def test_a_few_exact_rows_settle_what_bulyan_has_in_doubt(seed, error):
+    rng = np.random.default_rng(seed)
+    exact = distances_for(rng, 31)
+    exact = np.triu(exact, 1) + np.triu(exact, 1).T
+    rough = exact * np.triu(1 + error * rng.uniform(-1, 1, (31, 31)), 1)
+    rough = rough + rough.T
+    for later, earlier in np.argwhere(np.tril(exact == 0, -1)).tolist():
+        rough[later], rough[:, later] = rough[earlier], rough[:, earlier]
+    rule = get_rule("bulyan")
+    settled = rule.settle(rough, error, Setting(31, 5), lambda rows: exact[rows])
+    assert settled is None or settled.rows == rule.select(exact, num_rows=31, num_byzantine=5).rows
+
+
 @pytest.mark.parametrize("n", [11, 40, 100])
 def test_settled_selections_are_the_rule_on_ordinary_rows(n):
     rng = np.random.default_rng(n)
@@ -138,7 +153,7 @@ def test_settled_selections_are_the_rule_on_ordinary_rows(n):
             squares = np.square(rows).sum(axis=1)
             distances = np.maximum(squares[:, None] + squares - 2 * rows @ rows.T, 0)
             distances = np.triu(distances, 1) + np.triu(distances, 1).T
-        picked = settled_selection(distances, n // 5, 2.0**-20)
+        picked, _ = settled_selection(distances, n // 5, np.full(n, 2.0**-20))
         if picked is not None:
             settled += 1
             assert picked == sorted(bulyan_selection(distances, n // 5)[0])
