@@ -103,7 +103,7 @@ class Assembly:
         slot = _slot(name)
         if slot is None:
             raise ActorLost(name, "it is none of the federation's roles", False)
-        return self._recover_basket(slot, now)
+        return self._recover_basket(slot, now, latest)
 
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
@@ -115,13 +115,13 @@ class Assembly:
             self.runtime.kill(name)
         self.runtime.withdraw()
 
-    def _recover_basket(self, slot: int, now: float) -> str:
+    def _recover_basket(self, slot: int, now: float, latest: GlobalMetaModel | None) -> str:
         name = basket_actor(slot)
         directory = self.handle(DIRECTORY)
         where: Whereabouts = directory.call("whereabouts").result()
         read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
         admissions: tuple[Admission, ...] = directory.call("members_of_slot", slot).result()
-        self._start([self._basket_spec(slot, where.round_id, read_only, admissions)])
+        self._start([self._basket_spec(slot, where.round_id, read_only, admissions, latest)])
         identities = self.handle(name).call("admit", admissions).result()
         directory.call("record_identities", identities).result()
         held = ", ".join(admission.place.basket_id for admission in admissions) or "none that is known"
@@ -203,9 +203,15 @@ class Assembly:
         return RoleSpec(GLOBAL, GlobalAggregator, arguments)
 
     def _basket_spec(
-        self, slot: int, round_id: int, read_only: bool, admissions: Sequence[Admission] = ()
+        self,
+        slot: int,
+        round_id: int,
+        read_only: bool,
+        admissions: Sequence[Admission] = (),
+        latest: GlobalMetaModel | None = None,
     ) -> RoleSpec:
-        runtime = self.identity.config.runtime
+        config = self.identity.config
+        runtime = config.runtime
         arguments = {
             "slot": slot,
             "plan": self.plan,
@@ -216,6 +222,7 @@ class Assembly:
             "round_id": round_id,
             "read_only": read_only,
             "admissions": admissions,
+            "latest": latest if config.layer2.distribute_to_baskets else None,
         }
         return RoleSpec(
             basket_actor(slot),

@@ -132,7 +132,7 @@ def translated(name: str, error: RayError) -> Exception:
         cause = error.cause
         if not isinstance(cause, RayError):
             if not isinstance(cause, ScarcityError):
-                cause.add_note(f"in {name}: {error.traceback_str}")
+                cause.add_note(f"in {name}: {error}")
             return cause if isinstance(cause, Exception) else error
         error = cause
     return ActorLost(name, first_line(error))
