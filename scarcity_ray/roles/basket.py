@@ -130,6 +130,7 @@ class _Counters:
     discarded: int = 0
     messages_delivered: int = 0
     accepted: Counter[str] = field(default_factory=Counter)
+    sessions_refused: int = 0
     misconduct: Counter[str] = field(default_factory=Counter)
     seen: dict[str, float] = field(default_factory=dict)
 
@@ -311,6 +312,10 @@ class Basket:
     def gossip_begin(self, round_id: int, now: float) -> tuple[str, ...]:
         """Clients whose drift test must be charged before it is made."""
         ids = tuple(sorted(self._states))
+    def count_refused_session(self) -> None:
+        """Count a session that this basket did not join."""
+        self._counters.sessions_refused += 1
+
         states = [self._states[c] for c in ids]
         return self._gossip.begin(ids, states, round_id, now, num_members=len(self.members))
 
@@ -358,6 +363,7 @@ class Basket:
             gossip=dict(self._gossip.get_stats()),
         )
 
+            sessions_refused=self._counters.sessions_refused,
     def take_activity(self) -> ActivityReport:
         """What was seen since this was last asked."""
         counters = self._counters

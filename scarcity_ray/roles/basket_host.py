@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
@@ -31,7 +32,7 @@ from scarcity_ray.roles.messages import (
     Layer1Outcome,
     SubmissionResult,
 )
-from scarcity_ray.roles.sessions import SessionTerms
+from scarcity_ray.roles.sessions import SessionTerms, agreement_hash
 from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, Participant, UnmaskShares
 
 
@@ -48,6 +49,7 @@ class BasketHost:
         round_id: Current round.
         read_only: Whether the budget is spent.
         admissions: Baskets and members that it has from the start, coming back after it was lost.
+        latest: The last release, coming back after it was lost.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class BasketHost:
         round_id: int = 0,
         read_only: bool = False,
         admissions: Sequence[Admission] = (),
+        latest: GlobalMetaModel | None = None,
     ) -> None:
         self._slot = slot
         self._plan = plan
@@ -75,7 +78,8 @@ class BasketHost:
         self._incarnation = uuid.uuid4().hex
         self._gossip_calls = 0
         self._sessions: dict[str, _HostedSession] = {}
-        self._last_global: GlobalMetaModel | None = None
+        self._last_global = latest
+        self._told_parties: dict[str, bytes] = {}
         self.admit(admissions)
 
     def admit(self, admissions: Sequence[Admission]) -> dict[str, bytes]:
@@ -173,12 +177,29 @@ class BasketHost:
         return self._baskets[basket_id].model if basket_id in self._baskets else None
 
     def adopt(self, model: GlobalMetaModel) -> None:
-        """Take a release that is distributed to the baskets."""
-        self._last_global = model
+        """Take a release that is distributed to the baskets, unless a later one is here already."""
+        if self._last_global is None or model.version >= self._last_global.version:
+            self._last_global = model
 
     def last_global(self) -> GlobalMetaModel | None:
         """The last release that was distributed here."""
         return self._last_global
+
+    def know_parties(self, identities: Mapping[str, bytes]) -> int:
+        """Learn every live basket's identity key, in place of what was told before.
+
+        They come from a driver, which has them from the directory: never from the global aggregator, whose
+        sessions they are held against. Until they are told, only sessions among this actor's own baskets are
+        joined.
+
+        Args:
+            identities: Ed25519 public bytes by basket.
+
+        Returns:
+            Version of the last release that was distributed here; 0 for none.
+        """
+        self._told_parties = dict(identities)
+        return self._last_global.version if self._last_global is not None else 0
 
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
@@ -200,10 +221,25 @@ class BasketHost:
         )
 
     def session_open(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, Advert]:
-        """Secure aggregation, phase 1: fresh keys for each party that is here."""
+        """Secure aggregation, phase 1: fresh keys for each party that is here.
+
+        A session is refused, and the refusal counted, that names a basket or a key that this actor was not
+        told of, or that is about another last release than the one that was distributed here.
+        """
         session = self._sessions[terms.session_id] = _HostedSession(terms, self._plan)
         present = [p for p in parties if p in self._baskets]
-        return _by_party(present, lambda p: session.open(p, self._baskets[p]))
+        own = {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
+        known, model_hash = {**self._told_parties, **own}, self._agreement_hash(terms)
+
+        def join(party: str) -> Advert:
+            basket = self._baskets[party]
+            try:
+                return session.open(party, basket, known, model_hash)
+            except ProtocolViolation:
+                basket.count_refused_session()
+                raise
+
+        return _by_party(present, join)
 
     def session_share(
         self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
@@ -269,6 +305,13 @@ class BasketHost:
                 self._baskets[party].take_back(model)
         session.close()
 
+    def _agreement_hash(self, terms: SessionTerms) -> bytes | None:
+        """The session's hash by this actor's own reckoning; None where releases are not distributed."""
+        if not self._plan.config.layer2.distribute_to_baskets:
+            return None
+        last = self._last_global
+        return agreement_hash(np.zeros(0, np.float32) if last is None else last.aggregate, terms.release)
+
     def _open(self, place: BasketPlace) -> Basket:
         basket = Basket(
             place.basket_id, place.domain_id, self._plan, self._federation_id, self._noise, self._round_id
@@ -303,9 +346,18 @@ class _HostedSession:
         self.participants: dict[str, Participant] = {}
         self.contributed: dict[str, BasketModel | None] = {}
 
-    def open(self, party: str, basket: Basket) -> Advert:
+    def open(
+        self, party: str, basket: Basket, known: Mapping[str, bytes], model_hash: bytes | None
+    ) -> Advert:
         self.pin(party, basket)
-        participant = Participant(self._terms.context, party, basket.identity, guard=basket.guard)
+        participant = Participant(
+            self._terms.context,
+            party,
+            basket.identity,
+            guard=basket.guard,
+            known_parties=known,
+            model_hash=model_hash,
+        )
         self.participants[party] = participant
         return participant.advertise()
 

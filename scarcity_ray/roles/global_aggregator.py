@@ -13,14 +13,12 @@ Guarantees:
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scarcity_ray.buffer.triggers import global_due
 from scarcity_ray.errors import ActorLost, SecureAggregationAborted
@@ -31,7 +29,7 @@ from scarcity_ray.privacy.answers import Charge
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace, BasketReport, Layer2Outcome
-from scarcity_ray.roles.sessions import SecureSession, SessionTerms
+from scarcity_ray.roles.sessions import SecureSession, SessionTerms, agreement_hash
 from scarcity_ray.secagg import Party, SessionContext, choose_graph, threshold_for
 
 SHOWN = 5
@@ -132,7 +130,7 @@ class GlobalAggregator:
             )
         except SecureAggregationAborted as abort:
             self._aborts.append(abort.reason)
-            return Layer2Outcome(None, abort.reason, lost_roles=lost)
+            return Layer2Outcome(None, abort.reason, lost_roles=lost, aborted=True)
 
     def _release(
         self,
@@ -260,14 +258,3 @@ class GlobalAggregator:
                 continue
             facts.extend(reports[b].facts for b in by_slot[slot] if b in reports)
         return sorted(facts, key=lambda f: f.basket_id), tuple(lost)
-
-
-def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
-    """What all parties of a session must agree on before they mask: the last model, and the weights.
-
-    SHA-256; parties whose hashes differ derive different masks, and nothing unmasks.
-    """
-    digest = hashlib.sha256(latest.tobytes())
-    digest.update(repr(sorted(release.weights.items())).encode())
-    digest.update(repr((release.ring_bits, release.scale, release.length)).encode())
-    return digest.digest()

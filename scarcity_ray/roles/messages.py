@@ -184,6 +184,7 @@ class Layer2Outcome:
         read_only: Whether the budget is spent.
         lost_roles: Basket actors that did not answer.
         dropped: Baskets that took part and dropped out.
+        aborted: Whether a session ended without a release.
     """
 
     model: GlobalMetaModel | None
@@ -191,6 +192,7 @@ class Layer2Outcome:
     read_only: bool = False
     lost_roles: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    aborted: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +208,7 @@ class BasketReport:
     superseded: int = 0
     discarded: int = 0
     messages_delivered: int = 0
+    sessions_refused: int = 0
     gossip: dict[str, Any] = field(default_factory=dict)
 
     def closed(self, facts: BasketFacts, earlier: BasketReport | None) -> BasketReport:
@@ -221,4 +224,5 @@ class BasketReport:
             superseded=past.superseded + self.superseded,
             discarded=past.discarded + self.discarded,
             messages_delivered=past.messages_delivered + self.messages_delivered,
+            sessions_refused=past.sessions_refused + self.sessions_refused,
         )

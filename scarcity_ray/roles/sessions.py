@@ -9,6 +9,7 @@ as a violation and dropped, and so is what is no message at all.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,22 @@ class SessionTerms:
     def session_id(self) -> str:
         """The session's id in hexadecimal."""
         return self.context.session_id.hex()
+
+
+def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
+    """What all parties of a session must agree on before they mask: the last model, and the weights.
+
+    SHA-256; a party refuses a session whose hash is not what it makes of its own last release, and parties
+    whose hashes differ derive different masks, so that nothing unmasks.
+
+    Args:
+        latest: The last release, float32, shape (d,); empty before the first.
+        release: The session's numbers, as the party was told them.
+    """
+    digest = hashlib.sha256(latest.tobytes())
+    digest.update(repr(sorted(release.weights.items())).encode())
+    digest.update(repr((release.ring_bits, release.scale, release.length)).encode())
+    return digest.digest()
 
 
 class SecureSession:

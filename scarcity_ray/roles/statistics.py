@@ -61,6 +61,7 @@ def federation_stats(
         "last_layer2_aborts": list(layer2["aborts"]),
         "n_layer2_violations": layer2["n_layer2_violations"],
         "last_layer2_violations": list(layer2["violations"]),
+        "n_sessions_refused": total["sessions_refused"],
         "n_stale_baskets": directory["n_stale_baskets"],
         "faults": list(faults),
     }
@@ -73,6 +74,7 @@ _SUMMED = (
     "messages_delivered",
     "superseded",
     "discarded",
+    "sessions_refused",
 )
 
 

@@ -124,7 +124,16 @@ class World:
             basket for slot, basket in enumerate(BASKETS) if self.host(slot).reports(NOW)[basket].facts.fresh
         ]
 
+    def brief(self):
+        """Tell the basket actors what a driver tells them before a session."""
+        for place in self.places:
+            host = self.host(place.slot)
+            host.know_parties({place.basket_id: place.identity for place in self.places})
+            if self.aggregator.latest() is not None:
+                host.adopt(self.aggregator.latest())
+
     def run(self, *, force=True, now=NOW):
+        self.brief()
         self.peers.log.clear()
         return self.aggregator.run(self.places, 5, force, now)
 
