@@ -1,7 +1,8 @@
 """Who received which vector, and the two passes over all of that: distances, and weighted sums.
 
-Both passes take the columns in blocks that stay in the processor's cache: a basket's n x K receipts cost a
-few array operations a block, and no more memory than the blocks.
+Short rows are gathered, so that a basket's n x K receipts cost a few array operations a block of columns.
+Rows of `LONG` entries and more are worth a call each, which saves the gathering. Either way the memory is
+that of some blocks.
 
 Guarantees:
     - Distances and sums are those of the definition, to float32 rounding.
@@ -10,18 +11,25 @@ Guarantees:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Rows, workspace
+from scarcity_ray.robust.blocks import Rows, column_blocks, workspace
 
 Scales = NDArray[np.float64]
 
-BLOCK_ENTRIES = 1 << 20
+BLOCK_ENTRIES = 1 << 19
 """Entries of the wider of the two matrices in a column block."""
+
+LONG = 2048
+"""Length from which rows are worked on one by one."""
+
+ROWS_AT_HAND = 16
+"""Rows that share the cache while one long state is summed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +74,10 @@ class Received:
             (n, K) float64; inf where `present` is false.
         """
         squared = np.zeros(self.index.shape)
-        for columns in column_steps(len(self.vectors[0]), len(self.vectors), len(states)):
-            points = scaled_block("points", states, columns, state_scales)
-            vectors = scaled_block("vectors", self.vectors, columns, vector_scales)
-            gathered = workspace("gathered", points.shape, np.float32)
-            for k in range(self.index.shape[1]):
-                np.take(vectors, self.index[:, k], axis=0, out=gathered, mode="clip")
-                np.subtract(gathered, points, out=gathered)
-                squared[:, k] += np.einsum("ij,ij->i", gathered, gathered)
+        if len(self.vectors[0]) >= LONG:
+            self._long_distances(states, state_scales, vector_scales, squared)
+        else:
+            self._short_distances(states, state_scales, vector_scales, squared)
         squared[~self.present] = np.inf
         return squared
 
@@ -87,7 +91,40 @@ class Received:
             out: n float32 rows; may be `states`.
         """
         factors = own.astype(np.float32)
-        shares = np.where(self.present, shares, 0.0).astype(np.float32)
+        weights = np.where(self.present, shares, 0.0).astype(np.float32)
+        if len(self.vectors[0]) >= LONG:
+            self._long_sums(states, factors, weights, out)
+        else:
+            self._short_sums(states, factors, weights, out)
+
+    def _short_distances(
+        self, states: Rows, state_scales: Scales, vector_scales: Scales, squared: NDArray[np.float64]
+    ) -> None:
+        for columns in column_steps(len(self.vectors[0]), len(self.vectors), len(states)):
+            points = scaled_block("points", states, columns, state_scales)
+            vectors = scaled_block("vectors", self.vectors, columns, vector_scales)
+            gathered = workspace("gathered", points.shape, np.float32)
+            for k in range(self.index.shape[1]):
+                np.take(vectors, self.index[:, k], axis=0, out=gathered, mode="clip")
+                np.subtract(gathered, points, out=gathered)
+                squared[:, k] += np.einsum("ij,ij->i", gathered, gathered)
+
+    def _long_distances(
+        self, states: Rows, state_scales: Scales, vector_scales: Scales, squared: NDArray[np.float64]
+    ) -> None:
+        own, others = state_scales.astype(np.float32), vector_scales.astype(np.float32)
+        for i, columns in itertools.product(range(len(states)), column_blocks(len(self.vectors[0]))):
+            point = workspace("points", (columns.stop - columns.start,), np.float32)
+            apart = workspace("gathered", point.shape, np.float32)
+            np.multiply(states[i][columns], own[i], out=point)
+            for k, sender in enumerate(self.index[i, : self.counts[i]].tolist()):
+                np.multiply(self.vectors[sender][columns], others[sender], out=apart)
+                np.subtract(apart, point, out=apart)
+                squared[i, k] += np.dot(apart, apart)
+
+    def _short_sums(
+        self, states: Rows, factors: NDArray[np.float32], shares: NDArray[np.float32], out: Rows
+    ) -> None:
         for columns in column_steps(len(self.vectors[0]), len(self.vectors), len(states)):
             vectors = scaled_block("vectors", self.vectors, columns, None)
             points = scaled_block("points", states, columns, None)
@@ -99,6 +136,29 @@ class Received:
                 np.add(points, gathered, out=points)
             for row, sums in zip(out, points, strict=True):
                 row[columns] = sums
+
+    def _long_sums(
+        self, states: Rows, factors: NDArray[np.float32], shares: NDArray[np.float32], out: Rows
+    ) -> None:
+        steps = list(column_steps(len(self.vectors[0]), ROWS_AT_HAND))
+        for i, columns in itertools.product(range(len(states)), steps):
+            total = workspace("points", (columns.stop - columns.start,), np.float32)
+            term = workspace("gathered", total.shape, np.float32)
+            heard = [self.vectors[sender][columns] for sender in self.index[i, : self.counts[i]].tolist()]
+            if len(heard) > 1 and (shares[i, 1 : len(heard)] == shares[i, 0]).all():
+                np.add(heard[0], heard[1], out=term)
+                for vector in heard[2:]:
+                    np.add(term, vector, out=term)
+                np.multiply(term, shares[i, 0], out=term)
+                np.multiply(states[i][columns], factors[i], out=total)
+                np.add(total, term, out=out[i][columns])
+                continue
+            np.multiply(states[i][columns], factors[i], out=total)
+            for vector, share in zip(heard, shares[i], strict=False):
+                if share:
+                    np.multiply(vector, share, out=term)
+                    np.add(total, term, out=total)
+            out[i][columns] = total
 
 
 def scaled_block(name: str, rows: Rows, columns: slice, scales: Scales | None) -> NDArray[np.float32]:

@@ -32,7 +32,7 @@ def load_benchmark() -> ModuleType:
 
 benchmark = load_benchmark()
 EPSILONS = (0.5, 1.0, 4.0, 16.0, math.inf)
-RULES = [m for m in AggregationMethod if m not in (AggregationMethod.FEDAVG, AggregationMethod.WEIGHTED)]
+RULES = ["mean", "median", "trimmed_mean", "krum", "multi_krum", "bulyan"]
 
 
 def no_worse(ratio: float) -> bool:
@@ -61,9 +61,7 @@ def test_gossip_helps_where_the_noise_is_well_below_the_spread(share: float) -> 
 @pytest.mark.parametrize("method", RULES)
 @pytest.mark.parametrize("liars", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.2])
-def test_gossip_does_no_harm_anywhere_on_the_grid(
-    method: AggregationMethod, liars: bool, share: float
-) -> None:
+def test_gossip_does_no_harm_anywhere_on_the_grid(method: str, liars: bool, share: float) -> None:
     if liars and share == 0.0:
         pytest.skip("nobody reckons with liars")
     for n, trials in ((10, 60), (100, 12), (1000, 3)):
@@ -71,10 +69,12 @@ def test_gossip_does_no_harm_anywhere_on_the_grid(
             continue
         for cell in itertools.product((*EPSILONS, 200.0, 5e3), [n], (0, 1, 3)):
             for d in (16, 64):
-                ratio = benchmark.error_ratio(trials, *cell, method=method, share=share, liars=liars, d=d)
-                exact = method is AggregationMethod.MEAN and cell[0] == math.inf
+                ratio = benchmark.error_ratio(
+                    trials, *cell, method=AggregationMethod(method), share=share, liars=liars, d=d
+                )
+                exact = method == "mean" and cell[0] == math.inf
                 assert no_worse(ratio) or exact, (method, *cell, d, ratio)
-                if method is AggregationMethod.KRUM and cell[0] == math.inf:
+                if method == "krum" and cell[0] == math.inf:
                     assert ratio < 0.75, (cell, ratio)
 
 
