@@ -129,8 +129,8 @@ class _Counters:
     superseded: int = 0
     discarded: int = 0
     messages_delivered: int = 0
-    accepted: Counter[str] = field(default_factory=Counter)
     sessions_refused: int = 0
+    accepted: Counter[str] = field(default_factory=Counter)
     misconduct: Counter[str] = field(default_factory=Counter)
     seen: dict[str, float] = field(default_factory=dict)
 
@@ -309,13 +309,13 @@ class Basket:
         if model is not None and model is self.model:
             self._fresh = False
 
-    def gossip_begin(self, round_id: int, now: float) -> tuple[str, ...]:
-        """Clients whose drift test must be charged before it is made."""
-        ids = tuple(sorted(self._states))
     def count_refused_session(self) -> None:
         """Count a session that this basket did not join."""
         self._counters.sessions_refused += 1
 
+    def gossip_begin(self, round_id: int, now: float) -> tuple[str, ...]:
+        """Clients whose drift test must be charged before it is made."""
+        ids = tuple(sorted(self._states))
         states = [self._states[c] for c in ids]
         return self._gossip.begin(ids, states, round_id, now, num_members=len(self.members))
 
@@ -360,10 +360,10 @@ class Basket:
             superseded=self._counters.superseded,
             discarded=self._counters.discarded,
             messages_delivered=self._counters.messages_delivered,
+            sessions_refused=self._counters.sessions_refused,
             gossip=dict(self._gossip.get_stats()),
         )
 
-            sessions_refused=self._counters.sessions_refused,
     def take_activity(self) -> ActivityReport:
         """What was seen since this was last asked."""
         counters = self._counters
