@@ -221,7 +221,11 @@ class BasketHost:
         )
 
     def session_open(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, Advert]:
-        """Secure aggregation, phase 1: fresh keys for each party that is here."""
+        """Secure aggregation, phase 1: fresh keys for each party that is here.
+
+        A session is refused, and the refusal counted, that names a basket or a key that this actor was not
+        told of, or that is about another last release than the one that was distributed here.
+        """
         session = self._sessions[terms.session_id] = _HostedSession(terms, self._plan)
         present = [p for p in parties if p in self._baskets]
         own = {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
