@@ -344,10 +344,27 @@ class HierarchicalFederation:
         self._open().report_activity()
         return list(self._session.call(DIRECTORY, "stale_baskets", threshold, self._session.now()))
 
-    def get_privacy_budget(self) -> tuple[float, float]:
-        """Remaining (epsilon, delta), for the client that has spent most; (0, 0) once it is spent."""
-        status = self._budget()
-        return status.remaining_epsilon, status.remaining_delta
+    def get_privacy_budget(self, client_id: str | None = None) -> tuple[float, float]:
+        """Remaining (epsilon, delta); (0, 0) once the next release does not fit.
+
+        Args:
+            client_id: Whose own: less all releases and this client's gossip. None: the client's that has
+                spent most, which is what the claim is about.
+
+        Raises:
+            UsageError: For a client that neither is registered nor was ever charged.
+        """
+        if client_id is None:
+            status = self._budget()
+            return status.remaining_epsilon, status.remaining_delta
+        session = self._open()
+        now = session.now()
+        if session.call(DIRECTORY, "client", client_id, now) is None and not session.accountant(
+            "was_charged", client_id, now
+        ):
+            raise UsageError(f"client_id: {client_id!r} neither is registered nor was ever charged")
+        epsilon, delta = session.accountant("remaining", client_id, now)
+        return float(epsilon), float(delta)
 
     def renew_budget(self, total_epsilon: float, total_delta: float, *, operator: str) -> None:
         """Open a new budget period: the operator's act, recorded in the ledger under the operator's name."""

@@ -23,6 +23,7 @@ FORMAT = click.option(
     show_default=True,
     help="json: one JSON object a line on standard output, nothing else.",
 )
+LEDGER = click.argument("path", type=click.Path(dir_okay=False))
 OVERRIDES = click.option(
     "--set",
     "overrides",
@@ -77,6 +78,49 @@ def plan(config: str, overrides: tuple[str, ...], form: str) -> None:
     from scarcity_ray.cli.plan import plan_command
 
     sys.exit(_guarded(lambda: plan_command(config, overrides, form)))
+
+
+@main.group()
+def ledger() -> None:
+    """Read a federation's privacy ledger, the file at ledger_path; a running federation is not disturbed."""
+
+
+@ledger.command()
+@LEDGER
+@click.option(
+    "--last", type=click.IntRange(min=1), default=20, show_default=True, help="Newest rows to show."
+)
+@FORMAT
+def show(path: str, last: int, form: str) -> None:
+    """Print who was charged what and when, the noise, and the epsilon spent after it."""
+    from scarcity_ray.cli.ledger import show_command
+
+    sys.exit(_guarded(lambda: show_command(path, last, form)))
+
+
+@ledger.command()
+@LEDGER
+@click.option(
+    "--head",
+    metavar="HASH",
+    help="The ledger_head of the newest global model: finds also truncation, rollback and forks.",
+)
+@FORMAT
+def verify(path: str, head: str | None, form: str) -> None:
+    """Find any edit, deletion or reordering of the ledger's rows; exit code 1 if there is one."""
+    from scarcity_ray.cli.ledger import verify_command
+
+    sys.exit(_guarded(lambda: verify_command(path, head, form)))
+
+
+@ledger.command("export")
+@LEDGER
+@click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
+def export_(path: str, out: str | None) -> None:
+    """Write every row, with its clients, as one JSON object a line."""
+    from scarcity_ray.cli.ledger import export_command
+
+    sys.exit(_guarded(lambda: export_command(path, out)))
 
 
 def _guarded(command: Callable[[], ExitCode]) -> ExitCode:

@@ -223,6 +223,11 @@ class DurableBudget:
         with self._lock:
             return self._accountant.remaining(client_id)
 
+    def was_charged(self, client_id: str) -> bool:
+        """Whether the client's own gossip was ever charged, in any period."""
+        with self._lock:
+            return bool(self._accountant.places([client_id])[0] >= 0)
+
     def close(self) -> None:
         """Close the ledger's file."""
         self._ledger.close()

@@ -82,7 +82,7 @@ def parse(record: str, payload: bytes, hash_: bytes) -> Row:
         ValueError: If it is not one.
     """
     try:
-        content = json.loads(record)
+        content = json.loads(record, parse_float=_number, parse_constant=_number)
         return Row(
             seq=int(content["seq"]),
             kind=str(content["kind"]),
@@ -94,7 +94,7 @@ def parse(record: str, payload: bytes, hash_: bytes) -> Row:
             payload=payload,
             hash=hash_.hex(),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -104,6 +104,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(text: str) -> float:
+    """A finite number; no row was ever written with another."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} stands for no finite number")
+    return number
 
 
 def _unboxed(value: Any) -> Any:

@@ -114,6 +114,11 @@ class Ledger:
         """The newest hash that this object wrote or found, as hexadecimal digits."""
         return self._head
 
+    @property
+    def head_seq(self) -> int:
+        """The number of the row that has the head hash."""
+        return self._head_seq
+
     def append(
         self,
         kind: str,
@@ -174,8 +179,24 @@ class Ledger:
             LedgerCorrupted: If a row was changed, removed or moved (the text names the row), or if
                 `head_hash` is nowhere in the chain: the file was cut, rolled back or replaced.
         """
+        head, found = NO_HASH, head_hash is None
+        for row in self.checked():
+            head = row.hash
+            found = found or head == head_hash
+        if not found:
+            raise LedgerCorrupted(
+                f"{self.path}: no row has the hash {head_hash}: the ledger was cut, rolled back or replaced; "
+                "bring back the newest backup"
+            )
+        return head
+
+    def checked(self) -> Iterator[Row]:
+        """The rows, oldest first, each after the chain up to it was found whole.
+
+        Raises:
+            LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
+        """
         previous, epoch = NO_HASH, 0
-        found = head_hash is None
         for expected, row in enumerate(self.rows()):
             whole = row.hash == seal(previous, row.record, row.payload)
             if not whole or row.seq != expected or row.epoch < epoch:
@@ -184,13 +205,7 @@ class Ledger:
                     "bring back a backup that verifies against the newest global model's head hash"
                 )
             previous, epoch = row.hash, row.epoch
-            found = found or row.hash == head_hash
-        if not found:
-            raise LedgerCorrupted(
-                f"{self.path}: no row has the hash {head_hash}: the ledger was cut, rolled back or replaced; "
-                "bring back the newest backup"
-            )
-        return previous
+            yield row
 
     def close(self) -> None:
         """Close the file; the rows are on disk already."""

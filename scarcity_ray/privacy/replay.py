@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from scarcity_ray.errors import LedgerCorrupted
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.chain import Row
 from scarcity_ray.privacy.ledger import Ledger
@@ -35,18 +37,44 @@ def replay(accountant: PrivacyAccountant, row: Row) -> None:
         accountant.renew(*totals_of(row))
 
 
+def history(ledger: Ledger) -> Iterator[tuple[Row, PrivacyAccountant]]:
+    """Every row, oldest first, with the one accountant as it stands after that row.
+
+    Raises:
+        LedgerCorrupted: If the chain breaks, or a row does not state what its kind must; the rows before it
+            have been given by then.
+    """
+    accountant: PrivacyAccountant | None = None
+    for row in ledger.checked():
+        try:
+            if accountant is None:
+                accountant = accountant_of(row)
+            replay(accountant, row)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise LedgerCorrupted(
+                f"{ledger.path}: row {row.seq} does not state what its kind must ({error!r}); "
+                "bring back a backup"
+            ) from error
+        yield row, accountant
+
+
 def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
     """Every row as plain data, oldest first: who, what, when, and the epsilon spent after it.
 
     Returns:
         For each row its ``seq``, ``kind``, ``charge_id``, ``epoch``, ``at``, ``hash`` and ``body``; for a
         gossip charge the ``clients`` charged; and the ``epsilon_spent`` of its period, worst case over all
-        clients.
+        clients. Infinities stand as ``"inf"``, as in the ledger.
+
+    Raises:
+        LedgerCorrupted: As `history`.
     """
-    accountant = accountant_of(ledger.genesis)
     names: list[str] = []
-    for row in ledger.rows():
-        replay(accountant, row)
+    stand, spent = (-1, 0.0), 0.0
+    for row, accountant in history(ledger):
+        now = (accountant.period, accountant.mu_spent())
+        if now != stand:
+            stand, spent = now, accountant.epsilon_spent()
         line: dict[str, Any] = {
             "seq": row.seq,
             "at": row.at,
@@ -54,7 +82,7 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
             "charge_id": row.charge_id,
             "epoch": row.epoch,
             "body": row.body,
-            "epsilon_spent": accountant.epsilon_spent(),
+            "epsilon_spent": spent if math.isfinite(spent) else str(spent),
             "hash": row.hash,
         }
         if row.kind == "gossip":
@@ -64,4 +92,4 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
         yield line
 
 
-__all__ = ["accountant_of", "export", "replay", "totals_of"]
+__all__ = ["accountant_of", "export", "history", "replay", "totals_of"]

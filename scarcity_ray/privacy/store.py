@@ -40,7 +40,11 @@ class SqliteStore:
         try:
             self._connection = _connect(path, mode="ro" if read_only else "rw")
         except sqlite3.Error as error:
-            raise _told(path, error) from error
+            # Without a -wal file nobody writes and every row is in the file: it can be read where SQLite may
+            # not make the files that it coordinates readers and a writer with.
+            if not read_only or path.with_name(f"{path.name}-wal").exists():
+                raise _told(path, error) from error
+            self._connection = _immutable(path, error)
 
     @classmethod
     def create(cls, path: Path, first: Row) -> None:
@@ -140,6 +144,13 @@ def _connect(path: Path, *, mode: str) -> sqlite3.Connection:
     )
     connection.execute("PRAGMA synchronous=FULL")
     return connection
+
+
+def _immutable(path: Path, refusal: sqlite3.Error) -> sqlite3.Connection:
+    try:
+        return _connect(path, mode="ro&immutable=1")
+    except sqlite3.Error:
+        raise _told(path, refusal) from refusal
 
 
 def _insert(connection: sqlite3.Connection, row: Row) -> None:

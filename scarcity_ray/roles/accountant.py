@@ -64,6 +64,15 @@ class Accountant:
         """What is left and what was spent."""
         return self._opened(now).status(self._mu_release)
 
+    def remaining(self, client_id: str, now: float) -> tuple[float, float]:
+        """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
+        budget = self._opened(now)
+        return (0.0, 0.0) if budget.status(self._mu_release).read_only else budget.remaining(client_id)
+
+    def was_charged(self, client_id: str, now: float) -> bool:
+        """Whether a client's own gossip was ever charged."""
+        return self._opened(now).was_charged(client_id)
+
     def renew(self, total_epsilon: float, total_delta: float, now: float, operator: str) -> BudgetStatus:
         """Open a new budget period: the operator's act, recorded."""
         budget = self._opened(now)

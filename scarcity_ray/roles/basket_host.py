@@ -154,9 +154,9 @@ class BasketHost:
             return dict.fromkeys(sorted(self._baskets), 0)
         gossip, baskets = self._plan.gossip, sorted(self._baskets.items())
         to_test = {b: basket.gossip_begin(self._round_id, now) for b, basket in baskets}
-        tested = self._charge_gossip("drift", _union(to_test), gossip.mu_drift, now)
+        tested = self._charge_gossip("drift", _union(to_test), gossip.mu_drift, gossip.sigma_drift, now)
         to_push = {b: basket.gossip_test([c for c in to_test[b] if c in tested]) for b, basket in baskets}
-        pushing = self._charge_gossip("vector", _union(to_push), gossip.mu_vector, now)
+        pushing = self._charge_gossip("vector", _union(to_push), gossip.mu_vector, gossip.sigma_vector, now)
         self._gossip_calls += 1
         return {
             b: basket.gossip_exchange([c for c in to_push[b] if c in pushing], now) for b, basket in baskets
@@ -319,11 +319,13 @@ class BasketHost:
         self._baskets[place.basket_id] = basket
         return basket
 
-    def _charge_gossip(self, kind: str, clients: tuple[str, ...], mu: float, now: float) -> frozenset[str]:
+    def _charge_gossip(
+        self, kind: str, clients: tuple[str, ...], mu: float, sigma: float, now: float
+    ) -> frozenset[str]:
         if not clients:
             return frozenset()
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._gossip_calls}"
-        details = {"round": self._round_id, "slot": self._slot, "kind": kind}
+        details = {"round": self._round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         accountant = self._peers.handle(ACCOUNTANT)
         return frozenset(accountant.call("charge_gossip", charge_id, clients, mu, now, details).result())
 

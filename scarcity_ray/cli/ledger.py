@@ -1,0 +1,233 @@
+"""``scarcity-ray ledger``: who was charged what and when, and whether that record is whole.
+
+Guarantees:
+    reading_never_writes: No row, no epoch; a running federation goes on undisturbed.
+    only_checked_rows_are_shown: What stands before a broken row may be given, nothing from it on.
+    export_replaces_no_file: The ledger itself included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scarcity_ray.cli.exit_codes import ExitCode
+from scarcity_ray.errors import LedgerError, UsageError
+from scarcity_ray.privacy.accountant import PrivacyAccountant
+from scarcity_ray.privacy.chain import Row
+from scarcity_ray.privacy.ledger import Ledger
+from scarcity_ray.privacy.replay import export, history
+
+_WIDTH = 120
+"""Columns of a table that no terminal limits."""
+
+
+def show_command(path: str, last: int, form: str) -> ExitCode:
+    """Print the newest rows and where they leave the budget."""
+    with closing(Ledger.read(path)) as ledger:
+        rows = ledger.head_seq + 1
+        lines: list[dict[str, Any]] = []
+        for row, accountant in islice(history(ledger), rows):
+            if row.seq >= rows - last:
+                lines.append(_summary(row, accountant))
+        if form == "json":
+            for line in lines:
+                click.echo(_as_json(line))
+        else:
+            _print_rows(str(ledger.path), lines, accountant, rows)
+    return ExitCode.DONE
+
+
+def verify_command(path: str, head: str | None, form: str) -> ExitCode:
+    """Walk the chain, and look for a head hash that was kept elsewhere."""
+    wanted = None if head is None else _hash(head)
+    try:
+        with closing(Ledger.read(path)) as ledger:
+            rows, place = 0, None
+            newest = ""
+            for row, _ in history(ledger):
+                rows, newest = row.seq + 1, row.hash
+                place = row.seq if newest == wanted else place
+            if wanted is not None and place is None:
+                ledger.verify(wanted)
+    except LedgerError as error:
+        if form == "json":
+            click.echo(_as_json({"holds": False, "error": type(error).__name__, "reason": str(error)}))
+            return ExitCode.FAILED
+        raise
+    if form == "json":
+        click.echo(_as_json({"holds": True, "rows": rows, "head": newest, "row_of_given_head": place}))
+        return ExitCode.DONE
+    click.echo(f"{path}: the chain holds, {rows} rows; none was changed, removed or moved.")
+    if place is None:
+        click.echo(
+            "No head hash was given, so a ledger that was cut, rolled back or replaced would pass too: give "
+            "the ledger_head of the newest global model with --head."
+        )
+    else:
+        click.echo(
+            f"The head hash given is row {place}'s, with {rows - 1 - place} rows after it: nothing up to "
+            "there was cut, rolled back or replaced."
+        )
+    click.echo(f"head {newest}")
+    return ExitCode.DONE
+
+
+def export_command(path: str, out: str | None) -> ExitCode:
+    """Write every row as one JSON object a line, each checked before it is written."""
+    with closing(Ledger.read(path)) as ledger, _target(out) as target:
+        for line in export(ledger):
+            target.write(_as_json(line) + "\n")
+    return ExitCode.DONE
+
+
+@contextmanager
+def _target(out: str | None) -> Iterator[TextIO]:
+    """Standard output, or a new file that only its owner can read and that is whole or not there."""
+    if out is None:
+        yield sys.stdout
+        return
+    try:
+        handle = os.open(out, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        raise UsageError(f"--out: {out} is there already and is not replaced; name another file") from None
+    except OSError as error:
+        raise UsageError(f"--out: {out} cannot be made ({error.strerror}); name another file") from error
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        Path(out).unlink(missing_ok=True)
+        raise LedgerError(f"{out}: the export could not be written ({error.strerror}); make room") from error
+    except BaseException:
+        Path(out).unlink(missing_ok=True)
+        raise
+
+
+def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
+    """One row as who, what, when, sigma and sensitivity in the model's units, and epsilon after it."""
+    body = row.body
+    given = body.get("details")
+    details: dict[str, Any] = given if isinstance(given, dict) else {}
+    scale = _number(details.get("scale"))
+    sigma, sensitivity = _number(details.get("sigma")), _number(details.get("sensitivity"))
+    mu = _number(body.get("mu"))
+    if scale:
+        in_steps = [_number(details.get(name)) for name in ("grid_sigma", "grid_sensitivity")]
+        sigma, sensitivity = (None if steps is None else steps / scale for steps in in_steps)
+    elif sensitivity is None and sigma and mu is not None and math.isfinite(mu):
+        sensitivity = mu * sigma
+    return {
+        "seq": row.seq,
+        "at": row.at,
+        "kind": row.kind,
+        "what": _what(row, details),
+        "who": _who(row),
+        "charge_id": row.charge_id,
+        "mu": mu,
+        "sigma": sigma,
+        "sensitivity": sensitivity,
+        "epsilon_spent": accountant.epsilon_spent(),
+        "epoch": row.epoch,
+        "hash": row.hash,
+    }
+
+
+def _what(row: Row, details: dict[str, Any]) -> str:
+    words = [row.kind]
+    if row.kind == "gossip" and "kind" in details:
+        words.append(str(details["kind"]))
+    if "round" in details:
+        words.append(f"round {details['round']}")
+    if row.kind in ("genesis", "renewal"):
+        words.append(f"epsilon {row.body.get('total_epsilon')}, delta {row.body.get('total_delta')}")
+    return ", ".join(words)
+
+
+def _who(row: Row) -> str:
+    body = row.body
+    return {
+        "genesis": f"federation {body.get('federation_id')}",
+        "writer": f"process {body.get('pid')}, epoch {row.epoch}",
+        "release": "all clients",
+        "gossip": f"{body.get('charged')} of {body.get('asked')} clients",
+        "renewal": f"{body.get('operator')}",
+    }.get(row.kind, "")
+
+
+def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccountant, rows: int) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    title = Text(f"{path}: rows {rows - len(lines)} to {rows - 1}")
+    table = Table(box=None, title=title, title_justify="left")
+    table.add_column("row", justify="right")
+    for name in ("when (UTC)", "what", "who"):
+        table.add_column(name, overflow="fold")
+    for name in ("sigma", "sensitivity", "epsilon after"):
+        table.add_column(name, justify="right")
+    for line in lines:
+        table.add_row(
+            str(line["seq"]),
+            _time(line["at"]),
+            *(Text(_printable(line[name])) for name in ("what", "who")),
+            *(_short(line[name]) for name in ("sigma", "sensitivity", "epsilon_spent")),
+        )
+    console.print(table)
+    spent, total = _short(accountant.epsilon_spent()), _short(accountant.total_epsilon)
+    console.print(
+        f"\nepsilon {spent} of {total} spent at delta {accountant.total_delta:g} "
+        f"in budget period {accountant.period}\nhead {lines[-1]['hash']}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _hash(text: str) -> str:
+    digits = text.strip().lower()
+    if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+        raise UsageError(
+            f"--head: {text!r} is no head hash; 64 hexadecimal digits, as in a global model's ledger_head"
+        )
+    return digits
+
+
+def _number(value: object) -> float | None:
+    """A number as a row keeps it, infinities as text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return math.inf if value == "inf" else None
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    finite = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(finite, allow_nan=False)
+
+
+def _printable(text: str) -> str:
+    """The text with everything that could steer a terminal spelt out: names come from strangers."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _time(at: float) -> str:
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{at:g} s"
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

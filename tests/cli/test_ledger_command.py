@@ -1,0 +1,385 @@
+"""``scarcity-ray ledger``: reads what was charged, finds what was changed, disturbs nobody."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
+from scarcity_ray.cli.main import main
+from scarcity_ray.config import load
+from scarcity_ray.privacy import DurableBudget, Ledger
+from scarcity_ray.privacy.chain import NO_HASH, canonical, seal
+from scarcity_ray.privacy.noise import SeededNoise
+
+BUDGET = {"federation_id": "hospital", "total_epsilon": 5.0, "total_delta": 1e-5, "gossip_share": 0.5}
+
+
+def command(*arguments):
+    """The command's result; never an unforeseen exception."""
+    result = CliRunner().invoke(main, ["ledger", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def refused(code, *arguments):
+    """The one line that a refused command says."""
+    result = command(*arguments)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    if code == 1:
+        assert result.stderr.startswith("scarcity-ray: ")
+        assert len(result.stderr.splitlines()) == 1
+    return result.stderr
+
+
+def lines(*arguments):
+    result = command(*arguments)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line, parse_constant=pytest.fail) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture
+def budget(tmp_path):
+    """A writer that stays at work, with five rows behind it."""
+    budget = DurableBudget.open(tmp_path / "ledger.sqlite", must_exist=False, now=1.0, **BUDGET)
+    details = {"round": 3, "scale": 2.0, "grid_sigma": 8.0, "grid_sensitivity": 2.4}
+    budget.charge_release("r0", 0.3, now=1e9, details=details)
+    details = {"round": 3, "kind": "drift", "sigma": 5.0}
+    budget.charge_gossip("g0", ["bo", "ann"], 0.2, now=1e9 + 60, details=details)
+    budget.renew(6.0, 1e-5, now=1e9 + 120, operator="dee")
+    yield budget
+    budget.close()
+
+
+@pytest.fixture
+def path(budget, tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+def copied(path, *statements):
+    """A copy, changed behind the ledger's back."""
+    copy = path.with_name("copy.sqlite")
+    copy.unlink(missing_ok=True)
+    with sqlite3.connect(path) as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+    for statement in statements:
+        target.execute(*statement)
+    target.commit()
+    target.close()
+    source.close()
+    return copy
+
+
+def rows_of(path):
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute("SELECT * FROM ledger ORDER BY seq").fetchall()
+    finally:
+        connection.close()
+
+
+def test_show_says_who_what_when_the_noise_and_epsilon_after(path):
+    genesis, writer, release, gossip, renewal = lines("show", path, "--format", "json")
+    assert genesis["who"] == "federation hospital"
+    assert writer["who"] == f"process {os.getpid()}, epoch 1"
+    assert (release["at"], release["what"], release["who"]) == (1e9, "release, round 3", "all clients")
+    assert (release["sigma"], release["sensitivity"], release["mu"]) == (4.0, 1.2, 0.3)
+    assert gossip["what"] == "gossip, drift, round 3"
+    assert gossip["who"] == "2 of 2 clients"
+    assert (gossip["sigma"], gossip["sensitivity"]) == (5.0, 1.0)
+    assert (renewal["what"], renewal["who"]) == ("renewal, epsilon 6.0, delta 1e-05", "dee")
+    spent = [line["epsilon_spent"] for line in (genesis, writer, release, gossip, renewal)]
+    assert spent == [line["epsilon_spent"] for line in lines("export", path)]
+    assert 0.0 == spent[0] < spent[2] < spent[3]
+    assert spent[4] == 0.0
+    shown = command("show", path).stdout
+    for words in ("2001-09-09 01:46:40", "release, round 3", "2 of 2 clients", "1.2", renewal["hash"]):
+        assert words in shown
+    assert f"{spent[3]:.4g}" in shown
+    assert "epsilon 0 of 6 spent at delta 1e-05 in budget period 1" in shown
+
+
+def test_show_last_gives_the_newest_rows(path):
+    assert [line["seq"] for line in lines("show", path, "--last", 2, "--format", "json")] == [3, 4]
+    assert "rows 3 to 4" in command("show", path, "--last", "2").stdout
+    assert [line["seq"] for line in lines("show", path, "--last", 99, "--format", "json")] == [0, 1, 2, 3, 4]
+    assert "--last" in refused(2, "show", path, "--last", 0)
+
+
+def test_export_gives_every_row_as_a_json_line(path, tmp_path):
+    exported = lines("export", path)
+    assert [line["kind"] for line in exported] == ["genesis", "writer", "release", "gossip", "renewal"]
+    assert sorted(exported[3]["clients"]) == ["ann", "bo"]
+    assert exported[2]["body"]["details"]["grid_sigma"] == 8.0
+    out = tmp_path / "out.jsonl"
+    assert command("export", path, "--out", out).stdout == ""
+    assert out.read_text() == command("export", path).stdout
+    assert out.stat().st_mode & 0o777 == 0o600
+
+
+def test_export_replaces_no_file(path, tmp_path):
+    before = path.read_bytes()
+    assert "is not replaced" in refused(2, "export", path, "--out", path)
+    assert path.read_bytes() == before
+    assert "cannot be made" in refused(2, "export", path, "--out", tmp_path / "no" / "out")
+    broken = copied(path, ("UPDATE ledger SET payload = x'00' WHERE seq = 3",))
+    assert "breaks at row 3" in refused(1, "export", broken, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_checked_rows_are_shown(path):
+    broken = copied(path, ("UPDATE ledger SET payload = x'00' WHERE seq = 3",))
+    for form in ("text", "json"):
+        refused(1, "show", broken, "--format", form)
+    result = command("export", broken)
+    assert result.exit_code == 1
+    assert [json.loads(line)["seq"] for line in result.stdout.splitlines()] == [0, 1, 2]
+    assert "breaks at row 3" in result.stderr
+
+
+def test_infinities_are_valid_json(tmp_path):
+    path = tmp_path / "endless.sqlite"
+    given = {**BUDGET, "total_epsilon": math.inf}
+    budget = DurableBudget.open(path, must_exist=False, now=1.0, **given)
+    budget.charge_release("r", math.inf, now=2.0, details={"scale": 2.0, "grid_sigma": 0.0})
+    for words in (("show", path, "--format", "json"), ("export", path)):
+        assert lines(*words)[-1]["epsilon_spent"] == "inf"
+    assert "epsilon inf of inf" in command("show", path).stdout
+    assert command("verify", path).exit_code == 0
+
+
+def test_verify_holds_for_a_whole_ledger(path, budget):
+    head = budget.status(0.1).head_hash
+    result = command("verify", path)
+    assert result.exit_code == 0
+    assert "the chain holds, 5 rows" in result.stdout
+    assert "cut, rolled back or replaced would pass too" in result.stdout
+    assert f"head {head}" in result.stdout
+    assert lines("verify", path, "--format", "json") == [
+        {"holds": True, "rows": 5, "head": head, "row_of_given_head": None}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "row"),
+    [
+        ("UPDATE ledger SET record = replace(record, '\"mu\":0.3', '\"mu\":0.1') WHERE seq = 2", 2),
+        ("UPDATE ledger SET payload = zeroblob(0) WHERE seq = 3", 3),
+        ("UPDATE ledger SET hash = zeroblob(32) WHERE seq = 2", 2),
+        ("DELETE FROM ledger WHERE seq = 2", 2),
+        ("UPDATE ledger SET seq = seq + 9 WHERE seq = 2", None),
+        ("UPDATE ledger SET record = '{\"seq\":1e999}' WHERE seq = 2", 2),
+        ("UPDATE ledger SET record = '[' || record || ']' WHERE seq = 2", 2),
+    ],
+)
+def test_verify_finds_any_edit_deletion_or_reordering(path, statement, row):
+    broken = copied(path, (statement,))
+    told = refused(1, "verify", broken)
+    assert str(broken) in told
+    assert "bring back" in told
+    assert row is None or f"row {row}" in told
+    result = command("verify", broken, "--format", "json")
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert (answer["holds"], answer["error"]) == (False, "LedgerCorrupted")
+    assert answer["reason"] in told
+
+
+def test_a_deeply_nested_row_is_only_a_broken_one(path):
+    deep = "[" * 200_000
+    broken = copied(path, ("UPDATE ledger SET record = ? WHERE seq = 2", (deep,)))
+    assert "row 2" in refused(1, "verify", broken)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seq=st.integers(0, 4), place=st.floats(0, 1, exclude_max=True), new=st.text(max_size=3))
+def test_any_change_of_a_row_is_told_in_one_line(path, seq, place, new):
+    record = rows_of(path)[seq][2]
+    at = int(place * len(record))
+    changed = record[:at] + new.encode(errors="replace").decode() + record[at + 1 :]
+    if changed == record:
+        return
+    broken = copied(path, ("UPDATE ledger SET record = ? WHERE seq = ?", (changed, seq)))
+    refused(1, "verify", broken)
+
+
+def chained(path, *bodies):
+    """A chain that holds, of rows that say what the caller likes."""
+    shutil.copy(copied_empty(path), path.with_name("forged.sqlite"))
+    forged = path.with_name("forged.sqlite")
+    connection, previous = sqlite3.connect(forged), NO_HASH
+    for seq, (kind, body, payload) in enumerate(bodies):
+        record = canonical(seq, kind, None, 1, 1.0, body)
+        previous = seal(previous, record, payload)
+        row = (seq, None, record, payload, bytes.fromhex(previous))
+        connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", row)
+    connection.commit()
+    connection.close()
+    return forged
+
+
+def copied_empty(path):
+    return copied(path, ("DELETE FROM ledger",))
+
+
+GENESIS = ("genesis", {"format": 1, "total_epsilon": 1.0, "total_delta": 1e-5, "gossip_share": 0.5}, b"")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("genesis", {"format": 1}, b"")],
+        [("genesis", {**GENESIS[1], "total_epsilon": -1.0}, b"")],
+        [GENESIS, ("release", {}, b"")],
+        [GENESIS, ("release", {"mu": "nan"}, b"")],
+        [GENESIS, ("gossip", {"mu": 0.1}, b"")],
+        [GENESIS, ("gossip", {"mu": 0.1}, b"L" + (4).to_bytes(8, "little") + b"\xff\xff\xff\xff[]")],
+        [GENESIS, ("renewal", {"total_epsilon": [1]}, b"")],
+    ],
+)
+def test_a_chain_of_rows_that_say_nothing_is_corrupted(path, rows):
+    forged = chained(path, *rows)
+    for words in (("verify", forged), ("show", forged)):
+        assert f"row {len(rows) - 1}" in refused(1, *words)
+
+
+def test_a_chain_of_odd_but_readable_rows_is_shown(path):
+    odd = [GENESIS, ("release", {"mu": 0.1, "details": [1]}, b""), ("unheard", {}, b""), GENESIS]
+    shown = command("show", chained(path, *odd))
+    assert shown.exit_code == 0
+    assert "unheard" in shown.stdout
+
+
+def test_names_from_strangers_do_not_steer_the_terminal(budget, path):
+    budget.renew(7.0, 1e-5, now=1e300, operator="\x1b[2J[red]mallory\n")
+    result = command("show", path)
+    assert "\x1b" not in result.stdout
+    assert "\\x1b[2J[red]mallory\\n" in result.stdout
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all" * 300, bytes(8192)])
+@pytest.mark.parametrize("name", ["show", "verify", "export"])
+def test_a_file_that_is_no_ledger_is_told_in_one_line(tmp_path, name, content):
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(content)
+    told = refused(1, name, path)
+    assert str(path) in told
+    assert "bring back a backup" in told
+
+
+@pytest.mark.parametrize("name", ["show", "verify", "export"])
+def test_a_missing_file_is_told_in_one_line(tmp_path, name):
+    path = tmp_path / "ledger.sqlite"
+    told = refused(1, name, path)
+    assert f"LedgerMissing: {path}: the ledger is not there" in told
+    assert list(tmp_path.iterdir()) == []
+    assert "is a directory" in refused(2, name, tmp_path)
+
+
+def test_another_database_is_no_ledger(tmp_path):
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+    connection.close()
+    assert "no ledger" in refused(1, "verify", path)
+
+
+@pytest.mark.parametrize("head", ["", "abc", "g" * 64, "0" * 63])
+def test_a_head_that_is_no_hash_is_bad_usage(path, head):
+    assert "64 hexadecimal digits" in refused(2, "verify", path, "--head", head)
+
+
+def test_reading_never_writes(budget, path, tmp_path):
+    before, epoch = rows_of(path), 1
+    for words in (("show", path), ("verify", path), ("export", path)):
+        assert command(*words).exit_code == 0
+    assert rows_of(path) == before
+    assert budget.charge_release("later", 0.1, now=2e9, details={}).allowed
+    with Ledger.read(path)._store._connection as connection:
+        assert connection.execute("SELECT max(json_extract(record, '$.epoch')) FROM ledger").fetchone() == (
+            epoch,
+        )
+
+
+def test_a_ledger_in_a_folder_that_cannot_be_written_is_read(tmp_path):
+    """As an auditor's account reads a copy; root could write anywhere."""
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv to become another user")
+    folder = tmp_path / "audit"
+    folder.mkdir()
+    path = folder / "ledger.sqlite"
+    budget = DurableBudget.open(path, must_exist=False, now=1.0, **BUDGET)
+    budget.close()
+    path.chmod(0o644)
+    script = f"from scarcity_ray.privacy import Ledger; print(Ledger.read('{path.name}').verify())"
+    for parent in (folder, *folder.parents[:3]):
+        parent.chmod(0o755)
+    done = subprocess.run(
+        ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c", script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == Ledger.read(path).verify(), done.stderr
+
+
+@pytest.fixture
+def federation(tmp_path, runtime, clock):
+    path = str(tmp_path / "federation.sqlite")
+    config = load(HierarchicalFederationConfig, {"vector_dim": 4, "ledger_path": path})
+    with HierarchicalFederation(config, runtime=runtime, clock=clock, noise=SeededNoise(7)) as fed:
+        fed.register_clients([(f"c{i}", "a" if i < 5 else "b") for i in range(10)])
+        yield fed
+
+
+def play(fed):
+    for i in range(10):
+        fed.submit_update(f"c{i}", np.full(4, 0.01 * i))
+    fed.maybe_aggregate()
+    fed.advance_round()
+    return fed.get_global_meta_model()
+
+
+def test_verify_takes_a_models_head_and_refuses_a_truncated_copy(federation, tmp_path):
+    path = Path(federation.config.ledger_path)
+    first, second = play(federation), play(federation)
+    federation.run_gossip_round()
+    script = [sys.executable, "-c", "from scarcity_ray.cli.main import main; main()"]
+    arguments = ["ledger", "verify", str(path), "--head", first.ledger_head, "--format", "json"]
+    done = subprocess.run([*script, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["row_of_given_head"] < answer["rows"] - 1
+    assert "nothing up to there was cut" in command("verify", path, "--head", second.ledger_head).stdout
+    whole = copied(path)
+    assert command("verify", whole, "--head", second.ledger_head).exit_code == 0
+    cut = copied(path, (f"DELETE FROM ledger WHERE seq > {answer['row_of_given_head']}",))
+    assert command("verify", cut).exit_code == 0
+    assert command("verify", cut, "--head", first.ledger_head.upper()).exit_code == 0
+    told = refused(1, "verify", cut, "--head", second.ledger_head)
+    assert "the ledger was cut, rolled back or replaced" in told
+    # The federation goes on: nobody took its place as the writer.
+    third = play(federation)
+    assert third.version == second.version + 1
+    assert command("verify", path, "--head", third.ledger_head).exit_code == 0
+    last = lines("show", path, "--last", 1, "--format", "json")[0]
+    assert last["epsilon_spent"] == federation.get_stats()["privacy_consumed_epsilon"]
+    assert last["sigma"] > last["sensitivity"] > 0.0
+    assert last["epoch"] == 1
+    drift = next(line for line in lines("show", path, "--format", "json") if line["kind"] == "gossip")
+    assert drift["sigma"] == federation.plan.gossip.sigma_drift
