@@ -71,13 +71,17 @@ def run(
 
 @main.command()
 @CONFIG
+@click.option("--rounds", type=click.IntRange(min=1), help="Solve for the noise that buys as many rounds.")
+@click.option("--epsilon", type=float, metavar="E", help="Plan with this total epsilon, not the config's.")
 @OVERRIDES
 @FORMAT
-def plan(config: str, overrides: tuple[str, ...], form: str) -> None:
+def plan(
+    config: str, rounds: int | None, epsilon: float | None, overrides: tuple[str, ...], form: str
+) -> None:
     """Print every number that follows from the file CONFIG, before any budget is spent."""
     from scarcity_ray.cli.plan import plan_command
 
-    sys.exit(_guarded(lambda: plan_command(config, overrides, form)))
+    sys.exit(_guarded(lambda: plan_command(config, overrides, form, rounds, epsilon)))
 
 
 @main.group()

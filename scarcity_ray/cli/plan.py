@@ -1,52 +1,70 @@
-"""``scarcity-ray plan``: the numbers that follow from a config, for people or machines."""
+"""``scarcity-ray plan``: what follows from a config, for people or machines; every number is `forecast`'s."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
-from scarcity_ray.plan import BasketFacts, FederationPlan, make_plan
+from scarcity_ray.errors import ConfigError
+from scarcity_ray.forecast import Forecast, solve_for_rounds, warnings_of
 from scarcity_ray.workloads.config import RunConfig, load_run
 
+SECTIONS = ("baskets", "budget", "release", "signal", "ring", "gossip", "traffic", "changes", "solved")
 
-def plan_command(path: str, overrides: tuple[str, ...], form: str) -> ExitCode:
-    """Print the plan of a config file."""
-    numbers = planned_numbers(load_run(path, overrides))
+
+def plan_command(
+    path: str, overrides: tuple[str, ...], form: str, rounds: int | None = None, epsilon: float | None = None
+) -> ExitCode:
+    """Print the plan of a config file.
+
+    Args:
+        path: The file.
+        overrides: ``path=value`` each.
+        form: ``text`` or ``json``.
+        rounds: Solve for the noise at which the budget buys as many.
+        epsilon: Plan with this total epsilon instead of the file's.
+    """
+    config = load_run(path, overrides)
+    numbers = planned_numbers(_solved(config, rounds, epsilon))
+    if rounds is not None or epsilon is not None:
+        numbers["solved"] = _what_was_solved(numbers, rounds, epsilon)
     if form == "json":
         click.echo(json.dumps(numbers))
         return ExitCode.DONE
-    width = max(len(name) for section in numbers.values() for name in section)
-    for title, section in numbers.items():
-        click.echo(click.style(title, bold=True))
-        for name, value in section.items():
-            click.echo(f"  {name.replace('_', ' '):<{width}}  {_readable(value)}")
+    _print(numbers, Console(highlight=False, soft_wrap=True))
     return ExitCode.DONE
 
 
-def planned_numbers(config: RunConfig) -> dict[str, dict[str, Any]]:
-    """Every number of the plan, by section, when all of the workload's clients take part."""
-    federation = config.federation
-    plan = make_plan(federation)
-    sizes = config.basket_sizes
-    facts = [_facts(plan, place, size) for place, size in enumerate(sizes)]
-    release = plan.release(facts)
-    survivors = list(release.weights)
-    sigma = release.grid_sigma(survivors) / release.scale
-    smallest = min(sizes)
+def forecast_of(config: RunConfig) -> Forecast:
+    """The forecast for the workload's baskets and rounds."""
+    return Forecast(config.federation, config.basket_sizes, config.workload.rounds)
+
+
+def planned_numbers(config: RunConfig) -> dict[str, Any]:
+    """Every number of the plan, by section, when all of the workload's clients take part; None: no limit."""
+    forecast = forecast_of(config)
+    federation, plan, release = config.federation, forecast.plan, forecast.release
+    smallest = min(forecast.sizes)
     gossip = plan.gossip
     received = min(federation.gossip.peers_per_round, smallest - 1)
-    numbers: dict[str, dict[str, Any]] = {
+    numbers: dict[str, Any] = {
         "baskets": {
-            "number": len(sizes),
-            "clients_each": {str(size): count for size, count in sorted(Counter(sizes).items())},
+            "number": len(forecast.sizes),
+            "clients_each": {str(size): count for size, count in sorted(Counter(forecast.sizes).items())},
             "rule": federation.layer1.aggregation_method.value,
             "byzantine_clients_assumed": plan.num_byzantine(smallest),
             "least_updates": plan.least_rows(smallest),
+            "least_baskets_of_a_release": federation.layer2.min_baskets,
+            "least_survivors_of_a_session": forecast.survivors_needed,
+            "sizes_that_never_aggregate": list(forecast.stuck_sizes),
         },
         "budget": {
             "epsilon": federation.total_epsilon,
@@ -56,43 +74,121 @@ def planned_numbers(config: RunConfig) -> dict[str, dict[str, Any]]:
             "mu_for_gossip_of_a_client": plan.gossip_mu_cap,
         },
         "release": {
+            "epsilon": federation.layer2.central_dp_epsilon,
             "mu": release.mu,
             "releases_that_the_budget_buys": plan.num_releases,
             "rounds_configured": config.workload.rounds,
-            "sensitivity": max(release.weights[b] * release.sensitivities[b] for b in survivors),
-            "noise_sigma_per_coordinate": sigma,
-            "noise_norm": sigma * math.sqrt(release.length),
-            "clip_norm": federation.layer2.clip_norm,
+            "sensitivity": forecast.sensitivity,
+            "noise_sigma_per_coordinate": forecast.sigma,
             "coordinates": release.length,
-            "ring_bits": release.ring_bits,
-            "ring_steps_to_a_unit": release.scale,
+        },
+        "signal": {
+            "norm_at_most": forecast.signal_bound,
+            "noise_norm": forecast.noise_norm,
+            "noise_norm_with_least_updates": forecast.noise_norm_at_least_rows,
+            "signal_to_noise_of_a_release": forecast.signal_to_noise,
+            "signal_to_noise_of_all_rounds": forecast.signal_to_noise_over_all_rounds,
+        },
+        "ring": {
+            "bits": release.ring_bits,
+            "steps_to_a_unit": release.scale,
+            "headroom_bits": forecast.headroom_bits,
         },
         "gossip": {
+            "epsilon_a_round": federation.gossip.local_dp_epsilon,
             "rounds_that_the_share_buys": plan.num_gossip_rounds,
             "noise_sigma_on_drift": gossip.sigma_drift,
             "noise_sigma_per_coordinate": gossip.sigma_vector,
-            "noise_norm": gossip.sigma_vector * math.sqrt(gossip.dimension),
+            "noise_norm": math.sqrt(gossip.noise_energy),
             "clip_norm": gossip.clip_norm,
             "messages_received": received,
             "mixing_weight": gossip.mixing_weight(received),
         },
+        "traffic": {f"{name}_bytes": count for name, count in asdict(forecast.traffic).items()},
+        "changes": {
+            "rounds_until_noise_is_as_large_as_signal": forecast.rounds_at_equal_noise,
+            "baskets_until_noise_is_no_larger_than_signal": forecast.baskets_at_equal_noise,
+        },
+        "solved": {},
+        "rules": [{**asdict(cost), "rule": cost.rule.value} for cost in forecast.rules],
+        "warnings": [asdict(warning) for warning in warnings_of(forecast)],
     }
-    return {
-        title: {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in section.items()
-        }
-        for title, section in numbers.items()
-    }
+    for title in SECTIONS:
+        numbers[title] = {name: _finite(value) for name, value in numbers[title].items()}
+    return numbers
 
 
-def _facts(plan: FederationPlan, place: int, size: int) -> BasketFacts:
-    return BasketFacts(str(place), "", size, size, plan.num_byzantine(size))
+def _solved(config: RunConfig, rounds: int | None, epsilon: float | None) -> RunConfig:
+    federation, workload = config.federation, config.workload
+    try:
+        if epsilon is not None:
+            federation = replace(federation, total_epsilon=epsilon)
+        if rounds is not None:
+            federation = solve_for_rounds(federation, rounds)
+            workload = replace(workload, rounds=rounds)
+    except ConfigError as error:
+        path = "--rounds" if error.path == "rounds" else "--epsilon"
+        raise ConfigError(path, error.value, error.accepted) from None
+    return replace(config, federation=federation, workload=workload)
+
+
+def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:
+    """What to set, by path, and what it buys."""
+    solved: dict[str, Any] = {}
+    if epsilon is not None:
+        solved["federation.total_epsilon"] = numbers["budget"]["epsilon"]
+    if rounds is not None:
+        solved["workload.rounds"] = rounds
+        solved["federation.layer2.central_dp_epsilon"] = numbers["release"]["epsilon"]
+        solved["federation.gossip.local_dp_epsilon"] = numbers["gossip"]["epsilon_a_round"]
+    solved["releases"] = numbers["release"]["releases_that_the_budget_buys"]
+    solved["gossip_rounds"] = numbers["gossip"]["rounds_that_the_share_buys"]
+    solved["noise_sigma_per_coordinate"] = numbers["release"]["noise_sigma_per_coordinate"]
+    return solved
+
+
+def _print(numbers: dict[str, Any], console: Console) -> None:
+    for warning in numbers["warnings"]:
+        label, style = ("WARNING", "bold red") if warning["loud"] else ("Note", "yellow")
+        console.print(f"{label}: {warning['message']}", style=style, markup=False)
+    width = max(len(name) for title in SECTIONS for name in numbers[title])
+    for title in SECTIONS:
+        if numbers[title]:
+            console.print(title, style="bold")
+        for name, value in numbers[title].items():
+            console.print(
+                f"  {name.replace('_', ' ') if '.' not in name else name:<{width}}  {_readable(value)}",
+                markup=False,
+            )
+    console.print("noise that each Layer 1 rule would cost (* configured)", style="bold")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("  rule", "least updates", "sensitivity", "noise norm", "signal to noise"):
+        table.add_column(heading, justify="left" if heading == "  rule" else "right", no_wrap=True)
+    for cost in numbers["rules"]:
+        figures = ("too few clients", "", "")
+        if cost["fits"]:
+            noise = cost["noise_norm"]
+            ratio = numbers["signal"]["norm_at_most"] / noise if noise else None
+            figures = (_short(cost["sensitivity"]), _short(noise), _short(ratio))
+        configured = cost["rule"] == numbers["baskets"]["rule"]
+        name = f"{'*' if configured else ' '} {cost['rule']}"
+        table.add_row(name, str(cost["least_rows"]), *figures, style="bold" if configured else "")
+    console.print(table)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(value: float | None) -> str:
+    return "unlimited" if value is None else f"{value:.3g}"
 
 
 def _readable(value: Any) -> str:
     if value is None:
         return "unlimited"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{count} of {size}" for size, count in value.items())
     if isinstance(value, float):

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
+from scarcity_ray.cli.plan import forecast_of
 from scarcity_ray.cli.progress import JsonLines, watcher
+from scarcity_ray.forecast import warnings_of
 from scarcity_ray.hierarchical import HierarchicalFederation
 from scarcity_ray.workloads.charts import require_matplotlib
 from scarcity_ray.workloads.config import load_run
@@ -37,10 +40,16 @@ def run_command(
         open_federation: Makes the federation; tests put a stand-in here.
     """
     config = load_run(path, overrides)
+    warned = [warning for warning in warnings_of(forecast_of(config)) if warning.loud]
     require_matplotlib()
     folder = RunFolder.new(config, out, datetime.now(UTC))
     console = Console(highlight=False)
     with watcher(form, console, config.workload.rounds) as display:
+        for warning in warned:
+            if isinstance(display, JsonLines):
+                display.event("warning", {"code": warning.code, "message": warning.message})
+            else:
+                click.secho(f"WARNING: {warning.message}", fg="red", bold=True, err=True)
         outcome = run_job(config, folder, display, open_federation)
     folder.report.write_text(render_report(config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):

@@ -59,6 +59,17 @@ def test_text_shows_progress_table_and_claim(tmp_path):
     assert "Privacy claim" in flat
     assert "Not against: whoever operates the Ray cluster" in flat
     assert str(tmp_path / "out" / "report.html") in result.stdout
+    assert result.stderr.startswith("WARNING: a release's noise has norm 1.8, 1.8 times the greatest")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_run_whose_noise_is_quieter_than_its_signal_says_nothing_on_stderr(tmp_path):
+    result = _run(
+        QUICKSTART,
+        tmp_path / "out",
+        *("--rounds", 1, "--set", "federation.layer2.central_dp_epsilon=6.0", *NO_EXTRA_ATTACKS),
+    )
+    assert result.exit_code == ExitCode.DONE
     assert result.stderr == ""
 
 
@@ -66,7 +77,9 @@ def test_json_is_all_there_is_on_stdout(tmp_path):
     result = _run(QUICKSTART, tmp_path / "out", "--rounds", 2, "--format", "json", *NO_EXTRA_ATTACKS)
     assert result.exit_code == ExitCode.DONE
     events = [json.loads(line, parse_constant=pytest.fail) for line in result.stdout.splitlines()]
-    assert [event["event"] for event in events] == ["phase"] * 3 + ["round"] * 2 + ["phase", "summary"]
+    kinds = ["warning"] + ["phase"] * 3 + ["round"] * 2 + ["phase", "summary"]
+    assert [event["event"] for event in events] == kinds
+    assert events[0]["code"] == "noise_drowns_signal"
     assert events[-1]["accuracy"] == events[-3]["accuracy"]
     assert events[-1]["out"] == str(tmp_path / "out")
 

@@ -1,0 +1,198 @@
+"""Noise against signal, the ring's headroom and the traffic of a config with baskets of given sizes.
+
+A release is a weighted mean of vectors of norm at most the lesser clip norm C, so C bounds its norm; its
+noise has the expected squared norm sigma^2 d over the model's d coordinates. Over T rounds the signal adds up
+to at most T C and the noise, being independent, to sqrt(T) sigma sqrt(d).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.forecast.rules import RuleCost, full_release, noise_norm, rule_cost
+from scarcity_ray.plan import FLOAT32_SLACK, NOISE_TAIL, make_plan
+from scarcity_ray.secagg import GraphChoice, choose_graph, threshold_for
+from scarcity_ray.secagg.volume import session_volume
+
+SIZES_LOOKED_AT = 10_000
+"""Basket sizes above `basket.min_clients` that `Forecast.stuck_sizes` tries."""
+ID_BYTES = 17
+"""Bytes of a basket's id that traffic is counted with, those of ``domain_0_basket_0``."""
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of content in a round in which everybody takes part; what carries them adds headers.
+
+    Attributes:
+        updates: One float32 update from each client.
+        gossip_most: A vector from each client to each of its peers; who drifted little is silent.
+        secure_sum: All messages of the Layer 2 session, both ways, or the plain inputs without masking.
+        model: The released model to each basket, where releases are distributed.
+    """
+
+    updates: int
+    gossip_most: int
+    secure_sum: int
+    model: int
+
+
+class Forecast:
+    """A config's prospects with baskets of given sizes.
+
+    Guarantees:
+        no_release_is_noisier_than_forecast_while_everybody_takes_part: Both take sigma from the same plan.
+        stuck_sizes_are_those_at_which_the_rule_waits_for_ever: By the rule's own least rows.
+
+    Args:
+        config: The federation.
+        sizes: Members of each basket, all of which send an update.
+        rounds: Rounds that are wanted.
+
+    Raises:
+        ConfigError: If the config's values cannot work together.
+    """
+
+    def __init__(self, config: HierarchicalFederationConfig, sizes: Sequence[int], rounds: int) -> None:
+        self.config = config
+        self.sizes = tuple(sizes)
+        self.rounds = rounds
+        self.plan = make_plan(config)
+        self.release = full_release(self.plan, self.sizes)
+
+    @property
+    def sensitivity(self) -> float:
+        """The most by which one client moves the release."""
+        return max(self.release.weights[b] * self.release.sensitivities[b] for b in self.release.weights)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of a release's noise in each coordinate."""
+        return self.release.grid_sigma(list(self.release.weights)) / self.release.scale
+
+    @property
+    def noise_norm(self) -> float:
+        """Norm (root mean square) of a release's noise over the model's coordinates."""
+        return self.sigma * math.sqrt(self.config.vector_dim)
+
+    @property
+    def noise_norm_at_least_rows(self) -> float:
+        """As `noise_norm`, when no basket has more rows than Layer 1 waits for."""
+        rows = [min(size, self.plan.least_rows(size)) for size in self.sizes]
+        return noise_norm(self.plan, self.sizes, rows)
+
+    @property
+    def signal_bound(self) -> float:
+        """The greatest norm that a release can have without its noise."""
+        return min(self.config.layer1.clip_norm, self.config.layer2.clip_norm)
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Of one release; inf without noise."""
+        return self.signal_bound / self.noise_norm if self.noise_norm else math.inf
+
+    @property
+    def rounds_possible(self) -> float:
+        """Releases that are wanted and that the budget buys."""
+        return min(float(self.rounds), self.plan.num_releases)
+
+    @property
+    def signal_to_noise_over_all_rounds(self) -> float:
+        """Of the sum of all releases, if every round says the same as loudly as it can."""
+        return self.signal_to_noise * math.sqrt(self.rounds_possible)
+
+    @property
+    def rounds_at_equal_noise(self) -> float:
+        """Rounds that the budget buys if each release's noise is as large as the signal's bound.
+
+        The noise is proportional to 1/mu, and the budget to rounds times mu^2.
+        """
+        if math.isinf(self.plan.num_releases) or math.isinf(self.signal_to_noise):
+            return math.inf
+        return float(math.floor((self.plan.central_mu_cap / self.release.mu * self.signal_to_noise) ** 2))
+
+    @property
+    def baskets_at_equal_noise(self) -> int | None:
+        """Least number of baskets, equal to the most sensitive one, whose noise is within the signal's bound.
+
+        With B of them sigma is (scale Delta / B + sqrt(L)) / (mu scale); None if the grid is too coarse.
+        """
+        release = self.release
+        if math.isinf(release.mu):
+            return 1
+        noise = self.signal_bound / math.sqrt(self.config.vector_dim) * release.mu * release.scale
+        room = noise - math.sqrt(release.length)
+        widest = max(release.sensitivities.values())
+        return max(1, math.ceil(release.scale * widest / room)) if room > 0.0 else None
+
+    @property
+    def headroom_bits(self) -> float:
+        """Factor of two by which the ring exceeds the greatest sum, the tail of its noise included."""
+        release = self.release
+        radius = self.config.layer2.clip_norm * (1.0 + FLOAT32_SLACK)
+        radius *= math.sqrt(2.0) if self.config.meta_parameters else 1.0
+        noise = NOISE_TAIL * release.grid_sigma(list(release.weights))
+        reach = release.scale * radius + len(self.sizes) / 2 + noise
+        return release.ring_bits - 1 - math.log2(reach)
+
+    @cached_property
+    def rules(self) -> tuple[RuleCost, ...]:
+        """Every rule with these baskets, this f and this mu, each by itself; the configured one as it is."""
+        return tuple(rule_cost(self.config, rule, self.sizes) for rule in AggregationMethod)
+
+    @cached_property
+    def stuck_sizes(self) -> tuple[int, ...]:
+        """Sizes of active baskets at which the rule needs more rows than there are members."""
+        basket = self.config.basket
+        most = min(basket.max_clients, basket.min_clients + SIZES_LOOKED_AT)
+        return tuple(n for n in range(basket.min_clients, most + 1) if n < self.plan.least_rows(n))
+
+    @property
+    def survivors_needed(self) -> int:
+        """Baskets that must stay to the end of a session of all of them."""
+        layer2 = self.config.layer2
+        if len(self.sizes) < 2:
+            return layer2.min_baskets
+        return threshold_for(len(self.sizes), layer2.threshold_fraction)
+
+    @cached_property
+    def traffic(self) -> Traffic:
+        """Bytes a round."""
+        config, baskets, clients = self.config, len(self.sizes), sum(self.sizes)
+        vector = config.vector_dim * FLOAT_BYTES
+        peers = sum(n * min(config.gossip.peers_per_round, n - 1) for n in self.sizes)
+        plain = self.release.length * self.release.ring_bits // 8
+        party = plain
+        if config.layer2.use_secure_aggregation and baskets > 1:
+            volume = session_volume(
+                baskets,
+                degree=self._graph.degree,
+                dimension=self.release.length,
+                ring_bits=self.release.ring_bits,
+                id_bytes=ID_BYTES,
+            )
+            party = volume.sent + volume.received
+        return Traffic(
+            updates=clients * vector,
+            gossip_most=peers * vector if config.gossip_budget_share > 0 else 0,
+            secure_sum=baskets * party,
+            model=baskets * vector if config.layer2.distribute_to_baskets else 0,
+        )
+
+    @property
+    def _graph(self) -> GraphChoice:
+        layer2 = self.config.layer2
+        return choose_graph(
+            len(self.sizes),
+            self.survivors_needed,
+            corrupt_fraction=layer2.assumed_corrupt_fraction,
+            dropout_fraction=layer2.assumed_dropout_fraction,
+        )
+
+
+__all__ = ["Forecast", "Traffic"]

@@ -1,0 +1,80 @@
+"""What each Layer 1 rule would cost in noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
+from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan
+
+
+@dataclass(frozen=True)
+class RuleCost:
+    """What one Layer 1 rule would cost in noise.
+
+    Attributes:
+        rule: The rule; weighted means with equal weights.
+        least_rows: Rows that it needs in the smallest basket.
+        fits: Whether every basket has the rows that it needs.
+        sensitivity: How far one client's row moves a basket's vector, the most over the baskets; None where
+            the rule does not fit.
+        noise_norm: Norm of a release's noise; None where the rule does not fit.
+    """
+
+    rule: AggregationMethod
+    least_rows: int
+    fits: bool
+    sensitivity: float | None
+    noise_norm: float | None
+
+
+def full_release(
+    plan: FederationPlan, sizes: Sequence[int], rows: Sequence[int] | None = None
+) -> ReleasePlan:
+    """The release of baskets of these sizes, of whose members `rows` (all, by default) sent an update."""
+    weighted = plan.config.layer1.aggregation_method is AggregationMethod.WEIGHTED
+    return plan.release(
+        [
+            BasketFacts(
+                basket_id=str(place),
+                domain_id="",
+                num_members=size,
+                num_rows=count,
+                num_byzantine=plan.num_byzantine(size),
+                max_row_share=1.0 / count if weighted else None,
+            )
+            for place, (size, count) in enumerate(zip(sizes, rows or sizes, strict=True))
+        ]
+    )
+
+
+def noise_norm(plan: FederationPlan, sizes: Sequence[int], rows: Sequence[int] | None = None) -> float:
+    """Norm (root mean square) of that release's noise over the model's coordinates."""
+    release = full_release(plan, sizes, rows)
+    return release.grid_sigma(list(release.weights)) / release.scale * math.sqrt(plan.config.vector_dim)
+
+
+def rule_cost(
+    config: HierarchicalFederationConfig, rule: AggregationMethod, sizes: Sequence[int]
+) -> RuleCost:
+    """The cost of a rule by itself, without pre-aggregation; of the configured one as it is configured."""
+    layer1 = config.layer1
+    if rule is not layer1.aggregation_method:
+        layer1 = Layer1Config(
+            aggregation_method=rule,
+            min_updates=layer1.min_updates,
+            clip_norm=layer1.clip_norm,
+            byzantine_fraction=layer1.byzantine_fraction,
+            num_byzantine=layer1.num_byzantine,
+        )
+    plan = FederationPlan(replace(config, layer1=layer1))
+    least = plan.least_rows(min(sizes))
+    if any(size < plan.least_rows(size) for size in sizes):
+        return RuleCost(rule, least, False, None, None)
+    sensitivity = max(full_release(plan, sizes).sensitivities.values())
+    return RuleCost(rule, least, True, sensitivity, noise_norm(plan, sizes))
+
+
+__all__ = ["RuleCost", "full_release", "noise_norm", "rule_cost"]

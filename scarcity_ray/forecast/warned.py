@@ -1,0 +1,111 @@
+"""What a config's owner should be told before anything is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scarcity_ray.config import AggregationMethod
+from scarcity_ray.forecast.prospects import Forecast
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that a config's owner should know.
+
+    Attributes:
+        code: A name for machines.
+        message: What is wrong, and what would change it.
+        loud: Whether a run says it as well before it starts.
+    """
+
+    code: str
+    message: str
+    loud: bool
+
+
+def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
+    """All that is amiss, the worst first."""
+    checks = (_drowned, _stuck, _short, _gossip_drowned)
+    return tuple(warning for check in checks if (warning := check(forecast)) is not None)
+
+
+def runs_of(numbers: Sequence[int]) -> list[str]:
+    """Rising numbers as runs.
+
+    >>> runs_of([5, 6, 7, 10, 12, 13])
+    ['5 to 7', '10', '12 to 13']
+    """
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return [f"{first}" if first == last else f"{first} to {last}" for first, last in runs]
+
+
+def _drowned(forecast: Forecast) -> Warned | None:
+    if forecast.signal_to_noise >= 1.0:
+        return None
+    ways = []
+    if forecast.rounds_at_equal_noise >= 1.0:
+        ways.append(f"at most {forecast.rounds_at_equal_noise:.0f} releases out of this budget")
+    if forecast.baskets_at_equal_noise is not None:
+        ways.append(f"at least {forecast.baskets_at_equal_noise} baskets like these")
+    (trimmed,) = (cost for cost in forecast.rules if cost.rule is AggregationMethod.TRIMMED_MEAN)
+    if trimmed.noise_norm is not None and trimmed.noise_norm < 0.99 * forecast.noise_norm:
+        ways.append(f"layer1.aggregation_method: trimmed_mean, whose noise has norm {trimmed.noise_norm:.3g}")
+    return Warned(
+        "noise_drowns_signal",
+        f"a release's noise has norm {forecast.noise_norm:.3g}, {1 / forecast.signal_to_noise:.3g} times the "
+        f"greatest that its signal can have, {forecast.signal_bound:g} (all {forecast.rounds_possible:.0f} "
+        f"rounds together: the signal is at most {forecast.signal_to_noise_over_all_rounds:.3g} times the "
+        f"noise); what would change it: {'; or '.join(ways) or 'more clients, or a larger epsilon'}",
+        loud=True,
+    )
+
+
+def _stuck(forecast: Forecast) -> Warned | None:
+    if not forecast.stuck_sizes:
+        return None
+    layer1 = forecast.config.layer1
+    here = sorted(set(forecast.stuck_sizes) & set(forecast.sizes))
+    return Warned(
+        "rule_never_aggregates",
+        f"{layer1.aggregation_method.value} needs more rows than there are members in baskets of "
+        f"{', '.join(map(str, runs_of(forecast.stuck_sizes)))}, so these never aggregate"
+        + (f"; of these baskets, those of {', '.join(map(str, here))}" if here else "")
+        + "; set basket.min_clients and basket.max_clients around such sizes, or lower "
+        "layer1.byzantine_fraction",
+        loud=bool(here),
+    )
+
+
+def _short(forecast: Forecast) -> Warned | None:
+    if forecast.plan.num_releases >= forecast.rounds:
+        return None
+    return Warned(
+        "budget_ends_early",
+        f"the budget buys {forecast.plan.num_releases:.0f} of the {forecast.rounds} rounds; "
+        f"`--rounds {forecast.rounds}` solves for the epsilon of a release that buys them all",
+        loud=False,
+    )
+
+
+def _gossip_drowned(forecast: Forecast) -> Warned | None:
+    gossip = forecast.plan.gossip
+    norm = math.sqrt(gossip.noise_energy)
+    if forecast.config.gossip_budget_share == 0 or norm <= gossip.clip_norm:
+        return None
+    return Warned(
+        "gossip_noise_drowns_signal",
+        f"a gossip vector's noise has norm {norm:.3g}, {norm / gossip.clip_norm:.3g} times its clip norm, "
+        "so that peers gain next to nothing from one; gossip_budget_share: 0 gives its share to the "
+        "releases",
+        loud=False,
+    )
+
+
+__all__ = ["Warned", "runs_of", "warnings_of"]
