@@ -17,6 +17,7 @@ from scarcity_ray.config import (
     HierarchicalFederationConfig,
     Int,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Text,
@@ -36,7 +37,9 @@ class WorkloadConfig:
 
     dataset: Literal["digits"] = "digits"
     features: Annotated[Int, Field(ge=1, le=NUM_PIXELS)] = 24
-    """Projected features; the model has (features + 1) * 10 coordinates."""
+    """Projected features; the model has (features + 1) * 10 coordinates, unless there are random ones."""
+    random_features: NonNegativeInt = 0
+    """Random Fourier features made of the projected ones; the model then has (random_features + 1) * 10."""
     test_share: Annotated[Float, Field(gt=0, lt=1)] = 0.25
     """Share of the examples that no client holds; accuracy is measured on it."""
     domains: PositiveInt = 4
@@ -65,7 +68,12 @@ class WorkloadConfig:
     @property
     def dimension(self) -> int:
         """Coordinates of the model."""
-        return (self.features + 1) * NUM_CLASSES
+        return ((self.random_features or self.features) + 1) * NUM_CLASSES
+
+    @property
+    def model_input(self) -> str:
+        """Which of the two kinds of features the model has a row for."""
+        return "random_features" if self.random_features else "features"
 
     @property
     def domain_sizes(self) -> tuple[int, ...]:
@@ -99,7 +107,7 @@ class RunConfig:
             raise ConfigError(
                 "federation.vector_dim",
                 self.federation.vector_dim,
-                f"{self.workload.dimension} = (workload.features + 1) * {NUM_CLASSES}",
+                f"{self.workload.dimension} = (workload.{self.workload.model_input} + 1) * {NUM_CLASSES}",
             )
         if self.federation.auto_aggregate:
             raise ConfigError(

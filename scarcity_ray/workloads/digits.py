@@ -18,6 +18,8 @@ from scarcity_ray.errors import UsageError
 NUM_CLASSES = 10
 SIDE = 8
 NUM_PIXELS = SIDE * SIDE
+KERNEL_WIDTH = 2.0
+"""Distance at which the random features' kernel has fallen to exp(-1/2); digits lie about 3 apart."""
 MISSING_EXTRA = (
     "the digits workload needs scikit-learn; install it with: pip install 'scarcity-ray[quickstart]'"
 )
@@ -60,7 +62,29 @@ def projection(dimension: int) -> NDArray[np.float64]:
     )
 
 
-def load_digits(dimension: int, test_share: float, seed: int) -> Dataset:
+def random_fourier(features: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Random Fourier features of a Gaussian kernel (Rahimi, Recht 2007, algorithm 1).
+
+    The frequencies and phases come from a fixed stream, the same for every run: they are public.
+
+    Args:
+        features: (n, k) float64.
+        count: Random features.
+
+    Returns:
+        (n, count) float64: sqrt(2 / count) cos(w x / `KERNEL_WIDTH` + b), w normal, b uniform in 0..2 pi.
+
+    *Guarantees*
+        their products approach the Gaussian kernel
+    """
+    rng = stream(0, "digits", "random features")
+    frequencies = rng.standard_normal((features.shape[1], count)) / KERNEL_WIDTH
+    phases = rng.uniform(0.0, 2.0 * np.pi, count)
+    lifted: NDArray[np.float64] = np.sqrt(2.0 / count) * np.cos(features @ frequencies + phases)
+    return lifted
+
+
+def load_digits(dimension: int, test_share: float, seed: int, random_features: int = 0) -> Dataset:
     """The 1797 digits as `dimension` projected features each, shuffled and split.
 
     Pixels are brought to the range -1/2..1/2 before they are projected.
@@ -69,6 +93,7 @@ def load_digits(dimension: int, test_share: float, seed: int) -> Dataset:
         dimension: Projected features, 1 to 64.
         test_share: Share of the examples kept for testing.
         seed: Decides the split.
+        random_features: If positive, so many random Fourier features take the projected ones' place.
 
     Raises:
         UsageError: If scikit-learn is not installed; the message holds the command that installs it.
@@ -79,7 +104,10 @@ def load_digits(dimension: int, test_share: float, seed: int) -> Dataset:
         raise UsageError(MISSING_EXTRA) from None
     pixels, labels = bundled_digits(return_X_y=True)
     order = stream(seed, "digits", "test split").permutation(len(labels))
-    features = ((pixels / 16.0 - 0.5) @ projection(dimension)).astype(np.float32)[order]
+    projected = (pixels / 16.0 - 0.5) @ projection(dimension)
+    if random_features:
+        projected = random_fourier(projected, random_features)
+    features = projected.astype(np.float32)[order]
     labels = labels.astype(np.int64)[order]
     num_test = max(1, round(test_share * len(labels)))
     return Dataset(

@@ -78,13 +78,18 @@ class RunFolder:
     def write_model(self, model: NDArray[np.float32], config: RunConfig, epsilon_spent: float) -> None:
         """Write ``model.arrow``: a row a feature, a float32 column a digit (`read_model` reads it)."""
         weights = model.reshape(-1, NUM_CLASSES)
-        inputs = [f"frequency_{down}_{across}" for down, across in frequencies(len(weights) - 1)]
+        kept = config.workload.features
+        features = f"pixels / 16 - 0.5, cosine transform (DCT-II, orthonormal), the {kept} lowest frequencies"
+        inputs = [f"frequency_{down}_{across}" for down, across in frequencies(kept)]
+        if config.workload.random_features:
+            features += "; then scarcity_ray.workloads.digits.random_fourier"
+            inputs = [f"fourier_{number}" for number in range(config.workload.random_features)]
         columns = {"input": pa.array([*inputs, "bias"], pa.string())}
         columns |= {f"digit_{c}": pa.array(weights[:, c], pa.float32()) for c in range(NUM_CLASSES)}
         facts = {
             "format": "scarcity_ray softmax regression 1",
             "run": config.name,
-            "features": "pixels / 16 - 0.5, cosine transform (DCT-II, orthonormal), lowest frequencies",
+            "features": features,
             "epsilon_spent": repr(epsilon_spent),
             "delta": repr(config.federation.total_delta),
         }

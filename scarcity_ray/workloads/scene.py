@@ -54,7 +54,7 @@ def make_scene(config: RunConfig) -> Scene:
         ConfigError: If there are more clients than examples in some domain.
     """
     workload, seed = config.workload, config.federation.seed
-    dataset = load_digits(workload.features, workload.test_share, seed)
+    dataset = load_digits(workload.features, workload.test_share, seed, workload.random_features)
     population = make_population(
         dataset.train_features,
         dataset.train_labels,

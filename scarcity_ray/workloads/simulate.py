@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import AggregationMethod, stream
+from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.plan import BasketFacts, FederationPlan
-from scarcity_ray.robust import aggregate, clip_rows, clip_vector, row_norms
+from scarcity_ray.robust import clip_vector, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft
 from scarcity_ray.workloads.averaging import RunningModel
 from scarcity_ray.workloads.scene import Scene
@@ -98,20 +99,12 @@ def federated_delta(
 
 def basket_vector(rows: NDArray[np.float32], plan: FederationPlan) -> tuple[int, NDArray[np.float32] | None]:
     """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more."""
-    layer1, layer2 = plan.config.layer1, plan.config.layer2
-    norms = row_norms(rows)
-    finite = np.isfinite(norms)
+    finite = np.isfinite(row_norms(rows))
     present = int(finite.sum())
     if present < plan.least_rows(len(rows)):
         return present, None
-    clipped = clip_rows(rows[finite], norms[finite], layer1.clip_norm)
-    result = aggregate(
-        clipped,
-        method=layer1.aggregation_method,
-        num_byzantine=plan.num_byzantine(len(rows)),
-        num_selected=layer1.num_selected,
-    )
-    return present, clip_vector(result.vector, min(layer1.clip_norm, layer2.clip_norm))
+    model = Layer1Aggregator(plan.config.layer1).aggregate(rows[finite], num_members=len(rows))
+    return present, clip_vector(model.aggregate, plan.config.layer2.clip_norm)
 
 
 def basket_rule(plan: FederationPlan | None) -> BasketRule:

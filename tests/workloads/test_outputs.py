@@ -53,6 +53,17 @@ def test_the_model_comes_back_from_arrow_bit_for_bit(tmp_path):
     assert table.schema.metadata[b"epsilon_spent"] == b"9.5"
 
 
+def test_a_model_on_random_features_says_so(tmp_path):
+    config = load_run(QUICKSTART.with_name("research.yaml"))
+    model = np.random.default_rng(0).standard_normal(config.workload.dimension).astype(np.float32)
+    RunFolder.new(config, str(tmp_path), NOW).write_model(model, config, math.inf)
+    assert read_model(tmp_path / "model.arrow").tobytes() == model.tobytes()
+    with pa.OSFile(str(tmp_path / "model.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    assert table["input"].to_pylist()[0] == "fourier_0"
+    assert b"random_fourier" in table.schema.metadata[b"features"]
+
+
 def test_the_written_config_can_be_run_again(tmp_path):
     config = load_run(QUICKSTART, ["workload.rounds=7"])
     RunFolder.new(config, str(tmp_path), NOW).write_config(config)
