@@ -358,12 +358,12 @@ class HierarchicalFederation:
             status = self._budget()
             return status.remaining_epsilon, status.remaining_delta
         session = self._open()
-        now = session.now()
-        if session.call(DIRECTORY, "client", client_id, now) is None and not session.accountant(
-            "was_charged", client_id, now
+        (name,), now = _names([client_id]), session.now()
+        if session.call(DIRECTORY, "client", name, now) is None and not session.accountant(
+            "was_charged", name, now
         ):
             raise UsageError(f"client_id: {client_id!r} neither is registered nor was ever charged")
-        epsilon, delta = session.accountant("remaining", client_id, now)
+        epsilon, delta = session.accountant("remaining", name, now)
         return float(epsilon), float(delta)
 
     def renew_budget(self, total_epsilon: float, total_delta: float, *, operator: str) -> None:
