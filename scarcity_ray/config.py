@@ -40,6 +40,11 @@ class AggregationMethod(StrEnum):
     KRUM = "krum"
     MULTI_KRUM = "multi_krum"
     BULYAN = "bulyan"
+    GEOMETRIC_MEDIAN = "geometric_median"
+    CENTERED_CLIPPING = "centered_clipping"
+    MEAMED = "meamed"
+    MDA = "mda"
+    CAF = "caf"
 
 
 def _unbox_integer(value: object) -> object:
@@ -167,6 +172,12 @@ class Layer1Config:
     """A fixed f, in place of the fraction."""
     num_selected: PositiveInt | None = None
     """Multi-Krum's m; None: the most that the rule allows, n - f - 2."""
+    clipping_radius: PositiveFloat | None = None
+    """Centred clipping's radius around the zero delta; None: clip_norm."""
+    pre: tuple[Literal["nnm", "bucketing", "arc"], ...] = ()
+    """Pre-aggregation in order: nearest-neighbour mixing, bucketing, adaptive clipping."""
+    bucket_size: Annotated[Int, Field(ge=2)] = 2
+    """Rows in one of bucketing's buckets."""
 
 
 @settings

@@ -24,10 +24,11 @@ FLOAT32_SLACK = 2.0**-21
 """What float32 rounding adds to a sensitivity, relative to the rule's bound and to the ball's radius.
 
 Rounding to float32 moves a vector by at most u = 2^-24 of its norm. A row clipped to C may have norm
-(1 + u) C, which stretches the rule's bound by 1 + u. The rule's result is rounded once from float64, then
-clipped and rounded by Layer 1 and again by Layer 2: three times u of a norm that is at most the radius (or is
-brought to it afterwards, and the error with it), for either neighbour, so 6 u of the radius. 8 u of each
-leaves room for the terms in u^2 and for the sums in float64.
+(1 + u) C, and one of norm up to (1 + 2 u) C is left as it is, which stretches the rule's bound by as much. The
+rule's result is rounded once from float64, then clipped and rounded by Layer 1 and again by Layer 2: three
+times u of a norm that is at most the radius (or is brought to it afterwards, and the error with it), for
+either neighbour, so 6 u of the radius. 8 u of each leaves room for the terms in u^2 and for the sums in
+float64.
 """
 
 GRID_STEPS = 2.0**22
@@ -237,7 +238,7 @@ class FederationPlan:
     def least_rows(self, num_members: int) -> int:
         """Rows without which Layer 1 of such a basket waits."""
         layer1, f = self.config.layer1, self.num_byzantine(num_members)
-        by_rule = least_rows(layer1.aggregation_method, f)
+        by_rule = _least_rows(layer1, f)
         if layer1.aggregation_method is AggregationMethod.MULTI_KRUM and layer1.num_selected is not None:
             by_rule = max(by_rule, layer1.num_selected + f + 2)
         return max(layer1.min_updates, by_rule)
@@ -245,7 +246,8 @@ class FederationPlan:
     def sensitivity(self, facts: BasketFacts) -> float:
         """L2 bound on the change of a basket's whole vector when one client's values change.
 
-        The rule's own bound on rows of norm clip_norm (`privacy.sensitivity`), capped by the diameter of the
+        The rule's own bound on rows of norm clip_norm (`privacy.sensitivity`), or none after a
+        pre-aggregation, which spreads one row over others; capped by the diameter of the
         ball that its result is clipped to (clipping is 1-Lipschitz), both with what float32 adds
         (`FLOAT32_SLACK`), and beside it the meta-parameters' mean of vectors of norm clip_norm, so their L2
         sum.
@@ -258,9 +260,11 @@ class FederationPlan:
             layer1.aggregation_method,
             num_rows=facts.num_rows,
             num_byzantine=facts.num_byzantine,
-            clip_norm=layer1.clip_norm,
+            clip_norm=min(layer1.clip_norm, layer1.clipping_radius or math.inf),
             max_row_share=facts.max_row_share,
         )
+        if layer1.pre:
+            by_rule = math.inf
         stretched = 1.0 + FLOAT32_SLACK
         model = min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
         meta = 2.0 * layer2.clip_norm * stretched / facts.num_rows if self.config.meta_parameters else 0.0
@@ -344,8 +348,16 @@ def _check_layer1(plan: FederationPlan) -> None:
             layer1.num_selected,
             f"null for {rule.value}; only multi_krum selects a given number of rows",
         )
-    by_rule = least_rows(rule, f)
-    if by_rule > max(smallest, least_rows(rule, 0)):
+    if layer1.clipping_radius is not None and rule is not AggregationMethod.CENTERED_CLIPPING:
+        raise ConfigError(
+            "layer1.clipping_radius",
+            layer1.clipping_radius,
+            f"null for {rule.value}; only centered_clipping has a radius",
+        )
+    if layer1.pre and rule is AggregationMethod.WEIGHTED:
+        raise ConfigError("layer1.pre", layer1.pre, "none before weighted, whose weights are of single rows")
+    by_rule = _least_rows(layer1, f)
+    if by_rule > max(smallest, _least_rows(layer1, 0)):
         raise ConfigError(
             "layer1.byzantine_fraction" if layer1.num_byzantine is None else "layer1.num_byzantine",
             layer1.byzantine_fraction if layer1.num_byzantine is None else f,
@@ -365,6 +377,14 @@ def _check_layer1(plan: FederationPlan) -> None:
             layer1.num_selected,
             f"at most basket.max_clients - f - 2 = {most - f - 2} with f = {f}",
         )
+
+
+def _least_rows(layer1: Layer1Config, num_byzantine: int) -> int:
+    """Rows that the rule needs behind its pre-aggregation, which itself needs a majority of honest rows."""
+    rows = least_rows(layer1.aggregation_method, num_byzantine)
+    for _ in range(layer1.pre.count("bucketing")):
+        rows = layer1.bucket_size * (rows - 1) + 1
+    return max(rows, 2 * num_byzantine + 1) if layer1.pre else rows
 
 
 def _check_budget(plan: FederationPlan) -> None:

@@ -21,11 +21,26 @@ from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig,
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.robust import MapBlocks, aggregate_blocks, clip_rows, clip_vector, inline_blocks, row_norms
+from scarcity_ray.robust import (
+    Bucketing,
+    CenteredClipping,
+    MapBlocks,
+    PreAggregation,
+    Rule,
+    aggregate_blocks,
+    clip_vector,
+    inline_blocks,
+    row_norm,
+    row_norms,
+)
+from scarcity_ray.robust.blocks import Rows
 from scarcity_ray.robust.rows import as_rows
 
-BlocksOf = Callable[[NDArray[np.float32]], MapBlocks]
-"""Makes a driver over the column blocks of a matrix."""
+BlocksOf = Callable[[Rows], MapBlocks]
+"""Makes a driver over the column blocks of rows."""
+
+CLIP_ROUNDING = 2.0**-23
+"""What a row that was clipped in float32 may exceed the clip norm by; `plan.FLOAT32_SLACK` covers it."""
 
 
 class Layer1Aggregator:
@@ -40,6 +55,13 @@ class Layer1Aggregator:
         self._config = config or Layer1Config()
         self._plan = FederationPlan(HierarchicalFederationConfig(layer1=self._config))
         self._blocks_of = blocks_of
+        self._rule: str | Rule = self._config.aggregation_method.value
+        if self._config.aggregation_method is AggregationMethod.CENTERED_CLIPPING:
+            self._rule = CenteredClipping(radius=self._config.clipping_radius or self._config.clip_norm)
+
+    def _pre(self, seed: int) -> list[str | PreAggregation]:
+        size = self._config.bucket_size
+        return [Bucketing(size, seed) if step == "bucketing" else step for step in self._config.pre]
 
     def aggregate(
         self,
@@ -52,6 +74,7 @@ class Layer1Aggregator:
         round_id: int = 0,
         timestamp: float = 0.0,
         meta: NDArray[np.float64] | None = None,
+        bucketing_seed: int = 0,
     ) -> BasketModel:
         """Aggregate one row a client.
 
@@ -64,6 +87,7 @@ class Layer1Aggregator:
             round_id: Goes into the result.
             timestamp: Goes into the result.
             meta: Mean of the reported meta-parameters.
+            bucketing_seed: Of bucketing's permutation; one that nobody could foresee.
 
         Raises:
             UsageError: For rows of another kind, or rows that are not finite.
@@ -79,16 +103,18 @@ class Layer1Aggregator:
         if not np.isfinite(norms).all():
             raise UsageError(f"rows {np.flatnonzero(~np.isfinite(norms)).tolist()} are not finite")
         clip_norm = self._config.clip_norm
-        clipped = clip_rows(rows, norms, clip_norm)
+        clipped, norms = _clipped(rows, norms, clip_norm)
         shares = _shares(weights, count) if method is AggregationMethod.WEIGHTED else None
         f = self._plan.num_byzantine(members)
         result = aggregate_blocks(
             self._blocks_of(clipped),
             count,
-            method=method,
+            method=self._rule,
             num_byzantine=f,
+            pre=self._pre(bucketing_seed),
             weights=shares,
             num_selected=self._config.num_selected if method is AggregationMethod.MULTI_KRUM else None,
+            norms=norms,
         )
         ids = tuple(client_ids) if client_ids is not None else tuple(map(str, range(count)))
         return BasketModel(
@@ -104,6 +130,19 @@ class Layer1Aggregator:
             max_row_share=None if shares is None else float(shares.max()),
             meta=np.zeros(0) if meta is None else meta,
         )
+
+
+def _clipped(rows: Rows, norms: NDArray[np.float64], clip_norm: float) -> tuple[Rows, NDArray[np.float64]]:
+    """The rows and their norms, with those above `clip_norm` (by more than rounding) scaled to it.
+
+    The others are not copied.
+    """
+    above = norms > clip_norm * (1.0 + CLIP_ROUNDING)
+    if not above.any():
+        return rows, norms
+    clipped = [clip_vector(row, clip_norm) if high else row for row, high in zip(rows, above, strict=True)]
+    scaled = [row_norm(row) if high else norm for row, high, norm in zip(clipped, above, norms, strict=True)]
+    return clipped, np.array(scaled)
 
 
 def _shares(weights: ArrayLike | None, count: int) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ release until the session's end says that it is not; if that word never comes, i
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -164,6 +165,7 @@ class Basket:
         self.members: dict[str, Member] = {}
         self.model: BasketModel | None = None
         self._plan = plan
+        self._noise = noise
         self._federation_id = federation_id
         self._buffer = UpdateBuffer(config.buffer, config.vector_dim, round_id=round_id)
         self._gossip = GossipProtocol(
@@ -284,6 +286,7 @@ class Basket:
             meta=mean_reports(
                 [self._meta.get(client, self._no_report) for client in clients], len(self._no_report)
             ),
+            bucketing_seed=self._bucketing_seed(),
         )
         self._buffer.pop_basket_updates(self.basket_id)
         for client in clients:
@@ -379,6 +382,14 @@ class Basket:
     def buffered(self) -> tuple[BufferedUpdate, ...]:
         """The buffered updates, by client."""
         return self._buffer.get_basket_updates(self.basket_id)
+
+    def _bucketing_seed(self) -> int:
+        """A seed that no client can foresee: who knows how rows are dealt out can fill buckets at will."""
+        if "bucketing" not in self._plan.config.layer1.pre:
+            return 0
+        made = self._counters.layer1_aggregations
+        draw = self._noise.standard_normal(4, f"bucketing/{self.basket_id}/{made}")
+        return int.from_bytes(hashlib.sha256(draw.tobytes()).digest()[:7], "little")
 
     @property
     def _no_report(self) -> NDArray[np.float64]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from scarcity_ray.layers.layer1 import BlocksOf
 from scarcity_ray.robust import MapBlocks, column_blocks, inline_blocks, take_block
+from scarcity_ray.robust.blocks import Rows
 from scarcity_ray.roles.handles import Compute, gather
 
 T = TypeVar("T")
@@ -21,18 +19,18 @@ BLOCKS_PER_TASK = 8
 
 
 def blocks_as_tasks(compute: Compute, inline_elements: int = INLINE_ELEMENTS) -> BlocksOf:
-    """A driver that chooses by the size of the work: small matrices inline, large ones as tasks.
+    """A driver that chooses by the size of the work: few entries inline, many as tasks.
 
-    The matrix is stored once; every pass of a rule reads the stored copy.
+    The rows are stored once, without a stacked copy beside them; every pass of a rule reads the stored ones.
     """
 
-    def blocks_of(matrix: NDArray[np.float32]) -> MapBlocks:
-        if compute.parallelism < 2 or matrix.size < inline_elements:
-            return inline_blocks(matrix)
-        spans = column_blocks(matrix.shape[1])
+    def blocks_of(rows: Rows) -> MapBlocks:
+        if compute.parallelism < 2 or len(rows) * len(rows[0]) < inline_elements:
+            return inline_blocks(rows)
+        spans = column_blocks(len(rows[0]))
         share = min(BLOCKS_PER_TASK, -(-len(spans) // compute.parallelism))
         groups = [spans[start : start + share] for start in range(0, len(spans), share)]
-        reference = compute.put(matrix)
+        reference = compute.put(rows)
 
         def map_blocks(kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
             tasks = [compute.submit(_blocks_in_task, reference, group, kernel, args) for group in groups]
@@ -44,6 +42,6 @@ def blocks_as_tasks(compute: Compute, inline_elements: int = INLINE_ELEMENTS) ->
 
 
 def _blocks_in_task(
-    matrix: NDArray[np.float32], spans: list[slice], kernel: Callable[..., T], args: tuple[Any, ...]
+    rows: Rows, spans: list[slice], kernel: Callable[..., T], args: tuple[Any, ...]
 ) -> list[T]:
-    return [kernel(take_block(matrix, span), *args) for span in spans]
+    return [kernel(take_block(rows, span), *args) for span in spans]

@@ -112,6 +112,9 @@ OUT_OF_RANGE = {
         "byzantine_fraction": [-0.01, 0.5, 1.0, math.nan],
         "num_byzantine": [-1],
         "num_selected": [0],
+        "clipping_radius": [0.0, -1.0, math.inf, math.nan],
+        "pre": ["nnm", 3],
+        "bucket_size": [1, 0],
     },
     Layer2Config: {
         "central_dp_epsilon": [0.0, -1.0, math.nan],

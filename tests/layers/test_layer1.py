@@ -235,15 +235,15 @@ def test_the_aggregate_is_bitwise_the_same_for_any_driver_of_blocks(method):
 
     def backwards(matrix):
         def map_blocks(kernel, /, *args):
-            spans = column_blocks(matrix.shape[1])
+            spans = column_blocks(len(matrix[0]))
             done = {
-                i: kernel(take_block(matrix, spans[i]).copy(), *args) for i in reversed(range(len(spans)))
+                i: kernel(np.array(take_block(matrix, spans[i])), *args) for i in reversed(range(len(spans)))
             }
             return [done[i] for i in range(len(spans))]
 
         return map_blocks
 
-    config = Layer1Config(aggregation_method=method, num_byzantine=1)
+    config = Layer1Config(aggregation_method=method, num_byzantine=int(method != "centered_clipping"))
     one = Layer1Aggregator(config).aggregate(rows)
     two = Layer1Aggregator(config, blocks_of=backwards).aggregate(rows)
     assert one.aggregate.tobytes() == two.aggregate.tobytes()

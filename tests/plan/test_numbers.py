@@ -221,6 +221,11 @@ LEAST = {
     "krum": lambda f: 2 * f + 3,
     "multi_krum": lambda f: 2 * f + 3,
     "bulyan": lambda f: 4 * f + 3,
+    "geometric_median": lambda f: 2 * f + 1,
+    "centered_clipping": lambda f: 10 * f + 1,
+    "meamed": lambda f: 2 * f + 1,
+    "mda": lambda f: 2 * f + 1,
+    "caf": lambda f: 2 * f + 1,
 }
 
 
@@ -233,6 +238,21 @@ def test_least_rows_is_the_rules_own_and_never_below_min_updates(method, fractio
         for members in range(1, 60):
             f = plan.num_byzantine(members)
             assert plan.least_rows(members) == max(least, LEAST[method.value](f))
+
+
+def test_pre_aggregation_needs_honest_rows_enough_and_bucketing_enough_buckets():
+    def least(method, pre, f, size=2):
+        layer1 = Layer1Config(
+            aggregation_method=method, pre=pre, num_byzantine=f, min_updates=1, bucket_size=size
+        )
+        return FederationPlan(HierarchicalFederationConfig(layer1=layer1)).least_rows(100)
+
+    assert least("mean", ("nnm",), 3) == 7
+    assert least("krum", ("nnm", "arc"), 2) == 7
+    for size in (2, 3):
+        rows = least("trimmed_mean", ("bucketing",), 2, size)
+        assert -(-rows // size) == 5
+        assert -(-(rows - 1) // size) == 4
 
 
 def test_multi_krum_needs_the_rows_that_it_is_to_select():

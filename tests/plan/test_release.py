@@ -65,7 +65,8 @@ def moved(plan, rows, replaced, reports=(None, None), weights=None):
 
 
 def least(method, f):
-    return {"krum": 2 * f + 3, "multi_krum": 2 * f + 3, "bulyan": 4 * f + 3}.get(method, 2 * f + 1)
+    known = {"krum": 2 * f + 3, "multi_krum": 2 * f + 3, "bulyan": 4 * f + 3, "centered_clipping": 10 * f + 1}
+    return known.get(method, 2 * f + 1)
 
 
 VALUES = st.one_of(

@@ -22,7 +22,7 @@ def rows_of(shape):
 
 @pytest.mark.parametrize("method", [m.value for m in AggregationMethod])
 def test_tasks_give_the_same_bytes_as_one_thread_for_any_grouping(method, compute_of):
-    config = Layer1Config(aggregation_method=method, num_byzantine=1)
+    config = Layer1Config(aggregation_method=method, num_byzantine=int(method != "centered_clipping"))
     for shape in SHAPES:
         rows = rows_of(shape)
         inline = Layer1Aggregator(config).aggregate(rows)
