@@ -217,8 +217,7 @@ class DriverSession:
 
     def run_layer2(self, force: bool) -> Layer2Outcome:
         """Layer 2 if it is due; a release is told to the baskets, and so is a spent budget."""
-        where = self.whereabouts()
-        self._tell_parties(where.places)
+        where = self._tell_parties()
         outcome: Layer2Outcome = self.call(GLOBAL, "run", where.places, where.round_id, force, self.now())
         if outcome.model is not None:
             self.latest = outcome.model
@@ -260,24 +259,31 @@ class DriverSession:
         """Call the accountant."""
         return self.call(ACCOUNTANT, method, *args)
 
-    def _tell_parties(self, places: Sequence[BasketPlace]) -> None:
+    def _tell_parties(self) -> Whereabouts:
         """Tell every basket actor the baskets' identity keys, and the last release to those that lack it.
 
         Told before this driver's first session, whenever the directory's record differs from what was told
-        last (new baskets, a split, keys that changed with an actor that came back), and after a session in
-        which a basket was left out, which may have been told otherwise by another driver.
+        last (new baskets, a split, keys that changed with an actor that came back, also while they are being
+        told), and after a session in which a basket was left out, which may have been told otherwise by
+        another driver.
+
+        Returns:
+            The record that was told.
         """
-        if not self.assembly.identity.config.layer2.use_secure_aggregation:
-            return
-        identities = {place.basket_id: place.identity for place in places if place.identity}
-        if identities == self._told_parties:
-            return
-        held = self.tell_baskets("know_parties", identities)
-        if self.assembly.identity.config.layer2.distribute_to_baskets:
-            latest = self.call(GLOBAL, "latest")
-            behind = [slot for slot, version in held.items() if latest and version < latest.version]
-            self.call_baskets("adopt", dict.fromkeys(behind, (latest,)))
-        self._told_parties = identities
+        layer2 = self.assembly.identity.config.layer2
+        where = self.whereabouts()
+        for _ in range(RECOVERIES if layer2.use_secure_aggregation else 0):
+            identities = {place.basket_id: place.identity for place in where.places if place.identity}
+            if identities == self._told_parties:
+                break
+            held = self.tell_baskets("know_parties", identities)
+            if layer2.distribute_to_baskets:
+                latest = self.call(GLOBAL, "latest")
+                behind = [slot for slot, version in held.items() if latest and version < latest.version]
+                self.call_baskets("adopt", dict.fromkeys(behind, (latest,)))
+            self._told_parties = identities
+            where = self.whereabouts()
+        return where
 
     def _move(self, client_ids: tuple[str, ...], source: BasketPlace, target: BasketPlace) -> None:
         carries = self.call(basket_actor(source.slot), "take", source.basket_id, client_ids)

@@ -168,6 +168,21 @@ def test_actors_that_come_back_with_other_keys_join_the_next_session(
     release_of_all(fed)
 
 
+def test_an_actor_that_dies_while_it_is_told_takes_part_under_its_new_key(
+    fed: HierarchicalFederation,
+) -> None:
+    release_of_all(fed)
+    fed.register_clients([("new_0", "elsewhere"), ("new_1", "elsewhere")])
+    fill(fed)
+    assert all(fed.submit_updates(["new_0", "new_1"], np.full((2, DIMENSION), 0.1)))
+    fed._session.run_layer1(None, True)
+    fed._runtime.kill("basket:0")
+    assert fed._session.run_layer2(True).dropped == ()
+    assert latest(fed).n_baskets == BASKETS
+    stats = fed.get_stats()
+    assert (stats["n_sessions_refused"], stats["n_layer2_aborts"]) == (0, 0)
+
+
 def test_two_drivers_keep_each_others_baskets_in_the_sessions(fed: HierarchicalFederation) -> None:
     release_of_all(fed)
     other = DriverSession(fed._session.assembly, fed._session._clock)

@@ -1,13 +1,17 @@
-"""Basket actors killed within secure aggregation: dropouts are recovered, or nothing is released."""
+"""Basket actors killed within secure aggregation: dropouts are recovered, or nothing is released.
+
+The federation is without noise, so that a release is the sum of its survivors to the last bit.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,26 +25,27 @@ from scarcity_ray.runtime import assembly
 
 pytestmark = pytest.mark.ray
 
+PHASES = ["session_open", "session_share", "session_mask", "session_confirm", "session_unmask"]
+"""Advertise, share, mask, confirm, unmask."""
+IN_THE_SUM = PHASES[3:]
+"""Whoever dies in these has its input in the sum already."""
+BASKETS = [f"domain{i}_basket_0" for i in range(4)]
+
 
 def host_that_waits_to_be_killed(folder: Path) -> type[BasketHost]:
     """A basket actor that stops in a phase once ``folder/<phase>-<slot>`` is there, and says who it is."""
 
-    class Host(BasketHost):
-        def _wait(self, phase: str) -> None:
+    def stopping(phase: str) -> Callable[..., Any]:
+        def method(self: BasketHost, *args: Any) -> Any:
             switch = folder / f"{phase}-{self._slot}"
             if switch.exists():
                 switch.rename(folder / f"{os.getpid()}.pid")
                 time.sleep(120.0)
+            return getattr(BasketHost, phase)(self, *args)
 
-        def session_mask(self, *args: Any) -> Any:
-            self._wait("mask")
-            return super().session_mask(*args)
+        return method
 
-        def session_unmask(self, *args: Any) -> Any:
-            self._wait("unmask")
-            return super().session_unmask(*args)
-
-    return Host
+    return type("Host", (BasketHost,), {phase: stopping(phase) for phase in PHASES})
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def harness(ray_cluster: None, folder: Path, open_harnesses: Callable[..., Any]) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assembly, "BasketHost", host_that_waits_to_be_killed(folder))
-        yield open_harnesses("ray")
+        yield open_harnesses(
+            "ray",
+            total_epsilon=math.inf,
+            layer2={"central_dp_epsilon": math.inf},
+            gossip={"local_dp_epsilon": math.inf},
+        )
 
 
 def kill_in(harness: Any, folder: Path, phase: str, victims: int) -> Any:
@@ -84,44 +94,70 @@ def charged(harness: Any) -> list[str]:
         return [charge for (charge,) in rows]
 
 
-@pytest.mark.parametrize("phase", ["mask", "unmask"])
+def train(harness: Any, accepted: int = 12) -> dict[str, Any]:
+    """Give every basket that has none a new aggregate, in the round that is on; all four aggregates."""
+    round_id = harness.fed.get_stats()["current_round"]
+    assert sum(harness.submit(round_id)) == accepted
+    harness.fed._session.run_layer1(None, True)
+    return {basket: harness.fed.get_basket_model(basket) for basket in BASKETS}
+
+
+def exact_sum(harness: Any, models: dict[str, Any], baskets: Sequence[str]) -> Any:
+    """The release of these baskets: whole steps of the grid, each model weighing a quarter, added up."""
+    steps_per_unit = harness.fed.plan.release(
+        [harness.fed.get_basket_meta_model(basket).facts("", 3) for basket in BASKETS]
+    ).scale
+    steps = sum(
+        np.rint(models[basket].astype(np.float64) / 4.0 * steps_per_unit).astype(int) for basket in baskets
+    )
+    return (steps / (steps_per_unit * len(baskets) / 4.0)).astype(np.float32)
+
+
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_dropout_above_the_threshold_is_recovered(harness: Any, folder: Path, phase: str) -> None:
-    assert all(harness.submit(1))
+    models = train(harness)
+    survivors = BASKETS if phase in IN_THE_SUM else BASKETS[1:]
+    expected = exact_sum(harness, models, survivors)
     before = len(charged(harness))
     model = kill_in(harness, folder, phase, victims=1)
-    assert model is not None
-    assert np.isfinite(model).all()
-    meta = harness.fed.get_global_meta_model()
-    assert meta.n_baskets == (3 if phase == "mask" else 4)
+    assert harness.fed.get_global_meta_model().n_baskets == len(survivors)
+    np.testing.assert_array_equal(model, expected)
     assert len(charged(harness)) == before + 1
-    assert harness.fed.force_aggregate() is None, "what was released is never released again"
     assert "basket:0 died" in harness.fed.get_stats()["faults"][-1]
+    assert harness.fed.force_aggregate() is None, "what was released is never released again"
+    assert len(charged(harness)) == before + 1
     harness.fed.advance_round()
 
 
-def test_below_the_threshold_it_aborts_for_nothing_and_is_retried(harness: Any, folder: Path) -> None:
-    harness.submit(2)
-    before, version = len(charged(harness)), harness.fed.get_stats()["n_layer2_aggregations"]
-    assert kill_in(harness, folder, "mask", victims=2) is None
+@pytest.mark.parametrize("phase", PHASES[:4])
+def test_below_the_threshold_it_aborts_for_nothing_and_is_retried(
+    harness: Any, folder: Path, phase: str
+) -> None:
+    models = train(harness)
+    before, stats = len(charged(harness)), harness.fed.get_stats()
+    assert kill_in(harness, folder, phase, victims=2) is None
     assert len(charged(harness)) == before
-    assert harness.fed.get_stats()["n_layer2_aborts"] > 0
-    assert sum(harness.submit(2)) == 6, "the survivors kept theirs"
-    assert harness.fed.force_aggregate() is not None
-    assert harness.fed.get_global_meta_model().n_baskets == 4
-    assert harness.fed.get_global_meta_model().version == version + 1
+    assert harness.fed.get_stats()["n_layer2_aborts"] == stats["n_layer2_aborts"] + 1
+    again = train(harness, accepted=6)
+    for basket in BASKETS[2:]:
+        np.testing.assert_array_equal(again[basket], models[basket], "the survivors kept theirs")
+    np.testing.assert_array_equal(harness.fed.force_aggregate(), exact_sum(harness, again, BASKETS))
+    meta = harness.fed.get_global_meta_model()
+    assert (meta.n_baskets, meta.version) == (4, stats["n_layer2_aggregations"] + 1)
     assert len(charged(harness)) == before + 1
+    assert harness.fed.force_aggregate() is None
     harness.fed.advance_round()
 
 
 def test_an_abort_after_the_charge_wastes_it_and_releases_nothing(harness: Any, folder: Path) -> None:
-    harness.submit(3)
+    train(harness)
     before, version = len(charged(harness)), harness.fed.get_stats()["n_layer2_aggregations"]
-    assert kill_in(harness, folder, "unmask", victims=2) is None
+    assert kill_in(harness, folder, "session_unmask", victims=2) is None
     assert len(charged(harness)) == before + 1
     assert harness.fed.force_aggregate() is None, "what was asked for is never used again"
     harness.fed.advance_round()
-    assert all(harness.submit(4))
-    assert harness.fed.force_aggregate() is not None
+    models = train(harness)
+    np.testing.assert_array_equal(harness.fed.force_aggregate(), exact_sum(harness, models, BASKETS))
     assert harness.fed.get_global_meta_model().version == version + 1
     assert len(charged(harness)) == before + 2
 
