@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from scarcity_ray.cli.main import main
+from scarcity_ray.config import AggregationMethod
+from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting import epsilon_of_mu
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -45,6 +47,141 @@ def test_without_a_budget_everything_fits():
         "--set", "federation.total_epsilon=.inf", "--set", "federation.layer2.central_dp_epsilon=.inf"
     )
     assert "unlimited" in result.stdout
+
+
+NUMBER, LIMIT = (int, float), (int, float, type(None))
+SCHEMA = {
+    "baskets": {
+        "number": int,
+        "clients_each": dict,
+        "rule": str,
+        "byzantine_clients_assumed": int,
+        "least_updates": int,
+        "least_baskets_of_a_release": int,
+        "least_survivors_of_a_session": int,
+        "sizes_that_never_aggregate": list,
+    },
+    "budget": {
+        "epsilon": LIMIT,
+        "delta": float,
+        "mu_total": LIMIT,
+        "mu_for_releases": LIMIT,
+        "mu_for_gossip_of_a_client": LIMIT,
+    },
+    "release": {
+        "epsilon": LIMIT,
+        "mu": LIMIT,
+        "releases_that_the_budget_buys": LIMIT,
+        "rounds_configured": int,
+        "sensitivity": float,
+        "noise_sigma_per_coordinate": float,
+        "coordinates": int,
+    },
+    "signal": {
+        "norm_at_most": float,
+        "noise_norm": float,
+        "noise_norm_with_least_updates": float,
+        "signal_to_noise_of_a_release": LIMIT,
+        "signal_to_noise_of_all_rounds": LIMIT,
+    },
+    "ring": {"bits": int, "steps_to_a_unit": float, "headroom_bits": float},
+    "gossip": {
+        "epsilon_a_round": LIMIT,
+        "rounds_that_the_share_buys": LIMIT,
+        "noise_sigma_on_drift": NUMBER,
+        "noise_sigma_per_coordinate": NUMBER,
+        "noise_norm": NUMBER,
+        "clip_norm": float,
+        "messages_received": int,
+        "mixing_weight": float,
+    },
+    "traffic": dict.fromkeys(("updates_bytes", "gossip_most_bytes", "secure_sum_bytes", "model_bytes"), int),
+    "changes": {
+        "rounds_until_noise_is_as_large_as_signal": LIMIT,
+        "baskets_until_noise_is_no_larger_than_signal": (int, type(None)),
+    },
+    "solved": {},
+}
+RULE = {
+    "rule": str,
+    "least_rows": int,
+    "fits": bool,
+    "sensitivity": (float, type(None)),
+    "noise_norm": (float, type(None)),
+}
+WARNING = {"code": str, "message": str, "loud": bool}
+
+
+def _fits(given, schema):
+    assert list(given) == list(schema)
+    for name, kind in schema.items():
+        assert isinstance(given[name], kind), name
+
+
+UNLIMITED = (
+    *("--set", "federation.total_epsilon=.inf", "--set", "federation.layer2.central_dp_epsilon=.inf"),
+    *("--set", "federation.gossip.local_dp_epsilon=.inf"),
+)
+
+
+@pytest.mark.parametrize("arguments", [(), UNLIMITED], ids=["claim", "no claim"])
+def test_json_has_one_shape(arguments):
+    numbers = json.loads(_plan("--format", "json", *arguments).stdout, parse_constant=pytest.fail)
+    assert list(numbers) == [*SCHEMA, "rules", "warnings"]
+    for title, schema in SCHEMA.items():
+        _fits(numbers[title], schema)
+    for rule in numbers["rules"]:
+        _fits(rule, RULE)
+    for warning in numbers["warnings"]:
+        _fits(warning, WARNING)
+    assert {rule["rule"] for rule in numbers["rules"]} == set(AggregationMethod)
+
+
+def test_rounds_solves_for_the_noise_and_epsilon_for_the_rounds():
+    numbers = json.loads(_plan("--format", "json", "--rounds", "100", "--epsilon", "4").stdout)
+    solved = numbers["solved"]
+    assert solved["federation.total_epsilon"] == numbers["budget"]["epsilon"] == 4
+    assert solved["releases"] == solved["gossip_rounds"] == numbers["release"]["rounds_configured"] == 100
+    spent = numbers["release"]["mu"] * 10
+    assert epsilon_of_mu(spent, 1e-5) <= 4
+    for name in ("federation.layer2.central_dp_epsilon", "federation.gossip.local_dp_epsilon"):
+        assert name in _plan("--rounds", "100").stdout
+    copied = [f"{path}={value}" for path, value in solved.items() if "." in path]
+    again = json.loads(_plan("--format", "json", *(w for c in copied for w in ("--set", c))).stdout)
+    assert again["release"] == numbers["release"]
+    assert again["signal"] == numbers["signal"]
+
+    numbers = json.loads(_plan("--format", "json", "--epsilon", "4").stdout)
+    accountant = PrivacyAccountant(4.0, 1e-5, gossip_share=0.1, delta_reserve=0.0)
+    count = 0
+    while accountant.spend_release(numbers["release"]["mu"]):
+        count += 1
+    assert numbers["solved"]["releases"] == count
+
+
+def test_drowned_noise_is_the_first_thing_in_the_text():
+    loud = _plan("--set", "federation.layer1.aggregation_method=krum")
+    assert loud.stdout.startswith("WARNING: a release's noise has norm 6.49, 6.49 times the greatest")
+    assert "WARNING" not in _plan().stdout
+    table = loud.stdout.split("noise that each Layer 1 rule would cost")[1]
+    assert "* krum" in table
+    assert all(method.value in table for method in AggregationMethod)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epsilon", "0"), "scarcity-ray: --epsilon: 0.0 is not accepted"),
+        (("--epsilon", "nan"), "scarcity-ray: --epsilon: "),
+        (("--epsilon", "0.01"), "scarcity-ray: federation."),
+        (("--rounds", "10000000000000"), "scarcity-ray: --rounds: 10000000000000 is not accepted; fewer"),
+    ],
+)
+def test_what_cannot_be_solved_is_one_line_and_exit_code_2(arguments, message):
+    result = _plan(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(message)
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_an_impossible_config_is_exit_code_2():

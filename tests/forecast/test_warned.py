@@ -1,0 +1,58 @@
+"""What is warned of, and how loudly."""
+
+from __future__ import annotations
+
+import math
+
+from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.forecast import Forecast, warnings_of
+
+QUIET = {
+    "total_epsilon": math.inf,
+    "layer2": {"central_dp_epsilon": math.inf},
+    "gossip": {"local_dp_epsilon": math.inf},
+}
+
+
+def warned(sizes, rounds=10, **config):
+    config = HierarchicalFederationConfig(**config)
+    return {warning.code: warning for warning in warnings_of(Forecast(config, sizes, rounds))}
+
+
+def test_without_noise_and_stuck_sizes_there_is_no_warning():
+    assert warned((10, 10), **QUIET) == {}
+
+
+def test_noise_above_the_signal_is_loud_and_says_what_would_change_it():
+    found = warned((13,) * 20, vector_dim=250)["noise_drowns_signal"]
+    assert found.loud
+    for words in ("times the greatest", "out of this budget", "baskets like these", "trimmed_mean"):
+        assert words in found.message
+    by_trimming = warned((13,) * 20, vector_dim=250, layer1={"aggregation_method": "trimmed_mean"})
+    assert "noise_drowns_signal" not in by_trimming
+
+
+def test_a_warning_names_no_impossible_way_out():
+    found = warned((13,) * 20, vector_dim=10**6, layer2={"central_dp_epsilon": 0.1})["noise_drowns_signal"]
+    assert "at most 0 releases" not in found.message
+
+
+def test_stuck_sizes_are_listed_as_runs_and_loud_where_a_basket_has_one():
+    bulyan = {**QUIET, "layer1": {"aggregation_method": "bulyan"}}
+    elsewhere = warned((12, 12), **bulyan)["rule_never_aggregates"]
+    assert "baskets of 5 to 6, 10, so these never aggregate" in elsewhere.message
+    assert not elsewhere.loud
+    here = warned((12, 10), **bulyan)["rule_never_aggregates"]
+    assert here.loud
+    assert "of these baskets, those of 10" in here.message
+
+
+def test_a_budget_that_ends_before_the_rounds_is_noted():
+    found = warned((13,) * 20, rounds=1000)["budget_ends_early"]
+    assert "of the 1000 rounds" in found.message
+    assert not found.loud
+
+
+def test_gossip_that_says_nothing_is_noted():
+    assert not warned((13,) * 20)["gossip_noise_drowns_signal"].loud
+    assert "gossip_noise_drowns_signal" not in warned((13,) * 20, gossip_budget_share=0.0)
