@@ -23,7 +23,7 @@ FORMAT = click.option(
     show_default=True,
     help="json: one JSON object a line on standard output, nothing else.",
 )
-LEDGER = click.argument("path", type=click.Path(dir_okay=False))
+LEDGER = click.argument("path", type=click.Path(dir_okay=False, readable=False))
 OVERRIDES = click.option(
     "--set",
     "overrides",

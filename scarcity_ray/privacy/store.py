@@ -21,6 +21,9 @@ CREATE TABLE ledger (
 ) STRICT
 """
 
+_ACCESS = "this user must be able to read the file and to write in its folder"
+_REMEDIES = (("unable to open", _ACCESS), ("readonly", _ACCESS), ("full", "make room on the disk"))
+
 
 class SqliteStore:
     """Rows in a SQLite file in WAL mode with ``synchronous=FULL``: a commit returns when it is on disk.
@@ -170,7 +173,8 @@ def _told(path: Path, error: sqlite3.Error) -> LedgerError:
     """The package's error for one of SQLite's."""
     text = str(error)
     if isinstance(error, sqlite3.OperationalError) and not text.startswith(("no such", "Could not decode")):
-        return LedgerError(f"{path}: the ledger cannot be used now: {text}")
+        remedy = next((remedy for words, remedy in _REMEDIES if words in text), "try again")
+        return LedgerError(f"{path}: the ledger cannot be used now: {text}; {remedy}")
     return LedgerCorrupted(f"{path}: the file is damaged, or no ledger ({text}); bring back a backup")
 
 

@@ -9,6 +9,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -314,28 +316,78 @@ def test_reading_never_writes(budget, path, tmp_path):
         )
 
 
-def test_a_ledger_in_a_folder_that_cannot_be_written_is_read(tmp_path):
+def test_a_ledger_in_a_folder_that_cannot_be_written_is_read(audited):
     """As an auditor's account reads a copy; root could write anywhere."""
+    path = audited
+    path.chmod(0o644)
+    done = as_nobody("verify", path)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(path.parent) == [path.name]
+    assert Ledger.read(path).verify() in done.stdout
+
+
+@pytest.mark.parametrize("hindrance", ["unreadable", "in use"])
+def test_a_ledger_that_this_user_may_not_read_is_told_in_one_line(audited, hindrance):
+    path = audited
+    if hindrance == "in use":
+        path.chmod(0o644)
+        path.with_name(f"{path.name}-wal").touch()
+    done = as_nobody("verify", path)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert f"LedgerError: {path}: " in done.stderr
+    assert "this user must be able to read the file" in done.stderr
+
+
+@pytest.fixture
+def audited():
+    """A ledger whose writer is gone, in a folder that all may enter (pytest's own are closed to others)."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "ledger.sqlite"
+        DurableBudget.open(path, must_exist=False, now=1.0, **BUDGET).close()
+        yield path
+
+
+def as_nobody(name, path):
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("needs root and setpriv to become another user")
-    folder = tmp_path / "audit"
-    folder.mkdir()
-    path = folder / "ledger.sqlite"
-    budget = DurableBudget.open(path, must_exist=False, now=1.0, **BUDGET)
-    budget.close()
-    path.chmod(0o644)
-    script = f"from scarcity_ray.privacy import Ledger; print(Ledger.read('{path.name}').verify())"
-    for parent in (folder, *folder.parents[:3]):
-        parent.chmod(0o755)
+    nobody = ["setpriv", "--reuid", "65534", "--clear-groups"]
+    script = f"import os, scarcity_ray; os.listdir({str(path.parent)!r})"
     done = subprocess.run(
-        ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c", script],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        [*nobody, sys.executable, "-c", script], capture_output=True, timeout=60, check=False
     )
-    assert done.stdout.strip() == Ledger.read(path).verify(), done.stderr
+    if done.returncode != 0:
+        pytest.skip("another user cannot run this Python, or not enter the temporary folder")
+    return run_command(name, path, prefix=nobody)
+
+
+def run_command(*arguments, prefix=()):
+    """The command in a process of its own."""
+    script = [sys.executable, "-c", "from scarcity_ray.cli.main import main; main()", "ledger"]
+    return subprocess.run(
+        [*prefix, *script, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_writer_at_work_hinders_no_reader_and_no_reader_a_writer(budget, path):
+    answers = []
+
+    def work():
+        for k in range(60):
+            answers.append(budget.charge_release(f"w{k}", 0.01, now=2e9 + k, details={}))
+
+    writer = threading.Thread(target=work)
+    writer.start()
+    counts, head = [], budget.status(0.1).head_hash
+    while writer.is_alive():
+        counts.append(lines("verify", path, "--head", head, "--format", "json")[0]["rows"])
+        head = lines("show", path, "--last", 1, "--format", "json")[0]["hash"]
+    writer.join()
+    assert all(answer.allowed for answer in answers)
+    assert len(answers) == 60
+    assert counts == sorted(counts)
+    assert lines("verify", path, "--head", head, "--format", "json")[0]["rows"] == 65
 
 
 @pytest.fixture
@@ -359,9 +411,7 @@ def test_verify_takes_a_models_head_and_refuses_a_truncated_copy(federation, tmp
     path = Path(federation.config.ledger_path)
     first, second = play(federation), play(federation)
     federation.run_gossip_round()
-    script = [sys.executable, "-c", "from scarcity_ray.cli.main import main; main()"]
-    arguments = ["ledger", "verify", str(path), "--head", first.ledger_head, "--format", "json"]
-    done = subprocess.run([*script, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    done = run_command("verify", path, "--head", first.ledger_head, "--format", "json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["row_of_given_head"] < answer["rows"] - 1
