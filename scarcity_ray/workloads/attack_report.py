@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOTE = "Accuracy in %, mean over the seeds. '-': the rule refuses so large an f. '*': outside its theorem."
-ARM_COLOURS = ("#d1495b", "#2566b0", "#7fb0e6", "#d18a1c")
+ARM_COLOURS = ("#d1495b", "#2566b0", "#7fb0e6", "#8e6bbf", "#d18a1c")
 
 
 def tables(entries: Sequence[Entry], markdown: bool = False) -> str:
@@ -65,14 +65,13 @@ def picture(entries: Sequence[Entry], columns: tuple[str, str] = ("iid, f = 5", 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15.5, 6.2), facecolor="white")
+    figure = Figure(figsize=(15.5, 6.2), facecolor="white", layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1.15, 1.0))
     titles = ("25 clients with alike data, 5 attack", "25 clients sorted by label, 5 attack")
     for axes, column, title in zip((left, middle), columns, titles, strict=True):
         _heat(axes, [e for e in entries if e.part == "flat" and e.column == column], title)
     middle.set_yticklabels([])
     _arms(right, [entry for entry in entries if entry.part == "baskets"])
-    figure.tight_layout()
     out = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "attacks"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -103,7 +102,9 @@ def _heat(axes: Axes, entries: Sequence[Entry], title: str) -> None:
         values[rules.index(entry.rule), attacks.index(entry.attack)] = 100 * entry.accuracy
     axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
     for row, column in np.argwhere(np.isfinite(values)).tolist():
-        axes.text(column, row, f"{values[row, column]:.0f}", ha="center", va="center", fontsize=8)
+        value = values[row, column]
+        ink = "black" if 15 < value < 90 else "white"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=ink)
     axes.set_xticks(range(len(attacks)), [attack_name(name) for name in attacks], rotation=45, ha="right")
     axes.set_yticks(range(len(rules)), [name.replace("_", " ") for name in rules])
     axes.tick_params(length=0, labelsize=9)
@@ -114,10 +115,11 @@ def _heat(axes: Axes, entries: Sequence[Entry], title: str) -> None:
 def _arms(axes: Axes, entries: Sequence[Entry]) -> None:
     rules = [rule for rule in dict.fromkeys(entry.rule for entry in entries) if rule != HONEST_MEAN]
     for place, rule in enumerate(rules):
-        for arm, colour in zip(ARMS, ARM_COLOURS, strict=True):
+        for number, (arm, colour) in enumerate(zip(ARMS, ARM_COLOURS, strict=True)):
             reached = [100 * e.accuracy for e in entries if e.rule == rule and e.column == arm]
             if reached:
-                axes.plot(min(reached), place, "o", color=colour, markersize=8, label="" if place else arm)
+                height, label = place + 0.14 * (number - 2), "" if place else arm
+                axes.plot(min(reached), height, "o", color=colour, markersize=7, label=label)
     axes.set_yticks(range(len(rules)), [rule.replace("_", " ") for rule in rules])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)

@@ -57,6 +57,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "flat": {"placement": "even"},
     "baskets": {"placement": "even", "baskets": True},
     "baskets, attackers at random": {"placement": "random", "baskets": True},
+    "flat, attackers in one domain": {"placement": "packed"},
     "baskets, attackers in one": {"placement": "packed", "baskets": True},
 }
 
