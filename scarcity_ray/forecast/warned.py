@@ -50,7 +50,7 @@ def _drowned(forecast: Forecast) -> Warned | None:
     if forecast.signal_to_noise >= 1.0:
         return None
     ways = []
-    if forecast.rounds_at_equal_noise >= 1.0:
+    if 1.0 <= forecast.rounds_at_equal_noise < math.inf:
         ways.append(f"at most {forecast.rounds_at_equal_noise:.0f} releases out of this budget")
     if forecast.baskets_at_equal_noise is not None:
         ways.append(f"at least {forecast.baskets_at_equal_noise} baskets like these")

@@ -35,6 +35,9 @@ def test_noise_above_the_signal_is_loud_and_says_what_would_change_it():
 def test_a_warning_names_no_impossible_way_out():
     found = warned((13,) * 20, vector_dim=10**6, layer2={"central_dp_epsilon": 0.1})["noise_drowns_signal"]
     assert "at most 0 releases" not in found.message
+    found = warned((13,) * 20, vector_dim=250, total_epsilon=math.inf)["noise_drowns_signal"]
+    assert "releases out of" not in found.message
+    assert "baskets like these" in found.message
 
 
 def test_stuck_sizes_are_listed_as_runs_and_loud_where_a_basket_has_one():
