@@ -124,13 +124,9 @@ class GlobalAggregator:
             (p for p in places if p.basket_id in present and p.identity), key=lambda p: p.basket_id
         )
         release = self._plan.release([f for f in reports if f.basket_id in {p.basket_id for p in parties}])
-        try:
-            return self._release(
-                parties, {f.basket_id: f for f in reports}, release, round_id, str(reason), now, lost
-            )
-        except SecureAggregationAborted as abort:
-            self._aborts.append(abort.reason)
-            return Layer2Outcome(None, abort.reason, lost_roles=lost, aborted=True)
+        return self._release(
+            parties, {f.basket_id: f for f in reports}, release, round_id, str(reason), now, lost
+        )
 
     def _release(
         self,
@@ -157,6 +153,10 @@ class GlobalAggregator:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True, lost_roles=lost)
             self._charge_id = None
             ring_sum = session.unmask()
+        except SecureAggregationAborted as abort:
+            self._aborts.append(abort.reason)
+            roles = (*lost, *session.lost_roles)
+            return Layer2Outcome(None, abort.reason, lost_roles=roles, aborted=True)
         finally:
             session.end()
             self._violations.extend(session.violations)

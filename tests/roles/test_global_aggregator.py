@@ -265,6 +265,7 @@ def test_a_session_below_its_threshold_costs_nothing_and_is_retried(world_of, ph
     outcome = world.run()
     assert outcome.model is None
     assert not outcome.read_only
+    assert (outcome.aborted, outcome.lost_roles) == (True, ("basket:0", "basket:1"))
     assert not {"charge_release", "session_unmask", "draw"} & set(world.methods())
     assert world.aggregator.stats()["n_layer2_aborts"] == 1
     assert world.fresh() == list(BASKETS)
