@@ -25,10 +25,10 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
-from scarcity_ray.roles.basket import SubmissionBatch
 from scarcity_ray.roles.handles import DIRECTORY, GLOBAL, basket_actor, map_tasks
 from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
 from scarcity_ray.roles.statistics import federation_stats
+from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.runtime import Assembly, DriverSession, LocalRuntime, Runtime
 from scarcity_ray.secagg import IdentityKeyPair
 

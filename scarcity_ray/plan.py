@@ -24,10 +24,10 @@ FLOAT32_SLACK = 2.0**-21
 """What float32 rounding adds to a sensitivity, relative to the rule's bound and to the ball's radius.
 
 Rounding to float32 moves a vector by at most u = 2^-24 of its norm. A row clipped to C may have norm
-(1 + u) C, and one of norm up to (1 + 2 u) C is left as it is, which stretches the rule's bound by as much. The
-rule's result is rounded once from float64, then clipped and rounded by Layer 1 and again by Layer 2: three
-times u of a norm that is at most the radius (or is brought to it afterwards, and the error with it), for
-either neighbour, so 6 u of the radius. 8 u of each leaves room for the terms in u^2 and for the sums in
+(1 + u) C, and one of norm up to (1 + 2 u) C is left as it is, which stretches the rule's bound by as much.
+The rule's result is rounded once from float64, then clipped and rounded by Layer 1 and again by Layer 2:
+three times u of a norm that is at most the radius (or is brought to it afterwards, and the error with it),
+for either neighbour, so 6 u of the radius. 8 u of each leaves room for the terms in u^2 and for the sums in
 float64.
 """
 
@@ -96,7 +96,9 @@ class GossipPlan:
 
             w = S / (S (1 + 1/K) + N (1/K + (1/kappa - 1)/n) + B/kappa),
 
-        and any w up to twice that is no worse than w = 0. With kappa = 1 (a rule that picks one row) and
+        and any w up to twice that is no worse than w = 0. Colluders may point their shift along the error
+        that is there anyway, though, and then a small w takes w sqrt(kappa S) from the error and adds
+        w sqrt(B): w = 0 unless B < kappa S. With kappa = 1 (a rule that picks one row) and
         B = 0 it is the inverse-variance weight of Graybill and Deal (1959), S / (S + (S + N)/K); a plain
         mean, kappa = 0, has nothing to gain from noise or liars, and w = 0.
 
@@ -116,7 +118,7 @@ class GossipPlan:
         if noise == 0.0 and bias == 0.0:
             return 1.0 / (1.0 + share)
         spread = self.clip_norm**2 if spread is None else spread
-        if spread <= 0.0 or excess <= 0.0:
+        if spread <= 0.0 or excess <= 0.0 or bias >= excess * spread:
             return 0.0
         harm = noise * (share + (1.0 / excess - 1.0) / num_rows) + bias / excess
         return spread / (spread * (1.0 + share) + harm)

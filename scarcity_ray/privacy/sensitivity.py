@@ -28,8 +28,8 @@ multi_krum
     It averages what it selected, and one row may exchange many of the selected: 2C is claimed; searches found
     0.67 C.
 centered_clipping
-    One step around the public zero vector is the mean of rows clipped to the radius: 2C/n with C the lesser of
-    clip norm and radius, which the caller passes. Tight.
+    One step around the public zero vector is the mean of rows clipped to the radius: 2C/n with C the lesser
+    of clip norm and radius, which the caller passes. Tight.
 geometric_median, meamed, mda, caf
     Each result is a convex combination of clipped rows or lies, per coordinate, among their values, and is
     clipped to C: 2C, the ball's diameter. No smaller bound is claimed.

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.errors import ProtocolViolation, UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator
-from scarcity_ray.layers.layer2 import contribution
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
-from scarcity_ray.roles.basket import Basket, MemberCarry, SubmissionBatch, merged_activity
+from scarcity_ray.roles.basket import Basket, MemberCarry, merged_activity
 from scarcity_ray.roles.handles import ACCOUNTANT, Compute, Peers, basket_actor
+from scarcity_ray.roles.hosted_session import HostedSession, by_party
 from scarcity_ray.roles.layer1_tasks import blocks_as_tasks
 from scarcity_ray.roles.messages import (
     ActivityReport,
@@ -33,6 +33,7 @@ from scarcity_ray.roles.messages import (
     SubmissionResult,
 )
 from scarcity_ray.roles.sessions import SessionTerms, agreement_hash
+from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, Participant, UnmaskShares
 
 
@@ -77,7 +78,7 @@ class BasketHost:
         self._closed: BasketReport | None = None
         self._incarnation = uuid.uuid4().hex
         self._gossip_calls = 0
-        self._sessions: dict[str, _HostedSession] = {}
+        self._sessions: dict[str, HostedSession] = {}
         self._last_global = latest
         self._told_parties: dict[str, bytes] = {}
         self.admit(admissions)
@@ -226,7 +227,7 @@ class BasketHost:
         A session is refused, and the refusal counted, that names a basket or a key that this actor was not
         told of, or that is about another last release than the one that was distributed here.
         """
-        session = self._sessions[terms.session_id] = _HostedSession(terms, self._plan)
+        session = self._sessions[terms.session_id] = HostedSession(terms, self._plan)
         present = [p for p in parties if p in self._baskets]
         own = {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
         known, model_hash = {**self._told_parties, **own}, self._agreement_hash(terms)
@@ -239,7 +240,7 @@ class BasketHost:
                 basket.count_refused_session()
                 raise
 
-        return _by_party(present, join)
+        return by_party(present, join)
 
     def session_share(
         self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
@@ -276,7 +277,7 @@ class BasketHost:
             raise UsageError("this session is masked")
         if self._plan.config.layer2.use_secure_aggregation:
             raise UsageError("this federation releases nothing without secure aggregation")
-        session = self._sessions[terms.session_id] = _HostedSession(terms, self._plan)
+        session = self._sessions[terms.session_id] = HostedSession(terms, self._plan)
         present = [p for p in parties if p in self._baskets]
 
         def hand_in(party: str) -> tuple[str, NDArray[Any]]:
@@ -284,7 +285,7 @@ class BasketHost:
             self._baskets[party].hand_in(session.contributed[party])
             return party, session.plain(party)
 
-        return _by_party(present, hand_in)
+        return by_party(present, hand_in)
 
     def session_spend(self, session_id: str, parties: Sequence[str]) -> dict[str, None]:
         """Note that the parties' contributions may be released now."""
@@ -336,64 +337,7 @@ class BasketHost:
         if session is None:
             return {}
         participants = session.participants
-        return _by_party([p for p in parties if p in participants], lambda p: step(participants[p]))
-
-
-class _HostedSession:
-    """The participants of one session that live in this actor, and what they contributed."""
-
-    def __init__(self, terms: SessionTerms, plan: FederationPlan) -> None:
-        self._terms = terms
-        self._plan = plan
-        self.participants: dict[str, Participant] = {}
-        self.contributed: dict[str, BasketModel | None] = {}
-
-    def open(
-        self, party: str, basket: Basket, known: Mapping[str, bytes], model_hash: bytes | None
-    ) -> Advert:
-        self.pin(party, basket)
-        participant = Participant(
-            self._terms.context,
-            party,
-            basket.identity,
-            guard=basket.guard,
-            known_parties=known,
-            model_hash=model_hash,
-        )
-        self.participants[party] = participant
-        return participant.advertise()
-
-    def pin(self, party: str, basket: Basket) -> None:
-        """Fix what the party will contribute; the noise is scaled to the facts that the session froze."""
-        frozen = self._terms.facts[party]
-        model = basket.fresh_model if frozen.fresh else None
-        if frozen.fresh and (model is None or model.facts(frozen.domain_id, frozen.num_members) != frozen):
-            raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
-        self.contributed[party] = model
-
-    def mask(self, party: str, inbox: Any) -> MaskedInput | None:
-        participant = self.participants.get(party)
-        return None if participant is None else participant.mask(inbox, self.plain(party))
-
-    def plain(self, party: str) -> NDArray[Any]:
-        """The party's contribution in the ring."""
-        return contribution(self.contributed[party], party, self._terms.release, self._plan)
-
-    def close(self) -> None:
-        for participant in self.participants.values():
-            participant.close()
-        self.participants.clear()
-
-
-def _by_party(parties: Sequence[str], step: Callable[[str], Any]) -> dict[str, Any]:
-    """Each party's answer; one that refuses answers with its refusal and holds up no other."""
-    answers: dict[str, Any] = {}
-    for party in parties:
-        try:
-            answers[party] = step(party)
-        except ProtocolViolation as violation:
-            answers[party] = violation
-    return answers
+        return by_party([p for p in parties if p in participants], lambda p: step(participants[p]))
 
 
 def _union(by_basket: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

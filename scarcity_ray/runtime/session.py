@@ -16,7 +16,6 @@ import numpy as np
 from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.roles.basket import SubmissionBatch
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.roles.messages import (
     BasketPlace,
@@ -29,6 +28,7 @@ from scarcity_ray.roles.messages import (
     SubmissionResult,
     Whereabouts,
 )
+from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.runtime.assembly import Assembly
 
 logger = logging.getLogger("scarcity_ray")

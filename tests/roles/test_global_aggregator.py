@@ -20,10 +20,10 @@ from scarcity_ray.errors import ActorLost
 from scarcity_ray.plan import make_plan
 from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.noise import SeededNoise
-from scarcity_ray.roles.basket import SubmissionBatch
 from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.global_aggregator import HISTORY, GlobalAggregator
 from scarcity_ray.roles.messages import Admission, BasketPlace, Member
+from scarcity_ray.roles.submission import SubmissionBatch
 
 D, NOW = 8, 1000.0
 BASKETS = tuple(f"d_basket_{i}" for i in range(4))

@@ -17,9 +17,7 @@ def test_every_test_that_the_page_names_exists():
     for file, name in named:
         path = HERE.parent / file if "/" in file else HERE / file
         functions = {
-            node.name
-            for node in ast.parse(path.read_text()).body
-            if isinstance(node, ast.FunctionDef)
+            node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)
         }
         assert name in functions, f"{file}::{name}"
 

@@ -1,0 +1,74 @@
+"""Updates on their way from a driver to the baskets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.buffer import Rejection
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """One update as it reaches its basket.
+
+    Attributes:
+        client_id: Who sends it.
+        update: What was sent: an array of numbers, or why what was sent is none.
+        round_id: The round that it was made for; None is the current one; anything but an integer is refused.
+        signature: Ed25519 signature of `buffer.signing.update_message`, if the client registered a key.
+        meta: The client's encoded report of meta-parameters, or None.
+    """
+
+    client_id: str
+    update: NDArray[Any] | Rejection
+    round_id: object = None
+    signature: bytes | None = None
+    meta: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SubmissionBatch:
+    """Updates of many clients; stacked into one array they travel fastest.
+
+    Attributes:
+        client_ids: Who sends them.
+        rows: (n, d) array, or one entry an update as in `Submission`.
+        round_id: As in `Submission`, the same for all.
+        signatures: One an update, or None.
+        meta: (n, k) encoded reports, or None.
+    """
+
+    client_ids: tuple[str, ...]
+    rows: NDArray[Any] | tuple[NDArray[Any] | Rejection, ...]
+    round_id: object = None
+    signatures: tuple[bytes | None, ...] | None = None
+    meta: NDArray[np.float64] | None = None
+
+    def take(self, indices: Sequence[int]) -> SubmissionBatch:
+        """The updates at `indices`, in that order."""
+        return SubmissionBatch(
+            tuple(self.client_ids[i] for i in indices),
+            self.rows[list(indices)]
+            if isinstance(self.rows, np.ndarray)
+            else tuple(self.rows[i] for i in indices),
+            self.round_id,
+            None if self.signatures is None else tuple(self.signatures[i] for i in indices),
+            None if self.meta is None else self.meta[list(indices)],
+        )
+
+    def __getitem__(self, index: int) -> Submission:
+        return Submission(
+            self.client_ids[index],
+            self.rows[index],
+            self.round_id,
+            None if self.signatures is None else self.signatures[index],
+            None if self.meta is None else self.meta[index],
+        )
+
+    def __len__(self) -> int:
+        return len(self.client_ids)
