@@ -110,11 +110,11 @@ def planned_numbers(config: RunConfig) -> dict[str, Any]:
             "baskets_until_noise_is_no_larger_than_signal": forecast.baskets_at_equal_noise,
         },
         "solved": {},
-        "rules": [{**asdict(cost), "rule": cost.rule.value} for cost in forecast.rules],
+        "rules": [_finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
         "warnings": [asdict(warning) for warning in warnings_of(forecast)],
     }
     for title in SECTIONS:
-        numbers[title] = {name: _finite(value) for name, value in numbers[title].items()}
+        numbers[title] = _finite(numbers[title])
     return numbers
 
 
@@ -165,19 +165,20 @@ def _print(numbers: dict[str, Any], console: Console) -> None:
     for heading in ("  rule", "least updates", "sensitivity", "noise norm", "signal to noise"):
         table.add_column(heading, justify="left" if heading == "  rule" else "right", no_wrap=True)
     for cost in numbers["rules"]:
-        figures = ("too few clients", "", "")
+        figures: tuple[str, ...] = ("too few clients", "", "")
         if cost["fits"]:
-            noise = cost["noise_norm"]
-            ratio = numbers["signal"]["norm_at_most"] / noise if noise else None
-            figures = (_short(cost["sensitivity"]), _short(noise), _short(ratio))
+            figures = tuple(_short(cost[name]) for name in ("sensitivity", "noise_norm", "signal_to_noise"))
         configured = cost["rule"] == numbers["baskets"]["rule"]
         name = f"{'*' if configured else ' '} {cost['rule']}"
         table.add_row(name, str(cost["least_rows"]), *figures, style="bold" if configured else "")
     console.print(table)
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(section: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in section.items()
+    }
 
 
 def _short(value: float | None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
-from scarcity_ray.forecast.rules import RuleCost, full_release, noise_norm, rule_cost
+from scarcity_ray.forecast.rules import RuleCost, full_release, noise_norm, rule_cost, signal_bound
 from scarcity_ray.plan import FLOAT32_SLACK, NOISE_TAIL, make_plan
 from scarcity_ray.secagg import GraphChoice, choose_graph, threshold_for
 from scarcity_ray.secagg.volume import session_volume
@@ -89,7 +89,7 @@ class Forecast:
     @property
     def signal_bound(self) -> float:
         """The greatest norm that a release can have without its noise."""
-        return min(self.config.layer1.clip_norm, self.config.layer2.clip_norm)
+        return signal_bound(self.config)
 
     @property
     def signal_to_noise(self) -> float:

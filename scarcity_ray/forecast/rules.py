@@ -21,6 +21,7 @@ class RuleCost:
         sensitivity: How far one client's row moves a basket's vector, the most over the baskets; None where
             the rule does not fit.
         noise_norm: Norm of a release's noise; None where the rule does not fit.
+        signal_to_noise: The greatest norm of a release without noise over that; None where it does not fit.
     """
 
     rule: AggregationMethod
@@ -28,6 +29,13 @@ class RuleCost:
     fits: bool
     sensitivity: float | None
     noise_norm: float | None
+    signal_to_noise: float | None
+
+
+def signal_bound(config: HierarchicalFederationConfig) -> float:
+    """The greatest norm that a release can have without its noise."""
+    layer1 = config.layer1
+    return min(layer1.clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
 
 
 def full_release(
@@ -69,12 +77,15 @@ def rule_cost(
             byzantine_fraction=layer1.byzantine_fraction,
             num_byzantine=layer1.num_byzantine,
         )
-    plan = FederationPlan(replace(config, layer1=layer1))
+    config = replace(config, layer1=layer1)
+    plan = FederationPlan(config)
     least = plan.least_rows(min(sizes))
     if any(size < plan.least_rows(size) for size in sizes):
-        return RuleCost(rule, least, False, None, None)
+        return RuleCost(rule, least, False, None, None, None)
     sensitivity = max(full_release(plan, sizes).sensitivities.values())
-    return RuleCost(rule, least, True, sensitivity, noise_norm(plan, sizes))
+    noise = noise_norm(plan, sizes)
+    ratio = signal_bound(config) / noise if noise else math.inf
+    return RuleCost(rule, least, True, sensitivity, noise, ratio)
 
 
-__all__ = ["RuleCost", "full_release", "noise_norm", "rule_cost"]
+__all__ = ["RuleCost", "full_release", "noise_norm", "rule_cost", "signal_bound"]

@@ -51,11 +51,11 @@ def _drowned(forecast: Forecast) -> Warned | None:
         return None
     ways = []
     if 1.0 <= forecast.rounds_at_equal_noise < math.inf:
-        ways.append(f"at most {forecast.rounds_at_equal_noise:.0f} releases out of this budget")
+        ways.append(f"spending this budget in at most {forecast.rounds_at_equal_noise:.0f} rounds")
     if forecast.baskets_at_equal_noise is not None:
         ways.append(f"at least {forecast.baskets_at_equal_noise} baskets like these")
     (trimmed,) = (cost for cost in forecast.rules if cost.rule is AggregationMethod.TRIMMED_MEAN)
-    if trimmed.noise_norm is not None and trimmed.noise_norm < 0.99 * forecast.noise_norm:
+    if trimmed.fits and (trimmed.signal_to_noise or 0.0) > 1.01 * forecast.signal_to_noise:
         ways.append(f"layer1.aggregation_method: trimmed_mean, whose noise has norm {trimmed.noise_norm:.3g}")
     return Warned(
         "noise_drowns_signal",

@@ -108,6 +108,7 @@ RULE = {
     "fits": bool,
     "sensitivity": (float, type(None)),
     "noise_norm": (float, type(None)),
+    "signal_to_noise": (float, type(None)),
 }
 WARNING = {"code": str, "message": str, "loud": bool}
 

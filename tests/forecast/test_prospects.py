@@ -74,11 +74,28 @@ def test_a_rule_costs_what_it_costs_once_it_is_configured(rule):
     (cost,) = (cost for cost in forecast_of().rules if cost.rule is rule)
     layer1 = {"aggregation_method": rule, "byzantine_fraction": 0.2}
     if not cost.fits:
-        assert (cost.sensitivity, cost.noise_norm) == (None, None)
+        assert (cost.sensitivity, cost.noise_norm, cost.signal_to_noise) == (None, None, None)
         with pytest.raises(ConfigError):
             forecast_of(layer1=layer1)
         return
-    assert forecast_of(layer1=layer1).noise_norm == pytest.approx(cost.noise_norm, rel=1e-12)
+    configured = forecast_of(layer1=layer1)
+    assert configured.noise_norm == pytest.approx(cost.noise_norm, rel=1e-12)
+    assert configured.signal_to_noise == pytest.approx(cost.signal_to_noise, rel=1e-12)
+
+
+def test_a_clipping_radius_bounds_the_signal_of_its_own_rule_and_no_other():
+    layer1 = {"aggregation_method": "centered_clipping", "byzantine_fraction": 0.0, "clipping_radius": 0.1}
+    forecast = forecast_of(layer1=layer1)
+    rules = {cost.rule: cost for cost in forecast.rules}
+    assert forecast.signal_bound == 0.1
+    own, mean = rules[AggregationMethod.CENTERED_CLIPPING], rules[AggregationMethod.MEAN]
+    assert own.sensitivity == pytest.approx(0.1 * mean.sensitivity, rel=1e-4)
+    assert own.signal_to_noise == pytest.approx(mean.signal_to_noise, rel=1e-2)
+
+
+def test_a_pre_aggregation_costs_the_whole_ball():
+    layer1 = {"aggregation_method": "trimmed_mean", "byzantine_fraction": 0.2, "pre": ["nnm"]}
+    assert forecast_of(layer1=layer1).noise_norm == pytest.approx(9 * forecast_of().noise_norm, rel=1e-3)
 
 
 def test_a_rule_that_the_baskets_are_too_small_for_has_no_price():

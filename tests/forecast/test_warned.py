@@ -26,7 +26,12 @@ def test_without_noise_and_stuck_sizes_there_is_no_warning():
 def test_noise_above_the_signal_is_loud_and_says_what_would_change_it():
     found = warned((13,) * 20, vector_dim=250)["noise_drowns_signal"]
     assert found.loud
-    for words in ("times the greatest", "out of this budget", "baskets like these", "trimmed_mean"):
+    for words in (
+        "times the greatest",
+        "spending this budget in at most",
+        "baskets like these",
+        "trimmed_mean",
+    ):
         assert words in found.message
     by_trimming = warned((13,) * 20, vector_dim=250, layer1={"aggregation_method": "trimmed_mean"})
     assert "noise_drowns_signal" not in by_trimming
@@ -34,9 +39,9 @@ def test_noise_above_the_signal_is_loud_and_says_what_would_change_it():
 
 def test_a_warning_names_no_impossible_way_out():
     found = warned((13,) * 20, vector_dim=10**6, layer2={"central_dp_epsilon": 0.1})["noise_drowns_signal"]
-    assert "at most 0 releases" not in found.message
+    assert "at most 0 rounds" not in found.message
     found = warned((13,) * 20, vector_dim=250, total_epsilon=math.inf)["noise_drowns_signal"]
-    assert "releases out of" not in found.message
+    assert "spending this budget" not in found.message
     assert "baskets like these" in found.message
 
 
