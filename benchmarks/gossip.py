@@ -48,6 +48,8 @@ EPSILONS = (0.5, 1.0, 4.0, 16.0, math.inf)
 SIZES = (10, 100, 1000)
 HETEROGENEITY = (0, 1, 3)
 PEERS = 5
+FLOAT32_DUST = 1e-12
+"""Squared distances below this, of states of norm up to 1, are rounding."""
 
 
 def best_of(times: int, function: Callable[[], Any]) -> float:
@@ -138,8 +140,10 @@ def layer1_errors(
 def error_ratio(trials: int, *cell: Any, **settings: Any) -> float:
     """Root mean square error of Layer 1 with gossip over that without, over `trials` seeds."""
     errors = np.array([layer1_errors(*cell, seed=seed, **settings) for seed in range(trials)])
-    without, with_gossip = errors.sum(axis=0)
-    return float(math.sqrt(with_gossip / without)) if without else math.inf if with_gossip else 1.0
+    without, with_gossip = errors.mean(axis=0)
+    if max(without, with_gossip) < FLOAT32_DUST:
+        return 1.0
+    return float(math.sqrt(with_gossip / without)) if without else math.inf
 
 
 def speed(quick: bool) -> Iterator[Row]:

@@ -97,8 +97,9 @@ class GossipPlan:
             w = S / (S (1 + 1/K) + N (1/K + (1/kappa - 1)/n) + B/kappa),
 
         and any w up to twice that is no worse than w = 0. Colluders may point their shift along the error
-        that is there anyway, though, and then a small w takes w sqrt(kappa S) from the error and adds
-        w sqrt(B): w = 0 unless B < kappa S. With kappa = 1 (a rule that picks one row) and
+        that is there anyway, though: sqrt(kappa S ((1-w)^2 + w^2/K)) + w sqrt(B) is no more than without
+        gossip for w up to 2 (1 - beta) / (1 + 1/K - beta^2), beta^2 = B / (kappa S); half of that is the
+        most that w is, and from beta = 1 on it is 0. With kappa = 1 (a rule that picks one row) and
         B = 0 it is the inverse-variance weight of Graybill and Deal (1959), S / (S + (S + N)/K); a plain
         mean, kappa = 0, has nothing to gain from noise or liars, and w = 0.
 
@@ -120,8 +121,10 @@ class GossipPlan:
         spread = self.clip_norm**2 if spread is None else spread
         if spread <= 0.0 or excess <= 0.0 or bias >= excess * spread:
             return 0.0
+        beta = math.sqrt(bias / (excess * spread))
+        most = (1.0 - beta) / (1.0 + share - beta**2)
         harm = noise * (share + (1.0 / excess - 1.0) / num_rows) + bias / excess
-        return spread / (spread * (1.0 + share) + harm)
+        return min(most, spread / (spread * (1.0 + share) + harm))
 
     def num_byzantine(self, num_members: int) -> int:
         """As `FederationPlan.num_byzantine`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from scipy import stats
+from scipy import optimize, stats
 
 from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.gossip import MIXINGS, Received, Scene, Spread, default_mixing, mix
@@ -211,8 +213,8 @@ def test_the_b_vectors_furthest_away_do_not_count_in_nearest_neighbour_averaging
 
 
 def test_one_message_that_may_be_a_lie_reaches_no_further_than_honest_clients_are_apart() -> None:
-    numbers = plan(byzantine_fraction=0.3)
-    state, lie = np.zeros((1, 4), np.float32), np.array([[1.0, 0, 0, 0]], np.float32)
+    numbers = plan(dimension=64, byzantine_fraction=0.3)
+    state, lie = np.zeros((1, 64), np.float32), np.eye(64, dtype=np.float32)[:1]
     assert tolerated_lies(99, 30, 1) == 1
     lengths = [
         float(np.linalg.norm(mixed("clipped_gossip", state, lie, [[0]], numbers, spread=Spread(0.1, apart))))
@@ -225,11 +227,11 @@ def test_one_message_that_may_be_a_lie_reaches_no_further_than_honest_clients_ar
 
 @pytest.mark.parametrize("name", ["clipped_gossip", "nearest_neighbors"])
 def test_a_grossly_implausible_vector_moves_nobody(name: str) -> None:
-    numbers = plan(byzantine_fraction=0.2)
-    state, usual = np.zeros((1, 4), np.float32), 0.1 * np.eye(4, dtype=np.float32)
+    numbers = plan(dimension=64, byzantine_fraction=0.2)
+    state, usual = np.zeros((1, 64), np.float32), 0.1 * np.eye(64, dtype=np.float32)[:4]
     seen = Spread(0.01, 0.02)
     for lies in (1, 2, 3):
-        told = np.concatenate([usual, np.full((lies, 4), -0.2, np.float32)])
+        told = np.concatenate([usual, np.full((lies, 64), -0.2, np.float32)])
         result = mixed(name, state, told, [list(range(4 + lies))], numbers, spread=seen)
         assert (result > 0).any()
         assert (result >= 0).all()
@@ -280,3 +282,48 @@ def test_trimmed_variance_agrees_with_simulation() -> None:
         assert trimmed_variance(share) == pytest.approx(variance, rel=0.06)
     assert trimmed_variance(0.5) == pytest.approx(np.pi / 2)
     assert trimmed_variance(0.4999) == pytest.approx(np.pi / 2, rel=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    k=st.integers(1, 20),
+    n=st.integers(2, 1000),
+    sigma=st.floats(0, 5),
+    spread=st.floats(1e-3, 1),
+    excess=st.floats(1e-3, 1),
+    bias=st.floats(0, 0.5),
+)
+def test_the_weight_leaves_layer_1_the_least_expected_error(
+    k: int, n: int, sigma: float, spread: float, excess: float, bias: float
+) -> None:
+    numbers, n = plan(sigma, 8), max(n, k + 1)
+    noise = numbers.noise_energy
+
+    def error(w: float) -> float:
+        around = spread * ((1 - w) ** 2 + w * w / k) + w * w * noise * (1 / k - 1 / n)
+        return excess * around + w * w * (noise / n + bias)
+
+    weight = numbers.mixing_weight(k, spread=spread, excess=excess, num_rows=n, bias=bias)
+    if bias >= excess * spread:
+        assert weight == 0 or bias == 0
+    elif noise or bias:
+        best = optimize.minimize_scalar(error, bounds=(0, 1), method="bounded", options={"xatol": 1e-10})
+        assert bias > 0 or error(weight) <= best.fun * (1 + 1e-9)
+        assert weight <= best.x + 1e-6
+        assert error(min(1.0, 2 * weight)) <= error(0.0) * (1 + 1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 20), st.floats(1e-3, 1), st.floats(1e-3, 1), st.floats(0, 1))
+def test_liars_who_push_along_the_error_do_not_add_to_it(
+    k: int, spread: float, excess: float, bias: float
+) -> None:
+    weight = plan().mixing_weight(k, spread=spread, excess=excess, num_rows=50, bias=bias)
+    around = excess * spread * ((1 - weight) ** 2 + weight**2 / k)
+    assert math.sqrt(around) + weight * math.sqrt(bias) <= math.sqrt(excess * spread) * (1 + 1e-9)
+    assert (weight > 0) == (bias < excess * spread)
+
+
+def test_a_mean_has_nothing_to_gain_from_noised_vectors() -> None:
+    assert plan(1.0).mixing_weight(5, spread=1.0, excess=0.0, num_rows=50) == 0.0
+    assert plan(0.0).mixing_weight(5, spread=1.0, excess=0.0, num_rows=50) == pytest.approx(5 / 6)
