@@ -312,12 +312,11 @@ def load(cls: type[T], content: Mapping[str, Any], path: str = "") -> T:
 
     >>> load(BasketConfig, {"min_clients": 5}).min_clients
     5
-    >>> load(HierarchicalFederationConfig, {"layer1": {"byzantine_fraktion": 0.1}})
+    >>> load(BasketConfig, {"min_client": 5})
     Traceback (most recent call last):
     ...
-    scarcity_ray.errors.ConfigError: layer1.byzantine_fraktion: 0.1 is not accepted; unknown key, did you \
-mean 'byzantine_fraction'? (known: aggregation_method, byzantine_fraction, clip_norm, min_updates, \
-num_byzantine, num_selected)
+    scarcity_ray.errors.ConfigError: min_client: 5 is not accepted; unknown key, did you mean 'min_clients'? \
+(known: allow_cross_domain, max_clients, min_clients, stale_threshold)
     """
     try:
         return TypeAdapter(cls).validate_python(content)
