@@ -10,11 +10,12 @@ import pytest
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.plan import make_plan
+from scarcity_ray.robust import aggregate
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import ComparisonInputs, compare, comparisons, defence
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.scene import make_scene
-from scarcity_ray.workloads.simulate import federated_delta, simulate
+from scarcity_ray.workloads.simulate import basket_rule, basket_vector, federated_delta, simulate
 
 pytest.importorskip("sklearn")
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -52,6 +53,15 @@ def test_rows_that_are_not_finite_are_left_out_and_a_short_basket_waits():
     everyone, none = federated_delta(np.full_like(rows, np.nan), baskets, _plan())
     assert not everyone.any()
     assert none == 0.0
+
+
+def test_a_baskets_vector_is_mixed_as_the_config_says():
+    rows = np.random.default_rng(2).standard_normal((13, 250)).astype(np.float32)
+    rows /= 2 * np.linalg.norm(rows, axis=1, keepdims=True)
+    _, vector = basket_vector(rows, _plan(pre=("nnm",)))
+    expected = aggregate(rows, method="trimmed_mean", num_byzantine=2, pre=["nnm"]).vector
+    assert np.allclose(vector, expected, atol=1e-6)
+    assert np.array_equal(basket_rule(_plan(pre=("nnm",)))(rows), vector)
 
 
 def test_a_clipped_mean_has_its_own_smaller_noise():
