@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -73,12 +74,17 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
     table.add_column("attack")
     table.add_column("accuracy", justify="right")
     rule = summary.rule.replace("_", " ")
-    table.add_row(f"this federation ({rule}, noise)", attack, percent(summary.accuracy), style="bold")
+    noise = "noise" if math.isfinite(summary.total_epsilon) else "no noise"
+    table.add_row(f"this federation ({rule}, {noise})", attack, percent(summary.accuracy), style="bold")
     for name, under, value in (
         ("plain mean, no clipping, no noise", attack, summary.accuracy_mean_under_attack),
-        ("clipped mean with its own noise", attack, summary.accuracy_clipped_mean),
+        (
+            f"clipped mean with {'its own' if noise == 'noise' else 'no'} noise",
+            attack,
+            summary.accuracy_clipped_mean,
+        ),
         (f"{rule}, no noise", "none", summary.accuracy_clean),
-        (f"{rule}, noise (simulated)", "ALIE", summary.accuracy_under_alie),
+        (f"{rule}, {noise} (simulated)", "ALIE", summary.accuracy_under_alie),
     ):
         table.add_row(name, under, percent(value))
     console.print(table)

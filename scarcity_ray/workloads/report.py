@@ -203,10 +203,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int]
 
 
 def _comparison_table(summary: Summary) -> str:
+    noise = "central noise" if math.isfinite(summary.total_epsilon) else "no noise"
     rows = [
         (
             "this run",
-            f"{_text(summary.rule.replace('_', ' '))} in each basket, gossip, central noise",
+            f"{_text(summary.rule.replace('_', ' '))} in each basket, gossip, {noise}",
             summary.accuracy,
         ),
         (LABELS["clean"], DEFENCES["clean"], summary.accuracy_clean),
