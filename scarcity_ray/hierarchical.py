@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
@@ -17,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.basket import BasketInfo, ClientInfo
 from scarcity_ray.buffer import Receipt, Rejection, read_row
-from scarcity_ray.buffer.signing import update_message
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
 from scarcity_ray.layers.meta_parameters import encode_report
@@ -28,8 +23,14 @@ from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
 from scarcity_ray.roles.handles import DIRECTORY, GLOBAL, basket_actor, map_tasks
 from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
 from scarcity_ray.roles.statistics import federation_stats
-from scarcity_ray.roles.submission import SubmissionBatch
-from scarcity_ray.runtime import Assembly, DriverSession, LocalRuntime, Runtime
+from scarcity_ray.roles.submission import SubmissionBatch, signed
+from scarcity_ray.runtime import Assembly, DriverSession, Runtime
+from scarcity_ray.runtime.opening import (
+    check_federation_name,
+    federation_id_of,
+    ledger_path_of,
+    open_runtime,
+)
 from scarcity_ray.secagg import IdentityKeyPair
 
 Clock = Callable[[], float]
@@ -66,13 +67,13 @@ class HierarchicalFederation:
     ) -> None:
         config = config or HierarchicalFederationConfig()
         plan = make_plan(config)
-        federation_id = _federation_id(config, name)
-        place = _open_runtime(runtime, name or uuid.uuid4().hex, address, detached=name is not None)
+        federation_id = federation_id_of(config, name)
+        place = open_runtime(runtime, name, address)
         if place.names():
             place.close()
             raise UsageError(f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})")
         identity = FederationIdentity(
-            federation_id, config, _ledger_path(config, federation_id), place.home, noise or SystemNoise()
+            federation_id, config, ledger_path_of(config, federation_id), place.home, noise or SystemNoise()
         )
         self._begin(place, identity, plan, clock, owner=True)
         try:
@@ -96,7 +97,7 @@ class HierarchicalFederation:
         Raises:
             UsageError: If no federation of this name is running.
         """
-        place = _open_runtime("ray", name, address, detached=True)
+        place = open_runtime("ray", check_federation_name(name), address)
         identity: FederationIdentity | None = place.card() if place.names() else None
         if identity is None:
             place.close()
@@ -408,16 +409,7 @@ class HierarchicalFederation:
         if not any(client_id in self._keypairs for client_id in batch.client_ids):
             return batch
         round_id = self._session.whereabouts().round_id if batch.round_id is None else batch.round_id
-        signatures = list(batch.signatures or [None] * len(batch))
-        for index, client_id in enumerate(batch.client_ids):
-            keypair = self._keypairs.get(client_id)
-            row = read_row(batch.rows[index], self.config.vector_dim)
-            if keypair is None or signatures[index] is not None or isinstance(row, Rejection):
-                continue
-            if isinstance(round_id, int | np.integer):
-                message = update_message(self.federation_id, client_id, int(round_id), row)
-                signatures[index] = keypair.sign(message)
-        return SubmissionBatch(batch.client_ids, batch.rows, round_id, tuple(signatures), batch.meta)
+        return signed(batch, round_id, self._keypairs, self.federation_id, self.config.vector_dim)
 
     @property
     def federation_id(self) -> str:
@@ -463,30 +455,3 @@ def _refuse(status: BudgetStatus) -> NoReturn:
     raise PrivacyBudgetExhausted(
         f"the privacy budget is spent (epsilon {status.epsilon_spent:.4g}); renew_budget opens a new period"
     )
-
-
-def _federation_id(config: HierarchicalFederationConfig, name: str | None) -> str:
-    """Stable wherever a ledger is to be found again: by name, else by the ledger's file name."""
-    if name is not None:
-        return name
-    return Path(config.ledger_path).stem if config.ledger_path else uuid.uuid4().hex
-
-
-def _ledger_path(config: HierarchicalFederationConfig, federation_id: str) -> str:
-    if config.ledger_path is not None:
-        return os.path.abspath(os.path.expanduser(config.ledger_path))
-    return str(Path(tempfile.gettempdir()) / "scarcity_ray" / federation_id / "ledger.sqlite")
-
-
-def _open_runtime(kind: str, name: str, address: str | None, detached: bool) -> Runtime:
-    if kind == "local":
-        if detached:
-            raise UsageError(
-                "a named federation lives on a Ray cluster; leave out name= with runtime='local'"
-            )
-        return LocalRuntime()
-    if kind != "ray":
-        raise UsageError(f"runtime must be 'ray' or 'local', got {kind!r}")
-    from scarcity_ray.runtime.ray_runtime import RayRuntime
-
-    return RayRuntime(f"scarcity_ray/{name}", address=address, detached=detached)

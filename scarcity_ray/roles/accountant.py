@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from scarcity_ray.errors import LedgerError
 from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.budget import DurableBudget
 
@@ -46,7 +47,7 @@ class Accountant:
     def _opened(self, now: float) -> DurableBudget:
         if self._budget is None:
             if not self._opening["must_exist"]:
-                Path(self._path).parent.mkdir(parents=True, exist_ok=True)
+                _make_folder(Path(self._path).parent)
             self._budget = DurableBudget.open(self._path, now=now, **self._opening)
         return self._budget
 
@@ -78,3 +79,12 @@ class Accountant:
         budget = self._opened(now)
         budget.renew(total_epsilon, total_delta, now=now, operator=operator)
         return budget.status(self._mu_release)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise LedgerError(
+            f"{folder}: the ledger's folder cannot be made ({error.strerror}); choose another ledger_path"
+        ) from None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.buffer import Rejection
+from scarcity_ray.buffer import Rejection, read_row
+from scarcity_ray.buffer.signing import update_message
+from scarcity_ray.secagg import IdentityKeyPair
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,3 +74,32 @@ class SubmissionBatch:
 
     def __len__(self) -> int:
         return len(self.client_ids)
+
+
+def signed(
+    batch: SubmissionBatch,
+    round_id: object,
+    keypairs: Mapping[str, IdentityKeyPair],
+    federation_id: str,
+    dimension: int,
+) -> SubmissionBatch:
+    """The batch with a signature for every update whose key is held here and that has none yet.
+
+    What cannot be an update is left unsigned: it is refused for what it is.
+
+    Args:
+        batch: The updates.
+        round_id: The round that they are made for, which is signed along.
+        keypairs: Keys by client.
+        federation_id: The federation, which is signed along.
+        dimension: Length of an update.
+    """
+    signatures = list(batch.signatures or [None] * len(batch))
+    for index, client_id in enumerate(batch.client_ids):
+        keypair = keypairs.get(client_id)
+        if keypair is None or signatures[index] is not None or not isinstance(round_id, int | np.integer):
+            continue
+        row = read_row(batch.rows[index], dimension)
+        if not isinstance(row, Rejection):
+            signatures[index] = keypair.sign(update_message(federation_id, client_id, int(round_id), row))
+    return SubmissionBatch(batch.client_ids, batch.rows, round_id, tuple(signatures), batch.meta)
