@@ -1,6 +1,8 @@
-"""Robust aggregation on one core, against textbook NumPy and against what the hardware gives.
+"""Robust aggregation against textbook NumPy, what the hardware gives, two cores and other libraries.
 
-``python -m benchmarks layer1 [--format json] [--quick]``. The rows are read-only and apart, as they lie in an
+``python -m benchmarks layer1 [--format json] [--quick] [--part PART]``. The part ``tasks`` (two cores by Ray
+tasks, and memory) is described in `benchmarks._tasks`, the part ``peers`` (Flower, where it is installed) in
+`benchmarks._peers`; the rest is the part ``core``. The rows are read-only and apart, as they lie in an
 object store. Times are the thread's CPU time with one BLAS thread, the least of a few runs; ``ratio`` is ours
 over the other's: below 1 we are faster, and against a limit of the hardware it says how many times the limit
 we take.
@@ -15,20 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
+from benchmarks import _peers, _tasks
+from benchmarks._timing import BYZANTINE_SHARE, Row, least_time, versus
 from scarcity_ray.robust import BLOCK_COLUMNS, aggregate_blocks, inline_blocks, one_blas_thread, row_norms
 from scarcity_ray.robust.columns import NETWORK_ROWS
 from scarcity_ray.robust.network import sorting_network
 
-Row = dict[str, Any]
 SIZES = [(n, d) for d in (10_000, 100_000, 1_000_000) for n in (20, 50, 100, 300)]
 QUICK = [(20, 10_000), (50, 10_000)]
-BYZANTINE_SHARE = 0.2
 MOST_TEXTBOOK_WORK = 3e9
 """n^2 d beyond which the textbook version, which takes minutes then, is left out."""
 
@@ -93,20 +94,6 @@ def measure_size(n: int, d: int) -> Iterator[Row]:
     )
     case = {"name": "nnm + trimmed_mean", "n": n, "d": d, "seconds": mixed}
     yield case | versus(mixed, "symmetric product", product)
-
-
-def versus(seconds: float, name: str, other: float) -> Row:
-    return {"versus": f"{name} ({other:.4g} s)", "ratio": seconds / other}
-
-
-def least_time(run: Callable[[], object], runs: int) -> float:
-    run()
-    times = []
-    for _ in range(runs):
-        start = time.thread_time()
-        run()
-        times.append(time.thread_time() - start)
-    return min(times)
 
 
 def symmetric_product(n: int, d: int) -> float:
@@ -186,16 +173,23 @@ TEXTBOOK: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 }
 
 
-def run(output: str = "table", quick: bool = False) -> int:
+PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "core": rows,
+    "peers": _peers.rows,
+    "tasks": _tasks.rows,
+}
+
+
+def run(output: str = "table", quick: bool = False, parts: Sequence[str] = tuple(PARTS)) -> int:
     """Prints every row as soon as it is measured; ``output`` is ``table`` or ``json`` (a line a row)."""
     if output != "json":
-        print(f"{'name':<20} {'n':>4} {'d':>8} {'seconds':>10} {'ratio':>8}  versus")
-    for row in rows(quick):
+        print(f"{'name':<38} {'n':>4} {'d':>8} {'seconds':>10} {'ratio':>8}  versus")
+    for row in chain.from_iterable(PARTS[part](quick) for part in parts):
         if output == "json":
             print(json.dumps(row), flush=True)
             continue
         print(
-            f"{row['name']:<20} {row['n']:>4} {row['d']:>8} {row['seconds']:>10.5f} {row['ratio']:>8.3f}  "
+            f"{row['name']:<38} {row['n']:>4} {row['d']:>8} {row['seconds']:>10.5f} {row['ratio']:>8.3f}  "
             f"{row['versus']}",
             flush=True,
         )
@@ -208,8 +202,9 @@ def main() -> int:
     )
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--quick", action="store_true", help="small sizes only")
+    parser.add_argument("--part", choices=sorted(PARTS), help="this part only")
     arguments = parser.parse_args()
-    return run(arguments.format, arguments.quick)
+    return run(arguments.format, arguments.quick, [arguments.part] if arguments.part else tuple(PARTS))
 
 
 if __name__ == "__main__":

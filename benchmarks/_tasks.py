@@ -1,0 +1,136 @@
+"""Layer 1 on Ray: two cores by tasks against one core, and the memory of the whole cluster.
+
+Times are wall time, the least of a few runs, one core and two cores by turns. Both read the rows where they
+lie in the object store; the tasks go through Layer 1's own driver, ``blocks_as_tasks`` over the runtime's
+compute. *put* is the time that storing the rows took, which the tasks' time leaves out: *first* in a cluster
+whose store has touched no page yet, *again* after that. *two halves apart* is what the machine gives two
+processes at that moment: each runs the rule over half of the columns, as one task, with nothing between them.
+
+``memory`` rows say how much more memory the whole cluster held at the worst moment of one
+``Layer1Aggregator.aggregate`` call over tasks than right before it: ``ratio`` is to one copy of the updates.
+The caller already holds the updates in memory of its own, and that copy does not count; the copy that the
+call puts into the object store does. Every few milliseconds (tens of them, when much is mapped) a separate
+process sums the proportional set sizes (Pss in ``/proc/PID/smaps_rollup``: a page that k processes share
+counts 1/k in each, so that the sum counts it once) of the caller and of all the processes that it started:
+Ray's workers and daemons, and with them the pages of the object store, all of which count as extra. Each rule
+gets a cluster of its own, whose workers have run it on a few columns before, so that starting Python and
+loading NumPy do not count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+
+from benchmarks._memory import PeakMemory
+from benchmarks._timing import BYZANTINE_SHARE, Row, least_wall, versus, wall_time
+from scarcity_ray.config import AggregationMethod, Layer1Config
+from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.robust import aggregate_blocks, inline_blocks, one_blas_thread, row_norms
+from scarcity_ray.roles.layer1_tasks import blocks_as_tasks
+from scarcity_ray.runtime.ray_runtime import RayRuntime
+
+CORES = 2
+TASK_RULES = ("bulyan", "trimmed_mean", "median", "krum")
+SIZE, QUICK_SIZE = (100, 1_000_000), (20, 20_000)
+RUNS = 15
+
+
+def rows(quick: bool = False) -> Iterator[Row]:
+    """Speed first, then memory, on clusters of two CPUs on this machine that end with the measurement."""
+    n, d = QUICK_SIZE if quick else SIZE
+    with one_blas_thread():
+        yield from speed(n, d)
+        for method in TASK_RULES[-1:] if quick else TASK_RULES:
+            yield memory(method, n, d, clipped=False)
+        yield memory("trimmed_mean", n, d, clipped=True)
+
+
+def cluster(name: str) -> RayRuntime:
+    """A runtime on a cluster of `CORES` CPUs of its own; `ray.shutdown` ends it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local", num_cpus=CORES, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
+    return RayRuntime(f"{name}-{os.getpid()}")
+
+
+def speed(n: int, d: int) -> Iterator[Row]:
+    runtime = cluster("benchmark-layer1")
+    try:
+        compute = runtime.compute
+        updates = list(matrix_of(n, d))
+        stored: list[Any] = []
+        first = wall_time(lambda: stored.append(compute.put(updates)))
+        reference = stored[0]
+        rows = ray.get(reference)
+        drivers: list[Any] = []
+        again = wall_time(lambda: drivers.append(blocks_as_tasks(compute, inline_elements=0)(rows)))
+        copied = least_wall([lambda: [row.copy() for row in rows]], 3)[0]
+        case = {"n": n, "d": d}
+        yield {"name": "put, first", **case, "seconds": first} | versus(first, "copy in memory", copied)
+        yield {"name": "put, again", **case, "seconds": again} | versus(again, "copy in memory", copied)
+        norms, f = row_norms(rows), int(BYZANTINE_SHARE * n)
+        for method in TASK_RULES:
+            call = partial(aggregate_rows, method=method, f=f, norms=norms)
+            parts = [slice(0, d // 2), slice(d // 2, d)]
+
+            def apart(call: Any = call, parts: list[slice] = parts) -> None:
+                for task in [compute.submit(aggregate_part, reference, part, call) for part in parts]:
+                    task.result()
+
+            one, two, free = least_wall(
+                [
+                    lambda call=call: call(inline_blocks(rows), n),
+                    lambda call=call: call(drivers[0], n),
+                    apart,
+                ],
+                RUNS,
+            )
+            row = {"name": f"{method}, two cores", **case, "seconds": two}
+            yield row | versus(two, "one core", one)
+            yield row | versus(two, "two halves apart", free)
+    finally:
+        ray.shutdown()
+
+
+def aggregate_rows(driver: Any, n: int, *, method: str, f: int, norms: np.ndarray) -> None:
+    aggregate_blocks(driver, n, method=method, num_byzantine=f, norms=norms)
+
+
+def aggregate_part(rows: list[np.ndarray], columns: slice, call: Any) -> None:
+    with one_blas_thread():
+        call(inline_blocks([row[columns] for row in rows]), len(rows))
+
+
+def memory(method: str, n: int, d: int, *, clipped: bool) -> Row:
+    """Peak extra memory of one Layer 1 call; ``clipped`` makes every row longer than the clip norm."""
+    runtime = cluster(f"benchmark-memory-{method}")
+    try:
+        updates = list(matrix_of(n, d))
+        longest = 2.0 * float(np.sqrt(d))
+        config = Layer1Config(
+            aggregation_method=AggregationMethod(method), clip_norm=longest / 4 if clipped else longest
+        )
+        layer = Layer1Aggregator(config, blocks_of=blocks_as_tasks(runtime.compute, inline_elements=0))
+        for _ in range(3):
+            layer.aggregate([row[:20_000] for row in updates])
+        with PeakMemory() as peak:
+            seconds = wall_time(lambda: layer.aggregate(updates))
+        copy = 4 * n * d
+        name = f"memory, {method}{', all rows clipped' if clipped else ''}"
+        return {"name": name, "n": n, "d": d, "seconds": seconds} | {
+            "versus": f"one copy ({copy / 1e6:.4g} MB; {peak.samples} samples)",
+            "ratio": peak.extra / copy,
+        }
+    finally:
+        ray.shutdown()
+
+
+def matrix_of(n: int, d: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((n, d), np.float32)
