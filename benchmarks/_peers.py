@@ -1,4 +1,4 @@
-"""Layer 1 against Flower's own functions, on one core, where Flower is installed (``pip install flwr``).
+"""Layer 1 against Flower's own functions, on one core, where Flower is installed (the extra ``bench``).
 
 Function against function: the rows are in the form that the other library hands to its rule, and ``ratio`` is
 our time over theirs. *Flower new* is the Message API's, whose Bulyan selects once, without re-scoring;
@@ -33,7 +33,7 @@ def rows(quick: bool = False) -> Iterator[Row]:
     for name in OUTSIDE:
         print(f"skipped: {name} (this benchmark does not call it)", file=sys.stderr)
     if importlib.util.find_spec("flwr") is None:
-        print("skipped: flwr (not installed)", file=sys.stderr)
+        print("skipped: flwr (not installed; the extra bench has it)", file=sys.stderr)
         return
     with one_blas_thread():
         for n, d in QUICK if quick else SIZES:
