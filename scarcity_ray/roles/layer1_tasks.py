@@ -14,21 +14,20 @@ T = TypeVar("T")
 
 INLINE_ELEMENTS = 4_000_000
 """Below this many entries a rule takes about the 10 ms that handing it to tasks would cost."""
-BLOCKS_PER_TASK = 8
-"""Consecutive blocks that one task computes at most."""
 
 
 def blocks_as_tasks(compute: Compute, inline_elements: int = INLINE_ELEMENTS) -> BlocksOf:
     """A driver that chooses by the size of the work: few entries inline, many as tasks.
 
-    The rows are stored once, without a stacked copy beside them; every pass of a rule reads the stored ones.
+    The rows are stored once, without a stacked copy beside them; every pass of a rule reads the stored ones,
+    in one task a worker: a task pays for finding its rows, so few large ones are faster than many small.
     """
 
     def blocks_of(rows: Rows) -> MapBlocks:
         if compute.parallelism < 2 or len(rows) * len(rows[0]) < inline_elements:
             return inline_blocks(rows)
         spans = column_blocks(len(rows[0]))
-        share = min(BLOCKS_PER_TASK, -(-len(spans) // compute.parallelism))
+        share = -(-len(spans) // compute.parallelism)
         groups = [spans[start : start + share] for start in range(0, len(spans), share)]
         reference = compute.put(rows)
 
