@@ -32,7 +32,6 @@ Rows: TypeAlias = NDArray[Any] | Sequence[NDArray[Any]]
 """n rows: an (n, b) float32 array, or a sequence of n float32 arrays of length b; never written to."""
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 
 class MapBlocks(Protocol):
