@@ -1,0 +1,23 @@
+"""From a config to every number that follows from it, or a `ConfigError`.
+
+`make_plan` derives what a federation fixes once: noise scales, budget caps, least rows. What depends on
+who is there (basket weights, sensitivity, ring) follows per release from `FederationPlan.release`. Nothing
+else in the package re-derives any of these numbers.
+"""
+
+from scarcity_ray.plan.checks import make_plan
+from scarcity_ray.plan.federation import DRIFT_SHARE, FLOAT32_SLACK, GRID_STEPS, NOISE_TAIL, FederationPlan
+from scarcity_ray.plan.gossip import GossipPlan
+from scarcity_ray.plan.release import BasketFacts, ReleasePlan
+
+__all__ = [
+    "DRIFT_SHARE",
+    "FLOAT32_SLACK",
+    "GRID_STEPS",
+    "NOISE_TAIL",
+    "BasketFacts",
+    "FederationPlan",
+    "GossipPlan",
+    "ReleasePlan",
+    "make_plan",
+]

@@ -1,0 +1,100 @@
+"""From a config to its plan, or the `ConfigError` that says which of its values cannot work together."""
+
+from __future__ import annotations
+
+import math
+
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.errors import ConfigError
+from scarcity_ray.plan.federation import FederationPlan
+from scarcity_ray.plan.tolerance import rows_behind_pre
+
+NOISE_REACH = 2.0**53
+"""Least size of noise, in grid steps, that float64 no longer resolves to one step."""
+
+
+def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
+    """Derive a federation's numbers.
+
+    Raises:
+        ConfigError: If the config's values cannot work together; the error names the one to change.
+
+    >>> from scarcity_ray.config import HierarchicalFederationConfig
+    >>> make_plan(HierarchicalFederationConfig()).least_rows(10)
+    7
+    """
+    plan = FederationPlan(config)
+    _check_layer1(plan)
+    _check_budget(plan)
+    for name, (low, high) in config.meta_parameters.items():
+        if not (low < high and math.isfinite(2.0 * (high - low))):
+            raise ConfigError(
+                f"meta_parameters.{name}", (low, high), "a finite least value below a finite greatest one"
+            )
+    if plan.greatest_noise >= NOISE_REACH:
+        raise ConfigError(
+            "layer2.central_dp_epsilon",
+            config.layer2.central_dp_epsilon,
+            f"an epsilon (with central_dp_delta = {config.layer2.central_dp_delta}) whose noise fits into "
+            "2^53 steps of the ring's grid; any in earnest does",
+        )
+    return plan
+
+
+def _check_layer1(plan: FederationPlan) -> None:
+    basket, layer1 = plan.config.basket, plan.config.layer1
+    smallest, rule = basket.min_clients, layer1.aggregation_method
+    f = plan.num_byzantine(smallest)
+    if layer1.num_selected is not None and rule is not AggregationMethod.MULTI_KRUM:
+        raise ConfigError(
+            "layer1.num_selected",
+            layer1.num_selected,
+            f"null for {rule.value}; only multi_krum selects a given number of rows",
+        )
+    if layer1.clipping_radius is not None and rule is not AggregationMethod.CENTERED_CLIPPING:
+        raise ConfigError(
+            "layer1.clipping_radius",
+            layer1.clipping_radius,
+            f"null for {rule.value}; only centered_clipping has a radius",
+        )
+    if layer1.pre and rule is AggregationMethod.WEIGHTED:
+        raise ConfigError("layer1.pre", layer1.pre, "none before weighted, whose weights are of single rows")
+    by_rule = rows_behind_pre(layer1, f)
+    if by_rule > max(smallest, rows_behind_pre(layer1, 0)):
+        raise ConfigError(
+            "layer1.byzantine_fraction" if layer1.num_byzantine is None else "layer1.num_byzantine",
+            layer1.byzantine_fraction if layer1.num_byzantine is None else f,
+            f"{rule.value} with f = {f} needs {by_rule} rows, but a basket is active from "
+            f"basket.min_clients = {smallest}; lower f or raise basket.min_clients",
+        )
+    most = basket.max_clients
+    if layer1.min_updates > most:
+        raise ConfigError("layer1.min_updates", layer1.min_updates, f"at most basket.max_clients = {most}")
+    if by_rule > most:
+        raise ConfigError(
+            "basket.max_clients", most, f"at least the {by_rule} rows that {rule.value} needs with f = {f}"
+        )
+    if plan.least_rows(smallest) > most:
+        raise ConfigError(
+            "layer1.num_selected",
+            layer1.num_selected,
+            f"at most basket.max_clients - f - 2 = {most - f - 2} with f = {f}",
+        )
+
+
+def _check_budget(plan: FederationPlan) -> None:
+    config = plan.config
+    if config.gossip_budget_share > 0 and plan.num_gossip_rounds < 1:
+        raise ConfigError(
+            "gossip.local_dp_epsilon",
+            config.gossip.local_dp_epsilon,
+            f"an epsilon of which one release fits into gossip_budget_share = {config.gossip_budget_share} "
+            "of the budget (or gossip_budget_share: 0, which turns gossip off)",
+        )
+    if plan.num_releases < 1:
+        raise ConfigError(
+            "layer2.central_dp_epsilon",
+            config.layer2.central_dp_epsilon,
+            f"an epsilon of which one release fits into total_epsilon = {config.total_epsilon} "
+            "less the gossip's share",
+        )

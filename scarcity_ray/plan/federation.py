@@ -1,0 +1,161 @@
+"""The numbers that a federation fixes once, and from which those of each release follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.plan.gossip import GossipPlan
+from scarcity_ray.plan.release import BasketFacts, ReleasePlan
+from scarcity_ray.plan.tolerance import rows_behind_pre, tolerated
+from scarcity_ray.privacy.accounting import mu_of_gaussian
+from scarcity_ray.privacy.sensitivity import rule_sensitivity
+
+DRIFT_SHARE = 0.1
+"""Share of a gossip release's mu squared that the materiality test takes; the vector has the rest."""
+
+FLOAT32_SLACK = 2.0**-21
+"""What float32 rounding adds to a sensitivity, relative to the rule's bound and to the ball's radius.
+
+Rounding to float32 moves a vector by at most u = 2^-24 of its norm. A row clipped to C may have norm
+(1 + u) C, and one of norm up to (1 + 2 u) C is left as it is, which stretches the rule's bound by as much.
+The rule's result is rounded once from float64, then clipped and rounded by Layer 1 and again by Layer 2:
+three times u of a norm that is at most the radius (or is brought to it afterwards, and the error with it),
+for either neighbour, so 6 u of the radius. 8 u of each leaves room for the terms in u^2 and for the sums in
+float64.
+"""
+
+GRID_STEPS = 2.0**22
+"""Fixed-point steps to a clip norm: what a float32 mantissa resolves."""
+NOISE_TAIL = 12.0
+"""Standard deviations of noise that the ring must hold: exceeded with probability below 2^-100."""
+ROUNDING = 1.0 + 1e-12
+"""By this factor a sum of mu^2 may pass its cap, as in `privacy.accountant`."""
+
+
+class FederationPlan:
+    """All numbers that follow from a config; `make_plan` makes and checks it.
+
+    Attributes:
+        mu_release: Gaussian-DP parameter of one Layer 2 release.
+        mu_total: Gaussian-DP parameter of the whole budget.
+        central_mu_cap, gossip_mu_cap: Its two shares (their squares add up).
+        gossip: The numbers of gossip.
+        num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon).
+        num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
+        vector_length: Coordinates that travel in Layer 2.
+        meta_radius: Half the range of one meta-parameter's coordinate in Layer 2.
+    """
+
+    def __init__(self, config: HierarchicalFederationConfig) -> None:
+        self.config = config
+        layer2, gossip = config.layer2, config.gossip
+        self.mu_release = mu_of_gaussian(layer2.central_dp_epsilon, layer2.central_dp_delta)
+        self.mu_total = mu_of_gaussian(config.total_epsilon, config.total_delta)
+        mu_gossip = mu_of_gaussian(gossip.local_dp_epsilon, gossip.local_dp_delta)
+        mu_drift = mu_gossip * math.sqrt(DRIFT_SHARE)
+        mu_vector = mu_gossip * math.sqrt(1.0 - DRIFT_SHARE)
+        sensitivity = 2.0 * gossip.clip_norm * (1.0 + FLOAT32_SLACK)
+        self.gossip = GossipPlan(
+            mu_drift=mu_drift,
+            mu_vector=mu_vector,
+            sigma_drift=sensitivity / mu_drift,
+            sigma_vector=sensitivity / mu_vector,
+            clip_norm=gossip.clip_norm,
+            dimension=config.vector_dim,
+            layer1=config.layer1,
+        )
+        share = config.gossip_budget_share
+        self.gossip_mu_cap = self.mu_total * math.sqrt(share) if share else 0.0
+        self.central_mu_cap = self.mu_total * math.sqrt(1.0 - share)
+        self.num_releases = _times(self.central_mu_cap, self.mu_release)
+        self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
+        num_meta = len(config.meta_parameters)
+        self.vector_length = config.vector_dim + num_meta
+        self.meta_radius = layer2.clip_norm / math.sqrt(num_meta) if num_meta else 0.0
+
+    def num_byzantine(self, num_members: int) -> int:
+        """The f for a basket of `num_members` registered clients."""
+        return tolerated(self.config.layer1, num_members)
+
+    def least_rows(self, num_members: int) -> int:
+        """Rows without which Layer 1 of such a basket waits."""
+        layer1, f = self.config.layer1, self.num_byzantine(num_members)
+        by_rule = rows_behind_pre(layer1, f)
+        if layer1.aggregation_method is AggregationMethod.MULTI_KRUM and layer1.num_selected is not None:
+            by_rule = max(by_rule, layer1.num_selected + f + 2)
+        return max(layer1.min_updates, by_rule)
+
+    def sensitivity(self, facts: BasketFacts) -> float:
+        """L2 bound on the change of a basket's whole vector when one client's values change.
+
+        The rule's own bound on rows of norm clip_norm (`privacy.sensitivity`), or none after a
+        pre-aggregation, which spreads one row over others; capped by the diameter of the
+        ball that its result is clipped to (clipping is 1-Lipschitz), both with what float32 adds
+        (`FLOAT32_SLACK`), and beside it the meta-parameters' mean of vectors of norm clip_norm, so their L2
+        sum.
+        """
+        if not facts.fresh:
+            return 0.0
+        layer1, layer2 = self.config.layer1, self.config.layer2
+        radius = min(layer1.clip_norm, layer2.clip_norm)
+        by_rule = rule_sensitivity(
+            layer1.aggregation_method,
+            num_rows=facts.num_rows,
+            num_byzantine=facts.num_byzantine,
+            clip_norm=min(layer1.clip_norm, layer1.clipping_radius or math.inf),
+            max_row_share=facts.max_row_share,
+        )
+        if layer1.pre:
+            by_rule = math.inf
+        stretched = 1.0 + FLOAT32_SLACK
+        model = min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
+        meta = 2.0 * layer2.clip_norm * stretched / facts.num_rows if self.config.meta_parameters else 0.0
+        return math.hypot(model, meta)
+
+    def release(self, baskets: Sequence[BasketFacts]) -> ReleasePlan:
+        """Weights, sensitivities and ring of a release by `baskets`, at least one of them fresh.
+
+        No sum overflows: the weights add up to 1, so the integer sum is at most scale times the norm of one
+        vector, plus half a step for each basket, plus the noise's tail (`NOISE_TAIL` standard deviations).
+        """
+        layer2 = self.config.layer2
+        shares = {
+            b.basket_id: (b.num_members if layer2.weight_by_size else 1.0)
+            * layer2.basket_trust.get(b.domain_id, 1.0)
+            * b.fresh
+            for b in baskets
+        }
+        total = math.fsum(shares.values())
+        weights = {basket: share / total if total else 0.0 for basket, share in shares.items()}
+        radius = (
+            layer2.clip_norm
+            * (1.0 + FLOAT32_SLACK)
+            * (math.sqrt(2.0) if self.config.meta_parameters else 1.0)
+        )
+        draft = ReleasePlan(
+            weights=weights,
+            sensitivities={b.basket_id: self.sensitivity(b) for b in baskets},
+            ring_bits=32,
+            scale=GRID_STEPS / layer2.clip_norm,
+            length=self.vector_length,
+            mu=self.mu_release,
+        )
+        noise = NOISE_TAIL * draft.grid_sigma(list(weights))
+        reach = draft.scale * radius + len(baskets) / 2 + noise
+        return draft if reach < 2.0**31 else replace(draft, ring_bits=64)
+
+    @property
+    def greatest_noise(self) -> float:
+        """The tail of the noise of any release, in grid steps: that of one basket with all the weight."""
+        widest = 2.0 * (math.sqrt(2.0) if self.config.meta_parameters else 1.0) * (1.0 + 2.0 * FLOAT32_SLACK)
+        steps = GRID_STEPS * widest + math.sqrt(self.vector_length)
+        return NOISE_TAIL * steps / self.mu_release
+
+
+def _times(cap: float, mu: float) -> float:
+    if math.isinf(cap):
+        return math.inf
+    return float(math.floor((cap / mu) ** 2 * ROUNDING))

@@ -1,0 +1,71 @@
+"""One Layer 2 release: who weighs how much, what one client can change, the ring and the noise on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BasketFacts:
+    """What is public about one basket's part in a release.
+
+    Attributes:
+        basket_id: The basket.
+        domain_id: Its domain, which the operator's trust is given for.
+        num_members: Registered members when the session froze.
+        num_rows: Clients behind its fresh aggregate; 0 for a basket that joins with the zero vector.
+        num_byzantine: The f that its rule ran with.
+        max_row_share: Largest share of one row in a weighted mean; None for every other rule.
+    """
+
+    basket_id: str
+    domain_id: str
+    num_members: int
+    num_rows: int = 0
+    num_byzantine: int = 0
+    max_row_share: float | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the basket has an aggregate that no release has used."""
+        return self.num_rows > 0
+
+
+@dataclass(frozen=True)
+class ReleasePlan:
+    """Numbers of one Layer 2 release, all from public facts; every party of a session is given the same.
+
+    Attributes:
+        weights: Basket id to weight: 0 without a fresh aggregate, the others sum to 1.
+        sensitivities: Basket id to the L2 bound on its vector's change when one client's values change.
+        ring_bits: 32 or 64.
+        scale: Grid steps to a unit.
+        length: Coordinates that travel: the update's, then one for each meta-parameter.
+        mu: Gaussian-DP parameter of the release.
+    """
+
+    weights: dict[str, float]
+    sensitivities: dict[str, float]
+    ring_bits: int
+    scale: float
+    length: int
+    mu: float
+
+    def grid_sensitivity(self, survivors: Sequence[str]) -> float:
+        """L2 bound, in grid steps, on the change of the survivors' integer sum.
+
+        A basket's vector changes by at most w Delta; rounding to the grid moves the difference of two values
+        by less than one step a coordinate, so by less than sqrt(length) in L2.
+        """
+        bound = max(self.weights[b] * self.sensitivities[b] for b in survivors)
+        return self.scale * bound + math.sqrt(self.length)
+
+    def grid_sigma(self, survivors: Sequence[str]) -> float:
+        """Standard deviation of the noise on the integer sum, in grid steps."""
+        return self.grid_sensitivity(survivors) / self.mu
+
+    def surviving_weight(self, survivors: Sequence[str]) -> float:
+        """What the sum is divided by."""
+        return math.fsum(self.weights[b] for b in survivors)
