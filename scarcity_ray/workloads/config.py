@@ -11,19 +11,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from scarcity_ray.config import (
+from scarcity_ray.config import HierarchicalFederationConfig, load, read_yaml, settings
+from scarcity_ray.config.fields import (
     Flag,
     Float,
-    HierarchicalFederationConfig,
     Int,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Text,
-    load,
-    read_yaml,
-    settings,
 )
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import make_plan

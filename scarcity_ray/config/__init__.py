@@ -1,0 +1,35 @@
+"""The configuration: frozen dataclasses with ranges, and their loading from YAML.
+
+Every value is checked when a config is made, from Python or from a file, and every refusal is a
+`ConfigError` that names the path, the value and what would be accepted. Combinations of values are
+checked by `scarcity_ray.plan`, which knows what follows from them.
+"""
+
+from scarcity_ray.config.fields import AggregationMethod, settings
+from scarcity_ray.config.loading import load, read_yaml, to_plain
+from scarcity_ray.config.sections import (
+    BasketConfig,
+    BufferConfig,
+    GossipConfig,
+    HierarchicalFederationConfig,
+    Layer1Config,
+    Layer2Config,
+    RuntimeConfig,
+)
+from scarcity_ray.config.streams import stream
+
+__all__ = [
+    "AggregationMethod",
+    "BasketConfig",
+    "BufferConfig",
+    "GossipConfig",
+    "HierarchicalFederationConfig",
+    "Layer1Config",
+    "Layer2Config",
+    "RuntimeConfig",
+    "load",
+    "read_yaml",
+    "settings",
+    "stream",
+    "to_plain",
+]

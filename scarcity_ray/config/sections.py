@@ -1,0 +1,171 @@
+"""The sections of a federation's configuration, with their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scarcity_ray.config.fields import (
+    AggregationMethod,
+    ClipNorm,
+    Delta,
+    Epsilon,
+    Flag,
+    Float,
+    Int,
+    Method,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Text,
+    settings,
+)
+from scarcity_ray.errors import ConfigError
+
+
+@settings
+class BasketConfig:
+    """How clients are grouped (spec/basket.md)."""
+
+    min_clients: PositiveInt = 3
+    """Members from which a basket is ACTIVE."""
+    max_clients: PositiveInt = 100
+    """Members at which a basket is full; the next client opens a new one."""
+    stale_threshold: PositiveFloat = 600.0
+    """Seconds without activity after which a basket is STALE."""
+    allow_cross_domain: Flag = False
+    """Whether a newcomer may fill a basket of another domain."""
+
+    def __post_init__(self) -> None:
+        if self.max_clients < max(2, self.min_clients):
+            raise ConfigError(
+                "max_clients", self.max_clients, f"at least max(2, min_clients) = {max(2, self.min_clients)}"
+            )
+
+
+@settings
+class GossipConfig:
+    """How the members of a basket exchange noised states."""
+
+    peers_per_round: PositiveInt = 5
+    pull_interval: NonNegativeFloat = 2.0
+    """Seconds between two pulls by a client that nobody pushed to."""
+    push_drift_threshold: NonNegativeFloat = 0.1
+    """L2 distance from the last pushed state at which a client pushes again."""
+    clip_norm: ClipNorm = 1.0
+    local_dp_epsilon: Epsilon = 0.5
+    """Local epsilon of one federation round's release (drift test and vector together)."""
+    local_dp_delta: Delta = 1e-5
+    max_messages_per_day: PositiveInt = 24
+    """Vectors that a client releases in 24 hours at most."""
+    message_ttl: PositiveFloat = 300.0
+    """Seconds after which an undelivered message expires."""
+    mixing: Literal["noise_aware", "average", "clipped_gossip", "nearest_neighbors"] | None = None
+    """How received vectors move a state; None: clipped_gossip where Layer 1 reckons with Byzantine clients
+    (byzantine_fraction or num_byzantine above 0), else noise_aware."""
+    rotation_window: PositiveInt = 10
+    """Rounds over which a client's peers rotate before they repeat."""
+
+
+@settings
+class BufferConfig:
+    """How long updates wait, and what makes Layer 1 due."""
+
+    max_staleness: NonNegativeInt = 5
+    """Rounds after which an update is too old."""
+    min_updates_trigger: PositiveInt | None = None
+    """Clients with buffered updates that make Layer 1 due; None: all members."""
+    time_trigger_seconds: PositiveFloat = 60.0
+    participation_cap: PositiveInt = 3
+    """Updates that a client may send in one round."""
+
+
+@settings
+class Layer1Config:
+    """How a basket's rows become one vector."""
+
+    aggregation_method: Method = AggregationMethod.KRUM
+    min_updates: PositiveInt = 3
+    clip_norm: ClipNorm = 1.0
+    byzantine_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.2
+    """Share of a basket's registered members taken to be Byzantine (f = floor)."""
+    num_byzantine: NonNegativeInt | None = None
+    """A fixed f, in place of the fraction."""
+    num_selected: PositiveInt | None = None
+    """Multi-Krum's m; None: the most that the rule allows, n - f - 2."""
+    clipping_radius: PositiveFloat | None = None
+    """Centred clipping's radius around the zero delta; None: clip_norm."""
+    pre: tuple[Literal["nnm", "bucketing", "arc"], ...] = ()
+    """Pre-aggregation in order: nearest-neighbour mixing, bucketing, adaptive clipping."""
+    bucket_size: Annotated[Int, Field(ge=2)] = 2
+    """Rows in one of bucketing's buckets."""
+
+
+@settings
+class Layer2Config:
+    """How baskets' aggregates become the global model."""
+
+    use_secure_aggregation: Flag = True
+    central_dp_epsilon: Epsilon = 1.0
+    central_dp_delta: Delta = 1e-5
+    clip_norm: ClipNorm = 1.0
+    min_baskets: Annotated[Int, Field(ge=2)] = 2
+    """Baskets with a fresh aggregate without which there is no release."""
+    min_baskets_trigger: PositiveInt | None = None
+    """Fresh baskets that make Layer 2 due; None: all active baskets."""
+    update_interval_seconds: PositiveFloat = 60.0
+    """Seconds since the last release after which `min_baskets` fresh baskets are enough."""
+    weight_by_size: Flag = True
+    """Weigh baskets by their members; otherwise uniformly."""
+    basket_trust: Mapping[str, NonNegativeFloat] = field(default_factory=dict)
+    """The operator's factor per domain on a basket's weight; 1 where not named."""
+    threshold_fraction: Annotated[Float, Field(gt=0.5, le=1)] = 2 / 3
+    """Share of a session's baskets that must survive: t = floor(fraction n) + 1, at most n."""
+    assumed_corrupt_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the baskets that may collude with the aggregator; sets the mask graph above 64 baskets."""
+    assumed_dropout_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the baskets that may drop out at random; sets the mask graph above 64 baskets."""
+    distribute_to_baskets: Flag = True
+    """Whether each release is sent to the basket actors."""
+
+
+@settings
+class RuntimeConfig:
+    """Where the roles run."""
+
+    baskets_per_actor: PositiveInt | None = None
+    """Baskets in one actor; None: as many actors as the cluster has CPUs share all baskets."""
+    cpus_per_actor: NonNegativeFloat = 0.1
+    resources_per_actor: Mapping[str, PositiveFloat] = field(default_factory=dict)
+
+
+@settings
+class HierarchicalFederationConfig:
+    """Everything about a federation (spec/hierarchical.md)."""
+
+    basket: BasketConfig = field(default_factory=BasketConfig)
+    gossip: GossipConfig = field(default_factory=GossipConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    layer1: Layer1Config = field(default_factory=Layer1Config)
+    layer2: Layer2Config = field(default_factory=Layer2Config)
+    total_epsilon: Epsilon = 10.0
+    total_delta: Delta = 1e-4
+    auto_aggregate: Flag = True
+    vector_dim: PositiveInt = 64
+    gossip_budget_share: Annotated[Float, Field(ge=0, lt=1)] = 0.2
+    """Share of the budget (in mu squared) set aside for each client's gossip."""
+    meta_parameters: Mapping[str, tuple[Float, Float]] = field(default_factory=dict)
+    """Scalars that clients may report beside updates, each with its least and greatest value."""
+    expose_basket_models: Flag = True
+    """Whether `get_basket_model` answers; basket models lie outside the privacy claim."""
+    strict: Flag = False
+    """Whether a spent budget raises `PrivacyBudgetExhausted` instead of refusing quietly."""
+    seed: NonNegativeInt = 0
+    """Seed of the simulation streams (peers, splits); never of keys or privacy noise."""
+    ledger_path: Text | None = None
+    """The ledger's file; None: a fresh one in the temporary folder of the accountant's node."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
