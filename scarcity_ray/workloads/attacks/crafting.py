@@ -8,7 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.config import PositiveFloat, settings
+from scarcity_ray.config import settings
+from scarcity_ray.config.fields import PositiveFloat
 from scarcity_ray.workloads.attacks.attack import Attack, BasketRule, Rows, View
 from scarcity_ray.workloads.attacks.colluding import InnerProductManipulation, LittleIsEnough, Mimic
 from scarcity_ray.workloads.attacks.independent import (
