@@ -27,10 +27,10 @@ from scarcity_ray.robust import (
     MapBlocks,
     PreAggregation,
     Rule,
+    ScaledRows,
     aggregate_blocks,
     clip_vector,
     inline_blocks,
-    row_norm,
     row_norms,
 )
 from scarcity_ray.robust.blocks import Rows
@@ -135,14 +135,13 @@ class Layer1Aggregator:
 def _clipped(rows: Rows, norms: NDArray[np.float64], clip_norm: float) -> tuple[Rows, NDArray[np.float64]]:
     """The rows and their norms, with those above `clip_norm` (by more than rounding) scaled to it.
 
-    The others are not copied.
+    No row is copied: what is above is scaled within each block, to the bits that `clip_vector` gives.
     """
     above = norms > clip_norm * (1.0 + CLIP_ROUNDING)
     if not above.any():
         return rows, norms
-    clipped = [clip_vector(row, clip_norm) if high else row for row, high in zip(rows, above, strict=True)]
-    scaled = [row_norm(row) if high else norm for row, high, norm in zip(clipped, above, norms, strict=True)]
-    return clipped, np.array(scaled)
+    factors = np.divide(clip_norm, norms, out=np.ones_like(norms), where=above)
+    return ScaledRows(rows, factors), np.minimum(norms, clip_norm)
 
 
 def _shares(weights: ArrayLike | None, count: int) -> NDArray[np.float64]:

@@ -29,8 +29,10 @@ from scarcity_ray.robust.aggregation import AggregationResult, aggregate, aggreg
 from scarcity_ray.robust.blocks import (
     BLOCK_COLUMNS,
     MapBlocks,
+    ScaledRows,
     column_blocks,
     inline_blocks,
+    num_columns,
     one_blas_thread,
     take_block,
 )
@@ -66,6 +68,7 @@ __all__ = [
     "OutlierReport",
     "PreAggregation",
     "Rule",
+    "ScaledRows",
     "Selection",
     "StaticClipping",
     "Tolerance",
@@ -82,6 +85,7 @@ __all__ = [
     "inline_blocks",
     "least_rows",
     "measure",
+    "num_columns",
     "one_blas_thread",
     "pairwise",
     "row_norm",

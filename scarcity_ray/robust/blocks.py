@@ -7,6 +7,7 @@ never depend on who computes them, a result is bitwise the same for any number o
 *Guarantees*
     - Blocks cover every column once.
     - Blocks are the same for every grouping into tasks.
+    - Scaled rows are those that scaling first gives, bit by bit, and only those that are asked for are formed.
     - One BLAS thread is used inside the guard, and the earlier number is back after it.
 """
 
@@ -63,7 +64,7 @@ def inline_blocks(rows: Rows) -> MapBlocks:
     Args:
         rows: (n, d) float32 array, or n float32 arrays of length d.
     """
-    blocks = column_blocks(len(rows[0]))
+    blocks = column_blocks(num_columns(rows))
 
     def map_blocks(kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
         return (kernel(take_block(rows, columns), *args) for columns in blocks)
@@ -73,9 +74,48 @@ def inline_blocks(rows: Rows) -> MapBlocks:
 
 def take_block(rows: Rows, columns: slice) -> Rows:
     """The rows' entries in `columns`, as views."""
+    if isinstance(rows, ScaledRows):
+        return ScaledRows(take_block(rows.rows, columns), rows.factors)
     if isinstance(rows, np.ndarray):
         return rows[:, columns]
     return [row[columns] for row in rows]
+
+
+def num_columns(rows: Rows) -> int:
+    """The length d of the rows."""
+    return len(rows.rows[0] if isinstance(rows, ScaledRows) else rows[0])
+
+
+class ScaledRows(Sequence[NDArray[Any]]):
+    """Rows times factors, formed block by block when somebody asks for them: no scaled copy of all of them.
+
+    A row is formed once, in float64 and rounded to float32, in scratch memory of this thread: of all blocks,
+    one at a time is valid in a thread.
+
+    Args:
+        rows: n float32 rows of length d, never written to.
+        factors: (n,) float64; a row whose factor is 1 stands as it is.
+    """
+
+    def __init__(self, rows: Rows, factors: NDArray[np.float64]) -> None:
+        self.rows = rows
+        self.factors = factors
+        self._formed: dict[int, NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row, factor = self.rows[index], float(self.factors[index])
+        if factor == 1.0:
+            return row
+        if index not in self._formed:
+            scaled = workspace("scaled", (len(self), len(row)), np.float32)[index]
+            exact = workspace("exact", (len(row),), np.float64)
+            np.multiply(row, factor, out=exact, dtype=np.float64)
+            np.copyto(scaled, exact, casting="same_kind")
+            self._formed[index] = scaled
+        return self._formed[index]
 
 
 def workspace(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from scarcity_ray.layers.layer1 import BlocksOf
-from scarcity_ray.robust import MapBlocks, column_blocks, inline_blocks, take_block
+from scarcity_ray.robust import MapBlocks, column_blocks, inline_blocks, num_columns, take_block
 from scarcity_ray.robust.blocks import Rows
 from scarcity_ray.roles.handles import Compute, gather
 
@@ -24,9 +24,9 @@ def blocks_as_tasks(compute: Compute, inline_elements: int = INLINE_ELEMENTS) ->
     """
 
     def blocks_of(rows: Rows) -> MapBlocks:
-        if compute.parallelism < 2 or len(rows) * len(rows[0]) < inline_elements:
+        if compute.parallelism < 2 or len(rows) * num_columns(rows) < inline_elements:
             return inline_blocks(rows)
-        spans = column_blocks(len(rows[0]))
+        spans = column_blocks(num_columns(rows))
         share = -(-len(spans) // compute.parallelism)
         groups = [spans[start : start + share] for start in range(0, len(spans), share)]
         reference = compute.put(rows)

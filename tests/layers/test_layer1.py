@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.layers import Layer1Aggregator
-from scarcity_ray.robust import column_blocks, take_block
+from scarcity_ray.robust import clip_rows, column_blocks, row_norms, take_block
 
 CLIP = 1.5
 
@@ -248,3 +250,21 @@ def test_the_aggregate_is_bitwise_the_same_for_any_driver_of_blocks(method):
     two = Layer1Aggregator(config, blocks_of=backwards).aggregate(rows)
     assert one.aggregate.tobytes() == two.aggregate.tobytes()
     assert one.selected == two.selected
+
+
+@pytest.mark.parametrize("method", [m.value for m in AggregationMethod])
+def test_rows_above_the_clip_norm_are_the_clipped_ones_bit_by_bit_without_a_copy_of_them(method):
+    rows = gaussian_rows(3, 14, 130_000, 1.0)
+    config = Layer1Config(
+        aggregation_method=method, num_byzantine=int(method != "centered_clipping"), clip_norm=CLIP
+    )
+    layer = Layer1Aggregator(config)
+    first = layer.aggregate(clip_rows(rows, row_norms(rows), CLIP))
+    layer.aggregate(rows)
+    tracemalloc.start()
+    second = layer.aggregate(rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert second.aggregate.tobytes() == first.aggregate.tobytes()
+    assert second.selected == first.selected
+    assert peak < 0.3 * rows.nbytes

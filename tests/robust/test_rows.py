@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust import (
+    ScaledRows,
     clip_rows,
     clip_vector,
     column_blocks,
     detect_outliers,
+    num_columns,
     one_blas_thread,
     row_norm,
     row_norms,
+    take_block,
 )
 
 
@@ -61,6 +64,24 @@ def test_rows_within_the_clip_norm_are_returned_bit_by_bit_and_all_rows_as_clip_
     assert clipped[1].tobytes() == rows[1].tobytes()
     for row, result in zip(rows, clipped, strict=True):
         assert result.tobytes() == clip_vector(row, 2.0).tobytes()
+
+
+def test_scaled_rows_are_those_that_scaling_first_gives_bit_by_bit_and_only_those_asked_for_are_formed():
+    rng = np.random.default_rng(1)
+    rows = (rng.standard_normal((6, 20_000)) * 10.0 ** rng.integers(-3, 30, (6, 1))).astype(np.float32)
+    norms = row_norms(rows)
+    scaled = ScaledRows(list(rows), np.minimum(1.0, 2.5 / norms))
+    assert num_columns(scaled) == 20_000
+    for columns in column_blocks(20_000):
+        block = take_block(scaled, columns)
+        assert len(block) == 6
+        for row, given_row in zip(block, rows, strict=True):
+            expected = given_row if row_norm(given_row) <= 2.5 else clip_vector(given_row, 2.5)
+            assert row.tobytes() == expected[columns].tobytes()
+    block = take_block(scaled, slice(0, 10))
+    assert block[4] is block[4]
+    assert set(block._formed) == {4}
+    assert take_block(ScaledRows(rows, np.ones(6)), slice(0, 10))[4].base is not None
 
 
 @given(st.integers(1, 100_000))
