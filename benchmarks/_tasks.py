@@ -1,10 +1,13 @@
 """Layer 1 on Ray: two cores by tasks against one core, and the memory of the whole cluster.
 
 Times are wall time, the least of a few runs, one core and two cores by turns. Both read the rows where they
-lie in the object store; the tasks go through Layer 1's own driver, ``blocks_as_tasks`` over the runtime's
-compute. *put* is the time that storing the rows took, which the tasks' time leaves out: *first* in a cluster
-whose store has touched no page yet, *again* after that. *two halves apart* is what the machine gives two
-processes at that moment: each runs the rule over half of the columns, as one task, with nothing between them.
+lie in the object store, through Layer 1's own driver, ``shared_blocks`` over the runtime's compute: this
+process takes one share of the columns, a task the other. *put* is the time that storing all rows takes,
+which these times leave out: *first* in a cluster whose store has touched no page yet, *again* after that.
+*storing its rows* is the time with it, from rows in this process's memory, as they lie in a basket; where
+that is below one core's, ``blocks_where_faster`` should choose tasks. *two halves apart* is what the machine
+gives two processes at that moment: each runs the rule over half of the columns, as one task, with nothing
+between them.
 
 ``memory`` rows say how much more memory the whole cluster held at the worst moment of one
 ``Layer1Aggregator.aggregate`` call over tasks than right before it: ``ratio`` is to one copy of the updates.
@@ -32,7 +35,7 @@ from benchmarks._timing import BYZANTINE_SHARE, Row, least_wall, versus, wall_ti
 from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.robust import aggregate_blocks, inline_blocks, one_blas_thread, row_norms
-from scarcity_ray.roles.layer1_tasks import blocks_as_tasks
+from scarcity_ray.roles.layer1_tasks import shared_blocks
 from scarcity_ray.runtime.ray_runtime import RayRuntime
 
 CORES = 2
@@ -65,16 +68,15 @@ def speed(n: int, d: int) -> Iterator[Row]:
     try:
         compute = runtime.compute
         updates = list(matrix_of(n, d))
-        stored: list[Any] = []
-        first = wall_time(lambda: stored.append(compute.put(updates)))
-        reference = stored[0]
-        rows = ray.get(reference)
-        drivers: list[Any] = []
-        again = wall_time(lambda: drivers.append(blocks_as_tasks(compute, inline_elements=0)(rows)))
-        copied = least_wall([lambda: [row.copy() for row in rows]], 3)[0]
+        copied = least_wall([lambda: [row.copy() for row in updates]], 3)[0]
+        first = wall_time(lambda: compute.put(updates))
+        again = least_wall([lambda: compute.put(updates)], RUNS)[0]
         case = {"n": n, "d": d}
         yield {"name": "put, first", **case, "seconds": first} | versus(first, "copy in memory", copied)
         yield {"name": "put, again", **case, "seconds": again} | versus(again, "copy in memory", copied)
+        reference = compute.put(updates)
+        rows = ray.get(reference)
+        driver = shared_blocks(compute, rows)
         norms, f = row_norms(rows), int(BYZANTINE_SHARE * n)
         for method in TASK_RULES:
             call = partial(aggregate_rows, method=method, f=f, norms=norms)
@@ -84,17 +86,20 @@ def speed(n: int, d: int) -> Iterator[Row]:
                 for task in [compute.submit(aggregate_part, reference, part, call) for part in parts]:
                     task.result()
 
-            one, two, free = least_wall(
+            one, two, free, unstored = least_wall(
                 [
                     lambda call=call: call(inline_blocks(rows), n),
-                    lambda call=call: call(drivers[0], n),
+                    lambda call=call: call(driver, n),
                     apart,
+                    lambda call=call: call(shared_blocks(compute, updates), n),
                 ],
                 RUNS,
             )
             row = {"name": f"{method}, two cores", **case, "seconds": two}
             yield row | versus(two, "one core", one)
             yield row | versus(two, "two halves apart", free)
+            row = {"name": f"{method}, two cores, storing its rows", **case, "seconds": unstored}
+            yield row | versus(unstored, "one core", one)
     finally:
         ray.shutdown()
 
@@ -117,7 +122,7 @@ def memory(method: str, n: int, d: int, *, clipped: bool) -> Row:
         config = Layer1Config(
             aggregation_method=AggregationMethod(method), clip_norm=longest / 4 if clipped else longest
         )
-        layer = Layer1Aggregator(config, blocks_of=blocks_as_tasks(runtime.compute, inline_elements=0))
+        layer = Layer1Aggregator(config, blocks_of=lambda rows, _: shared_blocks(runtime.compute, rows))
         for _ in range(3):
             layer.aggregate([row[:20_000] for row in updates])
         with PeakMemory() as peak:

@@ -30,14 +30,23 @@ from scarcity_ray.robust import (
     ScaledRows,
     aggregate_blocks,
     clip_vector,
+    estimated_seconds,
+    get_pre_aggregation,
+    get_rule,
     inline_blocks,
+    num_columns,
     row_norms,
 )
 from scarcity_ray.robust.blocks import Rows
 from scarcity_ray.robust.rows import as_rows
 
-BlocksOf = Callable[[Rows], MapBlocks]
-"""Makes a driver over the column blocks of rows."""
+BlocksOf = Callable[[Rows, float], MapBlocks]
+"""Makes a driver over the column blocks of rows, given the seconds that one core is estimated to take."""
+
+
+def _inline(rows: Rows, seconds: float) -> MapBlocks:
+    return inline_blocks(rows)
+
 
 CLIP_ROUNDING = 2.0**-23
 """What a row that was clipped in float32 may exceed the clip norm by; `plan.FLOAT32_SLACK` covers it."""
@@ -51,7 +60,7 @@ class Layer1Aggregator:
         blocks_of: Where column blocks are computed: in this thread by default, or as tasks.
     """
 
-    def __init__(self, config: Layer1Config | None = None, *, blocks_of: BlocksOf = inline_blocks) -> None:
+    def __init__(self, config: Layer1Config | None = None, *, blocks_of: BlocksOf = _inline) -> None:
         self._config = config or Layer1Config()
         self._plan = FederationPlan(HierarchicalFederationConfig(layer1=self._config))
         self._blocks_of = blocks_of
@@ -62,6 +71,10 @@ class Layer1Aggregator:
     def _pre(self, seed: int) -> list[str | PreAggregation]:
         size = self._config.bucket_size
         return [Bucketing(size, seed) if step == "bucketing" else step for step in self._config.pre]
+
+    def _seconds(self, rows: Rows, pre: Sequence[str | PreAggregation]) -> float:
+        steps = [get_pre_aggregation(step) for step in pre]
+        return estimated_seconds(get_rule(self._rule), len(rows), num_columns(rows), steps)
 
     def aggregate(
         self,
@@ -106,12 +119,13 @@ class Layer1Aggregator:
         clipped, norms = _clipped(rows, norms, clip_norm)
         shares = _shares(weights, count) if method is AggregationMethod.WEIGHTED else None
         f = self._plan.num_byzantine(members)
+        pre = self._pre(bucketing_seed)
         result = aggregate_blocks(
-            self._blocks_of(clipped),
+            self._blocks_of(clipped, self._seconds(clipped, pre)),
             count,
             method=self._rule,
             num_byzantine=f,
-            pre=self._pre(bucketing_seed),
+            pre=pre,
             weights=shares,
             num_selected=self._config.num_selected if method is AggregationMethod.MULTI_KRUM else None,
             norms=norms,

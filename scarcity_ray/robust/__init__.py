@@ -53,6 +53,7 @@ from scarcity_ray.robust.rule import Rule, Selection
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule, least_rows
 from scarcity_ray.robust.subsets import NearestToPivot
 from scarcity_ray.robust.tolerance import TOLERANCE, Tolerance
+from scarcity_ray.robust.work import estimated_seconds
 
 __all__ = [
     "BLOCK_COLUMNS",
@@ -79,6 +80,7 @@ __all__ = [
     "column_blocks",
     "combine_block",
     "detect_outliers",
+    "estimated_seconds",
     "get_pre_aggregation",
     "get_rule",
     "gram_block",

@@ -7,7 +7,7 @@ never depend on who computes them, a result is bitwise the same for any number o
 *Guarantees*
     - Blocks cover every column once.
     - Blocks are the same for every grouping into tasks.
-    - Scaled rows are those that scaling first gives, bit by bit, and only those that are asked for are formed.
+    - Scaled rows are those that scaling first gives, bit by bit; only those asked for are formed.
     - One BLAS thread is used inside the guard, and the earlier number is back after it.
 """
 

@@ -23,7 +23,7 @@ from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket, MemberCarry, merged_activity
 from scarcity_ray.roles.handles import ACCOUNTANT, Compute, Peers, basket_actor
 from scarcity_ray.roles.hosted_session import HostedSession, by_party
-from scarcity_ray.roles.layer1_tasks import blocks_as_tasks
+from scarcity_ray.roles.layer1_tasks import blocks_where_faster
 from scarcity_ray.roles.messages import (
     ActivityReport,
     Admission,
@@ -73,7 +73,7 @@ class BasketHost:
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only
-        self._aggregator = Layer1Aggregator(plan.config.layer1, blocks_of=blocks_as_tasks(compute))
+        self._aggregator = Layer1Aggregator(plan.config.layer1, blocks_of=blocks_where_faster(compute))
         self._baskets: dict[str, Basket] = {}
         self._closed: BasketReport | None = None
         self._incarnation = uuid.uuid4().hex

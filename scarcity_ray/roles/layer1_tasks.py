@@ -1,9 +1,18 @@
-"""Layer 1's column blocks as tasks over the object store, when there is work enough for it."""
+"""Layer 1's column blocks over the cluster's cores, when there is work enough for it.
+
+The rows lie in the basket's own memory: each is a client's state, which clipping, staleness and gossip made
+of what it sent, so that the object store had the update but never the row. Storing rows costs about as much
+for an entry as a distance pass does, and the first time, while the store's memory is fresh, five times that.
+So the caller takes the first share of the columns itself and stores only the others, each for the task that
+reads it, which starts while the next is being stored.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
+
+import numpy as np
 
 from scarcity_ray.layers.layer1 import BlocksOf
 from scarcity_ray.robust import MapBlocks, column_blocks, inline_blocks, num_columns, take_block
@@ -12,32 +21,72 @@ from scarcity_ray.roles.handles import Compute, gather
 
 T = TypeVar("T")
 
-INLINE_ELEMENTS = 4_000_000
-"""Below this many entries a rule takes about the 10 ms that handing it to tasks would cost."""
+STORE_SECONDS = 2.5e-9
+"""To store one entry of many rows, in memory that the store has used before: 2 to 2.8 ns were measured."""
+
+TASKS_SECONDS = 0.01
+"""To hand a rule's passes to tasks that run at once: two passes of 3 ms, and 2 ms for storing anything."""
 
 
-def blocks_as_tasks(compute: Compute, inline_elements: int = INLINE_ELEMENTS) -> BlocksOf:
-    """A driver that chooses by the size of the work: few entries inline, many as tasks.
+def blocks_where_faster(compute: Compute) -> BlocksOf:
+    """A driver that shares the columns out if that is estimated to save time, and else computes them inline.
 
-    The rows are stored once, without a stacked copy beside them; every pass of a rule reads the stored ones,
-    in one task a worker: a task pays for finding its rows, so few large ones are faster than many small.
+    With p workers the shares that others take are (p - 1) / p of the rule's work, and as much of the rows
+    must be stored for them. Sharing out therefore pays if
+
+        (1 - 1/p) (seconds on one core - `STORE_SECONDS` times entries) > `TASKS_SECONDS`,
+
+    that is never for the mean, whose one pass costs less than storing its rows. With two workers (measured
+    crossing, n = 20 and 100: see ``benchmarks/_tasks.py``) it does for Krum from about 5e7 entries on, for
+    medians, trimmed means and Bulyan from about 1e7, after nearest-neighbour mixing from about 3e6. The
+    estimate takes the other workers to be idle. Where they are not, storing is what is lost.
     """
 
-    def blocks_of(rows: Rows) -> MapBlocks:
-        if compute.parallelism < 2 or len(rows) * num_columns(rows) < inline_elements:
-            return inline_blocks(rows)
-        spans = column_blocks(num_columns(rows))
-        share = -(-len(spans) // compute.parallelism)
-        groups = [spans[start : start + share] for start in range(0, len(spans), share)]
-        reference = compute.put(rows)
-
-        def map_blocks(kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
-            tasks = [compute.submit(_blocks_in_task, reference, group, kernel, args) for group in groups]
-            return [part for parts in gather(tasks) for part in parts]
-
-        return map_blocks
+    def blocks_of(rows: Rows, seconds: float) -> MapBlocks:
+        workers = compute.parallelism
+        entries = len(rows) * num_columns(rows)
+        saved = (1.0 - 1.0 / workers) * (seconds - STORE_SECONDS * entries)
+        return shared_blocks(compute, rows) if saved > TASKS_SECONDS else inline_blocks(rows)
 
     return blocks_of
+
+
+def shared_blocks(compute: Compute, rows: Rows) -> MapBlocks:
+    """A driver that shares the columns out among this thread and tasks, one share a worker.
+
+    A task pays for finding its rows, so that few large ones are faster than many small. The rows of a share
+    are stored at the first pass and read by all of them.
+    """
+    if isinstance(rows, np.ndarray):
+        rows = list(rows)
+    spans = column_blocks(num_columns(rows))
+    size = -(-len(spans) // compute.parallelism)
+    own, *others = [spans[start : start + size] for start in range(0, len(spans), size)]
+    stored: list[tuple[Any, list[slice]]] = []
+
+    def map_blocks(kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
+        tasks = []
+        for index, share in enumerate(others):
+            if index == len(stored):
+                start, stop = share[0].start, share[-1].stop
+                reference = compute.put(take_block(rows, slice(start, stop)))
+                stored.append((reference, [slice(s.start - start, s.stop - start) for s in share]))
+            reference, within = stored[index]
+            tasks.append(compute.submit(_blocks_in_task, reference, within, kernel, args))
+        here = _Here(lambda: _blocks_in_task(rows, own, kernel, args))
+        return [part for parts in gather([here, *tasks]) for part in parts]
+
+    return map_blocks
+
+
+class _Here:
+    """A future that is computed by whoever waits for it."""
+
+    def __init__(self, compute: Callable[[], Any]) -> None:
+        self._compute = compute
+
+    def result(self) -> Any:
+        return self._compute()
 
 
 def _blocks_in_task(

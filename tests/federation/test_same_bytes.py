@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from scarcity_ray import AggregationMethod, HierarchicalFederation
 from scarcity_ray.config import Layer1Config
 from scarcity_ray.layers import Layer1Aggregator
-from scarcity_ray.roles.layer1_tasks import INLINE_ELEMENTS, blocks_as_tasks
+from scarcity_ray.robust import estimated_seconds, get_pre_aggregation, get_rule
+from scarcity_ray.roles.layer1_tasks import STORE_SECONDS, TASKS_SECONDS, shared_blocks
 
 DIMENSION = 20
 SIZES = {"a": 12, "b": 9, "c": 11}
@@ -82,12 +84,19 @@ def test_the_same_calls_give_the_same_bytes_on_both_runtimes(
 def test_layer1_as_tasks_gives_the_same_bytes_as_inline(
     ray_cluster: None, open_federation: Any, clock: Any
 ) -> None:
-    clients, dimension = 5, 800_001
-    assert clients * dimension >= INLINE_ELEMENTS
+    clients, dimension = 5, 1_300_001
+    one_core = estimated_seconds(get_rule("trimmed_mean"), clients, dimension, [get_pre_aggregation("nnm")])
+    assert one_core - STORE_SECONDS * clients * dimension > 2 * TASKS_SECONDS
     models = {}
     for runtime in ("local", "ray"):
         fed = open_federation(
-            {"vector_dim": dimension, "auto_aggregate": False, "gossip_budget_share": 0.0}, runtime=runtime
+            {
+                "vector_dim": dimension,
+                "auto_aggregate": False,
+                "gossip_budget_share": 0.0,
+                "layer1": {"pre": ["nnm"], "aggregation_method": "trimmed_mean"},
+            },
+            runtime=runtime,
         )
         fed.register_clients([(f"c{i}", "a") for i in range(clients)])
         rows = np.random.default_rng(8).standard_normal((clients, dimension), np.float32) / 500.0
@@ -117,6 +126,10 @@ class CountingCompute:
         return self.compute.submit(function, *args)
 
 
+def always_shared(compute: Any, rows: Any, seconds: float) -> Any:
+    return shared_blocks(compute, rows)
+
+
 def assert_rules_are_the_same_as_tasks(compute: Any, methods: list[str]) -> None:
     rng = np.random.default_rng(2)
     rows = rng.standard_normal((11, 30_000)).astype(np.float32)
@@ -128,10 +141,11 @@ def assert_rules_are_the_same_as_tasks(compute: Any, methods: list[str]) -> None
         counting = CountingCompute(compute)
         given = weights if method is AggregationMethod.WEIGHTED else None
         inline = Layer1Aggregator(config).aggregate(rows, given)
-        tasks = Layer1Aggregator(config, blocks_of=blocks_as_tasks(counting, 1)).aggregate(rows, given)
+        shared = Layer1Aggregator(config, blocks_of=partial(always_shared, counting))
+        tasks = shared.aggregate(rows, given)
         assert inline.aggregate.tobytes() == tasks.aggregate.tobytes(), method
         assert inline.selected == tasks.selected
-        assert counting.tasks >= 2
+        assert counting.tasks >= 1
 
 
 def test_every_rule_is_the_same_as_tasks_in_one_process(open_federation: Any) -> None:

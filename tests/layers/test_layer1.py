@@ -235,7 +235,7 @@ def test_more_rows_than_members_are_no_more_than_full_confidence():
 def test_the_aggregate_is_bitwise_the_same_for_any_driver_of_blocks(method):
     rows = gaussian_rows(2, 9, 20_000, 0.01)
 
-    def backwards(matrix):
+    def backwards(matrix, seconds):
         def map_blocks(kernel, /, *args):
             spans = column_blocks(len(matrix[0]))
             done = {

@@ -90,14 +90,18 @@ class Reference:
 
 @dataclass
 class FakeCompute:
-    """Runs tasks at once, and counts what it stored."""
+    """Runs tasks at once, and keeps what it stored."""
 
     parallelism: int = 1
-    stored: int = 0
+    values: list[Any] = field(default_factory=list)
     tasks: int = 0
 
+    @property
+    def stored(self) -> int:
+        return len(self.values)
+
     def put(self, value: object) -> Reference:
-        self.stored += 1
+        self.values.append(value)
         return Reference(value)
 
     def submit(self, function: Callable[..., Any], *args: object) -> Answer:

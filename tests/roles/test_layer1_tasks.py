@@ -8,11 +8,21 @@ import pytest
 from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.errors import TooFewUpdates
 from scarcity_ray.layers import Layer1Aggregator
+from scarcity_ray.robust import column_blocks, estimated_seconds, get_rule, gram_block
 from scarcity_ray.robust.blocks import BLOCK_COLUMNS
 from scarcity_ray.roles.handles import gather, map_tasks
-from scarcity_ray.roles.layer1_tasks import blocks_as_tasks
+from scarcity_ray.roles.layer1_tasks import (
+    STORE_SECONDS,
+    TASKS_SECONDS,
+    blocks_where_faster,
+    shared_blocks,
+)
 
 SHAPES = [(9, 3), (9, BLOCK_COLUMNS), (9, BLOCK_COLUMNS + 1), (9, 19 * BLOCK_COLUMNS + 77)]
+
+
+def always_shared(compute):
+    return lambda rows, seconds: shared_blocks(compute, rows)
 
 
 def rows_of(shape):
@@ -28,32 +38,63 @@ def test_tasks_give_the_same_bytes_as_one_thread_for_any_grouping(method, comput
         inline = Layer1Aggregator(config).aggregate(rows)
         for parallelism in (2, 3, 16):
             compute = compute_of(parallelism)
-            tasked = Layer1Aggregator(config, blocks_of=blocks_as_tasks(compute, 1)).aggregate(rows)
+            tasked = Layer1Aggregator(config, blocks_of=always_shared(compute)).aggregate(rows)
             assert tasked.aggregate.tobytes() == inline.aggregate.tobytes()
             assert tasked.selected == inline.selected
-            assert compute.stored == 1
+            blocks = len(column_blocks(shape[1]))
+            assert compute.stored == -(-blocks // -(-blocks // parallelism)) - 1
+
+
+def test_clipped_rows_give_the_same_bytes_as_tasks(compute_of):
+    config = Layer1Config(aggregation_method="trimmed_mean", num_byzantine=1, clip_norm=0.1)
+    rows = rows_of((9, 3 * BLOCK_COLUMNS + 5))
+    rows[::2] *= np.float32(0.01)
+    inline = Layer1Aggregator(config).aggregate(rows)
+    tasked = Layer1Aggregator(config, blocks_of=always_shared(compute_of(2))).aggregate(rows)
+    assert tasked.aggregate.tobytes() == inline.aggregate.tobytes()
+
+
+def test_each_share_is_stored_once_and_the_callers_own_never(compute_of):
+    compute = compute_of(4)
+    rows = rows_of((7, 8 * BLOCK_COLUMNS))
+    driver = shared_blocks(compute, rows)
+    for passes in (1, 2):
+        assert [part.shape for part in driver(gram_block)] == [(7, 7)] * 8
+        assert (compute.stored, compute.tasks) == (3, 3 * passes)
+    stored = sum(row.nbytes for share in compute.values for row in share)
+    assert stored == rows.nbytes * 3 // 4
+
+
+def test_rows_are_shared_out_when_that_is_estimated_to_save_time(compute_of):
+    entries = 3 * 10 * BLOCK_COLUMNS
+    rows = rows_of((3, 10 * BLOCK_COLUMNS))
+    store = STORE_SECONDS * entries
+    cases = [(2, store + 2.1 * TASKS_SECONDS, True), (2, store + 1.9 * TASKS_SECONDS, False)]
+    cases += [(16, store + 1.1 * TASKS_SECONDS, True), (1, 1e9, False), (16, 0.0, False)]
+    for workers, seconds, shared in cases:
+        compute = compute_of(workers)
+        list(blocks_where_faster(compute)(rows, seconds)(gram_block))
+        assert (compute.tasks > 0) == shared
+
+
+def test_the_mean_of_rows_in_memory_is_never_shared_out(compute_of):
+    for n, d in ((3, 10**9), (300, 10**7)):
+        assert estimated_seconds(get_rule("mean"), n, d) < STORE_SECONDS * n * d
+        assert estimated_seconds(get_rule("median"), 20, d) > STORE_SECONDS * 20 * d
 
 
 def test_small_work_and_one_worker_make_no_tasks(compute_of):
     config = Layer1Config(aggregation_method="krum", num_byzantine=1)
-    for compute, least in ((compute_of(4), 10**6), (compute_of(1), 1)):
-        Layer1Aggregator(config, blocks_of=blocks_as_tasks(compute, least)).aggregate(rows_of((9, 50)))
+    for compute in (compute_of(4), compute_of(1)):
+        Layer1Aggregator(config, blocks_of=blocks_where_faster(compute)).aggregate(rows_of((9, 50)))
         assert (compute.tasks, compute.stored) == (0, 0)
-
-
-def test_large_work_is_spread_over_all_workers(compute_of):
-    compute = compute_of(4)
-    config = Layer1Config(aggregation_method="mean")
-    rows = rows_of((3, 8 * BLOCK_COLUMNS))
-    Layer1Aggregator(config, blocks_of=blocks_as_tasks(compute, 1)).aggregate(rows)
-    assert compute.tasks == 4
 
 
 def test_a_refusal_comes_before_any_task(compute_of):
     compute = compute_of(4)
     config = Layer1Config(aggregation_method="krum", num_byzantine=4)
     with pytest.raises(TooFewUpdates):
-        Layer1Aggregator(config, blocks_of=blocks_as_tasks(compute, 1)).aggregate(rows_of((9, 50)))
+        Layer1Aggregator(config, blocks_of=always_shared(compute)).aggregate(rows_of((9, 50)))
     assert (compute.tasks, compute.stored) == (0, 0)
 
 
