@@ -12,6 +12,7 @@
                   (chain: its rows; store: its file; members: who a gossip charge covers; replay: what the
                   rows add up to)
     discrete      the discrete Gaussian, for integer sums
+    distributed   what a sum of several parties' shares of it claims
     clipping      a clip norm that follows a quantile of the norms, privately
     audit         lower bounds on what a mechanism really gives, to hold claims against
 """
