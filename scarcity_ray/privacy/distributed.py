@@ -2,8 +2,8 @@
 
 Parties who trust nobody to add the noise add a share each, h of them honest, each share the discrete
 Gaussian N_Z(0, sigma^2) in every coordinate. Their sum is no discrete Gaussian, but close to one (Kairouz,
-Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism", proposition 14; the last of its three bounds
-is used here). With a = Delta / (sqrt(h) sigma) for an L2 sensitivity Delta of integer vectors of length d, and
+Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism", proposition 14; its last bound of three is
+used here). With a = Delta / (sqrt(h) sigma) for an L2 sensitivity Delta of integer vectors of length d, and
 sigma >= 1/2, the sum is rho-zCDP with
 
     rho = (a + tau sqrt(d))^2 / 2,    tau = 10 sum_{k=1}^{h-1} exp(-2 pi^2 sigma^2 k / (k + 1)).

@@ -21,6 +21,7 @@ import numpy as np
 from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted, UsageError
 from scarcity_ray.secagg import commitments
 from scarcity_ray.secagg.context import SessionContext
+from scarcity_ray.secagg.dealing import gather, require_dealt_to
 from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
 from scarcity_ray.secagg.graph import Graph
 from scarcity_ray.secagg.key_agreement import agree, private_key_from
@@ -101,10 +102,7 @@ class Coordinator:
         self._accept(message, Phase.SHARE_KEYS)
         if message.roster_digest != self._roster_digest:
             raise ProtocolViolation(f"{message.party_id!r} shared its keys for another roster")
-        holders = self._neighbourhoods().neighbourhood(message.party_id)
-        columns = (message.sealed, message.seed_share_commitments, message.key_share_commitments)
-        if message.holders != holders or any(len(column) != len(holders) for column in columns):
-            raise ProtocolViolation(f"{message.party_id!r} did not share with exactly its neighbourhood")
+        require_dealt_to(message, self._neighbourhoods().neighbourhood(message.party_id))
         self._key_shares[message.party_id] = message
 
     def sharers(self) -> tuple[str, ...]:
@@ -121,20 +119,8 @@ class Coordinator:
         if party_id not in self._key_shares:
             raise UsageError(f"{party_id!r} did not share its keys, so it has no inbox")
         senders = self._neighbourhoods().present(party_id, self._key_shares)
-        column = {sender: self._key_shares[sender].holders.index(party_id) for sender in senders}
-        return Inbox(
-            party_id=party_id,
-            context_digest=self._digest,
-            sharers=sharers,
-            senders=senders,
-            sealed=tuple(self._key_shares[s].sealed[i] for s, i in column.items()),
-            seed_share_commitments=tuple(
-                self._key_shares[s].seed_share_commitments[i] for s, i in column.items()
-            ),
-            key_share_commitments=tuple(
-                self._key_shares[s].key_share_commitments[i] for s, i in column.items()
-            ),
-        )
+        dealt = {sender: self._key_shares[sender] for sender in senders}
+        return gather(party_id, self._digest, sharers, dealt)
 
     def add_masked(self, masked: MaskedInput) -> None:
         """Takes a party's masked input: adds it to the sum in place, and keeps no reference to it."""

@@ -1,4 +1,4 @@
-"""Dealing and opening shares: phase 2's message, and what each holder makes of its part of it.
+"""Dealing, gathering and opening shares: phase 2's message, and what each holder makes of its part of it.
 
 Each holder gets one ciphertext with two shares, of the dealer's self-mask seed and of its mask key. The
 dealer also commits to every share, to all: a holder that was dealt another share than the one committed to
@@ -64,6 +64,36 @@ def deal(
         key_share_commitments=tuple(
             commit_to_share(roster_digest, dealer, holder, Secret.KEY, share) for holder, _, share in dealt
         ),
+    )
+
+
+def require_dealt_to(message: KeyShares, holders: tuple[str, ...]) -> None:
+    """Refuses shares that were not dealt to exactly these holders, one of each secret each."""
+    columns = (message.sealed, message.seed_share_commitments, message.key_share_commitments)
+    if message.holders != holders or any(len(column) != len(holders) for column in columns):
+        raise ProtocolViolation(f"{message.party_id!r} did not share with exactly its neighbourhood")
+
+
+def gather(
+    holder: str, context_digest: bytes, sharers: tuple[str, ...], dealt: Mapping[str, KeyShares]
+) -> Inbox:
+    """What each dealer dealt to one holder.
+
+    Args:
+        holder: Its id.
+        context_digest: Of the attempt.
+        sharers: All who shared, sorted.
+        dealt: By dealer in sorted order, messages that `require_dealt_to` let through.
+    """
+    column = {dealer: message.holders.index(holder) for dealer, message in dealt.items()}
+    return Inbox(
+        party_id=holder,
+        context_digest=context_digest,
+        sharers=sharers,
+        senders=tuple(dealt),
+        sealed=tuple(dealt[dealer].sealed[i] for dealer, i in column.items()),
+        seed_share_commitments=tuple(dealt[d].seed_share_commitments[i] for d, i in column.items()),
+        key_share_commitments=tuple(dealt[d].key_share_commitments[i] for d, i in column.items()),
     )
 
 
