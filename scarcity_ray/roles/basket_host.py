@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
-from scarcity_ray.errors import ProtocolViolation, UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket, MemberCarry, merged_activity
 from scarcity_ray.roles.handles import ACCOUNTANT, Compute, Peers, basket_actor
-from scarcity_ray.roles.hosted_session import HostedSession, by_party
+from scarcity_ray.roles.hosted_session import HostedSessions
 from scarcity_ray.roles.layer1_tasks import blocks_where_faster
 from scarcity_ray.roles.messages import (
     ActivityReport,
@@ -34,7 +33,7 @@ from scarcity_ray.roles.messages import (
 )
 from scarcity_ray.roles.sessions import SessionTerms, agreement_hash
 from scarcity_ray.roles.submission import SubmissionBatch
-from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, Participant, UnmaskShares
+from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, UnmaskShares
 
 
 class BasketHost:
@@ -78,7 +77,7 @@ class BasketHost:
         self._closed: BasketReport | None = None
         self._incarnation = uuid.uuid4().hex
         self._gossip_calls = 0
-        self._sessions: dict[str, HostedSession] = {}
+        self._sessions = HostedSessions(plan, self._baskets)
         self._last_global = latest
         self._told_parties: dict[str, bytes] = {}
         self.admit(admissions)
@@ -89,9 +88,7 @@ class BasketHost:
         Members that are here already keep what they have.
         """
         for admission in admissions:
-            basket = self._baskets.get(admission.place.basket_id)
-            if basket is None:
-                basket = self._open(admission.place)
+            basket = self._baskets.get(admission.place.basket_id) or self._open(admission.place)
             for member in admission.members:
                 basket.admit(member)
         return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
@@ -227,84 +224,50 @@ class BasketHost:
         A session is refused, and the refusal counted, that names a basket or a key that this actor was not
         told of, or that is about another last release than the one that was distributed here.
         """
-        session = self._sessions[terms.session_id] = HostedSession(terms, self._plan)
-        present = [p for p in parties if p in self._baskets]
         own = {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
-        known, model_hash = {**self._told_parties, **own}, self._agreement_hash(terms)
-
-        def join(party: str) -> Advert:
-            basket = self._baskets[party]
-            try:
-                return session.open(party, basket, known, model_hash)
-            except ProtocolViolation:
-                basket.count_refused_session()
-                raise
-
-        return by_party(present, join)
+        return self._sessions.open(terms, parties, {**self._told_parties, **own}, self._agreement_hash(terms))
 
     def session_share(
         self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
     ) -> dict[str, KeyShares]:
         """Phase 2: each party's encrypted shares."""
-        return self._each(session_id, parties, lambda p: p.share_keys(adverts))
+        return self._sessions.each(session_id, parties, lambda p: p.share_keys(adverts))
 
     def session_mask(self, session_id: str, party: str, inbox: Any) -> MaskedInput | None:
         """Phase 3: one party's masked contribution; from here on its aggregate may be in the sum."""
-        session = self._sessions.get(session_id)
-        if session is None or party not in self._baskets:
-            return None
-        self._baskets[party].hand_in(session.contributed.get(party))
-        return session.mask(party, inbox)
+        return self._sessions.mask(session_id, party, inbox)
 
     def session_confirm(
         self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
     ) -> dict[str, Confirmation]:
         """Phase 4: each party signs the survivors that it was shown."""
-        return self._each(session_id, parties, lambda p: p.confirm(survivors))
+        return self._sessions.each(session_id, parties, lambda p: p.confirm(survivors))
 
     def session_unmask(
         self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...]
     ) -> dict[str, UnmaskShares]:
         """Phase 5: each party's shares; from here on its aggregate is spent."""
-        self.session_spend(session_id, parties)
-        return self._each(session_id, parties, lambda p: p.unmask(confirmations))
+        self._sessions.spend(session_id, parties)
+        return self._sessions.each(session_id, parties, lambda p: p.unmask(confirmations))
 
     def session_plain(
         self, terms: SessionTerms, parties: Sequence[str]
     ) -> dict[str, tuple[str, NDArray[Any]]]:
         """The contributions as they are, where secure aggregation is off."""
-        if terms.masked:
-            raise UsageError("this session is masked")
-        if self._plan.config.layer2.use_secure_aggregation:
-            raise UsageError("this federation releases nothing without secure aggregation")
-        session = self._sessions[terms.session_id] = HostedSession(terms, self._plan)
-        present = [p for p in parties if p in self._baskets]
-
-        def hand_in(party: str) -> tuple[str, NDArray[Any]]:
-            session.pin(party, self._baskets[party])
-            self._baskets[party].hand_in(session.contributed[party])
-            return party, session.plain(party)
-
-        return by_party(present, hand_in)
+        return self._sessions.plain(terms, parties)
 
     def session_spend(self, session_id: str, parties: Sequence[str]) -> dict[str, None]:
         """Note that the parties' contributions may be released now."""
-        session = self._sessions.get(session_id)
-        for party in parties:
-            if session is not None and party in self._baskets:
-                self._baskets[party].spend(session.contributed.get(party))
+        self._sessions.spend(session_id, parties)
         return {}
 
     def session_end(self, session_id: str, spent: Sequence[str]) -> None:
         """Wipe what is left of a session; `spent` are the parties whose aggregates may have been released."""
-        self.session_spend(session_id, spent)
-        session = self._sessions.pop(session_id, None)
-        if session is None:
-            return
-        for party, model in session.contributed.items():
-            if party in self._baskets and party not in spent:
-                self._baskets[party].take_back(model)
-        session.close()
+        self._sessions.end(session_id, spent)
+
+    def sessions_abandon(self) -> None:
+        """Wipe the keys of a session that nobody will end: its global aggregator is gone."""
+        self._sessions.abandon()
 
     def _agreement_hash(self, terms: SessionTerms) -> bytes | None:
         """The session's hash by this actor's own reckoning; None where releases are not distributed."""
@@ -329,15 +292,6 @@ class BasketHost:
         details = {"round": self._round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         accountant = self._peers.handle(ACCOUNTANT)
         return frozenset(accountant.call("charge_gossip", charge_id, clients, mu, now, details).result())
-
-    def _each(
-        self, session_id: str, parties: Sequence[str], step: Callable[[Participant], Any]
-    ) -> dict[str, Any]:
-        session = self._sessions.get(session_id)
-        if session is None:
-            return {}
-        participants = session.participants
-        return by_party([p for p in parties if p in participants], lambda p: step(participants[p]))
 
 
 def _union(by_basket: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

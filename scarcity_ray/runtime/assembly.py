@@ -153,6 +153,7 @@ class Assembly:
         )
 
     def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:
+        self.tell_baskets("sessions_abandon", num_slots)
         models = [latest, *self.tell_baskets("last_global", num_slots)]
         last = max((m for m in models if m is not None), key=lambda model: model.version, default=None)
         self._start([self._global_spec(last)])

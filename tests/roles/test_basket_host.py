@@ -1,7 +1,9 @@
-"""One basket's refusal in a session holds up no other of its actor."""
+"""A basket actor in sessions: one basket's refusal holds up no other, and no session outlives the next."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -10,36 +12,117 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Layer1Config, Layer2Config
 from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.plan import BasketFacts
 from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.global_aggregator import GlobalAggregator
 from scarcity_ray.roles.sessions import SessionTerms
-from scarcity_ray.secagg import Advert
+from scarcity_ray.secagg import Advert, Coordinator, Participant, State
+
+CLIENTS = [(f"{domain}{i}", domain) for domain in "abc" for i in range(3)]
+
+
+@pytest.fixture
+def federation_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., HierarchicalFederation]]:
+    with ExitStack() as opened:
+
+        def with_aggregates(**layer2: Any) -> HierarchicalFederation:
+            """Three baskets in one actor, each with a fresh aggregate."""
+            config = HierarchicalFederationConfig(
+                vector_dim=4,
+                auto_aggregate=False,
+                layer1=Layer1Config(aggregation_method="mean"),
+                layer2=Layer2Config(**layer2),
+            )
+            fed = opened.enter_context(HierarchicalFederation(config, runtime="local"))
+            fed.register_clients(CLIENTS)
+            fed.submit_updates([client for client, _ in CLIENTS], np.ones((9, 4)))
+            fed._session.run_layer1(None, force=True)
+            return fed
+
+        yield with_aggregates
+
+
+def terms_of(fed: HierarchicalFederation, facts: dict[str, BasketFacts]) -> SessionTerms:
+    """What the global aggregator would say as it opens a session."""
+    places = sorted(fed._session.whereabouts().places, key=lambda place: place.basket_id)
+    return _roles(fed)[1]._terms(places, fed.plan.release(list(facts.values())), facts, 0)
+
+
+def facts_of(host: BasketHost) -> dict[str, BasketFacts]:
+    return {basket: report.facts for basket, report in host.reports(0.0).items()}
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_stale_basket_is_left_out_and_its_neighbours_take_part(masked: bool) -> None:
-    config = HierarchicalFederationConfig(
-        vector_dim=4,
-        auto_aggregate=False,
-        layer1=Layer1Config(aggregation_method="mean"),
-        layer2=Layer2Config(use_secure_aggregation=masked),
-    )
-    with HierarchicalFederation(config, runtime="local") as federation:
-        clients = [(f"{domain}{i}", domain) for domain in "abc" for i in range(3)]
-        federation.register_clients(clients)
-        federation.submit_updates([client for client, _ in clients], np.ones((9, 4)))
-        federation._session.run_layer1(None, force=True)
-        host, aggregator = _roles(federation)
-        places = sorted(federation._session.whereabouts().places, key=lambda place: place.basket_id)
-        facts = {basket: report.facts for basket, report in host.reports(0.0).items()}
-        stale = "b_basket_0"
-        facts[stale] = replace(facts[stale], num_rows=2)
-        release = federation.plan.release(list(facts.values()))
-        terms: SessionTerms = aggregator._terms(places, release, facts, 0)
-        opened: dict[str, Any] = (host.session_open if masked else host.session_plain)(terms, tuple(facts))
-        assert isinstance(opened.pop(stale), ProtocolViolation)
-        assert set(opened) == {"a_basket_0", "c_basket_0"}
-        assert all(isinstance(answer, Advert if masked else tuple) for answer in opened.values())
+def test_a_stale_basket_is_left_out_and_its_neighbours_take_part(federation_of: Any, masked: bool) -> None:
+    fed = federation_of(use_secure_aggregation=masked)
+    host, _ = _roles(fed)
+    facts = facts_of(host)
+    stale = "b_basket_0"
+    facts[stale] = replace(facts[stale], num_rows=2)
+    terms = terms_of(fed, facts)
+    opened: dict[str, Any] = (host.session_open if masked else host.session_plain)(terms, tuple(facts))
+    assert isinstance(opened.pop(stale), ProtocolViolation)
+    assert set(opened) == {"a_basket_0", "c_basket_0"}
+    assert all(isinstance(answer, Advert if masked else tuple) for answer in opened.values())
+
+
+def masked_in(
+    host: BasketHost, terms: SessionTerms, parties: tuple[str, ...]
+) -> tuple[Coordinator, list[Participant]]:
+    """Take a session up to its masked inputs."""
+    coordinator = Coordinator(terms.context)
+    for advert in host.session_open(terms, parties).values():
+        coordinator.add_advert(advert)
+    keys = [*host._sessions._sessions[terms.session_id].participants.values()]
+    for shares in host.session_share(terms.session_id, parties, coordinator.adverts()).values():
+        coordinator.add_key_shares(shares)
+    for party in coordinator.sharers():
+        masked = host.session_mask(terms.session_id, party, coordinator.inbox(party))
+        assert masked is not None
+        coordinator.add_masked(masked)
+    return coordinator, keys
+
+
+def has_secrets(participant: Participant) -> bool:
+    keyring = participant._keyring
+    return any(keyring.seed) or any(keyring.scalar) or bool(keyring.held or keyring.mask_secrets)
+
+
+@pytest.mark.parametrize("how", ["the next begins", "it is abandoned"])
+def test_a_session_that_nobody_ends_keeps_no_keys(federation_of: Any, how: str) -> None:
+    fed = federation_of()
+    host, _ = _roles(fed)
+    facts = facts_of(host)
+    terms = terms_of(fed, facts)
+    coordinator, keys = masked_in(host, terms, tuple(facts))
+    assert all(has_secrets(participant) for participant in keys)
+    survivors = coordinator.survivors()
+    if how == "it is abandoned":
+        host.sessions_abandon()
+    else:
+        empty = {basket: BasketFacts(basket, f.domain_id, f.num_members) for basket, f in facts.items()}
+        opened = host.session_open(terms_of(fed, empty), tuple(empty))
+        assert all(isinstance(answer, Advert) for answer in opened.values())
+    assert [p.state for p in keys] == [State.CLOSED] * 3
+    assert not any(has_secrets(participant) for participant in keys)
+    assert host.session_confirm(terms.session_id, survivors, survivors) == {}
+    host.session_end(terms.session_id, ())
+    assert not any(f.fresh for f in facts_of(host).values()), "what was handed in may be in a release"
+
+
+def test_one_aggregate_is_masked_in_one_session_at_a_time(federation_of: Any) -> None:
+    fed = federation_of()
+    host, _ = _roles(fed)
+    facts = facts_of(host)
+    first, second = terms_of(fed, facts), terms_of(fed, facts)
+    assert first.session_id != second.session_id
+    coordinator = Coordinator(first.context)
+    for advert in host.session_open(first, tuple(facts)).values():
+        coordinator.add_advert(advert)
+    masked_in(host, second, tuple(facts))
+    assert host.session_share(first.session_id, tuple(facts), coordinator.adverts()) == {}
+    third = host.session_open(terms_of(fed, facts), tuple(facts))
+    assert all(isinstance(answer, ProtocolViolation) for answer in third.values())
 
 
 def _roles(federation: HierarchicalFederation) -> tuple[BasketHost, GlobalAggregator]:

@@ -58,9 +58,13 @@ class Harness:
             for name in names:
                 place.kill(name)
             return
-        pids = [pid_of(place, name) for name in names]
+        pids = [self.pid(name) for name in names]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+
+    def pid(self, name: str) -> int:
+        """The process of a role on Ray."""
+        return pid_of(self.fed._runtime, name)
 
     def basket_role(self, basket_id: str) -> str:
         where = self.fed._session.whereabouts()

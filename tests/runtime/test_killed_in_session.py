@@ -1,4 +1,4 @@
-"""Basket actors killed within secure aggregation: dropouts are recovered, or nothing is released.
+"""Actors killed within secure aggregation: dropouts are recovered, or nothing is released and no key stays.
 
 The federation is without noise, so that a release is the sum of its survivors to the last bit.
 """
@@ -33,10 +33,18 @@ BASKETS = [f"domain{i}_basket_0" for i in range(4)]
 
 
 def host_that_waits_to_be_killed(folder: Path) -> type[BasketHost]:
-    """A basket actor that stops in a phase once ``folder/<phase>-<slot>`` is there, and says who it is."""
+    """A basket actor that stops in a phase once ``folder/<phase>-<slot>`` is there, and says who it is.
+
+    Where ``folder/<phase>-<slot>-kills`` names a process, it kills that one instead, and goes on.
+    """
 
     def stopping(phase: str) -> Callable[..., Any]:
         def method(self: BasketHost, *args: Any) -> Any:
+            order = folder / f"{phase}-{self._slot}-kills"
+            if order.exists():
+                victim = int(order.read_text())
+                order.unlink()
+                os.kill(victim, signal.SIGKILL)
             switch = folder / f"{phase}-{self._slot}"
             if switch.exists():
                 switch.rename(folder / f"{os.getpid()}.pid")
@@ -160,6 +168,46 @@ def test_an_abort_after_the_charge_wastes_it_and_releases_nothing(harness: Any, 
     np.testing.assert_array_equal(harness.fed.force_aggregate(), exact_sum(harness, models, BASKETS))
     assert harness.fed.get_global_meta_model().version == version + 1
     assert len(charged(harness)) == before + 2
+
+
+def secrets_of(harness: Any) -> list[tuple[int, list[str]]]:
+    """Sessions that each basket actor holds, and the states of their participants."""
+    import ray
+
+    from scarcity_ray.runtime.ray_handles import find_actor
+
+    place = harness.fed._runtime
+    actors = [find_actor(place._namespace, f"basket:{slot}") for slot in range(4)]
+
+    def held(host: Any) -> tuple[int, list[str]]:
+        sessions = host._sessions._sessions.values()
+        return len(sessions), [p.state for session in sessions for p in session.participants.values()]
+
+    return [ray.get(actor.__ray_call__.remote(held)) for actor in actors]
+
+
+@pytest.mark.parametrize("phase", ["session_share", "session_confirm", "session_unmask"])
+def test_a_global_aggregator_killed_in_a_session_leaves_no_keys(
+    harness: Any, folder: Path, phase: str
+) -> None:
+    models = train(harness)
+    before, version = len(charged(harness)), harness.fed.get_stats()["n_layer2_aggregations"]
+    (folder / f"{phase}-0-kills").write_text(str(harness.pid("global")))
+    model = harness.fed.force_aggregate()
+    assert "the global aggregator died" in harness.fed.get_stats()["faults"][-1]
+    assert secrets_of(harness) == [(0, [])] * 4
+    if phase == "session_share":
+        np.testing.assert_array_equal(model, exact_sum(harness, models, BASKETS))
+        version += 1
+    else:
+        assert model is None, "what was masked may be in a release that nobody has seen"
+    assert len(charged(harness)) == before + (phase != "session_confirm")
+    assert harness.fed.force_aggregate() is None
+    harness.fed.advance_round()
+    models = train(harness)
+    np.testing.assert_array_equal(harness.fed.force_aggregate(), exact_sum(harness, models, BASKETS))
+    assert harness.fed.get_global_meta_model().version == version + 1
+    harness.fed.advance_round()
 
 
 def test_an_accountant_whose_node_is_gone_is_lost_for_good(harness: Any) -> None:
