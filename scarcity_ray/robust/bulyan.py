@@ -14,11 +14,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Matrix, Rows
-from scarcity_ray.robust.columns import closest_to_median, order_statistics
+from scarcity_ray.robust.blocks import Matrix
+from scarcity_ray.robust.columns import Window
 from scarcity_ray.robust.coordinate import ColumnRule
 from scarcity_ray.robust.krum import krum_scores, lowest
-from scarcity_ray.robust.rule import ExactRows, Selection, Setting, chosen
+from scarcity_ray.robust.rule import ExactRows, Selection, Setting
 from scarcity_ray.robust.shrinking import ShrinkingScores
 
 EXACT = 2.0**-38
@@ -144,7 +144,6 @@ class Bulyan(ColumnRule):
         scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)
         return Selection(tuple(picked), scores=scores)
 
-    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
-        """The beta values of the picked rows closest to their median, in each column."""
-        rows = chosen(block, selection)
-        return closest_to_median(order_statistics(rows, 0, len(rows)), len(rows) - 2 * num_byzantine)
+    def window(self, num_rows: int, num_byzantine: int) -> Window:
+        """The beta values of the picked rows closest to their median."""
+        return Window(0, num_rows - 2 * num_byzantine, around_median=True)

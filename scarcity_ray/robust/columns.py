@@ -1,22 +1,29 @@
 """Order statistics of the columns of a block, and what is averaged of them.
 
-Few rows go through a sorting network; more are transposed in blocks, so that each column is contiguous,
-sorted, and transposed back. Either way the sorted values are the same.
+A rule says which `Window` of each sorted column it averages. Where the compiled kernel is there (`kernel`) it
+does all of it; else few rows go through a sorting network, and more are transposed, so that each column is
+contiguous, sorted, and transposed back. The bits are the same whichever way was taken: sorted values are
+equal, sums run in the order of the ranks, and a zero has no sign in the mean.
 
 *Guarantees*
     - Order statistics are those of each column, sorted.
     - The values closest to the median are kept, a tie going to the lower values.
     - Sums are formed in float64 and rounded once.
+    - The bits do not depend on how the columns were sorted.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Vector, one_blas_thread, workspace
+from scarcity_ray.robust.blocks import Vector, workspace
+from scarcity_ray.robust.kernel import ColumnKernel
 from scarcity_ray.robust.network import apply_network, sorting_network
 
 NETWORK_ROWS = 32
@@ -24,6 +31,89 @@ NETWORK_ROWS = 32
 
 PADDING = 16
 """Extra float32 entries that keep a stride from being a power of two: transposing is 6 times slower then."""
+
+logger = logging.getLogger(__name__)
+
+
+class Window(NamedTuple):
+    """The values of each sorted column that a rule averages.
+
+    Attributes:
+        start: First rank, from 0.
+        stop: One past the last.
+        around_median: Whether it is the stop - start values closest to the median instead.
+    """
+
+    start: int
+    stop: int
+    around_median: bool = False
+
+
+class WindowSummary(NamedTuple):
+    """What was averaged in each column: the mean, and the least and the largest value, (b,) float32 each."""
+
+    mean: Vector
+    least: Vector
+    largest: Vector
+
+
+def window_mean(rows: Sequence[NDArray[np.float32]], window: Window) -> Vector:
+    """Mean of a window of each column, summed in float64 in rank order and rounded once; (b,) float32.
+
+    Around the median, the sum runs over the ranks' residues modulo the count (`closest_to_median`).
+
+    Args:
+        rows: m float32 rows of length b without NaN, never written to.
+        window: Non-empty, within the m ranks.
+    """
+    kernel = column_kernel()
+    if kernel is not None:
+        mean: Vector = kernel(rows, window.start, window.stop, around_median=window.around_median)[0].copy()
+        return mean
+    return mean_of(window_values(rows, window))
+
+
+def window_summary(rows: Sequence[NDArray[np.float32]], window: Window) -> WindowSummary:
+    """What `window_mean` gives, with the least and the largest of the values; arguments as there."""
+    kernel = column_kernel()
+    if kernel is not None:
+        summary = kernel(rows, window.start, window.stop, around_median=window.around_median)
+        return WindowSummary(*summary.copy())
+    values = window_values(rows, window)
+    least, largest = values[0].copy(), values[-1].copy()
+    if window.around_median:
+        for value in values:
+            np.minimum(least, value, out=least)
+            np.maximum(largest, value, out=largest)
+    return WindowSummary(mean_of(values), least, largest)
+
+
+def window_values(rows: Sequence[NDArray[np.float32]], window: Window) -> list[NDArray[np.float32]]:
+    """The values themselves, in scratch memory of this thread that is valid until the next call."""
+    if window.around_median:
+        return closest_to_median(order_statistics(rows, 0, len(rows)), window.stop - window.start)
+    return order_statistics(rows, window.start, window.stop)
+
+
+@functools.cache
+def column_kernel() -> ColumnKernel | None:
+    """The compiled kernel, unless it cannot be had here or does not give NumPy's bits."""
+    try:
+        kernel = ColumnKernel()
+    except ImportError:
+        return None
+    except (OSError, RuntimeError) as error:
+        logger.warning("columns are sorted by NumPy, as LLVM cannot compile for this machine: %s", error)
+        return None
+    entries = np.arange(5700)
+    sample = np.sin(entries) * 2.0 ** (entries % 61 - 30)
+    rows = list(sample.astype(np.float32).reshape(19, 300))
+    for window in (Window(3, 16), Window(0, 7, around_median=True)):
+        mean = kernel(rows, window.start, window.stop, around_median=window.around_median)[0]
+        if mean.tobytes() != mean_of(window_values(rows, window)).tobytes():
+            logger.error("columns are sorted by NumPy, as LLVM's code for this machine gives other values")
+            return None
+    return kernel
 
 
 def order_statistics(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> list[NDArray[np.float32]]:
@@ -58,7 +148,7 @@ def middle_of(ascending: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
 def mean_of(rows: Sequence[NDArray[np.float32]]) -> Vector:
     """Mean of each column, summed in float64 in the order of the rows and rounded once, (b,) float32."""
     total = workspace("total", rows[0].shape, np.float64)
-    np.copyto(total, rows[0])
+    np.add(rows[0], 0.0, out=total)
     for row in rows[1:]:
         np.add(total, row, out=total)
     np.divide(total, float(len(rows)), out=total)
@@ -91,28 +181,6 @@ def closest_to_median(ascending: Sequence[NDArray[np.float32]], count: int) -> l
         np.less(both, twice_median, out=upper_is_closer)
         np.copyto(kept, ascending[rank], where=upper_is_closer)
     return window
-
-
-def mean_of_ranks(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> Vector:
-    """Mean of the order statistics start, ..., stop - 1 of each column, summed in float64 and rounded once.
-
-    Args:
-        rows: m float32 rows of length b without NaN, never written to.
-        start: First rank, from 0.
-        stop: One past the last, at most m.
-
-    Returns:
-        (b,) float32.
-    """
-    if len(rows) <= NETWORK_ROWS:
-        return mean_of(order_statistics(rows, start, stop))
-    columns = _sorted_columns(rows)
-    wide = workspace("wide", (len(columns), stop - start), np.float64)
-    np.copyto(wide, columns[:, start:stop])
-    with one_blas_thread():
-        total = wide @ np.ones(stop - start)
-    np.divide(total, float(stop - start), out=total)
-    return total.astype(np.float32)
 
 
 def _sort_transposed(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> list[NDArray[np.float32]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector, one_blas_thread, workspace
+from scarcity_ray.robust.columns import WindowSummary
 from scarcity_ray.robust.coordinate import ColumnRule
 from scarcity_ray.robust.rule import Rule, Selection
 
@@ -52,18 +53,21 @@ def report_block(
     block: Rows, rule: Rule, selection: Selection, num_byzantine: int, mixing: Matrix | None = None
 ) -> BlockReport:
     """Kernel: what `combine_block` gives, and how each row stands to it; arguments as there."""
-    vector = combine_block(block, rule, selection, num_byzantine, mixing)
+    window: WindowSummary | None = None
+    if isinstance(rule, ColumnRule) and mixing is None:
+        window = rule.summary(block, selection, num_byzantine)
+        vector = window.mean
+    else:
+        vector = combine_block(block, rule, selection, num_byzantine, mixing)
     apart = workspace("apart", vector.shape, np.float64)
     squares = np.empty(len(block), np.float64)
     for index, row in enumerate(block):
         np.copyto(apart, row)
         np.subtract(apart, vector, out=apart)
         squares[index] = np.dot(apart, apart)
-    if not isinstance(rule, ColumnRule) or mixing is not None:
+    if window is None:
         return BlockReport(vector, squares, None)
-    kept = rule.kept(block, selection, num_byzantine)
-    low, high = np.minimum.reduce(kept), np.maximum.reduce(kept)
-    outside = [np.count_nonzero((row < low) | (row > high)) for row in block]
+    outside = [np.count_nonzero((row < window.least) | (row > window.largest)) for row in block]
     return BlockReport(vector, squares, np.array(outside, np.int64))
 
 

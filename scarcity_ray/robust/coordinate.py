@@ -10,27 +10,32 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import numpy as np
-from numpy.typing import NDArray
-
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector
-from scarcity_ray.robust.columns import closest_to_median, mean_of, mean_of_ranks, order_statistics
+from scarcity_ray.robust.columns import Window, WindowSummary, window_mean, window_summary
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
 
 
 class ColumnRule(Rule):
-    """A rule that averages some values of each column."""
+    """A rule that averages a window of each sorted column."""
 
     @abstractmethod
-    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
-        """The values that are averaged: rows of length b, each column a part of the block's.
+    def window(self, num_rows: int, num_byzantine: int) -> Window:
+        """Which values of each column are averaged.
 
-        They lie in scratch memory of this thread that is valid until the next call.
+        Args:
+            num_rows: Rows that the selection named.
+            num_byzantine: f.
         """
 
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The mean of the kept values of each column; see `Rule.combine`."""
-        return mean_of(self.kept(block, selection, num_byzantine))
+        """The mean of the window of each column; see `Rule.combine`."""
+        rows = chosen(block, selection)
+        return window_mean(rows, self.window(len(rows), num_byzantine))
+
+    def summary(self, block: Rows, selection: Selection, num_byzantine: int) -> WindowSummary:
+        """What `combine` gives, with the least and the largest value averaged in each column."""
+        rows = chosen(block, selection)
+        return window_summary(rows, self.window(len(rows), num_byzantine))
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         return Selection(tuple(range(setting.num_rows)))
@@ -41,10 +46,9 @@ class Median(ColumnRule):
 
     name = "median"
 
-    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
-        """The middle value of each column, or the two middle ones."""
-        rows = chosen(block, selection)
-        return order_statistics(rows, (len(rows) - 1) // 2, len(rows) // 2 + 1)
+    def window(self, num_rows: int, num_byzantine: int) -> Window:
+        """The middle value, or the two middle ones."""
+        return Window((num_rows - 1) // 2, num_rows // 2 + 1)
 
 
 class TrimmedMean(ColumnRule):
@@ -52,15 +56,9 @@ class TrimmedMean(ColumnRule):
 
     name = "trimmed_mean"
 
-    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
-        """All but the f smallest and the f largest values of each column."""
-        rows = chosen(block, selection)
-        return order_statistics(rows, num_byzantine, len(rows) - num_byzantine)
-
-    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The mean of the kept values; where columns are sorted transposed they are not transposed back."""
-        rows = chosen(block, selection)
-        return mean_of_ranks(rows, num_byzantine, len(rows) - num_byzantine)
+    def window(self, num_rows: int, num_byzantine: int) -> Window:
+        """All but the f smallest and the f largest values."""
+        return Window(num_byzantine, num_rows - num_byzantine)
 
 
 class MeanAroundMedian(ColumnRule):
@@ -68,7 +66,6 @@ class MeanAroundMedian(ColumnRule):
 
     name = "meamed"
 
-    def kept(self, block: Rows, selection: Selection, num_byzantine: int) -> list[NDArray[np.float32]]:
-        """The n - f values of each column closest to its median."""
-        rows = chosen(block, selection)
-        return closest_to_median(order_statistics(rows, 0, len(rows)), len(rows) - num_byzantine)
+    def window(self, num_rows: int, num_byzantine: int) -> Window:
+        """The n - f values closest to the median."""
+        return Window(0, num_rows - num_byzantine, around_median=True)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from scarcity_ray.robust.columns import (
     NETWORK_ROWS,
+    Window,
     closest_to_median,
     mean_of,
-    mean_of_ranks,
     middle_of,
     order_statistics,
+    window_mean,
+    window_summary,
 )
 from scarcity_ray.robust.network import apply_network, sorting_network
 
@@ -49,7 +51,8 @@ def test_order_statistics_are_those_of_each_column_sorted(m):
             assert (np.array(order_statistics(list(rows), start, stop)) == expected[start:stop]).all()
 
 
-def test_networks_and_sorts_give_the_same_bits(monkeypatch):
+def test_the_bits_do_not_depend_on_how_the_columns_were_sorted(monkeypatch):
+    """By a network or transposed; how the compiled kernel sorts them, `test_kernel` asks."""
     rows = list(np.random.default_rng(0).standard_normal((21, 500)).astype(np.float32))
     by_network = np.array(order_statistics(rows, 4, 17)).tobytes()
     monkeypatch.setattr("scarcity_ray.robust.columns.NETWORK_ROWS", 1)
@@ -83,6 +86,20 @@ def test_sums_are_formed_in_float64_and_rounded_once(seed, m):
     np.testing.assert_array_equal(mean_of(list(rows)), (wide.sum(axis=0) / m).astype(np.float32))
     for start, stop in ((0, m), (m // 3, m // 2 + 1)):
         middle = np.sort(wide, axis=0)[start:stop].mean(axis=0)
-        np.testing.assert_array_equal(mean_of_ranks(list(rows), start, stop), middle.astype(np.float32))
+        result = window_mean(list(rows), Window(start, stop))
+        np.testing.assert_array_equal(result, middle.astype(np.float32))
     middle = order_statistics(list(rows), (m - 1) // 2, m // 2 + 1)
     np.testing.assert_array_equal(middle_of(middle), np.median(wide, axis=0))
+
+
+@pytest.mark.parametrize("m", [1, 5, 40])
+def test_a_summary_holds_the_mean_and_the_ends_of_what_was_averaged(m):
+    rows = list(np.random.default_rng(m).standard_normal((m, 70)).astype(np.float32))
+    for window in (Window(0, m), Window(m // 3, m // 3 + 1), Window(0, m // 2 + 1, around_median=True)):
+        summary = window_summary(rows, window)
+        values = order_statistics(rows, window.start, window.stop)
+        if window.around_median:
+            values = closest_to_median(order_statistics(rows, 0, m), window.stop)
+        np.testing.assert_array_equal(summary.mean, window_mean(rows, window))
+        np.testing.assert_array_equal(summary.least, np.min(values, axis=0))
+        np.testing.assert_array_equal(summary.largest, np.max(values, axis=0))
