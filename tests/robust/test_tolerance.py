@@ -68,6 +68,28 @@ def test_the_bound_after_nearest_neighbour_mixing_holds_for_rows_found_by_search
     assert found <= nnm_kappa(n, 2, TOLERANCE[method].kappa(n, 2)) * (1 + 1e-4)
 
 
+def test_centred_clipping_can_have_no_bound_and_says_so():
+    equal = np.full((11, 2), 5.0)
+    assert TOLERANCE["centered_clipping"].kappa is None
+    result = aggregate(equal, method="centered_clipping", num_byzantine=1).vector
+    assert np.linalg.norm(result - equal[0]) > 1.0
+
+
+@pytest.mark.parametrize(("n", "f"), [(5, 2), (7, 3), (9, 2), (20, 4), (40, 12)])
+def test_the_covariance_filters_bound_holds_against_the_greatest_variance_alone(n, f):
+    rng = np.random.default_rng(n)
+    for trial in range(60):
+        d = 1 + trial % 6
+        rows = rng.standard_normal((n, d)) * 10.0 ** rng.uniform(-2, 2, d)
+        rows[:f] *= 10.0 ** rng.uniform(-3, 1)
+        rows[:f] += rng.choice([0.0, 1.0, 3.0, 10.0]) * rng.standard_normal(d)
+        rows = rows.astype(np.float32).astype(np.float64)
+        mean = rows[f:].mean(axis=0)
+        greatest = np.linalg.eigvalsh((rows[f:] - mean).T @ (rows[f:] - mean) / (n - f))[-1]
+        result = aggregate(rows, method="caf", num_byzantine=f).vector
+        assert np.sum((result - mean) ** 2) <= TOLERANCE["caf"].kappa(n, f) * greatest * (1 + 1e-4)
+
+
 @pytest.mark.parametrize("method", BOUNDED)
 def test_no_bound_is_below_f_over_n_minus_2f(method):
     for f in range(1, 6):
