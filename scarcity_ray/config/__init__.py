@@ -5,7 +5,7 @@ Every value is checked when a config is made, from Python or from a file, and ev
 checked by `scarcity_ray.plan`, which knows what follows from them.
 """
 
-from scarcity_ray.config.fields import AggregationMethod, settings
+from scarcity_ray.config.fields import AggregationMethod, CentralNoise, settings
 from scarcity_ray.config.loading import load, read_yaml, to_plain
 from scarcity_ray.config.sections import (
     BasketConfig,
@@ -22,6 +22,7 @@ __all__ = [
     "AggregationMethod",
     "BasketConfig",
     "BufferConfig",
+    "CentralNoise",
     "GossipConfig",
     "HierarchicalFederationConfig",
     "Layer1Config",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from dataclasses import field
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -35,6 +36,13 @@ class AggregationMethod(StrEnum):
     CAF = "caf"
 
 
+class CentralNoise(StrEnum):
+    """The noise on a release; what is not Gaussian puts the whole ledger into zCDP."""
+
+    GAUSSIAN = "gaussian"
+    DISCRETE_GAUSSIAN = "discrete_gaussian"
+
+
 def _unbox_integer(value: object) -> object:
     """NumPy integers become ints; everything else is left for the type check to judge."""
     if isinstance(value, bool | float | str):
@@ -45,10 +53,11 @@ def _unbox_integer(value: object) -> object:
         return value
 
 
-def _enum_member(value: object) -> object:
-    if isinstance(value, str) and value in {m.value for m in AggregationMethod}:
-        return AggregationMethod(value)
-    return value
+def _member_of(kind: type[StrEnum]) -> Callable[[object], object]:
+    def member(value: object) -> object:
+        return kind(value) if isinstance(value, str) and value in set(kind) else value
+
+    return member
 
 
 def _clip_norm(value: float) -> float:
@@ -70,7 +79,8 @@ ClipNorm = Annotated[Float, AfterValidator(_clip_norm)]
 Epsilon = Annotated[Float, Field(gt=0)]
 """A privacy parameter; ``inf`` means no noise and no claim."""
 Delta = Annotated[Float, Field(gt=0, lt=1)]
-Method = Annotated[AggregationMethod, BeforeValidator(_enum_member)]
+Method = Annotated[AggregationMethod, BeforeValidator(_member_of(AggregationMethod))]
+Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from scarcity_ray.config.fields import (
     AggregationMethod,
+    CentralNoise,
     ClipNorm,
     Delta,
     Epsilon,
@@ -17,6 +18,7 @@ from scarcity_ray.config.fields import (
     Float,
     Int,
     Method,
+    Noise,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -112,6 +114,9 @@ class Layer2Config:
     use_secure_aggregation: Flag = True
     central_dp_epsilon: Epsilon = 1.0
     central_dp_delta: Delta = 1e-5
+    noise: Noise = CentralNoise.GAUSSIAN
+    """Continuous Gaussian noise rounded to the ring's grid, with exact accounting; or discrete Gaussian
+    noise, drawn exactly, with the whole ledger in zCDP. A ledger keeps what it was made with."""
     clip_norm: ClipNorm = 1.0
     min_baskets: Annotated[Int, Field(ge=2)] = 2
     """Baskets with a fresh aggregate without which there is no release."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.privacy.accounting import epsilon_of_mu
+from scarcity_ray.privacy.modes import Accounting
 
 
 def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> HierarchicalFederationConfig:
@@ -28,7 +28,7 @@ def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> Hiera
     plan = FederationPlan(config)
     solved = config
     mu = plan.central_mu_cap / math.sqrt(rounds)
-    for epsilon in _candidates(mu, config.layer2.central_dp_delta, rounds):
+    for epsilon in _candidates(plan.accounting, mu, config.layer2.central_dp_delta, rounds):
         solved = replace(config, layer2=replace(config.layer2, central_dp_epsilon=epsilon))
         if FederationPlan(solved).num_releases >= rounds:
             break
@@ -36,16 +36,16 @@ def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> Hiera
         return solved
     central = solved
     mu = plan.gossip_mu_cap / math.sqrt(rounds)
-    for epsilon in _candidates(mu, config.gossip.local_dp_delta, rounds):
+    for epsilon in _candidates(Accounting.GAUSSIAN_DP, mu, config.gossip.local_dp_delta, rounds):
         solved = replace(central, gossip=replace(central.gossip, local_dp_epsilon=epsilon))
         if FederationPlan(solved).num_gossip_rounds >= rounds:
             break
     return solved
 
 
-def _candidates(mu: float, delta: float, rounds: int) -> Sequence[float]:
+def _candidates(accounting: Accounting, mu: float, delta: float, rounds: int) -> Sequence[float]:
     """Epsilons of six digits, falling from the one that makes a release cost mu."""
-    epsilon = epsilon_of_mu(mu, delta)
+    epsilon = accounting.epsilon_of(mu, delta)
     if epsilon < 1e-9:
         raise ConfigError(
             "rounds", rounds, f"fewer rounds: no epsilon above 0 costs so little at delta = {delta:g}"

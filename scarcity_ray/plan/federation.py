@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
 from scarcity_ray.plan.tolerance import rows_behind_pre, tolerated
 from scarcity_ray.privacy.accounting import mu_of_gaussian
+from scarcity_ray.privacy.modes import Accounting
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 
 DRIFT_SHARE = 0.1
@@ -39,8 +40,10 @@ class FederationPlan:
     """All numbers that follow from a config; `make_plan` makes and checks it.
 
     Attributes:
-        mu_release: Gaussian-DP parameter of one Layer 2 release.
-        mu_total: Gaussian-DP parameter of the whole budget.
+        accounting: What the ledger adds up: Gaussian DP, or zCDP where a release's noise is not Gaussian.
+        mu_release: What one Layer 2 release is charged: sensitivity over the noise's scale. In zCDP it is
+            sqrt(2 rho), rho being what (central_dp_epsilon, central_dp_delta) buys.
+        mu_total: Likewise of the whole budget.
         central_mu_cap, gossip_mu_cap: Its two shares (their squares add up).
         gossip: The numbers of gossip.
         num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon).
@@ -52,8 +55,10 @@ class FederationPlan:
     def __init__(self, config: HierarchicalFederationConfig) -> None:
         self.config = config
         layer2, gossip = config.layer2, config.gossip
-        self.mu_release = mu_of_gaussian(layer2.central_dp_epsilon, layer2.central_dp_delta)
-        self.mu_total = mu_of_gaussian(config.total_epsilon, config.total_delta)
+        self.accounting = Accounting.GAUSSIAN_DP if layer2.noise is CentralNoise.GAUSSIAN else Accounting.ZCDP
+        self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
+        self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
+        # Gossip's noise is Gaussian in either mode, so its own claim is exact, and rho = mu^2 / 2 too.
         mu_gossip = mu_of_gaussian(gossip.local_dp_epsilon, gossip.local_dp_delta)
         mu_drift = mu_gossip * math.sqrt(DRIFT_SHARE)
         mu_vector = mu_gossip * math.sqrt(1.0 - DRIFT_SHARE)
@@ -152,10 +157,10 @@ class FederationPlan:
         """The tail of the noise of any release, in grid steps: that of one basket with all the weight."""
         widest = 2.0 * (math.sqrt(2.0) if self.config.meta_parameters else 1.0) * (1.0 + 2.0 * FLOAT32_SLACK)
         steps = GRID_STEPS * widest + math.sqrt(self.vector_length)
-        return NOISE_TAIL * steps / self.mu_release
+        return NOISE_TAIL * steps / self.mu_release if self.mu_release else math.inf
 
 
 def _times(cap: float, mu: float) -> float:
-    if math.isinf(cap):
+    if math.isinf(cap) or mu == 0.0:
         return math.inf
     return float(math.floor((cap / mu) ** 2 * ROUNDING))

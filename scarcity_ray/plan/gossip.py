@@ -14,8 +14,8 @@ class GossipPlan:
     """What one client's gossip costs and how noisy it is.
 
     Attributes:
-        mu_drift: Gaussian-DP parameter of the materiality test.
-        mu_vector: Gaussian-DP parameter of one noised vector.
+        mu_drift: Gaussian-DP parameter of the materiality test; rho = mu^2 / 2 in zCDP.
+        mu_vector: Likewise of one noised vector.
         sigma_drift: Standard deviation added to the drift (its sensitivity is 2 clip_norm, its range).
         sigma_vector: Standard deviation added to each coordinate (replace-one sensitivity 2 clip_norm).
         clip_norm: Norm to which a state is clipped before noise.

@@ -43,7 +43,7 @@ class ReleasePlan:
         ring_bits: 32 or 64.
         scale: Grid steps to a unit.
         length: Coordinates that travel: the update's, then one for each meta-parameter.
-        mu: Gaussian-DP parameter of the release.
+        mu: What the release is charged: grid_sensitivity over grid_sigma; sqrt(2 rho) in zCDP.
     """
 
     weights: dict[str, float]

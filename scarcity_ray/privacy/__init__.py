@@ -2,7 +2,8 @@
 
 ::
 
-    accounting    mu, epsilon and delta of Gaussian releases, exactly
+    modes         what a ledger adds up, Gaussian DP or zCDP, and what a claim (epsilon, delta) buys in it
+                  (accounting: mu of Gaussian releases, exactly; concentrated: rho of any)
     sensitivity   how far one client's row moves each Layer 1 rule's result
     noise         where noise comes from
     mechanisms    clip and noise, for a client's message and for the global model
@@ -25,10 +26,12 @@ from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.budget import DurableBudget
 from scarcity_ray.privacy.ledger import Ledger
 from scarcity_ray.privacy.mechanisms import CentralDPMechanism, GaussianMechanism, LocalDPMechanism
+from scarcity_ray.privacy.modes import Accounting
 from scarcity_ray.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 
 __all__ = [
+    "Accounting",
     "BudgetStatus",
     "CentralDPMechanism",
     "Charge",

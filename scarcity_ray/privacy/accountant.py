@@ -1,14 +1,16 @@
 """How much of the privacy budget is spent, exactly, with one number for all releases and one for each client.
 
-Gaussian releases compose exactly in the sum of mu^2, and "a release is allowed iff its mu^2 still fits under
-the cap" is a valid filter even when each release is chosen in the light of all earlier ones (Smith, Thakurta
-2022, theorem 3). The claim (total_epsilon, total_delta) becomes the cap mu_total^2 with
-mu_total = `mu_of_gaussian`(total_epsilon, total_delta - delta_reserve). A share of the cap is set aside for
-gossip, for each client its own: what a client spent is central + its own gossip, so the caps of both parts
-add up to mu_total^2, and no client's gossip can starve the releases.
+Releases compose in the sum of mu^2, and "a release is allowed iff its mu^2 still fits under the cap" is a
+valid filter even when each release is chosen in the light of all earlier ones. What mu is, and what a sum of
+mu^2 amounts to, is the ledger's `Accounting`: Gaussian DP, exact, or zCDP with mu^2 = 2 rho. The claim
+(total_epsilon, total_delta) becomes the cap mu_total^2 with mu_total the largest that keeps (total_epsilon,
+total_delta - delta_reserve). A share of the cap is set aside for gossip, for each client its own: what a
+client spent is central + its own gossip, so the caps of both parts add up to mu_total^2, and no client's
+gossip can starve the releases.
 
 A general (epsilon, delta)-DP release is an epsilon-DP one except with probability delta (Dwork, Rothblum,
-Vadhan 2010, lemma): it is charged mu = `mu_of_pure`(epsilon), and its delta is added up under the reserve.
+Vadhan 2010, lemma): it is charged mu = `Accounting.mu_of_pure`(epsilon), and its delta is added up under the
+reserve.
 
 The state is pure: no clock, no randomness, no disk. `DurableBudget` puts a ledger behind it.
 
@@ -30,10 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.accounting import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
+from scarcity_ray.privacy.modes import Accounting
+from scarcity_ray.privacy.roots import check_mu
 
 _ROUNDING = 1.0 + 1e-12
-"""A sum of mu^2 may pass its cap by this factor, which the margin in `mu_of_gaussian` covers."""
+"""A sum of mu^2 may pass its cap by this factor, which the margin in `Accounting.mu_of_claim` covers."""
 
 
 class PrivacyAccountant:
@@ -44,7 +47,8 @@ class PrivacyAccountant:
         total_delta: The claim's delta, in (0, 1).
         gossip_share: Share of the cap set aside for each client's gossip, in [0, 1).
         delta_reserve: Part of `total_delta` kept for `spend`, in [0, total_delta); half of it by default.
-            With 0, `spend` accepts pure epsilon-DP releases only, and all of delta serves the Gaussian ones.
+            With 0, `spend` accepts pure epsilon-DP releases only, and all of delta serves the other ones.
+        accounting: What the sum of mu^2 means; Gaussian DP accepts Gaussian releases only.
 
     >>> accountant = PrivacyAccountant(total_epsilon=1.0, total_delta=1e-5)
     >>> accountant.spend(0.1, 0.0), accountant.spend(5.0, 0.0)
@@ -60,10 +64,12 @@ class PrivacyAccountant:
         *,
         gossip_share: float = 0.0,
         delta_reserve: float | None = None,
+        accounting: Accounting = Accounting.GAUSSIAN_DP,
     ) -> None:
         if not 0.0 <= gossip_share < 1.0:
             raise UsageError(f"gossip_share: {gossip_share!r} is not accepted; at least 0 and below 1")
         self.gossip_share = gossip_share
+        self.accounting = accounting
         self._reserve_given = delta_reserve
         self._places: dict[str, int] = {}
         self._past_central = self._past_delta = 0.0
@@ -82,7 +88,7 @@ class PrivacyAccountant:
         reserve = 0.5 * total_delta if self._reserve_given is None else self._reserve_given
         if not 0.0 <= reserve < total_delta:
             raise UsageError(f"delta_reserve: {reserve!r} is not accepted; at least 0 and below total_delta")
-        self.mu_total = mu_of_gaussian(total_epsilon, total_delta - reserve)
+        self.mu_total = self.accounting.mu_of_claim(total_epsilon, total_delta - reserve)
         self.total_epsilon = total_epsilon
         self.total_delta = total_delta
         self.delta_reserve = reserve
@@ -100,31 +106,31 @@ class PrivacyAccountant:
         if not 0.0 <= delta <= 1.0:
             raise UsageError(f"delta: {delta!r} is not accepted; between 0 and 1")
         fits = math.isinf(self.mu_total) or self._delta.plus(delta) <= self.delta_reserve * _ROUNDING
-        return self.check_release(mu_of_pure(epsilon)) and fits
+        return self.check_release(self.accounting.mu_of_pure(epsilon)) and fits
 
     def spend(self, epsilon: float, delta: float) -> bool:
         """Charge an (epsilon, delta)-DP release if it fits; False changes nothing."""
         if not self.check(epsilon, delta):
             return False
-        self._central.add(mu_of_pure(epsilon) ** 2)
+        self._central.add(self.accounting.mu_of_pure(epsilon) ** 2)
         self._delta.add(delta)
         return True
 
     def check_release(self, mu: float) -> bool:
-        """Whether a Gaussian release of parameter `mu`, seen by all, fits."""
-        _check_mu(mu)
+        """Whether a release of parameter `mu`, seen by all, fits."""
+        check_mu(mu)
         return self._central.plus(mu * mu) <= self._central_cap * _ROUNDING
 
     def spend_release(self, mu: float) -> bool:
-        """Charge a Gaussian release if it fits; False changes nothing."""
+        """Charge a release if it fits; False changes nothing."""
         fits = self.check_release(mu)
         if fits:
             self.note_release(mu)
         return fits
 
     def note_release(self, mu: float) -> None:
-        """Charge a Gaussian release that has happened, whether or not it fits."""
-        _check_mu(mu)
+        """Charge a release that has happened, whether or not it fits."""
+        check_mu(mu)
         self._central.add(mu * mu)
 
     def affordable_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
@@ -132,7 +138,7 @@ class PrivacyAccountant:
 
         Args:
             client_ids: Distinct ids, known or new.
-            mu: Gaussian-DP parameter of one message.
+            mu: Of one message.
 
         Returns:
             Boolean array, shape (len(client_ids),).
@@ -144,7 +150,7 @@ class PrivacyAccountant:
 
         Args:
             client_ids: Distinct ids, known or new.
-            mu: Gaussian-DP parameter of one message.
+            mu: Of one message.
 
         Returns:
             Who was charged: boolean array, shape (len(client_ids),).
@@ -159,12 +165,12 @@ class PrivacyAccountant:
 
     def note_gossip(self, places: NDArray[np.int64], mu: float) -> None:
         """Charge one message that has been sent to each of the clients at distinct `places`."""
-        _check_mu(mu)
+        check_mu(mu)
         self._gossip[places] += mu * mu
 
     def affordable_at(self, places: NDArray[np.int64], mu: float) -> NDArray[np.bool_]:
         """As `affordable_gossip`, for the clients at `places`; -1 stands for one that was never charged."""
-        _check_mu(mu)
+        check_mu(mu)
         spent = (
             np.where(places >= 0, self._gossip[places], 0.0) if self._gossip.size else np.zeros(places.size)
         )
@@ -208,12 +214,12 @@ class PrivacyAccountant:
         """
         left = max(0.0, self.total_delta - self._delta.value)
         mu = math.sqrt(self._central.plus(release * release) + self._own(self._gossip, client_id))
-        epsilon = epsilon_of_mu(mu, left)
+        epsilon = self.accounting.epsilon_of(mu, left)
         return min(epsilon, self.total_epsilon) if mu * mu <= self.mu_total**2 * _ROUNDING else epsilon
 
     def delta_spent(self, client_id: str | None = None) -> float:
         """Delta at `total_epsilon` of all that was spent in this period."""
-        return delta_of_mu(self.mu_spent(client_id), self.total_epsilon) + self._delta.value
+        return self.accounting.delta_of(self.mu_spent(client_id), self.total_epsilon) + self._delta.value
 
     def remaining(self, client_id: str | None = None) -> tuple[float, float]:
         """What is left of (epsilon, delta): the worst case over all clients, or one client's own.
@@ -249,7 +255,8 @@ class PrivacyAccountant:
         """
         gossip = self._past_gossip + self._gossip
         mu = math.sqrt(self._past_central + self._central.value + self._own(gossip, client_id))
-        return epsilon_of_mu(mu, max(0.0, self._least_delta - self._past_delta - self._delta.value))
+        left = max(0.0, self._least_delta - self._past_delta - self._delta.value)
+        return self.accounting.epsilon_of(mu, left)
 
     def _own(self, spent: NDArray[np.float64], client_id: str | None) -> float:
         if client_id is None:
@@ -285,11 +292,6 @@ class CompensatedSum:
             return high, 0.0
         lost = (self._sum - high) + term if self._sum >= term else (term - high) + self._sum
         return high, self._rest + lost
-
-
-def _check_mu(mu: float) -> None:
-    if not mu >= 0.0:
-        raise UsageError(f"mu: {mu!r} is not accepted; at least 0")
 
 
 __all__ = ["PrivacyAccountant"]

@@ -25,9 +25,9 @@ Guarantees:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from scarcity_ray.errors import UsageError
+from scarcity_ray.privacy.roots import check_delta, check_epsilon, check_mu, monotone_root
 
 _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 _MARGIN = 2e-12
@@ -56,8 +56,8 @@ def delta_of_mu(mu: float, epsilon: float) -> float:
     >>> round(delta_of_mu(1.0, 1.0), 6)
     0.126937
     """
-    _check_mu(mu)
-    _check_epsilon(epsilon)
+    check_mu(mu)
+    check_epsilon(epsilon)
     if mu == 0.0 or epsilon == math.inf:
         return 0.0
     if mu == math.inf:
@@ -78,8 +78,8 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
     >>> round(epsilon_of_mu(1.0, 1e-5), 4)
     4.3772
     """
-    _check_mu(mu)
-    _check_delta(delta)
+    check_mu(mu)
+    check_delta(delta)
     if mu == 0.0 or delta == 1.0:
         return 0.0
     if mu == math.inf or delta == 0.0:
@@ -98,7 +98,7 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
         slope = math.exp(_log_phi(a) - value) if a < -3.0 else 1.0 / _mills_drop(mu, epsilon)
         return value - goal, -slope * _mills(b)
 
-    root = _root(step, high, 0.0)
+    root = monotone_root(step, high, 0.0)
     return min(high, root + _MARGIN * max(root, mu))
 
 
@@ -119,8 +119,8 @@ def mu_of_gaussian(epsilon: float, delta: float) -> float:
     >>> mu_of_gaussian(float("inf"), 1e-5)
     inf
     """
-    _check_epsilon(epsilon)
-    _check_delta(delta)
+    check_epsilon(epsilon)
+    check_delta(delta)
     if not 0.0 < delta < 1.0:
         raise UsageError(f"delta: {delta!r} is not accepted; a Gaussian mechanism needs 0 < delta < 1")
     if epsilon == math.inf:
@@ -139,7 +139,7 @@ def mu_of_gaussian(epsilon: float, delta: float) -> float:
         slope = math.exp(_log_phi(a) - value) if a < -3.0 else 1.0 / _mills_drop(mu, epsilon)
         return value - goal, slope
 
-    return _root(step, low, high) * (1.0 - _MARGIN)
+    return monotone_root(step, low, high) * (1.0 - _MARGIN)
 
 
 def mu_of_pure(epsilon: float) -> float:
@@ -158,7 +158,7 @@ def mu_of_pure(epsilon: float) -> float:
     >>> round(mu_of_pure(1.0), 6)
     1.232035
     """
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     if epsilon in (0.0, math.inf):
         return epsilon
     if epsilon < 1.0:
@@ -236,48 +236,6 @@ def _log_phi(x: float) -> float:
 def _log_tail(x: float) -> float:
     """Log Phi(-x) for x >= -3."""
     return _log_phi(x) + math.log(_mills(x))
-
-
-def _root(step: Callable[[float], tuple[float, float]], below: float, above: float) -> float:
-    """The root of a monotone function: Newton's method, kept inside a bracket by bisection.
-
-    Args:
-        step: Gives value and derivative.
-        below: The end of the bracket where the value is at most 0.
-        above: The end where it is at least 0.
-
-    Returns:
-        A point within a relative 1e-13 of the root of `step`.
-    """
-    x = 0.5 * (below + above)
-    for _ in range(200):
-        value, slope = step(x)
-        if value > 0.0:
-            above = x
-        else:
-            below = x
-        moved = x - value / slope if slope != 0.0 and math.isfinite(slope) else math.inf
-        if not min(below, above) <= moved <= max(below, above):
-            moved = 0.5 * (below + above)
-        if abs(moved - x) <= 2.0**-46 * moved or abs(above - below) <= 2.0**-46 * moved:
-            return moved
-        x = moved
-    return x
-
-
-def _check_mu(mu: float) -> None:
-    if not mu >= 0.0:
-        raise UsageError(f"mu: {mu!r} is not accepted; at least 0")
-
-
-def _check_epsilon(epsilon: float) -> None:
-    if not epsilon >= 0.0:
-        raise UsageError(f"epsilon: {epsilon!r} is not accepted; at least 0")
-
-
-def _check_delta(delta: float) -> None:
-    if not 0.0 <= delta <= 1.0:
-        raise UsageError(f"delta: {delta!r} is not accepted; between 0 and 1")
 
 
 __all__ = ["delta_of_mu", "epsilon_of_mu", "mu_of_gaussian", "mu_of_pure"]

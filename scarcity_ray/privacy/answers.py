@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from scarcity_ray.privacy.modes import Accounting
+
 
 @dataclass(frozen=True)
 class Charge:
@@ -40,6 +42,7 @@ class BudgetStatus:
         period: 0, and one more for each renewal.
         head_hash: The ledger's newest hash, hexadecimal.
         ledger_path: Where the ledger is.
+        accounting: What the ledger adds up.
     """
 
     remaining_epsilon: float
@@ -52,6 +55,7 @@ class BudgetStatus:
     period: int
     head_hash: str
     ledger_path: str
+    accounting: Accounting = Accounting.GAUSSIAN_DP
 
 
 __all__ = ["BudgetStatus", "Charge"]

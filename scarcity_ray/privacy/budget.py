@@ -8,6 +8,7 @@ Guarantees:
     an_allowed_charge_survives_sigkill: At any moment; reopening finds at least all that were allowed.
     a_retried_charge_is_charged_once: Also across reopening, and never for more than was recorded.
     a_restart_continues_the_same_budget: By replaying the ledger; spent epsilon is bitwise the same.
+    a_ledger_of_another_accounting_is_refused: Its sums mean something else.
     a_missing_ledger_is_never_a_fresh_budget: `LedgerMissing`.
     a_partial_gossip_charge_records_exactly_the_allowed: Others are not charged, and get no permission later.
 """
@@ -30,7 +31,8 @@ from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.chain import Row
 from scarcity_ray.privacy.ledger import Ledger
 from scarcity_ray.privacy.members import pack_gossip, unpack_gossip
-from scarcity_ray.privacy.replay import accountant_of, replay, totals_of
+from scarcity_ray.privacy.modes import Accounting
+from scarcity_ray.privacy.replay import accountant_of, accounting_of, replay, totals_of
 
 
 class DurableBudget:
@@ -52,12 +54,13 @@ class DurableBudget:
         total_epsilon: float,
         total_delta: float,
         gossip_share: float,
+        accounting: Accounting = Accounting.GAUSSIAN_DP,
         must_exist: bool,
         now: float,
     ) -> DurableBudget:
         """Continue the budget recorded at `path`, or begin it there.
 
-        The whole of `total_delta` serves Gaussian releases.
+        The whole of `total_delta` serves releases whose mu is known.
 
         Args:
             path: The ledger's file.
@@ -65,22 +68,28 @@ class DurableBudget:
             total_epsilon: The claim of the first period, or of the one in force.
             total_delta: Its delta.
             gossip_share: Share of the cap set aside for each client's gossip, in [0, 1).
+            accounting: What the ledger adds up, for good.
             must_exist: Whether this federation is known to have a ledger.
             now: Seconds since 1970.
 
         Raises:
             LedgerMissing: If the ledger must exist and does not.
             LedgerCorrupted: If its chain does not hold.
-            LedgerError: If it is another federation's, or states another budget.
+            LedgerError: If it is another federation's, or states another budget or accounting.
         """
         accountant = PrivacyAccountant(
-            total_epsilon, total_delta, gossip_share=gossip_share, delta_reserve=0.0
+            total_epsilon,
+            total_delta,
+            gossip_share=gossip_share,
+            delta_reserve=0.0,
+            accounting=accounting,
         )
         if not must_exist and not Path(path).exists():
             states = {
                 "total_epsilon": total_epsilon,
                 "total_delta": total_delta,
                 "gossip_share": gossip_share,
+                "accounting": accounting.value,
                 "neighbours": "replace-one client",
             }
             return cls(Ledger.create(path, federation_id, now=now, body=states), accountant)
@@ -90,6 +99,13 @@ class DurableBudget:
                 raise LedgerError(
                     f"{path}: this ledger is of federation {ledger.federation_id!r}, not {federation_id!r}; "
                     "give each federation its own ledger_path"
+                )
+            stated = accounting_of(ledger.genesis)
+            if stated is not accounting:
+                raise LedgerError(
+                    f"{path}: the ledger adds up {stated.value} and the configuration (layer2.noise) needs "
+                    f"{accounting.value}; what a ledger adds up is chosen when it is made: configure the "
+                    "noise that it was made for, or start another federation"
                 )
             budget = cls(ledger, accountant_of(ledger.genesis))
             known, first = budget._accountant, totals_of(ledger.genesis)
@@ -107,11 +123,11 @@ class DurableBudget:
         return budget
 
     def charge_release(self, charge_id: str, mu: float, *, now: float, details: Mapping[str, Any]) -> Charge:
-        """Charge one central Gaussian release.
+        """Charge one central release.
 
         Args:
             charge_id: The release's own name; asked again, it is given its first answer.
-            mu: Gaussian-DP parameter of the release, sensitivity over sigma.
+            mu: What the release is charged as (`modes`); for Gaussian noise, sensitivity over sigma.
             now: Seconds since 1970.
             details: What to record beside it (sigma, sensitivity, round), plain data.
 
@@ -151,7 +167,7 @@ class DurableBudget:
         Args:
             charge_id: The round's own name; asked again, those recorded are allowed again, and no others.
             client_ids: Distinct ids.
-            mu: Gaussian-DP parameter of one message.
+            mu: Of one message, likewise.
             now: Seconds since 1970.
             details: What to record beside it, plain data.
 
@@ -216,6 +232,7 @@ class DurableBudget:
                 period=accountant.period,
                 head_hash=self._ledger.head_hash,
                 ledger_path=str(self._ledger.path),
+                accounting=accountant.accounting,
             )
 
     def remaining(self, client_id: str) -> tuple[float, float]:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from scarcity_ray.errors import LedgerCorrupted
+from scarcity_ray.errors import LedgerCorrupted, LedgerError
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.chain import Row
 from scarcity_ray.privacy.ledger import Ledger
 from scarcity_ray.privacy.members import unpack_gossip
+from scarcity_ray.privacy.modes import Accounting
 
 
 def totals_of(row: Row) -> tuple[float, float]:
@@ -18,10 +19,29 @@ def totals_of(row: Row) -> tuple[float, float]:
     return float(row.body["total_epsilon"]), float(row.body["total_delta"])
 
 
+def accounting_of(genesis: Row) -> Accounting:
+    """What a ledger adds up; those of before there was a choice add up Gaussian DP.
+
+    Raises:
+        LedgerError: If this version knows no such accounting.
+    """
+    stated = genesis.body.get("accounting", Accounting.GAUSSIAN_DP.value)
+    try:
+        return Accounting(stated)
+    except ValueError:
+        raise LedgerError(
+            f"the ledger states the accounting {stated!r}, and this version knows "
+            f"{', '.join(Accounting)}; read it with the version that wrote it"
+        ) from None
+
+
 def accountant_of(genesis: Row) -> PrivacyAccountant:
-    """The accountant at a ledger's beginning; the whole of delta serves Gaussian releases."""
+    """The accountant at a ledger's beginning; the whole of delta serves releases whose mu is known."""
     return PrivacyAccountant(
-        *totals_of(genesis), gossip_share=float(genesis.body["gossip_share"]), delta_reserve=0.0
+        *totals_of(genesis),
+        gossip_share=float(genesis.body["gossip_share"]),
+        delta_reserve=0.0,
+        accounting=accounting_of(genesis),
     )
 
 
@@ -92,4 +112,4 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
         yield line
 
 
-__all__ = ["accountant_of", "export", "history", "replay", "totals_of"]
+__all__ = ["accountant_of", "accounting_of", "export", "history", "replay", "totals_of"]

@@ -8,6 +8,7 @@ from typing import Any
 from scarcity_ray.errors import LedgerError
 from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.budget import DurableBudget
+from scarcity_ray.privacy.modes import Accounting
 
 
 class Accountant:
@@ -19,7 +20,8 @@ class Accountant:
         total_epsilon: The budget.
         total_delta: The budget.
         gossip_share: Share of the budget set aside for each client's gossip.
-        mu_release: Gaussian-DP parameter of a release: once the next one does not fit, all is read-only.
+        accounting: What the ledger adds up.
+        mu_release: What a release is charged: once the next one does not fit, all is read-only.
         must_exist: Whether the federation is known to have a ledger there already.
     """
 
@@ -30,6 +32,7 @@ class Accountant:
         total_epsilon: float,
         total_delta: float,
         gossip_share: float,
+        accounting: Accounting,
         mu_release: float,
         must_exist: bool,
     ) -> None:
@@ -39,6 +42,7 @@ class Accountant:
             "total_epsilon": total_epsilon,
             "total_delta": total_delta,
             "gossip_share": gossip_share,
+            "accounting": accounting,
             "must_exist": must_exist,
         }
         self._mu_release = mu_release

@@ -176,6 +176,7 @@ class Assembly:
             "total_epsilon": config.total_epsilon,
             "total_delta": config.total_delta,
             "gossip_share": config.gossip_budget_share,
+            "accounting": self.plan.accounting,
             "mu_release": self.plan.mu_release,
             "must_exist": must_exist,
         }

@@ -119,6 +119,7 @@ OUT_OF_RANGE = {
     Layer2Config: {
         "central_dp_epsilon": [0.0, -1.0, math.nan],
         "central_dp_delta": [0.0, 1.0, math.nan],
+        "noise": ["laplace", "", "GAUSSIAN"],
         "clip_norm": [0.0, -1.0, 1e-21, 1e21, math.inf, math.nan],
         "min_baskets": [1, 0],
         "min_baskets_trigger": [0],
@@ -151,7 +152,11 @@ EDGES = {
         "byzantine_fraction": [0.0, 0.49999, 0],
         "num_byzantine": [None, 0],
     },
-    Layer2Config: {"threshold_fraction": [1.0, 0.5001], "central_dp_epsilon": [math.inf]},
+    Layer2Config: {
+        "threshold_fraction": [1.0, 0.5001],
+        "central_dp_epsilon": [math.inf],
+        "noise": ["gaussian", "discrete_gaussian"],
+    },
     RuntimeConfig: {"cpus_per_actor": [0.0]},
     HierarchicalFederationConfig: {
         "total_epsilon": [math.inf],

@@ -24,6 +24,8 @@ from scarcity_ray.config import (
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import BasketFacts, FederationPlan, GossipPlan, make_plan
 from scarcity_ray.privacy.accountant import PrivacyAccountant
+from scarcity_ray.privacy.concentrated import epsilon_of_rho
+from scarcity_ray.privacy.modes import Accounting
 
 CLAIMS = [(0.5, 1e-5), (1.0, 1e-5), (10.0, 1e-4), (0.05, 1e-8), (4.0, 1e-6)]
 
@@ -338,3 +340,18 @@ def test_turning_gossip_off_asks_nothing_of_its_epsilon():
 
 def test_a_basket_of_the_least_size_is_enough_where_the_rule_needs_more_than_min_clients():
     assert plan_of(basket=BasketConfig(min_clients=1)).least_rows(1) == 3
+
+
+def test_noise_that_is_not_gaussian_puts_the_plan_into_zcdp():
+    gaussian = make_plan(HierarchicalFederationConfig())
+    discrete = make_plan(HierarchicalFederationConfig(layer2=Layer2Config(noise="discrete_gaussian")))
+    assert gaussian.accounting is Accounting.GAUSSIAN_DP
+    assert discrete.accounting is Accounting.ZCDP
+    config = discrete.config
+    for mu, epsilon, delta in (
+        (discrete.mu_release, config.layer2.central_dp_epsilon, config.layer2.central_dp_delta),
+        (discrete.mu_total, config.total_epsilon, config.total_delta),
+    ):
+        assert epsilon_of_rho(mu**2 / 2, delta) == pytest.approx(epsilon, rel=1e-10)
+    assert discrete.mu_release < gaussian.mu_release
+    assert discrete.gossip.sigma_vector == gaussian.gossip.sigma_vector

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy import (
+    Accounting,
     PrivacyAccountant,
-    delta_of_mu,
     epsilon_of_mu,
     mu_of_gaussian,
-    mu_of_pure,
 )
 
 STEP = st.one_of(
@@ -36,25 +35,25 @@ def take(accountant, step):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(STEP, max_size=25), st.sampled_from([0.0, 0.2, 0.7]))
-def test_what_was_spent_never_exceeds_the_claim(steps, share):
-    accountant = PrivacyAccountant(3.0, 1e-5, gossip_share=share)
+@given(st.lists(STEP, max_size=25), st.sampled_from([0.0, 0.2, 0.7]), st.sampled_from(Accounting))
+def test_what_was_spent_never_exceeds_the_claim(steps, share, mode):
+    accountant = PrivacyAccountant(3.0, 1e-5, gossip_share=share, accounting=mode)
     central, delta, gossip = 0.0, 0.0, dict.fromkeys("abcde", 0.0)
     for step in steps:
         answer = take(accountant, step)
         if step[0] == "release" and answer:
             central += step[1] ** 2
         elif step[0] == "spend" and answer:
-            central += mu_of_pure(step[1]) ** 2
+            central += mode.mu_of_pure(step[1]) ** 2
             delta += step[2]
         elif step[0] == "gossip":
             for client, charged in zip(sorted(step[1]), answer, strict=True):
                 gossip[client] += step[2] ** 2 * charged
     worst = math.sqrt(central + max(gossip.values()))
-    assert delta_of_mu(worst, 3.0) + delta <= 1e-5 * (1 + 1e-9)
+    assert mode.delta_of(worst, 3.0) + delta <= 1e-5 * (1 + 1e-9)
     assert accountant.mu_spent() == pytest.approx(worst, rel=1e-12)
-    assert accountant.delta_spent() == pytest.approx(delta_of_mu(worst, 3.0) + delta, rel=1e-9)
-    assert accountant.epsilon_spent() == pytest.approx(epsilon_of_mu(worst, 1e-5 - delta), rel=1e-9)
+    assert accountant.delta_spent() == pytest.approx(mode.delta_of(worst, 3.0) + delta, rel=1e-9)
+    assert accountant.epsilon_spent() == pytest.approx(mode.epsilon_of(worst, 1e-5 - delta), rel=1e-9)
     for client, own in gossip.items():
         assert accountant.mu_spent(client) == pytest.approx(math.sqrt(central + own), rel=1e-12)
         assert accountant.remaining(client) >= accountant.remaining()
@@ -134,8 +133,9 @@ def test_who_has_spent_the_share_is_left_out_and_not_charged():
     assert accountant.mu_spent("never seen") == 0.0
 
 
-def test_lifetime_epsilon_covers_all_periods():
-    accountant = PrivacyAccountant(5.0, 1e-5, gossip_share=0.5, delta_reserve=0.0)
+@pytest.mark.parametrize("mode", Accounting)
+def test_lifetime_epsilon_covers_all_periods(mode):
+    accountant = PrivacyAccountant(5.0, 1e-5, gossip_share=0.5, delta_reserve=0.0, accounting=mode)
     accountant.spend_release(0.3)
     accountant.spend_gossip(["a"], 0.2)
     lifetimes = [accountant.lifetime_epsilon()]
@@ -151,7 +151,7 @@ def test_lifetime_epsilon_covers_all_periods():
     assert lifetimes == sorted(lifetimes)
     assert lifetimes[0] == lifetimes[1]
     exact = math.sqrt(0.3**2 + 0.4**2 + 2 * 0.2**2)
-    assert accountant.lifetime_epsilon() == pytest.approx(epsilon_of_mu(exact, 1e-5), rel=1e-9)
+    assert accountant.lifetime_epsilon() == pytest.approx(mode.epsilon_of(exact, 1e-5), rel=1e-9)
     assert accountant.lifetime_epsilon("b") < accountant.lifetime_epsilon("a")
     assert accountant.total_epsilon == 50.0
 
@@ -178,10 +178,11 @@ def test_general_spends_charge_their_delta_to_the_reserve():
     assert pure_only.spend(0.1, 0.0)
 
 
+@pytest.mark.parametrize("mode", Accounting)
 @pytest.mark.parametrize("seed", range(6))
-def test_general_spends_stay_above_dp_accountings_pld(seed):
+def test_general_spends_stay_above_dp_accountings_pld(seed, mode):
     rng = np.random.default_rng(seed)
-    accountant = PrivacyAccountant(50.0, 1e-4)
+    accountant = PrivacyAccountant(50.0, 1e-4, accounting=mode)
     pld = PLDAccountant(value_discretization_interval=1e-3)
     for _ in range(8):
         if rng.random() < 0.5:

@@ -1,0 +1,125 @@
+"""A ledger in zCDP: the same sums under another meaning, fixed for good, never below what was spent."""
+
+from __future__ import annotations
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting.pld import privacy_loss_distribution as losses
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scarcity_ray.errors import LedgerError
+from scarcity_ray.privacy import Accounting, DurableBudget, Ledger, PrivacyAccountant
+from scarcity_ray.privacy.replay import accountant_of, accounting_of
+
+TOTALS = {"federation_id": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
+INTERVAL = 1e-3
+
+
+def opened(path, accounting, **changes):
+    return DurableBudget.open(
+        path, now=1.0, **{"must_exist": False, "accounting": accounting, **TOTALS, **changes}
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_sequence_of_releases_is_never_below_its_privacy_loss_distribution(seed):
+    """Discrete Gaussians of random scale and integer sensitivity, Gaussians and pure releases among them."""
+    rng = np.random.default_rng(seed)
+    accountant = PrivacyAccountant(200.0, 1e-4, delta_reserve=0.0, accounting=Accounting.ZCDP)
+    composed, events = None, 0
+    for _ in range(int(rng.integers(2, 7))):
+        kind, count = rng.choice(["discrete", "discrete", "gaussian", "pure"]), int(rng.integers(1, 6))
+        if kind == "pure":
+            epsilon = float(rng.uniform(0.05, 0.5))
+            loss = losses.from_laplace_mechanism(1 / epsilon, value_discretization_interval=INTERVAL)
+            assert all(accountant.spend(epsilon, 0.0) for _ in range(count))
+        else:
+            sensitivity = int(rng.integers(1, 4))
+            sigma = float(rng.uniform(1.5, 12.0)) * sensitivity
+            make = {
+                "discrete": losses.from_discrete_gaussian_mechanism,
+                "gaussian": losses.from_gaussian_mechanism,
+            }[kind]
+            loss = make(sigma, sensitivity=sensitivity, value_discretization_interval=INTERVAL)
+            assert all(accountant.spend_release(sensitivity / sigma) for _ in range(count))
+        events += count
+        loss = loss.self_compose(count)
+        composed = loss if composed is None else composed.compose(loss)
+    for delta in (1e-7, 1e-5, 1e-4):
+        # Each loss is rounded up to the interval, so theirs may lie above the truth by one a composition.
+        theirs = composed.get_epsilon_for_delta(delta)
+        assert Accounting.ZCDP.epsilon_of(accountant.mu_spent(), delta) >= theirs - events * INTERVAL
+    assert accountant.epsilon_spent() >= composed.get_epsilon_for_delta(1e-4) - events * INTERVAL
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0.0, 0.6), max_size=12))
+def test_a_gaussian_sequence_costs_more_epsilon_and_the_same_sum(mus):
+    zcdp = PrivacyAccountant(20.0, 1e-5, accounting=Accounting.ZCDP)
+    exact = PrivacyAccountant(20.0, 1e-5)
+    for mu in mus:
+        assert zcdp.spend_release(mu) == exact.spend_release(mu)
+    assert zcdp.mu_spent() == exact.mu_spent()
+    assert zcdp.epsilon_spent() >= exact.epsilon_spent()
+    assert zcdp.mu_total < exact.mu_total
+
+
+def test_gaussian_releases_match_dp_accountings_rdp():
+    accountant = PrivacyAccountant(30.0, 1e-5, delta_reserve=0.0, accounting=Accounting.ZCDP)
+    theirs = dp_accounting.rdp.RdpAccountant()
+    for sigma in (3.0, 7.5, 12.0):
+        assert accountant.spend_release(1 / sigma)
+        theirs.compose(dp_accounting.GaussianDpEvent(sigma))
+    assert accountant.epsilon_spent() == pytest.approx(theirs.get_epsilon(1e-5), rel=0.01)
+    assert accountant.epsilon_spent() <= theirs.get_epsilon(1e-5) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("mode", Accounting)
+def test_a_restart_continues_in_the_mode_of_the_ledger(tmp_path, mode):
+    path = tmp_path / "ledger.sqlite"
+    budget = opened(path, mode)
+    assert budget.charge_release("r0", 0.2, now=2.0, details={}).allowed
+    assert budget.charge_gossip("g0", ["ann"], 0.1, now=2.0, details={}) == ("ann",)
+    budget.renew(20.0, 1e-5, now=3.0, operator="op")
+    assert budget.charge_release("r1", 0.3, now=4.0, details={}).allowed
+    before = budget.status(0.1)
+    budget.close()
+    after = opened(path, mode, must_exist=True).status(0.1)
+    assert after.accounting is before.accounting is mode
+    assert after.epsilon_spent == before.epsilon_spent == mode.epsilon_of(0.3, 1e-5)
+    assert after.lifetime_epsilon == before.lifetime_epsilon
+    assert after.remaining_epsilon == before.remaining_epsilon > 0
+
+
+@pytest.mark.parametrize("mode", Accounting)
+def test_a_ledger_of_another_accounting_is_refused(tmp_path, mode):
+    path = tmp_path / "ledger.sqlite"
+    opened(path, mode).close()
+    (other,) = set(Accounting) - {mode}
+    with pytest.raises(LedgerError, match=rf"adds up {mode.value}.*layer2.noise.*{other.value}"):
+        opened(path, other, must_exist=True)
+    assert opened(path, mode, must_exist=True).charge_release("r", 0.1, now=2.0, details={}).allowed
+
+
+def test_a_ledger_of_before_the_choice_adds_up_gaussian_dp(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    states = {name: value for name, value in TOTALS.items() if name != "federation_id"}
+    Ledger.create(path, "hospital", now=0.0, body=states).close()
+    with pytest.raises(LedgerError, match="adds up gaussian_dp"):
+        opened(path, Accounting.ZCDP, must_exist=True)
+    assert opened(path, Accounting.GAUSSIAN_DP).status(0.1).accounting is Accounting.GAUSSIAN_DP
+    assert accountant_of(Ledger.read(path).genesis).accounting is Accounting.GAUSSIAN_DP
+
+
+def test_an_unknown_accounting_is_refused_by_name(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    states = {name: value for name, value in TOTALS.items() if name != "federation_id"}
+    Ledger.create(path, "hospital", now=0.0, body={**states, "accounting": "renyi"}).close()
+    for attempt in (
+        lambda: opened(path, Accounting.ZCDP, must_exist=True),
+        lambda: accounting_of(Ledger.read(path).genesis),
+    ):
+        with pytest.raises(LedgerError, match=r"'renyi'.*gaussian_dp, zcdp"):
+            attempt()
