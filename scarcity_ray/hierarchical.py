@@ -324,9 +324,15 @@ class HierarchicalFederation:
         return model
 
     def get_meta_params(self) -> dict[str, float]:
-        """What was learned of the declared meta-parameters; empty before the first release."""
+        """What was learned of the declared meta-parameters, and with adaptive clipping ``clip_norm``.
+
+        Empty before the first release.
+        """
         model = self.get_global_meta_model()
-        return {} if model is None else dict(model.meta_params)
+        if model is None:
+            return {}
+        adapted = {} if model.clip_norm is None else {"clip_norm": model.clip_norm}
+        return {**model.meta_params, **adapted}
 
     def get_client(self, client_id: str) -> ClientInfo | None:
         """What is known of a client."""

@@ -118,6 +118,15 @@ class Layer2Config:
     """Continuous Gaussian noise rounded to the ring's grid, with exact accounting; or discrete Gaussian
     noise, drawn exactly, with the whole ledger in zCDP. A ledger keeps what it was made with."""
     clip_norm: ClipNorm = 1.0
+    adaptive_clipping: Flag = False
+    """Whether the clip norm follows a quantile of the updates' norms. It starts at layer1.clip_norm, to which
+    layer2.clip_norm (and layer1.clipping_radius) keep their ratio."""
+    clip_quantile: Annotated[Float, Field(gt=0, lt=1)] = 0.5
+    """The share of the updates' norms that should lie below the clip norm."""
+    clip_learning_rate: Annotated[Float, Field(gt=0, le=1)] = 0.2
+    """Of the clip norm's geometric step: a release moves it by at most a factor e to this power."""
+    clip_norm_range: tuple[ClipNorm, ClipNorm] = (1e-3, 1e3)
+    """The least and the greatest clip norm of Layer 1 that adaptation may reach."""
     min_baskets: Annotated[Int, Field(ge=2)] = 2
     """Baskets with a fresh aggregate without which there is no release."""
     min_baskets_trigger: PositiveInt | None = None

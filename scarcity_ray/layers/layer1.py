@@ -88,6 +88,7 @@ class Layer1Aggregator:
         timestamp: float = 0.0,
         meta: NDArray[np.float64] | None = None,
         bucketing_seed: int = 0,
+        raw_norms: ArrayLike | None = None,
     ) -> BasketModel:
         """Aggregate one row a client.
 
@@ -101,6 +102,7 @@ class Layer1Aggregator:
             timestamp: Goes into the result.
             meta: Mean of the reported meta-parameters.
             bucketing_seed: Of bucketing's permutation; one that nobody could foresee.
+            raw_norms: (n,) norms of the rows before anything clipped them, for adaptive clipping.
 
         Raises:
             UsageError: For rows of another kind, or rows that are not finite.
@@ -143,6 +145,8 @@ class Layer1Aggregator:
             selected=tuple(ids[index] for index in result.selected),
             max_row_share=None if shares is None else float(shares.max()),
             meta=np.zeros(0) if meta is None else meta,
+            clip_norm=clip_norm,
+            bit=0.0 if raw_norms is None else float(np.mean(np.asarray(raw_norms) <= clip_norm)) - 0.5,
         )
 
 

@@ -39,10 +39,13 @@ def contribution(
         uint32 or uint64, shape (release.length,).
     """
     vector = np.zeros(release.length)
+    plan = plan.at(release.clip_norm)
     if model is not None:
         clipped = clip_vector(model.aggregate, plan.config.layer2.clip_norm)
         vector[: len(clipped)] = clipped
-        vector[len(clipped) :] = plan.meta_radius * model.meta
+        reported = len(clipped) + len(model.meta)
+        vector[len(clipped) : reported] = plan.meta_radius * model.meta
+        vector[reported:] = release.bit_radius * model.bit
         vector *= release.weights[basket_id]
     return encode(vector, release.scale, release.ring_bits)
 
@@ -137,6 +140,7 @@ class Layer2Aggregator:
             privacy_spent=layer2.central_dp_epsilon,
             noise_sigma=sigma,
             meta_params=decode_meta(vector, plan),
+            clip_norm=decode_clip_norm(vector, release, plan),
         )
 
     def _plan(self, models: Sequence[BasketModel]) -> FederationPlan:
@@ -157,6 +161,14 @@ class Layer2Aggregator:
 
 
 def decode_meta(vector: NDArray[np.float64], plan: FederationPlan) -> dict[str, float]:
-    """The meta-parameters of a released vector."""
+    """The meta-parameters of a released vector, by the plan at its release's clip norm."""
     ranges = plan.config.meta_parameters
-    return decode_mean(vector[plan.config.vector_dim :] / plan.meta_radius, ranges) if ranges else {}
+    first = plan.config.vector_dim
+    return decode_mean(vector[first : first + len(ranges)] / plan.meta_radius, ranges) if ranges else {}
+
+
+def decode_clip_norm(vector: NDArray[np.float64], release: ReleasePlan, plan: FederationPlan) -> float | None:
+    """What a released vector makes the next clip norm: post-processing; None without adaptive clipping."""
+    if not plan.config.layer2.adaptive_clipping:
+        return None
+    return plan.next_clip_norm(release.clip_norm, float(vector[-1]) / release.bit_radius + 0.5)

@@ -29,6 +29,9 @@ class BasketModel:
         selected: Client ids that a selecting rule chose; all contributors for the others.
         max_row_share: Largest share of one row in a weighted mean; None for every other rule.
         meta: Means of the reported meta-parameters, each mapped to [-1, 1]; float64, shape (k,).
+        clip_norm: To which its rows were clipped; None: ``layer1.clip_norm``.
+        bit: With adaptive clipping, the share of its clients' rows whose norm was at most `clip_norm` before
+            clipping, less 1/2; else 0.
     """
 
     basket_id: str
@@ -42,6 +45,8 @@ class BasketModel:
     selected: tuple[str, ...] = ()
     max_row_share: float | None = None
     meta: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    clip_norm: float | None = None
+    bit: float = 0.0
 
     def facts(self, domain_id: str, num_members: int) -> BasketFacts:
         """What is public about it in a release that freezes `num_members`."""
@@ -52,6 +57,7 @@ class BasketModel:
             num_rows=self.n_contributors,
             num_byzantine=self.num_byzantine,
             max_row_share=self.max_row_share,
+            clip_norm=self.clip_norm,
         )
 
 
@@ -70,6 +76,7 @@ class GlobalMetaModel:
         noise_sigma: Standard deviation of the noise on each coordinate of `aggregate`.
         meta_params: What was learned of each declared meta-parameter.
         ledger_head: Hash of the ledger after this release was charged.
+        clip_norm: With adaptive clipping, to what the next rows are clipped, by this release; else None.
     """
 
     aggregate: NDArray[np.float32]
@@ -82,3 +89,4 @@ class GlobalMetaModel:
     noise_sigma: float = 0.0
     meta_params: dict[str, float] = field(default_factory=dict)
     ledger_head: str = ""
+    clip_norm: float | None = None

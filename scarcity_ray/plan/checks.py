@@ -26,6 +26,8 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
     plan = FederationPlan(config)
     _check_layer1(plan)
     _check_budget(plan)
+    if config.layer2.adaptive_clipping:
+        _check_adaptation(plan)
     for name, (low, high) in config.meta_parameters.items():
         if not (low < high and math.isfinite(2.0 * (high - low))):
             raise ConfigError(
@@ -97,4 +99,43 @@ def _check_budget(plan: FederationPlan) -> None:
             config.layer2.central_dp_epsilon,
             f"an epsilon of which one release fits into total_epsilon = {config.total_epsilon} "
             "less the gossip's share",
+        )
+
+
+def _check_adaptation(plan: FederationPlan) -> None:
+    config, layer2 = plan.config, plan.config.layer2
+    low, high = layer2.clip_norm_range
+    if not low <= config.layer1.clip_norm <= high:
+        raise ConfigError(
+            "layer2.clip_norm_range",
+            layer2.clip_norm_range,
+            f"a range around layer1.clip_norm = {config.layer1.clip_norm}, where adaptation starts",
+        )
+    try:
+        plan.at(low), plan.at(high)
+    except ConfigError as error:
+        raise ConfigError(
+            "layer2.clip_norm_range",
+            layer2.clip_norm_range,
+            f"a range along which layer2.clip_norm and layer1.clipping_radius stay {error.accepted}",
+        ) from None
+    liars = plan.num_byzantine(config.basket.min_clients) / config.basket.min_clients
+    if not liars < layer2.clip_quantile < 1.0 - liars:
+        raise ConfigError(
+            "layer2.clip_quantile",
+            layer2.clip_quantile,
+            f"between {liars:.3g} and {1.0 - liars:.3g}: else the Byzantine clients that layer1 reckons "
+            "with could drive the clip norm to an end of its range by themselves",
+        )
+    if not layer2.distribute_to_baskets:
+        raise ConfigError(
+            "layer2.distribute_to_baskets",
+            False,
+            "true with adaptive_clipping: the clip norm reaches the baskets with the release",
+        )
+    if "clip_norm" in config.meta_parameters:
+        raise ConfigError(
+            "meta_parameters.clip_norm",
+            config.meta_parameters["clip_norm"],
+            "another name: it is learned already",
         )

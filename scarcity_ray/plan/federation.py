@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
 from scarcity_ray.plan.tolerance import rows_behind_pre, tolerated
 from scarcity_ray.privacy.accounting import mu_of_gaussian
+from scarcity_ray.privacy.clipping import BIT_SHARE, adapted_clip_norm, bit_radius
 from scarcity_ray.privacy.modes import Accounting
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 
@@ -78,8 +80,39 @@ class FederationPlan:
         self.num_releases = _times(self.central_mu_cap, self.mu_release)
         self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
         num_meta = len(config.meta_parameters)
-        self.vector_length = config.vector_dim + num_meta
+        self.vector_length = config.vector_dim + num_meta + layer2.adaptive_clipping
         self.meta_radius = layer2.clip_norm / math.sqrt(num_meta) if num_meta else 0.0
+
+    def at(self, clip_norm: float) -> FederationPlan:
+        """The plan of a round in which Layer 1 clips to `clip_norm`; all lengths keep their ratio to it.
+
+        Layer 2's clip norm, centred clipping's radius and the meta-parameters' radius move along; gossip, a
+        release of its own, and the budget stay as they are. The ratios are those of this plan.
+        """
+        layer1, layer2 = self.config.layer1, self.config.layer2
+        if clip_norm == layer1.clip_norm:
+            return self
+        factor = clip_norm / layer1.clip_norm
+        radius = layer1.clipping_radius
+        moved = copy.copy(self)
+        moved.meta_radius = self.meta_radius * factor
+        moved.config = replace(
+            self.config,
+            layer1=replace(
+                layer1, clip_norm=clip_norm, clipping_radius=None if radius is None else radius * factor
+            ),
+            layer2=replace(layer2, clip_norm=layer2.clip_norm * factor),
+        )
+        return moved
+
+    def next_clip_norm(self, clip_norm: float, share_below: float) -> float:
+        """The clip norm after a release that told the noised share of norms below `clip_norm`."""
+        layer2 = self.config.layer2
+        adapted = adapted_clip_norm(
+            clip_norm, share_below, quantile=layer2.clip_quantile, learning_rate=layer2.clip_learning_rate
+        )
+        low, high = layer2.clip_norm_range
+        return min(high, max(low, adapted))
 
     def num_byzantine(self, num_members: int) -> int:
         """The f for a basket of `num_members` registered clients."""
@@ -94,17 +127,25 @@ class FederationPlan:
         return max(layer1.min_updates, by_rule)
 
     def sensitivity(self, facts: BasketFacts) -> float:
-        """L2 bound on the change of a basket's whole vector when one client's values change.
+        """L2 bound on the change of a basket's vector and meta-parameters when one client's values change.
 
         The rule's own bound on rows of norm clip_norm (`privacy.sensitivity`), or none after a
         pre-aggregation, which spreads one row over others; capped by the diameter of the
         ball that its result is clipped to (clipping is 1-Lipschitz), both with what float32 adds
         (`FLOAT32_SLACK`), and beside it the meta-parameters' mean of vectors of norm clip_norm, so their L2
         sum.
+
+        The bound stands whatever clip norms went before. Layer 1 clips every row that it is given to the one
+        clip norm C that the facts name, the last thing that happens to a row before its rule: a row that was
+        clipped to a larger C before is clipped again, and one that was clipped to a smaller one lies inside.
+        So the rule's rows are of norm C for either neighbour, which is all that its bound asks for, and C is
+        the same for both, being made of releases alone. An aggregate that waited for a later release keeps
+        its rule's bound at the C of its rows, and is clipped to the ball of this release.
         """
         if not facts.fresh:
             return 0.0
-        layer1, layer2 = self.config.layer1, self.config.layer2
+        layer2 = self.config.layer2
+        layer1 = self.at(facts.clip_norm or self.config.layer1.clip_norm).config.layer1
         radius = min(layer1.clip_norm, layer2.clip_norm)
         by_rule = rule_sensitivity(
             layer1.aggregation_method,
@@ -123,8 +164,14 @@ class FederationPlan:
     def release(self, baskets: Sequence[BasketFacts]) -> ReleasePlan:
         """Weights, sensitivities and ring of a release by `baskets`, at least one of them fresh.
 
-        No sum overflows: the weights add up to 1, so the integer sum is at most scale times the norm of one
-        vector, plus half a step for each basket, plus the noise's tail (`NOISE_TAIL` standard deviations).
+        With adaptive clipping a basket of n rows adds the mean of n bits of -1/2 or 1/2, times the radius s:
+        one client moves it by at most s/n, beside the rest of its vector, so by at most
+        sqrt(Delta^2 + s^2/n^2) jointly. The noise is scaled to that, so that all coordinates together cost
+        mu, and s is chosen so that the bits take `BIT_SHARE` of mu squared at most (`privacy.clipping`).
+
+        No sum overflows: the weights add up to 1, so a coordinate of the integer sum is at most scale times
+        the norm of one vector (or half the bits' radius), plus half a step for each basket, plus the noise's
+        tail (`NOISE_TAIL` standard deviations).
         """
         layer2 = self.config.layer2
         shares = {
@@ -140,22 +187,33 @@ class FederationPlan:
             * (1.0 + FLOAT32_SLACK)
             * (math.sqrt(2.0) if self.config.meta_parameters else 1.0)
         )
+        sensitivities = {b.basket_id: self.sensitivity(b) for b in baskets}
+        bits = 0.0
+        if layer2.adaptive_clipping:
+            fresh = [b for b in baskets if b.fresh]
+            bits = bit_radius([(weights[b.basket_id], sensitivities[b.basket_id], b.num_rows) for b in fresh])
+            for b in fresh:
+                sensitivities[b.basket_id] = math.hypot(sensitivities[b.basket_id], bits / b.num_rows)
         draft = ReleasePlan(
             weights=weights,
-            sensitivities={b.basket_id: self.sensitivity(b) for b in baskets},
+            sensitivities=sensitivities,
             ring_bits=32,
             scale=GRID_STEPS / layer2.clip_norm,
             length=self.vector_length,
             mu=self.mu_release,
+            clip_norm=self.config.layer1.clip_norm,
+            bit_radius=bits,
         )
         noise = NOISE_TAIL * draft.grid_sigma(list(weights))
-        reach = draft.scale * radius + len(baskets) / 2 + noise
+        reach = draft.scale * max(radius, bits / 2.0) + len(baskets) / 2 + noise
         return draft if reach < 2.0**31 else replace(draft, ring_bits=64)
 
     @property
     def greatest_noise(self) -> float:
         """The tail of the noise of any release, in grid steps: that of one basket with all the weight."""
         widest = 2.0 * (math.sqrt(2.0) if self.config.meta_parameters else 1.0) * (1.0 + 2.0 * FLOAT32_SLACK)
+        if self.config.layer2.adaptive_clipping:
+            widest /= math.sqrt(1.0 - BIT_SHARE)
         steps = GRID_STEPS * widest + math.sqrt(self.vector_length)
         return NOISE_TAIL * steps / self.mu_release if self.mu_release else math.inf
 

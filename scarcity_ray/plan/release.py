@@ -18,6 +18,7 @@ class BasketFacts:
         num_rows: Clients behind its fresh aggregate; 0 for a basket that joins with the zero vector.
         num_byzantine: The f that its rule ran with.
         max_row_share: Largest share of one row in a weighted mean; None for every other rule.
+        clip_norm: Clip norm of its rows; None: Layer 1's in this release.
     """
 
     basket_id: str
@@ -26,6 +27,7 @@ class BasketFacts:
     num_rows: int = 0
     num_byzantine: int = 0
     max_row_share: float | None = None
+    clip_norm: float | None = None
 
     @property
     def fresh(self) -> bool:
@@ -42,8 +44,12 @@ class ReleasePlan:
         sensitivities: Basket id to the L2 bound on its vector's change when one client's values change.
         ring_bits: 32 or 64.
         scale: Grid steps to a unit.
-        length: Coordinates that travel: the update's, then one for each meta-parameter.
-        mu: What the release is charged: grid_sensitivity over grid_sigma; sqrt(2 rho) in zCDP.
+        length: Coordinates that travel: the update's, one for each meta-parameter, and with adaptive clipping
+            one for the share of norms below the clip norm.
+        mu: What the release is charged, all coordinates together: grid_sensitivity over grid_sigma; sqrt(2 rho)
+            in zCDP.
+        clip_norm: Layer 1's clip norm in this release.
+        bit_radius: What the share's coordinate moves by when all norms pass the clip norm; 0 without it.
     """
 
     weights: dict[str, float]
@@ -52,6 +58,8 @@ class ReleasePlan:
     scale: float
     length: int
     mu: float
+    clip_norm: float
+    bit_radius: float = 0.0
 
     def grid_sensitivity(self, survivors: Sequence[str]) -> float:
         """L2 bound, in grid steps, on the change of the survivors' integer sum.

@@ -35,7 +35,7 @@ from scarcity_ray.layers.meta_parameters import mean_reports
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
-from scarcity_ray.robust import clip_vector
+from scarcity_ray.robust import clip_vector, row_norm
 from scarcity_ray.roles.messages import ActivityReport, BasketReport, Layer1Outcome, Member
 from scarcity_ray.roles.submission import Submission
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
@@ -84,6 +84,9 @@ class Basket:
         federation_id: What updates are signed for.
         noise: Where gossip's noise comes from.
         round_id: Current round.
+
+    Attributes:
+        clip_norm: To which rows are clipped as they are formed.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Basket:
         self.guard = SessionGuard(federation_id)
         self.members: dict[str, Member] = {}
         self.model: BasketModel | None = None
+        self.clip_norm = config.layer1.clip_norm
         self._plan = plan
         self._noise = noise
         self._federation_id = federation_id
@@ -225,6 +229,7 @@ class Basket:
                 [self._meta.get(client, self._no_report) for client in clients], len(self._no_report)
             ),
             bucketing_seed=self._bucketing_seed(),
+            raw_norms=self._raw_norms(clients),
         )
         self._buffer.pop_basket_updates(self.basket_id)
         for client in clients:
@@ -343,7 +348,13 @@ class Basket:
 
     def _set_state(self, client_id: str) -> None:
         row = self._buffer.row(self.basket_id, client_id)
-        self._states[client_id] = clip_vector(row, self._plan.config.layer1.clip_norm)
+        self._states[client_id] = clip_vector(row, self.clip_norm)
+
+    def _raw_norms(self, clients: Sequence[str]) -> list[float] | None:
+        """Norms of the clients' rows before clipping and gossip, where the clip norm follows them."""
+        if not self._plan.config.layer2.adaptive_clipping:
+            return None
+        return [row_norm(self._buffer.row(self.basket_id, client)) for client in clients]
 
     def _discard_model_of(self, client_id: str) -> None:
         if self._fresh and client_id in self._contributors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,14 +73,15 @@ class BasketHost:
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only
-        self._aggregator = Layer1Aggregator(plan.config.layer1, blocks_of=blocks_where_faster(compute))
+        self._blocks_of = blocks_where_faster(compute)
         self._baskets: dict[str, Basket] = {}
         self._closed: BasketReport | None = None
         self._incarnation = uuid.uuid4().hex
         self._gossip_calls = 0
         self._sessions = HostedSessions(plan, self._baskets)
-        self._last_global = latest
         self._told_parties: dict[str, bytes] = {}
+        self._last_global = latest
+        self._clip_at(latest)
         self.admit(admissions)
 
     def admit(self, admissions: Sequence[Admission]) -> dict[str, bytes]:
@@ -178,6 +180,7 @@ class BasketHost:
         """Take a release that is distributed to the baskets, unless a later one is here already."""
         if self._last_global is None or model.version >= self._last_global.version:
             self._last_global = model
+            self._clip_at(model)
 
     def last_global(self) -> GlobalMetaModel | None:
         """The last release that was distributed here."""
@@ -274,12 +277,24 @@ class BasketHost:
         if not self._plan.config.layer2.distribute_to_baskets:
             return None
         last = self._last_global
-        return agreement_hash(np.zeros(0, np.float32) if last is None else last.aggregate, terms.release)
+        release = replace(terms.release, clip_norm=self._clip_norm)
+        return agreement_hash(np.zeros(0, np.float32) if last is None else last.aggregate, release)
+
+    def _clip_at(self, last: GlobalMetaModel | None) -> None:
+        """Clip rows to what the last release says from now on; what waits is clipped again by Layer 1."""
+        self._clip_norm = self._plan.config.layer1.clip_norm
+        if last is not None and last.clip_norm is not None:
+            self._clip_norm = last.clip_norm
+        layer1 = self._plan.at(self._clip_norm).config.layer1
+        self._aggregator = Layer1Aggregator(layer1, blocks_of=self._blocks_of)
+        for basket in self._baskets.values():
+            basket.clip_norm = self._clip_norm
 
     def _open(self, place: BasketPlace) -> Basket:
         basket = Basket(
             place.basket_id, place.domain_id, self._plan, self._federation_id, self._noise, self._round_id
         )
+        basket.clip_norm = self._clip_norm
         self._baskets[place.basket_id] = basket
         return basket
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from scarcity_ray.buffer.triggers import global_due
 from scarcity_ray.errors import ActorLost, SecureAggregationAborted
-from scarcity_ray.layers.layer2 import decode_meta, noised_mean
+from scarcity_ray.layers.layer2 import decode_clip_norm, decode_meta, noised_mean
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan
 from scarcity_ray.privacy.answers import Charge
@@ -123,7 +123,9 @@ class GlobalAggregator:
         parties = sorted(
             (p for p in places if p.basket_id in present and p.identity), key=lambda p: p.basket_id
         )
-        release = self._plan.release([f for f in reports if f.basket_id in {p.basket_id for p in parties}])
+        release = self._round_plan.release(
+            [f for f in reports if f.basket_id in {p.basket_id for p in parties}]
+        )
         return self._release(
             parties, {f.basket_id: f for f in reports}, release, round_id, str(reason), now, lost
         )
@@ -170,8 +172,9 @@ class GlobalAggregator:
             privacy_spent=charge.epsilon_spent,
             version=self._version,
             noise_sigma=sigma,
-            meta_params=decode_meta(vector, self._plan),
+            meta_params=decode_meta(vector, self._round_plan),
             ledger_head=charge.head_hash,
+            clip_norm=decode_clip_norm(vector, release, self._plan),
         )
         self._models = [*self._models[-HISTORY + 1 :], model]
         dropped = tuple(p.basket_id for p in parties if p.basket_id not in survivors)
@@ -183,6 +186,12 @@ class GlobalAggregator:
             return bool(self._peers.handle(ACCOUNTANT).call("status", now).result().read_only)
         except ActorLost:
             return False
+
+    @property
+    def _round_plan(self) -> FederationPlan:
+        """The plan at the clip norm that the last release told."""
+        told = self._models[-1].clip_norm if self._models else None
+        return self._plan if told is None else self._plan.at(told)
 
     @property
     def _version(self) -> int:
@@ -231,6 +240,7 @@ class GlobalAggregator:
             "grid_sensitivity": release.grid_sensitivity(survivors),
             "grid_sigma": release.grid_sigma(survivors),
             "scale": release.scale,
+            "clip_norm": release.clip_norm,
         }
         charge: Charge = (
             self._peers.handle(ACCOUNTANT)

@@ -51,7 +51,7 @@ class SessionTerms:
 
 
 def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
-    """What all parties of a session must agree on before they mask: the last model, and the weights.
+    """What all parties of a session must agree on before they mask: the last model, weights and clip norm.
 
     SHA-256; a party refuses a session whose hash is not what it makes of its own last release, and parties
     whose hashes differ derive different masks, so that nothing unmasks.
@@ -62,7 +62,8 @@ def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
     """
     digest = hashlib.sha256(latest.tobytes())
     digest.update(repr(sorted(release.weights.items())).encode())
-    digest.update(repr((release.ring_bits, release.scale, release.length)).encode())
+    numbers = (release.ring_bits, release.scale, release.length, release.clip_norm, release.bit_radius)
+    digest.update(repr(numbers).encode())
     return digest.digest()
 
 

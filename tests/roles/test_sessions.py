@@ -86,7 +86,9 @@ def start(peers, *, masked=True, slots=None, threshold=T, n=N):
         threshold=threshold,
         parties=tuple(Party(p, identity(i).public_bytes) for i, p in enumerate(names(n))),
     )
-    release = ReleasePlan(dict.fromkeys(names(n), 1 / n), dict.fromkeys(names(n), 1.0), BITS, 1.0, D, 1.0)
+    release = ReleasePlan(
+        dict.fromkeys(names(n), 1 / n), dict.fromkeys(names(n), 1.0), BITS, 1.0, D, 1.0, 1.0
+    )
     places = [
         BasketPlace(p, "d", slot, identity(i).public_bytes)
         for i, (p, slot) in enumerate(zip(names(n), slots, strict=True))
