@@ -70,8 +70,9 @@ class Assembly:
         return [slot for slot in sorted(set(slots)) if basket_actor(slot) not in self._started]
 
     def start_slots(self, slots: Iterable[int], round_id: int, read_only: bool) -> None:
-        """Start basket actors for new baskets."""
-        self._start([self._basket_spec(slot, round_id, read_only) for slot in slots])
+        """Start basket actors for new baskets; they begin with the last release, as the others have it."""
+        latest = self._newest(None)
+        self._start([self._basket_spec(slot, round_id, read_only, latest=latest) for slot in slots])
 
     def tell_baskets(self, method: str, num_slots: int, *args: object) -> list[Any]:
         """Call every basket actor; all answers."""
@@ -121,7 +122,8 @@ class Assembly:
         where: Whereabouts = directory.call("whereabouts").result()
         read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
         admissions: tuple[Admission, ...] = directory.call("members_of_slot", slot).result()
-        self._start([self._basket_spec(slot, where.round_id, read_only, admissions, latest)])
+        newest = self._newest(latest)
+        self._start([self._basket_spec(slot, where.round_id, read_only, admissions, newest)])
         identities = self.handle(name).call("admit", admissions).result()
         directory.call("record_identities", identities).result()
         held = ", ".join(admission.place.basket_id for admission in admissions) or "none that is known"
@@ -163,6 +165,16 @@ class Assembly:
             f"the global aggregator died; it continues from release {last.version}, "
             "and a later one that nobody has seen is lost"
         )
+
+    def _newest(self, latest: GlobalMetaModel | None) -> GlobalMetaModel | None:
+        """The later of `latest` and what the global aggregator, if it is there, has released last."""
+        if not self.identity.config.layer2.distribute_to_baskets:
+            return None
+        try:
+            told: GlobalMetaModel | None = self.handle(GLOBAL).call("latest").result()
+        except ActorLost:
+            return latest
+        return max((m for m in (latest, told) if m is not None), key=lambda m: m.version, default=None)
 
     def _start(self, specs: list[RoleSpec]) -> None:
         self.runtime.start(specs)

@@ -43,6 +43,7 @@ def play(fed: HierarchicalFederation, clock: Any) -> list[bytes]:
             heard.append(repr(fed.split_basket("a_basket_0")).encode())
         model = fed.maybe_aggregate() if round_id % 2 else fed.force_aggregate()
         heard.append(b"" if model is None else model.tobytes())
+        heard.append(repr(fed.get_meta_params()).encode())
         for entry in fed.get_stats()["basket_stats"].values():
             for basket in sorted(entry["baskets"]):
                 own = fed.get_basket_model(basket)
@@ -54,9 +55,12 @@ def play(fed: HierarchicalFederation, clock: Any) -> list[bytes]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("method", ["krum", "bulyan", "trimmed_mean"])
+@pytest.mark.parametrize(
+    ("method", "adaptive"),
+    [("krum", False), ("bulyan", False), ("trimmed_mean", False), ("trimmed_mean", True)],
+)
 def test_the_same_calls_give_the_same_bytes_on_both_runtimes(
-    method: str, ray_cluster: None, open_federation: Any, clock: Any
+    method: str, adaptive: bool, ray_cluster: None, open_federation: Any, clock: Any
 ) -> None:
     heard = {}
     for runtime in ("local", "ray"):
@@ -68,7 +72,8 @@ def test_the_same_calls_give_the_same_bytes_on_both_runtimes(
                 "gossip": {"peers_per_round": 3, "local_dp_epsilon": 2.0},
                 "gossip_budget_share": 0.5,
                 "layer1": {"aggregation_method": method, "byzantine_fraction": 0.1},
-                "total_epsilon": 20.0,
+                "layer2": {"adaptive_clipping": adaptive, "central_dp_epsilon": 8.0 if adaptive else 1.0},
+                "total_epsilon": 50.0,
             },
             runtime=runtime,
             clock=own_clock,
