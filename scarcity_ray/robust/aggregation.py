@@ -26,10 +26,10 @@ from scarcity_ray.robust.blocks import (
 )
 from scarcity_ray.robust.combination import combine_block, report_block
 from scarcity_ray.robust.distances import measure
-from scarcity_ray.robust.geometry import Geometry
+from scarcity_ray.robust.geometry import Geometry, squares_to
 from scarcity_ray.robust.linear import RowRule
 from scarcity_ray.robust.mixing import PreAggregation
-from scarcity_ray.robust.outliers import OutlierReport, combined_report
+from scarcity_ray.robust.outliers import OutlierReport, combined_report, report_of_squares
 from scarcity_ray.robust.rough import exact_rows, rough_distances
 from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
 from scarcity_ray.robust.rule import Rule, Selection, Setting
@@ -176,13 +176,15 @@ def aggregate_blocks(
         raise TooFewUpdates(steps[0].name, num_rows, 2 * num_byzantine + 1)
     mixing: Matrix | None = None
     selection: Selection | None = None
+    squared: Matrix | None = None
     if rule.may_settle and not steps:
-        selection = _roughly(rule, map_blocks, norms, Setting(num_rows, num_byzantine, num_selected))
+        selection, squared = _roughly(rule, map_blocks, norms, Setting(num_rows, num_byzantine, num_selected))
     if selection is None:
         geometry: Geometry | None = None
         if steps or rule.needs_distances:
             origin = rule.needs_origin or any(step.needs_origin for step in steps)
             geometry = measure(map_blocks, norms, origin=origin)
+            squared = geometry.squared
         with one_blas_thread():
             if geometry is not None:
                 geometry, mixing = _mix(geometry, steps, num_byzantine)
@@ -198,11 +200,11 @@ def aggregate_blocks(
         selection, mixing = _unmixed(selection, mixing[:, :num_rows]), None
     elif mixing is not None:
         mixing = mixing[:, :num_rows]
-    if report:
+    seen = _seen_from_within(selection, squared, num_rows) if report and isinstance(rule, RowRule) else None
+    if report and seen is None:
         vector, seen = combined_report(map_blocks(report_block, rule, selection, num_byzantine, mixing))
     else:
         vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixing)))
-        seen = None
     entered = selection.rows
     if mixing is not None:
         entered = tuple(np.flatnonzero(mixing[list(selection.rows)].any(axis=0)).tolist())
@@ -217,11 +219,29 @@ def aggregate_blocks(
 
 def _roughly(
     rule: Rule, map_blocks: MapBlocks, norms: NDArray[np.float64] | None, setting: Setting
-) -> Selection | None:
+) -> tuple[Selection | None, Matrix | None]:
+    """The selection that rough distances settle on, if there is one, and the distances."""
     rough = rough_distances(map_blocks, norms)
     if rough is None or rough.error > MOST_ERROR:
+        return None, None
+    exact = partial(exact_rows, map_blocks, rough)
+    return rule.settle(rough.squared, rough.error, setting, exact), rough.squared
+
+
+def _seen_from_within(selection: Selection, squared: Matrix | None, num_rows: int) -> OutlierReport | None:
+    """The report on a weighted sum of rows from their distances, without the rows, where they suffice."""
+    if squared is None:
         return None
-    return rule.settle(rough.squared, rough.error, setting, partial(exact_rows, map_blocks, rough))
+    shares = np.full(len(selection.rows), 1.0 / len(selection.rows))
+    weights = np.zeros(len(squared))
+    weights[list(selection.rows)] = shares if selection.weights is None else selection.weights
+    rest = 1.0 - float(weights.sum())
+    if len(squared) > num_rows:
+        weights[-1] = max(0.0, rest)
+    elif abs(rest) > MOST_ERROR:
+        return None
+    squares = squares_to(squared, weights)
+    return None if squares is None else report_of_squares(squares[:num_rows])
 
 
 def _mix(

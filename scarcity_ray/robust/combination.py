@@ -3,7 +3,7 @@
 *Guarantees*
     - A report changes no bit of the result.
     - Distances in a report are those from the rows to the result.
-    - A row's outside share counts the coordinates in which it lies beyond all values that were averaged.
+    - A row's outside share counts the coordinates looked at in which it lies beyond all values averaged.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector, one_blas_thread, workspace
-from scarcity_ray.robust.columns import WindowSummary
 from scarcity_ray.robust.coordinate import ColumnRule
 from scarcity_ray.robust.rule import Rule, Selection
+
+LOOK_COLUMNS = 1024
+"""Columns of each block in which a report looks for what was left out: all of them would cost a quarter of a
+rule's own time, and the share of a million coordinates is known to 0.2 % from those of every block."""
+
+SQUARES = (2.0**-60, 2.0**60)
+"""Sums of float32 squares outside are formed again in float64: a square may have left float32's range."""
 
 
 class BlockReport(NamedTuple):
@@ -25,13 +31,15 @@ class BlockReport(NamedTuple):
     Attributes:
         vector: (b,) float32.
         squares: (n,) float64, each row's squared distance to the vector.
-        outside: (n,) int64, coordinates in which it lies beyond what was averaged; None where rows are
-            averaged.
+        outside: (n,) int64, coordinates looked at in which it lies beyond what was averaged; None where rows
+            are averaged.
+        looked: Coordinates looked at.
     """
 
     vector: Vector
     squares: NDArray[np.float64]
     outside: NDArray[np.int64] | None
+    looked: int
 
 
 def combine_block(
@@ -53,22 +61,38 @@ def report_block(
     block: Rows, rule: Rule, selection: Selection, num_byzantine: int, mixing: Matrix | None = None
 ) -> BlockReport:
     """Kernel: what `combine_block` gives, and how each row stands to it; arguments as there."""
-    window: WindowSummary | None = None
-    if isinstance(rule, ColumnRule) and mixing is None:
-        window = rule.summary(block, selection, num_byzantine)
-        vector = window.mean
-    else:
+    if not isinstance(rule, ColumnRule) or mixing is not None:
         vector = combine_block(block, rule, selection, num_byzantine, mixing)
-    apart = workspace("apart", vector.shape, np.float64)
+        return BlockReport(vector, _squares(block, vector), None, 0)
+    look = min(LOOK_COLUMNS, len(block[0]))
+    window = rule.summary(block, selection, num_byzantine)
+    outside = _outside(block, window.least[:look], window.largest[:look])
+    return BlockReport(window.mean, _squares(block, window.mean), outside, look)
+
+
+def _squares(block: Rows, vector: Vector) -> NDArray[np.float64]:
+    """Squared distances to the vector, (n,) float64, to a relative 2^-18."""
+    apart = workspace("apart", vector.shape, np.float32)
     squares = np.empty(len(block), np.float64)
+    with np.errstate(over="ignore"):
+        for index, row in enumerate(block):
+            np.subtract(row, vector, out=apart)
+            squares[index] = np.dot(apart, apart)
+    for index in np.flatnonzero(~((squares > SQUARES[0]) & (squares < SQUARES[1]))).tolist():
+        exact = np.subtract(block[index], vector, dtype=np.float64)
+        squares[index] = np.dot(exact, exact)
+    return squares
+
+
+def _outside(block: Rows, low: Vector, high: Vector) -> NDArray[np.int64]:
+    look = len(low)
+    below, beyond = (workspace(name, low.shape, np.bool_) for name in ("below", "beyond"))
+    counts = np.empty(len(block), np.int64)
     for index, row in enumerate(block):
-        np.copyto(apart, row)
-        np.subtract(apart, vector, out=apart)
-        squares[index] = np.dot(apart, apart)
-    if window is None:
-        return BlockReport(vector, squares, None)
-    outside = [np.count_nonzero((row < window.least) | (row > window.largest)) for row in block]
-    return BlockReport(vector, squares, np.array(outside, np.int64))
+        np.less(row[:look], low, out=below)
+        np.greater(row[:look], high, out=beyond)
+        counts[index] = np.count_nonzero(np.logical_or(below, beyond, out=below))
+    return counts
 
 
 def _mixed(block: Rows, mixing: Matrix | None) -> Rows:

@@ -7,6 +7,7 @@ are distances to the origin, and what pre-aggregation makes of the rows is again
 *Guarantees*
     - A mixed geometry is that of the mixed rows.
     - Rows that are mixed alike are equal: their distance is zero.
+    - Squares to a combination are those of the rows' differences from it, or are not given.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Matrix
+
+CANCELLATION = 16.0
+"""What a distance to a combination of points may lose against the distances it is made of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +84,25 @@ def squared_distances(gram: Matrix) -> Matrix:
     squared = np.maximum(np.add.outer(norms, norms) - 2.0 * gram, 0.0)
     np.fill_diagonal(squared, 0.0)
     return squared
+
+
+def squares_to(squared: Matrix, weights: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Squared distances of all points to a combination of them; None where cancellation would spoil one.
+
+    |x_j - sum w_i x_i|^2 = sum w_i d_ij - (1/2) sum w_i w_k d_ik for weights that sum to 1. An error in the
+    distances grows by less than twice `CANCELLATION`.
+
+    Args:
+        squared: (p, p) float64 squared distances.
+        weights: (p,) float64, nonnegative, which sum to 1.
+
+    Returns:
+        (p,) float64.
+    """
+    means = squared @ weights
+    squares = means - 0.5 * float(weights @ means)
+    squares[means == 0.0] = 0.0
+    return squares if bool((squares * CANCELLATION >= means).all()) else None
 
 
 def unite_equal_points(squared: Matrix) -> None:

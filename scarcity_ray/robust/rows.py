@@ -136,7 +136,9 @@ def as_integer(value: object, name: str, least: int) -> int:
 
 def is_finite(row: NDArray[Any]) -> bool:
     """Whether every entry of a float32 row is finite, at the memory's speed unless squares overflow."""
-    return bool(np.isfinite(np.dot(row, row)) or np.isfinite(row_norm(row)))
+    with np.errstate(over="ignore"):
+        square = np.dot(row, row)
+    return bool(np.isfinite(square) or np.isfinite(row_norm(row)))
 
 
 def finite_rows(rows: Rows, norms: NDArray[np.float64] | None = None) -> tuple[Rows, list[int]]:
