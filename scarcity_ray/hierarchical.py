@@ -385,7 +385,13 @@ class HierarchicalFederation:
         directory = session.call(DIRECTORY, "stats", session.now())
         layer2 = session.call(GLOBAL, "stats")
         return federation_stats(
-            directory, session.reports(), session.whereabouts().places, layer2, self._budget(), session.faults
+            directory,
+            session.reports(),
+            session.whereabouts().places,
+            layer2,
+            self._budget(),
+            session.faults,
+            session.conduct() if self.config.expose_basket_models else {},
         )
 
     def map_tasks(

@@ -6,7 +6,7 @@ clipped to ``clip_norm`` again, since median, trimmed mean and Bulyan can leave 
 Guarantees:
     The aggregate has at most the clip norm, to float32 rounding.
     With fewer rows than the rule needs it refuses; it never falls back to a weaker rule.
-    The aggregate is bitwise the same for any driver of blocks.
+    The aggregate is bitwise the same for any driver of blocks, and with and without a report.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.layers.models import BasketModel
+from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.robust import (
+    AggregationResult,
     Bucketing,
     CenteredClipping,
     MapBlocks,
@@ -29,6 +30,7 @@ from scarcity_ray.robust import (
     Rule,
     ScaledRows,
     aggregate_blocks,
+    agreement,
     clip_vector,
     estimated_seconds,
     get_pre_aggregation,
@@ -89,6 +91,7 @@ class Layer1Aggregator:
         meta: NDArray[np.float64] | None = None,
         bucketing_seed: int = 0,
         raw_norms: ArrayLike | None = None,
+        report: bool = False,
     ) -> BasketModel:
         """Aggregate one row a client.
 
@@ -103,6 +106,7 @@ class Layer1Aggregator:
             meta: Mean of the reported meta-parameters.
             bucketing_seed: Of bucketing's permutation; one that nobody could foresee.
             raw_norms: (n,) norms of the rows before anything clipped them, for adaptive clipping.
+            report: Whether the result says how each row stood to it.
 
         Raises:
             UsageError: For rows of another kind, or rows that are not finite.
@@ -131,6 +135,7 @@ class Layer1Aggregator:
             weights=shares,
             num_selected=self._config.num_selected if method is AggregationMethod.MULTI_KRUM else None,
             norms=norms,
+            report=report,
         )
         ids = tuple(client_ids) if client_ids is not None else tuple(map(str, range(count)))
         return BasketModel(
@@ -147,6 +152,7 @@ class Layer1Aggregator:
             meta=np.zeros(0) if meta is None else meta,
             clip_norm=clip_norm,
             bit=0.0 if raw_norms is None else float(np.mean(np.asarray(raw_norms) <= clip_norm)) - 0.5,
+            placings=_placings(ids, result),
         )
 
 
@@ -160,6 +166,23 @@ def _clipped(rows: Rows, norms: NDArray[np.float64], clip_norm: float) -> tuple[
         return rows, norms
     factors = np.divide(clip_norm, norms, out=np.ones_like(norms), where=above)
     return ScaledRows(rows, factors), np.minimum(norms, clip_norm)
+
+
+def _placings(ids: Sequence[str], result: AggregationResult) -> dict[str, Placing]:
+    report = result.report
+    if report is None:
+        return {}
+    entered, agreed = set(result.selected), agreement(report.distances)
+    return {
+        client_id: Placing(
+            selected=row in entered,
+            distance=float(report.distances[row]),
+            z=float(report.z[row]),
+            trimmed=None if report.outside is None else float(report.outside[row]),
+            agreement=float(agreed[row]),
+        )
+        for row, client_id in enumerate(ids)
+    }
 
 
 def _shares(weights: ArrayLike | None, count: int) -> NDArray[np.float64]:

@@ -10,6 +10,26 @@ from numpy.typing import NDArray
 from scarcity_ray.plan import BasketFacts
 
 
+@dataclass(frozen=True)
+class Placing:
+    """How one client's row stood to a basket's aggregate. It is made of private values: a report.
+
+    Attributes:
+        selected: Whether it entered the aggregate, as a whole or with some of its values.
+        distance: From the aggregate as the rule gave it, before it was clipped.
+        z: How many robust standard deviations that lies above the median distance.
+        trimmed: Share of coordinates in which it lies beyond all values averaged (estimated above 1024
+            coordinates); None for rules that average whole rows, and behind a pre-aggregation.
+        agreement: In [0, 1]; see `robust.agreement`.
+    """
+
+    selected: bool
+    distance: float
+    z: float
+    trimmed: float | None
+    agreement: float
+
+
 @dataclass(frozen=True, eq=False)
 class BasketModel:
     """A basket's aggregate: the result of Layer 1.
@@ -32,6 +52,7 @@ class BasketModel:
         clip_norm: To which its rows were clipped; None: ``layer1.clip_norm``.
         bit: With adaptive clipping, the share of its clients' rows whose norm was at most `clip_norm` before
             clipping, less 1/2; else 0.
+        placings: How each contributor's row stood to it, by client id; empty where no report was asked for.
     """
 
     basket_id: str
@@ -47,6 +68,7 @@ class BasketModel:
     meta: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     clip_norm: float | None = None
     bit: float = 0.0
+    placings: dict[str, Placing] = field(default_factory=dict)
 
     def facts(self, domain_id: str, num_members: int) -> BasketFacts:
         """What is public about it in a release that freezes `num_members`."""

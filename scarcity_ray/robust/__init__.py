@@ -26,6 +26,7 @@ kernels hold BLAS to one thread.
 """
 
 from scarcity_ray.robust.aggregation import AggregationResult, aggregate, aggregate_blocks
+from scarcity_ray.robust.agreement import agreement
 from scarcity_ray.robust.blocks import (
     BLOCK_COLUMNS,
     MapBlocks,
@@ -75,6 +76,7 @@ __all__ = [
     "Tolerance",
     "aggregate",
     "aggregate_blocks",
+    "agreement",
     "clip_rows",
     "clip_vector",
     "column_blocks",

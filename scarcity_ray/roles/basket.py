@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,15 @@ from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.robust import clip_vector, row_norm
-from scarcity_ray.roles.messages import ActivityReport, BasketReport, Layer1Outcome, Member
+from scarcity_ray.roles.messages import (
+    ActivityReport,
+    BasketReport,
+    ClientActivity,
+    ConductReport,
+    Layer1Outcome,
+    Member,
+)
+from scarcity_ray.roles.standings import Standing, Standings
 from scarcity_ray.roles.submission import Submission
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
 
@@ -57,6 +65,7 @@ class MemberCarry:
     gossip: GossipCarry
     state: Row | None
     meta: NDArray[np.float64] | None
+    standing: Standing | None
 
 
 @dataclass
@@ -69,9 +78,6 @@ class _Counters:
     discarded: int = 0
     messages_delivered: int = 0
     sessions_refused: int = 0
-    accepted: Counter[str] = field(default_factory=Counter)
-    misconduct: Counter[str] = field(default_factory=Counter)
-    seen: dict[str, float] = field(default_factory=dict)
 
 
 class Basket:
@@ -120,6 +126,7 @@ class Basket:
         self._handed_in: BasketModel | None = None
         self._last_layer1: float | None = None
         self._counters = _Counters()
+        self._standings = Standings(by_agreement=config.expose_basket_models)
         self._last_active: float | None = None
 
     @property
@@ -130,6 +137,12 @@ class Basket:
     def admit(self, member: Member) -> None:
         """Take in a client, or what is new about one that is here."""
         self.members[member.client_id] = member
+        self._standings.admit(member.client_id, member.trust)
+
+    def known_members(self) -> tuple[Member, ...]:
+        """The members, sorted, each with the trust that it has here."""
+        trust = self._standings.trust
+        return tuple(replace(member, trust=trust(c)) for c, member in sorted(self.members.items()))
 
     def dismiss(self, client_id: str) -> int:
         """Let a client go; its buffered updates are withdrawn, counted and returned as a number."""
@@ -156,6 +169,7 @@ class Basket:
             self._gossip.take_client(client_id),
             self._states.pop(client_id, None),
             self._meta.pop(client_id, None),
+            self._standings.take(client_id),
         )
 
     def put(self, carry: MemberCarry) -> None:
@@ -166,6 +180,8 @@ class Basket:
             self._states[carry.client_id] = np.array(carry.state, np.float32)
         if carry.meta is not None:
             self._meta[carry.client_id] = carry.meta
+        if carry.standing is not None:
+            self._standings.put(carry.client_id, carry.standing)
 
     def submit(self, submission: Submission, read_only: bool, now: float) -> Receipt:
         """Judge one update; an accepted one is buffered and becomes the client's local state.
@@ -186,8 +202,7 @@ class Basket:
         if reason is None:
             self._accept(submission, now)
         elif reason in MISCONDUCT:
-            self._counters.misconduct[client_id] += 1
-            self._counters.seen.setdefault(client_id, 0.0)
+            self._standings.refuse(client_id)
         return Receipt(reason is None, reason, self.basket_id, number)
 
     def due(self, now: float) -> str | None:
@@ -230,7 +245,9 @@ class Basket:
             ),
             bucketing_seed=self._bucketing_seed(),
             raw_norms=self._raw_norms(clients),
+            report=self._plan.config.expose_basket_models,
         )
+        self._standings.agree({c: place.agreement for c, place in model.placings.items()})
         self._buffer.pop_basket_updates(self.basket_id)
         for client in clients:
             self._meta.pop(client, None)
@@ -312,15 +329,17 @@ class Basket:
 
     def take_activity(self) -> ActivityReport:
         """What was seen since this was last asked."""
-        counters = self._counters
-        clients = {
-            client: (counters.accepted[client], counters.misconduct[client], at)
-            for client, at in counters.seen.items()
-        }
         baskets = {self.basket_id: self._last_active} if self._last_active is not None else {}
-        counters.accepted, counters.misconduct, counters.seen = Counter(), Counter(), {}
         self._last_active = None
-        return ActivityReport(clients, baskets)
+        return ActivityReport(self._standings.tell(self.members), baskets)
+
+    def conduct(self) -> ConductReport:
+        """How the members stand to the aggregates."""
+        placings = {} if self.model is None else self.model.placings
+        return ConductReport(
+            {client: self._standings.trust(client) for client in sorted(self.members)},
+            tuple(sorted(client for client, place in placings.items() if place.agreement == 0.0)),
+        )
 
     def buffered(self) -> tuple[BufferedUpdate, ...]:
         """The buffered updates, by client."""
@@ -343,8 +362,8 @@ class Basket:
         self._set_state(client_id)
         if submission.meta is not None:
             self._meta[client_id] = np.array(submission.meta, np.float64)
-        self._counters.accepted[client_id] += 1
-        self._counters.seen[client_id] = self._last_active = now
+        self._standings.accept(client_id, now)
+        self._last_active = now
 
     def _set_state(self, client_id: str) -> None:
         row = self._buffer.row(self.basket_id, client_id)
@@ -386,7 +405,7 @@ class Basket:
 
 def merged_activity(reports: Sequence[ActivityReport]) -> ActivityReport:
     """One report of all baskets of an actor; a client is in one of them."""
-    clients: dict[str, tuple[int, int, float]] = {}
+    clients: dict[str, ClientActivity] = {}
     baskets: dict[str, float] = {}
     for report in reports:
         clients.update(report.clients)

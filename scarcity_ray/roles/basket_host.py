@@ -29,6 +29,7 @@ from scarcity_ray.roles.messages import (
     Admission,
     BasketPlace,
     BasketReport,
+    ConductReport,
     Layer1Outcome,
     SubmissionResult,
 )
@@ -76,6 +77,7 @@ class BasketHost:
         self._blocks_of = blocks_where_faster(compute)
         self._baskets: dict[str, Basket] = {}
         self._closed: BasketReport | None = None
+        self._parting: list[ActivityReport] = []
         self._incarnation = uuid.uuid4().hex
         self._gossip_calls = 0
         self._sessions = HostedSessions(plan, self._baskets)
@@ -111,9 +113,10 @@ class BasketHost:
             self._baskets[basket_id].put(carry)
 
     def close_basket(self, basket_id: str) -> None:
-        """Forget a basket that is no longer live, but not what it counted."""
+        """Forget a basket that is no longer live, but not what it counted or has not told yet."""
         basket = self._baskets.pop(basket_id, None)
         if basket is not None:
+            self._parting.append(basket.take_activity())
             self._closed = basket.report().closed(BasketFacts("", "", 0), self._closed)
 
     def submit(self, baskets: Sequence[str], batch: SubmissionBatch, now: float) -> SubmissionResult:
@@ -207,16 +210,24 @@ class BasketHost:
         reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
         return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
 
+    def conduct(self) -> dict[str, ConductReport]:
+        """How all members stand to their basket's aggregates; nothing where basket models are private."""
+        if not self._plan.config.expose_basket_models:
+            return {}
+        return {basket_id: basket.conduct() for basket_id, basket in sorted(self._baskets.items())}
+
     def take_activity(self) -> ActivityReport:
         """What was seen since this was last asked."""
-        return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
+        reports = [*self._parting, *(basket.take_activity() for _, basket in sorted(self._baskets.items()))]
+        self._parting.clear()
+        return merged_activity(reports)
 
     def admissions(self) -> tuple[int, tuple[Admission, ...]]:
-        """Round and members, for a directory that came back empty."""
+        """Round and members with their trust, for a directory that came back empty."""
         return self._round_id, tuple(
             Admission(
                 BasketPlace(basket_id, basket.domain_id, self._slot, basket.identity.public_bytes),
-                tuple(basket.members[c] for c in sorted(basket.members)),
+                basket.known_members(),
             )
             for basket_id, basket in sorted(self._baskets.items())
         )

@@ -89,7 +89,7 @@ class Directory:
         self._tick(now)
         for member in clients:
             self._check(member)
-        joined: dict[str, list[Member]] = defaultdict(list)
+        joined: dict[str, list[str]] = defaultdict(list)
         baskets: list[str] = []
         returned: list[tuple[str, str, str]] = []
         for member in clients:
@@ -100,9 +100,11 @@ class Directory:
                 returned.append((member.client_id, former, basket_id))
             self._keys[member.client_id] = member.public_key
             self._settle(basket_id)
-            joined[basket_id].append(member)
+            joined[basket_id].append(member.client_id)
             baskets.append(basket_id)
-        admissions = tuple(Admission(self._place(b), tuple(members)) for b, members in joined.items())
+        admissions = tuple(
+            Admission(self._place(b), tuple(self._member(c) for c in ids)) for b, ids in joined.items()
+        )
         returns = tuple(Return(c, self._place(source), self._place(target)) for c, source, target in returned)
         return Registration(tuple(baskets), admissions, returns)
 
@@ -157,13 +159,10 @@ class Directory:
         """Take over what basket actors saw."""
         self._tick(now)
         for report in reports:
-            for client_id, (accepted, misconduct, at) in report.clients.items():
-                if self._manager.get_client_basket(client_id) is None:
-                    continue
-                if accepted:
-                    self._manager.touch_client(client_id, n_updates=accepted, at=at)
-                for _ in range(misconduct):
-                    self._manager.record_misconduct(client_id)
+            for client_id, activity in report.clients.items():
+                self._manager.record_trust(client_id, activity.trust)
+                if activity.accepted and self._manager.get_client_basket(client_id) is not None:
+                    self._manager.touch_client(client_id, n_updates=activity.accepted, at=activity.seen)
             for basket_id, at in report.baskets.items():
                 info = self._manager.get_basket(basket_id)
                 if info is not None and info.status is not BasketStatus.DISBANDED:
@@ -203,6 +202,8 @@ class Directory:
                 place.domain_id,
                 [(m.client_id, m.domain_id, m.features) for m in admission.members],
             )
+            for member in admission.members:
+                self._manager.record_trust(member.client_id, member.trust)
             self._slots[place.basket_id] = place.slot
             self._num_slots = max(self._num_slots, place.slot + 1)
             self._identities[place.basket_id] = place.identity
@@ -253,8 +254,9 @@ class Directory:
 
     def _member(self, client_id: str) -> Member:
         info = self._manager.get_client(client_id)
-        domain_id, features = (info.domain_id, info.features) if info else ("", None)
-        return Member(client_id, domain_id, self._keys.get(client_id), features)
+        if info is None:
+            return Member(client_id, "", self._keys.get(client_id))
+        return Member(client_id, info.domain_id, self._keys.get(client_id), info.features, info.trust_score)
 
     def _rehousing(self, closed: str) -> Rehousing:
         moves = self._manager.moves_from(closed)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scarcity_ray.basket.trust import FIRST_TRUST
 from scarcity_ray.buffer import Receipt
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.layers.models import GlobalMetaModel
@@ -25,12 +26,14 @@ class Member:
         domain_id: Its domain.
         public_key: Ed25519 public bytes, if its updates must be signed.
         features: What it said of itself for grouping.
+        trust: What the directory was last told of it, or the basket knows, whoever sends this.
     """
 
     client_id: str
     domain_id: str
     public_key: bytes | None = None
     features: NDArray[np.float64] | None = None
+    trust: float = FIRST_TRUST
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,30 @@ class Rehousing:
 
 
 @dataclass(frozen=True)
+class ClientActivity:
+    """What a basket saw of a client since it last reported.
+
+    Attributes:
+        accepted: Updates that were accepted.
+        seen: Seconds since the epoch when the last of them came.
+        trust: Trust as it stands now.
+    """
+
+    accepted: int
+    seen: float
+    trust: float
+
+
+@dataclass(frozen=True)
 class ActivityReport:
     """What a basket actor saw since it last reported; updates never pass the directory, counts do.
 
     Attributes:
-        clients: Client id to (accepted updates, public misconduct, time last seen).
+        clients: What it saw of each client of which there is news.
         baskets: Basket id to time last active.
     """
 
-    clients: dict[str, tuple[int, int, float]] = field(default_factory=dict)
+    clients: dict[str, ClientActivity] = field(default_factory=dict)
     baskets: dict[str, float] = field(default_factory=dict)
 
 
@@ -193,6 +211,19 @@ class Layer2Outcome:
     lost_roles: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     aborted: bool = False
+
+
+@dataclass(frozen=True)
+class ConductReport:
+    """How a basket's members stand to its aggregates. It is made of private values: see `basket.trust`.
+
+    Attributes:
+        trust: Of each member.
+        outliers: Clients that did not agree with the latest aggregate at all, sorted.
+    """
+
+    trust: dict[str, float]
+    outliers: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scarcity_ray.privacy.answers import BudgetStatus
-from scarcity_ray.roles.messages import BasketPlace, BasketReport
+from scarcity_ray.roles.messages import BasketPlace, BasketReport, ConductReport
 
 
 def federation_stats(
@@ -17,6 +17,7 @@ def federation_stats(
     layer2: Mapping[str, Any],
     budget: BudgetStatus,
     faults: Sequence[str],
+    conduct: Mapping[str, ConductReport],
 ) -> dict[str, Any]:
     """Put the roles' answers together.
 
@@ -27,6 +28,7 @@ def federation_stats(
         layer2: What `GlobalAggregator.stats` gave.
         budget: The accountant's status.
         faults: Roles that died, and what was lost.
+        conduct: How the members stand to the aggregates, by basket; empty where that is private.
 
     Returns:
         The keys of spec/hierarchical.md and, beside them, rejections by reason, what is missing for the next
@@ -46,7 +48,7 @@ def federation_stats(
         "n_layer2_aggregations": layer2["n_layer2_aggregations"],
         "privacy_consumed_epsilon": budget.epsilon_spent,
         "current_round": directory["current_round"],
-        "basket_stats": _by_domain(directory["statuses"], reports, places),
+        "basket_stats": _by_domain(directory["statuses"], reports, places, conduct),
         "read_only": budget.read_only,
         "privacy_lifetime_epsilon": budget.lifetime_epsilon,
         "ledger_path": budget.ledger_path,
@@ -79,7 +81,10 @@ _SUMMED = (
 
 
 def _by_domain(
-    statuses: Mapping[str, str], reports: Mapping[str, BasketReport], places: Sequence[BasketPlace]
+    statuses: Mapping[str, str],
+    reports: Mapping[str, BasketReport],
+    places: Sequence[BasketPlace],
+    conduct: Mapping[str, ConductReport],
 ) -> dict[str, Any]:
     domains: dict[str, Any] = {}
     for place in places:
@@ -95,5 +100,16 @@ def _by_domain(
             "layer1_needs_clients": report.least_rows if report else None,
             "fresh": report.facts.fresh if report else False,
             "gossip": report.gossip if report else {},
+            **_conduct(conduct.get(place.basket_id)),
         }
     return domains
+
+
+def _conduct(report: ConductReport | None) -> dict[str, Any]:
+    if report is None:
+        return {}
+    trust = report.trust.values()
+    return {
+        "outliers": list(report.outliers),
+        "trust": {"mean": sum(trust) / len(trust), "least": min(trust)} if trust else {},
+    }

@@ -151,7 +151,7 @@ class Assembly:
         both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
         return (
             "the directory died; membership is restored from the basket actors, "
-            f"clients' activity counts and trust begin anew{both if lost else ''}"
+            f"clients' activity counts begin anew{both if lost else ''}"
         )
 
     def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:

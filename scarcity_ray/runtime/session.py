@@ -20,6 +20,7 @@ from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_act
 from scarcity_ray.roles.messages import (
     BasketPlace,
     BasketReport,
+    ConductReport,
     Layer1Outcome,
     Layer2Outcome,
     Member,
@@ -253,6 +254,11 @@ class DriverSession:
     def reports(self) -> dict[str, BasketReport]:
         """Counts and public facts of every basket."""
         answers = self.tell_baskets("reports", self.now())
+        return {basket: report for answer in answers.values() for basket, report in answer.items()}
+
+    def conduct(self) -> dict[str, ConductReport]:
+        """How every basket's members stand to its aggregates; nothing where basket models are private."""
+        answers = self.tell_baskets("conduct")
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
 
     def accountant(self, method: str, *args: object) -> Any:

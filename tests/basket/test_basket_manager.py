@@ -152,7 +152,6 @@ def test_unknown_ids(clock: Clock) -> None:
         manager.touch_client,
         manager.disband_basket,
         manager.split_basket,
-        manager.record_misconduct,
     ):
         with pytest.raises(UsageError):
             call("x")
@@ -283,25 +282,25 @@ def test_activity_can_be_reported_in_bulk_and_never_moves_back(clock: Clock) -> 
         manager.touch_client("a", n_updates=-1)
 
 
-def test_trust_falls_with_misconduct_and_recovers_slowly(clock: Clock) -> None:
+def test_trust_is_what_was_last_recorded(clock: Clock) -> None:
     manager = manager_with(clock)
     manager.add_client("a", "d")
-    assert manager.record_misconduct("a") == 0.5
-    manager.touch_client("a")
-    assert manager.get_client("a").trust_score == pytest.approx(0.51)
+    manager.record_trust("a", 0.25)
     manager.touch_client("a", n_updates=1000)
-    assert manager.get_client("a").trust_score == 1.0
-    for _ in range(2000):
-        manager.record_misconduct("a")
-    assert manager.get_client("a").trust_score >= 0.0
+    assert manager.get_client("a").trust_score == 0.25
+    manager.record_trust("never seen", 0.5)
+    assert manager.get_client("never seen") is None
+    for bad in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UsageError, match="trust"):
+            manager.record_trust("a", bad)
 
 
 def test_leaving_and_coming_back_does_not_restore_trust(clock: Clock) -> None:
     manager = manager_with(clock)
     manager.add_client("a", "d")
-    manager.record_misconduct("a")
     assert manager.former_basket("a") is None
     manager.remove_client("a")
+    manager.record_trust("a", 0.5)  # told after it had left
     assert manager.former_basket("a") == "d_basket_0"
     manager.add_client("a", "e")
     assert manager.get_client("a").trust_score == 0.5

@@ -11,7 +11,7 @@ from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, Runt
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.noise import SystemNoise
 from scarcity_ray.roles.directory import Directory
-from scarcity_ray.roles.messages import ActivityReport, FederationIdentity, Member
+from scarcity_ray.roles.messages import ActivityReport, ClientActivity, FederationIdentity, Member
 
 
 def directory(num_slots=2, *, per_actor=None, max_clients=4, **more):
@@ -122,8 +122,10 @@ def test_coming_back_from_what_the_actors_know_changes_nothing():
     one.register(keyed, 1.0)
     one.record_identities({"d_basket_0": b"i" * 32})
     one.advance_round(2.0)
+    one.note_activity([ActivityReport({"c1": ClientActivity(0, 0.0, 0.25)})], 2.0)
     known = [a for slot in range(2) for a in one.members_of_slot(slot)]
     two = directory(max_clients=3, round_id=1, admissions=known, now=3.0)
+    assert [two.client(f"c{i}", 3.0).trust_score for i in range(7)] == [1.0, 0.25, *[1.0] * 5]
     assert two.whereabouts() == one.whereabouts()
     ids = [m.client_id for m in keyed]
     assert two.locate(ids) == one.locate(ids)
@@ -135,7 +137,8 @@ def test_coming_back_from_what_the_actors_know_changes_nothing():
 def test_activity_of_clients_that_left_is_ignored_and_of_others_counted():
     one = directory()
     one.register(members("a", "b"), 1.0)
-    report = ActivityReport({"a": (2, 1, 50.0), "gone": (1, 1, 50.0)}, {"d_basket_0": 60.0, "x": 1.0})
+    seen = {"a": ClientActivity(2, 50.0, 0.5), "gone": ClientActivity(1, 50.0, 0.5)}
+    report = ActivityReport(seen, {"d_basket_0": 60.0, "x": 1.0})
     one.note_activity([report], 70.0)
     assert one.client("a", 70.0).n_updates == 2
     assert one.client("gone", 70.0) is None

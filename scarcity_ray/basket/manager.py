@@ -2,16 +2,6 @@
 
 `BasketManager` assigns clients to baskets, follows each basket through its lifecycle, and splits, disbands
 and cleans up baskets. It holds no updates and no models, and it never looks at either.
-
-Lifecycle of a basket::
-
-    FORMING -> ACTIVE     from `min_clients` members on (and back when members fall below)
-    ACTIVE  -> STALE      after more than `stale_threshold` seconds without activity (and back on activity)
-    any     -> DISBANDED  by `disband_basket` or `split_basket`; terminal
-
-The status follows from members, time and activity whenever it is read, so nothing has to refresh it. A
-basket that never reached `min_clients` is STALE too when it lies idle. DISBANDED baskets stay as records, for
-which `get_basket` and `moves_from` still answer; they are not live and appear in no list or count.
 """
 
 from __future__ import annotations
@@ -19,85 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from scarcity_ray.basket.fingerprints import check_features, order_by_features
+from scarcity_ray.basket.records import BasketInfo, BasketStatus, ClientInfo, Move, check_name
+from scarcity_ray.basket.trust import FIRST_TRUST
 from scarcity_ray.config import BasketConfig, stream
 from scarcity_ray.errors import UsageError
-
-MAX_NAME_LENGTH = 200
-"""Characters in a client's or a domain's id at most."""
-MISCONDUCT_FACTOR = 0.5
-"""What one act of public misconduct leaves of a client's trust."""
-TRUST_PER_UPDATE = 0.01
-"""What one accepted update gives back, up to 1."""
-
-
-class BasketStatus(Enum):
-    """Where a basket stands in its lifecycle."""
-
-    FORMING = "forming"
-    ACTIVE = "active"
-    STALE = "stale"
-    DISBANDED = "disbanded"
-
-
-@dataclass
-class ClientInfo:
-    """What is known of one client; a snapshot, the caller's to keep.
-
-    Attributes:
-        client_id: The client.
-        domain_id: The domain it registered in (its basket may be of another one with `allow_cross_domain`).
-        basket_id: Its basket.
-        features: Its fingerprint, float64 (p,), or None.
-        joined_at: Seconds on the manager's clock.
-        last_active: Seconds on the manager's clock.
-        n_updates: Updates accepted from it since it joined.
-        trust_score: In [0, 1]; from public misconduct alone, never from the values of updates.
-    """
-
-    client_id: str
-    domain_id: str
-    basket_id: str | None
-    features: npt.NDArray[np.float64] | None = field(compare=False)
-    joined_at: float
-    last_active: float
-    n_updates: int = 0
-    trust_score: float = 1.0
-
-
-@dataclass
-class BasketInfo:
-    """What is known of one basket; a snapshot, the caller's to keep.
-
-    Attributes:
-        basket_id: ``<domain>_basket_<k>``.
-        domain_id: Its domain.
-        status: Where it stands in its lifecycle.
-        clients: Ids of its members.
-        created_at: Seconds on the manager's clock.
-        last_activity: Seconds on the manager's clock.
-    """
-
-    basket_id: str
-    domain_id: str
-    status: BasketStatus
-    clients: set[str]
-    created_at: float
-    last_activity: float
-
-
-@dataclass(frozen=True)
-class Move:
-    """One client's way from a basket that closed to another."""
-
-    client_id: str
-    from_basket: str
-    to_basket: str
 
 
 @dataclass
@@ -116,26 +37,6 @@ class _Basket:
 class _Departure:
     basket_id: str
     trust_score: float
-
-
-def check_name(kind: str, value: object) -> str:
-    """Return `value` as a plain str if it can be an id.
-
-    Args:
-        kind: What it names, for the error.
-        value: A non-empty printable str of at most 200 characters.
-
-    Raises:
-        UsageError: If it is anything else.
-
-    >>> check_name("client id", "hospital_1")
-    'hospital_1'
-    """
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH or not value.isprintable():
-        raise UsageError(
-            f"{kind} must be a printable str of 1 to {MAX_NAME_LENGTH} characters, got {repr(value)[:80]}"
-        )
-    return str(value)
 
 
 class BasketManager:
@@ -190,7 +91,7 @@ class BasketManager:
             UsageError: For ids or features of another kind, or a client registered in another domain.
         """
         client_id, domain_id = check_name("client id", client_id), check_name("domain id", domain_id)
-        fingerprint = None if features is None else _check_features(client_id, features)
+        fingerprint = None if features is None else check_features(client_id, features)
         now = self._clock()
         known = self._clients.get(client_id)
         if known is not None:
@@ -203,7 +104,7 @@ class BasketManager:
             return str(known.basket_id)
         departure = self._departures.get(client_id)
         client = ClientInfo(client_id, domain_id, None, fingerprint, joined_at=now, last_active=now)
-        client.trust_score = departure.trust_score if departure else 1.0
+        client.trust_score = departure.trust_score if departure else FIRST_TRUST
         self._clients[client_id] = client
         return self._place(client, now)
 
@@ -234,7 +135,8 @@ class BasketManager:
     ) -> None:
         """Take over a basket and its clients as others knew them, after this manager came back empty.
 
-        Activity begins now; trust and counts of updates begin anew. Later baskets get later indices.
+        Activity begins now; trust (see `record_trust`) and counts of updates begin anew. Later baskets get
+        later indices.
 
         Args:
             basket_id: ``<domain_id>_basket_<k>``, not known here.
@@ -248,7 +150,7 @@ class BasketManager:
         prefix, _, index = basket_id.rpartition("_")
         if prefix != f"{domain_id}_basket" or not (index.isascii() and index.isdigit()):
             raise UsageError(f"a basket of domain {domain_id!r} cannot have the id {basket_id!r}")
-        members = [(c, d, None if f is None else _check_features(c, f)) for c, d, f in clients]
+        members = [(c, d, None if f is None else check_features(c, f)) for c, d, f in clients]
         known = [client_id for client_id, _, _ in members if client_id in self._clients]
         if basket_id in self._baskets or known:
             raise UsageError(f"basket {basket_id!r} or its clients {known} are known already")
@@ -290,7 +192,7 @@ class BasketManager:
         members = sorted(basket.clients)
         if len(members) < 2:
             raise UsageError(f"basket {basket.basket_id!r} holds {len(members)} clients; a split needs two")
-        order = self._order_by_features(members)
+        order = order_by_features(members, {c: self._clients[c].features for c in members})
         if order is None:
             order = [members[i] for i in self._rng.permutation(len(members))]
         self._close(basket)
@@ -332,7 +234,6 @@ class BasketManager:
         at = self._clock() if at is None else at
         client.last_active = max(client.last_active, at)
         client.n_updates += n_updates
-        client.trust_score = min(1.0, client.trust_score + TRUST_PER_UPDATE * n_updates)
         basket = self._baskets[str(client.basket_id)]
         basket.last_activity = max(basket.last_activity, at)
 
@@ -341,11 +242,18 @@ class BasketManager:
         basket = self._find(basket_id)
         basket.last_activity = max(basket.last_activity, self._clock() if at is None else at)
 
-    def record_misconduct(self, client_id: str) -> float:
-        """Halve a client's trust for what anybody can check (bad signature, malformed update); return it."""
-        client = self._find_client(client_id)
-        client.trust_score *= MISCONDUCT_FACTOR
-        return client.trust_score
+    def record_trust(self, client_id: str, trust_score: float) -> None:
+        """Note how far a client is trusted, also one that has left; one never seen is ignored.
+
+        Raises:
+            UsageError: If it is not in [0, 1].
+        """
+        if not 0.0 <= trust_score <= 1.0:
+            raise UsageError(f"trust must be in [0, 1], got {trust_score!r}")
+        if client_id in self._clients:
+            self._clients[client_id].trust_score = trust_score
+        elif client_id in self._departures:
+            self._departures[client_id] = replace(self._departures[client_id], trust_score=trust_score)
 
     def resolve(self, basket_id_or_domain: str) -> str:
         """The id of the live basket meant by a basket's id, or by the name of a domain with one basket.
@@ -485,30 +393,5 @@ class BasketManager:
             return BasketStatus.STALE
         return BasketStatus.ACTIVE if len(basket.clients) >= self.config.min_clients else BasketStatus.FORMING
 
-    def _order_by_features(self, members: list[str]) -> list[str] | None:
-        """Members along the first principal direction of their features; None if that says nothing."""
-        features = [f for f in (self._clients[c].features for c in members) if f is not None]
-        if len(features) < len(members) or len({f.size for f in features}) > 1:
-            return None
-        matrix = np.stack(features)
-        matrix = matrix / max(float(np.abs(matrix).max()), np.finfo(np.float64).tiny)
-        centred = matrix - matrix.mean(axis=0)
-        if not (matrix != matrix[0]).any():
-            return None
-        direction = np.linalg.svd(centred, full_matrices=False)[2][0]
-        direction = direction * np.sign(direction[np.argmax(np.abs(direction))])
-        projection = centred @ direction
-        return [members[i] for i in np.argsort(projection, kind="stable")]
 
-
-def _check_features(client_id: str, features: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    try:
-        vector = np.array(features, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        vector = np.empty(0)
-    if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
-        raise UsageError(f"features of client {client_id!r} must be a non-empty vector of finite numbers")
-    return vector
-
-
-__all__ = ["BasketInfo", "BasketManager", "BasketStatus", "ClientInfo", "Move", "check_name"]
+__all__ = ["BasketManager"]

@@ -1,0 +1,6 @@
+"""Who is in which basket, and how far each client is trusted (spec/basket.md)."""
+
+from scarcity_ray.basket.manager import BasketManager
+from scarcity_ray.basket.records import BasketInfo, BasketStatus, ClientInfo, Move, check_name
+
+__all__ = ["BasketInfo", "BasketManager", "BasketStatus", "ClientInfo", "Move", "check_name"]

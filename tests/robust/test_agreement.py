@@ -1,0 +1,60 @@
+"""Agreement of rows with the result, from their distances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scarcity_ray.robust import aggregate, agreement
+
+DISTANCES = st.lists(st.floats(0, 1e30) | st.just(float("inf")), min_size=1, max_size=30)
+
+
+@given(distances=DISTANCES)
+def test_agreement_is_bounded(distances):
+    agreed = agreement(np.array(distances))
+    assert agreed.shape == (len(distances),)
+    assert ((agreed >= 0) & (agreed <= 1)).all()
+
+
+@given(distances=DISTANCES, place=st.integers(0, 29), further=st.floats(0, 1e30) | st.just(float("inf")))
+def test_agreement_is_monotone(distances, place, further):
+    place %= len(distances)
+    moved = list(distances)
+    moved[place] = max(further, distances[place])
+    before, after = agreement(np.array(distances))[place], agreement(np.array(moved))[place]
+    assert after <= before + 1e-12
+
+
+@given(distances=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), power=st.integers(-60, 60))
+def test_agreement_does_not_depend_on_the_unit_of_distance(distances, power):
+    known = np.array(distances)
+    assert agreement(known).tolist() == agreement(known * 2.0**power).tolist()
+
+
+@given(distances=DISTANCES)
+def test_a_row_no_further_off_than_the_middle_one_agrees_entirely_one_that_is_not_finite_not_at_all(
+    distances,
+):
+    known = np.array(distances)
+    finite = np.isfinite(known)
+    agreed = agreement(known)
+    assert (agreed[~finite] == 0).all()
+    if finite.any():
+        assert (agreed[finite & (known <= np.median(known[finite]))] == 1).all()
+
+
+@pytest.mark.parametrize("method", ["krum", "multi_krum", "bulyan", "median", "trimmed_mean", "mean"])
+@pytest.mark.parametrize("n", [11, 40])
+def test_honest_rows_agree_and_sign_flipped_ones_do_not(method, n):
+    """Honest rows of a normal distribution in 300 dimensions: the two groups' distances are far apart."""
+    rng = np.random.default_rng(1)
+    flipped = n // 6
+    rows = 0.2 + 0.1 * rng.standard_normal((n, 300))
+    rows[:flipped] *= -1
+    report = aggregate(rows, method=method, num_byzantine=flipped, report=True).report
+    agreed = agreement(report.distances)
+    assert (agreed[:flipped] == 0).all()
+    assert agreed[flipped:].mean() > 0.95
