@@ -49,5 +49,6 @@ def agreement(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     middle = float(np.median(apart))
     spread = MAD_TO_SIGMA * float(np.median(np.abs(apart - middle)))
     scale = max(spread, FINEST * middle, float(np.finfo(np.float64).tiny))
-    agreed[finite] = np.clip((NONE - (apart - middle) / scale) / (NONE - FULL), 0.0, 1.0)
+    excess = np.clip(apart - middle, 0.0, NONE * scale) / scale
+    agreed[finite] = np.minimum((NONE - excess) / (NONE - FULL), 1.0)
     return agreed

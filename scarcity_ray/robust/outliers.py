@@ -90,7 +90,8 @@ def robust_z(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     middle = np.median(distances[finite])
     deviation = MAD_TO_SIGMA * np.median(np.abs(distances[finite] - middle))
     scale = max(deviation, LEAST_SCALE * middle, float(np.finfo(np.float64).tiny))
-    z[finite] = (distances[finite] - middle) / scale
+    with np.errstate(over="ignore"):
+        z[finite] = (distances[finite] - middle) / scale
     return z
 
 

@@ -46,6 +46,12 @@ def test_a_row_no_further_off_than_the_middle_one_agrees_entirely_one_that_is_no
         assert (agreed[finite & (known <= np.median(known[finite]))] == 1).all()
 
 
+def test_one_row_apart_from_equal_ones_does_not_agree():
+    report = aggregate(np.float32([[1], [1], [1], [2]]), method="median", num_byzantine=1, report=True).report
+    assert agreement(report.distances).tolist() == [1, 1, 1, 0]
+    assert report.z.tolist() == [0, 0, 0, np.inf]
+
+
 @pytest.mark.parametrize("method", ["krum", "multi_krum", "bulyan", "median", "trimmed_mean", "mean"])
 @pytest.mark.parametrize("n", [11, 40])
 def test_honest_rows_agree_and_sign_flipped_ones_do_not(method, n):
