@@ -172,7 +172,11 @@ def _placings(ids: Sequence[str], result: AggregationResult) -> dict[str, Placin
     report = result.report
     if report is None:
         return {}
-    entered, agreed = set(result.selected), agreement(report.distances)
+    entered, shares = set(result.selected), result.weights
+    if shares is None:
+        shares = np.zeros(len(ids))
+        shares[list(result.selected)] = 1.0 / len(result.selected)
+    agreed = agreement(report.distances, shares)
     return {
         client_id: Placing(
             selected=row in entered,

@@ -106,7 +106,7 @@ def test_the_released_bytes_do_not_depend_on_trust_or_on_the_report(
     for run in ("reported", "private", "random"):
         if run == "random":
             draw = np.random.default_rng(9).random
-            monkeypatch.setattr(layer1, "agreement", lambda distances, draw=draw: draw(len(distances)))
+            monkeypatch.setattr(layer1, "agreement", lambda distances, _, draw=draw: draw(len(distances)))
         fed = open_federation(
             settings(
                 expose_basket_models=run != "private",
