@@ -46,8 +46,8 @@ class ReleasePlan:
         scale: Grid steps to a unit.
         length: Coordinates that travel: the update's, one for each meta-parameter, and with adaptive clipping
             one for the share of norms below the clip norm.
-        mu: What the release is charged, all coordinates together: grid_sensitivity over grid_sigma; sqrt(2 rho)
-            in zCDP.
+        mu: What the release is charged, all coordinates together: grid_sensitivity over grid_sigma; in zCDP
+            sqrt(2 rho).
         clip_norm: Layer 1's clip norm in this release.
         bit_radius: What the share's coordinate moves by when all norms pass the clip norm; 0 without it.
     """
