@@ -1,13 +1,15 @@
 """Layer 2: a weighted mean of the baskets' aggregates on an integer grid, noised once.
 
 A basket's part is its clipped aggregate times its public weight, rounded to the grid of the ring
-(`contribution`). Parts add up in the ring, masked or not, without error. The sum gets Gaussian noise rounded
-to the grid and is divided by the surviving weight (`noised_mean`): adding ``rint(sigma z)`` to an integer is
-rounding the Gaussian mechanism's output, so post-processing, and leaks no low-order bits (Mironov 2012).
+(`contribution`). Parts add up in the ring, masked or not, without error. The sum gets noise on the grid and
+is divided by the surviving weight (`noised_mean`). Adding ``rint(sigma z)`` to an integer is rounding the
+Gaussian mechanism's output, so post-processing, and leaks no low-order bits (Mironov 2012); with
+``layer2.noise: discrete_gaussian`` the integers get exact discrete Gaussian noise, whose claim rests on no
+property of floats (Canonne, Kamath, Steinke 2020).
 
 Guarantees:
     A contribution never exceeds its weight times the clip norm by more than half a step a coordinate.
-    The noise has the scale of the release plan over the survivors.
+    The noise has the scale and the law of the release plan over the survivors.
     The plain sum and the secure sum give the same bytes.
 """
 
@@ -20,11 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
+from scarcity_ray.config import CentralNoise, HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.meta_parameters import decode_mean
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import FederationPlan, ReleasePlan, make_plan
+from scarcity_ray.privacy.discrete import discrete_gaussian
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise, rounded_gaussian
 from scarcity_ray.robust import clip_vector
 from scarcity_ray.secagg.fixed_point import encode, to_signed
@@ -70,7 +73,8 @@ def noised_mean(
         float64, shape (release.length,), and the standard deviation of its noise.
     """
     sigma = release.grid_sigma(survivors)
-    total = rounded_gaussian(to_signed(ring_sum), sigma, noise, stream)
+    draw = rounded_gaussian if release.noise is CentralNoise.GAUSSIAN else discrete_gaussian
+    total = draw(to_signed(ring_sum), sigma, noise, stream)
     unit = release.scale * release.surviving_weight(survivors)
     return total / unit, sigma / unit
 

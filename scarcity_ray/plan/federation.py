@@ -203,6 +203,7 @@ class FederationPlan:
             mu=self.mu_release,
             clip_norm=self.config.layer1.clip_norm,
             bit_radius=bits,
+            noise=layer2.noise,
         )
         noise = NOISE_TAIL * draft.grid_sigma(list(weights))
         reach = draft.scale * max(radius, bits / 2.0) + len(baskets) / 2 + noise

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scarcity_ray.config import CentralNoise
+
 
 @dataclass(frozen=True)
 class BasketFacts:
@@ -50,6 +52,7 @@ class ReleasePlan:
             sqrt(2 rho).
         clip_norm: Layer 1's clip norm in this release.
         bit_radius: What the share's coordinate moves by when all norms pass the clip norm; 0 without it.
+        noise: Its kind.
     """
 
     weights: dict[str, float]
@@ -60,6 +63,7 @@ class ReleasePlan:
     mu: float
     clip_norm: float
     bit_radius: float = 0.0
+    noise: CentralNoise = CentralNoise.GAUSSIAN
 
     def grid_sensitivity(self, survivors: Sequence[str]) -> float:
         """L2 bound, in grid steps, on the change of the survivors' integer sum.
@@ -71,8 +75,9 @@ class ReleasePlan:
         return self.scale * bound + math.sqrt(self.length)
 
     def grid_sigma(self, survivors: Sequence[str]) -> float:
-        """Standard deviation of the noise on the integer sum, in grid steps."""
-        return self.grid_sensitivity(survivors) / self.mu
+        """Scale of the noise on the integer sum, in grid steps; rounded up, so never below what mu claims."""
+        sigma = self.grid_sensitivity(survivors) / self.mu
+        return math.nextafter(sigma, math.inf) if sigma > 0.0 else 0.0
 
     def surviving_weight(self, survivors: Sequence[str]) -> float:
         """What the sum is divided by."""

@@ -11,12 +11,15 @@ Below sigma = 256 the buckets have width 1 and the table alone decides.
 
 Both decisions compare the first 64 bits of a uniform number with a bound. Where these bits do not decide
 (2^-40 of the draws, or fewer) they are followed by 192 more, and the bound is computed to as many digits. So
-the law is exact up to a total variation of 2^-180 a sample; nowhere does it depend on how floats round.
+the law is exact up to a total variation of 2^-180 a sample; nowhere does it depend on how floats round. With
+d coordinates and T releases that adds at most (1 + e^epsilon) d T 2^-180 to delta, below 1e-30 in any use.
 
 Guarantees:
     the_discrete_gaussian_has_its_law: Against exact probabilities and the scalar sampler, two-sided; a
         scale off by 3/2 and a continuous Gaussian cut off at integers are rejected.
     undecided_words_are_decided_exactly: The long comparison is tested by itself.
+    the_sampled_law_is_concentrated_as_claimed: Its Renyi divergences of many orders, summed to 60 digits, are
+        at most alpha Delta^2 / (2 sigma^2), and meet it at integer orders.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ from __future__ import annotations
 import bisect
 import decimal
 import math
-import os
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -32,15 +34,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.noise import random_words
+from scarcity_ray.privacy.noise import NoiseSource, Words, random_words
 
 _LONG = 192
 """Bits that follow the first 64 where those do not decide."""
+_WHOLE = 1 << (64 + _LONG)
 _CONTEXT = decimal.Context(prec=110, Emin=-(10**6), Emax=10**6)
 
 
+def discrete_gaussian(
+    total: NDArray[np.int64], sigma: float, noise: NoiseSource, stream: str
+) -> NDArray[np.int64]:
+    """Add discrete Gaussian noise to integers.
+
+    Args:
+        total: int64, any shape: sums on the integer grid, whose L2 sensitivity Delta is in grid steps.
+        sigma: Scale in grid steps, >= 0 and at most 2^50; 0 adds nothing.
+        noise: Where the noise comes from.
+        stream: Name of the noise, unique to this release.
+
+    Returns:
+        A new int64 array of the same shape, rho-zCDP with rho = Delta^2 / (2 sigma^2).
+    """
+    if sigma == 0.0:
+        return total.copy()
+    return total + DiscreteGaussian(sigma).sample(total.shape, noise.uniform_words(stream))
+
+
 class DiscreteGaussian:
-    """A discrete Gaussian of scale `sigma`, sampled from the operating system's entropy.
+    """A discrete Gaussian of scale `sigma`, a number taken exactly as the float that it is.
 
     Attributes:
         sigma: The scale, in integer steps; the standard deviation is at most that (theirs, corollary 9).
@@ -59,11 +81,12 @@ class DiscreteGaussian:
         guide = np.arange(1 << _GUIDE_BITS, dtype=np.uint64) << np.uint64(64 - _GUIDE_BITS)
         self._guide = np.searchsorted(self._firsts, guide, side="right").astype(np.int64)
 
-    def sample(self, shape: int | Sequence[int]) -> NDArray[np.int64]:
+    def sample(self, shape: int | Sequence[int], words: Words = random_words) -> NDArray[np.int64]:
         """Draw independent values.
 
         Args:
             shape: Of the result.
+            words: Where uniform words come from; the operating system's entropy by default.
 
         Returns:
             int64 array of the shape.
@@ -73,21 +96,21 @@ class DiscreteGaussian:
         filled = 0
         while filled < result.size:
             wanted = min(_BLOCK, result.size - filled)
-            drawn = self._draw(wanted)[: result.size - filled]
+            drawn = self._draw(wanted, words)[: result.size - filled]
             result[filled : filled + drawn.size] = drawn
             filled += drawn.size
         return result.reshape(dimensions)
 
-    def _draw(self, count: int) -> NDArray[np.int64]:
+    def _draw(self, count: int, words: Words) -> NDArray[np.int64]:
         """Values that were accepted out of `count` tries, in order."""
-        places = self._buckets(random_words(count))
-        choice = random_words(count)
+        places = self._buckets(words(count), words)
+        choice = words(count)
         negative = (choice & np.uint64(1)).astype(np.bool_)
         if self._width > 1:
             shift = np.uint64(64 - (self._width.bit_length() - 1))
             offset = (choice >> shift).astype(np.int64)
             places *= self._width
-            kept = self._accepted(places, offset, random_words(count))
+            kept = self._accepted(places, offset, words(count), words)
             places += offset
         else:
             kept = np.ones(count, dtype=np.bool_)
@@ -95,19 +118,19 @@ class DiscreteGaussian:
         np.negative(places, out=places, where=negative)
         return places[kept]
 
-    def _buckets(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def _buckets(self, drawn: NDArray[np.uint64], words: Words = random_words) -> NDArray[np.int64]:
         """The bucket that each uniform word falls into."""
-        places: NDArray[np.int64] = self._guide[words >> np.uint64(64 - _GUIDE_BITS)]
+        places: NDArray[np.int64] = self._guide[drawn >> np.uint64(64 - _GUIDE_BITS)]
         firsts = self._firsts
-        behind = np.flatnonzero(firsts.take(places, mode="clip") <= words) if firsts.size else ()
+        behind = np.flatnonzero(firsts.take(places, mode="clip") <= drawn) if firsts.size else ()
         while len(behind):
             behind = behind[places[behind] < firsts.size]
-            behind = behind[firsts[places[behind]] <= words[behind]]
+            behind = behind[firsts[places[behind]] <= drawn[behind]]
             places[behind] += 1
         if firsts.size:
-            undecided = np.flatnonzero(firsts.take(places - 1, mode="clip") == words)
+            undecided = np.flatnonzero(firsts.take(places - 1, mode="clip") == drawn)
             for i in undecided.tolist():
-                places[i] = self.bucket_of((int(words[i]) << _LONG) | _more_bits())
+                places[i] = self.bucket_of((int(drawn[i]) << _LONG) | _more_bits(words))
         return places
 
     def bucket_of(self, point: int) -> int:
@@ -115,18 +138,22 @@ class DiscreteGaussian:
         return bisect.bisect_right(self._bounds, point, hi=len(self._bounds) - 1)
 
     def _accepted(
-        self, starts: NDArray[np.int64], offset: NDArray[np.int64], words: NDArray[np.uint64]
+        self,
+        starts: NDArray[np.int64],
+        offset: NDArray[np.int64],
+        drawn: NDArray[np.uint64],
+        words: Words = random_words,
     ) -> NDArray[np.bool_]:
         """Whether each offset into its bucket is accepted, by a uniform word each."""
         b = offset.astype(np.float64)
         exponent = (2.0 * starts + b) * b
         exponent *= -0.5 / self.sigma / self.sigma
         margin = np.exp(exponent)
-        margin -= words * 2.0**-64
+        margin -= drawn * 2.0**-64
         accepted = margin > 0.0
         # All of this is right to within 2^-48, so only what is closer than 2^-44 is looked at again.
         for i in np.flatnonzero(np.abs(margin) < 2.0**-44).tolist():
-            point = (int(words[i]) << _LONG) | _more_bits()
+            point = (int(drawn[i]) << _LONG) | _more_bits(words)
             accepted[i] = point < self.acceptance(int(starts[i]), int(offset[i]))
         return accepted
 
@@ -161,11 +188,12 @@ def _exp(exponent: Fraction) -> decimal.Decimal:
 
 
 def _fixed(value: decimal.Decimal) -> int:
-    return int(_CONTEXT.multiply(value, decimal.Decimal(1 << (64 + _LONG))))
+    # Where the tail is below 2^-256, its cell is one wide rather than none.
+    return min(int(_CONTEXT.multiply(value, decimal.Decimal(_WHOLE))), _WHOLE - 1)
 
 
-def _more_bits() -> int:
-    return int.from_bytes(os.urandom(_LONG // 8), "little")
+def _more_bits(words: Words) -> int:
+    return int.from_bytes(words(_LONG // 64).tobytes(), "little")
 
 
-__all__ = ["DiscreteGaussian"]
+__all__ = ["DiscreteGaussian", "discrete_gaussian"]

@@ -12,7 +12,8 @@ Guarantees:
     system_noise_is_standard_normal: Two-sided tests of distribution, scale and independence.
     two_calls_never_give_the_same_noise: Also across fork, pickle and copies.
     a_pickled_source_carries_no_key: There is none to carry.
-    seeded_noise_depends_on_seed_stream_and_shape_alone: In every process and on every machine.
+    seeded_noise_depends_on_seed_stream_and_shape_alone: In every process and on every machine; and so do
+        seeded words.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +32,8 @@ from scarcity_ray.errors import UsageError
 
 Float64 = NDArray[np.float64]
 Shape = int | Sequence[int]
+Words = Callable[[int], NDArray[np.uint64]]
+"""Gives as many uniform 64-bit words as it is asked for, new ones at each call."""
 
 
 class NoiseSource(Protocol):
@@ -48,6 +51,14 @@ class NoiseSource(Protocol):
         """
         ...
 
+    def uniform_words(self, stream: str) -> Words:
+        """Where the uniform words of one drawing come from, for noise that is not normal.
+
+        Args:
+            stream: What the noise is for; sources of true randomness ignore it.
+        """
+        ...
+
 
 class SystemNoise:
     """Noise for privacy, from the operating system's entropy; holds no state."""
@@ -61,6 +72,10 @@ class SystemNoise:
             result[start : start + words.size] = normal_of_words(words)
             start += words.size
         return result.reshape(dimensions)
+
+    def uniform_words(self, stream: str = "") -> Words:
+        """The keystream, under a fresh key for each call; `stream` is ignored."""
+        return random_words
 
 
 class SeededNoise:
@@ -76,9 +91,16 @@ class SeededNoise:
     def standard_normal(self, shape: Shape, stream: str) -> Float64:
         """The standard normal noise that belongs to (seed, stream, shape)."""
         dimensions = _dimensions(shape)
-        name = "\x1f".join([str(self.seed), stream, *map(str, dimensions)])
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
-        return np.random.Generator(np.random.Philox(key=key)).standard_normal(dimensions)
+        generator = np.random.Generator(self._philox(stream, *map(str, dimensions)))
+        return generator.standard_normal(dimensions)
+
+    def uniform_words(self, stream: str) -> Words:
+        """The sequence of words that belongs to (seed, stream), from its beginning."""
+        return self._philox(stream, "words").random_raw
+
+    def _philox(self, *names: str) -> np.random.Philox:
+        name = "\x1f".join([str(self.seed), *names])
+        return np.random.Philox(key=int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little"))
 
 
 def random_words(count: int) -> NDArray[np.uint64]:
@@ -212,6 +234,7 @@ __all__ = [
     "NoiseSource",
     "SeededNoise",
     "SystemNoise",
+    "Words",
     "normal_of_words",
     "random_words",
     "rounded_gaussian",

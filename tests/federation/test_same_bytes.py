@@ -56,11 +56,16 @@ def play(fed: HierarchicalFederation, clock: Any) -> list[bytes]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("method", "adaptive"),
-    [("krum", False), ("bulyan", False), ("trimmed_mean", False), ("trimmed_mean", True)],
+    ("method", "adaptive", "noise"),
+    [
+        ("krum", False, "gaussian"),
+        ("bulyan", False, "gaussian"),
+        ("trimmed_mean", False, "discrete_gaussian"),
+        ("trimmed_mean", True, "gaussian"),
+    ],
 )
 def test_the_same_calls_give_the_same_bytes_on_both_runtimes(
-    method: str, adaptive: bool, ray_cluster: None, open_federation: Any, clock: Any
+    method: str, adaptive: bool, noise: str, ray_cluster: None, open_federation: Any, clock: Any
 ) -> None:
     heard = {}
     for runtime in ("local", "ray"):
@@ -72,7 +77,11 @@ def test_the_same_calls_give_the_same_bytes_on_both_runtimes(
                 "gossip": {"peers_per_round": 3, "local_dp_epsilon": 2.0},
                 "gossip_budget_share": 0.5,
                 "layer1": {"aggregation_method": method, "byzantine_fraction": 0.1},
-                "layer2": {"adaptive_clipping": adaptive, "central_dp_epsilon": 8.0 if adaptive else 1.0},
+                "layer2": {
+                    "adaptive_clipping": adaptive,
+                    "central_dp_epsilon": 8.0 if adaptive else 1.0,
+                    "noise": noise,
+                },
                 "total_epsilon": 50.0,
             },
             runtime=runtime,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.layers import BasketModel, GlobalMetaModel, Layer2Aggregator
 from scarcity_ray.layers.layer2 import contribution, decode_meta, noised_mean
 from scarcity_ray.plan import FederationPlan
+from scarcity_ray.privacy.discrete import DiscreteGaussian
 from scarcity_ray.privacy.noise import SeededNoise, SystemNoise
 from scarcity_ray.secagg import Coordinator, IdentityKeyPair, Participant, Party, SessionContext
 from scarcity_ray.secagg.fixed_point import to_signed
@@ -124,8 +126,10 @@ def test_the_noise_has_the_scale_of_the_release_plan_and_no_other(noise, rule):
     assert not has_scale(found.aggregate.astype(np.float64), sigma / 1.5)
 
 
-def test_after_dropouts_sum_and_noise_are_divided_by_the_surviving_weight():
-    plan = FederationPlan(HierarchicalFederationConfig(vector_dim=2000))
+@pytest.mark.parametrize("noise", ["gaussian", "discrete_gaussian"])
+def test_after_dropouts_sum_and_noise_are_divided_by_the_surviving_weight(noise):
+    layer2 = Layer2Config(noise=noise)
+    plan = FederationPlan(HierarchicalFederationConfig(vector_dim=2000, layer2=layer2))
     models = [model(b, np.full(2000, 0.01), members=m) for b, m in zip("abc", (10, 20, 30), strict=True)]
     release = plan.release([m.facts("d", m.n_members) for m in models])
     parts = {m.basket_id: contribution(m, m.basket_id, release, plan) for m in models}
@@ -136,6 +140,35 @@ def test_after_dropouts_sum_and_noise_are_divided_by_the_surviving_weight():
     assert has_scale(vector - 0.01, sigma)
     assert not has_scale(vector - 0.01, sigma * 1.5)
     assert not has_scale(vector - 0.01, sigma / 1.5)
+
+
+def test_the_discrete_choice_adds_exact_discrete_noise_to_the_integers():
+    layer2 = Layer2Config(noise="discrete_gaussian")
+    plan = FederationPlan(HierarchicalFederationConfig(vector_dim=300, layer2=layer2))
+    release = plan.release([model(b, np.full(300, 0.1)).facts("d", 5) for b in "ab"])
+    sigma = release.grid_sigma(("a", "b"))
+    # What is claimed, in rational arithmetic: Delta^2 / (2 sigma^2) <= mu^2 / 2.
+    sensitivity = Fraction(release.grid_sensitivity(("a", "b")))
+    assert sensitivity / Fraction(sigma) <= Fraction(release.mu)
+    assert sensitivity / Fraction(sigma) > Fraction(release.mu) * (1 - Fraction(1, 2**50))
+    ring_sum = np.zeros(300, np.uint32) + np.uint32(7)
+    vector, released_sigma = noised_mean(ring_sum, release, ("a", "b"), SeededNoise(5), "layer2/1")
+    steps = np.rint(vector * release.scale * release.surviving_weight(("a", "b"))).astype(np.int64)
+    drawn = DiscreteGaussian(sigma).sample(300, SeededNoise(5).uniform_words("layer2/1"))
+    np.testing.assert_array_equal(steps, 7 + drawn)
+    assert released_sigma == sigma / release.scale
+    again, _ = noised_mean(ring_sum, release, ("a", "b"), SystemNoise(), "layer2/1")
+    assert not np.array_equal(vector, again)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "discrete_gaussian"])
+def test_without_a_claim_there_is_no_noise_of_either_kind(noise):
+    layer2 = Layer2Config(noise=noise, central_dp_epsilon=math.inf)
+    config = HierarchicalFederationConfig(vector_dim=5, layer2=layer2, total_epsilon=math.inf)
+    release = FederationPlan(config).release([model("a", np.ones(5)).facts("d", 5)])
+    vector, sigma = noised_mean(np.full(5, 3, np.uint32), release, ("a",), SystemNoise(), "s")
+    assert sigma == 0.0
+    np.testing.assert_array_equal(vector * release.scale, 3)
 
 
 def test_noise_falls_on_the_grid_so_that_no_low_order_bits_are_left():
@@ -201,10 +234,13 @@ def masked_sum(parts, ring_bits):
     return coordinator.finish()
 
 
+@pytest.mark.parametrize("noise", ["gaussian", "discrete_gaussian"])
 @pytest.mark.parametrize(("epsilon", "ring_bits"), [(1.0, 32), (0.01, 64)])
-def test_the_plain_sum_and_the_secure_sum_give_the_same_bytes(epsilon, ring_bits):
+def test_the_plain_sum_and_the_secure_sum_give_the_same_bytes(epsilon, ring_bits, noise):
     config = HierarchicalFederationConfig(
-        vector_dim=20, layer2=Layer2Config(central_dp_epsilon=epsilon), meta_parameters={"rate": (0.0, 1.0)}
+        vector_dim=20,
+        layer2=Layer2Config(central_dp_epsilon=epsilon, noise=noise),
+        meta_parameters={"rate": (0.0, 1.0)},
     )
     plan = FederationPlan(config)
     rng = np.random.Generator(np.random.PCG64DXSM(4))

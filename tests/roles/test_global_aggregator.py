@@ -194,7 +194,7 @@ def test_the_charge_carries_the_releases_own_mu_and_what_the_noise_is_scaled_to(
     ]
     assert mu == world.plan.mu_release
     assert charge_id in world.accountant.charges
-    assert details["grid_sigma"] == details["grid_sensitivity"] / mu
+    assert details["grid_sigma"] == pytest.approx(details["grid_sensitivity"] / mu, rel=1e-15)
     assert model.noise_sigma == pytest.approx(details["grid_sigma"] / details["scale"])
 
 
