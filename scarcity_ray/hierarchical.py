@@ -17,6 +17,7 @@ from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
 from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
@@ -68,13 +69,13 @@ class HierarchicalFederation:
         config = config or HierarchicalFederationConfig()
         plan = make_plan(config)
         federation_id = federation_id_of(config, name)
+        ledger = ledger_path_of(config, federation_id)
         place = open_runtime(runtime, name, address)
         if place.names():
             place.close()
             raise UsageError(f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})")
-        identity = FederationIdentity(
-            federation_id, config, ledger_path_of(config, federation_id), place.home, noise or SystemNoise()
-        )
+        node = None if is_ledger_url(ledger) else place.home
+        identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
         self._begin(place, identity, plan, clock, owner=True)
         try:
             self._session.assembly.start(self._session.now())

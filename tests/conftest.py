@@ -1,10 +1,12 @@
-"""What many tests share: a manual clock, and one Ray cluster for the whole session."""
+"""What many tests share: a manual clock, one Ray cluster and one PostgreSQL server for the whole session."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+
+from benchmarks._postgres import PrivateServer, server_folder
 
 
 class ManualClock:
@@ -41,3 +43,25 @@ def runtime(request: pytest.FixtureRequest) -> str:
     if request.param == "ray":
         request.getfixturevalue("ray_cluster")
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PrivateServer]:
+    """One PostgreSQL server for the whole session, its files in memory; skips where there is none."""
+    programs = server_folder()
+    if programs is None:
+        pytest.skip("PostgreSQL's server (Debian's package postgresql) is not installed on this machine")
+    pytest.importorskip("psycopg", reason="the extra 'postgresql' is not installed")
+    server = PrivateServer(programs, in_memory=True)
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PrivateServer) -> str:
+    """The URL of a database without a ledger."""
+    import psycopg
+
+    with psycopg.connect(postgres_server.url()) as connection:
+        connection.execute("SET lock_timeout = '10s'; DROP SCHEMA IF EXISTS scarcity_ray CASCADE")
+    return postgres_server.url()

@@ -56,7 +56,7 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
     wanted = None if head is None else _hash(head)
     try:
         with closing(Ledger.read(path)) as ledger:
-            rows, place = 0, None
+            rows, place, where = 0, None, str(ledger.path)
             newest = ""
             for row, _ in history(ledger):
                 rows, newest = row.seq + 1, row.hash
@@ -71,7 +71,7 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
     if form == "json":
         click.echo(_as_json({"holds": True, "rows": rows, "head": newest, "row_of_given_head": place}))
         return ExitCode.DONE
-    click.echo(f"{path}: the chain holds, {rows} rows; none was changed, removed or moved.")
+    click.echo(f"{where}: the chain holds, {rows} rows; none was changed, removed or moved.")
     if place is None:
         click.echo(
             "No head hash was given, so a ledger that was cut, rolled back or replaced would pass too: give "

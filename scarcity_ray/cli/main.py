@@ -13,6 +13,7 @@ import click
 
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.errors import ConfigError, PrivacyBudgetExhausted, ScarcityError, UsageError
+from scarcity_ray.ledger_url import without_password
 
 CONFIG = click.argument("config", type=click.Path(dir_okay=False))
 FORMAT = click.option(
@@ -86,7 +87,11 @@ def plan(
 
 @main.group()
 def ledger() -> None:
-    """Read a federation's privacy ledger, the file at ledger_path; a running federation is not disturbed."""
+    """Read a federation's privacy ledger, the file or URL at ledger_path; nothing running is disturbed.
+
+    In a URL (postgresql://USER@HOST/DATABASE?federation=NAME) leave the password out, for the list of
+    processes would show it: libpq takes it from ~/.pgpass or from PGPASSWORD.
+    """
 
 
 @ledger.command()
@@ -131,7 +136,7 @@ def _guarded(command: Callable[[], ExitCode]) -> ExitCode:
     try:
         return command()
     except (ConfigError, UsageError) as error:
-        click.echo(f"scarcity-ray: {error}", err=True)
+        click.echo(f"scarcity-ray: {without_password(str(error))}", err=True)
         return ExitCode.BAD_USAGE
     except PrivacyBudgetExhausted as error:
         click.echo(f"scarcity-ray: {error}", err=True)

@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict,
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from scarcity_ray.config.refusals import refusal
-from scarcity_ray.errors import ConfigError
+from scarcity_ray.errors import ConfigError, UsageError
+from scarcity_ray.ledger_url import LedgerUrl, is_ledger_url, without_password
 
 T = TypeVar("T")
 
@@ -60,6 +61,13 @@ def _member_of(kind: type[StrEnum]) -> Callable[[object], object]:
     return member
 
 
+def _ledger_path(value: str) -> str:
+    try:
+        return LedgerUrl(value) if is_ledger_url(value) else value
+    except UsageError as error:
+        raise ConfigError("", without_password(value), str(error)) from None
+
+
 def _clip_norm(value: float) -> float:
     if not 1e-20 <= value <= 1e20:
         raise ConfigError("", value if value == value else "nan", "a number from 1e-20 to 1e20")
@@ -79,6 +87,8 @@ ClipNorm = Annotated[Float, AfterValidator(_clip_norm)]
 Epsilon = Annotated[Float, Field(gt=0)]
 """A privacy parameter; ``inf`` means no noise and no claim."""
 Delta = Annotated[Float, Field(gt=0, lt=1)]
+LedgerPath = Annotated[Text, AfterValidator(_ledger_path)]
+"""A file, or a `LedgerUrl`, whose password is shown nowhere."""
 Method = Annotated[AggregationMethod, BeforeValidator(_member_of(AggregationMethod))]
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
 

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from scarcity_ray.config.refusals import join_path, refusal
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.ledger_url import LedgerUrl, without_password
 
 T = TypeVar("T")
 
@@ -52,7 +53,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(str(path), error.strerror, "a readable YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), str(error).replace("\n", " "), "a well-formed YAML file") from None
+        text = without_password(str(error).replace("\n", " "))
+        raise ConfigError(str(path), text, "a well-formed YAML file") from None
     if not isinstance(content, dict):
         raise ConfigError(str(path), type(content).__name__, "a mapping of sections at the top level")
     return content
@@ -87,11 +89,13 @@ def load(cls: type[T], content: Mapping[str, Any], path: str = "") -> T:
 
 
 def to_plain(config: object) -> Any:
-    """The config as mappings, lists, strings and numbers, ready for YAML or JSON."""
+    """The config as mappings, lists, strings and numbers, ready for YAML or JSON; without any password."""
     if is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in fields(config)}
     if isinstance(config, Mapping):
         return {key: to_plain(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
         return [to_plain(value) for value in config]
+    if isinstance(config, LedgerUrl):
+        return str(config)
     return config.value if isinstance(config, Enum) else config

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.ledger_url import without_password
 
 
 def join_path(prefix: str, path: str) -> str:
@@ -34,11 +35,19 @@ def refusal(error: ValidationError, cls: Any, prefix: str) -> ConfigError:
         known = _known_keys(cls, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        return ConfigError(path, first["input"], f"unknown key, {hint}(known: {', '.join(sorted(known))})")
+        accepted = f"unknown key, {hint}(known: {', '.join(sorted(known))})"
+        return ConfigError(path, _shown(first["input"]), accepted)
     value = first["input"]
     if isinstance(value, float) and math.isnan(value):
         value = "nan"
-    return ConfigError(path, value, first["msg"][0].lower() + first["msg"][1:])
+    return ConfigError(path, _shown(value), first["msg"][0].lower() + first["msg"][1:])
+
+
+def _shown(value: object) -> object:
+    """The value for an error, or what it is if it might hold a password."""
+    if isinstance(value, str):
+        return without_password(value)
+    return value if without_password(repr(value)) == repr(value) else f"a {type(value).__name__}"
 
 
 def _known_keys(cls: Any, location: list[str]) -> list[str]:

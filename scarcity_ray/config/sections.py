@@ -17,13 +17,13 @@ from scarcity_ray.config.fields import (
     Flag,
     Float,
     Int,
+    LedgerPath,
     Method,
     Noise,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Text,
     settings,
 )
 from scarcity_ray.errors import ConfigError
@@ -180,6 +180,7 @@ class HierarchicalFederationConfig:
     """Whether a spent budget raises `PrivacyBudgetExhausted` instead of refusing quietly."""
     seed: NonNegativeInt = 0
     """Seed of the simulation streams (peers, splits); never of keys or privacy noise."""
-    ledger_path: Text | None = None
-    """The ledger's file; None: a fresh one in the temporary folder of the accountant's node."""
+    ledger_path: LedgerPath | None = None
+    """The ledger's file, or the URL of a PostgreSQL database (``postgresql://USER@HOST/DATABASE``); None: a
+    fresh file in the temporary folder of the accountant's node."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

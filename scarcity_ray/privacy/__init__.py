@@ -1,4 +1,4 @@
-"""Differential privacy: noise, exact accounting, sensitivities, and a budget on disk that is never overspent.
+"""Differential privacy: noise, exact accounting, sensitivities, and a durable budget that is never overspent.
 
 ::
 
@@ -10,8 +10,9 @@
     accountant    what is spent of a budget, worst case over clients
     budget        the accountant behind a ledger: check, record durably, then allow
     ledger        append-only, hash-chained, one writer at a time
-                  (chain: its rows; store: its file; members: who a gossip charge covers; replay: what the
-                  rows add up to)
+                  (chain: its rows; store: where they are kept; sqlite: in a file; postgres and
+                  postgres_session: in a database; members: who a gossip charge covers; replay: what the rows
+                  add up to)
     discrete      the discrete Gaussian, for integer sums
     distributed   what a sum of several parties' shares of it claims
     clipping      a clip norm that follows a quantile of the norms, privately

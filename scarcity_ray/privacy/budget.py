@@ -1,4 +1,4 @@
-"""The budget on disk: check, record durably, then allow.
+"""The budget on disk, or in a database: check, record durably, then allow.
 
 A charge that this has allowed is in the ledger before the caller learns of it, so a crash at any moment may
 waste budget and can never overspend it. Every charge has an id: asked again, also after a restart, it is
@@ -7,6 +7,7 @@ given its first answer and charged once. A refusal writes nothing, and a smaller
 Guarantees:
     an_allowed_charge_survives_sigkill: At any moment; reopening finds at least all that were allowed.
     a_retried_charge_is_charged_once: Also across reopening, and never for more than was recorded.
+    an_interrupted_charge_is_neither_lost_nor_doubled: Asked again, it is found recorded, or charged then.
     a_restart_continues_the_same_budget: By replaying the ledger; spent epsilon is bitwise the same.
     a_ledger_of_another_accounting_is_refused: Its sums mean something else.
     a_missing_ledger_is_never_a_fresh_budget: `LedgerMissing`.
@@ -18,8 +19,8 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from scarcity_ray.privacy.ledger import Ledger
 from scarcity_ray.privacy.members import pack_gossip, unpack_gossip
 from scarcity_ray.privacy.modes import Accounting
 from scarcity_ray.privacy.replay import accountant_of, accounting_of, replay, totals_of
+from scarcity_ray.privacy.store import address_of, exists
 
 
 class DurableBudget:
@@ -63,7 +65,7 @@ class DurableBudget:
         The whole of `total_delta` serves releases whose mu is known.
 
         Args:
-            path: The ledger's file.
+            path: The ledger's file, or the URL of a PostgreSQL database.
             federation_id: Whose budget.
             total_epsilon: The claim of the first period, or of the one in force.
             total_delta: Its delta.
@@ -84,7 +86,8 @@ class DurableBudget:
             delta_reserve=0.0,
             accounting=accounting,
         )
-        if not must_exist and not Path(path).exists():
+        address = address_of(path, federation_id)
+        if not must_exist and not exists(address):
             states = {
                 "total_epsilon": total_epsilon,
                 "total_delta": total_delta,
@@ -92,19 +95,19 @@ class DurableBudget:
                 "accounting": accounting.value,
                 "neighbours": "replace-one client",
             }
-            return cls(Ledger.create(path, federation_id, now=now, body=states), accountant)
-        ledger = Ledger.open(path, now=now)
+            return cls(Ledger.create(address, federation_id, now=now, body=states), accountant)
+        ledger = Ledger.open(address, now=now)
         try:
             if ledger.federation_id != federation_id:
                 raise LedgerError(
-                    f"{path}: this ledger is of federation {ledger.federation_id!r}, not {federation_id!r}; "
-                    "give each federation its own ledger_path"
+                    f"{address}: this ledger is of federation {ledger.federation_id!r}, not "
+                    f"{federation_id!r}; give each federation its own ledger_path"
                 )
             stated = accounting_of(ledger.genesis)
             if stated is not accounting:
                 raise LedgerError(
-                    f"{path}: the ledger adds up {stated.value} and the configuration (layer2.noise) needs "
-                    f"{accounting.value}; what a ledger adds up is chosen when it is made: configure the "
+                    f"{address}: the ledger adds up {stated.value} and the configuration (layer2.noise) "
+                    f"needs {accounting.value}; what a ledger adds up is chosen when it is made: configure the "
                     "noise that it was made for, or start another federation"
                 )
             budget = cls(ledger, accountant_of(ledger.genesis))
@@ -112,8 +115,8 @@ class DurableBudget:
             in_force = (known.total_epsilon, known.total_delta)
             if (total_epsilon, total_delta) not in (first, in_force) or gossip_share != known.gossip_share:
                 raise LedgerError(
-                    f"{path}: the ledger states total_epsilon {in_force[0]}, total_delta {in_force[1]} and "
-                    f"gossip_budget_share {known.gossip_share}, the configuration {total_epsilon}, "
+                    f"{address}: the ledger states total_epsilon {in_force[0]}, total_delta {in_force[1]} "
+                    f"and gossip_budget_share {known.gossip_share}, the configuration {total_epsilon}, "
                     f"{total_delta} and {gossip_share}; configure what the ledger states, and change the "
                     "totals by renewing the budget"
                 )
@@ -135,7 +138,7 @@ class DurableBudget:
             UsageError: If the id was recorded for something else.
             LedgerError: If the ledger cannot be written; nothing may be released then.
         """
-        with self._lock:
+        with self._current():
             known = self._known(charge_id, "release", mu)
             if known is not None:
                 return Charge(True, "", float(known.body["epsilon_spent"]), known.hash, repeated=True)
@@ -178,7 +181,7 @@ class DurableBudget:
             UsageError: If the id was recorded for something else, or a client is named twice.
             LedgerError: If the ledger cannot be written; nobody may send then.
         """
-        with self._lock:
+        with self._current():
             accountant = self._accountant
             places = accountant.places(client_ids)
             known = self._known(charge_id, "gossip", mu)
@@ -209,7 +212,7 @@ class DurableBudget:
             now: Seconds since 1970.
             operator: Who decided it.
         """
-        with self._lock:
+        with self._current():
             PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
             body = {"total_epsilon": total_epsilon, "total_delta": total_delta, "operator": operator}
             self._ledger.append("renewal", now=now, body=body)
@@ -217,7 +220,7 @@ class DurableBudget:
 
     def status(self, next_release_mu: float) -> BudgetStatus:
         """Where the budget stands, given the mu of the next configured central release."""
-        with self._lock:
+        with self._current():
             accountant = self._accountant
             read_only = not accountant.check_release(next_release_mu)
             epsilon, delta = (0.0, 0.0) if read_only else accountant.remaining()
@@ -237,17 +240,26 @@ class DurableBudget:
 
     def remaining(self, client_id: str) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client."""
-        with self._lock:
+        with self._current():
             return self._accountant.remaining(client_id)
 
     def was_charged(self, client_id: str) -> bool:
         """Whether the client's own gossip was ever charged, in any period."""
-        with self._lock:
+        with self._current():
             return bool(self._accountant.places([client_id])[0] >= 0)
 
     def close(self) -> None:
-        """Close the ledger's file."""
+        """Let go of the ledger."""
         self._ledger.close()
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Alone, and knowing of every charge: one whose recording was interrupted may be recorded."""
+        with self._lock:
+            interrupted = self._ledger.settle()
+            if interrupted is not None:
+                replay(self._accountant, interrupted)
+            yield
 
     def _known(self, charge_id: str, kind: str, mu: float) -> Row | None:
         row = self._ledger.find(charge_id)

@@ -1,12 +1,13 @@
-"""The budget's memory: an append-only file of hash-chained rows that outlives its writer.
+"""The budget's memory: append-only, hash-chained rows in a file or a database, which outlive their writer.
 
 Each row carries the SHA-256 of the row before it and of its own canonical JSON, so an edit, a deletion or a
 reordering inside the chain is found by walking it, and truncation, rollback or a fork by looking for a head
-hash that was kept elsewhere (every global model carries one). An attacker who can write the file can make a
+hash that was kept elsewhere (every global model carries one). An attacker who can write there can make a
 new chain, but not one that holds an old head.
 
-Opening the file for writing appends a row with the next epoch, and every later write of an earlier writer is
-refused. A backup must be taken with SQLite's own ``.backup``: the newest rows may still stand in the ``-wal``
+Opening it for writing appends a row with the next epoch, and every later write of an earlier writer is
+refused. The rows are kept in a SQLite file, or in PostgreSQL where the path is a URL; the chain is the same.
+A file's backup must be taken with SQLite's own ``.backup``: the newest rows may still stand in the ``-wal``
 file beside it.
 
 Guarantees:
@@ -15,30 +16,31 @@ Guarantees:
     truncation_is_found_against_a_head_hash: So are rollback and fork.
     a_superseded_writer_is_refused: It writes nothing.
     a_charge_id_is_recorded_once: The second row is refused, not written.
+    what_a_lost_commit_left_is_settled: Recorded or not, `settle` says which, and the writer goes on.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError
 from scarcity_ray.privacy.chain import NO_HASH, Row, canonical, parse, seal
-from scarcity_ray.privacy.store import SqliteStore
+from scarcity_ray.privacy.store import Store, address_of, create_store, open_store
 
 _FORMAT = 1
 _PAGE = 1000
 
 
 class Ledger:
-    """One federation's ledger; made by `create`, `open` (to write) or `read`."""
+    """One federation's ledger in a file or in a database; made by `create`, `open` (to write) or `read`."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self.path = store.path
         self.epoch = 0
+        self._doubt: Row | None = None
         first, last = store.page(0, 1), store.last()
         if not first or last is None or first[0].body.get("format") != _FORMAT:
             raise LedgerCorrupted(f"{self.path}: its first row is not a ledger's; bring back a backup")
@@ -52,28 +54,29 @@ class Ledger:
         """Make a new ledger and open it for writing.
 
         Args:
-            path: Where; its folder must exist, the file must not.
+            path: Where, a file or a URL; a file's folder must exist, the ledger must not.
             federation_id: Whose.
             now: Seconds since 1970.
             body: What the genesis row states for good, plain data.
 
         Raises:
-            LedgerError: If the file exists already or cannot be made.
+            LedgerError: If it exists already or cannot be made.
         """
         states = {**body, "federation_id": federation_id, "format": _FORMAT}
-        SqliteStore.create(Path(path), _sealed(NO_HASH, 0, "genesis", None, 0, now, states, b""))
-        return cls.open(path, now=now)
+        address = address_of(path, federation_id)
+        create_store(address, _sealed(NO_HASH, 0, "genesis", None, 0, now, states, b""))
+        return cls.open(address, now=now)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, now: float) -> Ledger:
         """Verify the ledger at `path` and become its writer; the writer before is refused from now on.
 
         Raises:
-            LedgerMissing: If there is no such file.
+            LedgerMissing: If it is not there.
             LedgerCorrupted: If the chain does not hold.
-            LedgerError: If the file cannot be opened.
+            LedgerError: If it cannot be opened.
         """
-        ledger = cls._over(SqliteStore(Path(path), read_only=False))
+        ledger = cls._over(open_store(address_of(path), read_only=False))
         try:
             ledger.verify()
             with ledger._store.writing():
@@ -90,14 +93,14 @@ class Ledger:
         """Open the ledger at `path` to look at it; its writer goes on undisturbed.
 
         Raises:
-            LedgerMissing: If there is no such file.
+            LedgerMissing: If it is not there.
             LedgerCorrupted: If it is not a ledger.
-            LedgerError: If the file cannot be opened.
+            LedgerError: If it cannot be opened.
         """
-        return cls._over(SqliteStore(Path(path), read_only=True))
+        return cls._over(open_store(address_of(path), read_only=True))
 
     @classmethod
-    def _over(cls, store: SqliteStore) -> Ledger:
+    def _over(cls, store: Store) -> Ledger:
         try:
             return cls(store)
         except BaseException:
@@ -138,8 +141,8 @@ class Ledger:
             payload: Bytes that belong to it.
 
         Raises:
-            LedgerError: If another writer has taken over, the charge id is there already, or the disk fails.
-                After a failed disk it is not known whether the row is there: open the ledger anew.
+            LedgerError: If another writer has taken over, the charge id is there already, or the disk or the
+                database fails. After such a failure `settle` finds out whether the row is there.
             UsageError: If `body` is not plain data.
         """
         with self._store.writing():
@@ -148,12 +151,38 @@ class Ledger:
                 raise self._superseded(last)
             return self._chain(last, kind, charge_id, now, body, payload)
 
+    def settle(self) -> Row | None:
+        """End the doubt that a failed `append` left: was its row recorded after all?
+
+        Returns:
+            The row if it was, once; None if it was not, or if there was no doubt. What is not there now never
+            will be: whatever still worked on it has ended when this writer has the ledger to itself.
+
+        Raises:
+            LedgerError: If the ledger cannot be used now, or another writer has taken over.
+        """
+        doubt = self._doubt
+        if doubt is None:
+            return None
+        with self._store.writing():
+            last = self._last()
+            recorded = last.hash == doubt.hash
+            if recorded:
+                self._store.confirm()
+            elif last.hash != self._head:
+                raise self._superseded(last)
+        self._doubt = None
+        if not recorded:
+            return None
+        self._head, self._head_seq = doubt.hash, doubt.seq
+        return doubt
+
     def find(self, charge_id: str) -> Row | None:
         """The row of a charge, if it is recorded.
 
         Raises:
-            LedgerError: If this is a writer that does not know of the row: another wrote it, or a failed disk
-                did after all.
+            LedgerError: If this is a writer that does not know of the row: another wrote it, or `settle` has
+                yet to say that its own append was recorded.
         """
         row = self._store.find(charge_id)
         if row is not None and self.epoch > 0 and row.seq > self._head_seq:
@@ -177,7 +206,7 @@ class Ledger:
 
         Raises:
             LedgerCorrupted: If a row was changed, removed or moved (the text names the row), or if
-                `head_hash` is nowhere in the chain: the file was cut, rolled back or replaced.
+                `head_hash` is nowhere in the chain: it was cut, rolled back or replaced.
         """
         head, found = NO_HASH, head_hash is None
         for row in self.checked():
@@ -208,7 +237,7 @@ class Ledger:
             yield row
 
     def close(self) -> None:
-        """Close the file; the rows are on disk already."""
+        """Let go of it; the rows are durable already."""
         self._store.close()
 
     def _last(self) -> Row:
@@ -233,8 +262,9 @@ class Ledger:
         payload: bytes,
     ) -> Row:
         row = _sealed(last.hash, last.seq + 1, kind, charge_id, self.epoch, now, body, payload)
+        self._doubt = row
         self._store.commit(row)
-        self._head, self._head_seq = row.hash, row.seq
+        self._head, self._head_seq, self._doubt = row.hash, row.seq, None
         return row
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scarcity_ray.errors import LedgerError
+from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.budget import DurableBudget
 from scarcity_ray.privacy.modes import Accounting
@@ -15,7 +16,7 @@ class Accountant:
     """`privacy.DurableBudget` as a role; its ledger opens at the first call, so that errors keep their type.
 
     Args:
-        path: The ledger's file on this node.
+        path: The ledger's file on this node, or its database's URL.
         federation_id: Whose ledger it must be.
         total_epsilon: The budget.
         total_delta: The budget.
@@ -50,7 +51,7 @@ class Accountant:
 
     def _opened(self, now: float) -> DurableBudget:
         if self._budget is None:
-            if not self._opening["must_exist"]:
+            if not self._opening["must_exist"] and not is_ledger_url(self._path):
                 _make_folder(Path(self._path).parent)
             self._budget = DurableBudget.open(self._path, now=now, **self._opening)
         return self._budget

@@ -139,15 +139,15 @@ class FederationIdentity:
     Attributes:
         federation_id: Unique.
         config: Its settings.
-        ledger_path: The ledger's file on `ledger_node`.
-        ledger_node: The node that the accountant must run on.
+        ledger_path: The ledger's file on `ledger_node`, or its database's URL.
+        ledger_node: The node that the accountant must run on; None: any, for the ledger is in a database.
         noise: Where privacy noise comes from.
     """
 
     federation_id: str
     config: HierarchicalFederationConfig
     ledger_path: str
-    ledger_node: str
+    ledger_node: str | None
     noise: NoiseSource
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import UsageError
+from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.runtime.base import Runtime
 from scarcity_ray.runtime.local import LocalRuntime
 
@@ -35,14 +36,22 @@ def check_federation_name(name: str) -> str:
 
 
 def federation_id_of(config: HierarchicalFederationConfig, name: str | None) -> str:
-    """Stable wherever a ledger is to be found again: by name, else by the ledger's file name."""
+    """Stable wherever a ledger is to be found again: by name, else as the ledger's file or URL says."""
     if name is not None:
         return check_federation_name(name)
+    if isinstance(config.ledger_path, LedgerUrl):
+        return config.ledger_path.federation or config.ledger_path.database or "default"
     return Path(config.ledger_path).stem if config.ledger_path else uuid.uuid4().hex
 
 
 def ledger_path_of(config: HierarchicalFederationConfig, federation_id: str) -> str:
-    """The configured path, or one in this user's folder among the temporary files."""
+    """The configured path or URL, or a file in this user's folder among the temporary ones.
+
+    Raises:
+        UsageError: If the URL names another federation.
+    """
+    if isinstance(config.ledger_path, LedgerUrl):
+        return config.ledger_path.of(federation_id)
     if config.ledger_path is not None:
         return os.path.abspath(os.path.expanduser(config.ledger_path))
     folder = Path(tempfile.gettempdir()) / f"scarcity_ray-{getpass.getuser()}"

@@ -1,4 +1,4 @@
-"""The durable budget: check, record durably, then allow."""
+"""The durable budget: check, record durably, then allow; the same over a file and over PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, Usa
 from scarcity_ray.privacy import BudgetStatus, DurableBudget, Ledger, PrivacyAccountant
 
 TOTALS = {"federation_id": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "ledger.sqlite"
 
 
 def begin(path, **changes):
@@ -203,7 +198,12 @@ def test_renewal_is_the_operators_recorded_act(path):
 def test_a_missing_ledger_is_never_a_fresh_budget(path):
     with pytest.raises(LedgerMissing):
         resume(path)
-    assert not path.exists()
+    with pytest.raises(LedgerMissing):
+        Ledger.read(path)
+
+
+def test_an_emptied_file_is_never_a_fresh_budget(tmp_path):
+    path = tmp_path / "ledger.sqlite"
     begin(path).close()
     path.write_bytes(b"")
     with pytest.raises(LedgerCorrupted):
@@ -219,7 +219,7 @@ def test_other_totals_point_at_renewal(path, wrong):
 
 def test_another_federations_ledger_is_refused(path):
     begin(path).close()
-    with pytest.raises(LedgerError, match="of federation 'hospital', not 'bank'"):
+    with pytest.raises((LedgerError, UsageError), match=r"federation 'hospital', .*'bank'"):
         resume(path, federation_id="bank")
 
 
@@ -265,7 +265,7 @@ def test_threads_never_overspend(path):
 CHILD = """
 import sys
 from scarcity_ray.privacy import DurableBudget
-budget = DurableBudget.open(sys.argv[1], federation_id="f", total_epsilon=1e3, total_delta=1e-5,
+budget = DurableBudget.open(sys.argv[1], federation_id="hospital", total_epsilon=1e3, total_delta=1e-5,
                             gossip_share=0.5, must_exist=False, now=0.0)
 k = int(sys.argv[2])
 while True:
@@ -284,7 +284,7 @@ def test_an_allowed_charge_survives_sigkill(path):
     rng = random.Random(11)
     printed: set[str] = set()
     start = 0
-    for _ in range(6):
+    for _ in range(4):
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(path), str(start)], stdout=subprocess.PIPE, text=True
         )
@@ -301,10 +301,10 @@ def test_an_allowed_charge_survives_sigkill(path):
     reader.verify()
     recorded = {row.charge_id for row in reader.rows() if row.charge_id}
     assert printed <= recorded
-    assert len(recorded) - len(printed) <= 6
+    assert len(recorded) - len(printed) <= 4
     budget = DurableBudget.open(
         path,
-        federation_id="f",
+        federation_id="hospital",
         total_epsilon=1e3,
         total_delta=1e-5,
         gossip_share=0.5,

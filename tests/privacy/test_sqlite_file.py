@@ -1,0 +1,71 @@
+"""The ledger in a file: what a file can be, and who can read it."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+
+import pytest
+
+from scarcity_ray.errors import LedgerCorrupted, LedgerError
+from scarcity_ray.privacy import Ledger
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+def filled(path, rows=6):
+    ledger = Ledger.create(path, "hospital", now=1.0, body={"total_epsilon": 10.0})
+    for k in range(rows):
+        ledger.append("release", charge_id=f"r{k}", now=2.0 + k, body={"mu": 0.1 * k})
+    return ledger
+
+
+def test_a_fork_is_found_against_a_head_hash(path, tmp_path):
+    ledger = filled(path)
+    with sqlite3.connect(tmp_path / "copy.sqlite") as copy:
+        sqlite3.connect(path).backup(copy)
+    ledger.append("release", charge_id="mine", now=5.0, body={})
+    head = ledger.head_hash
+    fork = Ledger.open(tmp_path / "copy.sqlite", now=6.0)
+    fork.append("release", charge_id="theirs", now=7.0, body={})
+    fork.verify()
+    with pytest.raises(LedgerCorrupted, match="cut, rolled back or replaced"):
+        fork.verify(head)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all" * 300, bytes(8192)])
+def test_a_file_that_is_no_ledger_is_corrupted(path, content):
+    path.write_bytes(content)
+    with pytest.raises(LedgerCorrupted, match="backup"):
+        Ledger.open(path, now=1.0)
+
+
+def test_a_torn_file_is_never_taken_for_a_shorter_one(path):
+    ledger = filled(path, rows=200)
+    head = ledger.head_hash
+    ledger.close()
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 4096):
+        path.write_bytes(whole[:size])
+        with pytest.raises(LedgerError):
+            Ledger.read(path).verify(head)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(LedgerError, match="could not be made"):
+        Ledger.create(tmp_path / "no" / "ledger.sqlite", "hospital", now=1.0, body={})
+
+
+def test_only_the_owner_can_read_the_file(path):
+    filled(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_draft_is_never_left_behind(path):
+    filled(path)
+    with pytest.raises(LedgerError, match="there already"):
+        Ledger.create(path, "hospital", now=1.0, body={})
+    assert [p.name for p in path.parent.glob("*.new*")] == []
