@@ -107,8 +107,8 @@ class DurableBudget:
             if stated is not accounting:
                 raise LedgerError(
                     f"{address}: the ledger adds up {stated.value} and the configuration (layer2.noise) "
-                    f"needs {accounting.value}; what a ledger adds up is chosen when it is made: configure the "
-                    "noise that it was made for, or start another federation"
+                    f"needs {accounting.value}; what a ledger adds up is chosen when it is made: configure "
+                    "the noise that it was made for, or start another federation"
                 )
             budget = cls(ledger, accountant_of(ledger.genesis))
             known, first = budget._accountant, totals_of(ledger.genesis)
