@@ -1,14 +1,13 @@
 """Robust aggregation against textbook NumPy, what the hardware gives, two cores and other libraries.
 
-``python -m benchmarks layer1 [--format json] [--quick] [--part PART]``. The part ``tasks`` (two cores by Ray
-tasks, and memory) is described in `benchmarks._tasks`, the part ``peers`` (Flower, where it is installed) in
-`benchmarks._peers`; the rest is the part ``core``. The rows are read-only and apart, as they lie in an
-object store. Times are the thread's CPU time with one BLAS thread, the least of a few runs; ``ratio`` is ours
-over the other's: below 1 we are faster, and against a limit of the hardware it says how many times the limit
-we take.
+``python -m benchmarks layer1 [--format json] [--quick] [--part PART]``. The part ``limits`` (NumPy's rate for
+minima and maxima, and growth) is described in `benchmarks._limits`, ``tasks`` (two cores by Ray tasks, and
+memory) in `benchmarks._tasks`, ``peers`` (other libraries, where they are installed) in `benchmarks._peers`;
+the rest is the part ``core``. The rows are read-only and apart, as they lie in an object store. Times are the
+thread's CPU time with one BLAS thread, the least of a few runs; ``ratio`` is ours over the other's: below 1
+we are faster, and against a limit of the hardware it says how many times the limit we take.
 
 - *symmetric product*: float32 X X^T of cache-resident blocks, the arithmetic that distances need.
-- *min/max*: `np.minimum` and `np.maximum` on cache-resident rows, as often as the sorting network needs them.
 - *memory*: reading every entry once.
 """
 
@@ -22,11 +21,9 @@ from itertools import chain
 
 import numpy as np
 
-from benchmarks import _peers, _tasks
+from benchmarks import _limits, _peers, _tasks
 from benchmarks._timing import BYZANTINE_SHARE, Row, least_time, versus
 from scarcity_ray.robust import BLOCK_COLUMNS, aggregate_blocks, inline_blocks, one_blas_thread, row_norms
-from scarcity_ray.robust.columns import NETWORK_ROWS
-from scarcity_ray.robust.network import sorting_network
 
 SIZES = [(n, d) for d in (10_000, 100_000, 1_000_000) for n in (20, 50, 100, 300)]
 QUICK = [(20, 10_000), (50, 10_000)]
@@ -34,7 +31,6 @@ MOST_TEXTBOOK_WORK = 3e9
 """n^2 d beyond which the textbook version, which takes minutes then, is left out."""
 
 DISTANCE_RULES = ("krum", "multi_krum", "bulyan", "geometric_median", "centered_clipping", "mda", "caf")
-COLUMN_RULES = ("median", "trimmed_mean", "meamed", "bulyan")
 RULES = (
     "mean",
     "median",
@@ -81,8 +77,6 @@ def measure_size(n: int, d: int) -> Iterator[Row]:
         yield case | versus(seconds, "memory", memory)
         if method in DISTANCE_RULES:
             yield case | versus(seconds, "symmetric product", product)
-        if method in COLUMN_RULES and method != "bulyan" and n <= NETWORK_ROWS:
-            yield case | versus(seconds, "min/max", min_max(method, n, d, f))
         if method in TEXTBOOK and n * d * max(n, 20) <= MOST_TEXTBOOK_WORK:
             textbook = least_time(lambda method=method: TEXTBOOK[method](matrix, f), 1)
             yield case | versus(seconds, "textbook NumPy", textbook)
@@ -105,20 +99,6 @@ def symmetric_product(n: int, d: int) -> float:
             block @ block.T
 
     return least_time(run, 3) / repeats * d / block.shape[1]
-
-
-def min_max(method: str, n: int, d: int, f: int) -> float:
-    start, stop = {"median": ((n - 1) // 2, n // 2 + 1), "trimmed_mean": (f, n - f)}.get(method, (0, n))
-    comparators = sorting_network(n, start, stop)
-    operations = sum(c.keeps_low + c.keeps_high for c in comparators)
-    first, second, out = np.random.default_rng(2).standard_normal((3, BLOCK_COLUMNS), np.float32)
-
-    def run() -> None:
-        for _ in range(500):
-            np.minimum(first, second, out=out)
-            np.maximum(first, second, out=out)
-
-    return least_time(run, 5) / 1000 * operations * d / BLOCK_COLUMNS
 
 
 def textbook_distances(matrix: np.ndarray) -> np.ndarray:
@@ -175,6 +155,7 @@ TEXTBOOK: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "core": rows,
+    "limits": _limits.rows,
     "peers": _peers.rows,
     "tasks": _tasks.rows,
 }
