@@ -284,7 +284,10 @@ class HierarchicalFederation:
         return dict(delivered)
 
     def maybe_aggregate(self) -> NDArray[np.float32] | None:
-        """Aggregate where triggers say so; the newest global model not yet given to this driver, or None."""
+        """Aggregate where triggers say so; the newest global model not yet given to this driver, or None.
+
+        Without Layer 2 (``layer2.enabled: false``) baskets aggregate, and the answer is always None.
+        """
         return self._aggregate(force=False)
 
     def force_aggregate(self) -> NDArray[np.float32] | None:
@@ -323,6 +326,20 @@ class HierarchicalFederation:
             basket_actor(place.slot), "basket_model", place.basket_id
         )
         return model
+
+    def get_local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The clients' own states after gossip, which they train on from where there is no Layer 2.
+
+        Each is its client's last update, clipped, moved by what its peers released: towards the others'
+        values it is as private as what they released, towards the client's own not at all. Clients without a
+        state (no update yet, or lost with its basket's actor) are left out.
+
+        Raises:
+            UsageError: With Layer 2, where clients train on from the global model.
+        """
+        if self.config.layer2.enabled:
+            raise UsageError("local states are for training without Layer 2: layer2.enabled is true")
+        return self._open().local_states(_names(client_ids))
 
     def get_meta_params(self) -> dict[str, float]:
         """What was learned of the declared meta-parameters, and with adaptive clipping ``clip_norm``.

@@ -120,14 +120,20 @@ class UpdateBuffer:
         Raises:
             UsageError: If the client has nothing buffered.
         """
-        entries = self._baskets.get(basket_id, {}).get(client_id)
-        if not entries:
-            raise UsageError(f"client {client_id!r} has no buffered update in basket {basket_id!r}")
+        entries = self._entries(basket_id, client_id)
         current = self.round_id if current_round is None else current_round
         total: npt.NDArray[np.float64] = np.zeros(self.vector_dim)
         for entry in entries:
             total += staleness_weight(max(0, current - entry.round_id)) * entry.update.astype(np.float64)
         return (total / len(entries)).astype(np.float32)
+
+    def newest(self, basket_id: str, client_id: str) -> FloatRow:
+        """The update of a client that was accepted last, float32 (d,).
+
+        Raises:
+            UsageError: If the client has nothing buffered.
+        """
+        return self._entries(basket_id, client_id)[-1].update
 
     def get_basket_updates(self, basket_id: str) -> tuple[BufferedUpdate, ...]:
         """A basket's buffered updates, by client id, then in order of arrival."""
@@ -223,6 +229,12 @@ class UpdateBuffer:
         self._baskets.setdefault(basket_id, {}).setdefault(client_id, []).append(entry)
         self._counts["accepted"] += 1
         return None
+
+    def _entries(self, basket_id: str, client_id: str) -> list[BufferedUpdate]:
+        entries = self._baskets.get(basket_id, {}).get(client_id)
+        if not entries:
+            raise UsageError(f"client {client_id!r} has no buffered update in basket {basket_id!r}")
+        return entries
 
     def _is_stale(self, round_id: int) -> bool:
         return self.round_id - round_id > self.config.max_staleness

@@ -70,6 +70,7 @@ def planned_numbers(config: RunConfig) -> dict[str, Any]:
             "epsilon": federation.total_epsilon,
             "delta": federation.total_delta,
             "mu_total": plan.mu_total,
+            "share_of_gossip": plan.gossip_share,
             "mu_for_releases": plan.central_mu_cap,
             "mu_for_gossip_of_a_client": plan.gossip_mu_cap,
         },
@@ -113,9 +114,23 @@ def planned_numbers(config: RunConfig) -> dict[str, Any]:
         "rules": [_finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
         "warnings": [asdict(warning) for warning in warnings_of(forecast)],
     }
+    if not federation.layer2.enabled:
+        _leave_out_layer2(numbers, config.workload.rounds)
     for title in SECTIONS:
         numbers[title] = _finite(numbers[title])
     return numbers
+
+
+def _leave_out_layer2(numbers: dict[str, Any], rounds: int) -> None:
+    """Without Layer 2 there is no release to speak of: baskets stay by themselves."""
+    for title in ("release", "signal", "ring", "changes", "rules"):
+        numbers[title].clear()
+    for name in ("least_baskets_of_a_release", "least_survivors_of_a_session"):
+        del numbers["baskets"][name]
+    del numbers["budget"]["mu_for_releases"]
+    for name in ("secure_sum_bytes", "model_bytes"):
+        del numbers["traffic"][name]
+    numbers["gossip"] = {"rounds_configured": rounds, **numbers["gossip"]}
 
 
 def _solved(config: RunConfig, rounds: int | None, epsilon: float | None) -> RunConfig:
@@ -139,11 +154,14 @@ def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float
         solved["federation.total_epsilon"] = numbers["budget"]["epsilon"]
     if rounds is not None:
         solved["workload.rounds"] = rounds
-        solved["federation.layer2.central_dp_epsilon"] = numbers["release"]["epsilon"]
+        if numbers["release"]:
+            solved["federation.layer2.central_dp_epsilon"] = numbers["release"]["epsilon"]
         solved["federation.gossip.local_dp_epsilon"] = numbers["gossip"]["epsilon_a_round"]
-    solved["releases"] = numbers["release"]["releases_that_the_budget_buys"]
+    kind = "release" if numbers["release"] else "gossip"
+    if numbers["release"]:
+        solved["releases"] = numbers["release"]["releases_that_the_budget_buys"]
     solved["gossip_rounds"] = numbers["gossip"]["rounds_that_the_share_buys"]
-    solved["noise_sigma_per_coordinate"] = numbers["release"]["noise_sigma_per_coordinate"]
+    solved["noise_sigma_per_coordinate"] = numbers[kind]["noise_sigma_per_coordinate"]
     return solved
 
 
@@ -160,6 +178,9 @@ def _print(numbers: dict[str, Any], console: Console) -> None:
                 f"  {name.replace('_', ' ') if '.' not in name else name:<{width}}  {_readable(value)}",
                 markup=False,
             )
+    if not numbers["release"]:
+        console.print("no Layer 2: each basket trains by gossip alone, and all of the budget is gossip's")
+        return
     console.print("noise that each Layer 1 rule would cost (* configured)", style="bold")
     table = Table(box=None, pad_edge=False)
     for heading in ("  rule", "least updates", "sensitivity", "noise norm", "signal to noise"):

@@ -32,7 +32,8 @@ class Traffic:
     Attributes:
         updates: One float32 update from each client.
         gossip_most: A vector from each client to each of its peers; who drifted little is silent.
-        secure_sum: All messages of the Layer 2 session, both ways, or the plain inputs without masking.
+        secure_sum: All messages of the Layer 2 session, both ways, or the plain inputs without masking; none
+            without Layer 2.
         model: The released model to each basket, where releases are distributed.
     """
 
@@ -100,6 +101,13 @@ class Forecast:
     def rounds_possible(self) -> float:
         """Releases that are wanted and that the budget buys."""
         return min(float(self.rounds), self.plan.num_releases)
+
+    @property
+    def rounds_paid(self) -> float:
+        """Rounds that the budget pays for: a release each, or a gossip vector where there is no Layer 2."""
+        if self.config.layer2.enabled:
+            return self.plan.num_releases
+        return self.plan.num_gossip_rounds if self.plan.gossip_share else math.inf
 
     @property
     def signal_to_noise_over_all_rounds(self) -> float:
@@ -180,8 +188,8 @@ class Forecast:
         return Traffic(
             updates=clients * vector,
             gossip_most=peers * vector if config.gossip_budget_share > 0 else 0,
-            secure_sum=baskets * party,
-            model=baskets * vector if config.layer2.distribute_to_baskets else 0,
+            secure_sum=baskets * party if config.layer2.enabled else 0,
+            model=baskets * vector if config.layer2.enabled and config.layer2.distribute_to_baskets else 0,
         )
 
     @property

@@ -15,7 +15,8 @@ from scarcity_ray.privacy.modes import Accounting
 def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> HierarchicalFederationConfig:
     """The config with the epsilons of a release and of a gossip round at which the budget buys `rounds`.
 
-    Both are rounded down to six digits. Where the total epsilon is infinite, nothing changes.
+    Both are rounded down to six digits. Where the total epsilon is infinite, nothing changes; without Layer 2
+    there are no releases to solve for.
 
     Guarantees:
         the_solved_epsilon_buys_the_rounds: Counted by the accountant, and a ten-thousandth more does not.
@@ -28,7 +29,8 @@ def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> Hiera
     plan = FederationPlan(config)
     solved = config
     mu = plan.central_mu_cap / math.sqrt(rounds)
-    for epsilon in _candidates(plan.accounting, mu, config.layer2.central_dp_delta, rounds):
+    central_delta = config.layer2.central_dp_delta
+    for epsilon in _candidates(plan.accounting, mu, central_delta, rounds) if config.layer2.enabled else ():
         solved = replace(config, layer2=replace(config.layer2, central_dp_epsilon=epsilon))
         if FederationPlan(solved).num_releases >= rounds:
             break

@@ -47,7 +47,7 @@ def runs_of(numbers: Sequence[int]) -> list[str]:
 
 
 def _drowned(forecast: Forecast) -> Warned | None:
-    if forecast.signal_to_noise >= 1.0:
+    if forecast.signal_to_noise >= 1.0 or not forecast.config.layer2.enabled:
         return None
     ways = []
     if 1.0 <= forecast.rounds_at_equal_noise < math.inf:
@@ -84,12 +84,13 @@ def _stuck(forecast: Forecast) -> Warned | None:
 
 
 def _short(forecast: Forecast) -> Warned | None:
-    if forecast.plan.num_releases >= forecast.rounds:
+    if forecast.rounds_paid >= forecast.rounds:
         return None
+    what = "release" if forecast.config.layer2.enabled else "gossip round"
     return Warned(
         "budget_ends_early",
-        f"the budget buys {forecast.plan.num_releases:.0f} of the {forecast.rounds} rounds; "
-        f"`--rounds {forecast.rounds}` solves for the epsilon of a release that buys them all",
+        f"the budget buys {forecast.rounds_paid:.0f} of the {forecast.rounds} rounds; "
+        f"`--rounds {forecast.rounds}` solves for the epsilon of a {what} that buys them all",
         loud=False,
     )
 
@@ -99,12 +100,18 @@ def _gossip_drowned(forecast: Forecast) -> Warned | None:
     norm = math.sqrt(gossip.noise_energy)
     if forecast.config.gossip_budget_share == 0 or norm <= gossip.clip_norm:
         return None
+    enabled = forecast.config.layer2.enabled
+    remedy = (
+        "gossip_budget_share: 0 gives its share to the releases"
+        if enabled
+        else "without Layer 2 nothing else connects them, and each learns from its own data alone; what "
+        "would change it: a larger gossip.local_dp_epsilon, or a model of fewer coordinates"
+    )
     return Warned(
         "gossip_noise_drowns_signal",
         f"a gossip vector's noise has norm {norm:.3g}, {norm / gossip.clip_norm:.3g} times its clip norm, "
-        "so that peers gain next to nothing from one; gossip_budget_share: 0 gives its share to the "
-        "releases",
-        loud=False,
+        f"so that peers gain next to nothing from one; {remedy}",
+        loud=not enabled,
     )
 
 

@@ -5,7 +5,8 @@ Each mixing makes x_i <- x_i + sum_j c_ij (y_j - x_i) out of what client i recei
 
 - ``average``: the literal mean of the state and the vectors, whatever their noise and length.
 - ``noise_aware``: c_ij = w / K with the weight of `GossipPlan.mixing_weight`, for the spread that released
-  vectors show (`gossip.spread`) and what Layer 1 has to gain (`gossip.excess`).
+  vectors show (`gossip.spread`) and what Layer 1 has to gain (`gossip.excess`; where clients train
+  on from their own states, each of them gains as a rule does that picks one row: kappa = 1).
 - ``clipped_gossip``: ClippedGossip (He, Karimireddy, Jaggi 2022), x_i + (w / K) sum_j clip(y_j - x_i, tau_i).
   Their tau_i^2 = (1 / delta) sum over honest j of W_ij |x_i - x_j|^2 takes the K - b shortest steps for the
   honest ones: tau_i^2 = (1 / b) of the sum of their squares. A liar moves a client by w tau_i / K at most.
@@ -94,7 +95,9 @@ class Scene:
             reach: (n,) r of the module's B; None where nobody lies.
         """
         rows, plan, spread = max(self.num_rows, 1), self.plan, self.spread.lower
-        excess = excess_error(plan.layer1, rows, self.num_byzantine, plan.dimension)
+        excess = 1.0
+        if not plan.own_states:
+            excess = excess_error(plan.layer1, rows, self.num_byzantine, plan.dimension)
         share = self.num_byzantine / max(1, self.num_members - 1)
         per_reach = share**2 * (2.0 * spread + plan.noise_energy)
         pairs = np.stack([counts, np.zeros(len(counts)) if reach is None else per_reach * reach], axis=1)

@@ -26,6 +26,8 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
     plan = FederationPlan(config)
     _check_layer1(plan)
     _check_budget(plan)
+    if not config.layer2.enabled:
+        _check_alone(plan)
     if config.layer2.adaptive_clipping:
         _check_adaptation(plan)
     for name, (low, high) in config.meta_parameters.items():
@@ -41,6 +43,18 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
             "2^53 steps of the ring's grid; any in earnest does",
         )
     return plan
+
+
+def _check_alone(plan: FederationPlan) -> None:
+    config = plan.config
+    if config.meta_parameters:
+        raise ConfigError(
+            "meta_parameters", dict(config.meta_parameters), "none without Layer 2, which alone carries them"
+        )
+    if config.layer2.adaptive_clipping:
+        raise ConfigError(
+            "layer2.adaptive_clipping", True, "false without Layer 2, which alone tells baskets a clip norm"
+        )
 
 
 def _check_layer1(plan: FederationPlan) -> None:
@@ -86,14 +100,14 @@ def _check_layer1(plan: FederationPlan) -> None:
 
 def _check_budget(plan: FederationPlan) -> None:
     config = plan.config
-    if config.gossip_budget_share > 0 and plan.num_gossip_rounds < 1:
+    if plan.gossip_share > 0 and plan.num_gossip_rounds < 1:
         raise ConfigError(
             "gossip.local_dp_epsilon",
             config.gossip.local_dp_epsilon,
-            f"an epsilon of which one release fits into gossip_budget_share = {config.gossip_budget_share} "
+            f"an epsilon of which one release fits into the gossip's share, {plan.gossip_share} "
             "of the budget (or gossip_budget_share: 0, which turns gossip off)",
         )
-    if plan.num_releases < 1:
+    if config.layer2.enabled and plan.num_releases < 1:
         raise ConfigError(
             "layer2.central_dp_epsilon",
             config.layer2.central_dp_epsilon,

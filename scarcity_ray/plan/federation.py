@@ -45,10 +45,13 @@ class FederationPlan:
         accounting: What the ledger adds up: Gaussian DP, or zCDP where a release's noise is not Gaussian.
         mu_release: What one Layer 2 release is charged: sensitivity over the noise's scale. In zCDP it is
             sqrt(2 rho), rho being what (central_dp_epsilon, central_dp_delta) buys.
-        mu_total: Likewise of the whole budget.
-        central_mu_cap, gossip_mu_cap: Its two shares (their squares add up).
+        mu_reserved: What must still fit for the federation to go on: `mu_release`, or 0 without Layer 2.
+        mu_total: As `mu_release`, of the whole budget.
+        gossip_share: Of the budget, in mu squared: all of it without Layer 2, unless gossip is off.
+        central_mu_cap, gossip_mu_cap: The budget's two shares (their squares add up).
         gossip: The numbers of gossip.
-        num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon).
+        num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon; 0 without
+            Layer 2).
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
         vector_length: Coordinates that travel in Layer 2.
         meta_radius: Half the range of one meta-parameter's coordinate in Layer 2.
@@ -57,7 +60,8 @@ class FederationPlan:
     def __init__(self, config: HierarchicalFederationConfig) -> None:
         self.config = config
         layer2, gossip = config.layer2, config.gossip
-        self.accounting = Accounting.GAUSSIAN_DP if layer2.noise is CentralNoise.GAUSSIAN else Accounting.ZCDP
+        gaussian = layer2.noise is CentralNoise.GAUSSIAN or not layer2.enabled
+        self.accounting = Accounting.GAUSSIAN_DP if gaussian else Accounting.ZCDP
         self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
         self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
         # Gossip's noise is Gaussian in either mode, so its own claim is exact, and rho = mu^2 / 2 too.
@@ -73,11 +77,16 @@ class FederationPlan:
             clip_norm=gossip.clip_norm,
             dimension=config.vector_dim,
             layer1=config.layer1,
+            own_states=not layer2.enabled,
         )
         share = config.gossip_budget_share
+        if share and not layer2.enabled:
+            share = 1.0
+        self.gossip_share = share
         self.gossip_mu_cap = self.mu_total * math.sqrt(share) if share else 0.0
-        self.central_mu_cap = self.mu_total * math.sqrt(1.0 - share)
-        self.num_releases = _times(self.central_mu_cap, self.mu_release)
+        self.central_mu_cap = self.mu_total * math.sqrt(1.0 - share) if share < 1.0 else 0.0
+        self.mu_reserved = self.mu_release if layer2.enabled else 0.0
+        self.num_releases = _times(self.central_mu_cap, self.mu_release) if layer2.enabled else 0.0
         self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
         num_meta = len(config.meta_parameters)
         self.vector_length = config.vector_dim + num_meta + layer2.adaptive_clipping

@@ -21,6 +21,8 @@ class GossipPlan:
         clip_norm: Norm to which a state is clipped before noise.
         dimension: Length of a state.
         layer1: What becomes of the states afterwards, and how many of them may lie.
+        own_states: Whether clients train on from their own states, so that each of these is to come close to
+            the mean (there is no Layer 2), not Layer 1's result alone.
     """
 
     mu_drift: float
@@ -30,6 +32,7 @@ class GossipPlan:
     clip_norm: float
     dimension: int
     layer1: Layer1Config = field(default_factory=lambda: Layer1Config(byzantine_fraction=0.0))
+    own_states: bool = False
 
     @property
     def receive_norm(self) -> float:

@@ -45,7 +45,7 @@ class PrivacyAccountant:
     Args:
         total_epsilon: The claim of one period, above 0; ``inf`` claims nothing, and everything fits.
         total_delta: The claim's delta, in (0, 1).
-        gossip_share: Share of the cap set aside for each client's gossip, in [0, 1).
+        gossip_share: Share of the cap set aside for each client's gossip, in [0, 1]; with 1 no release fits.
         delta_reserve: Part of `total_delta` kept for `spend`, in [0, total_delta); half of it by default.
             With 0, `spend` accepts pure epsilon-DP releases only, and all of delta serves the other ones.
         accounting: What the sum of mu^2 means; Gaussian DP accepts Gaussian releases only.
@@ -66,8 +66,8 @@ class PrivacyAccountant:
         delta_reserve: float | None = None,
         accounting: Accounting = Accounting.GAUSSIAN_DP,
     ) -> None:
-        if not 0.0 <= gossip_share < 1.0:
-            raise UsageError(f"gossip_share: {gossip_share!r} is not accepted; at least 0 and below 1")
+        if not 0.0 <= gossip_share <= 1.0:
+            raise UsageError(f"gossip_share: {gossip_share!r} is not accepted; between 0 and 1")
         self.gossip_share = gossip_share
         self.accounting = accounting
         self._reserve_given = delta_reserve

@@ -69,7 +69,7 @@ class DurableBudget:
             federation_id: Whose budget.
             total_epsilon: The claim of the first period, or of the one in force.
             total_delta: Its delta.
-            gossip_share: Share of the cap set aside for each client's gossip, in [0, 1).
+            gossip_share: Share of the cap set aside for each client's gossip, in [0, 1].
             accounting: What the ledger adds up, for good.
             must_exist: Whether this federation is known to have a ledger.
             now: Seconds since 1970.

@@ -22,7 +22,7 @@ class Accountant:
         total_delta: The budget.
         gossip_share: Share of the budget set aside for each client's gossip.
         accounting: What the ledger adds up.
-        mu_release: What a release is charged: once the next one does not fit, all is read-only.
+        mu_reserved: What a release is charged, 0 where none is made: once it does not fit, all is read-only.
         must_exist: Whether the federation is known to have a ledger there already.
     """
 
@@ -34,7 +34,7 @@ class Accountant:
         total_delta: float,
         gossip_share: float,
         accounting: Accounting,
-        mu_release: float,
+        mu_reserved: float,
         must_exist: bool,
     ) -> None:
         self._path = path
@@ -46,7 +46,7 @@ class Accountant:
             "accounting": accounting,
             "must_exist": must_exist,
         }
-        self._mu_release = mu_release
+        self._mu_reserved = mu_reserved
         self._budget: DurableBudget | None = None
 
     def _opened(self, now: float) -> DurableBudget:
@@ -68,12 +68,12 @@ class Accountant:
 
     def status(self, now: float) -> BudgetStatus:
         """What is left and what was spent."""
-        return self._opened(now).status(self._mu_release)
+        return self._opened(now).status(self._mu_reserved)
 
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
         budget = self._opened(now)
-        return (0.0, 0.0) if budget.status(self._mu_release).read_only else budget.remaining(client_id)
+        return (0.0, 0.0) if budget.status(self._mu_reserved).read_only else budget.remaining(client_id)
 
     def was_charged(self, client_id: str, now: float) -> bool:
         """Whether a client's own gossip was ever charged."""
@@ -83,7 +83,7 @@ class Accountant:
         """Open a new budget period: the operator's act, recorded."""
         budget = self._opened(now)
         budget.renew(total_epsilon, total_delta, now=now, operator=operator)
-        return budget.status(self._mu_release)
+        return budget.status(self._mu_reserved)
 
 
 def _make_folder(folder: Path) -> None:

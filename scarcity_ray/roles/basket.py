@@ -1,7 +1,8 @@
 """One basket: its members, what they sent, their local states, and the latest aggregate of them.
 
 A client's local state is its latest row. It outlives the buffer: gossip moves it towards what it receives,
-and Layer 1 aggregates the local states of the clients that have buffered updates.
+and Layer 1 aggregates the local states of the clients that have buffered updates. Without Layer 2 it is what
+the client trains on from, and an update that waits does not age: no global model moves away from it.
 
 An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it moves to
 another basket (its values must not reach one release twice). One that was handed in to a session may be in a
@@ -205,6 +206,11 @@ class Basket:
             self._standings.refuse(client_id)
         return Receipt(reason is None, reason, self.basket_id, number)
 
+    def local_state(self, client_id: str) -> Row | None:
+        """A copy of a member's local state; None before its first update."""
+        state = self._states.get(client_id) if client_id in self.members else None
+        return None if state is None else state.copy()
+
     def due(self, now: float) -> str | None:
         """What makes Layer 1 due, or None."""
         last = self._last_layer1
@@ -303,7 +309,7 @@ class Basket:
         """
         self._buffer.advance_round(round_id)
         self._gossip.advance_round(round_id)
-        for client_id in self._buffer.clients(self.basket_id):
+        for client_id in self._buffer.clients(self.basket_id) if self._plan.config.layer2.enabled else ():
             self._set_state(client_id)
 
     def report(self) -> BasketReport:
@@ -366,7 +372,8 @@ class Basket:
         self._last_active = now
 
     def _set_state(self, client_id: str) -> None:
-        row = self._buffer.row(self.basket_id, client_id)
+        vote = self._buffer.row if self._plan.config.layer2.enabled else self._buffer.newest
+        row = vote(self.basket_id, client_id)
         self._states[client_id] = clip_vector(row, self.clip_norm)
 
     def _raw_norms(self, clients: Sequence[str]) -> list[float] | None:

@@ -20,7 +20,7 @@ from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
-from scarcity_ray.roles.basket import Basket, MemberCarry, merged_activity
+from scarcity_ray.roles.basket import Basket, MemberCarry, Row, merged_activity
 from scarcity_ray.roles.handles import ACCOUNTANT, Compute, Peers, basket_actor
 from scarcity_ray.roles.hosted_session import HostedSessions
 from scarcity_ray.roles.layer1_tasks import blocks_where_faster
@@ -153,7 +153,7 @@ class BasketHost:
             ActorLost: If the accountant does not answer; nothing was drawn or sent, and the same call may be
                 made again.
         """
-        if self._read_only or self._plan.config.gossip_budget_share == 0.0:
+        if self._read_only or self._plan.gossip_share == 0.0:
             return dict.fromkeys(sorted(self._baskets), 0)
         gossip, baskets = self._plan.gossip, sorted(self._baskets.items())
         to_test = {b: basket.gossip_begin(self._round_id, now) for b, basket in baskets}
@@ -174,6 +174,16 @@ class BasketHost:
     def set_read_only(self, read_only: bool) -> None:
         """Refuse updates, gossip and aggregation from now on, or no longer."""
         self._read_only = read_only
+
+    def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
+        """The local states of clients, each of the basket at the same position; those that there are."""
+        found: dict[str, Row] = {}
+        for basket_id, client_id in zip(baskets, client_ids, strict=True):
+            basket = self._baskets.get(basket_id)
+            state = None if basket is None else basket.local_state(client_id)
+            if state is not None:
+                found[client_id] = state
+        return found
 
     def basket_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate."""

@@ -187,9 +187,9 @@ class Assembly:
             "federation_id": self.identity.federation_id,
             "total_epsilon": config.total_epsilon,
             "total_delta": config.total_delta,
-            "gossip_share": config.gossip_budget_share,
+            "gossip_share": self.plan.gossip_share,
             "accounting": self.plan.accounting,
-            "mu_release": self.plan.mu_release,
+            "mu_reserved": self.plan.mu_reserved,
             "must_exist": must_exist,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)

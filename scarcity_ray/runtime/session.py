@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.errors import ActorLost
@@ -218,7 +219,8 @@ class DriverSession:
 
     def run_layer2(self, force: bool) -> Layer2Outcome:
         """Layer 2 if it is due; a release is told to the baskets, and so is a spent budget."""
-        where = self._tell_parties()
+        enabled = self.assembly.identity.config.layer2.enabled
+        where = self._tell_parties() if enabled else self.whereabouts()
         outcome: Layer2Outcome = self.call(GLOBAL, "run", where.places, where.round_id, force, self.now())
         if outcome.model is not None:
             self.latest = outcome.model
@@ -231,6 +233,18 @@ class DriverSession:
         if outcome.aborted or outcome.dropped:
             self._told_parties = None
         return outcome
+
+    def local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The local states of clients, those that there are."""
+        routes = self._locate(client_ids, fresh=True)
+        by_slot: dict[int, list[str]] = defaultdict(list)
+        for client_id in sorted(routes):
+            by_slot[routes[client_id][1]].append(client_id)
+        arguments: dict[int, tuple[object, ...]] = {
+            slot: (tuple(routes[c][0] for c in clients), tuple(clients)) for slot, clients in by_slot.items()
+        }
+        answers = self.call_baskets("local_states", arguments)
+        return {client_id: state for answer in answers.values() for client_id, state in answer.items()}
 
     def run_gossip(self) -> dict[str, int]:
         """One gossip round everywhere; delivered messages a basket."""

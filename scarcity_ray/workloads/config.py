@@ -134,7 +134,8 @@ class RunConfig:
                 f"the smallest basket would have {smallest}, and "
                 f"{self.federation.layer1.aggregation_method.value} needs {plan.least_rows(smallest)}",
             )
-        if len(self.basket_sizes) < self.federation.layer2.min_baskets:
+        layer2 = self.federation.layer2
+        if layer2.enabled and len(self.basket_sizes) < layer2.min_baskets:
             raise ConfigError(
                 "federation.layer2.min_baskets",
                 self.federation.layer2.min_baskets,

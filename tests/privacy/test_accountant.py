@@ -222,7 +222,7 @@ def test_no_gossip_share_allows_no_gossip():
         {"total_epsilon": math.nan},
         {"total_delta": 0.0},
         {"total_delta": 1.0},
-        {"gossip_share": 1.0},
+        {"gossip_share": 1.001},
         {"gossip_share": -0.1},
         {"delta_reserve": 1e-5},
     ],
@@ -253,3 +253,12 @@ def test_ten_thousand_events_keep_the_state_small_and_exact():
     mus = np.random.default_rng(0).uniform(0, 0.1, 10_000)
     assert all(accountant.spend_release(mu) for mu in mus.tolist())
     assert accountant.mu_spent() == pytest.approx(math.sqrt(math.fsum(mus**2)), rel=1e-15)
+
+
+def test_with_the_whole_cap_for_gossip_no_release_fits_and_each_client_has_all_of_it():
+    accountant = PrivacyAccountant(2.0, 1e-5, gossip_share=1.0, delta_reserve=0.0)
+    assert not accountant.check_release(1e-6)
+    assert accountant.check_release(0.0)
+    assert accountant.spend_gossip(["a"], accountant.mu_total).tolist() == [True]
+    assert accountant.epsilon_spent() == pytest.approx(2.0, rel=1e-9)
+    assert not accountant.affordable_gossip(["a"], 1e-3 * accountant.mu_total).any()
