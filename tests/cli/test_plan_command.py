@@ -65,6 +65,7 @@ SCHEMA = {
         "epsilon": LIMIT,
         "delta": float,
         "mu_total": LIMIT,
+        "share_of_gossip": float,
         "mu_for_releases": LIMIT,
         "mu_for_gossip_of_a_client": LIMIT,
     },
@@ -191,3 +192,20 @@ def test_an_impossible_config_is_exit_code_2():
     assert result.stderr.startswith(
         "scarcity-ray: federation.layer2.central_dp_epsilon: 50.0 is not accepted"
     )
+
+
+def test_without_layer_2_the_plan_speaks_of_gossip_alone():
+    alone = ("--set", "federation.layer2.enabled=false", "--rounds", "40")
+    result = _plan("--format", "json", *alone)
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert plan["budget"]["share_of_gossip"] == 1.0
+    assert plan["release"] == plan["signal"] == plan["ring"] == plan["changes"] == {}
+    assert plan["rules"] == []
+    assert plan["gossip"]["rounds_that_the_share_buys"] == plan["gossip"]["rounds_configured"] == 40
+    assert plan["solved"]["federation.gossip.local_dp_epsilon"] == plan["gossip"]["epsilon_a_round"]
+    assert [warning["code"] for warning in plan["warnings"] if warning["loud"]] == [
+        "gossip_noise_drowns_signal"
+    ]
+    text = " ".join(_plan(*alone).stdout.split())
+    assert "each basket trains by gossip alone, and all of the budget is gossip's" in text
