@@ -25,30 +25,25 @@ ours none for the mean, and one block of them at a time for the trimmed mean.
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from benchmarks._adapters import ADAPTERS, Peer
-from benchmarks._timing import BYZANTINE_SHARE, Row, cpu_time, least_time, versus
+from benchmarks._timing import BYZANTINE_SHARE, CASES, Row, cpu_time, least_time, matrix_of, progress, versus
 from scarcity_ray.robust import aggregate_blocks, inline_blocks, one_blas_thread, row_norms
 
 SIZES = [(100, 100_000), (50, 1_000_000), (100, 1_000_000)]
 QUICK = [(20, 10_000)]
 LONG_SECONDS = 2.0
-OURS = {
-    "nnm + mean": ("mean", ("nnm",)),
-    "nnm + trimmed_mean": ("trimmed_mean", ("nnm",)),
-}
 
 
 def rows(quick: bool = False) -> Iterator[Row]:
     found = []
     for package, adapter in ADAPTERS:
         if importlib.util.find_spec(package) is None:
-            print(f"skipped: {adapter.__name__} ({package} is not installed)", file=sys.stderr)
+            progress(f"skipped: {adapter.__name__} ({package} is not installed)")
         else:
             found.append(adapter)
     with one_blas_thread():
@@ -64,13 +59,13 @@ class Ours:
 
     def __init__(self, n: int, d: int) -> None:
         self.n, self.d, self.f = n, d, int(BYZANTINE_SHARE * n)
-        self.updates = list(np.random.default_rng(0).standard_normal((n, d), np.float32))
+        self.updates = list(matrix_of(n, d))
         self._norms = row_norms(self.updates)
         self._known: dict[str, tuple[float, np.ndarray]] = {}
 
     def __call__(self, method: str) -> tuple[float, np.ndarray]:
         if method not in self._known:
-            rule, pre = OURS.get(method, (method, ()))
+            rule, pre = CASES[method]
 
             def run() -> Any:
                 blocks = inline_blocks(self.updates)
@@ -83,12 +78,12 @@ class Ours:
 
 
 def measured(peer: Peer, ours: Ours) -> Iterator[Row]:
-    case = f"{peer.method} n={ours.n} d={ours.d} {peer.owner}"
-    print(case, file=sys.stderr, flush=True)
+    case = f"{peer.owner}: {peer.method} n={ours.n} d={ours.d}"
+    progress(case)
     try:
         seconds, result = theirs(peer.call)
     except (RuntimeError, MemoryError) as error:
-        print(f"skipped: {case} ({str(error).splitlines()[0]})", file=sys.stderr)
+        progress(f"skipped: {case} ({str(error).splitlines()[0]})")
         return
     own, vector = ours(peer.method)
     row = {"name": peer.method, "n": ours.n, "d": ours.d, "seconds": own} | versus(own, peer.owner, seconds)

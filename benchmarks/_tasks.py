@@ -3,7 +3,7 @@
 Times are wall time, the least of a few runs, one core and two cores by turns. Both read the rows where they
 lie in the object store, through Layer 1's own driver, ``shared_blocks`` over the runtime's compute: this
 process takes one share of the columns, a task the other. *put* is the time that storing all rows takes,
-which these times leave out: *first* in a cluster whose store has touched no page yet, *again* after that.
+which these times leave out: *first* in a store that may have touched no page yet, *again* after that.
 *storing its rows* is the time with it, from rows in this process's memory, as they lie in a basket; where
 that is below one core's, ``blocks_where_faster`` should choose tasks. *two halves apart* is what the machine
 gives two processes at that moment: each runs the rule over half of the columns, as one task, with nothing
@@ -23,7 +23,7 @@ loading NumPy do not count.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,20 @@ import numpy as np
 import ray
 
 from benchmarks._memory import PeakMemory
-from benchmarks._timing import BYZANTINE_SHARE, Row, least_wall, versus, wall_time
+from benchmarks._timing import (
+    CASES,
+    MOST_ROWS,
+    QUICK,
+    SIZES,
+    Row,
+    byzantine,
+    fits,
+    least_wall,
+    matrix_of,
+    progress,
+    versus,
+    wall_time,
+)
 from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.robust import aggregate_blocks, inline_blocks, one_blas_thread, row_norms
@@ -40,18 +53,19 @@ from scarcity_ray.runtime.ray_runtime import RayRuntime
 
 CORES = 2
 TASK_RULES = ("bulyan", "trimmed_mean", "median", "krum")
-SIZE, QUICK_SIZE = (100, 1_000_000), (20, 20_000)
+SIZE = (100, 1_000_000)
 RUNS = 15
 
 
 def rows(quick: bool = False) -> Iterator[Row]:
     """Speed first, then memory, on clusters of two CPUs on this machine that end with the measurement."""
-    n, d = QUICK_SIZE if quick else SIZE
+    n, d = QUICK[0] if quick else SIZE
     with one_blas_thread():
-        yield from speed(n, d)
+        yield from speed(QUICK if quick else SIZES)
         for method in TASK_RULES[-1:] if quick else TASK_RULES:
             yield memory(method, n, d, clipped=False)
-        yield memory("trimmed_mean", n, d, clipped=True)
+        for method in ("trimmed_mean", "krum"):
+            yield memory(method, n, d, clipped=True)
 
 
 def cluster(name: str) -> RayRuntime:
@@ -63,49 +77,63 @@ def cluster(name: str) -> RayRuntime:
     return RayRuntime(f"{name}-{os.getpid()}")
 
 
-def speed(n: int, d: int) -> Iterator[Row]:
+def speed(sizes: Sequence[tuple[int, int]]) -> Iterator[Row]:
     runtime = cluster("benchmark-layer1")
     try:
-        compute = runtime.compute
-        updates = list(matrix_of(n, d))
-        copied = least_wall([lambda: [row.copy() for row in updates]], 3)[0]
-        first = wall_time(lambda: compute.put(updates))
-        again = least_wall([lambda: compute.put(updates)], RUNS)[0]
-        case = {"n": n, "d": d}
-        yield {"name": "put, first", **case, "seconds": first} | versus(first, "copy in memory", copied)
-        yield {"name": "put, again", **case, "seconds": again} | versus(again, "copy in memory", copied)
-        reference = compute.put(updates)
-        rows = ray.get(reference)
-        driver = shared_blocks(compute, rows)
-        norms, f = row_norms(rows), int(BYZANTINE_SHARE * n)
-        for method in TASK_RULES:
-            call = partial(aggregate_rows, method=method, f=f, norms=norms)
-            parts = [slice(0, d // 2), slice(d // 2, d)]
-
-            def apart(call: Any = call, parts: list[slice] = parts) -> None:
-                for task in [compute.submit(aggregate_part, reference, part, call) for part in parts]:
-                    task.result()
-
-            one, two, free, unstored = least_wall(
-                [
-                    lambda call=call: call(inline_blocks(rows), n),
-                    lambda call=call: call(driver, n),
-                    apart,
-                    lambda call=call: call(shared_blocks(compute, updates), n),
-                ],
-                RUNS,
-            )
-            row = {"name": f"{method}, two cores", **case, "seconds": two}
-            yield row | versus(two, "one core", one)
-            yield row | versus(two, "two halves apart", free)
-            row = {"name": f"{method}, two cores, storing its rows", **case, "seconds": unstored}
-            yield row | versus(unstored, "one core", one)
+        for n, d in sizes:
+            if fits(4 * n * d * 4):
+                yield from storing(runtime.compute, n, d)
+                yield from sharing(runtime.compute, n, d)
+            else:
+                progress(f"skipped: n={n} d={d} (memory)")
     finally:
         ray.shutdown()
 
 
-def aggregate_rows(driver: Any, n: int, *, method: str, f: int, norms: np.ndarray) -> None:
-    aggregate_blocks(driver, n, method=method, num_byzantine=f, norms=norms)
+def storing(compute: Any, n: int, d: int) -> Iterator[Row]:
+    progress(f"tasks: put n={n} d={d}")
+    updates = list(matrix_of(n, d))
+    copied = least_wall([lambda: [row.copy() for row in updates]], 3)[0]
+    first = wall_time(lambda: compute.put(updates))
+    again = least_wall([lambda: compute.put(updates)], RUNS)[0]
+    case = {"n": n, "d": d}
+    yield {"name": "put, first", **case, "seconds": first} | versus(first, "copy in memory", copied)
+    yield {"name": "put, again", **case, "seconds": again} | versus(again, "copy in memory", copied)
+
+
+def sharing(compute: Any, n: int, d: int) -> Iterator[Row]:
+    reference = compute.put(list(matrix_of(n, d)))
+    rows = ray.get(reference)
+    updates = [row.copy() for row in rows] if (n, d) == SIZE else rows
+    driver, norms, parts = shared_blocks(compute, rows), row_norms(rows), [slice(0, d // 2), slice(d // 2, d)]
+    for name, (method, pre) in CASES.items():
+        if n > MOST_ROWS.get(method, n):
+            continue
+        progress(f"tasks: {name} n={n} d={d}")
+        call = partial(aggregate_rows, method=method, f=byzantine(method, n), norms=norms, pre=pre)
+
+        def apart(call: Any = call) -> None:
+            for task in [compute.submit(aggregate_part, reference, part, call) for part in parts]:
+                task.result()
+
+        calls = [lambda call=call: call(inline_blocks(rows), n), lambda call=call: call(driver, n)]
+        row = {"name": f"{name}, two cores", "n": n, "d": d}
+        if (n, d) != SIZE or name not in TASK_RULES:
+            one, two = least_wall(calls, RUNS if n * d <= 10**7 else 3 if n * d <= 10**8 else 1)
+            yield row | {"seconds": two} | versus(two, "one core", one)
+            continue
+        calls += [apart, lambda call=call: call(shared_blocks(compute, updates), n)]
+        one, two, free, unstored = least_wall(calls, RUNS)
+        yield row | {"seconds": two} | versus(two, "one core", one)
+        yield row | {"seconds": two} | versus(two, "two halves apart", free)
+        row["name"] += ", storing its rows"
+        yield row | {"seconds": unstored} | versus(unstored, "one core", one)
+
+
+def aggregate_rows(
+    driver: Any, n: int, *, method: str, f: int, norms: np.ndarray, pre: Sequence[str]
+) -> None:
+    aggregate_blocks(driver, n, method=method, num_byzantine=f, norms=norms, pre=pre)
 
 
 def aggregate_part(rows: list[np.ndarray], columns: slice, call: Any) -> None:
@@ -115,6 +143,7 @@ def aggregate_part(rows: list[np.ndarray], columns: slice, call: Any) -> None:
 
 def memory(method: str, n: int, d: int, *, clipped: bool) -> Row:
     """Peak extra memory of one Layer 1 call; ``clipped`` makes every row longer than the clip norm."""
+    progress(f"tasks: memory, {method} n={n} d={d}")
     runtime = cluster(f"benchmark-memory-{method}")
     try:
         updates = list(matrix_of(n, d))
@@ -135,7 +164,3 @@ def memory(method: str, n: int, d: int, *, clipped: bool) -> Row:
         }
     finally:
         ray.shutdown()
-
-
-def matrix_of(n: int, d: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((n, d), np.float32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from scarcity_ray.robust.columns import column_kernel
 from scarcity_ray.robust.coordinate import ColumnRule
 from scarcity_ray.robust.krum import Krum
 from scarcity_ray.robust.mixing import PreAggregation
@@ -38,7 +39,7 @@ def estimated_seconds(
     elif rule.needs_distances or pre:
         price += 2.0 + 0.03 * num_rows
     if isinstance(rule, ColumnRule):
-        price += 0.5 + 0.4 * math.log2(num_rows)
+        price += 0.5 + (0.4 if column_kernel() is None else 0.13) * math.log2(num_rows)
         price += 3.0 + 0.035 * num_rows if pre else 0.0
     elif pre or not isinstance(rule, Krum):
         price += 0.8
