@@ -35,9 +35,9 @@ geometric_median, meamed, mda, caf
     clipped to C: 2C, the ball's diameter. No smaller bound is claimed.
 
 f is the configured one, whatever was refused. Taking refused rows off it would be covered by the relation
-above (acceptance is public), but then a row's acceptance could move the trimmed mean by sqrt(n)/2 times its bound,
-and the rule would be too weak whenever an honest client's update is refused. With f kept, a row that joins
-moves it by at most 2C/(n + 1 - 2f). docs/refused_rows.md has the proofs.
+above (acceptance is public), but then a row's acceptance could move the trimmed mean by sqrt(n)/2 times its
+bound, and the rule would be too weak whenever an honest client's update is refused. With f kept, a row that
+joins moves it by at most 2C/(n + 1 - 2f). docs/refused_rows.md has the proofs.
 
 All bounds are those of exact arithmetic. `robust` sums in float64 and rounds once to float32, which moves a
 result of norm at most C by at most 2^-24 C; Layer 2's integer encoding has its own allowance in the plan.
