@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from scarcity_ray.config import HierarchicalFederationConfig, load, read_yaml
-from scarcity_ray.plan import make_plan
+from scarcity_ray.config import CentralNoise, HierarchicalFederationConfig, Layer2Config, load, read_yaml
+from scarcity_ray.layers.layer2 import noised_mean
+from scarcity_ray.plan import BasketFacts, make_plan
 from scarcity_ray.privacy import (
+    Accounting,
     DurableBudget,
     PrivacyAccountant,
     SystemNoise,
@@ -144,19 +146,36 @@ def compositions() -> Iterator[Row]:
     each = epsilon_of_mu(mu, delta / (2 * count))
     advanced = math.sqrt(2 * count * math.log(2 / delta)) * each + count * each * math.expm1(each)
     others = [("naive", count * epsilon_of_mu(mu, delta / count), None), ("advanced", advanced, None)]
-    others += [("zCDP", epsilon_of_zcdp(count * mu**2 / 2, delta), None), *by_dp_accounting(mu, delta, count)]
+    others += [("zCDP", Accounting.ZCDP.epsilon_of(math.sqrt(count) * mu, delta), None)]
+    others += by_dp_accounting(mu, delta, count)
     for name, epsilon, taken in others:
         row: Row = {"name": f"{name} composition", "n": count, "epsilon": epsilon}
         yield row | {"seconds": taken, "versus": f"exact ({exact:.4f})", "ratio": epsilon / exact}
+    total = config.total_epsilon
+    bought = [mode.mu_of_claim(total, delta) for mode in (Accounting.GAUSSIAN_DP, Accounting.ZCDP)]
+    yield {
+        "name": "noise of a ledger in zCDP",
+        "n": count,
+        "epsilon": total,
+        "versus": f"that of Gaussian DP, both at epsilon {total:g}",
+        "ratio": bought[0] / bought[1],
+    }
 
 
-def epsilon_of_zcdp(rho: float, delta: float) -> float:
-    """Epsilon of rho-zCDP, the best order on a grid (Canonne, Kamath, Steinke 2020, proposition 7)."""
-    orders = 1.0 + np.logspace(-3, 4, 20_000)
-    bounds = rho * orders + (np.log(1 / (orders * delta)) + (orders - 1) * np.log1p(-1 / orders)) / (
-        orders - 1
-    )
-    return float(np.min(bounds))
+def layer2(full: bool) -> Iterator[Row]:
+    """Noise on a release as Layer 2 adds it: from the ring's sum to the released floats."""
+    names = list("abcdefghij")
+    for d in (10**6, 10**7) if full else (10**6,):
+        ring_sum = np.random.default_rng(0).integers(0, 2**22, d, dtype=np.uint32)
+        for kind in CentralNoise:
+            config = HierarchicalFederationConfig(vector_dim=d, layer2=Layer2Config(noise=kind))
+            release = make_plan(config).release([BasketFacts(name, "", 20, 20, 4) for name in names])
+            seconds = best_of(
+                5, lambda s=ring_sum, release=release: noised_mean(s, release, names, SystemNoise(), "")
+            )
+            yield {"name": f"noised mean, {kind.value}", "d": d} | versus(
+                seconds, "100 ns a sample", 1e-7 * d
+            )
 
 
 def by_dp_accounting(mu: float, delta: float, count: int) -> Iterator[tuple[str, float, float]]:
@@ -189,7 +208,7 @@ def rows(full: bool = False, folder: str | None = None) -> Iterator[Row]:
         "versus": None,
         "ratio": None,
     }
-    for part in (charges(folder, full), noise(full), compositions()):
+    for part in (charges(folder, full), noise(full), layer2(full), compositions()):
         for row in part:
             yield empty | row
 

@@ -29,6 +29,7 @@ from scarcity_ray.errors import LedgerError, UsageError
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.chain import Row
 from scarcity_ray.privacy.ledger import Ledger
+from scarcity_ray.privacy.modes import Accounting, rho_of_mu
 from scarcity_ray.privacy.replay import export, history
 
 _WIDTH = 120
@@ -57,9 +58,9 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
     try:
         with closing(Ledger.read(path)) as ledger:
             rows, place, where = 0, None, str(ledger.path)
-            newest = ""
-            for row, _ in history(ledger):
-                rows, newest = row.seq + 1, row.hash
+            newest = accounting = ""
+            for row, accountant in history(ledger):
+                rows, newest, accounting = row.seq + 1, row.hash, accountant.accounting.value
                 place = row.seq if newest == wanted else place
             if wanted is not None and place is None:
                 ledger.verify(wanted)
@@ -69,9 +70,11 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
             return ExitCode.FAILED
         raise
     if form == "json":
-        click.echo(_as_json({"holds": True, "rows": rows, "head": newest, "row_of_given_head": place}))
+        whole = {"holds": True, "rows": rows, "accounting": accounting, "head": newest}
+        click.echo(_as_json({**whole, "row_of_given_head": place}))
         return ExitCode.DONE
     click.echo(f"{where}: the chain holds, {rows} rows; none was changed, removed or moved.")
+    click.echo(f"It adds up {accounting}.")
     if place is None:
         click.echo(
             "No head hash was given, so a ledger that was cut, rolled back or replaced would pass too: give "
@@ -138,9 +141,11 @@ def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
         "who": _who(row),
         "charge_id": row.charge_id,
         "mu": mu,
+        "rho": rho_of_mu(mu) if mu is not None and accountant.accounting is Accounting.ZCDP else None,
         "sigma": sigma,
         "sensitivity": sensitivity,
         "epsilon_spent": accountant.epsilon_spent(),
+        "accounting": accountant.accounting.value,
         "epoch": row.epoch,
         "hash": row.hash,
     }
@@ -190,7 +195,8 @@ def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccou
     spent, total = _short(accountant.epsilon_spent()), _short(accountant.total_epsilon)
     console.print(
         f"\nepsilon {spent} of {total} spent at delta {accountant.total_delta:g} "
-        f"in budget period {accountant.period}\nhead {lines[-1]['hash']}",
+        f"in budget period {accountant.period}, added up in {accountant.accounting.value}\n"
+        f"head {lines[-1]['hash']}",
         markup=False,
         soft_wrap=True,
     )

@@ -15,6 +15,8 @@ from rich.table import Table
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast import Forecast, solve_for_rounds, warnings_of
+from scarcity_ray.plan import FederationPlan
+from scarcity_ray.privacy.modes import Accounting, rho_of_mu
 from scarcity_ray.workloads.config import RunConfig, load_run
 
 SECTIONS = ("baskets", "budget", "release", "signal", "ring", "gossip", "traffic", "changes", "solved")
@@ -69,14 +71,16 @@ def planned_numbers(config: RunConfig) -> dict[str, Any]:
         "budget": {
             "epsilon": federation.total_epsilon,
             "delta": federation.total_delta,
-            "mu_total": plan.mu_total,
+            "accounting": plan.accounting.value,
+            **_charged(plan, "_total", plan.mu_total),
             "share_of_gossip": plan.gossip_share,
-            "mu_for_releases": plan.central_mu_cap,
-            "mu_for_gossip_of_a_client": plan.gossip_mu_cap,
+            **_charged(plan, "_for_releases", plan.central_mu_cap),
+            **_charged(plan, "_for_gossip_of_a_client", plan.gossip_mu_cap),
         },
         "release": {
             "epsilon": federation.layer2.central_dp_epsilon,
-            "mu": release.mu,
+            "noise": federation.layer2.noise.value,
+            **_charged(plan, "", release.mu),
             "releases_that_the_budget_buys": plan.num_releases,
             "rounds_configured": config.workload.rounds,
             "sensitivity": forecast.sensitivity,
@@ -127,10 +131,18 @@ def _leave_out_layer2(numbers: dict[str, Any], rounds: int) -> None:
         numbers[title].clear()
     for name in ("least_baskets_of_a_release", "least_survivors_of_a_session"):
         del numbers["baskets"][name]
-    del numbers["budget"]["mu_for_releases"]
+    for name in ("mu_for_releases", "rho_for_releases"):
+        numbers["budget"].pop(name, None)
     for name in ("secure_sum_bytes", "model_bytes"):
         del numbers["traffic"][name]
     numbers["gossip"] = {"rounds_configured": rounds, **numbers["gossip"]}
+
+
+def _charged(plan: FederationPlan, what: str, mu: float) -> dict[str, float]:
+    """A number that the ledger adds up, by the name that it has there: mu, or rho of zCDP."""
+    if plan.accounting is Accounting.ZCDP:
+        return {f"rho{what}": rho_of_mu(mu)}
+    return {f"mu{what}": mu}
 
 
 def _solved(config: RunConfig, rounds: int | None, epsilon: float | None) -> RunConfig:

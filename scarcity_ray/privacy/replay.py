@@ -83,8 +83,9 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
 
     Returns:
         For each row its ``seq``, ``kind``, ``charge_id``, ``epoch``, ``at``, ``hash`` and ``body``; for a
-        gossip charge the ``clients`` charged; and the ``epsilon_spent`` of its period, worst case over all
-        clients. Infinities stand as ``"inf"``, as in the ledger.
+        gossip charge the ``clients`` charged; the ``epsilon_spent`` of its period, worst case over all
+        clients; and the ``accounting`` by which it was added up. Infinities stand as ``"inf"``, as in the
+        ledger.
 
     Raises:
         LedgerCorrupted: As `history`.
@@ -103,6 +104,7 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
             "epoch": row.epoch,
             "body": row.body,
             "epsilon_spent": spent if math.isfinite(spent) else str(spent),
+            "accounting": accountant.accounting.value,
             "hash": row.hash,
         }
         if row.kind == "gossip":

@@ -47,6 +47,7 @@ def federation_stats(
         "n_layer1_aggregations": total["layer1_aggregations"],
         "n_layer2_aggregations": layer2["n_layer2_aggregations"],
         "privacy_consumed_epsilon": budget.epsilon_spent,
+        "privacy_accounting": budget.accounting.value,
         "current_round": directory["current_round"],
         "basket_stats": _by_domain(directory["statuses"], reports, places, conduct),
         "read_only": budget.read_only,

@@ -5,6 +5,14 @@ from __future__ import annotations
 import math
 
 from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.plan import make_plan
+from scarcity_ray.privacy.modes import Accounting
+
+_HOW_ADDED_UP = {
+    Accounting.GAUSSIAN_DP: "All noise is Gaussian; what was spent is added up in Gaussian DP, exactly.",
+    Accounting.ZCDP: "The releases' noise is drawn on the integers; what was spent is added up in "
+    "zero-concentrated DP, an upper bound.",
+}
 
 
 def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) -> tuple[str, ...]:
@@ -18,7 +26,8 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
         return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
-        f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}).",
+        f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
+        + _HOW_ADDED_UP[make_plan(config).accounting],
         "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
         "in one client's values: replace-one). That a client took part, and which of its updates were "
         "accepted, is public.",

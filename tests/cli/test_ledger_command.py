@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.cli.main import main
 from scarcity_ray.config import load
-from scarcity_ray.privacy import DurableBudget, Ledger
+from scarcity_ray.privacy import Accounting, DurableBudget, Ledger
 from scarcity_ray.privacy.chain import NO_HASH, canonical, seal
 from scarcity_ray.privacy.noise import SeededNoise
 
@@ -114,6 +115,21 @@ def test_show_says_who_what_when_the_noise_and_epsilon_after(path):
     assert "epsilon 0 of 6 spent at delta 1e-05 in budget period 1" in shown
 
 
+def test_a_ledger_in_zcdp_says_so_and_states_rho(tmp_path):
+    path = tmp_path / "zcdp.sqlite"
+    given = {**BUDGET, "accounting": Accounting.ZCDP}
+    with closing(DurableBudget.open(path, must_exist=False, now=1.0, **given)) as budget:
+        budget.charge_release("r0", 0.3, now=2.0, details={})
+        spent = budget.status(0.1).epsilon_spent
+    shown = lines("show", path, "--format", "json")
+    assert [line["rho"] for line in shown] == [None, None, pytest.approx(0.045)]
+    for line in (*shown, *lines("export", path)):
+        assert line["accounting"] == "zcdp"
+    assert shown[2]["epsilon_spent"] == spent
+    assert "added up in zcdp" in command("show", path).stdout
+    assert "It adds up zcdp." in command("verify", path).stdout
+
+
 def test_show_last_gives_the_newest_rows(path):
     assert [line["seq"] for line in lines("show", path, "--last", 2, "--format", "json")] == [3, 4]
     assert "rows 3 to 4" in command("show", path, "--last", "2").stdout
@@ -171,7 +187,13 @@ def test_verify_holds_for_a_whole_ledger(path, budget):
     assert "cut, rolled back or replaced would pass too" in result.stdout
     assert f"head {head}" in result.stdout
     assert lines("verify", path, "--format", "json") == [
-        {"holds": True, "rows": 5, "head": head, "row_of_given_head": None}
+        {
+            "holds": True,
+            "rows": 5,
+            "accounting": "gaussian_dp",
+            "head": head,
+            "row_of_given_head": None,
+        }
     ]
 
 

@@ -12,6 +12,7 @@ from scarcity_ray.cli.main import main
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting import epsilon_of_mu
+from scarcity_ray.privacy.concentrated import epsilon_of_rho
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -64,6 +65,7 @@ SCHEMA = {
     "budget": {
         "epsilon": LIMIT,
         "delta": float,
+        "accounting": str,
         "mu_total": LIMIT,
         "share_of_gossip": float,
         "mu_for_releases": LIMIT,
@@ -71,6 +73,7 @@ SCHEMA = {
     },
     "release": {
         "epsilon": LIMIT,
+        "noise": str,
         "mu": LIMIT,
         "releases_that_the_budget_buys": LIMIT,
         "rounds_configured": int,
@@ -159,6 +162,24 @@ def test_rounds_solves_for_the_noise_and_epsilon_for_the_rounds():
     while accountant.spend_release(numbers["release"]["mu"]):
         count += 1
     assert numbers["solved"]["releases"] == count
+
+
+def test_in_zcdp_the_plan_states_rho_and_solves_by_its_conversion():
+    discrete = ("--set", "federation.layer2.noise=discrete_gaussian")
+    numbers = json.loads(_plan("--format", "json", "--rounds", "100", *discrete).stdout)
+    exact = json.loads(_plan("--format", "json", "--rounds", "100").stdout)
+    assert numbers["budget"]["accounting"] == "zcdp"
+    assert numbers["release"]["noise"] == "discrete_gaussian"
+    assert not any(name.startswith("mu") for part in ("budget", "release") for name in numbers[part])
+    assert numbers["solved"]["releases"] == numbers["solved"]["gossip_rounds"] == 100
+    rho, delta = numbers["release"]["rho"], 1e-5
+    assert numbers["release"]["epsilon"] == pytest.approx(epsilon_of_rho(rho, delta), rel=1e-5)
+    assert 100 * rho <= numbers["budget"]["rho_for_releases"] * (1 + 1e-12)
+    assert epsilon_of_rho(numbers["budget"]["rho_total"], delta) == pytest.approx(10, rel=1e-9)
+    # The price: more noise for the same rounds and the same claim.
+    worse = numbers["signal"]["noise_norm"] / exact["signal"]["noise_norm"]
+    assert 1.0 < worse < 1.15
+    assert "accounting" in _plan(*discrete).stdout
 
 
 def test_drowned_noise_is_the_first_thing_in_the_text():

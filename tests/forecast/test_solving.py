@@ -16,12 +16,12 @@ from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 
 
-def config_of(total, share, central_delta=1e-5):
+def config_of(total, share, central_delta=1e-5, noise="gaussian"):
     return HierarchicalFederationConfig(
         total_epsilon=total,
         total_delta=1e-5,
         gossip_budget_share=share,
-        layer2={"central_dp_delta": central_delta},
+        layer2={"central_dp_delta": central_delta, "noise": noise},
     )
 
 
@@ -33,6 +33,7 @@ def counted(config, most):
         config.total_delta,
         gossip_share=config.gossip_budget_share,
         delta_reserve=0.0,
+        accounting=plan.accounting,
     )
     releases = rounds = 0
     while releases < most and accountant.spend_release(plan.mu_release):
@@ -49,11 +50,13 @@ def counted(config, most):
     share=st.sampled_from([0.1, 0.5, 0.9]),
     rounds=st.integers(1, 1000),
     delta=st.sampled_from([1e-5, 1e-7]),
+    noise=st.sampled_from(["gaussian", "discrete_gaussian"]),
 )
-@example(total=10.0, share=0.1, rounds=100, delta=1e-5)
-@example(total=10.0, share=0.1, rounds=60, delta=1e-5)
-def test_the_solved_epsilon_buys_the_rounds(total, share, rounds, delta):
-    solved = solve_for_rounds(config_of(total, share, delta), rounds)
+@example(total=10.0, share=0.1, rounds=100, delta=1e-5, noise="gaussian")
+@example(total=10.0, share=0.1, rounds=60, delta=1e-5, noise="gaussian")
+@example(total=10.0, share=0.1, rounds=60, delta=1e-5, noise="discrete_gaussian")
+def test_the_solved_epsilon_buys_the_rounds(total, share, rounds, delta, noise):
+    solved = solve_for_rounds(config_of(total, share, delta, noise), rounds)
     assert counted(solved, rounds + 1) == (rounds, rounds)
     more = replace(
         solved,
