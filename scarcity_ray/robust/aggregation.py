@@ -28,15 +28,12 @@ from scarcity_ray.robust.combination import combine_block, report_block
 from scarcity_ray.robust.distances import measure
 from scarcity_ray.robust.geometry import Geometry, squares_to
 from scarcity_ray.robust.linear import RowRule
-from scarcity_ray.robust.mixing import PreAggregation
+from scarcity_ray.robust.mixing import PreAggregation, mixed_geometry, settled_mixing
 from scarcity_ray.robust.outliers import OutlierReport, combined_report, report_of_squares
-from scarcity_ray.robust.rough import exact_rows, rough_distances
+from scarcity_ray.robust.rough import MOST_ERROR, exact_rows, rough_distances
 from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
 from scarcity_ray.robust.rule import Rule, Selection, Setting
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
-
-MOST_ERROR = 2.0**-10
-"""Relative error of rough distances beyond which no rule is asked to settle on them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +176,12 @@ def aggregate_blocks(
     squared: Matrix | None = None
     if rule.may_settle and not steps:
         selection, squared = _roughly(rule, map_blocks, norms, Setting(num_rows, num_byzantine, num_selected))
+    elif len(steps) == 1 and steps[0].may_settle and not rule.needs_distances:
+        mixing, squared = settled_mixing(steps[0], map_blocks, norms, num_byzantine)
+        if mixing is not None:
+            selection = rule.select(
+                None, num_rows=len(mixing), num_byzantine=num_byzantine, num_selected=num_selected
+            )
     if selection is None:
         geometry: Geometry | None = None
         if steps or rule.needs_distances:
@@ -187,7 +190,7 @@ def aggregate_blocks(
             squared = geometry.squared
         with one_blas_thread():
             if geometry is not None:
-                geometry, mixing = _mix(geometry, steps, num_byzantine)
+                geometry, mixing = mixed_geometry(geometry, steps, num_byzantine)
             selection = rule.select(
                 None if geometry is None else geometry.distances,
                 num_rows=num_rows if geometry is None else geometry.num_rows,
@@ -242,25 +245,6 @@ def _seen_from_within(selection: Selection, squared: Matrix | None, num_rows: in
         return None
     squares = squares_to(squared, weights)
     return None if squares is None else report_of_squares(squares[:num_rows])
-
-
-def _mix(
-    geometry: Geometry, steps: Sequence[PreAggregation], num_byzantine: int
-) -> tuple[Geometry, Matrix | None]:
-    """The geometry after all steps, and the last rows' coefficients on the points that came in."""
-    mixing: Matrix | None = None
-    for step in steps:
-        coefficients = step.mixing(geometry, num_byzantine)
-        geometry = geometry.mixed(coefficients)
-        if mixing is None:
-            mixing = coefficients
-            continue
-        if coefficients.shape[1] > len(mixing):
-            origin = np.zeros((1, mixing.shape[1]))
-            origin[0, -1] = 1.0
-            mixing = np.concatenate([mixing, origin])
-        mixing = coefficients @ mixing
-    return geometry, mixing
 
 
 def _unmixed(selection: Selection, mixing: Matrix) -> Selection:

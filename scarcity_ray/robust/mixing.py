@@ -6,6 +6,7 @@ row: a rule on whole rows ends in one weighted sum, and a column rule mixes each
 
 *Guarantees*
     - Nearest-neighbour mixing averages each row with its nearest others, n - f in all.
+    - Mixing that rough distances settle on is that of the exact ones.
     - Bucketing averages every row in exactly one bucket.
     - After clipping no row is longer than the radius, and shorter ones stand as they are.
     - Adaptive clipping shortens floor(2 f / n (n - f)) rows at most, to the length of the next.
@@ -14,23 +15,37 @@ row: a rule on whole rows ends in one weighted sum, and a column rule mixes each
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import stream
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.blocks import Matrix
+from scarcity_ray.robust.blocks import MapBlocks, Matrix
+from scarcity_ray.robust.distances import ordered_sum, pair_block
 from scarcity_ray.robust.geometry import Geometry
+from scarcity_ray.robust.rough import MOST_ERROR, rough_distances
 from scarcity_ray.robust.rows import as_integer
+
+ExactPairs: TypeAlias = Callable[[NDArray[np.intp]], NDArray[np.float64]]
+"""From (p, 2) row indices to the (p,) float64 squared distances of the pairs."""
 
 
 class PreAggregation(ABC):
-    """One step. Attributes: `name`, and `needs_origin`: whether it asks for norms."""
+    """One step.
+
+    Attributes:
+        name: Its name.
+        needs_origin: Whether it asks for norms.
+        may_settle: Whether `settle` is worth asking.
+    """
 
     name: str
     needs_origin: bool = False
+    may_settle: bool = False
 
     @abstractmethod
     def mixing(self, geometry: Geometry, num_byzantine: int) -> Matrix:
@@ -44,22 +59,56 @@ class PreAggregation(ABC):
             (m, p) float64, each row of which sums to 1.
         """
 
+    def settle(self, distances: Matrix, error: float, num_byzantine: int, exact: ExactPairs) -> Matrix | None:
+        """Coefficients (m, n) on the rows alone, if they are the same for all distances within the error.
+
+        Args:
+            distances: (n, n) float64 squared distances; equal rows have equal ones.
+            error: Largest relative error of a distance.
+            num_byzantine: f, less than n / 2.
+            exact: Gives exact distances of few pairs, for a pass over their rows.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class NearestNeighborMixing(PreAggregation):
     """NNM (Allouah et al. 2023, algorithm 2): each row becomes the mean of the n - f rows nearest to it."""
 
     name = "nnm"
+    may_settle = True
 
     def mixing(self, geometry: Geometry, num_byzantine: int) -> Matrix:
         """See `PreAggregation.mixing`."""
-        count = geometry.num_rows - num_byzantine
-        apart = np.array(geometry.distances)
-        np.fill_diagonal(apart, -1.0)
-        nearest = np.argsort(apart, axis=1, kind="stable")[:, :count]
-        mixing = np.zeros((geometry.num_rows, len(geometry.squared)))
-        np.put_along_axis(mixing, nearest, 1.0 / count, axis=1)
-        return mixing
+        return _mixing_nearest(geometry.distances, geometry.num_rows - num_byzantine, len(geometry.squared))
+
+    def settle(self, distances: Matrix, error: float, num_byzantine: int, exact: ExactPairs) -> Matrix | None:
+        """See `PreAggregation.settle`; a pair is in doubt if errors could move it past the last one taken."""
+        num_rows = len(distances)
+        count = num_rows - num_byzantine
+        ordered = np.sort(distances, axis=1)
+        last, next_one = ordered[:, count - 1 : count], ordered[:, count:][:, :1]
+        taken, doubtful = distances <= last, np.zeros((num_rows, num_rows), np.bool_)
+        if num_byzantine:
+            doubtful = taken & (distances * (1.0 + error) >= next_one * (1.0 - error))
+            doubtful |= ~taken & (distances * (1.0 - error) <= last * (1.0 + error))
+        doubtful = np.triu(doubtful | doubtful.T, 1) & (distances > 0.0)
+        pairs = np.argwhere(doubtful)
+        if len(pairs) > num_rows // 2:
+            return None
+        if len(pairs):
+            distances = distances.copy()
+            distances[pairs[:, 0], pairs[:, 1]] = distances[pairs[:, 1], pairs[:, 0]] = exact(pairs)
+        return _mixing_nearest(distances, count, num_rows)
+
+
+def _mixing_nearest(distances: Matrix, count: int, num_points: int) -> Matrix:
+    apart = np.array(distances)
+    np.fill_diagonal(apart, -1.0)
+    nearest = np.argsort(apart, axis=1, kind="stable")[:, :count]
+    mixing = np.zeros((len(distances), num_points))
+    np.put_along_axis(mixing, nearest, 1.0 / count, axis=1)
+    return mixing
 
 
 @dataclass(frozen=True)
@@ -123,3 +172,36 @@ class AdaptiveClipping(PreAggregation):
 def _scaled_to(norms: NDArray[np.float64], radius: float) -> Matrix:
     factors = np.divide(radius, norms, out=np.ones_like(norms), where=norms > radius)
     return np.concatenate([np.diag(factors), (1.0 - factors)[:, np.newaxis]], axis=1)
+
+
+def mixed_geometry(
+    geometry: Geometry, steps: Sequence[PreAggregation], num_byzantine: int
+) -> tuple[Geometry, Matrix | None]:
+    """The geometry after all steps, and the last rows' coefficients on the points that came in."""
+    mixing: Matrix | None = None
+    for step in steps:
+        coefficients = step.mixing(geometry, num_byzantine)
+        geometry = geometry.mixed(coefficients)
+        if mixing is None:
+            mixing = coefficients
+            continue
+        if coefficients.shape[1] > len(mixing):
+            origin = np.zeros((1, mixing.shape[1]))
+            origin[0, -1] = 1.0
+            mixing = np.concatenate([mixing, origin])
+        mixing = coefficients @ mixing
+    return geometry, mixing
+
+
+def settled_mixing(
+    step: PreAggregation, map_blocks: MapBlocks, norms: NDArray[np.float64] | None, num_byzantine: int
+) -> tuple[Matrix | None, Matrix | None]:
+    """The coefficients that rough distances settle on, if there are such, and the distances."""
+    rough = rough_distances(map_blocks, norms)
+    if rough is None or rough.error > MOST_ERROR:
+        return None, None
+
+    def exact(pairs: NDArray[np.intp]) -> NDArray[np.float64]:
+        return ordered_sum(map_blocks(pair_block, pairs))
+
+    return step.settle(rough.squared, rough.error, num_byzantine, exact), rough.squared

@@ -33,6 +33,9 @@ ROUNDING = 2.0**-20
 NEAR = 2.0**-8
 """A pair with d_ij < NEAR (g_ii + g_jj) has too large an error; equal rows are the only ones accepted."""
 
+MOST_ERROR = 2.0**-10
+"""Relative error of rough distances beyond which nobody is asked to settle on them."""
+
 NORMS = (2.0**-20, 2.0**40)
 """Between these norms no square leaves float32's range."""
 

@@ -5,9 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scarcity_ray.robust import aggregate, get_rule, inline_blocks, pairwise
+from scarcity_ray.robust import (
+    Geometry,
+    NearestNeighborMixing,
+    aggregate,
+    get_pre_aggregation,
+    get_rule,
+    inline_blocks,
+    pairwise,
+    row_norms,
+)
 from scarcity_ray.robust import aggregation as aggregation_module
 from scarcity_ray.robust.bulyan import bulyan_selection, settled_selection
+from scarcity_ray.robust.mixing import settled_mixing
 from scarcity_ray.robust.rough import exact_rows, rough_distances
 from scarcity_ray.robust.rule import Setting
 
@@ -186,3 +196,43 @@ def test_rough_and_exact_distances_give_the_same_result(method, monkeypatch):
         exact = aggregate(rows, method=method, num_byzantine=4)
         assert exact.selected == result.selected
         assert exact.vector.tobytes() == result.vector.tobytes()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e-9, 1e-6, 1e-4, 1e-2]))
+@settings(max_examples=200, deadline=None)
+def test_mixing_that_rough_distances_settle_on_is_that_of_the_exact_ones(seed, error):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(3, 30))
+    f = int(rng.integers(0, (n + 1) // 2))
+    exact = distances_for(rng, n)
+    rough = exact * np.triu(1 + error * rng.uniform(-0.9, 0.9, (n, n)), 1)
+    rough = rough + rough.T
+    for later, earlier in np.argwhere(np.tril(exact == 0, -1)).tolist():
+        rough[later], rough[:, later] = rough[earlier], rough[:, earlier]
+        exact[later], exact[:, later] = exact[earlier], exact[:, earlier]
+    exact = np.maximum(exact, exact.T)
+    nnm = get_pre_aggregation("nnm")
+    settled = nnm.settle(rough, error, f, lambda pairs: exact[pairs[:, 0], pairs[:, 1]])
+    if settled is not None:
+        expected = nnm.mixing(Geometry(exact, exact, n), f)
+        assert settled.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("method", ["mean", "median", "trimmed_mean", "meamed"])
+def test_nearest_neighbour_mixing_settles_on_the_bytes_of_float64_distances(method, monkeypatch):
+    rng = np.random.default_rng(5)
+    settled = 0
+    for trial in range(8):
+        rows = rng.standard_normal((23, 9000)).astype(np.float32)
+        rows[:trial] *= np.float32(10.0**trial)
+        rows[11] = rows[3]
+        quick = aggregate(rows, method=method, num_byzantine=4, pre=["nnm"])
+        with monkeypatch.context() as patched:
+            patched.setattr(NearestNeighborMixing, "may_settle", False)
+            slow = aggregate(rows, method=method, num_byzantine=4, pre=["nnm"])
+        assert quick.vector.tobytes() == slow.vector.tobytes()
+        assert quick.selected == slow.selected
+        norms = row_norms(rows)
+        mixing, _ = settled_mixing(get_pre_aggregation("nnm"), inline_blocks(rows), norms, 4)
+        settled += mixing is not None
+    assert settled >= 4
