@@ -42,6 +42,7 @@ class CentralNoise(StrEnum):
 
     GAUSSIAN = "gaussian"
     DISCRETE_GAUSSIAN = "discrete_gaussian"
+    DISTRIBUTED_DISCRETE_GAUSSIAN = "distributed_discrete_gaussian"
 
 
 def _unbox_integer(value: object) -> object:

@@ -118,7 +118,8 @@ class Layer2Config:
     central_dp_delta: Delta = 1e-5
     noise: Noise = CentralNoise.GAUSSIAN
     """Continuous Gaussian noise rounded to the ring's grid, with exact accounting; or discrete Gaussian
-    noise, drawn exactly, with the whole ledger in zCDP. A ledger keeps what it was made with."""
+    noise, drawn exactly, with the whole ledger in zCDP; or that in shares, of which each basket adds one
+    before it masks, so that the aggregator sees no sum without noise. A ledger keeps what it was made with."""
     clip_norm: ClipNorm = 1.0
     adaptive_clipping: Flag = False
     """Whether the clip norm follows a quantile of the updates' norms. It starts at layer1.clip_norm, to which
@@ -142,7 +143,8 @@ class Layer2Config:
     threshold_fraction: Annotated[Float, Field(gt=0.5, le=1)] = 2 / 3
     """Share of a session's baskets that must survive: t = floor(fraction n) + 1, at most n."""
     assumed_corrupt_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
-    """Share of the baskets that may collude with the aggregator; sets the mask graph above 64 baskets."""
+    """Share of the baskets that may collude with the aggregator; noise in shares counts on
+    none of theirs; sets the mask graph above 64 baskets."""
     assumed_dropout_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the baskets that may drop out at random; sets the mask graph above 64 baskets."""
     distribute_to_baskets: Flag = True

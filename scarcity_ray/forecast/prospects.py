@@ -14,8 +14,7 @@ from functools import cached_property
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.forecast.rules import RuleCost, full_release, noise_norm, rule_cost, signal_bound
-from scarcity_ray.plan import FLOAT32_SLACK, NOISE_TAIL, make_plan
-from scarcity_ray.secagg import GraphChoice, choose_graph, threshold_for
+from scarcity_ray.plan import FLOAT32_SLACK, NOISE_TAIL, make_plan, session_shape
 from scarcity_ray.secagg.volume import session_volume
 
 SIZES_LOOKED_AT = 10_000
@@ -163,10 +162,7 @@ class Forecast:
     @property
     def survivors_needed(self) -> int:
         """Baskets that must stay to the end of a session of all of them."""
-        layer2 = self.config.layer2
-        if len(self.sizes) < 2:
-            return layer2.min_baskets
-        return threshold_for(len(self.sizes), layer2.threshold_fraction)
+        return session_shape(self.config.layer2, len(self.sizes)).threshold
 
     @cached_property
     def traffic(self) -> Traffic:
@@ -179,7 +175,7 @@ class Forecast:
         if config.layer2.use_secure_aggregation and baskets > 1:
             volume = session_volume(
                 baskets,
-                degree=self._graph.degree,
+                degree=session_shape(config.layer2, baskets).degree,
                 dimension=self.release.length,
                 ring_bits=self.release.ring_bits,
                 id_bytes=ID_BYTES,
@@ -190,16 +186,6 @@ class Forecast:
             gossip_most=peers * vector if config.gossip_budget_share > 0 else 0,
             secure_sum=baskets * party if config.layer2.enabled else 0,
             model=baskets * vector if config.layer2.enabled and config.layer2.distribute_to_baskets else 0,
-        )
-
-    @property
-    def _graph(self) -> GraphChoice:
-        layer2 = self.config.layer2
-        return choose_graph(
-            len(self.sizes),
-            self.survivors_needed,
-            corrupt_fraction=layer2.assumed_corrupt_fraction,
-            dropout_fraction=layer2.assumed_dropout_fraction,
         )
 
 

@@ -5,7 +5,8 @@ A basket's part is its clipped aggregate times its public weight, rounded to the
 is divided by the surviving weight (`noised_mean`). Adding ``rint(sigma z)`` to an integer is rounding the
 Gaussian mechanism's output, so post-processing, and leaks no low-order bits (Mironov 2012); with
 ``layer2.noise: discrete_gaussian`` the integers get exact discrete Gaussian noise, whose claim rests on no
-property of floats (Canonne, Kamath, Steinke 2020).
+property of floats (Canonne, Kamath, Steinke 2020). With ``distributed_discrete_gaussian`` each basket adds a
+share of such noise to its own part (`add_share`), and nothing is added to the sum, which is noised already.
 
 Guarantees:
     A contribution never exceeds its weight times the clip norm by more than half a step a coordinate.
@@ -27,7 +28,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.meta_parameters import decode_mean
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import FederationPlan, ReleasePlan, make_plan
-from scarcity_ray.privacy.discrete import discrete_gaussian
+from scarcity_ray.privacy.discrete import DiscreteGaussian, discrete_gaussian
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise, rounded_gaussian
 from scarcity_ray.robust import clip_vector
 from scarcity_ray.secagg.fixed_point import encode, to_signed
@@ -53,6 +54,24 @@ def contribution(
     return encode(vector, release.scale, release.ring_bits)
 
 
+def add_share(part: NDArray[Any], release: ReleasePlan, noise: NoiseSource, stream: str) -> NDArray[Any]:
+    """A basket's part with its share of the noise, where noise comes in shares; else the part as it is.
+
+    Baskets that join with the zero vector add a share as well: the scale counts on every honest survivor.
+
+    Args:
+        part: uint32 or uint64, shape (release.length,); not changed.
+        release: The numbers of this release.
+        noise: Where the noise comes from.
+        stream: Name of the share, unique to this basket and this attempt at the release.
+    """
+    if release.share_sigma == 0.0:
+        return part
+    share = DiscreteGaussian(release.share_sigma).sample(part.size, noise.uniform_words(stream))
+    noised: NDArray[Any] = part + share.astype(part.dtype)
+    return noised
+
+
 def noised_mean(
     ring_sum: NDArray[Any],
     release: ReleasePlan,
@@ -61,6 +80,8 @@ def noised_mean(
     stream: str,
 ) -> tuple[NDArray[np.float64], float]:
     """The released vector: the sum of the survivors' parts plus noise, over their weight.
+
+    Noise that came in shares is in the sum already.
 
     Args:
         ring_sum: uint32 or uint64, shape (release.length,).
@@ -73,8 +94,11 @@ def noised_mean(
         float64, shape (release.length,), and the standard deviation of its noise.
     """
     sigma = release.grid_sigma(survivors)
-    draw = rounded_gaussian if release.noise is CentralNoise.GAUSSIAN else discrete_gaussian
-    total = draw(to_signed(ring_sum), sigma, noise, stream)
+    total = to_signed(ring_sum)
+    if release.noise is CentralNoise.GAUSSIAN:
+        total = rounded_gaussian(total, sigma, noise, stream)
+    elif release.noise is CentralNoise.DISCRETE_GAUSSIAN:
+        total = discrete_gaussian(total, sigma, noise, stream)
     unit = release.scale * release.surviving_weight(survivors)
     return total / unit, sigma / unit
 
@@ -131,9 +155,15 @@ class Layer2Aggregator:
         )
         if release.surviving_weight(ids) <= 0.0:
             raise UsageError("every basket has weight 0; see layer2.basket_trust")
-        parts = [contribution(m, m.basket_id, release, plan) for m in basket_models]
+        name = f"layer2/{round_id}"
+        parts = [
+            add_share(
+                contribution(m, m.basket_id, release, plan), release, self._noise, f"{name}/{m.basket_id}"
+            )
+            for m in basket_models
+        ]
         ring_sum = np.add.reduce(parts, dtype=parts[0].dtype)
-        vector, sigma = noised_mean(ring_sum, release, ids, self._noise, f"layer2/{round_id}")
+        vector, sigma = noised_mean(ring_sum, release, ids, self._noise, name)
         dimension = plan.config.vector_dim
         return GlobalMetaModel(
             aggregate=vector[:dimension].astype(np.float32),

@@ -9,6 +9,7 @@ from scarcity_ray.plan.checks import make_plan
 from scarcity_ray.plan.federation import DRIFT_SHARE, FLOAT32_SLACK, GRID_STEPS, NOISE_TAIL, FederationPlan
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
+from scarcity_ray.plan.session import SessionShape, honest_shares, session_shape
 
 __all__ = [
     "DRIFT_SHARE",
@@ -19,5 +20,8 @@ __all__ = [
     "FederationPlan",
     "GossipPlan",
     "ReleasePlan",
+    "SessionShape",
+    "honest_shares",
     "make_plan",
+    "session_shape",
 ]

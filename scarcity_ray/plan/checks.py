@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan.federation import FederationPlan
+from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.plan.tolerance import rows_behind_pre
+from scarcity_ray.secagg.sparse import COMPLETE_UP_TO
 
 NOISE_REACH = 2.0**53
 """Least size of noise, in grid steps, that float64 no longer resolves to one step."""
@@ -30,6 +32,7 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
         _check_alone(plan)
     if config.layer2.adaptive_clipping:
         _check_adaptation(plan)
+    _check_shares(config.layer2)
     for name, (low, high) in config.meta_parameters.items():
         if not (low < high and math.isfinite(2.0 * (high - low))):
             raise ConfigError(
@@ -153,3 +156,17 @@ def _check_adaptation(plan: FederationPlan) -> None:
             config.meta_parameters["clip_norm"],
             "another name: it is learned already",
         )
+
+
+def _check_shares(layer2: Layer2Config) -> None:
+    if layer2.noise is not CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
+        return
+    if not layer2.use_secure_aggregation:
+        raise ConfigError(
+            "layer2.noise",
+            layer2.noise.value,
+            "gaussian or discrete_gaussian with use_secure_aggregation: false; without masks each basket's "
+            "vector would be seen with its own share of the noise alone",
+        )
+    for num_parties in range(layer2.min_baskets, max(layer2.min_baskets, COMPLETE_UP_TO) + 1):
+        honest_shares(layer2, num_parties)

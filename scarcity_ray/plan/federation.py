@@ -10,9 +10,11 @@ from dataclasses import replace
 from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
+from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.plan.tolerance import rows_behind_pre, tolerated
 from scarcity_ray.privacy.accounting import mu_of_gaussian
 from scarcity_ray.privacy.clipping import BIT_SHARE, adapted_clip_norm, bit_radius
+from scarcity_ray.privacy.distributed import share_sigma
 from scarcity_ray.privacy.modes import Accounting
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 
@@ -214,9 +216,21 @@ class FederationPlan:
             bit_radius=bits,
             noise=layer2.noise,
         )
+        if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
+            draft = self._with_shares(draft)
         noise = NOISE_TAIL * draft.grid_sigma(list(weights))
         reach = draft.scale * max(radius, bits / 2.0) + len(baskets) / 2 + noise
         return draft if reach < 2.0**31 else replace(draft, ring_bits=64)
+
+    def _with_shares(self, draft: ReleasePlan) -> ReleasePlan:
+        """The release with noise in shares, on which the parties agree before they know who survives.
+
+        So it is scaled to the sensitivity over all of them, and to the honest shares that are in any sum.
+        """
+        parties = list(draft.weights)
+        honest = honest_shares(self.config.layer2, len(parties))
+        sigma = share_sigma(0.5 * draft.mu**2, honest, draft.grid_sensitivity(parties), draft.length)
+        return replace(draft, share_sigma=sigma, num_honest=honest)
 
     @property
     def greatest_noise(self) -> float:

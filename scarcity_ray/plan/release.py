@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from scarcity_ray.config import CentralNoise
 
@@ -53,6 +53,9 @@ class ReleasePlan:
         clip_norm: Layer 1's clip norm in this release.
         bit_radius: What the share's coordinate moves by when all norms pass the clip norm; 0 without it.
         noise: Its kind.
+        share_sigma: Scale, in grid steps, of the noise that each party adds to its own part; 0 where the
+            noise is added to the sum.
+        num_honest: Shares of noise that are counted on for `mu`; 0 likewise.
     """
 
     weights: dict[str, float]
@@ -64,6 +67,8 @@ class ReleasePlan:
     clip_norm: float
     bit_radius: float = 0.0
     noise: CentralNoise = CentralNoise.GAUSSIAN
+    share_sigma: float = 0.0
+    num_honest: int = 0
 
     def grid_sensitivity(self, survivors: Sequence[str]) -> float:
         """L2 bound, in grid steps, on the change of the survivors' integer sum.
@@ -75,10 +80,28 @@ class ReleasePlan:
         return self.scale * bound + math.sqrt(self.length)
 
     def grid_sigma(self, survivors: Sequence[str]) -> float:
-        """Scale of the noise on the integer sum, in grid steps; rounded up, so never below what mu claims."""
+        """Scale of the noise on the integer sum, in grid steps; in shares, that of all survivors' together.
+
+        Rounded up, so never below what mu claims.
+        """
+        if self.share_sigma:
+            return math.sqrt(len(survivors)) * self.share_sigma
         sigma = self.grid_sensitivity(survivors) / self.mu
         return math.nextafter(sigma, math.inf) if sigma > 0.0 else 0.0
+
+    def agrees_with(self, other: ReleasePlan) -> bool:
+        """Whether another computer made the same of the same facts: equal up to the last bits of its libm."""
+        mine, theirs = asdict(self), asdict(other)
+        return all(_close(mine[name], theirs[name]) for name in mine)
 
     def surviving_weight(self, survivors: Sequence[str]) -> float:
         """What the sum is divided by."""
         return math.fsum(self.weights[b] for b in survivors)
+
+
+def _close(mine: object, theirs: object) -> bool:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return mine.keys() == theirs.keys() and all(_close(mine[key], theirs[key]) for key in mine)
+    if isinstance(mine, float) and isinstance(theirs, float):
+        return math.isclose(mine, theirs, rel_tol=1e-13)
+    return type(mine) is type(theirs) and mine == theirs

@@ -47,7 +47,7 @@ class BasketHost:
         federation_id: The federation.
         peers: The other roles.
         compute: Where Layer 1's tasks run.
-        noise: Where gossip's noise comes from.
+        noise: Where the noise of gossip and of the baskets' shares comes from.
         round_id: Current round.
         read_only: Whether the budget is spent.
         admissions: Baskets and members that it has from the start, coming back after it was lost.
@@ -80,7 +80,7 @@ class BasketHost:
         self._parting: list[ActivityReport] = []
         self._incarnation = uuid.uuid4().hex
         self._gossip_calls = 0
-        self._sessions = HostedSessions(plan, self._baskets)
+        self._sessions = HostedSessions(plan, self._baskets, noise)
         self._told_parties: dict[str, bytes] = {}
         self._last_global = latest
         self._clip_at(latest)
@@ -249,7 +249,8 @@ class BasketHost:
         told of, or that is about another last release than the one that was distributed here.
         """
         own = {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
-        return self._sessions.open(terms, parties, {**self._told_parties, **own}, self._agreement_hash(terms))
+        known, plan = {**self._told_parties, **own}, self._plan.at(self._clip_norm)
+        return self._sessions.open(terms, parties, plan, known, self._agreement_hash(terms))
 
     def session_share(
         self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]

@@ -1,9 +1,11 @@
-"""The global aggregator: the server's side of secure aggregation, and the one place where noise is central.
+"""The global aggregator: the server's side of secure aggregation, and the place where central noise is added.
 
 One release, in order: freeze the public facts; run the session until the masked inputs are in; charge the
 accountant, durably; only then ask for unmask shares; draw the noise once; release. An abort before the unmask
 request costs nothing, keeps the baskets' aggregates and is retried at the next call; the charge of a session
-that aborted between charge and unmask request is used by the next one, since nothing was drawn for it.
+that aborted between charge and unmask request is used by the next one, since nothing was drawn for it. Where
+noise comes in shares (``layer2.noise: distributed_discrete_gaussian``) the baskets have added it before they
+masked, this role adds none, and what it unmasks may be released as it is.
 
 Guarantees:
     It never holds a basket's plain aggregate while secure aggregation is on.
@@ -24,13 +26,13 @@ from scarcity_ray.buffer.triggers import global_due
 from scarcity_ray.errors import ActorLost, SecureAggregationAborted
 from scarcity_ray.layers.layer2 import decode_clip_norm, decode_meta, noised_mean
 from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan
+from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, session_shape
 from scarcity_ray.privacy.answers import Charge
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace, BasketReport, Layer2Outcome
 from scarcity_ray.roles.sessions import SecureSession, SessionTerms, agreement_hash
-from scarcity_ray.secagg import Party, SessionContext, choose_graph, threshold_for
+from scarcity_ray.secagg import Party, SessionContext
 
 SHOWN = 5
 """Latest aborts and violations that the statistics show."""
@@ -209,13 +211,7 @@ class GlobalAggregator:
         self._attempt += 1
         layer2 = self._plan.config.layer2
         latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
-        threshold = threshold_for(len(parties), layer2.threshold_fraction)
-        graph = choose_graph(
-            len(parties),
-            threshold,
-            corrupt_fraction=layer2.assumed_corrupt_fraction,
-            dropout_fraction=layer2.assumed_dropout_fraction,
-        )
+        shape = session_shape(layer2, len(parties))
         context = SessionContext(
             federation_id=self._federation_id,
             session_id=self._entropy(16),
@@ -224,10 +220,10 @@ class GlobalAggregator:
             model_hash=agreement_hash(latest, release),
             dimension=release.length,
             ring_bits=release.ring_bits,
-            threshold=threshold,
+            threshold=shape.threshold,
             parties=tuple(Party(p.basket_id, p.identity) for p in parties),
-            degree=graph.degree,
-            share_threshold=graph.share_threshold,
+            degree=shape.degree,
+            share_threshold=shape.share_threshold,
         )
         return SessionTerms(context, release, facts, layer2.use_secure_aggregation)
 
@@ -244,6 +240,9 @@ class GlobalAggregator:
             "scale": release.scale,
             "clip_norm": release.clip_norm,
         }
+        if release.share_sigma:
+            details["grid_sensitivity"] = release.grid_sensitivity(list(release.weights))
+            details |= {"grid_share_sigma": release.share_sigma, "shares_counted_on": release.num_honest}
         charge: Charge = (
             self._peers.handle(ACCOUNTANT)
             .call("charge_release", self._charge_id, release.mu, now, details)

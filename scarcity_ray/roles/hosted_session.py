@@ -8,20 +8,28 @@ from typing import Any
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import ProtocolViolation, UsageError
-from scarcity_ray.layers.layer2 import contribution
+from scarcity_ray.layers.layer2 import add_share, contribution
 from scarcity_ray.layers.models import BasketModel
-from scarcity_ray.plan import FederationPlan
+from scarcity_ray.plan import FederationPlan, session_shape
+from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket
 from scarcity_ray.roles.sessions import SessionTerms
 from scarcity_ray.secagg import Advert, MaskedInput, Participant
 
 
 class HostedSession:
-    """The participants of one session that live in this actor, and what they contributed."""
+    """The participants of one session that live in this actor, and what they contributed.
 
-    def __init__(self, terms: SessionTerms, plan: FederationPlan) -> None:
+    Args:
+        terms: What the global aggregator says of the session.
+        plan: The federation's numbers.
+        noise: Where shares of noise come from.
+    """
+
+    def __init__(self, terms: SessionTerms, plan: FederationPlan, noise: NoiseSource) -> None:
         self._terms = terms
         self._plan = plan
+        self._noise = noise
         self.participants: dict[str, Participant] = {}
         self.contributed: dict[str, BasketModel | None] = {}
 
@@ -59,8 +67,17 @@ class HostedSession:
         return None if participant is None else participant.mask(inbox, self.plain(party))
 
     def plain(self, party: str) -> NDArray[Any]:
-        """The party's contribution in the ring."""
-        return contribution(self.contributed[party], party, self._terms.release, self._plan)
+        """The party's contribution in the ring, with its share of the noise where noise comes in shares.
+
+        A share is drawn anew whenever this is called, so once an attempt. Of an attempt that was aborted the
+        global aggregator keeps the masked inputs, and these tell it nothing of input or share: the self mask
+        on each is the keystream of a seed made for this attempt, whose shares are given out in `unmask`
+        alone, after which the attempt is not repeated. So of all attempts at a release one noised sum is
+        learned, and its shares are independent of whatever else was ever masked.
+        """
+        context, release = self._terms.context, self._terms.release
+        part = contribution(self.contributed[party], party, release, self._plan)
+        return add_share(part, release, self._noise, f"layer2/{context.round_id}/{context.attempt}/{party}")
 
     def close(self) -> None:
         """Wipe every participant's secrets."""
@@ -77,23 +94,28 @@ class HostedSessions:
     has heard of (other actors may have unmasked it), so it stays handed in.
 
     Guarantees:
+        a_session_of_other_numbers_is_refused: Weights, threshold, graph and scale of the noise are those that
+            the actor makes of the facts that the session states; each basket's own must be true.
         a_session_that_nobody_ends_keeps_no_keys: They are wiped when it is abandoned or the next begins.
         one_aggregate_is_masked_in_one_session_at_a_time
 
     Args:
         plan: The federation's numbers.
         baskets: The actor's baskets, now and later.
+        noise: Where shares of noise come from.
     """
 
-    def __init__(self, plan: FederationPlan, baskets: Mapping[str, Basket]) -> None:
+    def __init__(self, plan: FederationPlan, baskets: Mapping[str, Basket], noise: NoiseSource) -> None:
         self._plan = plan
         self._baskets = baskets
+        self._noise = noise
         self._sessions: dict[str, HostedSession] = {}
 
     def open(
         self,
         terms: SessionTerms,
         parties: Sequence[str],
+        plan: FederationPlan,
         known: Mapping[str, bytes],
         model_hash: bytes | None,
     ) -> dict[str, Advert]:
@@ -102,14 +124,18 @@ class HostedSessions:
         Args:
             terms: The session's.
             parties: Who of this actor is to take part.
+            plan: The federation's numbers after the last release that the actor was told of.
             known: Identity keys by basket, from another source than the coordinator.
             model_hash: What the session must be about, by the actor's own reckoning; None skips that check.
         """
         session = self._begin(terms)
+        refusal = _refusal(terms, plan)
 
         def join(party: str) -> Advert:
             basket = self._baskets[party]
             try:
+                if refusal is not None:
+                    raise ProtocolViolation(refusal)
                 return session.open(party, basket, known, model_hash)
             except ProtocolViolation:
                 basket.count_refused_session()
@@ -176,8 +202,30 @@ class HostedSessions:
 
     def _begin(self, terms: SessionTerms) -> HostedSession:
         self.abandon()
-        session = self._sessions[terms.session_id] = HostedSession(terms, self._plan)
+        session = self._sessions[terms.session_id] = HostedSession(terms, self._plan, self._noise)
         return session
+
+
+def _refusal(terms: SessionTerms, plan: FederationPlan) -> str | None:
+    """Why a session's numbers are not those of this federation, or None.
+
+    Noise in shares is to protect from the global aggregator, so its scale is not taken from it.
+    """
+    context, ids = terms.context, [party.party_id for party in terms.context.parties]
+    shape = session_shape(plan.config.layer2, len(ids))
+    if (context.threshold, context.degree, context.share_threshold) != (
+        shape.threshold,
+        shape.degree,
+        shape.share_threshold,
+    ):
+        return f"a session of {len(ids)} baskets needs another threshold or graph"
+    if any(party not in terms.facts or terms.facts[party].basket_id != party for party in ids):
+        return "the session states no facts about one of its parties"
+    if not terms.release.agrees_with(plan.release([terms.facts[party] for party in ids])):
+        return "the release's numbers do not follow from the facts that the session states"
+    if (context.dimension, context.ring_bits) != (terms.release.length, terms.release.ring_bits):
+        return "the session's ring is not the release's"
+    return None
 
 
 def by_party(parties: Sequence[str], step: Callable[[str], Any]) -> dict[str, Any]:

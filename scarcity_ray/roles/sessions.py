@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class SessionTerms:
 
 
 def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
-    """What all parties of a session must agree on before they mask: the last model, weights and clip norm.
+    """What all parties of a session must agree on before they mask: the last model, and every number.
 
     SHA-256; a party refuses a session whose hash is not what it makes of its own last release, and parties
     whose hashes differ derive different masks, so that nothing unmasks.
@@ -61,9 +61,8 @@ def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
         release: The session's numbers, as the party was told them.
     """
     digest = hashlib.sha256(latest.tobytes())
-    digest.update(repr(sorted(release.weights.items())).encode())
-    numbers = (release.ring_bits, release.scale, release.length, release.clip_norm, release.bit_radius)
-    digest.update(repr(numbers).encode())
+    for name, value in sorted(asdict(release).items()):
+        digest.update(repr((name, sorted(value.items()) if isinstance(value, dict) else value)).encode())
     return digest.digest()
 
 

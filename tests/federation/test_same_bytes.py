@@ -59,9 +59,9 @@ def play(fed: HierarchicalFederation, clock: Any) -> list[bytes]:
     ("method", "adaptive", "noise"),
     [
         ("krum", False, "gaussian"),
-        ("bulyan", False, "gaussian"),
+        ("bulyan", False, "distributed_discrete_gaussian"),
         ("trimmed_mean", False, "discrete_gaussian"),
-        ("trimmed_mean", True, "gaussian"),
+        ("trimmed_mean", True, "distributed_discrete_gaussian"),
     ],
 )
 def test_the_same_calls_give_the_same_bytes_on_both_runtimes(

@@ -1,0 +1,156 @@
+"""Who must stay in a session, and how many shares of noise are counted on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scarcity_ray.config import HierarchicalFederationConfig, Layer1Config, Layer2Config
+from scarcity_ray.errors import ConfigError
+from scarcity_ray.plan import (
+    GRID_STEPS,
+    NOISE_TAIL,
+    BasketFacts,
+    FederationPlan,
+    honest_shares,
+    make_plan,
+    session_shape,
+)
+from scarcity_ray.privacy.distributed import rho_of_shares
+from scarcity_ray.secagg import threshold_for
+
+SHARES = "distributed_discrete_gaussian"
+
+
+def layer2(**changes):
+    return Layer2Config(noise=SHARES, **changes)
+
+
+def config(dimension=4, total_epsilon=10.0, **changes):
+    return HierarchicalFederationConfig(
+        vector_dim=dimension,
+        layer1=Layer1Config(aggregation_method="mean"),
+        layer2=layer2(**changes),
+        total_epsilon=total_epsilon,
+    )
+
+
+def facts(count, rows=5):
+    return [BasketFacts(f"b{i:03}", "d", rows + i % 3, rows + i % 3) for i in range(count)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    num_parties=st.integers(2, 64),
+    threshold=st.floats(0.501, 1.0),
+    corrupt=st.floats(0.0, 0.499),
+)
+def test_no_more_honest_parties_are_counted_than_any_sum_must_hold(num_parties, threshold, corrupt):
+    settled = layer2(threshold_fraction=threshold, assumed_corrupt_fraction=corrupt)
+    shape = session_shape(settled, num_parties)
+    assert shape.threshold == threshold_for(num_parties, threshold)
+    colluding = math.ceil(corrupt * num_parties)
+    # Whoever colludes may be in the sum, with no noise that is any use.
+    assert shape.num_honest <= max(0, shape.threshold - colluding)
+    if shape.num_honest:
+        # No two disjoint lots of honest parties can each be shown a set of survivors of their own.
+        honest = num_parties - colluding
+        assert 2 * (shape.threshold - colluding) > honest
+        assert honest_shares(settled, num_parties) == shape.threshold - colluding >= 1
+    else:
+        with pytest.raises(ConfigError, match=r"threshold_fraction.*") as refusal:
+            honest_shares(settled, num_parties)
+        assert refusal.value.path == "layer2.assumed_corrupt_fraction"
+
+
+@pytest.mark.parametrize("num_parties", [65, 100, 500])
+def test_on_a_sparse_graph_no_more_are_counted_than_hide_each_other(num_parties):
+    shape = session_shape(layer2(), num_parties)
+    assert shape.degree is not None
+    assert 1 <= shape.num_honest < shape.share_threshold < shape.threshold - 0.1 * num_parties
+
+
+def test_with_the_defaults_every_session_has_an_honest_party():
+    for num_parties in range(2, 300):
+        assert honest_shares(layer2(), num_parties) >= 1
+    assert honest_shares(layer2(), 2) == 1
+    assert honest_shares(layer2(assumed_corrupt_fraction=0.0), 4) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"assumed_corrupt_fraction": 0.4}, "layer2.assumed_corrupt_fraction"),
+        ({"threshold_fraction": 0.51}, "layer2.assumed_corrupt_fraction"),
+        ({"use_secure_aggregation": False}, "layer2.noise"),
+    ],
+)
+def test_a_config_in_which_shares_claim_nothing_is_refused(changes, path):
+    with pytest.raises(ConfigError) as refusal:
+        make_plan(config(**changes))
+    assert refusal.value.path == path
+    make_plan(HierarchicalFederationConfig(layer2=Layer2Config(noise="discrete_gaussian", **changes)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(2, 90),
+    epsilon=st.floats(0.05, 8.0),
+    dimension=st.integers(1, 10**6),
+    rows=st.integers(1, 40),
+)
+def test_the_shares_that_are_counted_on_keep_the_charge(count, epsilon, dimension, rows):
+    plan = FederationPlan(config(dimension, central_dp_epsilon=epsilon))
+    release = plan.release(facts(count, rows))
+    everybody = list(release.weights)
+    honest = release.num_honest
+    claim = rho_of_shares(release.share_sigma, honest, release.grid_sensitivity(everybody), release.length)
+    assert claim <= 0.5 * release.mu**2
+    assert claim >= 0.5 * release.mu**2 * (1 - 1e-8)
+    # What the survivors really add; never less than central noise over the same baskets.
+    central = FederationPlan(
+        HierarchicalFederationConfig(
+            vector_dim=dimension,
+            layer1=Layer1Config(aggregation_method="mean"),
+            layer2=Layer2Config(noise="discrete_gaussian", central_dp_epsilon=epsilon),
+        )
+    ).release(facts(count, rows))
+    assert release.mu == central.mu
+    least = session_shape(layer2(), count).threshold
+    for survivors in (everybody, everybody[:least]):
+        sigma = release.grid_sigma(survivors)
+        assert sigma == pytest.approx(math.sqrt(len(survivors)) * release.share_sigma)
+        assert sigma > central.grid_sigma(survivors) * (1 - 1e-12)
+        assert sigma == pytest.approx(
+            central.grid_sigma(everybody) * math.sqrt(len(survivors) / honest), rel=1e-9
+        )
+    half = 2.0 ** (release.ring_bits - 1)
+    assert GRID_STEPS + count / 2 + NOISE_TAIL * release.grid_sigma(everybody) < half
+
+
+def test_without_a_claim_there_are_no_shares():
+    plan = FederationPlan(config(total_epsilon=math.inf, central_dp_epsilon=math.inf))
+    release = plan.release(facts(3))
+    assert release.share_sigma == release.grid_sigma(["b000"]) == 0.0
+
+
+def test_numbers_agree_up_to_the_last_bits_and_no_further():
+    plan = FederationPlan(config())
+    release, again = plan.release(facts(4)), plan.release(facts(4))
+    assert release.agrees_with(again)
+    for changed in (
+        replace(release, share_sigma=release.share_sigma * (1 - 1e-12)),
+        replace(release, weights={**release.weights, "b000": 0.1}),
+        replace(release, weights={b: w for b, w in release.weights.items() if b != "b000"}),
+        replace(release, sensitivities={**release.sensitivities, "b001": 0.0}),
+        replace(release, ring_bits=64),
+        replace(release, mu=2 * release.mu),
+        replace(release, num_honest=release.num_honest + 1),
+    ):
+        assert not release.agrees_with(changed)
+        assert not changed.agrees_with(release)
+    assert release.agrees_with(replace(release, mu=math.nextafter(release.mu, 9.0)))
