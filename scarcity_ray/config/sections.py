@@ -118,8 +118,8 @@ class Layer2Config:
     central_dp_delta: Delta = 1e-5
     noise: Noise = CentralNoise.GAUSSIAN
     """Continuous Gaussian noise rounded to the ring's grid, with exact accounting; or discrete Gaussian
-    noise, drawn exactly, with the whole ledger in zCDP; or that in shares, of which each basket adds one
-    before it masks, so that the aggregator sees no sum without noise. A ledger keeps what it was made with."""
+    noise, drawn exactly, with the whole ledger in zCDP; or that in shares, of which each basket adds
+    one before it masks, so that nobody sees a sum without noise. A ledger keeps what it was made with."""
     clip_norm: ClipNorm = 1.0
     adaptive_clipping: Flag = False
     """Whether the clip norm follows a quantile of the updates' norms. It starts at layer1.clip_norm, to which

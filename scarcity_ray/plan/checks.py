@@ -159,7 +159,7 @@ def _check_adaptation(plan: FederationPlan) -> None:
 
 
 def _check_shares(layer2: Layer2Config) -> None:
-    if layer2.noise is not CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
+    if not layer2.enabled or layer2.noise is not CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
         return
     if not layer2.use_secure_aggregation:
         raise ConfigError(
