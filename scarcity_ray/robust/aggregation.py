@@ -30,7 +30,7 @@ from scarcity_ray.robust.geometry import Geometry, squares_to
 from scarcity_ray.robust.linear import RowRule
 from scarcity_ray.robust.mixing import PreAggregation, mixed_geometry, settled_mixing
 from scarcity_ray.robust.outliers import OutlierReport, combined_report, report_of_squares
-from scarcity_ray.robust.rough import MOST_ERROR, exact_rows, rough_distances
+from scarcity_ray.robust.rough import MOST_ERROR, NORMS, exact_rows, rough_distances
 from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
 from scarcity_ray.robust.rule import Rule, Selection, Setting
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
@@ -205,7 +205,7 @@ def aggregate_blocks(
         mixing = mixing[:, :num_rows]
     seen = _seen_from_within(selection, squared, num_rows) if report and isinstance(rule, RowRule) else None
     if report and seen is None:
-        vector, seen = combined_report(map_blocks(report_block, rule, selection, num_byzantine, mixing))
+        vector, seen = _report_in_the_same_pass(map_blocks, norms, rule, selection, num_byzantine, mixing)
     else:
         vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixing)))
     entered = selection.rows
@@ -229,6 +229,23 @@ def _roughly(
         return None, None
     exact = partial(exact_rows, map_blocks, rough)
     return rule.settle(rough.squared, rough.error, setting, exact), rough.squared
+
+
+def _report_in_the_same_pass(
+    map_blocks: MapBlocks,
+    norms: NDArray[np.float64] | None,
+    rule: Rule,
+    selection: Selection,
+    num_byzantine: int,
+    mixing: Matrix | None,
+) -> tuple[Vector, OutlierReport | None]:
+    """The result and the report on it; twice over only where rows all but equal the result."""
+    if norms is not None and NORMS[0] < norms.max() < NORMS[1]:
+        parts = map_blocks(report_block, rule, selection, num_byzantine, mixing, False)
+        vector, seen = combined_report(parts, norms)
+        if seen is not None:
+            return vector, seen
+    return combined_report(map_blocks(report_block, rule, selection, num_byzantine, mixing, True), None)
 
 
 def _seen_from_within(selection: Selection, squared: Matrix | None, num_rows: int) -> OutlierReport | None:

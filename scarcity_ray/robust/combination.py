@@ -30,7 +30,7 @@ class BlockReport(NamedTuple):
 
     Attributes:
         vector: (b,) float32.
-        squares: (n,) float64, each row's squared distance to the vector.
+        squares: (n,) float64, each row's squared distance to the vector, or that less its own square.
         outside: (n,) int64, coordinates looked at in which it lies beyond what was averaged; None where rows
             are averaged.
         looked: Coordinates looked at.
@@ -58,16 +58,40 @@ def combine_block(
 
 
 def report_block(
-    block: Rows, rule: Rule, selection: Selection, num_byzantine: int, mixing: Matrix | None = None
+    block: Rows,
+    rule: Rule,
+    selection: Selection,
+    num_byzantine: int,
+    mixing: Matrix | None,
+    differences: bool,
 ) -> BlockReport:
-    """Kernel: what `combine_block` gives, and how each row stands to it; arguments as there."""
+    """Kernel: what `combine_block` gives, and how each row stands to it; arguments as there.
+
+    Args:
+        block: n float32 rows of length b.
+        rule: The rule.
+        selection: What its `select` gave.
+        num_byzantine: f.
+        mixing: As for `combine_block`.
+        differences: Whether to form the rows' differences from the result. It takes three times as long as
+            their inner products, which suffice where the rows' own squares are known and not almost equal to
+            them.
+    """
     if not isinstance(rule, ColumnRule) or mixing is not None:
-        vector = combine_block(block, rule, selection, num_byzantine, mixing)
-        return BlockReport(vector, _squares(block, vector), None, 0)
-    look = min(LOOK_COLUMNS, len(block[0]))
-    window = rule.summary(block, selection, num_byzantine)
-    outside = _outside(block, window.least[:look], window.largest[:look])
-    return BlockReport(window.mean, _squares(block, window.mean), outside, look)
+        vector, outside, look = combine_block(block, rule, selection, num_byzantine, mixing), None, 0
+    else:
+        look = min(LOOK_COLUMNS, len(block[0]))
+        window = rule.summary(block, selection, num_byzantine)
+        vector = window.mean
+        outside = _outside(block, window.least[:look], window.largest[:look])
+    squares = _squares(block, vector) if differences else _squares_less_own(block, vector)
+    return BlockReport(vector, squares, outside, look)
+
+
+def _squares_less_own(block: Rows, vector: Vector) -> NDArray[np.float64]:
+    """Squared distances to the vector less each row's own square: |v|^2 - 2 x.v, (n,) float64."""
+    inner = np.array([np.dot(row, vector) for row in block], np.float64)
+    return float(np.dot(vector, vector)) - 2.0 * inner
 
 
 def _squares(block: Rows, vector: Vector) -> NDArray[np.float64]:
@@ -85,13 +109,8 @@ def _squares(block: Rows, vector: Vector) -> NDArray[np.float64]:
 
 
 def _outside(block: Rows, low: Vector, high: Vector) -> NDArray[np.int64]:
-    look = len(low)
-    below, beyond = (workspace(name, low.shape, np.bool_) for name in ("below", "beyond"))
-    counts = np.empty(len(block), np.int64)
-    for index, row in enumerate(block):
-        np.less(row[:look], low, out=below)
-        np.greater(row[:look], high, out=beyond)
-        counts[index] = np.count_nonzero(np.logical_or(below, beyond, out=below))
+    seen = np.array([row[: len(low)] for row in block])
+    counts: NDArray[np.int64] = ((seen < low) | (seen > high)).sum(axis=1, dtype=np.int64)
     return counts
 
 

@@ -28,6 +28,9 @@ MAD_TO_SIGMA = 1.4826
 LEAST_SCALE = 2.0**-20
 """Least deviation, relative to the median distance: below it, differences are float32 rounding."""
 
+CANCELLED = 2.0**12
+"""A squared distance this much below the squares it is a difference of has lost its digits in float32."""
+
 
 @dataclass(frozen=True, eq=False)
 class OutlierReport:
@@ -57,13 +60,28 @@ class OutlierReport:
         return OutlierReport(distances, robust_z(distances), outside)
 
 
-def combined_report(parts: Iterable[BlockReport]) -> tuple[Vector, OutlierReport]:
-    """The result and its report from those of the blocks, in block order."""
+def combined_report(
+    parts: Iterable[BlockReport], norms: NDArray[np.float64] | None
+) -> tuple[Vector, OutlierReport | None]:
+    """The result and its report from those of the blocks, in block order.
+
+    Args:
+        parts: What `report_block` gave.
+        norms: (n,) float64, the rows' norms, where it formed no differences; the report is None if one is
+            needed.
+    """
     blocks = list(parts)
     vector = np.concatenate([block.vector for block in blocks])
     counts = [block.outside for block in blocks if block.outside is not None]
     outside = np.sum(counts, axis=0) / sum(block.looked for block in blocks) if counts else None
-    return vector, report_of_squares(ordered_sum(block.squares for block in blocks), outside)
+    squares = ordered_sum(block.squares for block in blocks)
+    if norms is not None:
+        own = np.square(norms)
+        largest = own + float(sum(np.dot(block.vector, block.vector) for block in blocks))
+        squares = squares + own
+        if bool((squares * CANCELLED < largest).any()):
+            return vector, None
+    return vector, report_of_squares(squares, outside)
 
 
 def report_of_squares(

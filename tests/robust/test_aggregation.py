@@ -295,6 +295,23 @@ def test_rows_much_closer_to_the_result_than_to_each_other_are_looked_at_again()
     np.testing.assert_allclose(result.report.distances, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("apart", [1.0, 1e-1, 1e-3, 0.0])
+@pytest.mark.parametrize("method", ["median", "bulyan", "mean"])
+def test_rows_that_all_but_equal_the_result_are_told_apart(method, apart):
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=12000) + apart * rng.normal(size=(16, 12000))).astype(np.float32)
+    report = aggregate_blocks(
+        inline_blocks(rows),
+        16,
+        method=method,
+        num_byzantine=1,
+        norms=np.linalg.norm(rows.astype(np.float64), axis=1),
+        report=True,
+    )
+    expected = np.linalg.norm(rows.astype(np.float64) - report.vector, axis=1)
+    np.testing.assert_allclose(report.report.distances, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
 def test_a_report_on_rows_whose_squares_leave_float32_says_how_far_they_stood(scale):
     rows = (rows_for(d=50) * scale).astype(np.float32)
