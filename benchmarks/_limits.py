@@ -3,8 +3,8 @@
 Times are the thread's CPU time with one BLAS thread, inline.
 
 - *min/max*: `np.minimum` and `np.maximum` on cache-resident rows, as often as Batcher's pruned network needs
-  them. *compiled* sorts with the compiled kernel (the extra ``fast``), *NumPy* without it. Bulyan's second
-  phase is that of n rows, f of them Byzantine, and its arithmetic the sorting of n - 2f rows.
+  them. *compiled* is with the compiled kernel (the extra ``fast``), *NumPy* without it. Bulyan's second phase
+  is that of n rows, f of them Byzantine, and its arithmetic the sorting of n - 2f rows.
 - *a tenth of the columns*, *a tenth of the rows*: the same call on a tenth, so that a ratio of 10 is linear
   growth, and 100 the growth of an n x n matrix. *Gram* is the kernel over all blocks: in float32, which
   settles most selections, and in float64.
@@ -12,15 +12,13 @@ Times are the thread's CPU time with one BLAS thread, inline.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks._timing import BYZANTINE_SHARE, Row, least_time, versus
+from benchmarks._timing import Row, byzantine, least_time, matrix_of, progress, versus
 from scarcity_ray.robust import (
     BLOCK_COLUMNS,
     MapBlocks,
@@ -51,7 +49,7 @@ GRAM_GROWTH = [(200, 100_000), (300, 100_000), (1000, 100_000)]
 
 def rows(quick: bool = False) -> Iterator[Row]:
     with one_blas_thread():
-        for n in (20,) if quick else (20, 50, 64):
+        for n in (20,) if quick else (20, 50, 64, 100):
             yield from ceiling(n, 10_000 if quick else 100_000)
         for n, d in [(20, 10_000)] if quick else GROWTH:
             yield from growth(n, d)
@@ -60,16 +58,25 @@ def rows(quick: bool = False) -> Iterator[Row]:
 
 
 def ceiling(n: int, d: int) -> Iterator[Row]:
-    blocks, f = inline_blocks(normal_rows(n, d)), int(BYZANTINE_SHARE * n)
+    blocks = inline_blocks(list(matrix_of(n, d)))
     for name, rule in CEILINGS.items():
+        progress(f"limits: {name} n={n} d={d}")
+        f = byzantine(rule.name, n)
         entering = n - 2 * f if rule.needs_distances else n
         limit = min_max(entering, rule.window(entering, f), d)
         run = partial(second_phase, blocks, rule, Selection(tuple(range(entering))), f)
-        for way, context in ways():
-            with context:
-                seconds = least_time(run, 9)
-            case = {"name": f"{name}, {way}", "n": n, "d": d, "seconds": seconds}
-            yield case | versus(seconds, "min/max", limit)
+        with patch.object(robust_columns, "column_kernel", lambda: None):
+            seconds = least_time(run, 9)
+        yield {"name": f"{name}, NumPy", "n": n, "d": d, "seconds": seconds} | versus(
+            seconds, "min/max", limit
+        )
+        if robust_columns.column_kernel() is None:
+            progress("skipped: the compiled kernel (the extra fast is not installed)")
+            continue
+        compiled = least_time(run, 9)
+        case = {"name": f"{name}, compiled", "n": n, "d": d, "seconds": compiled}
+        yield case | versus(compiled, "min/max", limit)
+        yield case | versus(compiled, "NumPy", seconds)
 
 
 def second_phase(blocks: MapBlocks, rule: ColumnRule, selection: Selection, f: int) -> None:
@@ -77,18 +84,11 @@ def second_phase(blocks: MapBlocks, rule: ColumnRule, selection: Selection, f: i
         pass
 
 
-def ways() -> Iterator[tuple[str, AbstractContextManager[object]]]:
-    if robust_columns.column_kernel() is None:
-        print("skipped: the compiled kernel (the extra fast is not installed)", file=sys.stderr)
-    else:
-        yield "compiled", nullcontext()
-    yield "NumPy", patch.object(robust_columns, "column_kernel", lambda: None)
-
-
 def growth(n: int, d: int) -> Iterator[Row]:
-    whole = normal_rows(n, d)
+    whole = list(matrix_of(n, d))
     tenth = [row[: d // 10].copy() for row in whole]
     for method in GROWING_RULES:
+        progress(f"limits: growth of {method} to n={n} d={d}")
         before = least_time(aggregation(tenth, method), 20)
         after = least_time(aggregation(whole, method), 5)
         case = {"name": f"growth, {method}", "n": n, "d": d, "seconds": after}
@@ -96,12 +96,13 @@ def growth(n: int, d: int) -> Iterator[Row]:
 
 
 def aggregation(rows: list[np.ndarray], method: str) -> Callable[[], object]:
-    blocks, norms, f = inline_blocks(rows), row_norms(rows), int(BYZANTINE_SHARE * len(rows))
+    blocks, norms, f = inline_blocks(rows), row_norms(rows), byzantine(method, len(rows))
     return lambda: aggregate_blocks(blocks, len(rows), method=method, num_byzantine=f, norms=norms)
 
 
 def gram_growth(n: int, d: int) -> Iterator[Row]:
-    whole = normal_rows(n, d)
+    whole = list(matrix_of(n, d))
+    progress(f"limits: growth of the Gram to n={n} d={d}")
     for name, kernel in (("float32", rough_gram_block), ("float64", gram_block)):
         before = least_time(partial(gram, whole[: n // 10], kernel), 20)
         after = least_time(partial(gram, whole, kernel), 5)
@@ -112,10 +113,6 @@ def gram_growth(n: int, d: int) -> Iterator[Row]:
 def gram(rows: list[np.ndarray], kernel: Callable[..., object]) -> None:
     for _ in inline_blocks(rows)(kernel, 0):
         pass
-
-
-def normal_rows(n: int, d: int) -> list[np.ndarray]:
-    return list(np.random.default_rng(0).standard_normal((n, d), np.float32))
 
 
 def min_max(n: int, window: Window, d: int) -> float:
