@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from scarcity_ray.workloads.page import epsilon, percent
 from scarcity_ray.workloads.records import RoundRecord
-from scarcity_ray.workloads.report import epsilon, percent
 
 
 class JsonLines:
@@ -62,7 +62,7 @@ class PlainLines:
         self._console.print(
             f"round {record.round}/{self._rounds}  accuracy {percent(record.accuracy)}  epsilon left "
             f"{epsilon(record.epsilon_left)}  rejected {record.num_rejected}  {record.elapsed:.1f} s"
-            f"{'' if record.released else '  no release'}",
+            f"{'' if record.released or record.baskets else '  no release'}",
             markup=False,
             highlight=False,
         )

@@ -18,10 +18,12 @@ from scarcity_ray.forecast import warnings_of
 from scarcity_ray.hierarchical import HierarchicalFederation
 from scarcity_ray.workloads.charts import require_matplotlib
 from scarcity_ray.workloads.config import load_run
+from scarcity_ray.workloads.gossip_report import BASKET_COLUMNS, mean_of, standing_figures
 from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.outputs import RunFolder
+from scarcity_ray.workloads.page import attack_name, epsilon, percent
 from scarcity_ray.workloads.records import Summary
-from scarcity_ray.workloads.report import attack_name, epsilon, percent, render_report
+from scarcity_ray.workloads.report import render_report
 
 
 def run_command(
@@ -69,6 +71,24 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
             "the run ended there.\n",
             style="bold",
         )
+    baskets = summary.basket_standings
+    table = _basket_table(summary) if baskets else _comparison_table(summary, attack)
+    console.print(table)
+    console.print(
+        f"\n{summary.rounds} rounds, {summary.clients} clients in {summary.baskets} baskets, "
+        f"{summary.byzantine_clients} of them Byzantine, {sum(summary.rejected.values())} updates refused, "
+        f"{summary.gossip_messages} gossip messages, {summary.wall_seconds:.0f} s; "
+        f"epsilon {epsilon(summary.epsilon_spent)} of {epsilon(summary.total_epsilon)} spent "
+        f"at delta {summary.delta:g}.",
+        markup=False,
+    )
+    console.print("\nPrivacy claim", style="bold")
+    for sentence in summary.privacy_claim:
+        console.print(f"- {sentence}", markup=False)
+    console.print(f"\nWritten to {folder.path}/; open {folder.report}", markup=False, soft_wrap=True)
+
+
+def _comparison_table(summary: Summary, attack: str) -> Table:
     table = Table(title=f"{summary.name}: accuracy on unseen digits", title_justify="left", box=None)
     table.add_column("run")
     table.add_column("attack")
@@ -87,16 +107,18 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
         (f"{rule}, {noise} (simulated)", "ALIE", summary.accuracy_under_alie),
     ):
         table.add_row(name, under, percent(value))
-    console.print(table)
-    console.print(
-        f"\n{summary.rounds} rounds, {summary.clients} clients in {summary.baskets} baskets, "
-        f"{summary.byzantine_clients} of them Byzantine, {sum(summary.rejected.values())} updates refused, "
-        f"{summary.gossip_messages} gossip messages, {summary.wall_seconds:.0f} s; "
-        f"epsilon {epsilon(summary.epsilon_spent)} of {epsilon(summary.total_epsilon)} spent "
-        f"at delta {summary.delta:g}.",
-        markup=False,
-    )
-    console.print("\nPrivacy claim", style="bold")
-    for sentence in summary.privacy_claim:
-        console.print(f"- {sentence}", markup=False)
-    console.print(f"\nWritten to {folder.path}/; open {folder.report}", markup=False, soft_wrap=True)
+    return table
+
+
+def _basket_table(summary: Summary) -> Table:
+    table = Table(title=f"{summary.name}: accuracy on unseen digits", title_justify="left", box=None)
+    table.add_column("basket", no_wrap=True)
+    for heading in ("attackers", *(heading for _, heading in BASKET_COLUMNS)):
+        table.add_column(heading, justify="right")
+    for basket, standing in summary.basket_standings.items():
+        figures = [percent(standing_figures(standing).get(key)) for key, _ in BASKET_COLUMNS]
+        table.add_row(basket, f"{standing['byzantine']} of {standing['clients']}", *figures)
+    means = [percent(mean_of(summary, key)) for key, _ in BASKET_COLUMNS]
+    share = f"{summary.byzantine_clients} of {summary.clients}"
+    table.add_row("all honest clients", share, *means, style="bold")
+    return table

@@ -12,7 +12,7 @@ import numpy as np
 from scarcity_ray.workloads.attack_table import ARMS, Entry
 from scarcity_ray.workloads.charts import require_matplotlib
 from scarcity_ray.workloads.laboratory import HONEST_MEAN
-from scarcity_ray.workloads.report import attack_name
+from scarcity_ray.workloads.page import attack_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,6 +26,8 @@ COLOURS = {
     "clean": "#2e9e6b",
     "clipped_mean": "#d18a1c",
     "plain_mean": "#d1495b",
+    "alone": "#d1495b",
+    "clear_gossip": "#d18a1c",
 }
 PALETTE = ("#8e6bbf", "#d18a1c", "#2e9e6b", "#3b82d6", "#7d8794", "#d1495b")
 LABELS = {
@@ -33,6 +35,9 @@ LABELS = {
     "clean": "no attack, no noise",
     "clipped_mean": "clipped mean",
     "plain_mean": "plain mean",
+    "gossip": "simulated",
+    "alone": "no gossip",
+    "clear_gossip": "without noise",
 }
 
 
@@ -73,6 +78,35 @@ def accuracy_chart(records: Sequence[RoundRecord], curves: Mapping[str, Sequence
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
     return _svg(figure, "accuracy", "Accuracy over rounds")
+
+
+def basket_chart(standings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Each basket's members with gossip and without, and its own model, on its own domain's digits."""
+    figure, axes = _figure(1.1 + 0.32 * len(standings), right=0.75)
+    places = range(len(standings))
+    series = {
+        "members": [standing["members_at_home"] for standing in standings.values()],
+        "no gossip": [
+            (standing.get("alone") or {}).get("members_at_home") for standing in standings.values()
+        ],
+        "basket's model": [standing["model_at_home"] for standing in standings.values()],
+    }
+    colours = (COLOURS["federation"], COLOURS["alone"], COLOURS["clean"])
+    for (name, values), colour, marker in zip(series.items(), colours, "osD", strict=True):
+        known = [
+            (100 * value, place) for value, place in zip(values, places, strict=True) if value is not None
+        ]
+        if known:
+            axes.plot(*zip(*known, strict=True), marker, color=colour, markersize=6, label=name)
+    axes.set_yticks(list(places), list(standings))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.grid(axis="x", color=GRID, alpha=0.25, linewidth=0.8)
+    axes.set_xlabel("accuracy, %", color=TEXT, fontsize=9, loc="right", labelpad=2)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.04), labelcolor=TEXT)
+    left = 0.2
+    axes.set_position((left, axes.get_position().y0, 0.75 - left, axes.get_position().height))
+    return _svg(figure, "baskets", "Accuracy of each basket")
 
 
 def budget_chart(records: Sequence[RoundRecord], total_epsilon: float) -> str:

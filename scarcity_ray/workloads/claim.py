@@ -24,6 +24,20 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
     """
     if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
         return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)
+    if not config.layer2.enabled:
+        return (
+            f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all that any one client "
+            f"gossips in the whole run; the budget is ({config.total_epsilon:g}, {config.total_delta:g}).",
+            "Protected: the values of any one client's accepted updates, over the whole run (neighbours "
+            "differ in one client's values: replace-one). That a client took part is public.",
+            "Against: whoever sees every gossip message, the other members of its basket included. Nothing "
+            "else leaves a client, and there is no global model.",
+            "Not against: whoever operates the Ray cluster or can read its memory, where the clients' own "
+            "states lie.",
+            "Outside the claim: this is a simulation. Baskets' own models are robust means of their "
+            "members' own states, so they and all accuracies are computed without protection, and so was "
+            "the choice of the settings.",
+        )
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
         f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}). "

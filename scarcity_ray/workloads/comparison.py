@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig, AttackName
+from scarcity_ray.workloads.gossip_training import GossipRun, simulate_gossip
 from scarcity_ray.workloads.scene import Scene
 from scarcity_ray.workloads.simulate import Defence, simulate
 
@@ -16,7 +18,7 @@ class Comparison:
     """One simulated run.
 
     Attributes:
-        name: A key of `DEFENCES`.
+        name: A key of `DEFENCES` or `GOSSIP_DEFENCES`.
         attack: What the Byzantine clients do in it.
     """
 
@@ -52,6 +54,31 @@ def comparisons(attack: AttackConfig, others: tuple[AttackName, ...]) -> list[Co
     for each in (attack, *named):
         runs += [Comparison(name, each) for name in ("federation", "clipped_mean", "plain_mean")]
     return runs
+
+
+GOSSIP_DEFENCES = {
+    "gossip": "the configured gossip, simulated",
+    "alone": "no gossip: every client learns from its own data",
+    "clear_gossip": "gossip without noise, under the same attack",
+    "clean": "the configured gossip, without attackers",
+}
+
+
+def gossip_comparisons(attack: AttackConfig, others: tuple[AttackName, ...]) -> list[Comparison]:
+    """The runs to make without Layer 2: each of `GOSSIP_DEFENCES`, and the configured gossip under others."""
+    named = [AttackConfig(name=name) for name in dict.fromkeys(others) if name != attack.name]
+    runs = [Comparison(name, attack) for name in ("gossip", "alone", "clear_gossip")]
+    runs += [Comparison("gossip", each) for each in named]
+    return [*runs, Comparison("clean", AttackConfig(name="none"))]
+
+
+def compare_gossip(run: Comparison, inputs: ComparisonInputs) -> GossipRun:
+    """Make one comparison run without Layer 2; a task of the runtime."""
+    federation = inputs.federation
+    if run.name == "clear_gossip":
+        clear = replace(federation.gossip, local_dp_epsilon=math.inf)
+        federation = replace(federation, gossip=clear, total_epsilon=math.inf)
+    return simulate_gossip(inputs.scene, run.attack, federation, gossip=run.name != "alone")
 
 
 def compare(run: Comparison, inputs: ComparisonInputs) -> list[float]:

@@ -19,8 +19,15 @@ from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import craft
 from scarcity_ray.workloads.averaging import RunningModel
 from scarcity_ray.workloads.claim import privacy_claim
-from scarcity_ray.workloads.comparison import ComparisonInputs, compare, comparisons
+from scarcity_ray.workloads.comparison import (
+    ComparisonInputs,
+    compare,
+    compare_gossip,
+    comparisons,
+    gossip_comparisons,
+)
 from scarcity_ray.workloads.config import RunConfig
+from scarcity_ray.workloads.gossip_training import BasketStanding, GossipTraining, mean_accuracy
 from scarcity_ray.workloads.outputs import RunFolder
 from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
 from scarcity_ray.workloads.scene import Scene, make_scene
@@ -71,6 +78,7 @@ class Progress:
 
     model: RunningModel
     records: list[RoundRecord]
+    gossip: GossipTraining | None = None
     epsilon_spent: float = 0.0
     budget_spent_early: bool = False
 
@@ -108,12 +116,18 @@ def run_job(
             names, places = np.unique(federation.register_clients(clients), return_inverse=True)
         scene = replace(scene, baskets=places.astype(np.int64))
         watcher.phase("Training")
-        progress = _train(config, federation, scene, folder, watcher, watch)
+        progress = _train(config, federation, scene, folder, watcher, watch, names.tolist())
         watcher.phase("Comparison runs")
         with watch.time("comparison"):
-            curves = _compare(config, federation, scene, len(progress.records))
-    folder.write_model(progress.model.average, config, progress.epsilon_spent)
+            curves, alone = _compare(config, federation, scene, len(progress.records))
+    _write_models(progress, config, folder, names.tolist())
     summary = _summarise(config, scene, progress, curves, len(names), watch)
+    standings = progress.records[-1].baskets if progress.records else {}
+    together = {
+        name: {**standing, **({"alone": alone[number].as_json()} if number in alone else {})}
+        for number, (name, standing) in enumerate(sorted(standings.items()))
+    }
+    summary = replace(summary, basket_standings=together)
     folder.write_summary(summary)
     return Outcome(summary, tuple(progress.records), curves)
 
@@ -125,8 +139,11 @@ def _train(
     folder: RunFolder,
     watcher: Watcher,
     watch: Stopwatch,
+    basket_ids: list[str],
 ) -> Progress:
     progress = Progress(RunningModel.zeros(config.workload.dimension), [])
+    if not config.federation.layer2.enabled:
+        progress.gossip = GossipTraining(scene, federation, config.federation, basket_ids)
     for number in range(config.workload.rounds):
         stats = federation.get_stats()
         progress.epsilon_spent = stats["privacy_consumed_epsilon"]
@@ -148,24 +165,23 @@ def _train(
 def _round(
     config: RunConfig, federation: Any, scene: Scene, progress: Progress, number: int, watch: Stopwatch
 ) -> RoundRecord:
-    workload, population = config.workload, scene.population
+    workload, population, gossip = config.workload, scene.population, progress.gossip
     before = dict(watch.seconds)
+    delta, standings = None, {}
     with watch.time("training"):
-        tasks = [
-            (first, min(first + workload.clients_per_task, workload.clients))
-            for first in range(0, workload.clients, workload.clients_per_task)
-        ]
-        inputs = scene.training(progress.model.current, workload.attack)
-        deltas = np.concatenate(federation.map_tasks(train_clients, tasks, inputs))
-        rng = stream(scene.seed, "attack", number)
-        rule = basket_rule(make_plan(config.federation))
-        sent = craft(workload.attack, deltas, population.byzantine, scene.baskets, rng, rule)
+        if gossip is not None:
+            sent = gossip.train(number)
+        else:
+            sent = _updates(config, federation, scene, progress.model.current, number)
     with watch.time("submission"):
         receipts = federation.submit_updates(population.client_ids, sent, None)
     with watch.time("gossip"):
         messages = sum(federation.run_gossip_round().values()) if workload.gossip else 0
     with watch.time("aggregation"):
-        delta = federation.force_aggregate()
+        if gossip is not None:
+            standings = gossip.collect()
+        else:
+            delta = federation.force_aggregate()
     with watch.time("accounting"):
         epsilon_left, _ = federation.get_privacy_budget()
         epsilon_spent = federation.get_stats()["privacy_consumed_epsilon"]
@@ -174,7 +190,7 @@ def _round(
         progress.model = progress.model.step(delta, workload.server_learning_rate, workload.averaging_decay)
     return RoundRecord(
         round=number + 1,
-        accuracy=_test_accuracy(progress.model.average, scene),
+        accuracy=mean_accuracy(standings) if standings else _test_accuracy(progress.model.average, scene),
         epsilon_spent=epsilon_spent,
         epsilon_left=epsilon_left,
         accepted=sum(receipt.accepted for receipt in receipts),
@@ -183,7 +199,29 @@ def _round(
         released=delta is not None,
         seconds=watch.since(before),
         elapsed=watch.elapsed,
+        baskets=gossip.by_name(standings) if gossip is not None else {},
     )
+
+
+def _updates(
+    config: RunConfig, federation: Any, scene: Scene, model: NDArray[np.float32], number: int
+) -> NDArray[np.float32]:
+    """What clients send when they start from the global model: their deltas, or an attack."""
+    workload = config.workload
+    inputs = scene.training(model, workload.attack)
+    deltas = np.concatenate(federation.map_tasks(train_clients, scene.tasks, inputs))
+    rng = stream(scene.seed, "attack", number)
+    rule = basket_rule(make_plan(config.federation))
+    return craft(workload.attack, deltas, scene.population.byzantine, scene.baskets, rng, rule)
+
+
+def _write_models(progress: Progress, config: RunConfig, folder: RunFolder, basket_ids: list[str]) -> None:
+    """The global model, or each basket's own where these are exposed."""
+    if progress.gossip is None:
+        folder.write_model(progress.model.average, config, progress.epsilon_spent)
+    elif progress.gossip.basket_models:
+        models = {basket_ids[number]: model for number, model in progress.gossip.basket_models.items()}
+        folder.write_basket_models(models, config)
 
 
 def _test_accuracy(model: NDArray[np.float32], scene: Scene) -> float:
@@ -192,14 +230,21 @@ def _test_accuracy(model: NDArray[np.float32], scene: Scene) -> float:
 
 def _compare(
     config: RunConfig, federation: Any, scene: Scene, rounds: int
-) -> dict[tuple[str, str], list[float]]:
+) -> tuple[dict[tuple[str, str], list[float]], dict[int, BasketStanding]]:
+    """Accuracy after each round by run and attack; and how each basket would have ended without gossip."""
     if not rounds:
-        return {}
-    runs = comparisons(config.workload.attack, config.workload.compare_attacks)
+        return {}, {}
     workload = replace(config.workload, rounds=rounds)
     inputs = ComparisonInputs(replace(scene, workload=workload), config.federation)
+    if not config.federation.layer2.enabled:
+        made = gossip_comparisons(workload.attack, workload.compare_attacks)
+        found = federation.map_tasks(compare_gossip, made, inputs)
+        by_run = {(run.name, run.attack.name): one for run, one in zip(made, found, strict=True)}
+        alone = by_run["alone", workload.attack.name].standings
+        return {key: one.curve for key, one in by_run.items()}, alone
+    runs = comparisons(config.workload.attack, config.workload.compare_attacks)
     curves = federation.map_tasks(compare, runs, inputs)
-    return {(run.name, run.attack.name): curve for run, curve in zip(runs, curves, strict=True)}
+    return {(run.name, run.attack.name): curve for run, curve in zip(runs, curves, strict=True)}, {}
 
 
 def _summarise(
@@ -226,7 +271,7 @@ def _summarise(
         accuracy_clipped_mean=final.get(("clipped_mean", attack)),
         accuracy_clean=final.get(("clean", "none")),
         accuracy_under_alie=final.get(("federation", "alie")),
-        accuracy_simulated=final.get(("federation", attack)),
+        accuracy_simulated=final.get(("federation", attack), final.get(("gossip", attack))),
         epsilon_spent=progress.epsilon_spent,
         delta=federation.total_delta,
         total_epsilon=federation.total_epsilon,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,21 +79,38 @@ class RunFolder:
 
     def write_model(self, model: NDArray[np.float32], config: RunConfig, epsilon_spent: float) -> None:
         """Write ``model.arrow``: a row a feature, a float32 column a digit (`read_model` reads it)."""
-        weights = model.reshape(-1, NUM_CLASSES)
+        claim = {"epsilon_spent": repr(epsilon_spent), "delta": repr(config.federation.total_delta)}
+        self._write_table([model], config, claim, {})
+
+    def write_basket_models(self, models: Mapping[str, NDArray[np.float32]], config: RunConfig) -> None:
+        """Write ``model.arrow`` with the baskets' own models below each other and a column of baskets."""
+        ids = sorted(models)
+        rows = config.workload.dimension // NUM_CLASSES
+        column = pa.array([basket for basket in ids for _ in range(rows)], pa.string())
+        claim = {"privacy": "basket models lie outside the privacy claim"}
+        self._write_table([models[basket] for basket in ids], config, claim, {"basket": column})
+
+    def _write_table(
+        self,
+        models: Sequence[NDArray[np.float32]],
+        config: RunConfig,
+        claim: Mapping[str, str],
+        first: Mapping[str, Any],
+    ) -> None:
+        weights = np.concatenate([model.reshape(-1, NUM_CLASSES) for model in models])
         kept = config.workload.features
         features = f"pixels / 16 - 0.5, cosine transform (DCT-II, orthonormal), the {kept} lowest frequencies"
         inputs = [f"frequency_{down}_{across}" for down, across in frequencies(kept)]
         if config.workload.random_features:
             features += "; then scarcity_ray.workloads.digits.random_fourier"
             inputs = [f"fourier_{number}" for number in range(config.workload.random_features)]
-        columns = {"input": pa.array([*inputs, "bias"], pa.string())}
+        columns = {**first, "input": pa.array([*inputs, "bias"] * len(models), pa.string())}
         columns |= {f"digit_{c}": pa.array(weights[:, c], pa.float32()) for c in range(NUM_CLASSES)}
         facts = {
             "format": "scarcity_ray softmax regression 1",
             "run": config.name,
             "features": features,
-            "epsilon_spent": repr(epsilon_spent),
-            "delta": repr(config.federation.total_delta),
+            **claim,
         }
         table = pa.table(columns).replace_schema_metadata(facts)
         with (
@@ -101,9 +120,11 @@ class RunFolder:
             writer.write_table(table)
 
 
-def read_model(path: str | Path) -> NDArray[np.float32]:
-    """The flat model of a ``model.arrow``, float32 ((features + 1) * 10,)."""
+def read_model(path: str | Path, basket: str | None = None) -> NDArray[np.float32]:
+    """The flat model of a ``model.arrow``, or a basket's own, float32 ((features + 1) * 10,)."""
     with pa.OSFile(str(path), "rb") as source:
         table = pa.ipc.open_file(source).read_all()
+    if basket is not None:
+        table = table.filter(pa.array([name == basket for name in table["basket"].to_pylist()]))
     columns = [table[f"digit_{c}"].to_numpy() for c in range(NUM_CLASSES)]
     return np.stack(columns, axis=1).astype(np.float32).ravel()

@@ -14,7 +14,8 @@ class RoundRecord:
 
     Attributes:
         round: Number, from 1.
-        accuracy: Of the model handed out after this round, on the test part.
+        accuracy: Of the model handed out after this round, on the test part; without Layer 2 the mean over
+            honest clients, each with its own model.
         epsilon_spent: By the client that has spent most.
         epsilon_left: Of the budget; 0 once the next release does not fit.
         accepted: Updates accepted.
@@ -23,6 +24,7 @@ class RoundRecord:
         released: Whether there was a global model.
         seconds: Time by phase.
         elapsed: Seconds since the job began.
+        baskets: Without Layer 2, how each basket stands (`gossip_training.BasketStanding` as plain data).
     """
 
     round: int
@@ -35,6 +37,7 @@ class RoundRecord:
     released: bool
     seconds: Mapping[str, float]
     elapsed: float
+    baskets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def num_rejected(self) -> int:
@@ -52,7 +55,7 @@ class Summary:
 
     Attributes:
         name: Of the run.
-        accuracy: The federation's, under attack, with noise.
+        accuracy: The federation's, under attack, with noise; without Layer 2 the mean over honest clients.
         accuracy_mean_under_attack: The plain mean's under the same attack.
         accuracy_clipped_mean: The mean of clipped updates, with its own noise, under the same attack.
         accuracy_clean: The federation's rule without attack and noise.
@@ -76,6 +79,8 @@ class Summary:
         seconds: Time by phase.
         attacks: For each attack, the accuracies of the simulated runs by defence.
         privacy_claim: What the figures claim, in sentences.
+        basket_standings: Without Layer 2, how each basket ended, and under ``alone`` how it would have
+            without gossip.
     """
 
     name: str
@@ -103,6 +108,7 @@ class Summary:
     seconds: Mapping[str, float]
     attacks: Mapping[str, Mapping[str, float]]
     privacy_claim: tuple[str, ...]
+    basket_standings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The contents of ``summary.json``."""

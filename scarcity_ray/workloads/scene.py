@@ -32,8 +32,14 @@ class Scene:
     workload: WorkloadConfig
     seed: int
 
+    @property
+    def tasks(self) -> list[tuple[int, int]]:
+        """The rows that each training task trains."""
+        clients, each = self.workload.clients, self.workload.clients_per_task
+        return [(first, min(first + each, clients)) for first in range(0, clients, each)]
+
     def training(self, model: NDArray[np.float32], attack: AttackConfig) -> TrainingInputs:
-        """What the training tasks of a round share, when clients start from `model`."""
+        """What the training tasks of a round share, when clients start from `model`, (d,) or one a client."""
         population = self.population
         return TrainingInputs(
             model=model,

@@ -16,7 +16,7 @@ class TrainingInputs:
     """What a training task shares with all others of a round.
 
     Attributes:
-        model: (d,) float32, the round's global model.
+        model: (d,) float32, the round's global model; or (clients, d), each client's own.
         features: (clients, examples, features + 1) float32.
         labels: (clients, examples) int64.
         present: (clients, examples) float32.
@@ -35,7 +35,7 @@ class TrainingInputs:
 
 
 def train_clients(rows: tuple[int, int], inputs: TrainingInputs) -> NDArray[np.float32]:
-    """Train the clients of a range of rows from the global model; a task of the runtime.
+    """Train the clients of a range of rows from the global model or their own; a task of the runtime.
 
     Full-batch gradient descent on each client's mean cross-entropy, all clients in one batched product.
 
@@ -44,7 +44,7 @@ def train_clients(rows: tuple[int, int], inputs: TrainingInputs) -> NDArray[np.f
         inputs: What the tasks share.
 
     Returns:
-        (rows, d) float32, each client's model minus the global one.
+        (rows, d) float32, each client's model minus the one that it started from.
 
     *Guarantees*
         a client's delta does not depend on the others in its task
@@ -54,14 +54,15 @@ def train_clients(rows: tuple[int, int], inputs: TrainingInputs) -> NDArray[np.f
     present = inputs.present[first:last]
     count = last - first
     wanted = np.eye(inputs.num_classes, dtype=np.float32)[inputs.labels[first:last]]
-    start = inputs.model.reshape(features.shape[2], inputs.num_classes)
-    weights = np.repeat(start[None], count, axis=0)
+    start = inputs.model[first:last] if inputs.model.ndim == 2 else np.repeat(inputs.model[None], count, 0)
+    weights = start.reshape(count, features.shape[2], inputs.num_classes).copy()
     scale = (present / np.maximum(present.sum(axis=1, keepdims=True), 1.0))[:, :, None]
     backwards = np.ascontiguousarray(features.transpose(0, 2, 1))
     for _ in range(inputs.local_steps):
         residual = (softmax(features @ weights) - wanted) * scale
         weights -= np.float32(inputs.learning_rate) * (backwards @ residual)
-    return (weights - start).reshape(count, -1)
+    trained: NDArray[np.float32] = weights.reshape(count, -1) - start
+    return trained
 
 
 def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -73,7 +74,14 @@ def softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def accuracy(model: NDArray[np.float32], features: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Share of examples whose label has the largest score; a score that is not finite is never right."""
-    weights = model.reshape(features.shape[1] + 1, -1)
-    scores = features @ weights[:-1] + weights[-1]
-    right = (scores.argmax(axis=1) == labels) & np.isfinite(scores).all(axis=1)
-    return float(right.mean())
+    return float(right_answers(model[None], features, labels).mean())
+
+
+def right_answers(
+    models: NDArray[np.float32], features: NDArray[np.float32], labels: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """(models, examples): whether the label has the largest score, all scores being finite."""
+    weights = models.reshape(len(models), features.shape[1] + 1, -1)
+    scores = features @ weights[:, :-1] + weights[:, -1:]
+    right: NDArray[np.bool_] = (scores.argmax(axis=2) == labels) & np.isfinite(scores).all(axis=2)
+    return right
