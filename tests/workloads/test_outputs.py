@@ -89,6 +89,7 @@ def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget
         "released": True,
         "seconds": {"gossip": 0.1},
         "elapsed": 1.0,
+        "baskets": {},
     }
 
 
