@@ -4,12 +4,21 @@ Whoever can predict the noise can subtract it, so privacy noise comes from AES-2
 drawn from `os.urandom` for each call and forgotten after it. Nothing is kept between calls: a fork, a pickle
 or a restored snapshot of the process cannot repeat what was drawn before.
 
-A sample is a random sign times the inverse normal of a 53-bit uniform in (0, 1/2), the midpoints of 2^53
-cells (Wichura 1988, algorithm AS 241, relative error about 1e-15): symmetric, with tails to 8.3 standard
-deviations.
+A sample is a random sign times the inverse normal of a uniform in (0, 1/2) (Wichura 1988, algorithm AS 241,
+relative error about 1e-15). The uniform has 63 bits, and 53 more where fewer than 53 of these are
+significant, so that out in the tail, too, values lie dense: with 53 bits in all, past 6.5 standard deviations
+they would lie further apart than the integers of a release, and which integers can occur would betray what
+the noise was added to, in one coordinate of 2e10. The tails reach 12 standard deviations.
+
+Who sees noised values rounded to a grid of sigma/2048 or more (`rounded_gaussian`, `mechanisms.on_grid`) sees
+each with its Gaussian probability to within a relative 4e-12 times its distance in standard deviations: a
+cell's ends are off by 2^-52 of the tail's mass and 1e-15 of their place, and its mass is at least 2^-11 of
+the density. In d = 1e7 coordinates that shifts a privacy loss by 1e-4 at the very most, and by 3e-8 if the
+errors are as good as independent.
 
 Guarantees:
     system_noise_is_standard_normal: Two-sided tests of distribution, scale and independence.
+    the_tail_has_no_holes: Values that share a word's 63 bits are spread over its cell.
     two_calls_never_give_the_same_noise: Also across fork, pickle and copies.
     a_pickled_source_carries_no_key: There is none to carry.
     seeded_noise_depends_on_seed_stream_and_shape_alone: In every process and on every machine; and so do
@@ -127,10 +136,12 @@ def word_blocks(count: int) -> Iterator[NDArray[np.uint64]]:
 def rounded_gaussian(
     total: NDArray[np.int64], sigma: float, noise: NoiseSource, stream: str
 ) -> NDArray[np.int64]:
-    """Add Gaussian noise to integers and round: rint(total + sigma z).
+    """Add Gaussian noise to integers and round, to multiples of g = 2^floor(log2(sigma / 1024)) if above 1.
 
     Rounding is post-processing of the Gaussian mechanism, so mu = sensitivity / sigma stands exactly; and the
-    result, an integer, has no low-order bits that betray `total` (Mironov 2012).
+    result, an integer, has no low-order bits that betray `total` (Mironov 2012). The coarser grid adds a
+    variance of at most g^2 / 12, less than 1e-7 sigma^2, and has so wide cells that the sampler's own
+    granularity is lost in them (see above).
 
     Args:
         total: int64, any shape: sums on the integer grid.
@@ -148,21 +159,27 @@ def rounded_gaussian(
         raise UsageError(f"sigma: {sigma!r} is not accepted; at least 0 and at most 2^58 grid steps")
     if sigma == 0.0:
         return total.copy()
-    return total + np.rint(sigma * noise.standard_normal(total.shape, stream)).astype(np.int64)
+    noised = total + np.rint(sigma * noise.standard_normal(total.shape, stream)).astype(np.int64)
+    grid = 2.0 ** math.floor(math.log2(sigma / 1024.0))
+    return noised if grid <= 1.0 else (np.rint(noised / grid) * grid).astype(np.int64)
 
 
-def normal_of_words(words: NDArray[np.uint64]) -> Float64:
-    """Map uniform 64-bit words to standard normal values: the low bit is the sign, the high 53 the magnitude.
+def normal_of_words(words: NDArray[np.uint64], more: Words = random_words) -> Float64:
+    """Map uniform 64-bit words to normal values: the low bit is the sign, the others are the tail's mass.
 
     Args:
         words: uint64, shape (n,).
+        more: Where further bits come from, for one word in 2048.
 
     Returns:
         float64, shape (n,).
     """
-    tail = (words >> np.uint64(11)).astype(np.float64)
+    tail = (words >> np.uint64(1)).astype(np.float64)
+    few = np.flatnonzero(words < np.uint64(1 << 53))
+    further = (more(few.size) >> np.uint64(11)).astype(np.float64)
     tail += 0.5
-    tail *= 2.0**-54
+    tail[few] += (further + 0.5) * 2.0**-53 - 0.5
+    tail *= 2.0**-64
     value = _upper_quantile(tail)
     return np.where(words & np.uint64(1), value, -value)
 

@@ -254,6 +254,17 @@ def test_rounded_gaussian_has_its_scale():
     assert not low < np.sum((noise / 1.5) ** 2) / 50.0**2 < high
 
 
+@pytest.mark.parametrize("sigma", [2047.0, 2048.0, 3.1e6, 2.0**45])
+def test_rounded_gaussian_takes_a_grid_that_the_sum_does_not_choose(sigma):
+    total = np.random.default_rng(2).integers(-(2**30), 2**30, 50_000)
+    released = rounded_gaussian(total, sigma, SeededNoise(6), "s")
+    grid = max(1, 2 ** math.floor(math.log2(sigma / 1024)))
+    assert not (released % grid).any()
+    noised = total + np.rint(sigma * SeededNoise(6).standard_normal(total.shape, "s")).astype(np.int64)
+    assert np.abs(released - noised).max() <= grid / 2
+    assert stats.kstest((released - total) / sigma, "norm").pvalue > ALARM
+
+
 def test_rounded_gaussian_is_rounding_after_the_mechanism():
     noise = SeededNoise(4)
     total = np.array([[3, -5], [0, 7]], dtype=np.int64)
