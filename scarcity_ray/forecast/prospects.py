@@ -14,7 +14,8 @@ from functools import cached_property
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.forecast.rules import RuleCost, full_release, noise_norm, rule_cost, signal_bound
-from scarcity_ray.plan import FLOAT32_SLACK, NOISE_TAIL, make_plan, session_shape
+from scarcity_ray.plan import FLOAT32_SLACK, NOISE_TAIL, honest_shares, make_plan, session_shape
+from scarcity_ray.secagg.context import MAX_PARTIES
 from scarcity_ray.secagg.volume import session_volume
 
 SIZES_LOOKED_AT = 10_000
@@ -125,17 +126,35 @@ class Forecast:
 
     @property
     def baskets_at_equal_noise(self) -> int | None:
-        """Least number of baskets, equal to the most sensitive one, whose noise is within the signal's bound.
+        """Baskets, equal to the most sensitive one, that bring the noise within the signal's bound.
 
-        With B of them sigma is (scale Delta / B + sqrt(L)) / (mu scale); None if the grid is too coarse.
+        With B of them sigma is (scale Delta / B + sqrt(L)) / (mu scale), in shares sqrt(B / h) times that, h
+        of them being counted on. One fewer is too few. None if the grid is too coarse or no session so large.
         """
         release = self.release
         if math.isinf(release.mu):
             return 1
         noise = self.signal_bound / math.sqrt(self.config.vector_dim) * release.mu * release.scale
-        room = noise - math.sqrt(release.length)
-        widest = max(release.sensitivities.values())
-        return max(1, math.ceil(release.scale * widest / room)) if room > 0.0 else None
+        widest = release.scale * max(release.sensitivities.values())
+
+        def needed(count: int) -> float:
+            room = noise / self._excess(count) - math.sqrt(release.length)
+            return max(1, math.ceil(widest / room)) if room > 0.0 else math.inf
+
+        count = 1
+        while (wanted := needed(count)) > count:
+            if math.isinf(wanted) or (release.share_sigma and wanted > MAX_PARTIES):
+                return None
+            count = int(wanted)
+        while count > 1 and needed(count - 1) <= count - 1:
+            count -= 1
+        return count
+
+    def _excess(self, baskets: int) -> float:
+        """By what factor noise in shares exceeds what one party would add; 1 where one party does."""
+        if not self.release.share_sigma:
+            return 1.0
+        return math.sqrt(baskets / honest_shares(self.config.layer2, baskets))
 
     @property
     def headroom_bits(self) -> float:

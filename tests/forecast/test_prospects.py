@@ -111,11 +111,14 @@ def test_a_rule_that_the_baskets_are_too_small_for_has_no_price():
     rule=st.sampled_from(["mean", "trimmed_mean", "krum"]),
     epsilon=st.floats(0.05, 3.0),
     dimension=st.integers(1, 3000),
+    noise=st.sampled_from(["gaussian", "distributed_discrete_gaussian"]),
 )
-def test_as_many_baskets_as_it_says_and_no_fewer_keep_the_noise_within_the_signal(rule, epsilon, dimension):
+def test_as_many_baskets_as_it_says_and_no_fewer_keep_the_noise_within_the_signal(
+    rule, epsilon, dimension, noise
+):
     changes = {
         "layer1": {"aggregation_method": rule, "byzantine_fraction": 0.2},
-        "layer2": {"central_dp_epsilon": epsilon},
+        "layer2": {"central_dp_epsilon": epsilon, "noise": noise},
         "vector_dim": dimension,
         "total_epsilon": 50.0,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy import stats
 from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, Layer1Config, Layer2Config
 from scarcity_ray.errors import UsageError
 from scarcity_ray.layers import BasketModel, GlobalMetaModel, Layer2Aggregator
-from scarcity_ray.layers.layer2 import contribution, decode_meta, noised_mean
+from scarcity_ray.layers.layer2 import add_share, contribution, decode_meta, noised_mean
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.discrete import DiscreteGaussian
 from scarcity_ray.privacy.noise import SeededNoise, SystemNoise
@@ -124,6 +125,40 @@ def test_the_noise_has_the_scale_of_the_release_plan_and_no_other(noise, rule):
     assert has_scale(found.aggregate.astype(np.float64), sigma)
     assert not has_scale(found.aggregate.astype(np.float64), sigma * 1.5)
     assert not has_scale(found.aggregate.astype(np.float64), sigma / 1.5)
+
+
+@pytest.mark.parametrize("source", [SystemNoise(), SeededNoise(5)])
+def test_in_one_process_each_model_adds_its_share(source):
+    d = 4000
+    shares = Layer2Config(noise="distributed_discrete_gaussian")
+    models = [model(b, np.zeros(d)) for b in "abcd"]
+    found = Layer2Aggregator(shares, noise=source).aggregate(models)
+    alone = Layer2Aggregator(Layer2Config(noise="discrete_gaussian"), noise=source).aggregate(models)
+    # Threshold 3 of 4, one of them corrupt: two shares make what one party would add, and four are added.
+    assert found.noise_sigma == pytest.approx(alone.noise_sigma * math.sqrt(4 / 2), rel=1e-9)
+    assert has_scale(found.aggregate.astype(np.float64), found.noise_sigma)
+    assert not has_scale(found.aggregate.astype(np.float64), alone.noise_sigma)
+    assert not has_scale(found.aggregate.astype(np.float64), found.noise_sigma * math.sqrt(3 / 4))
+
+
+def test_a_share_is_added_in_the_ring_and_to_a_copy():
+    plan = FederationPlan(
+        HierarchicalFederationConfig(
+            vector_dim=50, layer2=Layer2Config(noise="distributed_discrete_gaussian", central_dp_epsilon=0.01)
+        )
+    )
+    release = plan.release([model(b, np.zeros(50)).facts("d", 5) for b in "ab"])
+    for dtype in (np.uint32, np.uint64):
+        part = np.full(50, np.iinfo(dtype).max - 3, dtype)
+        noised = add_share(part, release, SeededNoise(2), "s")
+        drawn = DiscreteGaussian(release.share_sigma).sample(50, SeededNoise(2).uniform_words("s"))
+        wrapped = [
+            (int(p) + int(x)) % (int(np.iinfo(dtype).max) + 1) for p, x in zip(part, drawn, strict=True)
+        ]
+        assert noised.tolist() == wrapped
+        assert noised.dtype == dtype
+        assert (part == np.iinfo(dtype).max - 3).all()
+    assert add_share(part, replace(release, share_sigma=0.0), SeededNoise(2), "s") is part
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "discrete_gaussian"])
