@@ -25,13 +25,13 @@ from scarcity_ray.robust.blocks import (
     one_blas_thread,
 )
 from scarcity_ray.robust.combination import combine_block, report_block
-from scarcity_ray.robust.distances import measure
+from scarcity_ray.robust.distances import measure, ordered_sum
 from scarcity_ray.robust.geometry import Geometry, squares_to
 from scarcity_ray.robust.linear import RowRule
 from scarcity_ray.robust.mixing import PreAggregation, mixed_geometry, settled_mixing
 from scarcity_ray.robust.outliers import OutlierReport, combined_report, report_of_squares
 from scarcity_ray.robust.rough import MOST_ERROR, NORMS, exact_rows, rough_distances
-from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms
+from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms, squares_block
 from scarcity_ray.robust.rule import Rule, Selection, Setting
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
 
@@ -100,7 +100,7 @@ def aggregate(
     rows = as_rows(updates)
     if len(rows) == 0:
         raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine))
-    norms = row_norms(rows) if rule.needs_distances or pre else None
+    norms = row_norms(rows) if rule.needs_distances or rule.needs_norms or pre else None
     finite, kept = finite_rows(rows, norms)
     rejected = sorted(set(range(len(rows))) - set(kept))
     if len(rejected) > num_byzantine:
@@ -176,7 +176,9 @@ def aggregate_blocks(
     squared: Matrix | None = None
     if rule.may_settle and not steps:
         selection, squared = _roughly(rule, map_blocks, norms, Setting(num_rows, num_byzantine, num_selected))
-    elif len(steps) == 1 and steps[0].may_settle and not rule.needs_distances:
+    elif rule.needs_norms and not steps and norms is None:
+        norms = np.sqrt(ordered_sum(map_blocks(squares_block)))
+    elif len(steps) == 1 and steps[0].may_settle and not (rule.needs_distances or rule.needs_norms):
         mixing, squared = settled_mixing(steps[0], map_blocks, norms, num_byzantine)
         if mixing is not None:
             selection = rule.select(
@@ -198,6 +200,7 @@ def aggregate_blocks(
                 num_selected=num_selected,
                 weights=weights,
                 geometry=geometry,
+                norms=norms,
             )
     if mixing is not None and isinstance(rule, RowRule):
         selection, mixing = _unmixed(selection, mixing[:, :num_rows]), None

@@ -65,7 +65,8 @@ class CenteredClipping(RowRule):
     """Centred clipping (Karimireddy, He, Jaggi 2021, equation CClip) around the zero vector.
 
     v <- v + (1/n) sum of (x_i - v) min(1, radius / |x_i - v|), from v = 0: the rows are meant to be deltas
-    against a public model. With one step it is the mean of clipped rows, whose sensitivity is 2 radius / n.
+    against a public model. With one step it is the mean of clipped rows, whose sensitivity is 2 radius / n,
+    and the norms are all it takes.
 
     Attributes:
         radius: Largest distance at which a row pulls with full weight.
@@ -75,18 +76,21 @@ class CenteredClipping(RowRule):
     radius: float = 1.0
     steps: int = 1
     name = "centered_clipping"
-    needs_distances = True
-    needs_geometry = True
     needs_origin = True
 
     def __post_init__(self) -> None:
-        as_integer(self.steps, "steps", 1)
+        one_step = as_integer(self.steps, "steps", 1) == 1
+        object.__setattr__(self, "needs_norms", one_step)
+        object.__setattr__(self, "needs_distances", not one_step)
+        object.__setattr__(self, "needs_geometry", not one_step)
         if not 0.0 < self.radius < np.inf:
             raise UsageError(f"radius must be positive and finite, got {self.radius!r}")
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
+        num_rows = setting.num_rows
+        if setting.geometry is None and setting.norms is not None:
+            return _of_weights(self.radius / np.maximum(setting.norms, self.radius) / num_rows)
         geometry = setting.points
-        num_rows = geometry.num_rows
         coefficients = np.zeros(num_rows + 1)
         coefficients[-1] = 1.0
         for _ in range(self.steps):

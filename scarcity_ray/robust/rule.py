@@ -44,6 +44,7 @@ class Setting:
     num_selected: int | None = None
     weights: NDArray[np.float64] | None = None
     geometry: Geometry | None = None
+    norms: NDArray[np.float64] | None = None
 
     @property
     def points(self) -> Geometry:
@@ -61,6 +62,7 @@ class Rule(ABC):
         needs_distances: Whether `select` wants the squared distances.
         needs_geometry: Whether `select` wants all of the rows' geometry.
         needs_origin: Whether that geometry must have the origin.
+        needs_norms: Whether `select` wants the rows' norms where it has no geometry.
         may_settle: Whether `settle` is worth asking.
         takes_weights: Whether `select` accepts weights.
         takes_num_selected: Whether `select` accepts a number of rows to select.
@@ -70,6 +72,7 @@ class Rule(ABC):
     needs_distances: bool = False
     needs_geometry: bool = False
     needs_origin: bool = False
+    needs_norms: bool = False
     may_settle: bool = False
     takes_weights: bool = False
     takes_num_selected: bool = False
@@ -87,6 +90,7 @@ class Rule(ABC):
         num_selected: int | None = None,
         weights: NDArray[np.float64] | None = None,
         geometry: Geometry | None = None,
+        norms: NDArray[np.float64] | None = None,
     ) -> Selection:
         """Decide which rows enter, and how.
 
@@ -97,6 +101,7 @@ class Rule(ABC):
             num_selected: Multi-Krum's m.
             weights: (n,) nonnegative public weights with a positive sum.
             geometry: The geometry that the distances are of, if `needs_geometry`.
+            norms: (n,) float64, if `needs_norms` and there is no geometry.
 
         Raises:
             UsageError: For arguments out of range or not of this rule.
@@ -107,7 +112,8 @@ class Rule(ABC):
             distances = np.empty((0, 0))
         elif distances is None or distances.shape != (num_rows, num_rows):
             raise UsageError(f"{self.name} needs the ({num_rows}, {num_rows}) squared distances")
-        return self._select(distances, Setting(num_rows, num_byzantine, num_selected, weights, geometry))
+        setting = Setting(num_rows, num_byzantine, num_selected, weights, geometry, norms)
+        return self._select(distances, setting)
 
     def check(
         self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.robust import CenteredClipping, NearestToPivot, aggregate
+from scarcity_ray.robust import (
+    CenteredClipping,
+    NearestToPivot,
+    aggregate,
+    aggregate_blocks,
+    inline_blocks,
+    measure,
+)
 from scarcity_ray.robust.subsets import can_cover, least_diameter
 
 
@@ -164,3 +171,22 @@ def test_wrong_parameters_are_usage_errors():
             make()
     with pytest.raises(TooFewUpdates, match="centered_clipping needs at least 21"):
         aggregate(rows_for(0), method="centered_clipping", num_byzantine=2)
+
+
+def test_one_step_of_centred_clipping_needs_no_distances_and_gives_what_they_would_give():
+    rows = np.random.default_rng(2).standard_normal((21, 9000)).astype(np.float32)
+    rows[:3] *= np.float32(1e-3)
+    kernels = []
+
+    def counting(kernel, /, *args):
+        kernels.append(kernel.__name__)
+        return inline_blocks(rows)(kernel, *args)
+
+    rule = CenteredClipping(radius=20.0)
+    quick = aggregate_blocks(counting, 21, method=rule, num_byzantine=1)
+    geometry = measure(inline_blocks(rows), origin=True)
+    slow = rule.select(None, num_rows=21, num_byzantine=1, geometry=geometry)
+    assert kernels == ["squares_block", "combine_block"]
+    np.testing.assert_allclose(quick.weights, slow.weights, rtol=1e-9)
+    by_hand = np.mean([row * min(1.0, 20.0 / np.linalg.norm(row)) for row in rows.astype(float)], axis=0)
+    np.testing.assert_allclose(quick.vector, by_hand, rtol=1e-5, atol=1e-7)
