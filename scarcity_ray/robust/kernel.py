@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,10 +36,12 @@ class ColumnKernel:
 
     Raises:
         ImportError: If llvmlite is not installed.
+        PermissionError: If this process may not make memory executable.
         RuntimeError: If LLVM has no compiler for this processor.
     """
 
     def __init__(self) -> None:
+        _check_execution()
         import llvmlite.binding as llvm
 
         llvm.initialize_native_target()
@@ -91,6 +95,14 @@ class ColumnKernel:
         )
         summary: NDArray[np.float32] = out[:, :length]
         return summary
+
+
+def _check_execution() -> None:
+    """Raises PermissionError where a hardened Linux refuses executable memory: LLVM would crash then."""
+    if sys.platform == "linux":
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        executable = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        mmap.mmap(-1, mmap.PAGESIZE, flags=private, prot=executable).close()
 
 
 def _aligned(name: str, num_rows: int, width: int) -> NDArray[np.float32]:

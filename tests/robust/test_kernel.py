@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -124,3 +126,19 @@ def test_without_a_compiler_for_the_processor_numpy_sorts(monkeypatch, caplog):
     monkeypatch.setattr(llvm.Target, "create_target_machine", lambda self, **arguments: fail())
     assert columns.column_kernel.__wrapped__() is None
     assert "no such target" in caplog.text
+
+
+def test_where_memory_may_not_become_executable_numpy_sorts():
+    """As systemd's MemoryDenyWriteExecute has it; the kernel's system call needs Linux 6.3."""
+    script = """
+import ctypes
+from scarcity_ray.robust import columns
+PR_SET_MDWE = 65
+print(ctypes.CDLL(None).prctl(PR_SET_MDWE, 1, 0, 0, 0), columns.column_kernel())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if done.stdout.startswith("-1"):
+        pytest.skip("this system cannot refuse executable memory")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "None"]
+    assert "columns are sorted by NumPy" in done.stderr
