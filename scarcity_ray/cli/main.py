@@ -74,15 +74,21 @@ def run(
 @CONFIG
 @click.option("--rounds", type=click.IntRange(min=1), help="Solve for the noise that buys as many rounds.")
 @click.option("--epsilon", type=float, metavar="E", help="Plan with this total epsilon, not the config's.")
+@click.option("--measure", is_flag=True, help="Predict seconds by this machine's speed, probed in a moment.")
 @OVERRIDES
 @FORMAT
 def plan(
-    config: str, rounds: int | None, epsilon: float | None, overrides: tuple[str, ...], form: str
+    config: str,
+    rounds: int | None,
+    epsilon: float | None,
+    measure: bool,
+    overrides: tuple[str, ...],
+    form: str,
 ) -> None:
     """Print every number that follows from the file CONFIG, before any budget is spent."""
     from scarcity_ray.cli.plan import plan_command
 
-    sys.exit(_guarded(lambda: plan_command(config, overrides, form, rounds, epsilon)))
+    sys.exit(_guarded(lambda: plan_command(config, overrides, form, rounds, epsilon, measure)))
 
 
 @main.group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,16 +15,41 @@ from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.errors import ConfigError
-from scarcity_ray.forecast import Forecast, solve_for_rounds, warnings_of
+from scarcity_ray.forecast import (
+    MEASURED,
+    Forecast,
+    Rates,
+    probe,
+    round_seconds,
+    scaled,
+    solve_for_rounds,
+    warnings_of,
+)
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.modes import Accounting, rho_of_mu
 from scarcity_ray.workloads.config import RunConfig, load_run
 
-SECTIONS = ("baskets", "budget", "release", "signal", "ring", "gossip", "traffic", "changes", "solved")
+SECTIONS = (
+    "baskets",
+    "budget",
+    "release",
+    "signal",
+    "ring",
+    "gossip",
+    "traffic",
+    "seconds",
+    "changes",
+    "solved",
+)
 
 
 def plan_command(
-    path: str, overrides: tuple[str, ...], form: str, rounds: int | None = None, epsilon: float | None = None
+    path: str,
+    overrides: tuple[str, ...],
+    form: str,
+    rounds: int | None = None,
+    epsilon: float | None = None,
+    measure: bool = False,
 ) -> ExitCode:
     """Print the plan of a config file.
 
@@ -33,9 +59,11 @@ def plan_command(
         form: ``text`` or ``json``.
         rounds: Solve for the noise at which the budget buys as many.
         epsilon: Plan with this total epsilon instead of the file's.
+        measure: Predict seconds by this machine's rates, which are probed first.
     """
-    config = load_run(path, overrides)
-    numbers = planned_numbers(_solved(config, rounds, epsilon))
+    config = _solved(load_run(path, overrides), rounds, epsilon)
+    rates = scaled(probe(time.process_time)) if measure else MEASURED
+    numbers = planned_numbers(config, rates)
     if rounds is not None or epsilon is not None:
         numbers["solved"] = _what_was_solved(numbers, rounds, epsilon)
     if form == "json":
@@ -50,8 +78,13 @@ def forecast_of(config: RunConfig) -> Forecast:
     return Forecast(config.federation, config.basket_sizes, config.workload.rounds)
 
 
-def planned_numbers(config: RunConfig) -> dict[str, Any]:
-    """Every number of the plan, by section, when all of the workload's clients take part; None: no limit."""
+def planned_numbers(config: RunConfig, rates: Rates = MEASURED) -> dict[str, Any]:
+    """Every number of the plan, by section, when all of the workload's clients take part; None: no limit.
+
+    Args:
+        config: The job.
+        rates: Of the machine that seconds are predicted for.
+    """
     forecast = forecast_of(config)
     federation, plan, release = config.federation, forecast.plan, forecast.release
     smallest = min(forecast.sizes)
@@ -110,6 +143,7 @@ def planned_numbers(config: RunConfig) -> dict[str, Any]:
             "mixing_weight": gossip.mixing_weight(received),
         },
         "traffic": {f"{name}_bytes": count for name, count in asdict(forecast.traffic).items()},
+        "seconds": _seconds(forecast, rates),
         "changes": {
             "rounds_until_noise_is_as_large_as_signal": forecast.rounds_at_equal_noise,
             "baskets_until_noise_is_no_larger_than_signal": forecast.baskets_at_equal_noise,
@@ -135,7 +169,19 @@ def _leave_out_layer2(numbers: dict[str, Any], rounds: int) -> None:
         numbers["budget"].pop(name, None)
     for name in ("secure_sum_bytes", "model_bytes"):
         del numbers["traffic"][name]
+    for name in ("secure_sum", "release"):
+        del numbers["seconds"][name]
     numbers["gossip"] = {"rounds_configured": rounds, **numbers["gossip"]}
+
+
+def _seconds(forecast: Forecast, rates: Rates) -> dict[str, Any]:
+    predicted = round_seconds(forecast, rates)
+    machine = "the reference machine" if rates is MEASURED else "this machine, as probed"
+    return {
+        **asdict(predicted),
+        "a_round_on_one_core": predicted.on_one_core,
+        "one_core_of": machine,
+    }
 
 
 def _charged(plan: FederationPlan, what: str, mu: float) -> dict[str, float]:

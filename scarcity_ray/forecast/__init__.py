@@ -2,14 +2,30 @@
 
 `FederationPlan` has the numbers that a run uses; a `Forecast` sets them against each other for baskets of
 given sizes whose members all take part: noise against the most that a release can say, every Layer 1 rule
-against the configured one, the integer sum against the ring, and bytes. `warnings_of` says what of it is
-amiss, `solve_for_rounds` what epsilon a release may have. No seconds: they depend on the machines, and
-nothing in a config measures those.
+against the configured one, the integer sum against the ring, and bytes. `round_seconds` says how long a round
+takes on one core, by rates that were measured on one machine (`rates.MEASURED`) or are probed on this one.
+`warnings_of` says what of it is amiss, `solve_for_rounds` what epsilon a release may have.
 """
 
 from scarcity_ray.forecast.prospects import Forecast, Traffic
+from scarcity_ray.forecast.rates import MEASURED, Rates, probe, scaled
 from scarcity_ray.forecast.rules import RuleCost
+from scarcity_ray.forecast.seconds import RoundSeconds, round_seconds
 from scarcity_ray.forecast.solving import solve_for_rounds
 from scarcity_ray.forecast.warned import Warned, runs_of, warnings_of
 
-__all__ = ["Forecast", "RuleCost", "Traffic", "Warned", "runs_of", "solve_for_rounds", "warnings_of"]
+__all__ = [
+    "MEASURED",
+    "Forecast",
+    "Rates",
+    "RoundSeconds",
+    "RuleCost",
+    "Traffic",
+    "Warned",
+    "probe",
+    "round_seconds",
+    "runs_of",
+    "scaled",
+    "solve_for_rounds",
+    "warnings_of",
+]

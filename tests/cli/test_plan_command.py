@@ -100,6 +100,12 @@ SCHEMA = {
         "mixing_weight": float,
     },
     "traffic": dict.fromkeys(("updates_bytes", "gossip_most_bytes", "secure_sum_bytes", "model_bytes"), int),
+    "seconds": {
+        **dict.fromkeys(
+            ("updates", "gossip", "layer1", "secure_sum", "release", "a_round_on_one_core"), float
+        ),
+        "one_core_of": str,
+    },
     "changes": {
         "rounds_until_noise_is_as_large_as_signal": LIMIT,
         "baskets_until_noise_is_no_larger_than_signal": (int, type(None)),
@@ -162,6 +168,18 @@ def test_rounds_solves_for_the_noise_and_epsilon_for_the_rounds():
     while accountant.spend_release(numbers["release"]["mu"]):
         count += 1
     assert numbers["solved"]["releases"] == count
+
+
+def test_seconds_are_predicted_by_the_reference_rates_or_by_probed_ones():
+    numbers = json.loads(_plan("--format", "json").stdout)["seconds"]
+    parts = [numbers[name] for name in ("updates", "gossip", "layer1", "secure_sum", "release")]
+    assert numbers["a_round_on_one_core"] == pytest.approx(sum(parts))
+    assert 0.05 < sum(parts) < 5
+    assert numbers["one_core_of"] == "the reference machine"
+    probed = json.loads(_plan("--format", "json", "--measure").stdout)["seconds"]
+    assert probed["one_core_of"] == "this machine, as probed"
+    assert probed["a_round_on_one_core"] > 0
+    assert "a round on one core" in _plan().stdout
 
 
 def test_in_zcdp_the_plan_states_rho_and_solves_by_its_conversion():
