@@ -12,8 +12,8 @@ on epsilon that supposes nothing about the noise (Jagielski, Ullman, Oprea 2020)
 `one_run_epsilon` bounds epsilon by how many guesses are right (Steinke, Nasr, Jagielski 2023, theorem 5.2).
 
 Guarantees:
-    audits_of_an_honest_mechanism_stay_below_the_claim: Layer 2 and gossip, many runs and one (and the code that
-        releases: tests/federation/test_audited_releases.py).
+    audits_of_an_honest_mechanism_stay_below_the_claim: Layer 2 and gossip, many runs and one; so
+        does the code that releases (tests/federation/test_audited_releases.py).
     the_many_run_audit_exposes_a_broken_mechanism: Noise scale halved, clip skipped, the mean's sensitivity
         claimed for Krum.
 """
