@@ -180,7 +180,7 @@ CLIENTS = pytest.mark.parametrize("clients", [6_000, pytest.param(100_000, marks
 def test_gossip_stays_below_its_claim(clients: int) -> None:
     claimed = make_plan(federation("mean")).gossip.mu_vector
     bound = local_audit(clients, size=50.0)
-    assert 0.5 * claimed < bound.mu < claimed
+    assert 0.2 * claimed < bound.mu < claimed
     assert bound.epsilon < EPSILON
 
 
