@@ -69,7 +69,7 @@ def unit_network(num_wires: int, start: int, stop: int) -> tuple[Unit, ...]:
         stop: One past the last.
 
     >>> [len(unit_network(n, 0, n)) for n in (8, 16, 64)]
-    [1, 5, 56]
+    [1, 6, 56]
     """
     units = [Unit(UnitKind.SORT, tuple(range(first, first + WIRES))) for first in range(0, num_wires, WIRES)]
     size = 2 * WIRES
