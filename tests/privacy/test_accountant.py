@@ -84,9 +84,10 @@ def test_a_smaller_charge_fits_after_a_refusal():
 
 @pytest.mark.parametrize("rounds", [1, 3, 7, 100, 4097, 50_000])
 @pytest.mark.parametrize("share", [0.0, 0.2])
-def test_a_budget_planned_for_n_equal_releases_allows_n(rounds, share):
-    accountant = PrivacyAccountant(10.0, 1e-5, gossip_share=share, delta_reserve=0.0)
-    total = mu_of_gaussian(10.0, 1e-5)
+@pytest.mark.parametrize("mode", Accounting)
+def test_a_budget_planned_for_n_equal_releases_allows_n(rounds, share, mode):
+    accountant = PrivacyAccountant(10.0, 1e-5, gossip_share=share, delta_reserve=0.0, accounting=mode)
+    total = mode.mu_of_claim(10.0, 1e-5)
     mu = total * math.sqrt((1 - share) / rounds)
     assert all(accountant.spend_release(mu) for _ in range(rounds))
     assert not accountant.check_release(mu)
@@ -101,9 +102,13 @@ def test_a_budget_planned_for_n_equal_releases_allows_n(rounds, share):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sets(st.sampled_from("abcdefgh")), max_size=12), st.floats(0.01, 0.4))
-def test_the_reported_budget_is_the_worst_case_over_all_clients(rounds, mu):
-    accountant = PrivacyAccountant(5.0, 1e-5, gossip_share=0.4)
+@given(
+    st.lists(st.sets(st.sampled_from("abcdefgh")), max_size=12),
+    st.floats(0.01, 0.4),
+    st.sampled_from(Accounting),
+)
+def test_the_reported_budget_is_the_worst_case_over_all_clients(rounds, mu, mode):
+    accountant = PrivacyAccountant(5.0, 1e-5, gossip_share=0.4, accounting=mode)
     accountant.spend_release(0.2)
     for members in rounds:
         accountant.spend_gossip(sorted(members), mu)
@@ -111,8 +116,9 @@ def test_the_reported_budget_is_the_worst_case_over_all_clients(rounds, mu):
     assert accountant.remaining() == min(each)
 
 
-def test_gossip_never_starves_the_releases():
-    accountant = PrivacyAccountant(5.0, 1e-5, gossip_share=0.5, delta_reserve=0.0)
+@pytest.mark.parametrize("mode", Accounting)
+def test_gossip_never_starves_the_releases(mode):
+    accountant = PrivacyAccountant(5.0, 1e-5, gossip_share=0.5, delta_reserve=0.0, accounting=mode)
     while accountant.spend_gossip(["a"], 0.3)[0]:
         pass
     assert accountant.check_release(accountant.mu_total * math.sqrt(0.5))

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.errors import UsageError
+from scarcity_ray.plan import BasketFacts, make_plan
 from scarcity_ray.privacy import (
     CentralDPMechanism,
     LocalDPMechanism,
@@ -22,6 +24,7 @@ from scarcity_ray.privacy.audit import (
     many_run_audit,
     one_run_epsilon,
 )
+from scarcity_ray.privacy.discrete import discrete_gaussian
 
 SURE = 1 - 1e-6
 DELTA = 1e-5
@@ -91,6 +94,28 @@ def test_the_many_run_audit_exposes_a_broken_mechanism(epsilon):
     assert unclipped.epsilon > epsilon or epsilon > 4
     for_krum = audit(neighbours(), krum, mechanism.sigma)
     assert for_krum.mu > mechanism.mu
+
+
+def audit_of_integers(release, factor):
+    """Many releases of one coordinate that a client moved by the whole sensitivity, as Layer 2 draws them."""
+    moved = math.floor(release.grid_sensitivity(["a", "b"]))
+    sigma = factor * release.grid_sigma(["a", "b"])
+    sides = (np.zeros(RUNS, np.int64), np.full(RUNS, moved))
+    scores = [discrete_gaussian(side, sigma, SystemNoise(), "") for side in sides]
+    return many_run_audit(*scores, delta=DELTA, confidence=SURE)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+def test_the_discrete_release_is_below_its_claim_and_exposed_with_half_the_noise(epsilon):
+    layer2 = Layer2Config(noise="discrete_gaussian", central_dp_epsilon=epsilon, central_dp_delta=DELTA)
+    plan = make_plan(HierarchicalFederationConfig(layer2=layer2, total_epsilon=100.0))
+    release = plan.release([BasketFacts(b, "", 7, 7, 1) for b in "ab"])
+    honest = audit_of_integers(release, 1.0)
+    assert 0.6 * release.mu - 0.08 < honest.mu < release.mu
+    assert 0.0 <= honest.epsilon < epsilon
+    # At sigma of a million its trade-off is the Gaussian's, so the audit's mu says more than its epsilon.
+    assert audit_of_integers(release, 0.5).mu > release.mu
+    assert audit_of_integers(release, 0.25 if epsilon < 4 else 0.125).epsilon > min(epsilon, 6.0)
 
 
 def test_gossip_is_audited_too():

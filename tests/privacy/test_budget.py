@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
-from scarcity_ray.privacy import BudgetStatus, DurableBudget, Ledger, PrivacyAccountant
+from scarcity_ray.privacy import Accounting, BudgetStatus, DurableBudget, Ledger, PrivacyAccountant
 
 TOTALS = {"federation_id": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
 
@@ -123,16 +123,16 @@ CHARGE = st.one_of(
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(CHARGE, max_size=14))
-def test_any_history_is_the_accountants_own(tmp_path_factory, history):
+@given(st.lists(CHARGE, max_size=14), st.sampled_from(Accounting))
+def test_any_history_is_the_accountants_own(tmp_path_factory, history, mode):
     path = tmp_path_factory.mktemp("history") / "ledger.sqlite"
-    budget = begin(path)
-    model = PrivacyAccountant(10.0, 1e-5, gossip_share=0.25, delta_reserve=0.0)
+    budget = begin(path, accounting=mode)
+    model = PrivacyAccountant(10.0, 1e-5, gossip_share=0.25, delta_reserve=0.0, accounting=mode)
     done: dict[int, object] = {}
     for step in history:
         if step[0] == "reopen":
             budget.close()
-            budget = resume(path)
+            budget = resume(path, accounting=mode)
             continue
         key = step[1]
         if step[0] == "release":

@@ -54,6 +54,38 @@ def test_a_sequence_of_releases_is_never_below_its_privacy_loss_distribution(see
     assert accountant.epsilon_spent() >= composed.get_epsilon_for_delta(1e-4) - events * INTERVAL
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_each_client_is_never_below_the_loss_of_its_own_sequence(seed):
+    """Discrete releases of different sensitivities that all are in, and each one's own Gaussian gossip."""
+    rng = np.random.default_rng(seed)
+    accountant = PrivacyAccountant(100.0, 1e-5, gossip_share=0.5, accounting=Accounting.ZCDP)
+    clients, own = ["ann", "bo", "cy"], {}
+    common, events = None, 0
+    for _ in range(4):
+        sensitivity, sigma = int(rng.integers(1, 5)), float(rng.uniform(8.0, 20.0))
+        assert accountant.spend_release(sensitivity / sigma)
+        loss = losses.from_discrete_gaussian_mechanism(
+            sigma, sensitivity=sensitivity, value_discretization_interval=INTERVAL
+        )
+        common, events = loss if common is None else common.compose(loss), events + 1
+    for _ in range(6):
+        senders, mu = [c for c in clients if rng.random() < 0.5], float(rng.uniform(0.05, 0.4))
+        assert accountant.spend_gossip(senders, mu).all()
+        for client in senders:
+            own[client] = [*own.get(client, []), mu]
+    for client in clients:
+        composed = common
+        if client in own:
+            composed = common.compose(
+                losses.from_gaussian_mechanism(
+                    1 / np.linalg.norm(own[client]), value_discretization_interval=INTERVAL
+                )
+            )
+        theirs = composed.get_epsilon_for_delta(1e-5)
+        assert accountant.epsilon_spent(client) >= theirs - (events + 1) * INTERVAL
+        assert accountant.epsilon_spent() >= accountant.epsilon_spent(client)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0.0, 0.6), max_size=12))
 def test_a_gaussian_sequence_costs_more_epsilon_and_the_same_sum(mus):
