@@ -6,8 +6,6 @@ keys. It calls the accountant and nobody else, so no two roles ever wait for eac
 
 from __future__ import annotations
 
-import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
+from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket, MemberCarry, Row, merged_activity
-from scarcity_ray.roles.handles import ACCOUNTANT, Compute, Peers, basket_actor
+from scarcity_ray.roles.charging import BasketCharges
+from scarcity_ray.roles.handles import Compute, Peers, basket_actor
 from scarcity_ray.roles.hosted_session import HostedSessions
 from scarcity_ray.roles.layer1_tasks import blocks_where_faster
 from scarcity_ray.roles.messages import (
@@ -78,8 +78,7 @@ class BasketHost:
         self._baskets: dict[str, Basket] = {}
         self._closed: BasketReport | None = None
         self._parting: list[ActivityReport] = []
-        self._incarnation = uuid.uuid4().hex
-        self._gossip_calls = {"drift": 0, "vector": 0}
+        self._charges = BasketCharges(slot, peers)
         self._sessions = HostedSessions(plan, self._baskets, noise)
         self._told_parties: dict[str, bytes] = {}
         self._last_global = latest
@@ -157,12 +156,10 @@ class BasketHost:
             return dict.fromkeys(sorted(self._baskets), 0)
         gossip, baskets = self._plan.gossip, sorted(self._baskets.items())
         to_test = {b: basket.gossip_begin(self._round_id, now) for b, basket in baskets}
-        tested = self._charge_gossip("drift", _union(to_test), gossip.mu_drift, gossip.sigma_drift, now)
-        # Its number is used up with the drawing: a charge that is asked for again covers no second one.
-        self._gossip_calls["drift"] += 1
+        charges, at = self._charges, (self._round_id, now)
+        tested = charges.gossip("drift", to_test, gossip.mu_drift, gossip.sigma_drift, *at)
         to_push = {b: basket.gossip_test([c for c in to_test[b] if c in tested]) for b, basket in baskets}
-        pushing = self._charge_gossip("vector", _union(to_push), gossip.mu_vector, gossip.sigma_vector, now)
-        self._gossip_calls["vector"] += 1
+        pushing = charges.gossip("vector", to_push, gossip.mu_vector, gossip.sigma_vector, *at)
         return {
             b: basket.gossip_exchange([c for c in to_push[b] if c in pushing], now) for b, basket in baskets
         }
@@ -271,9 +268,21 @@ class BasketHost:
         return self._sessions.each(session_id, parties, lambda p: p.confirm(survivors))
 
     def session_unmask(
-        self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...]
+        self,
+        session_id: str,
+        parties: Sequence[str],
+        confirmations: tuple[Confirmation, ...],
+        now: float,
     ) -> dict[str, UnmaskShares]:
-        """Phase 5: each party's shares; from here on its aggregate is spent."""
+        """Phase 5: each party's shares, once the release is charged; from here on its aggregate is spent."""
+        terms = self._sessions.terms_of(session_id)
+        if terms is None:
+            return {}
+        try:
+            self._charges.release(terms.charge_id, terms.release.mu, now)
+        except ProtocolViolation:
+            self._sessions.count_refusal(parties)
+            raise
         self._sessions.spend(session_id, parties)
         return self._sessions.each(session_id, parties, lambda p: p.unmask(confirmations))
 
@@ -321,18 +330,3 @@ class BasketHost:
         basket.clip_norm = self._clip_norm
         self._baskets[place.basket_id] = basket
         return basket
-
-    def _charge_gossip(
-        self, kind: str, clients: tuple[str, ...], mu: float, sigma: float, now: float
-    ) -> frozenset[str]:
-        if not clients:
-            return frozenset()
-        charge_id = f"gossip/{kind}/{self._incarnation}/{self._gossip_calls[kind]}"
-        details = {"round": self._round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
-        accountant = self._peers.handle(ACCOUNTANT)
-        return frozenset(accountant.call("charge_gossip", charge_id, clients, mu, now, details).result())
-
-
-def _union(by_basket: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    counted = Counter(client for clients in by_basket.values() for client in clients)
-    return tuple(sorted(counted))

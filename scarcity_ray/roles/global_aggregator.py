@@ -2,8 +2,8 @@
 
 One release, in order: freeze the public facts; run the session until the masked inputs are in; charge the
 accountant, durably; only then ask for unmask shares; draw the noise once; release. An abort before the unmask
-request costs nothing, keeps the baskets' aggregates and is retried at the next call; the charge of a session
-that aborted between charge and unmask request is used by the next one, since nothing was drawn for it. Where
+request costs nothing, keeps the baskets' aggregates and is retried at the next call. A session that aborted
+between charge and unmask request is repeated, for its charge, if the round is still the same. Where
 noise comes in shares (``layer2.noise: distributed_discrete_gaussian``) the baskets have added it before they
 masked, this role adds none, and what it unmasks may be released as it is.
 
@@ -68,7 +68,7 @@ class GlobalAggregator:
         self._entropy = entropy
         self._models: list[GlobalMetaModel] = [] if latest is None else [latest]
         self._attempt = 0
-        self._charge_id: str | None = None
+        self._unused: tuple[int, bytes] | None = None
         self._started_at: float | None = None
         self._aborts: list[str] = []
         self._violations: list[str] = []
@@ -154,11 +154,11 @@ class GlobalAggregator:
                 raise SecureAggregationAborted(
                     f"{len(counted)} fresh baskets survived, a release needs {least}"
                 )
-            charge = self._charge(release, survivors, session.session_id, round_id, now)
+            charge = self._charge(terms, survivors, now)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True, lost_roles=lost)
-            self._charge_id = None
-            ring_sum = session.unmask()
+            self._unused = None
+            ring_sum = session.unmask(now)
         except SecureAggregationAborted as abort:
             self._aborts.append(abort.reason)
             roles = (*lost, *session.lost_roles)
@@ -209,12 +209,14 @@ class GlobalAggregator:
         round_id: int,
     ) -> SessionTerms:
         self._attempt += 1
+        again = self._unused is not None and self._unused[0] == round_id
+        session_id = self._unused[1] if self._unused is not None and again else self._entropy(16)
         layer2 = self._plan.config.layer2
         latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
         shape = session_shape(layer2, len(parties))
         context = SessionContext(
             federation_id=self._federation_id,
-            session_id=self._entropy(16),
+            session_id=session_id,
             round_id=round_id,
             attempt=self._attempt,
             model_hash=agreement_hash(latest, release),
@@ -227,13 +229,13 @@ class GlobalAggregator:
         )
         return SessionTerms(context, release, facts, layer2.use_secure_aggregation)
 
-    def _charge(
-        self, release: ReleasePlan, survivors: Sequence[str], session_id: str, round_id: int, now: float
-    ) -> Charge:
-        self._charge_id = self._charge_id or f"layer2/{session_id}"
+    def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float) -> Charge:
+        """Charge the session; while its answer is not known, attempts of this round repeat the session."""
+        release, context = terms.release, terms.context
+        self._unused = (context.round_id, context.session_id)
         details = {
-            "round": round_id,
-            "session": session_id,
+            "round": context.round_id,
+            "session": terms.session_id,
             "baskets": len(survivors),
             "grid_sensitivity": release.grid_sensitivity(survivors),
             "grid_sigma": release.grid_sigma(survivors),
@@ -245,7 +247,7 @@ class GlobalAggregator:
             details |= {"grid_share_sigma": release.share_sigma, "shares_counted_on": release.num_honest}
         charge: Charge = (
             self._peers.handle(ACCOUNTANT)
-            .call("charge_release", self._charge_id, release.mu, now, details)
+            .call("charge_release", terms.charge_id, release.mu, now, details)
             .result()
         )
         return charge

@@ -27,7 +27,7 @@ class HostedSession:
     """
 
     def __init__(self, terms: SessionTerms, plan: FederationPlan, noise: NoiseSource) -> None:
-        self._terms = terms
+        self.terms = terms
         self._plan = plan
         self._noise = noise
         self.participants: dict[str, Participant] = {}
@@ -43,7 +43,7 @@ class HostedSession:
         """
         self.pin(party, basket)
         participant = Participant(
-            self._terms.context,
+            self.terms.context,
             party,
             basket.identity,
             guard=basket.guard,
@@ -55,7 +55,7 @@ class HostedSession:
 
     def pin(self, party: str, basket: Basket) -> None:
         """Fix what the party will contribute; the noise is scaled to the facts that the session froze."""
-        frozen = self._terms.facts[party]
+        frozen = self.terms.facts[party]
         model = basket.fresh_model if frozen.fresh else None
         if frozen.fresh and (model is None or model.facts(frozen.domain_id, frozen.num_members) != frozen):
             raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
@@ -75,7 +75,7 @@ class HostedSession:
         alone, after which the attempt is not repeated. So of all attempts at a release one noised sum is
         learned, and its shares are independent of whatever else was ever masked.
         """
-        context, release = self._terms.context, self._terms.release
+        context, release = self.terms.context, self.terms.release
         part = contribution(self.contributed[party], party, release, self._plan)
         return add_share(part, release, self._noise, f"layer2/{context.round_id}/{context.attempt}/{party}")
 
@@ -193,6 +193,16 @@ class HostedSessions:
             if party in self._baskets and party not in spent:
                 self._baskets[party].take_back(model)
         session.close()
+
+    def terms_of(self, session_id: str) -> SessionTerms | None:
+        """What was said of a session; None if it is not here."""
+        session = self._sessions.get(session_id)
+        return None if session is None else session.terms
+
+    def count_refusal(self, parties: Sequence[str]) -> None:
+        """Count a session that the parties went no further with."""
+        for party in set(parties) & set(self._baskets):
+            self._baskets[party].count_refused_session()
 
     def abandon(self) -> None:
         """Wipe the keys of a session that nobody will end."""

@@ -49,6 +49,11 @@ class SessionTerms:
         """The session's id in hexadecimal."""
         return self.context.session_id.hex()
 
+    @property
+    def charge_id(self) -> str:
+        """The name of the session's one charge, which all its attempts share."""
+        return f"layer2/{self.session_id}"
+
 
 def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
     """What all parties of a session must agree on before they mask: the last model, and every number.
@@ -119,8 +124,11 @@ class SecureSession:
         self._summed = survivors
         return survivors
 
-    def unmask(self) -> NDArray[Any]:
+    def unmask(self, now: float) -> NDArray[Any]:
         """Ask for the unmask shares and return the survivors' sum in the ring.
+
+        Args:
+            now: Seconds since the epoch, for the basket actors, who ask the accountant for the charge.
 
         Raises:
             SecureAggregationAborted: If too few answer; the inputs are spent all the same.
@@ -138,7 +146,7 @@ class SecureSession:
         self._phase(
             "session_unmask",
             [confirmation.party_id for confirmation in confirmations],
-            lambda batch: (self.session_id, batch, confirmations),
+            lambda batch: (self.session_id, batch, confirmations, now),
             _owned(self._coordinator.add_unmask_shares),
         )
         return self._coordinator.finish()

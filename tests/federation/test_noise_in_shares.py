@@ -19,6 +19,7 @@ from scipy import stats
 
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.errors import ActorLost
+from scarcity_ray.privacy.answers import Charge
 from scarcity_ray.privacy.distributed import rho_of_shares
 from scarcity_ray.privacy.noise import SeededNoise, SystemNoise
 from scarcity_ray.roles import hosted_session
@@ -37,8 +38,8 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
     unmask = SecureSession.unmask
 
-    def seeing(self: SecureSession) -> Any:
-        seen.append(np.array(unmask(self)))
+    def seeing(self: SecureSession, *charged: Any) -> Any:
+        seen.append(np.array(unmask(self, *charged)))
         return seen[-1].copy()
 
     monkeypatch.setattr(SecureSession, "unmask", seeing)
@@ -281,3 +282,36 @@ def test_a_session_of_other_numbers_is_refused(
     assert fed.get_stats()["n_sessions_refused"] == 4
     monkeypatch.setattr(aggregator, "_terms", honest)
     assert fed.force_aggregate() is not None
+
+
+def charges_of(fed: HierarchicalFederation) -> list[str]:
+    with sqlite3.connect(f"file:{fed.plan.config.ledger_path}?mode=ro", uri=True) as connection:
+        rows = connection.execute("SELECT charge_id FROM ledger WHERE charge_id LIKE 'layer2/%'")
+        return [charge for (charge,) in rows]
+
+
+def test_what_the_aggregator_does_not_charge_the_baskets_do(
+    open_with: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = open_with()
+    monkeypatch.setattr(
+        roles(fed)["global"], "_charge", lambda terms, survivors, now: Charge(True, "", 0.0, "head")
+    )
+    assert fed.force_aggregate() is not None
+    assert len(charges_of(fed)) == 1
+    assert fed.get_stats()["privacy_consumed_epsilon"] > 0.0
+
+
+def test_nothing_is_unmasked_that_was_not_charged(
+    open_with: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = open_with()
+    monkeypatch.setattr(
+        roles(fed)["global"], "_charge", lambda terms, survivors, now: Charge(True, "", 0.0, "head")
+    )
+    refused = Charge(False, "it does not fit", 0.0, "head")
+    monkeypatch.setattr(roles(fed)["accountant"], "charge_release", lambda *args: refused)
+    assert fed.force_aggregate() is None
+    assert sums == []
+    assert fed.get_stats()["n_sessions_refused"] == 4
+    assert charges_of(fed) == []

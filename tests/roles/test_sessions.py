@@ -49,7 +49,7 @@ class Host:
     def session_confirm(self, session_id, parties, survivors):
         return {p: self.people[p].confirm(survivors) for p in parties}
 
-    def session_unmask(self, session_id, parties, confirmations):
+    def session_unmask(self, session_id, parties, confirmations, now):
         return {p: self.people[p].unmask(confirmations) for p in parties}
 
     def session_plain(self, terms, parties):
@@ -103,7 +103,7 @@ def total(vectors, parties):
 def test_without_faults_the_sum_is_exact_and_every_actor_is_told_the_end(peers):
     session, vectors = start(peers, slots=[0, 0, 1, 1, 1])
     assert session.collect() == tuple(names(N))
-    assert (session.unmask() == total(vectors, names(N))).all()
+    assert (session.unmask(0.0) == total(vectors, names(N))).all()
     session.end()
     assert [host.ended for host in peers.roles.values()] == [[tuple(names(N))]] * 2
     assert session.lost_roles == session.violations == []
@@ -118,7 +118,7 @@ def test_dropouts_in_any_phase_down_to_the_threshold_give_the_exact_sum(peers, p
     survivors = session.collect()
     left = [p for i, p in enumerate(names(N)) if phase in IN_THE_SUM or i not in silent]
     assert list(survivors) == left
-    assert (session.unmask() == total(vectors, left)).all()
+    assert (session.unmask(0.0) == total(vectors, left)).all()
     assert session.lost_roles == [f"basket:{index}" for index in silent]
 
 
@@ -130,7 +130,7 @@ def test_below_the_threshold_it_aborts_and_before_the_unmask_request_nothing_is_
     if phase == "session_unmask":
         session.collect()
         with pytest.raises(SecureAggregationAborted) as abort:
-            session.unmask()
+            session.unmask(0.0)
         assert not abort.value.retryable
     else:
         with pytest.raises(SecureAggregationAborted) as abort:
@@ -153,7 +153,7 @@ def test_any_pattern_of_dropouts_down_to_the_threshold_gives_the_exact_sum(peers
             peers.lose(f"basket:{index}", later)
     session.collect()
     left = [p for i, p in enumerate(names(N)) if drops.get(i, PHASES[4]) in IN_THE_SUM]
-    assert (session.unmask() == total(vectors, left)).all()
+    assert (session.unmask(0.0) == total(vectors, left)).all()
 
 
 GARBAGE = [3, "x", b"", ["p0"], ("p0", 1), {"p0": 3}, {"p0": None}, {"p9": 3}, {3: 4}, {}, object()]
@@ -166,7 +166,7 @@ def test_a_host_that_answers_garbage_is_left_out_and_counted(peers, phase, answe
     peers.say("basket:0", phase, answer if not callable(answer) else lambda honest: answer)
     session.collect()
     left = names(N) if phase in IN_THE_SUM else names(N)[1:]
-    assert (session.unmask() == total(vectors, left)).all()
+    assert (session.unmask(0.0) == total(vectors, left)).all()
     if answer != {} or phase == "session_mask":
         assert session.violations
     assert session.lost_roles == []
@@ -183,7 +183,7 @@ def test_another_partys_message_is_counted_and_its_owner_keeps_its_place(peers, 
     peers.say("basket:1", phase, lambda honest: heard.setdefault("p1", honest))
     peers.say("basket:0", phase, lambda honest: heard.setdefault("p0", honest))
     session.collect()
-    session.unmask()
+    session.unmask(0.0)
 
     # The same keys do not come again, so the second session is given messages of the first, too.
     again, vectors = start(peers)
@@ -191,7 +191,7 @@ def test_another_partys_message_is_counted_and_its_owner_keeps_its_place(peers, 
     peers.say("basket:0", phase, swapped(heard["p1"], phase))
     again.collect()
     left = names(N) if phase in IN_THE_SUM else names(N)[1:]
-    assert (again.unmask() == total(vectors, left)).all()
+    assert (again.unmask(0.0) == total(vectors, left)).all()
     assert len(again.violations) == 1
 
 
@@ -200,7 +200,7 @@ def test_a_host_cannot_speak_over_another(peers, phase):
     session, vectors = start(peers)
     peers.say("basket:4", phase, lambda honest: {**honest, "p0": 3, "p1": None})
     session.collect()
-    assert (session.unmask() == total(vectors, names(N))).all()
+    assert (session.unmask(0.0) == total(vectors, names(N))).all()
     assert len(session.violations) == 1
     assert "basket:4" in session.violations[0]
 
@@ -214,14 +214,14 @@ def test_a_party_that_refuses_is_left_out_and_counted(peers):
     peers.faults["basket:2", "session_share"] = refuse
     assert session.collect() == ("p0", "p1", "p3", "p4")
     assert session.violations == ["no"]
-    assert (session.unmask() == total(vectors, ["p0", "p1", "p3", "p4"])).all()
+    assert (session.unmask(0.0) == total(vectors, ["p0", "p1", "p3", "p4"])).all()
 
 
 def test_an_altered_masked_input_is_refused_by_its_signature(peers):
     session, vectors = start(peers)
     peers.say("basket:1", "session_mask", lambda m: replace(m, vector=m.vector + np.uint32(1)))
     assert session.collect() == ("p0", "p2", "p3", "p4")
-    assert (session.unmask() == total(vectors, ["p0", "p2", "p3", "p4"])).all()
+    assert (session.unmask(0.0) == total(vectors, ["p0", "p2", "p3", "p4"])).all()
     assert len(session.violations) == 1
 
 
@@ -243,7 +243,7 @@ def test_a_plain_sum_takes_each_partys_own_vector_and_nothing_else(peers, answer
     session, vectors = start(peers, masked=False)
     peers.say("basket:0", "session_plain", answer)
     assert session.collect() == tuple(names(N)[1:])
-    assert (session.unmask() == total(vectors, names(N)[1:])).all()
+    assert (session.unmask(0.0) == total(vectors, names(N)[1:])).all()
     assert len(session.violations) == 1
     assert peers.calls("session_spend")
 
@@ -252,10 +252,10 @@ def test_a_plain_sum_leaves_out_who_is_lost_and_equals_the_masked_one(peers):
     session, _ = start(peers, masked=False)
     peers.lose("basket:3", "session_plain")
     assert session.collect() == ("p0", "p1", "p2", "p4")
-    plain = session.unmask()
+    plain = session.unmask(0.0)
     masked, _ = start(peers)
     peers.faults.clear()
     peers.lose("basket:3", "session_open")
     masked.collect()
-    assert plain.tobytes() == masked.unmask().tobytes()
+    assert plain.tobytes() == masked.unmask(0.0).tobytes()
     assert plain.dtype == np.uint32

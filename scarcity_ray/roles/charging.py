@@ -1,0 +1,85 @@
+"""What a basket actor asks of the accountant: gossip before it is drawn, a release before it is unmasked.
+
+The global aggregator has a release charged before it asks for unmask shares. A basket actor takes its word
+for that no more than for the noise: it asks for the same charge by the session's name, which is recorded once
+whoever asks first, and gives no share without it. A session is unmasked once (`secagg.session_guard`), so
+there is a charge for each.
+
+Guarantees:
+    nothing_is_unmasked_that_was_not_charged: A basket actor gives no share of a release that does not fit.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.privacy.answers import Charge
+from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
+
+
+class BasketCharges:
+    """One basket actor's charges.
+
+    Args:
+        slot: The actor's number.
+        peers: The other roles.
+    """
+
+    def __init__(self, slot: int, peers: Peers) -> None:
+        self._slot = slot
+        self._peers = peers
+        self._incarnation = uuid.uuid4().hex
+        self._answered: Counter[str] = Counter()
+
+    def gossip(
+        self,
+        kind: str,
+        clients: Mapping[str, Sequence[str]],
+        mu: float,
+        sigma: float,
+        round_id: int,
+        now: float,
+    ) -> frozenset[str]:
+        """Charge each client's own message; those whose charge fitted.
+
+        Asked again after no answer came, it is given the first one; an answer is good for one drawing.
+
+        Args:
+            kind: ``drift`` or ``vector``.
+            clients: By basket.
+            mu: What one message is charged.
+            sigma: Of its noise, for the record.
+            round_id: Likewise.
+            now: Seconds since the epoch.
+        """
+        ids = tuple(sorted(Counter(client for basket in clients.values() for client in basket)))
+        if not ids:
+            return frozenset()
+        charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
+        details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
+        accountant = self._peers.handle(ACCOUNTANT)
+        allowed = accountant.call("charge_gossip", charge_id, ids, mu, now, details).result()
+        # Its number is used up: a charge that is asked for again covers no second drawing.
+        self._answered[kind] += 1
+        return frozenset(allowed)
+
+    def release(self, charge_id: str, mu: float, now: float) -> None:
+        """Make sure that a session's release is charged, before any share is given.
+
+        Args:
+            charge_id: The name of the session's charge.
+            mu: What it must be charged.
+            now: Seconds since the epoch.
+
+        Raises:
+            ProtocolViolation: If it does not fit.
+            ActorLost: If the accountant does not answer.
+        """
+        name = basket_actor(self._slot)
+        accountant = self._peers.handle(ACCOUNTANT)
+        charge: Charge = accountant.call("charge_release", charge_id, mu, now, {"asked_by": name}).result()
+        if not charge.allowed:
+            raise ProtocolViolation(f"{name}: nothing is charged for this session")
