@@ -21,7 +21,7 @@ from scarcity_ray.layers.layer2 import noised_mean
 from scarcity_ray.privacy import Ledger, SeededNoise
 from scarcity_ray.privacy.replay import export
 from scarcity_ray.roles.accountant import Accountant
-from scarcity_ray.roles.basket_host import BasketHost
+from scarcity_ray.roles.charging import BasketCharges
 
 CLIENTS = [(f"c{i}", "ab"[i // 4]) for i in range(8)]
 SETTINGS: dict[str, Any] = {
@@ -158,7 +158,10 @@ def reuse_the_releases_stream(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gossip_before_the_charge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BasketHost, "_charge_gossip", lambda self, kind, clients, *rest: frozenset(clients))
+    def allow_all(self: Any, kind: str, clients: Any, *rest: Any) -> frozenset[str]:
+        return frozenset(client for basket in clients.values() for client in basket)
+
+    monkeypatch.setattr(BasketCharges, "gossip", allow_all)
 
 
 def reuse_a_clients_stream(monkeypatch: pytest.MonkeyPatch) -> None:
