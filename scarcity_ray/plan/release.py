@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 
 from scarcity_ray.config import CentralNoise
 
+_ROUNDED_UP = 1.0 + 2.0**-51
+"""More than what rounding can take from a sum of a product and a root, so that nothing depends on it."""
+
 
 @dataclass(frozen=True)
 class BasketFacts:
@@ -77,7 +80,7 @@ class ReleasePlan:
         by less than one step a coordinate, so by less than sqrt(length) in L2.
         """
         bound = max(self.weights[b] * self.sensitivities[b] for b in survivors)
-        return self.scale * bound + math.sqrt(self.length)
+        return (self.scale * bound + math.sqrt(self.length)) * _ROUNDED_UP
 
     def grid_sigma(self, survivors: Sequence[str]) -> float:
         """Scale of the noise on the integer sum, in grid steps; in shares, that of all survivors' together.

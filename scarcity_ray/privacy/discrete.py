@@ -11,8 +11,9 @@ Below sigma = 256 the buckets have width 1 and the table alone decides.
 
 Both decisions compare the first 64 bits of a uniform number with a bound. Where these bits do not decide
 (2^-40 of the draws, or fewer) they are followed by 192 more, and the bound is computed to as many digits. So
-the law is exact up to a total variation of 2^-180 a sample; nowhere does it depend on how floats round. With
-d coordinates and T releases that adds at most (1 + e^epsilon) d T 2^-180 to delta, below 1e-30 in any use.
+the law is exact up to a total variation of 2^-180 a sample; floats, with room for errors of 2^-44, only say
+which draws are looked at closer. With d coordinates and T releases that adds at most (1 + e^epsilon) d T
+2^-180 to delta, below 1e-30 in any use.
 
 Guarantees:
     the_discrete_gaussian_has_its_law: Against exact probabilities and the scalar sampler, two-sided; a
