@@ -79,8 +79,10 @@ class DiscreteGaussian:
         self._width = 2 ** max(0, math.floor(math.log2(sigma)) - 7)
         self._bounds = _bucket_bounds(Fraction(sigma), self._width)
         self._firsts = np.array([bound >> _LONG for bound in self._bounds[:-1]], dtype=np.uint64)
-        guide = np.arange(1 << _GUIDE_BITS, dtype=np.uint64) << np.uint64(64 - _GUIDE_BITS)
-        self._guide = np.searchsorted(self._firsts, guide, side="right").astype(np.int64)
+        cells = np.arange(1 << _GUIDE_BITS, dtype=np.uint64) << _CELL
+        self._guide = np.searchsorted(self._firsts, cells, side="right").astype(np.int16)
+        # In a cell that a bound lies in, each word is looked for by itself.
+        self._guide[(self._firsts >> _CELL).astype(np.int64)] = -1
 
     def sample(self, shape: int | Sequence[int], words: Words = random_words) -> NDArray[np.int64]:
         """Draw independent values.
@@ -121,16 +123,13 @@ class DiscreteGaussian:
 
     def _buckets(self, drawn: NDArray[np.uint64], words: Words = random_words) -> NDArray[np.int64]:
         """The bucket that each uniform word falls into."""
-        places: NDArray[np.int64] = self._guide[drawn >> np.uint64(64 - _GUIDE_BITS)]
-        firsts = self._firsts
-        behind = np.flatnonzero(firsts.take(places, mode="clip") <= drawn) if firsts.size else ()
-        while len(behind):
-            behind = behind[places[behind] < firsts.size]
-            behind = behind[firsts[places[behind]] <= drawn[behind]]
-            places[behind] += 1
-        if firsts.size:
-            undecided = np.flatnonzero(firsts.take(places - 1, mode="clip") == drawn)
-            for i in undecided.tolist():
+        places: NDArray[np.int64] = self._guide[drawn >> _CELL].astype(np.int64)
+        mixed = np.flatnonzero(places < 0)
+        if mixed.size:
+            firsts, among = self._firsts, drawn[mixed]
+            found = np.searchsorted(firsts, among, side="right")
+            places[mixed] = found
+            for i in mixed[firsts.take(found - 1, mode="clip") == among].tolist():
                 places[i] = self.bucket_of((int(drawn[i]) << _LONG) | _more_bits(words))
         return places
 
@@ -147,13 +146,18 @@ class DiscreteGaussian:
     ) -> NDArray[np.bool_]:
         """Whether each offset into its bucket is accepted, by a uniform word each."""
         b = offset.astype(np.float64)
-        exponent = (2.0 * starts + b) * b
+        exponent = starts * 2.0
+        exponent += b
+        exponent *= b
         exponent *= -0.5 / self.sigma / self.sigma
-        margin = np.exp(exponent)
-        margin -= drawn * 2.0**-64
-        accepted = margin > 0.0
-        # All of this is right to within 2^-48, so only what is closer than 2^-44 is looked at again.
-        for i in np.flatnonzero(np.abs(margin) < 2.0**-44).tolist():
+        uniform = drawn * 2.0**-64
+        # All of this is right to within 2^-48, so only what is closer than 2^-44 is looked at again. Most are
+        # below 1 + x <= exp(x) already.
+        accepted = exponent + (1.0 - 2.0**-44) > uniform
+        close = np.flatnonzero(~accepted)
+        margin = np.exp(exponent[close]) - uniform[close]
+        accepted[close] = margin > 0.0
+        for i in close[np.abs(margin) < 2.0**-44].tolist():
             point = (int(drawn[i]) << _LONG) | _more_bits(words)
             accepted[i] = point < self.acceptance(int(starts[i]), int(offset[i]))
         return accepted
@@ -165,7 +169,9 @@ class DiscreteGaussian:
 
 
 _BLOCK = 1 << 15
-_GUIDE_BITS = 14
+_GUIDE_BITS = 16
+_CELL = np.uint64(64 - _GUIDE_BITS)
+"""Bits of a word below those that name its cell of the guide."""
 
 
 def _bucket_bounds(sigma: Fraction, width: int) -> list[int]:
