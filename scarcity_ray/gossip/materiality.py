@@ -4,25 +4,79 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.robust.blocks import column_blocks
+from scarcity_ray.robust.blocks import column_blocks, workspace
 from scarcity_ray.robust.rows import row_norm
+
+ROUGHNESS = 2.0**-10
+"""How far a remembered state may lie from the true one, over the norm of it."""
+
+_TOP = 15
+"""A remembered vector is scaled until its greatest entry lies just below 2^15; float16 ends at 2^16."""
+_LEAST = -125
+"""Exponent of the least scale: it and its inverse are float32."""
+_KEPT_BITS = np.uint32(0xFFFFE000)
+"""The bits of a float32 that a float16 can hold: sign, exponent and ten of the mantissa."""
+
+
+@dataclass(frozen=True, eq=False)
+class HalfVector:
+    """A float32 vector in half the room: eleven bits an entry, cut off, never rounded up.
+
+    Guarantees:
+        - It lies within ROUGHNESS of the vector, over its norm, if that is above 1e-30; and is no longer.
+
+    Attributes:
+        halves: float16 (d,).
+        scale: A power of two: entry i is scale halves[i].
+    """
+
+    halves: npt.NDArray[np.float16]
+    scale: float
+
+    @classmethod
+    def of(cls, vector: npt.NDArray[np.float32], into: npt.NDArray[np.float16] | None = None) -> HalfVector:
+        """Halve a finite vector (d,); `into` is room that may be used again."""
+        top = max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
+        scale = 2.0 ** max(math.frexp(top)[1] - _TOP, _LEAST)
+        halves = np.empty(len(vector), np.float16) if into is None or len(into) != len(vector) else into
+        for columns in column_blocks(len(vector)):
+            block = workspace("halved", (columns.stop - columns.start,), np.float32)
+            np.multiply(vector[columns], np.float32(1.0 / scale), out=block)
+            bits = block.view(np.uint32)
+            np.bitwise_and(bits, _KEPT_BITS, out=bits)
+            np.copyto(halves[columns], block, casting="same_kind")
+        return cls(halves, scale)
+
+    def block(self, columns: slice) -> npt.NDArray[np.float32]:
+        """The vector's entries in some columns, in a scratch array."""
+        block = workspace("halved", (columns.stop - columns.start,), np.float32)
+        np.copyto(block, self.halves[columns])
+        np.multiply(block, np.float32(self.scale), out=block)
+        return block
+
+    def whole(self) -> npt.NDArray[np.float32]:
+        """The vector, float32 (d,)."""
+        return self.halves.astype(np.float32) * np.float32(self.scale)
 
 
 class MaterialityDetector:
     """Compares the drift of a state since its last push with a threshold, under noise if it is given.
 
-    The drift is the L2 distance to the state last pushed, the zero vector before the first push. For states
-    clipped to C it lies in [0, 2C], so replacing all of a client's data changes it by at most 2C: the
-    sensitivity to which `sigma` must be calibrated. That a client pushes is seen by others, so the decision
-    is a release of its own, and only the noised drift may decide.
+    The drift is the L2 distance to the state last pushed, which is remembered in half the room
+    (`HalfVector`); to the zero vector before the first push. For states clipped to C it lies in [0, 2C], so
+    replacing all of a client's data changes it by at most 2C: the sensitivity to which `sigma` must be
+    calibrated. That a client pushes is seen by others, so the decision is a release of its own, and only the
+    noised drift may decide.
 
     Guarantees:
         - The drift of clipped states never leaves [0, 2C], to float32 rounding.
-        - Without noise a state is pushed if and only if its drift reaches the threshold.
+        - Without noise a state is pushed if and only if its drift reaches the threshold, to within ROUGHNESS
+          of the norm of the state last pushed.
 
     Args:
         drift_threshold: L2 distance from which a state is material.
@@ -30,7 +84,7 @@ class MaterialityDetector:
 
     def __init__(self, drift_threshold: float) -> None:
         self.drift_threshold = drift_threshold
-        self._pushed: dict[str, npt.NDArray[np.float32]] = {}
+        self._pushed: dict[str, HalfVector] = {}
 
     def should_push(
         self, client_id: str, state: npt.NDArray[np.float32], *, sigma: float = 0.0, noise: float = 0.0
@@ -68,26 +122,24 @@ class MaterialityDetector:
             return row_norm(state)
         total = 0.0
         for columns in column_blocks(len(state)):
-            difference = np.subtract(state[columns], pushed[columns], dtype=np.float64)
+            difference = workspace("drift", (columns.stop - columns.start,), np.float64)
+            np.subtract(state[columns], pushed.block(columns), out=difference, dtype=np.float64)
             total += float(np.dot(difference, difference))
         return math.sqrt(total)
 
     def update_state(self, client_id: str, state: npt.NDArray[np.float32]) -> None:
-        """Remember a copy of the clipped state that was just pushed."""
+        """Remember the clipped state that was just pushed."""
         kept = self._pushed.get(client_id)
-        if kept is None or kept.shape != state.shape or not kept.flags.writeable:
-            self._pushed[client_id] = np.array(state, dtype=np.float32)
-        else:
-            kept[...] = state
+        self._pushed[client_id] = HalfVector.of(state, None if kept is None else kept.halves)
 
     def last_pushed(self, client_id: str) -> npt.NDArray[np.float32] | None:
-        """A copy of the clipped state last pushed; None before the first push."""
+        """The clipped state last pushed, as it is remembered; None before the first push."""
         kept = self._pushed.get(client_id)
-        return None if kept is None else kept.copy()
+        return None if kept is None else kept.whole()
 
     def forget(self, client_id: str) -> None:
         """Drop what is remembered of a client."""
         self._pushed.pop(client_id, None)
 
 
-__all__ = ["MaterialityDetector"]
+__all__ = ["ROUGHNESS", "HalfVector", "MaterialityDetector"]

@@ -79,7 +79,8 @@ class GossipCarry:
     Attributes:
         client_id: The client.
         record: Its drift decision, release and counters.
-        last_pushed: The clipped state it last pushed, float32 (d,); None before the first push.
+        last_pushed: The clipped state it last pushed, as the detector remembers it, float32 (d,); None before
+            the first push.
     """
 
     client_id: str

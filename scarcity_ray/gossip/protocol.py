@@ -47,7 +47,8 @@ class GossipProtocol:
         - A client receives a released vector at most once.
         - A client that moves or comes back in mid-round does not release twice.
         - States that are given are never written to, unless they are given again as `out`.
-        - Beside the states, two vectors a client are kept: the state last pushed and the vector released.
+        - Beside the states, a copy and a half of them is kept: the vectors released, and in half the room the
+          states last pushed.
 
     Args:
         config: Peers, intervals, limits, mixing; a mixing of None is ``clipped_gossip`` if the plan's Layer 1

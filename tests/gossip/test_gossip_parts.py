@@ -4,9 +4,11 @@ from collections import Counter
 
 import hypothesis.strategies as st
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
 from scarcity_ray.gossip import GossipMessage, MaterialityDetector, PeerSampler
+from scarcity_ray.gossip.materiality import ROUGHNESS, HalfVector
 
 sizes = st.integers(1, 25)
 
@@ -89,7 +91,8 @@ def test_without_noise_a_state_is_pushed_iff_its_drift_reaches_the_threshold(
     assert detector.should_push("a", state) == (np.sqrt(float((state.astype(float) ** 2).sum())) >= threshold)
     detector.update_state("a", pushed)
     drift = np.sqrt(float(((state.astype(float) - pushed) ** 2).sum()))
-    np.testing.assert_allclose(detector.drifts(["a"], state[None])[0], drift, rtol=1e-12)
+    allowed = ROUGHNESS * float(np.linalg.norm(pushed.astype(float))) + 1e-30
+    assert detector.drifts(["a"], state[None])[0] == pytest.approx(drift, rel=1e-12, abs=allowed)
     assert detector.should_push("a", state, sigma=2.0, noise=50.0)
     assert not detector.should_push("a", state, sigma=2.0, noise=-50.0)
     detector.forget("a")
@@ -103,6 +106,25 @@ def test_the_drift_of_clipped_states_never_leaves_twice_the_clip_norm(a: np.ndar
     detector = MaterialityDetector(0.1)
     detector.update_state("a", a.astype(np.float32))
     assert 0 <= detector.drifts(["a"], b.astype(np.float32)[None])[0] <= 2 * (1 + 2**-21)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40),
+    st.sampled_from([0.0, 1e-28, 1e-10, 1.0, 1e15, 3e38]),
+)
+def test_half_the_room_holds_a_vector_to_its_roughness_and_no_more_than_it(
+    values: list[float], size: float
+) -> None:
+    vector = (np.array(values) * size).astype(np.float32)
+    halved = HalfVector.of(vector)
+    assert halved.halves.dtype == np.float16
+    kept, exact = halved.whole().astype(float), vector.astype(float)
+    norm = float(np.linalg.norm(exact))
+    assert np.linalg.norm(kept - exact) <= ROUGHNESS * norm + 1e-31
+    assert np.linalg.norm(kept) <= norm * (1 + 2**-28)
+    again = HalfVector.of(halved.whole(), halved.halves.copy())
+    np.testing.assert_array_equal(again.whole(), halved.whole())
 
 
 def test_the_detector_keeps_its_own_copy() -> None:
