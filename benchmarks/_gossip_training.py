@@ -1,4 +1,4 @@
-"""Accuracy by gossip alone over local epsilon, for `benchmarks.gossip`: what ``configs/decentralised.yaml`` does."""
+"""Accuracy by gossip alone over local epsilon (``configs/decentralised.yaml``), for `benchmarks.gossip`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EPSILONS = (0.5, 8.0, 64.0, 512.0, 2048.0, 8192.0, 32768.0, math.inf)
 
 
 def decentralised(quick: bool) -> Iterator[dict[str, Any]]:
-    """Mean accuracy of honest members on their own domain's digits, over that without gossip, a basket a row."""
+    """A row a basket: mean accuracy of honest members on their own domain's digits, with over without gossip."""
     run = load_run(CONFIG, ["workload.rounds=10"] if quick else [])
     try:
         scene = make_scene(run)

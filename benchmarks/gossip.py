@@ -1,8 +1,8 @@
 """Gossip: its cost against its noise, its memory, what it does to Layer 1's result, and what it reveals.
 
 ``python -m benchmarks gossip [--format json] [--quick] [--peers PYTHON]``. Seconds are processor time of this
-thread, the best of several runs. ``--peers`` names an interpreter that has gossipy-dfl or p2pfl (they ask for
-other versions of NumPy than we do); what it lacks is reported and skipped.
+thread, the best of several runs. ``--peers`` names an interpreter that has gossipy-dfl or p2pfl (see
+`benchmarks._gossip_peers`); what it lacks is reported and skipped.
 
 - *round*: a whole gossip round in which everybody pushes, against drawing the noise of those who push plus
   one read and one write of the states.
@@ -10,6 +10,8 @@ other versions of NumPy than we do); what it lacks is reported and skipped.
 - *mixing*: only the averages of K + 1 vectors a client, against a peer's own merge of the same vectors.
 - *error*: distance of Layer 1's result to the honest mean after gossip over that without (root mean square
   over trials; below 1 gossip helped). *consensus*: the disagreement's fall in a round over the graph's rate.
+- *decentralised*: accuracy of training by gossip alone over local epsilon, basket by basket, over that of
+  clients who do not gossip.
 - *epsilon*: what rounds reveal to those who see everything that a client releases, over what naive sums say.
 """
 
@@ -19,7 +21,6 @@ import argparse
 import itertools
 import json
 import math
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -264,70 +265,9 @@ def leaks(quick: bool) -> Iterator[Row]:
         }
 
 
-PEER_SCRIPTS = {
-    "p2pfl": """
-from p2pfl.learning.aggregators.fedavg import FedAvg
-from p2pfl.learning.frameworks.p2pfl_model import P2PFLModel
-class Model(P2PFLModel):
-    def build_copy(self, **kw): return Model(self.model, **kw)
-    def get_parameters(self): return self.weights
-    def set_parameters(self, params): self.weights = params
-    def get_framework(self): return "numpy"
-    def __init__(self, model, params=None, num_samples=1, contributors=None, **kw):
-        self.model, self.weights = model, params
-        self.num_samples, self.contributors = num_samples, contributors
-    def get_num_samples(self): return self.num_samples
-    def get_contributors(self): return self.contributors
-models = [Model(None, [row], 1, [str(i)]) for i, row in enumerate(states)]
-merge = FedAvg().aggregate
-def work(): return [merge([models[i], *(models[j] for j in row)]) for i, row in enumerate(heard)]
-""",
-    "gossipy": """
-import torch, copy
-torch.set_num_threads(1)
-from gossipy.model.handler import TorchModelHandler
-class Net(torch.nn.Module):
-    def __init__(self, row):
-        super().__init__()
-        self.p = torch.nn.Parameter(torch.from_numpy(row.copy()), requires_grad=False)
-def handler(row):
-    made = TorchModelHandler.__new__(TorchModelHandler)
-    made.model, made.n_updates = Net(row), 0
-    return made
-models = [handler(row) for row in states]
-mine = [handler(row) for row in states]
-def work():
-    for own, row in zip(mine, heard): TorchModelHandler._merge(own, [models[j] for j in row])
-""",
-}
-PEER_HARNESS = """
-import sys, time, json, warnings
-warnings.simplefilter("ignore")
-import numpy as np
-n, d, k = map(int, sys.argv[1:4])
-states = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
-heard = [[(i + j + 1) % n for j in range(k)] for i in range(n)]
-{body}
-best = float("inf")
-for _ in range(3):
-    start = time.process_time(); work(); best = min(best, time.process_time() - start)
-print("SECONDS", best)
-"""
-
-
-def peer_seconds(python: str, peer: str, n: int, d: int) -> float | str:
-    """What a peer takes for the averages of K + 1 vectors a client, or why it was skipped."""
-    script = PEER_HARNESS.replace("{body}", PEER_SCRIPTS[peer])
-    command = [python, "-c", script, str(n), str(d), str(PEERS)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"skipped: {error}"
-    found = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("SECONDS")]
-    return float(found[0]) if found else f"skipped: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
-
-
 def mixing(quick: bool, python: str = sys.executable) -> Iterator[Row]:
+    from benchmarks._gossip_peers import SCRIPTS, peer_seconds
+
     n, d = 100, 10**4 if quick else 10**5
     states = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
     heard = [[(i + j + 1) % n for j in range(PEERS)] for i in range(n)]
@@ -335,8 +275,8 @@ def mixing(quick: bool, python: str = sys.executable) -> Iterator[Row]:
     received = Received.of(list(states), heard)
     equal = np.full(n, 1 / (PEERS + 1)), np.full((n, PEERS), 1 / (PEERS + 1))
     seconds = best_of(5, lambda: received.combine(states, *equal, out))
-    for peer in PEER_SCRIPTS:
-        theirs = peer_seconds(python, peer, n, d)
+    for peer in SCRIPTS:
+        theirs = peer_seconds(python, peer, n, d, PEERS)
         row = {"name": "mixing", "n": n, "d": d, "seconds": seconds}
         if isinstance(theirs, str):
             yield row | {"versus": f"{peer} {theirs}", "ratio": None}
@@ -345,19 +285,22 @@ def mixing(quick: bool, python: str = sys.executable) -> Iterator[Row]:
 
 
 def run(form: str, quick: bool, python: str) -> int:
+    from benchmarks._gossip_training import decentralised
+
     parts: Sequence[Iterator[Row]] = (
         speed(quick),
         memory(quick),
         mixing(quick, python),
         consensus(quick),
         leaks(quick),
+        decentralised(quick),
         learning(quick),
     )
     rows = []
     for row in itertools.chain(*parts):
         rows.append(row)
         if form == "table":
-            size = f"{row['n']:>6} {row['d'] or '':>8}"
+            size = f"{row['n'] or '':>6} {row['d'] or '':>8}"
             ratio = "" if row["ratio"] is None else f"{row['ratio']:.4f}"
             print(
                 f"{row['name']:<58} {size} {row['seconds']:>10.6f} s  {ratio:>8} of {row['versus']}",
