@@ -19,7 +19,7 @@ EPSILONS = (0.5, 8.0, 64.0, 512.0, 2048.0, 8192.0, 32768.0, math.inf)
 
 
 def decentralised(quick: bool) -> Iterator[dict[str, Any]]:
-    """A row a basket: mean accuracy of honest members on their own domain's digits, with over without gossip."""
+    """A row a basket: its honest members' mean accuracy on their domain's digits, over without gossip."""
     run = load_run(CONFIG, ["workload.rounds=10"] if quick else [])
     try:
         scene = make_scene(run)

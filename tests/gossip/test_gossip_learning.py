@@ -69,9 +69,11 @@ def test_gossip_does_no_harm_anywhere_on_the_grid(method: str, liars: bool, shar
             continue
         for cell in itertools.product((*EPSILONS, 200.0, 5e3), [n], (0, 1, 3)):
             for d in (16, 64):
-                ratio = benchmark.error_ratio(
-                    trials, *cell, method=AggregationMethod(method), share=share, liars=liars, d=d
-                )
+                rest = {"method": AggregationMethod(method), "share": share, "liars": liars, "d": d}
+                ratio = benchmark.error_ratio(trials, *cell, **rest)
+                if not no_worse(ratio):
+                    # of 3 trials the error's ratio is itself uncertain by some per cent: look more closely
+                    ratio = benchmark.error_ratio(10 * trials, *cell, **rest)
                 assert no_worse(ratio), (method, *cell, d, ratio)
                 if method == "krum" and cell[0] == math.inf:
                     assert ratio < 0.75, (cell, ratio)
