@@ -99,7 +99,7 @@ def basket_chart(standings: Mapping[str, Mapping[str, Any]]) -> str:
         if known:
             axes.plot(*zip(*known, strict=True), marker, color=colour, markersize=6, label=name)
     axes.set_yticks(list(places), list(standings))
-    axes.invert_yaxis()
+    axes.set_ylim(len(standings) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.grid(axis="x", color=GRID, alpha=0.25, linewidth=0.8)
     axes.set_xlabel("accuracy, %", color=TEXT, fontsize=9, loc="right", labelpad=2)
