@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import stats
 
 from scarcity_ray.privacy import SeededNoise, SystemNoise
-from scarcity_ray.privacy.noise import normal_of_words, random_words
+from scarcity_ray.privacy.noise import random_words, word_blocks
 
 ALARM = 1e-6
 
@@ -48,50 +48,16 @@ def test_the_tails_are_filled():
         assert low <= np.sum(sample > edge) <= high
 
 
-def test_the_map_from_words_is_the_inverse_normal():
-    words = random_words(100_000).copy()
-    words[:4] = [0, 1, 2**64 - 1, 2**64 - 2]
-
-    def half(count):
-        return np.full(count, 1 << 63, np.uint64)
-
-    tail = ((words >> np.uint64(1)).astype(np.float64) + 0.5) * 2.0**-64
-    expected = np.where(words & np.uint64(1), -special.ndtri(tail), special.ndtri(tail))
-    found = normal_of_words(words, half)
-    np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-15)
-    assert np.all(np.isfinite(found))
-    np.testing.assert_array_equal(found, -normal_of_words(words ^ np.uint64(1), half))
-
-
-@pytest.mark.parametrize("magnitude", [0, 1, 7, 2**20, 2**40])
-def test_the_tail_has_no_holes(magnitude):
-    word = np.uint64(2 * magnitude + 1)
-    values = normal_of_words(np.full(20_000, word))
-    # In the tail's mass they are uniform between the ends of the word's cell.
-    inside = special.ndtr(-values) * 2.0**64 - magnitude
-    if magnitude < 2**30:
-        assert np.unique(values).size > 19_000
-        assert stats.kstest(inside, "uniform").pvalue > ALARM
-    assert np.all((inside > -0.01) & (inside < 1.01))
-    # Everywhere neighbouring values of the tail's mass are a relative 2^-52 apart or less.
-    assert np.diff(np.unique(values), prepend=values.min()).max() < max(0.2, 1.0 / (magnitude + 1))
-
-
-def test_extra_bits_are_asked_for_where_fewer_than_53_are_left():
-    asked = []
-
-    def more(count):
-        asked.append(count)
-        return random_words(count)
-
-    normal_of_words(np.array([2**53 - 1, 2**53, 5, 2**64 - 1], dtype=np.uint64), more)
-    assert asked == [2]
-
-
 def test_random_words_are_uniform_bits():
     bits = np.unpackbits(random_words(50_000).view(np.uint8)).reshape(-1, 64)
     share = np.abs(bits.sum(axis=0) - bits.shape[0] / 2) / np.sqrt(bits.shape[0] / 4)
     assert share.max() < stats.norm.isf(ALARM / 128)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2**15, 2**15 + 1, 100_000])
+def test_blocks_are_as_many_words_as_were_asked_for(count):
+    words = [word for block in word_blocks(count) for word in block.tolist()]
+    assert len(words) == len(set(words)) == count == random_words(count).size
 
 
 def test_two_calls_never_give_the_same_noise():
