@@ -16,7 +16,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -34,18 +33,16 @@ class PrivateServer:
 
     Args:
         programs: From `server_folder`.
-        in_memory: Whether to keep its files in memory where that is possible.
-        settings: ``NAME=VALUE`` for postgresql.conf.
+        folder: Where to keep its files; None: in memory where that is possible.
     """
 
     user = "keeper"
 
-    def __init__(self, programs: Path, *, in_memory: bool, settings: Sequence[str] = ()) -> None:
+    def __init__(self, programs: Path, *, folder: str | None = None) -> None:
         self._programs = programs
         memory = Path("/dev/shm")
-        place = memory if in_memory and os.access(memory, os.W_OK) else None
+        place = folder or (memory if os.access(memory, os.W_OK) else None)
         self.folder = Path(tempfile.mkdtemp(prefix="scarcity_pg_", dir=place))
-        self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self.password = f"s3cret-{secrets.token_hex(8)}"
         self._account = _account()
@@ -85,7 +82,6 @@ class PrivateServer:
             "shared_buffers=16MB",
             "max_connections=100",
             "restart_after_crash=on",
-            *self._settings,
         ]
         given = [part for option in options for part in ("-c", option)]
         with (self.folder / "log").open("ab") as log:

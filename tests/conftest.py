@@ -52,7 +52,7 @@ def postgres_server() -> Iterator[PrivateServer]:
     if programs is None:
         pytest.skip("PostgreSQL's server (Debian's package postgresql) is not installed on this machine")
     pytest.importorskip("psycopg", reason="the extra 'postgresql' is not installed")
-    server = PrivateServer(programs, in_memory=True)
+    server = PrivateServer(programs)
     yield server
     server.remove()
 

@@ -110,9 +110,12 @@ def random_words(count: int) -> NDArray[np.uint64]:
     Returns:
         uint64 array, shape (count,).
     """
-    room = bytearray(8 * count + _OVER)
-    _keystream().update_into(bytes(8 * count), room)
-    return np.frombuffer(room, "<u8", count).astype(np.uint64, copy=False)
+    words = np.empty(count, dtype=np.uint64)
+    start = 0
+    for block in word_blocks(count):
+        words[start : start + block.size] = block
+        start += block.size
+    return words
 
 
 def word_blocks(count: int) -> Iterator[NDArray[np.uint64]]:
