@@ -3,8 +3,8 @@
 ``python -m benchmarks.privacy [--format json] [--full]``. Seconds are wall-clock, the noise's those of its
 thread, the best of several runs; the ledger is made in ``--folder`` (its disk decides what a durable charge
 takes), and once more in a PostgreSQL server of its own there, over TCP on this machine. The compositions are
-those of 100 releases of the quickstart's noise (of the default configuration where there is none); RDP and PLD are
-Google's dp-accounting, and are left out where it is not installed.
+those of 100 releases of the quickstart's noise (of the default configuration where there is none); RDP and
+PLD are Google's dp-accounting, and are left out where it is not installed.
 """
 
 from __future__ import annotations
