@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config import AggregationMethod, stream
 from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.robust import clip_vector, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft
@@ -26,7 +27,8 @@ class Defence:
     """How a simulated run aggregates.
 
     Attributes:
-        plan: Clip norms, rule, f, weights and noise scale; None: the plain mean of all updates as they come.
+        plan: Clip norms (the first, where they adapt), rule, f, weights and noise scale; None: the plain mean
+            of all updates as they come.
         noisy: Whether the global delta gets the plan's Gaussian noise.
     """
 
@@ -42,27 +44,49 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> list[float
     """
     population, workload = scene.population, scene.workload
     model = RunningModel.zeros(workload.dimension)
-    rule = basket_rule(defence.plan)
+    plan = defence.plan
     accuracies = []
     for number in range(workload.rounds):
         deltas = train_clients((0, population.num_clients), scene.training(model.current, attack))
         rng = stream(scene.seed, "simulate", attack.name, number)
-        sent = craft(attack, deltas, population.byzantine, scene.baskets, rng, rule)
-        if defence.plan is None:
+        sent = craft(attack, deltas, population.byzantine, scene.baskets, rng, basket_rule(plan))
+        if plan is None:
             delta = sent.mean(axis=0)
         else:
-            delta, sigma = federated_delta(sent, scene.baskets, defence.plan)
+            made = federated_delta(sent, scene.baskets, plan)
+            delta = made.delta
             if defence.noisy:
-                delta = (delta + sigma * rng.standard_normal(delta.size)).astype(np.float32)
+                delta = (delta + made.sigma * rng.standard_normal(delta.size)).astype(np.float32)
+            if made.share_below is not None:
+                noise = made.share_sigma * rng.standard_normal() if defence.noisy else 0.0
+                clip_norm = plan.config.layer1.clip_norm
+                plan = plan.at(plan.next_clip_norm(clip_norm, made.share_below + noise))
         model = model.step(delta, workload.server_learning_rate, workload.averaging_decay)
         accuracies.append(accuracy(model.average, scene.dataset.test_features, scene.dataset.test_labels))
     return accuracies
 
 
+@dataclass(frozen=True)
+class SimulatedRelease:
+    """A round's release before its noise.
+
+    Attributes:
+        delta: (d,) float32, zero if every basket waits.
+        sigma: Standard deviation of the noise that it needs.
+        share_below: With adaptive clipping, the weighted share of norms up to the clip norm, if any came.
+        share_sigma: Standard deviation of the noise on that share.
+    """
+
+    delta: NDArray[np.float32]
+    sigma: float
+    share_below: float | None = None
+    share_sigma: float = 0.0
+
+
 def federated_delta(
     rows: NDArray[np.float32], baskets: NDArray[np.int64], plan: FederationPlan
-) -> tuple[NDArray[np.float32], float]:
-    """The noiseless global delta of a round, and the standard deviation of the noise it needs.
+) -> SimulatedRelease:
+    """The noiseless global delta of a round, and the noise that it needs.
 
     Rows that are not finite are left out, as a federation refuses them; a basket that then has fewer rows
     than its rule needs waits.
@@ -71,40 +95,47 @@ def federated_delta(
         rows: (clients, d) float32, as sent.
         baskets: (clients,) the basket of each client.
         plan: The federation's numbers.
-
-    Returns:
-        The (d,) float32 delta, zero if every basket waits, and sigma.
     """
     layer1 = plan.config.layer1
-    facts, vectors = [], {}
+    facts, models = [], {}
     for basket in np.unique(baskets):
         inside = rows[baskets == basket]
         members, name = len(inside), str(basket)
-        present, vector = basket_vector(inside, plan)
-        if vector is None:
+        present, model = basket_model(inside, plan)
+        if model is None:
             facts.append(BasketFacts(name, "", members))
             continue
-        vectors[name] = vector
+        models[name] = model
         share = 1.0 / present if layer1.aggregation_method is AggregationMethod.WEIGHTED else None
         facts.append(BasketFacts(name, "", members, present, plan.num_byzantine(members), share))
-    if not vectors:
-        return np.zeros(rows.shape[1], dtype=np.float32), 0.0
+    if not models:
+        return SimulatedRelease(np.zeros(rows.shape[1], dtype=np.float32), 0.0)
     release = plan.release(facts)
     total = np.zeros(rows.shape[1], dtype=np.float64)
-    for name, vector in vectors.items():
-        total += release.weights[name] * vector.astype(np.float64)
-    survivors = list(release.weights)
-    return total.astype(np.float32), release.grid_sigma(survivors) / release.scale
+    bit = 0.0
+    for name, model in models.items():
+        total += release.weights[name] * clipped_vector(model, plan).astype(np.float64)
+        bit += release.weights[name] * model.bit
+    sigma = release.grid_sigma(list(release.weights)) / release.scale
+    if not plan.config.layer2.adaptive_clipping:
+        return SimulatedRelease(total.astype(np.float32), sigma)
+    return SimulatedRelease(total.astype(np.float32), sigma, bit + 0.5, sigma / release.bit_radius)
 
 
-def basket_vector(rows: NDArray[np.float32], plan: FederationPlan) -> tuple[int, NDArray[np.float32] | None]:
+def basket_model(rows: NDArray[np.float32], plan: FederationPlan) -> tuple[int, BasketModel | None]:
     """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more."""
-    finite = np.isfinite(row_norms(rows))
+    norms = row_norms(rows)
+    finite = np.isfinite(norms)
     present = int(finite.sum())
     if present < plan.least_rows(len(rows)):
         return present, None
-    model = Layer1Aggregator(plan.config.layer1).aggregate(rows[finite], num_members=len(rows))
-    return present, clip_vector(model.aggregate, plan.config.layer2.clip_norm)
+    aggregator = Layer1Aggregator(plan.config.layer1)
+    return present, aggregator.aggregate(rows[finite], num_members=len(rows), raw_norms=norms[finite])
+
+
+def clipped_vector(model: BasketModel, plan: FederationPlan) -> NDArray[np.float32]:
+    """A basket's vector as it goes into the sum, before its weight."""
+    return clip_vector(model.aggregate, plan.config.layer2.clip_norm)
 
 
 def basket_rule(plan: FederationPlan | None) -> BasketRule:
@@ -114,7 +145,7 @@ def basket_rule(plan: FederationPlan | None) -> BasketRule:
         if plan is None:
             mean: NDArray[np.float32] = rows.mean(axis=0)
             return mean
-        _, vector = basket_vector(rows, plan)
-        return np.zeros(rows.shape[1], dtype=np.float32) if vector is None else vector
+        _, model = basket_model(rows, plan)
+        return np.zeros(rows.shape[1], dtype=np.float32) if model is None else clipped_vector(model, plan)
 
     return rule

@@ -15,7 +15,7 @@ from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import ComparisonInputs, compare, comparisons, defence
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.scene import make_scene
-from scarcity_ray.workloads.simulate import basket_rule, basket_vector, federated_delta, simulate
+from scarcity_ray.workloads.simulate import basket_model, basket_rule, federated_delta, simulate
 
 pytest.importorskip("sklearn")
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -30,7 +30,8 @@ def test_a_round_is_clip_rule_clip_weighted_mean():
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((26, 250)).astype(np.float32)  # norms near 16, all clipped to 1
     baskets = np.repeat([0, 1], [11, 15])
-    delta, sigma = federated_delta(rows, baskets, _plan())
+    made = federated_delta(rows, baskets, _plan())
+    delta, sigma = made.delta, made.sigma
     vectors = []
     for basket, f in ((0, 2), (1, 3)):
         inside = rows[baskets == basket].astype(np.float64)
@@ -47,18 +48,20 @@ def test_rows_that_are_not_finite_are_left_out_and_a_short_basket_waits():
     baskets = np.repeat([0, 1], 11)
     rows[:8] = np.nan  # 3 finite rows left, the trimmed mean with f = 2 needs 5
     rows[11:13] = np.inf
-    delta, sigma = federated_delta(rows, baskets, _plan())
+    made = federated_delta(rows, baskets, _plan())
+    delta, sigma = made.delta, made.sigma
     assert np.allclose(np.linalg.norm(delta), 1.0, atol=1e-5)
     assert sigma == pytest.approx(2 / (9 - 4) / _plan().mu_release, rel=1e-4)
-    everyone, none = federated_delta(np.full_like(rows, np.nan), baskets, _plan())
-    assert not everyone.any()
-    assert none == 0.0
+    none = federated_delta(np.full_like(rows, np.nan), baskets, _plan())
+    assert not none.delta.any()
+    assert none.sigma == 0.0
 
 
 def test_a_baskets_vector_is_mixed_as_the_config_says():
     rows = np.random.default_rng(2).standard_normal((13, 250)).astype(np.float32)
     rows /= 2 * np.linalg.norm(rows, axis=1, keepdims=True)
-    _, vector = basket_vector(rows, _plan(pre=("nnm",)))
+    _, model = basket_model(rows, _plan(pre=("nnm",)))
+    vector = model.aggregate
     expected = aggregate(rows, method="trimmed_mean", num_byzantine=2, pre=["nnm"]).vector
     assert np.allclose(vector, expected, atol=1e-6)
     assert np.array_equal(basket_rule(_plan(pre=("nnm",)))(rows), vector)
@@ -68,9 +71,9 @@ def test_a_clipped_mean_has_its_own_smaller_noise():
     rows = np.ones((260, 250), dtype=np.float32)
     baskets = np.arange(260) // 13
     federation = load_run(QUICKSTART).federation
-    _, trimmed = federated_delta(rows, baskets, defence("federation", federation).plan)
-    _, mean = federated_delta(rows, baskets, defence("clipped_mean", federation).plan)
-    assert mean / trimmed == pytest.approx(9 / 13, rel=1e-3)
+    trimmed = federated_delta(rows, baskets, defence("federation", federation).plan)
+    mean = federated_delta(rows, baskets, defence("clipped_mean", federation).plan)
+    assert mean.sigma / trimmed.sigma == pytest.approx(9 / 13, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", list(AggregationMethod))
@@ -78,11 +81,9 @@ def test_every_rule_can_be_simulated(method):
     rng = np.random.default_rng(0)
     few = {"byzantine_fraction": 0.09} if method.value == "centered_clipping" else {}
     plan = _plan(aggregation_method=method, **few)
-    delta, sigma = federated_delta(
-        rng.standard_normal((22, 250)).astype(np.float32), np.arange(22) // 11, plan
-    )
-    assert np.linalg.norm(delta) <= 1.0 + 1e-5
-    assert 0 < sigma <= 2 / plan.mu_release
+    made = federated_delta(rng.standard_normal((22, 250)).astype(np.float32), np.arange(22) // 11, plan)
+    assert np.linalg.norm(made.delta) <= 1.0 + 1e-5
+    assert 0 < made.sigma <= 2 / plan.mu_release
 
 
 def test_the_same_arguments_give_the_same_accuracies():
