@@ -97,11 +97,12 @@ def federated_delta(
         plan: The federation's numbers.
     """
     layer1 = plan.config.layer1
+    aggregator = Layer1Aggregator(layer1)
     facts, models = [], {}
     for basket in np.unique(baskets):
         inside = rows[baskets == basket]
         members, name = len(inside), str(basket)
-        present, model = basket_model(inside, plan)
+        present, model = basket_model(inside, plan, aggregator)
         if model is None:
             facts.append(BasketFacts(name, "", members))
             continue
@@ -122,14 +123,15 @@ def federated_delta(
     return SimulatedRelease(total.astype(np.float32), sigma, bit + 0.5, sigma / release.bit_radius)
 
 
-def basket_model(rows: NDArray[np.float32], plan: FederationPlan) -> tuple[int, BasketModel | None]:
+def basket_model(
+    rows: NDArray[np.float32], plan: FederationPlan, aggregator: Layer1Aggregator
+) -> tuple[int, BasketModel | None]:
     """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more."""
     norms = row_norms(rows)
     finite = np.isfinite(norms)
     present = int(finite.sum())
     if present < plan.least_rows(len(rows)):
         return present, None
-    aggregator = Layer1Aggregator(plan.config.layer1)
     return present, aggregator.aggregate(rows[finite], num_members=len(rows), raw_norms=norms[finite])
 
 
@@ -140,12 +142,13 @@ def clipped_vector(model: BasketModel, plan: FederationPlan) -> NDArray[np.float
 
 def basket_rule(plan: FederationPlan | None) -> BasketRule:
     """What attackers know of a basket: its rule without noise, zero where it waits; None: the plain mean."""
+    aggregator = None if plan is None else Layer1Aggregator(plan.config.layer1)
 
     def rule(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        if plan is None:
+        if plan is None or aggregator is None:
             mean: NDArray[np.float32] = rows.mean(axis=0)
             return mean
-        _, model = basket_model(rows, plan)
+        _, model = basket_model(rows, plan, aggregator)
         return np.zeros(rows.shape[1], dtype=np.float32) if model is None else clipped_vector(model, plan)
 
     return rule

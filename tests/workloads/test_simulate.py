@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray.config import AggregationMethod
+from scarcity_ray.layers import Layer1Aggregator
 from scarcity_ray.plan import make_plan
 from scarcity_ray.robust import aggregate
 from scarcity_ray.workloads.attacks import AttackConfig
@@ -60,7 +61,8 @@ def test_rows_that_are_not_finite_are_left_out_and_a_short_basket_waits():
 def test_a_baskets_vector_is_mixed_as_the_config_says():
     rows = np.random.default_rng(2).standard_normal((13, 250)).astype(np.float32)
     rows /= 2 * np.linalg.norm(rows, axis=1, keepdims=True)
-    _, model = basket_model(rows, _plan(pre=("nnm",)))
+    plan = _plan(pre=("nnm",))
+    _, model = basket_model(rows, plan, Layer1Aggregator(plan.config.layer1))
     vector = model.aggregate
     expected = aggregate(rows, method="trimmed_mean", num_byzantine=2, pre=["nnm"]).vector
     assert np.allclose(vector, expected, atol=1e-6)
