@@ -34,6 +34,7 @@ SECTIONS = (
     "budget",
     "release",
     "signal",
+    "clipping",
     "ring",
     "gossip",
     "traffic",
@@ -144,6 +145,7 @@ def planned_numbers(config: RunConfig, rates: Rates = MEASURED) -> dict[str, Any
         },
         "traffic": {f"{name}_bytes": count for name, count in asdict(forecast.traffic).items()},
         "seconds": _seconds(forecast, rates),
+        "clipping": {},
         "changes": {
             "rounds_until_noise_is_as_large_as_signal": forecast.rounds_at_equal_noise,
             "baskets_until_noise_is_no_larger_than_signal": forecast.baskets_at_equal_noise,
@@ -152,11 +154,29 @@ def planned_numbers(config: RunConfig, rates: Rates = MEASURED) -> dict[str, Any
         "rules": [_finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
         "warnings": [asdict(warning) for warning in warnings_of(forecast)],
     }
+    if federation.layer2.adaptive_clipping:
+        numbers["clipping"] = _adaptation(forecast)
     if not federation.layer2.enabled:
         _leave_out_layer2(numbers, config.workload.rounds)
     for title in SECTIONS:
         numbers[title] = _finite(numbers[title])
     return numbers
+
+
+def _adaptation(forecast: Forecast) -> dict[str, Any]:
+    """What adaptive clipping does and costs; the release's numbers are those of its first clip norm."""
+    layer2 = forecast.config.layer2
+    low, high = layer2.clip_norm_range
+    return {
+        "clip_norm_starts_at": forecast.config.layer1.clip_norm,
+        "clip_norm_at_least": low,
+        "clip_norm_at_most": high,
+        "quantile_of_the_norms": layer2.clip_quantile,
+        "noise_is_larger_by_the_factor": forecast.adaptation_factor,
+        "noise_sigma_on_the_share_below": forecast.share_noise,
+        "factor_of_a_step_up_at_most": math.exp(layer2.clip_learning_rate * layer2.clip_quantile),
+        "factor_of_a_step_down_at_most": math.exp(-layer2.clip_learning_rate * (1.0 - layer2.clip_quantile)),
+    }
 
 
 def _leave_out_layer2(numbers: dict[str, Any], rounds: int) -> None:

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.forecast.rules import RuleCost, full_release, noise_norm, rule_cost, signal_bound
-from scarcity_ray.plan import FLOAT32_SLACK, NOISE_TAIL, honest_shares, make_plan, session_shape
+from scarcity_ray.plan import (
+    FLOAT32_SLACK,
+    NOISE_TAIL,
+    FederationPlan,
+    honest_shares,
+    make_plan,
+    session_shape,
+)
 from scarcity_ray.secagg.context import MAX_PARTIES
 from scarcity_ray.secagg.volume import session_volume
 
@@ -157,13 +164,25 @@ class Forecast:
         return math.sqrt(baskets / honest_shares(self.config.layer2, baskets))
 
     @property
+    def adaptation_factor(self) -> float:
+        """By how much the bits of adaptive clipping enlarge the noise on everything else; 1 without them."""
+        fixed = replace(self.config, layer2=replace(self.config.layer2, adaptive_clipping=False))
+        alone = noise_norm(FederationPlan(fixed), self.sizes)
+        return self.noise_norm / alone if alone else 1.0
+
+    @property
+    def share_noise(self) -> float:
+        """Standard deviation of the noise on the share of norms below the clip norm; 0 without adaptation."""
+        return self.sigma / self.release.bit_radius if self.release.bit_radius else 0.0
+
+    @property
     def headroom_bits(self) -> float:
         """Factor of two by which the ring exceeds the greatest sum, the tail of its noise included."""
         release = self.release
         radius = self.config.layer2.clip_norm * (1.0 + FLOAT32_SLACK)
         radius *= math.sqrt(2.0) if self.config.meta_parameters else 1.0
         noise = NOISE_TAIL * release.grid_sigma(list(release.weights))
-        reach = release.scale * radius + len(self.sizes) / 2 + noise
+        reach = release.scale * max(radius, release.bit_radius / 2.0) + len(self.sizes) / 2 + noise
         return release.ring_bits - 1 - math.log2(reach)
 
     @cached_property

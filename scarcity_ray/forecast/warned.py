@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.forecast.prospects import Forecast
 
+WANDERING = 0.5
+"""Noise on the share of norms, as a standard deviation, from which it says next to nothing."""
+
 
 @dataclass(frozen=True)
 class Warned:
@@ -27,7 +30,7 @@ class Warned:
 
 def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
     """All that is amiss, the worst first."""
-    checks = (_drowned, _stuck, _short, _gossip_drowned)
+    checks = (_drowned, _stuck, _short, _gossip_drowned, _clip_norm_wanders)
     return tuple(warning for check in checks if (warning := check(forecast)) is not None)
 
 
@@ -112,6 +115,19 @@ def _gossip_drowned(forecast: Forecast) -> Warned | None:
         f"a gossip vector's noise has norm {norm:.3g}, {norm / gossip.clip_norm:.3g} times its clip norm, "
         f"so that peers gain next to nothing from one; {remedy}",
         loud=not enabled,
+    )
+
+
+def _clip_norm_wanders(forecast: Forecast) -> Warned | None:
+    if forecast.share_noise <= WANDERING:
+        return None
+    return Warned(
+        "clip_norm_wanders",
+        f"the share of norms below the clip norm, a number from 0 to 1, is released with noise of standard "
+        f"deviation {forecast.share_noise:.3g}, so that the clip norm's steps are mostly chance; what would "
+        "change it: more clients, a larger epsilon, or adaptive_clipping: false; a smaller "
+        "layer2.clip_learning_rate makes the steps smaller",
+        loud=False,
     )
 
 

@@ -16,30 +16,64 @@ class RunningModel:
     grow like t^decay (Shamir, Zhang 2013, polynomial decay): averaging evens out the noise of the releases,
     and costs nothing, since it works on what was already released.
 
+    With adaptive clipping a delta counts as if it had been clipped to the least clip norm since its release:
+    it is scaled by that over its own. Noise is proportional to the clip norm and signal is not, so what was
+    released while the clip norm was ten times too large is mostly noise, which would stay in the sum for
+    good; scaled, it has the noise of the present clip norm. That too works on releases alone.
+
     Attributes:
         current: (d,) float32, the sum of all global deltas so far.
         average: (d,) float32.
         rounds: Deltas added so far.
+        parts: With adaptive clipping the sum in parts, each with the clip norm that it counts at, rising.
     """
 
     current: NDArray[np.float32]
     average: NDArray[np.float32]
     rounds: int = 0
+    parts: tuple[tuple[float, NDArray[np.float64]], ...] = ()
 
     @classmethod
     def zeros(cls, dimension: int) -> RunningModel:
         """The model before the first round."""
         return cls(np.zeros(dimension, dtype=np.float32), np.zeros(dimension, dtype=np.float32))
 
-    def step(self, delta: NDArray[np.float32], learning_rate: float, decay: float) -> RunningModel:
+    def step(
+        self,
+        delta: NDArray[np.float32],
+        learning_rate: float,
+        decay: float,
+        clip_norms: tuple[float, float] | None = None,
+    ) -> RunningModel:
         """Add `learning_rate` times a global delta and take the sum into the average.
+
+        Args:
+            delta: (d,) as released.
+            learning_rate: The server's.
+            decay: How fast early iterates lose weight.
+            clip_norms: With adaptive clipping, that of the release and the one that follows from it.
 
         >>> one = np.ones(1, np.float32)
         >>> RunningModel.zeros(1).step(one, 1.0, 0.0).step(one, 1.0, 0.0).average
         array([1.5], dtype=float32)
         """
         rounds = self.rounds + 1
-        current = (self.current + np.float32(learning_rate) * delta).astype(np.float32)
+        if clip_norms is None:
+            parts = self.parts
+            current = (self.current + np.float32(learning_rate) * delta).astype(np.float32)
+        else:
+            used, following = clip_norms
+            parts = _counted_at(following, (*self.parts, (used, learning_rate * delta.astype(np.float64))))
+            current = np.sum([vector for _, vector in parts], axis=0).astype(np.float32)
         share = np.float32((decay + 1.0) / (rounds + decay))
         average = ((1 - share) * self.average + share * current).astype(np.float32)
-        return RunningModel(current, average, rounds)
+        return RunningModel(current, average, rounds, parts)
+
+
+def _counted_at(
+    clip_norm: float, parts: tuple[tuple[float, NDArray[np.float64]], ...]
+) -> tuple[tuple[float, NDArray[np.float64]], ...]:
+    """The parts, those above `clip_norm` scaled to it and put together."""
+    kept = tuple(part for part in parts if part[0] <= clip_norm)
+    scaled = [(clip_norm / norm) * vector for norm, vector in parts if norm > clip_norm]
+    return (*kept, (clip_norm, np.sum(scaled, axis=0))) if scaled else kept

@@ -78,6 +78,7 @@ class Progress:
 
     model: RunningModel
     records: list[RoundRecord]
+    clip_norm: float
     gossip: GossipTraining | None = None
     epsilon_spent: float = 0.0
     budget_spent_early: bool = False
@@ -141,7 +142,8 @@ def _train(
     watch: Stopwatch,
     basket_ids: list[str],
 ) -> Progress:
-    progress = Progress(RunningModel.zeros(config.workload.dimension), [])
+    clip_norm = config.federation.layer1.clip_norm
+    progress = Progress(RunningModel.zeros(config.workload.dimension), [], clip_norm)
     if not config.federation.layer2.enabled:
         progress.gossip = GossipTraining(scene, federation, config.federation, basket_ids)
     for number in range(config.workload.rounds):
@@ -172,7 +174,7 @@ def _round(
         if gossip is not None:
             sent = gossip.train(number)
         else:
-            sent = _updates(config, federation, scene, progress.model.current, number)
+            sent = _updates(config, federation, scene, progress, number)
     with watch.time("submission"):
         receipts = federation.submit_updates(population.client_ids, sent, None)
     with watch.time("gossip"):
@@ -186,8 +188,14 @@ def _round(
         epsilon_left, _ = federation.get_privacy_budget()
         epsilon_spent = federation.get_stats()["privacy_consumed_epsilon"]
         federation.advance_round()
+    used, clip_norms = progress.clip_norm, None
     if delta is not None:
-        progress.model = progress.model.step(delta, workload.server_learning_rate, workload.averaging_decay)
+        if config.federation.layer2.adaptive_clipping:
+            progress.clip_norm = federation.get_meta_params()["clip_norm"]
+            clip_norms = used, progress.clip_norm
+        progress.model = progress.model.step(
+            delta, workload.server_learning_rate, workload.averaging_decay, clip_norms
+        )
     return RoundRecord(
         round=number + 1,
         accuracy=mean_accuracy(standings) if standings else _test_accuracy(progress.model.average, scene),
@@ -197,6 +205,7 @@ def _round(
         rejected=dict(sorted(Counter(str(r.reason) for r in receipts if not r.accepted).items())),
         gossip_messages=messages,
         released=delta is not None,
+        clip_norm=used,
         seconds=watch.since(before),
         elapsed=watch.elapsed,
         baskets=gossip.by_name(standings) if gossip is not None else {},
@@ -204,14 +213,14 @@ def _round(
 
 
 def _updates(
-    config: RunConfig, federation: Any, scene: Scene, model: NDArray[np.float32], number: int
+    config: RunConfig, federation: Any, scene: Scene, progress: Progress, number: int
 ) -> NDArray[np.float32]:
     """What clients send when they start from the global model: their deltas, or an attack."""
     workload = config.workload
-    inputs = scene.training(model, workload.attack)
+    inputs = scene.training(progress.model.current, workload.attack)
     deltas = np.concatenate(federation.map_tasks(train_clients, scene.tasks, inputs))
     rng = stream(scene.seed, "attack", number)
-    rule = basket_rule(make_plan(config.federation))
+    rule = basket_rule(make_plan(config.federation).at(progress.clip_norm))
     return craft(workload.attack, deltas, scene.population.byzantine, scene.baskets, rng, rule)
 
 

@@ -22,6 +22,7 @@ class RoundRecord:
         rejected: Updates refused, by reason.
         gossip_messages: Delivered in this round.
         released: Whether there was a global model.
+        clip_norm: To which Layer 1 clipped; it moves with adaptive clipping.
         seconds: Time by phase.
         elapsed: Seconds since the job began.
         baskets: Without Layer 2, how each basket stands (`gossip_training.BasketStanding` as plain data).
@@ -35,6 +36,7 @@ class RoundRecord:
     rejected: Mapping[str, int]
     gossip_messages: int
     released: bool
+    clip_norm: float
     seconds: Mapping[str, float]
     elapsed: float
     baskets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

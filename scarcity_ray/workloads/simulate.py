@@ -50,6 +50,7 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> list[float
         deltas = train_clients((0, population.num_clients), scene.training(model.current, attack))
         rng = stream(scene.seed, "simulate", attack.name, number)
         sent = craft(attack, deltas, population.byzantine, scene.baskets, rng, basket_rule(plan))
+        clip_norms = None
         if plan is None:
             delta = sent.mean(axis=0)
         else:
@@ -60,8 +61,9 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> list[float
             if made.share_below is not None:
                 noise = made.share_sigma * rng.standard_normal() if defence.noisy else 0.0
                 clip_norm = plan.config.layer1.clip_norm
-                plan = plan.at(plan.next_clip_norm(clip_norm, made.share_below + noise))
-        model = model.step(delta, workload.server_learning_rate, workload.averaging_decay)
+                clip_norms = clip_norm, plan.next_clip_norm(clip_norm, made.share_below + noise)
+                plan = plan.at(clip_norms[1])
+        model = model.step(delta, workload.server_learning_rate, workload.averaging_decay, clip_norms)
         accuracies.append(accuracy(model.average, scene.dataset.test_features, scene.dataset.test_labels))
     return accuracies
 

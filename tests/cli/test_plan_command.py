@@ -106,6 +106,7 @@ SCHEMA = {
         ),
         "one_core_of": str,
     },
+    "clipping": {},
     "changes": {
         "rounds_until_noise_is_as_large_as_signal": LIMIT,
         "baskets_until_noise_is_no_larger_than_signal": (int, type(None)),
@@ -146,6 +147,24 @@ def test_json_has_one_shape(arguments):
     for warning in numbers["warnings"]:
         _fits(warning, WARNING)
     assert {rule["rule"] for rule in numbers["rules"]} == set(AggregationMethod)
+
+
+def test_what_adaptive_clipping_costs_is_said():
+    fixed = json.loads(_plan("--format", "json").stdout)
+    adaptive = ("--set", "federation.layer2.adaptive_clipping=true")
+    numbers = json.loads(_plan("--format", "json", *adaptive).stdout, parse_constant=pytest.fail)
+    clipping = numbers["clipping"]
+    _fits(clipping, dict.fromkeys(clipping, float))
+    assert clipping["noise_is_larger_by_the_factor"] == pytest.approx((1 - 0.04) ** -0.5, rel=1e-3)
+    sigma = fixed["release"]["noise_sigma_per_coordinate"]
+    assert numbers["release"]["noise_sigma_per_coordinate"] / sigma == pytest.approx(
+        clipping["noise_is_larger_by_the_factor"]
+    )
+    assert numbers["release"]["mu"] == fixed["release"]["mu"]
+    assert clipping["noise_sigma_on_the_share_below"] == pytest.approx(
+        5 / fixed["release"]["mu"] / 260, rel=1e-3
+    )
+    assert "noise is larger by the factor" in _plan(*adaptive).stdout
 
 
 def test_rounds_solves_for_the_noise_and_epsilon_for_the_rounds():

@@ -11,7 +11,7 @@ from rich.console import Console
 from scarcity_ray.cli.progress import JsonLines, LiveLine, PlainLines, watcher
 from scarcity_ray.workloads.records import RoundRecord
 
-RECORD = RoundRecord(3, 0.846, 1.5, 8.5, 250, {"not_finite": 8, "too_stale": 2}, 400, False, {}, 12.34)
+RECORD = RoundRecord(3, 0.846, 1.5, 8.5, 250, {"not_finite": 8, "too_stale": 2}, 400, False, 1.0, {}, 12.34)
 
 
 def _console(terminal: bool) -> tuple[Console, io.StringIO]:

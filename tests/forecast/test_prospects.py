@@ -222,3 +222,13 @@ def test_without_noise_nothing_limits():
     assert forecast.noise_norm == 0.0
     assert forecast.signal_to_noise == forecast.rounds_at_equal_noise == math.inf
     assert forecast.baskets_at_equal_noise == 1
+
+
+def test_what_adaptive_clipping_costs_is_the_bits_share():
+    adaptive = HierarchicalFederationConfig(layer2={"adaptive_clipping": True, "central_dp_epsilon": 0.9})
+    forecast = Forecast(adaptive, (13,) * 20, 60)
+    assert forecast.adaptation_factor == pytest.approx((1 - 0.04) ** -0.5, rel=1e-4)
+    # Andrew et al.: sigma_b = 2.5 z on the sum of 260 bits, z = 2 / mu.
+    assert forecast.share_noise == pytest.approx(5 / forecast.plan.mu_release / 260, rel=1e-4)
+    fixed = Forecast(HierarchicalFederationConfig(), (13,) * 20, 60)
+    assert (fixed.adaptation_factor, fixed.share_noise) == (1.0, 0.0)

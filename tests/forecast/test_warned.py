@@ -64,3 +64,12 @@ def test_a_budget_that_ends_before_the_rounds_is_noted():
 def test_gossip_that_says_nothing_is_noted():
     assert not warned((13,) * 20)["gossip_noise_drowns_signal"].loud
     assert "gossip_noise_drowns_signal" not in warned((13,) * 20, gossip_budget_share=0.0)
+
+
+def test_a_share_of_norms_lost_in_noise_is_noted_with_what_would_change_it():
+    adaptive = {"layer2": {"adaptive_clipping": True}}
+    found = warned((3, 3), **adaptive)["clip_norm_wanders"]
+    assert not found.loud
+    assert "more clients" in found.message
+    assert "clip_norm_wanders" not in warned((13,) * 20, **adaptive)
+    assert "clip_norm_wanders" not in warned((3, 3))

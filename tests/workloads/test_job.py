@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -108,13 +110,32 @@ def test_baskets_are_as_the_scene_foresaw():
     assert len(pairs) == len(set(assigned)) == len(set(scene.baskets.tolist()))
 
 
-def test_one_round_equals_its_simulation_but_for_noise(tmp_path):
+ADAPTIVE = (
+    "federation.layer2.adaptive_clipping=true",
+    "federation.layer2.clip_learning_rate=1.0",
+    "federation.layer1.clip_norm=10.0",
+    "federation.layer2.clip_norm=10.0",
+)
+
+
+@pytest.mark.parametrize("clipping", [(), ADAPTIVE])
+def test_one_round_equals_its_simulation_but_for_noise(tmp_path, clipping):
     quiet = ("federation.total_epsilon=.inf", "federation.layer2.central_dp_epsilon=.inf")
-    _, outcome = _job(tmp_path, *quiet, "workload.gossip=false")
+    _, outcome = _job(tmp_path, *quiet, *clipping, "workload.gossip=false")
     simulated = outcome.curves["federation", "sign_flip"]
     assert [record.accuracy for record in outcome.rounds] == pytest.approx(simulated, abs=0.0045)
     assert outcome.summary.privacy_claim[0].startswith("No privacy claim")
     assert json.loads((tmp_path / "summary.json").read_text())["epsilon_spent"] is None
+
+
+def test_a_job_follows_the_clip_norm_and_says_so_each_round(tmp_path):
+    _, outcome = _job(tmp_path, *ADAPTIVE, "workload.gossip=false")
+    clip_norms = [record.clip_norm for record in outcome.rounds]
+    assert clip_norms[0] == 10.0
+    steps = [math.log(after / before) for before, after in pairwise(clip_norms)]
+    assert all(step != 0.0 and abs(step) <= 0.5 + 1e-9 for step in steps)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["clip_norm"] for line in lines] == clip_norms
 
 
 def test_gossip_on_is_within_two_points_of_gossip_off(tmp_path):

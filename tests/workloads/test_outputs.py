@@ -74,7 +74,9 @@ def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget
     folder = RunFolder.new(load_run(QUICKSTART), str(tmp_path), NOW)
     for number in (1, 2):
         folder.append_round(
-            RoundRecord(number, 0.5, math.inf, math.inf, 9, {"not_finite": 1}, 3, True, {"gossip": 0.1}, 1.0)
+            RoundRecord(
+                number, 0.5, math.inf, math.inf, 9, {"not_finite": 1}, 3, True, 1.0, {"gossip": 0.1}, 1.0
+            )
         )
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == number
@@ -87,6 +89,7 @@ def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget
         "rejected": {"not_finite": 1},
         "gossip_messages": 3,
         "released": True,
+        "clip_norm": 1.0,
         "seconds": {"gossip": 0.1},
         "elapsed": 1.0,
         "baskets": {},

@@ -31,6 +31,7 @@ def _outcome(rounds=4, **changes) -> Outcome:
             rejected={"too_stale": i} if i else {},
             gossip_messages=400,
             released=True,
+            clip_norm=1.0,
             seconds={"training": 0.1, "aggregation": 0.4},
             elapsed=0.5 * i,
         )
