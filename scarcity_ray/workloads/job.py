@@ -142,8 +142,7 @@ def _train(
     watch: Stopwatch,
     basket_ids: list[str],
 ) -> Progress:
-    clip_norm = config.federation.layer1.clip_norm
-    progress = Progress(RunningModel.zeros(config.workload.dimension), [], clip_norm)
+    progress = Progress(RunningModel.zeros(config.workload.dimension), [], config.federation.layer1.clip_norm)
     if not config.federation.layer2.enabled:
         progress.gossip = GossipTraining(scene, federation, config.federation, basket_ids)
     for number in range(config.workload.rounds):
