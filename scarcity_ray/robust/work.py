@@ -34,7 +34,10 @@ def estimated_seconds(
         pre: Pre-aggregation before it.
     """
     price = 0.0
-    if rule.may_settle and not pre:
+    settles = rule.may_settle and not pre
+    if len(pre) == 1 and not (rule.needs_distances or rule.needs_norms):
+        settles = pre[0].may_settle
+    if settles:
         price += 1.0 + 0.016 * num_rows
     elif rule.needs_distances or pre:
         price += 2.0 + 0.03 * num_rows

@@ -1,8 +1,8 @@
 """Layer 1's column blocks over the cluster's cores, when there is work enough for it.
 
 The rows lie in the basket's own memory: each is a client's state, which clipping, staleness and gossip made
-of what it sent, so that the object store had the update but never the row. Storing rows costs about as much
-for an entry as a distance pass does, and the first time, while the store's memory is fresh, five times that.
+of what it sent, so that the object store had the update but never the row. Storing rows costs more than
+reading them for a mean does, and while the store's memory is fresh, several times that.
 So the caller takes the first share of the columns itself and stores only the others, each for the task that
 reads it, which starts while the next is being stored.
 """
@@ -21,11 +21,12 @@ from scarcity_ray.roles.handles import Compute, gather
 
 T = TypeVar("T")
 
-STORE_SECONDS = 2.5e-9
-"""To store one entry of many rows, in memory that the store has used before: 2 to 2.8 ns were measured."""
+STORE_SECONDS = 1.5e-9
+"""To store one entry of many rows: 0.6 to 1.3 ns of CPU time were measured in memory that the store has used
+before, 2.6 to 8 the first time."""
 
 TASKS_SECONDS = 0.01
-"""To hand a rule's passes to tasks that run at once: two passes of 3 ms, and 2 ms for storing anything."""
+"""To hand a rule's passes to tasks: 3 ms each on an idle machine, 5 on a busy one, two passes as a rule."""
 
 
 def blocks_where_faster(compute: Compute) -> BlocksOf:
@@ -36,10 +37,14 @@ def blocks_where_faster(compute: Compute) -> BlocksOf:
 
         (1 - 1/p) (seconds on one core - `STORE_SECONDS` times entries) > `TASKS_SECONDS`,
 
-    that is never for the mean, whose one pass costs less than storing its rows. With two workers (measured
-    crossing, n = 20 and 100: see ``benchmarks/_tasks.py``) it does for Krum from about 5e7 entries on, for
-    medians, trimmed means and Bulyan from about 1e7, after nearest-neighbour mixing from about 3e6. The
-    estimate takes the other workers to be idle. Where they are not, storing is what is lost.
+    that is never for the mean, and with the compiled kernel never for the median and the trimmed mean: their
+    one pass costs less than storing its rows. For two workers and n = 100 these prices cross at 2e7 entries
+    for Krum, 8e6 for Bulyan, 2e6 for nearest-neighbour mixing with a trimmed mean, and 1.2e7 for the median
+    without the compiled kernel. ``python -m benchmarks layer1 --part tasks`` measures both sides
+    (*storing its rows*).
+
+    The other workers are taken to be idle, as they are when one basket is due. If every basket actor is at
+    work, sharing out only adds the storing, at most (1 - 1/p) `STORE_SECONDS` an entry.
     """
 
     def blocks_of(rows: Rows, seconds: float) -> MapBlocks:
