@@ -121,6 +121,8 @@ def _mixed(block: Rows, mixing: Matrix | None) -> Rows:
     for row, out in zip(block, rows, strict=True):
         np.copyto(out, row)
     mixed = workspace("mixed", (len(mixing), len(block[0])), np.float32)
+    exact = workspace("mixed exactly", mixed.shape, np.float64)
     with one_blas_thread():
-        mixed[:] = mixing @ rows
+        np.matmul(mixing, rows, out=exact)
+    np.copyto(mixed, exact, casting="same_kind")
     return mixed
