@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import bisect
 import decimal
+import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -174,8 +175,12 @@ _CELL = np.uint64(64 - _GUIDE_BITS)
 """Bits of a word below those that name its cell of the guide."""
 
 
-def _bucket_bounds(sigma: Fraction, width: int) -> list[int]:
-    """Cumulative bucket probabilities as 256-bit fractions; what they leave out weighs below 2^-200."""
+@functools.lru_cache(maxsize=8)
+def _bucket_bounds(sigma: Fraction, width: int) -> tuple[int, ...]:
+    """Cumulative bucket probabilities as 256-bit fractions; what they leave out weighs below 2^-200.
+
+    Kept for the baskets of one actor, whose shares of a release all have one scale.
+    """
     # 32 sigma^2 > 2 * 200 log 2 * sigma^2, so the density at 17 sigma is below 2^-200.
     count = int(17 * sigma / width) + 2
     # exp(-(a + 1)^2 h) = exp(-a^2 h) exp(-(2 a + 1) h); all steps together lose fewer than 20 of 110 digits.
@@ -186,7 +191,7 @@ def _bucket_bounds(sigma: Fraction, width: int) -> list[int]:
         weight = _CONTEXT.multiply(weight, factor)
         factor = _CONTEXT.multiply(factor, shrink)
         sums.append(_CONTEXT.add(sums[-1], weight))
-    return [_fixed(_CONTEXT.divide(reached, sums[-1])) for reached in sums]
+    return tuple(_fixed(_CONTEXT.divide(reached, sums[-1])) for reached in sums)
 
 
 def _exp(exponent: Fraction) -> decimal.Decimal:
