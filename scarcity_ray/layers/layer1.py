@@ -11,6 +11,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,7 @@ from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig,
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import FederationPlan
+from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.robust import (
     AggregationResult,
     Bucketing,
@@ -77,6 +79,18 @@ class Layer1Aggregator:
     def _seconds(self, rows: Rows, pre: Sequence[str | PreAggregation]) -> float:
         steps = [get_pre_aggregation(step) for step in pre]
         return estimated_seconds(get_rule(self._rule), len(rows), num_columns(rows), steps)
+
+    def seed(self, noise: NoiseSource, name: str) -> int:
+        """A seed for bucketing that no client can foresee: who knows it can fill buckets at will.
+
+        Args:
+            noise: Where it comes from.
+            name: Of the aggregate, unique.
+        """
+        if "bucketing" not in self._config.pre:
+            return 0
+        draw = noise.standard_normal(4, f"bucketing/{name}")
+        return int.from_bytes(hashlib.sha256(draw.tobytes()).digest()[:7], "little")
 
     def aggregate(
         self,

@@ -1,23 +1,12 @@
-"""One basket: its members, what they sent, their local states, and the latest aggregate of them.
-
-A client's local state is its latest row. It outlives the buffer: gossip moves it towards what it receives,
-and Layer 1 aggregates the local states of the clients that have buffered updates. Without Layer 2 it is what
-the client trains on from, and an update that waits does not age: no global model moves away from it.
-
-An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it moves to
-another basket (its values must not reach one release twice). One that was handed in to a session may be in a
-release until the session's end says that it is not; if that word never comes, it is never used again.
-"""
+"""One basket: its members, what they sent, their local states, and the latest aggregate of them."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scarcity_ray.buffer import (
     BufferedUpdate,
@@ -26,35 +15,18 @@ from scarcity_ray.buffer import (
     Rejection,
     UpdateBuffer,
     basket_due,
-    read_row,
 )
-from scarcity_ray.buffer.signing import update_message
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.gossip import GossipCarry, GossipProtocol
 from scarcity_ray.layers.layer1 import Layer1Aggregator
-from scarcity_ray.layers.meta_parameters import mean_reports
-from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
-from scarcity_ray.robust import clip_vector, row_norm
-from scarcity_ray.roles.messages import (
-    ActivityReport,
-    BasketReport,
-    ClientActivity,
-    ConductReport,
-    Layer1Outcome,
-    Member,
-)
-from scarcity_ray.roles.standings import Standing, Standings
-from scarcity_ray.roles.submission import Submission
+from scarcity_ray.roles.latest_aggregate import LatestAggregate
+from scarcity_ray.roles.local_states import LocalStates, Row, StateCarry
+from scarcity_ray.roles.messages import ActivityReport, BasketReport, ConductReport, Layer1Outcome, Member
+from scarcity_ray.roles.standings import MISCONDUCT, Standing, Standings
+from scarcity_ray.roles.submission import Submission, is_signed
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
-
-Row = NDArray[np.float32]
-
-MISCONDUCT = frozenset(
-    {Rejection.WRONG_SHAPE, Rejection.NOT_FINITE, Rejection.NOT_NUMERIC, Rejection.BAD_SIGNATURE}
-)
-"""Rejections that anybody can check and that an honest client never earns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +36,8 @@ class MemberCarry:
     client_id: str
     updates: ClientUpdates
     gossip: GossipCarry
-    state: Row | None
-    meta: NDArray[np.float64] | None
+    state: StateCarry
     standing: Standing | None
-
-
-@dataclass
-class _Counters:
-    """What the basket has seen since it was opened."""
-
-    withdrawn: int = 0
-    layer1_aggregations: int = 0
-    superseded: int = 0
-    discarded: int = 0
-    messages_delivered: int = 0
-    sessions_refused: int = 0
 
 
 class Basket:
@@ -93,7 +52,11 @@ class Basket:
         round_id: Current round.
 
     Attributes:
-        clip_norm: To which rows are clipped as they are formed.
+        identity: Its key in secure aggregation.
+        guard: Against sessions that repeat.
+        members: Its clients by id.
+        states: Their local states.
+        latest: Its latest aggregate.
     """
 
     def __init__(
@@ -111,8 +74,6 @@ class Basket:
         self.identity = IdentityKeyPair.generate()
         self.guard = SessionGuard(federation_id)
         self.members: dict[str, Member] = {}
-        self.model: BasketModel | None = None
-        self.clip_norm = config.layer1.clip_norm
         self._plan = plan
         self._noise = noise
         self._federation_id = federation_id
@@ -120,20 +81,14 @@ class Basket:
         self._gossip = GossipProtocol(
             config.gossip, plan.gossip, basket_id=basket_id, noise=noise, seed=config.seed
         )
-        self._states: dict[str, Row] = {}
-        self._meta: dict[str, NDArray[np.float64]] = {}
-        self._contributors: frozenset[str] = frozenset()
-        self._fresh = False
-        self._handed_in: BasketModel | None = None
+        self.states = LocalStates(config, basket_id, self._buffer)
+        self.latest = LatestAggregate()
         self._last_layer1: float | None = None
-        self._counters = _Counters()
+        self._withdrawn = 0
+        self._messages_delivered = 0
+        self._sessions_refused = 0
         self._standings = Standings(by_agreement=config.expose_basket_models)
         self._last_active: float | None = None
-
-    @property
-    def fresh_model(self) -> BasketModel | None:
-        """The aggregate that the next release may use."""
-        return self.model if self._fresh and self.model is not self._handed_in else None
 
     def admit(self, member: Member) -> None:
         """Take in a client, or what is new about one that is here."""
@@ -150,10 +105,9 @@ class Basket:
         if self.members.pop(client_id, None) is None:
             return 0
         withdrawn = self._buffer.withdraw(client_id)
-        self._counters.withdrawn += withdrawn
+        self._withdrawn += withdrawn
         self._gossip.drop_client(client_id)
-        self._states.pop(client_id, None)
-        self._meta.pop(client_id, None)
+        self.states.take(client_id)
         return withdrawn
 
     def take(self, client_id: str) -> MemberCarry:
@@ -163,13 +117,12 @@ class Basket:
         updates it sent in this round still follow it.
         """
         self.members.pop(client_id, None)
-        self._discard_model_of(client_id)
+        self.latest.discard_if_of(client_id)
         return MemberCarry(
             client_id,
             self._buffer.take_client(client_id),
             self._gossip.take_client(client_id),
-            self._states.pop(client_id, None),
-            self._meta.pop(client_id, None),
+            self.states.take(client_id),
             self._standings.take(client_id),
         )
 
@@ -177,10 +130,7 @@ class Basket:
         """Take over what belongs to a member that moved here."""
         self._buffer.put_client(carry.updates, self.basket_id)
         self._gossip.put_client(carry.gossip)
-        if carry.state is not None:
-            self._states[carry.client_id] = np.array(carry.state, np.float32)
-        if carry.meta is not None:
-            self._meta[carry.client_id] = carry.meta
+        self.states.put(carry.client_id, carry.state)
         if carry.standing is not None:
             self._standings.put(carry.client_id, carry.standing)
 
@@ -201,14 +151,16 @@ class Basket:
         else:
             reason = self._buffer.offer(client_id, self.basket_id, submission.update, round_id, now=now)
         if reason is None:
-            self._accept(submission, now)
+            self.states.form(client_id, submission.meta)
+            self._standings.accept(client_id, now)
+            self._last_active = now
         elif reason in MISCONDUCT:
             self._standings.refuse(client_id)
         return Receipt(reason is None, reason, self.basket_id, number)
 
     def local_state(self, client_id: str) -> Row | None:
         """A copy of a member's local state; None before its first update."""
-        state = self._states.get(client_id) if client_id in self.members else None
+        state = self.states.get(client_id) if client_id in self.members else None
         return None if state is None else state.copy()
 
     def due(self, now: float) -> str | None:
@@ -239,53 +191,33 @@ class Basket:
         votes = Counter(update.client_id for update in updates)
         weighted = self._plan.config.layer1.aggregation_method is AggregationMethod.WEIGHTED
         model = aggregator.aggregate(
-            [self._states[client] for client in clients],
+            self.states.rows(clients),
             [float(votes[client]) for client in clients] if weighted else None,
             basket_id=self.basket_id,
             client_ids=clients,
             num_members=members,
             round_id=self._buffer.round_id,
             timestamp=now,
-            meta=mean_reports(
-                [self._meta.get(client, self._no_report) for client in clients], len(self._no_report)
-            ),
-            bucketing_seed=self._bucketing_seed(),
-            raw_norms=self._raw_norms(clients),
+            meta=self.states.mean_meta(clients),
+            bucketing_seed=aggregator.seed(self._noise, f"{self.basket_id}/{self.latest.made}"),
+            raw_norms=self.states.raw_norms(clients),
             report=self._plan.config.expose_basket_models,
         )
         self._standings.agree({c: place.agreement for c, place in model.placings.items()})
         self._buffer.pop_basket_updates(self.basket_id)
-        for client in clients:
-            self._meta.pop(client, None)
-        self._counters.superseded += self.fresh_model is not None
-        self._counters.layer1_aggregations += 1
-        self.model, self._fresh = model, True
-        self._contributors = frozenset(clients)
+        self.states.forget_reports(clients)
+        self.latest.replace(model, clients)
         self._last_layer1 = self._last_active = now
         return Layer1Outcome(self.basket_id, True, reason, len(clients), least)
 
-    def hand_in(self, model: BasketModel | None) -> None:
-        """Note that `model` goes into a session: no other may use it before this one has ended."""
-        self._handed_in = model
-
-    def take_back(self, model: BasketModel | None) -> None:
-        """Note that the session which `model` was handed in to has ended without it."""
-        if model is self._handed_in:
-            self._handed_in = None
-
-    def spend(self, model: BasketModel | None) -> None:
-        """Note that `model` has entered a release (or may have): it never enters another."""
-        if model is not None and model is self.model:
-            self._fresh = False
-
     def count_refused_session(self) -> None:
         """Count a session that this basket did not join."""
-        self._counters.sessions_refused += 1
+        self._sessions_refused += 1
 
     def gossip_begin(self, round_id: int, now: float) -> tuple[str, ...]:
         """Clients whose drift test must be charged before it is made."""
-        ids = tuple(sorted(self._states))
-        states = [self._states[c] for c in ids]
+        ids = self.states.ids()
+        states = self.states.rows(ids)
         return self._gossip.begin(ids, states, round_id, now, num_members=len(self.members))
 
     def gossip_test(self, allowed: Sequence[str]) -> tuple[str, ...]:
@@ -294,27 +226,22 @@ class Basket:
 
     def gossip_exchange(self, allowed: Sequence[str], now: float) -> int:
         """Noise, deliver and mix; the messages that were delivered."""
-        states = [self._states[c] for c in sorted(self._states)]
+        states = self.states.rows(self.states.ids())
         outcome = self._gossip.exchange(allowed, self.members, now, out=states)
-        self._counters.messages_delivered += outcome.delivered
+        self._messages_delivered += outcome.delivered
         if outcome.delivered:
             self._last_active = now
         return outcome.delivered
 
     def advance_round(self, round_id: int) -> None:
-        """Move to a later round.
-
-        The rows of clients whose updates still wait are formed again with the weight of their new staleness;
-        what gossip had mixed into them was meant against an older global model.
-        """
+        """Move to a later round."""
         self._buffer.advance_round(round_id)
         self._gossip.advance_round(round_id)
-        for client_id in self._buffer.clients(self.basket_id) if self._plan.config.layer2.enabled else ():
-            self._set_state(client_id)
+        self.states.age()
 
     def report(self) -> BasketReport:
         """Counts and public facts."""
-        model = self.fresh_model
+        model = self.latest.fresh
         members = len(self.members)
         stats = self._buffer.get_stats()
         return BasketReport(
@@ -324,12 +251,12 @@ class Basket:
             num_buffered=self._buffer.num_updates(self.basket_id),
             least_rows=self._plan.least_rows(members),
             rejections={reason: count for reason, count in stats["rejections"].items() if count},
-            withdrawn=self._counters.withdrawn,
-            layer1_aggregations=self._counters.layer1_aggregations,
-            superseded=self._counters.superseded,
-            discarded=self._counters.discarded,
-            messages_delivered=self._counters.messages_delivered,
-            sessions_refused=self._counters.sessions_refused,
+            withdrawn=self._withdrawn,
+            layer1_aggregations=self.latest.made,
+            superseded=self.latest.superseded,
+            discarded=self.latest.discarded,
+            messages_delivered=self._messages_delivered,
+            sessions_refused=self._sessions_refused,
             gossip=dict(self._gossip.get_stats()),
         )
 
@@ -341,7 +268,7 @@ class Basket:
 
     def conduct(self) -> ConductReport:
         """How the members stand to the aggregates."""
-        placings = {} if self.model is None else self.model.placings
+        placings = {} if self.latest.model is None else self.latest.model.placings
         return ConductReport(
             {client: self._standings.trust(client) for client in sorted(self.members)},
             tuple(sorted(client for client, place in placings.items() if place.agreement == 0.0)),
@@ -351,42 +278,6 @@ class Basket:
         """The buffered updates, by client."""
         return self._buffer.get_basket_updates(self.basket_id)
 
-    def _bucketing_seed(self) -> int:
-        """A seed that no client can foresee: who knows how rows are dealt out can fill buckets at will."""
-        if "bucketing" not in self._plan.config.layer1.pre:
-            return 0
-        made = self._counters.layer1_aggregations
-        draw = self._noise.standard_normal(4, f"bucketing/{self.basket_id}/{made}")
-        return int.from_bytes(hashlib.sha256(draw.tobytes()).digest()[:7], "little")
-
-    @property
-    def _no_report(self) -> NDArray[np.float64]:
-        return np.zeros(len(self._plan.config.meta_parameters))
-
-    def _accept(self, submission: Submission, now: float) -> None:
-        client_id = submission.client_id
-        self._set_state(client_id)
-        if submission.meta is not None:
-            self._meta[client_id] = np.array(submission.meta, np.float64)
-        self._standings.accept(client_id, now)
-        self._last_active = now
-
-    def _set_state(self, client_id: str) -> None:
-        vote = self._buffer.row if self._plan.config.layer2.enabled else self._buffer.newest
-        row = vote(self.basket_id, client_id)
-        self._states[client_id] = clip_vector(row, self.clip_norm)
-
-    def _raw_norms(self, clients: Sequence[str]) -> list[float] | None:
-        """Norms of the clients' rows before clipping and gossip, where the clip norm follows them."""
-        if not self._plan.config.layer2.adaptive_clipping:
-            return None
-        return [row_norm(self._buffer.row(self.basket_id, client)) for client in clients]
-
-    def _discard_model_of(self, client_id: str) -> None:
-        if self._fresh and client_id in self._contributors:
-            self._fresh = False
-            self._counters.discarded += 1
-
     def _refusal(
         self, member: Member, submission: Submission, round_id: int, read_only: bool
     ) -> Rejection | None:
@@ -395,29 +286,10 @@ class Basket:
             return Rejection.READ_ONLY
         if isinstance(submission.update, Rejection):
             return submission.update
-        return None if self._signed(member, submission, round_id) else Rejection.BAD_SIGNATURE
-
-    def _signed(self, member: Member, submission: Submission, round_id: int) -> bool:
-        if member.public_key is None:
-            return True
-        row = read_row(submission.update, self._plan.config.vector_dim)
-        if isinstance(row, Rejection):
-            return True
-        message = update_message(self._federation_id, member.client_id, round_id, row)
-        signature = submission.signature
-        return isinstance(signature, bytes) and IdentityKeyPair.verify_with(
-            member.public_key, message, signature
-        )
+        dimension = self._plan.config.vector_dim
+        if not is_signed(submission, member.public_key, round_id, self._federation_id, dimension):
+            return Rejection.BAD_SIGNATURE
+        return None
 
 
-def merged_activity(reports: Sequence[ActivityReport]) -> ActivityReport:
-    """One report of all baskets of an actor; a client is in one of them."""
-    clients: dict[str, ClientActivity] = {}
-    baskets: dict[str, float] = {}
-    for report in reports:
-        clients.update(report.clients)
-        baskets.update(report.baskets)
-    return ActivityReport(clients, baskets)
-
-
-__all__ = ["Basket", "MemberCarry", "merged_activity"]
+__all__ = ["Basket", "MemberCarry"]

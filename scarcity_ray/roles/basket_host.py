@@ -7,10 +7,8 @@ keys. It calls the accountant and nobody else, so no two roles ever wait for eac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
@@ -19,11 +17,13 @@ from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
-from scarcity_ray.roles.basket import Basket, MemberCarry, Row, merged_activity
+from scarcity_ray.roles.basket import Basket, MemberCarry
 from scarcity_ray.roles.charging import BasketCharges
 from scarcity_ray.roles.handles import Compute, Peers, basket_actor
 from scarcity_ray.roles.hosted_session import HostedSessions
+from scarcity_ray.roles.last_release import LastRelease
 from scarcity_ray.roles.layer1_tasks import blocks_where_faster
+from scarcity_ray.roles.local_states import Row
 from scarcity_ray.roles.messages import (
     ActivityReport,
     Admission,
@@ -33,7 +33,8 @@ from scarcity_ray.roles.messages import (
     Layer1Outcome,
     SubmissionResult,
 )
-from scarcity_ray.roles.sessions import SessionTerms, agreement_hash
+from scarcity_ray.roles.sessions import SessionTerms
+from scarcity_ray.roles.standings import merged_activity
 from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, UnmaskShares
 
@@ -70,19 +71,17 @@ class BasketHost:
         self._slot = slot
         self._plan = plan
         self._federation_id = federation_id
-        self._peers = peers
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only
         self._blocks_of = blocks_where_faster(compute)
         self._baskets: dict[str, Basket] = {}
         self._closed: BasketReport | None = None
-        self._parting: list[ActivityReport] = []
         self._charges = BasketCharges(slot, peers)
         self._sessions = HostedSessions(plan, self._baskets, noise)
         self._told_parties: dict[str, bytes] = {}
-        self._last_global = latest
-        self._clip_at(latest)
+        self._last = LastRelease(plan, latest)
+        self._clip()
         self.admit(admissions)
 
     def admit(self, admissions: Sequence[Admission]) -> dict[str, bytes]:
@@ -111,12 +110,13 @@ class BasketHost:
         for carry in carries:
             self._baskets[basket_id].put(carry)
 
-    def close_basket(self, basket_id: str) -> None:
-        """Forget a basket that is no longer live, but not what it counted or has not told yet."""
+    def close_basket(self, basket_id: str) -> ActivityReport:
+        """Forget a basket that is no longer live, but not what it counted; what it had not told yet."""
         basket = self._baskets.pop(basket_id, None)
-        if basket is not None:
-            self._parting.append(basket.take_activity())
-            self._closed = basket.report().closed(BasketFacts("", "", 0), self._closed)
+        if basket is None:
+            return ActivityReport()
+        self._closed = basket.report().closed(BasketFacts("", "", 0), self._closed)
+        return basket.take_activity()
 
     def submit(self, baskets: Sequence[str], batch: SubmissionBatch, now: float) -> SubmissionResult:
         """Judge a batch of updates, each for the basket at the same position.
@@ -186,17 +186,16 @@ class BasketHost:
 
     def basket_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate."""
-        return self._baskets[basket_id].model if basket_id in self._baskets else None
+        return self._baskets[basket_id].latest.model if basket_id in self._baskets else None
 
     def adopt(self, model: GlobalMetaModel) -> None:
         """Take a release that is distributed to the baskets, unless a later one is here already."""
-        if self._last_global is None or model.version >= self._last_global.version:
-            self._last_global = model
-            self._clip_at(model)
+        if self._last.adopt(model):
+            self._clip()
 
     def last_global(self) -> GlobalMetaModel | None:
         """The last release that was distributed here."""
-        return self._last_global
+        return self._last.model
 
     def know_parties(self, identities: Mapping[str, bytes]) -> int:
         """Learn every live basket's identity key, in place of what was told before.
@@ -212,7 +211,7 @@ class BasketHost:
             Version of the last release that was distributed here; 0 for none.
         """
         self._told_parties = dict(identities)
-        return self._last_global.version if self._last_global is not None else 0
+        return self._last.version
 
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
@@ -227,9 +226,7 @@ class BasketHost:
 
     def take_activity(self) -> ActivityReport:
         """What was seen since this was last asked."""
-        reports = [*self._parting, *(basket.take_activity() for _, basket in sorted(self._baskets.items()))]
-        self._parting.clear()
-        return merged_activity(reports)
+        return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
 
     def admissions(self) -> tuple[int, tuple[Admission, ...]]:
         """Round and members with their trust, for a directory that came back empty."""
@@ -248,8 +245,8 @@ class BasketHost:
         told of, or that is about another last release than the one that was distributed here.
         """
         own = {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
-        known, plan = {**self._told_parties, **own}, self._plan.at(self._clip_norm)
-        return self._sessions.open(terms, parties, plan, known, self._agreement_hash(terms))
+        known, plan = {**self._told_parties, **own}, self._plan.at(self._last.clip_norm)
+        return self._sessions.open(terms, parties, plan, known, self._last.agreement_hash(terms))
 
     def session_share(
         self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
@@ -305,28 +302,16 @@ class BasketHost:
         """Wipe the keys of a session that nobody will end: its global aggregator is gone."""
         self._sessions.abandon()
 
-    def _agreement_hash(self, terms: SessionTerms) -> bytes | None:
-        """The session's hash by this actor's own reckoning; None where releases are not distributed."""
-        if not self._plan.config.layer2.distribute_to_baskets:
-            return None
-        last = self._last_global
-        release = replace(terms.release, clip_norm=self._clip_norm)
-        return agreement_hash(np.zeros(0, np.float32) if last is None else last.aggregate, release)
-
-    def _clip_at(self, last: GlobalMetaModel | None) -> None:
-        """Clip rows to what the last release says from now on; what waits is clipped again by Layer 1."""
-        self._clip_norm = self._plan.config.layer1.clip_norm
-        if last is not None and last.clip_norm is not None:
-            self._clip_norm = last.clip_norm
-        layer1 = self._plan.at(self._clip_norm).config.layer1
+    def _clip(self) -> None:
+        layer1 = self._plan.at(self._last.clip_norm).config.layer1
         self._aggregator = Layer1Aggregator(layer1, blocks_of=self._blocks_of)
         for basket in self._baskets.values():
-            basket.clip_norm = self._clip_norm
+            basket.states.clip_norm = self._last.clip_norm
 
     def _open(self, place: BasketPlace) -> Basket:
         basket = Basket(
             place.basket_id, place.domain_id, self._plan, self._federation_id, self._noise, self._round_id
         )
-        basket.clip_norm = self._clip_norm
+        basket.states.clip_norm = self._last.clip_norm
         self._baskets[place.basket_id] = basket
         return basket

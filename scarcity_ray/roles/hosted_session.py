@@ -56,7 +56,7 @@ class HostedSession:
     def pin(self, party: str, basket: Basket) -> None:
         """Fix what the party will contribute; the noise is scaled to the facts that the session froze."""
         frozen = self.terms.facts[party]
-        model = basket.fresh_model if frozen.fresh else None
+        model = basket.latest.fresh if frozen.fresh else None
         if frozen.fresh and (model is None or model.facts(frozen.domain_id, frozen.num_members) != frozen):
             raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
         self.contributed[party] = model
@@ -158,7 +158,7 @@ class HostedSessions:
         session = self._sessions.get(session_id)
         if session is None or party not in self._baskets:
             return None
-        self._baskets[party].hand_in(session.contributed.get(party))
+        self._baskets[party].latest.hand_in(session.contributed.get(party))
         return session.mask(party, inbox)
 
     def plain(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, tuple[str, NDArray[Any]]]:
@@ -171,7 +171,7 @@ class HostedSessions:
 
         def hand_in(party: str) -> tuple[str, NDArray[Any]]:
             session.pin(party, self._baskets[party])
-            self._baskets[party].hand_in(session.contributed[party])
+            self._baskets[party].latest.hand_in(session.contributed[party])
             return party, session.plain(party)
 
         return by_party([p for p in parties if p in self._baskets], hand_in)
@@ -181,7 +181,7 @@ class HostedSessions:
         session = self._sessions.get(session_id)
         for party in parties:
             if session is not None and party in self._baskets:
-                self._baskets[party].spend(session.contributed.get(party))
+                self._baskets[party].latest.spend(session.contributed.get(party))
 
     def end(self, session_id: str, spent: Sequence[str]) -> None:
         """Wipe what is left of a session, and give back what was not spent."""
@@ -191,7 +191,7 @@ class HostedSessions:
             return
         for party, model in session.contributed.items():
             if party in self._baskets and party not in spent:
-                self._baskets[party].take_back(model)
+                self._baskets[party].latest.take_back(model)
         session.close()
 
     def terms_of(self, session_id: str) -> SessionTerms | None:

@@ -12,11 +12,17 @@ the basket actors.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from scarcity_ray.basket.trust import FIRST_TRUST, after_acceptance, after_agreement, after_refusal
-from scarcity_ray.roles.messages import ClientActivity
+from scarcity_ray.buffer import Rejection
+from scarcity_ray.roles.messages import ActivityReport, ClientActivity
+
+MISCONDUCT = frozenset(
+    {Rejection.WRONG_SHAPE, Rejection.NOT_FINITE, Rejection.NOT_NUMERIC, Rejection.BAD_SIGNATURE}
+)
+"""Rejections that anybody can check and that an honest client never earns."""
 
 
 @dataclass
@@ -99,4 +105,14 @@ class Standings:
         return standing
 
 
-__all__ = ["Standing", "Standings"]
+def merged_activity(reports: Sequence[ActivityReport]) -> ActivityReport:
+    """One report of several baskets; a client is in one of them."""
+    clients: dict[str, ClientActivity] = {}
+    baskets: dict[str, float] = {}
+    for report in reports:
+        clients.update(report.clients)
+        baskets.update(report.baskets)
+    return ActivityReport(clients, baskets)
+
+
+__all__ = ["MISCONDUCT", "Standing", "Standings", "merged_activity"]

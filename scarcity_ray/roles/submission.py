@@ -76,6 +76,30 @@ class SubmissionBatch:
         return len(self.client_ids)
 
 
+def is_signed(
+    submission: Submission, public_key: bytes | None, round_id: int, federation_id: str, dimension: int
+) -> bool:
+    """Whether an update bears its client's signature, where the client registered a key.
+
+    What cannot be an update needs none: it is refused for what it is.
+
+    Args:
+        submission: The update.
+        public_key: The client's, or None.
+        round_id: The round that it is taken for.
+        federation_id: The federation.
+        dimension: Length of an update.
+    """
+    if public_key is None or isinstance(submission.update, Rejection):
+        return True
+    row = read_row(submission.update, dimension)
+    if isinstance(row, Rejection):
+        return True
+    message = update_message(federation_id, submission.client_id, round_id, row)
+    signature = submission.signature
+    return isinstance(signature, bytes) and IdentityKeyPair.verify_with(public_key, message, signature)
+
+
 def signed(
     batch: SubmissionBatch,
     round_id: object,

@@ -170,7 +170,7 @@ class DriverSession:
             identities = self.call(basket_actor(place.slot), "admit", (admission,))
             self.call(DIRECTORY, "record_identities", identities)
             self._move(tuple(member.client_id for member in admission.members), source, place)
-        self.call(basket_actor(source.slot), "close_basket", source.basket_id)
+        self._close(source)
         self._routes.clear()
 
     def submit(self, batch: SubmissionBatch) -> tuple[list[Receipt], list[str]]:
@@ -256,7 +256,7 @@ class DriverSession:
         self.report_activity()
         round_id, emptied = self.call(DIRECTORY, "advance_round", self.now())
         for place in emptied:
-            self.call(basket_actor(place.slot), "close_basket", place.basket_id)
+            self._close(place)
         self.tell_baskets("advance_round", round_id)
         return int(round_id)
 
@@ -308,6 +308,10 @@ class DriverSession:
     def _move(self, client_ids: tuple[str, ...], source: BasketPlace, target: BasketPlace) -> None:
         carries = self.call(basket_actor(source.slot), "take", source.basket_id, client_ids)
         self.call(basket_actor(target.slot), "put", target.basket_id, carries)
+
+    def _close(self, place: BasketPlace) -> None:
+        last_seen = self.call(basket_actor(place.slot), "close_basket", place.basket_id)
+        self.call(DIRECTORY, "note_activity", (last_seen,), self.now())
 
     def _house(self, places: Sequence[BasketPlace]) -> None:
         missing = self.assembly.missing(place.slot for place in places)

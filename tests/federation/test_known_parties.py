@@ -203,7 +203,7 @@ def test_what_a_driver_did_not_live_to_tell_is_told_after_the_first_refusal(
     before = role(fed, "basket:0").last_global()
     release_of_all(fed)
     host = role(fed, "basket:0")
-    host._last_global = before
+    host._last.model = before
     fill(fed)
     assert fed.force_aggregate() is not None, "three of four went on without it"
     assert fed.get_stats()["n_sessions_refused"] == 1

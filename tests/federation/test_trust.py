@@ -84,7 +84,8 @@ def test_where_basket_models_are_private_nothing_of_agreement_is_made(open_feder
             assert not {"outliers", "trust"} & set(basket)
     host = fed._runtime.peers.roles["basket:0"]
     assert host.conduct() == {}
-    assert all(basket.model.placings == {} for basket in host._baskets.values() if basket.model)
+    models = [basket.latest.model for basket in host._baskets.values()]
+    assert [model.placings for model in models] == [{}, {}]
 
 
 def test_a_bad_signature_costs_trust_and_a_late_update_does_not(open_federation: Any) -> None:

@@ -1,0 +1,59 @@
+"""The last release that was distributed to a basket actor, and what follows from it there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.plan import FederationPlan
+from scarcity_ray.roles.sessions import SessionTerms, agreement_hash
+
+
+class LastRelease:
+    """The newest release seen here.
+
+    Guarantees:
+        an_earlier_release_never_replaces_a_later_one: By its version.
+
+    Args:
+        plan: The federation's numbers.
+        model: The release, coming back after it was lost; None before the first.
+
+    Attributes:
+        model: The release.
+    """
+
+    def __init__(self, plan: FederationPlan, model: GlobalMetaModel | None = None) -> None:
+        self._plan = plan
+        self.model = model
+
+    @property
+    def version(self) -> int:
+        """Its version; 0 for none."""
+        return self.model.version if self.model is not None else 0
+
+    @property
+    def clip_norm(self) -> float:
+        """What rows are clipped to from now on; what waits is clipped again by Layer 1."""
+        if self.model is None or self.model.clip_norm is None:
+            return self._plan.config.layer1.clip_norm
+        return self.model.clip_norm
+
+    def adopt(self, model: GlobalMetaModel) -> bool:
+        """Take a release, unless a later one is here already; whether it was taken."""
+        newer = model.version >= self.version
+        if newer:
+            self.model = model
+        return newer
+
+    def agreement_hash(self, terms: SessionTerms) -> bytes | None:
+        """A session's hash by this actor's own reckoning; None where releases are not distributed."""
+        if not self._plan.config.layer2.distribute_to_baskets:
+            return None
+        last = np.zeros(0, np.float32) if self.model is None else self.model.aggregate
+        return agreement_hash(last, replace(terms.release, clip_norm=self.clip_norm))
+
+
+__all__ = ["LastRelease"]

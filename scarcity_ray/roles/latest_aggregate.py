@@ -1,0 +1,71 @@
+"""A basket's latest aggregate, and whether a release may still use it.
+
+An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it moves to
+another basket (its values must not reach one release twice). One that was handed in to a session may be in a
+release until the session's end says that it is not; if that word never comes, it is never used again.
+
+*Guarantees*
+    - An aggregate enters at most one release.
+    - One that holds a client who has moved enters none from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scarcity_ray.layers.models import BasketModel
+
+
+class LatestAggregate:
+    """The aggregate of one basket.
+
+    Attributes:
+        model: It, fresh or not; None before the first.
+        made: Aggregates that were made.
+        superseded: Fresh ones that a newer one replaced.
+        discarded: Fresh ones that a client's move has made unusable.
+    """
+
+    def __init__(self) -> None:
+        self.model: BasketModel | None = None
+        self.made = 0
+        self.superseded = 0
+        self.discarded = 0
+        self._contributors: frozenset[str] = frozenset()
+        self._fresh = False
+        self._handed_in: BasketModel | None = None
+
+    @property
+    def fresh(self) -> BasketModel | None:
+        """The aggregate that the next release may use."""
+        return self.model if self._fresh and self.model is not self._handed_in else None
+
+    def replace(self, model: BasketModel, contributors: Sequence[str]) -> None:
+        """Put a new one in the place of the last."""
+        self.superseded += self.fresh is not None
+        self.made += 1
+        self.model, self._fresh = model, True
+        self._contributors = frozenset(contributors)
+
+    def hand_in(self, model: BasketModel | None) -> None:
+        """Note that `model` goes into a session: no other may use it before this one has ended."""
+        self._handed_in = model
+
+    def take_back(self, model: BasketModel | None) -> None:
+        """Note that the session which `model` was handed in to has ended without it."""
+        if model is self._handed_in:
+            self._handed_in = None
+
+    def spend(self, model: BasketModel | None) -> None:
+        """Note that `model` has entered a release (or may have): it never enters another."""
+        if model is not None and model is self.model:
+            self._fresh = False
+
+    def discard_if_of(self, client_id: str) -> None:
+        """Discard it if the client, who moves, is behind it."""
+        if self._fresh and client_id in self._contributors:
+            self._fresh = False
+            self.discarded += 1
+
+
+__all__ = ["LatestAggregate"]
