@@ -25,6 +25,22 @@ def check_features(client_id: str, features: npt.ArrayLike) -> npt.NDArray[np.fl
     return vector
 
 
+def order_of(
+    members: Sequence[str],
+    features: Mapping[str, npt.NDArray[np.float64] | None],
+    rng: np.random.Generator,
+) -> list[str]:
+    """Members in the order that a split cuts in the middle: by features, or at random if they say nothing.
+
+    Args:
+        members: Client ids.
+        features: Of each of them; None where a client has none.
+        rng: For the random order.
+    """
+    by_features = order_by_features(members, features)
+    return by_features or [members[i] for i in rng.permutation(len(members))]
+
+
 def order_by_features(
     members: Sequence[str], features: Mapping[str, npt.NDArray[np.float64] | None]
 ) -> list[str] | None:
@@ -48,4 +64,4 @@ def order_by_features(
     return [members[i] for i in np.argsort(projection, kind="stable")]
 
 
-__all__ = ["check_features", "order_by_features"]
+__all__ = ["check_features", "order_by_features", "order_of"]

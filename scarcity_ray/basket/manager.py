@@ -1,42 +1,24 @@
 """Who is in which basket: groups of clients of one domain that share information more freely.
 
-`BasketManager` assigns clients to baskets, follows each basket through its lifecycle, and splits, disbands
-and cleans up baskets. It holds no updates and no models, and it never looks at either.
+`BasketManager` assigns clients to baskets, and splits, disbands and cleans up baskets. It holds no updates.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.basket.fingerprints import check_features, order_by_features
-from scarcity_ray.basket.records import BasketInfo, BasketStatus, ClientInfo, Move, check_name
-from scarcity_ray.basket.trust import FIRST_TRUST
+from scarcity_ray.basket.fingerprints import check_features, order_of
+from scarcity_ray.basket.records import BasketInfo, ClientInfo, Departure, Move, check_name
+from scarcity_ray.basket.roster import Basket, Roster
+from scarcity_ray.basket.trust import FIRST_TRUST, check_trust
 from scarcity_ray.config import BasketConfig, stream
 from scarcity_ray.errors import UsageError
-
-
-@dataclass
-class _Basket:
-    basket_id: str
-    domain_id: str
-    created_at: float
-    last_activity: float
-    clients: set[str] = field(default_factory=set)
-    disbanded: bool = False
-    emptied: bool = False
-    moves: tuple[Move, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Departure:
-    basket_id: str
-    trust_score: float
 
 
 class BasketManager:
@@ -49,7 +31,7 @@ class BasketManager:
     Guarantees:
         - Every client is in exactly one live basket, one of its own domain unless `allow_cross_domain`.
         - No basket is above its maximum, `max_clients`.
-        - A basket id is never used again; indices count up within a domain.
+        - A basket id is never used again (`roster`).
         - What a caller does to a returned object changes nothing here.
         - Leaving and coming back does not restore trust.
 
@@ -70,10 +52,8 @@ class BasketManager:
         self._clock = clock
         self._rng = rng if rng is not None else stream(0, "baskets")
         self._clients: dict[str, ClientInfo] = {}
-        self._baskets: dict[str, _Basket] = {}
-        self._live: dict[str, dict[str, _Basket]] = {}
-        self._next_index: dict[str, int] = {}
-        self._departures: dict[str, _Departure] = {}
+        self._roster = Roster(self.config, clock)
+        self._departures: dict[str, Departure] = {}
 
     def add_client(self, client_id: str, domain_id: str, features: npt.ArrayLike | None = None) -> str:
         """Register a client and return its basket's id.
@@ -113,30 +93,21 @@ class BasketManager:
         client = self._clients.pop(client_id, None)
         if client is None:
             return False
-        basket = self._baskets[str(client.basket_id)]
-        basket.clients.discard(client_id)
-        basket.emptied = not basket.clients
-        self._departures[client_id] = _Departure(basket.basket_id, client.trust_score)
+        basket = self._roster[str(client.basket_id)]
+        basket.leave(client_id)
+        self._departures[client_id] = Departure(basket.basket_id, client.trust_score)
         return True
 
     def create_basket(self, domain_id: str) -> str:
         """Open an empty basket in a domain and return its id."""
-        domain_id = check_name("domain id", domain_id)
-        index = self._next_index.get(domain_id, 0)
-        self._next_index[domain_id] = index + 1
-        now = self._clock()
-        basket = _Basket(f"{domain_id}_basket_{index}", domain_id, created_at=now, last_activity=now)
-        self._baskets[basket.basket_id] = basket
-        self._live.setdefault(domain_id, {})[basket.basket_id] = basket
-        return basket.basket_id
+        return self._roster.open(domain_id).basket_id
 
     def restore_basket(
         self, basket_id: str, domain_id: str, clients: Iterable[tuple[str, str, npt.ArrayLike | None]]
     ) -> None:
         """Take over a basket and its clients as others knew them, after this manager came back empty.
 
-        Activity begins now; trust (see `record_trust`) and counts of updates begin anew. Later baskets get
-        later indices.
+        Activity, trust and counts of updates begin anew. Later baskets get later indices.
 
         Args:
             basket_id: ``<domain_id>_basket_<k>``, not known here.
@@ -147,19 +118,11 @@ class BasketManager:
             UsageError: If the id is of another form or a basket or client is known already; then nothing
                 is taken over.
         """
-        prefix, _, index = basket_id.rpartition("_")
-        if prefix != f"{domain_id}_basket" or not (index.isascii() and index.isdigit()):
-            raise UsageError(f"a basket of domain {domain_id!r} cannot have the id {basket_id!r}")
         members = [(c, d, None if f is None else check_features(c, f)) for c, d, f in clients]
         known = [client_id for client_id, _, _ in members if client_id in self._clients]
-        if basket_id in self._baskets or known:
-            raise UsageError(f"basket {basket_id!r} or its clients {known} are known already")
-        now = self._clock()
-        basket = _Basket(basket_id, domain_id, created_at=now, last_activity=now)
-        self._baskets[basket_id] = basket
-        siblings = {**self._live.get(domain_id, {}), basket_id: basket}
-        self._live[domain_id] = dict(sorted(siblings.items(), key=lambda item: (len(item[0]), item[0])))
-        self._next_index[domain_id] = max(self._next_index.get(domain_id, 0), int(index) + 1)
+        if known:
+            raise UsageError(f"clients {known} of basket {basket_id!r} are known already")
+        basket, now = self._roster.reopen(basket_id, domain_id), self._clock()
         for client_id, client_domain, features in members:
             client = ClientInfo(client_id, client_domain, None, features, joined_at=now, last_active=now)
             self._clients[client_id] = client
@@ -167,8 +130,8 @@ class BasketManager:
 
     def disband_basket(self, basket_id: str) -> tuple[Move, ...]:
         """Close a basket, reassign its clients as if they had just registered, and return their moves."""
-        basket = self._find(basket_id)
-        self._close(basket)
+        basket = self._roster.find(basket_id)
+        self._roster.close(basket)
         now = self._clock()
         members = sorted(basket.clients)
         basket.clients.clear()
@@ -188,24 +151,20 @@ class BasketManager:
         Raises:
             UsageError: If the basket is not live, or holds fewer than two clients.
         """
-        basket = self._find(basket_id)
+        basket = self._roster.find(basket_id)
         members = sorted(basket.clients)
         if len(members) < 2:
             raise UsageError(f"basket {basket.basket_id!r} holds {len(members)} clients; a split needs two")
-        order = order_by_features(members, {c: self._clients[c].features for c in members})
-        if order is None:
-            order = [members[i] for i in self._rng.permutation(len(members))]
-        self._close(basket)
+        order = order_of(members, {c: self._clients[c].features for c in members}, self._rng)
+        self._roster.close(basket)
         now = self._clock()
-        first, second = self.create_basket(basket.domain_id), self.create_basket(basket.domain_id)
+        first, second = self._roster.open(basket.domain_id), self._roster.open(basket.domain_id)
         half = (len(order) + 1) // 2
         for position, client_id in enumerate(order):
-            self._join(self._clients[client_id], self._baskets[first if position < half else second], now)
+            self._join(self._clients[client_id], first if position < half else second, now)
         basket.clients.clear()
-        basket.moves = tuple(
-            Move(client, basket.basket_id, str(self._clients[client].basket_id)) for client in members
-        )
-        return first, second
+        basket.moves = tuple(Move(c, basket.basket_id, str(self._clients[c].basket_id)) for c in members)
+        return first.basket_id, second.basket_id
 
     def cleanup(self) -> tuple[str, ...]:
         """Forget the live baskets that their last client has left, and return their ids.
@@ -214,11 +173,7 @@ class BasketManager:
         may still move into an emptied basket. A basket opened with `create_basket` is not marked before it
         has held a client.
         """
-        emptied = [basket for basket in self._baskets.values() if basket.emptied and not basket.disbanded]
-        for basket in emptied:
-            self._close(basket)
-            del self._baskets[basket.basket_id]
-        return tuple(basket.basket_id for basket in emptied)
+        return self._roster.forget_emptied()
 
     def touch_client(self, client_id: str, n_updates: int = 1, at: float | None = None) -> None:
         """Count accepted updates of a client, and mark it and its basket active.
@@ -234,13 +189,11 @@ class BasketManager:
         at = self._clock() if at is None else at
         client.last_active = max(client.last_active, at)
         client.n_updates += n_updates
-        basket = self._baskets[str(client.basket_id)]
-        basket.last_activity = max(basket.last_activity, at)
+        self._roster[str(client.basket_id)].touch(at)
 
     def touch_basket(self, basket_id: str, at: float | None = None) -> None:
         """Mark a basket active (gossip, aggregation), now or at a given time."""
-        basket = self._find(basket_id)
-        basket.last_activity = max(basket.last_activity, self._clock() if at is None else at)
+        self._roster.find(basket_id).touch(self._clock() if at is None else at)
 
     def record_trust(self, client_id: str, trust_score: float) -> None:
         """Note how far a client is trusted, also one that has left; one never seen is ignored.
@@ -248,8 +201,7 @@ class BasketManager:
         Raises:
             UsageError: If it is not in [0, 1].
         """
-        if not 0.0 <= trust_score <= 1.0:
-            raise UsageError(f"trust must be in [0, 1], got {trust_score!r}")
+        check_trust(trust_score)
         if client_id in self._clients:
             self._clients[client_id].trust_score = trust_score
         elif client_id in self._departures:
@@ -261,16 +213,16 @@ class BasketManager:
         Raises:
             UsageError: If nothing of that name is live, or the domain has several baskets.
         """
-        return self._find(basket_id_or_domain).basket_id
+        return self._roster.find(basket_id_or_domain).basket_id
 
     def get_basket(self, basket_id: str) -> BasketInfo | None:
         """A basket, live or disbanded; None if there is none of that name."""
-        basket = self._lookup(basket_id)
-        return None if basket is None else self._snapshot(basket, self._clock())
+        basket = self._roster.lookup(basket_id)
+        return None if basket is None else self._roster.snapshot(basket, self._clock())
 
     def get_basket_clients(self, basket_id: str) -> set[str]:
         """The ids of a basket's members; empty if there is no such basket."""
-        basket = self._lookup(basket_id)
+        basket = self._roster.lookup(basket_id)
         return set() if basket is None else set(basket.clients)
 
     def get_client(self, client_id: str) -> ClientInfo | None:
@@ -295,8 +247,7 @@ class BasketManager:
 
     def moves_from(self, basket_id: str) -> tuple[Move, ...]:
         """Where a basket's clients went when it was split or disbanded, by client id; () while it is live."""
-        basket = self._baskets.get(basket_id)
-        return () if basket is None else basket.moves
+        return self._roster[basket_id].moves if basket_id in self._roster else ()
 
     def client_ids(self) -> tuple[str, ...]:
         """All registered clients, sorted."""
@@ -305,21 +256,19 @@ class BasketManager:
     def live_baskets(self) -> tuple[BasketInfo, ...]:
         """All baskets that are not disbanded, oldest first."""
         now = self._clock()
-        return tuple(self._snapshot(basket, now) for basket in self._all_live())
+        return tuple(self._roster.snapshot(basket, now) for basket in self._roster.live())
 
     def domain_baskets(self, domain_id: str) -> tuple[str, ...]:
         """The ids of a domain's live baskets, oldest first."""
-        return tuple(self._live.get(domain_id, ()))
+        return tuple(basket.basket_id for basket in self._roster.of_domain(domain_id))
 
     def get_stale_baskets(self, threshold: float | None = None) -> list[str]:
         """Live baskets idle for more than `threshold` seconds (the config's if None), oldest first."""
-        limit = self.config.stale_threshold if threshold is None else threshold
-        now = self._clock()
-        return [basket.basket_id for basket in self._all_live() if now - basket.last_activity > limit]
+        return self._roster.stale(self.config.stale_threshold if threshold is None else threshold)
 
     def get_stats(self) -> dict[str, Any]:
         """Counts over live baskets, with the keys of spec/basket.md."""
-        by_domain = {domain: len(baskets) for domain, baskets in self._live.items() if baskets}
+        by_domain = self._roster.sizes()
         n_baskets = sum(by_domain.values())
         return {
             "n_clients": len(self._clients),
@@ -330,68 +279,22 @@ class BasketManager:
         }
 
     def _place(self, client: ClientInfo, now: float) -> str:
-        if self.config.allow_cross_domain:
-            candidates = self._all_live()
-        else:
-            candidates = list(self._live.get(client.domain_id, {}).values())
+        cross = self.config.allow_cross_domain
+        candidates = self._roster.live() if cross else self._roster.of_domain(client.domain_id)
         room = (basket for basket in candidates if len(basket.clients) < self.config.max_clients)
-        basket = next(room, None) or self._baskets[self.create_basket(client.domain_id)]
+        basket = next(room, None) or self._roster.open(client.domain_id)
         self._join(client, basket, now)
         return basket.basket_id
 
-    def _join(self, client: ClientInfo, basket: _Basket, now: float) -> None:
+    def _join(self, client: ClientInfo, basket: Basket, now: float) -> None:
         client.basket_id = basket.basket_id
-        basket.clients.add(client.client_id)
-        basket.emptied = False
-        basket.last_activity = max(basket.last_activity, now)
-
-    def _close(self, basket: _Basket) -> None:
-        basket.disbanded = True
-        del self._live[basket.domain_id][basket.basket_id]
-
-    def _all_live(self) -> list[_Basket]:
-        return [basket for basket in self._baskets.values() if not basket.disbanded]
-
-    def _lookup(self, name: str) -> _Basket | None:
-        """A basket by its id, or the only live one of a domain."""
-        exact = self._baskets.get(name)
-        if exact is not None:
-            return exact
-        live = self._live.get(name, {})
-        if len(live) > 1:
-            raise UsageError(f"domain {name!r} has several baskets, name one of: {', '.join(live)}")
-        return next(iter(live.values()), None)
-
-    def _find(self, name: str) -> _Basket:
-        basket = self._lookup(name)
-        if basket is None:
-            raise UsageError(f"there is no basket or domain {name!r}")
-        if basket.disbanded:
-            raise UsageError(f"basket {name!r} is disbanded")
-        return basket
+        basket.join(client.client_id, now)
 
     def _find_client(self, client_id: str) -> ClientInfo:
         client = self._clients.get(client_id)
         if client is None:
             raise UsageError(f"client {client_id!r} is not registered")
         return client
-
-    def _snapshot(self, basket: _Basket, now: float) -> BasketInfo:
-        return BasketInfo(
-            basket_id=basket.basket_id,
-            domain_id=basket.domain_id,
-            status=self._status(basket, now),
-            clients=set(basket.clients),
-            created_at=basket.created_at,
-            last_activity=basket.last_activity,
-        )
-
-    def _status(self, basket: _Basket, now: float) -> BasketStatus:
-        if basket.disbanded:
-            return BasketStatus.DISBANDED
-        if now - basket.last_activity > self.config.stale_threshold:
-            return BasketStatus.STALE
-        return BasketStatus.ACTIVE if len(basket.clients) >= self.config.min_clients else BasketStatus.FORMING
 
 
 __all__ = ["BasketManager"]

@@ -90,6 +90,14 @@ class Move:
     to_basket: str
 
 
+@dataclass(frozen=True)
+class Departure:
+    """What is remembered of a client that unregistered: its last basket, and how far it was trusted."""
+
+    basket_id: str
+    trust_score: float
+
+
 def check_name(kind: str, value: object) -> str:
     """Return `value` as a plain str if it can be an id.
 
@@ -110,4 +118,4 @@ def check_name(kind: str, value: object) -> str:
     return str(value)
 
 
-__all__ = ["BasketInfo", "BasketStatus", "ClientInfo", "Move", "check_name"]
+__all__ = ["BasketInfo", "BasketStatus", "ClientInfo", "Departure", "Move", "check_name"]

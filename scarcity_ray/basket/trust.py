@@ -13,6 +13,8 @@ trust follows from what anybody may know: updates that were refused, and those t
 
 from __future__ import annotations
 
+from scarcity_ray.errors import UsageError
+
 FIRST_TRUST = 1.0
 """Trust of a client that nothing is known of."""
 AGREEMENT_RATE = 0.1
@@ -44,3 +46,13 @@ def after_refusal(trust: float) -> float:
 def after_acceptance(trust: float) -> float:
     """Trust after an accepted update, where agreement is not computed."""
     return min(1.0, trust + ACCEPTANCE_GAIN)
+
+
+def check_trust(trust: float) -> None:
+    """Refuse what is no trust.
+
+    Raises:
+        UsageError: If it is not in [0, 1].
+    """
+    if not 0.0 <= trust <= 1.0:
+        raise UsageError(f"trust must be in [0, 1], got {trust!r}")
