@@ -146,7 +146,11 @@ def test_what_a_closed_basket_saw_last_is_told(open_federation: Any, clock: Any)
     join(fed)
     clock.advance(5.0)
     fed.submit_update("a1", np.zeros(DIMENSION))
+    fed.offer_update(LIAR, np.full(DIMENSION, np.inf))
+    fed.unregister_client(LIAR)
     fed.split_basket("a_basket_0")
+    fed.register_client(LIAR, "a")
+    assert trust(fed, LIAR) == 0.5
     client = fed.get_client("a1")
     assert client is not None
     assert (client.n_updates, client.last_active) == (1, clock.now)
