@@ -18,7 +18,7 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket, MemberCarry
-from scarcity_ray.roles.charging import BasketCharges
+from scarcity_ray.roles.charging import BasketCharges, charged_gossip
 from scarcity_ray.roles.handles import Compute, Peers, basket_actor
 from scarcity_ray.roles.hosted_session import HostedSessions
 from scarcity_ray.roles.last_release import LastRelease
@@ -131,10 +131,8 @@ class BasketHost:
                 receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
             else:
                 receipts.append(basket.submit(batch[index], self._read_only, now))
-        touched = sorted(set(baskets) & set(self._baskets))
-        return SubmissionResult(
-            tuple(receipts), tuple(b for b in touched if self._baskets[b].due(now) is not None)
-        )
+        due = (b for b in sorted(set(baskets) & set(self._baskets)) if self._baskets[b].due(now) is not None)
+        return SubmissionResult(tuple(receipts), tuple(due))
 
     def run_layer1(
         self, basket_ids: Sequence[str] | None, force: bool, now: float
@@ -146,23 +144,10 @@ class BasketHost:
         return tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
 
     def run_gossip(self, now: float) -> dict[str, int]:
-        """One gossip round in every basket; delivered messages a basket.
-
-        Raises:
-            ActorLost: If the accountant does not answer; nothing was drawn or sent, and the same call may be
-                made again.
-        """
+        """One gossip round in every basket; delivered messages a basket. See `charged_gossip`."""
         if self._read_only or self._plan.gossip_share == 0.0:
             return dict.fromkeys(sorted(self._baskets), 0)
-        gossip, baskets = self._plan.gossip, sorted(self._baskets.items())
-        to_test = {b: basket.gossip_begin(self._round_id, now) for b, basket in baskets}
-        charges, at = self._charges, (self._round_id, now)
-        tested = charges.gossip("drift", to_test, gossip.mu_drift, gossip.sigma_drift, *at)
-        to_push = {b: basket.gossip_test([c for c in to_test[b] if c in tested]) for b, basket in baskets}
-        pushing = charges.gossip("vector", to_push, gossip.mu_vector, gossip.sigma_vector, *at)
-        return {
-            b: basket.gossip_exchange([c for c in to_push[b] if c in pushing], now) for b, basket in baskets
-        }
+        return charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
 
     def advance_round(self, round_id: int) -> None:
         """Move to a later round."""
@@ -265,11 +250,7 @@ class BasketHost:
         return self._sessions.each(session_id, parties, lambda p: p.confirm(survivors))
 
     def session_unmask(
-        self,
-        session_id: str,
-        parties: Sequence[str],
-        confirmations: tuple[Confirmation, ...],
-        now: float,
+        self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
     ) -> dict[str, UnmaskShares]:
         """Phase 5: each party's shares, once the release is charged; from here on its aggregate is spent."""
         terms = self._sessions.terms_of(session_id)

@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.plan import GossipPlan
 from scarcity_ray.privacy.answers import Charge
+from scarcity_ray.roles.basket import Basket
 from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
 
 
@@ -83,3 +85,27 @@ class BasketCharges:
         charge: Charge = accountant.call("charge_release", charge_id, mu, now, {"asked_by": name}).result()
         if not charge.allowed:
             raise ProtocolViolation(f"{name}: nothing is charged for this session")
+
+
+def charged_gossip(
+    baskets: Mapping[str, Basket], plan: GossipPlan, charges: BasketCharges, round_id: int, now: float
+) -> dict[str, int]:
+    """One gossip round in every basket, with one charge of each kind for all; delivered messages a basket.
+
+    Args:
+        baskets: By id.
+        plan: The numbers of gossip.
+        charges: Of the actor that holds them.
+        round_id: Current round.
+        now: Seconds since the epoch.
+
+    Raises:
+        ActorLost: If the accountant does not answer; nothing was drawn or sent, and the same call may be
+            made again.
+    """
+    ordered, at = sorted(baskets.items()), (round_id, now)
+    to_test = {b: basket.gossip_begin(round_id, now) for b, basket in ordered}
+    tested = charges.gossip("drift", to_test, plan.mu_drift, plan.sigma_drift, *at)
+    to_push = {b: basket.gossip_test([c for c in to_test[b] if c in tested]) for b, basket in ordered}
+    pushing = charges.gossip("vector", to_push, plan.mu_vector, plan.sigma_vector, *at)
+    return {b: basket.gossip_exchange([c for c in to_push[b] if c in pushing], now) for b, basket in ordered}
