@@ -103,3 +103,14 @@ def test_the_benchmark_prints_its_rows() -> None:
     rows = json.loads(done.stdout)
     assert rows
     assert all(set(row) == {"name", "n", "d", "seconds", "versus", "ratio"} for row in rows)
+
+
+def test_the_benchmark_trains_by_gossip_and_skips_peers_that_are_not_there() -> None:
+    code = (
+        "import benchmarks._gossip_training as t, benchmarks._gossip_peers as p, json, sys; "
+        "print(json.dumps([list(t.decentralised(True)), p.peer_seconds(sys.executable, 'p2pfl', 3, 4, 1)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    rows, peer = json.loads(done.stdout.splitlines()[-1])
+    assert all(set(row) == {"name", "n", "d", "seconds", "versus", "ratio"} for row in rows)
+    assert peer.startswith("skipped: ")
