@@ -139,6 +139,12 @@ class PrivateServer:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def give(self, path: Path) -> None:
+        """Make a file the server's own, and readable for nobody else."""
+        path.chmod(0o600)
+        if self._account is not None:
+            os.chown(path, self._account.pw_uid, self._account.pw_gid)
+
     def _run(self, program: str, *arguments: str) -> None:
         command = self._as_other([str(self._programs / program), *arguments])
         done = subprocess.run(

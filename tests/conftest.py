@@ -52,7 +52,10 @@ def postgres_server() -> Iterator[PrivateServer]:
     if programs is None:
         pytest.skip("PostgreSQL's server (Debian's package postgresql) is not installed on this machine")
     pytest.importorskip("psycopg", reason="the extra 'postgresql' is not installed")
-    server = PrivateServer(programs)
+    try:
+        server = PrivateServer(programs)
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"PostgreSQL's server could not be started on this machine: {error}")
     yield server
     server.remove()
 

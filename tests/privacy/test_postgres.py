@@ -10,9 +10,15 @@ import socket
 import threading
 import time
 import traceback
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from scarcity_ray.errors import LedgerError, LedgerMissing, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
@@ -481,10 +487,46 @@ def test_no_process_list_shows_the_password(postgres_server, postgres_url):
     assert postgres_server.password not in seen
 
 
-def test_tls_is_what_the_url_says(postgres_server, postgres_url):
+def certificate(folder, name):
+    """A self-signed certificate of 127.0.0.1, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / f"{name}.pem", folder / f"{name}.key"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    pem, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    paths[1].write_bytes(key.private_bytes(pem, form, serialization.NoEncryption()))
+    return paths
+
+
+def test_tls_is_what_the_url_says(postgres_server, postgres_url, change):
     assert "server does not support SSL" in told(lambda: begin(f"{postgres_url}?sslmode=require"))[0]
-    budget = begin(f"{postgres_url}?sslmode=disable&application_name=mine&connect_timeout=3")
-    assert session_of(budget).ask("SHOW application_name") == [("mine",)]
+    plain = begin(f"{postgres_url}?sslmode=disable&application_name=mine&connect_timeout=3")
+    assert session_of(plain).ask("SHOW application_name") == [("mine",)]
+    (ours, key), (other, _) = (certificate(postgres_server.folder, name) for name in ("ours", "other"))
+    postgres_server.give(key)
+    change(ssl_cert_file=ours, ssl_key_file=key)
+    change(ssl="on")
+    strict = f"{postgres_url}?sslmode=verify-full&sslrootcert="
+    budget = begin(f"{strict}{ours}")
+    query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+    assert [session_of(one).ask(query) for one in (plain, budget)] == [[(False,)], [(True,)]]
+    assert release(budget, "r0").allowed
+    assert "certificate verify failed" in told(lambda: begin(f"{strict}{other}"))[0]
+    elsewhere = f"{strict}{ours}".replace("@127.0.0.1:", "@localhost:")
+    assert "does not match host name" in told(lambda: begin(elsewhere))[0]
 
 
 def test_without_the_extra_the_remedy_is_told(monkeypatch):
