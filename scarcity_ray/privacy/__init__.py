@@ -5,7 +5,7 @@
     modes         what a ledger adds up, Gaussian DP or zCDP, and what a claim (epsilon, delta) buys in it
                   (accounting: mu of Gaussian releases, exactly; concentrated: rho of any)
     sensitivity   how far one client's row moves each Layer 1 rule's result
-    noise         where noise comes from
+    noise         where noise comes from (ziggurat: how normal values are made of words)
     mechanisms    clip and noise, for a client's message and for the global model
     accountant    what is spent of a budget, worst case over clients
     budget        the accountant behind a ledger: check, record durably, then allow
