@@ -1,4 +1,4 @@
-"""A driver's session with a federation: routing, calls that survive a role's death, and the order of things.
+"""A driver's session with a federation: who is called with what, and the order of things.
 
 Every method ends when its effects are in place, so each call sees what the same driver did before. What a
 call does to the federation is decided in the roles; here it is only carried from one to the next.
@@ -6,18 +6,14 @@ call does to the federation is decided in the roles; here it is only carried fro
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
-from scarcity_ray.errors import ActorLost
-from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.roles.handles import DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.roles.messages import (
     BasketPlace,
     BasketReport,
@@ -32,111 +28,26 @@ from scarcity_ray.roles.messages import (
 )
 from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.runtime.assembly import Assembly
-
-logger = logging.getLogger("scarcity_ray")
-
-RECOVERIES = 3
-"""Times that one call may bring roles back before it gives up."""
+from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
 
 
-class DriverSession:
+class DriverSession(RoleCalls):
     """What one driver does to a federation.
 
     Args:
         assembly: The federation's roles.
         clock: Gives the time in seconds since the epoch.
-
-    Attributes:
-        faults: Roles that died and what was lost with them, oldest first.
-        latest: The newest global model that this driver has seen.
     """
 
     def __init__(self, assembly: Assembly, clock: Callable[[], float]) -> None:
-        self.assembly = assembly
-        self.faults: list[str] = []
-        self.latest: GlobalMetaModel | None = None
-        self.num_slots = 0
-        self._clock = clock
+        super().__init__(assembly, clock)
         self._routes: dict[str, tuple[str, int]] = {}
         self._told_parties: dict[str, bytes] | None = None
 
-    def now(self) -> float:
-        """The driver's time."""
-        return float(self._clock())
-
-    def call(self, name: str, method: str, *args: object) -> Any:
-        """Call a role; one that died is brought back, and the call made again.
-
-        Raises:
-            ActorLost: If it cannot be brought back.
-        """
-        for attempt in range(RECOVERIES + 1):
-            try:
-                return self.assembly.handle(name).call(method, *args).result()
-            except ActorLost as lost:
-                if not lost.retryable or attempt == RECOVERIES:
-                    raise
-                self.recover(lost.role)
-        raise ActorLost(name)
-
-    def call_baskets(self, method: str, arguments: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
-        """Call basket actors side by side, each with its own arguments; those that died are called again."""
-        calls = {
-            slot: self.assembly.handle(basket_actor(slot)).call(method, *args)
-            for slot, args in arguments.items()
-        }
-        answers: dict[int, Any] = {}
-        lost: dict[int, ActorLost] = {}
-        failure: Exception | None = None
-        for slot, call in calls.items():
-            try:
-                answers[slot] = call.result()
-            except ActorLost as loss:
-                lost[slot] = loss
-                failure = failure if loss.retryable else failure or loss
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-        for slot, death in lost.items():
-            self.recover(death.role)
-            answers[slot] = self.call(basket_actor(slot), method, *arguments[slot])
-        return answers
-
-    def tell_baskets(self, method: str, *args: object) -> dict[int, Any]:
-        """Call every basket actor with the same arguments, those that other drivers have started too."""
-        self.whereabouts()
-        return self.call_baskets(method, dict.fromkeys(range(self.num_slots), args))
-
     def recover(self, name: str) -> None:
-        """Bring a role back that died, after any other that this needs; note and log what was lost.
-
-        Raises:
-            ActorLost: If it cannot come back (not retryable).
-            LedgerError: If the accountant's ledger is missing or damaged.
-        """
-        if not self.assembly.is_role(name):
-            return
-        for _ in range(RECOVERIES):
-            try:
-                if self.assembly.runtime.is_alive(name):
-                    return
-                loss = self.assembly.recover(name, self.num_slots, self.now(), self.latest)
-            except ActorLost as other:
-                if not other.retryable or other.role == name:
-                    raise
-                self.recover(other.role)
-                continue
-            self._routes.clear()
-            self.faults.append(loss)
-            logger.warning(loss)
-            return
-
-    def whereabouts(self) -> Whereabouts:
-        """Round, live baskets and basket actors."""
-        where: Whereabouts = self.call(DIRECTORY, "whereabouts")
-        self.num_slots = where.num_slots
-        return where
+        """As `RoleCalls.recover`; clients are looked up anew afterwards."""
+        super().recover(name)
+        self._routes.clear()
 
     def register(self, members: Sequence[Member]) -> tuple[str, ...]:
         """Register clients; their baskets."""
@@ -274,10 +185,6 @@ class DriverSession:
         """How every basket's members stand to its aggregates; nothing where basket models are private."""
         answers = self.tell_baskets("conduct")
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
-
-    def accountant(self, method: str, *args: object) -> Any:
-        """Call the accountant."""
-        return self.call(ACCOUNTANT, method, *args)
 
     def _tell_parties(self) -> Whereabouts:
         """Tell every basket actor the baskets' identity keys, and the last release to those that lack it.
