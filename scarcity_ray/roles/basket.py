@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scarcity_ray.basket.trust import FIRST_TRUST
 from scarcity_ray.buffer import (
     BufferedUpdate,
     ClientUpdates,
@@ -269,8 +270,10 @@ class Basket:
     def conduct(self) -> ConductReport:
         """How the members stand to the aggregates."""
         placings = {} if self.latest.model is None else self.latest.model.placings
+        trust = [self._standings.trust(client_id) for client_id in self.members] or [FIRST_TRUST]
         return ConductReport(
-            {client: self._standings.trust(client) for client in sorted(self.members)},
+            sum(trust) / len(trust),
+            min(trust),
             tuple(sorted(client for client, place in placings.items() if place.agreement == 0.0)),
         )
 

@@ -218,11 +218,13 @@ class ConductReport:
     """How a basket's members stand to its aggregates. It is made of private values: see `basket.trust`.
 
     Attributes:
-        trust: Of each member.
+        mean_trust: Of its members.
+        least_trust: Likewise.
         outliers: Clients that did not agree with the latest aggregate at all, sorted.
     """
 
-    trust: dict[str, float]
+    mean_trust: float
+    least_trust: float
     outliers: tuple[str, ...]
 
 

@@ -109,8 +109,7 @@ def _by_domain(
 def _conduct(report: ConductReport | None) -> dict[str, Any]:
     if report is None:
         return {}
-    trust = report.trust.values()
     return {
         "outliers": list(report.outliers),
-        "trust": {"mean": sum(trust) / len(trust), "least": min(trust)} if trust else {},
+        "trust": {"mean": report.mean_trust, "least": report.least_trust},
     }
