@@ -18,7 +18,7 @@ from scarcity_ray.workloads.simulate import Defence, simulate
 
 FIXED = (0.1, 0.2, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 10.0)
 STARTS = (0.1, 1.0, 10.0)
-QUANTILE, LEARNING_RATE = 0.2, 1.0
+QUANTILE, LEARNING_RATE = 0.3, 1.0
 """For tens of rounds: a rate at which ten times too large is a matter of a few, and a clip norm below the
 median, where clipping costs less accuracy than the noise of a larger one. Andrew et al. (2021) take 0.5 and
 0.2, for thousands of rounds."""

@@ -74,8 +74,8 @@ def test_while_the_clip_norm_rises_deltas_count_in_full():
 
 
 @pytest.mark.slow
-def test_from_any_start_the_median_of_five_seeds_is_within_two_points_of_the_best_fixed_norm():
-    results = list(run_clipping(load_run(QUICKSTART), clipping_cases(), range(5)))
+def test_from_any_start_the_median_of_fifteen_seeds_is_within_two_points_of_the_best_fixed_norm():
+    results = list(run_clipping(load_run(QUICKSTART), clipping_cases(), range(15)))
     best = best_fixed(results)
     for result in results:
         print(result.case.name, result.accuracy, result.accuracies)
