@@ -181,3 +181,7 @@ def test_the_plan_gives_gossip_everything_or_nothing() -> None:
     with pytest.raises(ConfigError, match=r"gossip\.local_dp_epsilon"):
         make_plan(config(**ALONE, total_epsilon=0.1))
     make_plan(config(layer2={"enabled": False, "central_dp_epsilon": 1e3}))
+    with pytest.raises(ConfigError, match="adaptive_clipping"):
+        make_plan(config(layer2={"enabled": False, "adaptive_clipping": True}))
+    other = config(layer2={"enabled": False, "noise": "discrete_gaussian"})
+    assert make_plan(other).accounting is make_plan(config()).accounting, "gossip's noise is Gaussian"
