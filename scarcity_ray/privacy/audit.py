@@ -219,17 +219,29 @@ def _limits(scores: list[NDArray[np.float64]], threshold: float, alarm: float) -
 def _best_threshold(
     scores: list[NDArray[np.float64]], alarm: float, value: Callable[[float, float], float]
 ) -> float:
-    """The threshold whose value is greatest when both chances are as much worse as their limits will be."""
+    """The threshold whose value is greatest when both chances are as much worse as their limits will be.
+
+    Wilson's limits (1927) stand for the exact ones: out in the tails, where a normal approximation promises
+    most, they keep close to them.
+    """
     strictness = -NormalDist().inv_cdf(alarm)
     candidates = np.quantile(np.concatenate(scores), np.linspace(0.002, 0.998, 250))
     best, found = float(candidates[0]), -math.inf
     for threshold in candidates.tolist():
-        false, true = ((np.sum(side > threshold) + 1) / (side.size + 2) for side in scores)
-        errors = [math.sqrt(p * (1.0 - p) / side.size) for p, side in zip((false, true), scores, strict=True)]
-        worth = value(min(1.0, false + strictness * errors[0]), max(0.0, true - strictness * errors[1]))
+        false, true = (float(np.mean(side > threshold)) for side in scores)
+        upper = _wilson_limit(false, scores[0].size, strictness)
+        lower = _wilson_limit(true, scores[1].size, -strictness)
+        worth = value(upper, lower)
         if worth > found:
             best, found = threshold, worth
     return best
+
+
+def _wilson_limit(share: float, count: int, deviations: float) -> float:
+    """The limit of a chance of which `share` of `count` trials came true, so many deviations above it."""
+    spread = deviations * math.sqrt(share * (1.0 - share) / count + deviations**2 / (4.0 * count**2))
+    limit = (share + deviations**2 / (2.0 * count) + spread) / (1.0 + deviations**2 / count)
+    return min(1.0, max(0.0, limit))
 
 
 def _check_shares(*, delta: float, confidence: float) -> None:
