@@ -24,13 +24,20 @@ from scarcity_ray.robust.blocks import (
     inline_blocks,
     one_blas_thread,
 )
-from scarcity_ray.robust.combination import combine_block, report_block
+from scarcity_ray.robust.combination import combine_block
 from scarcity_ray.robust.distances import measure, ordered_sum
-from scarcity_ray.robust.geometry import Geometry, squares_to
+from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.linear import RowRule
 from scarcity_ray.robust.mixing import PreAggregation, mixed_geometry, settled_mixing
-from scarcity_ray.robust.outliers import OutlierReport, combined_report, report_of_squares
-from scarcity_ray.robust.rough import MOST_ERROR, NORMS, exact_rows, rough_distances
+from scarcity_ray.robust.outliers import OutlierReport
+from scarcity_ray.robust.reporting import report_from_within, reported_in_the_same_pass
+from scarcity_ray.robust.rough import (
+    MOST_ERROR,
+    RoughDistances,
+    exact_rows,
+    head_norms,
+    rough_distances,
+)
 from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms, squares_block
 from scarcity_ray.robust.rule import Rule, Selection, Setting
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
@@ -100,6 +107,20 @@ def aggregate(
     rows = as_rows(updates)
     if len(rows) == 0:
         raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine))
+    if rule.may_settle and not pre and not report:
+        rough = rough_distances(inline_blocks(rows), head_norms(rows))
+        if rough is not None:
+            return aggregate_blocks(
+                inline_blocks(rows),
+                len(rows),
+                method=method,
+                num_byzantine=num_byzantine,
+                weights=None
+                if weights is None
+                else _kept_weights(weights, len(rows), list(range(len(rows)))),
+                num_selected=num_selected,
+                rough=rough,
+            )
     norms = row_norms(rows) if rule.needs_distances or rule.needs_norms or pre else None
     finite, kept = finite_rows(rows, norms)
     rejected = sorted(set(range(len(rows))) - set(kept))
@@ -142,6 +163,7 @@ def aggregate_blocks(
     weights: NDArray[np.float64] | None = None,
     num_selected: int | None = None,
     norms: NDArray[np.float64] | None = None,
+    rough: RoughDistances | None = None,
     pre: Sequence[str | PreAggregation] = (),
     report: bool = False,
 ) -> AggregationResult:
@@ -155,6 +177,7 @@ def aggregate_blocks(
         weights: (n,) public weights, for ``weighted`` only.
         num_selected: m, for ``multi_krum`` only.
         norms: (n,) float64, the rows' norms where they are known: saves a pass.
+        rough: What `rough_distances` gives, where that is known: saves another.
         pre: Pre-aggregation in order.
         report: Whether the result says how far each row stood.
 
@@ -175,7 +198,8 @@ def aggregate_blocks(
     selection: Selection | None = None
     squared: Matrix | None = None
     if rule.may_settle and not steps:
-        selection, squared = _roughly(rule, map_blocks, norms, Setting(num_rows, num_byzantine, num_selected))
+        rough = rough or rough_distances(map_blocks, norms)
+        selection, squared = _roughly(rule, map_blocks, rough, Setting(num_rows, num_byzantine, num_selected))
     elif rule.needs_norms and not steps and norms is None:
         norms = np.sqrt(ordered_sum(map_blocks(squares_block)))
     elif len(steps) == 1 and steps[0].may_settle and not (rule.needs_distances or rule.needs_norms):
@@ -206,9 +230,9 @@ def aggregate_blocks(
         selection, mixing = _unmixed(selection, mixing[:, :num_rows]), None
     elif mixing is not None:
         mixing = mixing[:, :num_rows]
-    seen = _seen_from_within(selection, squared, num_rows) if report and isinstance(rule, RowRule) else None
+    seen = report_from_within(selection, squared, num_rows) if report and isinstance(rule, RowRule) else None
     if report and seen is None:
-        vector, seen = _report_in_the_same_pass(map_blocks, norms, rule, selection, num_byzantine, mixing)
+        vector, seen = reported_in_the_same_pass(map_blocks, norms, rule, selection, num_byzantine, mixing)
     else:
         vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixing)))
     entered = selection.rows
@@ -224,47 +248,13 @@ def aggregate_blocks(
 
 
 def _roughly(
-    rule: Rule, map_blocks: MapBlocks, norms: NDArray[np.float64] | None, setting: Setting
+    rule: Rule, map_blocks: MapBlocks, rough: RoughDistances | None, setting: Setting
 ) -> tuple[Selection | None, Matrix | None]:
     """The selection that rough distances settle on, if there is one, and the distances."""
-    rough = rough_distances(map_blocks, norms)
     if rough is None or rough.error > MOST_ERROR:
         return None, None
     exact = partial(exact_rows, map_blocks, rough)
     return rule.settle(rough.squared, rough.error, setting, exact), rough.squared
-
-
-def _report_in_the_same_pass(
-    map_blocks: MapBlocks,
-    norms: NDArray[np.float64] | None,
-    rule: Rule,
-    selection: Selection,
-    num_byzantine: int,
-    mixing: Matrix | None,
-) -> tuple[Vector, OutlierReport | None]:
-    """The result and the report on it; twice over only where rows all but equal the result."""
-    if norms is not None and NORMS[0] < norms.max() < NORMS[1]:
-        parts = map_blocks(report_block, rule, selection, num_byzantine, mixing, False)
-        vector, seen = combined_report(parts, norms)
-        if seen is not None:
-            return vector, seen
-    return combined_report(map_blocks(report_block, rule, selection, num_byzantine, mixing, True), None)
-
-
-def _seen_from_within(selection: Selection, squared: Matrix | None, num_rows: int) -> OutlierReport | None:
-    """The report on a weighted sum of rows from their distances, without the rows, where they suffice."""
-    if squared is None:
-        return None
-    shares = np.full(len(selection.rows), 1.0 / len(selection.rows))
-    weights = np.zeros(len(squared))
-    weights[list(selection.rows)] = shares if selection.weights is None else selection.weights
-    rest = 1.0 - float(weights.sum())
-    if len(squared) > num_rows:
-        weights[-1] = max(0.0, rest)
-    elif abs(rest) > MOST_ERROR:
-        return None
-    squares = squares_to(squared, weights)
-    return None if squares is None else report_of_squares(squares[:num_rows])
 
 
 def _unmixed(selection: Selection, mixing: Matrix) -> Selection:

@@ -39,6 +39,9 @@ MOST_ERROR = 2.0**-10
 NORMS = (2.0**-20, 2.0**40)
 """Between these norms no square leaves float32's range."""
 
+HEAD = 1024
+"""Columns that tell a row's size well enough to choose the row to centre on."""
+
 
 class RoughDistances(NamedTuple):
     """Squared distances (n, n) float64, the largest relative error of any of them, and the row centred on."""
@@ -52,11 +55,18 @@ def rough_gram_block(block: Rows, centre: int) -> Matrix:
     """Kernel: float32 inner products within the block of the rows less the row `centre`, (n, n) float64."""
     points = workspace("rough", (len(block), len(block[0])), np.float32)
     middle = block[centre]
-    for row, out in zip(block, points, strict=True):
-        np.subtract(row, middle, out=out)
-    with one_blas_thread():
-        product: Matrix = (points @ points.T).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for row, out in zip(block, points, strict=True):
+            np.subtract(row, middle, out=out)
+        with one_blas_thread():
+            product: Matrix = (points @ points.T).astype(np.float64)
     return product
+
+
+def head_norms(rows: Rows) -> NDArray[np.float64]:
+    """Norms of the rows' first `HEAD` columns, (n,) float64: at most those of the rows."""
+    heads = (np.asarray(row[:HEAD], np.float64) for row in rows)
+    return np.array([np.sqrt(np.dot(head, head)) for head in heads])
 
 
 def equal_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -68,14 +78,18 @@ def rough_distances(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = N
     """Distances with a bound on their error, or None if there is no good one.
 
     Args:
-        map_blocks: Driver over the rows' column blocks; the rows are finite.
-        norms: (n,) float64, the rows' norms where they are known already (one pass less).
+        map_blocks: Driver over the rows' column blocks. Rows that are not finite have no good bound.
+        norms: (n,) float64, the rows' norms, or those of some of their columns (`head_norms`), where they are
+            known already (one pass less). Columns that mislead about which row is in the middle cost the
+            good bound at worst.
     """
     norms = np.sqrt(ordered_sum(map_blocks(squares_block))) if norms is None else norms
-    if norms.min() < NORMS[0] or norms.max() > NORMS[1]:
+    if not (norms.min() >= NORMS[0] and norms.max() <= NORMS[1]):
         return None
     centre = middle_row(norms)
     gram = ordered_sum(map_blocks(rough_gram_block, centre))
+    if not np.diagonal(gram).max() <= 4.0 * NORMS[1] ** 2:
+        return None
     squared = squared_distances(gram)
     scale = np.add.outer(np.diagonal(gram), np.diagonal(gram))
     near = squared < NEAR * scale

@@ -18,7 +18,7 @@ from scarcity_ray.robust import (
 from scarcity_ray.robust import aggregation as aggregation_module
 from scarcity_ray.robust.bulyan import bulyan_selection, settled_selection
 from scarcity_ray.robust.mixing import settled_mixing
-from scarcity_ray.robust.rough import exact_rows, rough_distances
+from scarcity_ray.robust.rough import HEAD, exact_rows, rough_distances
 from scarcity_ray.robust.rule import Setting
 
 SHAPES = {
@@ -236,3 +236,31 @@ def test_nearest_neighbour_mixing_settles_on_the_bytes_of_float64_distances(meth
         mixing, _ = settled_mixing(get_pre_aggregation("nnm"), inline_blocks(rows), norms, 4)
         settled += mixing is not None
     assert settled >= 4
+
+
+@pytest.mark.parametrize("method", ["krum", "multi_krum", "bulyan"])
+@pytest.mark.parametrize("lie", [1e8, 1e25, 3e38])
+def test_a_head_that_misleads_costs_no_row(method, lie):
+    rows = np.random.default_rng(5).normal(size=(23, HEAD + 500)).astype(np.float32)
+    rows[7] = np.median(rows, axis=0)
+    rows[7, HEAD:] = lie
+    rows[7, :HEAD] *= np.sqrt(HEAD) / np.linalg.norm(rows[7, :HEAD])
+    honest = aggregate(np.delete(rows, 7, axis=0), method=method, num_byzantine=4)
+    found = aggregate(rows, method=method, num_byzantine=5)
+    assert 7 not in found.selected
+    if method == "krum":
+        again = {index + (index >= 7) for index in honest.selected}
+        assert set(found.selected) == again
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, HEAD, HEAD + 400])
+def test_a_row_that_is_not_finite_behind_its_head_is_masked(bad, column):
+    rows = np.random.default_rng(6).normal(size=(13, HEAD + 500)).astype(np.float32)
+    spoilt = rows.copy()
+    for index in (0, 6, 12):
+        spoilt[index, column] = bad
+    found = aggregate(spoilt, method="multi_krum", num_byzantine=4)
+    assert found.rejected == (0, 6, 12)
+    kept = aggregate(np.delete(rows, [0, 6, 12], axis=0), method="multi_krum", num_byzantine=1)
+    assert found.vector.tobytes() == kept.vector.tobytes()
