@@ -32,7 +32,7 @@ import numpy as np
 
 from benchmarks._adapters import ADAPTERS, Peer
 from benchmarks._timing import BYZANTINE_SHARE, CASES, Row, cpu_time, least_time, matrix_of, progress, versus
-from scarcity_ray.robust import aggregate_blocks, inline_blocks, one_blas_thread, row_norms
+from scarcity_ray.robust import aggregate, one_blas_thread
 
 SIZES = [(100, 100_000), (50, 1_000_000), (100, 1_000_000)]
 QUICK = [(20, 10_000)]
@@ -60,7 +60,6 @@ class Ours:
     def __init__(self, n: int, d: int) -> None:
         self.n, self.d, self.f = n, d, int(BYZANTINE_SHARE * n)
         self.updates = list(matrix_of(n, d))
-        self._norms = row_norms(self.updates)
         self._known: dict[str, tuple[float, np.ndarray]] = {}
 
     def __call__(self, method: str) -> tuple[float, np.ndarray]:
@@ -68,10 +67,7 @@ class Ours:
             rule, pre = CASES[method]
 
             def run() -> Any:
-                blocks = inline_blocks(self.updates)
-                return aggregate_blocks(
-                    blocks, self.n, method=rule, num_byzantine=self.f, norms=self._norms, pre=pre
-                )
+                return aggregate(self.updates, method=rule, num_byzantine=self.f, pre=pre)
 
             self._known[method] = (least_time(run, 4), run().vector)
         return self._known[method]

@@ -107,7 +107,7 @@ def aggregate(
     rows = as_rows(updates)
     if len(rows) == 0:
         raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine))
-    if rule.may_settle and not pre and not report:
+    if not report and _settles(rule, [get_pre_aggregation(step) for step in pre]):
         rough = rough_distances(inline_blocks(rows), head_norms(rows))
         if rough is not None:
             return aggregate_blocks(
@@ -120,6 +120,7 @@ def aggregate(
                 else _kept_weights(weights, len(rows), list(range(len(rows)))),
                 num_selected=num_selected,
                 rough=rough,
+                pre=pre,
             )
     norms = row_norms(rows) if rule.needs_distances or rule.needs_norms or pre else None
     finite, kept = finite_rows(rows, norms)
@@ -197,13 +198,14 @@ def aggregate_blocks(
     mixing: Matrix | None = None
     selection: Selection | None = None
     squared: Matrix | None = None
-    if rule.may_settle and not steps:
+    if _settles(rule, steps):
         rough = rough or rough_distances(map_blocks, norms)
+    if rule.may_settle and not steps:
         selection, squared = _roughly(rule, map_blocks, rough, Setting(num_rows, num_byzantine, num_selected))
     elif rule.needs_norms and not steps and norms is None:
         norms = np.sqrt(ordered_sum(map_blocks(squares_block)))
-    elif len(steps) == 1 and steps[0].may_settle and not (rule.needs_distances or rule.needs_norms):
-        mixing, squared = settled_mixing(steps[0], map_blocks, norms, num_byzantine)
+    elif _settles(rule, steps):
+        mixing, squared = settled_mixing(steps[0], map_blocks, rough, num_byzantine)
         if mixing is not None:
             selection = rule.select(
                 None, num_rows=len(mixing), num_byzantine=num_byzantine, num_selected=num_selected
@@ -245,6 +247,13 @@ def aggregate_blocks(
         scores=None if steps else selection.scores,
         report=seen,
     )
+
+
+def _settles(rule: Rule, steps: Sequence[PreAggregation]) -> bool:
+    """Whether rough distances may do."""
+    if not steps:
+        return rule.may_settle
+    return len(steps) == 1 and steps[0].may_settle and not (rule.needs_distances or rule.needs_norms)
 
 
 def _roughly(

@@ -27,7 +27,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.blocks import MapBlocks, Matrix
 from scarcity_ray.robust.distances import ordered_sum, pair_block
 from scarcity_ray.robust.geometry import Geometry
-from scarcity_ray.robust.rough import MOST_ERROR, rough_distances
+from scarcity_ray.robust.rough import MOST_ERROR, RoughDistances
 from scarcity_ray.robust.rows import as_integer
 
 ExactPairs: TypeAlias = Callable[[NDArray[np.intp]], NDArray[np.float64]]
@@ -194,10 +194,9 @@ def mixed_geometry(
 
 
 def settled_mixing(
-    step: PreAggregation, map_blocks: MapBlocks, norms: NDArray[np.float64] | None, num_byzantine: int
+    step: PreAggregation, map_blocks: MapBlocks, rough: RoughDistances | None, num_byzantine: int
 ) -> tuple[Matrix | None, Matrix | None]:
     """The coefficients that rough distances settle on, if there are such, and the distances."""
-    rough = rough_distances(map_blocks, norms)
     if rough is None or rough.error > MOST_ERROR:
         return None, None
 
