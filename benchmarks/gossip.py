@@ -296,18 +296,16 @@ def run(form: str, quick: bool, python: str) -> int:
         decentralised(quick),
         learning(quick),
     )
-    rows = []
     for row in itertools.chain(*parts):
-        rows.append(row)
-        if form == "table":
-            size = f"{row['n'] or '':>6} {row['d'] or '':>8}"
-            ratio = "" if row["ratio"] is None else f"{row['ratio']:.4f}"
-            print(
-                f"{row['name']:<58} {size} {row['seconds']:>10.6f} s  {ratio:>8} of {row['versus']}",
-                flush=True,
-            )
-    if form == "json":
-        print(json.dumps(rows, indent=1))
+        if form == "json":
+            print(json.dumps(row), flush=True)
+            continue
+        size = f"{row['n'] or '':>6} {row['d'] or '':>8}"
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.4f}"
+        print(
+            f"{row['name']:<58} {size} {row['seconds']:>10.6f} s  {ratio:>8} of {row['versus']}",
+            flush=True,
+        )
     return 0
 
 
