@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.gossip_training import simulate_gossip
@@ -37,9 +39,10 @@ def decentralised(quick: bool) -> Iterator[dict[str, Any]]:
         standings = simulate_gossip(scene, attack, replace(federation, gossip=local)).standings
         seconds = time.process_time() - start
         for basket, standing in standings.items():
+            domain = scene.population.domains[int(np.argmax(scene.baskets == int(basket)))]
             without = alone[basket].members_at_home
             yield {
-                "name": f"decentralised, epsilon {epsilon:g}, basket {basket}: "
+                "name": f"decentralised, epsilon {epsilon:g}, {domain}: "
                 f"{100 * standing.members_at_home:.1f} % after {100 * without:.1f}",
                 "n": standing.clients,
                 "d": federation.vector_dim,
