@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -33,6 +31,7 @@ from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
 from scarcity_ray.workloads.scene import Scene, make_scene
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray.workloads.softmax import accuracy, train_clients
+from scarcity_ray.workloads.stopwatch import Stopwatch
 
 
 class Watcher(Protocol):
@@ -43,33 +42,6 @@ class Watcher(Protocol):
 
     def round(self, record: RoundRecord) -> None:
         """A round is over."""
-
-
-class Stopwatch:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._began = time.perf_counter()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since it was made."""
-        return time.perf_counter() - self._began
-
-    def since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Seconds by phase since `seconds` was `before`, phases without any left out."""
-        spans = {phase: total - before.get(phase, 0.0) for phase, total in self.seconds.items()}
-        return {phase: span for phase, span in spans.items() if span > 0.0}
-
-    @contextmanager
-    def time(self, phase: str) -> Iterator[None]:
-        """Add the time of the block to a phase."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - began
 
 
 @dataclass
