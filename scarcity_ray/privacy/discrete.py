@@ -60,7 +60,9 @@ def discrete_gaussian(
     """
     if sigma == 0.0:
         return total.copy()
-    return total + DiscreteGaussian(sigma).sample(total.shape, noise.uniform_words(stream))
+    noised = DiscreteGaussian(sigma).sample(total.shape, noise.uniform_words(stream))
+    noised += total
+    return noised
 
 
 class DiscreteGaussian:

@@ -158,9 +158,18 @@ def rounded_gaussian(
         raise UsageError(f"sigma: {sigma!r} is not accepted; at least 0 and at most 2^58 grid steps")
     if sigma == 0.0:
         return total.copy()
-    noised = total + np.rint(sigma * noise.standard_normal(total.shape, stream)).astype(np.int64)
+    # In place where it can be: a release may be as long as memory bears.
+    reals = noise.standard_normal(total.shape, stream)
+    reals *= sigma
+    noised = np.rint(reals, out=reals).astype(np.int64)
+    noised += total
     grid = 2.0 ** math.floor(math.log2(sigma / 1024.0))
-    return noised if grid <= 1.0 else (np.rint(noised / grid) * grid).astype(np.int64)
+    if grid > 1.0:
+        np.divide(noised, grid, out=reals)
+        np.rint(reals, out=reals)
+        reals *= grid
+        np.copyto(noised, reals, casting="unsafe")
+    return noised
 
 
 _BLOCK = 1 << 15
