@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scarcity_ray.errors import UsageError
+from scarcity_ray.errors import LedgerCorrupted, UsageError
 
 NO_HASH = "0" * 64
 """What the first row is chained to."""
@@ -98,6 +98,31 @@ def parse(record: str, payload: bytes, hash_: bytes) -> Row:
         raise ValueError(str(error)) from error
 
 
+def read_back(
+    place: object,
+    stored: tuple[int, str | None, str, bytes, bytes],
+    spelt: Callable[[str | None], str | None] = lambda charge_id: charge_id,
+) -> Row:
+    """A row as a store gives it back: number, charge's name, record, payload and hash.
+
+    Args:
+        place: The ledger, for the error.
+        stored: The columns.
+        spelt: How the store spells a charge's name.
+
+    Raises:
+        LedgerCorrupted: If it is no row, or its columns are not its record's.
+    """
+    seq, charge_id, record, payload, digest = stored
+    try:
+        row = parse(record, payload, digest)
+    except ValueError as error:
+        raise LedgerCorrupted(f"{place}: row {seq} cannot be read ({error}); bring back a backup") from error
+    if (row.seq, spelt(row.charge_id)) != (seq, charge_id):
+        raise LedgerCorrupted(f"{place}: row {seq} is not the one that was written; bring back a backup")
+    return row
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
@@ -121,4 +146,4 @@ def _unboxed(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
-__all__ = ["NO_HASH", "Row", "canonical", "parse", "seal"]
+__all__ = ["NO_HASH", "Row", "canonical", "parse", "read_back", "seal"]

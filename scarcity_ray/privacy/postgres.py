@@ -25,9 +25,9 @@ from typing import LiteralString
 
 from psycopg import errors
 
-from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
+from scarcity_ray.errors import LedgerError, LedgerMissing, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
-from scarcity_ray.privacy.chain import Row, parse
+from scarcity_ray.privacy.chain import Row, read_back
 from scarcity_ray.privacy.postgres_session import PostgresSession
 
 _DEFINITIONS: LiteralString = """
@@ -148,21 +148,8 @@ class PostgresStore:
         self._session.close()
 
     def _select(self, clause: LiteralString, *parameters: object) -> list[Row]:
-        rows = []
         found = self._session.ask(_ROWS + clause, [self.path.federation, *parameters])
-        for seq, charge_id, record, payload, digest in found:
-            try:
-                row = parse(record, payload, digest)
-            except ValueError as error:
-                raise LedgerCorrupted(
-                    f"{self.path}: row {seq} cannot be read ({error}); bring back a backup"
-                ) from error
-            if (row.seq, _plain(row.charge_id)) != (seq, charge_id):
-                raise LedgerCorrupted(
-                    f"{self.path}: row {seq} is not the one that was written; bring back a backup"
-                )
-            rows.append(row)
-        return rows
+        return [read_back(self.path, stored, _plain) for stored in found]
 
 
 def _has_table(session: PostgresSession) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing
-from scarcity_ray.privacy.chain import Row, parse
+from scarcity_ray.privacy.chain import Row, read_back
 
 _TABLE = """
 CREATE TABLE ledger (
@@ -124,20 +124,7 @@ class SqliteStore:
             found = self._connection.execute(query, parameters).fetchall()
         except sqlite3.Error as error:
             raise _told(self.path, error) from error
-        rows = []
-        for seq, charge_id, record, payload, digest in found:
-            try:
-                row = parse(record, payload, digest)
-            except ValueError as error:
-                raise LedgerCorrupted(
-                    f"{self.path}: row {seq} cannot be read ({error}); bring back a backup"
-                ) from error
-            if (row.seq, row.charge_id) != (seq, charge_id):
-                raise LedgerCorrupted(
-                    f"{self.path}: row {seq} is not the one that was written; bring back a backup"
-                )
-            rows.append(row)
-        return rows
+        return [read_back(self.path, stored) for stored in found]
 
 
 def _connect(path: Path, *, mode: str) -> sqlite3.Connection:
