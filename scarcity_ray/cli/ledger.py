@@ -128,6 +128,7 @@ def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
     scale = _number(details.get("scale"))
     sigma, sensitivity = _number(details.get("sigma")), _number(details.get("sensitivity"))
     mu = _number(body.get("mu"))
+    concentrated = accountant.accounting is Accounting.ZCDP
     if scale:
         in_steps = [_number(details.get(name)) for name in ("grid_sigma", "grid_sensitivity")]
         sigma, sensitivity = (None if steps is None else steps / scale for steps in in_steps)
@@ -140,8 +141,8 @@ def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
         "what": _what(row, details),
         "who": _who(row),
         "charge_id": row.charge_id,
-        "mu": mu,
-        "rho": rho_of_mu(mu) if mu is not None and accountant.accounting is Accounting.ZCDP else None,
+        "mu": None if concentrated else mu,
+        "rho": rho_of_mu(mu) if concentrated and mu is not None else None,
         "sigma": sigma,
         "sensitivity": sensitivity,
         "epsilon_spent": accountant.epsilon_spent(),

@@ -175,8 +175,8 @@ class HierarchicalFederationConfig:
     auto_aggregate: Flag = True
     vector_dim: PositiveInt = 64
     gossip_budget_share: Annotated[Float, Field(ge=0, lt=1)] = 0.2
-    """Share of the budget (in mu squared) set aside for each client's gossip; 0 turns gossip off. Without
-    Layer 2 nothing else spends, and any share above 0 means all of it."""
+    """Share of the budget (in mu squared, or in rho) set aside for each client's gossip; 0 turns gossip off.
+    Without Layer 2 nothing else spends, and any share above 0 means all of it."""
     meta_parameters: Mapping[str, tuple[Float, Float]] = field(default_factory=dict)
     """Scalars that clients may report beside updates, each with its least and greatest value."""
     expose_basket_models: Flag = True

@@ -25,6 +25,7 @@ Guarantees:
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.roots import check_delta, check_epsilon, check_mu, monotone_root
@@ -123,8 +124,12 @@ def mu_of_gaussian(epsilon: float, delta: float) -> float:
     check_delta(delta)
     if not 0.0 < delta < 1.0:
         raise UsageError(f"delta: {delta!r} is not accepted; a Gaussian mechanism needs 0 < delta < 1")
-    if epsilon == math.inf:
-        return math.inf
+    return math.inf if epsilon == math.inf else _calibrated(float(epsilon), float(delta))
+
+
+@lru_cache(maxsize=256)
+def _calibrated(epsilon: float, delta: float) -> float:
+    """`mu_of_gaussian` of finite values, kept: every plan of a federation asks for the same few."""
     goal = math.log(delta)
     tail = math.sqrt(-2.0 * goal)
     # delta(epsilon) <= exp(-a^2 / 2) for a >= 0, and delta(epsilon) <= delta(0) < 0.4 mu: both lie below.

@@ -144,12 +144,7 @@ class DurableBudget:
                 return Charge(True, "", float(known.body["epsilon_spent"]), known.hash, repeated=True)
             accountant = self._accountant
             if not accountant.check_release(mu):
-                return Charge(
-                    False,
-                    f"a release of mu {mu:.6g} does not fit into what is left of the privacy budget",
-                    accountant.epsilon_spent(),
-                    self._ledger.head_hash,
-                )
+                return Charge(False, self._why_not(mu), accountant.epsilon_spent(), self._ledger.head_hash)
             spent = accountant.epsilon_spent(release=mu)
             body = {"mu": mu, "epsilon_spent": spent, "details": details}
             row = self._ledger.append("release", charge_id=charge_id, now=now, body=body)
@@ -261,11 +256,20 @@ class DurableBudget:
                 replay(self._accountant, interrupted)
             yield
 
+    def _why_not(self, mu: float) -> str:
+        accountant = self._accountant
+        alone = accountant.accounting.epsilon_of(mu, accountant.total_delta)
+        return (
+            f"a release of {accountant.accounting.in_words(mu)}, by itself epsilon {alone:.4g} at delta "
+            f"{accountant.total_delta:g}, does not fit into what is left of the privacy budget"
+        )
+
     def _known(self, charge_id: str, kind: str, mu: float) -> Row | None:
         row = self._ledger.find(charge_id)
         if row is not None and (row.kind != kind or float(row.body["mu"]) != mu):
+            charged = self._accountant.accounting.in_words(float(row.body["mu"]))
             raise UsageError(
-                f"charge_id: {charge_id!r} is recorded already, as {row.kind} with mu {row.body['mu']}; "
+                f"charge_id: {charge_id!r} is recorded already, as {row.kind} with {charged}; "
                 "give each charge an id of its own"
             )
         return row

@@ -58,6 +58,16 @@ class Accounting(StrEnum):
             return delta_of_mu(mu, epsilon)
         return delta_of_rho(rho_of_mu(mu), epsilon)
 
+    def in_words(self, mu: float) -> str:
+        """A charge by the name of what is added up, for messages: people plan in mu, or in rho.
+
+        >>> Accounting.GAUSSIAN_DP.in_words(0.3), Accounting.ZCDP.in_words(0.3)
+        ('mu 0.3', 'rho 0.045')
+        """
+        if self is Accounting.GAUSSIAN_DP:
+            return f"mu {mu:.6g}"
+        return f"rho {rho_of_mu(mu):.6g}"
+
     def mu_of_pure(self, epsilon: float) -> float:
         """What a release is charged of which only epsilon-DP is known."""
         if self is Accounting.GAUSSIAN_DP:

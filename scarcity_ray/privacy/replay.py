@@ -84,7 +84,8 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
     Returns:
         For each row its ``seq``, ``kind``, ``charge_id``, ``epoch``, ``at``, ``hash`` and ``body``; for a
         gossip charge the ``clients`` charged; the ``epsilon_spent`` of its period, worst case over all
-        clients; and the ``accounting`` by which it was added up. Infinities stand as ``"inf"``, as in the
+        clients; and the ``accounting`` by which it was added up. A charge's ``body`` states ``mu`` as the
+        chain has it, in zCDP sqrt(2 rho). Infinities stand as ``"inf"``, as in the
         ledger.
 
     Raises:

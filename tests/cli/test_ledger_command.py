@@ -123,6 +123,7 @@ def test_a_ledger_in_zcdp_says_so_and_states_rho(tmp_path):
         spent = budget.status(0.1).epsilon_spent
     shown = lines("show", path, "--format", "json")
     assert [line["rho"] for line in shown] == [None, None, pytest.approx(0.045)]
+    assert [line["mu"] for line in shown] == [None, None, None]
     for line in (*shown, *lines("export", path)):
         assert line["accounting"] == "zcdp"
     assert shown[2]["epsilon_spent"] == spent

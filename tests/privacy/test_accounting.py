@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
+from scarcity_ray.privacy import accounting, delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
 
 mpmath.mp.dps = 110
 
@@ -46,6 +46,15 @@ def test_calibrated_mu_is_never_above_the_truth(epsilon, delta):
     below = root_offset(lambda x: mpmath.log(true_delta(x, epsilon)) - goal, mu) / mu
     assert 1e-12 <= below <= 3e-12
     assert true_delta(mu * math.sqrt(1 + 1e-12), epsilon) <= mpmath.mpf(delta)
+
+
+def test_a_calibration_asked_for_again_is_not_worked_out_again(monkeypatch):
+    mu = mu_of_gaussian(1.2345, 6.789e-6)
+    monkeypatch.setattr(accounting, "monotone_root", pytest.fail)
+    assert mu_of_gaussian(1.2345, np.float64(6.789e-6)) == mu
+    for epsilon, delta in ((math.nan, 6.789e-6), (1.2345, 0.0), (-1.2345, 6.789e-6)):
+        with pytest.raises(UsageError):
+            mu_of_gaussian(epsilon, delta)
 
 
 @settings(max_examples=150, deadline=None)

@@ -69,6 +69,19 @@ def test_a_retried_charge_is_charged_once(path):
         gossip(budget, "r0", ["a"])
 
 
+def test_a_refusal_speaks_of_what_the_ledger_adds_up(tmp_path):
+    for mode, charged, epsilon in (
+        (Accounting.GAUSSIAN_DP, "mu 3", "epsilon 16.68"),
+        (Accounting.ZCDP, "rho 4.5", "epsilon 17.8"),
+    ):
+        budget = begin(tmp_path / f"{mode}.sqlite", accounting=mode)
+        said = release(budget, "r0", 3.0).reason
+        assert said.startswith(f"a release of {charged}, by itself {epsilon} at delta 1e-05, does not fit")
+        release(budget, "r1", 0.2)
+        with pytest.raises(UsageError, match=f"release with {mode.in_words(0.2)};"):
+            release(budget, "r1", 0.3)
+
+
 def test_a_retried_gossip_charge_gives_its_first_answer(path):
     budget = begin(path)
     big = PrivacyAccountant(10.0, 1e-5, delta_reserve=0.0).mu_total * math.sqrt(0.25)
