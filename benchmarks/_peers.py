@@ -82,7 +82,8 @@ def measured(peer: Peer, ours: Ours) -> Iterator[Row]:
         progress(f"skipped: {case} ({str(error).splitlines()[0]})")
         return
     own, vector = ours(peer.method)
-    row = {"name": peer.method, "n": ours.n, "d": ours.d, "seconds": own} | versus(own, peer.owner, seconds)
+    row: Row = {"name": peer.method, "n": ours.n, "d": ours.d, "seconds": own}
+    row |= versus(own, peer.owner, seconds)
     apart = np.linalg.norm(np.asarray(result) - vector) / np.linalg.norm(vector)
     row["versus"] = row["versus"].replace(" s)", f" s, {apart:.0e} apart)")
     yield row

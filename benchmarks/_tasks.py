@@ -23,7 +23,7 @@ loading NumPy do not count.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -116,13 +116,19 @@ def sharing(compute: Any, n: int, d: int) -> Iterator[Row]:
             for task in [compute.submit(aggregate_part, reference, part, call) for part in parts]:
                 task.result()
 
-        calls = [lambda call=call: call(inline_blocks(rows), n), lambda call=call: call(driver, n)]
-        row = {"name": f"{name}, two cores", "n": n, "d": d}
+        def inline(call: Any = call) -> None:
+            call(inline_blocks(rows), n)
+
+        def storing(call: Any = call) -> None:
+            call(shared_blocks(compute, updates), n)
+
+        calls: list[Callable[[], object]] = [inline, partial(call, driver, n)]
+        row: Row = {"name": f"{name}, two cores", "n": n, "d": d}
         if (n, d) != SIZE or name not in TASK_RULES:
             one, two = least_wall(calls, RUNS if n * d <= 10**7 else 3 if n * d <= 10**8 else 1)
             yield row | {"seconds": two} | versus(two, "one core", one)
             continue
-        calls += [apart, lambda call=call: call(shared_blocks(compute, updates), n)]
+        calls += [apart, storing]
         one, two, free, unstored = least_wall(calls, RUNS)
         yield row | {"seconds": two} | versus(two, "one core", one)
         yield row | {"seconds": two} | versus(two, "two halves apart", free)

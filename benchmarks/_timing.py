@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def wall_time(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def least_wall(calls: list[Callable[[], object]], runs: int) -> list[float]:
+def least_wall(calls: Sequence[Callable[[], object]], runs: int) -> list[float]:
     """Least wall time of each call; the calls take turns, so that what else the machine does hits all."""
     turns = [[wall_time(call) for call in calls] for _ in range(runs + 1)]
     return [min(times) for times in zip(*turns[1:], strict=True)]

@@ -37,7 +37,9 @@ PARTS = {
 }
 
 
-def rows(seeds: int, steps: int, parts: list[str], rules: list[str], attacks: list[str]) -> Iterator[dict]:
+def rows(
+    seeds: int, steps: int, parts: list[str], rules: list[str], attacks: list[str]
+) -> Iterator[dict[str, Any]]:
     best: dict[tuple[str, str, int], float] = {}
     for seed in range(seeds):
         data = load_digits(NUM_PIXELS, TEST_SHARE, seed)

@@ -26,7 +26,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def layer1_errors(
     method: AggregationMethod = AggregationMethod.KRUM,
     share: float = 0.2,
     liars: bool = False,
-    mixing: str | None = None,
+    mixing: Literal["noise_aware", "average", "clipped_gossip", "nearest_neighbors"] | None = None,
     d: int = 64,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -174,7 +174,8 @@ def floor_seconds(states: np.ndarray) -> float:
 def round_seconds(states: np.ndarray, epsilon: float) -> float:
     """A whole gossip round in which everybody pushes."""
     config = GossipConfig(local_dp_epsilon=epsilon, peers_per_round=PEERS, push_drift_threshold=0.0)
-    plan = replace(federation(*states.shape, config).gossip, sigma_drift=0.0)
+    n, d = states.shape
+    plan = replace(federation(n, d, config).gossip, sigma_drift=0.0)
     protocol, rounds = GossipProtocol(config, plan, "b", SystemNoise()), itertools.count()
     return best_of(4, lambda: whole_round(protocol, states, next(rounds)))
 

@@ -20,7 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -72,12 +74,12 @@ def measure_size(n: int, d: int) -> Iterator[Row]:
         if n > MOST_ROWS.get(method, n):
             progress(f"skipped: {name} n={n} (exponential)")
             continue
-        seconds = least_time(
-            lambda method=method, f=f, pre=pre: aggregate_blocks(
-                inline_blocks(updates), n, method=method, num_byzantine=f, norms=norms, pre=pre
-            ),
-            runs,
-        )
+        by_rule = partial(aggregate_blocks, method=method, num_byzantine=f, norms=norms, pre=pre)
+
+        def run(by_rule: Any = by_rule) -> None:
+            by_rule(inline_blocks(updates), n)
+
+        seconds = least_time(run, runs)
         case = {"name": name, "n": n, "d": d, "seconds": seconds}
         yield case | versus(seconds, "memory", memory)
         if pre or get_rule(method).needs_distances:

@@ -30,6 +30,7 @@ from scarcity_ray.layers.layer2 import add_share, noised_mean
 from scarcity_ray.plan import BasketFacts, ReleasePlan, make_plan
 from scarcity_ray.privacy import (
     Accounting,
+    Charge,
     DurableBudget,
     PrivacyAccountant,
     SystemNoise,
@@ -89,8 +90,8 @@ def durable_charges(kind: str, path: str, count: int, sync: float) -> Iterator[R
     budget = begin(must_exist=False)
     numbers = iter(range(10**9))
 
-    def release(number: int) -> None:
-        budget.charge_release(f"r{number}", 0.01, now=0.0, details={"sigma": 100.0})
+    def release(number: int) -> Charge:
+        return budget.charge_release(f"r{number}", 0.01, now=0.0, details={"sigma": 100.0})
 
     seconds = best_of(3, lambda: [release(next(numbers)) for _ in range(count)]) / count
     row: Row = {"name": f"{kind}: durable charge, each", "n": 3 * count}
@@ -109,12 +110,13 @@ def durable_charges(kind: str, path: str, count: int, sync: float) -> Iterator[R
     yield {"name": f"{kind}: reopen and replay", "n": 3 * count + 10, "seconds": seconds}
 
 
-def synced_write(path: Path) -> None:
-    """What durability costs at least: one page written and synced."""
+def synced_write(path: Path) -> int:
+    """What durability costs at least: one page written and synced; the bytes."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT)
-    os.write(handle, bytes(4096))
+    written = os.write(handle, bytes(4096))
     os.fsync(handle)
     os.close(handle)
+    return written
 
 
 def noise(full: bool) -> Iterator[Row]:
@@ -122,12 +124,12 @@ def noise(full: bool) -> Iterator[Row]:
     source = SystemNoise()
     for d in (10**4, 10**6, 10**7) if full else (10**4, 10**6):
         times = 5 if d > 10**6 else 15
-        keystream = cpu_of(times, lambda d=d: aes_ctr(d))
+        keystream = cpu_of(times, partial(aes_ctr, d))
         encryptor, room, zeros = cipher(), bytearray(8 * d + 15), bytes(8 * d)
-        warm = cpu_of(times, lambda e=encryptor, r=room, z=zeros: e.update_into(z, r))
-        kernel = cpu_of(times, lambda d=d: os.urandom(8 * d))
-        plain = cpu_of(times, lambda d=d: np.random.default_rng(0).standard_normal(d))
-        continuous = cpu_of(times, lambda d=d: source.standard_normal(d))
+        warm = cpu_of(times, partial(encryptor.update_into, zeros, room))
+        kernel = cpu_of(times, partial(os.urandom, 8 * d))
+        plain = cpu_of(times, partial(np.random.default_rng(0).standard_normal, d))
+        continuous = cpu_of(times, partial(source.standard_normal, d))
         for name, other in (
             ("AES-256-CTR keystream, as new bytes", keystream),
             ("the same into a warm buffer", warm),
@@ -137,7 +139,7 @@ def noise(full: bool) -> Iterator[Row]:
             yield {"name": "continuous Gaussian", "d": d} | versus(continuous, name, other)
         for sigma in (3.0, 1e3, 1e6):
             gaussian = DiscreteGaussian(sigma)
-            seconds = cpu_of(times, lambda d=d, gaussian=gaussian: gaussian.sample(d))
+            seconds = cpu_of(times, partial(gaussian.sample, d))
             row = {"name": f"discrete Gaussian, sigma {sigma:g}", "d": d}
             yield row | versus(seconds, "100 ns a sample", 1e-7 * d)
 
@@ -164,6 +166,7 @@ def compositions() -> Iterator[Row]:
     yield {"name": "exact (Gaussian DP)", "n": count, "seconds": seconds, "epsilon": exact, "versus": "truth"}
     each = epsilon_of_mu(mu, delta / (2 * count))
     advanced = math.sqrt(2 * count * math.log(2 / delta)) * each + count * each * math.expm1(each)
+    others: list[tuple[str, float, float | None]]
     others = [("naive", count * epsilon_of_mu(mu, delta / count), None), ("advanced", advanced, None)]
     others += [("zCDP", Accounting.ZCDP.epsilon_of(math.sqrt(count) * mu, delta), None)]
     others += by_dp_accounting(mu, delta, count)
@@ -194,7 +197,7 @@ def layer2(full: bool) -> Iterator[Row]:
                 part = add_share(part, release, SystemNoise(), "")
                 noised_mean(part, release, names, SystemNoise(), "")
 
-            seconds = best_of(5, lambda s=ring_sum, noised=noised: noised(s))
+            seconds = best_of(5, partial(noised, ring_sum))
             yield {"name": f"release, {kind.value}", "d": d} | versus(seconds, "100 ns a sample", 1e-7 * d)
 
 

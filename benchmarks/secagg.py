@@ -25,7 +25,13 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from scarcity_ray.config import HierarchicalFederationConfig, Layer1Config, Layer2Config
+from scarcity_ray.config import (
+    AggregationMethod,
+    CentralNoise,
+    HierarchicalFederationConfig,
+    Layer1Config,
+    Layer2Config,
+)
 from scarcity_ray.errors import SecureAggregationAborted
 from scarcity_ray.layers.layer2 import add_share
 from scarcity_ray.plan import BasketFacts, make_plan
@@ -167,7 +173,7 @@ def floor(masks: int, d: int) -> float:
             part = vector[at : at + BLOCK // 4]
             words = keystream[: part.nbytes].view(np.uint32)
             for cipher in ciphers:
-                cipher.update_into(zeros[: part.nbytes], keystream[: part.nbytes])
+                cipher.update_into(zeros[: part.nbytes].data, keystream[: part.nbytes].data)
                 np.add(part, words, out=part)
         best = min(best, time.process_time() - start)
     return best
@@ -177,8 +183,8 @@ def noise_share(n: int, d: int) -> float:
     """CPU seconds in which a party adds its share of the noise to its input (the best of three)."""
     federation = HierarchicalFederationConfig(
         vector_dim=d,
-        layer1=Layer1Config(aggregation_method="mean"),
-        layer2=Layer2Config(noise="distributed_discrete_gaussian"),
+        layer1=Layer1Config(aggregation_method=AggregationMethod.MEAN),
+        layer2=Layer2Config(noise=CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN),
     )
     baskets = [BasketFacts(f"basket_{i:05}", "domain", 20, 20) for i in range(n)]
     release = make_plan(federation).release(baskets)

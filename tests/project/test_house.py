@@ -50,6 +50,7 @@ def test_mypy_strict_finds_nothing():
     holds("-m", "mypy")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     assert settings["strict"] is True
+    assert settings["packages"] == ["scarcity_ray", "benchmarks"]
 
 
 @pytest.mark.parametrize("module", ["scarcity_ray", "scarcity_ray.roles.basket_host"])
