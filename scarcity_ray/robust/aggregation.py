@@ -28,7 +28,8 @@ from scarcity_ray.robust.combination import combine_block
 from scarcity_ray.robust.distances import measure, ordered_sum
 from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.linear import RowRule
-from scarcity_ray.robust.mixing import PreAggregation, mixed_geometry, settled_mixing
+from scarcity_ray.robust.mixing import PreAggregation, mixed_geometry, settled_mixing, unmixed
+from scarcity_ray.robust.mixture import mixture_of
 from scarcity_ray.robust.outliers import OutlierReport
 from scarcity_ray.robust.reporting import report_from_within, reported_in_the_same_pass
 from scarcity_ray.robust.rough import (
@@ -229,17 +230,16 @@ def aggregate_blocks(
                 norms=norms,
             )
     if mixing is not None and isinstance(rule, RowRule):
-        selection, mixing = _unmixed(selection, mixing[:, :num_rows]), None
-    elif mixing is not None:
-        mixing = mixing[:, :num_rows]
+        selection, mixing = unmixed(selection, mixing[:, :num_rows]), None
+    mixture = None if mixing is None else mixture_of(mixing[:, :num_rows])
     seen = report_from_within(selection, squared, num_rows) if report and isinstance(rule, RowRule) else None
     if report and seen is None:
-        vector, seen = reported_in_the_same_pass(map_blocks, norms, rule, selection, num_byzantine, mixing)
+        vector, seen = reported_in_the_same_pass(map_blocks, norms, rule, selection, num_byzantine, mixture)
     else:
-        vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixing)))
+        vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixture)))
     entered = selection.rows
     if mixing is not None:
-        entered = tuple(np.flatnonzero(mixing[list(selection.rows)].any(axis=0)).tolist())
+        entered = tuple(np.flatnonzero(mixing[list(selection.rows), :num_rows].any(axis=0)).tolist())
     return AggregationResult(
         vector=vector,
         selected=entered,
@@ -264,16 +264,6 @@ def _roughly(
         return None, None
     exact = partial(exact_rows, map_blocks, rough)
     return rule.settle(rough.squared, rough.error, setting, exact), rough.squared
-
-
-def _unmixed(selection: Selection, mixing: Matrix) -> Selection:
-    """What a selection of mixed rows is of the rows that came in."""
-    shares = np.full(len(selection.rows), 1.0 / len(selection.rows))
-    if selection.weights is not None:
-        shares = selection.weights
-    weights = shares @ mixing[list(selection.rows)]
-    rows = np.flatnonzero(weights)
-    return Selection(tuple(rows.tolist()), weights=weights[rows])
 
 
 def _kept_weights(weights: ArrayLike, num_rows: int, kept: list[int]) -> NDArray[np.float64]:

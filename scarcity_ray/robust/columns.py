@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Vector, workspace
 from scarcity_ray.robust.kernel import ColumnKernel
+from scarcity_ray.robust.mixture import MixedRows, mixture_of
 from scarcity_ray.robust.network import apply_network, sorting_network
 
 NETWORK_ROWS = 32
@@ -108,9 +110,11 @@ def column_kernel() -> ColumnKernel | None:
     entries = np.arange(5700)
     sample = np.sin(entries) * 2.0 ** (entries % 61 - 30)
     rows = list(sample.astype(np.float32).reshape(19, 300))
-    for window in (Window(3, 16), Window(0, 7, around_median=True)):
-        mean = kernel(rows, window.start, window.stop, around_median=window.around_median)[0]
-        if mean.tobytes() != mean_of(window_values(rows, window)).tobytes():
+    entering = np.arange(14 * 19).reshape(14, 19) % 9 > 2
+    mixed = MixedRows(rows, mixture_of(entering / entering.sum(axis=1, keepdims=True)))
+    for given, window in product((rows, mixed), (Window(3, 11), Window(0, 7, around_median=True))):
+        mean = kernel(given, window.start, window.stop, around_median=window.around_median)[0]
+        if mean.tobytes() != mean_of(window_values(given, window)).tobytes():
             logger.error("columns are sorted by NumPy, as LLVM's code for this machine gives other values")
             return None
     return kernel

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Matrix, Rows, Vector, one_blas_thread, workspace
+from scarcity_ray.robust.blocks import Rows, Vector, workspace
 from scarcity_ray.robust.coordinate import ColumnRule
+from scarcity_ray.robust.mixture import MixedRows, Mixture
 from scarcity_ray.robust.rule import Rule, Selection
 
 LOOK_COLUMNS = 1024
@@ -43,7 +44,7 @@ class BlockReport(NamedTuple):
 
 
 def combine_block(
-    block: Rows, rule: Rule, selection: Selection, num_byzantine: int, mixing: Matrix | None = None
+    block: Rows, rule: Rule, selection: Selection, num_byzantine: int, mixture: Mixture | None = None
 ) -> Vector:
     """Kernel: the rule's result within the block, (b,) float32; see `Rule.combine`.
 
@@ -52,9 +53,10 @@ def combine_block(
         rule: The rule.
         selection: What its `select` gave.
         num_byzantine: f.
-        mixing: (m, n) float64; the rule then combines the m rows `mixing` @ block.
+        mixture: The rule then combines the rows that it makes of the block's.
     """
-    return rule.combine(_mixed(block, mixing), selection, num_byzantine)
+    rows = block if mixture is None else MixedRows(block, mixture)
+    return rule.combine(rows, selection, num_byzantine)
 
 
 def report_block(
@@ -62,7 +64,7 @@ def report_block(
     rule: Rule,
     selection: Selection,
     num_byzantine: int,
-    mixing: Matrix | None,
+    mixture: Mixture | None,
     differences: bool,
 ) -> BlockReport:
     """Kernel: what `combine_block` gives, and how each row stands to it; arguments as there.
@@ -72,13 +74,13 @@ def report_block(
         rule: The rule.
         selection: What its `select` gave.
         num_byzantine: f.
-        mixing: As for `combine_block`.
+        mixture: As for `combine_block`.
         differences: Whether to form the rows' differences from the result. It takes three times as long as
             their inner products, which suffice where the rows' own squares are known and not almost equal to
             them.
     """
-    if not isinstance(rule, ColumnRule) or mixing is not None:
-        vector, outside, look = combine_block(block, rule, selection, num_byzantine, mixing), None, 0
+    if not isinstance(rule, ColumnRule) or mixture is not None:
+        vector, outside, look = combine_block(block, rule, selection, num_byzantine, mixture), None, 0
     else:
         look = min(LOOK_COLUMNS, len(block[0]))
         window = rule.summary(block, selection, num_byzantine)
@@ -112,17 +114,3 @@ def _outside(block: Rows, low: Vector, high: Vector) -> NDArray[np.int64]:
     seen = np.array([row[: len(low)] for row in block])
     counts: NDArray[np.int64] = ((seen < low) | (seen > high)).sum(axis=1, dtype=np.int64)
     return counts
-
-
-def _mixed(block: Rows, mixing: Matrix | None) -> Rows:
-    if mixing is None:
-        return block
-    rows = workspace("rows", (len(block), len(block[0])), np.float64)
-    for row, out in zip(block, rows, strict=True):
-        np.copyto(out, row)
-    mixed = workspace("mixed", (len(mixing), len(block[0])), np.float32)
-    exact = workspace("mixed exactly", mixed.shape, np.float64)
-    with one_blas_thread():
-        np.matmul(mixing, rows, out=exact)
-    np.copyto(mixed, exact, casting="same_kind")
-    return mixed

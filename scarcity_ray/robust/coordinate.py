@@ -9,9 +9,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector
 from scarcity_ray.robust.columns import Window, WindowSummary, window_mean, window_summary
+from scarcity_ray.robust.mixture import MixedRows
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
 
 
@@ -29,16 +34,22 @@ class ColumnRule(Rule):
 
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
         """The mean of the window of each column; see `Rule.combine`."""
-        rows = chosen(block, selection)
+        rows = _entering(block, selection)
         return window_mean(rows, self.window(len(rows), num_byzantine))
 
     def summary(self, block: Rows, selection: Selection, num_byzantine: int) -> WindowSummary:
         """What `combine` gives, with the least and the largest value averaged in each column."""
-        rows = chosen(block, selection)
+        rows = _entering(block, selection)
         return window_summary(rows, self.window(len(rows), num_byzantine))
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         return Selection(tuple(range(setting.num_rows)))
+
+
+def _entering(block: Rows, selection: Selection) -> Sequence[NDArray[Any]]:
+    if isinstance(block, MixedRows):
+        return block.only(selection.rows)
+    return chosen(block, selection)
 
 
 class Median(ColumnRule):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import mmap
 import sys
 from collections.abc import Sequence
@@ -23,12 +24,22 @@ from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import workspace
 from scarcity_ray.robust.kernel_code import TILE, UNIT_FIELDS, kernel_code
+from scarcity_ray.robust.kernel_mixing import ENTRY_BYTES, GROUP_BYTES, MIXED_COLUMNS, PASS_GROUPS
+from scarcity_ray.robust.mixture import GROUP, Means, MixedRows
 from scarcity_ray.robust.units import unit_network
 
 LINE = 16
 """float32 entries of a cache line: rows begin on one, and blocks are filled up to whole ones."""
 
-_ARGUMENTS = [ctypes.c_void_p if letter == "p" else ctypes.c_int64 for letter in "piiippiiiip"]
+LINE_BYTES = 64
+
+
+def _arguments(letters: str) -> list[type[ctypes.c_void_p | ctypes.c_int64]]:
+    return [ctypes.c_void_p if letter == "p" else ctypes.c_int64 for letter in letters]
+
+
+_COLUMNS = _arguments("piiippiiiip")
+_MIXED_COLUMNS = _arguments("piiippiiiipipppp")
 
 
 class ColumnKernel:
@@ -54,7 +65,10 @@ class ColumnKernel:
         )
         self._engine: Any = llvm.create_mcjit_compiler(module, machine)
         self._engine.finalize_object()
-        self._columns = ctypes.CFUNCTYPE(None, *_ARGUMENTS)(self._engine.get_function_address("columns"))
+        self._columns = ctypes.CFUNCTYPE(None, *_COLUMNS)(self._engine.get_function_address("columns"))
+        self._mixed_columns = ctypes.CFUNCTYPE(None, *_MIXED_COLUMNS)(
+            self._engine.get_function_address("mixed_columns")
+        )
 
     def __call__(
         self, rows: Sequence[NDArray[np.float32]], start: int, stop: int, *, around_median: bool
@@ -62,7 +76,7 @@ class ColumnKernel:
         """Mean, least and largest of a window of each sorted column; see `columns.window_summary`.
 
         Args:
-            rows: m float32 rows of length b without NaN.
+            rows: m float32 rows of length b without NaN. `MixedRows` that are means are not formed in memory.
             start: First rank, from 0.
             stop: One past the last, at most m.
             around_median: Whether it is the stop - start values closest to the median instead; start is 0.
@@ -70,17 +84,21 @@ class ColumnKernel:
         Returns:
             (3, b) float32 in scratch memory of this thread that is valid until the next call.
         """
-        num_rows, length = len(rows), len(rows[0])
+        means = rows.mixture if isinstance(rows, MixedRows) and isinstance(rows.mixture, Means) else None
+        given = rows.rows if isinstance(rows, MixedRows) and means is not None else rows
+        num_rows, length = len(rows), len(given[0])
         filled = -(-length // LINE) * LINE
-        block = _aligned("kernel rows", num_rows, filled + LINE)
-        for row, copied in zip(rows, block, strict=True):
+        rest = 0 if means is None else GROUP * means.patterns.shape[1] - len(given)
+        block = _aligned("kernel rows", (len(given) + rest, filled + LINE), np.float32)
+        for row, copied in zip(given, block, strict=False):
             np.copyto(copied[:length], row)
-        block[:, length:filled] = 0.0
-        tile = _aligned("kernel tile", num_rows + 1, TILE)
+        block[: len(given), length:filled] = 0.0
+        block[len(given) :] = 0.0
+        tile = _aligned("kernel tile", (num_rows + 1, TILE), np.float32)
         tile[num_rows] = np.inf
         units = _encoded(num_rows, *((0, num_rows) if around_median else (start, stop)))
         out = workspace("kernel out", (3, filled), np.float32)
-        self._columns(
+        arguments = (
             block.ctypes.data,
             filled + LINE,
             num_rows,
@@ -93,6 +111,21 @@ class ColumnKernel:
             num_rows if around_median else stop,
             out.ctypes.data,
         )
+        if means is None:
+            self._columns(*arguments)
+        else:
+            offsets = _offsets(means)
+            within = _aligned("kernel sums in groups", (PASS_GROUPS, GROUP_BYTES // 8), np.float64)
+            sums = _aligned("kernel sums", (num_rows, MIXED_COLUMNS), np.float64)
+            shares = np.ascontiguousarray(means.shares)
+            self._mixed_columns(
+                *arguments,
+                offsets.shape[1],
+                offsets.ctypes.data,
+                within.ctypes.data,
+                sums.ctypes.data,
+                shares.ctypes.data,
+            )
         summary: NDArray[np.float32] = out[:, :length]
         return summary
 
@@ -105,12 +138,18 @@ def _check_execution() -> None:
         mmap.mmap(-1, mmap.PAGESIZE, flags=private, prot=executable).close()
 
 
-def _aligned(name: str, num_rows: int, width: int) -> NDArray[np.float32]:
-    """Scratch memory of (num_rows, width) entries that begins on a cache line."""
-    raw = workspace(name, (num_rows * width + LINE,), np.float32)
-    shift = -(raw.ctypes.data // raw.itemsize) % LINE
-    aligned: NDArray[np.float32] = raw[shift : shift + num_rows * width].reshape(num_rows, width)
-    return aligned
+def _aligned(name: str, shape: tuple[int, int], dtype: type[np.generic]) -> NDArray[Any]:
+    """Scratch memory that begins on a cache line."""
+    size = math.prod(shape)
+    raw = workspace(name, (size + LINE,), dtype)
+    shift = -raw.ctypes.data % LINE_BYTES // raw.itemsize
+    return raw[shift : shift + size].reshape(shape)
+
+
+def _offsets(means: Means) -> NDArray[np.int32]:
+    """Where the kernel finds the sum of each group that enters a mixed row, (m, groups) in bytes."""
+    places = np.arange(means.patterns.shape[1], dtype=np.int32) % PASS_GROUPS
+    return means.patterns * np.int32(ENTRY_BYTES) + places * np.int32(GROUP_BYTES)
 
 
 @functools.lru_cache(maxsize=256)

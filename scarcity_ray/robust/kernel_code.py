@@ -10,6 +10,7 @@ written: on every processor and for any number of lanes the bits are the same.
 
 from __future__ import annotations
 
+from scarcity_ray.robust.kernel_mixing import mixing_code
 from scarcity_ray.robust.units import COMPARATORS, WIRES, UnitKind
 
 TILE = 128
@@ -20,15 +21,19 @@ UNIT_FIELDS = 1 + WIRES
 
 
 def kernel_code(lanes: int) -> str:
-    """The assembly of ``columns`` for vectors of `lanes` float32 entries.
+    """The assembly of ``columns`` and ``mixed_columns`` for vectors of `lanes` float32 entries.
 
     ``columns(rows, stride, n, b, tile, units, num_units, start, stop, limit, out)``: `rows` points to n rows
     of b float32 entries (b a multiple of `lanes`, rows `stride` entries apart), `tile` to n + 1 rows of
     `TILE` entries whose last holds infinity, `units` to the int64 encoded network, `out` to three rows of b
     float32 entries (mean, least, largest). `limit` is the number of ranks to choose the window from: `stop`
     if it is start, ..., stop - 1 itself, n if it is the stop - start values closest to the median.
+
+    ``mixed_columns`` sorts the n rows that ``mix`` makes of what `rows` points to, and takes its arguments
+    (groups, offsets, within, sums, shares) after those; see `kernel_mixing.mixing_code`.
     """
-    return "\n".join([*(_unit(kind, lanes) for kind in UnitKind), _average(lanes), _columns(lanes)])
+    parts = [*(_unit(kind, lanes) for kind in UnitKind), _average(lanes), mixing_code(TILE)]
+    return "\n".join([*parts, _columns("columns", "", _copied(lanes)), _columns(*_MIXED_COLUMNS)])
 
 
 def _unit(kind: UnitKind, lanes: int) -> str:
@@ -150,24 +155,10 @@ done:
 }}"""
 
 
-def _columns(lanes: int) -> str:
+def _copied(lanes: int) -> str:
+    """Copies a tile's columns of the n rows into the tile."""
     vector = f"<{lanes} x float>"
-    cases = "\n".join(f"    i64 {int(kind)}, label %kind{int(kind)}" for kind in UnitKind)
-    call = "  call void @unit{0}(ptr %tile, ptr %unit, i64 %width)\n  br label %unit.end"
-    calls = "\n".join(f"kind{int(kind)}:\n{call.format(int(kind))}" for kind in UnitKind)
-    return f"""
-define void @columns(ptr %rows, i64 %stride, i64 %n, i64 %b, ptr %tile, ptr %units, i64 %num.units,
-                     i64 %start, i64 %stop, i64 %limit, ptr %out) {{
-entry:
-  %fields = mul i64 %num.units, {UNIT_FIELDS}
-  br label %tiles
-tiles:
-  %t = phi i64 [0, %entry], [%t.next, %tile.end]
-  %left = sub i64 %b, %t
-  %is.last = icmp ult i64 %left, {TILE}
-  %width = select i1 %is.last, i64 %left, i64 {TILE}
-  %source = getelementptr float, ptr %rows, i64 %t
-  br label %row
+    return f"""  br label %row
 row:
   %i = phi i64 [0, %tiles], [%i.next, %row.end]
   %from.begin = mul i64 %i, %stride
@@ -187,9 +178,39 @@ copy:
 row.end:
   %i.next = add i64 %i, 1
   %more.rows = icmp ult i64 %i.next, %n
-  br i1 %more.rows, label %row, label %sort
+  br i1 %more.rows, label %row, label %filled"""
+
+
+_MIXED_COLUMNS = (
+    "mixed_columns",
+    ", i64 %groups, ptr %offsets, ptr %within, ptr %sums, ptr %shares",
+    """  call void @mix(ptr %source, i64 %stride, i64 %width, i64 %groups, i64 %n, ptr %offsets, ptr %within,
+                 ptr %sums, ptr %shares, ptr %tile)
+  br label %filled""",
+)
+
+
+def _columns(name: str, more_arguments: str, fill: str) -> str:
+    cases = "\n".join(f"    i64 {int(kind)}, label %kind{int(kind)}" for kind in UnitKind)
+    call = "  call void @unit{0}(ptr %tile, ptr %unit, i64 %width)\n  br label %unit.end"
+    calls = "\n".join(f"kind{int(kind)}:\n{call.format(int(kind))}" for kind in UnitKind)
+    return f"""
+define void @{name}(ptr %rows, i64 %stride, i64 %n, i64 %b, ptr %tile, ptr %units, i64 %num.units,
+                    i64 %start, i64 %stop, i64 %limit, ptr %out{more_arguments}) {{
+entry:
+  %fields = mul i64 %num.units, {UNIT_FIELDS}
+  br label %tiles
+tiles:
+  %t = phi i64 [0, %entry], [%t.next, %tile.end]
+  %left = sub i64 %b, %t
+  %is.last = icmp ult i64 %left, {TILE}
+  %width = select i1 %is.last, i64 %left, i64 {TILE}
+  %source = getelementptr float, ptr %rows, i64 %t
+{fill}
+filled:
+  br label %sort
 sort:
-  %u = phi i64 [0, %row.end], [%u.next, %unit.end]
+  %u = phi i64 [0, %filled], [%u.next, %unit.end]
   %unit = getelementptr i64, ptr %units, i64 %u
   %kind = load i64, ptr %unit
   switch i64 %kind, label %unit.end [

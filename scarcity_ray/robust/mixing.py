@@ -29,6 +29,7 @@ from scarcity_ray.robust.distances import ordered_sum, pair_block
 from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.rough import MOST_ERROR, RoughDistances
 from scarcity_ray.robust.rows import as_integer
+from scarcity_ray.robust.rule import Selection
 
 ExactPairs: TypeAlias = Callable[[NDArray[np.intp]], NDArray[np.float64]]
 """From (p, 2) row indices to the (p,) float64 squared distances of the pairs."""
@@ -204,3 +205,13 @@ def settled_mixing(
         return ordered_sum(map_blocks(pair_block, pairs))
 
     return step.settle(rough.squared, rough.error, num_byzantine, exact), rough.squared
+
+
+def unmixed(selection: Selection, mixing: Matrix) -> Selection:
+    """What a selection of mixed rows is of the rows that came in."""
+    shares = np.full(len(selection.rows), 1.0 / len(selection.rows))
+    if selection.weights is not None:
+        shares = selection.weights
+    weights = shares @ mixing[list(selection.rows)]
+    rows = np.flatnonzero(weights)
+    return Selection(tuple(rows.tolist()), weights=weights[rows])

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scarcity_ray.robust.blocks import MapBlocks, Matrix, Vector
 from scarcity_ray.robust.combination import report_block
 from scarcity_ray.robust.geometry import squares_to
+from scarcity_ray.robust.mixture import Mixture
 from scarcity_ray.robust.outliers import OutlierReport, combined_report, report_of_squares
 from scarcity_ray.robust.rough import MOST_ERROR, NORMS
 from scarcity_ray.robust.rule import Rule, Selection
@@ -19,15 +20,15 @@ def reported_in_the_same_pass(
     rule: Rule,
     selection: Selection,
     num_byzantine: int,
-    mixing: Matrix | None,
+    mixture: Mixture | None,
 ) -> tuple[Vector, OutlierReport | None]:
     """The result and the report on it; twice over only where rows all but equal the result."""
     if norms is not None and NORMS[0] < norms.max() < NORMS[1]:
-        parts = map_blocks(report_block, rule, selection, num_byzantine, mixing, False)
+        parts = map_blocks(report_block, rule, selection, num_byzantine, mixture, False)
         vector, seen = combined_report(parts, norms)
         if seen is not None:
             return vector, seen
-    return combined_report(map_blocks(report_block, rule, selection, num_byzantine, mixing, True), None)
+    return combined_report(map_blocks(report_block, rule, selection, num_byzantine, mixture, True), None)
 
 
 def report_from_within(selection: Selection, squared: Matrix | None, num_rows: int) -> OutlierReport | None:

@@ -42,8 +42,10 @@ def estimated_seconds(
     elif rule.needs_distances or pre:
         price += 2.0 + 0.03 * num_rows
     if isinstance(rule, ColumnRule):
-        price += 0.5 + (0.4 if column_kernel() is None else 0.13) * math.log2(num_rows)
-        price += 3.0 + 0.035 * num_rows if pre else 0.0
+        compiled = column_kernel() is not None
+        price += 0.5 + (0.13 if compiled else 0.4) * math.log2(num_rows)
+        if pre:
+            price += 0.35 + 0.0125 * num_rows if compiled else 1.5 + 0.085 * num_rows
     elif pre or not isinstance(rule, Krum):
         price += 0.8
     return price * NANOSECOND * num_rows * num_columns

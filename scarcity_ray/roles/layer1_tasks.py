@@ -39,7 +39,7 @@ def blocks_where_faster(compute: Compute) -> BlocksOf:
 
     that is never for the mean, and with the compiled kernel never for the median and the trimmed mean: their
     one pass costs less than storing its rows. For two workers and n = 100 these prices cross at 2e7 entries
-    for Krum, 8e6 for Bulyan, 2e6 for nearest-neighbour mixing with a trimmed mean, and 1.2e7 for the median
+    for Krum, 8e6 for Bulyan, 5e6 for nearest-neighbour mixing with a trimmed mean, and 1.2e7 for the median
     without the compiled kernel. ``python -m benchmarks layer1 --part tasks`` measures both sides
     (*storing its rows*).
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scarcity_ray.robust import aggregate, columns
+from scarcity_ray.robust import ScaledRows, aggregate, columns
 from scarcity_ray.robust.columns import Window, mean_of, window_values
 from scarcity_ray.robust.kernel import ColumnKernel
 from scarcity_ray.robust.kernel_code import kernel_code
+from scarcity_ray.robust.kernel_mixing import PASS_GROUPS
+from scarcity_ray.robust.mixture import Combinations, MixedRows, mixture_of
 
 llvm = pytest.importorskip("llvmlite.binding", reason="the extra fast is not installed")
 
@@ -60,6 +63,35 @@ def test_the_kernels_bits_are_those_of_numpys_for_many_rows(kernel, m):
         assert_same(kernel, rows, window)
 
 
+def means_of(seed, n, m):
+    entering = np.random.default_rng(seed).random((m, n)) < 0.8
+    entering[:, seed % n] = True
+    return mixture_of(entering / entering.sum(axis=1, keepdims=True))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from([1, 15, 17, 128, 300]), st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_kernels_bits_are_those_of_numpys_for_mixed_rows(kernel, seed, n, b, data):
+    m = data.draw(st.integers(1, n))
+    mixed = MixedRows(list(hostile_rows(seed, n, b)), means_of(seed, n, m))
+    start = data.draw(st.integers(0, m - 1))
+    assert_same(kernel, mixed, Window(start, data.draw(st.integers(start + 1, m))))
+    assert_same(kernel, mixed, Window(0, data.draw(st.integers(1, m)), around_median=True))
+
+
+@pytest.mark.parametrize("n", [4 * PASS_GROUPS, 4 * PASS_GROUPS + 1, 100, 129])
+def test_the_kernels_bits_are_those_of_numpys_for_many_mixed_rows(kernel, n):
+    for b, m in ((8192 if n == 100 else 200, n), (40, 3)):
+        mixed = MixedRows(list(hostile_rows(n, n, b)), means_of(n, n, m))
+        assert_same(kernel, mixed, Window(m // 5, m - m // 5))
+
+
+def test_other_mixtures_and_scaled_rows_go_through_the_kernel_too(kernel):
+    rows = ScaledRows(hostile_rows(4, 30, 50), np.where(np.arange(30) % 4, 1.0, 1e-3))
+    for mixture in (means_of(4, 30, 30), Combinations(np.random.default_rng(4).random((22, 30)) / 30)):
+        assert_same(kernel, MixedRows(rows, mixture), Window(4, 18))
+
+
 def test_infinities_are_sorted_like_other_values(kernel):
     """Mixing finite rows may overflow; what is averaged is the same, and infinite where NumPy's is."""
     rows = list(hostile_rows(0, 20, 64))
@@ -86,9 +118,11 @@ def test_vectors_of_either_width_give_the_same_bits(monkeypatch, kernel):
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
     narrow = ColumnKernel()
     rows = list(hostile_rows(2, 50, 400))
-    for window in (Window(10, 40), Window(0, 30, around_median=True)):
+    mixed = MixedRows(rows, means_of(2, 50, 45))
+    for block, window in product((rows, mixed), (Window(10, 40), Window(0, 30, around_median=True))):
         results = [
-            make(rows, *window[:2], around_median=window.around_median).tobytes() for make in (narrow, kernel)
+            make(block, *window[:2], around_median=window.around_median).tobytes()
+            for make in (narrow, kernel)
         ]
         assert results[0] == results[1]
 
@@ -100,14 +134,15 @@ def test_the_code_allows_no_inexact_arithmetic(lanes):
 
 @pytest.mark.parametrize("method", ["median", "trimmed_mean", "meamed", "bulyan"])
 @pytest.mark.parametrize("n", [15, 40])
-def test_rules_give_the_same_bytes_with_the_kernel_and_without(monkeypatch, method, n):
+@pytest.mark.parametrize("pre", [[], ["nnm"]])
+def test_rules_give_the_same_bytes_with_the_kernel_and_without(monkeypatch, method, n, pre):
     rows = hostile_rows(3, n, 9000) / np.float32(1e24)
     assert columns.column_kernel() is not None
     results = []
     for kernel in (columns.column_kernel, lambda: None):
         monkeypatch.setattr(columns, "column_kernel", kernel)
-        result = aggregate(rows, method=method, num_byzantine=3, report=True)
-        results.append((result.vector.tobytes(), result.report.outside.tobytes()))
+        result = aggregate(rows, method=method, num_byzantine=3, pre=pre, report=not pre)
+        results.append((result.vector.tobytes(), pre or result.report.outside.tobytes()))
     assert results[0] == results[1]
 
 
