@@ -182,7 +182,7 @@ class BasketHost:
         """The last release that was distributed here."""
         return self._last.model
 
-    def know_parties(self, identities: Mapping[str, bytes]) -> int:
+    def know_parties(self, identities: Mapping[str, bytes]) -> tuple[int, dict[str, bytes]]:
         """Learn every live basket's identity key, in place of what was told before.
 
         They come from a driver, which has them from the directory: never from the global aggregator, whose
@@ -193,10 +193,10 @@ class BasketHost:
             identities: Ed25519 public bytes by basket.
 
         Returns:
-            Version of the last release that was distributed here; 0 for none.
+            Version of the last release that was distributed here, 0 for none; and this actor's own keys.
         """
         self._told_parties = dict(identities)
-        return self._last.version
+        return self._last.version, self._own_keys()
 
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
@@ -229,8 +229,7 @@ class BasketHost:
         A session is refused, and the refusal counted, that names a basket or a key that this actor was not
         told of, or that is about another last release than the one that was distributed here.
         """
-        own = {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
-        known, plan = {**self._told_parties, **own}, self._plan.at(self._last.clip_norm)
+        known, plan = {**self._told_parties, **self._own_keys()}, self._plan.at(self._last.clip_norm)
         return self._sessions.open(terms, parties, plan, known, self._last.agreement_hash(terms))
 
     def session_share(
@@ -282,6 +281,9 @@ class BasketHost:
     def sessions_abandon(self) -> None:
         """Wipe the keys of a session that nobody will end: its global aggregator is gone."""
         self._sessions.abandon()
+
+    def _own_keys(self) -> dict[str, bytes]:
+        return {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
 
     def _clip(self) -> None:
         layer1 = self._plan.at(self._last.clip_norm).config.layer1

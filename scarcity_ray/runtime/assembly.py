@@ -8,7 +8,7 @@ release that anybody has, the accountant with its ledger.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,33 +78,35 @@ class Assembly:
         """Call every basket actor; all answers."""
         return gather([self.handle(basket_actor(slot)).call(method, *args) for slot in range(num_slots)])
 
-    def recover(self, name: str, num_slots: int, now: float, latest: GlobalMetaModel | None) -> str:
-        """Bring a role back that died; returns what was lost, as a sentence.
+    def recover(
+        self, names: Collection[str], num_slots: int, now: float, latest: GlobalMetaModel | None
+    ) -> Iterator[str]:
+        """Bring roles back that died; yields what was lost with each that is back, as a sentence.
 
-        A role that another driver has already brought back is left as it is.
+        Basket actors start side by side: a node that dies takes many. A role that another driver has already
+        brought back is left as it is.
 
         Args:
-            name: The role.
+            names: The roles.
             num_slots: Basket actors that the driver knows of.
             now: Seconds since the epoch.
             latest: The last release that the driver knows of.
 
         Raises:
-            ActorLost: If it cannot come back; or for another role, which must come back first.
+            ActorLost: If one cannot come back; or for another role, which must come back first.
             LedgerError: If the accountant's ledger is missing or damaged.
         """
-        if name == ACCOUNTANT:
+        if ACCOUNTANT in names:
             self._start([self._accountant_spec(True)])
             self.handle(ACCOUNTANT).call("status", now).result()
-            return "the accountant died; nothing is lost, it continues from its ledger"
-        if name == DIRECTORY:
-            return self._recover_directory(num_slots, now)
-        if name == GLOBAL:
-            return self._recover_global(num_slots, latest)
-        slot = _slot(name)
-        if slot is None:
-            raise ActorLost(name, "it is none of the federation's roles", False)
-        return self._recover_basket(slot, now, latest)
+            yield "the accountant died; nothing is lost, it continues from its ledger"
+        if DIRECTORY in names:
+            yield self._recover_directory(num_slots, now)
+        if GLOBAL in names:
+            yield self._recover_global(num_slots, latest)
+        slots = sorted(slot for name in names if (slot := _slot(name)) is not None)
+        if slots:
+            yield from self._recover_baskets(slots, now, latest)
 
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
@@ -116,21 +118,33 @@ class Assembly:
             self.runtime.kill(name)
         self.runtime.withdraw()
 
-    def _recover_basket(self, slot: int, now: float, latest: GlobalMetaModel | None) -> str:
-        name = basket_actor(slot)
+    def _recover_baskets(
+        self, slots: Sequence[int], now: float, latest: GlobalMetaModel | None
+    ) -> Iterator[str]:
         directory = self.handle(DIRECTORY)
         where: Whereabouts = directory.call("whereabouts").result()
         read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
-        admissions: tuple[Admission, ...] = directory.call("members_of_slot", slot).result()
+        held: dict[int, tuple[Admission, ...]] = {
+            slot: directory.call("members_of_slot", slot).result() for slot in slots
+        }
         newest = self._newest(latest)
-        self._start([self._basket_spec(slot, where.round_id, read_only, admissions, newest)])
-        identities = self.handle(name).call("admit", admissions).result()
-        directory.call("record_identities", identities).result()
-        held = ", ".join(admission.place.basket_id for admission in admissions) or "none that is known"
-        return (
-            f"{name} died; buffered updates, gossip states and unreleased aggregates of its baskets ({held}) "
-            "are lost: send the updates of this round again"
-        )
+        failure: ActorLost | None = None
+        try:
+            self._start([self._basket_spec(s, where.round_id, read_only, held[s], newest) for s in slots])
+        except ActorLost as lost:
+            failure = lost
+        back = [s for s in slots if failure is None or self.runtime.is_alive(basket_actor(s))]
+        for slot in back:
+            names = [admission.place.basket_id for admission in held[slot]] or ["none that is known"]
+            yield (
+                f"{basket_actor(slot)} died; buffered updates, gossip states and unreleased aggregates of "
+                f"its baskets ({', '.join(names)}) are lost: send the updates of this round again"
+            )
+        for slot in back:
+            identities = self.handle(basket_actor(slot)).call("admit", held[slot]).result()
+            directory.call("record_identities", identities).result()
+        if failure is not None:
+            raise failure
 
     def _recover_directory(self, num_slots: int, now: float) -> str:
         slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}

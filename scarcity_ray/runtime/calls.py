@@ -76,8 +76,8 @@ class RoleCalls:
                 failure = failure or error
         if failure is not None:
             raise failure
-        for slot, death in lost.items():
-            self.recover(death.role)
+        self.recover(*(death.role for death in lost.values()))
+        for slot in lost:
             answers[slot] = self.call(basket_actor(slot), method, *arguments[slot])
         return answers
 
@@ -86,28 +86,27 @@ class RoleCalls:
         self.whereabouts()
         return self.call_baskets(method, dict.fromkeys(range(self.num_slots), args))
 
-    def recover(self, name: str) -> None:
-        """Bring a role back that died, after any other that this needs; note and log what was lost.
+    def recover(self, *names: str) -> None:
+        """Bring roles back that died, after any others that these need; note and log what was lost.
 
         Raises:
-            ActorLost: If it cannot come back (not retryable).
+            ActorLost: If one cannot come back (not retryable); the others that can are back.
             LedgerError: If the accountant's ledger is missing or damaged.
         """
-        if not self.assembly.is_role(name):
-            return
+        roles = {name for name in names if self.assembly.is_role(name)}
         for _ in range(RECOVERIES):
+            dead = {name for name in roles if not self.assembly.runtime.is_alive(name)}
+            if not dead:
+                return
             try:
-                if self.assembly.runtime.is_alive(name):
-                    return
-                loss = self.assembly.recover(name, self.num_slots, self.now(), self.latest)
+                for loss in self.assembly.recover(dead, self.num_slots, self.now(), self.latest):
+                    self.faults.append(loss)
+                    logger.warning(loss)
             except ActorLost as other:
-                if not other.retryable or other.role == name:
+                if not other.retryable:
                     raise
-                self.recover(other.role)
-                continue
-            self.faults.append(loss)
-            logger.warning(loss)
-            return
+                if other.role not in dead:
+                    self.recover(other.role)
 
     def whereabouts(self) -> Whereabouts:
         """Round, live baskets and basket actors."""

@@ -75,8 +75,7 @@ class RayRuntime:
             except ValueError as error:
                 raise UsageError(f"a role is running already: {first_line(error)}") from None
             self._publish(card)
-        for spec, actor in zip(specs, actors, strict=True):
-            self._keep(spec.name, self._ready(spec, actor))
+        self._await(list(zip(specs, actors, strict=True)))
 
     def is_alive(self, name: str) -> bool:
         """Whether the role is there: one that is busy, or waits for a node, is alive."""
@@ -162,33 +161,64 @@ class RayRuntime:
             options["lifetime"] = "detached"
         return ray.remote(spec.factory).options(**options).remote(**spec.arguments)
 
-    def _ready(self, spec: RoleSpec, actor: Any) -> Any:
-        """The actor once it answers; made anew if what had the name was dying."""
-        died = ""
-        for _ in range(START_ATTEMPTS):
-            ready = actor.__ray_ready__.remote()
-            demand = {"CPU": spec.cpus, **spec.resources}
-            if not ray.wait([ready], timeout=PATIENCE_SECONDS)[0]:
-                logger.warning("%s waits for a node that offers %s", spec.name, demand)
-            try:
-                ray.get(ready, timeout=START_TIMEOUT_SECONDS)
-            except GetTimeoutError:
-                ray.kill(actor)
-                waited = PATIENCE_SECONDS + START_TIMEOUT_SECONDS
-                raise ActorLost(spec.name, f"no node offered {demand} within {waited:.0f} s", False) from None
-            except ActorUnschedulableError as error:
-                raise ActorLost(spec.name, first_line(error), False) from None
-            except RayActorError as error:
-                if error.actor_init_failed:
-                    raise ActorLost(
-                        spec.name, f"it failed as it started: {_last_line(error)}", False
-                    ) from None
-                died = first_line(error)
-                self._wait_until_gone(spec.name, actor)
-                actor = self._create(spec)
-            else:
-                return actor
-        raise ActorLost(spec.name, f"it died {START_ATTEMPTS} times as it started: {died}", False)
+    def _await(self, started: Sequence[tuple[RoleSpec, Any]]) -> None:
+        """Wait until the actors answer, and keep them; one whose name still stood for a corpse is made anew.
+
+        Those that no node takes are given up together, once nothing has come up for a while.
+        """
+        waiting = {actor.__ray_ready__.remote(): (spec, actor, 1) for spec, actor in started}
+        failure: ActorLost | None = None
+        warned: set[str] = set()
+        is_late = False
+        while waiting:
+            patience = START_TIMEOUT_SECONDS if is_late else PATIENCE_SECONDS
+            ready, _ = ray.wait(list(waiting), timeout=patience)
+            if not ready and is_late:
+                failure = failure or self._give_up([(spec, actor) for spec, actor, _ in waiting.values()])
+                break
+            is_late = not ready
+            for name, demand in [(s.name, _demand(s)) for s, _, _ in waiting.values() if is_late]:
+                if name not in warned:
+                    logger.warning("%s waits for a node that offers %s", name, demand)
+                warned.add(name)
+            for answer in ready:
+                spec, actor, attempt = waiting.pop(answer)
+                try:
+                    again = self._answered(spec, actor, answer, attempt)
+                except ActorLost as lost:
+                    failure = failure or lost
+                    continue
+                if again is not None:
+                    waiting[again.__ray_ready__.remote()] = spec, again, attempt + 1
+        if failure is not None:
+            raise failure
+
+    def _answered(self, spec: RoleSpec, actor: Any, answer: Any, attempt: int) -> Any:
+        """Keep an actor that answered; one to wait for in its place if it did not, else None."""
+        try:
+            ray.get(answer)
+        except ActorUnschedulableError as error:
+            raise ActorLost(spec.name, first_line(error), False) from None
+        except ActorUnavailableError:
+            return actor
+        except RayActorError as error:
+            if error.actor_init_failed:
+                raise ActorLost(spec.name, f"it failed as it started: {_last_line(error)}", False) from None
+            if attempt == START_ATTEMPTS:
+                died = f"it died {attempt} times as it started: {first_line(error)}"
+                raise ActorLost(spec.name, died, False) from None
+            self._wait_until_gone(spec.name, actor)
+            return self._create(spec)
+        self._keep(spec.name, actor)
+        return None
+
+    def _give_up(self, waiting: Sequence[tuple[RoleSpec, Any]]) -> ActorLost:
+        """End actors that no node takes; what is to be said of the first."""
+        for _, actor in waiting:
+            ray.kill(actor)
+        spec, _ = waiting[0]
+        waited = PATIENCE_SECONDS + START_TIMEOUT_SECONDS
+        return ActorLost(spec.name, f"no node offered {_demand(spec)} within {waited:.0f} s", False)
 
     def _wait_until_gone(self, name: str, actor: Any) -> None:
         """Wait until the name no longer stands for this actor."""
@@ -206,6 +236,10 @@ class RayRuntime:
         if not any(n["Alive"] and n["NodeID"] == node for n in ray.nodes()):
             raise ActorLost(spec.name, f"it must run on node {node}, which is not in the cluster", False)
         return node
+
+
+def _demand(spec: RoleSpec) -> dict[str, float]:
+    return {"CPU": spec.cpus, **spec.resources}
 
 
 def _last_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ call does to the federation is decided in the roles; here it is only carried fro
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,9 @@ class DriverSession(RoleCalls):
         self._routes: dict[str, tuple[str, int]] = {}
         self._told_parties: dict[str, bytes] | None = None
 
-    def recover(self, name: str) -> None:
+    def recover(self, *names: str) -> None:
         """As `RoleCalls.recover`; clients are looked up anew afterwards."""
-        super().recover(name)
+        super().recover(*names)
         self._routes.clear()
 
     def register(self, members: Sequence[Member]) -> tuple[str, ...]:
@@ -139,8 +139,7 @@ class DriverSession(RoleCalls):
                 self.tell_baskets("adopt", outcome.model)
         if outcome.read_only:
             self.tell_baskets("set_read_only", True)
-        for name in outcome.lost_roles:
-            self.recover(name)
+        self.recover(*outcome.lost_roles)
         if outcome.aborted or outcome.dropped:
             self._told_parties = None
         return outcome
@@ -204,13 +203,27 @@ class DriverSession(RoleCalls):
             if identities == self._told_parties:
                 break
             held = self.tell_baskets("know_parties", identities)
+            self._record_keys(where, {b: key for _, own in held.values() for b, key in own.items()})
             if layer2.distribute_to_baskets:
                 latest = self.call(GLOBAL, "latest")
-                behind = [slot for slot, version in held.items() if latest and version < latest.version]
+                behind = [s for s, (version, _) in held.items() if latest and version < latest.version]
                 self.call_baskets("adopt", dict.fromkeys(behind, (latest,)))
             self._told_parties = identities
             where = self.whereabouts()
         return where
+
+    def _record_keys(self, where: Whereabouts, own: Mapping[str, bytes]) -> None:
+        """Have the directory know the keys that the baskets have.
+
+        It may not: a driver that brings an actor back and dies before it has said so leaves the old ones.
+        """
+        changed = {
+            place.basket_id: own[place.basket_id]
+            for place in where.places
+            if own.get(place.basket_id, place.identity) != place.identity
+        }
+        if changed:
+            self.call(DIRECTORY, "record_identities", changed)
 
     def _move(self, client_ids: tuple[str, ...], source: BasketPlace, target: BasketPlace) -> None:
         carries = self.call(basket_actor(source.slot), "take", source.basket_id, client_ids)

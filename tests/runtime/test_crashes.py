@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scarcity_ray.runtime import Assembly, DriverSession
+
 ROLES = ["basket:1", "accountant", "directory", "global"]
 PAIRS = [
     ("basket:0", "basket:2"),
@@ -96,6 +98,38 @@ def test_a_basket_actor_killed_with_updates_loses_only_its_own(harness: Any) -> 
     assert accepted == [i // 3 % 4 == 0 for i in range(12)], "the others' are replays"
     assert harness.fed.maybe_aggregate() is not None
     harness.fed.advance_round()
+
+
+def test_basket_actors_that_die_together_come_back_together(
+    harness: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when their node dies."""
+    finish_round(harness, 13)
+    place, started = harness.fed._runtime, []
+    start = type(place).start
+    monkeypatch.setattr(place, "start", lambda specs: (started.append(len(specs)), start(place, specs)))
+    harness.kill("basket:0", "basket:1", "basket:3")
+    finish_round(harness, 14)
+    assert started == [3]
+    faults = harness.fed.get_stats()["faults"][-3:]
+    assert sorted(fault.split(" ")[0] for fault in faults) == ["basket:0", "basket:1", "basket:3"]
+
+
+def test_an_actor_brought_back_by_a_driver_that_died_right_then_takes_part_again(open_harness: Any) -> None:
+    """The directory was not told of its baskets' new keys."""
+    harness = open_harness("local")
+    finish_round(harness, 15)
+    harness.submit(16)
+    harness.kill("basket:2")
+    session = harness.fed._session
+    parts = session.assembly
+    next(parts.recover({"basket:2"}, session.num_slots, session.now(), session.latest))
+    harness.submit(16)
+    other = DriverSession(Assembly(parts.runtime, parts.identity, parts.plan), session.now)
+    other.run_layer1(None, True)
+    outcome = other.run_layer2(True)
+    assert outcome.model is not None
+    assert (outcome.model.n_baskets, outcome.dropped) == (4, ())
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {

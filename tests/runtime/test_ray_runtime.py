@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,22 @@ def test_a_role_that_no_node_can_hold_is_lost_for_good(
     assert not lost.value.retryable
     assert "gold" in caplog.text
     assert place.names() == ()
+
+
+def test_roles_that_a_node_takes_start_beside_those_that_none_takes(
+    place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_runtime, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(ray_runtime, "START_TIMEOUT_SECONDS", 4.0)
+    rich = [RoleSpec(f"rich{i}", probe.Probe, resources={"gold": 1.0}, spread=True) for i in range(20)]
+    poor = [RoleSpec("poor", probe.Probe, {"start": 7})]
+    begin = time.monotonic()
+    with pytest.raises(ActorLost, match=r"rich0 .*no node offered .*gold"):
+        place.start([*rich, *poor])
+    assert time.monotonic() - begin < 60.0, "they are given up together, not one after the other"
+    assert place.names() == ("poor",)
+    assert place.peers.handle("poor").call("all").result() == [7]
+    place.kill("poor")
 
 
 def test_a_role_whose_node_is_gone_is_lost_for_good(place) -> None:
