@@ -65,9 +65,10 @@ def inline_blocks(rows: Rows) -> MapBlocks:
         rows: (n, d) float32 array, or n float32 arrays of length d.
     """
     blocks = column_blocks(num_columns(rows))
+    sliced = rows if isinstance(rows, np.ndarray | ScaledRows) else RowSlices(rows)
 
     def map_blocks(kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
-        return (kernel(take_block(rows, columns), *args) for columns in blocks)
+        return (kernel(take_block(sliced, columns), *args) for columns in blocks)
 
     return map_blocks
 
@@ -76,6 +77,8 @@ def take_block(rows: Rows, columns: slice) -> Rows:
     """The rows' entries in `columns`, as views."""
     if isinstance(rows, ScaledRows):
         return ScaledRows(take_block(rows.rows, columns), rows.factors)
+    if isinstance(rows, RowSlices):
+        return rows.columns(columns)
     if isinstance(rows, np.ndarray):
         return rows[:, columns]
     return [row[columns] for row in rows]
@@ -84,6 +87,82 @@ def take_block(rows: Rows, columns: slice) -> Rows:
 def num_columns(rows: Rows) -> int:
     """The length d of the rows."""
     return len(rows.rows[0] if isinstance(rows, ScaledRows) else rows[0])
+
+
+def row_addresses(rows: Rows) -> NDArray[np.intp] | None:
+    """Where each row begins in memory, (n,); None if the entries of some row are not side by side."""
+    if isinstance(rows, RowSlices):
+        return rows.addresses
+    if isinstance(rows, np.ndarray):
+        if rows.strides[1] != rows.itemsize:
+            return None
+        return rows.ctypes.data + rows.strides[0] * np.arange(len(rows))
+    rows = list(rows)
+    if not all(row.flags.c_contiguous for row in rows):
+        return None
+    return np.array([row.ctypes.data for row in rows])
+
+
+def contiguous_rows(rows: Rows) -> tuple[Rows, NDArray[np.intp]]:
+    """The rows, copied if the entries of some are not side by side, and where each begins, (n,)."""
+    addresses = row_addresses(rows)
+    if addresses is None:
+        rows = [np.ascontiguousarray(row) for row in rows]
+        addresses = np.array([row.ctypes.data for row in rows])
+    return rows, addresses
+
+
+class RowSlices(Sequence[NDArray[Any]]):
+    """A range of columns of rows that lie apart, whose addresses are looked up once for all ranges.
+
+    Pickled, it is the list of its slices.
+
+    Args:
+        rows: n arrays of one length and type.
+        start: The first column.
+        stop: One past the last; all of them if None.
+    """
+
+    def __init__(self, rows: Sequence[NDArray[Any]], start: int = 0, stop: int | None = None) -> None:
+        self._rows, self._start = rows, start
+        self._stop = len(rows[0]) if stop is None else stop
+        self._whole = self
+
+    def columns(self, columns: slice) -> RowSlices:
+        """The columns of these that `columns` says."""
+        start, stop, _ = columns.indices(self._stop - self._start)
+        part = RowSlices(self._rows, self._start + start, self._start + stop)
+        part._whole = self._whole
+        return part
+
+    def chosen(self, indices: Sequence[int]) -> RowSlices:
+        """The rows at `indices`, in this order."""
+        some = RowSlices([self._rows[index] for index in indices], self._start, self._stop)
+        if self._whole._row_addresses is not None:
+            some._row_addresses = self._whole._row_addresses[list(indices)]
+        return some
+
+    @property
+    def addresses(self) -> NDArray[np.intp] | None:
+        """See `row_addresses`."""
+        addresses = self._whole._row_addresses
+        return None if addresses is None else addresses + self._start * self._rows[0].itemsize
+
+    @functools.cached_property
+    def _row_addresses(self) -> NDArray[np.intp] | None:
+        return row_addresses(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index][self._start : self._stop]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (row[self._start : self._stop] for row in self._rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
 
 
 class ScaledRows(Sequence[NDArray[Any]]):

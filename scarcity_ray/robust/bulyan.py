@@ -113,8 +113,10 @@ def _possible_winners(path: ShrinkingScores, distances: Matrix, errors: NDArray[
     if path.num_neighbours == 1:
         others = np.where(path.left, distances[possible], np.inf)
         others[np.arange(len(possible)), possible] = np.inf
-        nearest = others.min(axis=1)
-        ties |= (among == nearest) & (among == nearest[:, np.newaxis])
+        nearest, second = np.partition(others, 1, axis=1)[:, :2].T
+        error = errors[path.left].max()
+        surely = nearest * (1.0 + error) < second * (1.0 - error)
+        ties |= (among == nearest) & (among == nearest[:, np.newaxis]) & np.logical_and.outer(surely, surely)
     return [int(row) for row in possible[~np.tril(ties, -1).any(axis=1)]]
 
 

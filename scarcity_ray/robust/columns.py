@@ -15,7 +15,6 @@ equal, sums run in the order of the ranks, and a zero has no sign in the mean.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Vector, workspace
 from scarcity_ray.robust.kernel import ColumnKernel
+from scarcity_ray.robust.machine_code import checked_kernel
 from scarcity_ray.robust.mixture import MixedRows, mixture_of
 from scarcity_ray.robust.network import apply_network, sorting_network
 
@@ -33,8 +33,6 @@ NETWORK_ROWS = 32
 
 PADDING = 16
 """Extra float32 entries that keep a stride from being a power of two: transposing is 6 times slower then."""
-
-logger = logging.getLogger(__name__)
 
 
 class Window(NamedTuple):
@@ -100,13 +98,10 @@ def window_values(rows: Sequence[NDArray[np.float32]], window: Window) -> list[N
 @functools.cache
 def column_kernel() -> ColumnKernel | None:
     """The compiled kernel, unless it cannot be had here or does not give NumPy's bits."""
-    try:
-        kernel = ColumnKernel()
-    except ImportError:
-        return None
-    except (OSError, RuntimeError) as error:
-        logger.warning("columns are sorted by NumPy, as LLVM cannot compile for this machine: %s", error)
-        return None
+    return checked_kernel(ColumnKernel, _gives_numpys_bits, "columns are sorted by NumPy")
+
+
+def _gives_numpys_bits(kernel: ColumnKernel) -> bool:
     entries = np.arange(5700)
     sample = np.sin(entries) * 2.0 ** (entries % 61 - 30)
     rows = list(sample.astype(np.float32).reshape(19, 300))
@@ -115,9 +110,8 @@ def column_kernel() -> ColumnKernel | None:
     for given, window in product((rows, mixed), (Window(3, 11), Window(0, 7, around_median=True))):
         mean = kernel(given, window.start, window.stop, around_median=window.around_median)[0]
         if mean.tobytes() != mean_of(window_values(given, window)).tobytes():
-            logger.error("columns are sorted by NumPy, as LLVM's code for this machine gives other values")
-            return None
-    return kernel
+            return False
+    return True
 
 
 def order_statistics(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> list[NDArray[np.float32]]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import MapBlocks, Matrix, Rows, one_blas_thread, workspace
 from scarcity_ray.robust.geometry import Geometry, squared_distances, unite_equal_points
+from scarcity_ray.robust.gram_kernel import gram_kernel
 from scarcity_ray.robust.rows import squares_block
 
 NEAR = 2.0**-16
@@ -43,6 +44,9 @@ def gram_block(block: Rows, centre: int | None = None, origin: bool = False) -> 
     Returns:
         (n, n) float64, symmetric; (n + 1, n + 1) with the origin.
     """
+    kernel = gram_kernel()
+    if kernel is not None:
+        return kernel.products(block, centre, np.float64, origin=origin)
     points = centred_points(block, centre, origin)
     with one_blas_thread():
         product: Matrix = points @ points.T

@@ -1,8 +1,7 @@
 """The compiled column kernel, where LLVM is installed (the extra ``fast``).
 
-It is compiled in memory when a process first needs it (about 0.05 s), for the processor at hand; nothing is
-written to disk and no compiler is called. A process without it gets the same bits from NumPy, so that nodes
-that differ in the extra agree.
+It is compiled when a process first needs it (about 0.05 s). A process without it gets the same bits from
+NumPy, so that nodes that differ in the extra agree.
 
 *Guarantees*
     - The kernel's bits are those of NumPy's.
@@ -11,13 +10,8 @@ that differ in the extra agree.
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import math
-import mmap
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,49 +19,21 @@ from numpy.typing import NDArray
 from scarcity_ray.robust.blocks import workspace
 from scarcity_ray.robust.kernel_code import TILE, UNIT_FIELDS, kernel_code
 from scarcity_ray.robust.kernel_mixing import ENTRY_BYTES, GROUP_BYTES, MIXED_COLUMNS, PASS_GROUPS
+from scarcity_ray.robust.machine_code import MachineCode, aligned
 from scarcity_ray.robust.mixture import GROUP, Means, MixedRows
 from scarcity_ray.robust.units import unit_network
 
 LINE = 16
 """float32 entries of a cache line: rows begin on one, and blocks are filled up to whole ones."""
 
-LINE_BYTES = 64
-
-
-def _arguments(letters: str) -> list[type[ctypes.c_void_p | ctypes.c_int64]]:
-    return [ctypes.c_void_p if letter == "p" else ctypes.c_int64 for letter in letters]
-
-
-_COLUMNS = _arguments("piiippiiiip")
-_MIXED_COLUMNS = _arguments("piiippiiiipipppp")
-
 
 class ColumnKernel:
-    """The kernel's machine code for this processor.
-
-    Raises:
-        ImportError: If llvmlite is not installed.
-        PermissionError: If this process may not make memory executable.
-        RuntimeError: If LLVM has no compiler for this processor.
-    """
+    """The kernel's machine code for this processor; raises what `MachineCode` does."""
 
     def __init__(self) -> None:
-        _check_execution()
-        import llvmlite.binding as llvm
-
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        features = llvm.get_host_cpu_features()
-        module = llvm.parse_assembly(kernel_code(16 if features.get("avx512f") else 8))
-        module.verify()
-        machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=2
-        )
-        self._engine: Any = llvm.create_mcjit_compiler(module, machine)
-        self._engine.finalize_object()
-        self._columns = ctypes.CFUNCTYPE(None, *_COLUMNS)(self._engine.get_function_address("columns"))
-        self._mixed_columns = ctypes.CFUNCTYPE(None, *_MIXED_COLUMNS)(
-            self._engine.get_function_address("mixed_columns")
+        self._code = MachineCode(
+            lambda wide: kernel_code(16 if wide else 8),
+            {"columns": "piiippiiiip", "mixed_columns": "piiippiiiipipppp"},
         )
 
     def __call__(
@@ -89,12 +55,12 @@ class ColumnKernel:
         num_rows, length = len(rows), len(given[0])
         filled = -(-length // LINE) * LINE
         rest = 0 if means is None else GROUP * means.patterns.shape[1] - len(given)
-        block = _aligned("kernel rows", (len(given) + rest, filled + LINE), np.float32)
+        block = aligned("kernel rows", (len(given) + rest, filled + LINE), np.float32)
         for row, copied in zip(given, block, strict=False):
             np.copyto(copied[:length], row)
         block[: len(given), length:filled] = 0.0
         block[len(given) :] = 0.0
-        tile = _aligned("kernel tile", (num_rows + 1, TILE), np.float32)
+        tile = aligned("kernel tile", (num_rows + 1, TILE), np.float32)
         tile[num_rows] = np.inf
         units = _encoded(num_rows, *((0, num_rows) if around_median else (start, stop)))
         out = workspace("kernel out", (3, filled), np.float32)
@@ -112,13 +78,14 @@ class ColumnKernel:
             out.ctypes.data,
         )
         if means is None:
-            self._columns(*arguments)
+            self._code("columns", *arguments)
         else:
             offsets = _offsets(means)
-            within = _aligned("kernel sums in groups", (PASS_GROUPS, GROUP_BYTES // 8), np.float64)
-            sums = _aligned("kernel sums", (num_rows, MIXED_COLUMNS), np.float64)
+            within = aligned("kernel sums in groups", (PASS_GROUPS, GROUP_BYTES // 8), np.float64)
+            sums = aligned("kernel sums", (num_rows, MIXED_COLUMNS), np.float64)
             shares = np.ascontiguousarray(means.shares)
-            self._mixed_columns(
+            self._code(
+                "mixed_columns",
                 *arguments,
                 offsets.shape[1],
                 offsets.ctypes.data,
@@ -128,22 +95,6 @@ class ColumnKernel:
             )
         summary: NDArray[np.float32] = out[:, :length]
         return summary
-
-
-def _check_execution() -> None:
-    """Raises PermissionError where a hardened Linux refuses executable memory: LLVM would crash then."""
-    if sys.platform == "linux":
-        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        executable = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
-        mmap.mmap(-1, mmap.PAGESIZE, flags=private, prot=executable).close()
-
-
-def _aligned(name: str, shape: tuple[int, int], dtype: type[np.generic]) -> NDArray[Any]:
-    """Scratch memory that begins on a cache line."""
-    size = math.prod(shape)
-    raw = workspace(name, (size + LINE,), dtype)
-    shift = -raw.ctypes.data % LINE_BYTES // raw.itemsize
-    return raw[shift : shift + size].reshape(shape)
 
 
 def _offsets(means: Means) -> NDArray[np.int32]:

@@ -2,20 +2,26 @@
 
 *Guarantees*
     - A weighted sum is formed in float64, row by row, and rounded once.
+    - The compiled kernel's bits are those of NumPy's.
     - A single row comes back bit by bit.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.blocks import Matrix, Rows, Vector, workspace
+from scarcity_ray.robust.machine_code import checked_kernel
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
+from scarcity_ray.robust.sum_kernel import SumKernel
 
 
-def weighted_sum(rows: list[NDArray[np.float32]], weights: NDArray[np.float64] | None) -> Vector:
+def weighted_sum(rows: Sequence[NDArray[np.float32]], weights: NDArray[np.float64] | None) -> Vector:
     """Sum of weights[i] * rows[i], or the mean without weights.
 
     Args:
@@ -27,6 +33,12 @@ def weighted_sum(rows: list[NDArray[np.float32]], weights: NDArray[np.float64] |
     """
     if len(rows) == 1 and weights is None:
         return np.array(rows[0], np.float32)
+    kernel = sum_kernel()
+    return numpys_sum(rows, weights) if kernel is None else kernel(rows, weights)
+
+
+def numpys_sum(rows: Sequence[NDArray[np.float32]], weights: NDArray[np.float64] | None) -> Vector:
+    """What `weighted_sum` gives, by NumPy."""
     total = workspace("total", (len(rows[0]),), np.float64)
     total[:] = 0.0
     if weights is None:
@@ -40,6 +52,21 @@ def weighted_sum(rows: list[NDArray[np.float32]], weights: NDArray[np.float64] |
         np.multiply(term, weight, out=term)
         np.add(total, term, out=total)
     return total.astype(np.float32)
+
+
+@functools.cache
+def sum_kernel() -> SumKernel | None:
+    """The compiled kernel, unless it cannot be had here or does not give NumPy's bits."""
+    return checked_kernel(SumKernel, _gives_numpys_bits, "rows are summed by NumPy")
+
+
+def _gives_numpys_bits(kernel: SumKernel) -> bool:
+    entries = np.arange(13 * 1100)
+    rows = list((np.sin(entries) * 2.0 ** (entries % 61 - 30)).astype(np.float32).reshape(13, 1100))
+    return all(
+        kernel(rows, weights).tobytes() == numpys_sum(rows, weights).tobytes()
+        for weights in (None, np.cos(np.arange(13)))
+    )
 
 
 class RowRule(Rule):

@@ -4,10 +4,16 @@ Rules that select rows may use them if their choice is the same for all distance
 (`Rule.settle`); otherwise they are measured in float64. Near ties, bad centres and rows of extreme norms
 therefore cost time, never a row.
 
-The bound is a measured one. The error of g_ii + g_jj - 2 g_ij was at most 10 x 2^-24 (g_ii + g_jj) for
-normal, heavy-tailed, one-signed and sloping rows; twice that is claimed. Rows of thousands of equal entries,
-whose rounding errors all have one sign, were seen to reach 200 x 2^-24: of those, a choice between scores
-that agree to 2^-15 may fall either way.
+The bound is proved where the compiled kernel forms the products. Its g_ij is off by at most R u (1 + o(1))
+sum_k |a_k b_k| <= R u (g_ii + g_jj) / 2, with u = 2^-24 and R = `gram_code.ROUNDINGS`, so that
+g_ii + g_jj - 2 g_ij is off by at most 2 R u (g_ii + g_jj): each float32 rounding on a product's way, its
+differences included, multiplies it by 1 + delta, |delta| <= u (Higham 2002, section 3.1), sums over
+chunks are float64, and no product that matters has left float32's range (`NORMS`, `LEAST_SQUARE`).
+
+Where BLAS forms them it is a measured one. The error was at most 10 x 2^-24 (g_ii + g_jj) for normal,
+heavy-tailed, one-signed and sloping rows; twice that is claimed. Rows of thousands of equal entries, whose
+rounding errors all have one sign, were seen to reach 200 x 2^-24: of those, a choice between scores that
+agree to 2^-15 may fall either way.
 
 *Guarantees*
     - Rough distances are within the bound that comes with them.
@@ -17,6 +23,7 @@ that agree to 2^-15 may fall either way.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +32,18 @@ from numpy.typing import NDArray
 from scarcity_ray.robust.blocks import MapBlocks, Matrix, Rows, one_blas_thread, workspace
 from scarcity_ray.robust.distances import centred_points, middle_row, ordered_sum
 from scarcity_ray.robust.geometry import squared_distances, unite_equal_points
+from scarcity_ray.robust.gram_code import ROUNDINGS
+from scarcity_ray.robust.gram_kernel import gram_kernel
 from scarcity_ray.robust.rows import squares_block
 
-ROUNDING = 2.0**-20
-"""Bound on the error of a squared distance, relative to (g_ii + g_jj)."""
+KERNEL_ROUNDING = (2 * ROUNDINGS + 1) * 2.0**-24
+"""Bound on the error of a squared distance, relative to (g_ii + g_jj), by the compiled kernel."""
+
+BLAS_ROUNDING = 2.0**-20
+"""The same by BLAS."""
 
 NEAR = 2.0**-8
-"""A pair with d_ij < NEAR (g_ii + g_jj) has too large an error; equal rows are the only ones accepted."""
+"""A pair with d_ij <= NEAR (g_ii + g_jj) has too large an error; equal rows are the only ones accepted."""
 
 MOST_ERROR = 2.0**-10
 """Relative error of rough distances beyond which nobody is asked to settle on them."""
@@ -39,8 +51,18 @@ MOST_ERROR = 2.0**-10
 NORMS = (2.0**-20, 2.0**40)
 """Between these norms no square leaves float32's range."""
 
+LEAST_SQUARE = 2.0**-90
+"""Least g_ii + g_jj of rows that differ: what products lose below float32's range is nothing beside it."""
+
 HEAD = 1024
 """Columns that tell a row's size well enough to choose the row to centre on."""
+
+
+class RoughGram(NamedTuple):
+    """Inner products (n, n) float64, and how far off squared distances are, relative to (g_ii + g_jj)."""
+
+    products: Matrix
+    rounding: float
 
 
 class RoughDistances(NamedTuple):
@@ -51,16 +73,19 @@ class RoughDistances(NamedTuple):
     centre: int
 
 
-def rough_gram_block(block: Rows, centre: int) -> Matrix:
-    """Kernel: float32 inner products within the block of the rows less the row `centre`, (n, n) float64."""
+def rough_gram_block(block: Rows, centre: int) -> RoughGram:
+    """Kernel: float32 inner products within the block of the rows less the row `centre`."""
+    kernel = gram_kernel()
+    if kernel is not None:
+        return RoughGram(kernel.products(block, centre, np.float32), KERNEL_ROUNDING)
     points = workspace("rough", (len(block), len(block[0])), np.float32)
     middle = block[centre]
     with np.errstate(over="ignore", invalid="ignore"):
         for row, out in zip(block, points, strict=True):
             np.subtract(row, middle, out=out)
         with one_blas_thread():
-            product: Matrix = (points @ points.T).astype(np.float64)
-    return product
+            products: Matrix = (points @ points.T).astype(np.float64)
+    return RoughGram(products, BLAS_ROUNDING)
 
 
 def head_norms(rows: Rows) -> NDArray[np.float64]:
@@ -87,27 +112,40 @@ def rough_distances(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = N
     if not (norms.min() >= NORMS[0] and norms.max() <= NORMS[1]):
         return None
     centre = middle_row(norms)
-    gram = ordered_sum(map_blocks(rough_gram_block, centre))
+    roundings = set()
+
+    def products() -> Iterator[Matrix]:
+        for part in map_blocks(rough_gram_block, centre):
+            roundings.add(part.rounding)
+            yield part.products
+
+    gram = ordered_sum(products())
     if not np.diagonal(gram).max() <= 4.0 * NORMS[1] ** 2:
         return None
     squared = squared_distances(gram)
     scale = np.add.outer(np.diagonal(gram), np.diagonal(gram))
-    near = squared < NEAR * scale
+    near = squared <= NEAR * scale
     np.fill_diagonal(near, False)
     if near.any() and not _settle_equal_rows(map_blocks, squared, near):
         return None
     unite_equal_points(squared)
     apart = squared > 0.0
-    error = ROUNDING * float((scale[apart] / squared[apart]).max(initial=0.0))
+    if scale[apart].min(initial=np.inf) < LEAST_SQUARE:
+        return None
+    error = max(roundings) * float((scale[apart] / squared[apart]).max(initial=0.0))
     return RoughDistances(squared, error, centre)
 
 
 def rows_block(block: Rows, centre: int, indices: NDArray[np.intp]) -> Matrix:
     """Kernel: float64 squared distances within the block of the rows at `indices` to all, (c, n) float64."""
-    points = centred_points(block, centre)
-    norms = np.einsum("ij,ij->i", points, points)
-    with one_blas_thread():
-        products = points[indices] @ points.T
+    kernel = gram_kernel()
+    if kernel is not None:
+        products, norms = kernel.products_of(block, centre, indices)
+    else:
+        points = centred_points(block, centre)
+        norms = np.einsum("ij,ij->i", points, points)
+        with one_blas_thread():
+            products = points[indices] @ points.T
     squared: Matrix = np.add.outer(norms[indices], norms) - 2.0 * products
     return squared
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.robust.blocks import Matrix, Rows, Vector
+from scarcity_ray.robust.blocks import Matrix, Rows, RowSlices, Vector
 from scarcity_ray.robust.geometry import Geometry
 from scarcity_ray.robust.rows import as_integer
 from scarcity_ray.robust.tolerance import TOLERANCE
@@ -165,6 +165,8 @@ class Rule(ABC):
         """
 
 
-def chosen(block: Rows, selection: Selection) -> list[NDArray[np.float32]]:
+def chosen(block: Rows, selection: Selection) -> Sequence[NDArray[np.float32]]:
     """The rows of the block that the selection names."""
+    if isinstance(block, RowSlices):
+        return block.chosen(selection.rows)
     return [block[index] for index in selection.rows]

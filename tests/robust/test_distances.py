@@ -16,6 +16,8 @@ from scarcity_ray.robust import (
 )
 from scarcity_ray.robust.distances import ordered_sum
 
+pytestmark = pytest.mark.usefixtures("products_by")
+
 
 def brute_force(rows):
     wide = np.asarray(rows, np.float64)

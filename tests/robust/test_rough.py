@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.robust import (
@@ -20,6 +20,8 @@ from scarcity_ray.robust.bulyan import bulyan_selection, settled_selection
 from scarcity_ray.robust.mixing import settled_mixing
 from scarcity_ray.robust.rough import HEAD, exact_rows, rough_distances
 from scarcity_ray.robust.rule import Setting
+
+pytestmark = pytest.mark.usefixtures("products_by")
 
 SHAPES = {
     "normal": lambda rng, n, d: rng.standard_normal((n, d)),
@@ -79,6 +81,7 @@ def distances_for(rng, n):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["krum", "multi_krum", "bulyan"]))
+@example(41, "bulyan")  # two pairs of nearest rows share a row, at equal distances
 @settings(max_examples=150, deadline=None)
 def test_a_settled_selection_is_that_of_all_distances_within_the_error(seed, method):
     rng = np.random.default_rng(seed)
@@ -264,3 +267,13 @@ def test_a_row_that_is_not_finite_behind_its_head_is_masked(bad, column):
     assert found.rejected == (0, 6, 12)
     kept = aggregate(np.delete(rows, [0, 6, 12], axis=0), method="multi_krum", num_byzantine=1)
     assert found.vector.tobytes() == kept.vector.tobytes()
+
+
+def test_rows_that_differ_by_less_than_float32_can_square_are_not_called_equal():
+    rng = np.random.default_rng(0)
+    rows = np.tile(np.append(rng.standard_normal(50), 0.0), (9, 1)).astype(np.float32)
+    assert (rough_distances(inline_blocks(rows)).squared == 0.0).all()
+    rows[:, -1] = 1e-30 * np.arange(9)
+    assert rough_distances(inline_blocks(rows)) is None
+    rows[:, -1] = 1e-20 * np.arange(9)
+    assert rough_distances(inline_blocks(rows)) is None

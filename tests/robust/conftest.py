@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+
+from scarcity_ray.robust import distances, rough
+from scarcity_ray.robust.gram_kernel import gram_kernel
+
+
+@pytest.fixture(scope="module", params=["compiled", "BLAS"])
+def products_by(request):
+    """Who forms inner products; skipped where the compiled kernel cannot be had."""
+    if request.param == "compiled" and gram_kernel() is None:
+        pytest.skip("the extra fast is not installed, or the processor has no 512-bit vectors")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.param == "BLAS":
+            for module in (distances, rough):
+                monkeypatch.setattr(module, "gram_kernel", lambda: None)
+        yield request.param
