@@ -11,9 +11,10 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scarcity_ray.basket import BasketInfo, ClientInfo
+from scarcity_ray.basket import BasketInfo, ClientInfo, check_name
 from scarcity_ray.buffer import Receipt, Rejection, read_row
 from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
 from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
@@ -21,6 +22,16 @@ from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
+from scarcity_ray.roles.arguments import (
+    basket_of,
+    check_opening,
+    columns_of,
+    id_of,
+    ids_of,
+    members_of,
+    numbers_of,
+    signature_of,
+)
 from scarcity_ray.roles.handles import DIRECTORY, GLOBAL, basket_actor, map_tasks
 from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
 from scarcity_ray.roles.statistics import federation_stats
@@ -66,6 +77,7 @@ class HierarchicalFederation:
         clock: Clock = time.time,
         noise: NoiseSource | None = None,
     ) -> None:
+        check_opening(config, clock, noise)
         config = config or HierarchicalFederationConfig()
         plan = make_plan(config)
         federation_id = federation_id_of(config, name)
@@ -98,6 +110,7 @@ class HierarchicalFederation:
         Raises:
             UsageError: If no federation of this name is running.
         """
+        check_clock(clock)
         place = open_runtime("ray", check_federation_name(name), address)
         identity: FederationIdentity | None = place.card() if place.names() else None
         if identity is None:
@@ -163,7 +176,7 @@ class HierarchicalFederation:
                 f"identity_keypair must be an IdentityKeyPair, got {type(identity_keypair).__name__}"
             )
         public = identity_keypair.public_bytes if identity_keypair is not None else None
-        vector = None if features is None else _numbers("features", features).astype(np.float64)
+        vector = None if features is None else numbers_of("features", features).astype(np.float64)
         (basket_id,) = self._open().register([Member(client_id, domain_id, public, vector)])
         if identity_keypair is not None:
             self._keypairs[client_id] = identity_keypair
@@ -171,25 +184,26 @@ class HierarchicalFederation:
 
     def register_clients(self, clients: Sequence[tuple[str, str]]) -> list[str]:
         """Add many clients, each with its domain, in two calls; their baskets."""
-        return list(self._open().register([Member(client_id, domain_id) for client_id, domain_id in clients]))
+        return list(self._open().register(members_of(clients)))
 
     def unregister_client(self, client_id: str) -> bool:
         """Remove a client; what it has buffered is withdrawn. True if it was found."""
-        (client_id,) = _names([client_id])
+        client_id = id_of(client_id)
         found = self._open().unregister(client_id)
         self._keypairs.pop(client_id, None)
         return found
 
     def split_basket(self, basket_id: str) -> tuple[str, str]:
         """Split a basket in two; its clients take their updates and gossip state along."""
-        rehousing = self._open().call(DIRECTORY, "split", basket_id, self._session.now())
+        rehousing = self._open().call(DIRECTORY, "split", basket_of(basket_id), self._session.now())
         self._session.rehouse(rehousing)
         first, second = (admission.place.basket_id for admission in rehousing.admissions)
         return first, second
 
     def disband_basket(self, basket_id: str) -> None:
         """Close a basket; its clients go to others of their domain, with their updates and gossip state."""
-        self._session.rehouse(self._open().call(DIRECTORY, "disband", basket_id, self._session.now()))
+        session, name = self._open(), basket_of(basket_id)
+        session.rehouse(session.call(DIRECTORY, "disband", name, session.now()))
 
     def advance_round(self) -> int:
         """Move to the next round; its number."""
@@ -237,8 +251,8 @@ class HierarchicalFederation:
             else read_row(update, self.config.vector_dim)
         )
         report = None if meta is None else encode_report(meta, self.config.meta_parameters)[None, :]
-        signatures = None if signature is None else (signature,)
-        return self._submit(SubmissionBatch(_names([client_id]), (row,), round_id, signatures, report))[0]
+        signatures = None if signature is None else (signature_of(signature),)
+        return self._submit(SubmissionBatch((id_of(client_id),), (row,), round_id, signatures, report))[0]
 
     def submit_updates(
         self,
@@ -262,16 +276,10 @@ class HierarchicalFederation:
             UsageError: If the arguments' lengths differ, the matrix is none, or a meta-parameter was not
                 declared.
         """
-        rows = _numbers("matrix", matrix)
-        if rows.ndim != 2:
-            raise UsageError(f"matrix must be of shape (n, d), got {rows.shape}")
-        lengths = {len(column) for column in (client_ids, rows, signatures, meta) if column is not None}
-        if len(lengths) > 1:
-            raise UsageError(f"client ids, rows, signatures and meta differ in length: {sorted(lengths)}")
-        given = None if signatures is None else tuple(signatures)
-        ranges = self.config.meta_parameters
-        reports = None if meta is None else np.array([encode_report(one, ranges) for one in meta])
-        return self._submit(SubmissionBatch(_names(client_ids), rows, round_id, given, reports))
+        ids, rows, given, reports = columns_of(
+            client_ids, matrix, signatures, meta, self.config.meta_parameters
+        )
+        return self._submit(SubmissionBatch(ids, rows, round_id, given, reports))
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain."""
@@ -319,12 +327,11 @@ class HierarchicalFederation:
 
     def get_basket_meta_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate with all that is known of it."""
+        session = self._open()
         if not self.config.expose_basket_models:
             raise UsageError("basket models lie outside the privacy claim: expose_basket_models is false")
-        place: BasketPlace = self._open().call(DIRECTORY, "resolve", basket_id)
-        model: BasketModel | None = self._session.call(
-            basket_actor(place.slot), "basket_model", place.basket_id
-        )
+        place: BasketPlace = session.call(DIRECTORY, "resolve", basket_of(basket_id))
+        model: BasketModel | None = session.call(basket_actor(place.slot), "basket_model", place.basket_id)
         return model
 
     def get_local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -337,9 +344,10 @@ class HierarchicalFederation:
         Raises:
             UsageError: With Layer 2, where clients train on from the global model.
         """
+        session = self._open()
         if self.config.layer2.enabled:
             raise UsageError("local states are for training without Layer 2: layer2.enabled is true")
-        return self._open().local_states(_names(client_ids))
+        return session.local_states(ids_of(client_ids))
 
     def get_meta_params(self) -> dict[str, float]:
         """What was learned of the declared meta-parameters, and with adaptive clipping ``clip_norm``.
@@ -354,20 +362,24 @@ class HierarchicalFederation:
 
     def get_client(self, client_id: str) -> ClientInfo | None:
         """What is known of a client."""
-        self._open().report_activity()
-        info: ClientInfo | None = self._session.call(DIRECTORY, "client", client_id, self._session.now())
+        session = self._open()
+        session.report_activity()
+        info: ClientInfo | None = session.call(DIRECTORY, "client", id_of(client_id), session.now())
         return info
 
     def get_basket(self, basket_id: str) -> BasketInfo | None:
         """What is known of a basket."""
-        self._open().report_activity()
-        info: BasketInfo | None = self._session.call(DIRECTORY, "basket", basket_id, self._session.now())
+        session = self._open()
+        session.report_activity()
+        info: BasketInfo | None = session.call(DIRECTORY, "basket", id_of(basket_id), session.now())
         return info
 
     def get_stale_baskets(self, threshold: float | None = None) -> list[str]:
         """Baskets without activity for `threshold` seconds (``basket.stale_threshold`` by default)."""
-        self._open().report_activity()
-        return list(self._session.call(DIRECTORY, "stale_baskets", threshold, self._session.now()))
+        session = self._open()
+        idle = None if threshold is None else seconds_of("threshold", threshold)
+        session.report_activity()
+        return list(session.call(DIRECTORY, "stale_baskets", idle, session.now()))
 
     def get_privacy_budget(self, client_id: str | None = None) -> tuple[float, float]:
         """Remaining (epsilon, delta); (0, 0) once the next release does not fit.
@@ -383,16 +395,21 @@ class HierarchicalFederation:
             status = self._budget()
             return status.remaining_epsilon, status.remaining_delta
         session = self._open()
-        (name,), now = _names([client_id]), session.now()
+        name, now = id_of(client_id), session.now()
         if session.call(DIRECTORY, "client", name, now) is None and not session.accountant(
             "was_charged", name, now
         ):
-            raise UsageError(f"client_id: {client_id!r} neither is registered nor was ever charged")
+            raise UsageError(f"client_id: {shown(client_id)} neither is registered nor was ever charged")
         epsilon, delta = session.accountant("remaining", name, now)
         return float(epsilon), float(delta)
 
     def renew_budget(self, total_epsilon: float, total_delta: float, *, operator: str) -> None:
-        """Open a new budget period: the operator's act, recorded in the ledger under the operator's name."""
+        """Open a new budget period: the operator's act, recorded in the ledger under the operator's name.
+
+        Raises:
+            UsageError: For totals that no budget can have, or an operator without a name.
+        """
+        check_name("operator", operator)
         status = self._open().accountant("renew", total_epsilon, total_delta, self._session.now(), operator)
         self._session.tell_baskets("set_read_only", status.read_only)
 
@@ -417,6 +434,8 @@ class HierarchicalFederation:
     ) -> list[Any]:
         """``[function(item, shared) for item in items]`` as tasks of the runtime; `shared` is stored once."""
         self._open()
+        if not callable(function):
+            raise UsageError(f"function must be callable, got {shown(function)}")
         return map_tasks(self._runtime.compute, function, items, shared)
 
     def _open(self) -> DriverSession:
@@ -464,21 +483,6 @@ class HierarchicalFederation:
     def _refuse_if_spent(self) -> None:
         if self.config.strict and self._budget().read_only:
             _refuse(self._budget())
-
-
-def _names(client_ids: Sequence[str]) -> tuple[str, ...]:
-    """The ids; what is no name becomes the empty one, which nobody can register."""
-    return tuple(client_id if isinstance(client_id, str) else "" for client_id in client_ids)
-
-
-def _numbers(what: str, values: ArrayLike) -> NDArray[Any]:
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        array = np.zeros(0, np.object_)
-    if array.dtype.kind not in "fiu":
-        raise UsageError(f"{what} must be an array of numbers, got {repr(values)[:80]}")
-    return array
 
 
 def _refuse(status: BudgetStatus) -> NoReturn:

@@ -17,8 +17,9 @@ def check_features(client_id: str, features: npt.ArrayLike) -> npt.NDArray[np.fl
         UsageError: If they are anything but a non-empty vector of finite numbers.
     """
     try:
-        vector = np.array(features, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
+        given = np.asarray(features)
+        vector = np.array(given if given.dtype.kind in "fiu" else [], dtype=np.float64)
+    except (TypeError, ValueError):
         vector = np.empty(0)
     if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
         raise UsageError(f"features of client {client_id!r} must be a non-empty vector of finite numbers")

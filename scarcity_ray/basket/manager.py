@@ -18,6 +18,7 @@ from scarcity_ray.basket.records import BasketInfo, ClientInfo, Departure, Move,
 from scarcity_ray.basket.roster import Basket, Roster
 from scarcity_ray.basket.trust import FIRST_TRUST, check_trust
 from scarcity_ray.config import BasketConfig, stream
+from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of, shown
 from scarcity_ray.errors import UsageError
 
 
@@ -38,7 +39,7 @@ class BasketManager:
     Args:
         config: Sizes and thresholds; the defaults if None.
         clock: Gives the time in seconds.
-        rng: For splits at random; a fixed simulation stream if None.
+        rng: For splits; a fixed simulation stream if None.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class BasketManager:
         clock: Callable[[], float] = time.time,
         rng: np.random.Generator | None = None,
     ) -> None:
-        self.config = config if config is not None else BasketConfig()
-        self._clock = clock
-        self._rng = rng if rng is not None else stream(0, "baskets")
+        self.config = BasketConfig() if config is None else instance_of("config", config, BasketConfig)
+        self._clock = check_clock(clock)
+        self._rng = stream(0, "baskets") if rng is None else instance_of("rng", rng, np.random.Generator)
         self._clients: dict[str, ClientInfo] = {}
         self._roster = Roster(self.config, clock)
         self._departures: dict[str, Departure] = {}
@@ -90,9 +91,9 @@ class BasketManager:
 
     def remove_client(self, client_id: str) -> bool:
         """Unregister a client; False if it is not known. A basket left empty is marked for `cleanup`."""
-        client = self._clients.pop(client_id, None)
-        if client is None:
+        if self._known(client_id) is None:
             return False
+        client = self._clients.pop(client_id)
         basket = self._roster[str(client.basket_id)]
         basket.leave(client_id)
         self._departures[client_id] = Departure(basket.basket_id, client.trust_score)
@@ -184,27 +185,23 @@ class BasketManager:
             at: When, in seconds on the manager's clock; now if None. Never moves activity back.
         """
         client = self._find_client(client_id)
-        if n_updates < 0:
-            raise UsageError(f"n_updates must not be negative, got {n_updates}")
-        at = self._clock() if at is None else at
+        if not isinstance(n_updates, int | np.integer) or n_updates < 0:
+            raise UsageError(f"n_updates: {shown(n_updates)} is not accepted; an integer of at least 0")
+        at = self._clock() if at is None else seconds_of("at", at)
         client.last_active = max(client.last_active, at)
-        client.n_updates += n_updates
+        client.n_updates += int(n_updates)
         self._roster[str(client.basket_id)].touch(at)
 
     def touch_basket(self, basket_id: str, at: float | None = None) -> None:
         """Mark a basket active (gossip, aggregation), now or at a given time."""
-        self._roster.find(basket_id).touch(self._clock() if at is None else at)
+        self._roster.find(basket_id).touch(self._clock() if at is None else seconds_of("at", at))
 
     def record_trust(self, client_id: str, trust_score: float) -> None:
-        """Note how far a client is trusted, also one that has left; one never seen is ignored.
-
-        Raises:
-            UsageError: If it is not in [0, 1].
-        """
+        """Note how far, in [0, 1], a client is trusted, also one that has left; one never seen is ignored."""
         check_trust(trust_score)
-        if client_id in self._clients:
+        if self._known(client_id) is not None:
             self._clients[client_id].trust_score = trust_score
-        elif client_id in self._departures:
+        elif self.former_basket(client_id) is not None:
             self._departures[client_id] = replace(self._departures[client_id], trust_score=trust_score)
 
     def resolve(self, basket_id_or_domain: str) -> str:
@@ -227,14 +224,14 @@ class BasketManager:
 
     def get_client(self, client_id: str) -> ClientInfo | None:
         """A registered client; None if it is not known."""
-        client = self._clients.get(client_id)
+        client = self._known(client_id)
         if client is None:
             return None
         return replace(client, features=None if client.features is None else client.features.copy())
 
     def get_client_basket(self, client_id: str) -> str | None:
         """The basket of a registered client; None if it is not known."""
-        client = self._clients.get(client_id)
+        client = self._known(client_id)
         return None if client is None else client.basket_id
 
     def former_basket(self, client_id: str) -> str | None:
@@ -242,7 +239,7 @@ class BasketManager:
 
         Whoever keeps aggregates needs it: that basket's latest one may still hold the client.
         """
-        departure = self._departures.get(client_id)
+        departure = self._departures.get(client_id) if isinstance(client_id, str) else None
         return None if departure is None else departure.basket_id
 
     def moves_from(self, basket_id: str) -> tuple[Move, ...]:
@@ -290,10 +287,13 @@ class BasketManager:
         client.basket_id = basket.basket_id
         basket.join(client.client_id, now)
 
+    def _known(self, client_id: object) -> ClientInfo | None:
+        return self._clients.get(client_id) if isinstance(client_id, str) else None
+
     def _find_client(self, client_id: str) -> ClientInfo:
-        client = self._clients.get(client_id)
+        client = self._known(client_id)
         if client is None:
-            raise UsageError(f"client {client_id!r} is not registered")
+            raise UsageError(f"client {shown(client_id)} is not registered")
         return client
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from scarcity_ray.basket.records import BasketInfo, BasketStatus, Move, check_name
 from scarcity_ray.config import BasketConfig
+from scarcity_ray.config.arguments import seconds_of, shown
 from scarcity_ray.errors import UsageError
 
 
@@ -71,7 +72,7 @@ class Roster:
         self._next_index: dict[str, int] = {}
 
     def __contains__(self, basket_id: object) -> bool:
-        return basket_id in self._baskets
+        return isinstance(basket_id, str) and basket_id in self._baskets
 
     def __getitem__(self, basket_id: str) -> Basket:
         return self._baskets[basket_id]
@@ -115,11 +116,11 @@ class Roster:
 
     def of_domain(self, domain_id: str) -> list[Basket]:
         """A domain's live baskets, oldest first."""
-        return list(self._live.get(domain_id, {}).values())
+        return list(self._live.get(domain_id, {}).values()) if isinstance(domain_id, str) else []
 
     def stale(self, threshold: float) -> list[str]:
         """Live baskets idle for more than `threshold` seconds, oldest first."""
-        now = self._clock()
+        now, threshold = self._clock(), seconds_of("threshold", threshold)
         return [basket.basket_id for basket in self.live() if now - basket.last_activity > threshold]
 
     def sizes(self) -> dict[str, int]:
@@ -132,6 +133,8 @@ class Roster:
         Raises:
             UsageError: For a domain with several.
         """
+        if not isinstance(name, str):
+            return None
         exact = self._baskets.get(name)
         if exact is not None:
             return exact
@@ -148,7 +151,7 @@ class Roster:
         """
         basket = self.lookup(name)
         if basket is None:
-            raise UsageError(f"there is no basket or domain {name!r}")
+            raise UsageError(f"there is no basket or domain {shown(name)}")
         if basket.disbanded:
             raise UsageError(f"basket {name!r} is disbanded")
         return basket
@@ -187,9 +190,9 @@ def index_of(basket_id: str, domain_id: str) -> int:
     Raises:
         UsageError: If it is of another form.
     """
-    prefix, _, index = basket_id.rpartition("_")
+    prefix, _, index = basket_id.rpartition("_") if isinstance(basket_id, str) else ("", "", "")
     if prefix != f"{domain_id}_basket" or not (index.isascii() and index.isdigit()):
-        raise UsageError(f"a basket of domain {domain_id!r} cannot have the id {basket_id!r}")
+        raise UsageError(f"a basket of domain {domain_id!r} cannot have the id {shown(basket_id)}")
     return int(index)
 
 

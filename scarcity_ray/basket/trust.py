@@ -13,6 +13,7 @@ trust follows from what anybody may know: updates that were refused, and those t
 
 from __future__ import annotations
 
+from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 
 FIRST_TRUST = 1.0
@@ -54,5 +55,5 @@ def check_trust(trust: float) -> None:
     Raises:
         UsageError: If it is not in [0, 1].
     """
-    if not 0.0 <= trust <= 1.0:
+    if not 0.0 <= number_of("trust", trust) <= 1.0:
         raise UsageError(f"trust must be in [0, 1], got {trust!r}")

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import UsageError
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -28,16 +29,19 @@ def encode_report(report: Mapping[str, float] | None, ranges: Ranges) -> NDArray
     Values outside their range are clipped to it; what is not a finite number counts as not reported.
 
     Raises:
-        UsageError: For a name that was not declared.
+        UsageError: For a name that was not declared, or what is no mapping.
 
     >>> encode_report({"learning_rate": 0.75}, {"learning_rate": (0.0, 1.0), "decay": (0.0, 2.0)}).tolist()
     [0.5, 0.0]
     """
+    if not isinstance(report, Mapping | None):
+        raise UsageError(f"meta must map meta-parameters to numbers, got {shown(report)}")
     report = report or {}
-    unknown = sorted(set(report) - set(ranges))
+    unknown = [name if isinstance(name, str) else repr(name) for name in report if name not in ranges]
     if unknown:
         raise UsageError(
-            f"meta-parameters {unknown} are not declared in meta_parameters (declared: {sorted(ranges)})"
+            f"meta-parameters {shown(sorted(unknown))} are not declared in meta_parameters "
+            f"(declared: {sorted(ranges)})"
         )
     coordinates = np.zeros(len(ranges))
     for index, (name, (low, high)) in enumerate(ranges.items()):

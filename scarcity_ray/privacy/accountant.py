@@ -31,6 +31,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.modes import Accounting
 from scarcity_ray.privacy.roots import check_mu
@@ -81,6 +82,8 @@ class PrivacyAccountant:
 
     def _begin(self, total_epsilon: float, total_delta: float) -> None:
         """Take new totals and an empty period; a refused total changes nothing."""
+        total_epsilon = number_of("total_epsilon", total_epsilon)
+        total_delta = number_of("total_delta", total_delta)
         if not total_epsilon > 0.0:
             raise UsageError(f"total_epsilon: {total_epsilon!r} is not accepted; above 0")
         if not 0.0 < total_delta < 1.0:

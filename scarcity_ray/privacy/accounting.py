@@ -34,6 +34,11 @@ _LOG_ROOT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 _MARGIN = 2e-12
 """Relative distance that calibrated values keep from the root that was found."""
 
+_GREATEST_EPSILON = 1e300
+"""A finite claim beyond it is taken for this one, on the safe side: floats have no room for its root."""
+_LEAST_MU = 1e-290
+"""Where a root would lie below it, a lower bound of the root serves, for the same reason."""
+
 # Nodes and weights on [-1, 1] of the 10-point Gauss-Legendre rule (Abramowitz, Stegun 1964, table 25.4).
 _GAUSS_LEGENDRE = (
     (0.1488743389816312, 0.2955242247147529),
@@ -124,7 +129,9 @@ def mu_of_gaussian(epsilon: float, delta: float) -> float:
     check_delta(delta)
     if not 0.0 < delta < 1.0:
         raise UsageError(f"delta: {delta!r} is not accepted; a Gaussian mechanism needs 0 < delta < 1")
-    return math.inf if epsilon == math.inf else _calibrated(float(epsilon), float(delta))
+    if epsilon == math.inf:
+        return math.inf
+    return _calibrated(min(float(epsilon), _GREATEST_EPSILON), float(delta))
 
 
 @lru_cache(maxsize=256)
@@ -134,6 +141,8 @@ def _calibrated(epsilon: float, delta: float) -> float:
     tail = math.sqrt(-2.0 * goal)
     # delta(epsilon) <= exp(-a^2 / 2) for a >= 0, and delta(epsilon) <= delta(0) < 0.4 mu: both lie below.
     low = max(2.0 * epsilon / (math.sqrt(tail * tail + 2.0 * epsilon) + tail), 2.0 * delta)
+    if low < _LEAST_MU:
+        return low
     high = 2.0 * low
     while _log_delta_above(high, epsilon) <= goal:
         low, high = high, 2.0 * high

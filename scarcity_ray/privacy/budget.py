@@ -208,7 +208,8 @@ class DurableBudget:
             operator: Who decided it.
         """
         with self._current():
-            PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
+            asked = PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
+            total_epsilon, total_delta = asked.total_epsilon, asked.total_delta
             body = {"total_epsilon": total_epsilon, "total_delta": total_delta, "operator": operator}
             self._ledger.append("renewal", now=now, body=body)
             self._accountant.renew(total_epsilon, total_delta)

@@ -92,6 +92,8 @@ def is_signed(
     """
     if public_key is None or isinstance(submission.update, Rejection):
         return True
+    if not isinstance(submission.round_id, int | np.integer | None):
+        return True
     row = read_row(submission.update, dimension)
     if isinstance(row, Rejection):
         return True

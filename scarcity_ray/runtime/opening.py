@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.runtime.base import Runtime
@@ -30,7 +31,7 @@ def check_federation_name(name: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(
             "name must be 1 to 100 letters, digits, '.', '-' and '_', the first a letter or digit, "
-            f"got {repr(name)[:80]}"
+            f"got {shown(name)}"
         )
     return name
 
@@ -71,7 +72,7 @@ def open_runtime(kind: str, name: str | None, address: str | None) -> Runtime:
             )
         return LocalRuntime()
     if kind != "ray":
-        raise UsageError(f"runtime must be 'ray' or 'local', got {kind!r}")
+        raise UsageError(f"runtime must be 'ray' or 'local', got {shown(kind)}")
     from scarcity_ray.runtime.ray_runtime import RayRuntime
 
     namespace = uuid.uuid4().hex if name is None else check_federation_name(name)

@@ -48,6 +48,16 @@ def test_calibrated_mu_is_never_above_the_truth(epsilon, delta):
     assert true_delta(mu * math.sqrt(1 + 1e-12), epsilon) <= mpmath.mpf(delta)
 
 
+@pytest.mark.parametrize("delta", [5e-324, 1e-300, 1e-5, 0.5, 1 - 1e-16])
+def test_where_floats_have_no_room_mu_stays_on_the_safe_side(delta):
+    greatest = mu_of_gaussian(1.7e308, delta)
+    assert mu_of_gaussian(1e299, delta) < greatest == mu_of_gaussian(1e300, delta) < math.inf
+    assert delta_of_mu(greatest, 1.7e308) <= delta
+    least = mu_of_gaussian(1e-320, delta)
+    assert 0.0 < least
+    assert true_delta(least, 1e-320) <= mpmath.mpf(delta)
+
+
 def test_a_calibration_asked_for_again_is_not_worked_out_again(monkeypatch):
     mu = mu_of_gaussian(1.2345, 6.789e-6)
     monkeypatch.setattr(accounting, "monotone_root", pytest.fail)

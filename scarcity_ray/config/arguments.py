@@ -1,0 +1,96 @@
+"""Plain arguments of calls, judged where they come in: what is none is a `UsageError` that shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from scarcity_ray.errors import UsageError
+
+T = TypeVar("T")
+
+MOST_SHOWN = 80
+"""Characters of a refused value that an error repeats."""
+
+
+def shown(value: object) -> str:
+    """A refused value as an error repeats it: its representation, cut short.
+
+    >>> shown("x" * 1000) == "'" + 76 * "x" + "..."
+    True
+    """
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+
+
+def number_of(what: str, value: object) -> float:
+    """A number as a float, NaN and infinities included.
+
+    Args:
+        what: Its name, for the error.
+        value: A Python or NumPy integer or float; no bool.
+
+    Raises:
+        UsageError: If it is none, or an integer beyond all floats.
+
+    >>> number_of("threshold", 600)
+    600.0
+    >>> number_of("threshold", "600")
+    Traceback (most recent call last):
+    ...
+    scarcity_ray.errors.UsageError: threshold: '600' is not accepted; a number
+    """
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    raise UsageError(f"{what}: {shown(value)} is not accepted; a number")
+
+
+def instance_of(what: str, value: object, kind: type[T]) -> T:
+    """Return `value` if it is of a kind.
+
+    Raises:
+        UsageError: If it is not.
+
+    >>> instance_of("config", {}, int)
+    Traceback (most recent call last):
+    ...
+    scarcity_ray.errors.UsageError: config: {} is not accepted; an instance of int
+    """
+    if not isinstance(value, kind):
+        raise UsageError(f"{what}: {shown(value)} is not accepted; an instance of {kind.__name__}")
+    return value
+
+
+def seconds_of(what: str, value: object) -> float:
+    """A moment or a length of time in seconds.
+
+    Raises:
+        UsageError: If it is no number, or NaN.
+    """
+    seconds = number_of(what, value)
+    if math.isnan(seconds):
+        raise UsageError(f"{what}: nan is not accepted; a number of seconds")
+    return seconds
+
+
+def check_clock(clock: Any) -> Callable[[], float]:
+    """Return `clock` if it can be asked for the time.
+
+    Raises:
+        UsageError: If it cannot be called, or does not give a finite number.
+    """
+    if not callable(clock):
+        raise UsageError(f"clock: {shown(clock)} is not accepted; a function that gives the time in seconds")
+    if not math.isfinite(number_of("what clock() gives", clock())):
+        raise UsageError("what clock() gives: a finite number of seconds is needed")
+    asked: Callable[[], float] = clock
+    return asked
+
+
+__all__ = ["check_clock", "instance_of", "number_of", "seconds_of", "shown"]
