@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import os
 from collections.abc import Callable
 from dataclasses import field
 from enum import StrEnum
@@ -63,10 +64,19 @@ def _member_of(kind: type[StrEnum]) -> Callable[[object], object]:
 
 
 def _ledger_path(value: str) -> str:
+    if not value or "\0" in value or not _is_encodable(value):
+        raise ConfigError("", without_password(value), "the path of a file, or the URL of a database")
     try:
         return LedgerUrl(value) if is_ledger_url(value) else value
     except UsageError as error:
         raise ConfigError("", without_password(value), str(error)) from None
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        return bool(os.fsencode(path))
+    except UnicodeEncodeError:
+        return False
 
 
 def _clip_norm(value: float) -> float:

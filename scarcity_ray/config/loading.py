@@ -51,8 +51,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise ConfigError(str(path), error.strerror, "a readable YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path) or "the file's name", error.strerror, "a readable YAML file") from None
+    except RecursionError:
+        raise ConfigError(str(path), "nested too deeply", "a well-formed YAML file") from None
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         text = without_password(str(error).replace("\n", " "))
         raise ConfigError(str(path), text, "a well-formed YAML file") from None
     if not isinstance(content, dict):

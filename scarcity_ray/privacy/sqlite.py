@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing
 from scarcity_ray.privacy.chain import Row, read_back
 
@@ -35,7 +37,7 @@ class SqliteStore:
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path
-        if not path.exists():
+        if not self.exists(path):
             raise LedgerMissing(
                 f"{path}: the ledger is not there, and without it nobody knows what was spent; bring the "
                 "file back (from a backup, or the accountant's old node), or start another federation"
@@ -48,6 +50,28 @@ class SqliteStore:
             if not read_only or path.with_name(f"{path.name}-wal").exists():
                 raise _told(path, error) from error
             self._connection = _immutable(path, error)
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether there is such a file.
+
+        Raises:
+            LedgerError: If it is a folder, or nobody can tell: what cannot be seen is not taken for absent.
+        """
+        try:
+            kind = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise LedgerError(
+                f"{shown(str(path))}: the ledger cannot be looked for ({error.strerror}); give this user the "
+                "right to search its folder, or choose another path"
+            ) from None
+        except ValueError as error:
+            raise LedgerError(f"{shown(str(path))}: no file can have this name ({error})") from None
+        if stat.S_ISDIR(kind):
+            raise LedgerError(f"{path}: this is a folder; name a file in it as the ledger")
+        return True
 
     @classmethod
     def create(cls, path: Path, first: Row) -> None:

@@ -71,9 +71,9 @@ def exists(address: Address) -> bool:
     """Whether there is a ledger.
 
     Raises:
-        LedgerError: If the database does not answer.
+        LedgerError: If nobody can tell.
     """
-    return address.exists() if isinstance(address, Path) else _postgres().exists(address)
+    return SqliteStore.exists(address) if isinstance(address, Path) else _postgres().exists(address)
 
 
 def create_store(address: Address, first: Row) -> None:

@@ -22,6 +22,7 @@ from scarcity_ray.config.fields import (
     PositiveInt,
     Text,
 )
+from scarcity_ray.config.refusals import LONGEST
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig, AttackName
@@ -175,6 +176,6 @@ def _replace(content: dict[str, Any], override: str) -> None:
         content = inner
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(where, text, "a YAML value") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(where, text[:LONGEST], "a YAML value") from None
     content[key] = float(text) if _SCIENTIFIC.fullmatch(text.strip()) else value

@@ -89,12 +89,39 @@ def test_merged_anchors_are_no_doubled_keys(read):
         "a: !!python/object/apply:os.system [echo]",
         "? [1, 2]\n: 3",
         "a: \x00",
+        "a: 2001-99-99",
+        "a: 1" + 5000 * "0",
+        5000 * "[",
+        "a: " + 3000 * "{a: " + "1" + 3000 * "}",
     ],
 )
 def test_a_file_that_is_no_config_names_itself(read, text, tmp_path):
     with pytest.raises(ConfigError) as refusal:
         read(text)
     assert refusal.value.path == str(tmp_path / "config.yaml")
+    assert len(str(refusal.value)) < 600
+
+
+def nested(times):
+    """A list that takes 9^times letters to write out, and a moment to make."""
+    value = list("aaaaaaaaa")
+    for _ in range(times):
+        value = [value] * 9
+    return value
+
+
+@pytest.mark.parametrize("value", [nested(12), "x" * 10_000, 10**400, {"a": nested(12)}, [10**9000]])
+def test_a_long_value_is_not_repeated_at_length(value):
+    for content in ({"seed": value}, {"sed": value}, {"layer1": {"num_byzantine": value}}, {"layer1": value}):
+        with pytest.raises(ConfigError) as refusal:
+            load(HierarchicalFederationConfig, content)
+        assert len(str(refusal.value)) < 600
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "\ud800"])
+def test_what_can_name_no_file_is_no_ledger_path(path):
+    with pytest.raises(ConfigError, match=r"ledger_path: .* the path of a file"):
+        HierarchicalFederationConfig(ledger_path=path)
 
 
 def test_a_file_that_cannot_be_read_names_itself(tmp_path):

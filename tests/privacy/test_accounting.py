@@ -54,7 +54,7 @@ def test_where_floats_have_no_room_mu_stays_on_the_safe_side(delta):
     assert mu_of_gaussian(1e299, delta) < greatest == mu_of_gaussian(1e300, delta) < math.inf
     assert delta_of_mu(greatest, 1.7e308) <= delta
     least = mu_of_gaussian(1e-320, delta)
-    assert 0.0 < least
+    assert least > 0.0
     assert true_delta(least, 1e-320) <= mpmath.mpf(delta)
 
 

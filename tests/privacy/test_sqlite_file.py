@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+from pathlib import Path
 
 import pytest
 
-from scarcity_ray.errors import LedgerCorrupted, LedgerError
-from scarcity_ray.privacy import Ledger
+from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing
+from scarcity_ray.privacy import DurableBudget, Ledger
 
 
 @pytest.fixture
@@ -57,6 +58,29 @@ def test_a_torn_file_is_never_taken_for_a_shorter_one(path):
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(LedgerError, match="could not be made"):
         Ledger.create(tmp_path / "no" / "ledger.sqlite", "hospital", now=1.0, body={})
+
+
+def test_what_cannot_be_seen_is_not_taken_for_absent(tmp_path, monkeypatch):
+    def denied(self, **_):
+        raise PermissionError(13, "Permission denied")
+
+    opened = {
+        "federation_id": "h",
+        "total_epsilon": 1.0,
+        "total_delta": 1e-5,
+        "gossip_share": 0.0,
+        "now": 1.0,
+    }
+    for path, said in ((tmp_path, "this is a folder"), (tmp_path / ("x" * 300), "File name too long")):
+        for must_exist in (True, False):
+            with pytest.raises(LedgerError, match=said):
+                DurableBudget.open(path, must_exist=must_exist, **opened)
+        with pytest.raises(LedgerError, match=said):
+            Ledger.read(path)
+    monkeypatch.setattr(Path, "stat", denied)
+    with pytest.raises(LedgerError, match="right to search its folder") as caught:
+        DurableBudget.open(tmp_path / "ledger.sqlite", must_exist=False, **opened)
+    assert not isinstance(caught.value, LedgerMissing)
 
 
 def test_only_the_owner_can_read_the_file(path):

@@ -82,6 +82,8 @@ def test_the_defaults_are_the_quickstarts():
         ("workload.rounds", "--set: 'workload.rounds' is not accepted; PATH=VALUE"),
         ("workload..rounds=3", "--set: .* PATH=VALUE"),
         ("workload.rounds=[1", "workload.rounds: .* a YAML value"),
+        ("workload.rounds=2001-99-99", "workload.rounds: '2001-99-99' is not accepted; a YAML value"),
+        ("workload.rounds=" + 3000 * "[", "workload.rounds: .{200,230} a YAML value"),
     ],
 )
 def test_errors_name_the_path_the_value_and_what_would_be_accepted(override, message):
@@ -100,8 +102,11 @@ def test_a_missing_file_and_a_file_that_is_no_mapping_are_errors(tmp_path):
     with pytest.raises(ConfigError, match="mapping of sections"):
         load_run(tmp_path / "list.yaml")
     (tmp_path / "empty.yaml").write_text("workload: {}\n")
-    with pytest.raises(ConfigError, match="name"):
+    with pytest.raises(ConfigError, match=r"^name: None is not accepted; this key has no default"):
         load_run(tmp_path / "empty.yaml")
+    (tmp_path / "typo.yaml").write_text("federatoin: {total_epsilon: 3}\nnaem: x\n")
+    with pytest.raises(ConfigError, match="unknown key, did you mean"):
+        load_run(tmp_path / "typo.yaml")
 
 
 def test_overrides_are_read_as_yaml_reads_them():
