@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scarcity_ray.robust.blocks import Matrix
 from scarcity_ray.robust.columns import Window
 from scarcity_ray.robust.coordinate import ColumnRule
-from scarcity_ray.robust.krum import krum_scores, lowest
+from scarcity_ray.robust.krum import TIE, krum_scores
 from scarcity_ray.robust.rule import ExactRows, Selection, Setting
 from scarcity_ray.robust.shrinking import ShrinkingScores
 
@@ -26,6 +26,9 @@ EXACT = 2.0**-38
 
 MOST_PATHS = 16
 """Open paths at which `settled_selection` gives up."""
+
+MOST_QUESTIONS = 3
+"""Times that `Bulyan.settle` asks for exact rows: each is a pass over all rows, a fifth of the exact one."""
 
 
 def with_exact_rows(distances: Matrix, rows: NDArray[np.intp], exact: Matrix) -> Matrix:
@@ -49,20 +52,26 @@ def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], 
     theta = num_rows - 2 * num_byzantine
     running = ShrinkingScores(distances, num_rows - num_byzantine - 2)
     first = running.scores.copy()
-    picked = [lowest(running.scores, running.left)]
+    picked = [_lowest(running.scores)]
     while len(picked) < theta and running.num_neighbours > 1:
         running.remove(picked[-1])
-        picked.append(lowest(running.scores, running.left))
+        picked.append(_lowest(running.scores))
     while len(picked) < theta:
         left = np.delete(np.arange(num_rows), picked)
         scores = krum_scores(distances[np.ix_(left, left)], min(1, len(left) - 1))
-        picked.append(int(left[lowest(scores, np.ones(len(left), np.bool_))]))
+        picked.append(int(left[_lowest(scores)]))
     return picked, first
+
+
+def _lowest(scores: NDArray[np.float64]) -> int:
+    """The lowest index whose score ties with the least (see `krum.lowest`); infinite ones are not asked."""
+    least = scores.min()
+    return int(np.argmax(scores <= least + TIE * least))
 
 
 def settled_selection(
     distances: Matrix, num_byzantine: int, errors: NDArray[np.float64]
-) -> tuple[list[int] | None, NDArray[np.bool_]]:
+) -> tuple[list[int] | None, NDArray[np.intp]]:
     """The rows that repeated Krum picks, ascending, if they are the same for all distances within the errors.
 
     Every row that may score lowest is followed. Two that are close are usually picked one after the other, in
@@ -75,37 +84,39 @@ def settled_selection(
         errors: (n,) largest relative error of a row's distances.
 
     Returns:
-        The answer, and which rows ever shared the lead with others.
+        The answer, and the rows whose distances should be known better if it is None: those that some of the
+        open paths have picked and others not; where these are known, those that ever shared the lead.
     """
     num_rows = len(distances)
     doubtful = np.zeros(num_rows, np.bool_)
     paths = [ShrinkingScores(distances, num_rows - num_byzantine - 2)]
     for step in reversed(range(num_rows - 2 * num_byzantine)):
-        left: dict[bytes, ShrinkingScores] = {}
+        met: dict[bytes, ShrinkingScores] = {}
         for path in paths:
             winners = _possible_winners(path, distances, errors)
-            if len(winners) > 1:
-                doubtful[winners] = True
+            doubtful[winners] |= len(winners) > 1
             for row in winners:
-                mask = path.left.copy()
-                mask[row] = False
-                if mask.tobytes() not in left:
-                    left[mask.tobytes()] = twin = path.copy()
-                    if step:
-                        twin.remove(row)
-                    twin.left[row] = False
-        if len(left) > MOST_PATHS:
-            return None, doubtful
-        paths = list(left.values())
-    if len(paths) > 1:
-        return None, doubtful
-    return [int(row) for row in np.flatnonzero(~paths[0].left)], doubtful
+                left = path.left.copy()
+                left[row] = False
+                if left.tobytes() in met:
+                    continue
+                met[left.tobytes()] = twin = path if row == winners[-1] else path.copy()
+                if step:
+                    twin.remove(row)
+                twin.left[row] = False
+        paths = list(met.values())
+        if len(paths) > MOST_PATHS:
+            break
+    picked = np.array([~path.left for path in paths])
+    if len(paths) == 1:
+        return np.flatnonzero(picked[0]).tolist(), np.array([], np.intp)
+    apart = picked.any(axis=0) & ~picked.all(axis=0) & (errors > EXACT)
+    return None, np.flatnonzero(apart if apart.any() else doubtful & (errors > EXACT))
 
 
 def _possible_winners(path: ShrinkingScores, distances: Matrix, errors: NDArray[np.float64]) -> list[int]:
     """Rows that score lowest for some distances within the errors; of those always tied, only the first."""
-    least = (path.scores * (1.0 + errors))[path.left].min()
-    possible = np.flatnonzero(path.left & (path.scores * (1.0 - errors) <= least))
+    possible = np.flatnonzero(path.scores * (1.0 - errors) <= (path.scores * (1.0 + errors)).min())
     if len(possible) == 1:
         return [int(possible[0])]
     among = distances[np.ix_(possible, possible)]
@@ -136,11 +147,13 @@ class Bulyan(ColumnRule):
         if setting.num_byzantine < 2:
             return None
         errors = np.full(setting.num_rows, error)
-        picked, doubtful = settled_selection(distances, setting.num_byzantine, errors)
-        rows = np.flatnonzero(doubtful)
-        if picked is None and 4 * len(rows) <= setting.num_rows:
+        picked, rows = settled_selection(distances, setting.num_byzantine, errors)
+        for _ in range(MOST_QUESTIONS):
+            known = np.count_nonzero(errors <= EXACT)
+            if len(rows) == 0 or 4 * (known + len(rows)) > setting.num_rows:
+                break
             distances, errors[rows] = with_exact_rows(distances, rows, exact(rows)), EXACT
-            picked, _ = settled_selection(distances, setting.num_byzantine, errors)
+            picked, rows = settled_selection(distances, setting.num_byzantine, errors)
         if picked is None:
             return None
         scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)

@@ -2,7 +2,8 @@
 
 Row i's neighbours are the nearest rows that are left. When a row is removed and every row has to make do with
 one neighbour fewer, i's neighbours lose exactly one: the removed row if it was among them, else the furthest.
-So each row's distances are sorted once, and a step costs O(n) instead of O(n^2).
+So each row's distances are sorted once, and a step costs O(n) instead of O(n^2): about fifteen operations on
+vectors of n entries. Rows that were removed keep their own neighbours, so that no step has to pick rows out.
 
 *Guarantees*
     - After any removals, scores are those computed anew over the rows left.
@@ -25,11 +26,11 @@ class ShrinkingScores:
     """Sums of squared distances to the nearest rows left.
 
     Args:
-        distances: (n, n) float64 squared distances; the diagonal is ignored.
+        distances: (n, n) float64 squared distances, symmetric; the diagonal is ignored.
         num_neighbours: Neighbours counted at first, 1 <= k <= n - 1.
 
     Attributes:
-        scores: (n,) float64; meaningless for removed rows.
+        scores: (n,) float64; infinite for removed rows.
         left: (n,) bool, the rows not removed.
         num_neighbours: Neighbours counted now.
     """
@@ -38,47 +39,49 @@ class ShrinkingScores:
         num_rows = len(distances)
         self._distances = np.array(distances, np.float64)
         np.fill_diagonal(self._distances, np.inf)
-        self._order = np.argsort(self._distances, axis=1, kind="stable")
-        self._rank = np.empty_like(self._order)
-        np.put_along_axis(self._rank, self._order, np.arange(num_rows)[np.newaxis], axis=1)
-        self._furthest = np.full(num_rows, num_neighbours - 1)
+        order = np.argsort(self._distances, axis=1)
+        places = np.arange(num_rows * num_rows).reshape(num_rows, num_rows)
+        self._place_of = np.empty_like(places)
+        self._place_of[order, np.arange(num_rows)[:, np.newaxis]] = places
+        self._order = order.ravel()
+        self._sorted = np.take_along_axis(self._distances, order, axis=1)
+        self._last = places[:, num_neighbours - 1].copy()
+        self._furthest = self._sorted[:, num_neighbours - 1].copy()
         self.left = np.ones(num_rows, np.bool_)
         self.num_neighbours = num_neighbours
-        self.scores = np.zeros(num_rows)
-        self._summed = np.zeros(num_rows)
+        self.scores: NDArray[np.float64] = self._sorted[:, :num_neighbours].sum(axis=1)
+        self._least_accurate = 0.5 * self.scores
         self._steps = 0
-        self._sum_anew(np.arange(num_rows))
 
     def remove(self, row: int) -> None:
         """Take `row` away, and count one neighbour fewer; at least one must be counted afterwards."""
         self.left[row] = False
         self.num_neighbours -= 1
-        rows = np.flatnonzero(self.left)
-        furthest = self._order[rows, self._furthest[rows]]
-        leaving = np.where(self._rank[rows, row] <= self._furthest[rows], row, furthest)
-        self.scores[rows] -= self._distances[rows, leaving]
-        self._step_down(rows[leaving == furthest])
+        beyond = self._place_of[row] >= self._last
+        self.scores -= np.where(beyond, self._furthest, self._distances[row])
+        self.scores[row] = np.inf
+        steps = beyond
+        while steps.any():
+            self._last -= steps
+            steps = steps & ~self.left[self._order[self._last]]
+        self._furthest = self._sorted.ravel()[self._last]
         self._steps += 1
+        inaccurate = self.scores < self._least_accurate
         if self._steps % STEPS_BETWEEN_SUMS == 0:
-            self._sum_anew(rows)
-        else:
-            self._sum_anew(rows[self.scores[rows] < 0.5 * self._summed[rows]])
+            self._sum_anew(np.flatnonzero(self.left))
+        elif inaccurate.any():
+            self._sum_anew(np.flatnonzero(inaccurate))
 
     def copy(self) -> ShrinkingScores:
         """The same scores, from which rows can be removed apart."""
         twin = copy.copy(self)
-        twin.left, twin.scores = self.left.copy(), self.scores.copy()
-        twin._furthest, twin._summed = self._furthest.copy(), self._summed.copy()
+        twin.left, twin.scores, twin._last = self.left.copy(), self.scores.copy(), self._last.copy()
+        twin._least_accurate = self._least_accurate.copy()
         return twin
 
-    def _step_down(self, rows: NDArray[np.intp]) -> None:
-        """Let the furthest neighbour of each of `rows` be the next nearer one that is left."""
-        while len(rows):
-            self._furthest[rows] -= 1
-            rows = rows[~self.left[self._order[rows, self._furthest[rows]]]]
-
     def _sum_anew(self, rows: NDArray[np.intp]) -> None:
-        for row in rows.tolist():
-            nearest = self._order[row, : self._furthest[row] + 1]
-            self.scores[row] = self._distances[row, nearest[self.left[nearest]]].sum()
-        self._summed[rows] = self.scores[rows]
+        num_rows = len(self.left)
+        counted = np.arange(num_rows) <= (self._last[rows] - num_rows * rows)[:, np.newaxis]
+        counted &= self.left[self._order.reshape(num_rows, num_rows)[rows]]
+        self.scores[rows] = np.where(counted, self._sorted[rows], 0.0).sum(axis=1)
+        self._least_accurate[rows] = 0.5 * self.scores[rows]

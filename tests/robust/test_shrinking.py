@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from scarcity_ray.robust import inline_blocks, pairwise
 from scarcity_ray.robust.bulyan import bulyan_selection
 from scarcity_ray.robust.krum import krum_scores
+from scarcity_ray.robust.rule import Setting
+from scarcity_ray.robust.rules import get_rule
 from scarcity_ray.robust.shrinking import ShrinkingScores
 
 
@@ -45,3 +47,36 @@ def test_bulyan_on_running_scores_selects_what_bulyan_on_scores_computed_anew_se
             scores = krum_scores(distances[np.ix_(left, left)], min(max(1, len(left) - f - 2), len(left) - 1))
             expected.append(left.pop(int(np.argmax(scores <= scores.min() * (1 + 2.0**-42)))))
         assert bulyan_selection(distances, f)[0] == expected
+
+
+@pytest.mark.parametrize("error", [3e-5, 1e-4])
+def test_of_rows_picked_in_doubtful_order_only_those_at_the_border_are_measured_again(error):
+    """However many share the lead, nothing is asked if all of them are picked in the end."""
+    n, f = 60, 12
+    questions, rivals = 0, 0
+    for seed in range(12):
+        rows = np.random.default_rng(seed).standard_normal((n, 200)).astype(np.float32)
+        distances = pairwise(inline_blocks(rows))
+        asked = []
+
+        def exact(indices, distances=distances, asked=asked):
+            asked.append(len(indices))
+            return distances[indices]
+
+        settled = get_rule("bulyan").settle(distances, error, Setting(n, f), exact)
+        assert list(settled.rows) == sorted(bulyan_selection(distances, f)[0])
+        assert sum(asked) <= n // 4
+        questions += bool(asked)
+        rivals += not rough_order_is_known(distances, f, error)
+    assert questions <= 4 < rivals
+
+
+def rough_order_is_known(distances, f, error):
+    """Whether no other row's score came within the error of the one that was picked, in any step."""
+    left = list(range(len(distances)))
+    for _ in range(len(distances) - 2 * f):
+        scores = krum_scores(distances[np.ix_(left, left)], len(left) - f - 2)
+        if np.sort(scores)[1] * (1 - error) <= scores.min() * (1 + error):
+            return False
+        left.pop(int(np.argmin(scores)))
+    return True
