@@ -24,7 +24,7 @@ from scarcity_ray.robust.shrinking import ShrinkingScores
 EXACT = 2.0**-38
 """Relative error to allow for in exact distances."""
 
-MOST_PATHS = 16
+MOST_PATHS = 64
 """Open paths at which `settled_selection` gives up."""
 
 MOST_QUESTIONS = 3
@@ -84,8 +84,8 @@ def settled_selection(
         errors: (n,) largest relative error of a row's distances.
 
     Returns:
-        The answer, and the rows whose distances should be known better if it is None: those that some of the
-        open paths have picked and others not; where these are known, those that ever shared the lead.
+        The answer, and the rows whose distances should be known better if it is None: those that shared the
+        lead since the paths were last one.
     """
     num_rows = len(distances)
     doubtful = np.zeros(num_rows, np.bool_)
@@ -107,11 +107,11 @@ def settled_selection(
         paths = list(met.values())
         if len(paths) > MOST_PATHS:
             break
-    picked = np.array([~path.left for path in paths])
+        if len(paths) == 1:
+            doubtful[:] = False
     if len(paths) == 1:
-        return np.flatnonzero(picked[0]).tolist(), np.array([], np.intp)
-    apart = picked.any(axis=0) & ~picked.all(axis=0) & (errors > EXACT)
-    return None, np.flatnonzero(apart if apart.any() else doubtful & (errors > EXACT))
+        return np.flatnonzero(~paths[0].left).tolist(), np.array([], np.intp)
+    return None, np.flatnonzero(doubtful & (errors > EXACT))
 
 
 def _possible_winners(path: ShrinkingScores, distances: Matrix, errors: NDArray[np.float64]) -> list[int]:
