@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -32,7 +33,7 @@ from scarcity_ray.roles.arguments import (
     numbers_of,
     signature_of,
 )
-from scarcity_ray.roles.handles import DIRECTORY, GLOBAL, basket_actor, map_tasks
+from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor, map_tasks
 from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
 from scarcity_ray.roles.statistics import federation_stats
 from scarcity_ray.roles.submission import SubmissionBatch, signed
@@ -90,7 +91,7 @@ class HierarchicalFederation:
         identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
         self._begin(place, identity, plan, clock, owner=True)
         try:
-            self._session.assembly.start(self._session.now())
+            self._session.start()
         except UsageError:
             place.close()
             raise
@@ -313,7 +314,7 @@ class HierarchicalFederation:
     def get_global_meta_model(self) -> GlobalMetaModel | None:
         """The last release with all that is known of it."""
         session = self._open()
-        session.latest = session.call(GLOBAL, "latest") or session.latest
+        session.latest = session.ask(GLOBAL, "latest") or session.latest
         return session.latest
 
     def get_basket_model(self, basket_id: str) -> NDArray[np.float32] | None:
@@ -330,8 +331,8 @@ class HierarchicalFederation:
         session = self._open()
         if not self.config.expose_basket_models:
             raise UsageError("basket models lie outside the privacy claim: expose_basket_models is false")
-        place: BasketPlace = session.call(DIRECTORY, "resolve", basket_of(basket_id))
-        model: BasketModel | None = session.call(basket_actor(place.slot), "basket_model", place.basket_id)
+        place: BasketPlace = session.ask(DIRECTORY, "resolve", basket_of(basket_id))
+        model: BasketModel | None = session.ask(basket_actor(place.slot), "basket_model", place.basket_id)
         return model
 
     def get_local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -364,14 +365,14 @@ class HierarchicalFederation:
         """What is known of a client."""
         session = self._open()
         session.report_activity()
-        info: ClientInfo | None = session.call(DIRECTORY, "client", id_of(client_id), session.now())
+        info: ClientInfo | None = session.ask(DIRECTORY, "client", id_of(client_id), session.now())
         return info
 
     def get_basket(self, basket_id: str) -> BasketInfo | None:
         """What is known of a basket."""
         session = self._open()
         session.report_activity()
-        info: BasketInfo | None = session.call(DIRECTORY, "basket", id_of(basket_id), session.now())
+        info: BasketInfo | None = session.ask(DIRECTORY, "basket", id_of(basket_id), session.now())
         return info
 
     def get_stale_baskets(self, threshold: float | None = None) -> list[str]:
@@ -379,7 +380,7 @@ class HierarchicalFederation:
         session = self._open()
         idle = None if threshold is None else seconds_of("threshold", threshold)
         session.report_activity()
-        return list(session.call(DIRECTORY, "stale_baskets", idle, session.now()))
+        return list(session.ask(DIRECTORY, "stale_baskets", idle, session.now()))
 
     def get_privacy_budget(self, client_id: str | None = None) -> tuple[float, float]:
         """Remaining (epsilon, delta); (0, 0) once the next release does not fit.
@@ -396,11 +397,11 @@ class HierarchicalFederation:
             return status.remaining_epsilon, status.remaining_delta
         session = self._open()
         name, now = id_of(client_id), session.now()
-        if session.call(DIRECTORY, "client", name, now) is None and not session.accountant(
-            "was_charged", name, now
+        if session.ask(DIRECTORY, "client", name, now) is None and not session.ask(
+            ACCOUNTANT, "was_charged", name, now
         ):
             raise UsageError(f"client_id: {shown(client_id)} neither is registered nor was ever charged")
-        epsilon, delta = session.accountant("remaining", name, now)
+        epsilon, delta = session.ask(ACCOUNTANT, "remaining", name, now)
         return float(epsilon), float(delta)
 
     def renew_budget(self, total_epsilon: float, total_delta: float, *, operator: str) -> None:
@@ -410,15 +411,16 @@ class HierarchicalFederation:
             UsageError: For totals that no budget can have, or an operator without a name.
         """
         check_name("operator", operator)
-        status = self._open().accountant("renew", total_epsilon, total_delta, self._session.now(), operator)
+        act = total_epsilon, total_delta, self._open().now(), operator, f"renewal/{uuid.uuid4().hex}"
+        status: BudgetStatus = self._session.call(ACCOUNTANT, "renew", *act)
         self._session.tell_baskets("set_read_only", status.read_only)
 
     def get_stats(self) -> dict[str, Any]:
         """The federation's health (spec/hierarchical.md), and beside it what was refused, lost and why."""
         session = self._open()
         session.report_activity()
-        directory = session.call(DIRECTORY, "stats", session.now())
-        layer2 = session.call(GLOBAL, "stats")
+        directory = session.ask(DIRECTORY, "stats", session.now())
+        layer2 = session.ask(GLOBAL, "stats")
         return federation_stats(
             directory,
             session.reports(),
@@ -477,7 +479,7 @@ class HierarchicalFederation:
         return latest.aggregate
 
     def _budget(self) -> BudgetStatus:
-        status: BudgetStatus = self._open().accountant("status", self._session.now())
+        status: BudgetStatus = self._open().ask(ACCOUNTANT, "status", self._session.now())
         return status
 
     def _refuse_if_spent(self) -> None:

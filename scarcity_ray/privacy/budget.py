@@ -198,7 +198,15 @@ class DurableBudget:
             accountant.note_gossip(at, mu)
             return charged
 
-    def renew(self, total_epsilon: float, total_delta: float, *, now: float, operator: str) -> None:
+    def renew(
+        self,
+        total_epsilon: float,
+        total_delta: float,
+        *,
+        now: float,
+        operator: str,
+        renewal_id: str | None = None,
+    ) -> None:
         """Begin a new period with new totals: the operator's act, recorded.
 
         Args:
@@ -206,12 +214,21 @@ class DurableBudget:
             total_delta: Its delta.
             now: Seconds since 1970.
             operator: Who decided it.
+            renewal_id: The act's own name, among those of the charges; asked again, nothing more happens.
+
+        Raises:
+            UsageError: If the id was recorded for something else.
         """
         with self._current():
+            known = None if renewal_id is None else self._ledger.find(renewal_id)
+            if known is not None and known.kind != "renewal":
+                raise UsageError(f"renewal_id: {renewal_id!r} is recorded already, as {known.kind}")
+            if known is not None:
+                return
             asked = PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
             total_epsilon, total_delta = asked.total_epsilon, asked.total_delta
             body = {"total_epsilon": total_epsilon, "total_delta": total_delta, "operator": operator}
-            self._ledger.append("renewal", now=now, body=body)
+            self._ledger.append("renewal", charge_id=renewal_id, now=now, body=body)
             self._accountant.renew(total_epsilon, total_delta)
 
     def status(self, next_release_mu: float) -> BudgetStatus:

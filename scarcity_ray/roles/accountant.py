@@ -10,9 +10,10 @@ from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.budget import DurableBudget
 from scarcity_ray.privacy.modes import Accounting
+from scarcity_ray.roles.role import Role
 
 
-class Accountant:
+class Accountant(Role):
     """`privacy.DurableBudget` as a role; its ledger opens at the first call, so that errors keep their type.
 
     Args:
@@ -37,6 +38,7 @@ class Accountant:
         mu_reserved: float,
         must_exist: bool,
     ) -> None:
+        super().__init__()
         self._path = path
         self._opening: dict[str, Any] = {
             "federation_id": federation_id,
@@ -79,10 +81,12 @@ class Accountant:
         """Whether a client's own gossip was ever charged."""
         return self._opened(now).was_charged(client_id)
 
-    def renew(self, total_epsilon: float, total_delta: float, now: float, operator: str) -> BudgetStatus:
-        """Open a new budget period: the operator's act, recorded."""
+    def renew(
+        self, total_epsilon: float, total_delta: float, now: float, operator: str, renewal_id: str
+    ) -> BudgetStatus:
+        """Open a new budget period: the operator's act, recorded, once for each `renewal_id`."""
         budget = self._opened(now)
-        budget.renew(total_epsilon, total_delta, now=now, operator=operator)
+        budget.renew(total_epsilon, total_delta, now=now, operator=operator, renewal_id=renewal_id)
         return budget.status(self._mu_reserved)
 
 

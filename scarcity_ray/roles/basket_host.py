@@ -6,13 +6,9 @@ keys. It calls the accountant and nobody else, so no two roles ever wait for eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 from scarcity_ray.buffer import Receipt, Rejection
-from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
@@ -20,7 +16,6 @@ from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket, MemberCarry
 from scarcity_ray.roles.charging import BasketCharges, charged_gossip
 from scarcity_ray.roles.handles import Compute, Peers, basket_actor
-from scarcity_ray.roles.hosted_session import HostedSessions
 from scarcity_ray.roles.last_release import LastRelease
 from scarcity_ray.roles.layer1_tasks import blocks_where_faster
 from scarcity_ray.roles.local_states import Row
@@ -33,13 +28,12 @@ from scarcity_ray.roles.messages import (
     Layer1Outcome,
     SubmissionResult,
 )
-from scarcity_ray.roles.sessions import SessionTerms
+from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.standings import merged_activity
 from scarcity_ray.roles.submission import SubmissionBatch
-from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, UnmaskShares
 
 
-class BasketHost:
+class BasketHost(SessionHost):
     """Several baskets as a role.
 
     Args:
@@ -68,19 +62,14 @@ class BasketHost:
         admissions: Sequence[Admission] = (),
         latest: GlobalMetaModel | None = None,
     ) -> None:
+        super().__init__(plan, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest))
         self._slot = slot
-        self._plan = plan
         self._federation_id = federation_id
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only
         self._blocks_of = blocks_where_faster(compute)
-        self._baskets: dict[str, Basket] = {}
         self._closed: BasketReport | None = None
-        self._charges = BasketCharges(slot, peers)
-        self._sessions = HostedSessions(plan, self._baskets, noise)
-        self._told_parties: dict[str, bytes] = {}
-        self._last = LastRelease(plan, latest)
         self._clip()
         self.admit(admissions)
 
@@ -182,22 +171,6 @@ class BasketHost:
         """The last release that was distributed here."""
         return self._last.model
 
-    def know_parties(self, identities: Mapping[str, bytes]) -> tuple[int, dict[str, bytes]]:
-        """Learn every live basket's identity key, in place of what was told before.
-
-        They come from a driver, which has them from the directory: never from the global aggregator, whose
-        sessions they are held against. Until they are told, only sessions among this actor's own baskets are
-        joined.
-
-        Args:
-            identities: Ed25519 public bytes by basket.
-
-        Returns:
-            Version of the last release that was distributed here, 0 for none; and this actor's own keys.
-        """
-        self._told_parties = dict(identities)
-        return self._last.version, self._own_keys()
-
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
         reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
@@ -222,68 +195,6 @@ class BasketHost:
             )
             for basket_id, basket in sorted(self._baskets.items())
         )
-
-    def session_open(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, Advert]:
-        """Secure aggregation, phase 1: fresh keys for each party that is here.
-
-        A session is refused, and the refusal counted, that names a basket or a key that this actor was not
-        told of, or that is about another last release than the one that was distributed here.
-        """
-        known, plan = {**self._told_parties, **self._own_keys()}, self._plan.at(self._last.clip_norm)
-        return self._sessions.open(terms, parties, plan, known, self._last.agreement_hash(terms))
-
-    def session_share(
-        self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
-    ) -> dict[str, KeyShares]:
-        """Phase 2: each party's encrypted shares."""
-        return self._sessions.each(session_id, parties, lambda p: p.share_keys(adverts))
-
-    def session_mask(self, session_id: str, party: str, inbox: Any) -> MaskedInput | None:
-        """Phase 3: one party's masked contribution; from here on its aggregate may be in the sum."""
-        return self._sessions.mask(session_id, party, inbox)
-
-    def session_confirm(
-        self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
-    ) -> dict[str, Confirmation]:
-        """Phase 4: each party signs the survivors that it was shown."""
-        return self._sessions.each(session_id, parties, lambda p: p.confirm(survivors))
-
-    def session_unmask(
-        self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
-    ) -> dict[str, UnmaskShares]:
-        """Phase 5: each party's shares, once the release is charged; from here on its aggregate is spent."""
-        terms = self._sessions.terms_of(session_id)
-        if terms is None:
-            return {}
-        try:
-            self._charges.release(terms.charge_id, terms.release.mu, now)
-        except ProtocolViolation:
-            self._sessions.count_refusal(parties)
-            raise
-        self._sessions.spend(session_id, parties)
-        return self._sessions.each(session_id, parties, lambda p: p.unmask(confirmations))
-
-    def session_plain(
-        self, terms: SessionTerms, parties: Sequence[str]
-    ) -> dict[str, tuple[str, NDArray[Any]]]:
-        """The contributions as they are, where secure aggregation is off."""
-        return self._sessions.plain(terms, parties)
-
-    def session_spend(self, session_id: str, parties: Sequence[str]) -> dict[str, None]:
-        """Note that the parties' contributions may be released now."""
-        self._sessions.spend(session_id, parties)
-        return {}
-
-    def session_end(self, session_id: str, spent: Sequence[str]) -> None:
-        """Wipe what is left of a session; `spent` are the parties whose aggregates may have been released."""
-        self._sessions.end(session_id, spent)
-
-    def sessions_abandon(self) -> None:
-        """Wipe the keys of a session that nobody will end: its global aggregator is gone."""
-        self._sessions.abandon()
-
-    def _own_keys(self) -> dict[str, bytes]:
-        return {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
 
     def _clip(self) -> None:
         layer1 = self._plan.at(self._last.clip_norm).config.layer1

@@ -20,9 +20,10 @@ from scarcity_ray.roles.messages import (
     Return,
     Whereabouts,
 )
+from scarcity_ray.roles.role import Role
 
 
-class Directory:
+class Directory(Role):
     """`BasketManager` as a role, with the place of each basket and the clients' public keys.
 
     Args:
@@ -41,6 +42,7 @@ class Directory:
         admissions: Sequence[Admission] = (),
         now: float = 0.0,
     ) -> None:
+        super().__init__()
         config = identity.config
         self._identity = identity
         self._config = config

@@ -31,6 +31,7 @@ from scarcity_ray.privacy.answers import Charge
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace, BasketReport, Layer2Outcome
+from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.sessions import SecureSession, SessionTerms, agreement_hash
 from scarcity_ray.secagg import Party, SessionContext
 
@@ -40,7 +41,7 @@ HISTORY = 16
 """Past global models that are kept."""
 
 
-class GlobalAggregator:
+class GlobalAggregator(Role):
     """Layer 2 as a role.
 
     Args:
@@ -61,6 +62,7 @@ class GlobalAggregator:
         entropy: Callable[[int], bytes] = os.urandom,
         latest: GlobalMetaModel | None = None,
     ) -> None:
+        super().__init__()
         self._plan = plan
         self._federation_id = federation_id
         self._peers = peers

@@ -9,7 +9,8 @@ Contract of a call, in every runtime:
 * arguments and results are copied or read-only: neither side can change the other's data afterwards;
 * arrays arrive read-only, strided ones as private copies: whoever wants to change one makes a copy;
 * the callee's exception is raised by `Future.result` with its own type;
-* `ActorLost` is raised when the callee's process is gone; whether the call was executed is then unknown;
+* `ActorLost` is raised when the callee's process is gone or the connection to it broke; whether the call was
+  executed is then unknown, and `roles.role.Role.once` is how to make it again;
 * calls of one caller to one role are executed in the order in which they were made.
 """
 

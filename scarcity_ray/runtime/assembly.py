@@ -45,21 +45,17 @@ class Assembly:
         """A role to call."""
         return self.runtime.peers.handle(name)
 
-    def start(self, now: float) -> None:
-        """Start a new federation's roles side by side, then open its ledger.
+    def start(self) -> None:
+        """Start a new federation's roles side by side.
 
         Raises:
             UsageError: If the federation is there already.
-            LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
         slots = [self._basket_spec(slot, 0, False) for slot in range(self._first_slots)]
         first = [self._directory_spec(self._first_slots), self._accountant_spec(False), self._global_spec()]
         self.runtime.start([*first, *slots], card=self.identity)
         self._started.update(spec.name for spec in slots)
-        status = self.handle(ACCOUNTANT).call("status", now).result()
-        if status.read_only:
-            self.tell_baskets("set_read_only", self._first_slots, True)
 
     def adopt(self, slots: Iterable[int]) -> None:
         """Note basket actors that another driver has started."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import threading
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, basket_actor
+from scarcity_ray.roles.handles import DIRECTORY, basket_actor
 from scarcity_ray.roles.messages import Whereabouts
+from scarcity_ray.roles.role import CallId
 from scarcity_ray.runtime.assembly import Assembly
 
 logger = logging.getLogger("scarcity_ray")
@@ -20,6 +24,9 @@ RECOVERIES = 3
 
 class RoleCalls:
     """How one driver reaches the roles.
+
+    Guarantees:
+        a_call_whose_answer_is_lost_is_done_once: It is made again under its number (`roles.role`).
 
     Args:
         assembly: The federation's roles.
@@ -37,54 +44,47 @@ class RoleCalls:
         self.latest: GlobalMetaModel | None = None
         self.num_slots = 0
         self._clock = clock
+        self._driver = uuid.uuid4().hex
+        self._numbers = itertools.count(1)
 
     def now(self) -> float:
         """The driver's time."""
         return float(self._clock())
 
     def call(self, name: str, method: str, *args: object) -> Any:
-        """Call a role; one that died is brought back, and the call made again.
+        """Have a role do something, once; one that died is brought back first.
 
         Raises:
             ActorLost: If it cannot be brought back.
         """
-        for attempt in range(RECOVERIES + 1):
-            try:
-                return self.assembly.handle(name).call(method, *args).result()
-            except ActorLost as lost:
-                if not lost.retryable or attempt == RECOVERIES:
-                    raise
-                self.recover(lost.role)
-        raise ActorLost(name)
+        return self._until_answered(name, "once", self._next_call(), method, *args)
+
+    def ask(self, name: str, method: str, *args: object) -> Any:
+        """Ask a role for what it knows, which changes nothing however often it is asked.
+
+        Raises:
+            ActorLost: If it died and cannot be brought back.
+        """
+        return self._until_answered(name, method, *args)
 
     def call_baskets(self, method: str, arguments: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
-        """Call basket actors side by side, each with its own arguments; those that died are called again."""
-        calls = {
-            slot: self.assembly.handle(basket_actor(slot)).call(method, *args)
-            for slot, args in arguments.items()
-        }
-        answers: dict[int, Any] = {}
-        lost: dict[int, ActorLost] = {}
-        failure: Exception | None = None
-        for slot, call in calls.items():
-            try:
-                answers[slot] = call.result()
-            except ActorLost as loss:
-                lost[slot] = loss
-                failure = failure if loss.retryable else failure or loss
-            except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-        self.recover(*(death.role for death in lost.values()))
-        for slot in lost:
-            answers[slot] = self.call(basket_actor(slot), method, *arguments[slot])
-        return answers
+        """As `call`, for basket actors side by side, each with its own arguments."""
+        call = self._next_call()
+        return self._all_answered({slot: ("once", call, method, *args) for slot, args in arguments.items()})
+
+    def ask_baskets(self, method: str, arguments: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
+        """As `ask`, for basket actors side by side, each with its own arguments."""
+        return self._all_answered({slot: (method, *args) for slot, args in arguments.items()})
 
     def tell_baskets(self, method: str, *args: object) -> dict[int, Any]:
         """Call every basket actor with the same arguments, those that other drivers have started too."""
         self.whereabouts()
         return self.call_baskets(method, dict.fromkeys(range(self.num_slots), args))
+
+    def poll_baskets(self, method: str, *args: object) -> dict[int, Any]:
+        """Ask every basket actor the same, those that other drivers have started too."""
+        self.whereabouts()
+        return self.ask_baskets(method, dict.fromkeys(range(self.num_slots), args))
 
     def recover(self, *names: str) -> None:
         """Bring roles back that died, after any others that these need; note and log what was lost.
@@ -110,10 +110,43 @@ class RoleCalls:
 
     def whereabouts(self) -> Whereabouts:
         """Round, live baskets and basket actors."""
-        where: Whereabouts = self.call(DIRECTORY, "whereabouts")
+        where: Whereabouts = self.ask(DIRECTORY, "whereabouts")
         self.num_slots = where.num_slots
         return where
 
-    def accountant(self, method: str, *args: object) -> Any:
-        """Call the accountant."""
-        return self.call(ACCOUNTANT, method, *args)
+    def _next_call(self) -> CallId:
+        """Each thread is a caller of its own: a role remembers the last answer to each."""
+        return CallId(f"{self._driver}/{threading.get_ident()}", next(self._numbers))
+
+    def _until_answered(self, name: str, method: str, *args: object) -> Any:
+        for attempt in range(RECOVERIES + 1):
+            try:
+                return self.assembly.handle(name).call(method, *args).result()
+            except ActorLost as lost:
+                if not lost.retryable or attempt == RECOVERIES:
+                    raise
+                self.recover(lost.role)
+        raise ActorLost(name)
+
+    def _all_answered(self, messages: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
+        calls = {
+            slot: self.assembly.handle(basket_actor(slot)).call(*message)
+            for slot, message in messages.items()
+        }
+        answers: dict[int, Any] = {}
+        lost: dict[int, ActorLost] = {}
+        failure: Exception | None = None
+        for slot, call in calls.items():
+            try:
+                answers[slot] = call.result()
+            except ActorLost as loss:
+                lost[slot] = loss
+                failure = failure if loss.retryable else failure or loss
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        self.recover(*(death.role for death in lost.values()))
+        for slot in lost:
+            answers[slot] = self._until_answered(basket_actor(slot), *messages[slot])
+        return answers

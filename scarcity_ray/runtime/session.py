@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
-from scarcity_ray.roles.handles import DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.roles.messages import (
     BasketPlace,
     BasketReport,
@@ -43,6 +43,18 @@ class DriverSession(RoleCalls):
         super().__init__(assembly, clock)
         self._routes: dict[str, tuple[str, int]] = {}
         self._told_parties: dict[str, bytes] | None = None
+
+    def start(self) -> None:
+        """Start a new federation's roles, then open its ledger.
+
+        Raises:
+            UsageError: If the federation is there already.
+            LedgerError: If the ledger cannot be used.
+            ActorLost: If a role cannot be started.
+        """
+        self.assembly.start()
+        if self.ask(ACCOUNTANT, "status", self.now()).read_only:
+            self.tell_baskets("set_read_only", True)
 
     def recover(self, *names: str) -> None:
         """As `RoleCalls.recover`; clients are looked up anew afterwards."""
@@ -153,7 +165,7 @@ class DriverSession(RoleCalls):
         arguments: dict[int, tuple[object, ...]] = {
             slot: (tuple(routes[c][0] for c in clients), tuple(clients)) for slot, clients in by_slot.items()
         }
-        answers = self.call_baskets("local_states", arguments)
+        answers = self.ask_baskets("local_states", arguments)
         return {client_id: state for answer in answers.values() for client_id, state in answer.items()}
 
     def run_gossip(self) -> dict[str, int]:
@@ -177,12 +189,12 @@ class DriverSession(RoleCalls):
 
     def reports(self) -> dict[str, BasketReport]:
         """Counts and public facts of every basket."""
-        answers = self.tell_baskets("reports", self.now())
+        answers = self.poll_baskets("reports", self.now())
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
 
     def conduct(self) -> dict[str, ConductReport]:
         """How every basket's members stand to its aggregates; nothing where basket models are private."""
-        answers = self.tell_baskets("conduct")
+        answers = self.poll_baskets("conduct")
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
 
     def _tell_parties(self) -> Whereabouts:
@@ -205,7 +217,7 @@ class DriverSession(RoleCalls):
             held = self.tell_baskets("know_parties", identities)
             self._record_keys(where, {b: key for _, own in held.values() for b, key in own.items()})
             if layer2.distribute_to_baskets:
-                latest = self.call(GLOBAL, "latest")
+                latest = self.ask(GLOBAL, "latest")
                 behind = [s for s, (version, _) in held.items() if latest and version < latest.version]
                 self.call_baskets("adopt", dict.fromkeys(behind, (latest,)))
             self._told_parties = identities
@@ -236,7 +248,7 @@ class DriverSession(RoleCalls):
     def _house(self, places: Sequence[BasketPlace]) -> None:
         missing = self.assembly.missing(place.slot for place in places)
         if missing:
-            read_only = self.accountant("status", self.now()).read_only
+            read_only = self.ask(ACCOUNTANT, "status", self.now()).read_only
             self.assembly.start_slots(missing, self.whereabouts().round_id, read_only)
         self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
 
@@ -245,5 +257,5 @@ class DriverSession(RoleCalls):
         if unknown:
             for client_id in unknown:
                 self._routes.pop(client_id, None)
-            self._routes.update(self.call(DIRECTORY, "locate", tuple(unknown)))
+            self._routes.update(self.ask(DIRECTORY, "locate", tuple(unknown)))
         return {c: self._routes[c] for c in client_ids if c in self._routes}

@@ -128,6 +128,21 @@ def test_a_restart_continues_the_same_budget(path):
     Ledger.read(path).verify(before.head_hash)
 
 
+def test_a_renewal_asked_again_opens_no_second_period(path):
+    budget = begin(path)
+    budget.renew(7.0, 2e-5, now=4.0, operator="ann", renewal_id="renewal/1")
+    release(budget, "r1", 0.3)
+    budget.close()
+    budget = resume(path)
+    before = budget.status(0.3)
+    budget.renew(7.0, 2e-5, now=5.0, operator="ann", renewal_id="renewal/1")
+    assert budget.status(0.3) == before
+    with pytest.raises(UsageError, match="recorded already"):
+        budget.renew(7.0, 2e-5, now=5.0, operator="ann", renewal_id="r1")
+    budget.renew(7.0, 2e-5, now=6.0, operator="ann", renewal_id="renewal/2")
+    assert budget.status(0.3).period == before.period + 1
+
+
 CHARGE = st.one_of(
     st.tuples(st.just("release"), st.integers(0, 9), st.sampled_from([0.1, 0.5, 1.0])),
     st.tuples(st.just("gossip"), st.integers(10, 14), st.sets(st.sampled_from("abc"), min_size=1)),

@@ -1,0 +1,128 @@
+"""A basket actor's face in secure aggregation: what the global aggregator calls, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.plan import FederationPlan
+from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.roles.basket import Basket
+from scarcity_ray.roles.charging import BasketCharges
+from scarcity_ray.roles.hosted_session import HostedSessions
+from scarcity_ray.roles.last_release import LastRelease
+from scarcity_ray.roles.role import Role
+from scarcity_ray.roles.sessions import SessionTerms
+from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, UnmaskShares
+
+
+class SessionHost(Role):
+    """The sessions of several baskets as part of a role.
+
+    Args:
+        plan: The federation's numbers.
+        baskets: The actor's baskets by id, now and later.
+        noise: Where shares of noise come from.
+        charges: What it asks of the accountant.
+        last: The last release that was distributed here.
+    """
+
+    def __init__(
+        self,
+        plan: FederationPlan,
+        baskets: dict[str, Basket],
+        noise: NoiseSource,
+        charges: BasketCharges,
+        last: LastRelease,
+    ) -> None:
+        super().__init__()
+        self._plan = plan
+        self._baskets = baskets
+        self._charges = charges
+        self._last = last
+        self._sessions = HostedSessions(plan, baskets, noise)
+        self._told_parties: dict[str, bytes] = {}
+
+    def know_parties(self, identities: Mapping[str, bytes]) -> tuple[int, dict[str, bytes]]:
+        """Learn every live basket's identity key, in place of what was told before.
+
+        They come from a driver, which has them from the directory: never from the global aggregator, whose
+        sessions they are held against. Until they are told, only sessions among this actor's own baskets are
+        joined.
+
+        Args:
+            identities: Ed25519 public bytes by basket.
+
+        Returns:
+            Version of the last release that was distributed here, 0 for none; and this actor's own keys.
+        """
+        self._told_parties = dict(identities)
+        return self._last.version, self._own_keys()
+
+    def session_open(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, Advert]:
+        """Secure aggregation, phase 1: fresh keys for each party that is here.
+
+        A session is refused, and the refusal counted, that names a basket or a key that this actor was not
+        told of, or that is about another last release than the one that was distributed here.
+        """
+        known, plan = {**self._told_parties, **self._own_keys()}, self._plan.at(self._last.clip_norm)
+        return self._sessions.open(terms, parties, plan, known, self._last.agreement_hash(terms))
+
+    def session_share(
+        self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
+    ) -> dict[str, KeyShares]:
+        """Phase 2: each party's encrypted shares."""
+        return self._sessions.each(session_id, parties, lambda p: p.share_keys(adverts))
+
+    def session_mask(self, session_id: str, party: str, inbox: Any) -> MaskedInput | None:
+        """Phase 3: one party's masked contribution; from here on its aggregate may be in the sum."""
+        return self._sessions.mask(session_id, party, inbox)
+
+    def session_confirm(
+        self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
+    ) -> dict[str, Confirmation]:
+        """Phase 4: each party signs the survivors that it was shown."""
+        return self._sessions.each(session_id, parties, lambda p: p.confirm(survivors))
+
+    def session_unmask(
+        self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
+    ) -> dict[str, UnmaskShares]:
+        """Phase 5: each party's shares, once the release is charged; from here on its aggregate is spent."""
+        terms = self._sessions.terms_of(session_id)
+        if terms is None:
+            return {}
+        try:
+            self._charges.release(terms.charge_id, terms.release.mu, now)
+        except ProtocolViolation:
+            self._sessions.count_refusal(parties)
+            raise
+        self._sessions.spend(session_id, parties)
+        return self._sessions.each(session_id, parties, lambda p: p.unmask(confirmations))
+
+    def session_plain(
+        self, terms: SessionTerms, parties: Sequence[str]
+    ) -> dict[str, tuple[str, NDArray[Any]]]:
+        """The contributions as they are, where secure aggregation is off."""
+        return self._sessions.plain(terms, parties)
+
+    def session_spend(self, session_id: str, parties: Sequence[str]) -> dict[str, None]:
+        """Note that the parties' contributions may be released now."""
+        self._sessions.spend(session_id, parties)
+        return {}
+
+    def session_end(self, session_id: str, spent: Sequence[str]) -> None:
+        """Wipe what is left of a session; `spent` are the parties whose aggregates may have been released."""
+        self._sessions.end(session_id, spent)
+
+    def sessions_abandon(self) -> None:
+        """Wipe the keys of a session that nobody will end: its global aggregator is gone."""
+        self._sessions.abandon()
+
+    def _own_keys(self) -> dict[str, bytes]:
+        return {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
+
+
+__all__ = ["SessionHost"]
