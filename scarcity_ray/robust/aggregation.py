@@ -39,7 +39,14 @@ from scarcity_ray.robust.rough import (
     head_norms,
     rough_distances,
 )
-from scarcity_ray.robust.rows import as_integer, as_rows, finite_rows, row_norms, squares_block
+from scarcity_ray.robust.rows import (
+    as_integer,
+    as_rows,
+    finite_rows,
+    row_norms,
+    squares_block,
+    squares_from_block,
+)
 from scarcity_ray.robust.rule import Rule, Selection, Setting
 from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
 
@@ -136,7 +143,7 @@ def aggregate(
     result = aggregate_blocks(
         inline_blocks(finite),
         len(kept),
-        method=method,
+        method=rule.among(kept),
         num_byzantine=num_byzantine - len(rejected),
         weights=checked,
         num_selected=num_selected,
@@ -199,10 +206,13 @@ def aggregate_blocks(
     mixing: Matrix | None = None
     selection: Selection | None = None
     squared: Matrix | None = None
+    from_pivot: NDArray[np.float64] | None = None
     if _settles(rule, steps):
         rough = rough or rough_distances(map_blocks, norms)
     if rule.may_settle and not steps:
         selection, squared = _roughly(rule, map_blocks, rough, Setting(num_rows, num_byzantine, num_selected))
+    elif rule.pivot_row is not None and not steps:
+        from_pivot = ordered_sum(map_blocks(squares_from_block, rule.pivot_row))
     elif rule.needs_norms and not steps and norms is None:
         norms = np.sqrt(ordered_sum(map_blocks(squares_block)))
     elif _settles(rule, steps):
@@ -228,6 +238,7 @@ def aggregate_blocks(
                 weights=weights,
                 geometry=geometry,
                 norms=norms,
+                from_pivot=from_pivot,
             )
     if mixing is not None and isinstance(rule, RowRule):
         selection, mixing = unmixed(selection, mixing[:, :num_rows]), None
@@ -253,7 +264,7 @@ def _settles(rule: Rule, steps: Sequence[PreAggregation]) -> bool:
     """Whether rough distances may do."""
     if not steps:
         return rule.may_settle
-    return len(steps) == 1 and steps[0].may_settle and not (rule.needs_distances or rule.needs_norms)
+    return len(steps) == 1 and steps[0].may_settle and not rule.measures
 
 
 def _roughly(

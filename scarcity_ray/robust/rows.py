@@ -1,4 +1,4 @@
-"""Single rows: their norm, their clipping, and what may come in as a set of rows.
+"""Single rows: their norm, their clipping, how far they are from one of them, and what may come in as rows.
 
 *Guarantees*
     - A norm is exact to float64 rounding for every float32 row, and not finite if and only if the row is not.
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.blocks import Rows, Vector, column_blocks, workspace
+from scarcity_ray.robust.gram_kernel import gram_kernel
 
 
 def row_norm(row: NDArray[Any]) -> float:
@@ -49,6 +50,25 @@ def squares_block(block: Rows) -> NDArray[np.float64]:
     for index, row in enumerate(block):
         np.copyto(scratch, row)
         squares[index] = np.dot(scratch, scratch)
+    return squares
+
+
+def squares_from_block(block: Rows, pivot: int) -> NDArray[np.float64]:
+    """Kernel: each row's squared distance within the block from the row `pivot`, (n,) float64.
+
+    Differences and sums are float64, and equal rows have equal distances.
+    """
+    kernel = gram_kernel()
+    if kernel is not None:
+        return kernel.products_of(block, pivot, np.array([], np.intp))[1]
+    middle = workspace("pivot", (len(block[0]),), np.float64)
+    np.copyto(middle, block[pivot])
+    apart = workspace("norm", middle.shape, np.float64)
+    squares = np.empty(len(block), np.float64)
+    for index, row in enumerate(block):
+        np.copyto(apart, row)
+        np.subtract(apart, middle, out=apart)
+        squares[index] = np.dot(apart, apart)
     return squares
 
 

@@ -45,6 +45,7 @@ class Setting:
     weights: NDArray[np.float64] | None = None
     geometry: Geometry | None = None
     norms: NDArray[np.float64] | None = None
+    from_pivot: NDArray[np.float64] | None = None
 
     @property
     def points(self) -> Geometry:
@@ -63,6 +64,7 @@ class Rule(ABC):
         needs_geometry: Whether `select` wants all of the rows' geometry.
         needs_origin: Whether that geometry must have the origin.
         needs_norms: Whether `select` wants the rows' norms where it has no geometry.
+        pivot_row: The row from which `select` wants all others' distances where it has no geometry.
         may_settle: Whether `settle` is worth asking.
         takes_weights: Whether `select` accepts weights.
         takes_num_selected: Whether `select` accepts a number of rows to select.
@@ -73,9 +75,15 @@ class Rule(ABC):
     needs_geometry: bool = False
     needs_origin: bool = False
     needs_norms: bool = False
+    pivot_row: int | None = None
     may_settle: bool = False
     takes_weights: bool = False
     takes_num_selected: bool = False
+
+    @property
+    def measures(self) -> bool:
+        """Whether `select` looks at how the rows lie."""
+        return self.needs_distances or self.needs_norms or self.pivot_row is not None
 
     def least_rows(self, num_byzantine: int) -> int:
         """Rows without which the rule does not tolerate `num_byzantine` Byzantine ones."""
@@ -91,6 +99,7 @@ class Rule(ABC):
         weights: NDArray[np.float64] | None = None,
         geometry: Geometry | None = None,
         norms: NDArray[np.float64] | None = None,
+        from_pivot: NDArray[np.float64] | None = None,
     ) -> Selection:
         """Decide which rows enter, and how.
 
@@ -102,6 +111,7 @@ class Rule(ABC):
             weights: (n,) nonnegative public weights with a positive sum.
             geometry: The geometry that the distances are of, if `needs_geometry`.
             norms: (n,) float64, if `needs_norms` and there is no geometry.
+            from_pivot: (n,) float64 squared distances, if there is a `pivot_row` and no geometry.
 
         Raises:
             UsageError: For arguments out of range or not of this rule.
@@ -112,7 +122,7 @@ class Rule(ABC):
             distances = np.empty((0, 0))
         elif distances is None or distances.shape != (num_rows, num_rows):
             raise UsageError(f"{self.name} needs the ({num_rows}, {num_rows}) squared distances")
-        setting = Setting(num_rows, num_byzantine, num_selected, weights, geometry, norms)
+        setting = Setting(num_rows, num_byzantine, num_selected, weights, geometry, norms, from_pivot)
         return self._select(distances, setting)
 
     def check(
@@ -132,6 +142,14 @@ class Rule(ABC):
         if weights is not None and not self.takes_weights:
             raise UsageError(f"{self.name} takes no weights: it gives every row the same vote")
         return num_byzantine
+
+    def among(self, rows: Sequence[int]) -> Rule:
+        """The same rule where only `rows` of those that it was made for are left.
+
+        Raises:
+            UsageError: If one that it cannot do without is not.
+        """
+        return self
 
     @abstractmethod
     def _select(self, distances: Matrix, setting: Setting) -> Selection:

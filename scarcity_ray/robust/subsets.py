@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,13 +113,31 @@ class NearestToPivot(RowRule):
 
     pivot: int = 0
     name = "monna"
-    needs_distances = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pivot_row", as_integer(self.pivot, "pivot", 0))
+
+    def among(self, rows: Sequence[int]) -> NearestToPivot:
+        """See `Rule.among`; the pivot is trusted by its number, which must not become another row's."""
+        if self.pivot not in rows:
+            raise UsageError(f"the pivot, row {self.pivot}, is not finite")
+        return NearestToPivot(list(rows).index(self.pivot))
+
+    def check(
+        self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None
+    ) -> int:
+        """Check as `Rule.check` does, and that the pivot is one of the rows."""
+        if self.pivot >= num_rows:
+            raise UsageError(f"pivot must be one of the {num_rows} rows, got {self.pivot}")
+        return super().check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
-        pivot = as_integer(self.pivot, "pivot", 0)
-        if pivot >= setting.num_rows:
-            raise UsageError(f"pivot must be one of the {setting.num_rows} rows, got {pivot}")
-        from_pivot = np.array(distances[pivot])
-        from_pivot[pivot] = -1.0
+        if setting.geometry is not None:
+            from_pivot = setting.geometry.distances[self.pivot].copy()
+        elif setting.from_pivot is not None:
+            from_pivot = setting.from_pivot.copy()
+        else:
+            raise UsageError("monna needs the squared distances from its pivot")
+        from_pivot[self.pivot] = -1.0
         nearest = np.argsort(from_pivot, kind="stable")[: setting.num_rows - setting.num_byzantine]
         return Selection(tuple(np.sort(nearest).tolist()))

@@ -35,12 +35,14 @@ def estimated_seconds(
     """
     price = 0.0
     settles = rule.may_settle and not pre
-    if len(pre) == 1 and not (rule.needs_distances or rule.needs_norms):
+    if len(pre) == 1 and not rule.measures:
         settles = pre[0].may_settle
     if settles:
         price += 1.0 + 0.016 * num_rows
     elif rule.needs_distances or pre:
         price += 2.0 + 0.03 * num_rows
+    elif rule.pivot_row is not None:
+        price += 1.1
     if isinstance(rule, ColumnRule):
         compiled = column_kernel() is not None
         price += 0.5 + (0.13 if compiled else 0.4) * math.log2(num_rows)

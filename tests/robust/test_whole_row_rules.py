@@ -19,6 +19,7 @@ from scarcity_ray.robust import (
     inline_blocks,
     measure,
 )
+from scarcity_ray.robust.rows import squares_from_block
 from scarcity_ray.robust.subsets import can_cover, least_diameter
 
 
@@ -160,12 +161,61 @@ def test_the_rows_nearest_to_the_pivot_are_averaged_a_tie_going_to_the_lowest_in
     assert aggregate(rows, method=NearestToPivot(pivot), num_byzantine=3).selected == expected
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 1e8, 1e25]), st.sampled_from([0.0, 1e4]))
+@settings(max_examples=40, deadline=None)
+def test_the_pivots_distances_are_those_of_float64_differences(seed, far, offset):
+    rng = np.random.default_rng(seed)
+    rows = (offset + rng.standard_normal((17, 300)) * 1e-2).astype(np.float32)
+    rows[rng.integers(17)] = far * rng.standard_normal(300)
+    rows[rng.integers(17)] = rows[rng.integers(17)]
+    pivot = int(rng.integers(17))
+    squares = squares_from_block(rows, pivot)
+    np.testing.assert_allclose(squares, np.square(rows.astype(float) - rows[pivot]).sum(axis=1), rtol=1e-12)
+    for first, second in np.argwhere((rows[:, np.newaxis] == rows).all(axis=2)):
+        assert squares[first] == squares[second]
+
+
+def test_the_pivots_distances_are_those_without_the_compiled_kernel_too(monkeypatch):
+    monkeypatch.setattr("scarcity_ray.robust.rows.gram_kernel", lambda: None)
+    test_the_pivots_distances_are_those_of_float64_differences()
+
+
+def test_the_pivot_is_measured_from_and_no_other_row():
+    rows = np.random.default_rng(4).standard_normal((15, 20_000)).astype(np.float32)
+    kernels = []
+
+    def counting(kernel, /, *args):
+        kernels.append(kernel.__name__)
+        return inline_blocks(rows)(kernel, *args)
+
+    quick = aggregate_blocks(counting, 15, method=NearestToPivot(6), num_byzantine=4)
+    assert kernels == ["squares_from_block", "combine_block"]
+    slow = NearestToPivot(6).select(None, num_rows=15, num_byzantine=4, geometry=measure(inline_blocks(rows)))
+    assert quick.selected == slow.rows
+    with pytest.raises(UsageError, match="distances from its pivot"):
+        NearestToPivot(6).select(None, num_rows=15, num_byzantine=4)
+
+
+def test_a_row_that_is_masked_before_the_pivot_moves_it_to_no_other_row():
+    """Its number is what is trusted: an attacker who sends NaN must not have the next row take its place."""
+    rows = np.random.default_rng(5).standard_normal((15, 40)).astype(np.float32)
+    rows[7:9] += 100.0
+    rows[2] = np.nan
+    for pre in ([], ["nnm"]):
+        assert not {7, 8} & set(aggregate(rows, method=NearestToPivot(6), num_byzantine=3, pre=pre).selected)
+        with pytest.raises(UsageError, match="the pivot, row 2, is not finite"):
+            aggregate(rows, method=NearestToPivot(2), num_byzantine=3, pre=pre)
+
+
 def test_wrong_parameters_are_usage_errors():
     for make in (
         lambda: CenteredClipping(radius=0.0),
         lambda: CenteredClipping(radius=float("nan")),
         lambda: CenteredClipping(steps=0),
         lambda: aggregate(rows_for(0), method=NearestToPivot(11), num_byzantine=1),
+        lambda: aggregate(rows_for(0), method=NearestToPivot(11), num_byzantine=1, pre=["nnm"]),
+        lambda: NearestToPivot(-1),
+        lambda: NearestToPivot(1.5),
     ):
         with pytest.raises(UsageError):
             make()
