@@ -33,7 +33,7 @@ from scarcity_ray.roles.arguments import (
     numbers_of,
     signature_of,
 )
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor, map_tasks
+from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, basket_actor, map_tasks
 from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
 from scarcity_ray.roles.statistics import federation_stats
 from scarcity_ray.roles.submission import SubmissionBatch, signed
@@ -313,9 +313,7 @@ class HierarchicalFederation:
 
     def get_global_meta_model(self) -> GlobalMetaModel | None:
         """The last release with all that is known of it."""
-        session = self._open()
-        session.latest = session.ask(GLOBAL, "latest") or session.latest
-        return session.latest
+        return self._open().latest_release()
 
     def get_basket_model(self, basket_id: str) -> NDArray[np.float32] | None:
         """A basket's latest aggregate; None if it has none yet. It lies outside the privacy claim.
@@ -420,7 +418,7 @@ class HierarchicalFederation:
         session = self._open()
         session.report_activity()
         directory = session.ask(DIRECTORY, "stats", session.now())
-        layer2 = session.ask(GLOBAL, "stats")
+        layer2 = session.layer2_stats()
         return federation_stats(
             directory,
             session.reports(),

@@ -106,8 +106,6 @@ class GlobalAggregator(Role):
         Raises:
             ActorLost: If the accountant does not answer; nothing was released.
         """
-        if not self._plan.config.layer2.enabled:
-            return Layer2Outcome(None, "Layer 2 is off (layer2.enabled: false)")
         if self._started_at is None:
             self._started_at = now
         reports, lost = self._reports(places, now)

@@ -9,6 +9,15 @@ from typing import Any
 from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.roles.messages import BasketPlace, BasketReport, ConductReport
 
+WITHOUT_LAYER2: Mapping[str, Any] = {
+    "n_layer2_aggregations": 0,
+    "n_layer2_aborts": 0,
+    "aborts": (),
+    "n_layer2_violations": 0,
+    "violations": (),
+}
+"""What `GlobalAggregator.stats` would say where there is none."""
+
 
 def federation_stats(
     directory: Mapping[str, Any],

@@ -41,6 +41,11 @@ class Assembly:
         self._first_slots = 0 if config.runtime.baskets_per_actor else runtime.default_basket_actors
         self._started: set[str] = set()
 
+    @property
+    def has_layer2(self) -> bool:
+        """Whether there is a global aggregator."""
+        return self.identity.config.layer2.enabled
+
     def handle(self, name: str) -> Handle:
         """A role to call."""
         return self.runtime.peers.handle(name)
@@ -53,8 +58,10 @@ class Assembly:
             ActorLost: If a role cannot be started.
         """
         slots = [self._basket_spec(slot, 0, False) for slot in range(self._first_slots)]
-        first = [self._directory_spec(self._first_slots), self._accountant_spec(False), self._global_spec()]
-        self.runtime.start([*first, *slots], card=self.identity)
+        roles = [self._directory_spec(self._first_slots), self._accountant_spec(False)]
+        if self.has_layer2:
+            roles.append(self._global_spec())
+        self.runtime.start([*roles, *slots], card=self.identity)
         self._started.update(spec.name for spec in slots)
 
     def adopt(self, slots: Iterable[int]) -> None:
@@ -106,7 +113,8 @@ class Assembly:
 
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
-        return name in (ACCOUNTANT, DIRECTORY, GLOBAL) or _slot(name) is not None
+        singles = (ACCOUNTANT, DIRECTORY, GLOBAL) if self.has_layer2 else (ACCOUNTANT, DIRECTORY)
+        return name in singles or _slot(name) is not None
 
     def stop(self) -> None:
         """End every role, whichever driver started it."""
@@ -178,7 +186,7 @@ class Assembly:
 
     def _newest(self, latest: GlobalMetaModel | None) -> GlobalMetaModel | None:
         """The later of `latest` and what the global aggregator, if it is there, has released last."""
-        if not self.identity.config.layer2.distribute_to_baskets:
+        if not self.has_layer2 or not self.identity.config.layer2.distribute_to_baskets:
             return None
         try:
             told: GlobalMetaModel | None = self.handle(GLOBAL).call("latest").result()

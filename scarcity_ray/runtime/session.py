@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
+from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.roles.messages import (
     BasketPlace,
@@ -26,6 +28,7 @@ from scarcity_ray.roles.messages import (
     SubmissionResult,
     Whereabouts,
 )
+from scarcity_ray.roles.statistics import WITHOUT_LAYER2
 from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.runtime.assembly import Assembly
 from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
@@ -142,8 +145,9 @@ class DriverSession(RoleCalls):
 
     def run_layer2(self, force: bool) -> Layer2Outcome:
         """Layer 2 if it is due; a release is told to the baskets, and so is a spent budget."""
-        enabled = self.assembly.identity.config.layer2.enabled
-        where = self._tell_parties() if enabled else self.whereabouts()
+        if not self.assembly.has_layer2:
+            return Layer2Outcome(None, "Layer 2 is off (layer2.enabled: false)")
+        where = self._tell_parties()
         outcome: Layer2Outcome = self.call(GLOBAL, "run", where.places, where.round_id, force, self.now())
         if outcome.model is not None:
             self.latest = outcome.model
@@ -191,6 +195,16 @@ class DriverSession(RoleCalls):
         """Counts and public facts of every basket."""
         answers = self.poll_baskets("reports", self.now())
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
+
+    def latest_release(self) -> GlobalMetaModel | None:
+        """The last release; None before the first, and without Layer 2."""
+        if self.assembly.has_layer2:
+            self.latest = self.ask(GLOBAL, "latest") or self.latest
+        return self.latest
+
+    def layer2_stats(self) -> Mapping[str, Any]:
+        """What Layer 2 counted."""
+        return self.ask(GLOBAL, "stats") if self.assembly.has_layer2 else WITHOUT_LAYER2
 
     def conduct(self) -> dict[str, ConductReport]:
         """How every basket's members stand to its aggregates; nothing where basket models are private."""

@@ -31,7 +31,7 @@ CLEAR: dict[str, Any] = {
     "gossip": {"local_dp_epsilon": math.inf, "push_drift_threshold": 0.0},
     "layer1": {"aggregation_method": "mean", "min_updates": 3, "byzantine_fraction": 0.0},
 }
-ROLES = ("basket:0", "directory", "global", "accountant")
+ROLES = ("basket:0", "directory", "accountant")
 
 
 def config(**changes: Any) -> HierarchicalFederationConfig:
@@ -83,6 +83,26 @@ def test_clients_train_on_from_states_that_come_together(
     h.fed.advance_round()
     again = h.fed.get_local_states(clients)
     assert all((again[c] == after[c]).all() for c in clients), "a state outlives its round"
+
+
+def test_there_is_no_global_aggregator(open_harness: Callable[..., Any], runtime: str) -> None:
+    h = open_harness(runtime, **ALONE)
+    assert "global" not in h.fed._runtime.names()
+    assert {"accountant", "directory", "basket:0"} <= set(h.fed._runtime.names())
+    with_layer2 = open_harness("local").fed.get_stats()
+    stats = h.fed.get_stats()
+    assert stats.keys() == with_layer2.keys()
+    layer2 = [key for key in stats if "layer2" in key]
+    assert {key: stats[key] for key in layer2} == {key: with_layer2[key] for key in layer2}
+    assert h.fed.get_global_meta_model() is None
+    assert h.fed.get_meta_params() == {}
+    h.fed.renew_budget(60.0, 1e-5, operator="test")
+    h.fed.advance_round()
+    h.kill("directory", "basket:0")
+    h.register()
+    h.fed.split_basket("domain0")
+    assert h.fed.get_stats()["n_baskets"] == 5
+    assert "global" not in h.fed._runtime.names()
 
 
 @pytest.mark.parametrize("role", ROLES)
