@@ -24,6 +24,8 @@ import numpy as np
 import threadpoolctl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from scarcity_ray.errors import UsageError
+
 BLOCK_COLUMNS = 8192
 """Columns in a block: a hundred float64 rows of it fill 6.5 MB, and BLAS is at its best."""
 
@@ -90,24 +92,30 @@ def num_columns(rows: Rows) -> int:
 
 
 def row_addresses(rows: Rows) -> NDArray[np.intp] | None:
-    """Where each row begins in memory, (n,); None if the entries of some row are not side by side."""
+    """Where each row begins in memory, (n,); None if some row does not hold float32 entries side by side.
+
+    Raises:
+        UsageError: If the rows are not of one length.
+    """
     if isinstance(rows, RowSlices):
         return rows.addresses
     if isinstance(rows, np.ndarray):
-        if rows.strides[1] != rows.itemsize:
+        if rows.dtype != np.float32 or rows.strides[1] != rows.itemsize or not rows.flags.aligned:
             return None
         return rows.ctypes.data + rows.strides[0] * np.arange(len(rows))
     rows = list(rows)
-    if not all(row.flags.c_contiguous for row in rows):
+    if any(row.shape != rows[0].shape for row in rows):
+        raise UsageError("rows must be of one length")
+    if not all(row.dtype == np.float32 and row.flags.c_contiguous and row.flags.aligned for row in rows):
         return None
     return np.array([row.ctypes.data for row in rows])
 
 
 def contiguous_rows(rows: Rows) -> tuple[Rows, NDArray[np.intp]]:
-    """The rows, copied if the entries of some are not side by side, and where each begins, (n,)."""
+    """The rows, copied if some do not hold float32 entries side by side, and where each begins, (n,)."""
     addresses = row_addresses(rows)
     if addresses is None:
-        rows = [np.ascontiguousarray(row) for row in rows]
+        rows = [np.require(row, np.float32, ["C", "ALIGNED"]) for row in rows]
         addresses = np.array([row.ctypes.data for row in rows])
     return rows, addresses
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scarcity_ray.errors import UsageError
 from scarcity_ray.robust import ScaledRows, aggregate, distances, inline_blocks, rough, take_block
 from scarcity_ray.robust import gram_kernel as gram_kernel_module
 from scarcity_ray.robust.gram_code import CHAIN, CHUNK, DOUBLE, ROUNDINGS, SINGLE, gram_code
@@ -177,3 +178,21 @@ def test_a_processor_without_wide_vectors_leaves_it_to_blas(monkeypatch):
 def test_a_chain_is_a_whole_part_of_a_chunk():
     for precision in (SINGLE, DOUBLE):
         assert CHUNK % (CHAIN * precision.lanes) == 0
+
+
+def test_rows_of_other_types_and_at_odd_addresses_are_copied_first(kernel):
+    rows = rows_of(5, 6, 700)
+    expected = kernel.products(rows, 1, np.float64).tobytes()
+    odd = []
+    for row in rows:
+        raw = np.empty(row.nbytes + 1, np.uint8)
+        raw[1:] = row.view(np.uint8)
+        odd.append(raw[1:].view(np.float32))
+    others = (odd, rows.astype(np.float64), list(rows.astype(">f4")), [*rows[:5], rows[5].astype(np.float64)])
+    for given_rows in others:
+        assert kernel.products(given_rows, 1, np.float64).tobytes() == expected
+
+
+def test_rows_of_several_lengths_are_refused(kernel):
+    with pytest.raises(UsageError, match="one length"):
+        kernel.products([np.zeros(9, np.float32), np.zeros(8, np.float32)], 0, np.float32)
