@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.modes import Accounting
-from scarcity_ray.privacy.roots import check_mu
+from scarcity_ray.privacy.roots import check_delta, check_mu
 
 _ROUNDING = 1.0 + 1e-12
 """A sum of mu^2 may pass its cap by this factor, which the margin in `Accounting.mu_of_claim` covers."""
@@ -67,7 +67,7 @@ class PrivacyAccountant:
         delta_reserve: float | None = None,
         accounting: Accounting = Accounting.GAUSSIAN_DP,
     ) -> None:
-        if not 0.0 <= gossip_share <= 1.0:
+        if not 0.0 <= number_of("gossip_share", gossip_share) <= 1.0:
             raise UsageError(f"gossip_share: {gossip_share!r} is not accepted; between 0 and 1")
         self.gossip_share = gossip_share
         self.accounting = accounting
@@ -88,7 +88,8 @@ class PrivacyAccountant:
             raise UsageError(f"total_epsilon: {total_epsilon!r} is not accepted; above 0")
         if not 0.0 < total_delta < 1.0:
             raise UsageError(f"total_delta: {total_delta!r} is not accepted; above 0 and below 1")
-        reserve = 0.5 * total_delta if self._reserve_given is None else self._reserve_given
+        given = self._reserve_given
+        reserve = 0.5 * total_delta if given is None else number_of("delta_reserve", given)
         if not 0.0 <= reserve < total_delta:
             raise UsageError(f"delta_reserve: {reserve!r} is not accepted; at least 0 and below total_delta")
         self.mu_total = self.accounting.mu_of_claim(total_epsilon, total_delta - reserve)
@@ -106,8 +107,7 @@ class PrivacyAccountant:
 
     def check(self, epsilon: float, delta: float) -> bool:
         """Whether an (epsilon, delta)-DP release fits."""
-        if not 0.0 <= delta <= 1.0:
-            raise UsageError(f"delta: {delta!r} is not accepted; between 0 and 1")
+        check_delta(delta)
         fits = math.isinf(self.mu_total) or self._delta.plus(delta) <= self.delta_reserve * _ROUNDING
         return self.check_release(self.accounting.mu_of_pure(epsilon)) and fits
 

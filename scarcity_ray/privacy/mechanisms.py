@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scarcity_ray.config.arguments import number_of, shown
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.accounting import mu_of_gaussian
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
@@ -49,9 +50,9 @@ class GaussianMechanism:
     def __init__(
         self, epsilon: float, delta: float, sensitivity: float, *, noise: NoiseSource | None = None
     ) -> None:
-        if not epsilon > 0.0:
+        if not number_of("epsilon", epsilon) > 0.0:
             raise UsageError(f"epsilon: {epsilon!r} is not accepted; above 0")
-        if not (math.isfinite(sensitivity) and sensitivity > 0.0):
+        if not 0.0 < number_of("sensitivity", sensitivity) < math.inf:
             raise UsageError(f"sensitivity: {sensitivity!r} is not accepted; a positive number")
         self.epsilon = epsilon
         self.delta = delta
@@ -73,7 +74,7 @@ class GaussianMechanism:
         Raises:
             UsageError: If a value is not finite.
         """
-        given = np.asarray(vector)
+        given = _numbers(vector)
         exact = _finite(given)
         if self.sigma > 0.0:
             exact += self.sigma * self._noise.standard_normal(exact.shape, stream)
@@ -94,9 +95,9 @@ class GaussianMechanism:
         Raises:
             UsageError: If a value is not finite or `clip_norm` is not positive.
         """
-        if not (math.isfinite(clip_norm) and clip_norm > 0.0):
+        if not 0.0 < number_of("clip_norm", clip_norm) < math.inf:
             raise UsageError(f"clip_norm: {clip_norm!r} is not accepted; a positive number")
-        given = np.asarray(vector)
+        given = _numbers(vector)
         exact = _finite(given)
         # Over the greatest value, so that no square overflows.
         peaks = np.maximum(np.max(np.abs(exact), axis=-1, keepdims=True, initial=0.0), _TINY)
@@ -119,7 +120,7 @@ class LocalDPMechanism(GaussianMechanism):
 
     def clip_and_noise(self, vector: ArrayLike, clip_norm: float, stream: str = "") -> NDArray[np.floating]:
         """As `GaussianMechanism.clip_and_noise`; refuses a clip norm that the sensitivity does not cover."""
-        if 2.0 * clip_norm > self.sensitivity * (1.0 + 1e-9):
+        if 2.0 * number_of("clip_norm", clip_norm) > self.sensitivity * (1.0 + 1e-9):
             raise UsageError(
                 f"clip_norm: {clip_norm!r} is not accepted; at most half the sensitivity "
                 f"({self.sensitivity / 2!r}): replacing a client's values moves its clipped state by up to "
@@ -130,6 +131,17 @@ class LocalDPMechanism(GaussianMechanism):
 
 class CentralDPMechanism(GaussianMechanism):
     """The noise on the global model; `sensitivity` is that of the weighted sum of basket models."""
+
+
+def _numbers(vector: ArrayLike) -> NDArray[Any]:
+    """The values as an array of integers or floats."""
+    try:
+        given = np.asarray(vector)
+    except (TypeError, ValueError):
+        given = np.zeros(0, np.object_)
+    if given.dtype.kind not in "fiu":
+        raise UsageError(f"vector: {shown(vector)} is not accepted; an array of real numbers")
+    return given
 
 
 def _finite(vector: NDArray[Any]) -> NDArray[np.float64]:

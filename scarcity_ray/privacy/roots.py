@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 
 
@@ -37,19 +38,19 @@ def monotone_root(step: Callable[[float], tuple[float, float]], below: float, ab
 
 def check_mu(mu: float) -> None:
     """Refuse what is no mu."""
-    if not mu >= 0.0:
+    if not number_of("mu", mu) >= 0.0:
         raise UsageError(f"mu: {mu!r} is not accepted; at least 0")
 
 
 def check_epsilon(epsilon: float) -> None:
     """Refuse what is no epsilon."""
-    if not epsilon >= 0.0:
+    if not number_of("epsilon", epsilon) >= 0.0:
         raise UsageError(f"epsilon: {epsilon!r} is not accepted; at least 0")
 
 
 def check_delta(delta: float) -> None:
     """Refuse what is no delta."""
-    if not 0.0 <= delta <= 1.0:
+    if not 0.0 <= number_of("delta", delta) <= 1.0:
         raise UsageError(f"delta: {delta!r} is not accepted; between 0 and 1")
 
 

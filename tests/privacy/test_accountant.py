@@ -268,3 +268,24 @@ def test_with_the_whole_cap_for_gossip_no_release_fits_and_each_client_has_all_o
     assert accountant.spend_gossip(["a"], accountant.mu_total).tolist() == [True]
     assert accountant.epsilon_spent() == pytest.approx(2.0, rel=1e-9)
     assert not accountant.affordable_gossip(["a"], 1e-3 * accountant.mu_total).any()
+
+
+@pytest.mark.parametrize("value", [None, "1", [1], {}, object(), 1 + 2j, True, math.nan, -1.0, 10**400])
+def test_what_is_no_number_is_a_usage_error(value):
+    accountant = PrivacyAccountant(1.0, 1e-5)
+    calls = [
+        lambda: PrivacyAccountant(value, 1e-5),
+        lambda: PrivacyAccountant(1.0, value),
+        lambda: PrivacyAccountant(1.0, 1e-5, gossip_share=value),
+        lambda: accountant.spend(value, 1e-7),
+        lambda: accountant.spend(0.1, value),
+        lambda: accountant.spend_release(value),
+        lambda: accountant.spend_gossip(["a"], value),
+        lambda: accountant.renew(value, 1e-5),
+    ]
+    if value is not None:
+        calls.append(lambda: PrivacyAccountant(1.0, 1e-5, delta_reserve=value))
+    for call in calls:
+        with pytest.raises(UsageError, match="is not accepted"):
+            call()
+    assert accountant.remaining() == (1.0, 1e-5)

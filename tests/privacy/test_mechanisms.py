@@ -119,3 +119,21 @@ def test_values_that_are_not_finite_are_refused(bad):
 def test_values_out_of_range_are_refused(epsilon, delta, sensitivity):
     with pytest.raises(UsageError, match="is not accepted"):
         CentralDPMechanism(epsilon, delta, sensitivity)
+
+
+@pytest.mark.parametrize("value", [None, "1", [1], {}, object(), 1 + 2j, True, math.nan, -1.0, 0.0, 10**400])
+def test_what_is_no_number_is_a_usage_error(value):
+    for kind in (LocalDPMechanism, CentralDPMechanism):
+        for arguments in ((value, 1e-5, 1.0), (1.0, value, 1.0), (1.0, 1e-5, value)):
+            with pytest.raises(UsageError, match="is not accepted"):
+                kind(*arguments)
+        with pytest.raises(UsageError, match="is not accepted"):
+            kind(1.0, 1e-5, 1.0).clip_and_noise(np.ones(3), value)
+
+
+@pytest.mark.parametrize("vector", [None, "abc", {}, [1j, 0.0], [True], [1, "x"], [[1.0], [1.0, 2.0]], ["1"]])
+def test_what_is_no_array_of_real_numbers_is_a_usage_error(vector):
+    mechanism = LocalDPMechanism(1.0, 1e-5, 2.0)
+    for release in (mechanism.add_noise, lambda given: mechanism.clip_and_noise(given, 1.0)):
+        with pytest.raises(UsageError, match="vector: "):
+            release(vector)
