@@ -51,8 +51,8 @@ def fits(num_bytes: float) -> bool:
     return num_bytes < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def matrix_of(n: int, d: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((n, d), np.float32)
+def matrix_of(n: int, d: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, d), np.float32)
 
 
 def progress(what: str) -> None:

@@ -1,7 +1,7 @@
 """How long a rule takes on one core, by estimate: enough to choose where it runs, and used for nothing else.
 
 A rule reads its rows in passes, each with a price for an entry, in nanoseconds. The prices are what the
-passes were seen to take for n of 10 to 300 on a Zen 3 core; another core is faster or slower at all of them
+passes were seen to take for n of 10 to 300 on a Zen 4 core; another core is faster or slower at all of them
 by about the same factor, and so is its copying into an object store, which the estimate is compared with.
 
 *Guarantees*
@@ -15,7 +15,9 @@ from collections.abc import Sequence
 
 from scarcity_ray.robust.columns import column_kernel
 from scarcity_ray.robust.coordinate import ColumnRule
+from scarcity_ray.robust.gram_kernel import gram_kernel
 from scarcity_ray.robust.krum import Krum
+from scarcity_ray.robust.linear import sum_kernel
 from scarcity_ray.robust.mixing import PreAggregation
 from scarcity_ray.robust.rule import Rule
 
@@ -37,10 +39,11 @@ def estimated_seconds(
     settles = rule.may_settle and not pre
     if len(pre) == 1 and not rule.measures:
         settles = pre[0].may_settle
+    compiled_products = gram_kernel() is not None
     if settles:
-        price += 1.0 + 0.016 * num_rows
+        price += 0.5 + 0.0096 * num_rows if compiled_products else 1.0 + 0.016 * num_rows
     elif rule.needs_distances or pre:
-        price += 2.0 + 0.03 * num_rows
+        price += 1.5 + 0.0185 * num_rows if compiled_products else 2.0 + 0.03 * num_rows
     elif rule.pivot_row is not None:
         price += 1.1
     if isinstance(rule, ColumnRule):
@@ -49,5 +52,5 @@ def estimated_seconds(
         if pre:
             price += 0.35 + 0.0125 * num_rows if compiled else 1.5 + 0.085 * num_rows
     elif pre or not isinstance(rule, Krum):
-        price += 0.8
+        price += 0.8 if sum_kernel() is None else 0.35
     return price * NANOSECOND * num_rows * num_columns

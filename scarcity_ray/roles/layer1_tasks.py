@@ -37,11 +37,11 @@ def blocks_where_faster(compute: Compute) -> BlocksOf:
 
         (1 - 1/p) (seconds on one core - `STORE_SECONDS` times entries) > `TASKS_SECONDS`,
 
-    that is never for the mean, and with the compiled kernel never for the median and the trimmed mean: their
-    one pass costs less than storing its rows. For two workers and n = 100 these prices cross at 2e7 entries
-    for Krum, 8e6 for Bulyan, 5e6 for nearest-neighbour mixing with a trimmed mean, and 1.2e7 for the median
-    without the compiled kernel. ``python -m benchmarks layer1 --part tasks`` measures both sides
-    (*storing its rows*).
+    that is never for the mean, and with the compiled kernels never for the median, the trimmed mean and, at
+    n = 100, Krum: they cost less than storing their rows. For two workers and n = 100 these prices cross at
+    1.5e7 entries for Bulyan and 7e6 for nearest-neighbour mixing with a trimmed mean; without the kernels at
+    2e7 for Krum, 5e6 for Bulyan and 1.2e7 for the median. ``python -m benchmarks layer1 --part tasks``
+    measures both sides (*storing its rows*).
 
     The other workers are taken to be idle, as they are when one basket is due. If every basket actor is at
     work, sharing out only adds the storing, at most (1 - 1/p) `STORE_SECONDS` an entry.
