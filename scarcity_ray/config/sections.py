@@ -147,6 +147,8 @@ class Layer2Config:
     none of theirs; sets the mask graph above 64 baskets."""
     assumed_dropout_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the baskets that may drop out at random; sets the mask graph above 64 baskets."""
+    session_timeout_seconds: PositiveFloat = 3600.0
+    """Seconds after which a basket actor wipes the keys of a secure session that nobody has ended."""
     distribute_to_baskets: Flag = True
     """Whether each release is sent to the basket actors."""
 

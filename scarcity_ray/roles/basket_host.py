@@ -113,6 +113,7 @@ class BasketHost(SessionHost):
         An update for a basket that is not here is answered as one of an unknown client: its sender's driver
         has an old address.
         """
+        self._sessions.tick(now)
         receipts = []
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
@@ -127,6 +128,7 @@ class BasketHost(SessionHost):
         self, basket_ids: Sequence[str] | None, force: bool, now: float
     ) -> tuple[Layer1Outcome, ...]:
         """Layer 1 in the given baskets (all by default) that are due, or that have enough if forced."""
+        self._sessions.tick(now)
         if self._read_only:
             return ()
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
@@ -134,6 +136,7 @@ class BasketHost(SessionHost):
 
     def run_gossip(self, now: float) -> dict[str, int]:
         """One gossip round in every basket; delivered messages a basket. See `charged_gossip`."""
+        self._sessions.tick(now)
         if self._read_only or self._plan.gossip_share == 0.0:
             return dict.fromkeys(sorted(self._baskets), 0)
         return charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
@@ -173,6 +176,7 @@ class BasketHost(SessionHost):
 
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
+        self._sessions.tick(now)
         reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
         return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
 

@@ -24,10 +24,14 @@ class HostedSession:
         terms: What the global aggregator says of the session.
         plan: The federation's numbers.
         noise: Where shares of noise come from.
+        opened_at: Seconds since the epoch.
     """
 
-    def __init__(self, terms: SessionTerms, plan: FederationPlan, noise: NoiseSource) -> None:
+    def __init__(
+        self, terms: SessionTerms, plan: FederationPlan, noise: NoiseSource, opened_at: float
+    ) -> None:
         self.terms = terms
+        self.opened_at = opened_at
         self._plan = plan
         self._noise = noise
         self.participants: dict[str, Participant] = {}
@@ -89,14 +93,17 @@ class HostedSession:
 class HostedSessions:
     """The session that an actor takes part in: at most one at a time, as the global aggregator runs them.
 
-    A session whose global aggregator died is never ended. Its keys are wiped when the actor is told so, and
-    no later than when the next session begins. What was handed in to it may be in a release that nobody here
+    A session whose global aggregator died is never ended. Its keys are wiped when the actor is told so, when
+    the next session begins, or, where the drivers died too, when the actor is next told a time that lies
+    ``layer2.session_timeout_seconds`` from when it began (before it, too: a time that was wrong once keeps no
+    keys for ever). What was handed in to it may be in a release that nobody here
     has heard of (other actors may have unmasked it), so it stays handed in.
 
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and scale of the noise are those that
             the actor makes of the facts that the session states; each basket's own must be true.
-        a_session_that_nobody_ends_keeps_no_keys: They are wiped when it is abandoned or the next begins.
+        a_session_that_nobody_ends_keeps_no_keys: They are wiped when it is abandoned, the next begins, or its
+            time is up.
         one_aggregate_is_masked_in_one_session_at_a_time
 
     Args:
@@ -109,7 +116,19 @@ class HostedSessions:
         self._plan = plan
         self._baskets = baskets
         self._noise = noise
+        self._now = 0.0
         self._sessions: dict[str, HostedSession] = {}
+
+    def tick(self, now: float) -> None:
+        """Learn the time, and wipe the keys of a session whose time is up.
+
+        Args:
+            now: Seconds since the epoch.
+        """
+        self._now = now
+        limit = self._plan.config.layer2.session_timeout_seconds
+        if any(not abs(now - session.opened_at) < limit for session in self._sessions.values()):
+            self.abandon()
 
     def open(
         self,
@@ -212,7 +231,8 @@ class HostedSessions:
 
     def _begin(self, terms: SessionTerms) -> HostedSession:
         self.abandon()
-        session = self._sessions[terms.session_id] = HostedSession(terms, self._plan, self._noise)
+        session = HostedSession(terms, self._plan, self._noise, self._now)
+        self._sessions[terms.session_id] = session
         return session
 
 

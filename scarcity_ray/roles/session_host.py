@@ -91,6 +91,7 @@ class SessionHost(Role):
         self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
     ) -> dict[str, UnmaskShares]:
         """Phase 5: each party's shares, once the release is charged; from here on its aggregate is spent."""
+        self._sessions.tick(now)
         terms = self._sessions.terms_of(session_id)
         if terms is None:
             return {}

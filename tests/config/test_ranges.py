@@ -127,6 +127,7 @@ OUT_OF_RANGE = {
         "min_baskets": [1, 0],
         "min_baskets_trigger": [0],
         "update_interval_seconds": [0.0, math.inf, math.nan],
+        "session_timeout_seconds": [0.0, -1.0, math.inf, math.nan],
         "threshold_fraction": [0.5, 1.01, math.nan],
         "assumed_corrupt_fraction": [-0.01, 0.5, math.nan],
         "assumed_dropout_fraction": [-0.01, 0.5, math.nan],

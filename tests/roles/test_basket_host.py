@@ -16,6 +16,7 @@ from scarcity_ray.plan import BasketFacts
 from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.global_aggregator import GlobalAggregator
 from scarcity_ray.roles.sessions import SessionTerms
+from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.secagg import Advert, Coordinator, Participant, State
 
 CLIENTS = [(f"{domain}{i}", domain) for domain in "abc" for i in range(3)]
@@ -48,8 +49,8 @@ def terms_of(fed: HierarchicalFederation, facts: dict[str, BasketFacts]) -> Sess
     return _roles(fed)[1]._terms(places, fed.plan.release(list(facts.values())), facts, 0)
 
 
-def facts_of(host: BasketHost) -> dict[str, BasketFacts]:
-    return {basket: report.facts for basket, report in host.reports(0.0).items()}
+def facts_of(host: BasketHost, now: float = 0.0) -> dict[str, BasketFacts]:
+    return {basket: report.facts for basket, report in host.reports(now).items()}
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -86,6 +87,48 @@ def masked_in(
 def has_secrets(participant: Participant) -> bool:
     keyring = participant._keyring
     return any(keyring.seed) or any(keyring.scalar) or bool(keyring.held or keyring.mask_secrets)
+
+
+TOUCHES: dict[str, Callable[[BasketHost, float], Any]] = {
+    "reports": lambda host, at: host.reports(at),
+    "submit": lambda host, at: host.submit((), SubmissionBatch((), np.zeros((0, 4))), at),
+    "run_layer1": lambda host, at: host.run_layer1((), False, at),
+    "run_gossip": lambda host, at: host.run_gossip(at),
+    "session_unmask": lambda host, at: host.session_unmask("another", (), (), at),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+@pytest.mark.parametrize("late", [60.0, -60.0, 1e12])
+def test_a_session_whose_time_is_up_keeps_no_keys(
+    federation_of: Any, touch: Callable[[BasketHost, float], Any], late: float
+) -> None:
+    fed = federation_of(session_timeout_seconds=60.0)
+    host, _ = _roles(fed)
+    host.reports(1e9)
+    facts = facts_of(host, 1e9)
+    terms = terms_of(fed, facts)
+    _, keys = masked_in(host, terms, tuple(facts))
+    for soon in (0.0, 59.9, -59.9):
+        touch(host, 1e9 + soon)
+        assert all(has_secrets(participant) for participant in keys)
+    touch(host, 1e9 + late)
+    assert not any(has_secrets(participant) for participant in keys)
+    assert [p.state for p in keys] == [State.CLOSED] * 3
+    assert host.session_confirm(terms.session_id, tuple(facts), tuple(facts)) == {}
+    assert not any(f.fresh for f in facts_of(host, 1e9).values()), "what was handed in may be in a release"
+
+
+def test_a_session_keeps_its_own_time(federation_of: Any) -> None:
+    """The next one is not measured by when the last began."""
+    fed = federation_of(session_timeout_seconds=60.0)
+    host, _ = _roles(fed)
+    facts = facts_of(host, 1e9)
+    host.session_open(terms_of(fed, facts), tuple(facts))
+    facts = facts_of(host, 1e9 + 50.0)
+    _, keys = masked_in(host, terms_of(fed, facts), tuple(facts))
+    host.reports(1e9 + 100.0)
+    assert all(has_secrets(participant) for participant in keys)
 
 
 @pytest.mark.parametrize("how", ["the next begins", "it is abandoned"])

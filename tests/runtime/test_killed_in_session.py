@@ -210,6 +210,31 @@ def test_a_global_aggregator_killed_in_a_session_leaves_no_keys(
     assert harness.fed.get_global_meta_model().version == version + 1
 
 
+def test_keys_that_nobody_is_left_to_wipe_are_wiped_at_the_first_touch_after_their_time(
+    harness: Any, folder: Path
+) -> None:
+    """The global aggregator dies within a session, and the driver that would bring it back with it."""
+    harness.fed.advance_round()
+    train(harness)
+    session, peers = harness.fed._session, harness.fed._runtime.peers
+    where, now = session.whereabouts(), session.now()
+    (folder / "session_confirm-0-kills").write_text(str(harness.pid("global")))
+    with pytest.raises(ActorLost):
+        peers.handle("global").call("run", where.places, where.round_id, True, now).result()
+    limit = harness.fed.config.layer2.session_timeout_seconds
+    for later, held in ((limit - 1.0, 1), (limit, 0)):
+        for slot in range(4):
+            peers.handle(f"basket:{slot}").call("reports", now + later).result()
+        assert [(sessions, bool(states)) for sessions, states in secrets_of(harness)] == [
+            (held, held == 1)
+        ] * 4
+    assert harness.fed.force_aggregate() is None, "what was masked may be in a release that nobody has seen"
+    harness.fed.advance_round()
+    models = train(harness)
+    np.testing.assert_array_equal(harness.fed.force_aggregate(), exact_sum(harness, models, BASKETS))
+    harness.fed.advance_round()
+
+
 def test_an_accountant_whose_node_is_gone_is_lost_for_good(harness: Any) -> None:
     parts = harness.fed._session.assembly
     here = parts.identity
