@@ -27,6 +27,10 @@ EXACT = 2.0**-38
 MOST_PATHS = 64
 """Open paths at which `settled_selection` gives up."""
 
+MOST_STEPS = 8
+"""Steps a row, of all paths together, after which it gives up too: colluders whose scores nearly tie would
+otherwise make it take far longer than distances in float64."""
+
 MOST_QUESTIONS = 3
 """Times that `Bulyan.settle` asks for exact rows: each is a pass over all rows, a fifth of the exact one."""
 
@@ -75,8 +79,8 @@ def settled_selection(
     """The rows that repeated Krum picks, ascending, if they are the same for all distances within the errors.
 
     Every row that may score lowest is followed. Two that are close are usually picked one after the other, in
-    either order, so that the paths soon meet again; if more than `MOST_PATHS` are open or several are left at
-    the end, the answer is None.
+    either order, so that the paths soon meet again; if more than `MOST_PATHS` are open, all of them together
+    take more than `MOST_STEPS` steps a row, or several are left at the end, the answer is None.
 
     Args:
         distances: (n, n) float64 squared distances.
@@ -90,6 +94,7 @@ def settled_selection(
     num_rows = len(distances)
     doubtful = np.zeros(num_rows, np.bool_)
     paths = [ShrinkingScores(distances, num_rows - num_byzantine - 2)]
+    steps_left = MOST_STEPS * num_rows
     for step in reversed(range(num_rows - 2 * num_byzantine)):
         met: dict[bytes, ShrinkingScores] = {}
         for path in paths:
@@ -104,9 +109,10 @@ def settled_selection(
                 if step:
                     twin.remove(row)
                 twin.left[row] = False
+            if len(met) > min(MOST_PATHS, steps_left):
+                return None, np.flatnonzero(doubtful & (errors > EXACT))
         paths = list(met.values())
-        if len(paths) > MOST_PATHS:
-            break
+        steps_left -= len(paths)
         if len(paths) == 1:
             doubtful[:] = False
     if len(paths) == 1:

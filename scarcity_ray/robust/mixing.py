@@ -34,6 +34,9 @@ from scarcity_ray.robust.rule import Selection
 ExactPairs: TypeAlias = Callable[[NDArray[np.intp]], NDArray[np.float64]]
 """From (p, 2) row indices to the (p,) float64 squared distances of the pairs."""
 
+MOST_PAIRS = 2
+"""Pairs a row that are measured again at most: as many cost about what all cost in float64."""
+
 
 class PreAggregation(ABC):
     """One step.
@@ -95,7 +98,7 @@ class NearestNeighborMixing(PreAggregation):
             doubtful |= ~taken & (distances * (1.0 - error) <= last * (1.0 + error))
         doubtful = np.triu(doubtful | doubtful.T, 1) & (distances > 0.0)
         pairs = np.argwhere(doubtful)
-        if len(pairs) > num_rows // 2:
+        if len(pairs) > MOST_PAIRS * num_rows:
             return None
         if len(pairs):
             distances = distances.copy()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.robust import inline_blocks, pairwise
-from scarcity_ray.robust.bulyan import bulyan_selection
+from scarcity_ray.robust.bulyan import MOST_PATHS, MOST_STEPS, bulyan_selection, settled_selection
 from scarcity_ray.robust.krum import krum_scores
 from scarcity_ray.robust.rule import Setting
 from scarcity_ray.robust.rules import get_rule
@@ -80,3 +80,27 @@ def rough_order_is_known(distances, f, error):
             return False
         left.pop(int(np.argmin(scores)))
     return True
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1e-4, 1e-2])
+@pytest.mark.parametrize("pairs", [0, 5, 25])
+def test_rows_whose_scores_nearly_tie_cost_no_more_than_a_few_steps_a_row(monkeypatch, spread, pairs):
+    """Pairs of rows that nearly tie keep several paths open for long; all of them at once, many paths."""
+    n, f, removed = 60, 12, []
+    remove = ShrinkingScores.remove
+
+    def counting(self, row):
+        removed.append(row)
+        remove(self, row)
+
+    monkeypatch.setattr(ShrinkingScores, "remove", counting)
+    rng = np.random.default_rng(pairs)
+    ranks = np.concatenate([np.repeat(np.arange(pairs), 2), np.arange(2 * pairs, n)])
+    distances = 1.0 + spread * np.add.outer(ranks, ranks) + 1e-7 * rng.random((n, n))
+    distances = np.triu(distances, 1) + np.triu(distances, 1).T
+    for error in (1e-8, 1e-6, 1e-4):
+        removed.clear()
+        picked, rows = settled_selection(distances, f, np.full(n, error))
+        assert len(removed) <= MOST_STEPS * n + MOST_PATHS + n
+        assert (picked is None) == (len(rows) > 0)
+        assert picked is None or picked == sorted(bulyan_selection(distances, f)[0])
