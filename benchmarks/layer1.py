@@ -7,7 +7,8 @@ the rest is the part ``core``. The rows are read-only and apart, as they lie in 
 thread's CPU time with one BLAS thread, the least of a few runs; ``ratio`` is ours over the other's: below 1
 we are faster, and against a limit of the hardware it says how many times the limit we take.
 
-- *symmetric product*: float32 X X^T of cache-resident blocks, the arithmetic that distances need.
+- *symmetric product*: BLAS's float32 X X^T of cache-resident blocks, the arithmetic that distances need.
+- *multiply-adds*: as many of them, n (n + 1) / 2 d, at the rate of BLAS's float32 product of square matrices.
 - *memory*: reading every entry once.
 - *textbook NumPy*: see `benchmarks._textbook`; where it would take minutes it gets the first columns only,
   and its time is scaled up, which flatters it.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -66,7 +67,7 @@ def measure_size(n: int, d: int) -> Iterator[Row]:
     updates = list(matrix)
     norms = row_norms(updates)
     runs = 9 if n * d <= 10**6 else 3 if n * d <= 10**8 else 1
-    product = symmetric_product(n, d)
+    product, multiply_adds = symmetric_product(n, d), n * (n + 1) / 2 * d * multiply_add_seconds()
     memory = least_time(lambda: [np.dot(row, row) for row in updates], runs)
     for name, (method, pre) in CASES.items():
         f = byzantine(method, n)
@@ -84,6 +85,7 @@ def measure_size(n: int, d: int) -> Iterator[Row]:
         yield case | versus(seconds, "memory", memory)
         if pre or get_rule(method).needs_distances:
             yield case | versus(seconds, "symmetric product", product)
+            yield case | versus(seconds, "multiply-adds", multiply_adds)
         if name in TEXTBOOK:
             yield case | versus(seconds, "textbook NumPy", textbook(name, matrix, f))
 
@@ -105,6 +107,14 @@ def symmetric_product(n: int, d: int) -> float:
             block @ block.T
 
     return least_time(run, 3) / repeats * d / block.shape[1]
+
+
+@cache
+def multiply_add_seconds() -> float:
+    """Seconds a float32 multiply-add takes where BLAS is at its best."""
+    square = np.random.default_rng(1).standard_normal((1024, 1024), np.float32)
+    other = square.copy()
+    return least_time(lambda: square @ other, 5) / 1024**3
 
 
 PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
