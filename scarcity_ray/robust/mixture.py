@@ -8,7 +8,8 @@ float64 matrix product.
 
 *Guarantees*
     - A mixed row is that of float64 sums, rounded once; a row that does not enter it changes no bit of it.
-    - Means have the same bits on every processor: their additions have one order.
+    - Means have the same bits on every processor: their additions have one order, or need none.
+    - Sums that are left to BLAS round nothing.
     - Only the mixed rows that somebody asks for are formed.
 """
 
@@ -28,6 +29,15 @@ GROUP = 4
 
 PATTERNS = 2**GROUP
 """Sums that a group has, the empty one included."""
+
+MOST_INEXACT = 8
+"""Of so many columns, more than one that rounds, and NumPy adds up all of them in order."""
+
+FEW_COLUMNS = 256
+"""Up to so many, NumPy gathers the sums of a group at once."""
+
+SIGNLESS, MANTISSA, NO_VALUE = np.uint32(0x7FFFFFFF), np.uint32(23), np.uint32(0xFFFFFFFF)
+"""Of a float32's bits: all but the sign, those below the exponent, and one less than those of zero."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,24 +63,41 @@ class Means:
     def sums(self, rows: Rows) -> Matrix:
         """The sums times the shares, (m, b) float64 scratch memory.
 
-        A sum within a group runs in the order of the rows, and a mixed row is 0 plus one of them a group, in
-        order. The compiled kernel (`kernel_mixing`) does the same.
+        A sum is 0 plus a sum within each group, in order, and a sum within a group runs in the order of its
+        rows. The compiled kernel (`kernel_mixing`) adds in that order; so does NumPy where the order matters,
+        and where it does not (`exactly_summed`) it leaves the sums to BLAS, whose order is its own.
         """
+        inexact = np.flatnonzero(~exactly_summed(rows))
+        if len(inexact) > len(rows[0]) // MOST_INEXACT:
+            sums = self._sums_in_order(rows)
+        else:
+            sums = product(self.entering(len(rows)), rows)
+            np.add(sums, 0.0, out=sums)
+            if len(inexact):
+                sums[:, inexact] = self._sums_in_order([row[inexact] for row in rows])
+        return np.multiply(sums, self.shares[:, np.newaxis], out=sums)
+
+    def entering(self, num_rows: int) -> Matrix:
+        """1 where a row enters a mixed row, else 0; (m, num_rows) float64."""
+        bits = np.unpackbits(self.patterns[:, :, np.newaxis], axis=2, count=GROUP, bitorder="little")
+        return bits.reshape(len(self), -1)[:, :num_rows].astype(np.float64)
+
+    def _sums_in_order(self, rows: Rows) -> Matrix:
         length = len(rows[0])
-        sums: Matrix = workspace("mixed exactly", (len(self), length), np.float64)
+        sums: Matrix = workspace("sums in order", (len(self), length), np.float64)
         sums[:] = 0.0
-        within = list(workspace("sums in a group", (PATTERNS, length), np.float64))
-        for group, patterns in enumerate(self.patterns.T.tolist()):
+        within = workspace("sums in a group", (PATTERNS, length), np.float64)
+        within[0] = 0.0
+        for group, patterns in enumerate(self.patterns.T):
             for place, index in enumerate(range(GROUP * group, min(GROUP * (group + 1), len(rows)))):
                 alone = 1 << place
                 np.copyto(within[alone], rows[index])
-                for earlier in range(1, alone):
-                    np.add(within[earlier], within[alone], out=within[alone | earlier])
-            for total, pattern in zip(sums, patterns, strict=True):
-                if pattern:
-                    np.add(total, within[pattern], out=total)
-        for total, share in zip(sums, self.shares.tolist(), strict=True):
-            np.multiply(total, share, out=total)
+                np.add(within[1:alone], within[alone], out=within[alone + 1 : 2 * alone])
+            if length <= FEW_COLUMNS:
+                np.add(sums, within[patterns], out=sums)
+                continue
+            for total, pattern in zip(sums, patterns.tolist(), strict=True):
+                np.add(total, within[pattern], out=total)
         return sums
 
 
@@ -93,13 +120,7 @@ class Combinations:
 
     def sums(self, rows: Rows) -> Matrix:
         """The combinations, (m, b) float64 scratch memory."""
-        exact = workspace("rows", (len(rows), len(rows[0])), np.float64)
-        for row, out in zip(rows, exact, strict=True):
-            np.copyto(out, row)
-        sums: Matrix = workspace("mixed exactly", (len(self), len(rows[0])), np.float64)
-        with one_blas_thread():
-            np.matmul(self.coefficients, exact, out=sums)
-        return sums
+        return product(self.coefficients, rows)
 
 
 Mixture: TypeAlias = Means | Combinations
@@ -119,6 +140,39 @@ def mixture_of(coefficients: Matrix) -> Mixture:
     packed = np.packbits(entering, axis=1, bitorder="little")
     halves = np.stack([packed % PATTERNS, packed // PATTERNS], axis=2).reshape(len(packed), -1)
     return Means(np.ascontiguousarray(halves[:, : -(-coefficients.shape[1] // GROUP)]), shares)
+
+
+def product(coefficients: Matrix, rows: Rows) -> Matrix:
+    """`coefficients` @ rows by BLAS, (m, b) float64 scratch memory."""
+    exact = workspace("rows", (len(rows), len(rows[0])), np.float64)
+    for row, out in zip(rows, exact, strict=True):
+        np.copyto(out, row)
+    combined: Matrix = workspace("mixed exactly", (len(coefficients), len(rows[0])), np.float64)
+    with one_blas_thread():
+        np.matmul(coefficients, exact, out=combined)
+    return combined
+
+
+def exactly_summed(rows: Rows) -> NDArray[np.bool_]:
+    """The columns whose values add up in float64 without rounding, in any order; (b,) bool.
+
+    With biased exponents from e to E, n values are multiples of 2^(e - 150), where subnormal ones count as
+    e = 1, and no sum of them exceeds n 2^(E - 126). If that is at most 2^53 times the former, float64 has it.
+
+    Args:
+        rows: n finite float32 rows of length b.
+    """
+    length = len(rows[0])
+    magnitudes = workspace("magnitudes", (length,), np.uint32)
+    largest, least = np.zeros(length, np.uint32), np.full(length, NO_VALUE, np.uint32)
+    for row in rows:
+        np.bitwise_and(row.view(np.uint32), SIGNLESS, out=magnitudes)
+        np.maximum(largest, magnitudes, out=largest)
+        np.subtract(magnitudes, np.uint32(1), out=magnitudes)
+        np.minimum(least, magnitudes, out=least)
+    spread = (largest >> MANTISSA).astype(np.int64) - np.maximum((least + np.uint32(1)) >> MANTISSA, 1)
+    exact: NDArray[np.bool_] = (spread + (len(rows) - 1).bit_length() <= 29) | (least == NO_VALUE)
+    return exact
 
 
 class MixedRows(Sequence[NDArray[Any]]):

@@ -50,7 +50,7 @@ def estimated_seconds(
         compiled = column_kernel() is not None
         price += 0.5 + (0.13 if compiled else 0.4) * math.log2(num_rows)
         if pre:
-            price += 0.35 + 0.0125 * num_rows if compiled else 1.5 + 0.085 * num_rows
+            price += 0.35 + 0.0125 * num_rows if compiled else 2.4 + 0.043 * num_rows
     elif pre or not isinstance(rule, Krum):
         price += 0.8 if sum_kernel() is None else 0.35
     return price * NANOSECOND * num_rows * num_columns

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from scarcity_ray.robust import (
     mixture,
     take_block,
 )
-from scarcity_ray.robust.mixture import GROUP, Combinations, Means, MixedRows, mixture_of
+from scarcity_ray.robust.mixture import GROUP, Combinations, Means, MixedRows, exactly_summed, mixture_of
 
 
 def entering_rows(rng, n, m):
@@ -71,14 +72,19 @@ def test_a_row_that_does_not_enter_a_mixed_row_changes_no_bit_of_it(seed, n):
     assert before[unmoved].tobytes() == after[unmoved].tobytes()
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 23), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
-def test_means_have_the_same_bits_on_every_processor_their_additions_have_one_order(seed, n, m):
+@given(st.integers(0, 2**32 - 1), st.integers(1, 23), st.integers(1, 9), st.sampled_from([3, 40, 300]))
+@settings(max_examples=80, deadline=None)
+def test_means_have_the_same_bits_on_every_processor_their_additions_have_one_order_or_need_none(
+    seed, n, m, b
+):
+    """In some or all of the columns, values cancel others that swallow what is added between them."""
     rng = np.random.default_rng(seed)
-    rows, entering = hostile_rows(rng, n, 3), entering_rows(rng, n, m)
+    rows, entering = rng.standard_normal((n, b)).astype(np.float32), entering_rows(rng, n, m)
+    hostile = rng.random(b) < rng.choice([0.0, 0.05, 1.0])
+    rows[:, hostile] = rng.choice([2.0**60, -(2.0**60), 1.0, 0.1, 0.0], (n, int(hostile.sum())))
     mixed = np.array(list(MixedRows(rows, means_of(entering))))
     for i in range(m):
-        for j in range(3):
+        for j in {0, 1, 2, *np.flatnonzero(hostile)[:3].tolist()}:
             total = 0.0
             for first in range(0, n, GROUP):
                 within = [float(rows[k, j]) for k in range(first, min(first + GROUP, n)) if entering[i, k]]
@@ -86,6 +92,36 @@ def test_means_have_the_same_bits_on_every_processor_their_additions_have_one_or
                     total += sum(within[1:], within[0])
             expected = np.float32(total * (1.0 / int(entering[i].sum())))
             assert mixed[i, j].tobytes() == expected.tobytes()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 130), st.integers(-149, 90), st.integers(0, 31))
+@settings(max_examples=300, deadline=None)
+def test_sums_that_are_left_to_blas_round_nothing(seed, n, power, spread):
+    """Against exact fractions, with all bits of the values in use and exponents as far apart as may be."""
+    rng = np.random.default_rng(seed)
+    bits = rng.choice([2**23 + 1, 2**24 - 1], n) * 1.0
+    values = np.ldexp(bits, power - 23 + rng.choice([0, spread], n)).astype(np.float32)
+    values[rng.random(n) < 0.2] = 0.0
+    if not exactly_summed(values[:, np.newaxis])[0]:
+        sizes = np.abs(values[values != 0.0]).astype(float)
+        assert sizes.max() / sizes.min() * n > 2.0**27
+        return
+    exact = Fraction(0)
+    total = 0.0
+    for value in rng.permutation(np.abs(values)).tolist():
+        exact, total = exact + Fraction(value), total + value
+        assert Fraction(total) == exact
+
+
+def test_ordinary_columns_are_left_to_blas():
+    rows = np.random.default_rng(0).standard_normal((100, 8192)).astype(np.float32)
+    assert exactly_summed(rows).mean() > 0.99
+    rows[:, 5] = 0.0
+    rows[3:, 6] = -0.0
+    rows[:, 7] = np.float32(1e-45) * np.arange(100)
+    assert exactly_summed(rows)[5:8].all()
+    rows[3] = 1e25
+    assert not exactly_summed(rows)[8:].any()
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.data(), st.booleans())
