@@ -201,10 +201,14 @@ def coins(count: int) -> np.ndarray:
     return np.where(np.unpackbits(np.frombuffer(np.random.default_rng(8).bytes(count // 8), np.uint8)), 1, -1)
 
 
-@pytest.mark.parametrize(("factor", "exposed"), [(1.0, False), (1 / 16, True)])
-def test_one_run_of_layer_2_with_a_canary_a_client(
-    factor: float, exposed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def evidence(scores: np.ndarray, tossed: np.ndarray) -> float:
+    """How far all scores lean to their canaries, in standard deviations of scores that hold none."""
+    return float(scores @ tossed / np.linalg.norm(scores))
+
+
+@pytest.mark.parametrize(("factor", "exposed", "least"), [(1.0, False, 0.0), (1 / 16, True, 20.0)])
+def test_one_run_of_layer_2_with_a_canary_a_client(factor: float, exposed: bool, least: float) -> None:
+    """Seen: 4.9 and 26.6 standard deviations; either bound fails in less than one run of a million."""
     m, delta = 800, 1e-9
     config = federation("mean", vector_dim=m, total_delta=delta)
     config = replace(config, layer2=replace(config.layer2, central_dp_delta=delta))
@@ -216,11 +220,12 @@ def test_one_run_of_layer_2_with_a_canary_a_client(
     correct = int(np.sum(guesses == tossed))
     bound = one_run_epsilon(m, m // 5, correct, delta=delta, confidence=SURE)
     assert (bound > EPSILON) == exposed
-    assert correct > m // 10 + 10, "the canaries are in the release"
+    assert evidence(released, tossed) > least, "the canaries are in the release"
 
 
-@pytest.mark.parametrize(("factor", "exposed"), [(1.0, False), (1 / 16, True)])
-def test_one_run_of_gossip_with_a_canary_a_client(factor: float, exposed: bool) -> None:
+@pytest.mark.parametrize(("factor", "exposed", "least"), [(1.0, False, 2.5), (1 / 16, True, 35.0)])
+def test_one_run_of_gossip_with_a_canary_a_client(factor: float, exposed: bool, least: float) -> None:
+    """Seen: 7.6 and 41.9 standard deviations."""
     m, delta = 2000, 1e-9
     tossed = coins(m)
     scores = gossiped(tossed, Scaled(factor), delta)
@@ -228,4 +233,4 @@ def test_one_run_of_gossip_with_a_canary_a_client(factor: float, exposed: bool) 
     correct = int(np.sum(guesses == tossed))
     bound = one_run_epsilon(m, 200, correct, delta=delta, confidence=SURE)
     assert (bound > EPSILON) == exposed
-    assert correct > 120
+    assert evidence(scores, tossed) > least, "the canaries are in what is gossiped"

@@ -34,6 +34,9 @@ class ScaledNoise:
     def standard_normal(self, shape: Any, stream: str) -> Any:
         return self.factor * self.source.standard_normal(shape, stream)
 
+    def uniform_words(self, stream: str) -> Any:
+        return self.source.uniform_words(stream)
+
 
 def gaussian_delta(mu: float) -> float:
     """Delta at EPSILON of a Gaussian mechanism (Balle, Wang 2018, theorem 5), by scipy."""
