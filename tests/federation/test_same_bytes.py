@@ -98,7 +98,7 @@ def test_the_same_calls_give_the_same_bytes_on_both_runtimes(
 def test_layer1_as_tasks_gives_the_same_bytes_as_inline(
     ray_cluster: None, open_federation: Any, clock: Any
 ) -> None:
-    clients, dimension = 20, 1_000_001
+    clients, dimension = 24, 1_200_001
     one_core = estimated_seconds(get_rule("trimmed_mean"), clients, dimension, [get_pre_aggregation("nnm")])
     assert one_core - STORE_SECONDS * clients * dimension > 2 * TASKS_SECONDS
     models = {}
