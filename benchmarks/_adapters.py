@@ -19,7 +19,7 @@ Rows = list[np.ndarray]
 MOST_BYTES = 8e9
 """Beyond this much memory of its own a call is left out."""
 MOST_RESCORING = 1.1e12
-"""n^3 d beyond which Flower's legacy Bulyan, which then takes minutes, is left out."""
+"""n^3 d beyond which a Bulyan that measures anew in each step, which then takes minutes, is left out."""
 
 
 class Peer(NamedTuple):
@@ -117,12 +117,29 @@ def byzpy(updates: Rows, f: int) -> Iterator[Peer]:
     yield Peer("nnm + trimmed_mean", "ByzPy", lambda: trimmed.aggregate(nnm.pre_aggregate(given)))
 
 
+def krum(updates: Rows, f: int) -> Iterator[Peer]:
+    from krum.primitives.aggregators.bulyan import Bulyan
+    from krum.primitives.aggregators.krum import Krum
+    from krum.primitives.aggregators.median import Median
+    from krum.primitives.aggregators.multikrum import MultiKrum
+    from krum.primitives.aggregators.trimmed_mean import TrimmedMean
+
+    given, n = tensors(updates), len(updates)
+    yield Peer("krum", "krum", lambda: Krum.aggregate(given, n=n, f=f))
+    yield Peer("multi_krum", "krum", lambda: MultiKrum.aggregate(given, n=n, f=f, m=n - f - 2))
+    yield Peer("median", "krum", lambda: Median.aggregate(given))
+    yield Peer("trimmed_mean", "krum", lambda: TrimmedMean.aggregate(given, f=f))
+    if n**3 * len(updates[0]) <= MOST_RESCORING:
+        yield Peer("bulyan", "krum", lambda: Bulyan.aggregate(given, n=n, f=f, m=1))
+
+
 ADAPTERS: list[tuple[str, Callable[[Rows, int], Iterator[Peer]]]] = [
     ("byzpy", byzpy),
     ("byzfl", byzfl_numpy),
     ("byzfl", byzfl_torch),
     ("flwr", flower_new),
     ("flwr", flower_legacy),
+    ("krum", krum),
 ]
 
 

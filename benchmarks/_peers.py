@@ -2,8 +2,7 @@
 
 The extra ``bench`` has Flower and ByzFL with the torch that they run on. ByzPy 0.1.4 asks for ``torch<2.6``
 and ``numpy<2.1``, which ByzFL's torch and Ray do not go with, but runs on newer ones: ``pip install --no-deps
-byzpy==0.1.4 cloudpickle``. ``krum`` is not called: what is published asks for Python 3.12 and is not where we
-install from, and what its repository shows differs from it.
+byzpy==0.1.4 cloudpickle``. ``krum`` needs Python 3.12; on an older one the extra leaves it out.
 
 Function against function: the same rows and the same f, in the form that the other library hands to its rule,
 one thread each. ``ratio`` is our time over theirs; *apart* is the distance from their result to ours over the
@@ -16,6 +15,7 @@ Where a library computes something else than the rule's paper:
 - *ByzFL* and *ByzPy* count n - f - 1 neighbours in Krum and Multi-Krum, the paper n - f - 2. ByzFL's
   Multi-Krum averages n - f rows, where the paper allows n - f - 2. Neither has Bulyan.
 - *ByzFL* forms n (n - f) d entries for nearest-neighbour mixing: 32 GB at n = 100, d = 1e6, left out.
+- *krum's* Bulyan picks n - 2f - 2 rows and takes their trimmed mean.
 - *ByzPy's* median of an even number of rows is the lower of the two middle values.
 
 Nearest-neighbour mixing is timed with the rule that follows it, on both sides: theirs forms n mixed rows,
