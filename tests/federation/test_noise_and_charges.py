@@ -55,6 +55,9 @@ class Witness:
             log.write(json.dumps([stream, charged]) + "\n")
         return self._source.standard_normal(shape, stream)
 
+    def uniform_words(self, stream: str) -> Any:
+        return self._source.uniform_words(stream)
+
     def complaints(self) -> set[str]:
         """What was wrong with the draws so far."""
         drawn: Counter[str] = Counter()
