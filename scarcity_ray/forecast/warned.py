@@ -54,7 +54,7 @@ def _drowned(forecast: Forecast) -> Warned | None:
         return None
     ways = []
     if 1.0 <= forecast.rounds_at_equal_noise < math.inf:
-        ways.append(f"spending this budget in at most {forecast.rounds_at_equal_noise:.0f} rounds")
+        ways.append(f"spending this budget in at most {forecast.rounds_at_equal_noise:.10g} rounds")
     if forecast.baskets_at_equal_noise is not None:
         ways.append(f"at least {forecast.baskets_at_equal_noise} baskets like these")
     (trimmed,) = (cost for cost in forecast.rules if cost.rule is AggregationMethod.TRIMMED_MEAN)

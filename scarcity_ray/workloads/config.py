@@ -28,6 +28,9 @@ from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig, AttackName
 from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS
 
+MOST_CLIENTS = 10**6
+"""Beyond it a plan, which looks at each basket, takes minutes and gigabytes."""
+
 
 @settings
 class WorkloadConfig:
@@ -40,8 +43,8 @@ class WorkloadConfig:
     """Random Fourier features made of the projected ones; the model then has (random_features + 1) * 10."""
     test_share: Annotated[Float, Field(gt=0, lt=1)] = 0.25
     """Share of the examples that no client holds; accuracy is measured on it."""
-    domains: PositiveInt = 4
-    clients: PositiveInt = 260
+    domains: Annotated[Int, Field(ge=1, le=MOST_CLIENTS)] = 4
+    clients: Annotated[Int, Field(ge=1, le=MOST_CLIENTS)] = 260
     label_skew: PositiveFloat = 1.0
     """Dirichlet parameter of the domains' labels; the smaller, the less alike the domains."""
     byzantine_share: Annotated[Float, Field(ge=0, lt=1)] = 0.2

@@ -81,6 +81,8 @@ def test_the_defaults_are_the_quickstarts():
         ("name.first=3", "name.first: '3' is not accepted; a path through sections"),
         ("workload.rounds", "--set: 'workload.rounds' is not accepted; PATH=VALUE"),
         ("workload..rounds=3", "--set: .* PATH=VALUE"),
+        ("workload.clients=2147483647", "workload.clients: 2147483647 is not accepted; .* 1000000"),
+        ("workload.domains=2147483647", "workload.domains: 2147483647 is not accepted; .* 1000000"),
         ("workload.rounds=[1", "workload.rounds: .* a YAML value"),
         ("workload.rounds=2001-99-99", "workload.rounds: '2001-99-99' is not accepted; a YAML value"),
         ("workload.rounds=" + 3000 * "[", "workload.rounds: .{200,230} a YAML value"),
