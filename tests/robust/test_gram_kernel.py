@@ -17,8 +17,8 @@ from scarcity_ray.robust.gram_code import CHAIN, CHUNK, DOUBLE, ROUNDINGS, SINGL
 from scarcity_ray.robust.gram_kernel import GramKernel, gram_kernel
 from scarcity_ray.robust.rough import KERNEL_ROUNDING, rough_distances
 
-pytest.importorskip("llvmlite.binding", reason="the extra fast is not installed")
-if gram_kernel() is None:
+llvm = pytest.importorskip("llvmlite.binding", reason="the extra fast is not installed")
+if not llvm.get_host_cpu_features().get("avx512f"):
     pytest.skip("the processor has no 512-bit vectors", allow_module_level=True)
 
 SIZES = st.tuples(st.integers(1, 23), st.sampled_from([1, 7, 16, 17, CHUNK - 1, CHUNK, CHUNK + 1, 1500]))
@@ -41,6 +41,10 @@ def definition(rows, centre, dtype, origin):
     if centre is not None:
         points -= points[centre].copy()
     return points @ points.T, np.abs(points) @ np.abs(points).T
+
+
+def test_the_kernel_is_used_where_it_can_be():
+    assert gram_kernel() is not None
 
 
 @given(st.integers(0, 2**32 - 1), SIZES, st.sampled_from([np.float32, np.float64]), st.booleans(), st.data())
@@ -66,6 +70,34 @@ def test_products_of_some_rows_are_those_with_all(kernel, seed, size, data):
     whole = kernel.products(rows, centre, np.float64)
     assert products.tobytes() == whole[some].tobytes()
     assert squares.tobytes() == np.diagonal(whole).tobytes()
+
+
+def in_the_stated_order(a, b):
+    """The inner product of two float32 points as `gram_code` says that it is rounded, lane by lane."""
+    total = 0.0
+    for chunk in range(0, len(a), CHUNK):
+        parts = 0.0
+        for start in range(chunk, min(chunk + CHUNK, len(a)), CHAIN * 16):
+            lanes = np.zeros(16, np.float32)
+            for step in range(start, min(start + CHAIN * 16, chunk + CHUNK, len(a)), 16):
+                first, second = (np.zeros(16), np.zeros(16))
+                first[: len(a[step : step + 16])] = a[step : step + 16]
+                second[: len(b[step : step + 16])] = b[step : step + 16]
+                lanes = (first * second + lanes).astype(np.float32)
+            while len(lanes) > 1:
+                lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+            parts += float(lanes[0])
+        total += parts
+    return total
+
+
+@pytest.mark.parametrize("columns", [5, 16, 128, 300, CHUNK, 1500])
+def test_float32_sums_run_in_the_order_that_the_bound_is_proved_for(kernel, columns):
+    rng = np.random.default_rng(columns)
+    rows = (rng.standard_normal((9, columns)) + 3.0).astype(np.float32)
+    points = rows - rows[4]
+    expected = [[in_the_stated_order(a, b) for b in points] for a in points]
+    np.testing.assert_array_equal(kernel.products(rows, 4, np.float32), expected)
 
 
 def test_equal_rows_have_equal_inner_products_to_the_bit(kernel):
@@ -169,8 +201,6 @@ def test_a_kernel_that_gives_other_values_is_not_used(monkeypatch, caplog):
 
 
 def test_a_processor_without_wide_vectors_leaves_it_to_blas(monkeypatch):
-    import llvmlite.binding as llvm
-
     monkeypatch.setattr(llvm, "get_host_cpu_features", dict)
     assert gram_kernel.__wrapped__() is None
 

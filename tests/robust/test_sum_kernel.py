@@ -49,6 +49,10 @@ def test_the_compiled_kernels_bits_are_those_of_numpys(kernels, seed, m, b):
         assert [kernel(rows, weights).tobytes() for kernel in kernels] == [expected, expected]
 
 
+def test_the_kernel_is_used_where_it_can_be():
+    assert linear.sum_kernel() is not None
+
+
 def test_rows_are_never_written_to_and_may_lie_anyhow(kernels):
     matrix = hostile_rows(1, 200, 21)
     before = matrix.tobytes()
