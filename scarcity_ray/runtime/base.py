@@ -42,6 +42,7 @@ class Runtime(Protocol):
         An exception keeps its type.
         A killed role answers ActorLost until it is started again.
         A role that fails as it starts is lost for good.
+        Roles start beside one that fails.
         The card is found until it is withdrawn.
     """
 
@@ -63,7 +64,8 @@ class Runtime(Protocol):
                 it finds from now on.
 
         Raises:
-            ActorLost: If a role cannot be placed or fails as it starts; the error says why.
+            ActorLost: If a role cannot be placed or fails as it starts; the error says why. The others are
+                started all the same.
             UsageError: If a role is there already and a card is given.
         """
 

@@ -98,9 +98,15 @@ class LocalRuntime:
             if taken:
                 raise UsageError(f"role {taken[0]!r} is running already")
             self._card = _Stored(card)
+        failure: ActorLost | None = None
         for spec in specs:
-            if spec.name not in self._peers.roles:
-                self._peers.roles[spec.name] = self._made(spec)
+            try:
+                if spec.name not in self._peers.roles:
+                    self._peers.roles[spec.name] = self._made(spec)
+            except ActorLost as lost:
+                failure = failure or lost
+        if failure is not None:
+            raise failure
 
     def is_alive(self, name: str) -> bool:
         """Whether the role is there."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,17 @@ def test_a_role_that_fails_as_it_starts_is_lost_for_good(place: Runtime) -> None
         place.start([RoleSpec("broken", probe.Broken)])
     assert not lost.value.retryable
     assert not place.is_alive("broken")
+
+
+def test_roles_start_beside_one_that_fails(place: Runtime) -> None:
+    with pytest.raises(errors.ActorLost, match=r"^broken .*no such luck"):
+        place.start([RoleSpec("broken", probe.Broken), RoleSpec("sound", probe.Probe, {"start": 7})])
+    gc.collect()
+    for _ in range(5):
+        assert call(place, "sound", "all") == [7], "it stays, though nobody but the runtime holds it"
+        time.sleep(0.1)
+    assert not place.is_alive("broken")
+    place.kill("sound")
 
 
 def test_peers_reach_each_other_from_inside(place: Runtime, role: str) -> None:
