@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -81,11 +81,17 @@ class RayHandle:
         except RayError as error:
             return Failed(translated(self.name, error))
         try:
-            return RayFuture(self.name, getattr(actor, method).remote(*args))
+            return RayFuture(
+                self.name, getattr(actor, method).options(name=self._shown(method, args)).remote(*args)
+            )
         except RayError as error:
             return Failed(translated(self.name, error))
         except Exception as error:
             return Failed(error)
+
+    def _shown(self, method: str, args: Sequence[object]) -> str:
+        """What Ray's tools call it: ``basket.submit``, however it is called."""
+        return f"{self.name.partition(':')[0]}.{args[1] if method == 'once' else method}"
 
 
 class RayPeers:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.roles.handles import Compute, Peers
+from scarcity_ray.roles.role import Role
 
 
 class Probe:
@@ -59,6 +60,14 @@ class Probe:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+class Once(Role):
+    def task_name(self) -> str:
+        """What Ray calls this call."""
+        import ray
+
+        return str(ray.get_runtime_context().get_task_name())
 
 
 class Broken:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from scarcity_ray.errors import ActorLost
+from scarcity_ray.roles.role import CallId
 from scarcity_ray.runtime import RoleSpec
 
 pytestmark = pytest.mark.ray
@@ -105,6 +106,14 @@ def test_a_role_whose_node_is_gone_is_lost_for_good(place) -> None:
 
 def test_a_task_whose_process_dies_is_run_again(place, tmp_path: Path) -> None:
     assert place.compute.submit(probe.die, str(tmp_path / "died")).result() == "done"
+
+
+def test_rays_tools_show_which_method_was_called(place) -> None:
+    place.start([RoleSpec("shown:3", probe.Once)])
+    handle = place.peers.handle("shown:3")
+    assert handle.call("task_name").result() == "shown.task_name"
+    assert handle.call("once", CallId("driver", 1), "task_name").result() == "shown.task_name"
+    place.kill("shown:3")
 
 
 def test_a_fault_that_nobody_foresaw_keeps_its_traceback(place) -> None:
