@@ -80,8 +80,8 @@ def read_row(message: object, dimension: int) -> FloatRow | Rejection:
 
     Judged in this order: a type of real numbers (`not_numeric`), then the shape (`wrong_shape`), then the
     values (`not_finite`). Arrays of integers and floats are read, and flat lists or tuples of plain numbers;
-    booleans, complex numbers, text and objects are not numbers here. A value that float32 cannot hold is not
-    finite.
+    booleans, complex numbers, text and objects are not numbers here, nor are masked arrays, which would give
+    away what they hide. A value that float32 cannot hold is not finite.
 
     Args:
         message: Anything at all.
@@ -100,7 +100,7 @@ def read_row(message: object, dimension: int) -> FloatRow | Rejection:
         if reason is not None:
             return reason
     elif isinstance(message, np.ndarray | np.generic):
-        if message.dtype.kind not in "fiu":
+        if message.dtype.kind not in "fiu" or isinstance(message, np.ma.MaskedArray):
             return Rejection.NOT_NUMERIC
         if message.shape != (dimension,):
             return Rejection.WRONG_SHAPE

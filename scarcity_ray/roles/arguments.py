@@ -103,7 +103,7 @@ def numbers_of(what: str, values: ArrayLike) -> NDArray[Any]:
         array = np.asarray(values)
     except (TypeError, ValueError):
         array = np.zeros(0, np.object_)
-    if array.dtype.kind not in "fiu":
+    if array.dtype.kind not in "fiu" or isinstance(values, np.ma.MaskedArray):
         raise UsageError(f"{what} must be an array of numbers, got {shown(values)}")
     return array
 

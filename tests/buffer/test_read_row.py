@@ -28,6 +28,7 @@ class HostileList(list):
     ("message", "reason"),
     [
         (None, Rejection.NOT_NUMERIC),
+        (np.ma.masked_array([1.0, 2.0, 3.0], [True, False, False]), Rejection.NOT_NUMERIC),
         ("abc", Rejection.NOT_NUMERIC),
         (b"abc", Rejection.NOT_NUMERIC),
         (True, Rejection.NOT_NUMERIC),

@@ -47,6 +47,7 @@ NO_ARRAYS = [
     np.array(["a"]),
     1 + 2j,
     threading.Lock(),
+    np.ma.masked_array(np.ones(4), [1, 0, 0, 0]),
 ]
 NO_NUMBERS = [None, "1", [1], {}, object(), 1 + 2j, True, 10**400]
 ROWS = np.full((1, 4), 0.1)
