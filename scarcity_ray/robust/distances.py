@@ -78,6 +78,9 @@ def pair_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
     Returns:
         (p,) float64.
     """
+    kernel = gram_kernel()
+    if kernel is not None:
+        return kernel.squares_of_pairs(block, pairs)
     first = workspace("first", (len(block[0]),), np.float64)
     second = workspace("second", (len(block[0]),), np.float64)
     squared = np.empty(len(pairs), np.float64)

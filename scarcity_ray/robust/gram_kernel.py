@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scarcity_ray.robust.blocks import Matrix, Rows, contiguous_rows, workspace
 from scarcity_ray.robust.gram_code import CHUNK, DOUBLE, ROUNDINGS, SINGLE, TILE, Precision, gram_code
 from scarcity_ray.robust.machine_code import LINE_BYTES, MachineCode, aligned, checked_kernel
+from scarcity_ray.robust.pairs_code import LANES, pairs_code
 
 PRECISIONS: dict[type[np.floating], Precision] = {np.float32: SINGLE, np.float64: DOUBLE}
 
@@ -38,6 +39,7 @@ class GramKernel:
             dtype: MachineCode(partial(_assembly, precision), {"gram": "piippipipi"})
             for dtype, precision in PRECISIONS.items()
         }
+        self._pairs = MachineCode(_pairs_assembly, {"pairs": "piipip"})
 
     def products(
         self, block: Rows, centre: int | None, dtype: type[np.floating], *, origin: bool = False
@@ -85,6 +87,31 @@ class GramKernel:
         squares[order] = out[strip + position % TILE, position]
         return products, squares
 
+    def squares_of_pairs(self, block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Squared distances within the block of pairs of rows, from their differences in float64.
+
+        Args:
+            block: n float32 rows of length b.
+            pairs: (p, 2) row indices, p >= 1; n stands for the zero vector.
+
+        Returns:
+            (p,) float64.
+        """
+        rows, addresses = _with_the_zero_vector(block)
+        sums = np.zeros((len(pairs), LANES))
+        numbers = np.ascontiguousarray(pairs, np.int64)
+        self._pairs(
+            "pairs",
+            addresses.ctypes.data,
+            len(addresses),
+            len(rows[0]),
+            numbers.ctypes.data,
+            len(numbers),
+            sums.ctypes.data,
+        )
+        squares: NDArray[np.float64] = sums.sum(axis=1)
+        return squares
+
     def _run(
         self,
         dtype: type[np.floating],
@@ -95,10 +122,7 @@ class GramKernel:
         out: Matrix,
     ) -> None:
         """Adds the products of the points in this order to `out`; the point n is the zero vector."""
-        nothing = workspace("nothing", (len(block[0]),), np.float32)
-        nothing[:] = 0.0
-        block, found = contiguous_rows(block)
-        addresses = np.append(found, nothing.ctypes.data)
+        block, addresses = _with_the_zero_vector(block)
         stride = CHUNK + LINE_BYTES // np.dtype(dtype).itemsize
         points = aligned(f"points {np.dtype(dtype)}", (_filled(len(order)), stride), dtype)
         points[len(order) :] = 0.0
@@ -122,6 +146,18 @@ def _assembly(precision: Precision, has_wide_vectors: bool) -> str:
     if not has_wide_vectors:
         raise NotImplementedError("the kernel for inner products needs a processor with 512-bit vectors")
     return gram_code(precision)
+
+
+def _pairs_assembly(has_wide_vectors: bool) -> str:
+    return pairs_code()
+
+
+def _with_the_zero_vector(block: Rows) -> tuple[Rows, NDArray[np.intp]]:
+    """What `contiguous_rows` gives, and the address of the zero vector after the others."""
+    nothing = workspace("nothing", (len(block[0]),), np.float32)
+    nothing[:] = 0.0
+    rows, addresses = contiguous_rows(block)
+    return rows, np.append(addresses, nothing.ctypes.data)
 
 
 def _filled(num_points: int) -> int:

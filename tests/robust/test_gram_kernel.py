@@ -15,6 +15,7 @@ from scarcity_ray.robust import ScaledRows, aggregate, distances, inline_blocks,
 from scarcity_ray.robust import gram_kernel as gram_kernel_module
 from scarcity_ray.robust.gram_code import CHAIN, CHUNK, DOUBLE, ROUNDINGS, SINGLE, gram_code
 from scarcity_ray.robust.gram_kernel import GramKernel, gram_kernel
+from scarcity_ray.robust.pairs_code import pairs_code
 from scarcity_ray.robust.rough import KERNEL_ROUNDING, rough_distances
 
 llvm = pytest.importorskip("llvmlite.binding", reason="the extra fast is not installed")
@@ -100,6 +101,19 @@ def test_float32_sums_run_in_the_order_that_the_bound_is_proved_for(kernel, colu
     np.testing.assert_array_equal(kernel.products(rows, 4, np.float32), expected)
 
 
+@given(st.integers(0, 2**32 - 1), SIZES, st.data())
+@settings(max_examples=100, deadline=None)
+def test_squares_of_pairs_are_those_of_their_differences(kernel, seed, size, data):
+    rows = rows_of(seed, *size)
+    point = st.integers(0, size[0])
+    pairs = data.draw(st.lists(st.tuples(point, point), min_size=1, max_size=40))
+    squares = kernel.squares_of_pairs(rows, np.array(pairs))
+    points = np.vstack([rows, np.zeros((1, size[1]))]).astype(np.longdouble)
+    expected = [np.square(points[i] - points[j]).sum() for i, j in pairs]
+    np.testing.assert_allclose(squares, np.array(expected, np.float64), rtol=1e-13, atol=0)
+    assert all(square == 0.0 for square, (i, j) in zip(squares, pairs, strict=True) if i == j)
+
+
 def test_equal_rows_have_equal_inner_products_to_the_bit(kernel):
     rows = rows_of(0, 21, 1700)
     rows[20] = rows[9] = rows[2]
@@ -176,7 +190,7 @@ def test_numbers_that_are_not_finite_show(kernel):
 
 @pytest.mark.parametrize("precision", [SINGLE, DOUBLE])
 def test_the_code_allows_no_inexact_arithmetic(precision):
-    words = set(gram_code(precision).split())
+    words = set((gram_code(precision) + pairs_code()).split())
     assert not {"fast", "contract", "reassoc", "nnan", "nsz", "arcp", "afn"} & words
 
 

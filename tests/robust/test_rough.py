@@ -129,12 +129,13 @@ def test_a_few_exact_rows_settle_what_the_error_leaves_in_doubt(seed, method, er
     assert settled is not None or error > 1e-4
 
 
-def test_exact_rows_are_those_of_the_float64_distances():
+@pytest.mark.parametrize("indices", [[2, 5, 7], [2, 5, 7, 8, 11, 19]])
+def test_exact_rows_are_those_of_the_float64_distances(indices):
     rng = np.random.default_rng(3)
     rows = rng.standard_normal((20, 9000)).astype(np.float32)
     rows[7] = rows[2]
     map_blocks = inline_blocks(rows)
-    indices = np.array([2, 5, 7])
+    indices = np.array(indices)
     exact = exact_rows(map_blocks, rough_distances(map_blocks), indices)
     np.testing.assert_allclose(exact, pairwise(map_blocks)[indices], rtol=1e-12, atol=0)
     assert exact[0].tobytes() == exact[2].tobytes()
