@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Rows, column_blocks, workspace
+from scarcity_ray.robust.blocks import Rows, column_blocks
+from scarcity_ray.robust.scratch import workspace
 
 Scales = NDArray[np.float64]
 

@@ -35,6 +35,7 @@ from scarcity_ray.robust.blocks import (
     inline_blocks,
     num_columns,
     one_blas_thread,
+    sliced_rows,
     take_block,
 )
 from scarcity_ray.robust.combination import combine_block
@@ -94,6 +95,7 @@ __all__ = [
     "pairwise",
     "row_norm",
     "row_norms",
+    "sliced_rows",
     "squared_distances",
     "take_block",
 ]

@@ -14,7 +14,6 @@ never depend on who computes them, a result is bitwise the same for any number o
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import threadpoolctl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
+from scarcity_ray.robust.scratch import workspace
 
 BLOCK_COLUMNS = 8192
 """Columns in a block: a hundred float64 rows of it fill 6.5 MB, and BLAS is at its best."""
@@ -67,12 +67,17 @@ def inline_blocks(rows: Rows) -> MapBlocks:
         rows: (n, d) float32 array, or n float32 arrays of length d.
     """
     blocks = column_blocks(num_columns(rows))
-    sliced = rows if isinstance(rows, np.ndarray | ScaledRows) else RowSlices(rows)
+    sliced = sliced_rows(rows)
 
     def map_blocks(kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
         return (kernel(take_block(sliced, columns), *args) for columns in blocks)
 
     return map_blocks
+
+
+def sliced_rows(rows: Rows) -> Rows:
+    """The same rows, of which `take_block` looks up addresses once for all blocks."""
+    return rows if isinstance(rows, np.ndarray | ScaledRows | RowSlices) else RowSlices(rows)
 
 
 def take_block(rows: Rows, columns: slice) -> Rows:
@@ -134,26 +139,27 @@ class RowSlices(Sequence[NDArray[Any]]):
     def __init__(self, rows: Sequence[NDArray[Any]], start: int = 0, stop: int | None = None) -> None:
         self._rows, self._start = rows, start
         self._stop = len(rows[0]) if stop is None else stop
-        self._whole = self
+        self._whole: RowSlices | None = None
 
     def columns(self, columns: slice) -> RowSlices:
         """The columns of these that `columns` says."""
         start, stop, _ = columns.indices(self._stop - self._start)
         part = RowSlices(self._rows, self._start + start, self._start + stop)
-        part._whole = self._whole
+        part._whole = self._whole or self
         return part
 
     def chosen(self, indices: Sequence[int]) -> RowSlices:
         """The rows at `indices`, in this order."""
         some = RowSlices([self._rows[index] for index in indices], self._start, self._stop)
-        if self._whole._row_addresses is not None:
-            some._row_addresses = self._whole._row_addresses[list(indices)]
+        addresses = (self._whole or self)._row_addresses
+        if addresses is not None:
+            some._row_addresses = addresses[list(indices)]
         return some
 
     @property
     def addresses(self) -> NDArray[np.intp] | None:
         """See `row_addresses`."""
-        addresses = self._whole._row_addresses
+        addresses = (self._whole or self)._row_addresses
         return None if addresses is None else addresses + self._start * self._rows[0].itemsize
 
     @functools.cached_property
@@ -203,41 +209,6 @@ class ScaledRows(Sequence[NDArray[Any]]):
             np.copyto(scaled, exact, casting="same_kind")
             self._formed[index] = scaled
         return self._formed[index]
-
-
-def workspace(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-    """A C-contiguous scratch array of this thread with unspecified contents.
-
-    It is valid until this thread asks for the same name again; a fresh page costs more than the work on it.
-    """
-    view = _scratch.views.get((name, shape, dtype))
-    return _scratch.make(name, shape, dtype) if view is None else view
-
-
-MOST_VIEWS = 256
-"""Views kept a thread; making one again is cheap."""
-
-
-class _Scratch(threading.local):
-    """Each thread's buffers by name, and the views of them that were asked for."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, NDArray[np.uint8]] = {}
-        self.views: dict[tuple[str, tuple[int, ...], type[np.generic]], NDArray[Any]] = {}
-
-    def make(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        if name not in self.buffers or self.buffers[name].size < size:
-            self.buffers[name] = np.empty(size, np.uint8)
-            self.views = {key: view for key, view in self.views.items() if key[0] != name}
-        if len(self.views) >= MOST_VIEWS:
-            self.views.clear()
-        view: NDArray[Any] = self.buffers[name][:size].view(dtype).reshape(shape)
-        self.views[name, shape, dtype] = view
-        return view
-
-
-_scratch = _Scratch()
 
 
 @contextmanager

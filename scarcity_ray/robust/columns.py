@@ -22,11 +22,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Vector, workspace
+from scarcity_ray.robust.blocks import Vector
 from scarcity_ray.robust.kernel import ColumnKernel
 from scarcity_ray.robust.machine_code import checked_kernel
 from scarcity_ray.robust.mixture import MixedRows, mixture_of
 from scarcity_ray.robust.network import apply_network, sorting_network
+from scarcity_ray.robust.scratch import workspace
 
 NETWORK_ROWS = 32
 """Rows up to which a network is faster than sorting transposed columns."""

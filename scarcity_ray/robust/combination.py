@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Rows, Vector, workspace
+from scarcity_ray.robust.blocks import Rows, Vector
 from scarcity_ray.robust.coordinate import ColumnRule
 from scarcity_ray.robust.mixture import MixedRows, Mixture
 from scarcity_ray.robust.rule import Rule, Selection
+from scarcity_ray.robust.scratch import workspace
 
 LOOK_COLUMNS = 1024
 """Columns of each block in which a report looks for what was left out: all of them would cost a quarter of a

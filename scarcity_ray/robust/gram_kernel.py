@@ -18,10 +18,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Matrix, Rows, contiguous_rows, workspace
+from scarcity_ray.robust.blocks import Matrix, Rows, contiguous_rows
 from scarcity_ray.robust.gram_code import CHUNK, DOUBLE, ROUNDINGS, SINGLE, TILE, Precision, gram_code
 from scarcity_ray.robust.machine_code import LINE_BYTES, MachineCode, aligned, checked_kernel
 from scarcity_ray.robust.pairs_code import LANES, pairs_code
+from scarcity_ray.robust.scratch import workspace
 
 PRECISIONS: dict[type[np.floating], Precision] = {np.float32: SINGLE, np.float64: DOUBLE}
 

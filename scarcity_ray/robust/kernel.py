@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import workspace
 from scarcity_ray.robust.kernel_code import TILE, UNIT_FIELDS, kernel_code
 from scarcity_ray.robust.kernel_mixing import ENTRY_BYTES, GROUP_BYTES, MIXED_COLUMNS, PASS_GROUPS
 from scarcity_ray.robust.machine_code import MachineCode, aligned
 from scarcity_ray.robust.mixture import GROUP, Means, MixedRows
+from scarcity_ray.robust.scratch import workspace
 from scarcity_ray.robust.units import unit_network
 
 LINE = 16

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.blocks import Matrix, Rows, Vector, workspace
+from scarcity_ray.robust.blocks import Matrix, Rows, Vector
 from scarcity_ray.robust.machine_code import checked_kernel
 from scarcity_ray.robust.rule import Rule, Selection, Setting, chosen
+from scarcity_ray.robust.scratch import workspace
 from scarcity_ray.robust.sum_kernel import SumKernel
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import workspace
+from scarcity_ray.robust.scratch import workspace
 
 K = TypeVar("K")
 

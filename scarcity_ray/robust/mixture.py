@@ -22,7 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Matrix, Rows, one_blas_thread, workspace
+from scarcity_ray.robust.blocks import Matrix, Rows, one_blas_thread
+from scarcity_ray.robust.scratch import workspace
 
 GROUP = 4
 """Rows whose sums are formed once: more of them mean fewer additions, and sums that leave the first cache."""

@@ -29,12 +29,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import MapBlocks, Matrix, Rows, one_blas_thread, workspace
+from scarcity_ray.robust.blocks import MapBlocks, Matrix, Rows, one_blas_thread
 from scarcity_ray.robust.distances import centred_points, middle_row, ordered_sum
 from scarcity_ray.robust.geometry import squared_distances, unite_equal_points
 from scarcity_ray.robust.gram_code import ROUNDINGS
 from scarcity_ray.robust.gram_kernel import gram_kernel
 from scarcity_ray.robust.rows import squares_block
+from scarcity_ray.robust.scratch import workspace
 
 KERNEL_ROUNDING = (2 * ROUNDINGS + 1) * 2.0**-24
 """Bound on the error of a squared distance, relative to (g_ii + g_jj), by the compiled kernel."""

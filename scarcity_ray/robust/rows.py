@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.blocks import Rows, Vector, column_blocks, workspace
+from scarcity_ray.robust.blocks import Rows, Vector, column_blocks
 from scarcity_ray.robust.gram_kernel import gram_kernel
+from scarcity_ray.robust.scratch import workspace
 
 
 def row_norm(row: NDArray[Any]) -> float:

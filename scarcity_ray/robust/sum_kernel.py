@@ -15,8 +15,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Rows, Vector, contiguous_rows, workspace
+from scarcity_ray.robust.blocks import Rows, Vector, contiguous_rows
 from scarcity_ray.robust.machine_code import MachineCode
+from scarcity_ray.robust.scratch import workspace
 from scarcity_ray.robust.sum_code import CHUNK, sum_code
 
 

@@ -15,7 +15,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from scarcity_ray.layers.layer1 import BlocksOf
-from scarcity_ray.robust import MapBlocks, column_blocks, inline_blocks, num_columns, take_block
+from scarcity_ray.robust import (
+    MapBlocks,
+    column_blocks,
+    inline_blocks,
+    num_columns,
+    sliced_rows,
+    take_block,
+)
 from scarcity_ray.robust.blocks import Rows
 from scarcity_ray.roles.handles import Compute, gather
 
@@ -97,4 +104,5 @@ class _Here:
 def _blocks_in_task(
     rows: Rows, spans: list[slice], kernel: Callable[..., T], args: tuple[Any, ...]
 ) -> list[T]:
-    return [kernel(take_block(rows, span), *args) for span in spans]
+    sliced = sliced_rows(rows)
+    return [kernel(take_block(sliced, span), *args) for span in spans]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -174,6 +176,20 @@ def test_slices_of_rows_are_pickled_as_the_rows_they_show():
     assert isinstance(again, list)
     np.testing.assert_array_equal(again, np.array(rows)[:, 16_384:])
     np.testing.assert_array_equal(take_block(last, slice(5, 9)), np.array(rows)[:, 16_389:16_393])
+
+
+def test_slices_hold_no_rows_when_nobody_holds_them():
+    """Rows may lie in a store that counts references: a cycle would keep them until the collector comes."""
+    rows = [np.ones(20_000, np.float32) for _ in range(3)]
+    last = weakref.ref(rows[-1])
+    gc.disable()
+    try:
+        for block in inline_blocks(rows)(lambda block: block):
+            block.addresses, block.chosen((2,))
+        del block, rows
+        assert last() is None
+    finally:
+        gc.enable()
 
 
 def test_numbers_that_are_not_finite_show(kernel):
