@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from scarcity_ray.robust.blocks import Matrix, Rows, contiguous_rows
 from scarcity_ray.robust.gram_code import CHUNK, DOUBLE, ROUNDINGS, SINGLE, TILE, Precision, gram_code
-from scarcity_ray.robust.machine_code import LINE_BYTES, MachineCode, aligned, checked_kernel
+from scarcity_ray.robust.machine_code import (
+    LINE_BYTES,
+    MachineCode,
+    UnsuitedProcessor,
+    aligned,
+    checked_kernel,
+)
 from scarcity_ray.robust.pairs_code import LANES, pairs_code
 from scarcity_ray.robust.scratch import workspace
 
@@ -31,7 +37,7 @@ class GramKernel:
     """The kernel's machine code for this processor.
 
     Raises:
-        NotImplementedError: If the processor has no 512-bit vectors.
+        UnsuitedProcessor: If the processor has no 512-bit vectors.
         Exception: What `MachineCode` does.
     """
 
@@ -145,7 +151,7 @@ class GramKernel:
 
 def _assembly(precision: Precision, has_wide_vectors: bool) -> str:
     if not has_wide_vectors:
-        raise NotImplementedError("the kernel for inner products needs a processor with 512-bit vectors")
+        raise UnsuitedProcessor("the kernel for inner products needs a processor with 512-bit vectors")
     return gram_code(precision)
 
 
@@ -201,4 +207,7 @@ def _gives_the_products(kernel: GramKernel) -> bool:
         allowed = ROUNDINGS * np.finfo(dtype).eps * magnitudes
         if not (np.abs(kernel.products(rows, 2, dtype) - points @ points.T) <= allowed).all():
             return False
-    return True
+    pairs = np.array([[0, 3], [6, 1], [5, len(rows)]])
+    wide = np.vstack([rows, np.zeros_like(rows[:1])]).astype(np.float64)
+    squares = np.square(wide[pairs[:, 0]] - wide[pairs[:, 1]]).sum(axis=1)
+    return bool(np.allclose(kernel.squares_of_pairs(rows, pairs), squares, rtol=1e-12, atol=0.0))

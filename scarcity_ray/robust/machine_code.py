@@ -28,6 +28,10 @@ LINE_BYTES = 64
 """Bytes of a cache line, and of the widest vector."""
 
 
+class UnsuitedProcessor(Exception):
+    """A kernel is not made for this processor, where other code is at its best."""
+
+
 class MachineCode:
     """The machine code of some functions for this processor.
 
@@ -72,13 +76,13 @@ def checked_kernel(make: Callable[[], K], is_right: Callable[[K], bool], otherwi
     """What `make` gives, unless it cannot be had here or is not right.
 
     Args:
-        make: Compiles the kernel; NotImplementedError says that it is not for this processor.
+        make: Compiles the kernel.
         is_right: Tries it.
         otherwise: What is done without it, for the log.
     """
     try:
         kernel = make()
-    except (ImportError, NotImplementedError):
+    except (ImportError, UnsuitedProcessor):
         return None
     except (OSError, RuntimeError) as error:
         logger.warning("%s, as LLVM cannot compile for this machine: %s", otherwise, error)

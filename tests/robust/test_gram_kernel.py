@@ -228,6 +228,9 @@ def test_a_kernel_that_gives_other_values_is_not_used(monkeypatch, caplog):
     with caplog.at_level(logging.ERROR):
         assert gram_kernel.__wrapped__() is None
     assert "other values" in caplog.text
+    monkeypatch.setattr(gram_kernel_module, "gram_code", gram_code)
+    monkeypatch.setattr(gram_kernel_module, "pairs_code", lambda: pairs_code().replace("fsub", "fadd"))
+    assert gram_kernel.__wrapped__() is None
 
 
 def test_a_processor_without_wide_vectors_leaves_it_to_blas(monkeypatch):
