@@ -119,6 +119,20 @@ class GramKernel:
         squares: NDArray[np.float64] = sums.sum(axis=1)
         return squares
 
+    def squares_from(self, block: Rows, indices: NDArray[np.intp]) -> Matrix:
+        """Squared distances within the block of some rows to all, as `squares_of_pairs` gives them.
+
+        Args:
+            block: n float32 rows of length b.
+            indices: (c,) rows, c >= 1.
+
+        Returns:
+            (c, n) float64.
+        """
+        num_rows, few = len(block), len(indices)
+        pairs = np.stack([np.repeat(indices, num_rows), np.tile(np.arange(num_rows), few)], axis=1)
+        return self.squares_of_pairs(block, pairs).reshape(few, num_rows)
+
     def _run(
         self,
         dtype: type[np.floating],

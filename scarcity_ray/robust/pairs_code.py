@@ -26,18 +26,17 @@ def pairs_code() -> str:
     numbers = ", ".join(f"i64 {lane}" for lane in range(LANES))
     load = f"@llvm.masked.load.v{LANES}f32.p0"
     fma = f"@llvm.fma.v{LANES}f64"
+
+    def square(suffix: str, total: str, result: str) -> str:
+        return f"""  %x{suffix}.wide = fpext {given} %x{suffix} to {wide}
+  %y{suffix}.wide = fpext {given} %y{suffix} to {wide}
+  %apart{suffix} = fsub {wide} %x{suffix}.wide, %y{suffix}.wide
+  {result} = call {wide} {fma}({wide} %apart{suffix}, {wide} %apart{suffix}, {wide} {total})"""
+
     return f"""
 declare {given} {load}(ptr, i32, {mask}, {given})
 declare {wide} {fma}({wide}, {wide}, {wide})
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-
-define internal {wide} @square({given} %x, {given} %y, {wide} %sum) alwaysinline {{
-  %x.wide = fpext {given} %x to {wide}
-  %y.wide = fpext {given} %y to {wide}
-  %difference = fsub {wide} %x.wide, %y.wide
-  %next = call {wide} {fma}({wide} %difference, {wide} %difference, {wide} %sum)
-  ret {wide} %next
-}}
 
 define void @pairs(ptr %rows, i64 %n, i64 %b, ptr %pairs, i64 %num.pairs, ptr %sums) {{
 entry:
@@ -83,7 +82,7 @@ step:
   %y.at = getelementptr float, ptr %j.begin, i64 %k
   %x = load {given}, ptr %x.at, align 4
   %y = load {given}, ptr %y.at, align 4
-  %sum.next = call {wide} @square({given} %x, {given} %y, {wide} %sum)
+{square("", "%sum", "%sum.next")}
   %k.next = add i64 %k, {LANES}
   %more.columns = icmp ult i64 %k.next, %whole
   br i1 %more.columns, label %step, label %rest
@@ -95,7 +94,7 @@ add.rest:
   %y.rest.at = getelementptr float, ptr %j.begin, i64 %whole
   %x.rest = call {given} {load}(ptr %x.rest.at, i32 4, {mask} %inside, {given} zeroinitializer)
   %y.rest = call {given} {load}(ptr %y.rest.at, i32 4, {mask} %inside, {given} zeroinitializer)
-  %sum.rest = call {wide} @square({given} %x.rest, {given} %y.rest, {wide} %sum.whole)
+{square(".rest", "%sum.whole", "%sum.rest")}
   br label %pair.end
 pair.end:
   %sum.all = phi {wide} [%sum.whole, %rest], [%sum.rest, %add.rest]

@@ -58,7 +58,6 @@ LEAST_SQUARE = 2.0**-90
 HEAD = 1024
 """Columns that tell a row's size well enough to choose the row to centre on."""
 
-
 FEW = 4
 """Rows up to which the compiled kernel forms their differences from all faster than it forms products."""
 
@@ -145,10 +144,7 @@ def rows_block(block: Rows, centre: int, indices: NDArray[np.intp]) -> Matrix:
     """Kernel: float64 squared distances within the block of the rows at `indices` to all, (c, n) float64."""
     kernel = gram_kernel()
     if kernel is not None and len(indices) <= FEW:
-        pairs = np.stack(
-            [np.repeat(indices, len(block)), np.tile(np.arange(len(block)), len(indices))], axis=1
-        )
-        return kernel.squares_of_pairs(block, pairs).reshape(len(indices), len(block))
+        return kernel.squares_from(block, indices)
     if kernel is not None:
         products, norms = kernel.products_of(block, centre, indices)
     else:

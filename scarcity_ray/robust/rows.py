@@ -61,8 +61,7 @@ def squares_from_block(block: Rows, pivot: int) -> NDArray[np.float64]:
     """
     kernel = gram_kernel()
     if kernel is not None:
-        everybody = np.arange(len(block))
-        return kernel.squares_of_pairs(block, np.stack([np.full_like(everybody, pivot), everybody], axis=1))
+        return kernel.squares_from(block, np.array([pivot])).reshape(-1)
     middle = workspace("pivot", (len(block[0]),), np.float64)
     np.copyto(middle, block[pivot])
     apart = workspace("norm", middle.shape, np.float64)

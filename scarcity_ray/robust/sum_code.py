@@ -30,20 +30,17 @@ def sum_code(lanes: int, *, weighted: bool) -> str:
     suffix = f"v{lanes}f32.p0"
     term = f"  %term = fmul {wide} %x.wide, %weight.all" if weighted else ""
     result = f"{wide} %total.last" if weighted else f"{wide} %mean"
+
+    def inside(k: str) -> str:
+        return f"""  %{k}.first = insertelement {places} poison, i64 %{k}, i64 0
+  %{k}.all = shufflevector {places} %{k}.first, {places} poison, {zeros}
+  %{k}.column = add {places} %{k}.all, <{numbers}>
+  %{k}.inside = icmp ult {places} %{k}.column, %columns.all"""
+
     return f"""
 declare {given} @llvm.masked.load.{suffix}(ptr, i32, {mask}, {given})
 declare void @llvm.masked.store.{suffix}({given}, ptr, i32, {mask})
 declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
-
-define internal {mask} @inside(i64 %k, i64 %columns) alwaysinline {{
-  %k.first = insertelement {places} poison, i64 %k, i64 0
-  %k.all = shufflevector {places} %k.first, {places} poison, {zeros}
-  %column = add {places} %k.all, <{numbers}>
-  %columns.first = insertelement {places} poison, i64 %columns, i64 0
-  %columns.all = shufflevector {places} %columns.first, {places} poison, {zeros}
-  %inside = icmp ult {places} %column, %columns.all
-  ret {mask} %inside
-}}
 
 define void @sum(ptr %rows, i64 %n, i64 %b, ptr %weights, ptr %totals, ptr %out) {{
 entry:
@@ -57,6 +54,8 @@ chunk:
   %left = sub i64 %b, %start
   %is.last = icmp ult i64 %left, {CHUNK}
   %columns = select i1 %is.last, i64 %left, i64 {CHUNK}
+  %columns.first = insertelement {places} poison, i64 %columns, i64 0
+  %columns.all = shufflevector {places} %columns.first, {places} poison, {zeros}
   br label %clear
 clear:
   %z = phi i64 [0, %chunk], [%z.next, %clear]
@@ -83,9 +82,9 @@ add:
   %k = phi i64 [0, %row], [%k.next, %add]
   %fetched = getelementptr float, ptr %ahead, i64 %k
   call void @llvm.prefetch.p0(ptr %fetched, i32 0, i32 3, i32 1)
-  %inside = call {mask} @inside(i64 %k, i64 %columns)
+{inside("k")}
   %x.at = getelementptr float, ptr %x.begin, i64 %k
-  %x = call {given} @llvm.masked.load.{suffix}(ptr %x.at, i32 4, {mask} %inside, {given} zeroinitializer)
+  %x = call {given} @llvm.masked.load.{suffix}(ptr %x.at, i32 4, {mask} %k.inside, {given} zeroinitializer)
   %x.wide = fpext {given} %x to {wide}
 {term}
   %total.at = getelementptr double, ptr %totals, i64 %k
@@ -101,7 +100,7 @@ row.end:
   br i1 %more.rows, label %row, label %round
 round:
   %r = phi i64 [0, %row.end], [%r.next, %round]
-  %r.inside = call {mask} @inside(i64 %r, i64 %columns)
+{inside("r")}
   %last.at = getelementptr double, ptr %totals, i64 %r
   %total.last = load {wide}, ptr %last.at, align 8
   %mean = fdiv {wide} %total.last, %count
