@@ -11,7 +11,8 @@ from pathlib import Path
 
 def main() -> int:
     here = str(Path(__file__).parent)
-    names = sorted(module.name for module in pkgutil.iter_modules([here]) if not module.name.startswith("_"))
+    modules = [module for module in pkgutil.iter_modules([here]) if not module.ispkg]
+    names = sorted(module.name for module in modules if not module.name.startswith("_"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, add_help=False)
     parser.add_argument("name", choices=names)
     if sys.argv[1:] in ([], ["-h"], ["--help"]):

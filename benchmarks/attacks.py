@@ -1,7 +1,7 @@
 """Accuracy under attack: every rule, every attack, alike and unlike clients, one federation and baskets.
 
 ``python -m benchmarks attacks [--format text|markdown|json] [--picture FILE.svg]``. Trains small federations
-on scikit-learn's digits as plain array programs (`scarcity_ray.workloads.laboratory`); nothing here is timed
+on scikit-learn's digits as plain array programs (`benchmarks.lab.laboratory`); nothing here is timed
 against anything, `seconds` is the processor time of a run. A JSON line a run holds ``name, n, d, seconds,
 versus, ratio`` like every benchmark's: versus the mean of the honest clients alone, ratio of accuracies.
 ``--rows FILE`` reads such lines instead of training.
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scarcity_ray.workloads.attack_report import picture, tables
-from scarcity_ray.workloads.attack_table import (
+from benchmarks.lab.attack_report import picture, tables
+from benchmarks.lab.attack_table import (
     BASKET_ATTACKS,
     BASKET_RULES,
     FLAT_ATTACKS,
@@ -28,8 +28,8 @@ from scarcity_ray.workloads.attack_table import (
     flat_cases,
     record,
 )
+from benchmarks.lab.laboratory import HONEST_MEAN, TEST_SHARE, train
 from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS, load_digits
-from scarcity_ray.workloads.laboratory import HONEST_MEAN, TEST_SHARE, train
 
 PARTS = {
     "flat": (flat_cases, FLAT_RULES, FLAT_ATTACKS),

@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from scarcity_ray.workloads.clipping_sweep import (
+from benchmarks.lab.clipping_sweep import (
     LEARNING_RATE,
     QUANTILE,
     best_fixed,

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from scarcity_ray.robust.rules import RULES
-from scarcity_ray.workloads.attack_report import picture, tables, worst_cases
-from scarcity_ray.workloads.attack_table import (
+from benchmarks.lab.attack_report import picture, tables, worst_cases
+from benchmarks.lab.attack_table import (
     ARMS,
     BASKET_ATTACKS,
     BASKET_RULES,
@@ -23,8 +22,9 @@ from scarcity_ray.workloads.attack_table import (
     flat_cases,
     record,
 )
+from benchmarks.lab.laboratory import HONEST_MEAN, Case
+from scarcity_ray.robust.rules import RULES
 from scarcity_ray.workloads.attacks import ATTACKS
-from scarcity_ray.workloads.laboratory import HONEST_MEAN, Case
 
 ROOT = Path(__file__).parents[2]
 

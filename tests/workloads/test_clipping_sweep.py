@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scarcity_ray.workloads.averaging import RunningModel
-from scarcity_ray.workloads.clipping_sweep import (
+from benchmarks.lab.clipping_sweep import (
     FIXED,
     STARTS,
     ClippingCase,
@@ -19,6 +18,7 @@ from scarcity_ray.workloads.clipping_sweep import (
     clipping_cases,
     run_clipping,
 )
+from scarcity_ray.workloads.averaging import RunningModel
 from scarcity_ray.workloads.config import load_run
 
 pytest.importorskip("sklearn")

@@ -7,10 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from scarcity_ray.robust import aggregate
-from scarcity_ray.workloads.attacks import AttackConfig, make_attack
-from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS, load_digits
-from scarcity_ray.workloads.laboratory import (
+from benchmarks.lab.laboratory import (
     HONEST_MEAN,
     TEST_SHARE,
     Case,
@@ -22,6 +19,9 @@ from scarcity_ray.workloads.laboratory import (
     train,
     within_guarantee,
 )
+from scarcity_ray.robust import aggregate
+from scarcity_ray.workloads.attacks import AttackConfig, make_attack
+from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS, load_digits
 
 pytest.importorskip("sklearn")
 DATA = load_digits(NUM_PIXELS, TEST_SHARE, 0)

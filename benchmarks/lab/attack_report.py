@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scarcity_ray.workloads.attack_table import ARMS, Entry
+from benchmarks.lab.attack_table import ARMS, Entry
+from benchmarks.lab.laboratory import HONEST_MEAN
 from scarcity_ray.workloads.charts import require_matplotlib
-from scarcity_ray.workloads.laboratory import HONEST_MEAN
 from scarcity_ray.workloads.page import attack_name
 
 if TYPE_CHECKING:
