@@ -1,4 +1,4 @@
-"""`HierarchicalFederation`: the driver's face of a federation (spec/hierarchical.md)."""
+"""`HierarchicalFederation`: the driver's face of a federation (docs/specification.md#the-federation)."""
 
 from __future__ import annotations
 
@@ -414,7 +414,7 @@ class HierarchicalFederation:
         self._session.tell_baskets("set_read_only", status.read_only)
 
     def get_stats(self) -> dict[str, Any]:
-        """The federation's health (spec/hierarchical.md), and beside it what was refused, lost and why."""
+        """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why."""
         session = self._open()
         session.report_activity()
         directory = session.ask(DIRECTORY, "stats", session.now())

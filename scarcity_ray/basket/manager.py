@@ -23,7 +23,7 @@ from scarcity_ray.errors import UsageError
 
 
 class BasketManager:
-    """Groups clients into baskets (spec/basket.md).
+    """Groups clients into baskets (docs/specification.md#baskets).
 
     Wherever a basket id is asked for, a domain's name stands for its only live basket; with several of them
     it is a `UsageError` that lists them. For an id that is not known, getters answer None or an empty set and
@@ -264,7 +264,7 @@ class BasketManager:
         return self._roster.stale(self.config.stale_threshold if threshold is None else threshold)
 
     def get_stats(self) -> dict[str, Any]:
-        """Counts over live baskets, with the keys of spec/basket.md."""
+        """Counts over live baskets, with the keys of docs/specification.md#life-of-a-basket."""
         by_domain = self._roster.sizes()
         n_baskets = sum(by_domain.values())
         return {

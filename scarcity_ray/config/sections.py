@@ -31,7 +31,7 @@ from scarcity_ray.errors import ConfigError
 
 @settings
 class BasketConfig:
-    """How clients are grouped (spec/basket.md)."""
+    """How clients are grouped (docs/specification.md#baskets)."""
 
     min_clients: PositiveInt = 3
     """Members from which a basket is ACTIVE."""
@@ -165,7 +165,7 @@ class RuntimeConfig:
 
 @settings
 class HierarchicalFederationConfig:
-    """Everything about a federation (spec/hierarchical.md)."""
+    """Everything about a federation (docs/specification.md#the-federation)."""
 
     basket: BasketConfig = field(default_factory=BasketConfig)
     gossip: GossipConfig = field(default_factory=GossipConfig)

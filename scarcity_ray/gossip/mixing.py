@@ -181,7 +181,7 @@ def nearest_neighbors(scene: Scene) -> Coefficients:
 
 
 def average(scene: Scene) -> Coefficients:
-    """1 / (K + 1) for each vector and the state (spec/hierarchical.md).
+    """1 / (K + 1) for each vector and the state (docs/specification.md#gossip).
 
     Under a local epsilon of ordinary size this destroys the state: noise of norm sigma sqrt(d) / sqrt(K + 1)
     comes in.

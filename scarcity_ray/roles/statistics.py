@@ -40,8 +40,8 @@ def federation_stats(
         conduct: How the members stand to the aggregates, by basket; empty where that is private.
 
     Returns:
-        The keys of spec/hierarchical.md and, beside them, rejections by reason, what is missing for the next
-        aggregation, and faults.
+        The keys of docs/specification.md#models-and-statistics and, beside them, rejections by reason, what
+        is missing for the next aggregation, and faults.
     """
     rejections: Counter[str] = Counter()
     for report in reports.values():

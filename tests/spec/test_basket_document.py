@@ -1,4 +1,4 @@
-"""spec/basket.md, promise by promise."""
+"""Promises about baskets, one by one (docs/specification.md#baskets)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The *Example: Full Workflow* of spec/hierarchical.md, as it stands."""
+"""The documents' whole example of a workflow, as it stands."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_full_workflow_runs_as_it_stands(runtime: str, monkeypatch: pytest.M
     names: dict[str, Any] = {"compute_local_update": compute_local_update}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(EXAMPLE, "spec/hierarchical.md", "exec"), names)
+        exec(compile(EXAMPLE, "the specified example", "exec"), names)
     fed = names["fed"]
     try:
         models = [int(n) for n in re.findall(r"Round (\d+): New global model!", printed.getvalue())]

@@ -1,4 +1,4 @@
-"""spec/hierarchical.md, promise by promise, on both runtimes.
+"""Promises about federations, one by one, on both runtimes (docs/specification.md#the-federation).
 
 The promises of one workflow look at one federation's story, told once a runtime.
 """
