@@ -9,6 +9,12 @@ import pytest
 from benchmarks._postgres import PrivateServer, server_folder
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Slow tests run when they are asked for by name: an ``-m`` by hand takes the place of pyproject's."""
+    if config.option.markexpr and "slow" not in config.option.markexpr:
+        config.option.markexpr = f"({config.option.markexpr}) and not slow"
+
+
 class ManualClock:
     """A clock that stands still until it is told to move."""
 

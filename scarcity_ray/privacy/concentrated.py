@@ -52,7 +52,7 @@ def delta_of_rho(rho: float, epsilon: float) -> float:
         epsilon: At least 0, may be ``inf``.
 
     Returns:
-        delta in [0, 1], never below the bound.
+        delta in [0, 1], never below the bound; 0 where that is below all floats.
 
     >>> round(delta_of_rho(0.5, 1.0), 6)
     0.246846
@@ -73,7 +73,8 @@ def delta_of_rho(rho: float, epsilon: float) -> float:
     u = math.exp(monotone_root(step, low, high))
     stretched, entropy = (1.0 + u) * rho, u * math.log1p(1.0 / u) + math.log1p(u)
     value = u * (stretched - epsilon) - entropy
-    return math.exp(min(0.0, value + _ROUNDING * (u * (stretched + epsilon) + entropy)))
+    rounded = math.exp(min(0.0, value + _ROUNDING * (u * (stretched + epsilon) + entropy)))
+    return math.nextafter(rounded, 1.0) if rounded else 0.0
 
 
 def epsilon_of_rho(rho: float, delta: float) -> float:

@@ -23,6 +23,7 @@ SMALL = (
     *("--set", "federation.layer2.central_dp_epsilon=2.0"),
 )
 LOUD = ("--set", "federation.layer2.central_dp_epsilon=0.9")
+NARROW = ("--set", "workload.random_features=100", "--set", "federation.vector_dim=1010")
 NO_EXTRA_ATTACKS = ("--set", "workload.compare_attacks=[]")
 
 
@@ -39,7 +40,8 @@ def test_every_config_runs_shortened(path, tmp_path):
     ledger = f"federation.ledger_path={tmp_path / 'ledger.sqlite'}"
     out = tmp_path / "out"
     result = _call(
-        "run", path, "--out", out, "--runtime", "local", "--rounds", 2, *NO_EXTRA_ATTACKS, "--set", ledger
+        *("run", path, "--out", out, "--runtime", "local", "--rounds", 2, *NO_EXTRA_ATTACKS),
+        *("--set", ledger, *(NARROW if path.stem == "research" else ())),
     )
     assert result.exit_code == ExitCode.DONE, result.output
     assert {entry.name for entry in out.iterdir()} == {

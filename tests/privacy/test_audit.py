@@ -66,7 +66,7 @@ def audit(rows, rule, sigma, clipped=True):
     return many_run_audit(*scores, delta=DELTA, confidence=SURE)
 
 
-@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
 def test_audits_of_an_honest_mechanism_stay_below_the_claim(epsilon):
     sensitivity = rule_sensitivity("mean", num_rows=7, num_byzantine=1, clip_norm=C)
     mechanism = CentralDPMechanism(epsilon, DELTA, sensitivity)
@@ -83,7 +83,7 @@ def test_audits_of_an_honest_mechanism_stay_below_the_claim_for_krum_and_rows_be
         assert audit(neighbours(size=size), krum, mechanism.sigma).mu < mechanism.mu
 
 
-@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
 def test_the_many_run_audit_exposes_a_broken_mechanism(epsilon):
     sensitivity = rule_sensitivity("mean", num_rows=7, num_byzantine=1, clip_norm=C)
     mechanism = CentralDPMechanism(epsilon, DELTA, sensitivity)
@@ -105,7 +105,7 @@ def audit_of_integers(release, factor):
     return many_run_audit(*scores, delta=DELTA, confidence=SURE)
 
 
-@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
 def test_the_discrete_release_is_below_its_claim_and_exposed_with_half_the_noise(epsilon):
     layer2 = Layer2Config(noise="discrete_gaussian", central_dp_epsilon=epsilon, central_dp_delta=DELTA)
     plan = make_plan(HierarchicalFederationConfig(layer2=layer2, total_epsilon=100.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -115,6 +116,7 @@ def test_every_public_name_and_its_methods_are_documented(name):
             assert (inspect.getdoc(function) or "").strip(), f"{name}.{attribute}"
 
 
+@functools.cache
 def parsed():
     return {path: ast.parse(path.read_text(), str(path)) for path in SOURCES}
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 PRELUDE = """

@@ -1,0 +1,68 @@
+"""What the documents say of the code is still so: names, files and links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITTEN = ("README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")))
+DECISIONS = ROOT / "docs" / "decisions"
+
+
+def source_words() -> set[str]:
+    words = set()
+    for path in (ROOT / "scarcity_ray").rglob("*.py"):
+        words |= set(re.findall(r"\w+", f"{path.stem} {path.read_text()}"))
+    return words
+
+
+def missing_names(text: str, known: set[str]) -> list[str]:
+    """Names in the third column of a glossary's tables that are no word of the sources."""
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("|")]
+    named = [name for row in rows if len(row) > 3 for name in re.findall(r"`([^`]+)`", row[3])]
+    return [name for name in named if name not in known]
+
+
+def missing_links(path: Path) -> list[str]:
+    """Relative links that lead nowhere."""
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())
+    return [t for t in targets if "://" not in t and not (path.parent / t).exists()]
+
+
+def test_the_code_has_every_name_of_the_glossary():
+    known = source_words()
+    assert missing_names((ROOT / "docs" / "glossary.md").read_text(), known) == []
+    assert missing_names("| a term | its meaning | `NoSuchName` |", known) == ["NoSuchName"]
+
+
+def test_no_term_of_the_glossary_is_explained_twice():
+    rows = [line for line in (ROOT / "docs" / "glossary.md").read_text().splitlines() if line.startswith("|")]
+    terms = [row.split("|")[1].strip() for row in rows]
+    terms = [term for term in terms if term not in ("term", "say") and not term.startswith("---")]
+    assert len(terms) > 80
+    assert len(set(terms)) == len(terms)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_links_lead_somewhere(name):
+    assert missing_links(ROOT / name) == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    (tmp_path / "page.md").write_text("[a](page.md#top) [b](gone.md) [c](https://example.org/x)")
+    assert missing_links(tmp_path / "page.md") == ["gone.md"]
+
+
+def test_every_decision_is_listed_and_says_context_decision_and_price():
+    listed = (DECISIONS / "README.md").read_text()
+    records = sorted(path for path in DECISIONS.glob("*.md") if path.name != "README.md")
+    assert len(records) >= 12
+    for number, path in enumerate(records, 1):
+        assert path.name.startswith(f"{number:02d}-"), path.name
+        assert f"({path.name})" in listed
+        headings = re.findall(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)
+        assert headings == ["Context", "Decision", "Price"], path.name
+        assert len(path.read_text().split()) < 450, "half a page"
