@@ -90,6 +90,12 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
         return 0.0
     if mu == math.inf or delta == 0.0:
         return math.inf
+    return _least_epsilon(float(mu), float(delta))
+
+
+@lru_cache(maxsize=256)
+def _least_epsilon(mu: float, delta: float) -> float:
+    """`epsilon_of_mu` of finite values, kept: every look at a budget asks for the same few."""
     goal = math.log(delta)
     if _log_delta_above(mu, 0.0) <= goal:
         return 0.0

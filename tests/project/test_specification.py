@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ NAMED = re.compile(r"`(?P<file>[\w/]+\.py)::(?P<test>\w+)`")
 LINK = re.compile(r"docs/specification\.md#([\w-]+)")
 
 
+@functools.cache
 def named_in(file: Path) -> set[str]:
     """Names of the test functions that pytest finds in a file."""
     if not file.is_file():
