@@ -160,7 +160,7 @@ GARBAGE = [3, "x", b"", ["p0"], ("p0", 1), {"p0": 3}, {"p0": None}, {"p9": 3}, {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("answer", GARBAGE, ids=repr)
+@pytest.mark.parametrize("answer", GARBAGE, ids=lambda answer: repr(answer).partition(" at 0x")[0])
 def test_a_host_that_answers_garbage_is_left_out_and_counted(peers, phase, answer):
     session, vectors = start(peers)
     peers.say("basket:0", phase, answer if not callable(answer) else lambda honest: answer)
