@@ -36,7 +36,7 @@ from scarcity_ray.robust.rows import row_norms
 
 
 class GossipProtocol:
-    """Gossip within one basket (DESIGN sections 3 and 4).
+    """Gossip within one basket (docs/gossip.md).
 
     Guarantees:
         - A client releases one vector a federation round, however often gossip runs in it.

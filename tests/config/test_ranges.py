@@ -30,7 +30,7 @@ SECTIONS = {
     "runtime": RuntimeConfig,
 }
 
-# What the specification and DESIGN section 4 promise.
+# What is promised (docs/specification.md) and what users of the older package know.
 PROMISED = {
     BasketConfig: {
         "min_clients": 3,

@@ -78,7 +78,7 @@ def test_the_public_names_are_sorted_unique_and_there():
     assert exported == set(names)
 
 
-# DESIGN, section 4, and the specification.
+# What is promised (docs/specification.md) and what users of the older package know.
 PROMISED = """AggregationMethod BasketConfig BasketInfo BasketManager BasketModel BasketStatus BufferConfig
 BufferedUpdate CentralDPMechanism ClientInfo GlobalMetaModel GossipConfig GossipMessage HierarchicalFederation
 HierarchicalFederationConfig IdentityKeyPair Layer1Aggregator Layer1Config Layer2Aggregator Layer2Config

@@ -1,4 +1,4 @@
-"""DESIGN section 3, where it decides what the documents leave open, on both runtimes."""
+"""What the specification leaves open, as it was decided (docs/decisions), on both runtimes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DESIGN section 4: the names, defaults and meanings that users of the older package know."""
+"""The names, defaults and meanings that users of the older package know."""
 
 from __future__ import annotations
 
