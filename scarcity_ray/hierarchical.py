@@ -207,9 +207,15 @@ class HierarchicalFederation:
         session.rehouse(session.call(DIRECTORY, "disband", name, session.now()))
 
     def advance_round(self) -> int:
-        """Move to the next round; its number."""
-        self._open()
-        return self._session.advance_round()
+        """Move to the next round; its number.
+
+        ``auto_aggregate`` says whether triggers are asked without `maybe_aggregate`: at each submission, and,
+        where gossip has a share of the budget, at the end of `run_gossip_round` and here. That all of a
+        basket's members have sent then counts only from `run_gossip_round` on, so that their states have met.
+        """
+        session = self._open()
+        self._aggregate_after_gossip()
+        return session.advance_round()
 
     def submit_update(
         self,
@@ -283,10 +289,14 @@ class HierarchicalFederation:
         return self._submit(SubmissionBatch(ids, rows, round_id, given, reports))
 
     def run_gossip_round(self) -> dict[str, int]:
-        """One gossip round in all baskets; messages delivered, by domain."""
+        """One gossip round in all baskets; messages delivered, by domain.
+
+        With ``auto_aggregate``, baskets whose members have all sent aggregate at its end.
+        """
         session = self._open()
         delivered: dict[str, int] = defaultdict(int)
         counts = session.run_gossip()
+        self._aggregate_after_gossip()
         for place in session.whereabouts().places:
             delivered[place.domain_id] += counts.get(place.basket_id, 0)
         self._refuse_if_spent()
@@ -453,6 +463,13 @@ class HierarchicalFederation:
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts):
             self._refuse_if_spent()
         return receipts
+
+    def _aggregate_after_gossip(self) -> None:
+        if not (self.config.auto_aggregate and self.plan.waits_for_gossip):
+            return
+        session = self._open()
+        if any(outcome.aggregated for outcome in session.run_layer1(None, force=False)):
+            session.run_layer2(force=False)
 
     def _signed(self, batch: SubmissionBatch) -> SubmissionBatch:
         if not any(client_id in self._keypairs for client_id in batch.client_ids):

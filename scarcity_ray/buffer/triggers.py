@@ -23,13 +23,15 @@ def basket_due(
     n_active: int | None = None,
     least: int = 1,
     oldest_staleness: int = 0,
+    gossip_to_come: bool = False,
 ) -> TriggerReason | None:
     """Whether a basket's Layer 1 is due, and why; None if it must wait.
 
     With fewer than `least` rows it never is: a robust rule waits rather than weaken itself. Otherwise it is
     due by COUNT once `min_updates_trigger` clients (all `n_active` members if that is None) have updates
     buffered, by STALENESS when the oldest update is `max_staleness` rounds old (at least one), and by TIME
-    after `time_trigger_seconds`.
+    after `time_trigger_seconds`. That all have sent is not enough while the round's gossip is still to come:
+    their states would be aggregated before they have met. The other triggers do not wait for it.
 
     Args:
         config: The thresholds.
@@ -38,10 +40,13 @@ def basket_due(
         n_active: Members of the basket; None if not known, and then only `min_updates_trigger` counts.
         least: Rows that the basket's rule needs.
         oldest_staleness: Rounds that the oldest buffered update lies back.
+        gossip_to_come: Whether the round's gossip may still move the rows.
     """
     if n_updates < max(1, least):
         return None
-    wanted = config.min_updates_trigger if config.min_updates_trigger is not None else n_active
+    wanted = config.min_updates_trigger
+    if wanted is None and not gossip_to_come:
+        wanted = n_active
     if wanted is not None and n_updates >= wanted:
         return TriggerReason.COUNT
     if oldest_staleness >= max(1, config.max_staleness):

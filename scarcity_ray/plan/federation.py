@@ -125,6 +125,11 @@ class FederationPlan:
         low, high = layer2.clip_norm_range
         return min(high, max(low, adapted))
 
+    @property
+    def waits_for_gossip(self) -> bool:
+        """Whether an aggregation that all having sent makes due waits for the round's gossip."""
+        return self.gossip_share > 0.0 and self.config.buffer.min_updates_trigger is None
+
     def num_byzantine(self, num_members: int) -> int:
         """The f for a basket of `num_members` registered clients."""
         return tolerated(self.config.layer1, num_members)

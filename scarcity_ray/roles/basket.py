@@ -164,8 +164,8 @@ class Basket:
         state = self.states.get(client_id) if client_id in self.members else None
         return None if state is None else state.copy()
 
-    def due(self, now: float) -> str | None:
-        """What makes Layer 1 due, or None."""
+    def due(self, now: float, *, submitting: bool = False) -> str | None:
+        """What makes Layer 1 due, or None; while updates are being submitted gossip is still to come."""
         last = self._last_layer1
         if last is None:
             last = min((update.timestamp for update in self.buffered()), default=now)
@@ -176,6 +176,7 @@ class Basket:
             n_active=len(self.members),
             least=self._plan.least_rows(len(self.members)),
             oldest_staleness=self._buffer.oldest_staleness(self.basket_id),
+            gossip_to_come=submitting and self._plan.waits_for_gossip,
         )
         return None if reason is None else str(reason)
 

@@ -121,7 +121,8 @@ class BasketHost(SessionHost):
                 receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
             else:
                 receipts.append(basket.submit(batch[index], self._read_only, now))
-        due = (b for b in sorted(set(baskets) & set(self._baskets)) if self._baskets[b].due(now) is not None)
+        here = sorted(set(baskets) & set(self._baskets))
+        due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
         return SubmissionResult(tuple(receipts), tuple(due))
 
     def run_layer1(

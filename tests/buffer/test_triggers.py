@@ -28,6 +28,25 @@ def test_all_members_or_time_or_staleness_make_layer_1_due(
     assert basket_due(CONFIG, n_updates, seconds, **facts) is reason
 
 
+@pytest.mark.parametrize(
+    ("n_updates", "seconds", "facts", "reason"),
+    [
+        (5, 0, {"n_active": 5}, None),
+        (5, 60, {"n_active": 5}, TriggerReason.TIME),
+        (5, 0, {"n_active": 5, "oldest_staleness": 3}, TriggerReason.STALENESS),
+    ],
+)
+def test_that_all_have_sent_waits_for_gossip_and_nothing_else_does(
+    n_updates: int, seconds: float, facts: dict, reason: TriggerReason | None
+) -> None:
+    assert basket_due(CONFIG, n_updates, seconds, **facts, gossip_to_come=True) is reason
+
+
+def test_an_explicit_count_does_not_wait_for_gossip() -> None:
+    config = BufferConfig(min_updates_trigger=2)
+    assert basket_due(config, 2, 0, n_active=50, gossip_to_come=True) is TriggerReason.COUNT
+
+
 def test_min_updates_trigger_replaces_all_members() -> None:
     config = BufferConfig(min_updates_trigger=2)
     assert basket_due(config, 2, 0, n_active=50) is TriggerReason.COUNT

@@ -14,12 +14,13 @@ STEPS = 160
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_accepted_update_is_in_exactly_one_aggregate(seed: int, open_federation: Any, clock: Any) -> None:
-    """Every update has a coordinate of its own, so that a mean shows which updates are in it."""
+    """Every update has a coordinate of its own, so that a mean shows which updates are in it (gossip moves nobody for it)."""
     fed = open_federation(
         {
             "vector_dim": DIMENSION,
             "total_epsilon": math.inf,
-            "gossip_budget_share": 0.0,
+            "gossip_budget_share": 0.0 if seed < 2 else 0.3,
+            "gossip": {"local_dp_epsilon": 0.5},
             "auto_aggregate": seed % 2 == 0,
             "basket": {"min_clients": 2, "max_clients": 8},
             "buffer": {"max_staleness": 2, "participation_cap": 2, "time_trigger_seconds": 20.0},
@@ -57,7 +58,9 @@ def test_an_accepted_update_is_in_exactly_one_aggregate(seed: int, open_federati
 
     for _ in range(STEPS):
         clock.advance(float(rng.uniform(0.5, 4.0)))
-        action = rng.choice(["send"] * 12 + ["round", "maybe", "force", "leave", "join", "split", "disband"])
+        action = rng.choice(
+            ["send"] * 12 + ["round", "maybe", "force", "leave", "join", "split", "disband", "gossip"]
+        )
         baskets = [b for entry in fed.get_stats()["basket_stats"].values() for b in entry["baskets"]]
         if action == "send":
             client = str(rng.choice(members))
@@ -72,6 +75,8 @@ def test_an_accepted_update_is_in_exactly_one_aggregate(seed: int, open_federati
             fed.advance_round()
         elif action == "maybe":
             fed.maybe_aggregate()
+        elif action == "gossip":
+            fed.run_gossip_round()
         elif action == "force":
             fed.force_aggregate()
         elif action == "leave":

@@ -73,7 +73,7 @@ def test_the_same_calls_give_the_same_bytes_on_both_runtimes(
         fed = open_federation(
             {
                 "vector_dim": DIMENSION,
-                "auto_aggregate": False,
+                "auto_aggregate": method == "krum",
                 "gossip": {"peers_per_round": 3, "local_dp_epsilon": 2.0},
                 "gossip_budget_share": 0.5,
                 "layer1": {"aggregation_method": method, "byzantine_fraction": 0.1},

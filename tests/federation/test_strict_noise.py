@@ -33,8 +33,8 @@ def play(fed: HierarchicalFederation) -> Any:
         fed.register_client(f"c{i}", "a" if i < 5 else "b")
     for i in range(10):
         fed.submit_update(f"c{i}", np.zeros(DIMENSION))
-    fed.run_gossip_round()
     released = fed.maybe_aggregate()
+    fed.run_gossip_round()
     fed.advance_round()
     return None if released is None else fed.get_global_meta_model()
 

@@ -188,4 +188,5 @@ def test_many_updates_carry_their_meta_parameters() -> None:
             [client for client, _ in clients], np.ones((6, 2)), meta=[{"rate": 0.25}] * 6
         )
         assert all(receipts)
+        assert federation.maybe_aggregate() is not None
         assert federation.get_meta_params() == pytest.approx({"rate": 0.25}, abs=1e-5)

@@ -171,6 +171,7 @@ def test_a_later_update_takes_the_place_of_the_earlier_and_none_ages(
 def test_auto_aggregation_makes_basket_models(open_harness: Callable[..., Any]) -> None:
     h = open_harness("local", **ALONE, auto_aggregate=True)
     assert all(h.submit(1))
+    h.fed.run_gossip_round()
     assert h.fed.get_basket_model("domain3") is not None
     assert h.fed.maybe_aggregate() is None
 

@@ -78,14 +78,17 @@ def automatic(open_federation: Any) -> Story:
     seen["stats with four of five"] = fed.get_stats()
     seen["replay"] = fed.submit_update("hospital_1", update_of(1), round_id=0)
     seen["fifth"] = fed.submit_update("hospital_4", update_of(4))
-    seen["model with all five"] = fed.get_basket_model("healthcare_basket_0")
-    seen["stats after layer 1"] = fed.get_stats()
-    seen["global after one basket"] = fed.get_global_model()
+    seen["model before gossip"] = fed.get_basket_model("healthcare_basket_0")
     seen["budget before gossip"] = fed.get_privacy_budget()
     seen["gossip"] = fed.run_gossip_round()
     seen["budget after gossip"] = fed.get_privacy_budget()
+    seen["model with all five"] = fed.get_basket_model("healthcare_basket_0")
+    seen["stats after layer 1"] = fed.get_stats()
+    seen["global after one basket"] = fed.get_global_model()
     for i in range(5):
         fed.submit_update(f"bank_{i}", update_of(10 + i))
+    seen["global before the banks' gossip"] = fed.get_global_model()
+    fed.run_gossip_round()
     seen["global after both"] = fed.get_global_model()
     seen["budget after layer 2"] = fed.get_privacy_budget()
     seen["given"] = fed.maybe_aggregate()
@@ -95,6 +98,15 @@ def automatic(open_federation: Any) -> Story:
     seen["next round"] = fed.advance_round()
     seen["stats in round 1"] = fed.get_stats()
     return Story(fed, seen)
+
+
+@pytest.fixture(scope="module")
+def silent(open_federation: Any) -> HierarchicalFederation:
+    """Two domains of five clients, without gossip."""
+    fed: HierarchicalFederation = open_federation({"vector_dim": DIMENSION, "gossip_budget_share": 0.0})
+    for i in range(10):
+        fed.register_client(f"client_{i}", "healthcare" if i < 5 else "finance")
+    return fed
 
 
 @pytest.fixture(scope="module")
@@ -257,11 +269,21 @@ def test_submit_update_stores_in_the_buffer(automatic: Story) -> None:
     assert stats["basket_stats"]["healthcare"]["updates"] == 4
 
 
-def test_submit_update_runs_what_its_trigger_fires(automatic: Story) -> None:
+def test_a_submission_fires_its_trigger_once_the_round_has_gossiped(automatic: Story) -> None:
+    """DESIGN section 3: aggregated at the submission itself, gossip would change no model."""
     assert automatic.seen["model with four of five"] is None
+    assert automatic.seen["model before gossip"] is None
     assert automatic.seen["model with all five"] is not None
     assert automatic.seen["global after one basket"] is None
+    assert automatic.seen["global before the banks' gossip"] is None
     assert automatic.seen["global after both"] is not None
+
+
+def test_submit_update_runs_what_its_trigger_fires(silent: HierarchicalFederation) -> None:
+    for i in range(10):
+        assert silent.get_global_model() is None
+        assert silent.submit_update(f"client_{i}", update_of(i))
+    assert silent.get_global_model() is not None
 
 
 def test_without_auto_aggregate_nothing_runs_by_itself(manual: Story) -> None:
