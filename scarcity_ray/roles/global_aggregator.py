@@ -73,6 +73,7 @@ class GlobalAggregator(Role):
         self._unused: tuple[int, bytes] | None = None
         self._started_at: float | None = None
         self._aborts: list[str] = []
+        self._aborted: str | None = None
         self._violations: list[str] = []
 
     def latest(self) -> GlobalMetaModel | None:
@@ -84,7 +85,7 @@ class GlobalAggregator(Role):
         return tuple(self._models)
 
     def stats(self) -> dict[str, Any]:
-        """Releases so far, and why sessions ended without one."""
+        """Releases so far, why sessions ended without one, and since when the next is waited for."""
         version = self._models[-1].version if self._models else 0
         return {
             "n_layer2_aggregations": version,
@@ -92,6 +93,8 @@ class GlobalAggregator(Role):
             "aborts": self._aborts[-SHOWN:],
             "n_layer2_violations": len(self._violations),
             "violations": self._violations[-SHOWN:],
+            "since": self._models[-1].timestamp if self._models else self._started_at,
+            "aborted": self._aborted,
         }
 
     def run(self, places: Sequence[BasketPlace], round_id: int, force: bool, now: float) -> Layer2Outcome:
@@ -161,6 +164,7 @@ class GlobalAggregator(Role):
             ring_sum = session.unmask(now)
         except SecureAggregationAborted as abort:
             self._aborts.append(abort.reason)
+            self._aborted = abort.reason
             roles = (*lost, *session.lost_roles)
             return Layer2Outcome(None, abort.reason, lost_roles=roles, aborted=True)
         finally:
@@ -181,6 +185,7 @@ class GlobalAggregator(Role):
             clip_norm=decode_clip_norm(vector, release, self._plan),
         )
         self._models = [*self._models[-HISTORY + 1 :], model]
+        self._aborted = None
         dropped = tuple(p.basket_id for p in parties if p.basket_id not in survivors)
         return Layer2Outcome(model, reason, self._spent(now), (*lost, *session.lost_roles), dropped)
 
