@@ -21,13 +21,18 @@ from scarcity_ray.config import (
 )
 from scarcity_ray.errors import (
     ActorLost,
+    ClippingWarning,
     ConfigError,
+    ConfigFileError,
     LedgerCorrupted,
     LedgerError,
     LedgerMissing,
+    NoiseWarning,
     PrivacyBudgetExhausted,
+    PrivacyWarning,
     ProtocolViolation,
     ScarcityError,
+    ScarcityWarning,
     SecureAggregationAborted,
     TooFewUpdates,
     UsageError,
@@ -39,6 +44,7 @@ from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.mechanisms import CentralDPMechanism, LocalDPMechanism
 from scarcity_ray.robust import aggregate, detect_outliers
+from scarcity_ray.roles.waiting import Missing, WaitingFor
 from scarcity_ray.secagg import IdentityKeyPair
 
 __version__ = "0.1.0"
@@ -55,7 +61,9 @@ __all__ = [
     "BufferedUpdate",
     "CentralDPMechanism",
     "ClientInfo",
+    "ClippingWarning",
     "ConfigError",
+    "ConfigFileError",
     "FederationPlan",
     "GlobalMetaModel",
     "GossipConfig",
@@ -73,20 +81,25 @@ __all__ = [
     "LedgerMissing",
     "LocalDPMechanism",
     "MaterialityDetector",
+    "Missing",
+    "NoiseWarning",
     "PeerSampler",
     "PrivacyAccountant",
     "PrivacyBudgetExhausted",
+    "PrivacyWarning",
     "ProtocolViolation",
     "Receipt",
     "Rejection",
     "ReplayGuard",
     "RuntimeConfig",
     "ScarcityError",
+    "ScarcityWarning",
     "SecureAggregationAborted",
     "TooFewUpdates",
     "TriggerEngine",
     "UpdateBuffer",
     "UsageError",
+    "WaitingFor",
     "aggregate",
     "detect_outliers",
     "make_plan",

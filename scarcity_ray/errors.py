@@ -4,6 +4,7 @@
 
     ScarcityError
     ├── ConfigError               a configuration that cannot work (path, value, what is accepted)
+    │   └── ConfigFileError       ... because its file cannot be read as one
     ├── UsageError                a call that its caller can mend
     ├── TooFewUpdates             a robust rule was given fewer rows than it needs
     ├── PrivacyBudgetExhausted    a charge does not fit into the budget (only with ``strict=True``)
@@ -14,7 +15,13 @@
     ├── ProtocolViolation         a peer sent something that the protocol forbids
     └── ActorLost                 a role's process died (``retryable`` says whether to call again)
 
-Refusals that are ordinary life (a stale update, a replay) are return values, not errors.
+Refusals that are ordinary life (a stale update, a replay) are return values, not errors. What works, but not
+as its user may believe, is a warning, given once by each federation::
+
+    ScarcityWarning (a UserWarning)
+    ├── NoiseWarning      noise is as large as what it hides, or larger
+    ├── PrivacyWarning    a setting promises little
+    └── ClippingWarning   nearly all updates are longer than the clip norm
 """
 
 from __future__ import annotations
@@ -41,6 +48,16 @@ class ConfigError(ScarcityError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.value!r} is not accepted; {self.accepted}"
+
+
+class ConfigFileError(ConfigError):
+    """A file that cannot be read as a configuration: `value` says why, `accepted` what would be one."""
+
+    def __init__(self, path: str, value: object, accepted: str) -> None:
+        super().__init__(path, value, accepted)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.value}; give {self.accepted}"
 
 
 class UsageError(ScarcityError, ValueError):
@@ -120,3 +137,19 @@ class ActorLost(ScarcityError):
 
     def __str__(self) -> str:
         return f"{self.role} was lost{': ' + self.detail if self.detail else ''}"
+
+
+class ScarcityWarning(UserWarning):
+    """Root of this package's warnings: something works, but not as its user may believe."""
+
+
+class NoiseWarning(ScarcityWarning):
+    """Noise is as large as what it hides, or larger."""
+
+
+class PrivacyWarning(ScarcityWarning):
+    """A setting promises little."""
+
+
+class ClippingWarning(ScarcityWarning):
+    """Nearly all updates are longer than the clip norm."""

@@ -17,6 +17,7 @@ from scarcity_ray.buffer import Receipt, Rejection, read_row
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
+from scarcity_ray.forecast import Told, warnings_at_release, warnings_at_start
 from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
@@ -35,8 +36,9 @@ from scarcity_ray.roles.arguments import (
 )
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, basket_actor, map_tasks
 from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
-from scarcity_ray.roles.statistics import federation_stats
+from scarcity_ray.roles.statistics import federation_stats, warnings_of_clipping
 from scarcity_ray.roles.submission import SubmissionBatch, signed
+from scarcity_ray.roles.waiting import WaitingFor
 from scarcity_ray.runtime import Assembly, DriverSession, Runtime
 from scarcity_ray.runtime.opening import (
     check_federation_name,
@@ -80,7 +82,8 @@ class HierarchicalFederation:
     ) -> None:
         check_opening(config, clock, noise)
         config = config or HierarchicalFederationConfig()
-        plan = make_plan(config)
+        plan, told = make_plan(config), Told()
+        told.tell(warnings_at_start(plan))
         federation_id = federation_id_of(config, name)
         ledger = ledger_path_of(config, federation_id)
         place = open_runtime(runtime, name, address)
@@ -89,7 +92,7 @@ class HierarchicalFederation:
             raise UsageError(f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})")
         node = None if is_ledger_url(ledger) else place.home
         identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
-        self._begin(place, identity, plan, clock, owner=True)
+        self._begin(place, identity, plan, clock, told, owner=True)
         try:
             self._session.start()
         except UsageError:
@@ -118,13 +121,22 @@ class HierarchicalFederation:
             place.close()
             raise UsageError(f"no federation named {name!r} is running on this cluster")
         self = cls.__new__(cls)
-        self._begin(place, identity, make_plan(identity.config), clock, owner=False)
+        plan, told = make_plan(identity.config), Told()
+        told.note(warnings_at_start(plan))
+        self._begin(place, identity, plan, clock, told, owner=False)
         where = self._session.whereabouts()
         self._session.assembly.adopt(range(where.num_slots))
         return self
 
     def _begin(
-        self, runtime: Runtime, identity: FederationIdentity, plan: FederationPlan, clock: Clock, owner: bool
+        self,
+        runtime: Runtime,
+        identity: FederationIdentity,
+        plan: FederationPlan,
+        clock: Clock,
+        told: Told,
+        *,
+        owner: bool,
     ) -> None:
         self.config = identity.config
         self.plan = plan
@@ -134,6 +146,8 @@ class HierarchicalFederation:
         self._session = DriverSession(Assembly(runtime, identity, plan), clock)
         self._keypairs: dict[str, IdentityKeyPair] = {}
         self._given_version = 0
+        self._told = told
+        self._release_foreseen = False
 
     def __enter__(self) -> HierarchicalFederation:
         self._open()
@@ -291,7 +305,8 @@ class HierarchicalFederation:
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain.
 
-        With ``auto_aggregate``, baskets whose members have all sent aggregate at its end.
+        With ``auto_aggregate``, baskets whose members have all sent (or that are due otherwise) aggregate at
+        its end.
         """
         session = self._open()
         delivered: dict[str, int] = defaultdict(int)
@@ -315,6 +330,13 @@ class HierarchicalFederation:
         No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets.
         """
         return self._aggregate(force=True)
+
+    def waiting_for(self) -> WaitingFor:
+        """Why there is no (newer) global model: what it waits for, as data, and as ``str()`` in words.
+
+        Asking changes nothing. `get_stats` has the same under ``waiting_for``, as plain data.
+        """
+        return self._open().waiting_for()
 
     def get_global_model(self) -> NDArray[np.float32] | None:
         """The last release; None if there is none yet."""
@@ -424,7 +446,12 @@ class HierarchicalFederation:
         self._session.tell_baskets("set_read_only", status.read_only)
 
     def get_stats(self) -> dict[str, Any]:
-        """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why."""
+        """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why.
+
+        ``waiting_for`` says what the next global model lacks, ``warnings`` what this driver was warned of.
+        How many updates were clipped (``clipping``, by basket) is made of private values and lies outside the
+        privacy claim, as trust and outliers do: it is there with ``expose_basket_models`` only.
+        """
         session = self._open()
         session.report_activity()
         directory = session.ask(DIRECTORY, "stats", session.now())
@@ -437,6 +464,8 @@ class HierarchicalFederation:
             self._budget(),
             session.faults,
             session.conduct() if self.config.expose_basket_models else {},
+            session.waiting_for(),
+            self._told.as_json(),
         )
 
     def map_tasks(
@@ -458,8 +487,7 @@ class HierarchicalFederation:
         batch = self._signed(batch)
         receipts, due = session.submit(batch)
         if due and self.config.auto_aggregate:
-            session.run_layer1(due, force=False)
-            session.run_layer2(force=False)
+            self._run_layers(due)
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts):
             self._refuse_if_spent()
         return receipts
@@ -467,9 +495,24 @@ class HierarchicalFederation:
     def _aggregate_after_gossip(self) -> None:
         if not (self.config.auto_aggregate and self.plan.waits_for_gossip):
             return
+        self._run_layers(None)
+
+    def _run_layers(
+        self, baskets: Sequence[str] | None, *, force: bool = False, release: bool = False
+    ) -> None:
+        """Layer 1 where it is due, and Layer 2 if that has made an aggregate, or if a `release` is asked for.
+
+        Before the first release, which costs budget, this driver is told what it will be worth.
+        """
         session = self._open()
-        if any(outcome.aggregated for outcome in session.run_layer1(None, force=False)):
-            session.run_layer2(force=False)
+        made = [outcome for outcome in session.run_layer1(baskets, force) if outcome.aggregated]
+        if made and not self._release_foreseen:
+            self._release_foreseen = True
+            sizes = [len(place.members) for place in session.whereabouts().places]
+            self._told.tell(warnings_at_release(self.config, sizes))
+        self._told.tell(warnings_of_clipping([o.clipping for o in made if o.clipping is not None]))
+        if made or release:
+            session.run_layer2(force)
 
     def _signed(self, batch: SubmissionBatch) -> SubmissionBatch:
         if not any(client_id in self._keypairs for client_id in batch.client_ids):
@@ -483,9 +526,7 @@ class HierarchicalFederation:
         return self._session.assembly.identity.federation_id
 
     def _aggregate(self, force: bool) -> NDArray[np.float32] | None:
-        session = self._open()
-        session.run_layer1(None, force)
-        session.run_layer2(force)
+        self._run_layers(None, force=force, release=True)
         latest = self.get_global_meta_model()
         if latest is None or latest.version <= self._given_version:
             self._refuse_if_spent()

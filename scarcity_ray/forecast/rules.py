@@ -64,20 +64,26 @@ def noise_norm(plan: FederationPlan, sizes: Sequence[int], rows: Sequence[int] |
     return release.grid_sigma(list(release.weights)) / release.scale * math.sqrt(plan.config.vector_dim)
 
 
+def with_rule(config: HierarchicalFederationConfig, rule: AggregationMethod) -> HierarchicalFederationConfig:
+    """The config with another rule, by itself; the same config for the rule that it has."""
+    layer1 = config.layer1
+    if rule is layer1.aggregation_method:
+        return config
+    alone = Layer1Config(
+        aggregation_method=rule,
+        min_updates=layer1.min_updates,
+        clip_norm=layer1.clip_norm,
+        byzantine_fraction=layer1.byzantine_fraction,
+        num_byzantine=layer1.num_byzantine,
+    )
+    return replace(config, layer1=alone)
+
+
 def rule_cost(
     config: HierarchicalFederationConfig, rule: AggregationMethod, sizes: Sequence[int]
 ) -> RuleCost:
     """The cost of a rule by itself, without pre-aggregation; of the configured one as it is configured."""
-    layer1 = config.layer1
-    if rule is not layer1.aggregation_method:
-        layer1 = Layer1Config(
-            aggregation_method=rule,
-            min_updates=layer1.min_updates,
-            clip_norm=layer1.clip_norm,
-            byzantine_fraction=layer1.byzantine_fraction,
-            num_byzantine=layer1.num_byzantine,
-        )
-    config = replace(config, layer1=layer1)
+    config = with_rule(config, rule)
     plan = FederationPlan(config)
     least = plan.least_rows(min(sizes))
     if any(size < plan.least_rows(size) for size in sizes):
@@ -88,4 +94,4 @@ def rule_cost(
     return RuleCost(rule, least, True, sensitivity, noise, ratio)
 
 
-__all__ = ["RuleCost", "full_release", "noise_norm", "rule_cost", "signal_bound"]
+__all__ = ["RuleCost", "full_release", "noise_norm", "rule_cost", "signal_bound", "with_rule"]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from scarcity_ray.config import AggregationMethod
 from scarcity_ray.forecast.prospects import Forecast
+from scarcity_ray.forecast.remedies import listed, remedies
+from scarcity_ray.plan import FederationPlan
 
 WANDERING = 0.5
 """Noise on the share of norms, as a standard deviation, from which it says next to nothing."""
+
+
+About = Literal["noise", "privacy", "clipping"]
 
 
 @dataclass(frozen=True)
@@ -21,17 +26,27 @@ class Warned:
         code: A name for machines.
         message: What is wrong, and what would change it.
         loud: Whether a run says it as well before it starts.
+        remedies: What would end it, each tried, the cheapest first; some warnings have them in words alone.
+        about: What it is about, which gives the warning's class.
     """
 
     code: str
     message: str
     loud: bool
+    remedies: tuple[str, ...] = ()
+    about: About = "noise"
 
 
 def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
     """All that is amiss, the worst first."""
-    checks = (_drowned, _stuck, _short, _gossip_drowned, _clip_norm_wanders)
-    return tuple(warning for check in checks if (warning := check(forecast)) is not None)
+    found = (
+        _drowned(forecast),
+        _stuck(forecast),
+        _short(forecast),
+        gossip_drowned(forecast.plan),
+        _clip_norm_wanders(forecast),
+    )
+    return tuple(warning for warning in found if warning is not None)
 
 
 def runs_of(numbers: Sequence[int]) -> list[str]:
@@ -52,21 +67,16 @@ def runs_of(numbers: Sequence[int]) -> list[str]:
 def _drowned(forecast: Forecast) -> Warned | None:
     if forecast.signal_to_noise >= 1.0 or not forecast.config.layer2.enabled:
         return None
-    ways = []
-    if 1.0 <= forecast.rounds_at_equal_noise < math.inf:
-        ways.append(f"spending this budget in at most {forecast.rounds_at_equal_noise:.10g} rounds")
-    if forecast.baskets_at_equal_noise is not None:
-        ways.append(f"at least {forecast.baskets_at_equal_noise} baskets like these")
-    (trimmed,) = (cost for cost in forecast.rules if cost.rule is AggregationMethod.TRIMMED_MEAN)
-    if trimmed.fits and (trimmed.signal_to_noise or 0.0) > 1.01 * forecast.signal_to_noise:
-        ways.append(f"layer1.aggregation_method: trimmed_mean, whose noise has norm {trimmed.noise_norm:.3g}")
+    ways = remedies(forecast)
     return Warned(
         "noise_drowns_signal",
         f"a release's noise has norm {forecast.noise_norm:.3g}, {1 / forecast.signal_to_noise:.3g} times the "
         f"greatest that its signal can have, {forecast.signal_bound:g} (all {forecast.rounds_possible:.0f} "
         f"rounds together: the signal is at most {forecast.signal_to_noise_over_all_rounds:.3g} times the "
-        f"noise); what would change it: {'; or '.join(ways) or 'more clients, or a larger epsilon'}",
+        f"noise); what would bring the noise down to the signal: "
+        f"{listed(ways) or 'no single change; a much smaller model of many more clients'}",
         loud=True,
+        remedies=tuple(way.change for way in ways),
     )
 
 
@@ -98,12 +108,13 @@ def _short(forecast: Forecast) -> Warned | None:
     )
 
 
-def _gossip_drowned(forecast: Forecast) -> Warned | None:
-    gossip = forecast.plan.gossip
+def gossip_drowned(plan: FederationPlan) -> Warned | None:
+    """Whether a gossip vector is lost in its noise, which the config alone says."""
+    gossip = plan.gossip
     norm = math.sqrt(gossip.noise_energy)
-    if forecast.config.gossip_budget_share == 0 or norm <= gossip.clip_norm:
+    if plan.config.gossip_budget_share == 0 or norm <= gossip.clip_norm:
         return None
-    enabled = forecast.config.layer2.enabled
+    enabled = plan.config.layer2.enabled
     remedy = (
         "gossip_budget_share: 0 gives its share to the releases"
         if enabled
@@ -131,4 +142,4 @@ def _clip_norm_wanders(forecast: Forecast) -> Warned | None:
     )
 
 
-__all__ = ["Warned", "runs_of", "warnings_of"]
+__all__ = ["About", "Warned", "gossip_drowned", "runs_of", "warnings_of"]

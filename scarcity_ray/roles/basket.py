@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 
 import numpy as np
 
@@ -24,9 +25,17 @@ from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.latest_aggregate import LatestAggregate
 from scarcity_ray.roles.local_states import LocalStates, Row, StateCarry
-from scarcity_ray.roles.messages import ActivityReport, BasketReport, ConductReport, Layer1Outcome, Member
+from scarcity_ray.roles.messages import (
+    ActivityReport,
+    BasketReport,
+    ClippingReport,
+    ConductReport,
+    Layer1Outcome,
+    Member,
+)
 from scarcity_ray.roles.standings import MISCONDUCT, Standing, Standings
 from scarcity_ray.roles.submission import Submission, is_signed
+from scarcity_ray.roles.waiting import NAMED, Backlog
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
 
 
@@ -90,6 +99,7 @@ class Basket:
         self._sessions_refused = 0
         self._standings = Standings(by_agreement=config.expose_basket_models)
         self._last_active: float | None = None
+        self._clipping: ClippingReport | None = None
 
     def admit(self, member: Member) -> None:
         """Take in a client, or what is new about one that is here."""
@@ -164,15 +174,32 @@ class Basket:
         state = self.states.get(client_id) if client_id in self.members else None
         return None if state is None else state.copy()
 
+    def backlog(self, now: float) -> Backlog:
+        """What is here for the next aggregate, and who is missing."""
+        senders = set(self._buffer.clients(self.basket_id))
+        return Backlog(
+            basket_id=self.basket_id,
+            domain_id=self.domain_id,
+            num_members=len(self.members),
+            num_senders=len(senders),
+            absent=tuple(nsmallest(NAMED, self.members.keys() - senders)),
+            staleness=self._buffer.oldest_staleness(self.basket_id),
+            seconds=now - self._waits_since(now),
+            fresh=self.latest.fresh is not None,
+        )
+
+    def _waits_since(self, now: float) -> float:
+        """When it last aggregated, or else when its first update came."""
+        if self._last_layer1 is not None:
+            return self._last_layer1
+        return min((update.timestamp for update in self.buffered()), default=now)
+
     def due(self, now: float, *, submitting: bool = False) -> str | None:
         """What makes Layer 1 due, or None; while updates are being submitted gossip is still to come."""
-        last = self._last_layer1
-        if last is None:
-            last = min((update.timestamp for update in self.buffered()), default=now)
         reason = basket_due(
             self._plan.config.buffer,
             len(self._buffer.clients(self.basket_id)),
-            now - last,
+            now - self._waits_since(now),
             n_active=len(self.members),
             least=self._plan.least_rows(len(self.members)),
             oldest_staleness=self._buffer.oldest_staleness(self.basket_id),
@@ -207,10 +234,11 @@ class Basket:
         )
         self._standings.agree({c: place.agreement for c, place in model.placings.items()})
         self._buffer.pop_basket_updates(self.basket_id)
+        self._clipping = self.states.clipping(clients)
         self.states.forget_reports(clients)
         self.latest.replace(model, clients)
         self._last_layer1 = self._last_active = now
-        return Layer1Outcome(self.basket_id, True, reason, len(clients), least)
+        return Layer1Outcome(self.basket_id, True, reason, len(clients), least, self._clipping)
 
     def count_refused_session(self) -> None:
         """Count a session that this basket did not join."""
@@ -276,6 +304,7 @@ class Basket:
             sum(trust) / len(trust),
             min(trust),
             tuple(sorted(client for client, place in placings.items() if place.agreement == 0.0)),
+            self._clipping,
         )
 
     def buffered(self) -> tuple[BufferedUpdate, ...]:

@@ -31,6 +31,7 @@ from scarcity_ray.roles.messages import (
 from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.standings import merged_activity
 from scarcity_ray.roles.submission import SubmissionBatch
+from scarcity_ray.roles.waiting import Backlog
 
 
 class BasketHost(SessionHost):
@@ -180,6 +181,10 @@ class BasketHost(SessionHost):
         self._sessions.tick(now)
         reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
         return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
+
+    def backlogs(self, now: float) -> tuple[Backlog, ...]:
+        """What every basket has for its next aggregate; asking changes nothing."""
+        return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
 
     def conduct(self) -> dict[str, ConductReport]:
         """How all members stand to their basket's aggregates; nothing where basket models are private."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from scarcity_ray.buffer import UpdateBuffer
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.layers.meta_parameters import mean_reports
 from scarcity_ray.robust import clip_vector, row_norm
+from scarcity_ray.roles.messages import ClippingReport
 
 Row = NDArray[np.float32]
 
@@ -57,6 +59,7 @@ class LocalStates:
         self._buffer = buffer
         self._rows: dict[str, Row] = {}
         self._meta: dict[str, NDArray[np.float64]] = {}
+        self._norms: dict[str, float] = {}
 
     def ids(self) -> tuple[str, ...]:
         """Clients that have a state, sorted."""
@@ -73,7 +76,10 @@ class LocalStates:
     def form(self, client_id: str, meta: NDArray[np.float64] | None = None) -> None:
         """Form a client's state from what it has buffered, and keep its report if there is a new one."""
         vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest
-        self._rows[client_id] = clip_vector(vote(self._basket_id, client_id), self.clip_norm)
+        row = vote(self._basket_id, client_id)
+        self._rows[client_id] = clip_vector(row, self.clip_norm)
+        if self._config.expose_basket_models:
+            self._norms[client_id] = row_norm(row)
         if meta is not None:
             self._meta[client_id] = np.array(meta, np.float64)
 
@@ -91,6 +97,14 @@ class LocalStates:
             return None
         return [row_norm(self._buffer.row(self._basket_id, client_id)) for client_id in client_ids]
 
+    def clipping(self, client_ids: Sequence[str]) -> ClippingReport | None:
+        """How long the clients' rows were; None where basket models are private, or no length is known."""
+        norms = [self._norms[client_id] for client_id in client_ids if client_id in self._norms]
+        if not norms:
+            return None
+        clipped = sum(norm > self.clip_norm for norm in norms)
+        return ClippingReport(len(norms), clipped, median(norms), self.clip_norm)
+
     def mean_meta(self, client_ids: Sequence[str]) -> NDArray[np.float64]:
         """The mean of the clients' reports; one that reported nothing counts as zero."""
         length = len(self._config.meta_parameters)
@@ -103,6 +117,7 @@ class LocalStates:
 
     def take(self, client_id: str) -> StateCarry:
         """Hand over what belongs to a client that goes."""
+        self._norms.pop(client_id, None)
         return StateCarry(self._rows.pop(client_id, None), self._meta.pop(client_id, None))
 
     def put(self, client_id: str, carry: StateCarry) -> None:

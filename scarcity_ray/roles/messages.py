@@ -174,6 +174,23 @@ class SubmissionResult:
 
 
 @dataclass(frozen=True)
+class ClippingReport:
+    """How long the rows behind an aggregate were. It is made of private values: see `basket.trust`.
+
+    Attributes:
+        num_rows: Rows whose length is known.
+        num_clipped: Those that were longer than the clip norm.
+        median_norm: Of all of them, before they were clipped and gossip moved them.
+        clip_norm: To which they were clipped.
+    """
+
+    num_rows: int
+    num_clipped: int
+    median_norm: float
+    clip_norm: float
+
+
+@dataclass(frozen=True)
 class Layer1Outcome:
     """What Layer 1 did in one basket.
 
@@ -183,6 +200,7 @@ class Layer1Outcome:
         reason: What triggered it, or why it waits.
         num_rows: Clients with buffered updates.
         least_rows: Clients that the rule needs.
+        clipping: How long their rows were; None where basket models are private.
     """
 
     basket_id: str
@@ -190,6 +208,7 @@ class Layer1Outcome:
     reason: str
     num_rows: int
     least_rows: int
+    clipping: ClippingReport | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,11 +240,13 @@ class ConductReport:
         mean_trust: Of its members.
         least_trust: Likewise.
         outliers: Clients that did not agree with the latest aggregate at all, sorted.
+        clipping: How long the rows behind the latest aggregate were; None before the first.
     """
 
     mean_trust: float
     least_trust: float
     outliers: tuple[str, ...]
+    clipping: ClippingReport | None = None
 
 
 @dataclass(frozen=True, eq=False)

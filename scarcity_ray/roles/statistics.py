@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import median
 from typing import Any
 
+from scarcity_ray.forecast import Warned, warning_of_clipping
 from scarcity_ray.privacy.answers import BudgetStatus
-from scarcity_ray.roles.messages import BasketPlace, BasketReport, ConductReport
+from scarcity_ray.roles.messages import BasketPlace, BasketReport, ClippingReport, ConductReport
+from scarcity_ray.roles.waiting import WaitingFor
 
 WITHOUT_LAYER2: Mapping[str, Any] = {
     "n_layer2_aggregations": 0,
@@ -15,6 +19,8 @@ WITHOUT_LAYER2: Mapping[str, Any] = {
     "aborts": (),
     "n_layer2_violations": 0,
     "violations": (),
+    "since": None,
+    "aborted": None,
 }
 """What `GlobalAggregator.stats` would say where there is none."""
 
@@ -27,6 +33,8 @@ def federation_stats(
     budget: BudgetStatus,
     faults: Sequence[str],
     conduct: Mapping[str, ConductReport],
+    waiting: WaitingFor,
+    warned: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Put the roles' answers together.
 
@@ -38,6 +46,8 @@ def federation_stats(
         budget: The accountant's status.
         faults: Roles that died, and what was lost.
         conduct: How the members stand to the aggregates, by basket; empty where that is private.
+        waiting: What the next global model waits for.
+        warned: What this driver was warned of.
 
     Returns:
         The keys of docs/specification.md#models-and-statistics and, beside them, rejections by reason, what
@@ -76,7 +86,22 @@ def federation_stats(
         "n_sessions_refused": total["sessions_refused"],
         "n_stale_baskets": directory["n_stale_baskets"],
         "faults": list(faults),
+        "waiting_for": waiting.as_json(),
+        "warnings": list(warned),
     }
+
+
+def warnings_of_clipping(reports: Sequence[ClippingReport]) -> tuple[Warned, ...]:
+    """What to say of the lengths of the rows behind some aggregates, made at one clip norm."""
+    if not reports:
+        return ()
+    found = warning_of_clipping(
+        sum(report.num_rows for report in reports),
+        sum(report.num_clipped for report in reports),
+        median(report.median_norm for report in reports),
+        max(report.clip_norm for report in reports),
+    )
+    return () if found is None else (found,)
 
 
 _SUMMED = (
@@ -121,4 +146,5 @@ def _conduct(report: ConductReport | None) -> dict[str, Any]:
     return {
         "outliers": list(report.outliers),
         "trust": {"mean": report.mean_trust, "least": report.least_trust},
+        "clipping": None if report.clipping is None else asdict(report.clipping),
     }

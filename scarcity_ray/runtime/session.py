@@ -30,6 +30,7 @@ from scarcity_ray.roles.messages import (
 )
 from scarcity_ray.roles.statistics import WITHOUT_LAYER2
 from scarcity_ray.roles.submission import SubmissionBatch
+from scarcity_ray.roles.waiting import WaitingFor, waiting_for
 from scarcity_ray.runtime.assembly import Assembly
 from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
 
@@ -210,6 +211,18 @@ class DriverSession(RoleCalls):
         """How every basket's members stand to its aggregates; nothing where basket models are private."""
         answers = self.poll_baskets("conduct")
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
+
+    def waiting_for(self) -> WaitingFor:
+        """What the next global model waits for; asking changes nothing."""
+        answers = self.poll_baskets("backlogs", self.now())
+        layer2 = self.layer2_stats()
+        return waiting_for(
+            self.assembly.plan,
+            [backlog for slot in sorted(answers) for backlog in answers[slot]],
+            None if layer2["since"] is None else self.now() - layer2["since"],
+            read_only=self.ask(ACCOUNTANT, "status", self.now()).read_only,
+            last_abort=layer2["aborted"],
+        )
 
     def _tell_parties(self) -> Whereabouts:
         """Tell every basket actor the baskets' identity keys, and the last release to those that lack it.

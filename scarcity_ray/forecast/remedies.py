@@ -1,0 +1,217 @@
+"""What would bring a release's noise within its signal: single changes, each tried by the planner.
+
+In the order of what they cost their owner: another rule, fewer rounds, more clients, more baskets, a larger
+epsilon, a smaller model. Where no single change suffices and a quieter rule fits, each is tried with that
+rule, and fewer rounds with more clients. Nothing is proposed that makes a promise void: no rule that stands
+fewer liars, no total epsilon above `HUGE_EPSILON`.
+
+Guarantees:
+    every_remedy_does_what_it_says: With it, a forecast's noise is at most the signal's bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.errors import ConfigError
+from scarcity_ray.forecast.prospects import Forecast
+from scarcity_ray.forecast.rules import rule_cost, with_rule
+from scarcity_ray.forecast.solving import solve_for_rounds
+
+HUGE_EPSILON = 20.0
+"""Total epsilon beyond which one client's values may change the odds of what is seen by a factor of 5e8."""
+MOST_CLIENTS = 10_000
+"""Clients in a basket that are looked at."""
+FEW_ROUNDS = 10
+"""Rounds that more clients are tried with, where clients alone do not suffice."""
+_CLOSE = 1.0 + 1e-5
+"""Epsilons are solved for to six digits."""
+
+Kind = str
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One way out, with what it comes to.
+
+    Attributes:
+        kinds: What it changes, of ``rule``, ``rounds``, ``clients``, ``baskets``, ``epsilon``, ``dimension``.
+        change: What to do, in words.
+        config: The federation with it.
+        sizes: Its baskets.
+        noise_norm: Of a release then.
+    """
+
+    kinds: tuple[Kind, ...]
+    change: str
+    config: HierarchicalFederationConfig
+    sizes: tuple[int, ...]
+    noise_norm: float
+
+
+def remedies(forecast: Forecast, most: int = 3) -> tuple[Remedy, ...]:
+    """The cheapest ways to bring the noise of `forecast` within its signal; none if it is there already."""
+    if forecast.signal_to_noise >= 1.0:
+        return ()
+    found = []
+    for remedy in _tried(forecast):
+        found.append(remedy)
+        if len(found) == most:
+            break
+    return tuple(found)
+
+
+def _tried(forecast: Forecast) -> Iterator[Remedy]:
+    quiet = _quieter(forecast)
+    prefix = "" if quiet is None else f"layer1.aggregation_method: {_rule(quiet)} and "
+    bases: list[tuple[Forecast, tuple[Kind, ...], str]] = [(forecast, (), "")]
+    if quiet is not None and quiet.signal_to_noise >= 1.0:
+        yield _remedy(quiet, ("rule",), f"layer1.aggregation_method: {_rule(quiet)}")
+    elif quiet is not None:
+        bases.append((quiet, ("rule",), prefix))
+    for kind, way in _WAYS.items():
+        for base, before, words in bases:
+            tried = way(base)
+            if tried is not None and tried[0].signal_to_noise * _CLOSE >= 1.0:
+                yield _remedy(tried[0], (*before, *kind.split("+")), words + tried[1])
+                break
+
+
+def _remedy(tried: Forecast, kinds: tuple[Kind, ...], change: str) -> Remedy:
+    return Remedy(kinds, change, tried.config, tried.sizes, tried.noise_norm)
+
+
+def _rule(forecast: Forecast) -> str:
+    return forecast.config.layer1.aggregation_method.value
+
+
+def _quieter(forecast: Forecast) -> Forecast | None:
+    """With a rule that stands as many liars for less noise: trimmed mean, or the mean if f is 0."""
+    liars = any(forecast.plan.num_byzantine(size) for size in forecast.sizes)
+    rule = AggregationMethod.TRIMMED_MEAN if liars else AggregationMethod.MEAN
+    cost = rule_cost(forecast.config, rule, forecast.sizes)
+    if not cost.fits or (cost.signal_to_noise or 0.0) <= 1.01 * forecast.signal_to_noise:
+        return None
+    return Forecast(with_rule(forecast.config, rule), forecast.sizes, forecast.rounds)
+
+
+Tried = tuple[Forecast, str] | None
+
+
+def _fewer_rounds(base: Forecast) -> Tried:
+    rounds = base.rounds_at_equal_noise
+    if not 1.0 <= rounds < math.inf:
+        return None
+    tried = _in_rounds(base, int(rounds))
+    if tried is None:
+        return None
+    epsilon = tried.config.layer2.central_dp_epsilon
+    return (
+        tried,
+        f"spending this budget in at most {rounds:.10g} rounds (layer2.central_dp_epsilon: {epsilon:g})",
+    )
+
+
+def _in_rounds(base: Forecast, rounds: int) -> Forecast | None:
+    """The same with the whole budget spent in so many rounds; gossip's epsilon stays."""
+    try:
+        epsilon = solve_for_rounds(base.config, rounds).layer2.central_dp_epsilon
+    except ConfigError:
+        return None
+    layer2 = replace(base.config.layer2, central_dp_epsilon=epsilon)
+    return Forecast(replace(base.config, layer2=layer2), base.sizes, rounds)
+
+
+def _more_clients(base: Forecast) -> Tried:
+    def crowd(size: int) -> Forecast:
+        return Forecast(base.config, [max(size, old) for old in base.sizes], base.rounds)
+
+    low, high = min(base.sizes), 2 * min(base.sizes)
+    while crowd(high).signal_to_noise < 1.0:
+        low, high = high, 2 * high
+        if high > MOST_CLIENTS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if crowd(middle).signal_to_noise >= 1.0 else (middle, high)
+    most = base.config.basket.max_clients
+    room = f" (basket.max_clients: {high})" if high > most else ""
+    return crowd(high), f"{high} clients in each of the {len(base.sizes)} baskets{room}"
+
+
+def _fewer_rounds_of_more_clients(base: Forecast) -> Tried:
+    if not FEW_ROUNDS < base.plan.num_releases < math.inf:
+        return None
+    few = _in_rounds(base, FEW_ROUNDS)
+    tried = None if few is None else _more_clients(few)
+    if tried is None:
+        return None
+    epsilon = tried[0].config.layer2.central_dp_epsilon
+    return tried[0], (
+        f"spending this budget in {FEW_ROUNDS} rounds (layer2.central_dp_epsilon: {epsilon:g}) "
+        f"with {tried[1]}"
+    )
+
+
+def _more_baskets(base: Forecast) -> Tried:
+    count = base.baskets_at_equal_noise
+    if count is None or count <= len(base.sizes) or count > MOST_CLIENTS:
+        return None
+    widest = max(base.release.sensitivities, key=lambda b: base.release.sensitivities[b])
+    sizes = [base.sizes[int(widest)]] * count
+    return Forecast(base.config, sizes, base.rounds), f"at least {count} baskets like these"
+
+
+def _larger_epsilon(base: Forecast) -> Tried:
+    """The same rounds for more epsilon: a release's, and with it the total."""
+    config, plan = base.config, base.plan
+    factor = _CLOSE / base.signal_to_noise
+    epsilon = _rounded_up(
+        plan.accounting.epsilon_of(plan.mu_release * factor, config.layer2.central_dp_delta)
+    )
+    change = f"layer2.central_dp_epsilon: {epsilon:g}"
+    total = config.total_epsilon
+    if math.isfinite(total):
+        total = _rounded_up(plan.accounting.epsilon_of(plan.mu_total * factor, config.total_delta))
+        if total > HUGE_EPSILON:
+            return None
+        change += f" with total_epsilon: {total:g}"
+    larger = replace(config, total_epsilon=total, layer2=replace(config.layer2, central_dp_epsilon=epsilon))
+    return Forecast(larger, base.sizes, base.rounds), change
+
+
+def _smaller_model(base: Forecast) -> Tried:
+    dimension = int(base.config.vector_dim * base.signal_to_noise**2)
+    while dimension >= 1:
+        tried = Forecast(replace(base.config, vector_dim=dimension), base.sizes, base.rounds)
+        if tried.signal_to_noise >= 1.0:
+            return tried, f"a model of at most {dimension} coordinates (vector_dim)"
+        dimension = int(0.99 * dimension)
+    return None
+
+
+_WAYS: dict[str, Callable[[Forecast], Tried]] = {
+    "rounds": _fewer_rounds,
+    "clients": _more_clients,
+    "baskets": _more_baskets,
+    "epsilon": _larger_epsilon,
+    "rounds+clients": _fewer_rounds_of_more_clients,
+    "dimension": _smaller_model,
+}
+
+
+def _rounded_up(value: float) -> float:
+    """To three digits."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{math.ceil(value / step) * step:.3g}")
+
+
+def listed(found: Sequence[Remedy]) -> str:
+    """The remedies in a sentence, each with the noise that it leaves."""
+    return "; or ".join(f"{remedy.change}: noise {remedy.noise_norm:.3g}" for remedy in found)
+
+
+__all__ = ["HUGE_EPSILON", "Remedy", "listed", "remedies"]

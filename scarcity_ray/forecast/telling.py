@@ -1,0 +1,109 @@
+"""What a federation's driver is told while it works: each warning once, and all of them in the statistics."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.errors import ClippingWarning, NoiseWarning, PrivacyWarning, ScarcityWarning
+from scarcity_ray.forecast.prospects import Forecast
+from scarcity_ray.forecast.warned import About, Warned, gossip_drowned, warnings_of
+from scarcity_ray.forecast.weak import weak_settings
+from scarcity_ray.plan import FederationPlan
+
+CATEGORIES: dict[About, type[ScarcityWarning]] = {
+    "noise": NoiseWarning,
+    "privacy": PrivacyWarning,
+    "clipping": ClippingWarning,
+}
+PACKAGE = __name__.partition(".")[0]
+MOSTLY_CLIPPED = 0.9
+"""Share of clipped updates from which it is said that nearly all are."""
+
+
+class Told:
+    """The warnings that one federation object has given.
+
+    Guarantees:
+        a_warning_is_given_once: However often it is found.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, Warned] = {}
+
+    def note(self, found: Iterable[Warned]) -> list[Warned]:
+        """Keep what is new for the statistics, and return it."""
+        new = [warning for warning in found if warning.code not in self._told]
+        self._told.update((warning.code, warning) for warning in new)
+        return new
+
+    def tell(self, found: Iterable[Warned]) -> None:
+        """Warn of what is new, at the line outside this package that led here."""
+        for warning in self.note(found):
+            level, frame = 1, sys._getframe()
+            while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
+                level, frame = level + 1, frame.f_back
+            warnings.warn(warning.message, CATEGORIES[warning.about], stacklevel=level)
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """All that was told, as plain data."""
+        return [asdict(warning) for warning in self._told.values()]
+
+
+def _is_ours(module: object) -> bool:
+    return isinstance(module, str) and (module == PACKAGE or module.startswith(f"{PACKAGE}."))
+
+
+def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:
+    """What the config alone says, before anybody is registered."""
+    drowned = gossip_drowned(plan)
+    return weak_settings(plan.config) + (() if drowned is None else (drowned,))
+
+
+def warnings_at_release(config: HierarchicalFederationConfig, sizes: Sequence[int]) -> tuple[Warned, ...]:
+    """What is known once baskets of these sizes are about to make a release, before it costs anything.
+
+    Args:
+        config: The federation.
+        sizes: Members of each basket; those that are too small for the rule are left out.
+    """
+    weak = weak_settings(config, max(1, sum(sizes)))
+    plan = FederationPlan(config)
+    able = [size for size in sizes if size and size >= plan.least_rows(size)]
+    if not able or not config.layer2.enabled:
+        return weak
+    releases = plan.num_releases
+    return weak + warnings_of(Forecast(config, able, int(releases) if 1 <= releases < math.inf else 1))
+
+
+def warning_of_clipping(
+    num_rows: int, num_clipped: int, median_norm: float, clip_norm: float
+) -> Warned | None:
+    """What to say where nearly all updates are longer than they may be; None where they are not.
+
+    Args:
+        num_rows: Updates that went into aggregates.
+        num_clipped: Those that were longer than the clip norm.
+        median_norm: Of all of them, before clipping.
+        clip_norm: Layer 1's.
+    """
+    if num_rows == 0 or num_clipped < MOSTLY_CLIPPED * num_rows:
+        return None
+    return Warned(
+        "updates_clipped",
+        f"{num_clipped} of {num_rows} updates were longer than layer1.clip_norm = {clip_norm:g} (median norm "
+        f"{median_norm:.3g}) and were shortened to it: of these only the direction counts. If they are "
+        "weights, send what training changed instead (the new weights less the global model); else raise "
+        "layer1.clip_norm and layer2.clip_norm together, with which the noise grows, or set "
+        "layer2.adaptive_clipping: true",
+        loud=True,
+        about="clipping",
+    )
+
+
+__all__ = ["CATEGORIES", "Told", "warning_of_clipping", "warnings_at_release", "warnings_at_start"]

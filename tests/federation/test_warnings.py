@@ -1,0 +1,154 @@
+"""What a driver is warned of: once, with the figure and what would change it, and in the statistics."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scarcity_ray import (
+    ClippingWarning,
+    HierarchicalFederation,
+    HierarchicalFederationConfig,
+    NoiseWarning,
+    PrivacyWarning,
+    ScarcityWarning,
+)
+
+SAFE = {
+    "expose_basket_models": False,
+    "gossip_budget_share": 0.0,
+    "total_delta": 1e-6,
+    "vector_dim": 4,
+    "layer1": {"aggregation_method": "mean", "byzantine_fraction": 0.0},
+}
+
+
+def heard(caught: list[warnings.WarningMessage]) -> list[type[Warning]]:
+    return [found.category for found in caught if issubclass(found.category, ScarcityWarning)]
+
+
+def play(fed: HierarchicalFederation, size: int = 5, norm: float = 0.5, rounds: int = 2) -> None:
+    fed.register_clients([(f"c{i}", "ab"[i % 2]) for i in range(2 * size)])
+    for number in range(rounds):
+        for i in range(2 * size):
+            row = np.random.default_rng([number, i]).normal(size=fed.config.vector_dim)
+            fed.submit_update(f"c{i}", norm * row / np.linalg.norm(row))
+        fed.run_gossip_round()
+        fed.maybe_aggregate()
+        fed.advance_round()
+
+
+def test_the_specifications_defaults_are_told_that_noise_drowns_them(open_federation: Any) -> None:
+    with pytest.warns(ScarcityWarning) as caught:
+        fed = open_federation({})
+    assert heard(caught.list) == [PrivacyWarning, NoiseWarning]
+    assert "119 times its clip norm" in str(caught[1].message)
+    with pytest.warns(ScarcityWarning) as caught:
+        play(fed)
+    assert heard(caught.list).count(NoiseWarning) == 1
+    (noise,) = (str(w.message) for w in caught.list if w.category is NoiseWarning)
+    assert "noise has norm 29.8, 29.8 times the greatest that its signal can have, 1" in noise
+    told = {warning["code"]: warning for warning in fed.get_stats()["warnings"]}
+    assert set(told) == {
+        "basket_models_exposed",
+        "gossip_noise_drowns_signal",
+        "noise_drowns_signal",
+    }
+    assert len(told["noise_drowns_signal"]["remedies"]) == 3
+    for remedy in told["noise_drowns_signal"]["remedies"]:
+        assert remedy in noise
+
+
+def test_a_warning_points_at_the_drivers_line(open_federation: Any) -> None:
+    with pytest.warns(PrivacyWarning) as caught:
+        HierarchicalFederation(HierarchicalFederationConfig(), runtime="local").close()
+    assert caught[0].filename == __file__
+
+
+def test_the_noise_is_told_before_it_costs_anything(open_federation: Any) -> None:
+    fed = open_federation({"gossip_budget_share": 0.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoiseWarning)
+        with pytest.raises(NoiseWarning):
+            play(fed)
+    assert fed.get_privacy_budget()[0] == 10.0
+
+
+def test_a_quiet_and_careful_federation_is_told_nothing(open_federation: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScarcityWarning)
+        fed = open_federation(SAFE)
+        play(fed, size=60, rounds=1)
+    assert fed.get_stats()["warnings"] == []
+
+
+def test_every_warning_is_given_once(open_federation: Any) -> None:
+    with pytest.warns(ScarcityWarning) as caught:
+        play(open_federation({}), norm=40.0, rounds=4)
+    messages = [str(found.message) for found in caught.list]
+    assert len(messages) == len(set(messages)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"total_epsilon": math.inf}, "total_epsilon is infinite"),
+        ({"total_epsilon": 40.0}, r"factor of e\^40"),
+        ({"layer2": {"use_secure_aggregation": False}}, "without noise"),
+        ({"expose_basket_models": True}, "outside the privacy claim"),
+    ],
+)
+def test_weak_settings_are_told_at_the_start(changes: Any, words: str, open_federation: Any) -> None:
+    with pytest.warns(PrivacyWarning, match=words):
+        open_federation({**SAFE, **changes})
+
+
+def test_a_delta_above_one_in_n_is_told_once_n_is_known(open_federation: Any) -> None:
+    fed = open_federation({**SAFE, "total_delta": 0.01, "total_epsilon": 30.0})
+    with pytest.warns(PrivacyWarning, match=r"1/n with 120 clients is 0\.00833"):
+        play(fed, size=60)
+
+
+def test_weights_in_place_of_deltas_are_told_with_the_figures(open_federation: Any) -> None:
+    fed = open_federation({})
+    with pytest.warns(
+        ClippingWarning, match=r"10 of 10 updates .* \(median norm 40\) .* less the global model"
+    ):
+        play(fed, norm=40.0, rounds=1)
+    baskets = fed.get_stats()["basket_stats"]["a"]["baskets"]["a_basket_0"]
+    assert baskets["clipping"] == pytest.approx(
+        {"num_rows": 5, "num_clipped": 5, "median_norm": 40.0, "clip_norm": 1.0}, rel=1e-6
+    )
+
+
+def test_shares_of_clipped_rows_are_counted_a_basket(open_federation: Any) -> None:
+    fed = open_federation({"vector_dim": 4, "gossip_budget_share": 0.0})
+    fed.register_clients([(f"c{i}", "a") for i in range(5)])
+    for i, norm in enumerate([0.5, 0.9, 3.0, 4.0, 0.1]):
+        fed.submit_update(f"c{i}", np.full(4, norm / 2))
+    clipping = fed.get_stats()["basket_stats"]["a"]["baskets"]["a_basket_0"]["clipping"]
+    assert (clipping["num_rows"], clipping["num_clipped"]) == (5, 2)
+    assert clipping["median_norm"] == pytest.approx(0.9)
+
+
+def test_norms_are_told_nobody_where_basket_models_are_private(open_federation: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClippingWarning)
+        fed = open_federation({"expose_basket_models": False})
+        play(fed, norm=40.0)
+    assert "clipping" not in str(fed.get_stats()["basket_stats"])
+    assert "updates_clipped" not in str(fed.get_stats()["warnings"])
+
+
+def test_some_long_updates_are_ordinary(open_federation: Any) -> None:
+    fed = open_federation({"vector_dim": 4, "gossip_budget_share": 0.0})
+    fed.register_clients([(f"c{i}", "a") for i in range(5)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ClippingWarning)
+        for i in range(5):
+            fed.submit_update(f"c{i}", np.full(4, 5.0 if i else 0.1))
+    assert fed.get_basket_model("a") is not None
