@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 privacy budget spent.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -74,6 +75,8 @@ def run(
 @CONFIG
 @click.option("--rounds", type=click.IntRange(min=1), help="Solve for the noise that buys as many rounds.")
 @click.option("--epsilon", type=float, metavar="E", help="Plan with this total epsilon, not the config's.")
+@click.option("--clients", type=click.IntRange(min=1), metavar="N", help="Plan for so many clients.")
+@click.option("--baskets", type=click.IntRange(min=1), metavar="B", help="Plan for so many baskets.")
 @click.option("--measure", is_flag=True, help="Predict seconds by this machine's speed, probed in a moment.")
 @OVERRIDES
 @FORMAT
@@ -81,14 +84,25 @@ def plan(
     config: str,
     rounds: int | None,
     epsilon: float | None,
+    clients: int | None,
+    baskets: int | None,
     measure: bool,
     overrides: tuple[str, ...],
     form: str,
 ) -> None:
-    """Print every number that follows from the file CONFIG, before any budget is spent."""
+    """Print every number that follows from the file CONFIG, before any budget is spent.
+
+    CONFIG is a job's file, or a driver's own: the section federation alone, or its settings. Such a file
+    names no clients: say how many there are, or the fewest that a release can be made of are assumed.
+    """
     from scarcity_ray.cli.plan import plan_command
 
-    sys.exit(_guarded(lambda: plan_command(config, overrides, form, rounds, epsilon, measure)))
+    sys.exit(
+        _guarded(
+            lambda: plan_command(config, overrides, form, rounds, epsilon, measure, clients, baskets),
+            only_prints=True,
+        )
+    )
 
 
 @main.group()
@@ -110,7 +124,7 @@ def show(path: str, last: int, form: str) -> None:
     """Print who was charged what and when, the noise, and the epsilon spent after it."""
     from scarcity_ray.cli.ledger import show_command
 
-    sys.exit(_guarded(lambda: show_command(path, last, form)))
+    sys.exit(_guarded(lambda: show_command(path, last, form), only_prints=True))
 
 
 @ledger.command()
@@ -135,12 +149,18 @@ def export_(path: str, out: str | None) -> None:
     """Write every row, with its clients, as one JSON object a line."""
     from scarcity_ray.cli.ledger import export_command
 
-    sys.exit(_guarded(lambda: export_command(path, out)))
+    sys.exit(_guarded(lambda: export_command(path, out), only_prints=out is None))
 
 
-def _guarded(command: Callable[[], ExitCode]) -> ExitCode:
+def _guarded(command: Callable[[], ExitCode], only_prints: bool = False) -> ExitCode:
+    """The command's exit code, errors as one line; what only prints is done when its reader has enough."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE if only_prints else ExitCode.FAILED
     except (ConfigError, UsageError) as error:
         click.echo(f"scarcity-ray: {without_password(str(error))}", err=True)
         return ExitCode.BAD_USAGE

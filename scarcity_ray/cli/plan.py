@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import click
@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
+from scarcity_ray.cli.page import Page
+from scarcity_ray.config import HierarchicalFederationConfig, load
+from scarcity_ray.config.refusals import join_path
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast import (
     MEASURED,
@@ -24,11 +27,13 @@ from scarcity_ray.forecast import (
     scaled,
     solve_for_rounds,
     warnings_of,
+    weak_settings,
 )
-from scarcity_ray.plan import FederationPlan
+from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.modes import Accounting, rho_of_mu
-from scarcity_ray.workloads.config import RunConfig, load_run
+from scarcity_ray.workloads.config import load_run, read_content
 
+_FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
     "baskets",
     "budget",
@@ -44,6 +49,25 @@ SECTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What is planned for.
+
+    Attributes:
+        federation: The federation's settings.
+        sizes: Clients of each basket.
+        rounds: Rounds that are wanted; None: as many as the budget buys.
+        assumed: What was assumed of the clients, in words; empty where the file or the options say it.
+        where: Where the federation's settings stand in the file.
+    """
+
+    federation: HierarchicalFederationConfig
+    sizes: tuple[int, ...]
+    rounds: int | None
+    assumed: str = ""
+    where: str = "federation"
+
+
 def plan_command(
     path: str,
     overrides: tuple[str, ...],
@@ -51,43 +75,113 @@ def plan_command(
     rounds: int | None = None,
     epsilon: float | None = None,
     measure: bool = False,
+    clients: int | None = None,
+    baskets: int | None = None,
 ) -> ExitCode:
     """Print the plan of a config file.
 
     Args:
-        path: The file.
+        path: The file: of a job, or a driver's, which has no workload.
         overrides: ``path=value`` each.
         form: ``text`` or ``json``.
         rounds: Solve for the noise at which the budget buys as many.
         epsilon: Plan with this total epsilon instead of the file's.
         measure: Predict seconds by this machine's rates, which are probed first.
+        clients: Plan for so many, whatever the file says.
+        baskets: In which they are, evenly.
     """
-    config = _solved(load_run(path, overrides), rounds, epsilon)
+    planned = _solved(load_planned(path, overrides, clients, baskets), rounds, epsilon)
     rates = scaled(probe(time.process_time)) if measure else MEASURED
-    numbers = planned_numbers(config, rates)
+    numbers = planned_numbers(planned, rates)
     if rounds is not None or epsilon is not None:
         numbers["solved"] = _what_was_solved(numbers, rounds, epsilon)
     if form == "json":
         click.echo(json.dumps(numbers))
         return ExitCode.DONE
-    _print(numbers, Console(highlight=False, soft_wrap=True))
+    _print(numbers, Page(highlight=False, soft_wrap=True))
     return ExitCode.DONE
 
 
-def forecast_of(config: RunConfig) -> Forecast:
-    """The forecast for the workload's baskets and rounds."""
-    return Forecast(config.federation, config.basket_sizes, config.workload.rounds)
+def load_planned(
+    path: str, overrides: tuple[str, ...], clients: int | None = None, baskets: int | None = None
+) -> Planned:
+    """Read a job's file, or a driver's: one with ``federation:`` and no workload, or with its settings alone.
+
+    Raises:
+        ConfigError: If the file, an override or a number of clients or baskets is not accepted.
+    """
+    content = read_content(path, overrides)
+    if "workload" in content or not content.keys() & {"federation", *_FEDERATION}:
+        config = load_run(path, overrides)
+        if clients is None and baskets is None:
+            return Planned(config.federation, config.basket_sizes, config.workload.rounds)
+        return _crowd(config.federation, clients, baskets, "federation")
+    if "federation" not in content:
+        return _crowd(load(HierarchicalFederationConfig, content), clients, baskets, "")
+    unknown = sorted(content.keys() - {"federation", "name"})
+    if unknown:
+        raise ConfigError(unknown[0], content[unknown[0]], "only federation beside it, or a workload too")
+    federation = load(HierarchicalFederationConfig, content["federation"], "federation")
+    return _crowd(federation, clients, baskets, "federation")
 
 
-def planned_numbers(config: RunConfig, rates: Rates = MEASURED) -> dict[str, Any]:
-    """Every number of the plan, by section, when all of the workload's clients take part; None: no limit.
+def _crowd(
+    federation: HierarchicalFederationConfig, clients: int | None, baskets: int | None, where: str
+) -> Planned:
+    """So many clients in so many baskets; where not said, the fewest that a release can be made of."""
+    plan = _plan_of(federation, where)
+    least = federation.layer2.min_baskets if federation.layer2.enabled else 1
+    count = least if baskets is None else baskets
+    if count < least:
+        raise ConfigError("--baskets", count, f"at least {least} (layer2.min_baskets)")
+    basket = federation.basket
+    each = next((n for n in range(basket.min_clients, basket.max_clients + 1) if _works(plan, n)), None)
+    if clients is None and each is None:
+        raise ConfigError("--clients", None, "a number: no size of a basket suits the rule by itself")
+    total = count * (each or 1) if clients is None else clients
+    if total < count:
+        raise ConfigError("--clients", total, f"at least one for each of the {count} baskets")
+    fewer, more = divmod(total, count)
+    sizes = tuple(fewer + (place < more) for place in range(count))
+    smallest = min(sizes)
+    if smallest < plan.least_rows(smallest):
+        raise ConfigError(
+            "--clients",
+            total,
+            f"more, or fewer --baskets: a basket of {smallest} is too small for "
+            f"{federation.layer1.aggregation_method.value}, which needs {plan.least_rows(smallest)} rows",
+        )
+    given = [name for name, value in (("--clients", clients), ("--baskets", baskets)) if value is None]
+    assumed = (
+        f"{count} baskets of {fewer}{f' to {fewer + 1}' if more else ''} clients are assumed; "
+        f"say otherwise with {' and '.join(given)}"
+    )
+    return Planned(federation, sizes, None, assumed if given else "", where)
+
+
+def _works(plan: FederationPlan, size: int) -> bool:
+    """Whether a basket of this size can aggregate, and against a liar if the config reckons with any."""
+    layer1 = plan.config.layer1
+    reckons = layer1.byzantine_fraction if layer1.num_byzantine is None else layer1.num_byzantine
+    return plan.least_rows(size) <= size and (not reckons or plan.num_byzantine(size) > 0)
+
+
+def forecast_of(planned: Planned) -> Forecast:
+    """The forecast for these baskets and rounds."""
+    bought = FederationPlan(planned.federation).num_releases
+    rounds = planned.rounds or (int(bought) if 1 <= bought < math.inf else 1)
+    return Forecast(planned.federation, planned.sizes, rounds)
+
+
+def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]:
+    """Every number of the plan, by section, when all clients take part; None: no limit.
 
     Args:
-        config: The job.
+        planned: The federation, its baskets and rounds.
         rates: Of the machine that seconds are predicted for.
     """
-    forecast = forecast_of(config)
-    federation, plan, release = config.federation, forecast.plan, forecast.release
+    forecast = forecast_of(planned)
+    federation, plan, release = planned.federation, forecast.plan, forecast.release
     smallest = min(forecast.sizes)
     gossip = plan.gossip
     received = min(federation.gossip.peers_per_round, smallest - 1)
@@ -116,7 +210,7 @@ def planned_numbers(config: RunConfig, rates: Rates = MEASURED) -> dict[str, Any
             "noise": federation.layer2.noise.value,
             **_charged(plan, "", release.mu),
             "releases_that_the_budget_buys": plan.num_releases,
-            "rounds_configured": config.workload.rounds,
+            "rounds_configured": planned.rounds,
             "sensitivity": forecast.sensitivity,
             "noise_sigma_per_coordinate": forecast.sigma,
             "coordinates": release.length,
@@ -152,12 +246,19 @@ def planned_numbers(config: RunConfig, rates: Rates = MEASURED) -> dict[str, Any
         },
         "solved": {},
         "rules": [_finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
-        "warnings": [asdict(warning) for warning in warnings_of(forecast)],
+        "warnings": [
+            {**asdict(warning), "remedies": list(warning.remedies)}
+            for warning in (*warnings_of(forecast), *weak_settings(federation, sum(planned.sizes)))
+        ],
     }
+    if planned.rounds is None:
+        del numbers["release"]["rounds_configured"]
+    if planned.assumed:
+        numbers["baskets"]["assumed"] = planned.assumed
     if federation.layer2.adaptive_clipping:
         numbers["clipping"] = _adaptation(forecast)
     if not federation.layer2.enabled:
-        _leave_out_layer2(numbers, config.workload.rounds)
+        _leave_out_layer2(numbers, planned.rounds)
     for title in SECTIONS:
         numbers[title] = _finite(numbers[title])
     return numbers
@@ -179,7 +280,7 @@ def _adaptation(forecast: Forecast) -> dict[str, Any]:
     }
 
 
-def _leave_out_layer2(numbers: dict[str, Any], rounds: int) -> None:
+def _leave_out_layer2(numbers: dict[str, Any], rounds: int | None) -> None:
     """Without Layer 2 there is no release to speak of: baskets stay by themselves."""
     for title in ("release", "signal", "ring", "changes", "rules"):
         numbers[title].clear()
@@ -191,7 +292,8 @@ def _leave_out_layer2(numbers: dict[str, Any], rounds: int) -> None:
         del numbers["traffic"][name]
     for name in ("secure_sum", "release"):
         del numbers["seconds"][name]
-    numbers["gossip"] = {"rounds_configured": rounds, **numbers["gossip"]}
+    if rounds is not None:
+        numbers["gossip"] = {"rounds_configured": rounds, **numbers["gossip"]}
 
 
 def _seconds(forecast: Forecast, rates: Rates) -> dict[str, Any]:
@@ -211,18 +313,25 @@ def _charged(plan: FederationPlan, what: str, mu: float) -> dict[str, float]:
     return {f"mu{what}": mu}
 
 
-def _solved(config: RunConfig, rounds: int | None, epsilon: float | None) -> RunConfig:
-    federation, workload = config.federation, config.workload
+def _solved(planned: Planned, rounds: int | None, epsilon: float | None) -> Planned:
+    federation = planned.federation
     try:
         if epsilon is not None:
             federation = replace(federation, total_epsilon=epsilon)
         if rounds is not None:
             federation = solve_for_rounds(federation, rounds)
-            workload = replace(workload, rounds=rounds)
     except ConfigError as error:
         path = "--rounds" if error.path == "rounds" else "--epsilon"
         raise ConfigError(path, error.value, error.accepted) from None
-    return replace(config, federation=federation, workload=workload)
+    _plan_of(federation, planned.where)
+    return replace(planned, federation=federation, rounds=rounds or planned.rounds)
+
+
+def _plan_of(federation: HierarchicalFederationConfig, where: str) -> FederationPlan:
+    try:
+        return make_plan(federation)
+    except ConfigError as error:
+        raise ConfigError(join_path(where, error.path), error.value, error.accepted) from None
 
 
 def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:

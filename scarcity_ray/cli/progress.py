@@ -66,6 +66,8 @@ class PlainLines:
             markup=False,
             highlight=False,
         )
+        if record.waits_for:
+            self._console.print(record.waits_for, markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveLine:

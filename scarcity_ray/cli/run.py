@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
-from scarcity_ray.cli.plan import forecast_of
+from scarcity_ray.cli.plan import Planned, forecast_of
 from scarcity_ray.cli.progress import JsonLines, watcher
+from scarcity_ray.errors import ScarcityWarning
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.hierarchical import HierarchicalFederation
 from scarcity_ray.workloads.charts import require_matplotlib
@@ -23,7 +25,7 @@ from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.outputs import RunFolder
 from scarcity_ray.workloads.page import attack_name, epsilon, percent
 from scarcity_ray.workloads.records import Summary
-from scarcity_ray.workloads.report import render_report
+from scarcity_ray.workloads.report import render_report, simulated_note
 
 
 def run_command(
@@ -43,7 +45,8 @@ def run_command(
         open_federation: Makes the federation; tests put a stand-in here.
     """
     config = load_run(path, overrides)
-    warned = [warning for warning in warnings_of(forecast_of(config)) if warning.loud]
+    planned = Planned(config.federation, config.basket_sizes, config.workload.rounds)
+    warned = [warning for warning in warnings_of(forecast_of(planned)) if warning.loud]
     require_matplotlib()
     folder = RunFolder.new(config, out, datetime.now(UTC))
     console = Console(highlight=False)
@@ -53,7 +56,9 @@ def run_command(
                 display.event("warning", {"code": warning.code, "message": warning.message})
             else:
                 click.secho(f"WARNING: {warning.message}", fg="red", bold=True, err=True)
-        outcome = run_job(config, folder, display, open_federation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
+            outcome = run_job(config, folder, display, open_federation)
     folder.report.write_text(render_report(config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
         display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
@@ -71,6 +76,9 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
             "the run ended there.\n",
             style="bold",
         )
+    if summary.waits_for:
+        console.print("No round released a model.", style="bold")
+        console.print(f"{summary.waits_for}\n", markup=False, soft_wrap=True)
     baskets = summary.basket_standings
     table = _basket_table(summary) if baskets else _comparison_table(summary, attack)
     console.print(table)
@@ -82,10 +90,20 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
         f"at delta {summary.delta:g}.",
         markup=False,
     )
+    _print_warnings(console, summary)
     console.print("\nPrivacy claim", style="bold")
     for sentence in summary.privacy_claim:
         console.print(f"- {sentence}", markup=False)
     console.print(f"\nWritten to {folder.path}/; open {folder.report}", markup=False, soft_wrap=True)
+
+
+def _print_warnings(console: Console, summary: Summary) -> None:
+    if summary.warnings:
+        console.print("\nTo know", style="bold")
+    for warning in summary.warnings:
+        console.print(f"- {warning['message']}", markup=False)
+    if summary.accuracy_simulated is not None and not summary.basket_standings:
+        console.print(f"- {simulated_note(summary)}", markup=False)
 
 
 def _comparison_table(summary: Summary, attack: str) -> Table:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from scarcity_ray.config.refusals import join_path, refusal
-from scarcity_ray.errors import ConfigError
+from scarcity_ray.errors import ConfigError, ConfigFileError
 from scarcity_ray.ledger_url import LedgerUrl, without_password
 
 T = TypeVar("T")
@@ -46,21 +46,25 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML file whose top level is a mapping.
 
     Raises:
-        ConfigError: If the file cannot be read or is not such a file; the error names the line.
+        ConfigFileError: If the file cannot be read or is not such a file; the error names the line.
     """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise ConfigError(str(path) or "the file's name", error.strerror, "a readable YAML file") from None
+        raise ConfigFileError(
+            str(path) or "the file's name", error.strerror, "a readable YAML file"
+        ) from None
     except RecursionError:
-        raise ConfigError(str(path), "nested too deeply", "a well-formed YAML file") from None
+        raise ConfigFileError(str(path), "nested too deeply", "a well-formed YAML file") from None
     except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         text = without_password(str(error).replace("\n", " "))
-        raise ConfigError(str(path), text, "a well-formed YAML file") from None
+        raise ConfigFileError(str(path), text, "a well-formed YAML file") from None
     if not isinstance(content, dict):
-        raise ConfigError(str(path), type(content).__name__, "a mapping of sections at the top level")
+        raise ConfigFileError(
+            str(path), f"it holds a {type(content).__name__}", "a mapping of sections at the top level"
+        )
     return content
 
 

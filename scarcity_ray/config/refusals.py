@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
@@ -83,9 +83,8 @@ def _is_long(value: object) -> bool:
 
 def _known_keys(cls: Any, location: list[str]) -> list[str]:
     for name in location:
-        hints = {f.name: f.default_factory for f in fields(cls)}
-        factory = hints.get(name)
-        if not is_dataclass(factory):
+        section = get_type_hints(cls).get(name)
+        if not is_dataclass(section):
             return []
-        cls = factory
+        cls = section
     return [f.name for f in fields(cls)]

@@ -175,8 +175,8 @@ class HierarchicalFederationConfig:
     total_epsilon: Epsilon = 10.0
     total_delta: Delta = 1e-4
     auto_aggregate: Flag = True
-    """Whether triggers act without `maybe_aggregate`: at submissions and, where gossip has a share of the budget, at
-    the end of `run_gossip_round` and in `advance_round`: what all have sent waits for the round's gossip."""
+    """Whether triggers act without `maybe_aggregate`: at submissions, and where gossip has a share of the
+    budget, for which all having sent waits, also at the end of `run_gossip_round` and in `advance_round`."""
     vector_dim: PositiveInt = 64
     gossip_budget_share: Annotated[Float, Field(ge=0, lt=1)] = 0.2
     """Share of the budget (in mu squared, or in rho) set aside for each client's gossip; 0 turns gossip off.

@@ -9,6 +9,7 @@ from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.plan.tolerance import rows_behind_pre
+from scarcity_ray.privacy.modes import Accounting
 from scarcity_ray.secagg.sparse import COMPLETE_UP_TO
 
 NOISE_REACH = 2.0**53
@@ -102,21 +103,38 @@ def _check_layer1(plan: FederationPlan) -> None:
 
 
 def _check_budget(plan: FederationPlan) -> None:
-    config = plan.config
-    if plan.gossip_share > 0 and plan.num_gossip_rounds < 1:
+    config, gossip, layer2 = plan.config, plan.config.gossip, plan.config.layer2
+    gossips = plan.gossip_share == 0 or plan.num_gossip_rounds >= 1
+    releases = not layer2.enabled or plan.num_releases >= 1
+    budget = f"total_epsilon = {config.total_epsilon:g}"
+    central = "" if releases else _most(plan.accounting, plan.central_mu_cap, layer2.central_dp_delta)
+    if not gossips:
+        local = _most(Accounting.GAUSSIAN_DP, plan.gossip_mu_cap, gossip.local_dp_delta)
         raise ConfigError(
             "gossip.local_dp_epsilon",
-            config.gossip.local_dp_epsilon,
-            f"an epsilon of which one release fits into the gossip's share, {plan.gossip_share} "
-            "of the budget (or gossip_budget_share: 0, which turns gossip off)",
+            gossip.local_dp_epsilon,
+            f"{local}, of which one release fits into the gossip's share, {plan.gossip_share:g} of what "
+            f"{budget} buys (or gossip_budget_share: 0, which turns gossip off)"
+            + ("" if releases else f"; and for layer2.central_dp_epsilon {central}"),
         )
-    if config.layer2.enabled and plan.num_releases < 1:
+    if not releases:
         raise ConfigError(
             "layer2.central_dp_epsilon",
-            config.layer2.central_dp_epsilon,
-            f"an epsilon of which one release fits into total_epsilon = {config.total_epsilon} "
-            "less the gossip's share",
+            layer2.central_dp_epsilon,
+            f"{central}, of which one release fits into {budget} less the gossip's share",
         )
+
+
+def _most(accounting: Accounting, mu_cap: float, delta: float) -> str:
+    """The largest epsilon of three digits of which one release fits."""
+    epsilon = accounting.epsilon_of(mu_cap, delta)
+    if epsilon < 1e-9:
+        return f"none at the delta of {delta:g}, which must be smaller"
+    place = math.floor(math.log10(epsilon)) - 2
+    digits = math.floor(epsilon / 10.0**place)
+    while digits > 1 and accounting.mu_of_claim(float(f"{digits}e{place}"), delta) > mu_cap:
+        digits -= 1
+    return f"at most {float(f'{digits}e{place}'):g}"
 
 
 def _check_adaptation(plan: FederationPlan) -> None:

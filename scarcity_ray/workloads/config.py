@@ -99,7 +99,10 @@ class RunConfig:
     """A whole file in `configs/`."""
 
     name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    federation: HierarchicalFederationConfig = field(default_factory=HierarchicalFederationConfig)
+    federation: HierarchicalFederationConfig = field(
+        default_factory=lambda: HierarchicalFederationConfig(**_fitting(WorkloadConfig()))
+    )
+    """Where a file leaves these out, vector_dim is the workload's and auto_aggregate false."""
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     run: PlaceConfig = field(default_factory=PlaceConfig)
 
@@ -157,10 +160,29 @@ def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: If the file or an override is not accepted; the error names the path.
     """
+    content = read_content(path, overrides)
+    federation = content.get("federation", {})
+    if isinstance(federation, dict) and isinstance(content.get("workload", {}), dict):
+        workload = load(WorkloadConfig, content.get("workload", {}), "workload")
+        content["federation"] = {**_fitting(workload), **federation}
+    return load(RunConfig, content)
+
+
+def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """A YAML file's content, with some values replaced.
+
+    Raises:
+        ConfigError: If the file or an override cannot be read.
+    """
     content = read_yaml(path)
     for override in overrides:
         _replace(content, override)
-    return load(RunConfig, content)
+    return content
+
+
+def _fitting(workload: WorkloadConfig) -> dict[str, Any]:
+    """What a federation that trains this must have."""
+    return {"vector_dim": workload.dimension, "auto_aggregate": False}
 
 
 _SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,7 @@ RULE = {
     "noise_norm": (float, type(None)),
     "signal_to_noise": (float, type(None)),
 }
-WARNING = {"code": str, "message": str, "loud": bool}
+WARNING = {"code": str, "message": str, "loud": bool, "remedies": list, "about": str}
 
 
 def _fits(given, schema):
@@ -267,3 +269,78 @@ def test_without_layer_2_the_plan_speaks_of_gossip_alone():
     ]
     text = " ".join(_plan(*alone).stdout.split())
     assert "each basket trains by gossip alone, and all of the budget is gossip's" in text
+
+
+DRIVERS = {
+    "section": "name: mine\nfederation:\n  vector_dim: 64\n",
+    "settings": "vector_dim: 64\n",
+}
+
+
+def _plan_of(content, tmp_path, *arguments):
+    (tmp_path / "driver.yaml").write_text(content)
+    return CliRunner().invoke(main, ["plan", str(tmp_path / "driver.yaml"), *arguments])
+
+
+@pytest.mark.parametrize("content", DRIVERS.values(), ids=DRIVERS)
+def test_a_drivers_config_is_planned_for_the_fewest_clients_and_says_so(content, tmp_path):
+    result = _plan_of(content, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "noise has norm 29.8, 29.8 times" in result.stdout
+    assert "2 baskets of 5 clients are assumed; say otherwise with --clients and --baskets" in result.stdout
+    numbers = json.loads(_plan_of(content, tmp_path, "--format", "json").stdout)
+    assert "rounds_configured" not in numbers["release"]
+
+
+@pytest.mark.parametrize("content", DRIVERS.values(), ids=DRIVERS)
+def test_a_drivers_config_is_planned_for_the_clients_that_are_told(content, tmp_path):
+    arguments = ("--clients", "100", "--baskets", "7", "--format", "json")
+    baskets = json.loads(_plan_of(content, tmp_path, *arguments).stdout)["baskets"]
+    assert (baskets["number"], baskets["clients_each"]) == (7, {"14": 5, "15": 2})
+    assert "assumed" not in baskets
+
+
+def test_a_jobs_config_too_is_planned_for_the_clients_that_are_told():
+    numbers = json.loads(_plan("--clients", "400", "--baskets", "20", "--format", "json").stdout)
+    assert numbers["baskets"]["clients_each"] == {"20": 20}
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("vector_dim: 64", ("--baskets", "1"), "--baskets: 1 is not accepted; at least 2"),
+        ("vector_dim: 64", ("--clients", "3"), "--clients: 3 is not accepted; more, or fewer --baskets"),
+        ("federation: {vector_dims: 3}", (), "federation.vector_dims: 3 is not accepted; unknown key"),
+        ("federation: {total_epsilon: 1}", (), "federation.gossip.local_dp_epsilon: 0.5 is not accepted"),
+        ("total_epsilon: 1", (), "gossip.local_dp_epsilon: 0.5 is not accepted; at most 0.492"),
+        ("federation: {}\nrun: {}", (), "run: {} is not accepted; only federation beside it"),
+    ],
+)
+def test_what_a_drivers_config_cannot_be_planned_for_is_told(content, arguments, message, tmp_path):
+    result = _plan_of(content, tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"scarcity-ray: {message}")
+
+
+def test_weak_settings_are_noted_in_the_plan():
+    numbers = json.loads(_plan("--format", "json").stdout)
+    assert {w["code"] for w in numbers["warnings"]} >= {"basket_models_exposed"}
+
+
+@pytest.mark.parametrize("arguments", [(), ("--format", "json")])
+def test_a_reader_that_has_enough_is_no_failure(arguments):
+    script = "from scarcity_ray.cli.main import main; main()"
+    plan = subprocess.Popen(
+        [sys.executable, "-c", script, "plan", str(QUICKSTART), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    plan.stdout.close()
+    assert plan.stderr.read() == b""
+    assert plan.wait() == 0
+
+
+def test_a_file_that_is_not_there_is_told_in_plain_words():
+    result = CliRunner().invoke(main, ["plan", "nope.yaml"])
+    assert result.exit_code == 2
+    assert result.stderr == "scarcity-ray: nope.yaml: No such file or directory; give a readable YAML file\n"

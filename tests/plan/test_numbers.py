@@ -355,3 +355,25 @@ def test_noise_that_is_not_gaussian_puts_the_plan_into_zcdp():
         assert epsilon_of_rho(mu**2 / 2, delta) == pytest.approx(epsilon, rel=1e-10)
     assert discrete.mu_release < gaussian.mu_release
     assert discrete.gossip.sigma_vector == gaussian.gossip.sigma_vector
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "discrete_gaussian"])
+@pytest.mark.parametrize("total", [0.01, 0.3, 1.0, 2.0])
+def test_a_budget_too_small_for_its_defaults_names_the_largest_epsilons_that_fit(total, noise):
+    def made(**changes):
+        layer2 = {"noise": noise, "central_dp_epsilon": changes.get("central", 1.0)}
+        gossip = {"local_dp_epsilon": changes.get("local", 0.5)}
+        return plan_of(total_epsilon=total, layer2=layer2, gossip=gossip)
+
+    changes = {}
+    for name, path in (("local", "gossip.local_dp_epsilon"), ("central", "layer2.central_dp_epsilon")):
+        try:
+            made(**changes)
+        except ConfigError as error:
+            if error.path == path:
+                changes[name] = float(error.accepted.split("at most ")[1].split(",")[0])
+    made(**changes)
+    for name, epsilon in changes.items():
+        with pytest.raises(ConfigError):
+            made(**{**changes, name: 1.02 * epsilon})
+    assert bool(changes) == (total < 2.0)

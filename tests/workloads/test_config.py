@@ -138,3 +138,19 @@ def test_domain_and_basket_sizes_add_up():
     assert config.workload.domain_sizes == (64, 64, 64, 63)
     assert sum(config.basket_sizes) == 255
     assert sorted(set(config.basket_sizes)) == [15, 16]
+
+
+def test_a_name_alone_is_a_job(tmp_path):
+    (tmp_path / "name.yaml").write_text("name: mine\n")
+    config = load_run(tmp_path / "name.yaml")
+    assert config == RunConfig(name="mine")
+    assert config.federation.vector_dim == config.workload.dimension
+    (tmp_path / "other.yaml").write_text("name: mine\nworkload: {features: 20}\nfederation: {seed: 3}\n")
+    assert load_run(tmp_path / "other.yaml").federation.vector_dim == 210
+
+
+@pytest.mark.parametrize("content", ["workload: 3", "federation: 3", "workload: null", "federation: [1]"])
+def test_what_is_no_section_is_told_as_before(content, tmp_path):
+    (tmp_path / "broken.yaml").write_text(f"name: mine\n{content}\n")
+    with pytest.raises(ConfigError, match=f"^{content.split(':')[0]}: .* is not accepted"):
+        load_run(tmp_path / "broken.yaml")
