@@ -52,5 +52,5 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
         "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
         "Outside the claim: this is a simulation. Accuracy on the test part and the comparison runs are "
         "computed from the clients' data without protection, and so was the choice of the settings; basket "
-        "models and outlier reports are not covered either.",
+        "models, outlier reports and how many updates were clipped are not covered either.",
     )

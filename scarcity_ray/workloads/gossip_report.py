@@ -18,6 +18,7 @@ from scarcity_ray.workloads.page import (
     table,
     text,
     tiles,
+    warned,
 )
 from scarcity_ray.workloads.records import Outcome, Summary
 
@@ -59,7 +60,7 @@ def gossip_report(outcome: Outcome) -> list[str]:
     ]
     if math.isfinite(summary.total_epsilon):
         parts.append(figure(budget_chart(outcome.rounds, summary.total_epsilon)))
-    return [*parts, claim(summary), "<h2>Time</h2>", figure(time_chart(outcome.rounds))]
+    return [*parts, claim(summary), warned(summary), "<h2>Time</h2>", figure(time_chart(outcome.rounds))]
 
 
 def gossip_headline(summary: Summary) -> str:

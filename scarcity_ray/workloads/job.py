@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -54,6 +54,7 @@ class Progress:
     gossip: GossipTraining | None = None
     epsilon_spent: float = 0.0
     budget_spent_early: bool = False
+    warnings: Sequence[Mapping[str, Any]] = ()
 
 
 def run_job(
@@ -157,7 +158,9 @@ def _round(
             delta = federation.force_aggregate()
     with watch.time("accounting"):
         epsilon_left, _ = federation.get_privacy_budget()
-        epsilon_spent = federation.get_stats()["privacy_consumed_epsilon"]
+        stats = federation.get_stats()
+        epsilon_spent = stats["privacy_consumed_epsilon"]
+        progress.warnings = stats["warnings"]
         federation.advance_round()
     used, clip_norms = progress.clip_norm, None
     if delta is not None:
@@ -180,6 +183,7 @@ def _round(
         seconds=watch.since(before),
         elapsed=watch.elapsed,
         baskets=gossip.by_name(standings) if gossip is not None else {},
+        waits_for=stats["waiting_for"]["text"] if delta is None and gossip is None else "",
     )
 
 
@@ -270,4 +274,6 @@ def _summarise(
         seconds=dict(watch.seconds),
         attacks=attacks,
         privacy_claim=privacy_claim(federation, progress.epsilon_spent),
+        warnings=tuple(progress.warnings),
+        waits_for=records[-1].waits_for if records and not any(r.released for r in records) else "",
     )

@@ -128,6 +128,23 @@ def early_end(summary: Summary) -> str:
     )
 
 
+def no_model(summary: Summary) -> str:
+    """A note where no round released a model: what the last one waited for."""
+    if not summary.waits_for:
+        return ""
+    lines = "<br>".join(text(line) for line in summary.waits_for.splitlines())
+    return f'<p class="note">No round released a model.<br>{lines}</p>'
+
+
+def warned(summary: Summary) -> str:
+    """What the federation warned of, as a list."""
+    if not summary.warnings:
+        return ""
+    return (
+        "<h2>To know</h2><ul>" + "".join(f"<li>{text(w['message'])}</li>" for w in summary.warnings) + "</ul>"
+    )
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int], main: int | None) -> str:
     """A table; columns of `numbers` are set right, and row `main` is bold."""
 

@@ -26,6 +26,7 @@ class RoundRecord:
         seconds: Time by phase.
         elapsed: Seconds since the job began.
         baskets: Without Layer 2, how each basket stands (`gossip_training.BasketStanding` as plain data).
+        waits_for: Where there was no global model, what it waited for (`roles.waiting`).
     """
 
     round: int
@@ -40,6 +41,7 @@ class RoundRecord:
     seconds: Mapping[str, float]
     elapsed: float
     baskets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    waits_for: str = ""
 
     @property
     def num_rejected(self) -> int:
@@ -83,6 +85,8 @@ class Summary:
         privacy_claim: What the figures claim, in sentences.
         basket_standings: Without Layer 2, how each basket ended, and under ``alone`` how it would have
             without gossip.
+        warnings: What the federation warned of (`forecast.Warned` as plain data).
+        waits_for: Where no round released a model, what the last one waited for.
     """
 
     name: str
@@ -111,6 +115,8 @@ class Summary:
     attacks: Mapping[str, Mapping[str, float]]
     privacy_claim: tuple[str, ...]
     basket_standings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: tuple[Mapping[str, Any], ...] = ()
+    waits_for: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The contents of ``summary.json``."""

@@ -20,11 +20,13 @@ from scarcity_ray.workloads.page import (
     early_end,
     epsilon,
     figure,
+    no_model,
     page,
     percent,
     table,
     text,
     tiles,
+    warned,
 )
 from scarcity_ray.workloads.records import Outcome, Summary
 
@@ -38,6 +40,7 @@ def render_report(config: RunConfig, outcome: Outcome) -> str:
         f"<h1>{text(summary.name)}</h1>",
         f"<p>{headline(summary)}</p>",
         early_end(summary),
+        no_model(summary),
         _tiles(summary),
     ]
     if outcome.rounds:
@@ -48,6 +51,7 @@ def render_report(config: RunConfig, outcome: Outcome) -> str:
             "<h2>Privacy</h2>",
             _budget(outcome),
             claim(summary),
+            warned(summary),
             "<h2>Attacks and defences</h2>",
             _attack_table(summary),
             "<h2>Refused updates</h2>",
@@ -135,8 +139,21 @@ def _attack_table(summary: Summary) -> str:
     return (
         "<p class='soft'>Simulated, same clients and rounds. A rule that trims pays with more noise than a "
         "mean for the same privacy, so where an attack does little, the means are ahead; and clipping alone "
-        "already stops an attack that only scales.</p>"
+        f"already stops an attack that only scales. {text(simulated_note(summary))}</p>"
         + table(("attack", "this federation's rule", "clipped mean", "plain mean"), rows, {1, 2, 3}, None)
+    )
+
+
+def simulated_note(summary: Summary) -> str:
+    """Why the run and its simulation differ, in figures."""
+    if summary.accuracy is None or summary.accuracy_simulated is None:
+        return ""
+    return (
+        f"This run reached {percent(summary.accuracy)} and the simulation of the same rule under the same "
+        f"attack {percent(summary.accuracy_simulated)}: one draw each. The run's noise is fresh from the "
+        "operating system and its clients gossip; the simulation's noise comes from the seed, and it leaves "
+        "gossip out. Another run gives another figure; `python -m pytest -m slow tests/workloads` measures "
+        "how far they spread."
     )
 
 

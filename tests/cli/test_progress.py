@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -47,6 +48,13 @@ def test_a_failed_run_is_not_shown_as_done():
     display.__exit__(RuntimeError, RuntimeError(), None)
     assert "Stopped" in out.getvalue()
     assert "Done" not in out.getvalue()
+
+
+def test_a_round_without_a_release_says_what_it_waited_for():
+    console, out = _console(False)
+    with PlainLines(console, 60) as display:
+        display.round(replace(RECORD, waits_for="A release waits.\n- a: have ann submit."))
+    assert out.getvalue().splitlines()[-2:] == ["A release waits.", "- a: have ann submit."]
 
 
 def test_elsewhere_each_round_is_a_plain_line():

@@ -63,6 +63,8 @@ def test_text_shows_progress_table_and_claim(tmp_path):
         assert words in result.stdout
     flat = " ".join(result.stdout.split())
     assert "Privacy claim" in flat
+    assert re.search(r"This run reached \d+\.\d % and the simulation .* \d+\.\d %: one draw each", flat)
+    assert "basket models, outliers and the share of clipped updates are shown" in flat
     assert "Not against: whoever operates the Ray cluster" in flat
     assert str(tmp_path / "out" / "report.html") in result.stdout
     assert result.stderr == ""

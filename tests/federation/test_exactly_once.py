@@ -14,7 +14,7 @@ STEPS = 160
 
 @pytest.mark.parametrize("seed", range(4))
 def test_an_accepted_update_is_in_exactly_one_aggregate(seed: int, open_federation: Any, clock: Any) -> None:
-    """Every update has a coordinate of its own, so that a mean shows which updates are in it (gossip moves nobody for it)."""
+    """Every update has a coordinate of its own, so that a mean shows which updates are in it."""
     fed = open_federation(
         {
             "vector_dim": DIMENSION,

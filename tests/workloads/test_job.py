@@ -250,7 +250,12 @@ class StandIn:
         return (10.0 - self.made, 1e-5)
 
     def get_stats(self):
-        return {"privacy_consumed_epsilon": float(self.made), "read_only": False}
+        return {
+            "privacy_consumed_epsilon": float(self.made),
+            "read_only": False,
+            "waiting_for": {"text": "A release waits for the stand-in."},
+            "warnings": [{"code": "stood_in", "message": "this is no federation"}],
+        }
 
 
 def test_refusals_are_counted_by_reason(tmp_path):
@@ -289,3 +294,20 @@ def test_a_failing_run_closes_the_federation_and_keeps_its_metrics(tmp_path):
         _job(tmp_path, open_federation=Failing)
     assert made[0].closed
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_that_releases_nothing_says_what_it_waited_for(tmp_path):
+    _, outcome = _job(tmp_path, open_federation=partial(StandIn, releases=0))
+    assert outcome.summary.waits_for == "A release waits for the stand-in."
+    assert all(record.waits_for for record in outcome.rounds)
+    released = _job(tmp_path / "released", open_federation=StandIn)[1]
+    assert released.summary.waits_for == "".join(record.waits_for for record in released.rounds) == ""
+
+
+def test_what_the_federation_warned_of_is_in_the_summary_and_on_the_page(tmp_path):
+    config, outcome = _job(tmp_path, open_federation=partial(StandIn, releases=0))
+    assert [warning["code"] for warning in outcome.summary.warnings] == ["stood_in"]
+    assert json.loads((tmp_path / "summary.json").read_text())["warnings"][0]["code"] == "stood_in"
+    page = render_report(config, outcome)
+    assert "this is no federation" in page
+    assert "No round released a model.<br>A release waits for the stand-in." in page
