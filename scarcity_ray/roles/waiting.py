@@ -192,7 +192,7 @@ def waiting_for(
     else:
         missing = Missing.CALL
         sentence = f"{fresh} baskets have a new aggregate: maybe_aggregate releases them."
-    if last_abort is not None and missing in (Missing.CALL, Missing.TRIGGER):
+    if last_abort is not None and missing not in (Missing.BUDGET, Missing.LAYER2):
         sentence += f" The last attempt ended without a release: {last_abort}."
     return WaitingFor(missing, fresh, layer2.min_baskets, wanted, left, sentence, tuple(waits))
 

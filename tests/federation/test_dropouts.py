@@ -108,6 +108,7 @@ def test_below_the_threshold_it_aborts_without_charge_and_retries(phase: str, lo
     stats = fed.get_stats()
     assert (stats["n_layer2_aborts"], stats["n_layer2_aggregations"]) == (1, 0)
     assert stats["last_layer2_aborts"]
+    assert f"ended without a release: {stats['last_layer2_aborts'][-1]}" in str(fed.waiting_for())
     assert stats["privacy_consumed_epsilon"] == 0.0
     assert fresh(fed) == BASKETS
     fed.advance_round()
@@ -115,6 +116,7 @@ def test_below_the_threshold_it_aborts_without_charge_and_retries(phase: str, lo
     assert fed.force_aggregate() is not None
     assert fed.get_global_meta_model().n_baskets == BASKETS
     assert fresh(fed) == 0
+    assert "without a release" not in str(fed.waiting_for())
 
 
 def test_too_many_dropouts_while_unmasking_cost_the_charge_and_the_aggregates(lossy: Any) -> None:
@@ -124,6 +126,7 @@ def test_too_many_dropouts_while_unmasking_cost_the_charge_and_the_aggregates(lo
     stats = fed.get_stats()
     assert (stats["n_layer2_aborts"], stats["n_layer2_aggregations"]) == (1, 0)
     assert stats["privacy_consumed_epsilon"] > 0.0
+    assert "without a release" in str(fed.waiting_for())
     assert fresh(fed) == 0
     assert fed.get_global_model() is None
 
