@@ -507,9 +507,10 @@ class HierarchicalFederation:
         session = self._open()
         made = [outcome for outcome in session.run_layer1(baskets, force) if outcome.aggregated]
         if made and not self._release_foreseen:
-            self._release_foreseen = True
             sizes = [len(place.members) for place in session.whereabouts().places]
-            self._told.tell(warnings_at_release(self.config, sizes))
+            found = warnings_at_release(self.config, sizes)
+            self._release_foreseen = found is not None
+            self._told.tell(found or ())
         self._told.tell(warnings_of_clipping([o.clipping for o in made if o.clipping is not None]))
         if made or release:
             session.run_layer2(force)

@@ -65,18 +65,25 @@ def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:
     return weak_settings(plan.config) + (() if drowned is None else (drowned,))
 
 
-def warnings_at_release(config: HierarchicalFederationConfig, sizes: Sequence[int]) -> tuple[Warned, ...]:
+def warnings_at_release(
+    config: HierarchicalFederationConfig, sizes: Sequence[int]
+) -> tuple[Warned, ...] | None:
     """What is known once baskets of these sizes are about to make a release, before it costs anything.
 
     Args:
         config: The federation.
         sizes: Members of each basket; those that are too small for the rule are left out.
+
+    Returns:
+        The warnings; None while too few of the baskets could make a release.
     """
     weak = weak_settings(config, max(1, sum(sizes)))
+    if not config.layer2.enabled:
+        return weak
     plan = FederationPlan(config)
     able = [size for size in sizes if size and size >= plan.least_rows(size)]
-    if not able or not config.layer2.enabled:
-        return weak
+    if len(able) < config.layer2.min_baskets:
+        return None
     releases = plan.num_releases
     return weak + warnings_of(Forecast(config, able, int(releases) if 1 <= releases < math.inf else 1))
 

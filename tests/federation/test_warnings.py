@@ -78,6 +78,18 @@ def test_the_noise_is_told_before_it_costs_anything(open_federation: Any) -> Non
     assert fed.get_privacy_budget()[0] == 10.0
 
 
+@pytest.mark.parametrize("noise", ["gaussian", "distributed_discrete_gaussian"])
+def test_the_noise_is_told_when_enough_baskets_are_there(noise: str, open_federation: Any) -> None:
+    fed = open_federation({"gossip_budget_share": 0.0, "layer2": {"noise": noise}, "vector_dim": 4})
+    for domain in ("first", "second"):
+        told = [warning["code"] for warning in fed.get_stats()["warnings"]]
+        assert "noise_drowns_signal" not in told
+        fed.register_clients([(f"{domain}{i}", domain) for i in range(5)])
+        for i in range(5):
+            fed.submit_update(f"{domain}{i}", np.full(4, 0.1))
+    assert "noise_drowns_signal" in [warning["code"] for warning in fed.get_stats()["warnings"]]
+
+
 def test_a_quiet_and_careful_federation_is_told_nothing(open_federation: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ScarcityWarning)
