@@ -95,7 +95,7 @@ class BasketManager:
             return False
         client = self._clients.pop(client_id)
         basket = self._roster[str(client.basket_id)]
-        basket.leave(client_id)
+        self._roster.leave(basket, client_id)
         self._departures[client_id] = Departure(basket.basket_id, client.trust_score)
         return True
 
@@ -276,16 +276,13 @@ class BasketManager:
         }
 
     def _place(self, client: ClientInfo, now: float) -> str:
-        cross = self.config.allow_cross_domain
-        candidates = self._roster.live() if cross else self._roster.of_domain(client.domain_id)
-        room = (basket for basket in candidates if len(basket.clients) < self.config.max_clients)
-        basket = next(room, None) or self._roster.open(client.domain_id)
+        basket = self._roster.with_room(client.domain_id) or self._roster.open(client.domain_id)
         self._join(client, basket, now)
         return basket.basket_id
 
     def _join(self, client: ClientInfo, basket: Basket, now: float) -> None:
         client.basket_id = basket.basket_id
-        basket.join(client.client_id, now)
+        self._roster.join(basket, client.client_id, now)
 
     def _known(self, client_id: object) -> ClientInfo | None:
         return self._clients.get(client_id) if isinstance(client_id, str) else None
