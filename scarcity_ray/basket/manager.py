@@ -255,6 +255,18 @@ class BasketManager:
         now = self._clock()
         return tuple(self._roster.snapshot(basket, now) for basket in self._roster.live())
 
+    def live_basket_ids(self) -> tuple[str, ...]:
+        """The ids of all baskets that are not disbanded, oldest first."""
+        return tuple(basket.basket_id for basket in self._roster.live())
+
+    def is_live(self, basket_id: str) -> bool:
+        """Whether there is a basket of this id that is not disbanded."""
+        return basket_id in self._roster and not self._roster[basket_id].disbanded
+
+    def domain_of(self, basket_id: str) -> str | None:
+        """The domain of a basket, live or disbanded; None if there is none of this id."""
+        return self._roster[basket_id].domain_id if basket_id in self._roster else None
+
     def domain_baskets(self, domain_id: str) -> tuple[str, ...]:
         """The ids of a domain's live baskets, oldest first."""
         return tuple(basket.basket_id for basket in self._roster.of_domain(domain_id))
