@@ -29,7 +29,7 @@ class SlotLoads:
             heapq.heappush(self._queue, (0, len(self._loads) - 1))
 
     def take(self) -> int:
-        """Put a basket into the emptiest actor, the first of several, or a new one if all are full; its number."""
+        """Put a basket into the emptiest actor (a new one if all are full); the first of several such."""
         while self._queue and self._queue[0][0] != self._loads[self._queue[0][1]]:
             heapq.heappop(self._queue)
         is_full = not self._queue or (self._most is not None and self._queue[0][0] >= self._most)
