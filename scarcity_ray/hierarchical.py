@@ -84,21 +84,19 @@ class HierarchicalFederation:
         federation_id = federation_id_of(config, name)
         ledger = ledger_path_of(config, federation_id)
         place = open_runtime(runtime, name, address)
-        if place.names():
-            place.close()
-            raise UsageError(f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})")
-        node = None if is_ledger_url(ledger) else place.home
-        identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
-        self._begin(place, identity, plan, clock, owner=True)
         try:
+            if place.names():
+                raise UsageError(
+                    f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})"
+                )
+            node = None if is_ledger_url(ledger) else place.home
+            identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
+            self._begin(place, identity, plan, clock, owner=True)
             self._session.start()
-        except UsageError:
-            place.close()
+            self._session.whereabouts()
+        except BaseException as failure:
+            self._undo(place, failure)
             raise
-        except BaseException:
-            self.close()
-            raise
-        self._session.whereabouts()
 
     @classmethod
     def attach(
@@ -113,14 +111,17 @@ class HierarchicalFederation:
         """
         check_clock(clock)
         place = open_runtime("ray", check_federation_name(name), address)
-        identity: FederationIdentity | None = place.card() if place.names() else None
-        if identity is None:
+        try:
+            identity: FederationIdentity | None = place.card() if place.names() else None
+            if identity is None:
+                raise UsageError(f"no federation named {name!r} is running on this cluster")
+            self = cls.__new__(cls)
+            self._begin(place, identity, make_plan(identity.config), clock, owner=False)
+            where = self._session.whereabouts()
+            self._session.assembly.adopt(range(where.num_slots))
+        except BaseException:
             place.close()
-            raise UsageError(f"no federation named {name!r} is running on this cluster")
-        self = cls.__new__(cls)
-        self._begin(place, identity, make_plan(identity.config), clock, owner=False)
-        where = self._session.whereabouts()
-        self._session.assembly.adopt(range(where.num_slots))
+            raise
         return self
 
     def _begin(
@@ -135,6 +136,17 @@ class HierarchicalFederation:
         self._keypairs: dict[str, IdentityKeyPair] = {}
         self._given_version = 0
 
+    def _undo(self, runtime: Runtime, failure: BaseException) -> None:
+        """End what a start that failed had begun, if it was begun here; `failure` stays what is raised."""
+        self._closed = True
+        try:
+            if runtime.has_begun:
+                self._session.assembly.stop()
+        except Exception as error:
+            failure.add_note(f"and what had started could not be ended: {error}")
+        finally:
+            runtime.close()
+
     def __enter__(self) -> HierarchicalFederation:
         self._open()
         return self
@@ -147,10 +159,12 @@ class HierarchicalFederation:
     def close(self) -> None:
         """Let go: whoever made the federation ends its actors, whoever attached leaves them running."""
         if not self._closed:
-            if self._owner:
-                self.terminate()
-            self._closed = True
-            self._runtime.close()
+            try:
+                if self._owner:
+                    self.terminate()
+            finally:
+                self._closed = True
+                self._runtime.close()
 
     def terminate(self) -> None:
         """End the federation's actors, whoever made them. Its ledger stays."""
