@@ -48,11 +48,15 @@ def run_command(
     folder = RunFolder.new(config, out, datetime.now(UTC))
     console = Console(highlight=False)
     with watcher(form, console, config.workload.rounds) as display:
-        for warning in warned:
+        told = [(warning.code, warning.message) for warning in warned]
+        for code, message in [
+            *told,
+            *([("results_will_not_stay", folder.passing)] if folder.passing else []),
+        ]:
             if isinstance(display, JsonLines):
-                display.event("warning", {"code": warning.code, "message": warning.message})
+                display.event("warning", {"code": code, "message": message})
             else:
-                click.secho(f"WARNING: {warning.message}", fg="red", bold=True, err=True)
+                click.secho(f"WARNING: {message}", fg="red", bold=True, err=True)
         outcome = run_job(config, folder, display, open_federation)
     folder.report.write_text(render_report(config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
@@ -86,6 +90,8 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
     for sentence in summary.privacy_claim:
         console.print(f"- {sentence}", markup=False)
     console.print(f"\nWritten to {folder.path}/; open {folder.report}", markup=False, soft_wrap=True)
+    if folder.passing:
+        click.secho(f"WARNING: {folder.passing}", fg="red", bold=True, err=True)
 
 
 def _comparison_table(summary: Summary, attack: str) -> Table:

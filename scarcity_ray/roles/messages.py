@@ -17,7 +17,7 @@ from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Member:
     """A client as its basket knows it.
 

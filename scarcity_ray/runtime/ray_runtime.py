@@ -77,13 +77,17 @@ class RayRuntime:
             self._await([(spec, self._found(spec) or self._create(spec)) for spec in specs])
             return
         made: list[tuple[RoleSpec, Any]] = []
+        is_published = False
         try:
             for spec in specs:
                 made.append((spec, self._create(spec, get_if_exists=False)))
             self._publish(card)
+            is_published = True
             self._await(made)
         except BaseException as failure:
             self._undo(made)
+            if is_published:
+                self.withdraw()
             if isinstance(failure, ValueError):
                 raise UsageError(f"a role is running already: {first_line(failure)}") from None
             raise
@@ -149,14 +153,11 @@ class RayRuntime:
             self._kept[name] = actor
 
     def _undo(self, made: Sequence[tuple[RoleSpec, Any]]) -> None:
-        """End what a federation's start had made when it failed; the card is there once all roles were."""
+        """End what a federation's start had made when it failed."""
         for spec, actor in made:
             self._kept.pop(spec.name, None)
             ray.kill(actor)
             self._wait_until_gone(spec.name, actor)
-        card = self._namespace.encode()
-        if made and not self.names():
-            _internal_kv_del(card, namespace=_CARDS)
 
     def _publish(self, card: object) -> None:
         key, value = self._namespace.encode(), cloudpickle.dumps(card)
