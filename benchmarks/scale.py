@@ -3,8 +3,10 @@
 ``python -m benchmarks scale [--part NAME ...] [--runtime local|ray ...] [--most N] [--format json]``. A size
 is measured in a process of its own, so that no size finds the memory of another warm or full. Seconds are
 processor time, of the driver and on Ray of all its roles too: what else the machine does changes them little.
-``ratio`` is the time a unit over that of the smallest size: 1.5 is what growth may cost. ``GB`` is the
-driver's peak memory, on ``local`` with all roles in it.
+``ratio`` is the time a unit over that of the smallest size: 1.5 is what growth may cost. ``collector`` is the
+part of the seconds that Python's garbage collector took in the driver: it looks at all objects each time their
+number has grown by a quarter, which a process that holds little else pays from 10,000 clients or so on, and not
+before. ``GB`` is the driver's peak memory. On ``local`` all roles are in the driver.
 
 Parts:
     manager: `BasketManager.add_client`, a client a call, all of one domain.
@@ -19,6 +21,7 @@ Parts:
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import resource
@@ -98,15 +101,32 @@ def register(federation: HierarchicalFederation, clients: Sequence[tuple[str, st
         federation.register_clients(clients[start : start + BATCH])
 
 
-def measure(part: str, runtime: str, count: int) -> list[tuple[str, float, float]]:
-    """What was done, its processor time, and the peak memory in GB by then."""
-    done: list[tuple[str, float, float]] = []
+class Collector:
+    """Adds up the time that Python's garbage collector takes in this process."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+        gc.callbacks.append(self._tell)
+
+    def _tell(self, phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            self._start = time.thread_time()
+        else:
+            self.seconds += time.thread_time() - self._start
+
+
+def measure(part: str, runtime: str, count: int) -> list[Row]:
+    """What was done, its processor time, the collector's part of it, and the peak memory by then."""
+    done: list[Row] = []
+    collector = Collector()
 
     def note(name: str, clock: Callable[[], float], act: Callable[[], object]) -> None:
-        start = clock()
+        start, collected = clock(), collector.seconds
         act()
-        seconds = clock() - start
-        done.append((name, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
+        seconds, collected = clock() - start, collector.seconds - collected
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        done.append({"name": name, "seconds": seconds, "collector": collected, "GB": memory})
 
     if part == "manager":
         manager = BasketManager()
@@ -155,19 +175,20 @@ def rows(parts: Sequence[str], runtimes: Sequence[str], most: int) -> Iterator[R
                 context = multiprocessing.get_context("spawn")
                 with ProcessPoolExecutor(1, mp_context=context) as fresh:
                     done = fresh.submit(measure, part, runtime, count).result()
-                for name, seconds, memory in done:
-                    if name not in parts:
-                        continue
+                for row in done:
+                    name, seconds = row["name"], row["seconds"]
                     start, least = first.setdefault(name, (count, seconds))
-                    yield {
-                        "name": f"{name}, {runtime}" if part != "manager" else name,
-                        "n": count,
-                        "d": None if part in ("manager", "register", "domain") else D,
-                        "seconds": seconds,
-                        "versus": f"a unit of {start} ({1e6 * least / start:.1f} us)",
-                        "ratio": (seconds / count) / (least / start),
-                        "GB": memory,
-                    }
+                    if name in parts:
+                        yield {
+                            "name": f"{name}, {runtime}" if part != "manager" else name,
+                            "n": count,
+                            "d": None if part in ("manager", "register", "domain") else D,
+                            "seconds": seconds,
+                            "versus": f"a unit of {start} ({1e6 * least / start:.1f} us)",
+                            "ratio": (seconds / count) / (least / start),
+                            "collector": row["collector"],
+                            "GB": row["GB"],
+                        }
 
 
 def main() -> int:
@@ -186,7 +207,8 @@ def main() -> int:
         unit = 1e6 * row["seconds"] / row["n"]
         print(
             f"{row['name']:<16} {row['n']:>8} {row['d'] or '':>3} {row['seconds']:>8.3f} s {unit:>8.1f} us"
-            f" a unit  {row['ratio']:>5.2f} of {row['versus']}  {row['GB']:.2f} GB",
+            f" a unit  {row['ratio']:>5.2f} of {row['versus']}, collector {row['collector']:.3f} s,"
+            f" {row['GB']:.2f} GB",
             flush=True,
         )
     return 0

@@ -49,10 +49,9 @@ def run_command(
     console = Console(highlight=False)
     with watcher(form, console, config.workload.rounds) as display:
         told = [(warning.code, warning.message) for warning in warned]
-        for code, message in [
-            *told,
-            *([("results_will_not_stay", folder.passing)] if folder.passing else []),
-        ]:
+        if folder.passing is not None:
+            told.append(("results_will_not_stay", folder.passing))
+        for code, message in told:
             if isinstance(display, JsonLines):
                 display.event("warning", {"code": code, "message": message})
             else:
@@ -90,7 +89,7 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
     for sentence in summary.privacy_claim:
         console.print(f"- {sentence}", markup=False)
     console.print(f"\nWritten to {folder.path}/; open {folder.report}", markup=False, soft_wrap=True)
-    if folder.passing:
+    if folder.passing is not None:
         click.secho(f"WARNING: {folder.passing}", fg="red", bold=True, err=True)
 
 

@@ -66,8 +66,8 @@ class RunFolder:
         if _JOBS_CACHE.isdisjoint(self.path.parts):
             return None
         return (
-            f"{self.path} lies in Ray's cache of submitted jobs, which Ray empties: give --out with an absolute "
-            "path on this machine, or copy the results away"
+            f"{self.path} lies in Ray's cache of submitted jobs, which Ray empties: give --out with an "
+            "absolute path on this machine, or copy the results away"
         )
 
     @property

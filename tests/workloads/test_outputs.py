@@ -52,9 +52,9 @@ def test_the_folder_is_absolute_and_a_home_may_be_meant(tmp_path, monkeypatch):
 def test_results_in_rays_cache_of_jobs_are_told_of_with_the_remedy(tmp_path):
     config = load_run(QUICKSTART)
     cache = tmp_path / "session_latest" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
-    assert "give --out with an absolute path" in (
-        RunFolder.new(config, str(cache / "runs"), NOW).passing or ""
-    )
+    told = RunFolder.new(config, str(cache / "runs"), NOW).passing
+    assert told is not None
+    assert "give --out with an absolute path" in told
     assert RunFolder.new(config, str(tmp_path / "runs"), NOW).passing is None
 
 
