@@ -3,10 +3,10 @@
 ``python -m benchmarks scale [--part NAME ...] [--runtime local|ray ...] [--most N] [--format json]``. A size
 is measured in a process of its own, so that no size finds the memory of another warm or full. Seconds are
 processor time, of the driver and on Ray of all its roles too: what else the machine does changes them little.
-``ratio`` is the time a unit over that of the smallest size: 1.5 is what growth may cost. ``collector`` is the
-part of the seconds that Python's garbage collector took in the driver: it looks at all objects each time their
-number has grown by a quarter, which a process that holds little else pays from 10,000 clients or so on, and not
-before. ``GB`` is the driver's peak memory. On ``local`` all roles are in the driver.
+``ratio`` is the time a unit over that of the smallest size: 1.5 is what growth may cost. ``collector`` is
+what Python's garbage collector took of it in the driver: it looks at all objects whenever their number has
+grown by a quarter, so that a process pays for it from 100,000 clients or so on, and hardly before. ``GB`` is
+the driver's peak memory. On ``local`` all roles are in the driver.
 
 Parts:
     manager: `BasketManager.add_client`, a client a call, all of one domain.
