@@ -33,6 +33,7 @@ from scarcity_ray.roles.arguments import (
     numbers_of,
     signature_of,
 )
+from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, basket_actor, map_tasks
 from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
 from scarcity_ray.roles.statistics import federation_stats
@@ -197,6 +198,7 @@ class HierarchicalFederation:
             self._keypairs[client_id] = identity_keypair
         return basket_id
 
+    @collector_paused()
     def register_clients(self, clients: Sequence[tuple[str, str]]) -> list[str]:
         """Add many clients, each with its domain, in two calls; their baskets."""
         return list(self._open().register(members_of(clients)))

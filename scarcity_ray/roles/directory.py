@@ -10,6 +10,7 @@ from typing import Any
 from scarcity_ray.basket import BasketInfo, BasketManager, ClientInfo, check_name
 from scarcity_ray.config import stream
 from scarcity_ray.errors import UsageError
+from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.messages import (
     ActivityReport,
     Admission,
@@ -91,6 +92,7 @@ class Directory(Role):
         """Count updates of clients that are not registered."""
         self._unknown += count
 
+    @collector_paused()
     def register(self, clients: Sequence[Member], now: float) -> Registration:
         """Assign clients to baskets.
 
