@@ -75,7 +75,7 @@ def token_file() -> Path | None:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return None
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(path) if path else Path.home() / ".ray" / "auth_token"
+    return Path(path) if path else Path(os.path.expanduser("~")) / ".ray" / "auth_token"
 
 
 def _as_a_job(address: str = "ray://HEAD") -> str:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.roles.role import CallId
 from scarcity_ray.runtime import RoleSpec
+from scarcity_ray.runtime.ray_handles import is_death
 
 pytestmark = pytest.mark.ray
 ray_runtime = pytest.importorskip("scarcity_ray.runtime.ray_runtime")
@@ -96,6 +98,15 @@ def test_a_slow_start_is_not_taken_for_a_node_that_is_missing(
     assert "no node" not in caplog.text
     place.kill("slow")
     place.kill("paid")
+
+
+def test_an_actor_that_met_a_death_is_not_taken_for_dead() -> None:
+    """To be forgotten is to be killed: only the actor called may be, and only if it is it that died."""
+    met = RayTaskError("ask", "its traceback", ActorDiedError()).as_instanceof_cause()
+    assert isinstance(met, ActorDiedError)
+    assert not is_death(met)
+    assert is_death(ActorDiedError())
+    assert not is_death(ActorUnavailableError("busy", b"0" * 16))
 
 
 def test_where_ray_does_not_tell_who_is_dead_a_call_finds_out_once(
