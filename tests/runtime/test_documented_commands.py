@@ -160,15 +160,14 @@ def sandbox() -> Iterator[Sandbox]:
     }
     made = Sandbox(home, copy, environment)
     yield made
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        for pid in made.processes():
+    deadline = time.monotonic() + 20.0
+    while (left := made.processes()) and time.monotonic() < deadline:
+        for pid in left:
             try:
-                os.kill(pid, kind)
+                os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        deadline = time.monotonic() + 10.0
-        while made.processes() and time.monotonic() < deadline:
-            time.sleep(0.2)
+        time.sleep(0.1)
     shutil.rmtree(folder, ignore_errors=True)
 
 
