@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
 from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, RuntimeConfig
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.noise import SystemNoise
+from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.directory import Directory
 from scarcity_ray.roles.messages import FederationIdentity, Member, Whereabouts
 from scarcity_ray.roles.slots import SlotLoads
@@ -118,3 +121,17 @@ def test_the_emptiest_actor_is_the_one_that_looking_at_all_would_find(slots, mos
         held[found] += 1
         assert len(loads) == len(held)
         assert len(loads._queue) <= 3 * len(held) + 65, "what is outdated does not pile up"
+
+
+def test_the_collector_is_left_as_it_was_found_whatever_happens() -> None:
+    with pytest.raises(KeyError), collector_paused():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
