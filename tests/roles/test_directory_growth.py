@@ -124,9 +124,16 @@ def test_the_emptiest_actor_is_the_one_that_looking_at_all_would_find(slots, mos
 
 
 def test_the_collector_is_left_as_it_was_found_whatever_happens() -> None:
-    with pytest.raises(KeyError), collector_paused():
-        assert not gc.isenabled()
+    seen = []
+
+    @collector_paused()
+    def stumble() -> None:
+        seen.append(gc.isenabled())
         raise KeyError
+
+    with pytest.raises(KeyError):
+        stumble()
+    assert seen == [False]
     assert gc.isenabled()
     gc.disable()
     try:
