@@ -46,6 +46,7 @@ NOT_RUN = {
     "python -m benchmarks attacks": MINUTES,
     "python -m benchmarks clipping": MINUTES,
     "python -m benchmarks privacy": MINUTES,
+    "python -m benchmarks scale": MINUTES,
     "python -m benchmarks secagg --full": MINUTES,
     "scarcity-ray run configs/decentralised.yaml": MINUTES,
     "scarcity-ray ledger verify URL --head HASH": "URL is a database's: tests/privacy/test_postgres.py",
