@@ -68,7 +68,7 @@ def answer(manager: BasketManager, *step: object) -> object:
         return str(refusal)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(steps=st.lists(ACTIONS, max_size=60), most=st.integers(2, 4), cross=st.booleans())
 def test_clients_go_where_they_would_go_if_all_baskets_were_looked_at(steps, most, cross) -> None:
     config = BasketConfig(min_clients=1, max_clients=most, allow_cross_domain=cross)

@@ -44,7 +44,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(steps=st.lists(ACTIONS, max_size=40), per_actor=st.none() | st.integers(1, 3), slots=st.integers(0, 3))
 def test_whereabouts_by_version_are_the_whereabouts(steps, per_actor, slots) -> None:
     """Nothing that changes them goes untold, and baskets fill the emptiest actor."""
@@ -94,7 +94,7 @@ def test_a_directory_made_anew_never_takes_an_old_version_for_its_own() -> None:
     assert two.whereabouts(one.whereabouts().version) == two.whereabouts()
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 4),
     st.none() | st.integers(1, 3),
