@@ -34,6 +34,7 @@ from scarcity_ray.roles.arguments import (
     numbers_of,
     signature_of,
 )
+from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, basket_actor, map_tasks
 from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
 from scarcity_ray.roles.statistics import federation_stats, warnings_of_clipping
@@ -87,21 +88,19 @@ class HierarchicalFederation:
         federation_id = federation_id_of(config, name)
         ledger = ledger_path_of(config, federation_id)
         place = open_runtime(runtime, name, address)
-        if place.names():
-            place.close()
-            raise UsageError(f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})")
-        node = None if is_ledger_url(ledger) else place.home
-        identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
-        self._begin(place, identity, plan, clock, told, owner=True)
         try:
+            if place.names():
+                raise UsageError(
+                    f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})"
+                )
+            node = None if is_ledger_url(ledger) else place.home
+            identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
+            self._begin(place, identity, plan, clock, told, owner=True)
             self._session.start()
-        except UsageError:
-            place.close()
+            self._session.whereabouts()
+        except BaseException as failure:
+            self._undo(place, failure)
             raise
-        except BaseException:
-            self.close()
-            raise
-        self._session.whereabouts()
 
     @classmethod
     def attach(
@@ -116,16 +115,19 @@ class HierarchicalFederation:
         """
         check_clock(clock)
         place = open_runtime("ray", check_federation_name(name), address)
-        identity: FederationIdentity | None = place.card() if place.names() else None
-        if identity is None:
+        try:
+            identity: FederationIdentity | None = place.card() if place.names() else None
+            if identity is None:
+                raise UsageError(f"no federation named {name!r} is running on this cluster")
+            self = cls.__new__(cls)
+            plan, told = make_plan(identity.config), Told()
+            told.note(warnings_at_start(plan))
+            self._begin(place, identity, plan, clock, told, owner=False)
+            where = self._session.whereabouts()
+            self._session.assembly.adopt(range(where.num_slots))
+        except BaseException:
             place.close()
-            raise UsageError(f"no federation named {name!r} is running on this cluster")
-        self = cls.__new__(cls)
-        plan, told = make_plan(identity.config), Told()
-        told.note(warnings_at_start(plan))
-        self._begin(place, identity, plan, clock, told, owner=False)
-        where = self._session.whereabouts()
-        self._session.assembly.adopt(range(where.num_slots))
+            raise
         return self
 
     def _begin(
@@ -149,6 +151,17 @@ class HierarchicalFederation:
         self._told = told
         self._release_foreseen = False
 
+    def _undo(self, runtime: Runtime, failure: BaseException) -> None:
+        """End what a start that failed had begun, if it was begun here; `failure` stays what is raised."""
+        self._closed = True
+        try:
+            if runtime.has_begun:
+                self._session.assembly.stop()
+        except Exception as error:
+            failure.add_note(f"and what had started could not be ended: {error}")
+        finally:
+            runtime.close()
+
     def __enter__(self) -> HierarchicalFederation:
         self._open()
         return self
@@ -161,10 +174,12 @@ class HierarchicalFederation:
     def close(self) -> None:
         """Let go: whoever made the federation ends its actors, whoever attached leaves them running."""
         if not self._closed:
-            if self._owner:
-                self.terminate()
-            self._closed = True
-            self._runtime.close()
+            try:
+                if self._owner:
+                    self.terminate()
+            finally:
+                self._closed = True
+                self._runtime.close()
 
     def terminate(self) -> None:
         """End the federation's actors, whoever made them. Its ledger stays."""
@@ -197,6 +212,7 @@ class HierarchicalFederation:
             self._keypairs[client_id] = identity_keypair
         return basket_id
 
+    @collector_paused()
     def register_clients(self, clients: Sequence[tuple[str, str]]) -> list[str]:
         """Add many clients, each with its domain, in two calls; their baskets."""
         return list(self._open().register(members_of(clients)))
@@ -507,8 +523,8 @@ class HierarchicalFederation:
         session = self._open()
         made = [outcome for outcome in session.run_layer1(baskets, force) if outcome.aggregated]
         if made and not self._release_foreseen:
-            sizes = [len(place.members) for place in session.whereabouts().places]
-            found = warnings_at_release(self.config, sizes)
+            sizes = session.ask(DIRECTORY, "stats", session.now())["sizes"]
+            found = warnings_at_release(self.config, list(sizes.values()))
             self._release_foreseen = found is not None
             self._told.tell(found or ())
         self._told.tell(warnings_of_clipping([o.clipping for o in made if o.clipping is not None]))

@@ -95,7 +95,7 @@ class BasketManager:
             return False
         client = self._clients.pop(client_id)
         basket = self._roster[str(client.basket_id)]
-        basket.leave(client_id)
+        self._roster.leave(basket, client_id)
         self._departures[client_id] = Departure(basket.basket_id, client.trust_score)
         return True
 
@@ -255,6 +255,18 @@ class BasketManager:
         now = self._clock()
         return tuple(self._roster.snapshot(basket, now) for basket in self._roster.live())
 
+    def live_basket_ids(self) -> tuple[str, ...]:
+        """The ids of all baskets that are not disbanded, oldest first."""
+        return tuple(basket.basket_id for basket in self._roster.live())
+
+    def is_live(self, basket_id: str) -> bool:
+        """Whether there is a basket of this id that is not disbanded."""
+        return basket_id in self._roster and not self._roster[basket_id].disbanded
+
+    def domain_of(self, basket_id: str) -> str | None:
+        """The domain of a basket, live or disbanded; None if there is none of this id."""
+        return self._roster[basket_id].domain_id if basket_id in self._roster else None
+
     def domain_baskets(self, domain_id: str) -> tuple[str, ...]:
         """The ids of a domain's live baskets, oldest first."""
         return tuple(basket.basket_id for basket in self._roster.of_domain(domain_id))
@@ -276,16 +288,13 @@ class BasketManager:
         }
 
     def _place(self, client: ClientInfo, now: float) -> str:
-        cross = self.config.allow_cross_domain
-        candidates = self._roster.live() if cross else self._roster.of_domain(client.domain_id)
-        room = (basket for basket in candidates if len(basket.clients) < self.config.max_clients)
-        basket = next(room, None) or self._roster.open(client.domain_id)
+        basket = self._roster.with_room(client.domain_id) or self._roster.open(client.domain_id)
         self._join(client, basket, now)
         return basket.basket_id
 
     def _join(self, client: ClientInfo, basket: Basket, now: float) -> None:
         client.basket_id = basket.basket_id
-        basket.join(client.client_id, now)
+        self._roster.join(basket, client.client_id, now)
 
     def _known(self, client_id: object) -> ClientInfo | None:
         return self._clients.get(client_id) if isinstance(client_id, str) else None

@@ -35,7 +35,7 @@ class BasketStatus(Enum):
     DISBANDED = "disbanded"
 
 
-@dataclass
+@dataclass(slots=True)
 class ClientInfo:
     """What is known of one client; a snapshot, the caller's to keep.
 

@@ -51,11 +51,14 @@ def run_command(
     folder = RunFolder.new(config, out, datetime.now(UTC))
     console = Console(highlight=False)
     with watcher(form, console, config.workload.rounds) as display:
-        for warning in warned:
+        told = [(warning.code, warning.message) for warning in warned]
+        if folder.passing is not None:
+            told.append(("results_will_not_stay", folder.passing))
+        for code, message in told:
             if isinstance(display, JsonLines):
-                display.event("warning", {"code": warning.code, "message": warning.message})
+                display.event("warning", {"code": code, "message": message})
             else:
-                click.secho(f"WARNING: {warning.message}", fg="red", bold=True, err=True)
+                click.secho(f"WARNING: {message}", fg="red", bold=True, err=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
             outcome = run_job(config, folder, display, open_federation)
@@ -95,6 +98,8 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
     for sentence in summary.privacy_claim:
         console.print(f"- {sentence}", markup=False)
     console.print(f"\nWritten to {folder.path}/; open {folder.report}", markup=False, soft_wrap=True)
+    if folder.passing is not None:
+        click.secho(f"WARNING: {folder.passing}", fg="red", bold=True, err=True)
 
 
 def _print_warnings(console: Console, summary: Summary) -> None:

@@ -15,6 +15,7 @@ from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket, MemberCarry
 from scarcity_ray.roles.charging import BasketCharges, charged_gossip
+from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.handles import Compute, Peers, basket_actor
 from scarcity_ray.roles.last_release import LastRelease
 from scarcity_ray.roles.layer1_tasks import blocks_where_faster
@@ -74,6 +75,7 @@ class BasketHost(SessionHost):
         self._clip()
         self.admit(admissions)
 
+    @collector_paused()
     def admit(self, admissions: Sequence[Admission]) -> dict[str, bytes]:
         """Open baskets that are not here yet, take in members; the baskets' identity keys.
 

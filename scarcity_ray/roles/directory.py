@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import os
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from scarcity_ray.basket import BasketInfo, BasketManager, BasketStatus, ClientInfo, check_name
+from scarcity_ray.basket import BasketInfo, BasketManager, ClientInfo, check_name
 from scarcity_ray.config import stream
 from scarcity_ray.errors import UsageError
+from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.messages import (
     ActivityReport,
     Admission,
@@ -21,6 +23,7 @@ from scarcity_ray.roles.messages import (
     Whereabouts,
 )
 from scarcity_ray.roles.role import Role
+from scarcity_ray.roles.slots import SlotLoads
 
 
 class Directory(Role):
@@ -46,16 +49,19 @@ class Directory(Role):
         config = identity.config
         self._identity = identity
         self._config = config
-        self._num_slots = num_slots
         self._now = 0.0
         self._manager = BasketManager(
             config.basket, clock=lambda: self._now, rng=stream(config.seed, "directory")
         )
         self._slots: dict[str, int] = {}
+        self._loads = SlotLoads(num_slots, config.runtime.baskets_per_actor)
         self._identities: dict[str, bytes] = {}
         self._keys: dict[str, bytes | None] = {}
         self._round_id = round_id
         self._unknown = 0
+        self._incarnation = os.urandom(8).hex()
+        self._changes = 0
+        self._told: Whereabouts | None = None
         self._tick(now)
         self._restore(admissions)
 
@@ -63,10 +69,15 @@ class Directory(Role):
         """The federation's own facts."""
         return self._identity
 
-    def whereabouts(self) -> Whereabouts:
-        """Round, live baskets and basket actors."""
-        places = tuple(self._place(info.basket_id) for info in self._manager.live_baskets())
-        return Whereabouts(self._round_id, places, self._num_slots)
+    def whereabouts(self, known: str | None = None) -> Whereabouts | None:
+        """Round, live baskets and basket actors; None if they are still those of the version `known`."""
+        version = f"{self._incarnation}/{self._changes}"
+        if known == version:
+            return None
+        if self._told is None or self._told.version != version:
+            places = tuple(self._place(basket_id) for basket_id in self._manager.live_basket_ids())
+            self._told = Whereabouts(self._round_id, places, len(self._loads), version)
+        return self._told
 
     def locate(self, client_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Basket and slot of each client that is registered."""
@@ -81,6 +92,7 @@ class Directory(Role):
         """Count updates of clients that are not registered."""
         self._unknown += count
 
+    @collector_paused()
     def register(self, clients: Sequence[Member], now: float) -> Registration:
         """Assign clients to baskets.
 
@@ -122,6 +134,7 @@ class Directory(Role):
 
     def record_identities(self, identities: dict[str, bytes]) -> None:
         """Note the public keys under which baskets sign in secure aggregation."""
+        self._changes += any(self._identities.get(b) != key for b, key in identities.items())
         self._identities.update(identities)
 
     def split(self, basket_id: str, now: float) -> Rehousing:
@@ -145,17 +158,24 @@ class Directory(Role):
     def members_of_slot(self, slot: int) -> tuple[Admission, ...]:
         """Everything that a basket actor must be told after it came back empty."""
         return tuple(
-            Admission(self._place(info.basket_id), tuple(self._member(c) for c in sorted(info.clients)))
-            for info in self._manager.live_baskets()
-            if self._slots[info.basket_id] == slot
+            Admission(
+                self._place(basket_id),
+                tuple(self._member(c) for c in sorted(self._manager.get_basket_clients(basket_id))),
+            )
+            for basket_id in self._manager.live_basket_ids()
+            if self._slots[basket_id] == slot
         )
 
     def advance_round(self, now: float) -> tuple[int, tuple[BasketPlace, ...]]:
         """The next round's number, and the baskets that their last client left, which are removed now."""
         self._tick(now)
         self._round_id += 1
-        before = {info.basket_id: self._place(info.basket_id) for info in self._manager.live_baskets()}
-        return self._round_id, tuple(before[basket_id] for basket_id in self._manager.cleanup())
+        self._changes += 1
+        before = {basket_id: self._place(basket_id) for basket_id in self._manager.live_basket_ids()}
+        emptied = self._manager.cleanup()
+        for basket_id in emptied:
+            self._loads.remove(self._slots[basket_id])
+        return self._round_id, tuple(before[basket_id] for basket_id in emptied)
 
     def note_activity(self, reports: Sequence[ActivityReport], now: float) -> None:
         """Take over what basket actors saw."""
@@ -166,8 +186,7 @@ class Directory(Role):
                 if activity.accepted and self._manager.get_client_basket(client_id) is not None:
                     self._manager.touch_client(client_id, n_updates=activity.accepted, at=activity.seen)
             for basket_id, at in report.baskets.items():
-                info = self._manager.get_basket(basket_id)
-                if info is not None and info.status is not BasketStatus.DISBANDED:
+                if self._manager.is_live(basket_id):
                     self._manager.touch_basket(basket_id, at=at)
 
     def client(self, client_id: str, now: float) -> ClientInfo | None:
@@ -186,13 +205,14 @@ class Directory(Role):
         return list(self._manager.get_stale_baskets(threshold))
 
     def stats(self, now: float) -> dict[str, Any]:
-        """The manager's statistics, the round, and each live basket's status."""
+        """The manager's statistics, the round, and each live basket's status and size."""
         self._tick(now)
-        statuses = {info.basket_id: info.status.value for info in self._manager.live_baskets()}
+        live = self._manager.live_baskets()
         return {
             **self._manager.get_stats(),
             "current_round": self._round_id,
-            "statuses": statuses,
+            "statuses": {info.basket_id: info.status.value for info in live},
+            "sizes": {info.basket_id: len(info.clients) for info in live},
             "unknown_clients": self._unknown,
         }
 
@@ -207,7 +227,7 @@ class Directory(Role):
             for member in admission.members:
                 self._manager.record_trust(member.client_id, member.trust)
             self._slots[place.basket_id] = place.slot
-            self._num_slots = max(self._num_slots, place.slot + 1)
+            self._loads.add(place.slot)
             self._identities[place.basket_id] = place.identity
             self._keys.update({m.client_id: m.public_key for m in admission.members})
 
@@ -232,26 +252,16 @@ class Directory(Role):
 
     def _settle(self, basket_id: str) -> None:
         """Give a new basket its actor: the emptiest, or a new one if each may hold only so many."""
-        if basket_id in self._slots:
-            return
-        live = {info.basket_id for info in self._manager.live_baskets()}
-        load = Counter({slot: 0 for slot in range(self._num_slots)})
-        load.update(self._slots[b] for b in live if b in self._slots)
-        slot, count = min(load.items(), key=lambda item: (item[1], item[0]), default=(0, 0))
-        most = self._config.runtime.baskets_per_actor
-        if not load or (most is not None and count >= most):
-            slot = self._num_slots
-            self._num_slots += 1
-        self._slots[basket_id] = slot
+        if basket_id not in self._slots:
+            self._slots[basket_id] = self._loads.take()
+            self._changes += 1
 
     def _place(self, basket_id: str) -> BasketPlace:
-        info = self._manager.get_basket(basket_id)
         return BasketPlace(
             basket_id=basket_id,
-            domain_id=info.domain_id if info else "",
+            domain_id=self._manager.domain_of(basket_id) or "",
             slot=self._slots[basket_id],
             identity=self._identities.get(basket_id, b""),
-            members=tuple(sorted(info.clients)) if info else (),
         )
 
     def _member(self, client_id: str) -> Member:
@@ -261,15 +271,15 @@ class Directory(Role):
         return Member(client_id, info.domain_id, self._keys.get(client_id), info.features, info.trust_score)
 
     def _rehousing(self, closed: str) -> Rehousing:
-        moves = self._manager.moves_from(closed)
-        homes = {move.to_basket for move in moves}
-        targets = [info.basket_id for info in self._manager.live_baskets() if info.basket_id in homes]
+        self._loads.remove(self._slots[closed])
+        self._changes += 1
+        homes: dict[str, list[str]] = defaultdict(list)
+        for move in self._manager.moves_from(closed):
+            homes[move.to_basket].append(move.client_id)
+        targets = [basket_id for basket_id in self._manager.live_basket_ids() if basket_id in homes]
         for basket_id in targets:
             self._settle(basket_id)
         return Rehousing(
             self._place(closed),
-            tuple(
-                Admission(self._place(b), tuple(self._member(m.client_id) for m in moves if m.to_basket == b))
-                for b in targets
-            ),
+            tuple(Admission(self._place(b), tuple(self._member(c) for c in homes[b])) for b in targets),
         )

@@ -17,7 +17,7 @@ from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Member:
     """A client as its basket knows it.
 
@@ -45,14 +45,12 @@ class BasketPlace:
         domain_id: Its domain.
         slot: Number of the basket actor that holds it.
         identity: Ed25519 public bytes of the basket's key, once its actor has made one.
-        members: Its clients, sorted.
     """
 
     basket_id: str
     domain_id: str
     slot: int
     identity: bytes = b""
-    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +151,19 @@ class FederationIdentity:
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Round, live baskets and basket actors at one moment."""
+    """Round, live baskets and basket actors at one moment.
+
+    Attributes:
+        round_id: Current round.
+        places: All live baskets.
+        num_slots: Basket actors that there are.
+        version: Another one whenever anything else here has changed, or the directory was made anew.
+    """
 
     round_id: int
     places: tuple[BasketPlace, ...]
     num_slots: int
+    version: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,8 @@ class Standings:
 
     def admit(self, client_id: str, trust: float) -> None:
         """Know a client, with the trust that the directory has; what is known here already stands."""
-        self._clients.setdefault(client_id, Standing(trust))
+        if trust != FIRST_TRUST:
+            self._clients.setdefault(client_id, Standing(trust))
 
     def trust(self, client_id: str) -> float:
         """A client's trust."""

@@ -68,7 +68,7 @@ def federation_stats(
         "privacy_consumed_epsilon": budget.epsilon_spent,
         "privacy_accounting": budget.accounting.value,
         "current_round": directory["current_round"],
-        "basket_stats": _by_domain(directory["statuses"], reports, places, conduct),
+        "basket_stats": _by_domain(directory["statuses"], directory["sizes"], reports, places, conduct),
         "read_only": budget.read_only,
         "privacy_lifetime_epsilon": budget.lifetime_epsilon,
         "ledger_path": budget.ledger_path,
@@ -117,6 +117,7 @@ _SUMMED = (
 
 def _by_domain(
     statuses: Mapping[str, str],
+    sizes: Mapping[str, int],
     reports: Mapping[str, BasketReport],
     places: Sequence[BasketPlace],
     conduct: Mapping[str, ConductReport],
@@ -126,10 +127,11 @@ def _by_domain(
         entry = domains.setdefault(place.domain_id, {"clients": 0, "updates": 0, "baskets": {}})
         report = reports.get(place.basket_id)
         updates = report.num_buffered if report else 0
-        entry["clients"] += len(place.members)
+        clients = sizes.get(place.basket_id, 0)
+        entry["clients"] += clients
         entry["updates"] += updates
         entry["baskets"][place.basket_id] = {
-            "clients": len(place.members),
+            "clients": clients,
             "updates": updates,
             "status": statuses.get(place.basket_id, "forming"),
             "layer1_needs_clients": report.least_rows if report else None,

@@ -43,11 +43,14 @@ class Runtime(Protocol):
         A killed role answers ActorLost until it is started again.
         A role that fails as it starts is lost for good.
         Roles start beside one that fails.
+        A federation's first roles start all or none.
         The card is found until it is withdrawn.
     """
 
     peers: Peers
     compute: Compute
+    has_begun: bool
+    """Whether a federation's first roles were started here, so that they are this runtime's to end."""
     home: str
     """The node of this process, for roles whose data lie on one node's disk."""
 
@@ -65,7 +68,7 @@ class Runtime(Protocol):
 
         Raises:
             ActorLost: If a role cannot be placed or fails as it starts; the error says why. The others are
-                started all the same.
+                started all the same, but of a federation's first roles none stays.
             UsageError: If a role is there already and a card is given.
         """
 

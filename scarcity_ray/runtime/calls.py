@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from scarcity_ray.errors import ActorLost
+from scarcity_ray.errors import ActorLost, ProtocolViolation
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.roles.handles import DIRECTORY, basket_actor
 from scarcity_ray.roles.messages import Whereabouts
@@ -43,6 +43,7 @@ class RoleCalls:
         self.faults: list[str] = []
         self.latest: GlobalMetaModel | None = None
         self.num_slots = 0
+        self._whereabouts: Whereabouts | None = None
         self._clock = clock
         self._driver = uuid.uuid4().hex
         self._numbers = itertools.count(1)
@@ -109,8 +110,13 @@ class RoleCalls:
                     self.recover(other.role)
 
     def whereabouts(self) -> Whereabouts:
-        """Round, live baskets and basket actors."""
-        where: Whereabouts = self.ask(DIRECTORY, "whereabouts")
+        """Round, live baskets and basket actors; sent again only when they have changed."""
+        known = self._whereabouts
+        news: Whereabouts | None = self.ask(DIRECTORY, "whereabouts", known.version if known else None)
+        where = news or known
+        if where is None:
+            raise ProtocolViolation("the directory has no news for a driver that knows nothing")
+        self._whereabouts = where
         self.num_slots = where.num_slots
         return where
 

@@ -86,6 +86,7 @@ class LocalRuntime:
     home = "local"
 
     def __init__(self) -> None:
+        self.has_begun = False
         self._peers = _LocalPeers()
         self.peers: Peers = self._peers
         self.compute: Compute = _LocalCompute()
@@ -93,20 +94,20 @@ class LocalRuntime:
 
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not alive."""
-        if card is not None:
-            taken = [spec.name for spec in specs if spec.name in self._peers.roles]
-            if taken:
-                raise UsageError(f"role {taken[0]!r} is running already")
-            self._card = _Stored(card)
-        failure: ActorLost | None = None
-        for spec in specs:
-            try:
-                if spec.name not in self._peers.roles:
-                    self._peers.roles[spec.name] = self._made(spec)
-            except ActorLost as lost:
-                failure = failure or lost
-        if failure is not None:
-            raise failure
+        if card is None:
+            self._start(specs)
+            return
+        taken = [spec.name for spec in specs if spec.name in self._peers.roles]
+        if taken:
+            raise UsageError(f"role {taken[0]!r} is running already")
+        try:
+            self._start(specs)
+        except BaseException:
+            for spec in specs:
+                self.kill(spec.name)
+            raise
+        self._card = _Stored(card)
+        self.has_begun = True
 
     def is_alive(self, name: str) -> bool:
         """Whether the role is there."""
@@ -130,6 +131,17 @@ class LocalRuntime:
 
     def close(self) -> None:
         """Nothing was opened."""
+
+    def _start(self, specs: Sequence[RoleSpec]) -> None:
+        failure: ActorLost | None = None
+        for spec in specs:
+            try:
+                if spec.name not in self._peers.roles:
+                    self._peers.roles[spec.name] = self._made(spec)
+            except ActorLost as lost:
+                failure = failure or lost
+        if failure is not None:
+            raise failure
 
     @staticmethod
     def _made(spec: RoleSpec) -> Any:

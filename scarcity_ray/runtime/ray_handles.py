@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 from ray.core.generated.gcs_pb2 import ActorTableData
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from scarcity_ray.errors import ActorLost, ScarcityError
 from scarcity_ray.roles.handles import Future, Handle
@@ -21,31 +21,60 @@ def find_actor(namespace: str, name: str) -> Any:
     """The living (or starting, or dying) actor of this name.
 
     Ray's per-process cache of names keeps the dead ones of actors that are not detached, so that one that
-    came back would not be found; `ray.kill` of what is known to be dead makes this process forget it.
+    came back would not be found; those that this process knows to be dead are forgotten.
 
     Raises:
         ValueError: If there is none.
     """
     while True:
         actor = ray.get_actor(name, namespace=namespace)
-        if actor._get_local_state() != ActorTableData.DEAD:
+        if not _is_known_dead(actor):
             return actor
-        ray.kill(actor)
+        forget(actor)
         time.sleep(0.002)
 
 
-class RayFuture:
-    """A pending actor call or task; Ray's errors become ours."""
+def forget(actor: Any) -> None:
+    """Make this process forget a dead actor, so that its name stands for its successor."""
+    ray.kill(actor)
 
-    def __init__(self, name: str, reference: Any) -> None:
+
+def _is_known_dead(actor: Any) -> bool:
+    """Whether Ray has told this process that an actor died.
+
+    Ray has no public way to ask that without a call to the actor. Where this one is missing the answer is
+    False: a call finds out then (`RayFuture`), as `ActorLost`, and the next lookup finds the successor.
+    """
+    state = getattr(actor, "_get_local_state", None)
+    return state is not None and state() == ActorTableData.DEAD
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether an error says that the actor called is dead: not one that it met itself in calling another."""
+    return isinstance(error, ActorDiedError) and not isinstance(error, RayTaskError)
+
+
+class RayFuture:
+    """A pending actor call or task; Ray's errors become ours.
+
+    Args:
+        name: Who was called.
+        reference: Ray's reference to the answer.
+        actor: The actor called; None for a task.
+    """
+
+    def __init__(self, name: str, reference: Any, actor: Any = None) -> None:
         self._name = name
         self._reference = reference
+        self._actor = actor
 
     def result(self) -> Any:
         """Wait for the answer and return it, or raise the callee's exception."""
         try:
             return ray.get(self._reference)
         except RayError as error:
+            if self._actor is not None and is_death(error):
+                forget(self._actor)
             raise translated(self._name, error) from None
 
 
@@ -81,9 +110,8 @@ class RayHandle:
         except RayError as error:
             return Failed(translated(self.name, error))
         try:
-            return RayFuture(
-                self.name, getattr(actor, method).options(name=self._shown(method, args)).remote(*args)
-            )
+            reference = getattr(actor, method).options(name=self._shown(method, args)).remote(*args)
+            return RayFuture(self.name, reference, actor)
         except RayError as error:
             return Failed(translated(self.name, error))
         except Exception as error:

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray.exceptions import (
+    ActorDiedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     GetTimeoutError,
@@ -22,7 +23,7 @@ from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.roles.handles import Compute, Peers
 from scarcity_ray.runtime.base import RoleSpec
 from scarcity_ray.runtime.connect import connect
-from scarcity_ray.runtime.ray_handles import RayCompute, RayPeers, find_actor, first_line
+from scarcity_ray.runtime.ray_handles import RayCompute, RayPeers, find_actor, first_line, forget
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -54,11 +55,16 @@ class RayRuntime:
     def __init__(self, namespace: str, *, address: str | None = None, detached: bool = False) -> None:
         self._namespace = namespace
         self._detached = detached
+        self.has_begun = False
         self._kept: dict[str, Any] = {}
         self._owns_connection = connect(address)
-        self.home = ray.get_runtime_context().get_node_id()
-        self.peers: Peers = RayPeers(namespace)
-        self.compute: Compute = RayCompute(self.default_basket_actors)
+        try:
+            self.home = ray.get_runtime_context().get_node_id()
+            self.peers: Peers = RayPeers(namespace)
+            self.compute: Compute = RayCompute(self.default_basket_actors)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def default_basket_actors(self) -> int:
@@ -68,14 +74,24 @@ class RayRuntime:
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not alive, side by side, and wait until they answer."""
         if card is None:
-            actors = [self._found(spec) or self._create(spec) for spec in specs]
-        else:
-            try:
-                actors = [self._create(spec, get_if_exists=False) for spec in specs]
-            except ValueError as error:
-                raise UsageError(f"a role is running already: {first_line(error)}") from None
+            self._await([(spec, self._found(spec) or self._create(spec)) for spec in specs])
+            return
+        made: list[tuple[RoleSpec, Any]] = []
+        is_published = False
+        try:
+            for spec in specs:
+                made.append((spec, self._create(spec, get_if_exists=False)))
             self._publish(card)
-        self._await(list(zip(specs, actors, strict=True)))
+            is_published = True
+            self._await(made)
+        except BaseException as failure:
+            self._undo(made)
+            if is_published:
+                self.withdraw()
+            if isinstance(failure, ValueError):
+                raise UsageError(f"a role is running already: {first_line(failure)}") from None
+            raise
+        self.has_begun = True
 
     def is_alive(self, name: str) -> bool:
         """Whether the role is there: one that is busy, or waits for a node, is alive."""
@@ -88,6 +104,8 @@ class RayRuntime:
                 return True
             except ActorUnavailableError:
                 time.sleep(POLL_SECONDS)
+            except ActorDiedError:
+                forget(actor)
             except (ValueError, RayActorError):
                 return False
             else:
@@ -134,6 +152,13 @@ class RayRuntime:
         if self._kept.get(name) != actor:
             self._kept[name] = actor
 
+    def _undo(self, made: Sequence[tuple[RoleSpec, Any]]) -> None:
+        """End what a federation's start had made when it failed."""
+        for spec, actor in made:
+            self._kept.pop(spec.name, None)
+            ray.kill(actor)
+            self._wait_until_gone(spec.name, actor)
+
     def _publish(self, card: object) -> None:
         key, value = self._namespace.encode(), cloudpickle.dumps(card)
         _internal_kv_put(key, value, overwrite=True, namespace=_CARDS)
@@ -177,10 +202,10 @@ class RayRuntime:
                 failure = failure or self._give_up([(spec, actor) for spec, actor, _ in waiting.values()])
                 break
             is_late = not ready
-            for name, demand in [(s.name, _demand(s)) for s, _, _ in waiting.values() if is_late]:
-                if name not in warned:
-                    logger.warning("%s waits for a node that offers %s", name, demand)
-                warned.add(name)
+            for spec, _, _ in waiting.values() if is_late else ():
+                if spec.name not in warned:
+                    logger.warning("%s has not started yet: %s", spec.name, _why_waiting(spec))
+                warned.add(spec.name)
             for answer in ready:
                 spec, actor, attempt = waiting.pop(answer)
                 try:
@@ -204,6 +229,7 @@ class RayRuntime:
         except RayActorError as error:
             if error.actor_init_failed:
                 raise ActorLost(spec.name, f"it failed as it started: {_last_line(error)}", False) from None
+            forget(actor)
             if attempt == START_ATTEMPTS:
                 died = f"it died {attempt} times as it started: {first_line(error)}"
                 raise ActorLost(spec.name, died, False) from None
@@ -218,7 +244,7 @@ class RayRuntime:
             ray.kill(actor)
         spec, _ = waiting[0]
         waited = PATIENCE_SECONDS + START_TIMEOUT_SECONDS
-        return ActorLost(spec.name, f"no node offered {_demand(spec)} within {waited:.0f} s", False)
+        return ActorLost(spec.name, f"{_why_waiting(spec)}, for {waited:.0f} s", False)
 
     def _wait_until_gone(self, name: str, actor: Any) -> None:
         """Wait until the name no longer stands for this actor."""
@@ -238,8 +264,16 @@ class RayRuntime:
         return node
 
 
-def _demand(spec: RoleSpec) -> dict[str, float]:
-    return {"CPU": spec.cpus, **spec.resources}
+def _why_waiting(spec: RoleSpec) -> str:
+    """What keeps a role from starting, as far as the cluster's nodes tell."""
+    demand = {name: amount for name, amount in {"CPU": spec.cpus, **spec.resources}.items() if amount}
+    asked = ", ".join(f"{name} {amount:g}" for name, amount in demand.items())
+    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(offer.get(name, 0.0) >= amount for name, amount in demand.items()) for offer in offers):
+        return f"no node offered {asked}"
+    if not demand:
+        return "its process was slow to start"
+    return f"it waited for a node with {asked} free, or its process was slow to start"
 
 
 def _last_line(error: BaseException) -> str:

@@ -19,12 +19,15 @@ from scarcity_ray.workloads.config import RunConfig
 from scarcity_ray.workloads.digits import NUM_CLASSES, frequencies
 from scarcity_ray.workloads.records import RoundRecord, Summary
 
+_JOBS_CACHE = frozenset({"working_dir_files", "runtime_resources"})
+"""Folders of a Ray session in which a submitted job's working directory is unpacked."""
+
 
 class RunFolder:
     """Where one run writes.
 
     Attributes:
-        path: The folder; it exists, and was empty.
+        path: The folder, absolute; it exists, and was empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +45,8 @@ class RunFolder:
         Raises:
             UsageError: If the chosen folder holds something, or the folder cannot be made.
         """
-        stamped = Path(config.run.out) / f"{config.name}-{now:%Y%m%d-%H%M%S}"
-        path = Path(chosen) if chosen else stamped
+        stamped = Path(config.run.out).expanduser().absolute() / f"{config.name}-{now:%Y%m%d-%H%M%S}"
+        path = Path(chosen).expanduser().absolute() if chosen else stamped
         number = 2
         while chosen is None and path.exists():
             path = stamped.with_name(f"{stamped.name}-{number}")
@@ -56,6 +59,16 @@ class RunFolder:
         if taken is not None:
             raise UsageError(f"--out {path} is not empty (it holds {taken.name}); give a new or empty folder")
         return cls(path)
+
+    @property
+    def passing(self) -> str | None:
+        """Why what is written here will not stay, and what to do; None if nothing is known against it."""
+        if _JOBS_CACHE.isdisjoint(self.path.parts):
+            return None
+        return (
+            f"{self.path} lies in Ray's cache of submitted jobs, which Ray empties: give --out with an "
+            "absolute path on this machine, or copy the results away"
+        )
 
     @property
     def report(self) -> Path:

@@ -77,6 +77,13 @@ def test_noise_that_drowns_the_signal_is_said_before_the_run(tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_run_in_rays_cache_of_jobs_is_warned_of(tmp_path):
+    out = tmp_path / "runtime_resources" / "working_dir_files" / "out"
+    result = _run(QUICKSTART, out, "--rounds", 1, *NO_EXTRA_ATTACKS)
+    assert result.stderr.count(f"WARNING: {out} lies in Ray's cache of submitted jobs") == 2
+    assert f"Written to {out}/" in result.stdout
+
+
 def test_json_is_all_there_is_on_stdout(tmp_path):
     result = _run(QUICKSTART, tmp_path / "out", "--rounds", 2, "--format", "json", *LOUD, *NO_EXTRA_ATTACKS)
     assert result.exit_code == ExitCode.DONE

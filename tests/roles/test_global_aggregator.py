@@ -78,14 +78,15 @@ class World:
         noise = CountingNoise(peers.log)
         peers.roles = {"accountant": self.accountant}
         self.places = []
+        self.members = {}
         self.rows = {}
         for slot, basket in enumerate(BASKETS):
             host = BasketHost(slot, self.plan, "fed", peers, compute, noise)
             members = tuple(Member(f"{basket}/c{i}", "d") for i in range(3 + slot))
             place = BasketPlace(basket, "d", slot)
             identity = host.admit([Admission(place, members)])[basket]
-            ids = tuple(m.client_id for m in members)
-            self.places.append(BasketPlace(basket, "d", slot, identity, ids))
+            self.members[basket] = tuple(m.client_id for m in members)
+            self.places.append(BasketPlace(basket, "d", slot, identity))
             peers.roles[f"basket:{slot}"] = host
         self.aggregator = GlobalAggregator(self.plan, "fed", peers, noise, self._session_ids())
         self.counter = itertools.count()
@@ -99,9 +100,9 @@ class World:
         """Give every basket a new model."""
         rng = np.random.Generator(np.random.PCG64DXSM(next(self.counter)))
         for place in self.places:
-            rows = (0.1 * rng.standard_normal((len(place.members), D))).astype(np.float32)
+            rows = (0.1 * rng.standard_normal((len(self.members[place.basket_id]), D))).astype(np.float32)
             host = self.host(place.slot)
-            batch = SubmissionBatch(place.members, rows)
+            batch = SubmissionBatch(self.members[place.basket_id], rows)
             receipts = host.submit([place.basket_id] * len(rows), batch, NOW).receipts
             assert all(receipt.accepted for receipt in receipts), receipts
             (outcome,) = host.run_layer1(None, True, NOW)
@@ -115,9 +116,9 @@ class World:
         """Give an actor its basket anew, without updates and without a model."""
         place = self.places[slot]
         self.host(slot).close_basket(place.basket_id)
-        members = tuple(Member(c, "d") for c in place.members)
+        members = tuple(Member(c, "d") for c in self.members[place.basket_id])
         identity = self.host(slot).admit([Admission(place, members)])[place.basket_id]
-        self.places[slot] = BasketPlace(place.basket_id, "d", slot, identity, place.members)
+        self.places[slot] = BasketPlace(place.basket_id, "d", slot, identity)
 
     def fresh(self):
         return [

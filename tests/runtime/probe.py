@@ -75,6 +75,13 @@ class Broken:
         raise ValueError("no such luck")
 
 
+class Slow:
+    """A role that takes its time to start."""
+
+    def __init__(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
 def plus(item: float, offset: NDArray[Any]) -> float:
     return float(item + offset.sum())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -19,7 +18,6 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
 
 PRELUDE = """
 import logging, os, signal, sys
@@ -226,24 +224,3 @@ with HierarchicalFederation(config(sys.argv[2])) as fed:
 print(ray.is_initialized())
 """
     assert head.run(script, str(tmp_path / "ledger.sqlite")) == ["True d_basket_0", "False"]
-
-
-def test_the_quickstart_runs_as_a_submitted_job(head: Head) -> None:
-    """``ray job submit --working-dir . -- scarcity-ray run configs/quickstart.yaml``, shortened."""
-    pytest.importorskip("sklearn")
-    done = subprocess.run(
-        [
-            *("ray", "job", "submit", "--address", head.dashboard, "--working-dir", "."),
-            *("--", "scarcity-ray", "run", "configs/quickstart.yaml", "--rounds", "2"),
-            *("--set", "workload.compare_attacks=[]"),
-        ],
-        cwd=ROOT,
-        env=head.environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    assert re.search(r"Job '.*' succeeded", said), said

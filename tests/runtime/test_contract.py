@@ -207,6 +207,18 @@ def test_roles_start_beside_one_that_fails(place: Runtime) -> None:
     place.kill("sound")
 
 
+def test_a_federations_first_roles_start_all_or_none(place: Runtime, role: str) -> None:
+    first = [RoleSpec("sound", probe.Probe), RoleSpec("broken", probe.Broken)]
+    with pytest.raises(errors.ActorLost, match="no such luck"):
+        place.start(first, card="mine")
+    assert place.names() == (role,)
+    with pytest.raises(errors.UsageError, match="running already"):
+        place.start([RoleSpec("sound", probe.Probe), RoleSpec(role, probe.Probe)], card="mine")
+    assert place.names() == (role,), "what is another's stays, what was made for it goes"
+    assert place.card() is None
+    assert not place.has_begun
+
+
 def test_peers_reach_each_other_from_inside(place: Runtime, role: str) -> None:
     arguments = {"peers": place.peers}
     place.start([RoleSpec("probe:1", probe.Probe, arguments)])

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.roles.role import CallId
 from scarcity_ray.runtime import RoleSpec
+from scarcity_ray.runtime.ray_handles import is_death
 
 pytestmark = pytest.mark.ray
 ray_runtime = pytest.importorskip("scarcity_ray.runtime.ray_runtime")
@@ -75,11 +77,53 @@ def test_a_role_that_no_node_can_hold_is_lost_for_good(
 ) -> None:
     monkeypatch.setattr(ray_runtime, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(ray_runtime, "START_TIMEOUT_SECONDS", 0.2)
-    with pytest.raises(ActorLost, match=r"no node offered .*gold") as lost:
+    with pytest.raises(ActorLost, match=r"no node offered gold 1") as lost:
         place.start([RoleSpec("rich", probe.Probe, resources={"gold": 1.0}, spread=True)])
     assert not lost.value.retryable
     assert "gold" in caplog.text
     assert place.names() == ()
+
+
+def test_a_slow_start_is_not_taken_for_a_node_that_is_missing(
+    place, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.setattr(ray_runtime, "PATIENCE_SECONDS", 0.1)
+    slow = [
+        RoleSpec("slow", probe.Slow, {"seconds": 0.5}),
+        RoleSpec("paid", probe.Slow, {"seconds": 0.5}, 0.1),
+    ]
+    place.start(slow)
+    assert "slow has not started yet: its process was slow to start" in caplog.text
+    assert "paid has not started yet: it waited for a node with CPU 0.1 free, or its process" in caplog.text
+    assert "no node" not in caplog.text
+    place.kill("slow")
+    place.kill("paid")
+
+
+def test_an_actor_that_met_a_death_is_not_taken_for_dead() -> None:
+    """To be forgotten is to be killed: only the actor called may be, and only if it is it that died."""
+    met = RayTaskError("ask", "its traceback", ActorDiedError()).as_instanceof_cause()
+    assert isinstance(met, ActorDiedError)
+    assert not is_death(met)
+    assert is_death(ActorDiedError())
+    assert not is_death(ActorUnavailableError("busy", b"0" * 16))
+
+
+def test_where_ray_does_not_tell_who_is_dead_a_call_finds_out_once(
+    place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scarcity_ray.runtime.ray_handles._is_known_dead", lambda actor: False)
+    handle = place.peers.handle("mortal")
+    place.start([RoleSpec("mortal", probe.Probe)])
+    os.kill(handle.call("pid").result(), signal.SIGKILL)
+    assert not place.is_alive("mortal")
+    place.start([RoleSpec("mortal", probe.Probe)])
+    os.kill(handle.call("pid").result(), signal.SIGKILL)
+    with pytest.raises(ActorLost):
+        handle.call("sleep", 60.0).result()
+    place.start([RoleSpec("mortal", probe.Probe)])
+    assert handle.call("all").result() == []
+    place.kill("mortal")
 
 
 def test_roles_that_a_node_takes_start_beside_those_that_none_takes(

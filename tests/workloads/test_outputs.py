@@ -40,6 +40,24 @@ def test_a_chosen_folder_may_be_new_or_empty_and_nothing_else(tmp_path):
         RunFolder.new(config, str(tmp_path / "a" / "b" / "old.json"), NOW)
 
 
+def test_the_folder_is_absolute_and_a_home_may_be_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = load_run(QUICKSTART)
+    assert RunFolder.new(config, None, NOW).path == tmp_path / "runs" / "quickstart-20260102-030405"
+    assert RunFolder.new(config, "here", NOW).path == tmp_path / "here"
+    assert RunFolder.new(config, "~/there", NOW).path == tmp_path / "home" / "there"
+
+
+def test_results_in_rays_cache_of_jobs_are_told_of_with_the_remedy(tmp_path):
+    config = load_run(QUICKSTART)
+    cache = tmp_path / "session_latest" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    told = RunFolder.new(config, str(cache / "runs"), NOW).passing
+    assert told is not None
+    assert "give --out with an absolute path" in told
+    assert RunFolder.new(config, str(tmp_path / "runs"), NOW).passing is None
+
+
 def test_the_model_comes_back_from_arrow_bit_for_bit(tmp_path):
     config = load_run(QUICKSTART)
     folder = RunFolder.new(config, str(tmp_path), NOW)

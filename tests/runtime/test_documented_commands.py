@@ -1,0 +1,238 @@
+"""Every command in README.md and cluster/README.md works as it is printed, or says below why it is not run.
+
+They run in a home and a working copy of the test's own; the copy's quickstart is shortened to two rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "cluster/README.md")
+STARTS = ("ray ", "scarcity-ray ", "python -m ", "pip install ", "export ", "chmod ")
+
+MINUTES = "it takes minutes or more; that it starts is tested elsewhere"
+PIP = "it installs from a package index: .ci/run does that in a fresh environment"
+MACHINES = "it needs machines reached over ssh; test_cluster_files.py reads the file as Ray does"
+NOT_RUN = {
+    'pip install ".[quickstart]" && scarcity-ray run configs/quickstart.yaml': PIP,
+    'pip install ".[test]" && python -m pytest': PIP,
+    'pip install ".[fast]"': PIP,
+    'pip install ".[bench]"': PIP,
+    'pip install "scarcity-ray[postgresql]"': PIP,
+    "python -m pytest": "you are looking at it",
+    "python -m pytest -m slow": MINUTES,
+    "python -m benchmarks NAME [--format json]": "a form, not a command",
+    "python -m benchmarks attacks": MINUTES,
+    "python -m benchmarks clipping": MINUTES,
+    "python -m benchmarks privacy": MINUTES,
+    "python -m benchmarks scale": MINUTES,
+    "python -m benchmarks secagg --full": MINUTES,
+    "scarcity-ray run configs/decentralised.yaml": MINUTES,
+    "scarcity-ray ledger verify URL --head HASH": "URL is a database's: tests/privacy/test_postgres.py",
+    "scarcity-ray plan FILE --clients 40 --baskets 4": "FILE is a driver's own: tests/cli/test_plan_command.py",
+    "ray up cluster/machines.yaml": MACHINES,
+    "ray dashboard cluster/machines.yaml": MACHINES,
+    "ray down cluster/machines.yaml": MACHINES,
+}
+"""Why a command is not run here."""
+
+NAMES = {"scarcity-ray plan", "scarcity-ray run", "ray up", "ray stop", "ray dashboard", "ray job stop"}
+"""Commands spoken of by their name alone."""
+
+WITHOUT_A_CLUSTER = {
+    "scarcity-ray plan configs/quickstart.yaml",
+    "scarcity-ray ledger show ledger.sqlite",
+    "scarcity-ray ledger verify ledger.sqlite --head HASH",
+    "scarcity-ray ledger export ledger.sqlite --out ledger.jsonl",
+}
+SUBMIT = (
+    "ray job submit --address http://127.0.0.1:8265 --working-dir . -- "
+    "scarcity-ray run configs/quickstart.yaml --out '~/runs/first'"
+)
+WITH_A_CLUSTER = [
+    "ray get-auth-token --generate",
+    "chmod 600 ~/.ray/auth_token",
+    "export RAY_AUTH_MODE=token",
+    "ray start --head",
+    SUBMIT,
+    "ray start --address=HEAD:6379",
+]
+
+
+def blocks(page: str) -> list[list[str]]:
+    """The commands of each ``bash`` block of a page, without their comments."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [
+        [line for raw in block.splitlines() if (line := re.sub(r"\s+# .*", "", raw).strip())]
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    ]
+
+
+def spoken_of(page: str) -> set[str]:
+    """Commands within the sentences of a page."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return {" ".join(code.split()) for code in re.findall(r"`([^`]+)`", text) if code.startswith(STARTS)}
+
+
+def test_every_command_is_run_or_says_why_not() -> None:
+    printed = {line for page in PAGES for block in blocks(page) for line in block}
+    spoken = set().union(*(spoken_of(page) for page in PAGES))
+    known = set(NOT_RUN) | NAMES | WITHOUT_A_CLUSTER | set(WITH_A_CLUSTER)
+    assert printed | spoken == known, "a command is new, has changed or has gone: mend the tables above"
+    assert not set(NOT_RUN) & (WITHOUT_A_CLUSTER | set(WITH_A_CLUSTER))
+    assert any(block == WITH_A_CLUSTER[:-1] for block in blocks("README.md")), "run below as one block"
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "cluster/README.md").read_text("utf-8")
+    assert set(re.findall(r"```(\w*)\n", text)) <= {"bash", "yaml", "python", ""}
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    home: Path
+    copy: Path
+    environment: dict[str, str]
+
+    def run(self, script: str, seconds: float = 60.0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run lines in a plain shell, as somebody who reads the page would, one after the other."""
+        return subprocess.run(
+            ["bash", "-ec", script],
+            cwd=self.copy,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def works(self, script: str, seconds: float = 60.0, **environment: str) -> str:
+        done = self.run(script, seconds, **environment)
+        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def processes(self) -> list[int]:
+        """All that was started in here, also what has detached itself."""
+        mark = f"SANDBOX={self.environment['SANDBOX']}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    folder = Path(tempfile.mkdtemp(prefix="sr_", dir="/tmp"))
+    home, copy = folder / "home", folder / "copy"
+    home.mkdir()
+    shutil.copytree(ROOT / "configs", copy / "configs")
+    quickstart = copy / "configs" / "quickstart.yaml"
+    content = yaml.safe_load(quickstart.read_text(encoding="utf-8"))
+    content["workload"] |= {"rounds": 2, "compare_attacks": []}
+    quickstart.write_text(yaml.safe_dump(content), encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if k in ("LANG", "PYTHONPATH", "PATH")}
+    environment |= {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "SANDBOX": uuid.uuid4().hex,
+        "RAY_TMPDIR": str(folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    made = Sandbox(home, copy, environment)
+    yield made
+    deadline = time.monotonic() + 20.0
+    while (left := made.processes()) and time.monotonic() < deadline:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_commands_that_need_no_cluster_work_as_printed(sandbox: Sandbox) -> None:
+    config = HierarchicalFederationConfig(ledger_path=str(sandbox.copy / "ledger.sqlite"))
+    with HierarchicalFederation(config, runtime="local") as federation:
+        head = federation.get_stats()["ledger_head"]
+    for command in sorted(WITHOUT_A_CLUSTER, reverse=True):
+        sandbox.works(command.replace("HASH", head))
+    assert json.loads((sandbox.copy / "ledger.jsonl").read_text().splitlines()[0])
+
+
+@pytest.fixture(scope="module")
+def cluster(sandbox: Sandbox) -> str:
+    """The README's block from token to job, run in a plain shell; what it said."""
+    pytest.importorskip("sklearn")
+    for port in (6379, 8265, 10001):
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"something listens at port {port}, which `ray start --head` takes by default")
+    return sandbox.works("umask 022\n" + "\n".join(WITH_A_CLUSTER[:-1]), seconds=240.0)
+
+
+@pytest.mark.ray
+def test_a_cluster_is_started_and_a_job_submitted_as_printed(sandbox: Sandbox, cluster: str) -> None:
+    assert re.search(r"Job '.*' succeeded", cluster), cluster
+    results = sandbox.home / "runs" / "first"
+    assert f"Written to {results}/" in cluster
+    assert "cache of submitted jobs" not in cluster
+    assert json.loads((results / "summary.json").read_text())["rounds"] == 2
+    token = sandbox.home / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    joined = WITH_A_CLUSTER[-1].replace("HEAD", "127.0.0.1")
+    assert "Ray runtime started" in sandbox.works(f"export RAY_AUTH_MODE=token\n{joined}")
+
+
+FEDERATION = """
+import sys, time, ray
+from scarcity_ray import HierarchicalFederation, UsageError
+if sys.argv[1] == "client":
+    ray.init("ray://127.0.0.1:10001", logging_level="ERROR")
+begin = time.monotonic()
+try:
+    HierarchicalFederation(address=None if sys.argv[1] == "client" else sys.argv[1])
+except UsageError as refused:
+    print(refused)
+print("within seconds:", time.monotonic() - begin < 10.0)
+"""
+
+
+@pytest.mark.ray
+def test_who_is_refused_is_told_why_within_seconds(sandbox: Sandbox, cluster: str) -> None:
+    driver = sandbox.copy / "driver.py"
+    driver.write_text(FEDERATION)
+    refused: dict[str, tuple[str, dict[str, str]]] = {
+        "RAY_AUTH_MODE is ''": ("127.0.0.1:6379", {}),
+        "refuses that in the variable RAY_AUTH_TOKEN": (
+            "127.0.0.1:6379",
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64},
+        ),
+        "ray job submit": ("client", {"RAY_AUTH_MODE": "token"}),
+    }
+    for words, (address, environment) in refused.items():
+        said = sandbox.works(f"python driver.py {address}", **environment)
+        assert words in said
+        assert "within seconds: True" in said
