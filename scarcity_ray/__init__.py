@@ -22,6 +22,7 @@ from scarcity_ray.config import (
 from scarcity_ray.errors import (
     ActorLost,
     ConfigError,
+    FaultWarning,
     LedgerCorrupted,
     LedgerError,
     LedgerMissing,
@@ -56,6 +57,7 @@ __all__ = [
     "CentralDPMechanism",
     "ClientInfo",
     "ConfigError",
+    "FaultWarning",
     "FederationPlan",
     "GlobalMetaModel",
     "GossipConfig",

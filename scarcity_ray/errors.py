@@ -14,7 +14,8 @@
     ├── ProtocolViolation         a peer sent something that the protocol forbids
     └── ActorLost                 a role's process died (``retryable`` says whether to call again)
 
-Refusals that are ordinary life (a stale update, a replay) are return values, not errors.
+Refusals that are ordinary life (a stale update, a replay) are return values, not errors. What was lost with a
+role that died and came back is a warning, `FaultWarning`: the call that met it has done what it was asked.
 """
 
 from __future__ import annotations
@@ -101,6 +102,10 @@ class SecureAggregationAborted(ScarcityError):
 
 class ProtocolViolation(ScarcityError):
     """A peer sent a message that the protocol forbids; it is refused, and nothing else changes."""
+
+
+class FaultWarning(UserWarning):
+    """A role died and came back; the text says what was lost with it, and what to do."""
 
 
 class ActorLost(ScarcityError):
