@@ -121,7 +121,7 @@ class RoleCalls:
         """Have the directory keep what was lost, for all drivers, and warn this one's user."""
         if faults:
             self.call(DIRECTORY, "note_faults", tuple(faults))
-            self.hear_faults()
+        self.hear_faults()
 
     def hear_faults(self) -> None:
         """Warn of what the directory has noted and this driver has not heard of."""
