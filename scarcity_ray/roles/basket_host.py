@@ -85,7 +85,7 @@ class BasketHost(SessionHost):
         self._closed: BasketReport | None = None
         state = state or SlotState((), (), OrderNumber())
         self._number = state.number
-        self._order: Order | None = None
+        self._order = state.order
         self._leaving: dict[str, MemberCarry] = {}
         self._arrived: set[str] = set()
         self._memories = ClientMemories(state.memories)
@@ -284,6 +284,10 @@ class BasketHost(SessionHost):
     def take_activity(self) -> ActivityReport:
         """What was seen since this was last asked."""
         return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
+
+    def check_in(self) -> tuple[OrderNumber, dict[str, bytes]]:
+        """The lowest order that this actor obeys, and its baskets' identity keys."""
+        return self._number, self.own_keys()
 
     def step_down(self) -> HostState:
         """What a directory that comes back must know; what the one before it began is obeyed no longer."""

@@ -250,6 +250,7 @@ class Directory(Role):
             ),
             memories=tuple(m for m in self._memories.all() if m.slot == slot),
             number=number,
+            order=None if self._pending is None else self._pending.order,
             baskets=tuple(baskets),
             keys=tuple(self._identities[b] for b in baskets if b in self._identities),
         )

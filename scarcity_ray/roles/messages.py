@@ -212,6 +212,7 @@ class SlotState:
         admissions: Its baskets and their members.
         memories: Of clients that left it.
         number: The lowest order that it must obey.
+        order: Of the operation that is pending, whose effects are in the rest.
         baskets: What it had, one that is being closed included.
         keys: Identity keys of those of them that are known: none before it was first started.
     """
@@ -219,6 +220,7 @@ class SlotState:
     admissions: tuple[Admission, ...]
     memories: tuple[ClientMemory, ...]
     number: OrderNumber
+    order: Order | None = None
     baskets: tuple[str, ...] = ()
     keys: tuple[bytes, ...] = ()
 

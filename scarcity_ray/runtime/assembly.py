@@ -74,18 +74,6 @@ class Assembly:
         """The basket actors among `slots` that were not started yet, as far as this driver knows."""
         return [slot for slot in sorted(set(slots)) if basket_actor(slot) not in self._started]
 
-    def start_slots(self, slots: Iterable[int], round_id: int, read_only: bool) -> Iterator[list[Fault]]:
-        """Start basket actors for new baskets; they begin with the last release, as the others have it.
-
-        Yields what was lost where one was there before and died.
-        """
-        gone = [slot for slot in slots if not self.runtime.is_alive(basket_actor(slot))]
-        states = self._slot_states(gone)
-        yield [_basket_fault(slot, state) for slot, state in states.items() if state.keys]
-        latest = self._newest(None)
-        self._start([self._basket_spec(s, round_id, read_only, state, latest) for s, state in states.items()])
-        self.adopt(slots)
-
     def tell_baskets(self, method: str, num_slots: int, *args: object) -> list[Any]:
         """Call every basket actor; all answers."""
         return gather([self.handle(basket_actor(slot)).call(method, *args) for slot in range(num_slots)])
@@ -147,24 +135,37 @@ class Assembly:
         directory = self.handle(DIRECTORY)
         where: Whereabouts = directory.call("whereabouts").result()
         read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
-        states = self._slot_states(slots)
+        states = {slot: directory.call("slot_state", slot).result() for slot in slots}
         newest = self._newest(latest)
-        yield [_basket_fault(slot, states[slot]) for slot in slots]
+        was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
+        yield [_basket_fault(slot, states[slot]) for slot in was_there]
         failure: ActorLost | None = None
         try:
             self._start([self._basket_spec(s, where.round_id, read_only, states[s], newest) for s in slots])
         except ActorLost as lost:
             failure = lost
-        for slot in slots:
-            if failure is None or self.runtime.is_alive(basket_actor(slot)):
-                identities = self.handle(basket_actor(slot)).call("own_keys").result()
-                directory.call("record_identities", identities).result()
+        back = [slot for slot in slots if failure is None or self.runtime.is_alive(basket_actor(slot))]
+        strangers = [slot for slot in back if not self._checked_in(slot)]
+        for slot in strangers:
+            self.runtime.kill(basket_actor(slot))
+        if strangers and failure is None:
+            failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
             raise failure
 
-    def _slot_states(self, slots: Sequence[int]) -> dict[int, SlotState]:
-        directory = self.handle(DIRECTORY)
-        return {slot: directory.call("slot_state", slot).result() for slot in slots}
+    def _checked_in(self, slot: int) -> bool:
+        """Have the directory know the keys of an actor that has started.
+
+        False if the directory died after it had told what the actor was made with, and came back before the
+        actor was there: it knows nothing of it.
+        """
+        directory, actor = self.handle(DIRECTORY), self.handle(basket_actor(slot))
+        state: SlotState = directory.call("slot_state", slot).result()
+        number, identities = actor.call("check_in").result()
+        if number.life < state.number.life:
+            return False
+        directory.call("record_identities", identities).result()
+        return True
 
     def _recover_directory(self, num_slots: int, now: float, known: Sequence[Fault]) -> None:
         slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}

@@ -14,7 +14,7 @@ from typing import Any
 
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.roles.client_memory import ClientMemory
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, basket_actor
+from scarcity_ray.roles.handles import DIRECTORY, basket_actor
 from scarcity_ray.roles.messages import (
     ActivityReport,
     Admission,
@@ -161,11 +161,8 @@ class Operations(RoleCalls):
     def _house(self, places: Sequence[BasketPlace]) -> None:
         """Start the actors of new baskets."""
         missing = self.assembly.missing(place.slot for place in places)
-        if missing:
-            where = super().whereabouts()
-            read_only = self.ask(ACCOUNTANT, "status", self.now()).read_only
-            for faults in self.assembly.start_slots(missing, where.round_id, read_only):
-                self.note_faults(faults)
+        self.recover(*map(basket_actor, missing))
+        self.assembly.adopt(missing)
         self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
 
 

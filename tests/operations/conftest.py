@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +30,10 @@ class Stopped(BaseException):
     """The driver is gone: nothing of this package may catch it."""
 
 
+def stop() -> None:
+    raise Stopped
+
+
 @dataclass
 class Silence:
     """Noise that is zero, and is counted as it is drawn."""
@@ -43,11 +49,15 @@ class Silence:
 
 
 class Stopper:
-    """Stops a driver at the n-th point: each of its calls has one before it and one after it."""
+    """Stops a driver at the n-th point, or lets something else happen there.
+
+    Each of its calls has a point before it and one after it.
+    """
 
     def __init__(self, fed: HierarchicalFederation) -> None:
         self.at: float = math.inf
         self.passed = 0
+        self.happens: Callable[[], Any] = stop
         assembly = fed._session.assembly
         handle, place = assembly.handle, assembly.runtime
         assembly.handle = lambda name: _Watched(handle(name), self)  # type: ignore[method-assign]
@@ -55,12 +65,13 @@ class Stopper:
 
     def point(self) -> None:
         self.passed += 1
-        if self.passed > self.at:
-            raise Stopped
+        if self.passed == self.at + 1:
+            self.at = math.inf
+            self.happens()
 
-    def run(self, act: Callable[[], Any], at: float) -> bool:
+    def run(self, act: Callable[[], Any], at: float, happens: Callable[[], Any] = stop) -> bool:
         """Whether `act` was stopped."""
-        self.at, self.passed = at, 0
+        self.at, self.passed, self.happens = at, 0, happens
         try:
             act()
         except Stopped:
@@ -119,8 +130,8 @@ class Scene:
     def another_driver(self) -> HierarchicalFederation:
         """One that has just attached."""
         first, other = self.fed, HierarchicalFederation.__new__(HierarchicalFederation)
-        place = first._runtime
-        other._begin(place, first._session.assembly.identity, first.plan, self.clock, owner=False)
+        identity = first._session.assembly.identity
+        other._begin(first._runtime, identity, first.plan, self.clock, owner=False)
         other._session.assembly.adopt(range(other._session.whereabouts().num_slots))
         return other
 
@@ -135,7 +146,9 @@ class Scene:
         """Members by basket, as each basket actor has them."""
         slots = self.role(DIRECTORY)._num_slots
         hosts = {name: self.role(name) for name in map(basket_actor, range(slots))}
-        return {name: {b: set(basket.members) for b, basket in h._baskets.items()} for name, h in hosts.items()}
+        return {
+            name: {b: set(basket.members) for b, basket in h._baskets.items()} for name, h in hosts.items()
+        }
 
     def check_places(self) -> None:
         """The directory and the basket actors agree on who is where, and everyone is in one place."""
@@ -160,7 +173,7 @@ class Scene:
             assert not counted - covered, (counted, covered)
 
     def released(self) -> np.ndarray:
-        """The sum of all releases: where every update entered once with its weight, 1/n for each of n clients."""
+        """The sum of all releases; an update that entered once has its weight in it, 1/n."""
         return np.sum([m.aggregate for m in self.role(GLOBAL).history()], axis=0, initial=0.0)
 
 
@@ -179,7 +192,16 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def scene_of(clock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scene]]:
+def ledgers(tmp_path: Path) -> Iterator[Path]:
+    """Where hundreds of ledgers may be made: in memory, if this machine has such a folder."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else tmp_path))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def scene_of(clock: Any, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scene]]:
     """``scene_of(**settings)``: a federation with its clients registered, in the place of the one before."""
     charges: dict[tuple[str, str], tuple[str, ...]] = {}
     charge = Accountant.charge_gossip
@@ -196,7 +218,7 @@ def scene_of(clock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         charges.clear()
         for fed in opened[-1:]:
             fed.close()
-        ledger = tmp_path / f"{len(opened)}.sqlite"
+        ledger = ledgers / f"{len(opened)}.sqlite"
         config = load(HierarchicalFederationConfig, {**SETTINGS, "ledger_path": str(ledger), **settings})
         noise = Silence()
         opened.append(HierarchicalFederation(config, runtime="local", clock=clock, noise=noise))
