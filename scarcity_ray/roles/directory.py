@@ -67,7 +67,6 @@ class Directory(Role):
     ) -> None:
         super().__init__()
         config = identity.config
-        self._identity = identity
         self._config = config
         self._num_slots = num_slots
         self._now = 0.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scarcity_ray.errors import ActorLost
@@ -234,7 +235,7 @@ class Assembly:
         faults: Sequence[Fault] = (),
     ) -> RoleSpec:
         arguments = {
-            "identity": self.identity,
+            "identity": replace(self.identity, actors_key=b""),
             "num_slots": num_slots,
             "now": now,
             "recovered": recovered,

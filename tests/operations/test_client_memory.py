@@ -153,7 +153,7 @@ def test_nothing_that_matters_is_forgotten_and_nothing_else_kept(
         assert all(now - time < 86_400.0 for time in kept.gossip.release_times)
 
 
-def test_a_death_is_told_by_the_call_that_met_it_and_to_every_driver(scene_of: Callable[..., Scene]) -> None:
+def test_a_death_is_told_where_it_is_met(scene_of: Callable[..., Scene]) -> None:
     scene = scene_of()
     fed, other = scene.fed, scene.another_driver()
     assert all(fed.submit_updates(IDS, ROWS))

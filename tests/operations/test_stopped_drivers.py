@@ -80,7 +80,7 @@ def test_every_public_operation_is_stopped() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - ENDS))
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
-def test_the_next_driver_goes_on(name: str, scene_of: Callable[..., Scene]) -> None:
+def test_a_driver_may_stop_anywhere(name: str, scene_of: Callable[..., Scene]) -> None:
     """Whoever it is; after operations with a record also if the directory has died."""
     act, driver, survivor = OPERATIONS[name], cycle(LIVING), cycle([who for who in DEAD for _ in range(2)])
     for at, who in [(at, who) for at in range(60) for who in (driver, survivor)[: 1 + (name in RECORDED)]]:
@@ -160,10 +160,8 @@ def test_an_end_that_was_stopped_is_finished_by_the_next(name: str, scene_of: Ca
     "meanwhile", ["finished", "finished and another", "directory", "directory, and finished", "accountant"]
 )
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
-def test_what_happens_in_between_does_no_harm(
-    name: str, meanwhile: str, scene_of: Callable[..., Scene]
-) -> None:
-    """At any point another driver finishes the same operation and begins its own, or a role dies."""
+def test_finishing_twice_changes_nothing(name: str, meanwhile: str, scene_of: Callable[..., Scene]) -> None:
+    """At any point another driver finishes the same operation, and begins its own, or a role dies."""
     act = OPERATIONS[name]
     for at in range(1, 60, 3 if meanwhile == "accountant" else 1):
         scene = scene_of()

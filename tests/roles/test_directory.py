@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,40 @@ def test_an_order_that_actors_do_not_obey_is_given_again_above_all_that_they_hav
     assert closing.again.order.operation_id == begun.operation.order.operation_id
     assert closing.again.order.number > OrderNumber(7, 3)
     assert one.finish(closing.again.order, None, {}, (), (), 3.0).stands
+
+
+@pytest.mark.parametrize("heard", ["source", "target"])
+def test_an_operation_outlives_the_directory(heard):
+    """Whichever actor knows of it; the members are where it takes them."""
+    one = directory(per_actor=1, max_clients=6, num_slots=0)
+    done(one, one.register(members(*"abcdef"), 1.0))
+    before = one.slot_state(0)
+    begun = one.split("d", 2.0)
+    order = begun.operation.order
+    source = HostState(0, OrderNumber(1), order if heard == "source" else None, before.admissions)
+    states = [source]
+    if heard == "target":
+        states.append(HostState(0, OrderNumber(1), order, begun.operation.admissions[:1]))
+    two = directory(per_actor=1, max_clients=6, num_slots=3, recovered=recovered_from(states))
+    assert two.locate([*"abcdef"]).routes == one.locate([*"abcdef"]).routes
+    again = two.news().pending
+    assert (again.order.operation_id, again.order.homes) == (order.operation_id, order.homes)
+    assert again.order.number > order.number
+    assert two.finish(order, OrderNumber(1), {}, (), (), 3.0).again.order.operation_id == order.operation_id
+    assert two.finish(two.news().pending.order, None, {}, (), (), 3.0).stands
+    assert {p.basket_id for p in two.whereabouts().places} == set(begun.answer)
+
+
+def test_a_client_that_two_actors_have_is_in_one_basket_and_leaves_the_other():
+    one = directory(per_actor=1, max_clients=2, num_slots=0)
+    done(one, one.register(members(*"abcd"), 1.0))
+    first, second = (one.slot_state(slot).admissions[0] for slot in (0, 1))
+    both = replace(second, members=(*second.members, first.members[0]))
+    states = [HostState(0, OrderNumber(1), None, (first,)), HostState(0, OrderNumber(1), None, (both,))]
+    two = directory(per_actor=1, max_clients=2, num_slots=2, recovered=recovered_from(states))
+    assert two.locate(["a"]).routes == {"a": ("d_basket_0", 0)}
+    ((place, client_id),) = two.news().pending.leavers
+    assert (place.basket_id, client_id) == ("d_basket_1", "a")
 
 
 def test_an_operation_that_nobody_has_heard_of_is_void():

@@ -16,6 +16,7 @@ from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.messages import OperationKind, Order, OrderNumber
 from scarcity_ray.roles.parcels import ParcelDesk, packed, unpacked
 from scarcity_ray.roles.role import CallId
+from tests.operations.conftest import Silence
 
 KEY = b"k" * 32
 ROW = np.arange(1.0, 7.0, dtype=np.float32)
@@ -39,7 +40,7 @@ def host_of(tmp_path: Any) -> Iterator[Callable[..., BasketHost]]:
                     **settings,
                 },
             )
-            fed = opened.enter_context(HierarchicalFederation(config, runtime="local"))
+            fed = opened.enter_context(HierarchicalFederation(config, runtime="local", noise=Silence()))
             fed.register_clients([("a", "d"), ("b", "d")])
             fed.submit_update("a", ROW, meta={"loss": 0.5})
             fed.submit_update("b", ROW)
