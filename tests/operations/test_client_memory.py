@@ -16,7 +16,7 @@ from scarcity_ray.buffer import ReplayKey
 from scarcity_ray.gossip import MemberRecord
 from scarcity_ray.roles.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.roles.handles import DIRECTORY
-from tests.operations.conftest import IDS, ROWS, Scene
+from tests.operations.stopping import IDS, ROWS, Scene
 
 ENDS: dict[str, Callable[[Scene], Any]] = {
     "nothing": lambda scene: None,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scarcity_ray import HierarchicalFederation, Rejection, UsageError
 from scarcity_ray.roles.handles import DIRECTORY
-from tests.operations.conftest import IDS, ROWS, Scene, Stopper
+from tests.operations.stopping import IDS, ROWS, Scene, Stopper
 
 Act = Callable[[HierarchicalFederation, int], Any]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, Rejection, UsageError
-from tests.operations.conftest import CLIENTS, IDS, ROWS, Scene, Stopper
+from tests.operations.stopping import CLIENTS, IDS, ROWS, Scene, Stopper
 
 Act = Callable[[HierarchicalFederation], Any]
 

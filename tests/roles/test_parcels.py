@@ -16,7 +16,7 @@ from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.messages import OperationKind, Order, OrderNumber
 from scarcity_ray.roles.parcels import ParcelDesk, packed, unpacked
 from scarcity_ray.roles.role import CallId
-from tests.operations.conftest import Silence
+from tests.operations.stopping import Silence
 
 KEY = b"k" * 32
 ROW = np.arange(1.0, 7.0, dtype=np.float32)
