@@ -454,7 +454,8 @@ class HierarchicalFederation:
     @property
     def faults(self) -> tuple[str, ...]:
         """What was lost with roles that died, oldest first, whichever driver met it (`FaultWarning`)."""
-        self._open().hear_faults()
+        if not self._closed:
+            self._session.hear_faults()
         return tuple(self._session.faults)
 
     @property
