@@ -21,7 +21,8 @@ as its user may believe, is a warning, given once by each federation::
     ScarcityWarning (a UserWarning)
     ├── NoiseWarning      noise is as large as what it hides, or larger
     ├── PrivacyWarning    a setting promises little
-    └── ClippingWarning   nearly all updates are longer than the clip norm
+    ├── ClippingWarning   nearly all updates are longer than the clip norm
+    └── FaultWarning      a role died and came back; the call that met it has done what it was asked
 """
 
 from __future__ import annotations
@@ -153,3 +154,7 @@ class PrivacyWarning(ScarcityWarning):
 
 class ClippingWarning(ScarcityWarning):
     """Nearly all updates are longer than the clip norm."""
+
+
+class FaultWarning(ScarcityWarning):
+    """A role died and came back; the text says what was lost with it, and what to do."""

@@ -226,15 +226,11 @@ class HierarchicalFederation:
 
     def split_basket(self, basket_id: str) -> tuple[str, str]:
         """Split a basket in two; its clients take their updates and gossip state along."""
-        rehousing = self._open().call(DIRECTORY, "split", basket_of(basket_id), self._session.now())
-        self._session.rehouse(rehousing)
-        first, second = (admission.place.basket_id for admission in rehousing.admissions)
-        return first, second
+        return self._open().split(basket_of(basket_id))
 
     def disband_basket(self, basket_id: str) -> None:
         """Close a basket; its clients go to others of their domain, with their updates and gossip state."""
-        session, name = self._open(), basket_of(basket_id)
-        session.rehouse(session.call(DIRECTORY, "disband", name, session.now()))
+        self._open().disband(basket_of(basket_id))
 
     def advance_round(self) -> int:
         """Move to the next round; its number.
@@ -375,8 +371,6 @@ class HierarchicalFederation:
     def get_basket_meta_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate with all that is known of it."""
         session = self._open()
-        if not self.config.expose_basket_models:
-            raise UsageError("basket models lie outside the privacy claim: expose_basket_models is false")
         place: BasketPlace = session.ask(DIRECTORY, "resolve", basket_of(basket_id))
         model: BasketModel | None = session.ask(basket_actor(place.slot), "basket_model", place.basket_id)
         return model
@@ -391,10 +385,7 @@ class HierarchicalFederation:
         Raises:
             UsageError: With Layer 2, where clients train on from the global model.
         """
-        session = self._open()
-        if self.config.layer2.enabled:
-            raise UsageError("local states are for training without Layer 2: layer2.enabled is true")
-        return session.local_states(ids_of(client_ids))
+        return self._open().local_states(ids_of(client_ids))
 
     def get_meta_params(self) -> dict[str, float]:
         """What was learned of the declared meta-parameters, and with adaptive clipping ``clip_norm``.
@@ -536,6 +527,13 @@ class HierarchicalFederation:
             return batch
         round_id = self._session.whereabouts().round_id if batch.round_id is None else batch.round_id
         return signed(batch, round_id, self._keypairs, self.federation_id, self.config.vector_dim)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What was lost with roles that died, oldest first, whichever driver met it (`FaultWarning`)."""
+        if not self._closed:
+            self._session.hear_faults()
+        return tuple(self._session.faults)
 
     @property
     def federation_id(self) -> str:

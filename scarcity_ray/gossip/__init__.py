@@ -1,7 +1,7 @@
 """Gossip within a basket: peers, materiality, one noised release a round, and mixing."""
 
 from scarcity_ray.gossip.materiality import MaterialityDetector
-from scarcity_ray.gossip.member import GossipCarry
+from scarcity_ray.gossip.member import GossipCarry, MemberRecord
 from scarcity_ray.gossip.message import GossipMessage
 from scarcity_ray.gossip.mixing import MIXINGS, Scene, default_mixing, mix
 from scarcity_ray.gossip.peers import PeerSampler
@@ -17,6 +17,7 @@ __all__ = [
     "GossipOutcome",
     "GossipProtocol",
     "MaterialityDetector",
+    "MemberRecord",
     "PeerSampler",
     "Received",
     "Scene",

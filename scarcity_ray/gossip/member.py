@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,8 @@ class MemberRecord:
     Attributes:
         tested_round: Federation round of its last drift test; -1 before the first.
         wants_push: What that test decided.
-        release: Its last released message.
+        released_round: Federation round of its last release; -1 before the first.
+        release: Its last released message, if it is still here.
         recipients: Who has had that message.
         num_releases: Releases so far; the next sequence number.
         release_times: When it released, seconds, within the last day.
@@ -33,6 +35,7 @@ class MemberRecord:
 
     tested_round: int = -1
     wants_push: bool = False
+    released_round: int = -1
     release: GossipMessage | None = None
     recipients: set[str] = field(default_factory=set)
     num_releases: int = 0
@@ -50,11 +53,12 @@ class MemberRecord:
 
     def must_push(self, round_id: int) -> bool:
         """Whether the round's drift test said push and nothing was released yet."""
-        return self.tested_round == round_id and self.wants_push and self.released_in(round_id) is None
+        return self.tested_round == round_id and self.wants_push and self.released_round != round_id
 
     def note_release(self, message: GossipMessage) -> None:
         """Remember what was just released."""
         self.release, self.recipients = message, set()
+        self.released_round = message.round_id
         self.num_releases += 1
         self.release_times.append(message.timestamp)
 
@@ -62,14 +66,19 @@ class MemberRecord:
         """Take over what another record of the same client knows beyond this one."""
         if other.tested_round > self.tested_round:
             self.tested_round, self.wants_push = other.tested_round, other.wants_push
+        self.released_round = max(self.released_round, other.released_round)
         if other.release is not None and (
             self.release is None or other.release.sequence_number > self.release.sequence_number
         ):
             self.release, self.recipients = other.release, set(other.recipients)
         self.num_releases = max(self.num_releases, other.num_releases)
-        self.release_times = sorted({*self.release_times, *other.release_times})
+        self.release_times = sorted((Counter(self.release_times) | Counter(other.release_times)).elements())
         pulls = [time for time in (self.last_pull, other.last_pull) if time is not None]
         self.last_pull = max(pulls, default=None)
+
+    def without_vectors(self) -> MemberRecord:
+        """What it says of rounds, times and counts alone."""
+        return replace(self, release=None, recipients=set(), release_times=list(self.release_times))
 
 
 @dataclass(frozen=True, eq=False)

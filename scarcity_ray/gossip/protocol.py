@@ -229,7 +229,7 @@ class GossipProtocol:
         return carry
 
     def put_client(self, carry: GossipCarry) -> None:
-        """A client moves in with what `take_client` gave elsewhere."""
+        """A client moves in with what `take_client` gave elsewhere, or with what was remembered of it."""
         self._step = None
         self._members.put(carry)
 

@@ -23,6 +23,7 @@ from scarcity_ray.gossip import GossipCarry, GossipProtocol
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.roles.client_memory import ClientMemory
 from scarcity_ray.roles.latest_aggregate import LatestAggregate
 from scarcity_ray.roles.local_states import LocalStates, Row, StateCarry
 from scarcity_ray.roles.messages import (
@@ -102,31 +103,38 @@ class Basket:
         self._clipping: ClippingReport | None = None
 
     def admit(self, member: Member) -> None:
-        """Take in a client, or what is new about one that is here."""
-        self.members[member.client_id] = member
+        """Take in a client with what is remembered of it, or what is new about one that is here."""
+        self.members[member.client_id] = replace(member, memory=None)
         self._standings.admit(member.client_id, member.trust)
+        if member.memory is not None:
+            accepted = ClientUpdates(member.client_id, (), member.memory.accepted)
+            self._buffer.put_client(accepted, self.basket_id)
+            self._gossip.put_client(GossipCarry(member.client_id, member.memory.gossip, None))
 
     def known_members(self) -> tuple[Member, ...]:
         """The members, sorted, each with the trust that it has here."""
         trust = self._standings.trust
         return tuple(replace(member, trust=trust(c)) for c, member in sorted(self.members.items()))
 
-    def dismiss(self, client_id: str) -> int:
-        """Let a client go; its buffered updates are withdrawn, counted and returned as a number."""
+    def dismiss(self, client_id: str) -> ClientMemory | None:
+        """Let a client go; what must be remembered of it, or None if it is not here.
+
+        Its buffered updates are withdrawn, counted, and a fresh aggregate that holds it is discarded: it may
+        be in another by the time of the next release.
+        """
         if self.members.pop(client_id, None) is None:
-            return 0
-        withdrawn = self._buffer.withdraw(client_id)
-        self._withdrawn += withdrawn
-        self._gossip.drop_client(client_id)
+            return None
+        self._withdrawn += self._buffer.withdraw(client_id)
+        self.latest.discard_if_of(client_id)
         self.states.take(client_id)
-        return withdrawn
+        trust = self._standings.trust(client_id)
+        self._standings.take(client_id)
+        accepted = self._buffer.take_client(client_id).accepted
+        gossip = self._gossip.take_client(client_id).record.without_vectors()
+        return ClientMemory(client_id, trust=trust, accepted=accepted, gossip=gossip)
 
     def take(self, client_id: str) -> MemberCarry:
-        """Hand over a client that moves; a fresh aggregate that holds it is discarded.
-
-        A client that left and now comes back elsewhere has no state any more, but what it released and which
-        updates it sent in this round still follow it.
-        """
+        """Hand over a client that moves; a fresh aggregate that holds it is discarded."""
         self.members.pop(client_id, None)
         self.latest.discard_if_of(client_id)
         return MemberCarry(

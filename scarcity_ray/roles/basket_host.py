@@ -6,15 +6,19 @@ keys. It calls the accountant and nobody else, so no two roles ever wait for eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from scarcity_ray.buffer import Receipt, Rejection
+from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket, MemberCarry
 from scarcity_ray.roles.charging import BasketCharges, charged_gossip
+from scarcity_ray.roles.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.handles import Compute, Peers, basket_actor
 from scarcity_ray.roles.last_release import LastRelease
@@ -26,9 +30,16 @@ from scarcity_ray.roles.messages import (
     BasketPlace,
     BasketReport,
     ConductReport,
+    HostState,
     Layer1Outcome,
+    Member,
+    Order,
+    OrderNumber,
+    Overtaken,
+    SlotState,
     SubmissionResult,
 )
+from scarcity_ray.roles.parcels import ActorKey, Parcel, ParcelDesk
 from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.standings import merged_activity
 from scarcity_ray.roles.submission import SubmissionBatch
@@ -47,8 +58,9 @@ class BasketHost(SessionHost):
         noise: Where the noise of gossip and of the baskets' shares comes from.
         round_id: Current round.
         read_only: Whether the budget is spent.
-        admissions: Baskets and members that it has from the start, coming back after it was lost.
+        state: What the directory knows of it: an actor that comes back has its members from the start.
         latest: The last release, coming back after it was lost.
+        actors_key: What all basket actors hold (`roles.parcels`).
     """
 
     def __init__(
@@ -61,8 +73,9 @@ class BasketHost(SessionHost):
         noise: NoiseSource,
         round_id: int = 0,
         read_only: bool = False,
-        admissions: Sequence[Admission] = (),
+        state: SlotState | None = None,
         latest: GlobalMetaModel | None = None,
+        actors_key: bytes | None = None,
     ) -> None:
         super().__init__(plan, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest))
         self._slot = slot
@@ -72,38 +85,101 @@ class BasketHost(SessionHost):
         self._read_only = read_only
         self._blocks_of = blocks_where_faster(compute)
         self._closed: BasketReport | None = None
+        state = state or SlotState((), (), OrderNumber())
+        self._number = state.number
+        self._order = state.order
+        self._leaving: dict[str, MemberCarry] = {}
+        self._arrived: set[str] = set()
+        self._memories = ClientMemories(state.memories)
+        self._desk = ParcelDesk(os.urandom(32) if actors_key is None else actors_key)
         self._clip()
-        self.admit(admissions)
+        self.admit(state.admissions)
 
     @collector_paused()
-    def admit(self, admissions: Sequence[Admission]) -> dict[str, bytes]:
+    def admit(
+        self, admissions: Sequence[Admission], order: Order | None = None
+    ) -> dict[str, bytes] | Overtaken:
         """Open baskets that are not here yet, take in members; the baskets' identity keys.
 
         Members that are here already keep what they have.
+
+        Args:
+            admissions: Baskets with clients that come into them.
+            order: The operation that this belongs to, here and below; None for an actor as it starts.
         """
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
         for admission in admissions:
             basket = self._baskets.get(admission.place.basket_id) or self._open(admission.place)
             for member in admission.members:
-                basket.admit(member)
+                basket.admit(self._remembered(member))
         return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
 
-    def dismiss(self, basket_id: str, client_id: str) -> int:
-        """Let a client go; how many buffered updates were withdrawn."""
+    def dismiss(self, basket_id: str, client_id: str, order: Order) -> ClientMemory | Overtaken | None:
+        """Let a client go; what must be remembered of it, which is kept here too."""
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
         basket = self._baskets.get(basket_id)
-        return basket.dismiss(client_id) if basket is not None else 0
+        memory = basket.dismiss(client_id) if basket is not None else None
+        if memory is not None:
+            self._memories.note([replace(memory, slot=self._slot)])
+        return self._memories.get(client_id)
 
-    def take(self, basket_id: str, client_ids: Sequence[str]) -> tuple[MemberCarry, ...]:
-        """Hand over what belongs to clients that move, or that left and came back elsewhere."""
+    def actor_key(self) -> ActorKey:
+        """To which parcels for this actor are sealed."""
+        return self._desk.key
+
+    def take(
+        self, basket_id: str, homes: Mapping[str, tuple[str, ActorKey]], order: Order
+    ) -> tuple[Parcel, ...] | Overtaken:
+        """Hand over what belongs to clients that move, sealed; asked again, the same again.
+
+        It is kept here until the basket closes, for a parcel may be lost, or its addressee.
+
+        Args:
+            basket_id: The basket that they leave.
+            homes: Where each moves, and the key of the actor there.
+            order: As above.
+
+        Raises:
+            ProtocolViolation: If a key is no actor's.
+        """
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
         basket = self._baskets.get(basket_id)
-        return tuple(basket.take(client_id) for client_id in client_ids) if basket is not None else ()
+        if basket is not None:
+            for client_id in homes:
+                if client_id in basket.members:
+                    self._leaving[client_id] = basket.take(client_id)
+        return tuple(
+            self._desk.seal(self._leaving[client_id], home, order.operation_id, key)
+            for client_id, (home, key) in sorted(homes.items())
+            if client_id in self._leaving
+        )
 
-    def put(self, basket_id: str, carries: Sequence[MemberCarry]) -> None:
-        """Take over what belongs to clients that are admitted here."""
-        for carry in carries:
-            self._baskets[basket_id].put(carry)
+    def put(self, basket_id: str, parcels: Sequence[Parcel], order: Order) -> bool | Overtaken:
+        """Take over what belongs to clients that were admitted here, once each.
 
-    def close_basket(self, basket_id: str) -> ActivityReport:
+        Returns:
+            Whether all parcels could be opened: one that was sealed to the actor that was here before cannot.
+        """
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        opened = True
+        for parcel in parcels:
+            if parcel.client_id not in self._arrived:
+                carry = self._desk.open(parcel, basket_id, order.operation_id)
+                opened = opened and carry is not None
+                if carry is not None:
+                    self._baskets[basket_id].put(carry)
+                    self._arrived.add(parcel.client_id)
+        return opened
+
+    def close_basket(self, basket_id: str, order: Order | None = None) -> ActivityReport | Overtaken:
         """Forget a basket that is no longer live, but not what it counted; what it had not told yet."""
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        self._leaving.clear()
         basket = self._baskets.pop(basket_id, None)
         if basket is None:
             return ActivityReport()
@@ -117,13 +193,14 @@ class BasketHost(SessionHost):
         has an old address.
         """
         self._sessions.tick(now)
+        read_only = self._is_read_only(now)
         receipts = []
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
             if basket is None:
                 receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
             else:
-                receipts.append(basket.submit(batch[index], self._read_only, now))
+                receipts.append(basket.submit(batch[index], read_only, now))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
         return SubmissionResult(tuple(receipts), tuple(due))
@@ -133,7 +210,7 @@ class BasketHost(SessionHost):
     ) -> tuple[Layer1Outcome, ...]:
         """Layer 1 in the given baskets (all by default) that are due, or that have enough if forced."""
         self._sessions.tick(now)
-        if self._read_only:
+        if self._is_read_only(now):
             return ()
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
         return tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
@@ -141,22 +218,34 @@ class BasketHost(SessionHost):
     def run_gossip(self, now: float) -> dict[str, int]:
         """One gossip round in every basket; delivered messages a basket. See `charged_gossip`."""
         self._sessions.tick(now)
-        if self._read_only or self._plan.gossip_share == 0.0:
+        if self._plan.gossip_share == 0.0 or self._is_read_only(now):
             return dict.fromkeys(sorted(self._baskets), 0)
         return charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
 
-    def advance_round(self, round_id: int) -> None:
-        """Move to a later round."""
-        self._round_id = round_id
-        for basket in self._baskets.values():
-            basket.advance_round(round_id)
+    def advance_round(self, round_id: int, now: float, order: Order) -> Overtaken | None:
+        """Move to a later round; nothing happens in one that is here already."""
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        if round_id > self._round_id:
+            self._round_id = round_id
+            for basket in self._baskets.values():
+                basket.advance_round(round_id)
+            self._memories.forget_before(round_id - self._plan.config.buffer.max_staleness, now)
+        return None
 
     def set_read_only(self, read_only: bool) -> None:
         """Refuse updates, gossip and aggregation from now on, or no longer."""
         self._read_only = read_only
 
     def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
-        """The local states of clients, each of the basket at the same position; those that there are."""
+        """The local states of clients, each of the basket at the same position; those that there are.
+
+        Raises:
+            UsageError: With Layer 2, where clients train on from the global model and a state is its
+                client's.
+        """
+        if self._plan.config.layer2.enabled:
+            raise UsageError("local states are for training without Layer 2: layer2.enabled is true")
         found: dict[str, Row] = {}
         for basket_id, client_id in zip(baskets, client_ids, strict=True):
             basket = self._baskets.get(basket_id)
@@ -166,7 +255,13 @@ class BasketHost(SessionHost):
         return found
 
     def basket_model(self, basket_id: str) -> BasketModel | None:
-        """A basket's latest aggregate."""
+        """A basket's latest aggregate.
+
+        Raises:
+            UsageError: With ``expose_basket_models: false``.
+        """
+        if not self._plan.config.expose_basket_models:
+            raise UsageError("basket models lie outside the privacy claim: expose_basket_models is false")
         return self._baskets[basket_id].latest.model if basket_id in self._baskets else None
 
     def adopt(self, model: GlobalMetaModel) -> None:
@@ -198,15 +293,45 @@ class BasketHost(SessionHost):
         """What was seen since this was last asked."""
         return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
 
-    def admissions(self) -> tuple[int, tuple[Admission, ...]]:
-        """Round and members with their trust, for a directory that came back empty."""
-        return self._round_id, tuple(
+    def check_in(self) -> tuple[OrderNumber, dict[str, bytes]]:
+        """The lowest order that this actor obeys, and its baskets' identity keys."""
+        return self._number, self.own_keys()
+
+    def step_down(self) -> HostState:
+        """What a directory that comes back must know; what the one before it began is obeyed no longer."""
+        self._number = OrderNumber(self._number.life + 1)
+        held = tuple(
             Admission(
                 BasketPlace(basket_id, basket.domain_id, self._slot, basket.identity.public_bytes),
                 basket.known_members(),
             )
             for basket_id, basket in sorted(self._baskets.items())
         )
+        return HostState(self._round_id, self._number, self._order, held, self._memories.all())
+
+    def _is_read_only(self, now: float) -> bool:
+        """Whether the budget is spent; who renewed it may have died before the word came here."""
+        self._read_only = self._read_only and self._charges.is_spent(now)
+        return self._read_only
+
+    def _overtaken(self, order: Order | None) -> Overtaken | None:
+        """Why a call is refused; else its operation is from now on the one that this actor takes part in."""
+        if order is None:
+            return None
+        if order.number < self._number:
+            return Overtaken(self._number)
+        if self._order is None or order.operation_id != self._order.operation_id:
+            self._leaving.clear()
+            self._arrived.clear()
+        self._number, self._order = order.number, order
+        return None
+
+    def _remembered(self, member: Member) -> Member:
+        """A client with what is remembered of it here, too."""
+        memory = self._memories.pop(member.client_id)
+        if memory is None:
+            return member
+        return replace(member, memory=memory if member.memory is None else memory.with_earlier(member.memory))
 
     def _clip(self) -> None:
         layer1 = self._plan.at(self._last.clip_norm).config.layer1

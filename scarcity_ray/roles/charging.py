@@ -6,6 +6,7 @@ whoever asks first, and gives no share without it. A session is unmasked once (`
 there is a charge for each.
 
 Guarantees:
+    one_drawing_a_charge: A client that two baskets of the actor name is charged, and drawn for, once.
     nothing_is_unmasked_that_was_not_charged: A basket actor gives no share of a release that does not fit.
 """
 
@@ -86,6 +87,10 @@ class BasketCharges:
         if not charge.allowed:
             raise ProtocolViolation(f"{name}: nothing is charged for this session")
 
+    def is_spent(self, now: float) -> bool:
+        """Whether the accountant says that the budget is spent."""
+        return bool(self._peers.handle(ACCOUNTANT).call("status", now).result().read_only)
+
 
 def charged_gossip(
     baskets: Mapping[str, Basket], plan: GossipPlan, charges: BasketCharges, round_id: int, now: float
@@ -104,8 +109,20 @@ def charged_gossip(
             made again.
     """
     ordered, at = sorted(baskets.items()), (round_id, now)
-    to_test = {b: basket.gossip_begin(round_id, now) for b, basket in ordered}
+    to_test = _each_once({b: basket.gossip_begin(round_id, now) for b, basket in ordered})
     tested = charges.gossip("drift", to_test, plan.mu_drift, plan.sigma_drift, *at)
-    to_push = {b: basket.gossip_test([c for c in to_test[b] if c in tested]) for b, basket in ordered}
+    to_push = _each_once(
+        {b: basket.gossip_test([c for c in to_test[b] if c in tested]) for b, basket in ordered}
+    )
     pushing = charges.gossip("vector", to_push, plan.mu_vector, plan.sigma_vector, *at)
     return {b: basket.gossip_exchange([c for c in to_push[b] if c in pushing], now) for b, basket in ordered}
+
+
+def _each_once(clients: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """A charge covers one drawing: a client that two baskets name is drawn for in the first of them."""
+    seen: set[str] = set()
+    kept: dict[str, list[str]] = {}
+    for basket_id, ids in clients.items():
+        kept[basket_id] = [client_id for client_id in ids if client_id not in seen]
+        seen.update(ids)
+    return kept

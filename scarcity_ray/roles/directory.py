@@ -3,51 +3,73 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+import uuid
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scarcity_ray.basket import BasketInfo, BasketManager, ClientInfo, check_name
 from scarcity_ray.config import stream
 from scarcity_ray.errors import UsageError
+from scarcity_ray.roles.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.messages import (
     ActivityReport,
     Admission,
     BasketPlace,
+    Begun,
+    Closing,
+    Fault,
     FederationIdentity,
+    Located,
     Member,
-    Registration,
-    Rehousing,
-    Return,
+    News,
+    Operation,
+    OperationKind,
+    Order,
+    OrderNumber,
+    SlotState,
     Whereabouts,
 )
+from scarcity_ray.roles.recovery import Recovered
 from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.slots import SlotLoads
+
+REMEMBERED = 256
+"""Operations that a directory remembers to be done, for drivers that say so late."""
 
 
 class Directory(Role):
     """`BasketManager` as a role, with the place of each basket and the clients' public keys.
 
+    What changes who is in which basket takes calls to several roles. The directory decides it in one step,
+    and keeps it as the one operation that is pending until a driver says that all its steps are done; whoever
+    asks anything meanwhile is told, and finishes it.
+
+    Guarantees:
+        one_operation_at_a_time: Asked for another, the directory names the one that is pending.
+        an_operation_outlives_the_directory: Begun again from what the basket actors know of it, or void if no
+            step of it was done, and then none is done any more.
+
     Args:
-        identity: The federation's own facts; a second driver reads them here.
+        identity: The federation's own facts.
         num_slots: Basket actors to fill evenly; more are asked for only with ``runtime.baskets_per_actor``.
-        round_id: Current round.
-        admissions: What the basket actors hold, coming back after it was lost.
         now: Seconds since the epoch.
+        recovered: What the basket actors know, coming back after it was lost.
+        faults: What was lost with roles that died before.
     """
 
     def __init__(
         self,
         identity: FederationIdentity,
         num_slots: int,
-        round_id: int = 0,
-        admissions: Sequence[Admission] = (),
         now: float = 0.0,
+        recovered: Recovered | None = None,
+        faults: Sequence[Fault] = (),
     ) -> None:
         super().__init__()
         config = identity.config
-        self._identity = identity
         self._config = config
         self._now = 0.0
         self._manager = BasketManager(
@@ -57,61 +79,77 @@ class Directory(Role):
         self._loads = SlotLoads(num_slots, config.runtime.baskets_per_actor)
         self._identities: dict[str, bytes] = {}
         self._keys: dict[str, bytes | None] = {}
-        self._round_id = round_id
+        self._round_id = 0
         self._unknown = 0
         self._incarnation = os.urandom(8).hex()
         self._changes = 0
         self._told: Whereabouts | None = None
+        self._number = OrderNumber()
+        self._pending: Operation | None = None
+        self._done: deque[str] = deque(maxlen=REMEMBERED)
+        self._memories = ClientMemories()
+        self._faults = {fault.fault_id: fault for fault in faults}
         self._tick(now)
-        self._restore(admissions)
+        if recovered is not None:
+            self._restore(recovered)
 
-    def identity(self) -> FederationIdentity:
-        """The federation's own facts."""
-        return self._identity
-
-    def whereabouts(self, known: str | None = None) -> Whereabouts | None:
-        """Round, live baskets and basket actors; None if they are still those of the version `known`."""
+    def whereabouts(self, known: str | None = None) -> Whereabouts | News:
+        """Round, live baskets and basket actors; the news alone if they are those of the version `known`."""
         version = f"{self._incarnation}/{self._changes}"
         if known == version:
-            return None
+            return self.news()
         if self._told is None or self._told.version != version:
             places = tuple(self._place(basket_id) for basket_id in self._manager.live_basket_ids())
             self._told = Whereabouts(self._round_id, places, len(self._loads), version)
-        return self._told
+        return replace(self._told, news=self.news())
 
-    def locate(self, client_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+    def news(self) -> News:
+        """What every driver is told."""
+        return News(self._pending, next(reversed(self._faults), None))
+
+    def note_faults(self, faults: Sequence[Fault]) -> None:
+        """Keep what was lost with a role, for all drivers, once however many of them met it."""
+        for fault in faults:
+            self._faults.setdefault(fault.fault_id, fault)
+
+    def faults(self) -> tuple[Fault, ...]:
+        """What was lost with roles that died, oldest first."""
+        return tuple(self._faults.values())
+
+    def locate(self, client_ids: Sequence[str]) -> Located:
         """Basket and slot of each client that is registered."""
         found: dict[str, tuple[str, int]] = {}
         for client_id in client_ids:
             basket_id = self._manager.get_client_basket(client_id)
             if basket_id is not None:
                 found[client_id] = basket_id, self._slots[basket_id]
-        return found
+        return Located(found, self.news())
 
     def count_unknown(self, count: int) -> None:
         """Count updates of clients that are not registered."""
         self._unknown += count
 
     @collector_paused()
-    def register(self, clients: Sequence[Member], now: float) -> Registration:
-        """Assign clients to baskets.
+    def register(self, clients: Sequence[Member], now: float) -> Begun:
+        """Assign clients to baskets; the answer names the basket of each.
 
         Raises:
             UsageError: For an id that cannot be one, a client registered in another domain or under another
                 key; then no client of the call is registered.
         """
+        if self._pending is not None:
+            return Begun(self._pending, False)
         self._tick(now)
         for member in clients:
             self._check(member)
         joined: dict[str, list[str]] = defaultdict(list)
         baskets: list[str] = []
-        returned: list[tuple[str, str, str]] = []
         for member in clients:
-            former = self._manager.former_basket(member.client_id)
-            known = self._manager.get_client_basket(member.client_id) is not None
+            is_new = self._manager.get_client_basket(member.client_id) is None
             basket_id = self._manager.add_client(member.client_id, member.domain_id, member.features)
-            if former not in (None, basket_id) and former in self._slots and not known:
-                returned.append((member.client_id, former, basket_id))
+            memory = self._memories.get(member.client_id)
+            if is_new and memory is not None:
+                self._manager.record_trust(member.client_id, memory.trust)
             self._keys[member.client_id] = member.public_key
             self._settle(basket_id)
             joined[basket_id].append(member.client_id)
@@ -119,63 +157,122 @@ class Directory(Role):
         admissions = tuple(
             Admission(self._place(b), tuple(self._member(c) for c in ids)) for b, ids in joined.items()
         )
-        returns = tuple(Return(c, self._place(source), self._place(target)) for c, source, target in returned)
-        return Registration(tuple(baskets), admissions, returns)
+        return self._begin(Operation(self._order(OperationKind.REGISTER), admissions), tuple(baskets))
 
-    def unregister(self, client_id: str, now: float) -> BasketPlace | None:
-        """Remove a client; where it was, or None if it is not registered."""
+    def unregister(self, client_id: str, now: float) -> Begun:
+        """Remove a client; the answer is whether it was registered."""
+        if self._pending is not None:
+            return Begun(self._pending, False)
         self._tick(now)
         basket_id = self._manager.get_client_basket(client_id)
         if basket_id is None:
-            return None
+            return Begun(None, answer=False)
         self._manager.remove_client(client_id)
         self._keys.pop(client_id, None)
-        return self._place(basket_id)
+        leavers = ((self._place(basket_id), client_id),)
+        return self._begin(Operation(self._order(OperationKind.UNREGISTER), leavers=leavers), True)
 
-    def record_identities(self, identities: dict[str, bytes]) -> None:
-        """Note the public keys under which baskets sign in secure aggregation."""
-        self._changes += any(self._identities.get(b) != key for b, key in identities.items())
-        self._identities.update(identities)
-
-    def split(self, basket_id: str, now: float) -> Rehousing:
-        """Split a basket in two."""
+    def split(self, basket_id: str, now: float) -> Begun:
+        """Split a basket in two, whose ids are the answer."""
+        if self._pending is not None:
+            return Begun(self._pending, False)
         self._tick(now)
         basket_id = self._manager.resolve(basket_id)
-        self._manager.split_basket(basket_id)
-        return self._rehousing(basket_id)
+        halves = self._manager.split_basket(basket_id)
+        return self._begin(self._rehousing(OperationKind.SPLIT, basket_id), halves)
 
-    def disband(self, basket_id: str, now: float) -> Rehousing:
+    def disband(self, basket_id: str, now: float) -> Begun:
         """Close a basket; its clients go to others of their domain."""
+        if self._pending is not None:
+            return Begun(self._pending, False)
         self._tick(now)
         basket_id = self._manager.resolve(basket_id)
         self._manager.disband_basket(basket_id)
-        return self._rehousing(basket_id)
+        return self._begin(self._rehousing(OperationKind.DISBAND, basket_id), None)
+
+    def advance_round(self, now: float) -> Begun:
+        """Begin the next round, whose number is the answer; emptied baskets are removed."""
+        if self._pending is not None:
+            return Begun(self._pending, False)
+        self._tick(now)
+        self._round_id += 1
+        self._changes += 1
+        self._memories.forget_before(self._round_id - self._config.buffer.max_staleness, self._now)
+        before = {basket_id: self._place(basket_id) for basket_id in self._manager.live_basket_ids()}
+        emptied = self._manager.cleanup()
+        for basket_id in emptied:
+            self._loads.remove(self._slots[basket_id])
+        closed = tuple(before[basket_id] for basket_id in emptied)
+        order = self._order(OperationKind.ADVANCE_ROUND, round_id=self._round_id)
+        return self._begin(Operation(order, closed=closed), self._round_id)
+
+    def finish(
+        self,
+        order: Order,
+        overtaken: OrderNumber | None,
+        identities: Mapping[str, bytes],
+        memories: Sequence[ClientMemory],
+        seen: Sequence[ActivityReport],
+        now: float,
+    ) -> Closing:
+        """Learn that an operation's steps are done.
+
+        Args:
+            order: The operation's.
+            overtaken: If a basket actor obeys no order as low as this one: the lowest that it obeys.
+            identities: Public keys of the baskets that were opened.
+            memories: What must be remembered of the clients that left.
+            seen: What the baskets that were closed saw last.
+            now: Seconds since the epoch.
+        """
+        self.note_activity(seen, now)
+        pending = self._pending
+        if pending is not None and pending.order.operation_id == order.operation_id:
+            if overtaken is not None:
+                # A directory that did not come to be has fenced the actors off from this one.
+                self._number = OrderNumber(max(self._number, overtaken).life + 1)
+                again = replace(pending.order, number=self._next_number())
+                self._pending = replace(pending, order=again)
+                return Closing(False, self._pending)
+            if pending.order.number != order.number:
+                return Closing(False, pending)
+            self.record_identities(identities)
+            self._memories.note(memories)
+            self._pending = None
+            self._done.append(order.operation_id)
+        return Closing(order.operation_id in self._done)
+
+    def record_identities(self, identities: Mapping[str, bytes]) -> None:
+        """Note the public keys under which baskets sign in secure aggregation."""
+        self._changes += any(self._identities.get(b) != key for b, key in identities.items())
+        self._identities.update(identities)
 
     def resolve(self, basket_id: str) -> BasketPlace:
         """The place of a basket, named by its id or by a domain that has one basket."""
         return self._place(self._manager.resolve(basket_id))
 
-    def members_of_slot(self, slot: int) -> tuple[Admission, ...]:
-        """Everything that a basket actor must be told after it came back empty."""
-        return tuple(
+    def slot_state(self, slot: int) -> SlotState:
+        """Everything that a basket actor must be told that starts, or comes back, empty."""
+        baskets = [b for b in self._manager.live_basket_ids() if self._slots[b] == slot]
+        admissions = tuple(
             Admission(
                 self._place(basket_id),
                 tuple(self._member(c) for c in sorted(self._manager.get_basket_clients(basket_id))),
             )
-            for basket_id in self._manager.live_basket_ids()
-            if self._slots[basket_id] == slot
+            for basket_id in baskets
         )
-
-    def advance_round(self, now: float) -> tuple[int, tuple[BasketPlace, ...]]:
-        """The next round's number, and the baskets that their last client left, which are removed now."""
-        self._tick(now)
-        self._round_id += 1
-        self._changes += 1
-        before = {basket_id: self._place(basket_id) for basket_id in self._manager.live_basket_ids()}
-        emptied = self._manager.cleanup()
-        for basket_id in emptied:
-            self._loads.remove(self._slots[basket_id])
-        return self._round_id, tuple(before[basket_id] for basket_id in emptied)
+        number = replace(self._number, count=self._number.count + 1)
+        if self._pending is not None:
+            number = self._pending.order.number
+            baskets += [place.basket_id for place in self._pending.closed if place.slot == slot]
+        return SlotState(
+            admissions=admissions,
+            memories=tuple(m for m in self._memories.all() if m.slot == slot),
+            number=number,
+            order=None if self._pending is None else self._pending.order,
+            baskets=tuple(baskets),
+            keys=tuple(self._identities[b] for b in baskets if b in self._identities),
+        )
 
     def note_activity(self, reports: Sequence[ActivityReport], now: float) -> None:
         """Take over what basket actors saw."""
@@ -216,8 +313,8 @@ class Directory(Role):
             "unknown_clients": self._unknown,
         }
 
-    def _restore(self, admissions: Sequence[Admission]) -> None:
-        for admission in sorted(admissions, key=lambda a: a.place.basket_id):
+    def _restore(self, recovered: Recovered) -> None:
+        for admission in recovered.admissions:
             place = admission.place
             self._manager.restore_basket(
                 place.basket_id,
@@ -228,8 +325,27 @@ class Directory(Role):
                 self._manager.record_trust(member.client_id, member.trust)
             self._slots[place.basket_id] = place.slot
             self._loads.add(place.slot)
-            self._identities[place.basket_id] = place.identity
+            if place.identity:
+                self._identities[place.basket_id] = place.identity
             self._keys.update({m.client_id: m.public_key for m in admission.members})
+        self._memories.note(recovered.memories)
+        self._round_id = recovered.round_id
+        self._number = recovered.number
+        self._done.extend(recovered.done)
+        if recovered.pending is not None:
+            order = replace(recovered.pending.order, number=self._next_number())
+            self._pending = replace(recovered.pending, order=order, num_slots=len(self._loads))
+
+    def _begin(self, operation: Operation, answer: object) -> Begun:
+        self._pending = replace(operation, num_slots=len(self._loads))
+        return Begun(self._pending, answer=answer)
+
+    def _order(self, kind: OperationKind, round_id: int | None = None) -> Order:
+        return Order(self._next_number(), uuid.uuid4().hex, kind, round_id=round_id)
+
+    def _next_number(self) -> OrderNumber:
+        self._number = replace(self._number, count=self._number.count + 1)
+        return self._number
 
     def _tick(self, now: float) -> None:
         self._now = max(self._now, now)
@@ -265,21 +381,26 @@ class Directory(Role):
         )
 
     def _member(self, client_id: str) -> Member:
-        info = self._manager.get_client(client_id)
+        info, key = self._manager.get_client(client_id), self._keys.get(client_id)
+        memory = self._memories.get(client_id)
         if info is None:
-            return Member(client_id, "", self._keys.get(client_id))
-        return Member(client_id, info.domain_id, self._keys.get(client_id), info.features, info.trust_score)
+            return Member(client_id, "", key)
+        return Member(client_id, info.domain_id, key, info.features, info.trust_score, memory)
 
-    def _rehousing(self, closed: str) -> Rehousing:
+    def _rehousing(self, kind: OperationKind, closed: str) -> Operation:
         self._loads.remove(self._slots[closed])
         self._changes += 1
-        homes: dict[str, list[str]] = defaultdict(list)
+        moved: dict[str, list[str]] = defaultdict(list)
         for move in self._manager.moves_from(closed):
-            homes[move.to_basket].append(move.client_id)
-        targets = [basket_id for basket_id in self._manager.live_basket_ids() if basket_id in homes]
+            moved[move.to_basket].append(move.client_id)
+        targets = [basket_id for basket_id in self._manager.live_basket_ids() if basket_id in moved]
         for basket_id in targets:
             self._settle(basket_id)
-        return Rehousing(
-            self._place(closed),
-            tuple(Admission(self._place(b), tuple(self._member(c) for c in homes[b])) for b in targets),
+        closing, homes = self._place(closed), {b: self._place(b) for b in targets}
+        order = replace(
+            self._order(kind),
+            closing=closing,
+            homes={client_id: homes[b] for b in targets for client_id in moved[b]},
         )
+        admissions = tuple(Admission(homes[b], tuple(self._member(c) for c in moved[b])) for b in targets)
+        return Operation(order, admissions, closed=(closing,))

@@ -1,12 +1,13 @@
 """A basket's latest aggregate, and whether a release may still use it.
 
-An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it moves to
-another basket (its values must not reach one release twice). One that was handed in to a session may be in a
-release until the session's end says that it is not; if that word never comes, it is never used again.
+An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it leaves,
+for another basket or altogether: it may come back elsewhere, and must not be in one release twice. One that
+was handed in to a session may be in a release until the session's end says that it is not; if that word never
+comes, it is never used again.
 
 *Guarantees*
     - An aggregate enters at most one release.
-    - One that holds a client who has moved enters none from then on.
+    - One that holds a client who has left the basket enters none from then on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class LatestAggregate:
         model: It, fresh or not; None before the first.
         made: Aggregates that were made.
         superseded: Fresh ones that a newer one replaced.
-        discarded: Fresh ones that a client's move has made unusable.
+        discarded: Fresh ones that a client's leaving has made unusable.
     """
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class LatestAggregate:
             self._fresh = False
 
     def discard_if_of(self, client_id: str) -> None:
-        """Discard it if the client, who moves, is behind it."""
+        """Discard it if the client, who leaves, is behind it."""
         if self._fresh and client_id in self._contributors:
             self._fresh = False
             self.discarded += 1

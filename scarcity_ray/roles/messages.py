@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.roles.client_memory import ClientMemory
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -27,6 +31,7 @@ class Member:
         public_key: Ed25519 public bytes, if its updates must be signed.
         features: What it said of itself for grouping.
         trust: What the directory was last told of it, or the basket knows, whoever sends this.
+        memory: What is remembered of it from before it last left, if it did.
     """
 
     client_id: str
@@ -34,6 +39,7 @@ class Member:
     public_key: bytes | None = None
     features: NDArray[np.float64] | None = None
     trust: float = FIRST_TRUST
+    memory: ClientMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -61,45 +67,179 @@ class Admission:
     members: tuple[Member, ...] = ()
 
 
+class OperationKind(StrEnum):
+    """Operations of several calls."""
+
+    REGISTER = "register"
+    UNREGISTER = "unregister"
+    SPLIT = "split"
+    DISBAND = "disband"
+    ADVANCE_ROUND = "advance_round"
+    RECOVER = "recover"
+
+
+@dataclass(frozen=True, order=True)
+class OrderNumber:
+    """Where an operation stands in the order of all: a directory that comes back counts in a new life.
+
+    Attributes:
+        life: Of the directory.
+        count: Operations that it began in this life.
+    """
+
+    life: int = 0
+    count: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What a basket actor is told of the operation that a call belongs to, and keeps of the last one.
+
+    It is enough to finish a rehousing when the directory has died that began it.
+
+    Attributes:
+        number: Calls of a lower number than the actor has heard of are refused: their operation is over.
+        operation_id: Stays the same when a directory that came back begins the operation again.
+        kind: What it is.
+        closing: The basket that its clients leave, where it is a split or a disband.
+        homes: Their new baskets, by client.
+        round_id: The new round, where it is one.
+    """
+
+    number: OrderNumber
+    operation_id: str
+    kind: OperationKind
+    closing: BasketPlace | None = None
+    homes: Mapping[str, BasketPlace] = field(default_factory=dict)
+    round_id: int | None = None
+
+
 @dataclass(frozen=True)
-class Return:
-    """A client that left one basket and came back to another.
+class Overtaken:
+    """A basket actor's answer to a call of an operation that it knows to be over.
 
-    What it released and sent must follow it, and a fresh aggregate there that holds it must not be released
-    beside its new one.
+    Attributes:
+        number: The lowest that it still obeys.
     """
 
-    client_id: str
-    source: BasketPlace
-    target: BasketPlace
+    number: OrderNumber
 
 
 @dataclass(frozen=True, eq=False)
-class Registration:
-    """What follows from registering clients.
+class Operation:
+    """An operation on the federation that the directory has decided and the basket actors must follow.
+
+    The directory begins one at a time. Every driver that asks it anything is told of one that is not
+    finished, and finishes it first. Its steps are done in the order of the attributes; each may be done any
+    number of times, by any number of drivers at once.
 
     Attributes:
-        baskets: Basket of each client, in the order asked.
-        admissions: What the basket actors must be told.
-        returned: Clients that were in another basket before.
+        order: What the basket actors are told of it.
+        admissions: Clients that come into baskets, which are opened where they are new.
+        leavers: Clients that leave a basket for good, each with that basket.
+        closed: Baskets that end; the one that the order names, once its clients have moved.
+        num_slots: Basket actors that there must be, all of which are told of a new round.
     """
 
-    baskets: tuple[str, ...]
+    order: Order
     admissions: tuple[Admission, ...] = ()
-    returned: tuple[Return, ...] = ()
+    leavers: tuple[tuple[BasketPlace, str], ...] = ()
+    closed: tuple[BasketPlace, ...] = ()
+    num_slots: int = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Rehousing:
-    """What follows from a split or a disband.
+class Begun:
+    """The directory's answer to a request for an operation.
 
     Attributes:
-        closed: Basket that is no longer live.
-        admissions: Its clients' new baskets, each with those that move there.
+        operation: What to do now; None if there is nothing to do.
+        is_asked_for: Whether that is what was asked for; else it was pending, and comes first.
+        answer: What the caller is told once it is done.
     """
 
-    closed: BasketPlace
+    operation: Operation | None
+    is_asked_for: bool = True
+    answer: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Closing:
+    """The directory's answer to the word that an operation's steps are done, or were overtaken.
+
+    Attributes:
+        stands: Whether the operation is done; if not, nobody who lives knows that it was begun.
+        again: The same operation, begun again by a directory that came back.
+    """
+
+    stands: bool
+    again: Operation | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A role that died.
+
+    Attributes:
+        fault_id: One and the same for one death, whoever notes it.
+        loss: What was lost with it, and what to do, in a sentence.
+    """
+
+    fault_id: str
+    loss: str
+
+
+@dataclass(frozen=True)
+class News:
+    """What every driver is told when it asks the directory for something else.
+
+    Attributes:
+        pending: An operation to finish first.
+        last_fault: Id of the last fault that was noted.
+    """
+
+    pending: Operation | None = None
+    last_fault: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SlotState:
+    """What the directory knows of one basket actor, for one that starts in its place.
+
+    Attributes:
+        admissions: Its baskets and their members.
+        memories: Of clients that left it.
+        number: The lowest order that it must obey.
+        order: Of the operation that is pending, whose effects are in the rest.
+        baskets: What it had, one that is being closed included.
+        keys: Identity keys of those of them that are known: none before it was first started.
+    """
+
     admissions: tuple[Admission, ...]
+    memories: tuple[ClientMemory, ...]
+    number: OrderNumber
+    order: Order | None = None
+    baskets: tuple[str, ...] = ()
+    keys: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class HostState:
+    """What one basket actor knows, for a directory that comes back empty.
+
+    Attributes:
+        round_id: Its round.
+        number: From now on it obeys no lower order.
+        order: The last operation that it took part in.
+        admissions: Its baskets and their members.
+        memories: Of clients that left it.
+    """
+
+    round_id: int
+    number: OrderNumber
+    order: Order | None = None
+    admissions: tuple[Admission, ...] = ()
+    memories: tuple[ClientMemory, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +280,8 @@ class FederationIdentity:
         ledger_path: The ledger's file on `ledger_node`, or its database's URL.
         ledger_node: The node that the accountant must run on; None: any, for the ledger is in a database.
         noise: Where privacy noise comes from.
+        actors_key: Held by drivers and basket actors alone: what tells an actor another one
+            (`roles.parcels`).
     """
 
     federation_id: str
@@ -147,23 +289,39 @@ class FederationIdentity:
     ledger_path: str
     ledger_node: str | None
     noise: NoiseSource
+    actors_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
 
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Round, live baskets and basket actors at one moment.
+    """Round, live baskets and basket actors at one moment, and what else a driver should know.
 
     Attributes:
         round_id: Current round.
         places: All live baskets.
         num_slots: Basket actors that there are.
-        version: Another one whenever anything else here has changed, or the directory was made anew.
+        version: Another one whenever anything above has changed, or the directory was made anew.
+        news: What else the driver should know, which has no part in the version.
     """
 
     round_id: int
     places: tuple[BasketPlace, ...]
     num_slots: int
     version: str = field(default="", compare=False)
+    news: News = field(default_factory=News, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Located:
+    """Where clients are.
+
+    Attributes:
+        routes: Basket and slot of each client that is registered.
+        news: What else the driver should know.
+    """
+
+    routes: dict[str, tuple[str, int]]
+    news: News
 
 
 @dataclass(frozen=True, eq=False)

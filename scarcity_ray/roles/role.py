@@ -56,8 +56,11 @@ class Role:
         """Call `method`, unless this call was answered before; its answer.
 
         Raises:
-            ProtocolViolation: If its caller has made a later call since.
+            ProtocolViolation: If its caller has made a later call since, or for a method that is the role's
+            own.
         """
+        if method.startswith("_"):
+            raise ProtocolViolation(f"{method} is the role's own")
         last = self._answers.get(call.caller)
         if last is not None and call.number < last.number:
             raise ProtocolViolation(f"{method}: its caller has gone on since it made this call")

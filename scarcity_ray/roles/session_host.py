@@ -60,7 +60,7 @@ class SessionHost(Role):
             Version of the last release that was distributed here, 0 for none; and this actor's own keys.
         """
         self._told_parties = dict(identities)
-        return self._last.version, self._own_keys()
+        return self._last.version, self.own_keys()
 
     def session_open(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, Advert]:
         """Secure aggregation, phase 1: fresh keys for each party that is here.
@@ -68,7 +68,7 @@ class SessionHost(Role):
         A session is refused, and the refusal counted, that names a basket or a key that this actor was not
         told of, or that is about another last release than the one that was distributed here.
         """
-        known, plan = {**self._told_parties, **self._own_keys()}, self._plan.at(self._last.clip_norm)
+        known, plan = {**self._told_parties, **self.own_keys()}, self._plan.at(self._last.clip_norm)
         return self._sessions.open(terms, parties, plan, known, self._last.agreement_hash(terms))
 
     def session_share(
@@ -122,7 +122,8 @@ class SessionHost(Role):
         """Wipe the keys of a session that nobody will end: its global aggregator is gone."""
         self._sessions.abandon()
 
-    def _own_keys(self) -> dict[str, bytes]:
+    def own_keys(self) -> dict[str, bytes]:
+        """Ed25519 public bytes of the baskets that are here."""
         return {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
 
 

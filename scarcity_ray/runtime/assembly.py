@@ -8,7 +8,9 @@ release that anybody has, the accountant with its ledger.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import hashlib
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +22,8 @@ from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.directory import Directory
 from scarcity_ray.roles.global_aggregator import GlobalAggregator
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, Handle, basket_actor, gather
-from scarcity_ray.roles.messages import Admission, FederationIdentity, Whereabouts
+from scarcity_ray.roles.messages import Fault, FederationIdentity, HostState, SlotState, Whereabouts
+from scarcity_ray.roles.recovery import Recovered, recovered_from
 from scarcity_ray.runtime.base import RoleSpec, Runtime
 
 
@@ -72,19 +75,22 @@ class Assembly:
         """The basket actors among `slots` that were not started yet, as far as this driver knows."""
         return [slot for slot in sorted(set(slots)) if basket_actor(slot) not in self._started]
 
-    def start_slots(self, slots: Iterable[int], round_id: int, read_only: bool) -> None:
-        """Start basket actors for new baskets; they begin with the last release, as the others have it."""
-        latest = self._newest(None)
-        self._start([self._basket_spec(slot, round_id, read_only, latest=latest) for slot in slots])
-
     def tell_baskets(self, method: str, num_slots: int, *args: object) -> list[Any]:
         """Call every basket actor; all answers."""
         return gather([self.handle(basket_actor(slot)).call(method, *args) for slot in range(num_slots)])
 
     def recover(
-        self, names: Collection[str], num_slots: int, now: float, latest: GlobalMetaModel | None
-    ) -> Iterator[str]:
-        """Bring roles back that died; yields what was lost with each that is back, as a sentence.
+        self,
+        names: Collection[str],
+        num_slots: int,
+        now: float,
+        latest: GlobalMetaModel | None,
+        known: Sequence[Fault] = (),
+    ) -> Iterator[list[Fault]]:
+        """Bring roles back that died; yields what was lost, for the directory to note.
+
+        What was lost with basket actors is to be noted before they are there again: who brings them back may
+        die in between, and nobody would hear of it. The directory notes its own death.
 
         Basket actors start side by side: a node that dies takes many. A role that another driver has already
         brought back is left as it is.
@@ -94,6 +100,7 @@ class Assembly:
             num_slots: Basket actors that the driver knows of.
             now: Seconds since the epoch.
             latest: The last release that the driver knows of.
+            known: The faults that the driver knows of.
 
         Raises:
             ActorLost: If one cannot come back; or for another role, which must come back first.
@@ -102,11 +109,12 @@ class Assembly:
         if ACCOUNTANT in names:
             self._start([self._accountant_spec(True)])
             self.handle(ACCOUNTANT).call("status", now).result()
-            yield "the accountant died; nothing is lost, it continues from its ledger"
+            yield [_fault("the accountant died; nothing is lost, it continues from its ledger")]
         if DIRECTORY in names:
-            yield self._recover_directory(num_slots, now)
+            self._recover_directory(num_slots, now, known)
+            yield []
         if GLOBAL in names:
-            yield self._recover_global(num_slots, latest)
+            yield [_fault(self._recover_global(num_slots, latest))]
         slots = sorted(slot for name in names if (slot := _slot(name)) is not None)
         if slots:
             yield from self._recover_baskets(slots, now, latest)
@@ -124,53 +132,60 @@ class Assembly:
 
     def _recover_baskets(
         self, slots: Sequence[int], now: float, latest: GlobalMetaModel | None
-    ) -> Iterator[str]:
+    ) -> Iterator[list[Fault]]:
         directory = self.handle(DIRECTORY)
         where: Whereabouts = directory.call("whereabouts").result()
         read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
-        held: dict[int, tuple[Admission, ...]] = {
-            slot: directory.call("members_of_slot", slot).result() for slot in slots
-        }
+        states = {slot: directory.call("slot_state", slot).result() for slot in slots}
         newest = self._newest(latest)
+        was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
+        yield [_basket_fault(slot, states[slot]) for slot in was_there]
         failure: ActorLost | None = None
         try:
-            self._start([self._basket_spec(s, where.round_id, read_only, held[s], newest) for s in slots])
+            self._start([self._basket_spec(s, where.round_id, read_only, states[s], newest) for s in slots])
         except ActorLost as lost:
             failure = lost
-        back = [s for s in slots if failure is None or self.runtime.is_alive(basket_actor(s))]
-        for slot in back:
-            names = [admission.place.basket_id for admission in held[slot]] or ["none that is known"]
-            yield (
-                f"{basket_actor(slot)} died; buffered updates, gossip states and unreleased aggregates of "
-                f"its baskets ({', '.join(names)}) are lost: send the updates of this round again"
-            )
-        for slot in back:
-            identities = self.handle(basket_actor(slot)).call("admit", held[slot]).result()
-            directory.call("record_identities", identities).result()
+        back = [slot for slot in slots if failure is None or self.runtime.is_alive(basket_actor(slot))]
+        strangers = [slot for slot in back if not self._checked_in(slot)]
+        for slot in strangers:
+            self.runtime.kill(basket_actor(slot))
+        if strangers and failure is None:
+            failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
             raise failure
 
-    def _recover_directory(self, num_slots: int, now: float) -> str:
+    def _checked_in(self, slot: int) -> bool:
+        """Have the directory know the keys of an actor that has started.
+
+        False if the directory died after it had told what the actor was made with, and came back before the
+        actor was there: it knows nothing of it.
+        """
+        directory, actor = self.handle(DIRECTORY), self.handle(basket_actor(slot))
+        state: SlotState = directory.call("slot_state", slot).result()
+        number, identities = actor.call("check_in").result()
+        if number.life < state.number.life:
+            return False
+        directory.call("record_identities", identities).result()
+        return True
+
+    def _recover_directory(self, num_slots: int, now: float, known: Sequence[Fault]) -> None:
         slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
-        round_id, lost = 0, []
-        admissions: dict[str, Admission] = {}
+        lost: list[str] = []
+        states: list[HostState] = []
         for slot in sorted(slots | set(range(num_slots))):
             try:
-                at, held = self.handle(basket_actor(slot)).call("admissions").result()
+                states.append(self.handle(basket_actor(slot)).call("step_down").result())
             except ActorLost:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
                 lost.append(basket_actor(slot))
-                continue
-            round_id = max(round_id, at)
-            admissions.update((admission.place.basket_id, admission) for admission in held)
-        known = max(slots | {num_slots - 1}, default=-1) + 1
-        self._start([self._directory_spec(known, round_id, _each_client_once(admissions), now)])
         both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
-        return (
+        fault = _fault(
             "the directory died; membership is restored from the basket actors, "
             f"clients' activity counts begin anew{both if lost else ''}"
         )
+        highest = max(slots | {num_slots - 1}, default=-1) + 1
+        self._start([self._directory_spec(highest, now, recovered_from(states), [*known, fault])])
 
     def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:
         self.tell_baskets("sessions_abandon", num_slots)
@@ -213,14 +228,18 @@ class Assembly:
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
     def _directory_spec(
-        self, num_slots: int, round_id: int = 0, admissions: Sequence[Admission] = (), now: float = 0.0
+        self,
+        num_slots: int,
+        now: float = 0.0,
+        recovered: Recovered | None = None,
+        faults: Sequence[Fault] = (),
     ) -> RoleSpec:
         arguments = {
-            "identity": self.identity,
+            "identity": replace(self.identity, actors_key=b""),
             "num_slots": num_slots,
-            "round_id": round_id,
-            "admissions": admissions,
             "now": now,
+            "recovered": recovered,
+            "faults": faults,
         }
         return RoleSpec(DIRECTORY, Directory, arguments)
 
@@ -239,7 +258,7 @@ class Assembly:
         slot: int,
         round_id: int,
         read_only: bool,
-        admissions: Sequence[Admission] = (),
+        state: SlotState | None = None,
         latest: GlobalMetaModel | None = None,
     ) -> RoleSpec:
         config = self.identity.config
@@ -253,8 +272,9 @@ class Assembly:
             "noise": self.identity.noise,
             "round_id": round_id,
             "read_only": read_only,
-            "admissions": admissions,
+            "state": state,
             "latest": latest if config.layer2.distribute_to_baskets else None,
+            "actors_key": self.identity.actors_key,
         }
         return RoleSpec(
             basket_actor(slot),
@@ -271,12 +291,17 @@ def _slot(name: str) -> int | None:
     return int(number) if prefix == "basket" and number.isdigit() else None
 
 
-def _each_client_once(admissions: Mapping[str, Admission]) -> tuple[Admission, ...]:
-    """The admissions by basket; a client that a death caught between two baskets stays in the first."""
-    seen: set[str] = set()
-    kept = []
-    for _, admission in sorted(admissions.items()):
-        members = tuple(m for m in admission.members if m.client_id not in seen)
-        seen.update(member.client_id for member in members)
-        kept.append(replace(admission, members=members))
-    return tuple(kept)
+def _fault(loss: str) -> Fault:
+    return Fault(uuid.uuid4().hex, loss)
+
+
+def _basket_fault(slot: int, state: SlotState) -> Fault:
+    """What was lost with a basket actor; its baskets' keys tell this death from others."""
+    name = basket_actor(slot)
+    baskets = ", ".join(state.baskets) or "none that is known"
+    keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
+    return Fault(
+        f"{name}/{keys}",
+        f"{name} died; buffered updates, gossip states and unreleased aggregates of "
+        f"its baskets ({baskets}) are lost: send the updates of this round again",
+    )

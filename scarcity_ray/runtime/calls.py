@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from scarcity_ray.errors import ActorLost, ProtocolViolation
+from scarcity_ray.errors import ActorLost, FaultWarning, ProtocolViolation
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.roles.handles import DIRECTORY, basket_actor
-from scarcity_ray.roles.messages import Whereabouts
+from scarcity_ray.roles.messages import Fault, News, Whereabouts
 from scarcity_ray.roles.role import CallId
 from scarcity_ray.runtime.assembly import Assembly
 
 logger = logging.getLogger("scarcity_ray")
+
+_PACKAGE = "scarcity_ray."
+
+warnings.simplefilter("always", FaultWarning, append=True)
 
 RECOVERIES = 3
 """Times that one call may bring roles back before it gives up."""
@@ -27,13 +34,15 @@ class RoleCalls:
 
     Guarantees:
         a_call_whose_answer_is_lost_is_done_once: It is made again under its number (`roles.role`).
+        a_death_is_told_where_it_is_met: The call that brings a role back warns (`FaultWarning`), and so does
+            the next call of every other driver that asks the directory where something is.
 
     Args:
         assembly: The federation's roles.
         clock: Gives the time in seconds since the epoch.
 
     Attributes:
-        faults: Roles that died and what was lost with them, oldest first.
+        faults: What was lost with roles that died, oldest first, as far as this driver has heard.
         latest: The newest global model that this driver has seen.
         num_slots: Basket actors that this driver knows of.
     """
@@ -41,6 +50,7 @@ class RoleCalls:
     def __init__(self, assembly: Assembly, clock: Callable[[], float]) -> None:
         self.assembly = assembly
         self.faults: list[str] = []
+        self._heard: dict[str, Fault] = {}
         self.latest: GlobalMetaModel | None = None
         self.num_slots = 0
         self._whereabouts: Whereabouts | None = None
@@ -99,26 +109,49 @@ class RoleCalls:
             dead = {name for name in roles if not self.assembly.runtime.is_alive(name)}
             if not dead:
                 return
+            known = tuple(self._heard.values())
             try:
-                for loss in self.assembly.recover(dead, self.num_slots, self.now(), self.latest):
-                    self.faults.append(loss)
-                    logger.warning(loss)
+                for faults in self.assembly.recover(dead, self.num_slots, self.now(), self.latest, known):
+                    self.note_faults(faults)
             except ActorLost as other:
                 if not other.retryable:
                     raise
                 if other.role not in dead:
                     self.recover(other.role)
 
+    def note_faults(self, faults: Sequence[Fault]) -> None:
+        """Have the directory keep what was lost, for all drivers, and warn this one's user."""
+        if faults:
+            self.call(DIRECTORY, "note_faults", tuple(faults))
+        self.hear_faults()
+
+    def hear_faults(self) -> None:
+        """Warn of what the directory has noted and this driver has not heard of."""
+        known: tuple[Fault, ...] = self.ask(DIRECTORY, "faults")
+        new = [fault for fault in known if fault.fault_id not in self._heard]
+        self._heard |= {fault.fault_id: fault for fault in new}
+        self.faults += [fault.loss for fault in new]
+        for fault in new:
+            logger.warning(fault.loss)
+        for fault in new:
+            _warn(fault.loss)
+
     def whereabouts(self) -> Whereabouts:
         """Round, live baskets and basket actors; sent again only when they have changed."""
         known = self._whereabouts
-        news: Whereabouts | None = self.ask(DIRECTORY, "whereabouts", known.version if known else None)
-        where = news or known
+        answer: Whereabouts | News = self.ask(DIRECTORY, "whereabouts", known.version if known else None)
+        where, news = (answer, answer.news) if isinstance(answer, Whereabouts) else (known, answer)
         if where is None:
             raise ProtocolViolation("the directory has no news for a driver that knows nothing")
-        self._whereabouts = where
+        self._whereabouts = where = replace(where, news=news)
         self.num_slots = where.num_slots
+        self.heed(news)
         return where
+
+    def heed(self, news: News) -> None:
+        """Tell the user of faults that other drivers met."""
+        if news.last_fault is not None and news.last_fault not in self._heard:
+            self.hear_faults()
 
     def _next_call(self) -> CallId:
         """Each thread is a caller of its own: a role remembers the last answer to each."""
@@ -156,3 +189,11 @@ class RoleCalls:
         for slot in lost:
             answers[slot] = self._until_answered(basket_actor(slot), *messages[slot])
         return answers
+
+
+def _warn(loss: str) -> None:
+    """Warn, in the name of the line that called this package."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(loss, FaultWarning, stacklevel=depth)

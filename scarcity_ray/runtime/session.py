@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL
 from scarcity_ray.roles.messages import (
-    BasketPlace,
     BasketReport,
     ConductReport,
     Layer1Outcome,
     Layer2Outcome,
     Member,
-    Registration,
-    Rehousing,
     SubmissionResult,
     Whereabouts,
 )
@@ -32,10 +29,11 @@ from scarcity_ray.roles.statistics import WITHOUT_LAYER2
 from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.roles.waiting import WaitingFor, waiting_for
 from scarcity_ray.runtime.assembly import Assembly
-from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
+from scarcity_ray.runtime.calls import RECOVERIES
+from scarcity_ray.runtime.operations import Operations
 
 
-class DriverSession(RoleCalls):
+class DriverSession(Operations):
     """What one driver does to a federation.
 
     Args:
@@ -67,37 +65,23 @@ class DriverSession(RoleCalls):
 
     def register(self, members: Sequence[Member]) -> tuple[str, ...]:
         """Register clients; their baskets."""
-        registration: Registration = self.call(DIRECTORY, "register", tuple(members), self.now())
-        self._house([admission.place for admission in registration.admissions])
-        by_slot: dict[int, list[object]] = defaultdict(list)
-        for admission in registration.admissions:
-            by_slot[admission.place.slot].append(admission)
-        answers = self.call_baskets("admit", {slot: (tuple(a),) for slot, a in by_slot.items()})
-        identities = {basket: key for answer in answers.values() for basket, key in answer.items()}
-        self.call(DIRECTORY, "record_identities", identities)
-        for relocation in registration.returned:
-            self._move((relocation.client_id,), relocation.source, relocation.target)
-        return registration.baskets
+        baskets: tuple[str, ...] = self.operate("register", tuple(members))
+        return baskets
 
     def unregister(self, client_id: str) -> bool:
         """Unregister a client; its buffered updates are withdrawn."""
-        place: BasketPlace | None = self.call(DIRECTORY, "unregister", client_id, self.now())
         self._routes.pop(client_id, None)
-        if place is None:
-            return False
-        self.call(basket_actor(place.slot), "dismiss", place.basket_id, client_id)
-        return True
+        return bool(self.operate("unregister", client_id))
 
-    def rehouse(self, rehousing: Rehousing) -> None:
-        """Carry out a split or a disband: clients move with all that is theirs."""
-        self._house([admission.place for admission in rehousing.admissions])
-        source = rehousing.closed
-        for admission in rehousing.admissions:
-            place = admission.place
-            identities = self.call(basket_actor(place.slot), "admit", (admission,))
-            self.call(DIRECTORY, "record_identities", identities)
-            self._move(tuple(member.client_id for member in admission.members), source, place)
-        self._close(source)
+    def split(self, basket_id: str) -> tuple[str, str]:
+        """Split a basket; the ids of its halves."""
+        first, second = self.operate("split", basket_id)
+        self._routes.clear()
+        return first, second
+
+    def disband(self, basket_id: str) -> None:
+        """Close a basket; its clients go to others of their domain."""
+        self.operate("disband", basket_id)
         self._routes.clear()
 
     def submit(self, batch: SubmissionBatch) -> tuple[list[Receipt], list[str]]:
@@ -181,11 +165,7 @@ class DriverSession(RoleCalls):
     def advance_round(self) -> int:
         """Move every role to the next round."""
         self.report_activity()
-        round_id, emptied = self.call(DIRECTORY, "advance_round", self.now())
-        for place in emptied:
-            self._close(place)
-        self.tell_baskets("advance_round", round_id)
-        return int(round_id)
+        return int(self.operate("advance_round"))
 
     def report_activity(self) -> None:
         """Tell the directory what the basket actors saw."""
@@ -264,25 +244,10 @@ class DriverSession(RoleCalls):
         if changed:
             self.call(DIRECTORY, "record_identities", changed)
 
-    def _move(self, client_ids: tuple[str, ...], source: BasketPlace, target: BasketPlace) -> None:
-        carries = self.call(basket_actor(source.slot), "take", source.basket_id, client_ids)
-        self.call(basket_actor(target.slot), "put", target.basket_id, carries)
-
-    def _close(self, place: BasketPlace) -> None:
-        last_seen = self.call(basket_actor(place.slot), "close_basket", place.basket_id)
-        self.call(DIRECTORY, "note_activity", (last_seen,), self.now())
-
-    def _house(self, places: Sequence[BasketPlace]) -> None:
-        missing = self.assembly.missing(place.slot for place in places)
-        if missing:
-            read_only = self.ask(ACCOUNTANT, "status", self.now()).read_only
-            self.assembly.start_slots(missing, self.whereabouts().round_id, read_only)
-        self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
-
     def _locate(self, client_ids: Sequence[str], fresh: bool) -> dict[str, tuple[str, int]]:
         unknown = sorted({c for c in client_ids if fresh or c not in self._routes})
         if unknown:
             for client_id in unknown:
                 self._routes.pop(client_id, None)
-            self._routes.update(self.ask(DIRECTORY, "locate", tuple(unknown)))
+            self._routes.update(self.located(unknown))
         return {c: self._routes[c] for c in client_ids if c in self._routes}

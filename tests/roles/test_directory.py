@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,17 @@ import pytest
 from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, RuntimeConfig
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.noise import SystemNoise
+from scarcity_ray.roles.client_memory import ClientMemory
 from scarcity_ray.roles.directory import Directory
-from scarcity_ray.roles.messages import ActivityReport, ClientActivity, FederationIdentity, Member
+from scarcity_ray.roles.messages import (
+    ActivityReport,
+    ClientActivity,
+    FederationIdentity,
+    HostState,
+    Member,
+    OrderNumber,
+)
+from scarcity_ray.roles.recovery import recovered_from
 
 
 def directory(num_slots=2, *, per_actor=None, max_clients=4, **more):
@@ -22,16 +32,24 @@ def directory(num_slots=2, *, per_actor=None, max_clients=4, **more):
     return Directory(FederationIdentity("fed", config, "ledger", "node", SystemNoise()), num_slots, **more)
 
 
+def done(one, begun, memories=()):
+    """Say that an operation's steps are done; its answer."""
+    assert begun.is_asked_for
+    if begun.operation is not None:
+        assert one.finish(begun.operation.order, None, {}, memories, (), 0.0).stands
+    return begun.answer
+
+
 def members(*names, domain="d"):
     return [Member(name, domain) for name in names]
 
 
 def test_a_client_is_found_where_it_was_put():
     one = directory()
-    registration = one.register(members("a", "b", "c"), 1.0)
-    assert registration.baskets == ("d_basket_0",) * 3
-    assert [m.client_id for m in registration.admissions[0].members] == ["a", "b", "c"]
-    assert one.locate(["b", "x"]) == {"b": ("d_basket_0", 0)}
+    begun = one.register(members("a", "b", "c"), 1.0)
+    assert begun.answer == ("d_basket_0",) * 3
+    assert [m.client_id for m in begun.operation.admissions[0].members] == ["a", "b", "c"]
+    assert one.locate(["b", "x"]).routes == {"b": ("d_basket_0", 0)}
     assert one.resolve("d") == one.resolve("d_basket_0")
     assert one.stats(1.0)["sizes"] == {"d_basket_0": 3}
 
@@ -55,7 +73,7 @@ def test_baskets_per_actor_asks_for_more_actors(per_actor, slots):
 
 def test_a_call_with_one_bad_client_registers_none():
     one = directory()
-    one.register([Member("a", "d", b"k" * 32)], 1.0)
+    done(one, one.register([Member("a", "d", b"k" * 32)], 1.0))
     for bad in (
         Member("a", "other", b"k" * 32),
         Member("a", "d", b"x" * 32),
@@ -64,74 +82,150 @@ def test_a_call_with_one_bad_client_registers_none():
     ):
         with pytest.raises(UsageError):
             one.register([Member("new", "d"), bad], 2.0)
-        assert one.locate(["new"]) == {}
-    assert one.register([Member("a", "d", b"k" * 32)], 3.0).baskets == ("d_basket_0",)
+        assert one.locate(["new"]).routes == {}
+    assert one.register([Member("a", "d", b"k" * 32)], 3.0).answer == ("d_basket_0",)
 
 
-def test_leaving_is_answered_with_where_and_only_once():
+def test_leaving_is_answered_only_once():
     one = directory()
-    one.register(members("a", "b"), 1.0)
-    assert one.unregister("a", 2.0).basket_id == "d_basket_0"
-    assert one.unregister("a", 2.0) is None
-    assert one.locate(["a"]) == {}
+    done(one, one.register(members("a", "b"), 1.0))
+    begun = one.unregister("a", 2.0)
+    ((place, client_id),) = begun.operation.leavers
+    assert (place.basket_id, client_id) == ("d_basket_0", "a")
+    assert done(one, begun) is True
+    assert done(one, one.unregister("a", 2.0)) is False
+    assert one.locate(["a"]).routes == {}
 
 
-def test_who_comes_back_elsewhere_is_named_with_both_places():
+def test_who_comes_back_is_admitted_with_what_is_remembered_of_it():
     one = directory(max_clients=2)
-    one.register(members("a", "b"), 1.0)
-    one.unregister("a", 2.0)
-    one.register(members("c"), 2.0)
-    (returned,) = one.register(members("a"), 3.0).returned
-    assert (returned.client_id, returned.source.basket_id, returned.target.basket_id) == (
-        "a",
-        "d_basket_0",
-        "d_basket_1",
-    )
+    done(one, one.register(members("a", "b"), 1.0))
+    memory = ClientMemory("a", trust=0.25)
+    done(one, one.unregister("a", 2.0), [memory])
+    done(one, one.register(members("c"), 2.0))
+    begun = one.register(members("a"), 3.0)
+    assert begun.answer == ("d_basket_1",)
+    ((member,),) = (admission.members for admission in begun.operation.admissions)
+    assert (member.memory, member.trust) == (memory, 0.25)
+    assert one.slot_state(0).memories == (memory,)
+
+
+def test_one_operation_at_a_time():
+    one = directory()
+    begun = one.register(members("a", "b"), 1.0)
+    for other in (
+        one.register(members("c"), 2.0),
+        one.unregister("a", 2.0),
+        one.split("d", 2.0),
+        one.disband("d", 2.0),
+        one.advance_round(2.0),
+    ):
+        assert not other.is_asked_for
+        assert other.operation is begun.operation
+    assert one.whereabouts().news.pending is one.locate(["a"]).news.pending is begun.operation
+    assert one.locate(["a", "c"]).routes == {"a": ("d_basket_0", 0)}
+    done(one, begun)
+    assert one.whereabouts().news.pending is None
+    assert one.finish(begun.operation.order, None, {}, (), (), 3.0).stands, "late, and said already"
+
+
+def test_an_order_that_actors_do_not_obey_is_given_again_above_all_that_they_have_heard():
+    one = directory()
+    begun = one.register(members("a", "b"), 1.0)
+    closing = one.finish(begun.operation.order, OrderNumber(7, 3), {}, (), (), 2.0)
+    assert not closing.stands
+    assert closing.again.order.operation_id == begun.operation.order.operation_id
+    assert closing.again.order.number > OrderNumber(7, 3)
+    assert one.finish(closing.again.order, None, {}, (), (), 3.0).stands
+
+
+@pytest.mark.parametrize("heard", ["source", "target"])
+def test_an_operation_outlives_the_directory(heard):
+    """Whichever actor knows of it; the members are where it takes them."""
+    one = directory(per_actor=1, max_clients=6, num_slots=0)
+    done(one, one.register(members(*"abcdef"), 1.0))
+    before = one.slot_state(0)
+    begun = one.split("d", 2.0)
+    order = begun.operation.order
+    source = HostState(0, OrderNumber(1), order if heard == "source" else None, before.admissions)
+    states = [source]
+    if heard == "target":
+        states.append(HostState(0, OrderNumber(1), order, begun.operation.admissions[:1]))
+    two = directory(per_actor=1, max_clients=6, num_slots=3, recovered=recovered_from(states))
+    assert two.locate([*"abcdef"]).routes == one.locate([*"abcdef"]).routes
+    again = two.news().pending
+    assert (again.order.operation_id, again.order.homes) == (order.operation_id, order.homes)
+    assert again.order.number > order.number
+    assert two.finish(order, OrderNumber(1), {}, (), (), 3.0).again.order.operation_id == order.operation_id
+    assert two.finish(two.news().pending.order, None, {}, (), (), 3.0).stands
+    assert {p.basket_id for p in two.whereabouts().places} == set(begun.answer)
+
+
+def test_a_client_that_two_actors_have_is_in_one_basket_and_leaves_the_other():
+    one = directory(per_actor=1, max_clients=2, num_slots=0)
+    done(one, one.register(members(*"abcd"), 1.0))
+    first, second = (one.slot_state(slot).admissions[0] for slot in (0, 1))
+    both = replace(second, members=(*second.members, first.members[0]))
+    states = [HostState(0, OrderNumber(1), None, (first,)), HostState(0, OrderNumber(1), None, (both,))]
+    two = directory(per_actor=1, max_clients=2, num_slots=2, recovered=recovered_from(states))
+    assert two.locate(["a"]).routes == {"a": ("d_basket_0", 0)}
+    ((place, client_id),) = two.news().pending.leavers
+    assert (place.basket_id, client_id) == ("d_basket_1", "a")
+
+
+def test_an_operation_that_nobody_has_heard_of_is_void():
+    begun = directory().register(members("a", "b"), 1.0)
+    two = directory(recovered=recovered_from([HostState(0, OrderNumber(1))]))
+    assert not two.finish(begun.operation.order, OrderNumber(1), {}, (), (), 2.0).stands
+    assert two.locate(["a", "b"]).routes == {}
 
 
 @pytest.mark.parametrize("act", ["split", "disband"])
 def test_closing_a_basket_rehouses_every_client_once(act):
     one = directory(max_clients=6)
-    one.register(members(*"abcdefghij"), 1.0)
-    closing = one.basket("d_basket_0", 1.0).clients
-    rehousing = getattr(one, act)("d_basket_0", 2.0)
-    assert rehousing.closed.basket_id == "d_basket_0"
+    done(one, one.register(members(*"abcdefghij"), 1.0))
+    members_there = one.basket("d_basket_0", 1.0).clients
+    closing = one.resolve("d_basket_0")
+    rehousing = getattr(one, act)("d_basket_0", 2.0).operation
+    assert [place.basket_id for place in rehousing.closed] == ["d_basket_0"]
+    assert rehousing.order.closing == closing == rehousing.closed[0]
+    assert set(rehousing.order.homes) == members_there
     moved = [m.client_id for admission in rehousing.admissions for m in admission.members]
-    assert sorted(moved) == sorted(closing)
+    assert sorted(moved) == sorted(members_there)
     for admission in rehousing.admissions:
         for member in admission.members:
-            found = one.locate([member.client_id])[member.client_id]
+            found = one.locate([member.client_id]).routes[member.client_id]
             assert found == (admission.place.basket_id, admission.place.slot)
     assert "d_basket_0" not in {p.basket_id for p in one.whereabouts().places}
 
 
 def test_the_round_moves_and_names_the_baskets_that_were_emptied():
     one = directory()
-    one.register(members("a", "b"), 1.0)
-    one.register(members("x", domain="e"), 1.0)
-    one.unregister("x", 2.0)
-    round_id, gone = one.advance_round(3.0)
-    assert round_id == 1
-    assert [p.basket_id for p in gone] == ["e_basket_0"]
+    done(one, one.register(members("a", "b"), 1.0))
+    done(one, one.register(members("x", domain="e"), 1.0))
+    done(one, one.unregister("x", 2.0))
+    begun = one.advance_round(3.0)
+    assert begun.answer == begun.operation.order.round_id == 1
+    assert [p.basket_id for p in begun.operation.closed] == ["e_basket_0"]
     assert one.whereabouts().round_id == 1
 
 
 def test_coming_back_from_what_the_actors_know_changes_nothing():
     one = directory(max_clients=3)
     keyed = [Member(f"c{i}", "d", bytes([i]) * 32, np.array([float(i)])) for i in range(7)]
-    one.register(keyed, 1.0)
+    done(one, one.register(keyed, 1.0))
     one.record_identities({"d_basket_0": b"i" * 32})
-    one.advance_round(2.0)
+    done(one, one.advance_round(2.0))
     one.note_activity([ActivityReport({"c1": ClientActivity(0, 0.0, 0.25)})], 2.0)
-    known = [a for slot in range(2) for a in one.members_of_slot(slot)]
-    two = directory(max_clients=3, round_id=1, admissions=known, now=3.0)
+    known = [HostState(1, OrderNumber(1), None, one.slot_state(slot).admissions) for slot in range(2)]
+    two = directory(max_clients=3, recovered=recovered_from(known), now=3.0)
     assert [two.client(f"c{i}", 3.0).trust_score for i in range(7)] == [1.0, 0.25, *[1.0] * 5]
     assert two.whereabouts() == one.whereabouts()
     ids = [m.client_id for m in keyed]
-    assert two.locate(ids) == one.locate(ids)
+    assert two.locate(ids).routes == one.locate(ids).routes
     with pytest.raises(UsageError, match="another key"):
         two.register([Member("c0", "d", b"z" * 32)], 4.0)
-    assert two.register(members("new"), 4.0).baskets[0] not in {"d_basket_0", "d_basket_1"}
+    assert two.register(members("new"), 4.0).answer[0] not in {"d_basket_0", "d_basket_1"}
 
 
 def test_activity_of_clients_that_left_is_ignored_and_of_others_counted():
@@ -168,8 +262,7 @@ def test_what_the_directory_says_travels_between_processes():
         one.register(members("a", "b"), 1.0),
         one.whereabouts(),
         one.split("d", 2.0),
-        one.members_of_slot(0),
-        one.identity(),
+        one.slot_state(0),
         one.advance_round(3.0),
         one.stats(3.0),
     ]

@@ -14,7 +14,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.noise import SystemNoise
 from scarcity_ray.roles.collector import collector_paused
 from scarcity_ray.roles.directory import Directory
-from scarcity_ray.roles.messages import FederationIdentity, Member, Whereabouts
+from scarcity_ray.roles.messages import Begun, FederationIdentity, Member, News, Whereabouts
 from scarcity_ray.roles.slots import SlotLoads
 
 CLIENTS = [f"c{i}" for i in range(12)]
@@ -31,6 +31,12 @@ def looked_up(one: Directory) -> Whereabouts:
     """The whereabouts, found by asking for each basket by itself."""
     live = list(one.stats(0.0)["statuses"])
     return Whereabouts(one._round_id, tuple(one.resolve(b) for b in live), len(one._loads))
+
+
+def done(one: Directory, begun: Begun) -> None:
+    """The operation's steps are done."""
+    if begun.operation is not None:
+        one.finish(begun.operation.order, None, {}, (), (), 0.0)
 
 
 ACTIONS = st.one_of(
@@ -56,20 +62,21 @@ def test_whereabouts_by_version_are_the_whereabouts(steps, per_actor, slots) -> 
         try:
             match action:
                 case "register":
-                    one.register([Member(which, "d")], 0.0)
+                    done(one, one.register([Member(which, "d")], 0.0))
                 case "unregister":
-                    one.unregister(which, 0.0)
+                    done(one, one.unregister(which, 0.0))
                 case "split" | "disband" if live:
-                    getattr(one, action)(live[which % len(live)], 0.0)
+                    done(one, getattr(one, action)(live[which % len(live)], 0.0))
                 case "advance_round":
-                    one.advance_round(0.0)
+                    done(one, one.advance_round(0.0))
                 case "record_identities" if live:
                     one.record_identities({live[which % len(live)]: bytes([which])})
         except UsageError:
             pass
-        known = one.whereabouts(known.version) or known
+        answer = one.whereabouts(known.version)
+        known = known if isinstance(answer, News) else answer
         assert known == looked_up(one)
-        assert one.whereabouts(known.version) is None
+        assert one.whereabouts(known.version) == News()
         held = Counter(place.slot for place in known.places)
         assert one._loads._loads == [held[slot] for slot in range(known.num_slots)]
         new = [place for place in known.places if place.basket_id not in old]
@@ -81,11 +88,13 @@ def test_whereabouts_by_version_are_the_whereabouts(steps, per_actor, slots) -> 
 
 def test_registering_into_baskets_that_are_there_sends_nothing_anew() -> None:
     one = directory()
-    one.register([Member("a", "d")], 0.0)
+    done(one, one.register([Member("a", "d")], 0.0))
     version = one.whereabouts().version
-    one.register([Member("b", "d")], 0.0)
-    one.unregister("a", 0.0)
-    assert one.whereabouts(version) is None
+    begun = one.register([Member("b", "d")], 0.0)
+    assert one.whereabouts(version) == News(pending=begun.operation)
+    done(one, begun)
+    done(one, one.unregister("a", 0.0))
+    assert one.whereabouts(version) == News()
 
 
 def test_a_directory_made_anew_never_takes_an_old_version_for_its_own() -> None:

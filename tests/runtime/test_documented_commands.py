@@ -50,7 +50,7 @@ NOT_RUN = {
     "python -m benchmarks secagg --full": MINUTES,
     "scarcity-ray run configs/decentralised.yaml": MINUTES,
     "scarcity-ray ledger verify URL --head HASH": "URL is a database's: tests/privacy/test_postgres.py",
-    "scarcity-ray plan FILE --clients 40 --baskets 4": "FILE is a driver's own: tests/cli/test_plan_command.py",
+    "scarcity-ray plan FILE --clients 40 --baskets 4": "FILE is a driver's own: test_plan_command.py",
     "ray up cluster/machines.yaml": MACHINES,
     "ray dashboard cluster/machines.yaml": MACHINES,
     "ray down cluster/machines.yaml": MACHINES,

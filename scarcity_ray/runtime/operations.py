@@ -1,0 +1,175 @@
+"""Operations of several calls, which any driver can finish.
+
+The directory decides an operation and keeps it until it is told that all its steps are done
+(`roles.directory`). Whoever asks the directory where something is learns in the same answer of an operation
+that another driver has left unfinished, or is about to finish, and finishes it first. So a driver may die
+before or after any call.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from scarcity_ray.errors import ActorLost
+from scarcity_ray.roles.client_memory import ClientMemory
+from scarcity_ray.roles.handles import DIRECTORY, basket_actor
+from scarcity_ray.roles.messages import (
+    ActivityReport,
+    Admission,
+    BasketPlace,
+    Begun,
+    Closing,
+    Located,
+    Operation,
+    Order,
+    OrderNumber,
+    Overtaken,
+    Whereabouts,
+)
+from scarcity_ray.roles.parcels import ActorKey
+from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
+
+
+class _OvertakenError(Exception):
+    """A basket actor obeys no order as low as the one that it was given."""
+
+    def __init__(self, number: OrderNumber) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Operations(RoleCalls):
+    """How one driver begins operations and finishes those that it finds.
+
+    Guarantees:
+        a_driver_may_stop_anywhere: Before a call or after it; the next driver that calls finishes what it
+            left.
+        finishing_twice_changes_nothing: Nor do two drivers that finish one operation side by side.
+    """
+
+    def operate(self, method: str, *args: object) -> Any:
+        """Have the directory begin an operation, and do its steps; the directory's answer.
+
+        Raises:
+            UsageError: If the directory refuses it; then nothing has changed.
+        """
+        while True:
+            begun: Begun = self.call(DIRECTORY, method, *args, self.now())
+            if begun.operation is None:
+                return begun.answer
+            stands = self.finish(begun.operation)
+            if begun.is_asked_for and stands:
+                return begun.answer
+
+    def finish(self, operation: Operation) -> bool:
+        """Do an operation's steps; whether it stands, or is void since the directory that began it died."""
+        while True:
+            identities: dict[str, bytes] = {}
+            memories: list[ClientMemory] = []
+            seen: list[ActivityReport] = []
+            overtaken: OrderNumber | None = None
+            try:
+                identities = self._admit(operation)
+                self._rehouse(operation.order)
+                memories = self._dismiss(operation)
+                seen = self._close(operation)
+                self._begin_round(operation)
+            except _OvertakenError as error:
+                overtaken = error.number
+            order = operation.order
+            arguments = (order, overtaken, identities, memories, seen, self.now())
+            closing: Closing = self.call(DIRECTORY, "finish", *arguments)
+            if closing.again is None:
+                return closing.stands
+            operation = closing.again
+
+    def whereabouts(self) -> Whereabouts:
+        """Round, live baskets and basket actors, when nothing is pending any more."""
+        while True:
+            where = super().whereabouts()
+            if where.news.pending is None:
+                return where
+            self.finish(where.news.pending)
+
+    def located(self, client_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Basket and slot of each client that is registered, when nothing is pending any more."""
+        while True:
+            found: Located = self.ask(DIRECTORY, "locate", tuple(client_ids))
+            self.heed(found.news)
+            if found.news.pending is None:
+                return found.routes
+            self.finish(found.news.pending)
+
+    def _admit(self, operation: Operation) -> dict[str, bytes]:
+        admissions = operation.admissions
+        self._house([admission.place for admission in admissions])
+        by_slot: dict[int, list[Admission]] = defaultdict(list)
+        for admission in admissions:
+            by_slot[admission.place.slot].append(admission)
+        told = {slot: (tuple(a), operation.order) for slot, a in by_slot.items()}
+        answers = self._steps("admit", told)
+        return {basket: key for answer in answers.values() for basket, key in answer.items()}
+
+    def _rehouse(self, order: Order) -> None:
+        """Carry what belongs to clients of the closing basket to their new ones, sealed."""
+        source, homes = order.closing, order.homes
+        if source is None or not homes:
+            return
+        for _ in range(RECOVERIES):
+            keys = self._actor_keys(home.slot for home in homes.values())
+            told = {c: (home.basket_id, keys[home.slot]) for c, home in homes.items()}
+            by_home: dict[tuple[int, str], list[Any]] = defaultdict(list)
+            for parcel in self._step(source.slot, "take", source.basket_id, told, order):
+                home = homes[parcel.client_id]
+                by_home[home.slot, home.basket_id].append(parcel)
+            opened = [
+                self._step(slot, "put", basket_id, tuple(parcels), order)
+                for (slot, basket_id), parcels in sorted(by_home.items())
+            ]
+            if all(opened):
+                return
+        raise ActorLost(basket_actor(source.slot), "the actors that its clients move to keep dying", False)
+
+    def _actor_keys(self, slots: Iterable[int]) -> Mapping[int, ActorKey]:
+        return self.ask_baskets("actor_key", dict.fromkeys(sorted(set(slots)), ()))
+
+    def _dismiss(self, operation: Operation) -> list[ClientMemory]:
+        order = operation.order
+        told = [self._step(p.slot, "dismiss", p.basket_id, c, order) for p, c in operation.leavers]
+        return [memory for memory in told if memory is not None]
+
+    def _close(self, operation: Operation) -> list[ActivityReport]:
+        return [
+            self._step(place.slot, "close_basket", place.basket_id, operation.order)
+            for place in operation.closed
+        ]
+
+    def _begin_round(self, operation: Operation) -> None:
+        order = operation.order
+        if order.round_id is not None:
+            told = (order.round_id, self.now(), order)
+            self._steps("advance_round", dict.fromkeys(range(operation.num_slots), told))
+
+    def _step(self, slot: int, method: str, *args: object) -> Any:
+        return _obeyed(self.call(basket_actor(slot), method, *args))
+
+    def _steps(self, method: str, told: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
+        return {slot: _obeyed(answer) for slot, answer in self.call_baskets(method, told).items()}
+
+    def _house(self, places: Sequence[BasketPlace]) -> None:
+        """Start the actors of new baskets."""
+        missing = self.assembly.missing(place.slot for place in places)
+        self.recover(*map(basket_actor, missing))
+        self.assembly.adopt(missing)
+        self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
+
+
+def _obeyed(answer: Any) -> Any:
+    if isinstance(answer, Overtaken):
+        raise _OvertakenError(answer.number)
+    return answer
+
+
+__all__ = ["Operations"]

@@ -1,0 +1,55 @@
+"""Federations whose drivers may stop anywhere."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
+from scarcity_ray.config import load
+from scarcity_ray.roles.accountant import Accountant
+from tests.operations.stopping import CLIENTS, SETTINGS, Scene, Silence
+
+
+@pytest.fixture
+def ledgers(tmp_path: Path) -> Iterator[Path]:
+    """Where hundreds of ledgers may be made: in memory, if this machine has such a folder."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else tmp_path))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def scene_of(clock: Any, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Scene]]:
+    """``scene_of(**settings)``: a federation with its clients registered, in the place of the one before."""
+    charges: dict[tuple[str, str], tuple[str, ...]] = {}
+    charge = Accountant.charge_gossip
+
+    def noted(self: Accountant, charge_id: str, ids: Any, mu: float, now: float, details: Any) -> Any:
+        allowed = charge(self, charge_id, ids, mu, now, details)
+        charges[details["kind"], charge_id] = allowed
+        return allowed
+
+    monkeypatch.setattr(Accountant, "charge_gossip", noted)
+    opened: list[HierarchicalFederation] = []
+
+    def scene(**settings: Any) -> Scene:
+        charges.clear()
+        for fed in opened[-1:]:
+            fed.close()
+        ledger = ledgers / f"{len(opened)}.sqlite"
+        config = load(HierarchicalFederationConfig, {**SETTINGS, "ledger_path": str(ledger), **settings})
+        noise = Silence()
+        opened.append(HierarchicalFederation(config, runtime="local", clock=clock, noise=noise))
+        opened[-1].register_clients(CLIENTS)
+        return Scene(opened[-1], noise, clock, charges)
+
+    yield scene
+    for fed in opened[-1:]:
+        fed.close()
