@@ -27,7 +27,7 @@ from scarcity_ray.privacy import Accounting, DurableBudget, Ledger
 from scarcity_ray.privacy.chain import NO_HASH, canonical, seal
 from scarcity_ray.privacy.noise import SeededNoise
 
-BUDGET = {"federation_id": "hospital", "total_epsilon": 5.0, "total_delta": 1e-5, "gossip_share": 0.5}
+BUDGET = {"name": "hospital", "total_epsilon": 5.0, "total_delta": 1e-5, "gossip_share": 0.5}
 
 
 def command(*arguments):
@@ -302,7 +302,7 @@ def test_a_file_that_is_no_ledger_is_told_in_one_line(tmp_path, name, content):
     path.write_bytes(content)
     told = refused(1, name, path)
     assert str(path) in told
-    assert "bring back a backup" in told
+    assert "an older one would grant again what is spent" in told
 
 
 @pytest.mark.parametrize("name", ["show", "verify", "export"])
