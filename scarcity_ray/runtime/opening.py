@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import math
 import os
@@ -99,8 +100,18 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
             f"with a finite budget (total_epsilon {config.total_epsilon:g}) a path on a disk that outlives the "
             f"cluster, or postgresql://USER@HOST/DATABASE: {why}",
         )
-    fresh = f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-    return str(state / f"{fresh if name is None else name}.sqlite")
+    if name is None:
+        return str(state / f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.sqlite")
+    path = state / f"{name}.sqlite"
+    earlier = Path(tempfile.gettempdir()) / f"scarcity_ray-{getpass.getuser()}" / name / "ledger.sqlite"
+    if earlier.exists() and not path.exists():
+        raise ConfigError(
+            "ledger_path",
+            None,
+            f"an earlier version kept the ledger of {name!r} in {earlier}: configure that path, or move the file "
+            f"to {path}, so that what was spent still counts",
+        )
+    return str(path)
 
 
 def tell_ledger(opened: BudgetStatus, *, is_default: bool, is_named: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import math
 import os
@@ -61,6 +62,19 @@ def test_a_finite_budget_without_a_lasting_place_is_refused_with_the_remedy(
         total_epsilon=math.inf, layer2=Layer2Config(central_dp_epsilon=math.inf)
     )
     assert Path(default_ledger(boundless, None, 3)).parent.stat().st_mode & 0o077 == 0
+
+
+def test_the_ledger_of_an_earlier_version_is_not_left_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    earlier = tmp_path / f"scarcity_ray-{getpass.getuser()}" / "town" / "ledger.sqlite"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    with pytest.raises(ConfigError, match="what was spent still counts") as caught:
+        default_ledger(CONFIG, "town", 1)
+    assert str(earlier) in str(caught.value)
+    assert default_ledger(CONFIG, "city", 1)
 
 
 class ThreeMachines(LocalRuntime):
