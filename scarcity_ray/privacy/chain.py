@@ -14,8 +14,8 @@ from scarcity_ray.errors import LedgerCorrupted, UsageError
 NO_HASH = "0" * 64
 """What the first row is chained to."""
 NO_OLDER_COPY = (
-    "bring back no copy but one that holds the newest head hash that anybody kept (scarcity-ray ledger verify "
-    "LEDGER --head HASH): an older one would grant again what is spent"
+    "bring back no copy but one that holds the newest head hash that anybody kept (scarcity-ray ledger "
+    "verify LEDGER --head HASH): an older one would grant again what is spent"
 )
 """The remedy of a damaged ledger."""
 

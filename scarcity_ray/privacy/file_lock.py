@@ -99,8 +99,8 @@ class FileLock:
 
     def _told(self, error: OSError) -> LedgerError:
         return LedgerError(
-            f"{self._path}: the ledger cannot be held ({error.strerror}); keep it in a folder of this user's, "
-            "on a local disk"
+            f"{self._path}: the ledger cannot be held ({error.strerror}); keep it in a folder of this "
+            "user's, on a local disk"
         )
 
 

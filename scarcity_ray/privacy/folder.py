@@ -46,7 +46,8 @@ def make_private_folder(folder: Path) -> None:
         )
     if found.st_uid != os.geteuid():
         raise LedgerError(
-            f"{folder}: the ledger's folder is of user {found.st_uid}, this is {os.geteuid()}; remove it, {_REMEDY}"
+            f"{folder}: the ledger's folder is of user {found.st_uid}, this is {os.geteuid()}; "
+            f"remove it, {_REMEDY}"
         )
     if stat.S_IMODE(found.st_mode) & 0o077:
         raise LedgerError(
@@ -56,8 +57,8 @@ def make_private_folder(folder: Path) -> None:
     above = folder.parent.stat()
     if above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
         raise LedgerError(
-            f"{folder.parent}: anybody may rename what is in it (mode {stat.S_IMODE(above.st_mode):04o}), the "
-            f"ledger's folder too; chmod o-w it, {_REMEDY}"
+            f"{folder.parent}: anybody may rename what is in it (mode {stat.S_IMODE(above.st_mode):04o}), "
+            f"the ledger's folder too; chmod o-w it, {_REMEDY}"
         )
 
 

@@ -12,9 +12,11 @@ that it means to take the ledger over. The accountant of a federation that comes
 federation, known by its incarnation, the number of times that one was opened here.
 
 A ledger has a random id, made with it and kept in its first row. One from before there were such ids is given
-one by the first writer of a newer version. The rows are kept in a SQLite file, or in PostgreSQL where the path is a URL; the chain is the same.
-A file's backup must be taken with SQLite's own ``.backup``: the newest rows may still stand in the ``-wal``
-file beside it.
+one by the first writer of a newer version.
+
+The rows are kept in a SQLite file, or in PostgreSQL where the path is a URL; the chain is the same. A file's
+backup must be taken with SQLite's own ``.backup``: the newest rows may still stand in the ``-wal`` file
+beside it.
 
 Guarantees:
     what_was_appended_is_found_again: After SIGKILL at any moment.
@@ -102,6 +104,7 @@ class Ledger:
         incarnation: int | None = None,
         take_over: bool = False,
         known_heads: Mapping[str, str] | None = None,
+        operator: str | None = None,
     ) -> Ledger:
         """Verify the ledger at `path` and become its writer; the writer before is refused from now on.
 
@@ -113,6 +116,7 @@ class Ledger:
                 again, held or not; None where a federation is opened.
             take_over: Whether to take it from a living holder.
             known_heads: Hashes that were its head at some time, each with who says so.
+            operator: Who takes it over, to be recorded.
 
         Raises:
             LedgerMissing: If it is not there.
@@ -130,10 +134,11 @@ class Ledger:
                     f"{ledger.path}: this ledger is of federation {standing.name!r}, not {name!r}; give each "
                     "federation its own ledger_path"
                 )
-            patience = time.monotonic() + DYING_SECONDS
-            while not ledger._take_up(standing, now, name, incarnation, take_over):
+            tries = int(DYING_SECONDS / _POLL_SECONDS)
+            while not ledger._take_up(standing, now, name, incarnation, take_over, operator):
+                tries -= 1
                 holder = standing.holder
-                if (holder is not None and holder.is_this_process) or time.monotonic() > patience:
+                if (holder is not None and holder.is_this_process) or tries <= 0:
                     raise LedgerHeld(
                         f"{ledger.path}: the ledger is held by {holder}, which lives; end that federation "
                         "(close() or terminate()), or give this one a ledger of its own; to end the other's "
@@ -305,8 +310,8 @@ class Ledger:
             standing.note(row)
         for head, witness in missing.items():
             raise LedgerRolledBack(
-                f"{self.path}: no row has the hash {head}, which {witness} knows as this ledger's: it was "
-                f"cut, rolled back or replaced, and ends at row {standing.seq}; {NO_OLDER_COPY}"
+                f"{self.path}: no row has the hash {head}, which {witness} knows as this ledger's: the "
+                f"ledger was cut, rolled back or replaced, and ends at row {standing.seq}; {NO_OLDER_COPY}"
             )
         return standing
 
@@ -340,7 +345,13 @@ class Ledger:
         return row
 
     def _take_up(
-        self, standing: Standing, now: float, name: str | None, incarnation: int | None, take_over: bool
+        self,
+        standing: Standing,
+        now: float,
+        name: str | None,
+        incarnation: int | None,
+        take_over: bool,
+        operator: str | None,
     ) -> bool:
         """Become the writer after all that stands in the ledger now; False if a living process holds it."""
         with self._store.writing():
@@ -359,12 +370,14 @@ class Ledger:
             before, own = self._hold(standing.epoch), self._hold(standing.epoch + 1)
             if not self._store.hold(before, own, forced=take_over or comes_back):
                 return False
-            body = {
+            body: dict[str, Any] = {
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
                 "name": name,
                 "incarnation": standing.incarnation + (0 if comes_back else 1),
             }
+            if operator is not None:
+                body["operator"] = operator
             if not standing.has_random_id:
                 body["federation_id"] = secrets.token_hex(16)
             self.epoch = standing.epoch + 1

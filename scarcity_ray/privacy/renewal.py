@@ -8,7 +8,7 @@ import json
 def renewal_message(
     federation_id: str, period: int, total_epsilon: float, total_delta: float, operator: str
 ) -> bytes:
-    """The bytes to sign: good for one federation, one period, these totals and this name, and so once.
+    r"""The bytes to sign: good for one federation, one period, these totals and this name, and so once.
 
     Args:
         federation_id: The federation's random id.
@@ -18,7 +18,7 @@ def renewal_message(
         operator: Who decides it, as the ledger will record.
 
     >>> renewal_message("ab", 0, 10, 1e-5, "ann")
-    b'scarcity_ray/renewal/1\\n["ab",0,"0x1.4000000000000p+3","0x1.4f8b588e368f1p-17","ann"]'
+    b'scarcity_ray/renewal/1\n["ab",0,"0x1.4000000000000p+3","0x1.4f8b588e368f1p-17","ann"]'
     """
     content = [federation_id, period, float(total_epsilon).hex(), float(total_delta).hex(), operator]
     return b"scarcity_ray/renewal/1\n" + json.dumps(content, separators=(",", ":")).encode()

@@ -72,8 +72,7 @@ def history(ledger: Ledger) -> Iterator[tuple[Row, PrivacyAccountant]]:
             replay(accountant, row)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise LedgerCorrupted(
-                f"{ledger.path}: row {row.seq} does not state what its kind must ({error!r}); "
-                f"{NO_OLDER_COPY}"
+                f"{ledger.path}: row {row.seq} does not state what its kind must ({error!r}); {NO_OLDER_COPY}"
             ) from error
         yield row, accountant
 

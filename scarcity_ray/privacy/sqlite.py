@@ -75,9 +75,9 @@ class SqliteStore:
         self._traces: dict[Path, _Trace] = {}
         if not self.exists(path):
             raise LedgerMissing(
-                f"{path}: the ledger is not there, and without it nobody knows what was spent; bring the file "
-                f"itself back (from the accountant's old node or disk), but {NO_OLDER_COPY}; without one its "
-                "budget counts as spent, and another federation is the operator's decision"
+                f"{path}: the ledger is not there, and without it nobody knows what was spent; bring the "
+                f"file itself back (from the accountant's old node or disk), but {NO_OLDER_COPY}; without "
+                "one its budget counts as spent, and another federation is the operator's decision"
             )
         try:
             self._connection = _connect(path, mode="ro" if read_only else "rw")
@@ -226,14 +226,15 @@ class SqliteStore:
             now = _Trace.of(path)
             if now is None:
                 raise LedgerMissing(
-                    f"{path}: the ledger's file was removed under its accountant; nothing is charged any more, "
-                    f"nothing may be released: {NO_OLDER_COPY}, and without one its budget counts as spent"
+                    f"{path}: the ledger's file was removed under its accountant; nothing is charged any "
+                    f"more, nothing may be released: {NO_OLDER_COPY}, and without one its budget counts as "
+                    "spent"
                 )
             if now.place != known.place or now.size < known.size:
                 what = "cut" if now.place == known.place else "replaced by another file"
                 raise LedgerRolledBack(
-                    f"{path}: the ledger's file was {what} under its accountant; nothing is charged any more, "
-                    f"nothing may be released: {NO_OLDER_COPY}"
+                    f"{path}: the ledger's file was {what} under its accountant; nothing is charged any "
+                    f"more, nothing may be released: {NO_OLDER_COPY}"
                 )
             touched = touched or now != known
         return touched

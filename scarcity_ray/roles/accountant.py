@@ -99,7 +99,7 @@ class Accountant(Role):
     def charge_gossip(
         self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
     ) -> tuple[tuple[str, ...], str]:
-        """Charge each client's own gossip; the clients whose charge fitted, durably recorded, and the head."""
+        """Charge each client's own gossip; whose charge fitted, durably recorded, and the ledger's head."""
         budget = self._opened(now)
         try:
             return budget.charge_gossip(charge_id, client_ids, mu, now=now, details=details), budget.head_hash

@@ -36,7 +36,7 @@ class BasketCharges:
     def __init__(self, slot: int, peers: Peers) -> None:
         self._slot = slot
         self._peers = peers
-        self._made = uuid.uuid4().hex
+        self._incarnation = uuid.uuid4().hex
         self.ledger_head = ""
         self._answered: Counter[str] = Counter()
 
@@ -64,7 +64,7 @@ class BasketCharges:
         ids = tuple(sorted(Counter(client for basket in clients.values() for client in basket)))
         if not ids:
             return frozenset()
-        charge_id = f"gossip/{kind}/{self._made}/{self._answered[kind]}"
+        charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         accountant = self._peers.handle(ACCOUNTANT)
         allowed, self.ledger_head = accountant.call(

@@ -24,7 +24,6 @@ from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, Handle, ba
 from scarcity_ray.roles.messages import Admission, FederationIdentity, Whereabouts
 from scarcity_ray.runtime.base import RoleSpec, Runtime
 
-
 OPENING = "opening"
 """The card of a federation whose roles are being started: nobody can attach to it yet."""
 

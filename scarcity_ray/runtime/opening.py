@@ -25,6 +25,11 @@ from scarcity_ray.runtime.local import LocalRuntime
 
 logger = logging.getLogger("scarcity_ray")
 
+
+class LedgerWarning(UserWarning):
+    """A ledger that nobody chose a place for, and what follows from it for the budget."""
+
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -90,15 +95,16 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
         if math.isinf(config.total_epsilon):
             return str(Path(tempfile.mkdtemp(prefix="scarcity_ray-")) / "ledger.sqlite")
         why = (
-            f"this cluster spans {machines} machines, and an empty folder on another one would be a fresh budget"
+            f"this cluster spans {machines} machines, and an empty folder on another one would be a fresh "
+            "budget"
             if machines > 1
             else "this user has no home folder to keep it in"
         )
         raise ConfigError(
             "ledger_path",
             None,
-            f"with a finite budget (total_epsilon {config.total_epsilon:g}) a path on a disk that outlives the "
-            f"cluster, or postgresql://USER@HOST/DATABASE: {why}",
+            f"with a finite budget (total_epsilon {config.total_epsilon:g}) a path on a disk that outlives "
+            f"the cluster, or postgresql://USER@HOST/DATABASE: {why}",
         )
     if name is None:
         return str(state / f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.sqlite")
@@ -108,8 +114,8 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
         raise ConfigError(
             "ledger_path",
             None,
-            f"an earlier version kept the ledger of {name!r} in {earlier}: configure that path, or move the file "
-            f"to {path}, so that what was spent still counts",
+            f"an earlier version kept the ledger of {name!r} in {earlier}: configure that path, or move the "
+            f"file to {path}, so that what was spent still counts",
         )
     return str(path)
 
@@ -128,14 +134,16 @@ def tell_ledger(opened: BudgetStatus, *, is_default: bool, is_named: bool) -> No
         return
     if not is_named:
         warnings.warn(
-            f"{words}. No other run shares this budget, so what several runs release about the same clients is "
-            "bounded by none of them; configure ledger_path to keep one budget over all runs",
+            f"{words}. No other run shares this budget, so what several runs release about the same clients "
+            "is bounded by none of them; configure ledger_path to keep one budget over all runs",
+            LedgerWarning,
             stacklevel=3,
         )
     elif not opened.is_new:
         warnings.warn(
             f"{words}. It goes on from earlier federations of this name; for a budget of its own give "
             "another name or ledger_path",
+            LedgerWarning,
             stacklevel=3,
         )
 

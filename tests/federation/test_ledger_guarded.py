@@ -1,4 +1,4 @@
-"""A federation's ledger under attack and by mistake: no older copy is continued, no federation ends another's."""
+"""A federation's ledger under attack and by mistake: no older copy goes on, no federation ends another."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_renewal_needs_the_operators_signature(open_federation: Any, settings:
     operator, other = IdentityKeyPair.generate(), IdentityKeyPair.generate()
     fed = open_federation({**settings, "operator_key": operator.public_bytes.hex()})
     accountant = fed._runtime.peers.handle(ACCOUNTANT)
-    with pytest.raises(UsageError, match="needs the operator's, .*in budget period 0; none was given"):
+    with pytest.raises(UsageError, match=r"needs the operator's, .*in budget period 0; none was given"):
         fed.renew_budget(9.0, 1e-4, operator="ann")
     with pytest.raises(UsageError, match="none was given"):
         accountant.call("renew", 9.0, 1e-4, 1.0, "ann", "renewal/x").result()

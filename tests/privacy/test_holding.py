@@ -1,4 +1,4 @@
-"""Who holds a ledger: one living accountant, known by name; a dead one blocks nobody, and no older copy is taken."""
+"""Who holds a ledger: one living accountant, known by name; no dead one blocks, no older copy is taken."""
 
 from __future__ import annotations
 

@@ -234,7 +234,9 @@ def test_any_charge_id_is_kept(place, path, charge_id):
 
 def test_the_chain_is_the_same_wherever_it_is_kept(tmp_path, postgres_url):
     one = os.urandom(16).hex()
-    heads = [filled(where, federation_id=one).head_hash for where in (tmp_path / "ledger.sqlite", postgres_url)]
+    heads = [
+        filled(where, federation_id=one).head_hash for where in (tmp_path / "ledger.sqlite", postgres_url)
+    ]
     pairs = zip(*(Ledger.read(w).rows() for w in (tmp_path / "ledger.sqlite", postgres_url)), strict=True)
     assert heads[0] == heads[1]
     assert all(left == right for left, right in pairs)

@@ -30,9 +30,7 @@ TOTALS = {"total_epsilon": 1e3, "total_delta": 1e-5, "gossip_share": 0.25}
 
 
 def begin(url, federation="hospital", **changes):
-    return DurableBudget.open(
-        url, name=federation, must_exist=False, now=1.0, **{**TOTALS, **changes}
-    )
+    return DurableBudget.open(url, name=federation, must_exist=False, now=1.0, **{**TOTALS, **changes})
 
 
 def release(budget, charge_id, mu=0.01):

@@ -50,7 +50,7 @@ def test_a_ledger_lies_where_it_is_configured_else_in_the_users_state_folder(sta
 def test_a_finite_budget_without_a_lasting_place_is_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="ledger_path: .*spans 3 machines.*fresh budget"):
+    with pytest.raises(ConfigError, match=r"ledger_path: .*spans 3 machines.*fresh budget"):
         default_ledger(CONFIG, None, 3)
     monkeypatch.delenv("XDG_STATE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
@@ -149,7 +149,9 @@ def test_an_old_ledger_is_said_to_be_old_and_how_much_is_left(
         with opened(config) as fed:
             facts = fed.get_stats()["ledger"]
             assert (facts["is_new"], facts["incarnation"]) == (number == 1, number)
-            fed._runtime.peers.handle("accountant").call("charge_release", f"r{number}", 0.3, 1.0, {}).result()
+            fed._runtime.peers.handle("accountant").call(
+                "charge_release", f"r{number}", 0.3, 1.0, {}
+            ).result()
             left = fed.get_privacy_budget()[0]
     assert f"opened 3 times): epsilon {facts['epsilon_left']:.4g} of 10 left" in caplog.text
     assert left < facts["epsilon_left"] < 10.0
