@@ -219,7 +219,7 @@ class Ledger:
         """
         with self._store.writing():
             last = self._last()
-            if last.hash != self._head:
+            if last.epoch != self.epoch or last.hash != self._head:
                 raise self._moved_on(last)
             return self._chain(last, kind, charge_id, now, body, payload)
 
@@ -390,6 +390,8 @@ class Ledger:
 
     def _moved_on(self, row: Row) -> LedgerError:
         """Why this writer, which found `row` at the end, or after its own rows, writes no more."""
+        if self.epoch == 0:
+            return LedgerError(f"{self.path}: the ledger was opened to be read; nothing was written")
         if row.epoch > self.epoch:
             return LedgerTakenOver(_taken_over(self.path, self._extended(Standing(), self.rows())))
         if row.seq > self._head_seq:

@@ -151,7 +151,10 @@ class Assembly:
     def _known_heads(
         self, gone: Collection[str], num_slots: int, latest: GlobalMetaModel | None
     ) -> dict[str, str]:
-        """What the ledger must hold: hashes that were its head, each with who was told so."""
+        """What the ledger must hold: hashes that were its head, each with who was told so.
+
+        A role that lies here stops the budget and gives none of it away; the refusal names it.
+        """
         told = (self.ledger_head, "" if latest is None else latest.ledger_head)
         heads = {head: "the driver" for head in told if head}
         singles = [GLOBAL] if self.has_layer2 else []

@@ -359,7 +359,8 @@ def test_taking_over_ends_the_holder_and_frees_the_ledger(budget, path):
         budget.charge_release("r2", 0.1, now=2e9, details={})
     with closing(DurableBudget.open(path, must_exist=True, now=3e9, **BUDGET)) as again:
         assert again.status(0.1).incarnation == 3
-    assert "taken over by dee" in command("show", path).stdout
+    who = [line["who"] for line in lines("show", path, "--format", "json")]
+    assert f"process {os.getpid()}, epoch 2, taken over by dee" in who
     (told,) = lines("take-over", path, "--operator", "dee", "--format", "json")
     assert (told["taken_over"], told["was_held"], told["incarnation"]) == (True, False, 4)
     assert command("take-over", path).exit_code == 2
