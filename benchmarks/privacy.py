@@ -81,7 +81,7 @@ def durable_charges(kind: str, path: str, count: int, sync: float) -> Iterator[R
     begin = partial(
         DurableBudget.open,
         path,
-        federation_id="benchmark",
+        name="benchmark",
         total_epsilon=1e4,
         total_delta=1e-5,
         gossip_share=0.5,

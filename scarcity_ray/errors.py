@@ -8,9 +8,12 @@
     ├── UsageError                a call that its caller can mend
     ├── TooFewUpdates             a robust rule was given fewer rows than it needs
     ├── PrivacyBudgetExhausted    a charge does not fit into the budget (only with ``strict=True``)
-    ├── LedgerError               the ledger on disk cannot be used
+    ├── LedgerError               the ledger cannot be used
     │   ├── LedgerCorrupted       ... because its contents were changed or torn
-    │   └── LedgerMissing         ... because it should be there and is not
+    │   │   └── LedgerRolledBack  ... because it lacks what it is known to have held
+    │   ├── LedgerMissing         ... because it should be there and is not
+    │   ├── LedgerHeld            ... because a living accountant holds it
+    │   └── LedgerTakenOver       ... because another accountant has taken it over
     ├── SecureAggregationAborted  a session of secure aggregation ended without a result
     ├── ProtocolViolation         a peer sent something that the protocol forbids
     └── ActorLost                 a role's process died (``retryable`` says whether to call again)
@@ -89,15 +92,27 @@ class PrivacyBudgetExhausted(ScarcityError):
 
 
 class LedgerError(ScarcityError):
-    """The ledger on disk cannot be used."""
+    """The ledger cannot be used."""
 
 
 class LedgerCorrupted(LedgerError):
     """The ledger's contents were changed, torn or reordered."""
 
 
+class LedgerRolledBack(LedgerCorrupted):
+    """The ledger lacks rows that it is known to have held: an older copy would grant again what is spent."""
+
+
 class LedgerMissing(LedgerError):
     """A ledger that should exist does not; a fresh budget is never started in its place."""
+
+
+class LedgerHeld(LedgerError):
+    """A living accountant holds the ledger; taking it over is an explicit act."""
+
+
+class LedgerTakenOver(LedgerError):
+    """Another accountant has taken the ledger over; this one charges nothing any more."""
 
 
 class SecureAggregationAborted(ScarcityError):

@@ -16,7 +16,7 @@ from scarcity_ray.basket import BasketInfo, ClientInfo, check_name
 from scarcity_ray.buffer import Receipt, Rejection, read_row
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
-from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
+from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
 from scarcity_ray.forecast import Told, warnings_at_release, warnings_at_start
 from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
@@ -24,6 +24,7 @@ from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
+from scarcity_ray.privacy.renewal import renewal_message
 from scarcity_ray.roles.arguments import (
     basket_of,
     check_opening,
@@ -43,9 +44,11 @@ from scarcity_ray.roles.waiting import WaitingFor
 from scarcity_ray.runtime import Assembly, DriverSession, Runtime
 from scarcity_ray.runtime.opening import (
     check_federation_name,
-    federation_id_of,
-    ledger_path_of,
+    configured_ledger,
+    default_ledger,
+    federation_name,
     open_runtime,
+    tell_ledger,
 )
 from scarcity_ray.secagg import IdentityKeyPair
 
@@ -64,10 +67,14 @@ class HierarchicalFederation:
         clock: Gives the time in seconds since the epoch.
         noise: Where privacy noise comes from. For tests only: anything but the operating system's entropy
             voids the privacy claim.
+        take_over_ledger: Whether to take the ledger from another federation that lives, which charges and
+            releases nothing from then on.
 
     Raises:
-        ConfigError: If the config's values cannot work together.
-        LedgerError: If the configured ledger cannot be used.
+        ConfigError: If the config's values cannot work together, or a finite budget's ledger has no place
+            where it would be found again.
+        LedgerHeld: If a federation that lives holds the ledger.
+        LedgerError: If the ledger cannot be used.
         UsageError: If a federation of this name is running already, or no cluster answers.
     """
 
@@ -80,23 +87,31 @@ class HierarchicalFederation:
         name: str | None = None,
         clock: Clock = time.time,
         noise: NoiseSource | None = None,
+        take_over_ledger: bool = False,
     ) -> None:
         check_opening(config, clock, noise)
+        if not isinstance(take_over_ledger, bool):
+            raise UsageError(f"take_over_ledger must be True or False, got {shown(take_over_ledger)}")
         config = config or HierarchicalFederationConfig()
         plan, told = make_plan(config), Told()
         told.tell(warnings_at_start(plan))
-        federation_id = federation_id_of(config, name)
-        ledger = ledger_path_of(config, federation_id)
+        called = federation_name(config, name)
+        configured = configured_ledger(config, called)
         place = open_runtime(runtime, name, address)
         try:
             if place.names():
                 raise UsageError(
                     f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})"
                 )
+            ledger = configured or default_ledger(config, called, place.machines)
             node = None if is_ledger_url(ledger) else place.home
-            identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
+            identity = FederationIdentity(
+                "", config, ledger, node, noise or SystemNoise(), called, private_ledger=configured is None
+            )
             self._begin(place, identity, plan, clock, told, owner=True)
-            self._session.start()
+            self._session.assembly.start_accountant(take_over_ledger)
+            opened = self._session.start()
+            tell_ledger(opened, is_default=configured is None, is_named=called is not None)
             self._session.whereabouts()
         except BaseException as failure:
             self._undo(place, failure)
@@ -116,8 +131,8 @@ class HierarchicalFederation:
         check_clock(clock)
         place = open_runtime("ray", check_federation_name(name), address)
         try:
-            identity: FederationIdentity | None = place.card() if place.names() else None
-            if identity is None:
+            identity = place.card() if place.names() else None
+            if not isinstance(identity, FederationIdentity):
                 raise UsageError(f"no federation named {name!r} is running on this cluster")
             self = cls.__new__(cls)
             plan, told = make_plan(identity.config), Told()
@@ -441,16 +456,33 @@ class HierarchicalFederation:
         epsilon, delta = session.ask(ACCOUNTANT, "remaining", name, now)
         return float(epsilon), float(delta)
 
-    def renew_budget(self, total_epsilon: float, total_delta: float, *, operator: str) -> None:
+    def renew_budget(
+        self, total_epsilon: float, total_delta: float, *, operator: str, signature: bytes | None = None
+    ) -> None:
         """Open a new budget period: the operator's act, recorded in the ledger under the operator's name.
 
+        Args:
+            total_epsilon: The new period's claim.
+            total_delta: Its delta.
+            operator: Who decides it.
+            signature: The operator's, over `renewal_message`; needed where ``operator_key`` is configured.
+                Without that key whoever can reach the Ray cluster can renew.
+
         Raises:
-            UsageError: For totals that no budget can have, or an operator without a name.
+            UsageError: For totals that no budget can have, an operator without a name, or a signature that
+                is needed and not given, or not the operator's.
         """
         check_name("operator", operator)
-        act = total_epsilon, total_delta, self._open().now(), operator, f"renewal/{uuid.uuid4().hex}"
+        given = None if signature is None else signature_of(signature)
+        act = total_epsilon, total_delta, self._open().now(), operator, f"renewal/{uuid.uuid4().hex}", given
         status: BudgetStatus = self._session.call(ACCOUNTANT, "renew", *act)
         self._session.tell_baskets("set_read_only", status.read_only)
+
+    def renewal_message(self, total_epsilon: float, total_delta: float, *, operator: str) -> bytes:
+        """What the operator signs to renew the budget with these totals, in the period that there is now."""
+        check_name("operator", operator)
+        period = self._budget().period
+        return renewal_message(self.federation_id, period, total_epsilon, total_delta, operator)
 
     def get_stats(self) -> dict[str, Any]:
         """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why.
@@ -537,7 +569,7 @@ class HierarchicalFederation:
 
     @property
     def federation_id(self) -> str:
-        """The federation's id: what updates are signed for and its ledger belongs to."""
+        """The federation's random id, made with its ledger and kept in it: what updates are signed for."""
         return self._session.assembly.identity.federation_id
 
     def _aggregate(self, force: bool) -> NDArray[np.float32] | None:
@@ -550,8 +582,7 @@ class HierarchicalFederation:
         return latest.aggregate
 
     def _budget(self) -> BudgetStatus:
-        status: BudgetStatus = self._open().ask(ACCOUNTANT, "status", self._session.now())
-        return status
+        return self._open().budget()
 
     def _refuse_if_spent(self) -> None:
         if self.config.strict and self._budget().read_only:
@@ -559,6 +590,8 @@ class HierarchicalFederation:
 
 
 def _refuse(status: BudgetStatus) -> NoReturn:
+    if status.taken_over:
+        raise LedgerTakenOver(status.read_only_reason)
     raise PrivacyBudgetExhausted(
         f"the privacy budget is spent (epsilon {status.epsilon_spent:.4g}); renew_budget opens a new period"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Slow tests run when they are asked for by name: an ``-m`` by hand takes the place of pyproject's."""
     if config.option.markexpr and "slow" not in config.option.markexpr:
         config.option.markexpr = f"({config.option.markexpr}) and not slow"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Ledgers without a path of their own are kept here, not in the developer's home."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
 
 
 class ManualClock:

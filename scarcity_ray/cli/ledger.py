@@ -1,7 +1,7 @@
-"""``scarcity-ray ledger``: who was charged what and when, and whether that record is whole.
+"""``scarcity-ray ledger``: who was charged what and when, whether that record is whole, and who holds it.
 
 Guarantees:
-    reading_never_writes: No row, no epoch; a running federation goes on undisturbed.
+    reading_never_writes: No row, no epoch; a running federation goes on undisturbed. Only `take_over` writes.
     only_checked_rows_are_shown: What stands before a broken row may be given, nothing from it on.
     export_replaces_no_file: The ledger itself included.
 """
@@ -12,8 +12,10 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -23,11 +25,13 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from scarcity_ray.basket import check_name
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.page import Page
 from scarcity_ray.errors import LedgerError, UsageError
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.chain import Row
+from scarcity_ray.privacy.holder import Standing
 from scarcity_ray.privacy.ledger import Ledger
 from scarcity_ray.privacy.modes import Accounting, rho_of_mu
 from scarcity_ray.privacy.replay import export, history
@@ -41,7 +45,9 @@ def show_command(path: str, last: int, form: str) -> ExitCode:
     with closing(Ledger.read(path)) as ledger:
         rows = ledger.head_seq + 1
         lines: list[dict[str, Any]] = []
+        standing = Standing()
         for row, accountant in islice(history(ledger), rows):
+            standing.note(row)
             if row.seq >= rows - last:
                 lines.append(_summary(row, accountant))
         if form == "json":
@@ -49,6 +55,8 @@ def show_command(path: str, last: int, form: str) -> ExitCode:
                 click.echo(_as_json(line))
         else:
             _print_rows(str(ledger.path), lines, accountant, rows)
+            for words in _whose(standing, ledger.is_held()):
+                click.echo(words)
     return ExitCode.DONE
 
 
@@ -59,11 +67,14 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
         with closing(Ledger.read(path)) as ledger:
             rows, place, where = 0, None, str(ledger.path)
             newest = accounting = ""
+            standing = Standing()
             for row, accountant in history(ledger):
+                standing.note(row)
                 rows, newest, accounting = row.seq + 1, row.hash, accountant.accounting.value
                 place = row.seq if newest == wanted else place
             if wanted is not None and place is None:
                 ledger.verify(wanted)
+            period, is_held = accountant.period, ledger.is_held()
     except LedgerError as error:
         if form == "json":
             click.echo(_as_json({"holds": False, "error": type(error).__name__, "reason": str(error)}))
@@ -71,10 +82,22 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
         raise
     if form == "json":
         whole = {"holds": True, "rows": rows, "accounting": accounting, "head": newest}
-        click.echo(_as_json({**whole, "row_of_given_head": place}))
+        holder = None if standing.holder is None else asdict(standing.holder)
+        whose = {
+            "federation_id": standing.federation_id,
+            "name": standing.name,
+            "incarnation": standing.incarnation,
+            "period": period,
+            "is_held": is_held,
+            "holder": holder,
+        }
+        click.echo(_as_json({**whole, "row_of_given_head": place, **whose}))
         return ExitCode.DONE
     click.echo(f"{where}: the chain holds, {rows} rows; none was changed, removed or moved.")
     click.echo(f"It adds up {accounting}.")
+    click.echo(f"It is in budget period {period}.")
+    for line in _whose(standing, is_held):
+        click.echo(line)
     if place is None:
         click.echo(
             "No head hash was given, so a ledger that was cut, rolled back or replaced would pass too: give "
@@ -86,6 +109,23 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
             "there was cut, rolled back or replaced."
         )
     click.echo(f"head {newest}")
+    return ExitCode.DONE
+
+
+def take_over_command(path: str, operator: str, form: str) -> ExitCode:
+    """End whoever holds the ledger, and leave it free."""
+    check_name("operator", operator)
+    with closing(Ledger.read(path)) as reader:
+        before, was_held = reader.standing.holder, reader.is_held()
+    with closing(Ledger.open(path, now=time.time(), take_over=True, operator=operator)) as ledger:
+        standing, where = ledger.standing, str(ledger.path)
+    if form == "json":
+        was = None if before is None else asdict(before)
+        facts = {"federation_id": standing.federation_id, "incarnation": standing.incarnation}
+        click.echo(_as_json({"taken_over": True, "was_held": was_held, "holder_before": was, **facts}))
+        return ExitCode.DONE
+    click.echo(_printable(f"{where}: taken over from {before}; it charges nothing any more."))
+    click.echo("The ledger is free: the next federation that is opened on it goes on with what is left.")
     return ExitCode.DONE
 
 
@@ -166,12 +206,24 @@ def _what(row: Row, details: dict[str, Any]) -> str:
 def _who(row: Row) -> str:
     body = row.body
     return {
-        "genesis": f"federation {body.get('federation_id')}",
-        "writer": f"process {body.get('pid')}, epoch {row.epoch}",
+        "genesis": f"federation {body.get('name') or body.get('federation_id')}",
+        "writer": f"process {body.get('pid')}, epoch {row.epoch}"
+        + (f", taken over by {body['operator']}" if "operator" in body else ""),
         "release": "all clients",
         "gossip": f"{body.get('charged')} of {body.get('asked')} clients",
         "renewal": f"{body.get('operator')}",
     }.get(row.kind, "")
+
+
+def _whose(standing: Standing, is_held: bool | None) -> list[str]:
+    """Lines that say whose ledger it is and who holds it."""
+    called = f" ({standing.name})" if standing.name else ""
+    holds = {True: "held by", False: "free; last opened by", None: "perhaps held by"}[is_held]
+    lines = [
+        f"federation {standing.federation_id}{called}, opened {standing.incarnation} times",
+        f"{holds} {standing.holder or 'nobody'}",
+    ]
+    return [_printable(line) for line in lines]
 
 
 def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccountant, rows: int) -> None:

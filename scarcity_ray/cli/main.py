@@ -107,7 +107,9 @@ def plan(
 
 @main.group()
 def ledger() -> None:
-    """Read a federation's privacy ledger, the file or URL at ledger_path; nothing running is disturbed.
+    """Read a federation's privacy ledger, the file or URL at ledger_path.
+
+    Nothing running is disturbed, unless take-over is what you ask for.
 
     In a URL (postgresql://USER@HOST/DATABASE?federation=NAME) leave the password out, for the list of
     processes would show it: libpq takes it from ~/.pgpass or from PGPASSWORD.
@@ -140,6 +142,20 @@ def verify(path: str, head: str | None, form: str) -> None:
     from scarcity_ray.cli.ledger import verify_command
 
     sys.exit(_guarded(lambda: verify_command(path, head, form)))
+
+
+@ledger.command("take-over")
+@LEDGER
+@click.option("--operator", metavar="NAME", required=True, help="Who decides it, as the ledger will record.")
+@FORMAT
+def take_over(path: str, operator: str, form: str) -> None:
+    """End whoever holds the ledger: it charges and releases nothing from then on, and another may open it.
+
+    A holder whose process has ended needs no take-over.
+    """
+    from scarcity_ray.cli.ledger import take_over_command
+
+    sys.exit(_guarded(lambda: take_over_command(path, operator, form)))
 
 
 @ledger.command("export")

@@ -14,10 +14,12 @@ from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned, forecast_of
-from scarcity_ray.cli.progress import JsonLines, watcher
+from scarcity_ray.cli.progress import JsonLines, LiveLine, PlainLines, watcher
 from scarcity_ray.errors import ScarcityWarning
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.hierarchical import HierarchicalFederation
+from scarcity_ray.privacy.holder import in_utc
+from scarcity_ray.runtime.opening import LedgerWarning
 from scarcity_ray.workloads.charts import require_matplotlib
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.gossip_report import BASKET_COLUMNS, mean_of, standing_figures
@@ -61,13 +63,38 @@ def run_command(
                 click.secho(f"WARNING: {message}", fg="red", bold=True, err=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
-            outcome = run_job(config, folder, display, open_federation)
+            outcome = run_job(config, folder, display, _telling(open_federation, display, console))
     folder.report.write_text(render_report(config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
         display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
     else:
         _print_summary(console, outcome.summary, folder)
     return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
+
+
+def _telling(
+    open_federation: Callable[..., Any], display: JsonLines | PlainLines | LiveLine, console: Console
+) -> Callable[..., Any]:
+    """Open a federation and print which ledger it has, in place of what is warned of it."""
+
+    def opened(*arguments: Any, **named: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LedgerWarning)
+            federation = open_federation(*arguments, **named)
+        ledger = federation.get_stats().get("ledger")
+        if ledger is not None and isinstance(display, JsonLines):
+            display.event("ledger", {k: str(v) if v == math.inf else v for k, v in ledger.items()})
+        elif ledger is not None:
+            age = "new" if ledger["is_new"] else f"begun {in_utc(ledger['created'])}"
+            console.print(
+                f"Ledger {ledger['path']} ({age}): epsilon {epsilon(ledger['epsilon_left'])} of "
+                f"{epsilon(ledger['epsilon_total'])} left",
+                markup=False,
+                soft_wrap=True,
+            )
+        return federation
+
+    return opened
 
 
 def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> None:

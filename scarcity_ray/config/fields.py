@@ -72,6 +72,12 @@ def _ledger_path(value: str) -> str:
         raise ConfigError("", without_password(value), str(error)) from None
 
 
+def _public_key(value: str) -> str:
+    if len(value) != 64 or set(value.lower()) - set("0123456789abcdef"):
+        raise ConfigError("", value, "an Ed25519 public key as 64 hexadecimal digits")
+    return value.lower()
+
+
 def _is_encodable(path: str) -> bool:
     try:
         return bool(os.fsencode(path))
@@ -100,6 +106,8 @@ Epsilon = Annotated[Float, Field(gt=0)]
 Delta = Annotated[Float, Field(gt=0, lt=1)]
 LedgerPath = Annotated[Text, AfterValidator(_ledger_path)]
 """A file, or a `LedgerUrl`, whose password is shown nowhere."""
+PublicKey = Annotated[Text, AfterValidator(_public_key)]
+"""An Ed25519 public key, as 64 hexadecimal digits."""
 Method = Annotated[AggregationMethod, BeforeValidator(_member_of(AggregationMethod))]
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
 

@@ -24,6 +24,7 @@ from scarcity_ray.config.fields import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PublicKey,
     settings,
 )
 from scarcity_ray.errors import ConfigError
@@ -190,6 +191,10 @@ class HierarchicalFederationConfig:
     seed: NonNegativeInt = 0
     """Seed of the simulation streams (peers, splits); never of keys or privacy noise."""
     ledger_path: LedgerPath | None = None
-    """The ledger's file, or the URL of a PostgreSQL database (``postgresql://USER@HOST/DATABASE``); None: a
-    fresh file in the temporary folder of the accountant's node."""
+    """The ledger's file, or the URL of a PostgreSQL database (``postgresql://USER@HOST/DATABASE``); None, on
+    a cluster of one machine: a file in this user's state folder, an own one for each federation, by its name
+    if it has one."""
+    operator_key: PublicKey | None = None
+    """The operator's Ed25519 public key, 64 hexadecimal digits: what only the operator may do is signed with
+    its private half, which no role and no driver need hold. None: whoever can call the roles may do it."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

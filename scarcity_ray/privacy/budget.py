@@ -11,6 +11,7 @@ Guarantees:
     a_restart_continues_the_same_budget: By replaying the ledger; spent epsilon is bitwise the same.
     a_ledger_of_another_accounting_is_refused: Its sums mean something else.
     a_missing_ledger_is_never_a_fresh_budget: `LedgerMissing`.
+    an_older_copy_is_never_continued: Where a newer head is known; `LedgerRolledBack`.
     a_partial_gossip_charge_records_exactly_the_allowed: Others are not charged, and get no permission later.
 """
 
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.errors import LedgerError, UsageError
+from scarcity_ray.errors import LedgerError, LedgerTakenOver, UsageError
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.chain import Row
@@ -40,9 +41,11 @@ from scarcity_ray.privacy.store import address_of, exists
 class DurableBudget:
     """A `PrivacyAccountant` that remembers through its `Ledger`; made by `open`. Threads may share it."""
 
-    def __init__(self, ledger: Ledger, accountant: PrivacyAccountant) -> None:
+    def __init__(self, ledger: Ledger, accountant: PrivacyAccountant, *, is_new: bool = False) -> None:
         self._ledger = ledger
         self._accountant = accountant
+        self._is_new = is_new
+        self._taken_over = ""
         self._lock = threading.Lock()
         for row in ledger.rows():
             replay(accountant, row)
@@ -52,13 +55,16 @@ class DurableBudget:
         cls,
         path: str | os.PathLike[str],
         *,
-        federation_id: str,
+        name: str | None = None,
         total_epsilon: float,
         total_delta: float,
         gossip_share: float,
         accounting: Accounting = Accounting.GAUSSIAN_DP,
         must_exist: bool,
         now: float,
+        incarnation: int | None = None,
+        take_over: bool = False,
+        known_heads: Mapping[str, str] | None = None,
     ) -> DurableBudget:
         """Continue the budget recorded at `path`, or begin it there.
 
@@ -66,17 +72,22 @@ class DurableBudget:
 
         Args:
             path: The ledger's file, or the URL of a PostgreSQL database.
-            federation_id: Whose budget.
+            name: What people call the federation, if they do.
             total_epsilon: The claim of the first period, or of the one in force.
             total_delta: Its delta.
             gossip_share: Share of the cap set aside for each client's gossip, in [0, 1].
             accounting: What the ledger adds up, for good.
             must_exist: Whether this federation is known to have a ledger.
             now: Seconds since 1970.
+            incarnation: Of the federation whose accountant comes back; None where a federation is opened.
+            take_over: Whether to take the ledger from an accountant that lives.
+            known_heads: Hashes that were the ledger's head at some time, each with who says so.
 
         Raises:
             LedgerMissing: If the ledger must exist and does not.
-            LedgerCorrupted: If its chain does not hold.
+            LedgerCorrupted: If its chain does not hold, or (`LedgerRolledBack`) lacks a known head.
+            LedgerHeld: If an accountant that lives holds it.
+            LedgerTakenOver: If another federation was opened on it since the one that comes back.
             LedgerError: If it is another federation's, or states another budget or accounting.
         """
         accountant = PrivacyAccountant(
@@ -86,7 +97,7 @@ class DurableBudget:
             delta_reserve=0.0,
             accounting=accounting,
         )
-        address = address_of(path, federation_id)
+        address = address_of(path, name)
         if not must_exist and not exists(address):
             states = {
                 "total_epsilon": total_epsilon,
@@ -95,14 +106,16 @@ class DurableBudget:
                 "accounting": accounting.value,
                 "neighbours": "replace-one client",
             }
-            return cls(Ledger.create(address, federation_id, now=now, body=states), accountant)
-        ledger = Ledger.open(address, now=now)
+            return cls(Ledger.create(address, name, now=now, body=states), accountant, is_new=True)
+        ledger = Ledger.open(
+            address,
+            now=now,
+            name=name,
+            incarnation=incarnation,
+            take_over=take_over,
+            known_heads=known_heads,
+        )
         try:
-            if ledger.federation_id != federation_id:
-                raise LedgerError(
-                    f"{address}: this ledger is of federation {ledger.federation_id!r}, not "
-                    f"{federation_id!r}; give each federation its own ledger_path"
-                )
             stated = accounting_of(ledger.genesis)
             if stated is not accounting:
                 raise LedgerError(
@@ -206,6 +219,7 @@ class DurableBudget:
         now: float,
         operator: str,
         renewal_id: str | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a new period with new totals: the operator's act, recorded.
 
@@ -215,6 +229,7 @@ class DurableBudget:
             now: Seconds since 1970.
             operator: Who decided it.
             renewal_id: The act's own name, among those of the charges; asked again, nothing more happens.
+            details: What to record beside it, plain data.
 
         Raises:
             UsageError: If the id was recorded for something else.
@@ -227,15 +242,27 @@ class DurableBudget:
                 return
             asked = PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
             total_epsilon, total_delta = asked.total_epsilon, asked.total_delta
-            body = {"total_epsilon": total_epsilon, "total_delta": total_delta, "operator": operator}
+            body: dict[str, Any] = {
+                "total_epsilon": total_epsilon,
+                "total_delta": total_delta,
+                "operator": operator,
+            }
+            if details:
+                body["details"] = details
             self._ledger.append("renewal", charge_id=renewal_id, now=now, body=body)
             self._accountant.renew(total_epsilon, total_delta)
 
     def status(self, next_release_mu: float) -> BudgetStatus:
-        """Where the budget stands, given the mu of the next configured central release."""
-        with self._current():
+        """Where the budget stands, given the mu of the next configured central release.
+
+        A ledger that was taken over is no error here: what it said last stands, and is read-only.
+        """
+        with self._standing():
             accountant = self._accountant
-            read_only = not accountant.check_release(next_release_mu)
+            why = self._taken_over or (
+                "" if accountant.check_release(next_release_mu) else "the privacy budget is spent"
+            )
+            read_only = why != ""
             epsilon, delta = (0.0, 0.0) if read_only else accountant.remaining()
             return BudgetStatus(
                 remaining_epsilon=epsilon,
@@ -249,17 +276,35 @@ class DurableBudget:
                 head_hash=self._ledger.head_hash,
                 ledger_path=str(self._ledger.path),
                 accounting=accountant.accounting,
+                read_only_reason=why,
+                taken_over=self._taken_over != "",
+                federation_id=self._ledger.federation_id,
+                incarnation=self._ledger.standing.incarnation,
+                created=self._ledger.genesis.at,
+                is_new=self._is_new,
             )
 
     def remaining(self, client_id: str) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client."""
-        with self._current():
+        with self._standing():
             return self._accountant.remaining(client_id)
 
     def was_charged(self, client_id: str) -> bool:
         """Whether the client's own gossip was ever charged, in any period."""
-        with self._current():
+        with self._standing():
             return bool(self._accountant.places([client_id])[0] >= 0)
+
+    def was_renewed(self, renewal_id: str) -> bool:
+        """Whether this renewal is recorded."""
+        with self._current():
+            known = self._ledger.find(renewal_id)
+            return known is not None and known.kind == "renewal"
+
+    @property
+    def head_hash(self) -> str:
+        """The ledger's newest hash, hexadecimal."""
+        with self._lock:
+            return self._ledger.head_hash
 
     def close(self) -> None:
         """Let go of the ledger."""
@@ -269,10 +314,31 @@ class DurableBudget:
     def _current(self) -> Iterator[None]:
         """Alone, and knowing of every charge: one whose recording was interrupted may be recorded."""
         with self._lock:
-            interrupted = self._ledger.settle()
-            if interrupted is not None:
-                replay(self._accountant, interrupted)
+            try:
+                self._settle()
+                yield
+            except LedgerTakenOver as error:
+                self._taken_over = str(error)
+                raise
+
+    @contextmanager
+    def _standing(self) -> Iterator[None]:
+        """As `_current`, for what may still be said once the ledger was taken over."""
+        with self._lock:
+            if not self._taken_over:
+                try:
+                    self._settle()
+                    self._ledger.look()
+                except LedgerTakenOver as error:
+                    self._taken_over = str(error)
             yield
+
+    def _settle(self) -> None:
+        if self._taken_over:
+            raise LedgerTakenOver(self._taken_over)
+        interrupted = self._ledger.settle()
+        if interrupted is not None:
+            replay(self._accountant, interrupted)
 
     def _why_not(self, mu: float) -> str:
         accountant = self._accountant

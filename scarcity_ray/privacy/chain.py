@@ -13,6 +13,11 @@ from scarcity_ray.errors import LedgerCorrupted, UsageError
 
 NO_HASH = "0" * 64
 """What the first row is chained to."""
+NO_OLDER_COPY = (
+    "bring back no copy but one that holds the newest head hash that anybody kept (scarcity-ray ledger "
+    "verify LEDGER --head HASH): an older one would grant again what is spent"
+)
+"""The remedy of a damaged ledger."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,9 @@ def read_back(
     try:
         row = parse(record, payload, digest)
     except ValueError as error:
-        raise LedgerCorrupted(f"{place}: row {seq} cannot be read ({error}); bring back a backup") from error
+        raise LedgerCorrupted(f"{place}: row {seq} cannot be read ({error}); {NO_OLDER_COPY}") from error
     if (row.seq, spelt(row.charge_id)) != (seq, charge_id):
-        raise LedgerCorrupted(f"{place}: row {seq} is not the one that was written; bring back a backup")
+        raise LedgerCorrupted(f"{place}: row {seq} is not the one that was written; {NO_OLDER_COPY}")
     return row
 
 
@@ -146,4 +151,4 @@ def _unboxed(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
-__all__ = ["NO_HASH", "Row", "canonical", "parse", "read_back", "seal"]
+__all__ = ["NO_HASH", "NO_OLDER_COPY", "Row", "canonical", "parse", "read_back", "seal"]

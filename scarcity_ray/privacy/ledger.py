@@ -6,15 +6,26 @@ hash that was kept elsewhere (every global model carries one). An attacker who c
 new chain, but not one that holds an old head.
 
 Opening it for writing appends a row with the next epoch, and every later write of an earlier writer is
-refused. The rows are kept in a SQLite file, or in PostgreSQL where the path is a URL; the chain is the same.
-A file's backup must be taken with SQLite's own ``.backup``: the newest rows may still stand in the ``-wal``
-file beside it.
+refused. That is what protects it; so that nobody does it by accident, a writer also holds a lock that the
+operating system, or the database's server, gives back when its process ends, and who finds it held must say
+that it means to take the ledger over. The accountant of a federation that comes back need not: it is the same
+federation, known by its incarnation, the number of times that one was opened here.
+
+A ledger has a random id, made with it and kept in its first row. One from before there were such ids is given
+one by the first writer of a newer version.
+
+The rows are kept in a SQLite file, or in PostgreSQL where the path is a URL; the chain is the same. A file's
+backup must be taken with SQLite's own ``.backup``: the newest rows may still stand in the ``-wal`` file
+beside it.
 
 Guarantees:
     what_was_appended_is_found_again: After SIGKILL at any moment.
     any_edit_deletion_or_reordering_is_found: `verify` names the row.
     truncation_is_found_against_a_head_hash: So are rollback and fork.
     a_superseded_writer_is_refused: It writes nothing.
+    a_living_holder_is_superseded_on_purpose_only: By `take_over`, or by its own federation coming back.
+    a_dead_holder_blocks_nobody: Whatever killed it.
+    each_opening_of_a_federation_has_a_number_of_its_own: The incarnation, recorded before it is used.
     a_charge_id_is_recorded_once: The second row is refused, not written.
     what_a_lost_commit_left_is_settled: Recorded or not, `settle` says which, and the writer goes on.
 """
@@ -22,13 +33,20 @@ Guarantees:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from scarcity_ray.errors import LedgerCorrupted, LedgerError
-from scarcity_ray.privacy.chain import NO_HASH, Row, canonical, parse, seal
+from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerHeld, LedgerRolledBack, LedgerTakenOver
+from scarcity_ray.privacy.chain import NO_HASH, NO_OLDER_COPY, Row, canonical, parse, seal
+from scarcity_ray.privacy.holder import Standing, in_utc
 from scarcity_ray.privacy.store import Store, address_of, create_store, open_store
 
+DYING_SECONDS = 5.0
+"""A process may be dying that still holds the ledger: it is waited for as long, then believed to live."""
+_POLL_SECONDS = 0.05
 _FORMAT = 1
 _PAGE = 1000
 
@@ -43,46 +61,91 @@ class Ledger:
         self._doubt: Row | None = None
         first, last = store.page(0, 1), store.last()
         if not first or last is None or first[0].body.get("format") != _FORMAT:
-            raise LedgerCorrupted(f"{self.path}: its first row is not a ledger's; bring back a backup")
+            raise LedgerCorrupted(f"{self.path}: its first row is not a ledger's; {NO_OLDER_COPY}")
         self.genesis = first[0]
+        self._standing: Standing | None = None
         self._head, self._head_seq = last.hash, last.seq
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], federation_id: str, *, now: float, body: Mapping[str, Any]
+        cls,
+        path: str | os.PathLike[str],
+        name: str | None,
+        *,
+        now: float,
+        body: Mapping[str, Any],
+        federation_id: str | None = None,
     ) -> Ledger:
         """Make a new ledger and open it for writing.
 
         Args:
             path: Where, a file or a URL; a file's folder must exist, the ledger must not.
-            federation_id: Whose.
+            name: What people call the federation, if they do.
             now: Seconds since 1970.
             body: What the genesis row states for good, plain data.
+            federation_id: The federation's id; a random one of 128 bits by default.
 
         Raises:
             LedgerError: If it exists already or cannot be made.
         """
-        states = {**body, "federation_id": federation_id, "format": _FORMAT}
-        address = address_of(path, federation_id)
+        made = federation_id or secrets.token_hex(16)
+        states = {**body, "federation_id": made, "name": name, "format": _FORMAT}
+        address = address_of(path, name)
         create_store(address, _sealed(NO_HASH, 0, "genesis", None, 0, now, states, b""))
-        return cls.open(address, now=now)
+        return cls.open(address, now=now, name=name)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, now: float) -> Ledger:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        now: float,
+        name: str | None = None,
+        incarnation: int | None = None,
+        take_over: bool = False,
+        known_heads: Mapping[str, str] | None = None,
+        operator: str | None = None,
+    ) -> Ledger:
         """Verify the ledger at `path` and become its writer; the writer before is refused from now on.
+
+        Args:
+            path: Where.
+            now: Seconds since 1970.
+            name: What people call the federation that opens it, if they do.
+            incarnation: Of the federation whose accountant comes back, by which it takes its own ledger up
+                again, held or not; None where a federation is opened.
+            take_over: Whether to take it from a living holder.
+            known_heads: Hashes that were its head at some time, each with who says so.
+            operator: Who takes it over, to be recorded.
 
         Raises:
             LedgerMissing: If it is not there.
+            LedgerRolledBack: If a known head is not in it, or the incarnation that comes back.
             LedgerCorrupted: If the chain does not hold.
-            LedgerError: If it cannot be opened.
+            LedgerHeld: If a living process holds it.
+            LedgerTakenOver: If another federation was opened on it since the one that comes back.
+            LedgerError: If it is another federation's by name, or cannot be opened.
         """
-        ledger = cls._over(open_store(address_of(path), read_only=False))
+        ledger = cls._over(open_store(address_of(path, name), read_only=False))
         try:
-            ledger.verify()
-            with ledger._store.writing():
-                last = ledger._last()
-                ledger.epoch = last.epoch + 1
-                ledger._chain(last, "writer", None, now, {"pid": os.getpid()}, b"")
+            standing = ledger.survey(known_heads)
+            if None not in (name, standing.name) and name != standing.name:
+                raise LedgerError(
+                    f"{ledger.path}: this ledger is of federation {standing.name!r}, not {name!r}; give each "
+                    "federation its own ledger_path"
+                )
+            tries = int(DYING_SECONDS / _POLL_SECONDS)
+            while not ledger._take_up(standing, now, name, incarnation, take_over, operator):
+                tries -= 1
+                holder = standing.holder
+                if (holder is not None and holder.is_this_process) or tries <= 0:
+                    raise LedgerHeld(
+                        f"{ledger.path}: the ledger is held by {holder}, which lives; end that federation "
+                        "(close() or terminate()), or give this one a ledger of its own; to end the other's "
+                        "charging for good, take the ledger over (take_over_ledger=True, or scarcity-ray "
+                        "ledger take-over)"
+                    )
+                time.sleep(_POLL_SECONDS)
         except BaseException:
             ledger.close()
             raise
@@ -108,9 +171,18 @@ class Ledger:
             raise
 
     @property
+    def standing(self) -> Standing:
+        """Whose it is and who opened it last: as this writer knows it, or as the rows say now."""
+        return self._standing or self._extended(Standing(), self.rows())
+
+    @property
     def federation_id(self) -> str:
-        """Whose ledger it is."""
-        return str(self.genesis.body["federation_id"])
+        """Whose ledger it is: random, made with it."""
+        return self.standing.federation_id
+
+    def is_held(self) -> bool | None:
+        """Whether its last writer lives and holds it; None if nobody can tell."""
+        return self._store.is_held(self._hold(self._last().epoch))
 
     @property
     def head_hash(self) -> str:
@@ -148,7 +220,7 @@ class Ledger:
         with self._store.writing():
             last = self._last()
             if last.epoch != self.epoch or last.hash != self._head:
-                raise self._superseded(last)
+                raise self._moved_on(last)
             return self._chain(last, kind, charge_id, now, body, payload)
 
     def settle(self) -> Row | None:
@@ -170,12 +242,23 @@ class Ledger:
             if recorded:
                 self._store.confirm()
             elif last.hash != self._head:
-                raise self._superseded(last)
+                raise self._moved_on(last)
         self._doubt = None
         if not recorded:
             return None
         self._head, self._head_seq = doubt.hash, doubt.seq
         return doubt
+
+    def look(self) -> None:
+        """See that this writer is still the one, where that costs nothing to speak of.
+
+        Raises:
+            LedgerError: As `append`.
+        """
+        last = self._store.glance()
+        doubt = None if self._doubt is None else self._doubt.hash
+        if last is not None and last.hash not in (self._head, doubt):
+            raise self._moved_on(last)
 
     def find(self, charge_id: str) -> Row | None:
         """The row of a charge, if it is recorded.
@@ -186,7 +269,7 @@ class Ledger:
         """
         row = self._store.find(charge_id)
         if row is not None and self.epoch > 0 and row.seq > self._head_seq:
-            raise self._superseded(row)
+            raise self._moved_on(row)
         return row
 
     def rows(self, since: int = 0) -> Iterator[Row]:
@@ -205,19 +288,32 @@ class Ledger:
             The head hash.
 
         Raises:
-            LedgerCorrupted: If a row was changed, removed or moved (the text names the row), or if
-                `head_hash` is nowhere in the chain: it was cut, rolled back or replaced.
+            LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
+            LedgerRolledBack: If `head_hash` is nowhere in the chain: it was cut, rolled back or replaced.
         """
-        head, found = NO_HASH, head_hash is None
+        return self.survey({} if head_hash is None else {head_hash: "whoever kept it"}).hash
+
+    def survey(self, known_heads: Mapping[str, str] | None = None) -> Standing:
+        """Walk the chain; whose the ledger is and who opened it last.
+
+        Args:
+            known_heads: Hashes that were its head at some time, each with who says so.
+
+        Raises:
+            LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
+            LedgerRolledBack: If a known head is nowhere in the chain: it was cut, rolled back or replaced.
+        """
+        missing = dict(known_heads or {})
+        standing = Standing()
         for row in self.checked():
-            head = row.hash
-            found = found or head == head_hash
-        if not found:
-            raise LedgerCorrupted(
-                f"{self.path}: no row has the hash {head_hash}: the ledger was cut, rolled back or replaced; "
-                "bring back the newest backup"
+            missing.pop(row.hash, None)
+            standing.note(row)
+        for head, witness in missing.items():
+            raise LedgerRolledBack(
+                f"{self.path}: no row has the hash {head}, which {witness} knows as this ledger's: the "
+                f"ledger was cut, rolled back or replaced, and ends at row {standing.seq}; {NO_OLDER_COPY}"
             )
-        return head
+        return standing
 
     def checked(self) -> Iterator[Row]:
         """The rows, oldest first, each after the chain up to it was found whole.
@@ -225,13 +321,15 @@ class Ledger:
         Raises:
             LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
         """
-        previous, epoch = NO_HASH, 0
-        for expected, row in enumerate(self.rows()):
+        return self._checked_after(-1, NO_HASH, 0)
+
+    def _checked_after(self, seq: int, previous: str, epoch: int) -> Iterator[Row]:
+        for expected, row in enumerate(self.rows(seq + 1), seq + 1):
             whole = row.hash == seal(previous, row.record, row.payload)
             if not whole or row.seq != expected or row.epoch < epoch:
                 raise LedgerCorrupted(
                     f"{self.path}: the chain breaks at row {expected}: a row was changed, removed or moved; "
-                    "bring back a backup that verifies against the newest global model's head hash"
+                    f"{NO_OLDER_COPY}"
                 )
             previous, epoch = row.hash, row.epoch
             yield row
@@ -243,14 +341,71 @@ class Ledger:
     def _last(self) -> Row:
         row = self._store.last()
         if row is None:
-            raise LedgerCorrupted(f"{self.path}: the ledger has lost all its rows; bring back a backup")
+            raise LedgerRolledBack(f"{self.path}: the ledger has lost all its rows; {NO_OLDER_COPY}")
         return row
 
-    def _superseded(self, row: Row) -> LedgerError:
-        return LedgerError(
-            f"{self.path}: the ledger has moved on without this writer (it is at epoch {row.epoch}, this "
-            f"writer at {self.epoch}); nothing was written: stop, or open it anew"
+    def _take_up(
+        self,
+        standing: Standing,
+        now: float,
+        name: str | None,
+        incarnation: int | None,
+        take_over: bool,
+        operator: str | None,
+    ) -> bool:
+        """Become the writer after all that stands in the ledger now; False if a living process holds it."""
+        with self._store.writing():
+            self._extended(standing, self._checked_after(standing.seq, standing.hash, standing.epoch))
+            last = self._last()
+            if last.hash != standing.hash:
+                raise LedgerCorrupted(f"{self.path}: its rows do not end where they do; {NO_OLDER_COPY}")
+            comes_back = incarnation is not None
+            if incarnation is not None and incarnation < standing.incarnation:
+                raise LedgerTakenOver(_taken_over(self.path, standing))
+            if incarnation is not None and incarnation > standing.incarnation:
+                raise LedgerRolledBack(
+                    f"{self.path}: a federation was opened {incarnation} times here, and the ledger knows of "
+                    f"{standing.incarnation}: it was cut, rolled back or replaced; {NO_OLDER_COPY}"
+                )
+            before, own = self._hold(standing.epoch), self._hold(standing.epoch + 1)
+            if not self._store.hold(before, own, forced=take_over or comes_back):
+                return False
+            body: dict[str, Any] = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "name": name,
+                "incarnation": standing.incarnation + (0 if comes_back else 1),
+            }
+            if operator is not None:
+                body["operator"] = operator
+            if not standing.has_random_id:
+                body["federation_id"] = secrets.token_hex(16)
+            self.epoch = standing.epoch + 1
+            standing.note(self._chain(last, "writer", None, now, body, b""))
+        self._standing = standing
+        return True
+
+    def _hold(self, epoch: int) -> str:
+        return f"{self.genesis.hash}/{epoch}"
+
+    def _moved_on(self, row: Row) -> LedgerError:
+        """Why this writer, which found `row` at the end, or after its own rows, writes no more."""
+        if self.epoch == 0:
+            return LedgerError(f"{self.path}: the ledger was opened to be read; nothing was written")
+        if row.epoch > self.epoch:
+            return LedgerTakenOver(_taken_over(self.path, self._extended(Standing(), self.rows())))
+        if row.seq > self._head_seq:
+            return LedgerError(f"{self.path}: its last row is not known to be written; call settle() first")
+        return LedgerRolledBack(
+            f"{self.path}: the ledger ends at row {row.seq} with another hash than this writer left at row "
+            f"{self._head_seq}: it was cut, rolled back or replaced; nothing was written: {NO_OLDER_COPY}"
         )
+
+    @staticmethod
+    def _extended(standing: Standing, rows: Iterable[Row]) -> Standing:
+        for row in rows:
+            standing.note(row)
+        return standing
 
     def _chain(
         self,
@@ -266,6 +421,15 @@ class Ledger:
         self._store.commit(row)
         self._head, self._head_seq, self._doubt = row.hash, row.seq, None
         return row
+
+
+def _taken_over(path: object, standing: Standing) -> str:
+    holder = standing.holder
+    since = "" if holder is None else f" at {in_utc(holder.since)}"
+    return (
+        f"{path}: the ledger has moved on without this writer: it was taken over{since} by {holder}; nothing "
+        "is charged here any more, nothing may be released: end this federation, the other one goes on"
+    )
 
 
 def _sealed(

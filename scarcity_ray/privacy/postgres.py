@@ -10,6 +10,8 @@ changes nothing.
 Guarantees:
     a_commit_is_on_the_servers_disk: ``synchronous_commit`` is forced, ``fsync=off`` and unlogged tables are
         refused, and so is a commit that the server did not confirm without a warning (a standby given up).
+    one_living_session_holds_a_federations_rows: By an advisory lock that the server ends with the session. A
+        pooler that gives a session to several clients cannot tell a dead holder from a living one.
     a_frozen_writer_does_not_block_its_successor: The server ends a transaction that says nothing for 10 s.
     rows_cannot_be_changed_by_accident: A trigger refuses UPDATE, DELETE and TRUNCATE, to their owner too.
     a_password_is_in_no_error: Nor in any row.
@@ -27,7 +29,7 @@ from psycopg import errors
 
 from scarcity_ray.errors import LedgerError, LedgerMissing, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
-from scarcity_ray.privacy.chain import Row, read_back
+from scarcity_ray.privacy.chain import NO_OLDER_COPY, Row, read_back
 from scarcity_ray.privacy.postgres_session import PostgresSession
 
 _DEFINITIONS: LiteralString = """
@@ -93,7 +95,10 @@ class PostgresStore:
 
         Raises:
             LedgerError: If there are rows of it already, or it cannot be made.
+            UsageError: If the URL names no federation.
         """
+        if address.federation is None:
+            raise UsageError(f"{address}: say whose ledger to begin with federation=NAME in the URL")
         session = PostgresSession(address, read_only=False)
         try:
             with session.transaction(_lock("")):
@@ -106,6 +111,26 @@ class PostgresStore:
                 session.commit()
         finally:
             session.close()
+
+    def hold(self, before: str, own: str, *, forced: bool) -> bool:
+        """Take the lock `own`, if the lock `before` is free or `forced`; whether it was taken.
+
+        Each writer has a lock of its own, so that one that lives keeps nobody from taking over.
+        """
+        is_free = not self.is_held(before)
+        return (is_free or forced) and (self._session.hold(_lock(own)) or forced)
+
+    def is_held(self, hold: str) -> bool | None:
+        """Whether a session has the lock `hold`."""
+        lock = _lock(hold)
+        is_free = self._session.try_lock(lock)
+        if is_free:
+            self._session.unlock(lock)
+        return not is_free
+
+    def glance(self) -> Row | None:
+        """Nothing: the server is asked when there is something to record."""
+        return None
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -179,7 +204,8 @@ def _federation(session: PostgresSession, address: LedgerUrl) -> str:
         whose = f"federation {wanted!r}" if wanted else "any federation"
         raise LedgerMissing(
             f"{address}: the ledger of {whose} is not there, and without it nobody knows what was spent; "
-            "bring the database back (from a backup, or a standby), or start another federation"
+            f"{NO_OLDER_COPY}; without one its budget counts as spent, and another federation is the "
+            "operator's decision"
         )
     return known[0]
 
@@ -190,7 +216,7 @@ def _values(address: LedgerUrl, row: Row) -> tuple[object, ...]:
 
 
 def _lock(federation: str) -> int:
-    """The advisory lock of a federation; of '' for the making of ledgers."""
+    """The advisory lock of a federation; of '' for the making of ledgers; of a writer's hold."""
     digest = hashlib.sha256(f"scarcity_ray.ledger/{federation}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 

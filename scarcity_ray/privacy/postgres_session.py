@@ -13,6 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
+from scarcity_ray.privacy.chain import NO_OLDER_COPY
 
 _BEGIN: LiteralString = """
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
@@ -42,6 +43,9 @@ _QUIET = (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
 class PostgresSession:
     """A connection that is made again if it was lost while nothing was under way.
 
+    A lock that it holds for the session ends with the connection on the server's side, and is taken again
+    with the next one.
+
     Args:
         url: The database.
         read_only: Whether the server is to refuse writes.
@@ -55,6 +59,7 @@ class PostgresSession:
         self._url = url
         self._read_only = read_only
         self._warnings: list[str] = []
+        self._held: int | None = None
         self._connection = self._connect()
 
     @contextmanager
@@ -67,6 +72,21 @@ class PostgresSession:
             finally:
                 if self._connection.info.transaction_status not in _QUIET:
                     self._connection.execute("ROLLBACK")
+
+    def hold(self, lock: int) -> bool:
+        """Take `lock` for as long as this session lasts; whether it was free."""
+        free = self.try_lock(lock)
+        if free:
+            self._held = lock
+        return free
+
+    def try_lock(self, lock: int) -> bool:
+        """Take `lock` until `unlock` or the connection's end; whether it was free."""
+        return bool(self.ask("SELECT pg_try_advisory_lock(%s)", [lock])[0][0])
+
+    def unlock(self, lock: int) -> None:
+        """Give `lock` back."""
+        self.ask("SELECT pg_advisory_unlock(%s)", [lock])
 
     def execute(self, query: LiteralString, parameters: Sequence[object] | None = None) -> None:
         """Run a statement of a transaction."""
@@ -118,6 +138,8 @@ class PostgresSession:
             connection.execute("SET client_encoding TO 'UTF8'")
             if self._read_only:
                 connection.execute("SET default_transaction_read_only TO on")
+            if self._held is not None:
+                connection.execute("SELECT pg_try_advisory_lock(%s)", [self._held])
             return connection
 
     def _note(self, notice: errors.Diagnostic) -> None:
@@ -152,9 +174,9 @@ class PostgresSession:
 def _error(url: LedgerUrl, error: psycopg.Error) -> LedgerError:
     text = url.hidden_in("; ".join(str(error).strip().splitlines()[:2])) or type(error).__name__
     if isinstance(error, errors.DataCorrupted | errors.IndexCorrupted | psycopg.DataError):
-        return LedgerCorrupted(f"{url}: the table is damaged, or no ledger ({text}); bring back a backup")
+        return LedgerCorrupted(f"{url}: the table is damaged, or no ledger ({text}); {NO_OLDER_COPY}")
     if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):
-        return LedgerMissing(f"{url}: the ledger is gone ({text}); bring back a backup")
+        return LedgerMissing(f"{url}: the ledger is gone ({text}); {NO_OLDER_COPY}")
     if isinstance(error, errors.InsufficientPrivilege):
         return LedgerError(
             f"{url}: the ledger cannot be used: {text}; {_GRANT}; for the first one, CREATE on the database"

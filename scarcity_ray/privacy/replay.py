@@ -8,7 +8,7 @@ from typing import Any
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError
 from scarcity_ray.privacy.accountant import PrivacyAccountant
-from scarcity_ray.privacy.chain import Row
+from scarcity_ray.privacy.chain import NO_OLDER_COPY, Row
 from scarcity_ray.privacy.ledger import Ledger
 from scarcity_ray.privacy.members import unpack_gossip
 from scarcity_ray.privacy.modes import Accounting
@@ -72,8 +72,7 @@ def history(ledger: Ledger) -> Iterator[tuple[Row, PrivacyAccountant]]:
             replay(accountant, row)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise LedgerCorrupted(
-                f"{ledger.path}: row {row.seq} does not state what its kind must ({error!r}); "
-                "bring back a backup"
+                f"{ledger.path}: row {row.seq} does not state what its kind must ({error!r}); {NO_OLDER_COPY}"
             ) from error
         yield row, accountant
 

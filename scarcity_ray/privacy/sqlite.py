@@ -1,4 +1,13 @@
-"""A ledger in a file: rows in SQLite, written so that a crash at any moment leaves a whole prefix of them."""
+"""A ledger in a file: rows in SQLite, written so that a crash at any moment leaves a whole prefix of them.
+
+A connection goes on working on a file that has lost its name, and on pages that it remembers of one that was
+overwritten. So the files are looked at before each write and after it: what was removed, replaced or cut is
+refused, and after any other change by a stranger the rows are read afresh.
+
+Guarantees:
+    a_file_that_is_gone_replaced_or_cut_is_not_written_to: The ``-wal`` file beside it included.
+    one_living_process_holds_a_file: By a lock on the ``.lock`` file beside it (`file_lock`).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +16,13 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from scarcity_ray.config.arguments import shown
-from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing
-from scarcity_ray.privacy.chain import Row, read_back
+from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, LedgerRolledBack
+from scarcity_ray.privacy.chain import NO_OLDER_COPY, Row, read_back
+from scarcity_ray.privacy.file_lock import FileLock
 
 _TABLE = """
 CREATE TABLE ledger (
@@ -27,6 +38,29 @@ _ACCESS = "this user must be able to read the file and to write in its folder"
 _REMEDIES = (("unable to open", _ACCESS), ("readonly", _ACCESS), ("full", "make room on the disk"))
 
 
+@dataclass(frozen=True)
+class _Trace:
+    """How a file looked.
+
+    Attributes:
+        place: Its device and inode.
+        size: In bytes.
+        changed: When, in nanoseconds.
+    """
+
+    place: tuple[int, int]
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> _Trace | None:
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return None
+        return cls((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
+
+
 class SqliteStore:
     """Rows in a SQLite file in WAL mode with ``synchronous=FULL``: a commit returns when it is on disk.
 
@@ -37,10 +71,13 @@ class SqliteStore:
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path
+        self._lock = FileLock(path.with_name(f"{path.name}.lock"))
+        self._traces: dict[Path, _Trace] = {}
         if not self.exists(path):
             raise LedgerMissing(
                 f"{path}: the ledger is not there, and without it nobody knows what was spent; bring the "
-                "file back (from a backup, or the accountant's old node), or start another federation"
+                f"file itself back (from the accountant's old node or disk), but {NO_OLDER_COPY}; without "
+                "one its budget counts as spent, and another federation is the operator's decision"
             )
         try:
             self._connection = _connect(path, mode="ro" if read_only else "rw")
@@ -50,6 +87,14 @@ class SqliteStore:
             if not read_only or path.with_name(f"{path.name}-wal").exists():
                 raise _told(path, error) from error
             self._connection = _immutable(path, error)
+        if not read_only:
+            try:
+                # Once it has read, the -wal file stays while this connection does.
+                self.last()
+                self._remember()
+            except BaseException:
+                self.close()
+                raise
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -98,9 +143,31 @@ class SqliteStore:
         except (OSError, sqlite3.Error) as error:
             raise LedgerError(f"{path}: the ledger could not be made: {error}") from error
 
+    def hold(self, before: str, own: str, *, forced: bool) -> bool:
+        """Take the one lock beside the file; whether it was taken."""
+        return self._lock.take(forced=forced)
+
+    def is_held(self, hold: str) -> bool | None:
+        """Whether somebody has the lock beside the file; None if this user cannot tell."""
+        return self._lock.is_held()
+
+    def glance(self) -> Row | None:
+        """The newest row.
+
+        Raises:
+            LedgerError: Also if the file is no longer the one that was opened.
+        """
+        self._look()
+        return self.last()
+
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """One write transaction against all other writers; rolled back unless `commit` was called in it."""
+        """One write transaction against all other writers; rolled back unless `commit` was called in it.
+
+        Raises:
+            LedgerError: Also if the file is no longer the one that was opened.
+        """
+        self._look()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -115,13 +182,15 @@ class SqliteStore:
         """Insert `row` and commit; it is on disk when this returns.
 
         Raises:
-            LedgerError: If its charge id is recorded already.
+            LedgerError: If its charge id is recorded already, or the file lost its name meanwhile.
         """
         try:
             _insert(self._connection, row)
         except sqlite3.IntegrityError as error:
             raise LedgerError(f"{self.path}: charge {row.charge_id!r} is recorded already") from error
         self._connection.execute("COMMIT")
+        self._in_place()
+        self._remember()
 
     def confirm(self) -> None:
         """Nothing: SQLite undoes a commit that it could not sync, so that no such row can be read."""
@@ -139,8 +208,50 @@ class SqliteStore:
         return self._select("WHERE seq >= ? ORDER BY seq LIMIT ?", since, limit)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and give its lock back."""
         self._connection.close()
+        self._lock.release()
+
+    def _remember(self) -> None:
+        """Note how the files look after this connection's own work."""
+        for path in (self.path, self.path.with_name(f"{self.path.name}-wal")):
+            trace = _Trace.of(path)
+            if trace is not None:
+                self._traces[path] = trace
+
+    def _in_place(self) -> bool:
+        """Refuse files that are not the ones remembered; whether anybody else changed them."""
+        touched = False
+        for path, known in self._traces.items():
+            now = _Trace.of(path)
+            if now is None:
+                raise LedgerMissing(
+                    f"{path}: the ledger's file was removed under its accountant; nothing is charged any "
+                    f"more, nothing may be released: {NO_OLDER_COPY}, and without one its budget counts as "
+                    "spent"
+                )
+            if now.place != known.place or now.size < known.size:
+                what = "cut" if now.place == known.place else "replaced by another file"
+                raise LedgerRolledBack(
+                    f"{path}: the ledger's file was {what} under its accountant; nothing is charged any "
+                    f"more, nothing may be released: {NO_OLDER_COPY}"
+                )
+            touched = touched or now != known
+        return touched
+
+    def _look(self) -> None:
+        """Refuse files that are not the ones remembered; read afresh what anybody else changed."""
+        if not self._in_place():
+            return
+        before = self._connection
+        try:
+            # The old connection is closed last: the last one to be closed would end the -wal file.
+            self._connection = _connect(self.path, mode="rw")
+            self._connection.execute("SELECT count(*) FROM ledger").fetchone()
+        except sqlite3.Error as error:
+            raise _told(self.path, error) from error
+        before.close()
+        self._remember()
 
     def _select(self, clause: str, *parameters: object) -> list[Row]:
         query = f"SELECT seq, charge_id, record, payload, hash FROM ledger {clause}"
@@ -189,7 +300,7 @@ def _told(path: Path, error: sqlite3.Error) -> LedgerError:
     if isinstance(error, sqlite3.OperationalError) and not text.startswith(("no such", "Could not decode")):
         remedy = next((remedy for words, remedy in _REMEDIES if words in text), "try again")
         return LedgerError(f"{path}: the ledger cannot be used now: {text}; {remedy}")
-    return LedgerCorrupted(f"{path}: the file is damaged, or no ledger ({text}); bring back a backup")
+    return LedgerCorrupted(f"{path}: the file is damaged, or no ledger ({text}); {NO_OLDER_COPY}")
 
 
 __all__ = ["SqliteStore"]

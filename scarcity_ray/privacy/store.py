@@ -29,8 +29,34 @@ class Store(Protocol):
     def path(self) -> Address:
         """Where; as text without any secret."""
 
+    def hold(self, before: str, own: str, *, forced: bool) -> bool:
+        """Within `writing`: be its holder, until `close` or the end of this process, whichever comes first.
+
+        Args:
+            before: The name of the hold of the newest row's writer, who may live.
+            own: The name of the one to take.
+            forced: Whether to take it from one that lives.
+
+        Returns:
+            Whether this holds it now; False if another does.
+        """
+
+    def is_held(self, hold: str) -> bool | None:
+        """Whether the newest writer, whose hold has this name, lives; None if nobody can tell."""
+
+    def glance(self) -> Row | None:
+        """The newest row where looking costs nothing to speak of; None elsewhere.
+
+        Raises:
+            LedgerError: Also if the place is no longer the one that was opened.
+        """
+
     def writing(self) -> AbstractContextManager[None]:
-        """One write transaction against all other writers; undone unless `commit` was called in it."""
+        """One write transaction against all other writers; undone unless `commit` was called in it.
+
+        Raises:
+            LedgerError: Also if the place is no longer the one that was opened.
+        """
 
     def commit(self, row: Row) -> None:
         """Insert `row` and commit; it is durable when this returns, and may be if this raises.
@@ -55,8 +81,8 @@ class Store(Protocol):
         """Let go of the place."""
 
 
-def address_of(path: str | os.PathLike[str], federation_id: str | None = None) -> Address:
-    """Where a ledger is: a file, or the rows of a federation in the database that a URL names.
+def address_of(path: str | os.PathLike[str], name: str | None = None) -> Address:
+    """Where a ledger is: a file, or the rows of the federation `name` in the database that a URL names.
 
     Raises:
         UsageError: For a URL that cannot be read, or that names another federation.
@@ -64,7 +90,7 @@ def address_of(path: str | os.PathLike[str], federation_id: str | None = None) -
     if not is_ledger_url(path):
         return Path(path)
     url = path if isinstance(path, LedgerUrl) else LedgerUrl(str(path))
-    return url if federation_id is None else url.of(federation_id)
+    return url if name is None else url.of(name)
 
 
 def exists(address: Address) -> bool:

@@ -273,6 +273,11 @@ class BasketHost(SessionHost):
         """The last release that was distributed here."""
         return self._last.model
 
+    def ledger_heads(self) -> tuple[str, ...]:
+        """Hashes that the ledger must hold: this actor was told them as its head."""
+        released = "" if self._last.model is None else self._last.model.ledger_head
+        return tuple(head for head in (self._charges.ledger_head, released) if head)
+
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
         self._sessions.tick(now)

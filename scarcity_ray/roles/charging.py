@@ -29,12 +29,16 @@ class BasketCharges:
     Args:
         slot: The actor's number.
         peers: The other roles.
+
+    Attributes:
+        ledger_head: The ledger's head as the last answer told it; empty before the first.
     """
 
     def __init__(self, slot: int, peers: Peers) -> None:
         self._slot = slot
         self._peers = peers
         self._incarnation = uuid.uuid4().hex
+        self.ledger_head = ""
         self._answered: Counter[str] = Counter()
 
     def gossip(
@@ -64,7 +68,9 @@ class BasketCharges:
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         accountant = self._peers.handle(ACCOUNTANT)
-        allowed = accountant.call("charge_gossip", charge_id, ids, mu, now, details).result()
+        allowed, self.ledger_head = accountant.call(
+            "charge_gossip", charge_id, ids, mu, now, details
+        ).result()
         # Its number is used up: a charge that is asked for again covers no second drawing.
         self._answered[kind] += 1
         return frozenset(allowed)
@@ -84,6 +90,7 @@ class BasketCharges:
         name = basket_actor(self._slot)
         accountant = self._peers.handle(ACCOUNTANT)
         charge: Charge = accountant.call("charge_release", charge_id, mu, now, {"asked_by": name}).result()
+        self.ledger_head = charge.head_hash
         if not charge.allowed:
             raise ProtocolViolation(f"{name}: nothing is charged for this session")
 

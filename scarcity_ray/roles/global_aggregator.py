@@ -80,6 +80,10 @@ class GlobalAggregator(Role):
         """The last release."""
         return self._models[-1] if self._models else None
 
+    def ledger_heads(self) -> tuple[str, ...]:
+        """Hashes that the ledger must hold: the last release was charged under it."""
+        return (self._models[-1].ledger_head,) if self._models else ()
+
     def history(self) -> tuple[GlobalMetaModel, ...]:
         """The last releases, oldest first."""
         return tuple(self._models)
@@ -125,7 +129,7 @@ class GlobalAggregator(Role):
             )
         status = self._peers.handle(ACCOUNTANT).call("status", now).result()
         if status.read_only:
-            return Layer2Outcome(None, "the privacy budget is spent", read_only=True, lost_roles=lost)
+            return Layer2Outcome(None, status.read_only_reason, read_only=True, lost_roles=lost)
         present = {facts.basket_id for facts in reports}
         parties = sorted(
             (p for p in places if p.basket_id in present and p.identity), key=lambda p: p.basket_id

@@ -275,11 +275,14 @@ class FederationIdentity:
     """What stays the same for a federation's whole life; a second driver reads it from the directory.
 
     Attributes:
-        federation_id: Unique.
+        federation_id: Random, made with the ledger and kept in it; empty until that is open.
         config: Its settings.
         ledger_path: The ledger's file on `ledger_node`, or its database's URL.
         ledger_node: The node that the accountant must run on; None: any, for the ledger is in a database.
         noise: Where privacy noise comes from.
+        name: What people call it, if they do.
+        incarnation: How often a federation was opened on the ledger, this time included; 0 until it is.
+        private_ledger: Whether the ledger's folder must be this user's alone.
         actors_key: Held by drivers and basket actors alone: what tells an actor another one
             (`roles.parcels`).
     """
@@ -289,6 +292,9 @@ class FederationIdentity:
     ledger_path: str
     ledger_node: str | None
     noise: NoiseSource
+    name: str | None = None
+    incarnation: int = 0
+    private_ledger: bool = False
     actors_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
 
 

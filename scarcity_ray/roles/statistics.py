@@ -71,6 +71,8 @@ def federation_stats(
         "basket_stats": _by_domain(directory["statuses"], directory["sizes"], reports, places, conduct),
         "read_only": budget.read_only,
         "privacy_lifetime_epsilon": budget.lifetime_epsilon,
+        "read_only_reason": budget.read_only_reason,
+        "ledger": budget.of_ledger(),
         "ledger_path": budget.ledger_path,
         "ledger_head": budget.head_hash,
         "rejections": dict(sorted(rejections.items())),

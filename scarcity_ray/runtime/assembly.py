@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,9 @@ from scarcity_ray.roles.messages import Fault, FederationIdentity, HostState, Sl
 from scarcity_ray.roles.recovery import Recovered, recovered_from
 from scarcity_ray.runtime.base import RoleSpec, Runtime
 
+OPENING = "opening"
+"""The card of a federation whose roles are being started: nobody can attach to it yet."""
+
 
 class Assembly:
     """Starts, recovers and ends the roles of one federation on a runtime.
@@ -34,6 +38,9 @@ class Assembly:
         runtime: Where they live.
         identity: The federation's own facts.
         plan: Its numbers.
+
+    Attributes:
+        ledger_head: The ledger's head as this driver was last told it; empty before.
     """
 
     def __init__(self, runtime: Runtime, identity: FederationIdentity, plan: FederationPlan) -> None:
@@ -43,6 +50,7 @@ class Assembly:
         config = identity.config
         self._first_slots = 0 if config.runtime.baskets_per_actor else runtime.default_basket_actors
         self._started: set[str] = set()
+        self.ledger_head = ""
 
     @property
     def has_layer2(self) -> bool:
@@ -53,15 +61,31 @@ class Assembly:
         """A role to call."""
         return self.runtime.peers.handle(name)
 
-    def start(self) -> None:
-        """Start a new federation's roles side by side.
+    def start_accountant(self, take_over: bool = False) -> None:
+        """Start a new federation's first role, which knows its id.
+
+        Args:
+            take_over: Whether to take the ledger from a federation that lives.
 
         Raises:
             UsageError: If the federation is there already.
+            ActorLost: If it cannot be started.
+        """
+        self.runtime.start([self._accountant_spec(False, take_over=take_over)], card=OPENING)
+
+    def start(self, federation_id: str, incarnation: int) -> None:
+        """Start a new federation's other roles side by side.
+
+        Args:
+            federation_id: As its ledger says.
+            incarnation: Likewise.
+
+        Raises:
             ActorLost: If a role cannot be started.
         """
+        self.identity = replace(self.identity, federation_id=federation_id, incarnation=incarnation)
         slots = [self._basket_spec(slot, 0, False) for slot in range(self._first_slots)]
-        roles = [self._directory_spec(self._first_slots), self._accountant_spec(False)]
+        roles = [self._directory_spec(self._first_slots)]
         if self.has_layer2:
             roles.append(self._global_spec())
         self.runtime.start([*roles, *slots], card=self.identity)
@@ -104,10 +128,12 @@ class Assembly:
 
         Raises:
             ActorLost: If one cannot come back; or for another role, which must come back first.
-            LedgerError: If the accountant's ledger is missing or damaged.
+            LedgerError: If the accountant's ledger is missing or damaged, an older copy (a role knows a newer
+                head), or taken over by another federation.
         """
         if ACCOUNTANT in names:
-            self._start([self._accountant_spec(True)])
+            heads = self._known_heads(names, num_slots, latest)
+            self._start([self._accountant_spec(True, known_heads=heads)])
             self.handle(ACCOUNTANT).call("status", now).result()
             yield [_fault("the accountant died; nothing is lost, it continues from its ledger")]
         if DIRECTORY in names:
@@ -129,6 +155,26 @@ class Assembly:
         for name in self.runtime.names():
             self.runtime.kill(name)
         self.runtime.withdraw()
+
+    def _known_heads(
+        self, gone: Collection[str], num_slots: int, latest: GlobalMetaModel | None
+    ) -> dict[str, str]:
+        """What the ledger must hold: hashes that were its head, each with who was told so.
+
+        A role that lies here stops the budget and gives none of it away; the refusal names it.
+        """
+        told = (self.ledger_head, "" if latest is None else latest.ledger_head)
+        heads = {head: "the driver" for head in told if head}
+        singles = [GLOBAL] if self.has_layer2 else []
+        baskets = {name for name in self.runtime.names() if _slot(name) is not None}
+        baskets |= {basket_actor(slot) for slot in range(num_slots)}
+        asked = [name for name in (*singles, *sorted(baskets)) if name not in gone]
+        answers = {name: self.handle(name).call("ledger_heads") for name in asked}
+        for name, answer in answers.items():
+            # A role that is lost too knows nothing more: what the others know must do.
+            with suppress(ActorLost):
+                heads |= {head: name for head in answer.result() if head not in heads}
+        return heads
 
     def _recover_baskets(
         self, slots: Sequence[int], now: float, latest: GlobalMetaModel | None
@@ -213,17 +259,24 @@ class Assembly:
         self.runtime.start(specs)
         self._started.update(spec.name for spec in specs)
 
-    def _accountant_spec(self, must_exist: bool) -> RoleSpec:
+    def _accountant_spec(
+        self, must_exist: bool, *, take_over: bool = False, known_heads: Mapping[str, str] | None = None
+    ) -> RoleSpec:
         config = self.identity.config
         arguments = {
             "path": self.identity.ledger_path,
-            "federation_id": self.identity.federation_id,
+            "name": self.identity.name,
             "total_epsilon": config.total_epsilon,
             "total_delta": config.total_delta,
             "gossip_share": self.plan.gossip_share,
             "accounting": self.plan.accounting,
             "mu_reserved": self.plan.mu_reserved,
             "must_exist": must_exist,
+            "incarnation": self.identity.incarnation if must_exist else None,
+            "take_over": take_over,
+            "known_heads": known_heads,
+            "private_folder": self.identity.private_ledger,
+            "operator_key": config.operator_key,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 

@@ -55,6 +55,10 @@ class Runtime(Protocol):
     """The node of this process, for roles whose data lie on one node's disk."""
 
     @property
+    def machines(self) -> int:
+        """How many machines it spans now, each with disks of its own."""
+
+    @property
     def default_basket_actors(self) -> int:
         """How many basket actors suit this machine or cluster."""
 

@@ -84,6 +84,7 @@ class LocalRuntime:
 
     default_basket_actors = 1
     home = "local"
+    machines = 1
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -118,8 +119,10 @@ class LocalRuntime:
         return tuple(sorted(self._peers.roles))
 
     def kill(self, name: str) -> None:
-        """Drop the role and all it held."""
-        self._peers.roles.pop(name, None)
+        """Drop the role and all it held, what an operating system holds for a process included."""
+        role = self._peers.roles.pop(name, None)
+        if hasattr(role, "close"):
+            role.close()
 
     def card(self) -> Any:
         """The card that the federation was started with; None if there is none."""

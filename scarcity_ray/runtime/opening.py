@@ -1,20 +1,34 @@
-"""Opening a federation: on which runtime, under what id, with its ledger where."""
+"""Opening a federation: on which runtime, under what name, with its ledger where."""
 
 from __future__ import annotations
 
 import getpass
+import logging
+import math
 import os
 import re
 import tempfile
 import uuid
+import warnings
+from datetime import UTC, datetime
 from pathlib import Path
+
+from platformdirs import user_state_path
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import shown
-from scarcity_ray.errors import UsageError
+from scarcity_ray.errors import ConfigError, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
+from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.runtime.base import Runtime
 from scarcity_ray.runtime.local import LocalRuntime
+
+logger = logging.getLogger("scarcity_ray")
+
+
+class LedgerWarning(UserWarning):
+    """A ledger that nobody chose a place for, and what follows from it for the budget."""
+
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -36,27 +50,102 @@ def check_federation_name(name: str) -> str:
     return name
 
 
-def federation_id_of(config: HierarchicalFederationConfig, name: str | None) -> str:
-    """Stable wherever a ledger is to be found again: by name, else as the ledger's file or URL says."""
+def federation_name(config: HierarchicalFederationConfig, name: str | None) -> str | None:
+    """What people call the federation: its name, else whose rows a database's URL means; None for neither.
+
+    Raises:
+        UsageError: If it cannot be a name.
+    """
     if name is not None:
         return check_federation_name(name)
     if isinstance(config.ledger_path, LedgerUrl):
         return config.ledger_path.federation or config.ledger_path.database or "default"
-    return Path(config.ledger_path).stem if config.ledger_path else uuid.uuid4().hex
+    return None
 
 
-def ledger_path_of(config: HierarchicalFederationConfig, federation_id: str) -> str:
-    """The configured path or URL, or a file in this user's folder among the temporary ones.
+def configured_ledger(config: HierarchicalFederationConfig, name: str | None) -> str | None:
+    """The configured path, absolute, or URL; None if none is configured.
 
     Raises:
         UsageError: If the URL names another federation.
     """
     if isinstance(config.ledger_path, LedgerUrl):
-        return config.ledger_path.of(federation_id)
-    if config.ledger_path is not None:
-        return os.path.abspath(os.path.expanduser(config.ledger_path))
-    folder = Path(tempfile.gettempdir()) / f"scarcity_ray-{getpass.getuser()}"
-    return str(folder / federation_id / "ledger.sqlite")
+        return config.ledger_path if name is None else config.ledger_path.of(name)
+    if config.ledger_path is None:
+        return None
+    return os.path.abspath(os.path.expanduser(config.ledger_path))
+
+
+def default_ledger(config: HierarchicalFederationConfig, name: str | None, machines: int) -> str:
+    """A file in this user's state folder: by name, to be found again, else a fresh one.
+
+    What claims nothing (an infinite budget) may also lie in a temporary folder.
+
+    Args:
+        config: The federation's.
+        name: What people call it, if they do.
+        machines: How many the cluster spans.
+
+    Raises:
+        ConfigError: If the budget is finite and there is no such folder, or another machine has another one.
+    """
+    state = user_state_path("scarcity-ray", appauthor=False)
+    at_home = "XDG_STATE_HOME" in os.environ or Path(os.path.expanduser("~")).is_dir()
+    if machines > 1 or not at_home or not state.is_absolute():
+        if math.isinf(config.total_epsilon):
+            return str(Path(tempfile.mkdtemp(prefix="scarcity_ray-")) / "ledger.sqlite")
+        why = (
+            f"this cluster spans {machines} machines, and an empty folder on another one would be a fresh "
+            "budget"
+            if machines > 1
+            else "this user has no home folder to keep it in"
+        )
+        raise ConfigError(
+            "ledger_path",
+            None,
+            f"with a finite budget (total_epsilon {config.total_epsilon:g}) a path on a disk that outlives "
+            f"the cluster, or postgresql://USER@HOST/DATABASE: {why}",
+        )
+    if name is None:
+        return str(state / f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.sqlite")
+    path = state / f"{name}.sqlite"
+    earlier = Path(tempfile.gettempdir()) / f"scarcity_ray-{getpass.getuser()}" / name / "ledger.sqlite"
+    if earlier.exists() and not path.exists():
+        raise ConfigError(
+            "ledger_path",
+            None,
+            f"an earlier version kept the ledger of {name!r} in {earlier}: configure that path, or move the "
+            f"file to {path}, so that what was spent still counts",
+        )
+    return str(path)
+
+
+def tell_ledger(opened: BudgetStatus, *, is_default: bool, is_named: bool) -> None:
+    """Say which ledger a federation has, whether it is new, and how much is left; warn of what may surprise.
+
+    Args:
+        opened: Where the budget stands.
+        is_default: Whether nobody configured the ledger's place.
+        is_named: Whether its file goes by the federation's name.
+    """
+    words = opened.in_words()
+    logger.info("%s", words)
+    if not is_default or math.isinf(opened.total_epsilon):
+        return
+    if not is_named:
+        warnings.warn(
+            f"{words}. No other run shares this budget, so what several runs release about the same clients "
+            "is bounded by none of them; configure ledger_path to keep one budget over all runs",
+            LedgerWarning,
+            stacklevel=3,
+        )
+    elif not opened.is_new:
+        warnings.warn(
+            f"{words}. It goes on from earlier federations of this name; for a budget of its own give "
+            "another name or ledger_path",
+            LedgerWarning,
+            stacklevel=3,
+        )
 
 
 def open_runtime(kind: str, name: str | None, address: str | None) -> Runtime:

@@ -71,6 +71,12 @@ class RayRuntime:
         """The cluster's CPUs."""
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
+    @property
+    def machines(self) -> int:
+        """Addresses and host names of the living nodes; several raylets may share one machine."""
+        living = (node for node in ray.nodes() if node["Alive"])
+        return len({(node["NodeManagerAddress"], node["NodeManagerHostname"]) for node in living})
+
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not alive, side by side, and wait until they answer."""
         if card is None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL
 from scarcity_ray.roles.messages import (
     BasketReport,
@@ -45,18 +46,33 @@ class DriverSession(Operations):
         super().__init__(assembly, clock)
         self._routes: dict[str, tuple[str, int]] = {}
         self._told_parties: dict[str, bytes] | None = None
+        self._told_taken_over = False
 
-    def start(self) -> None:
-        """Start a new federation's roles, then open its ledger.
+    def start(self) -> BudgetStatus:
+        """Open a new federation's ledger through its accountant, which was started, and start the others.
+
+        Returns:
+            Where the budget stands at the start.
 
         Raises:
-            UsageError: If the federation is there already.
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
-        self.assembly.start()
-        if self.ask(ACCOUNTANT, "status", self.now()).read_only:
+        opened: BudgetStatus = self.assembly.handle(ACCOUNTANT).call("status", self.now()).result()
+        self.assembly.ledger_head = opened.head_hash
+        self.assembly.start(opened.federation_id, opened.incarnation)
+        if opened.read_only:
             self.tell_baskets("set_read_only", True)
+        return opened
+
+    def budget(self) -> BudgetStatus:
+        """Where the budget stands; baskets are told once the ledger was taken over."""
+        status: BudgetStatus = self.ask(ACCOUNTANT, "status", self.now())
+        self.assembly.ledger_head = status.head_hash
+        if status.taken_over and not self._told_taken_over:
+            self._told_taken_over = True
+            self.tell_baskets("set_read_only", True)
+        return status
 
     def recover(self, *names: str) -> None:
         """As `RoleCalls.recover`; clients are looked up anew afterwards."""

@@ -67,6 +67,7 @@ def test_text_shows_progress_table_and_claim(tmp_path):
     assert "basket models, outliers and the share of clipped updates are shown" in flat
     assert "Not against: whoever operates the Ray cluster" in flat
     assert str(tmp_path / "out" / "report.html") in result.stdout
+    assert re.search(r"Ledger /\S+\.sqlite \(new\): epsilon 10\.00 of 10\.00 left", result.stdout)
     assert result.stderr == ""
 
 
@@ -88,9 +89,10 @@ def test_json_is_all_there_is_on_stdout(tmp_path):
     result = _run(QUICKSTART, tmp_path / "out", "--rounds", 2, "--format", "json", *LOUD, *NO_EXTRA_ATTACKS)
     assert result.exit_code == ExitCode.DONE
     events = [json.loads(line, parse_constant=pytest.fail) for line in result.stdout.splitlines()]
-    kinds = ["warning"] + ["phase"] * 3 + ["round"] * 2 + ["phase", "summary"]
+    kinds = ["warning", "phase", "phase", "ledger", "phase"] + ["round"] * 2 + ["phase", "summary"]
     assert [event["event"] for event in events] == kinds
     assert events[0]["code"] == "noise_drowns_signal"
+    assert (events[3]["is_new"], events[3]["epsilon_left"]) == (True, 10.0)
     assert events[-1]["accuracy"] == events[-3]["accuracy"]
     assert events[-1]["out"] == str(tmp_path / "out")
 

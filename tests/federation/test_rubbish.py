@@ -207,8 +207,9 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
     for name in sorted(set(vars(HierarchicalFederation)) - silent):
         if name.startswith("_"):
             continue
-        given = {"operator": "ann"} if name == "renew_budget" else {}
-        arguments = (1.0, 1e-5) if name == "renew_budget" else asked.get(name, ())
+        is_renewal = name in ("renew_budget", "renewal_message")
+        given = {"operator": "ann"} if is_renewal else {}
+        arguments = (1.0, 1e-5) if is_renewal else asked.get(name, ())
         assert "closed" in refused(getattr(fed, name), *arguments, **given), name
     with pytest.raises(ScarcityError, match="closed"):
         fed.__enter__()

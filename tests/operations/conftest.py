@@ -32,9 +32,9 @@ def scene_of(clock: Any, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     charge = Accountant.charge_gossip
 
     def noted(self: Accountant, charge_id: str, ids: Any, mu: float, now: float, details: Any) -> Any:
-        allowed = charge(self, charge_id, ids, mu, now, details)
+        allowed, head = charge(self, charge_id, ids, mu, now, details)
         charges[details["kind"], charge_id] = allowed
-        return allowed
+        return allowed, head
 
     monkeypatch.setattr(Accountant, "charge_gossip", noted)
     opened: list[HierarchicalFederation] = []

@@ -39,6 +39,7 @@ OPERATIONS: dict[str, Act] = {
     "get_stale_baskets": lambda f: f.get_stale_baskets(),
     "get_privacy_budget": lambda f: f.get_privacy_budget("c0"),
     "renew_budget": lambda f: f.renew_budget(60.0, 1e-5, operator="op"),
+    "renewal_message": lambda f: f.renewal_message(60.0, 1e-5, operator="op"),
     "get_stats": lambda f: f.get_stats(),
     "waiting_for": lambda f: f.waiting_for(),
     "terminate": lambda f: f.terminate(),

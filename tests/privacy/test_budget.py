@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
 from scarcity_ray.privacy import Accounting, BudgetStatus, DurableBudget, Ledger, PrivacyAccountant
 
-TOTALS = {"federation_id": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
+TOTALS = {"name": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
 
 
 def begin(path, **changes):
@@ -88,7 +88,7 @@ def test_a_retried_gossip_charge_gives_its_first_answer(path):
     assert gossip(budget, "g0", ["a", "b"], 0.9 * big) == ("a", "b")
     assert gossip(budget, "g1", ["c", "a", "d"], 0.9 * big) == ("c", "d")
     before = budget.remaining("c")
-    for again in (budget, resume(path)):
+    for again in (budget, resume(path, take_over=True)):
         assert gossip(again, "g1", ["c", "a", "d"], 0.9 * big) == ("c", "d")
         assert gossip(again, "g1", ["d", "x"], 0.9 * big) == ("d",)
         assert again.remaining("c") == before
@@ -103,6 +103,7 @@ def test_a_partial_gossip_charge_records_exactly_the_allowed(path):
     assert gossip(budget, "g1", ["a"], 0.1) == ()
     assert len(list(Ledger.read(path).rows())) == rows
     assert gossip(budget, "g2", ["z", "a", "b"], 0.1) == ("z", "b")
+    budget.close()
     budget = resume(path)
     assert gossip(budget, "g3", ["a", "b", "z"], cap) == ()
     assert gossip(budget, "g4", ["new"], cap) == ("new",)
@@ -123,7 +124,8 @@ def test_a_restart_continues_the_same_budget(path):
     budget.close()
     budget = resume(path)
     after = budget.status(0.3)
-    assert dataclasses.replace(after, head_hash="") == dataclasses.replace(before, head_hash="")
+    told = {"head_hash": "", "is_new": False}
+    assert dataclasses.replace(after, **told, incarnation=1) == dataclasses.replace(before, **told)
     assert [budget.remaining(c) for c in "abcdefgh"] == clients
     Ledger.read(path).verify(before.head_hash)
 
@@ -248,13 +250,13 @@ def test_other_totals_point_at_renewal(path, wrong):
 def test_another_federations_ledger_is_refused(path):
     begin(path).close()
     with pytest.raises((LedgerError, UsageError), match=r"federation 'hospital', .*'bank'"):
-        resume(path, federation_id="bank")
+        resume(path, name="bank")
 
 
 def test_a_superseded_accountant_is_refused(path):
     first = begin(path)
     release(first, "r0")
-    second = resume(path)
+    second = resume(path, take_over=True)
     with pytest.raises(LedgerError, match="moved on"):
         release(first, "r1")
     assert release(second, "r1").allowed
@@ -293,7 +295,7 @@ def test_threads_never_overspend(path):
 CHILD = """
 import sys
 from scarcity_ray.privacy import DurableBudget
-budget = DurableBudget.open(sys.argv[1], federation_id="hospital", total_epsilon=1e3, total_delta=1e-5,
+budget = DurableBudget.open(sys.argv[1], name="hospital", total_epsilon=1e3, total_delta=1e-5,
                             gossip_share=0.5, must_exist=False, now=0.0)
 k = int(sys.argv[2])
 while True:
@@ -332,7 +334,7 @@ def test_an_allowed_charge_survives_sigkill(path):
     assert len(recorded) - len(printed) <= 4
     budget = DurableBudget.open(
         path,
-        federation_id="hospital",
+        name="hospital",
         total_epsilon=1e3,
         total_delta=1e-5,
         gossip_share=0.5,

@@ -13,7 +13,7 @@ from scarcity_ray.errors import LedgerError
 from scarcity_ray.privacy import Accounting, DurableBudget, Ledger, PrivacyAccountant
 from scarcity_ray.privacy.replay import accountant_of, accounting_of
 
-TOTALS = {"federation_id": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
+TOTALS = {"name": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
 INTERVAL = 1e-3
 
 
@@ -137,7 +137,7 @@ def test_a_ledger_of_another_accounting_is_refused(tmp_path, mode):
 
 def test_a_ledger_of_before_the_choice_adds_up_gaussian_dp(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    states = {name: value for name, value in TOTALS.items() if name != "federation_id"}
+    states = {name: value for name, value in TOTALS.items() if name != "name"}
     Ledger.create(path, "hospital", now=0.0, body=states).close()
     with pytest.raises(LedgerError, match="adds up gaussian_dp"):
         opened(path, Accounting.ZCDP, must_exist=True)
@@ -147,7 +147,7 @@ def test_a_ledger_of_before_the_choice_adds_up_gaussian_dp(tmp_path):
 
 def test_an_unknown_accounting_is_refused_by_name(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    states = {name: value for name, value in TOTALS.items() if name != "federation_id"}
+    states = {name: value for name, value in TOTALS.items() if name != "name"}
     Ledger.create(path, "hospital", now=0.0, body={**states, "accounting": "renyi"}).close()
     for attempt in (
         lambda: opened(path, Accounting.ZCDP, must_exist=True),

@@ -30,9 +30,7 @@ TOTALS = {"total_epsilon": 1e3, "total_delta": 1e-5, "gossip_share": 0.25}
 
 
 def begin(url, federation="hospital", **changes):
-    return DurableBudget.open(
-        url, federation_id=federation, must_exist=False, now=1.0, **{**TOTALS, **changes}
-    )
+    return DurableBudget.open(url, name=federation, must_exist=False, now=1.0, **{**TOTALS, **changes})
 
 
 def release(budget, charge_id, mu=0.01):
@@ -159,7 +157,7 @@ def test_rows_cannot_be_changed_by_accident(postgres_url, statement, role):
 
 
 def test_a_writer_needs_to_read_and_insert_only(postgres_url, postgres_server):
-    begin(postgres_url)
+    begin(postgres_url).close()
     with psycopg.connect(postgres_url) as owner:
         owner.execute("DROP ROLE IF EXISTS clerk")
         owner.execute("CREATE ROLE clerk LOGIN PASSWORD 'clerks-word'")
@@ -228,7 +226,7 @@ def test_a_frozen_writer_does_not_block_its_successor(postgres_url, monkeypatch)
 
     def wake_late():
         with ledger._store.writing():
-            assert release(begin(postgres_url), "theirs").allowed
+            assert release(begin(postgres_url, take_over=True), "theirs").allowed
             ledger._store.commit(ledger._last())
 
     told(wake_late)
@@ -357,7 +355,7 @@ def test_an_interrupted_charge_is_neither_lost_nor_doubled(postgres_url, postgre
         model.spend_gossip(["a", "b"], 0.5)
     assert recorded(postgres_url) == ["r0", "doubtful"]
     assert budget.status(0.1).epsilon_spent == model.epsilon_spent()
-    assert begin(postgres_url).status(0.1).epsilon_spent == model.epsilon_spent()
+    assert begin(postgres_url, take_over=True).status(0.1).epsilon_spent == model.epsilon_spent()
 
 
 def test_what_was_interrupted_counts_before_it_is_asked_for_again(postgres_url, postgres_server, proxy):
@@ -442,7 +440,7 @@ def test_every_charge_is_recorded_once_whatever_dies(postgres_server, postgres_u
     for _ in range(k):
         model.spend_release(0.01)
     assert budget.status(0.1).epsilon_spent == model.epsilon_spent()
-    assert begin(postgres_url).status(0.1).epsilon_spent == model.epsilon_spent()
+    assert begin(postgres_url, take_over=True).status(0.1).epsilon_spent == model.epsilon_spent()
 
 
 def test_a_restart_between_charges_is_not_noticed(postgres_server, postgres_url):
@@ -523,7 +521,7 @@ def test_tls_is_what_the_url_says(postgres_server, postgres_url, change):
     change(ssl_cert_file=ours, ssl_key_file=key)
     change(ssl="on")
     strict = f"{postgres_url}?sslmode=verify-full&sslrootcert="
-    budget = begin(f"{strict}{ours}")
+    budget = begin(f"{strict}{ours}", take_over=True)
     query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
     assert [session_of(one).ask(query) for one in (plain, budget)] == [[(False,)], [(True,)]]
     assert release(budget, "r0").allowed

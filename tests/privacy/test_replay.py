@@ -12,7 +12,7 @@ def test_export_says_who_what_when_and_epsilon_after(tmp_path):
     path = tmp_path / "ledger.sqlite"
     budget = DurableBudget.open(
         path,
-        federation_id="hospital",
+        name="hospital",
         total_epsilon=5.0,
         total_delta=1e-5,
         gossip_share=0.5,

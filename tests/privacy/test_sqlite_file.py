@@ -40,7 +40,7 @@ def test_a_fork_is_found_against_a_head_hash(path, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a database at all" * 300, bytes(8192)])
 def test_a_file_that_is_no_ledger_is_corrupted(path, content):
     path.write_bytes(content)
-    with pytest.raises(LedgerCorrupted, match="backup"):
+    with pytest.raises(LedgerCorrupted, match="an older one would grant again"):
         Ledger.open(path, now=1.0)
 
 
@@ -65,7 +65,7 @@ def test_what_cannot_be_seen_is_not_taken_for_absent(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     opened = {
-        "federation_id": "h",
+        "name": "h",
         "total_epsilon": 1.0,
         "total_delta": 1e-5,
         "gossip_share": 0.0,

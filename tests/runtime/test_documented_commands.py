@@ -51,6 +51,7 @@ NOT_RUN = {
     "scarcity-ray run configs/decentralised.yaml": MINUTES,
     "scarcity-ray ledger verify URL --head HASH": "URL is a database's: tests/privacy/test_postgres.py",
     "scarcity-ray plan FILE --clients 40 --baskets 4": "FILE is a driver's own: test_plan_command.py",
+    "scarcity-ray ledger take-over URL --operator NAME": "URL is a database's: tests/privacy/test_holding.py",
     "ray up cluster/machines.yaml": MACHINES,
     "ray dashboard cluster/machines.yaml": MACHINES,
     "ray down cluster/machines.yaml": MACHINES,
@@ -64,7 +65,9 @@ WITHOUT_A_CLUSTER = {
     "scarcity-ray plan configs/quickstart.yaml",
     "scarcity-ray ledger show ledger.sqlite",
     "scarcity-ray ledger verify ledger.sqlite --head HASH",
+    "scarcity-ray ledger verify FILE --head HASH",
     "scarcity-ray ledger export ledger.sqlite --out ledger.jsonl",
+    "scarcity-ray ledger take-over ledger.sqlite --operator ann",
 }
 SUBMIT = (
     "ray job submit --address http://127.0.0.1:8265 --working-dir . -- "
@@ -177,8 +180,8 @@ def test_commands_that_need_no_cluster_work_as_printed(sandbox: Sandbox) -> None
     config = HierarchicalFederationConfig(ledger_path=str(sandbox.copy / "ledger.sqlite"))
     with HierarchicalFederation(config, runtime="local") as federation:
         head = federation.get_stats()["ledger_head"]
-    for command in sorted(WITHOUT_A_CLUSTER, reverse=True):
-        sandbox.works(command.replace("HASH", head))
+    for command in sorted(WITHOUT_A_CLUSTER, key=lambda printed: "take-over" in printed):
+        sandbox.works(command.replace("HASH", head).replace("FILE", "ledger.sqlite"))
     assert json.loads((sandbox.copy / "ledger.jsonl").read_text().splitlines()[0])
 
 

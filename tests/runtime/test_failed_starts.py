@@ -117,9 +117,11 @@ def test_a_start_that_fails_at_any_step_is_undone(stumble, error) -> None:
 
 
 def test_what_cannot_be_ended_is_said_beside_why_the_start_failed(stumble, monkeypatch) -> None:
-    monkeypatch.setattr(LocalRuntime, "kill", lambda self, name: 1 / 0)
     runtime, _ = stumble(0, KeyError())
     last = len(runtime.steps)
+    for name in runtime.inner.names():
+        runtime.inner.kill(name)
+    monkeypatch.setattr(LocalRuntime, "kill", lambda self, name: 1 / 0)
     runtime, raised = stumble(last, KeyError("why"))
     assert raised.args == ("why",)
     assert "could not be ended" in raised.__notes__[0]

@@ -53,7 +53,7 @@ def told(fed: HierarchicalFederation) -> list[Any]:
 
     def look() -> None:
         stats = fed.get_stats()
-        kept = {k: v for k, v in stats.items() if k not in ("ledger_path", "ledger_head", "faults")}
+        kept = {k: v for k, v in stats.items() if k not in ("ledger", "ledger_path", "ledger_head", "faults")}
         said.append(kept)
         said.append([fed.get_client(client) for client, _ in CLIENTS])
         model = fed.get_global_model()

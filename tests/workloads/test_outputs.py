@@ -108,6 +108,7 @@ def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget
         "gossip_messages": 3,
         "released": True,
         "clip_norm": 1.0,
+        "waits_for": "",
         "seconds": {"gossip": 0.1},
         "elapsed": 1.0,
         "baskets": {},

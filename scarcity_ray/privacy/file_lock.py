@@ -1,0 +1,118 @@
+"""A lock that the operating system gives back when its holder's process ends, however it ends.
+
+It is `flock` on a file of its own beside what it guards, which holds nothing and stays where it is. A lock
+that a living process holds cannot be taken from it; who must have it all the same puts another file, locked
+already, in its place, and the name decides: a lock counts while its file has the name.
+
+Guarantees:
+    a_dead_holder_does_not_block: Not after SIGKILL, and not while a child that it forked lives on.
+    a_living_holder_is_never_overlooked: Also one in this process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import weakref
+from pathlib import Path
+from typing import BinaryIO
+
+from scarcity_ray.errors import LedgerError
+
+
+class FileLock:
+    """The lock with the name `path`; released by `release`, or with the process or this object.
+
+    Raises:
+        LedgerError: From every method, if the file cannot be opened or the file system has no locks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def take(self, *, forced: bool) -> bool:
+        """Take it if nobody holds it, or whoever holds it if `forced`; whether it was taken."""
+        while True:
+            file = self._opened(self._path, os.O_RDWR | os.O_CREAT)
+            if not self._locked(file, fcntl.LOCK_EX):
+                file.close()
+                return forced and self._replace()
+            if self._has_name(file):
+                return self._keep(file)
+            file.close()
+
+    def is_held(self) -> bool | None:
+        """Whether somebody holds it; None if this user cannot tell. Nobody is kept from taking it."""
+        try:
+            file = self._opened(self._path, os.O_RDONLY)
+        except LedgerError:
+            return None if self._path.exists() else False
+        with file:
+            return not self._locked(file, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _replace(self) -> bool:
+        draft = self._path.with_name(f"{self._path.name}.{os.urandom(6).hex()}.new")
+        file = self._opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._locked(file, fcntl.LOCK_EX)
+        try:
+            draft.replace(self._path)
+        except OSError as error:
+            file.close()
+            draft.unlink(missing_ok=True)
+            raise self._told(error) from error
+        return self._keep(file)
+
+    def _keep(self, file: BinaryIO) -> bool:
+        self.release()
+        self._file = file
+        _held.add(self)
+        return True
+
+    def _has_name(self, file: BinaryIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _opened(self, path: Path, flags: int) -> BinaryIO:
+        try:
+            return open(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "rb")
+        except OSError as error:
+            raise self._told(error) from error
+
+    def _locked(self, file: BinaryIO, kind: int) -> bool:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            file.close()
+            raise self._told(error) from error
+        return True
+
+    def _told(self, error: OSError) -> LedgerError:
+        return LedgerError(
+            f"{self._path}: the ledger cannot be held ({error.strerror}); keep it in a folder of this "
+            "user's, on a local disk"
+        )
+
+
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    """A forked child has its parent's locks too, and would keep them when the parent is dead."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+__all__ = ["FileLock"]
