@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
+import re
 from collections.abc import Callable
 from dataclasses import field
 from enum import StrEnum
@@ -79,6 +80,12 @@ def _is_encodable(path: str) -> bool:
         return False
 
 
+def _public_key(value: str) -> str:
+    if re.fullmatch("[0-9a-f]{64}", value) is None:
+        raise ConfigError("", value, "an Ed25519 public key: 64 lower-case hexadecimal digits")
+    return value
+
+
 def _clip_norm(value: float) -> float:
     if not 1e-20 <= value <= 1e20:
         raise ConfigError("", value if value == value else "nan", "a number from 1e-20 to 1e20")
@@ -100,6 +107,8 @@ Epsilon = Annotated[Float, Field(gt=0)]
 Delta = Annotated[Float, Field(gt=0, lt=1)]
 LedgerPath = Annotated[Text, AfterValidator(_ledger_path)]
 """A file, or a `LedgerUrl`, whose password is shown nowhere."""
+PublicKey = Annotated[Text, AfterValidator(_public_key)]
+"""An Ed25519 public key in hexadecimal."""
 Method = Annotated[AggregationMethod, BeforeValidator(_member_of(AggregationMethod))]
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
 

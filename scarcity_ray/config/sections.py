@@ -24,6 +24,7 @@ from scarcity_ray.config.fields import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PublicKey,
     settings,
 )
 from scarcity_ray.errors import ConfigError
@@ -143,8 +144,12 @@ class Layer2Config:
     threshold_fraction: Annotated[Float, Field(gt=0.5, le=1)] = 2 / 3
     """Share of a session's baskets that must survive: t = floor(fraction n) + 1, at most n."""
     assumed_corrupt_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
-    """Share of the baskets that may collude with the aggregator; noise in shares counts on
-    none of theirs; sets the mask graph above 64 baskets."""
+    """Share of the registered baskets that may collude with the aggregator (rounded up). A sum holds two
+    fresh baskets more than that; noise in shares counts on none of theirs; sets the mask graph above 64
+    baskets."""
+    operator_key: PublicKey | None = None
+    """The operator's Ed25519 public key, with which the roster of baskets must be signed; None: the directory
+    is believed in who the baskets are."""
     assumed_dropout_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the baskets that may drop out at random; sets the mask graph above 64 baskets."""
     session_timeout_seconds: PositiveFloat = 3600.0

@@ -62,9 +62,10 @@ class BasketHost(SessionHost):
         admissions: Sequence[Admission] = (),
         latest: GlobalMetaModel | None = None,
     ) -> None:
-        super().__init__(plan, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest))
+        super().__init__(
+            plan, federation_id, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest)
+        )
         self._slot = slot
-        self._federation_id = federation_id
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only

@@ -16,11 +16,14 @@ from scarcity_ray.roles.messages import (
     FederationIdentity,
     Member,
     Registration,
+    Registry,
     Rehousing,
     Return,
     Whereabouts,
+    operator_key_of,
 )
 from scarcity_ray.roles.role import Role
+from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
 
 
 class Directory(Role):
@@ -32,6 +35,7 @@ class Directory(Role):
         round_id: Current round.
         admissions: What the basket actors hold, coming back after it was lost.
         now: Seconds since the epoch.
+        rosters: Epochs of the roster that basket actors have pinned, likewise.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Directory(Role):
         round_id: int = 0,
         admissions: Sequence[Admission] = (),
         now: float = 0.0,
+        rosters: Sequence[Roster] = (),
     ) -> None:
         super().__init__()
         config = identity.config
@@ -56,6 +61,10 @@ class Directory(Role):
         self._keys: dict[str, bytes | None] = {}
         self._round_id = round_id
         self._unknown = 0
+        operator_key = operator_key_of(config.layer2)
+        self._is_signed = operator_key is not None
+        self._chain = RosterChain(identity.federation_id, operator_key, rosters)
+        self._endorsements: dict[str, Endorsement] = {}
         self._tick(now)
         self._restore(admissions)
 
@@ -123,6 +132,35 @@ class Directory(Role):
     def record_identities(self, identities: dict[str, bytes]) -> None:
         """Note the public keys under which baskets sign in secure aggregation."""
         self._identities.update(identities)
+
+    def registry(self, since: int = 0) -> Registry:
+        """Who is registered: the roster's epochs after `since`, or the newest alone.
+
+        All live baskets are, whether their actors answer or not, under the keys that they last had. What has
+        changed since the last epoch makes a new one; with an operator's key it waits for its signature.
+        """
+        parties = sorted(
+            Party(info.basket_id, key)
+            for info in self._manager.live_baskets()
+            if (key := self._identities.get(info.basket_id))
+        )
+        draft = None
+        if self._chain.newest is None or self._chain.newest.parties != tuple(parties):
+            draft = self._chain.next(parties) if parties or self._chain.newest is not None else None
+        if draft is not None and not self._is_signed:
+            self._chain.follow((draft,))
+            draft = None
+        endorsements = tuple(self._endorsements.values())
+        self._chain.endorse(endorsements)
+        return Registry(self._chain.since(since), endorsements, self._chain.known(), draft)
+
+    def adopt_roster(self, roster: Roster) -> str:
+        """Take the next epoch with the operator's signature; why not, or nothing."""
+        return self._chain.follow((roster,))
+
+    def record_endorsements(self, endorsements: Sequence[Endorsement]) -> None:
+        """Note for which new baskets the ones that they came from vouch."""
+        self._endorsements.update({endorsed.party.party_id: endorsed for endorsed in endorsements})
 
     def split(self, basket_id: str, now: float) -> Rehousing:
         """Split a basket in two."""

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from scarcity_ray.basket.trust import FIRST_TRUST
 from scarcity_ray.buffer import Receipt
-from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.secagg import Endorsement, Roster
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +161,45 @@ class Whereabouts:
     num_slots: int
 
 
+@dataclass(frozen=True)
+class Registry:
+    """Who is registered, as the directory tells a driver.
+
+    Attributes:
+        rosters: The epochs asked for, the newest last; none before the first.
+        endorsements: Of baskets that are not signed for yet.
+        known: Identity keys of all who may take part.
+        draft: With an operator's key, the next epoch, which waits for its signature.
+    """
+
+    rosters: tuple[Roster, ...]
+    endorsements: tuple[Endorsement, ...] = ()
+    known: dict[str, bytes] = field(default_factory=dict)
+    draft: Roster | None = None
+
+    @property
+    def newest(self) -> Roster | None:
+        """The newest roster."""
+        return self.rosters[-1] if self.rosters else None
+
+
+@dataclass(frozen=True)
+class PartyKnowledge:
+    """What a basket actor answers when it is told who is registered.
+
+    Attributes:
+        version: Of the last release that was distributed to it; 0 for none.
+        keys: Its own baskets' identity keys.
+        epoch: Of the roster that it has pinned; 0 for none.
+        refusal: Why it went no further, or nothing.
+    """
+
+    version: int
+    keys: dict[str, bytes]
+    epoch: int
+    refusal: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class SubmissionResult:
     """A basket actor's answer to a batch of updates.
@@ -259,3 +299,8 @@ class BasketReport:
             messages_delivered=past.messages_delivered + self.messages_delivered,
             sessions_refused=past.sessions_refused + self.sessions_refused,
         )
+
+
+def operator_key_of(layer2: Layer2Config) -> bytes | None:
+    """The key that rosters must be signed with; None where they need no signature."""
+    return None if layer2.operator_key is None else bytes.fromhex(layer2.operator_key)

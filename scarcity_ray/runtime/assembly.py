@@ -22,6 +22,7 @@ from scarcity_ray.roles.global_aggregator import GlobalAggregator
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, Handle, basket_actor, gather
 from scarcity_ray.roles.messages import Admission, FederationIdentity, Whereabouts
 from scarcity_ray.runtime.base import RoleSpec, Runtime
+from scarcity_ray.secagg import Roster
 
 
 class Assembly:
@@ -154,9 +155,11 @@ class Assembly:
         slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
         round_id, lost = 0, []
         admissions: dict[str, Admission] = {}
+        rosters: tuple[Roster, ...] = ()
         for slot in sorted(slots | set(range(num_slots))):
             try:
                 at, held = self.handle(basket_actor(slot)).call("admissions").result()
+                pinned = self.handle(basket_actor(slot)).call("rosters").result()
             except ActorLost:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
@@ -164,8 +167,9 @@ class Assembly:
                 continue
             round_id = max(round_id, at)
             admissions.update((admission.place.basket_id, admission) for admission in held)
+            rosters = max(rosters, pinned, key=lambda kept: kept[-1].epoch if kept else 0)
         known = max(slots | {num_slots - 1}, default=-1) + 1
-        self._start([self._directory_spec(known, round_id, _each_client_once(admissions), now)])
+        self._start([self._directory_spec(known, round_id, _each_client_once(admissions), now, rosters)])
         both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
         return (
             "the directory died; membership is restored from the basket actors, "
@@ -213,7 +217,12 @@ class Assembly:
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
     def _directory_spec(
-        self, num_slots: int, round_id: int = 0, admissions: Sequence[Admission] = (), now: float = 0.0
+        self,
+        num_slots: int,
+        round_id: int = 0,
+        admissions: Sequence[Admission] = (),
+        now: float = 0.0,
+        rosters: Sequence[Roster] = (),
     ) -> RoleSpec:
         arguments = {
             "identity": self.identity,
@@ -221,6 +230,7 @@ class Assembly:
             "round_id": round_id,
             "admissions": admissions,
             "now": now,
+            "rosters": rosters,
         }
         return RoleSpec(DIRECTORY, Directory, arguments)
 

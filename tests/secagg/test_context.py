@@ -39,6 +39,8 @@ CHANGES = {
     "threshold": 7,
     "degree": 6,
     "share_threshold": 5,
+    "roster": b"r" * 32,
+    "facts": b"f" * 32,
 }
 
 
@@ -98,6 +100,8 @@ def test_two_thirds_is_the_papers_threshold(num_parties):
         {"round_id": True},
         {"attempt": 1.0},
         {"model_hash": bytes(31)},
+        {"roster": b""},
+        {"facts": bytes(33)},
         {"dimension": 0},
         {"ring_bits": 16},
         {"threshold": 5},
