@@ -280,6 +280,8 @@ class GlobalAggregator(Role):
         layer2 = self._plan.config.layer2
         latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
         registered = _registered(roster, [place.basket_id for place in parties])
+        if len(parties) < layer2.min_baskets:
+            raise SecureAggregationAborted(f"{len(parties)} baskets stated their facts for this session")
         try:
             release = self._round_plan.release(
                 [stated[place.basket_id].facts for place in parties],
