@@ -31,6 +31,7 @@ from scarcity_ray.errors import (
     SecureAggregationAborted,
     TooFewUpdates,
     UsageError,
+    WeakProtection,
 )
 from scarcity_ray.gossip import GossipMessage, GossipProtocol, MaterialityDetector, PeerSampler
 from scarcity_ray.hierarchical import HierarchicalFederation
@@ -87,6 +88,7 @@ __all__ = [
     "TriggerEngine",
     "UpdateBuffer",
     "UsageError",
+    "WeakProtection",
     "aggregate",
     "detect_outliers",
     "make_plan",

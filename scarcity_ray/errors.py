@@ -14,6 +14,8 @@
     ├── ProtocolViolation         a peer sent something that the protocol forbids
     └── ActorLost                 a role's process died (``retryable`` says whether to call again)
 
+`WeakProtection` is a warning: what was asked for works, and protects less than one may think.
+
 Refusals that are ordinary life (a stale update, a replay) are return values, not errors.
 """
 
@@ -22,6 +24,10 @@ from __future__ import annotations
 
 class ScarcityError(Exception):
     """Root of all errors that this package raises on purpose."""
+
+
+class WeakProtection(UserWarning):
+    """A setting protects less than its user may believe; the message says what, and what would mend it."""
 
 
 class ConfigError(ScarcityError, ValueError):

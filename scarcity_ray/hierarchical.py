@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -16,11 +17,11 @@ from scarcity_ray.basket import BasketInfo, ClientInfo, check_name
 from scarcity_ray.buffer import Receipt, Rejection, read_row
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
-from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
+from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError, WeakProtection
 from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
-from scarcity_ray.plan import FederationPlan, make_plan
+from scarcity_ray.plan import FederationPlan, make_plan, masking_warning
 from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
 from scarcity_ray.roles.arguments import (
@@ -44,7 +45,7 @@ from scarcity_ray.runtime.opening import (
     ledger_path_of,
     open_runtime,
 )
-from scarcity_ray.secagg import IdentityKeyPair
+from scarcity_ray.secagg import IdentityKeyPair, Roster
 
 Clock = Callable[[], float]
 
@@ -61,6 +62,8 @@ class HierarchicalFederation:
         clock: Gives the time in seconds since the epoch.
         noise: Where privacy noise comes from. For tests only: anything but the operating system's entropy
             voids the privacy claim.
+        operator_keypair: The operator's identity, whose public half is ``layer2.operator_key``: this driver
+            signs each new roster of baskets with it. Without it an operator signs elsewhere (`sign_roster`).
 
     Raises:
         ConfigError: If the config's values cannot work together.
@@ -77,10 +80,15 @@ class HierarchicalFederation:
         name: str | None = None,
         clock: Clock = time.time,
         noise: NoiseSource | None = None,
+        operator_keypair: IdentityKeyPair | None = None,
     ) -> None:
         check_opening(config, clock, noise)
         config = config or HierarchicalFederationConfig()
         plan = make_plan(config)
+        _check_operator(config, operator_keypair)
+        weak = masking_warning(config.layer2, config.layer2.min_baskets)
+        if weak is not None:
+            warnings.warn(f"a release needs layer2.min_baskets; {weak}", WeakProtection, stacklevel=2)
         federation_id = federation_id_of(config, name)
         ledger = ledger_path_of(config, federation_id)
         place = open_runtime(runtime, name, address)
@@ -90,6 +98,7 @@ class HierarchicalFederation:
         node = None if is_ledger_url(ledger) else place.home
         identity = FederationIdentity(federation_id, config, ledger, node, noise or SystemNoise())
         self._begin(place, identity, plan, clock, owner=True)
+        self._session.operator = operator_keypair
         try:
             self._session.start()
         except UsageError:
@@ -102,7 +111,12 @@ class HierarchicalFederation:
 
     @classmethod
     def attach(
-        cls, name: str, *, address: str | None = None, clock: Clock = time.time
+        cls,
+        name: str,
+        *,
+        address: str | None = None,
+        clock: Clock = time.time,
+        operator_keypair: IdentityKeyPair | None = None,
     ) -> HierarchicalFederation:
         """Join a running federation that was made with a `name`, from another driver or a restarted one.
 
@@ -117,8 +131,10 @@ class HierarchicalFederation:
         if identity is None:
             place.close()
             raise UsageError(f"no federation named {name!r} is running on this cluster")
+        _check_operator(identity.config, operator_keypair)
         self = cls.__new__(cls)
         self._begin(place, identity, make_plan(identity.config), clock, owner=False)
+        self._session.operator = operator_keypair
         where = self._session.whereabouts()
         self._session.assembly.adopt(range(where.num_slots))
         return self
@@ -413,6 +429,28 @@ class HierarchicalFederation:
         status: BudgetStatus = self._session.call(ACCOUNTANT, "renew", *act)
         self._session.tell_baskets("set_read_only", status.read_only)
 
+    def get_roster(self) -> Roster | None:
+        """Who is registered: the roster that waits for the operator's signature if one does, else the newest.
+
+        None before the first basket.
+        """
+        registry = self._open().registry()
+        return registry.draft or registry.newest
+
+    def sign_roster(self, signed: Roster | IdentityKeyPair) -> None:
+        """Take a roster that the operator has signed, or sign the one that waits with the operator's keypair.
+
+        Raises:
+            UsageError: If none waits, or it is not the next one, or not signed by ``layer2.operator_key``.
+        """
+        session = self._open()
+        if isinstance(signed, IdentityKeyPair):
+            draft = session.registry().draft
+            if draft is None:
+                raise UsageError("no roster waits for a signature")
+            signed = draft.signed(signed)
+        session.adopt_roster(signed)
+
     def get_stats(self) -> dict[str, Any]:
         """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why."""
         session = self._open()
@@ -483,6 +521,18 @@ class HierarchicalFederation:
     def _refuse_if_spent(self) -> None:
         if self.config.strict and self._budget().read_only:
             _refuse(self._budget())
+
+
+def _check_operator(config: HierarchicalFederationConfig, operator: IdentityKeyPair | None) -> None:
+    if operator is None:
+        return
+    if not isinstance(operator, IdentityKeyPair):
+        raise UsageError(f"operator_keypair must be an IdentityKeyPair, got {type(operator).__name__}")
+    if config.layer2.operator_key != operator.public_bytes.hex():
+        raise UsageError(
+            f"operator_keypair is not that of layer2.operator_key = {config.layer2.operator_key!r}; its "
+            f"public half is {operator.public_bytes.hex()!r}"
+        )
 
 
 def _refuse(status: BudgetStatus) -> NoReturn:

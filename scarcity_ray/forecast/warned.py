@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.forecast.prospects import Forecast
+from scarcity_ray.plan import masking_warning
 
 WANDERING = 0.5
 """Noise on the share of norms, as a standard deviation, from which it says next to nothing."""
@@ -30,7 +31,7 @@ class Warned:
 
 def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
     """All that is amiss, the worst first."""
-    checks = (_drowned, _stuck, _short, _gossip_drowned, _clip_norm_wanders)
+    checks = (_drowned, _stuck, _short, _weakly_masked, _gossip_drowned, _clip_norm_wanders)
     return tuple(warning for check in checks if (warning := check(forecast)) is not None)
 
 
@@ -96,6 +97,11 @@ def _short(forecast: Forecast) -> Warned | None:
         f"`--rounds {forecast.rounds}` solves for the epsilon of a {what} that buys them all",
         loud=False,
     )
+
+
+def _weakly_masked(forecast: Forecast) -> Warned | None:
+    message = masking_warning(forecast.config.layer2, len(forecast.sizes))
+    return None if message is None else Warned("weak_masking", message, loud=True)
 
 
 def _gossip_drowned(forecast: Forecast) -> Warned | None:

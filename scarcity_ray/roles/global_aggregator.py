@@ -164,15 +164,11 @@ class GlobalAggregator(Role):
             return self._abort(abort, lost)
         facts = {party: said.facts for party, said in stated.items()}
         release = terms.release
-        session = SecureSession(terms, parties, self._peers)
+        least = self._shape(release, roster).least_weighted
+        session = SecureSession(terms, parties, self._peers, least)
         try:
             survivors = session.collect()
             counted = [b for b in survivors if release.weights[b] > 0.0]
-            least = self._shape(release, roster).least_weighted
-            if len(counted) < least:
-                raise SecureAggregationAborted(
-                    f"{len(counted)} fresh baskets survived, a release needs {least}"
-                )
             charge = self._charge(terms, survivors, now)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True, lost_roles=lost)

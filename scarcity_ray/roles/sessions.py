@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.errors import ActorLost, ProtocolViolation
+from scarcity_ray.errors import ActorLost, ProtocolViolation, SecureAggregationAborted
 from scarcity_ray.plan import ReleasePlan
 from scarcity_ray.roles.handles import Future, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace
@@ -155,10 +155,14 @@ class SecureSession(PartyCalls):
         terms: What the parties are told.
         places: The parties' places, in the order of the context.
         peers: The basket actors.
+        least_weighted: Survivors of weight above 0 without which it aborts.
     """
 
-    def __init__(self, terms: SessionTerms, places: Sequence[BasketPlace], peers: Peers) -> None:
+    def __init__(
+        self, terms: SessionTerms, places: Sequence[BasketPlace], peers: Peers, least_weighted: int = 0
+    ) -> None:
         super().__init__(places, peers)
+        self._least_weighted = least_weighted
         self.session_id = terms.session_id
         self._terms = terms
         self._coordinator = Coordinator(terms.context)
@@ -174,6 +178,7 @@ class SecureSession(PartyCalls):
         """
         if not self._terms.masked:
             self._summed = self._collect_plain()
+            self._require_weight(self._summed)
             return self._summed
         coordinator = self._coordinator
         self._phase(
@@ -188,6 +193,7 @@ class SecureSession(PartyCalls):
         )
         self._each_mask(coordinator.sharers())
         survivors = coordinator.survivors()
+        self._require_weight(survivors)
         self._phase(
             "session_confirm",
             survivors,
@@ -230,6 +236,13 @@ class SecureSession(PartyCalls):
         self._coordinator.close()
         for slot in sorted(set(self._slots.values())):
             self._peers.handle(basket_actor(slot)).call("session_end", self.session_id, self._spent)
+
+    def _require_weight(self, survivors: Sequence[str]) -> None:
+        weighted = self._terms.release.num_weighted(survivors)
+        if weighted < self._least_weighted:
+            raise SecureAggregationAborted(
+                f"{weighted} fresh baskets survived, a release needs {self._least_weighted}"
+            )
 
     def _collect_plain(self) -> tuple[str, ...]:
         survivors: list[str] = []

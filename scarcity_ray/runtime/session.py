@@ -286,7 +286,8 @@ class DriverSession(RoleCalls):
                 continue
             missed: Registry = self.call(DIRECTORY, "registry", known.epoch)
             role = basket_actor(slot)
-            told: PartyKnowledge = self.call(role, "know_parties", missed.rosters, missed.endorsements)
+            rosters = missed.rosters or registry.rosters
+            told: PartyKnowledge = self.call(role, "know_parties", rosters, missed.endorsements)
             if told.refusal:
                 loss = f"{role} follows no new roster, and joins no session: {told.refusal}"
                 self.faults.append(loss)

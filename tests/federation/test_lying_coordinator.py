@@ -230,7 +230,7 @@ def test_a_session_of_misstated_facts_is_refused_by_everybody(
 def test_a_basket_whose_own_facts_are_misstated_refuses(
     fed_of: Any, monkeypatch: pytest.MonkeyPatch, own: str
 ) -> None:
-    """It asks no one's signature for that: these are its own, signed by it, and still not what it said now."""
+    """Its own signature does not suffice for that: it must be what it said for this attempt, and still so."""
     fed = fed_of(6)
     _, roster = fed._session._tell_parties()
     host = role(fed, "basket:0")

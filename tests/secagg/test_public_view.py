@@ -67,7 +67,7 @@ def test_hosted_parties_say_what_parties_alone_say(hosted_of, changes, silent):
 
 
 def test_what_one_party_alone_is_shown_is_checked_for_it(hosted_of):
-    """The others were shown the truth before, on the same host; none of it is taken for what this one sees."""
+    """The others on its host were shown the truth before; none of it is taken for what this one sees."""
     session = hosted_of(6, threshold=4)
     session.advertise()
     adverts = session.coordinator.adverts()
