@@ -126,7 +126,8 @@ def session_shape(
     threshold = threshold_for(num_parties, layer2.threshold_fraction)
     graph = _graph(layer2, num_parties, threshold, corrupt + idle)
     least = max(layer2.min_baskets, corrupt + HIDDEN_AMONG if hides else 2)
-    honest = _honest(layer2, num_parties, corrupt, idle, max(least, threshold - idle))
+    certain = min(max(least, threshold - idle), num_parties - idle)
+    honest = _honest(layer2, num_parties, corrupt, idle, certain)
     return SessionShape(threshold, graph.degree, graph.share_threshold, max(0, honest), corrupt, least, hides)
 
 
@@ -185,7 +186,7 @@ def masking_warning(layer2: Layer2Config, baskets: int) -> str | None:
         return None
     if session_shape(layer2, max(baskets, 2)).hides:
         return None
-    enough = next((n for n in range(3, COMPLETE_UP_TO + 1) if session_shape(layer2, n).hides), None)
+    enough = next((n for n in range(baskets + 1, COMPLETE_UP_TO + 1) if session_shape(layer2, n).hides), None)
     shares = layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN
     return (
         f"with {baskets} baskets, of which {corrupt_of(layer2, baskets)} may be corrupt "
