@@ -171,7 +171,7 @@ REGISTERED = st.integers(2, 64).flatmap(lambda r: st.tuples(st.just(r), st.integ
     least=st.integers(2, 8),
 )
 def test_the_corrupt_are_counted_of_all_that_are_registered(sizes, idle, unsigned, threshold, corrupt, least):
-    """Whoever is invited, and whatever the corrupt say: a sum that is unmasked holds two honest aggregates."""
+    """Whoever is invited, whatever the corrupt say: a sum that is unmasked holds two honest aggregates."""
     registered, invited = sizes
     idle, unsigned = min(idle, invited), min(unsigned, invited)
     settled = layer2(threshold_fraction=threshold, assumed_corrupt_fraction=corrupt, min_baskets=least)
