@@ -6,9 +6,9 @@ reused buffer, added to a vector, with nothing around them, measured beside each
 come from its own primitives, called as its client and server call them, and scaled up from one party and a
 few secrets; they need ``pip install flwr`` and are left out otherwise.
 
-The last part (``--hosts``: alone) is a whole release of a federation in one process, `roles` and all, n baskets
-in one actor, with the number of signatures that were verified. Before a host verified each once it took 0.22,
-1.56 and 24.7 s of CPU for 20, 100 and 500 baskets at d = 250 (900, 7,100 and 109,500 signatures).
+The last part (``--hosts``: alone) is a whole release of a federation in one process, `roles` and all, n
+baskets in one actor, with the number of signatures that were verified. Before a host verified each once it
+took 0.22, 1.56 and 24.7 s of CPU for 20, 100 and 500 baskets at d = 250 (900, 7,100 and 109,500 signatures).
 
 With ``layer2.noise: distributed_discrete_gaussian`` each party also draws its share of the noise; its row
 stands beside the masks' floor, and the seconds divided by d are what a coordinate costs.
@@ -328,13 +328,13 @@ def release_on_one_host(n: int, d: int) -> tuple[float, int]:
         federation.register_clients(clients)
         federation.submit_updates([client for client, _ in clients], np.full((2 * n, d), 0.01))
         federation._session.run_layer1(None, True)
-        IdentityKeyPair.verify_with = staticmethod(counting)  # type: ignore[method-assign]
+        IdentityKeyPair.verify_with = staticmethod(counting)  # type: ignore[method-assign, assignment]
         try:
             start = time.process_time()
             outcome = federation._session.run_layer2(True)
             seconds = time.process_time() - start
         finally:
-            IdentityKeyPair.verify_with = staticmethod(verify)  # type: ignore[method-assign, assignment]
+            IdentityKeyPair.verify_with = staticmethod(verify)  # type: ignore[method-assign]
     if outcome.model is None:
         raise RuntimeError(f"no release: {outcome.reason}")
     return seconds, verified
