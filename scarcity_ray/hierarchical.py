@@ -50,7 +50,7 @@ from scarcity_ray.runtime.opening import (
     open_runtime,
     tell_ledger,
 )
-from scarcity_ray.secagg import IdentityKeyPair
+from scarcity_ray.secagg import IdentityKeyPair, Roster
 
 Clock = Callable[[], float]
 
@@ -69,6 +69,9 @@ class HierarchicalFederation:
             voids the privacy claim.
         take_over_ledger: Whether to take the ledger from another federation that lives, which charges and
             releases nothing from then on.
+        operator_keypair: The operator's identity, whose public half is ``operator_key``: this driver signs
+            each new roster of baskets with it, and renewals. Without it an operator signs elsewhere
+            (`sign_roster`, `renewal_message`).
 
     Raises:
         ConfigError: If the config's values cannot work together, or a finite budget's ledger has no place
@@ -88,11 +91,13 @@ class HierarchicalFederation:
         clock: Clock = time.time,
         noise: NoiseSource | None = None,
         take_over_ledger: bool = False,
+        operator_keypair: IdentityKeyPair | None = None,
     ) -> None:
         check_opening(config, clock, noise)
         if not isinstance(take_over_ledger, bool):
             raise UsageError(f"take_over_ledger must be True or False, got {shown(take_over_ledger)}")
         config = config or HierarchicalFederationConfig()
+        _check_operator(config, operator_keypair)
         plan, told = make_plan(config), Told()
         told.tell(warnings_at_start(plan))
         called = federation_name(config, name)
@@ -109,6 +114,7 @@ class HierarchicalFederation:
                 "", config, ledger, node, noise or SystemNoise(), called, private_ledger=configured is None
             )
             self._begin(place, identity, plan, clock, told, owner=True)
+            self._session.operator = operator_keypair
             self._session.assembly.start_accountant(take_over_ledger)
             opened = self._session.start()
             tell_ledger(opened, is_default=configured is None, is_named=called is not None)
@@ -119,7 +125,12 @@ class HierarchicalFederation:
 
     @classmethod
     def attach(
-        cls, name: str, *, address: str | None = None, clock: Clock = time.time
+        cls,
+        name: str,
+        *,
+        address: str | None = None,
+        clock: Clock = time.time,
+        operator_keypair: IdentityKeyPair | None = None,
     ) -> HierarchicalFederation:
         """Join a running federation that was made with a `name`, from another driver or a restarted one.
 
@@ -134,10 +145,12 @@ class HierarchicalFederation:
             identity = place.card() if place.names() else None
             if not isinstance(identity, FederationIdentity):
                 raise UsageError(f"no federation named {name!r} is running on this cluster")
+            _check_operator(identity.config, operator_keypair)
             self = cls.__new__(cls)
             plan, told = make_plan(identity.config), Told()
             told.note(warnings_at_start(plan))
             self._begin(place, identity, plan, clock, told, owner=False)
+            self._session.operator = operator_keypair
             where = self._session.whereabouts()
             self._session.assembly.adopt(range(where.num_slots))
         except BaseException:
@@ -484,6 +497,28 @@ class HierarchicalFederation:
         period = self._budget().period
         return renewal_message(self.federation_id, period, total_epsilon, total_delta, operator)
 
+    def get_roster(self) -> Roster | None:
+        """Who is registered: the roster that waits for the operator's signature if one does, else the newest.
+
+        None before the first basket.
+        """
+        registry = self._open().registry()
+        return registry.draft or registry.newest
+
+    def sign_roster(self, signed: Roster | IdentityKeyPair) -> None:
+        """Take a roster that the operator has signed, or sign the one that waits with the operator's keypair.
+
+        Raises:
+            UsageError: If none waits, or it is not the next one, or not signed by ``operator_key``.
+        """
+        session = self._open()
+        if isinstance(signed, IdentityKeyPair):
+            draft = session.registry().draft
+            if draft is None:
+                raise UsageError("no roster waits for a signature")
+            signed = draft.signed(signed)
+        session.adopt_roster(signed)
+
     def get_stats(self) -> dict[str, Any]:
         """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why.
 
@@ -587,6 +622,18 @@ class HierarchicalFederation:
     def _refuse_if_spent(self) -> None:
         if self.config.strict and self._budget().read_only:
             _refuse(self._budget())
+
+
+def _check_operator(config: HierarchicalFederationConfig, operator: IdentityKeyPair | None) -> None:
+    if operator is None:
+        return
+    if not isinstance(operator, IdentityKeyPair):
+        raise UsageError(f"operator_keypair must be an IdentityKeyPair, got {type(operator).__name__}")
+    if config.operator_key != operator.public_bytes.hex():
+        raise UsageError(
+            f"operator_keypair is not that of operator_key = {config.operator_key!r}; its "
+            f"public half is {operator.public_bytes.hex()!r}"
+        )
 
 
 def _refuse(status: BudgetStatus) -> NoReturn:

@@ -168,6 +168,42 @@ def export_(path: str, out: str | None) -> None:
     sys.exit(_guarded(lambda: export_command(path, out), only_prints=out is None))
 
 
+@main.group()
+def roster() -> None:
+    """Sign who the baskets are, where operator_key asks for it, away from the cluster.
+
+    A driver writes get_roster().to_json() to a file and gives what comes back to sign_roster(). The password
+    of the key file comes from SCARCITY_RAY_OPERATOR_PASSWORD, or is asked for.
+    """
+
+
+PASSWORD = click.option(
+    "--password", envvar="SCARCITY_RAY_OPERATOR_PASSWORD", prompt=True, hide_input=True, hidden=True
+)
+
+
+@roster.command()
+@click.argument("key", type=click.Path(dir_okay=False))
+@PASSWORD
+def key(key: str, password: str) -> None:
+    """Make the operator's identity, a new encrypted file KEY; print its half for operator_key."""
+    from scarcity_ray.cli.roster import key_command
+
+    sys.exit(_guarded(lambda: key_command(key, password)))
+
+
+@roster.command()
+@click.argument("path", type=click.Path(dir_okay=False))
+@click.option("--key", required=True, metavar="FILE", help="The operator's identity file.")
+@click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
+@PASSWORD
+def sign(path: str, key: str, out: str | None, password: str) -> None:
+    """Sign the roster in the file PATH, after showing on standard error who is on it."""
+    from scarcity_ray.cli.roster import sign_command
+
+    sys.exit(_guarded(lambda: sign_command(path, key, out, password)))
+
+
 def _guarded(command: Callable[[], ExitCode], only_prints: bool = False) -> ExitCode:
     """The command's exit code, errors as one line; what only prints is done when its reader has enough."""
     try:

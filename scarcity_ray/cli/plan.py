@@ -29,7 +29,7 @@ from scarcity_ray.forecast import (
     warnings_of,
     weak_settings,
 )
-from scarcity_ray.plan import FederationPlan, make_plan
+from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, session_shape
 from scarcity_ray.privacy.modes import Accounting, rho_of_mu
 from scarcity_ray.workloads.config import load_run, read_content
 
@@ -194,6 +194,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "least_updates": plan.least_rows(smallest),
             "least_baskets_of_a_release": federation.layer2.min_baskets,
             "least_survivors_of_a_session": forecast.survivors_needed,
+            **_counted_on(forecast),
             "sizes_that_never_aggregate": list(forecast.stuck_sizes),
         },
         "budget": {
@@ -258,7 +259,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     if federation.layer2.adaptive_clipping:
         numbers["clipping"] = _adaptation(forecast)
     if not federation.layer2.enabled:
-        _leave_out_layer2(numbers, planned.rounds)
+        _leave_out_layer2(numbers, forecast, planned.rounds)
     for title in SECTIONS:
         numbers[title] = _finite(numbers[title])
     return numbers
@@ -280,11 +281,26 @@ def _adaptation(forecast: Forecast) -> dict[str, Any]:
     }
 
 
-def _leave_out_layer2(numbers: dict[str, Any], rounds: int | None) -> None:
+def _counted_on(forecast: Forecast) -> dict[str, int]:
+    """Whom secure aggregation counts on, and how many baskets may be missing from a session of all."""
+    layer2, baskets = forecast.config.layer2, len(forecast.sizes)
+    if not layer2.use_secure_aggregation or baskets < 2:
+        return {}
+    shape = session_shape(layer2, baskets)
+    return {
+        "corrupt_baskets_assumed": shape.num_corrupt,
+        "honest_baskets_counted_on": shape.num_honest,
+        "fresh_baskets_needed": shape.least_weighted,
+        "baskets_that_may_be_missing": baskets - fewest_parties(layer2, baskets),
+        "baskets_that_may_drop_out": baskets - max(shape.threshold, shape.least_weighted),
+    }
+
+
+def _leave_out_layer2(numbers: dict[str, Any], forecast: Forecast, rounds: int | None) -> None:
     """Without Layer 2 there is no release to speak of: baskets stay by themselves."""
     for title in ("release", "signal", "ring", "changes", "rules"):
         numbers[title].clear()
-    for name in ("least_baskets_of_a_release", "least_survivors_of_a_session"):
+    for name in ("least_baskets_of_a_release", "least_survivors_of_a_session", *_counted_on(forecast)):
         del numbers["baskets"][name]
     for name in ("mu_for_releases", "rho_for_releases"):
         numbers["budget"].pop(name, None)

@@ -144,8 +144,9 @@ class Layer2Config:
     threshold_fraction: Annotated[Float, Field(gt=0.5, le=1)] = 2 / 3
     """Share of a session's baskets that must survive: t = floor(fraction n) + 1, at most n."""
     assumed_corrupt_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
-    """Share of the baskets that may collude with the aggregator; noise in shares counts on
-    none of theirs; sets the mask graph above 64 baskets."""
+    """Share of the registered baskets that may collude with the aggregator (rounded up). A sum holds two
+    fresh baskets more than that; noise in shares counts on none of theirs; sets the mask graph above 64
+    baskets."""
     assumed_dropout_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the baskets that may drop out at random; sets the mask graph above 64 baskets."""
     session_timeout_seconds: PositiveFloat = 3600.0
@@ -195,6 +196,7 @@ class HierarchicalFederationConfig:
     a cluster of one machine: a file in this user's state folder, an own one for each federation, by its name
     if it has one."""
     operator_key: PublicKey | None = None
-    """The operator's Ed25519 public key, 64 hexadecimal digits: what only the operator may do is signed with
-    its private half, which no role and no driver need hold. None: whoever can call the roles may do it."""
+    """The operator's Ed25519 public key, 64 hexadecimal digits, whose private half no role and no driver need
+    hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is
+    believed in who the baskets are, and whoever can call the accountant may renew."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

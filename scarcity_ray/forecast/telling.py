@@ -12,7 +12,7 @@ from typing import Any
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import ClippingWarning, NoiseWarning, PrivacyWarning, ScarcityWarning
 from scarcity_ray.forecast.prospects import Forecast
-from scarcity_ray.forecast.warned import About, Warned, gossip_drowned, warnings_of
+from scarcity_ray.forecast.warned import About, Warned, gossip_drowned, warnings_of, weakly_masked
 from scarcity_ray.forecast.weak import weak_settings
 from scarcity_ray.plan import FederationPlan
 
@@ -61,8 +61,8 @@ def _is_ours(module: object) -> bool:
 
 def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:
     """What the config alone says, before anybody is registered."""
-    drowned = gossip_drowned(plan)
-    return weak_settings(plan.config) + (() if drowned is None else (drowned,))
+    found = (weakly_masked(plan, plan.config.layer2.min_baskets), gossip_drowned(plan))
+    return weak_settings(plan.config) + tuple(warning for warning in found if warning is not None)
 
 
 def warnings_at_release(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from scarcity_ray.forecast.prospects import Forecast
 from scarcity_ray.forecast.remedies import listed, remedies
-from scarcity_ray.plan import FederationPlan
+from scarcity_ray.plan import FederationPlan, masking_warning
 
 WANDERING = 0.5
 """Noise on the share of norms, as a standard deviation, from which it says next to nothing."""
@@ -43,6 +43,7 @@ def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
         _drowned(forecast),
         _stuck(forecast),
         _short(forecast),
+        weakly_masked(forecast.plan, len(forecast.sizes)),
         gossip_drowned(forecast.plan),
         _clip_norm_wanders(forecast),
     )
@@ -106,6 +107,12 @@ def _short(forecast: Forecast) -> Warned | None:
         f"`--rounds {forecast.rounds}` solves for the epsilon of a {what} that buys them all",
         loud=False,
     )
+
+
+def weakly_masked(plan: FederationPlan, num_baskets: int) -> Warned | None:
+    """Whether masks hide a basket only from an aggregator that colludes with none."""
+    message = masking_warning(plan.config.layer2, num_baskets)
+    return None if message is None else Warned("weak_masking", message, loud=True, about="privacy")
 
 
 def gossip_drowned(plan: FederationPlan) -> Warned | None:

@@ -9,7 +9,14 @@ from scarcity_ray.plan.checks import make_plan
 from scarcity_ray.plan.federation import DRIFT_SHARE, FLOAT32_SLACK, GRID_STEPS, NOISE_TAIL, FederationPlan
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
-from scarcity_ray.plan.session import SessionShape, honest_shares, session_shape
+from scarcity_ray.plan.session import (
+    SessionShape,
+    corrupt_of,
+    fewest_parties,
+    honest_shares,
+    masking_warning,
+    session_shape,
+)
 
 __all__ = [
     "DRIFT_SHARE",
@@ -21,7 +28,10 @@ __all__ = [
     "GossipPlan",
     "ReleasePlan",
     "SessionShape",
+    "corrupt_of",
+    "fewest_parties",
     "honest_shares",
     "make_plan",
+    "masking_warning",
     "session_shape",
 ]

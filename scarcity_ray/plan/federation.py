@@ -177,8 +177,15 @@ class FederationPlan:
         meta = 2.0 * layer2.clip_norm * stretched / facts.num_rows if self.config.meta_parameters else 0.0
         return math.hypot(model, meta)
 
-    def release(self, baskets: Sequence[BasketFacts]) -> ReleasePlan:
+    def release(
+        self, baskets: Sequence[BasketFacts], *, registered: int | None = None, unsigned: int = 0
+    ) -> ReleasePlan:
         """Weights, sensitivities and ring of a release by `baskets`, at least one of them fresh.
+
+        Args:
+            baskets: Facts of those that take part.
+            registered: Baskets of the federation; those that take part if None.
+            unsigned: Those of `baskets` that are not on the roster (`plan.session`).
 
         With adaptive clipping a basket of n rows adds the mean of n bits of -1/2 or 1/2, times the radius s:
         one client moves it by at most s/n, beside the rest of its vector, so by at most
@@ -222,18 +229,20 @@ class FederationPlan:
             noise=layer2.noise,
         )
         if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
-            draft = self._with_shares(draft)
+            draft = self._with_shares(draft, registered, unsigned)
         noise = NOISE_TAIL * draft.grid_sigma(list(weights))
         reach = draft.scale * max(radius, bits / 2.0) + len(baskets) / 2 + noise
         return draft if reach < 2.0**31 else replace(draft, ring_bits=64)
 
-    def _with_shares(self, draft: ReleasePlan) -> ReleasePlan:
+    def _with_shares(self, draft: ReleasePlan, registered: int | None, unsigned: int) -> ReleasePlan:
         """The release with noise in shares, on which the parties agree before they know who survives.
 
         So it is scaled to the sensitivity over all of them, and to the honest shares that are in any sum.
         """
         parties = list(draft.weights)
-        honest = honest_shares(self.config.layer2, len(parties))
+        honest = honest_shares(
+            self.config.layer2, len(parties), registered=registered, idle=draft.num_idle, unsigned=unsigned
+        )
         sigma = share_sigma(0.5 * draft.mu**2, honest, draft.grid_sensitivity(parties), draft.length)
         return replace(draft, share_sigma=sigma, num_honest=honest)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from scarcity_ray.config import CentralNoise
@@ -72,6 +72,15 @@ class ReleasePlan:
     noise: CentralNoise = CentralNoise.GAUSSIAN
     share_sigma: float = 0.0
     num_honest: int = 0
+
+    @property
+    def num_idle(self) -> int:
+        """Parties of weight 0."""
+        return sum(weight == 0.0 for weight in self.weights.values())
+
+    def num_weighted(self, parties: Iterable[str]) -> int:
+        """Those of the parties that have weight."""
+        return sum(self.weights[party] > 0.0 for party in parties)
 
     def grid_sensitivity(self, survivors: Sequence[str]) -> float:
         """L2 bound, in grid steps, on the change of the survivors' integer sum.

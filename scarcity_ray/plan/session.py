@@ -1,24 +1,49 @@
 """Who must stay in a session of secure aggregation, and how many honest baskets any sum of it holds.
 
-With n parties, c of them colluding with the global aggregator and threshold t, a sum holds t parties or more,
-so at least t - c honest ones. Against an aggregator that also deviates from the protocol this needs
-2t > n + c on the complete graph (`secagg.context`); on a sparse graph fewer are certain, except with
-probability 2^-40, and `secagg.sparse` says how many. Noise in shares is scaled to the lesser of these. Fewer
-honest survivors than that are never unmasked: below the threshold the session aborts.
+R baskets are registered (`secagg.roster`), and c of them may collude with the global aggregator: the assumed
+share of *R*, rounded up. The aggregator invites n of them, so it may invite all of the c whatever n is;
+nothing is counted by the share of n. It cannot invite whom the roster does not name.
+
+With threshold t(n) a sum holds t parties or more. Against an aggregator that also deviates from the protocol
+at most one sum of an attempt is learned if 2t > n + c on the complete graph (`secagg.context`); on a sparse
+graph fewer parties are certain to be in it, except with probability 2^-40 (`secagg.sparse`).
+
+Only baskets of weight above 0 are counted: who has no fresh aggregate hides nobody, though it takes part and
+adds its share of noise. Of n parties let z be such. A basket unmasks no sum with fewer than L of weight,
+
+    L = max(c + 2, min_baskets, t - z),
+
+so that two honest aggregates or more are in every sum that is learned, even where all c corrupt baskets call
+themselves fresh and hand in zeros. L - c honest shares of noise are counted on. On the sparse graph the z are
+reckoned with the corrupt where the neighbours that one hides among are counted.
+
+*Small federations.* Where even a session of all R counts on fewer than two honest baskets (R < c + 2, so one
+of two by default), no such promise can be kept: a corrupt basket of two subtracts its own part. There masking
+protects against an aggregator that colludes with nobody, a sum needs two baskets of weight, and noise in
+shares counts on one share, which carries the whole noise. `masking_warning` says so.
+
+A party that the operator has not signed for yet (the halves of a split, `secagg.roster`) is counted as
+corrupt.
 
 Guarantees:
     no_more_honest_parties_are_counted_than_any_sum_must_hold
+    the_corrupt_are_counted_of_all_that_are_registered: Whoever is invited.
     a_session_in_which_none_is_certain_is_refused: Before it begins, naming the remedy.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
-from scarcity_ray.config import Layer2Config
+from scarcity_ray.config import CentralNoise, Layer2Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.secagg import choose_graph, colluders_tolerated, threshold_for
+from scarcity_ray.secagg.sparse import COMPLETE_UP_TO, GraphChoice
+
+HIDDEN_AMONG = 2
+"""Honest aggregates that every sum must hold, the one that is hidden included."""
 
 
 @dataclass(frozen=True)
@@ -29,54 +54,185 @@ class SessionShape:
         threshold: Parties without which it aborts.
         degree: Neighbours of each party; None: all others.
         share_threshold: Shares of a neighbourhood that rebuild a secret; None on the complete graph.
-        num_honest: Honest parties that are certain to be in any sum that is learned; 0 if that is not certain
-            of any.
+        num_honest: Honest parties of weight that are certain to be in any sum that is learned; 0 if that is
+            not certain of any.
+        num_corrupt: Parties that may collude with the aggregator.
+        least_weighted: Parties of weight above 0 without which nothing is unmasked.
+        hides: Whether the federation is large enough to hide a basket from an aggregator with colluders.
     """
 
     threshold: int
     degree: int | None
     share_threshold: int | None
     num_honest: int
+    num_corrupt: int
+    least_weighted: int
+    hides: bool
+
+    def refusal(self, num_weighted: int) -> str:
+        """Why no basket may join such a session, or nothing.
+
+        Args:
+            num_weighted: Parties of weight above 0.
+        """
+        if self.hides and self.num_honest < HIDDEN_AMONG:
+            return (
+                f"a session that counts on {self.num_honest} honest baskets hides nobody: "
+                f"{self.num_corrupt} of those registered may be corrupt, so more must take part"
+            )
+        return self.too_few(num_weighted)
+
+    def too_few(self, num_weighted: int) -> str:
+        """Why so many parties of weight do not suffice, or nothing."""
+        if num_weighted >= self.least_weighted:
+            return ""
+        return f"{num_weighted} fresh baskets; a release needs {self.least_weighted}{self._why}"
+
+    @property
+    def _why(self) -> str:
+        if not self.hides or not self.num_corrupt:
+            return ""
+        return (
+            f" while {self.num_corrupt} of those registered may be corrupt (layer2.assumed_corrupt_fraction)"
+        )
 
 
-def session_shape(layer2: Layer2Config, num_parties: int) -> SessionShape:
-    """The shape of a session of `num_parties`.
+def session_shape(
+    layer2: Layer2Config, num_parties: int, *, registered: int | None = None, idle: int = 0, unsigned: int = 0
+) -> SessionShape:
+    """The shape of a session.
 
-    The corrupt parties are counted as `choose_graph` counts them: the share, rounded up.
+    Args:
+        layer2: Settings.
+        num_parties: Baskets that take part.
+        registered: Baskets of the federation; those that take part if None.
+        idle: Those of the parties that have weight 0.
+        unsigned: Those of the parties that are not on the roster, but endorsed by one that is.
 
-    >>> session_shape(Layer2Config(), 10)
-    SessionShape(threshold=7, degree=None, share_threshold=None, num_honest=6)
+    >>> session_shape(Layer2Config(), 10).num_honest
+    6
+    >>> session_shape(Layer2Config(), 5, registered=20).num_honest
+    2
     """
     if num_parties < 2:
-        return SessionShape(layer2.min_baskets, None, None, num_parties)
-    threshold = threshold_for(num_parties, layer2.threshold_fraction)
-    graph = choose_graph(
-        num_parties,
-        threshold,
-        corrupt_fraction=layer2.assumed_corrupt_fraction,
-        dropout_fraction=layer2.assumed_dropout_fraction,
+        return SessionShape(layer2.min_baskets, None, None, num_parties, 0, layer2.min_baskets, False)
+    registered = num_parties if registered is None else registered
+    corrupt = corrupt_of(layer2, registered)
+    everybody = max(registered, 2)
+    hides = _honest(layer2, everybody, corrupt, 0, threshold_for(everybody, layer2.threshold_fraction)) >= (
+        HIDDEN_AMONG
     )
-    corrupt = math.ceil(layer2.assumed_corrupt_fraction * num_parties)
-    honest = threshold - corrupt
-    if graph.least_hidden_among is not None:
-        honest = min(honest, graph.least_hidden_among)
-    elif corrupt > colluders_tolerated(num_parties, threshold):
-        honest = 0
-    return SessionShape(threshold, graph.degree, graph.share_threshold, honest)
+    corrupt += unsigned
+    threshold = threshold_for(num_parties, layer2.threshold_fraction)
+    graph = _graph(layer2, num_parties, threshold, corrupt + idle)
+    least = max(layer2.min_baskets, corrupt + HIDDEN_AMONG if hides else 2)
+    certain = min(max(least, threshold - idle), num_parties - idle)
+    honest = _honest(layer2, num_parties, corrupt, idle, certain)
+    return SessionShape(threshold, graph.degree, graph.share_threshold, max(0, honest), corrupt, least, hides)
 
 
-def honest_shares(layer2: Layer2Config, num_parties: int) -> int:
-    """Shares of noise that can be counted on in a session of `num_parties`.
+def corrupt_of(layer2: Layer2Config, registered: int) -> int:
+    """How many of the registered baskets may collude with the global aggregator."""
+    return math.ceil(layer2.assumed_corrupt_fraction * registered)
+
+
+def honest_shares(
+    layer2: Layer2Config, num_parties: int, *, registered: int | None = None, idle: int = 0, unsigned: int = 0
+) -> int:
+    """Shares of noise that can be counted on in a session; its arguments are those of `session_shape`.
 
     Raises:
         ConfigError: If not one can.
     """
-    honest = session_shape(layer2, num_parties).num_honest
-    if honest < 1:
+    shape = session_shape(layer2, num_parties, registered=registered, idle=idle, unsigned=unsigned)
+    if shape.num_honest < 1:
         raise ConfigError(
             "layer2.assumed_corrupt_fraction",
             layer2.assumed_corrupt_fraction,
-            f"a share that leaves an honest basket in every sum of {num_parties} baskets: noise in shares "
+            f"a share that leaves an honest basket in every sum of {num_parties} baskets"
+            f"{'' if registered in (None, num_parties) else f' of {registered}'}: noise in shares "
             f"counts on it; lower it, or raise layer2.threshold_fraction = {layer2.threshold_fraction:.4g}",
         )
-    return honest
+    return shape.num_honest
+
+
+def fewest_parties(layer2: Layer2Config, registered: int) -> int:
+    """Baskets, all of them fresh, with which a session of a federation may begin."""
+
+    def is_enough(count: int) -> bool:
+        shape = session_shape(layer2, count, registered=registered)
+        if shape.refusal(count):
+            return False
+        return layer2.noise is not CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN or shape.num_honest >= 1
+
+    few, enough = 1, registered
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if is_enough(middle) else (middle, enough)
+    return enough
+
+
+def masking_warning(layer2: Layer2Config, baskets: int) -> str | None:
+    """What secure aggregation does not do for a federation of so few baskets, and from how many on it does.
+
+    Args:
+        layer2: Settings.
+        baskets: That are registered.
+
+    Returns:
+        A sentence for the config's owner; None where there is nothing to say.
+    """
+    if not (layer2.enabled and layer2.use_secure_aggregation) or baskets < 1:
+        return None
+    if session_shape(layer2, max(baskets, 2)).hides:
+        return None
+    enough = next((n for n in range(baskets + 1, COMPLETE_UP_TO + 1) if session_shape(layer2, n).hides), None)
+    shares = layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN
+    return (
+        f"with {baskets} baskets, of which {corrupt_of(layer2, baskets)} may be corrupt "
+        f"(layer2.assumed_corrupt_fraction = {layer2.assumed_corrupt_fraction:g}), masking protects only "
+        "against a global aggregator that colludes with no basket"
+        + (", and each share of noise carries the whole noise" if shares else "")
+        + (
+            f"; from {enough} baskets on it protects against one that colludes with the corrupt, too"
+            if enough
+            else f"; layer2.threshold_fraction = {layer2.threshold_fraction:.4g} is too low to count on more"
+        )
+    )
+
+
+def _honest(layer2: Layer2Config, num_parties: int, corrupt: int, idle: int, least: int) -> int:
+    """Honest parties of weight in any sum that holds `least` of weight; below 1: none is certain."""
+    threshold = threshold_for(num_parties, layer2.threshold_fraction)
+    graph = _graph(layer2, num_parties, threshold, corrupt + idle)
+    if graph.least_hidden_among is not None:
+        return min(least - corrupt, graph.least_hidden_among)
+    if corrupt > colluders_tolerated(num_parties, threshold):
+        return 0
+    return least - corrupt
+
+
+def _graph(layer2: Layer2Config, num_parties: int, threshold: int, corrupt: int) -> GraphChoice:
+    return _chosen(num_parties, threshold, corrupt, layer2.assumed_dropout_fraction)
+
+
+@functools.lru_cache(maxsize=256)
+def _chosen(num_parties: int, threshold: int, corrupt: int, dropout_fraction: float) -> GraphChoice:
+    return choose_graph(
+        num_parties,
+        threshold,
+        corrupt_fraction=0.0,
+        num_corrupt=corrupt,
+        dropout_fraction=dropout_fraction,
+    )
+
+
+__all__ = [
+    "HIDDEN_AMONG",
+    "SessionShape",
+    "corrupt_of",
+    "fewest_parties",
+    "honest_shares",
+    "masking_warning",
+    "session_shape",
+]

@@ -29,6 +29,30 @@ in the order, so it fits a ledger in zCDP only with slack, and at these scales t
 What more than h shares add is post-processing. Shares that are known (of parties who collude with the reader)
 must not be counted in h.
 
+*Which h, when the reader chooses who takes part.* Let R parties be registered, c of them in league with the
+coordinator, who invites n, of whom z have weight 0, makes deviating moves, and knows the c's shares. Each
+honest party of weight holds its share back until it has signed one set S of survivors with |S| >= t(n) and at
+least L = max(c + 2, min_baskets, t - z) of weight in it, and gives its unmask shares to S alone.
+
+*Lemma.* If 2t > n + c, everything that the coordinator learns of the honest inputs in an attempt is a
+function of the sum over the honest parties of one S, and S holds h = L - c honest parties of weight or more.
+*Proof.* A secret is rebuilt from t shares. Of a set's t signers t - c at least are honest, and two sets would
+need 2 (t - c) <= n - c of these, so 2t <= n + c: at most one S is unmasked. An honest party in S gives one
+share of a party's two secrets, so of neither a member nor a dropped party are both rebuilt (2t > n + c
+again), and each honest member's input stays under its pair masks with all other honest members, which cancel
+in their sum alone. Of S's L of weight c at most are corrupt, whoever was invited: c counts all that are
+registered, and R and the keys come from the roster, not from the coordinator. []
+
+The honest inputs of S carry h shares or more, independent of each other and of all that was seen before
+(shares are drawn anew in each attempt, and no second attempt is unmasked), so the theorem above applies to h,
+and what the corrupt add or take away is post-processing. On the sparse graph the lemma's role is played by
+the bound of `secagg.sparse`, in which the c + z are the marked parties: h is the lesser of the two. R, not n,
+is what c is taken of: with c = ceil(fraction n) a coordinator that invites its c friends and one victim would
+leave h - 1 shares too few.
+
+Shares of parties of weight 0 are honest noise too, where the party is honest; they are left uncounted, for
+weight is what a party's own signed facts say, and who is not in the sum with an input protects nobody's.
+
 Guarantees:
     the_exact_divergence_is_below_the_claim: Of sums of discrete Gaussians, convolved to 60 digits, where tau
         matters and where it does not.

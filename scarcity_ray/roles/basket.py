@@ -277,15 +277,19 @@ class Basket:
         self._gossip.advance_round(round_id)
         self.states.age()
 
+    def facts(self) -> BasketFacts:
+        """What is public about its part in a release, now."""
+        model, members = self.latest.fresh, len(self.members)
+        if model is None:
+            return BasketFacts(self.basket_id, self.domain_id, members)
+        return model.facts(self.domain_id, members)
+
     def report(self) -> BasketReport:
         """Counts and public facts."""
-        model = self.latest.fresh
         members = len(self.members)
         stats = self._buffer.get_stats()
         return BasketReport(
-            facts=model.facts(self.domain_id, members)
-            if model is not None
-            else BasketFacts(self.basket_id, self.domain_id, members),
+            facts=self.facts(),
             num_buffered=self._buffer.num_updates(self.basket_id),
             least_rows=self._plan.least_rows(members),
             rejections={reason: count for reason, count in stats["rejections"].items() if count},

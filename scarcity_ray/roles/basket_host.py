@@ -77,9 +77,10 @@ class BasketHost(SessionHost):
         latest: GlobalMetaModel | None = None,
         actors_key: bytes | None = None,
     ) -> None:
-        super().__init__(plan, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest))
+        super().__init__(
+            plan, federation_id, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest)
+        )
         self._slot = slot
-        self._federation_id = federation_id
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only
@@ -312,7 +313,9 @@ class BasketHost(SessionHost):
             )
             for basket_id, basket in sorted(self._baskets.items())
         )
-        return HostState(self._round_id, self._number, self._order, held, self._memories.all())
+        return HostState(
+            self._round_id, self._number, self._order, held, self._memories.all(), self.rosters()
+        )
 
     def _is_read_only(self, now: float) -> bool:
         """Whether the budget is spent; who renewed it may have died before the word came here."""

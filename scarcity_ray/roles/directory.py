@@ -29,12 +29,15 @@ from scarcity_ray.roles.messages import (
     OperationKind,
     Order,
     OrderNumber,
+    Registry,
     SlotState,
     Whereabouts,
+    operator_key_of,
 )
 from scarcity_ray.roles.recovery import Recovered
 from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.slots import SlotLoads
+from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
 
 REMEMBERED = 256
 """Operations that a directory remembers to be done, for drivers that say so late."""
@@ -89,6 +92,11 @@ class Directory(Role):
         self._done: deque[str] = deque(maxlen=REMEMBERED)
         self._memories = ClientMemories()
         self._faults = {fault.fault_id: fault for fault in faults}
+        operator_key = operator_key_of(config)
+        self._is_signed = operator_key is not None
+        pinned = () if recovered is None else recovered.rosters
+        self._chain = RosterChain(identity.federation_id, operator_key, pinned)
+        self._endorsements: dict[str, Endorsement] = {}
         self._tick(now)
         if recovered is not None:
             self._restore(recovered)
@@ -171,6 +179,35 @@ class Directory(Role):
         self._keys.pop(client_id, None)
         leavers = ((self._place(basket_id), client_id),)
         return self._begin(Operation(self._order(OperationKind.UNREGISTER), leavers=leavers), True)
+
+    def registry(self, since: int = 0) -> Registry:
+        """Who is registered: the roster's epochs after `since`, or the newest alone.
+
+        All live baskets are, whether their actors answer or not, under the keys that they last had. What has
+        changed since the last epoch makes a new one; with an operator's key it waits for its signature.
+        """
+        parties = sorted(
+            Party(basket_id, key)
+            for basket_id in self._manager.live_basket_ids()
+            if (key := self._identities.get(basket_id))
+        )
+        draft = None
+        if self._chain.newest is None or self._chain.newest.parties != tuple(parties):
+            draft = self._chain.next(parties) if parties or self._chain.newest is not None else None
+        if draft is not None and not self._is_signed:
+            self._chain.follow((draft,))
+            draft = None
+        endorsements = tuple(self._endorsements.values())
+        self._chain.endorse(endorsements)
+        return Registry(self._chain.since(since), endorsements, self._chain.known(), draft)
+
+    def adopt_roster(self, roster: Roster) -> str:
+        """Take the next epoch with the operator's signature; why not, or nothing."""
+        return self._chain.follow((roster,))
+
+    def record_endorsements(self, endorsements: Sequence[Endorsement]) -> None:
+        """Note for which new baskets the ones that they came from vouch."""
+        self._endorsements.update({endorsed.party.party_id: endorsed for endorsed in endorsements})
 
     def split(self, basket_id: str, now: float) -> Begun:
         """Split a basket in two, whose ids are the answer."""

@@ -1,11 +1,11 @@
 """The global aggregator: the server's side of secure aggregation, and the place where central noise is added.
 
-One release, in order: freeze the public facts; run the session until the masked inputs are in; charge the
-accountant, durably; only then ask for unmask shares; draw the noise once; release. An abort before the unmask
-request costs nothing, keeps the baskets' aggregates and is retried at the next call. A session that aborted
-between charge and unmask request is repeated, for its charge, if the round is still the same. Where
-noise comes in shares (``layer2.noise: distributed_discrete_gaussian``) the baskets have added it before they
-masked, this role adds none, and what it unmasks may be released as it is.
+One release, in order: have each basket state and sign its public facts; run the session until the masked
+inputs are in; charge the accountant, durably; only then ask for unmask shares; draw the noise once; release.
+An abort before the unmask request costs nothing, keeps the baskets' aggregates and is retried at the next
+call. A session that aborted between charge and unmask request is repeated, for its charge, if the round is
+still the same. Where noise comes in shares (``layer2.noise: distributed_discrete_gaussian``) the baskets have
+added it before they masked, this role adds none, and what it unmasks may be released as it is.
 
 Guarantees:
     It never holds a basket's plain aggregate while secure aggregation is on.
@@ -17,23 +17,27 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from scarcity_ray.buffer.triggers import global_due
-from scarcity_ray.errors import ActorLost, SecureAggregationAborted
+from scarcity_ray.errors import ActorLost, ConfigError, SecureAggregationAborted
 from scarcity_ray.layers.layer2 import decode_clip_norm, decode_meta, noised_mean
 from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, session_shape
+from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
 from scarcity_ray.privacy.answers import Charge
 from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.roles import signed_facts
 from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace, BasketReport, Layer2Outcome
 from scarcity_ray.roles.role import Role
-from scarcity_ray.roles.sessions import SecureSession, SessionTerms, agreement_hash
-from scarcity_ray.secagg import Party, SessionContext
+from scarcity_ray.roles.sessions import PartyCalls, SecureSession, SessionTerms, agreement_hash
+from scarcity_ray.roles.signed_facts import Occasion, SignedFacts
+from scarcity_ray.secagg import Party, Roster, SessionContext
+from scarcity_ray.secagg.transcript import DIGEST_BYTES
 
 SHOWN = 5
 """Latest aborts and violations that the statistics show."""
@@ -101,7 +105,14 @@ class GlobalAggregator(Role):
             "aborted": self._aborted,
         }
 
-    def run(self, places: Sequence[BasketPlace], round_id: int, force: bool, now: float) -> Layer2Outcome:
+    def run(
+        self,
+        places: Sequence[BasketPlace],
+        round_id: int,
+        force: bool,
+        now: float,
+        roster: Roster | None = None,
+    ) -> Layer2Outcome:
         """Make a release if one is due.
 
         Args:
@@ -109,6 +120,7 @@ class GlobalAggregator(Role):
             round_id: Current round.
             force: Whether to release as soon as there are enough fresh baskets, whatever the triggers say.
             now: Seconds since the epoch.
+            roster: The newest roster, which the baskets have pinned; None: all of `places` are registered.
 
         Raises:
             ActorLost: If the accountant does not answer; nothing was released.
@@ -134,43 +146,43 @@ class GlobalAggregator(Role):
         parties = sorted(
             (p for p in places if p.basket_id in present and p.identity), key=lambda p: p.basket_id
         )
-        release = self._round_plan.release(
-            [f for f in reports if f.basket_id in {p.basket_id for p in parties}]
-        )
-        return self._release(
-            parties, {f.basket_id: f for f in reports}, release, round_id, str(reason), now, lost
-        )
+        waits = self._waits(len(fresh), roster, parties)
+        if waits:
+            return Layer2Outcome(None, waits, lost_roles=lost)
+        return self._release(parties, roster, round_id, str(reason), now, lost)
 
     def _release(
         self,
-        parties: Sequence[BasketPlace],
-        facts: dict[str, BasketFacts],
-        release: ReleasePlan,
+        invited: Sequence[BasketPlace],
+        roster: Roster | None,
         round_id: int,
         reason: str,
         now: float,
         lost: tuple[str, ...],
     ) -> Layer2Outcome:
-        terms = self._terms(parties, release, facts, round_id)
-        session = SecureSession(terms, parties, self._peers)
+        occasion = self._occasion(round_id, roster)
+        stated, calls = self._stated(invited, occasion)
+        lost = (*lost, *calls.lost_roles)
+        parties = [place for place in invited if place.basket_id in stated]
+        missing = tuple(place.basket_id for place in invited if place.basket_id not in stated)
+        try:
+            terms = self._terms(parties, stated, roster, occasion)
+        except SecureAggregationAborted as abort:
+            return self._abort(abort, lost)
+        facts = {party: said.facts for party, said in stated.items()}
+        release = terms.release
+        least = self._shape(release, roster).least_weighted
+        session = SecureSession(terms, parties, self._peers, least)
         try:
             survivors = session.collect()
             counted = [b for b in survivors if release.weights[b] > 0.0]
-            least = self._plan.config.layer2.min_baskets
-            if len(counted) < least:
-                raise SecureAggregationAborted(
-                    f"{len(counted)} fresh baskets survived, a release needs {least}"
-                )
             charge = self._charge(terms, survivors, now)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True, lost_roles=lost)
             self._unused = None
             ring_sum = session.unmask(now)
         except SecureAggregationAborted as abort:
-            self._aborts.append(abort.reason)
-            self._aborted = abort.reason
-            roles = (*lost, *session.lost_roles)
-            return Layer2Outcome(None, abort.reason, lost_roles=roles, aborted=True)
+            return self._abort(abort, (*lost, *session.lost_roles))
         finally:
             session.end()
             self._violations.extend(session.violations)
@@ -190,8 +202,21 @@ class GlobalAggregator(Role):
         )
         self._models = [*self._models[-HISTORY + 1 :], model]
         self._aborted = None
-        dropped = tuple(p.basket_id for p in parties if p.basket_id not in survivors)
+        dropped = missing + tuple(p.basket_id for p in parties if p.basket_id not in survivors)
         return Layer2Outcome(model, reason, self._spent(now), (*lost, *session.lost_roles), dropped)
+
+    def _waits(self, num_fresh: int, roster: Roster | None, parties: Sequence[BasketPlace]) -> str:
+        """Why no session is worth beginning with so many fresh baskets, or nothing."""
+        layer2 = self._plan.config.layer2
+        if not layer2.use_secure_aggregation:
+            return ""
+        registered = _registered(roster, [place.basket_id for place in parties])
+        return session_shape(layer2, len(registered), registered=len(registered)).too_few(num_fresh)
+
+    def _abort(self, abort: SecureAggregationAborted, lost: tuple[str, ...]) -> Layer2Outcome:
+        self._aborts.append(abort.reason)
+        self._aborted = abort.reason
+        return Layer2Outcome(None, abort.reason, lost_roles=lost, aborted=True)
 
     def _spent(self, now: float) -> bool:
         """Whether no further release fits; an accountant that is lost now answers before the next one."""
@@ -210,24 +235,75 @@ class GlobalAggregator(Role):
     def _version(self) -> int:
         return self._models[-1].version + 1 if self._models else 1
 
-    def _terms(
-        self,
-        parties: Sequence[BasketPlace],
-        release: ReleasePlan,
-        facts: dict[str, BasketFacts],
-        round_id: int,
-    ) -> SessionTerms:
+    def _occasion(self, round_id: int, roster: Roster | None) -> Occasion:
+        """The next attempt, of a session whose charge was not used if there is one in this round."""
         self._attempt += 1
         again = self._unused is not None and self._unused[0] == round_id
         session_id = self._unused[1] if self._unused is not None and again else self._entropy(16)
-        layer2 = self._plan.config.layer2
-        latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
-        shape = session_shape(layer2, len(parties))
-        context = SessionContext(
+        told = self._models[-1] if self._models else None
+        distributed = self._plan.config.layer2.distribute_to_baskets
+        return Occasion(
             federation_id=self._federation_id,
             session_id=session_id,
             round_id=round_id,
             attempt=self._attempt,
+            roster=bytes(DIGEST_BYTES) if roster is None else roster.digest(),
+            ledger_head=told.ledger_head if told is not None and distributed else "",
+        )
+
+    def _stated(
+        self, invited: Sequence[BasketPlace], occasion: Occasion
+    ) -> tuple[dict[str, SignedFacts], PartyCalls]:
+        """What each party that is invited states of itself; who states nothing valid is left out."""
+        calls = PartyCalls(invited, self._peers)
+        said = calls.facts(occasion)
+        stated: dict[str, SignedFacts] = {}
+        for place in invited:
+            party = place.basket_id
+            if party not in said:
+                continue
+            refusal = signed_facts.refusal(party, place.identity, said[party], occasion, self._plan)
+            if refusal:
+                calls.violations.append(refusal)
+            else:
+                stated[party] = said[party]
+        self._violations.extend(calls.violations)
+        return stated, calls
+
+    def _terms(
+        self,
+        parties: Sequence[BasketPlace],
+        stated: Mapping[str, SignedFacts],
+        roster: Roster | None,
+        occasion: Occasion,
+    ) -> SessionTerms:
+        """What the parties are told, all of which follows from what they have stated.
+
+        Raises:
+            SecureAggregationAborted: If no session can begin with them.
+        """
+        layer2 = self._plan.config.layer2
+        latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
+        registered = _registered(roster, [place.basket_id for place in parties])
+        if len(parties) < layer2.min_baskets:
+            raise SecureAggregationAborted(f"{len(parties)} baskets stated their facts for this session")
+        try:
+            release = self._round_plan.release(
+                [stated[place.basket_id].facts for place in parties],
+                registered=len(registered),
+                unsigned=sum(place.basket_id not in registered for place in parties),
+            )
+        except ConfigError as error:
+            raise SecureAggregationAborted(str(error)) from None
+        shape = self._shape(release, roster)
+        refusal = shape.refusal(len(parties) - release.num_idle)
+        if refusal:
+            raise SecureAggregationAborted(refusal)
+        context = SessionContext(
+            federation_id=self._federation_id,
+            session_id=occasion.session_id,
+            round_id=occasion.round_id,
+            attempt=occasion.attempt,
             model_hash=agreement_hash(latest, release),
             dimension=release.length,
             ring_bits=release.ring_bits,
@@ -235,8 +311,24 @@ class GlobalAggregator(Role):
             parties=tuple(Party(p.basket_id, p.identity) for p in parties),
             degree=shape.degree,
             share_threshold=shape.share_threshold,
+            roster=occasion.roster,
+            facts=signed_facts.facts_digest(stated, occasion),
         )
-        return SessionTerms(context, release, facts, layer2.use_secure_aggregation)
+        return SessionTerms(context, release, dict(stated), layer2.use_secure_aggregation)
+
+    def _shape(self, release: ReleasePlan, roster: Roster | None) -> SessionShape:
+        """The shape of a session of the release's parties; without masks nobody is hidden."""
+        layer2 = self._plan.config.layer2
+        if not layer2.use_secure_aggregation:
+            layer2 = replace(layer2, assumed_corrupt_fraction=0.0)
+        registered = _registered(roster, release.weights)
+        return session_shape(
+            layer2,
+            len(release.weights),
+            registered=len(registered),
+            idle=release.num_idle,
+            unsigned=sum(basket not in registered for basket in release.weights),
+        )
 
     def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float) -> Charge:
         """Charge the session; while its answer is not known, attempts of this round repeat the session."""
@@ -280,3 +372,7 @@ class GlobalAggregator(Role):
                 continue
             facts.extend(reports[b].facts for b in by_slot[slot] if b in reports)
         return sorted(facts, key=lambda f: f.basket_id), tuple(lost)
+
+
+def _registered(roster: Roster | None, parties: Collection[str]) -> Collection[str]:
+    return parties if roster is None else roster.keys()

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from scarcity_ray.errors import ProtocolViolation, UsageError
+from scarcity_ray.errors import ConfigError, ProtocolViolation, UsageError
 from scarcity_ray.layers.layer2 import add_share, contribution
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.plan import FederationPlan, session_shape
 from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.roles import signed_facts
 from scarcity_ray.roles.basket import Basket
 from scarcity_ray.roles.sessions import SessionTerms
-from scarcity_ray.secagg import Advert, MaskedInput, Participant
+from scarcity_ray.roles.signed_facts import Occasion, SignedFacts
+from scarcity_ray.secagg import (
+    Advert,
+    Confirmation,
+    MaskedInput,
+    Participant,
+    PublicView,
+    Roster,
+    RosterChain,
+)
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What a basket actor knows of a session by itself, from drivers and its own state.
+
+    Attributes:
+        plan: The federation's numbers after the last release that it was told of.
+        chain: The rosters that it has pinned.
+        ledger_head: Of that release; empty for none.
+        model_hash: Hash of the model that the session starts from; None where releases are not distributed.
+    """
+
+    plan: FederationPlan
+    chain: RosterChain
+    ledger_head: str = ""
+    model_hash: bytes | None = None
+
+    @property
+    def known(self) -> Mapping[str, bytes]:
+        """Identity keys of who may take part."""
+        return self.chain.known()
 
 
 class HostedSession:
@@ -36,34 +69,58 @@ class HostedSession:
         self._noise = noise
         self.participants: dict[str, Participant] = {}
         self.contributed: dict[str, BasketModel | None] = {}
+        self.least_weighted = plan.config.layer2.min_baskets
 
     def open(
-        self, party: str, basket: Basket, known: Mapping[str, bytes], model_hash: bytes | None
+        self, party: str, basket: Basket, stated: SignedFacts | None, belief: Belief, view: PublicView
     ) -> Advert:
         """Make a basket's participant and its advert.
+
+        Args:
+            party: The basket's id.
+            basket: It.
+            stated: What it said of itself for this attempt.
+            belief: What this actor knows by itself.
+            view: What it has checked of this attempt, for all its baskets.
 
         Raises:
             ProtocolViolation: If the session is not one that the basket may join.
         """
-        self.pin(party, basket)
+        self.pin(party, basket, stated)
         participant = Participant(
             self.terms.context,
             party,
             basket.identity,
             guard=basket.guard,
-            known_parties=known,
-            model_hash=model_hash,
+            known_parties=belief.known,
+            model_hash=belief.model_hash,
+            view=view,
         )
         self.participants[party] = participant
         return participant.advertise()
 
-    def pin(self, party: str, basket: Basket) -> None:
-        """Fix what the party will contribute; the noise is scaled to the facts that the session froze."""
-        frozen = self.terms.facts[party]
-        model = basket.latest.fresh if frozen.fresh else None
-        if frozen.fresh and (model is None or model.facts(frozen.domain_id, frozen.num_members) != frozen):
+    def pin(self, party: str, basket: Basket, stated: SignedFacts | None) -> None:
+        """Fix what the party will contribute; the noise is scaled to the facts that it has stated.
+
+        Raises:
+            ProtocolViolation: If the session says anything else of the party than it said itself, or if what
+                it said is no longer true.
+        """
+        if stated is None or self.terms.facts.get(party) != stated:
+            raise ProtocolViolation(f"the session misstates the facts of basket {party!r}")
+        if stated.facts != basket.facts():
             raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
-        self.contributed[party] = model
+        self.contributed[party] = basket.latest.fresh
+
+    def confirm(self, party: str, survivors: tuple[str, ...]) -> Confirmation:
+        """A party's signature on the survivors, of whom there must be enough with something to hide."""
+        participant, release = self.participants[party], self.terms.release
+        weighted = release.num_weighted(p for p in set(survivors) if p in release.weights)
+        if weighted < self.least_weighted:
+            raise ProtocolViolation(
+                f"{weighted} survivors of weight; at least {self.least_weighted} are needed"
+            )
+        return participant.confirm(survivors)
 
     def mask(self, party: str, inbox: Any) -> MaskedInput | None:
         """A party's masked contribution; None if it is not here."""
@@ -101,20 +158,27 @@ class HostedSessions:
 
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and scale of the noise are those that
-            the actor makes of the facts that the session states; each basket's own must be true.
+            the actor makes of the facts that each party has signed for this attempt.
+        a_basket_whose_own_facts_are_misstated_refuses: In whatever way, left out too.
+        no_sum_holds_fewer_of_weight_than_are_needed: Of the survivors; the rest is extra.
         a_session_that_nobody_ends_keeps_no_keys: They are wiped when it is abandoned, the next begins, or its
             time is up.
         one_aggregate_is_masked_in_one_session_at_a_time
 
     Args:
         plan: The federation's numbers.
+        federation_id: The federation.
         baskets: The actor's baskets, now and later.
         noise: Where shares of noise come from.
     """
 
-    def __init__(self, plan: FederationPlan, baskets: Mapping[str, Basket], noise: NoiseSource) -> None:
+    def __init__(
+        self, plan: FederationPlan, federation_id: str, baskets: Mapping[str, Basket], noise: NoiseSource
+    ) -> None:
         self._plan = plan
+        self._federation_id = federation_id
         self._baskets = baskets
+        self._stated: dict[str, SignedFacts] = {}
         self._noise = noise
         self._now = 0.0
         self._sessions: dict[str, HostedSession] = {}
@@ -130,37 +194,64 @@ class HostedSessions:
         if any(not abs(now - session.opened_at) < limit for session in self._sessions.values()):
             self.abandon()
 
-    def open(
-        self,
-        terms: SessionTerms,
-        parties: Sequence[str],
-        plan: FederationPlan,
-        known: Mapping[str, bytes],
-        model_hash: bytes | None,
-    ) -> dict[str, Advert]:
-        """Fresh keys for each party that is here.
+    def state(self, occasion: Occasion, parties: Sequence[str], belief: Belief) -> dict[str, SignedFacts]:
+        """Each party's signed statement of its facts, in place of any that it made before.
+
+        Args:
+            occasion: What the global aggregator asks for it.
+            parties: Who of this actor is asked.
+            belief: What this actor knows by itself.
+        """
+        refusal = _occasion_refusal(occasion, belief, self._federation_id)
+        self._stated.clear()
+
+        def say(party: str) -> SignedFacts:
+            basket = self._baskets[party]
+            if refusal:
+                basket.count_refused_session()
+                raise ProtocolViolation(refusal)
+            self._stated[party] = signed_facts.state(basket.facts(), occasion, basket.identity)
+            return self._stated[party]
+
+        return by_party([p for p in parties if p in self._baskets], say)
+
+    def open(self, terms: SessionTerms, parties: Sequence[str], belief: Belief) -> dict[str, Advert]:
+        """Fresh keys for each party that is here; what is the same for all is checked once.
 
         Args:
             terms: The session's.
             parties: Who of this actor is to take part.
-            plan: The federation's numbers after the last release that the actor was told of.
-            known: Identity keys by basket, from another source than the coordinator.
-            model_hash: What the session must be about, by the actor's own reckoning; None skips that check.
+            belief: What this actor knows by itself.
         """
         session = self._begin(terms)
-        refusal = _refusal(terms, plan)
+        view, refusal = None, ""
+        try:
+            view = PublicView(terms.context)
+            session.least_weighted = _least_weighted(terms, belief)
+        except ProtocolViolation as violation:
+            refusal = str(violation)
 
         def join(party: str) -> Advert:
             basket = self._baskets[party]
             try:
-                if refusal is not None:
+                if view is None or refusal:
                     raise ProtocolViolation(refusal)
-                return session.open(party, basket, known, model_hash)
+                return session.open(party, basket, self._stated.pop(party, None), belief, view)
             except ProtocolViolation:
                 basket.count_refused_session()
                 raise
 
         return by_party([p for p in parties if p in self._baskets], join)
+
+    def confirm(
+        self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
+    ) -> dict[str, Confirmation]:
+        """Each party's signature on the survivors that it was shown."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            return {}
+        here = [p for p in parties if p in session.participants]
+        return by_party(here, lambda p: session.confirm(p, survivors))
 
     def each(
         self, session_id: str, parties: Sequence[str], step: Callable[[Participant], Any]
@@ -189,7 +280,7 @@ class HostedSessions:
         session = self._begin(terms)
 
         def hand_in(party: str) -> tuple[str, NDArray[Any]]:
-            session.pin(party, self._baskets[party])
+            session.pin(party, self._baskets[party], self._stated.pop(party, None))
             self._baskets[party].latest.hand_in(session.contributed[party])
             return party, session.plain(party)
 
@@ -236,26 +327,70 @@ class HostedSessions:
         return session
 
 
-def _refusal(terms: SessionTerms, plan: FederationPlan) -> str | None:
-    """Why a session's numbers are not those of this federation, or None.
+def _occasion_refusal(occasion: Occasion, belief: Belief, federation_id: str) -> str:
+    """Why nothing is stated for an occasion, or nothing."""
+    layer2 = belief.plan.config.layer2
+    if type(occasion) is not Occasion or occasion.federation_id != federation_id:
+        return "the session is another federation's"
+    if occasion.ledger_head != belief.ledger_head:
+        return "the session is about another last release than this basket actor was given"
+    if layer2.use_secure_aggregation and occasion.roster != _roster_digest(belief.chain.newest):
+        return "the session is about another roster than this basket actor has pinned"
+    return ""
 
-    Noise in shares is to protect from the global aggregator, so its scale is not taken from it.
+
+def _roster_digest(roster: Roster | None) -> bytes:
+    return b"" if roster is None else roster.digest()
+
+
+def _least_weighted(terms: SessionTerms, belief: Belief) -> int:
+    """Parties of weight that every sum of a session must hold, once its numbers are found to be right.
+
+    Nothing is taken from the global aggregator but the statements that the parties signed: who is registered
+    comes from the roster, and all numbers are computed from the statements.
+
+    Raises:
+        ProtocolViolation: If the session's numbers are not those of this federation and these statements.
     """
-    context, ids = terms.context, [party.party_id for party in terms.context.parties]
-    shape = session_shape(plan.config.layer2, len(ids))
+    context, plan, roster = terms.context, belief.plan, belief.chain.newest
+    layer2, ids = plan.config.layer2, [party.party_id for party in context.parties]
+    if roster is None or context.roster != roster.digest():
+        raise ProtocolViolation("the session is about another roster than this basket actor has pinned")
+    registered = roster.keys()
+    unsigned = sum(party not in registered for party in ids)
+    occasion = Occasion.of(context, belief.ledger_head)
+    if sorted(terms.facts) != ids:
+        raise ProtocolViolation("the session does not state the facts of exactly its parties")
+    for party in context.parties:
+        refusal = signed_facts.refusal(
+            party.party_id, party.identity_public, terms.facts[party.party_id], occasion, plan
+        )
+        if refusal:
+            raise ProtocolViolation(refusal)
+    if signed_facts.facts_digest(terms.facts, occasion) != context.facts:
+        raise ProtocolViolation("the facts are not those that the session is bound to")
+    try:
+        release = plan.release(
+            [terms.facts[party].facts for party in ids], registered=len(registered), unsigned=unsigned
+        )
+    except ConfigError as error:
+        raise ProtocolViolation(f"no release follows from the facts: {error}") from None
+    if not terms.release.agrees_with(release):
+        raise ProtocolViolation("the release's numbers do not follow from the facts that the parties signed")
+    shape = session_shape(
+        layer2, len(ids), registered=len(registered), idle=release.num_idle, unsigned=unsigned
+    )
     if (context.threshold, context.degree, context.share_threshold) != (
         shape.threshold,
         shape.degree,
         shape.share_threshold,
     ):
-        return f"a session of {len(ids)} baskets needs another threshold or graph"
-    if any(party not in terms.facts or terms.facts[party].basket_id != party for party in ids):
-        return "the session states no facts about one of its parties"
-    if not terms.release.agrees_with(plan.release([terms.facts[party] for party in ids])):
-        return "the release's numbers do not follow from the facts that the session states"
-    if (context.dimension, context.ring_bits) != (terms.release.length, terms.release.ring_bits):
-        return "the session's ring is not the release's"
-    return None
+        raise ProtocolViolation(f"a session of {len(ids)} baskets needs another threshold or graph")
+    if (context.dimension, context.ring_bits) != (release.length, release.ring_bits):
+        raise ProtocolViolation("the session's ring is not the release's")
+    if refusal := shape.refusal(len(ids) - release.num_idle):
+        raise ProtocolViolation(refusal)
+    return shape.least_weighted
 
 
 def by_party(parties: Sequence[str], step: Callable[[str], Any]) -> dict[str, Any]:

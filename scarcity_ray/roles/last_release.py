@@ -35,6 +35,12 @@ class LastRelease:
         return self.model.version if self.model is not None else 0
 
     @property
+    def ledger_head(self) -> str:
+        """The ledger's head at that release; empty before the first, and where none is distributed."""
+        known = self.model is not None and self._plan.config.layer2.distribute_to_baskets
+        return self.model.ledger_head if known and self.model is not None else ""
+
+    @property
     def clip_norm(self) -> float:
         """What rows are clipped to from now on; what waits is clipped again by Layer 1."""
         if self.model is None or self.model.clip_norm is None:

@@ -19,6 +19,7 @@ from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.client_memory import ClientMemory
+from scarcity_ray.secagg import Endorsement, Roster
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -233,6 +234,7 @@ class HostState:
         order: The last operation that it took part in.
         admissions: Its baskets and their members.
         memories: Of clients that left it.
+        rosters: The newest epochs of the roster that it has pinned.
     """
 
     round_id: int
@@ -240,6 +242,7 @@ class HostState:
     order: Order | None = None
     admissions: tuple[Admission, ...] = ()
     memories: tuple[ClientMemory, ...] = ()
+    rosters: tuple[Roster, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -328,6 +331,45 @@ class Located:
 
     routes: dict[str, tuple[str, int]]
     news: News
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Who is registered, as the directory tells a driver.
+
+    Attributes:
+        rosters: The epochs asked for, the newest last; none before the first.
+        endorsements: Of baskets that are not signed for yet.
+        known: Identity keys of all who may take part.
+        draft: With an operator's key, the next epoch, which waits for its signature.
+    """
+
+    rosters: tuple[Roster, ...]
+    endorsements: tuple[Endorsement, ...] = ()
+    known: dict[str, bytes] = field(default_factory=dict)
+    draft: Roster | None = None
+
+    @property
+    def newest(self) -> Roster | None:
+        """The newest roster."""
+        return self.rosters[-1] if self.rosters else None
+
+
+@dataclass(frozen=True)
+class PartyKnowledge:
+    """What a basket actor answers when it is told who is registered.
+
+    Attributes:
+        version: Of the last release that was distributed to it; 0 for none.
+        keys: Its own baskets' identity keys.
+        epoch: Of the roster that it has pinned; 0 for none.
+        refusal: Why it went no further, or nothing.
+    """
+
+    version: int
+    keys: dict[str, bytes]
+    epoch: int
+    refusal: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -450,3 +492,8 @@ class BasketReport:
             messages_delivered=past.messages_delivered + self.messages_delivered,
             sessions_refused=past.sessions_refused + self.sessions_refused,
         )
+
+
+def operator_key_of(config: HierarchicalFederationConfig) -> bytes | None:
+    """The key that rosters must be signed with; None where they need no signature."""
+    return None if config.operator_key is None else bytes.fromhex(config.operator_key)

@@ -28,6 +28,7 @@ from scarcity_ray.roles.messages import (
     Order,
     OrderNumber,
 )
+from scarcity_ray.secagg import Roster
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Recovered:
         memories: Of clients that left.
         done: Ids of operations that are known to be done.
         pending: The operation to begin again; its number is the directory's to give.
+        rosters: The newest epochs of the roster that any of them has pinned.
     """
 
     round_id: int
@@ -49,6 +51,7 @@ class Recovered:
     memories: tuple[ClientMemory, ...]
     done: tuple[str, ...] = ()
     pending: Operation | None = None
+    rosters: tuple[Roster, ...] = ()
 
 
 def recovered_from(states: Sequence[HostState]) -> Recovered:
@@ -80,7 +83,8 @@ def recovered_from(states: Sequence[HostState]) -> Recovered:
         pending = Operation(order, leavers=strays)
     elif last is not None and last.kind is not OperationKind.REGISTER:
         done = (last.operation_id,)
-    return Recovered(round_id, number, admissions, memories, done, pending)
+    rosters = max((s.rosters for s in states if s.rosters), key=lambda kept: kept[-1].epoch, default=())
+    return Recovered(round_id, number, admissions, memories, done, pending, rosters)
 
 
 def _housed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -12,11 +12,23 @@ from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.basket import Basket
 from scarcity_ray.roles.charging import BasketCharges
-from scarcity_ray.roles.hosted_session import HostedSessions
+from scarcity_ray.roles.hosted_session import Belief, HostedSessions
 from scarcity_ray.roles.last_release import LastRelease
+from scarcity_ray.roles.messages import PartyKnowledge, operator_key_of
 from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.sessions import SessionTerms
-from scarcity_ray.secagg import Advert, Confirmation, KeyShares, MaskedInput, UnmaskShares
+from scarcity_ray.roles.signed_facts import Occasion, SignedFacts
+from scarcity_ray.secagg import (
+    Advert,
+    Confirmation,
+    Endorsement,
+    KeyShares,
+    MaskedInput,
+    Party,
+    Roster,
+    RosterChain,
+    UnmaskShares,
+)
 
 
 class SessionHost(Role):
@@ -24,6 +36,7 @@ class SessionHost(Role):
 
     Args:
         plan: The federation's numbers.
+        federation_id: The federation.
         baskets: The actor's baskets by id, now and later.
         noise: Where shares of noise come from.
         charges: What it asks of the accountant.
@@ -33,6 +46,7 @@ class SessionHost(Role):
     def __init__(
         self,
         plan: FederationPlan,
+        federation_id: str,
         baskets: dict[str, Basket],
         noise: NoiseSource,
         charges: BasketCharges,
@@ -40,36 +54,53 @@ class SessionHost(Role):
     ) -> None:
         super().__init__()
         self._plan = plan
+        self._federation_id = federation_id
         self._baskets = baskets
         self._charges = charges
         self._last = last
-        self._sessions = HostedSessions(plan, baskets, noise)
-        self._told_parties: dict[str, bytes] = {}
+        self._sessions = HostedSessions(plan, federation_id, baskets, noise)
+        self._chain = RosterChain(federation_id, operator_key_of(plan.config))
 
-    def know_parties(self, identities: Mapping[str, bytes]) -> tuple[int, dict[str, bytes]]:
-        """Learn every live basket's identity key, in place of what was told before.
+    def know_parties(
+        self, rosters: Sequence[Roster], endorsements: Sequence[Endorsement] = ()
+    ) -> PartyKnowledge:
+        """Learn who is registered: the next epochs of the roster, oldest first, and who is vouched for.
 
         They come from a driver, which has them from the directory: never from the global aggregator, whose
-        sessions they are held against. Until they are told, only sessions among this actor's own baskets are
-        joined.
-
-        Args:
-            identities: Ed25519 public bytes by basket.
-
-        Returns:
-            Version of the last release that was distributed here, 0 for none; and this actor's own keys.
+        sessions they are held against. Until a roster is pinned, no session is joined.
         """
-        self._told_parties = dict(identities)
-        return self._last.version, self.own_keys()
+        refusal = self._chain.follow(rosters)
+        self._chain.endorse(endorsements)
+        return PartyKnowledge(self._last.version, self.own_keys(), self._chain.epoch, refusal)
+
+    def rosters(self) -> tuple[Roster, ...]:
+        """The newest epochs that this actor has pinned, for a directory that came back empty."""
+        return self._chain.kept
+
+    def endorse(self, basket_id: str, parties: Sequence[Party]) -> tuple[Endorsement, ...]:
+        """A basket vouches for the halves that it is split into."""
+        basket = self._baskets.get(basket_id)
+        if basket is None:
+            return ()
+        vouched = (Endorsement(self._federation_id, basket_id, party) for party in parties)
+        return tuple(endorsement.signed(basket.identity) for endorsement in vouched)
+
+    def session_facts(self, occasion: Occasion, parties: Sequence[str]) -> dict[str, SignedFacts]:
+        """Before a session: what each party that is here states and signs about itself for this attempt.
+
+        Nothing is stated, and the refusal counted, for an occasion of another roster or last release than
+        this actor knows of.
+        """
+        return self._sessions.state(occasion, parties, self._belief(None))
 
     def session_open(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, Advert]:
         """Secure aggregation, phase 1: fresh keys for each party that is here.
 
-        A session is refused, and the refusal counted, that names a basket or a key that this actor was not
-        told of, or that is about another last release than the one that was distributed here.
+        A session is refused, and the refusal counted, that names a basket or a key that is not on the roster,
+        that is about another last release than the one that was distributed here, whose numbers do not follow
+        from what the parties have signed about themselves, or in which a corrupt few could read a basket.
         """
-        known, plan = {**self._told_parties, **self.own_keys()}, self._plan.at(self._last.clip_norm)
-        return self._sessions.open(terms, parties, plan, known, self._last.agreement_hash(terms))
+        return self._sessions.open(terms, parties, self._belief(self._last.agreement_hash(terms)))
 
     def session_share(
         self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
@@ -85,7 +116,7 @@ class SessionHost(Role):
         self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
     ) -> dict[str, Confirmation]:
         """Phase 4: each party signs the survivors that it was shown."""
-        return self._sessions.each(session_id, parties, lambda p: p.confirm(survivors))
+        return self._sessions.confirm(session_id, parties, survivors)
 
     def session_unmask(
         self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
@@ -125,6 +156,10 @@ class SessionHost(Role):
     def own_keys(self) -> dict[str, bytes]:
         """Ed25519 public bytes of the baskets that are here."""
         return {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
+
+    def _belief(self, model_hash: bytes | None) -> Belief:
+        plan = self._plan.at(self._last.clip_norm)
+        return Belief(plan, self._chain, self._last.ledger_head, model_hash)
 
 
 __all__ = ["SessionHost"]

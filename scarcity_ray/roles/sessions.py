@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.errors import ActorLost, ProtocolViolation
-from scarcity_ray.plan import BasketFacts, ReleasePlan
+from scarcity_ray.errors import ActorLost, ProtocolViolation, SecureAggregationAborted
+from scarcity_ray.plan import ReleasePlan
 from scarcity_ray.roles.handles import Future, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace
+from scarcity_ray.roles.signed_facts import Occasion, SignedFacts
 from scarcity_ray.secagg import Coordinator, SessionContext
 
 Receive = Callable[[str, Any], None]
@@ -35,13 +36,13 @@ class SessionTerms:
     Attributes:
         context: Parties, ring, threshold and the hash of what they agree on.
         release: Weights and scale.
-        facts: Each party's public facts, which the noise is scaled to.
+        facts: Each party's public facts as it has signed them; the release's numbers follow from these.
         masked: Whether inputs are masked; if not, they are added up as they are.
     """
 
     context: SessionContext
     release: ReleasePlan
-    facts: Mapping[str, BasketFacts]
+    facts: Mapping[str, SignedFacts]
     masked: bool
 
     @property
@@ -71,22 +72,99 @@ def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
     return digest.digest()
 
 
-class SecureSession:
+class PartyCalls:
+    """Calls to the basket actors for their parties, side by side.
+
+    Args:
+        places: The parties' places.
+        peers: The basket actors.
+
+    Attributes:
+        lost_roles: Basket actors that did not answer.
+        violations: What was refused, in words.
+    """
+
+    def __init__(self, places: Iterable[BasketPlace], peers: Peers) -> None:
+        self.lost_roles: list[str] = []
+        self.violations: list[str] = []
+        self._peers = peers
+        self._slots = {place.basket_id: place.slot for place in places}
+
+    def facts(self, occasion: Occasion) -> dict[str, Any]:
+        """What each party says is its signed statement of its facts; nothing in it is checked yet."""
+        stated: dict[str, Any] = {}
+        self._phase("session_facts", self._slots, lambda batch: (occasion, batch), stated.__setitem__)
+        return stated
+
+    def _phase(
+        self,
+        method: str,
+        parties: Iterable[str],
+        arguments: Callable[[tuple[str, ...]], tuple[object, ...]],
+        receive: Receive,
+    ) -> None:
+        """One call an actor for all its parties; each answered message goes to `receive`, by party."""
+        batches: dict[int, list[str]] = defaultdict(list)
+        for party in sorted(parties):
+            batches[self._slots[party]].append(party)
+        calls = {
+            slot: self._peers.handle(basket_actor(slot)).call(method, *arguments(tuple(batch)))
+            for slot, batch in sorted(batches.items())
+        }
+        answers: dict[str, Any] = {}
+        for slot, call in calls.items():
+            answers.update(self._own_messages(slot, batches[slot], self._answer(slot, call)))
+        for party in sorted(answers):
+            self._take(receive, party, answers[party])
+
+    def _own_messages(self, slot: int, parties: Sequence[str], answer: object) -> dict[str, Any]:
+        if answer is None:
+            return {}
+        if not isinstance(answer, dict):
+            self.violations.append(f"{basket_actor(slot)} answered with a {type(answer).__name__}")
+            return {}
+        if set(answer) - set(parties):
+            self.violations.append(f"{basket_actor(slot)} answered for parties that it does not hold")
+        messages = {party: answer[party] for party in parties if party in answer}
+        refusals = [party for party, message in messages.items() if isinstance(message, ProtocolViolation)]
+        self.violations.extend(str(messages.pop(party)) for party in refusals)
+        return messages
+
+    def _answer(self, slot: int, call: Future) -> Any:
+        try:
+            return call.result()
+        except ActorLost:
+            role = basket_actor(slot)
+            if role not in self.lost_roles:
+                self.lost_roles.append(role)
+        except ProtocolViolation as violation:
+            self.violations.append(str(violation))
+        return None
+
+    def _take(self, receive: Receive, party: str, message: Any) -> None:
+        try:
+            receive(party, message)
+        except ProtocolViolation as violation:
+            self.violations.append(str(violation))
+
+
+class SecureSession(PartyCalls):
     """Drives one session: `collect`, then (once the charge is durable) `unmask`, then always `end`.
 
     Args:
         terms: What the parties are told.
         places: The parties' places, in the order of the context.
         peers: The basket actors.
+        least_weighted: Survivors of weight above 0 without which it aborts.
     """
 
-    def __init__(self, terms: SessionTerms, places: Sequence[BasketPlace], peers: Peers) -> None:
+    def __init__(
+        self, terms: SessionTerms, places: Sequence[BasketPlace], peers: Peers, least_weighted: int = 0
+    ) -> None:
+        super().__init__(places, peers)
+        self._least_weighted = least_weighted
         self.session_id = terms.session_id
-        self.lost_roles: list[str] = []
-        self.violations: list[str] = []
         self._terms = terms
-        self._peers = peers
-        self._slots = {place.basket_id: place.slot for place in places}
         self._coordinator = Coordinator(terms.context)
         self._plain: NDArray[Any] | None = None
         self._summed: tuple[str, ...] = ()
@@ -100,6 +178,7 @@ class SecureSession:
         """
         if not self._terms.masked:
             self._summed = self._collect_plain()
+            self._require_weight(self._summed)
             return self._summed
         coordinator = self._coordinator
         self._phase(
@@ -114,6 +193,7 @@ class SecureSession:
         )
         self._each_mask(coordinator.sharers())
         survivors = coordinator.survivors()
+        self._require_weight(survivors)
         self._phase(
             "session_confirm",
             survivors,
@@ -157,6 +237,13 @@ class SecureSession:
         for slot in sorted(set(self._slots.values())):
             self._peers.handle(basket_actor(slot)).call("session_end", self.session_id, self._spent)
 
+    def _require_weight(self, survivors: Sequence[str]) -> None:
+        weighted = self._terms.release.num_weighted(survivors)
+        if weighted < self._least_weighted:
+            raise SecureAggregationAborted(
+                f"{weighted} fresh baskets survived, a release needs {self._least_weighted}"
+            )
+
     def _collect_plain(self) -> tuple[str, ...]:
         survivors: list[str] = []
         context = self._terms.context
@@ -175,40 +262,6 @@ class SecureSession:
         self._plain = total
         return tuple(sorted(survivors))
 
-    def _phase(
-        self,
-        method: str,
-        parties: Iterable[str],
-        arguments: Callable[[tuple[str, ...]], tuple[object, ...]],
-        receive: Receive,
-    ) -> None:
-        """One call an actor for all its parties; each answered message goes to `receive`, by party."""
-        batches: dict[int, list[str]] = defaultdict(list)
-        for party in sorted(parties):
-            batches[self._slots[party]].append(party)
-        calls = {
-            slot: self._peers.handle(basket_actor(slot)).call(method, *arguments(tuple(batch)))
-            for slot, batch in sorted(batches.items())
-        }
-        answers: dict[str, Any] = {}
-        for slot, call in calls.items():
-            answers.update(self._own_messages(slot, batches[slot], self._answer(slot, call)))
-        for party in sorted(answers):
-            self._take(receive, party, answers[party])
-
-    def _own_messages(self, slot: int, parties: Sequence[str], answer: object) -> dict[str, Any]:
-        if answer is None:
-            return {}
-        if not isinstance(answer, dict):
-            self.violations.append(f"{basket_actor(slot)} answered with a {type(answer).__name__}")
-            return {}
-        if set(answer) - set(parties):
-            self.violations.append(f"{basket_actor(slot)} answered for parties that it does not hold")
-        messages = {party: answer[party] for party in parties if party in answer}
-        refusals = [party for party, message in messages.items() if isinstance(message, ProtocolViolation)]
-        self.violations.extend(str(messages.pop(party)) for party in refusals)
-        return messages
-
     def _each_mask(self, parties: Sequence[str]) -> None:
         """One call a party, so that one masked vector at a time is held beside the sum."""
         calls = [
@@ -224,23 +277,6 @@ class SecureSession:
             masked = self._answer(self._slots[party], call)
             if masked is not None:
                 self._take(_owned(self._coordinator.add_masked), party, masked)
-
-    def _answer(self, slot: int, call: Future) -> Any:
-        try:
-            return call.result()
-        except ActorLost:
-            role = basket_actor(slot)
-            if role not in self.lost_roles:
-                self.lost_roles.append(role)
-        except ProtocolViolation as violation:
-            self.violations.append(str(violation))
-        return None
-
-    def _take(self, receive: Receive, party: str, message: Any) -> None:
-        try:
-            receive(party, message)
-        except ProtocolViolation as violation:
-            self.violations.append(str(violation))
 
 
 def _owned(add: Callable[[Any], None]) -> Receive:

@@ -30,6 +30,7 @@ from scarcity_ray.roles.messages import (
 )
 from scarcity_ray.roles.parcels import ActorKey
 from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
+from scarcity_ray.secagg import Party
 
 
 class _OvertakenError(Exception):
@@ -73,6 +74,7 @@ class Operations(RoleCalls):
             try:
                 identities = self._admit(operation)
                 self._rehouse(operation.order)
+                self._endorse(operation, identities)
                 memories = self._dismiss(operation)
                 seen = self._close(operation)
                 self._begin_round(operation)
@@ -134,6 +136,17 @@ class Operations(RoleCalls):
 
     def _actor_keys(self, slots: Iterable[int]) -> Mapping[int, ActorKey]:
         return self.ask_baskets("actor_key", dict.fromkeys(sorted(set(slots)), ()))
+
+    def _endorse(self, operation: Operation, identities: Mapping[str, bytes]) -> None:
+        """Where an operator signs for baskets: a closing one vouches for those that its clients move to."""
+        source = operation.order.closing
+        if source is None or self.assembly.identity.config.operator_key is None:
+            return
+        moved = [admission.place.basket_id for admission in operation.admissions]
+        parties = tuple(Party(basket_id, identities[basket_id]) for basket_id in moved)
+        endorsed = self.call(basket_actor(source.slot), "endorse", source.basket_id, parties)
+        if endorsed:
+            self.call(DIRECTORY, "record_endorsements", endorsed)
 
     def _dismiss(self, operation: Operation) -> list[ClientMemory]:
         order = operation.order

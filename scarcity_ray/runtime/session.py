@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
+from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.privacy.answers import BudgetStatus
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL
+from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.roles.messages import (
     BasketReport,
     ConductReport,
     Layer1Outcome,
     Layer2Outcome,
     Member,
+    PartyKnowledge,
+    Registry,
     SubmissionResult,
     Whereabouts,
 )
@@ -30,8 +34,9 @@ from scarcity_ray.roles.statistics import WITHOUT_LAYER2
 from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.roles.waiting import WaitingFor, waiting_for
 from scarcity_ray.runtime.assembly import Assembly
-from scarcity_ray.runtime.calls import RECOVERIES
+from scarcity_ray.runtime.calls import RECOVERIES, logger
 from scarcity_ray.runtime.operations import Operations
+from scarcity_ray.secagg import IdentityKeyPair, Roster
 
 
 class DriverSession(Operations):
@@ -40,13 +45,17 @@ class DriverSession(Operations):
     Args:
         assembly: The federation's roles.
         clock: Gives the time in seconds since the epoch.
+
+    Attributes:
+        operator: The operator's identity, where this driver holds it; it signs each new roster.
     """
 
     def __init__(self, assembly: Assembly, clock: Callable[[], float]) -> None:
         super().__init__(assembly, clock)
         self._routes: dict[str, tuple[str, int]] = {}
-        self._told_parties: dict[str, bytes] | None = None
+        self._told_registry: Registry | None = None
         self._told_taken_over = False
+        self.operator: IdentityKeyPair | None = None
 
     def start(self) -> BudgetStatus:
         """Open a new federation's ledger through its accountant, which was started, and start the others.
@@ -148,8 +157,14 @@ class DriverSession(Operations):
         """Layer 2 if it is due; a release is told to the baskets, and so is a spent budget."""
         if not self.assembly.has_layer2:
             return Layer2Outcome(None, "Layer 2 is off (layer2.enabled: false)")
-        where = self._tell_parties()
-        outcome: Layer2Outcome = self.call(GLOBAL, "run", where.places, where.round_id, force, self.now())
+        where, roster = self._tell_parties()
+        if roster is None and self.assembly.identity.config.layer2.use_secure_aggregation:
+            return Layer2Outcome(None, "no roster is signed yet: see `scarcity-ray roster sign`")
+        # Until the baskets know of the release: who stops in between tells them all anew.
+        told, self._told_registry = self._told_registry, None
+        outcome: Layer2Outcome = self.call(
+            GLOBAL, "run", where.places, where.round_id, force, self.now(), roster
+        )
         if outcome.model is not None:
             self.latest = outcome.model
             if self.assembly.identity.config.layer2.distribute_to_baskets:
@@ -157,8 +172,8 @@ class DriverSession(Operations):
         if outcome.read_only:
             self.tell_baskets("set_read_only", True)
         self.recover(*outcome.lost_roles)
-        if outcome.aborted or outcome.dropped:
-            self._told_parties = None
+        if not (outcome.aborted or outcome.dropped):
+            self._told_registry = told
         return outcome
 
     def local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -220,32 +235,77 @@ class DriverSession(Operations):
             last_abort=layer2["aborted"],
         )
 
-    def _tell_parties(self) -> Whereabouts:
-        """Tell every basket actor the baskets' identity keys, and the last release to those that lack it.
+    def registry(self) -> Registry:
+        """Who is registered; a new roster is signed where this driver holds the operator's identity.
 
-        Told before this driver's first session, whenever the directory's record differs from what was told
+        Without masks nobody need be: it is empty.
+        """
+        if not self.assembly.identity.config.layer2.use_secure_aggregation:
+            return Registry(())
+        registry: Registry = self.call(DIRECTORY, "registry")
+        if registry.draft is not None and self.operator is not None:
+            self.adopt_roster(registry.draft.signed(self.operator))
+            registry = self.call(DIRECTORY, "registry")
+        return registry
+
+    def adopt_roster(self, roster: Roster) -> None:
+        """Have the directory take the next roster with the operator's signature.
+
+        Raises:
+            UsageError: If it is not the next one, or not signed by the operator of the config.
+        """
+        refusal = self.call(DIRECTORY, "adopt_roster", roster)
+        if refusal:
+            raise UsageError(f"this roster is not adopted: {refusal}")
+
+    def _tell_parties(self) -> tuple[Whereabouts, Roster | None]:
+        """Tell every basket actor who is registered, and the last release to those that lack it.
+
+        Told before this driver's first session, whenever the directory's roster differs from what was told
         last (new baskets, a split, keys that changed with an actor that came back, also while they are being
-        told), and after a session in which a basket was left out, which may have been told otherwise by
-        another driver.
+        told), after a session in which a basket was left out, which may have been told otherwise by another
+        driver, and after one that this driver has not seen to its end.
 
         Returns:
-            The record that was told.
+            Where those baskets are that may take part, and the newest roster; None without masks, and before
+            an operator has signed one.
         """
         layer2 = self.assembly.identity.config.layer2
-        where = self.whereabouts()
-        for _ in range(RECOVERIES if layer2.use_secure_aggregation else 0):
-            identities = {place.basket_id: place.identity for place in where.places if place.identity}
-            if identities == self._told_parties:
+        where, registry = self.whereabouts(), self.registry()
+        for _ in range(RECOVERIES):
+            if registry == self._told_registry:
                 break
-            held = self.tell_baskets("know_parties", identities)
-            self._record_keys(where, {b: key for _, own in held.values() for b, key in own.items()})
+            held: dict[int, PartyKnowledge] = self.tell_baskets(
+                "know_parties", registry.rosters, registry.endorsements
+            )
+            self._bring_up(held, registry)
+            self._record_keys(where, {b: key for known in held.values() for b, key in known.keys.items()})
             if layer2.distribute_to_baskets:
                 latest = self.ask(GLOBAL, "latest")
-                behind = [s for s, (version, _) in held.items() if latest and version < latest.version]
+                behind = [s for s, known in held.items() if latest and known.version < latest.version]
                 self.call_baskets("adopt", dict.fromkeys(behind, (latest,)))
-            self._told_parties = identities
-            where = self.whereabouts()
-        return where
+            self._told_registry = registry
+            where, registry = self.whereabouts(), self.registry()
+        if not layer2.use_secure_aggregation:
+            return where, None
+        known = registry.known
+        places = tuple(place for place in where.places if known.get(place.basket_id) == place.identity)
+        return replace(where, places=places), registry.newest
+
+    def _bring_up(self, held: Mapping[int, PartyKnowledge], registry: Registry) -> None:
+        """Tell the epochs in between to basket actors that missed some."""
+        newest = registry.newest
+        for slot, known in held.items():
+            if newest is None or (known.epoch == newest.epoch and not known.refusal):
+                continue
+            missed: Registry = self.call(DIRECTORY, "registry", known.epoch)
+            role = basket_actor(slot)
+            rosters = missed.rosters or registry.rosters
+            told: PartyKnowledge = self.call(role, "know_parties", rosters, missed.endorsements)
+            if told.refusal:
+                loss = f"{role} follows no new roster, and joins no session: {told.refusal}"
+                self.faults.append(loss)
+                logger.warning(loss)
 
     def _record_keys(self, where: Whereabouts, own: Mapping[str, bytes]) -> None:
         """Have the directory know the keys that the baskets have.

@@ -28,6 +28,8 @@ from scarcity_ray.secagg.messages import (
 )
 from scarcity_ray.secagg.participant import Participant
 from scarcity_ray.secagg.phases import Phase, State
+from scarcity_ray.secagg.public_view import PublicView
+from scarcity_ray.secagg.roster import Endorsement, Roster, RosterChain
 from scarcity_ray.secagg.session_guard import SessionGuard
 from scarcity_ray.secagg.sparse import GraphChoice, choose_graph
 
@@ -35,6 +37,7 @@ __all__ = [
     "Advert",
     "Confirmation",
     "Coordinator",
+    "Endorsement",
     "GraphChoice",
     "IdentityKeyPair",
     "Inbox",
@@ -43,6 +46,9 @@ __all__ = [
     "Participant",
     "Party",
     "Phase",
+    "PublicView",
+    "Roster",
+    "RosterChain",
     "SessionContext",
     "SessionGuard",
     "State",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
-from scarcity_ray.errors import ProtocolViolation, UsageError
+from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.identity import IdentityKeyPair
 
@@ -21,21 +21,15 @@ def require_joinable(
     known_parties: Mapping[str, bytes] | None,
     model_hash: bytes | None,
 ) -> None:
-    """Refuses a context that is malformed, names not this party, names strangers, or another model.
+    """Refuses a context that names not this party, names strangers, or another model.
 
     Args:
-        context: As the coordinator announced it.
+        context: As the coordinator announced it; well formed.
         party_id: This party's id.
         identity: This party's identity.
         known_parties: Identity keys by id, from another source than the coordinator; None skips that check.
         model_hash: Hash of the global model that this party started from; None skips that check.
     """
-    if type(context) is not SessionContext:
-        raise ProtocolViolation(f"expected SessionContext, got {type(context).__name__}")
-    try:
-        context.check()
-    except (UsageError, AttributeError) as error:
-        raise ProtocolViolation(f"a malformed session context: {error}") from None
     position = context.position(party_id)
     if position is None or context.parties[position].identity_public != identity.public_bytes:
         raise ProtocolViolation(f"this session does not name {party_id!r} with this identity")

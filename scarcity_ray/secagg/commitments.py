@@ -46,7 +46,7 @@ def commit_to_seed(context_digest: bytes, owner: str, seed: bytes) -> bytes:
 
 def commit_to_share(roster: bytes, owner: str, holder: str, secret: Secret, share: bytes) -> bytes:
     """Commitment to one holder's share of one secret."""
-    return digest("share", roster, owner, holder, secret.value, share)
+    return digest("share", roster, owner, holder, secret, share)
 
 
 def require_authentic(context: SessionContext, context_digest: bytes, message: SignedMessage) -> None:

@@ -53,6 +53,9 @@ class SessionContext:
         degree: Neighbours a party has in the graph of masks and shares (even), or None: all others.
         share_threshold: Shares that rebuild a secret within a neighbourhood (a party and its neighbours);
             None on the complete graph, where it is ``threshold``.
+        roster: Digest of the roster that says who is registered (`scarcity_ray.secagg.roster`), 32 bytes.
+        facts: Digest of all that the parties state and sign about themselves, 32 bytes: in every key, and
+            signed back by each party with its advert, so that nobody can be told two stories.
 
     Guarantees:
         * `any_changed_field_changes_the_digest`
@@ -70,6 +73,8 @@ class SessionContext:
     parties: tuple[Party, ...]
     degree: int | None = None
     share_threshold: int | None = None
+    roster: bytes = bytes(DIGEST_BYTES)
+    facts: bytes = bytes(DIGEST_BYTES)
 
     def __post_init__(self) -> None:
         if isinstance(self.parties, tuple | list) and all(type(p) is Party for p in self.parties):
@@ -90,9 +95,9 @@ class SessionContext:
         )
         _require(_is_int(self.round_id, 0, 2**63 - 1), "round_id", "an int >= 0")
         _require(_is_int(self.attempt, 0, 2**31 - 1), "attempt", "an int >= 0")
-        _require(
-            type(self.model_hash) is bytes and len(self.model_hash) == DIGEST_BYTES, "model_hash", "32 bytes"
-        )
+        for name in ("model_hash", "roster", "facts"):
+            value = getattr(self, name)
+            _require(type(value) is bytes and len(value) == DIGEST_BYTES, name, "32 bytes")
         _require(_is_int(self.dimension, 1, MAX_DIMENSION), "dimension", f"an int in 1..{MAX_DIMENSION}")
         _require(type(self.ring_bits) is int and self.ring_bits in RING_BITS, "ring_bits", "32 or 64")
         _require(
@@ -170,6 +175,8 @@ class SessionContext:
             self.threshold,
             self.degree or 0,
             self.share_threshold or 0,
+            self.roster,
+            self.facts,
             *(part for party in self.parties for part in (party.party_id, party.identity_public)),
         )
 

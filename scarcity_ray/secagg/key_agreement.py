@@ -11,13 +11,13 @@ parties from two ephemeral keys, and a participant shares its keys once.
 
 from __future__ import annotations
 
+import functools
+import hmac
 from collections.abc import Callable
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.secagg.transcript import encode
@@ -27,6 +27,8 @@ Entropy = Callable[[int], bytes]
 KEY_BYTES = 32
 GCM_TAG_BYTES = 16
 _NONCE = bytes(12)
+_NO_SALT = bytes(32)
+_FIRST_BLOCK = b"\x01"
 
 
 def private_key_from(seed: bytes) -> X25519PrivateKey:
@@ -46,14 +48,24 @@ def agree(private: X25519PrivateKey, peer_public: bytes) -> bytes:
         ProtocolViolation: if the peer's key is malformed or of low order (the secret would be zero).
     """
     try:
-        return private.exchange(X25519PublicKey.from_public_bytes(peer_public))
+        return private.exchange(_public_key(peer_public))
     except ValueError:
         raise ProtocolViolation("an X25519 public key is malformed or of low order") from None
 
 
 def derive_key(secret: bytes, label: str, *binding: bytes | str | int) -> bytes:
-    """HKDF-SHA256 (RFC 5869) of ``secret`` for one purpose: 32 bytes bound to ``label`` and ``binding``."""
-    return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=encode(label, *binding)).derive(bytes(secret))
+    """HKDF-SHA256 (RFC 5869) of ``secret`` for one purpose: 32 bytes bound to ``label`` and ``binding``.
+
+    Without salt and for one block of output that is two HMACs: extract, then expand.
+    """
+    extracted = hmac.digest(_NO_SALT, secret, "sha256")
+    return hmac.digest(extracted, encode(label, *binding) + _FIRST_BLOCK, "sha256")
+
+
+@functools.lru_cache(maxsize=4096)
+def _public_key(public: bytes) -> X25519PublicKey:
+    """Each neighbour of a party on this host agrees with the same key."""
+    return X25519PublicKey.from_public_bytes(public)
 
 
 def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:

@@ -20,7 +20,6 @@ from scarcity_ray.secagg.commitments import Secret
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.dealing import deal, halves, open_shares
 from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
-from scarcity_ray.secagg.graph import Graph
 from scarcity_ray.secagg.identity import IdentityKeyPair
 from scarcity_ray.secagg.key_agreement import Entropy
 from scarcity_ray.secagg.keyring import Keyring
@@ -34,9 +33,9 @@ from scarcity_ray.secagg.messages import (
     MaskedInput,
     UnmaskShares,
     checked,
-    checked_batch,
 )
 from scarcity_ray.secagg.phases import PARTICIPANT_TRANSITIONS, State
+from scarcity_ray.secagg.public_view import PublicView
 from scarcity_ray.secagg.session_guard import SessionGuard
 
 
@@ -62,6 +61,7 @@ class Participant:
         guard: SessionGuard | None = None,
         known_parties: Mapping[str, bytes] | None = None,
         model_hash: bytes | None = None,
+        view: PublicView | None = None,
     ) -> None:
         """Enters an attempt.
 
@@ -77,16 +77,20 @@ class Participant:
             model_hash: Hash of the model that this party started from, by its own reckoning. With it a
                 coordinator that gave this party another model than the others is refused at once; without
                 it only if the contexts differ as well.
+            view: What this party's host has checked of the same context, for all that it hosts; None: this
+                party checks for itself.
 
         Raises:
             ProtocolViolation: if the context is not one that this party may join.
         """
+        view = PublicView(context) if view is None or view.context is not context else view
         require_joinable(context, party_id, identity, known_parties, model_hash)
         if guard is not None:
             guard.admit(context)
         self._guard = guard
+        self._view = view
         self._context = context
-        self._digest = context.digest()
+        self._digest = view.digest
         self._party_id = party_id
         self._identity = identity
         self._entropy = entropy
@@ -125,18 +129,13 @@ class Participant:
                 neighbour's is forged or of another session.
         """
         after = self._next("share_keys")
-        batch = checked_batch(adverts, Advert, len(self._context.parties))
-        by_party = {advert.party_id: advert for advert in batch}
-        roster = tuple(sorted(by_party))
-        self._require_roll(roster, "adverts", {party.party_id for party in self._context.parties})
-        if by_party.get(self._party_id) != self._advert:
+        roll = self._view.roll(adverts)
+        self._require_roll(roll.ids, "adverts", self._view.members)
+        if roll.adverts.get(self._party_id) != self._advert:
             raise ProtocolViolation("the roster lacks this party's own advert, or changes it")
-        roster_digest = commitments.roster_digest(self._digest, batch)
-        graph = Graph(self._context, roster, roster_digest)
-        holders = graph.neighbourhood(self._party_id)
-        for holder in holders:
-            commitments.require_authentic(self._context, self._digest, by_party[holder])
-        self._keyring.agree_with(by_party[holder] for holder in holders)
+        holders = roll.graph.neighbourhood(self._party_id)
+        self._view.require_authentic(roll.adverts[holder] for holder in holders)
+        self._keyring.agree_with(roll.adverts[holder] for holder in holders)
         message = deal(
             self._party_id,
             {Secret.SEED: self._keyring.seed, Secret.KEY: self._keyring.scalar},
@@ -144,10 +143,10 @@ class Participant:
             self._context.rebuild_threshold,
             self._keyring.share_secrets,
             self._digest,
-            roster_digest,
+            roll.digest,
             self._entropy,
         )
-        self._roster, self._roster_digest, self._graph = by_party, roster_digest, graph
+        self._roll = roll
         self._keyring.wipe_private_keys()
         self._state = after
         return replace(message, signature=self._identity.sign(message.signed_content()))
@@ -171,7 +170,7 @@ class Participant:
         if vector.shape != (context.dimension,):
             raise UsageError(f"the input must have shape ({context.dimension},), not {vector.shape}")
         held = self._open(checked(inbox, Inbox))
-        sharers_digest = commitments.sharers_digest(self._roster_digest, inbox.sharers)
+        sharers_digest = self._view.sharers_digest(self._roll, inbox.sharers)
         masked: RingArray = np.array(vector, order="C")
         apply_masks(masked, self._mask_terms(sharers_digest, inbox.senders))
         message = MaskedInput(
@@ -201,12 +200,12 @@ class Participant:
         if type(survivors) is not tuple or any(type(party) is not str for party in survivors):
             raise ProtocolViolation("expected a tuple of party ids")
         self._require_roll(survivors, "survivors", frozenset(self._sharers))
+        graph = self._roll.graph
+        digest, alone = self._view.survivors(graph, self._sharers_digest, survivors)
         present = frozenset(survivors)
-        for party in self._graph.present(self._party_id, present):
-            if not self._graph.is_covered(party, present):
-                raise ProtocolViolation(f"{party!r} has too few neighbours among the survivors")
-        self._survivors = present
-        self._survivors_digest = commitments.survivors_digest(self._sharers_digest, survivors)
+        for party in graph.present(self._party_id, alone):
+            raise ProtocolViolation(f"{party!r} has too few neighbours among the survivors")
+        self._survivors, self._survivors_digest = present, digest
         message = Confirmation(self._party_id, self._digest, self._survivors_digest)
         self._state = after
         return replace(message, signature=self._identity.sign(message.signed_content()))
@@ -222,15 +221,15 @@ class Participant:
                 neighbourhood, confirmed; if a neighbour's confirmation is forged.
         """
         after = self._next("unmask")
-        batch = checked_batch(confirmations, Confirmation, len(self._sharers))
-        by_party = {message.party_id: message for message in batch}
-        self._require_roll(tuple(sorted(by_party)), "confirmations", self._survivors)
-        for message in batch:
+        by_party = self._view.confirmations(confirmations)
+        self._require_roll(tuple(by_party), "confirmations", self._survivors)
+        for message in by_party.values():
             if message.survivors_digest != self._survivors_digest:
                 raise ProtocolViolation(f"{message.party_id!r} confirmed another set of survivors")
-        for neighbour in self._graph.present(self._party_id, by_party):
-            commitments.require_authentic(self._context, self._digest, by_party[neighbour])
-        if not self._graph.is_covered(self._party_id, by_party):
+        graph = self._roll.graph
+        neighbours = graph.present(self._party_id, by_party)
+        self._view.require_authentic(by_party[neighbour] for neighbour in neighbours)
+        if not graph.is_covered(self._party_id, by_party):
             raise ProtocolViolation("too few of this party's neighbourhood confirmed the survivors")
         if self._guard is not None:
             self._guard.mark_released(self._context)
@@ -284,12 +283,12 @@ class Participant:
         me = self._party_id
         if inbox.party_id != me or inbox.context_digest != self._digest:
             raise ProtocolViolation("the inbox is another party's or another session's")
-        self._require_roll(inbox.sharers, "sharers", self._roster)
-        if inbox.senders != self._graph.present(me, frozenset(inbox.sharers)):
+        self._require_roll(inbox.sharers, "sharers", self._roll.adverts)
+        if inbox.senders != self._roll.graph.present(me, frozenset(inbox.sharers)):
             raise ProtocolViolation("the inbox does not hold exactly the shares of this party's neighbours")
-        if not self._graph.is_covered(me, frozenset(inbox.senders)):
+        if not self._roll.graph.is_covered(me, frozenset(inbox.senders)):
             raise ProtocolViolation("too few of this party's neighbourhood shared their keys")
-        return open_shares(inbox, self._keyring.share_secrets, self._roster_digest)
+        return open_shares(inbox, self._keyring.share_secrets, self._roll.digest)
 
     def _mask_terms(self, sharers_digest: bytes, senders: tuple[str, ...]) -> list[MaskTerm]:
         others = [sender for sender in senders if sender != self._party_id]

@@ -1,36 +1,34 @@
 """What a party remembers across sessions, so that its input is never summed in two ways.
 
-One guard lives as long as the identity. It admits each attempt of each session once, in rising order,
-and nothing more of a session once an unmask share of it was released: from then on the coordinator may
-hold the sum, and a second sum over the same inputs and another set of survivors would give their
-difference away.
+One guard lives as long as the identity. It admits the attempts of a session in rising order, and nothing more
+of a session once an unmask share of it was released: from then on the coordinator may hold the sum, and a
+second sum over the same inputs and another set of survivors would give their difference away.
+
+An attempt that was not released has told nothing: its keys were made for it and are gone. So of those the
+newest few sessions are enough, and aborts, however many, use nothing up. What was released is what must not
+be forgotten; each release was charged, so nobody can have more of them made than the budget allows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
 
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.secagg.context import SessionContext
 
 
-@dataclass(slots=True)
-class _Seen:
-    round_id: int
-    attempt: int
-    released: bool = False
-
-
 class SessionGuard:
     """Refuses repeated sessions, attempts out of order, and attempts after a release.
 
-    Memory is bounded: beyond ``capacity`` sessions those of the oldest round are forgotten, and every
-    session of that round or an earlier one is refused from then on.
+    Memory is bounded: ``capacity`` sessions that released nothing, and as many that did; beyond that the
+    released ones of the oldest rounds are forgotten, and every session of such a round is refused from then
+    on. Those of the newest round that released anything are kept, however many were charged in it.
 
     Guarantees:
         * `an_attempt_is_admitted_once`
         * `nothing_is_admitted_after_a_release`
-        * `forgotten_sessions_stay_refused`
+        * `released_sessions_stay_refused`
+        * `aborts_use_nothing_up`
     """
 
     def __init__(self, federation_id: str, capacity: int = 1024) -> None:
@@ -38,11 +36,12 @@ class SessionGuard:
 
         Args:
             federation_id: The only federation whose sessions are admitted.
-            capacity: Sessions remembered (>= 1).
+            capacity: Sessions of either kind that are remembered (>= 1).
         """
         self._federation_id = federation_id
         self._capacity = capacity
-        self._seen: dict[bytes, _Seen] = {}
+        self._begun: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        self._released: dict[bytes, int] = {}
         self._oldest_round = 0
 
     def admit(self, context: SessionContext) -> None:
@@ -55,16 +54,15 @@ class SessionGuard:
             raise ProtocolViolation("the session belongs to another federation")
         if context.round_id < self._oldest_round:
             raise ProtocolViolation(f"round {context.round_id} is too old to be told from a repetition")
-        seen = self._seen.get(context.session_id)
-        if seen is None:
-            self._seen[context.session_id] = _Seen(context.round_id, context.attempt)
-            self._forget()
-            return
-        if seen.released:
+        if context.session_id in self._released:
             raise ProtocolViolation("shares of this session were released; its inputs are not summed again")
-        if context.round_id != seen.round_id or context.attempt <= seen.attempt:
+        begun = self._begun.get(context.session_id)
+        if begun is not None and (context.round_id != begun[0] or context.attempt <= begun[1]):
             raise ProtocolViolation("this attempt of the session was begun before")
-        seen.attempt = context.attempt
+        self._begun[context.session_id] = context.round_id, context.attempt
+        self._begun.move_to_end(context.session_id)
+        while len(self._begun) > self._capacity:
+            self._begun.popitem(last=False)
 
     def mark_released(self, context: SessionContext) -> None:
         """Takes note that unmask shares are about to be released.
@@ -72,15 +70,16 @@ class SessionGuard:
         Raises:
             ProtocolViolation: if they were before, or the attempt is not the newest admitted.
         """
-        seen = self._seen.get(context.session_id)
-        if seen is None or seen.attempt != context.attempt:
-            raise ProtocolViolation("this attempt is not the newest of its session")
-        if seen.released:
+        if context.session_id in self._released:
             raise ProtocolViolation("shares of this session were released before")
-        seen.released = True
-
-    def _forget(self) -> None:
-        while len(self._seen) > self._capacity:
-            oldest = min(seen.round_id for seen in self._seen.values())
-            self._seen = {key: seen for key, seen in self._seen.items() if seen.round_id > oldest}
+        if self._begun.get(context.session_id) != (context.round_id, context.attempt):
+            raise ProtocolViolation("this attempt is not the newest of its session")
+        del self._begun[context.session_id]
+        self._released[context.session_id] = context.round_id
+        newest = max(self._released.values())
+        while len(self._released) > self._capacity:
+            oldest = min(self._released.values())
+            if oldest == newest:
+                return
+            self._released = {key: at for key, at in self._released.items() if at > oldest}
             self._oldest_round = oldest + 1

@@ -13,7 +13,9 @@ its neighbours are a neighbourhood; ``share_threshold`` (t) shares of it rebuild
   of these, itself among them: it is hidden in a sum of t - c or more honest inputs, for any deviation.
 
 So the tail to bound is P[c >= 2t - k - 1], times n honest parties, where c counts C corrupt among as few
-others as the threshold admits: the coordinator can leave honest parties out of the roster.
+others as the threshold admits: the coordinator can leave honest parties out of the roster. It can leave them
+out of the session too, so C counts the corrupt among all who are registered (`plan.session`), and with them
+the parties that have nothing to hide and so hide nobody.
 
 *Correctness.* A secret cannot be rebuilt if more than k - t neighbours of a dropped party dropped as well:
 the tail is P[d >= k - t + 1], times n. A session that fails so aborts, mostly before anything was unmasked.
@@ -57,6 +59,7 @@ def choose_graph(
     *,
     corrupt_fraction: float,
     dropout_fraction: float,
+    num_corrupt: int | None = None,
     privacy_bits: int = 40,
     correctness_bits: int = 20,
     grinding_bits: int = 40,
@@ -68,6 +71,8 @@ def choose_graph(
         threshold: Its threshold.
         corrupt_fraction: Share of the parties that may collude with the coordinator.
         dropout_fraction: Share of the parties that may drop, at random.
+        num_corrupt: How many of the parties may collude, where that is not a share of those in the session
+            (whom the coordinator chooses) but of all that are registered; None: the share.
         privacy_bits: Probability at most 2**-privacy_bits that any honest party is less hidden than stated.
         correctness_bits: Probability at most 2**-correctness_bits that those dropouts abort the session.
         grinding_bits: Graphs that colluding parties may try are at most 2**grinding_bits.
@@ -85,7 +90,7 @@ def choose_graph(
     if num_parties <= COMPLETE_UP_TO:
         return GraphChoice(None, None, None)
     others, least_others = num_parties - 1, threshold - 1
-    corrupt = math.ceil(corrupt_fraction * num_parties)
+    corrupt = math.ceil(corrupt_fraction * num_parties) if num_corrupt is None else num_corrupt
     dropped = math.ceil(dropout_fraction * num_parties)
     for degree in range(2, others - 1, 2):
         bad = least_excess(

@@ -6,6 +6,7 @@ and its length; two different uses never share a hash, because each begins with 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 
@@ -27,20 +28,30 @@ def encode(label: str, *fields: bytes | str | int) -> bytes:
     Guarantees:
         * `encodings_of_different_fields_differ`
     """
-    parts: list[bytes] = []
-    for value in (_PREFIX + label, *fields):
+    parts: list[bytes] = [_text(_PREFIX + label)]
+    for value in fields:
         if isinstance(value, bytes):
-            parts.append(_HEADER(b"b", len(value)))
+            parts.append(_bytes_header(len(value)))
             parts.append(value)
         elif isinstance(value, str):
-            content = value.encode("utf-8", "surrogatepass")
-            parts.append(_HEADER(b"s", len(content)))
-            parts.append(content)
+            parts.append(_text(value))
         else:
             content = value.to_bytes((value.bit_length() + 7) // 8, "big")
             parts.append(_HEADER(b"i", len(content)))
             parts.append(content)
     return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _text(value: str) -> bytes:
+    """Ids and labels come again and again."""
+    content = value.encode("utf-8", "surrogatepass")
+    return _HEADER(b"s", len(content)) + content
+
+
+@functools.lru_cache(maxsize=256)
+def _bytes_header(length: int) -> bytes:
+    return _HEADER(b"b", length)
 
 
 def digest(label: str, *fields: bytes | str | int) -> bytes:

@@ -62,6 +62,11 @@ SCHEMA = {
         "least_updates": int,
         "least_baskets_of_a_release": int,
         "least_survivors_of_a_session": int,
+        "corrupt_baskets_assumed": int,
+        "honest_baskets_counted_on": int,
+        "fresh_baskets_needed": int,
+        "baskets_that_may_be_missing": int,
+        "baskets_that_may_drop_out": int,
         "sizes_that_never_aggregate": list,
     },
     "budget": {

@@ -110,7 +110,9 @@ def test_the_bits_are_those_of_rows_before_clipping_and_gossip(open_federation: 
 
 def test_an_update_that_waited_is_clipped_again_to_the_lesser_clip_norm(open_federation: Any) -> None:
     # Baskets b and c release; a has one row too few, and its rows of norm 1 meet a smaller C in round 1.
-    fed = open_federation(settings(layer1={**settings()["layer1"], "min_updates": 5}))
+    fed = open_federation(
+        settings(layer1={**settings()["layer1"], "min_updates": 5}, layer2={"assumed_corrupt_fraction": 0.0})
+    )
     crowd(fed)
     early = np.eye(5, DIMENSION)
     for i in range(4):

@@ -191,7 +191,7 @@ def test_a_spent_budget_leaves_buffered_updates_where_they_are(open_federation: 
             total_epsilon=1.2,
             total_delta=1e-5,
             layer1={"aggregation_method": "mean", "byzantine_fraction": 0.0},
-            layer2={"central_dp_epsilon": 1.0, "min_baskets_trigger": 2},
+            layer2={"central_dp_epsilon": 1.0, "min_baskets_trigger": 2, "assumed_corrupt_fraction": 0.0},
         )
     )
     fed.register_clients([(f"{domain}{i}", domain) for domain in "abc" for i in range(5)])

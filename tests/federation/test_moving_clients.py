@@ -21,7 +21,7 @@ def settings(**sections: Any) -> dict[str, Any]:
         "buffer": {"participation_cap": 2},
         "gossip": {"local_dp_epsilon": math.inf, "push_drift_threshold": 0.0},
         "layer1": {"aggregation_method": "mean", "byzantine_fraction": 0.0, "min_updates": 2},
-        "layer2": {"central_dp_epsilon": math.inf},
+        "layer2": {"central_dp_epsilon": math.inf, "assumed_corrupt_fraction": 0.0},
         **sections,
     }
 

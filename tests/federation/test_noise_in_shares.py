@@ -255,7 +255,7 @@ LIES: dict[str, Forge] = {
         t, release=replace(t.release, weights={**t.release.weights, "a_basket_0": 1.0})
     ),
     "more rows than there are": lambda t: replace(
-        t, facts={b: replace(f, num_rows=10**6) if f.num_rows else f for b, f in t.facts.items()}
+        t, facts={b: replace(s, facts=replace(s.facts, num_rows=90)) for b, s in t.facts.items()}
     ),
     "a missing fact": lambda t: replace(t, facts={b: f for b, f in t.facts.items() if b[0] != "c"}),
     "another threshold": lambda t: replace(t, context=replace(t.context, threshold=4)),

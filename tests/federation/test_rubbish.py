@@ -201,6 +201,7 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "get_local_states": (["c0"],),
         "get_client": ("c0",),
         "get_basket": ("d",),
+        "sign_roster": (IdentityKeyPair.generate(),),
         "map_tasks": (len, [()]),
     }
     silent = {"close", "attach", "federation_id", "faults"}

@@ -20,7 +20,12 @@ def settings(**layer2: Any) -> dict[str, Any]:
         "total_epsilon": math.inf,
         "gossip": {"local_dp_epsilon": math.inf},
         "layer1": {"aggregation_method": "mean", "byzantine_fraction": 0.0},
-        "layer2": {"central_dp_epsilon": math.inf, "update_interval_seconds": 30.0, **layer2},
+        "layer2": {
+            "central_dp_epsilon": math.inf,
+            "update_interval_seconds": 30.0,
+            "assumed_corrupt_fraction": 0.0,
+            **layer2,
+        },
     }
 
 

@@ -24,6 +24,7 @@ SAFE = {
     "total_delta": 1e-6,
     "vector_dim": 4,
     "layer1": {"aggregation_method": "mean", "byzantine_fraction": 0.0},
+    "layer2": {"assumed_corrupt_fraction": 0.0},
 }
 
 
@@ -45,8 +46,8 @@ def play(fed: HierarchicalFederation, size: int = 5, norm: float = 0.5, rounds: 
 def test_the_specifications_defaults_are_told_that_noise_drowns_them(open_federation: Any) -> None:
     with pytest.warns(ScarcityWarning) as caught:
         fed = open_federation({})
-    assert heard(caught.list) == [PrivacyWarning, NoiseWarning]
-    assert "119 times its clip norm" in str(caught[1].message)
+    assert heard(caught.list) == [PrivacyWarning, PrivacyWarning, NoiseWarning]
+    assert "119 times its clip norm" in str(caught[2].message)
     with pytest.warns(ScarcityWarning) as caught:
         play(fed)
     assert heard(caught.list).count(NoiseWarning) == 1
@@ -57,6 +58,7 @@ def test_the_specifications_defaults_are_told_that_noise_drowns_them(open_federa
         "basket_models_exposed",
         "gossip_noise_drowns_signal",
         "noise_drowns_signal",
+        "weak_masking",
     }
     assert len(told["noise_drowns_signal"]["remedies"]) == 3
     for remedy in told["noise_drowns_signal"]["remedies"]:
@@ -102,7 +104,7 @@ def test_every_warning_is_given_once(open_federation: Any) -> None:
     with pytest.warns(ScarcityWarning) as caught:
         play(open_federation({}), norm=40.0, rounds=4)
     messages = [str(found.message) for found in caught.list]
-    assert len(messages) == len(set(messages)) == 4
+    assert len(messages) == len(set(messages)) == 5
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,13 @@ def warned(sizes, rounds=10, **config):
 
 
 def test_without_noise_and_stuck_sizes_there_is_no_warning():
-    assert warned((10, 10), **QUIET) == {}
+    assert warned((10, 10, 10), **QUIET) == {}
+
+
+def test_two_baskets_are_told_what_masking_is_worth_to_them():
+    found = warned((10, 10), **QUIET)["weak_masking"]
+    assert found.loud
+    assert "only against a global aggregator that colludes with no basket" in found.message
 
 
 def test_noise_above_the_signal_is_loud_and_says_what_would_change_it():

@@ -51,6 +51,8 @@ CALLS_NOBODY = {
     "faults": "asks the directory one thing",
     "get_local_states": "without Layer 2 (below)",
     "map_tasks": "tasks are no role's",
+    "get_roster": "asks the directory one thing",
+    "sign_roster": "has the directory do one thing, with an operator's key",
 }
 SENDS = {"submit_update", "offer_update", "submit_updates"}
 RECORDED = {
@@ -97,6 +99,23 @@ def test_a_driver_may_stop_anywhere(name: str, scene_of: Callable[..., Scene]) -
             assert stopper.passed == at > 0
             return
         go_on(scene, next(who)(scene, old), act, name)
+    pytest.fail("it has more calls than are stopped here")
+
+
+@pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
+@pytest.mark.parametrize("name", ["force_aggregate", "split_basket"])
+def test_a_driver_may_stop_anywhere_where_sums_are_masked(name: str, scene_of: Callable[..., Scene]) -> None:
+    """The roster and the last release reach every basket actor, whoever stopped before they did."""
+    act, driver = OPERATIONS[name], cycle(LIVING)
+    for at in range(0, 80):
+        scene = scene_of(layer2={"central_dp_epsilon": 0.5})
+        assert all(scene.fed.submit_updates(IDS, ROWS))
+        old = scene.another_driver()
+        stopper = Stopper(scene.fed)
+        if not stopper.run(lambda fed=scene.fed: act(fed), at):
+            assert stopper.passed == at > 0
+            return
+        go_on(scene, next(driver)(scene, old), act, name)
     pytest.fail("it has more calls than are stopped here")
 
 

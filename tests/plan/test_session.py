@@ -16,8 +16,10 @@ from scarcity_ray.plan import (
     NOISE_TAIL,
     BasketFacts,
     FederationPlan,
+    fewest_parties,
     honest_shares,
     make_plan,
+    masking_warning,
     session_shape,
 )
 from scarcity_ray.privacy.distributed import rho_of_shares
@@ -154,3 +156,87 @@ def test_numbers_agree_up_to_the_last_bits_and_no_further():
         assert not release.agrees_with(changed)
         assert not changed.agrees_with(release)
     assert release.agrees_with(replace(release, mu=math.nextafter(release.mu, 9.0)))
+
+
+REGISTERED = st.integers(2, 64).flatmap(lambda r: st.tuples(st.just(r), st.integers(2, r)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    sizes=REGISTERED,
+    idle=st.integers(0, 10),
+    unsigned=st.integers(0, 3),
+    threshold=st.floats(0.501, 1.0),
+    corrupt=st.floats(0.0, 0.499),
+    least=st.integers(2, 8),
+)
+def test_the_corrupt_are_counted_of_all_that_are_registered(sizes, idle, unsigned, threshold, corrupt, least):
+    """Whoever is invited, whatever the corrupt say: a sum that is unmasked holds two honest aggregates."""
+    registered, invited = sizes
+    idle, unsigned = min(idle, invited), min(unsigned, invited)
+    settled = layer2(threshold_fraction=threshold, assumed_corrupt_fraction=corrupt, min_baskets=least)
+    shape = session_shape(settled, invited, registered=registered, idle=idle, unsigned=unsigned)
+    colluding = math.ceil(corrupt * registered) + unsigned
+    assert shape.num_corrupt == colluding
+    if shape.refusal(invited - idle):
+        return
+    # All colluding ones take part, call themselves fresh, and stay; as many others leave as may.
+    survivors = max(shape.threshold, shape.least_weighted)
+    assert invited - idle >= shape.least_weighted >= least
+    if shape.hides:
+        honest_of_weight = shape.least_weighted - colluding
+        assert honest_of_weight >= 2
+        assert 2 * shape.threshold > invited + colluding, "at most one sum of an attempt is learned"
+        assert shape.num_honest <= max(survivors - idle, shape.least_weighted) - colluding
+
+
+@pytest.mark.parametrize("registered", [20, 50, 100, 200])
+def test_a_session_of_all_corrupt_and_one_is_refused(registered):
+    corrupt = math.ceil(0.1 * registered)
+    for invited in range(2, corrupt + 2):
+        shape = session_shape(layer2(), invited, registered=registered)
+        assert shape.refusal(invited), "shares/cases/noise_shares_of_a_subset"
+    assert session_shape(layer2(), corrupt + 1, registered=registered).num_honest <= 1
+    with pytest.raises(ConfigError, match=f"of {corrupt} baskets of {registered}"):
+        FederationPlan(config()).release(facts(corrupt), registered=registered)
+
+
+@pytest.mark.parametrize("registered", [10, 20, 50, 100])
+def test_the_fewest_parties_suffice_and_one_fewer_does_not(registered):
+    fewest = fewest_parties(layer2(), registered)
+    assert not session_shape(layer2(), fewest, registered=registered).refusal(fewest)
+    assert session_shape(layer2(), fewest - 1, registered=registered).refusal(fewest - 1)
+    assert fewest > math.ceil(0.1 * registered) + 1
+
+
+def test_who_has_nothing_to_hide_is_not_counted():
+    full = session_shape(layer2(), 20)
+    some = session_shape(layer2(), 20, idle=8)
+    assert (full.num_honest, some.num_honest) == (12, 4)
+    assert session_shape(layer2(), 20, idle=17).refusal(3)
+    plan = FederationPlan(config())
+    idle = [replace(f, num_rows=0) for f in facts(20)[:8]]
+    release = plan.release([*idle, *facts(20)[8:]])
+    assert release.num_honest == 4, "the shares of the eight are extra"
+    assert release.num_idle == 8
+    sparse, thinned = session_shape(layer2(), 200), session_shape(layer2(), 200, idle=20)
+    assert thinned.degree is None or thinned.degree > sparse.degree
+    assert thinned.num_honest >= 2
+
+
+def test_few_baskets_are_told_what_they_are_worth():
+    two = masking_warning(Layer2Config(), 2)
+    assert "with 2 baskets, of which 1 may be corrupt" in two
+    assert "colludes with no basket;" in two
+    assert "from 3 baskets on" in two
+    assert "carries the whole noise" in masking_warning(layer2(), 2)
+    assert session_shape(layer2(), 2).num_honest == 1
+    for nothing in (
+        masking_warning(Layer2Config(), 3),
+        masking_warning(Layer2Config(assumed_corrupt_fraction=0.0), 2),
+        masking_warning(Layer2Config(use_secure_aggregation=False), 2),
+        masking_warning(Layer2Config(enabled=False), 2),
+    ):
+        assert nothing is None
+    stubborn = Layer2Config(assumed_corrupt_fraction=0.45)
+    assert "too low to count on more" in masking_warning(stubborn, 63)

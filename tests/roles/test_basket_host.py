@@ -43,10 +43,14 @@ def federation_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Hier
         yield with_aggregates
 
 
-def terms_of(fed: HierarchicalFederation, facts: dict[str, BasketFacts]) -> SessionTerms:
-    """What the global aggregator would say as it opens a session."""
-    places = sorted(fed._session.whereabouts().places, key=lambda place: place.basket_id)
-    return _roles(fed)[1]._terms(places, fed.plan.release(list(facts.values())), facts, 0)
+def terms_of(fed: HierarchicalFederation, **said: Any) -> SessionTerms:
+    """What the global aggregator would say as it opens a session; `said` is stated in place of the truth."""
+    where, roster = fed._session._tell_parties()
+    places = sorted(where.places, key=lambda place: place.basket_id)
+    aggregator = _roles(fed)[1]
+    occasion = aggregator._occasion(0, roster)
+    stated, _ = aggregator._stated(places, occasion)
+    return aggregator._terms(places, {**stated, **said}, roster, occasion)
 
 
 def facts_of(host: BasketHost, now: float = 0.0) -> dict[str, BasketFacts]:
@@ -57,11 +61,10 @@ def facts_of(host: BasketHost, now: float = 0.0) -> dict[str, BasketFacts]:
 def test_a_stale_basket_is_left_out_and_its_neighbours_take_part(federation_of: Any, masked: bool) -> None:
     fed = federation_of(use_secure_aggregation=masked)
     host, _ = _roles(fed)
-    facts = facts_of(host)
+    terms = terms_of(fed)
     stale = "b_basket_0"
-    facts[stale] = replace(facts[stale], num_rows=2)
-    terms = terms_of(fed, facts)
-    opened: dict[str, Any] = (host.session_open if masked else host.session_plain)(terms, tuple(facts))
+    host._baskets[stale].latest._fresh = False
+    opened: dict[str, Any] = (host.session_open if masked else host.session_plain)(terms, tuple(terms.facts))
     assert isinstance(opened.pop(stale), ProtocolViolation)
     assert set(opened) == {"a_basket_0", "c_basket_0"}
     assert all(isinstance(answer, Advert if masked else tuple) for answer in opened.values())
@@ -106,8 +109,7 @@ def test_a_session_whose_time_is_up_keeps_no_keys(
     fed = federation_of(session_timeout_seconds=60.0)
     host, _ = _roles(fed)
     host.reports(1e9)
-    facts = facts_of(host, 1e9)
-    terms = terms_of(fed, facts)
+    terms, facts = terms_of(fed), facts_of(host, 1e9)
     _, keys = masked_in(host, terms, tuple(facts))
     for soon in (0.0, 59.9, -59.9):
         touch(host, 1e9 + soon)
@@ -124,9 +126,9 @@ def test_a_session_keeps_its_own_time(federation_of: Any) -> None:
     fed = federation_of(session_timeout_seconds=60.0)
     host, _ = _roles(fed)
     facts = facts_of(host, 1e9)
-    host.session_open(terms_of(fed, facts), tuple(facts))
-    facts = facts_of(host, 1e9 + 50.0)
-    _, keys = masked_in(host, terms_of(fed, facts), tuple(facts))
+    host.session_open(terms_of(fed), tuple(facts))
+    facts_of(host, 1e9 + 50.0)
+    _, keys = masked_in(host, terms_of(fed), tuple(facts))
     host.reports(1e9 + 100.0)
     assert all(has_secrets(participant) for participant in keys)
 
@@ -135,17 +137,15 @@ def test_a_session_keeps_its_own_time(federation_of: Any) -> None:
 def test_a_session_that_nobody_ends_keeps_no_keys(federation_of: Any, how: str) -> None:
     fed = federation_of()
     host, _ = _roles(fed)
-    facts = facts_of(host)
-    terms = terms_of(fed, facts)
+    terms, facts = terms_of(fed), facts_of(host)
     coordinator, keys = masked_in(host, terms, tuple(facts))
     assert all(has_secrets(participant) for participant in keys)
     survivors = coordinator.survivors()
     if how == "it is abandoned":
         host.sessions_abandon()
     else:
-        empty = {basket: BasketFacts(basket, f.domain_id, f.num_members) for basket, f in facts.items()}
-        opened = host.session_open(terms_of(fed, empty), tuple(empty))
-        assert all(isinstance(answer, Advert) for answer in opened.values())
+        opened = host.session_open(replace(terms, context=replace(terms.context, attempt=99)), tuple(facts))
+        assert all(isinstance(answer, ProtocolViolation) for answer in opened.values())
     assert [p.state for p in keys] == [State.CLOSED] * 3
     assert not any(has_secrets(participant) for participant in keys)
     assert host.session_confirm(terms.session_id, survivors, survivors) == {}
@@ -156,16 +156,18 @@ def test_a_session_that_nobody_ends_keeps_no_keys(federation_of: Any, how: str) 
 def test_one_aggregate_is_masked_in_one_session_at_a_time(federation_of: Any) -> None:
     fed = federation_of()
     host, _ = _roles(fed)
-    facts = facts_of(host)
-    first, second = terms_of(fed, facts), terms_of(fed, facts)
-    assert first.session_id != second.session_id
+    first = terms_of(fed)
+    parties = tuple(first.facts)
     coordinator = Coordinator(first.context)
-    for advert in host.session_open(first, tuple(facts)).values():
+    for advert in host.session_open(first, parties).values():
         coordinator.add_advert(advert)
-    masked_in(host, second, tuple(facts))
-    assert host.session_share(first.session_id, tuple(facts), coordinator.adverts()) == {}
-    third = host.session_open(terms_of(fed, facts), tuple(facts))
-    assert all(isinstance(answer, ProtocolViolation) for answer in third.values())
+    second = terms_of(fed)
+    assert first.session_id != second.session_id
+    masked_in(host, second, parties)
+    assert host.session_share(first.session_id, parties, coordinator.adverts()) == {}
+    assert not any(facts.fresh for facts in facts_of(host).values()), "it is handed in to one"
+    again = host.session_open(second, parties)
+    assert all(isinstance(answer, ProtocolViolation) for answer in again.values())
 
 
 def _roles(federation: HierarchicalFederation) -> tuple[BasketHost, GlobalAggregator]:

@@ -24,6 +24,7 @@ from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.global_aggregator import HISTORY, GlobalAggregator
 from scarcity_ray.roles.messages import Admission, BasketPlace, Member
 from scarcity_ray.roles.submission import SubmissionBatch
+from scarcity_ray.secagg import Party, RosterChain
 
 D, NOW = 8, 1000.0
 BASKETS = tuple(f"d_basket_{i}" for i in range(4))
@@ -90,6 +91,7 @@ class World:
             peers.roles[f"basket:{slot}"] = host
         self.aggregator = GlobalAggregator(self.plan, "fed", peers, noise, self._session_ids())
         self.counter = itertools.count()
+        self.chain = RosterChain("fed")
         self.train()
 
     def _session_ids(self):
@@ -127,16 +129,19 @@ class World:
 
     def brief(self):
         """Tell the basket actors what a driver tells them before a session."""
+        parties = tuple(Party(place.basket_id, place.identity) for place in self.places)
+        if self.chain.newest is None or self.chain.newest.parties != parties:
+            self.chain.follow([self.chain.next(parties)])
         for place in self.places:
             host = self.host(place.slot)
-            host.know_parties({place.basket_id: place.identity for place in self.places})
+            assert not host.know_parties(self.chain.kept).refusal
             if self.aggregator.latest() is not None:
                 host.adopt(self.aggregator.latest())
 
     def run(self, *, force=True, now=NOW):
         self.brief()
         self.peers.log.clear()
-        return self.aggregator.run(self.places, 5, force, now)
+        return self.aggregator.run(self.places, 5, force, now, self.chain.newest)
 
     def methods(self):
         return [method for _, method, _ in self.peers.log]
@@ -311,14 +316,24 @@ def test_a_basket_without_a_fresh_model_takes_part_with_nothing(world_of):
 def test_too_few_fresh_baskets_after_dropouts_release_nothing_though_the_threshold_is_met(world_of):
     world = world_of()
     world.reopen(0)
-    world.reopen(1)
     world.peers.lose("basket:3", "session_mask")
     outcome = world.run()
     assert outcome.model is None
-    assert "1 fresh baskets survived" in outcome.reason
     assert not {"charge_release", "session_unmask", "draw"} & set(world.methods())
+    assert outcome.aborted
     world.peers.faults.clear()
-    assert world.run().model.n_baskets == 2
+    assert world.run().model.n_baskets == 3
+
+
+def test_with_fewer_fresh_baskets_than_hide_each_other_from_the_corrupt_no_session_begins(world_of):
+    """Of four registered one may be corrupt, so two fresh ones would show each other's to it."""
+    world = world_of()
+    world.reopen(0)
+    world.reopen(1)
+    outcome = world.run()
+    assert (outcome.model, outcome.aborted) == (None, False)
+    assert "2 fresh baskets; a release needs 3 while 1 of those registered may be corrupt" in outcome.reason
+    assert not {"session_facts", "session_open"} & set(world.methods())
 
 
 def test_it_waits_until_a_trigger_fires_unless_forced(world_of):

@@ -52,6 +52,8 @@ NOT_RUN = {
     "scarcity-ray ledger verify URL --head HASH": "URL is a database's: tests/privacy/test_postgres.py",
     "scarcity-ray plan FILE --clients 40 --baskets 4": "FILE is a driver's own: test_plan_command.py",
     "scarcity-ray ledger take-over URL --operator NAME": "URL is a database's: tests/privacy/test_holding.py",
+    "scarcity-ray roster key operator.pem": "it asks for a password: tests/cli/test_roster_command.py",
+    "scarcity-ray roster sign roster.json --key operator.pem --out signed.json": "as above",
     "ray up cluster/machines.yaml": MACHINES,
     "ray dashboard cluster/machines.yaml": MACHINES,
     "ray down cluster/machines.yaml": MACHINES,

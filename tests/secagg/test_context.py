@@ -6,11 +6,14 @@ import math
 import pickle
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.secagg import Party, SessionContext, colluders_tolerated, least_threshold, threshold_for
+from scarcity_ray.secagg.key_agreement import derive_key
 from scarcity_ray.secagg.transcript import encode
 
 FIELD = st.one_of(st.binary(max_size=6), st.text(max_size=6), st.integers(0, 2**70))
@@ -39,6 +42,8 @@ CHANGES = {
     "threshold": 7,
     "degree": 6,
     "share_threshold": 5,
+    "roster": b"r" * 32,
+    "facts": b"f" * 32,
 }
 
 
@@ -98,6 +103,8 @@ def test_two_thirds_is_the_papers_threshold(num_parties):
         {"round_id": True},
         {"attempt": 1.0},
         {"model_hash": bytes(31)},
+        {"roster": b""},
+        {"facts": bytes(33)},
         {"dimension": 0},
         {"ring_bits": 16},
         {"threshold": 5},
@@ -128,3 +135,10 @@ def test_thresholds_outside_of_their_range_are_refused():
         threshold_for(1, 0.5)
     with pytest.raises(UsageError):
         threshold_for(5, 1.5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(secret=st.binary(min_size=1, max_size=80), binding=st.lists(FIELD, max_size=3))
+def test_derived_keys_are_those_of_hkdf(secret, binding):
+    peer = HKDF(hashes.SHA256(), 32, salt=None, info=encode("label", *binding))
+    assert derive_key(secret, "label", *binding) == peer.derive(secret)

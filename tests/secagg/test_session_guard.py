@@ -46,22 +46,63 @@ def test_only_the_newest_attempt_is_released(context_of):
         guard.mark_released(context_of(attempt=0))
 
 
-@settings(max_examples=40, deadline=None)
-@given(rounds=st.lists(st.integers(0, 6), min_size=1, max_size=30), capacity=st.integers(1, 5))
-def test_forgotten_sessions_stay_refused(context_of, rounds, capacity):
+def session_id(number):
+    return number.to_bytes(16, "big")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sessions=st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=40),
+    capacity=st.integers(1, 5),
+)
+def test_released_sessions_stay_refused(context_of, sessions, capacity):
     guard = SessionGuard("tests", capacity=capacity)
-    admitted = set()
-    for number, round_id in enumerate(rounds):
-        context = context_of(round_id=round_id, session_id=number.to_bytes(16, "big"))
+    released = []
+    for number, (round_id, releases) in enumerate(sessions):
+        context = context_of(round_id=round_id, session_id=session_id(number))
         try:
             guard.admit(context)
         except ProtocolViolation:
             continue
-        admitted.add((number, round_id))
-    assert len(guard._seen) <= capacity
-    for number, round_id in admitted:
-        with pytest.raises(ProtocolViolation):
-            guard.admit(context_of(round_id=round_id, session_id=number.to_bytes(16, "big")))
+        if releases:
+            guard.mark_released(context)
+            released.append((number, round_id))
+    assert len(guard._begun) <= capacity
+    newest = max((round_id for _, round_id in released), default=0)
+    assert len(guard._released) <= max(capacity, sum(at == newest for _, at in released))
+    for number, round_id in released:
+        for attempt in (0, 1, 10**6):
+            with pytest.raises(ProtocolViolation):
+                guard.admit(context_of(round_id=round_id, session_id=session_id(number), attempt=attempt))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["new sessions", "attempts of one session"])
+def test_aborts_use_nothing_up(context_of, again):
+    """Beyond any capacity, in one round; neither the next session nor one that waited is refused for it."""
+    guard = SessionGuard("tests", capacity=4)
+    released = context_of(session_id=b"the released one")
+    guard.admit(released)
+    guard.mark_released(released)
+    for number in range(100):
+        guard.admit(context_of(session_id=session_id(0 if again else number), attempt=number))
+    last = context_of(session_id=session_id(1000), attempt=100)
+    guard.admit(last)
+    guard.mark_released(last)
+    with pytest.raises(ProtocolViolation, match="released"):
+        guard.admit(context_of(session_id=b"the released one", attempt=1))
+    assert len(guard._begun) <= 4
+
+
+def test_releases_beyond_its_memory_close_earlier_rounds_and_never_the_present_one(context_of):
+    guard = SessionGuard("tests", capacity=2)
+    for number in range(6):
+        context = context_of(round_id=3 + number // 5, session_id=session_id(number))
+        guard.admit(context)
+        guard.mark_released(context)
+    assert len(guard._released) == 1
+    with pytest.raises(ProtocolViolation, match="too old"):
+        guard.admit(context_of(round_id=3, session_id=session_id(77)))
+    guard.admit(context_of(round_id=4, session_id=session_id(78)))
 
 
 def test_a_released_input_joins_no_second_sum(session_of, identity_of):

@@ -119,7 +119,8 @@ def manual(open_federation: Any, clock: Any) -> Story:
             "total_epsilon": math.inf,
             "gossip": {"local_dp_epsilon": math.inf, "peers_per_round": 2},
             "layer1": {"aggregation_method": "mean", "byzantine_fraction": 0.0},
-            "layer2": {"central_dp_epsilon": math.inf},
+            # Two of three fresh baskets release where none is assumed to collude with the aggregator.
+            "layer2": {"central_dp_epsilon": math.inf, "assumed_corrupt_fraction": 0.0},
         }
     )
     seen: dict[str, Any] = {}

@@ -1,0 +1,173 @@
+"""A basket's public facts, as it states and signs them for one attempt at a release.
+
+Weights, sensitivity, noise and whether there are baskets enough follow from these facts, so whoever may state
+them for another could leave a basket's aggregate alone in the sum. Each basket states its own, and signs them
+for one occasion: federation, session, attempt, round, roster (whose digest holds the epoch) and the ledger's
+head at the last release that it knows of. A nonce makes each statement new, so that not even the same words
+of an earlier call will do. Everybody checks every statement, and computes the release from them alone.
+
+What a signature does not show is whether a corrupt basket speaks the truth about itself. What it can gain is
+bounded: its facts must be such as a basket can have (`implausible`), it is never counted among the honest
+(`plan.session`), and the noise keeps the claim of every other basket's clients whatever it says.
+
+Guarantees:
+    facts_of_another_occasion_are_refused: Of another session, attempt, round, roster, federation or head.
+    facts_that_no_basket_can_have_are_refused
+    a_changed_fact_is_refused: Any field of them.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from scarcity_ray.plan import BasketFacts, FederationPlan
+from scarcity_ray.plan.tolerance import rows_behind_pre
+from scarcity_ray.secagg import IdentityKeyPair, SessionContext
+from scarcity_ray.secagg.transcript import digest, encode
+
+NONCE_BYTES = 16
+SIGNATURE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What facts are stated for.
+
+    Attributes:
+        federation_id: The federation.
+        session_id: The session.
+        round_id: Its round.
+        attempt: Within the session.
+        roster: Digest of the roster, 32 bytes.
+        ledger_head: Of the last release that baskets were told of; empty before the first, and where releases
+            are not distributed.
+    """
+
+    federation_id: str
+    session_id: bytes
+    round_id: int
+    attempt: int
+    roster: bytes
+    ledger_head: str
+
+    @classmethod
+    def of(cls, context: SessionContext, ledger_head: str) -> Occasion:
+        """That of an attempt."""
+        return cls(
+            context.federation_id,
+            context.session_id,
+            context.round_id,
+            context.attempt,
+            context.roster,
+            ledger_head,
+        )
+
+
+@dataclass(frozen=True)
+class SignedFacts:
+    """Facts with their basket's signature.
+
+    Attributes:
+        facts: What is stated.
+        nonce: 16 bytes, new in each statement.
+        signature: By the basket's identity, 64 bytes.
+    """
+
+    facts: BasketFacts
+    nonce: bytes = b""
+    signature: bytes = b""
+
+    def content(self, occasion: Occasion) -> bytes:
+        """What is signed."""
+        facts = self.facts
+        return encode(
+            "facts",
+            occasion.federation_id,
+            occasion.session_id,
+            occasion.round_id,
+            occasion.attempt,
+            occasion.roster,
+            occasion.ledger_head,
+            facts.basket_id,
+            facts.domain_id,
+            facts.num_members,
+            facts.num_rows,
+            facts.num_byzantine,
+            _written(facts.max_row_share),
+            _written(facts.clip_norm),
+            self.nonce,
+        )
+
+
+def state(facts: BasketFacts, occasion: Occasion, identity: IdentityKeyPair) -> SignedFacts:
+    """A basket's statement of its facts for one occasion."""
+    stated = SignedFacts(facts, secrets.token_bytes(NONCE_BYTES))
+    return replace(stated, signature=identity.sign(stated.content(occasion)))
+
+
+def refusal(party: str, key: bytes, stated: object, occasion: Occasion, plan: FederationPlan) -> str:
+    """Why a statement is not accepted as that of `party`, or nothing.
+
+    Args:
+        party: The basket.
+        key: Its identity key, by the roster.
+        stated: What is said to be its statement.
+        occasion: What it must be for.
+        plan: The federation's numbers.
+    """
+    if type(stated) is not SignedFacts or not _is_formed(stated):
+        return f"the facts of {party!r} are missing or malformed"
+    if stated.facts.basket_id != party:
+        return f"the facts given for {party!r} are about another basket"
+    impossible = implausible(stated.facts, plan)
+    if impossible:
+        return f"the facts of {party!r} are such as no basket has: {impossible}"
+    if not IdentityKeyPair.verify_with(key, stated.content(occasion), stated.signature):
+        return f"the facts of {party!r} are not signed by it for this attempt"
+    return ""
+
+
+def implausible(facts: BasketFacts, plan: FederationPlan) -> str:
+    """What in well-formed facts no basket of this federation can have, or nothing."""
+    most = plan.config.basket.max_clients
+    if facts.basket_id.rpartition("_basket_")[0] != facts.domain_id:
+        return f"its domain is not {facts.domain_id!r}"
+    if facts.num_members > most or facts.num_rows > most:
+        return f"more than basket.max_clients = {most} members"
+    if facts.fresh and facts.num_rows < rows_behind_pre(plan.config.layer1, facts.num_byzantine):
+        return f"{facts.num_rows} rows, fewer than its rule needs"
+    return ""
+
+
+def facts_digest(stated: Mapping[str, SignedFacts], occasion: Occasion) -> bytes:
+    """Hash of every party's statement (32 bytes), for the session's context."""
+    return digest("all_facts", *(stated[party].content(occasion) for party in sorted(stated)))
+
+
+def _is_formed(stated: SignedFacts) -> bool:
+    facts = stated.facts
+    if type(facts) is not BasketFacts:
+        return False
+    counts = (facts.num_members, facts.num_rows, facts.num_byzantine)
+    share, clip_norm = facts.max_row_share, facts.clip_norm
+    return (
+        type(facts.basket_id) is str
+        and type(facts.domain_id) is str
+        and all(type(count) is int and 0 <= count < 2**31 for count in counts)
+        and (share is None or (type(share) is float and 0.0 < share <= 1.0))
+        and (clip_norm is None or (type(clip_norm) is float and 0.0 < clip_norm < math.inf))
+        and type(stated.nonce) is bytes
+        and len(stated.nonce) == NONCE_BYTES
+        and type(stated.signature) is bytes
+        and len(stated.signature) == SIGNATURE_BYTES
+    )
+
+
+def _written(value: float | None) -> str:
+    return "" if value is None else value.hex()
+
+
+__all__ = ["Occasion", "SignedFacts", "facts_digest", "implausible", "refusal", "state"]

@@ -1,0 +1,385 @@
+"""A coordinator of honest code, that chooses its session, its words, or when it says them.
+
+It is given the baskets' own code to run against, and one or more baskets that tell it everything. What it
+must not get is a sum in which fewer than two honest baskets' aggregates are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scarcity_ray import HierarchicalFederation
+from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.layers.layer2 import noised_mean
+from scarcity_ray.plan import BasketFacts
+from scarcity_ray.privacy.distributed import rho_of_shares
+from scarcity_ray.roles import global_aggregator, signed_facts
+from scarcity_ray.roles.sessions import SecureSession, SessionTerms, agreement_hash
+from scarcity_ray.secagg import Roster
+
+D = 4
+Forge = Callable[[SessionTerms], SessionTerms]
+
+
+@pytest.fixture
+def fed_of(open_federation: Any) -> Callable[..., HierarchicalFederation]:
+    def make(baskets: int, silent: int = 0, per_actor: int = 3, **layer2: Any) -> HierarchicalFederation:
+        """Baskets with fresh aggregates, the first `silent` of them without."""
+        fed: HierarchicalFederation = open_federation(
+            {
+                "vector_dim": D,
+                "auto_aggregate": False,
+                "gossip_budget_share": 0.0,
+                "total_epsilon": 50.0,
+                "basket": {"min_clients": 2},
+                "layer1": {"aggregation_method": "mean", "byzantine_fraction": 0.0, "min_updates": 2},
+                "layer2": layer2,
+                "runtime": {"baskets_per_actor": per_actor},
+            }
+        )
+        clients = [(f"{b}_{i}", f"d{b:02}") for b in range(baskets) for i in range(2)]
+        fed.register_clients(clients)
+        sending = [c for c, domain in clients if int(domain[1:]) >= silent]
+        assert all(fed.submit_updates(sending, np.full((len(sending), D), 0.1)))
+        fed._session.run_layer1(None, force=True)
+        return fed
+
+    return make
+
+
+@pytest.fixture
+def sums(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every sum that is handed to the coordinator."""
+    seen: list[Any] = []
+
+    def noting(ring_sum: Any, *rest: Any) -> Any:
+        seen.append(ring_sum)
+        return noised_mean(ring_sum, *rest)
+
+    monkeypatch.setattr(global_aggregator, "noised_mean", noting)
+    return seen
+
+
+def role(fed: HierarchicalFederation, name: str) -> Any:
+    return fed._runtime.peers.roles[name]  # type: ignore[attr-defined]
+
+
+def refused(fed: HierarchicalFederation) -> int:
+    return int(fed.get_stats()["n_sessions_refused"])
+
+
+def without_its_own_checks(fed: HierarchicalFederation, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The aggregator as it would be if it did not mind; the baskets' side stays as it is."""
+    aggregator = role(fed, "global")
+    monkeypatch.setattr(aggregator, "_waits", lambda *args: "")
+    honest = aggregator._shape
+    willing = lambda *args: replace(honest(*args), hides=False, least_weighted=1, num_corrupt=0)  # noqa: E731
+    monkeypatch.setattr(aggregator, "_shape", willing)
+    return aggregator
+
+
+def telling(fed: HierarchicalFederation, lie: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The aggregator announces other terms than follow from what it was told."""
+    aggregator = without_its_own_checks(fed, monkeypatch)
+    honest = aggregator._terms
+    monkeypatch.setattr(aggregator, "_terms", lambda *args: lie(honest(*args)))
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "distributed_discrete_gaussian"])
+@pytest.mark.parametrize("invited", [2, 3, 4])
+def test_a_session_of_a_chosen_few_of_twenty_is_refused(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, noise: str, invited: int
+) -> None:
+    """Of twenty baskets two may be corrupt: both are in a session of four, and of the rest one may go."""
+    fed = fed_of(20, noise=noise)
+    where, roster = fed._session._tell_parties()
+    aggregator = without_its_own_checks(fed, monkeypatch)
+    aggregator._noise = fed._session.assembly.identity.noise
+    outcome = aggregator.run(where.places[:invited], 0, True, fed._session.now(), roster)
+    assert outcome.model is None
+    assert sums == []
+    # With shares honest code finds no scale for some, and does not even ask.
+    assert refused(fed) in ((invited,) if noise == "gaussian" else (0, invited))
+    assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
+    assert fed.force_aggregate() is not None
+
+
+def test_a_roster_of_a_chosen_few_is_not_the_one_that_is_pinned(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have to be registered baskets only that the coordinator knows: the basket's roster decides."""
+    fed = fed_of(20)
+    where, roster = fed._session._tell_parties()
+    few = where.places[:2]
+    names = {place.basket_id for place in few}
+    aggregator = without_its_own_checks(fed, monkeypatch)
+    for forged in (
+        replace(roster, parties=tuple(p for p in roster.parties if p.party_id in names)),
+        roster.next(p for p in roster.parties if p.party_id in names),
+        Roster(roster.federation_id, 1, bytes(32), tuple(p for p in roster.parties if p.party_id in names)),
+        None,
+    ):
+        before = refused(fed)
+        assert aggregator.run(few, 0, True, fed._session.now(), forged).model is None
+        assert refused(fed) == before + 2
+    assert sums == []
+
+
+@pytest.mark.parametrize(("baskets", "missing"), [(20, 5), (50, 20)])
+def test_who_is_missing_is_made_up_for_in_the_shares(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch, baskets: int, missing: int
+) -> None:
+    """The corrupt are a share of all, so fewer honest shares are counted on in a smaller session."""
+    fed = fed_of(baskets, noise="distributed_discrete_gaussian", per_actor=50)
+    where, roster = fed._session._tell_parties()
+    terms: list[SessionTerms] = []
+    honest = SecureSession.__init__
+
+    def noting(self: Any, said: SessionTerms, *rest: Any) -> None:
+        terms.append(said)
+        honest(self, said, *rest)
+
+    monkeypatch.setattr(SecureSession, "__init__", noting)
+    present = where.places[missing:]
+    outcome = role(fed, "global").run(present, 0, True, fed._session.now(), roster)
+    assert outcome.model is not None
+    (said,) = terms
+    corrupt = math.ceil(0.1 * baskets)
+    assert said.release.num_honest == said.context.threshold - corrupt
+    real = rho_of_shares(
+        said.release.share_sigma,
+        said.context.threshold - corrupt,
+        said.release.grid_sensitivity([place.basket_id for place in present]),
+        said.release.length,
+    )
+    assert real <= 0.5 * said.release.mu**2
+
+
+def restated(terms: SessionTerms, party: str, **changes: Any) -> SessionTerms:
+    """The facts of a party with a change, under its old signature, and all that follows from them."""
+    said = terms.facts[party]
+    return replace(terms, facts={**terms.facts, party: replace(said, facts=replace(said.facts, **changes))})
+
+
+VICTIM, OTHER = "d00_basket_0", "d01_basket_0"
+LIES: dict[str, Forge] = {
+    "all others are idle": lambda t: replace(
+        t,
+        facts={
+            b: s if b == VICTIM else replace(s, facts=BasketFacts(b, s.facts.domain_id, s.facts.num_members))
+            for b, s in t.facts.items()
+        },
+    ),
+    "one other is idle": lambda t: restated(t, OTHER, num_rows=0),
+    "another is larger": lambda t: restated(t, OTHER, num_members=90),
+    "another has more rows": lambda t: restated(t, OTHER, num_rows=90),
+    "another reckons with liars": lambda t: restated(t, OTHER, num_byzantine=1),
+    "another clips to more": lambda t: restated(t, OTHER, clip_norm=9.0),
+    "another weighs its rows": lambda t: restated(t, OTHER, max_row_share=0.5),
+    "another domain": lambda t: restated(t, OTHER, domain_id="d05"),
+    "a fact is left out": lambda t: replace(t, facts={b: s for b, s in t.facts.items() if b != OTHER}),
+    "no facts": lambda t: replace(t, facts={}),
+    "unsigned facts": lambda t: replace(t, facts={b: s.facts for b, s in t.facts.items()}),
+    "no signature": lambda t: replace(
+        t, facts={**t.facts, OTHER: replace(t.facts[OTHER], signature=bytes(64))}
+    ),
+    "facts of a stranger": lambda t: replace(t, facts={**t.facts, "d99_basket_0": t.facts[OTHER]}),
+    "facts in each other's place": lambda t: replace(
+        t, facts={**t.facts, OTHER: t.facts[VICTIM], VICTIM: t.facts[OTHER]}
+    ),
+    "no word of its own": lambda t: replace(
+        t, facts={b: replace(s, nonce=bytes(16)) for b, s in t.facts.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("digest", ["follows from the lie", "is the honest one"])
+@pytest.mark.parametrize("lie", LIES)
+def test_a_session_of_misstated_facts_is_refused_by_everybody(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, lie: str, digest: str
+) -> None:
+    fed = fed_of(12)
+    follows = digest == "follows from the lie"
+
+    def lying(terms: SessionTerms) -> SessionTerms:
+        told = LIES[lie](terms)
+        try:
+            release = fed.plan.release([said.facts for said in told.facts.values()], registered=12)
+            occasion = signed_facts.Occasion.of(terms.context, "")
+            bound = signed_facts.facts_digest(told.facts, occasion) if follows else terms.context.facts
+            return replace(told, release=release, context=replace(told.context, facts=bound))
+        except (AttributeError, ValueError, ZeroDivisionError):
+            return told
+
+    telling(fed, lying, monkeypatch)
+    assert fed.force_aggregate() is None
+    assert sums == []
+    assert refused(fed) == 12
+    assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
+    monkeypatch.undo()
+    assert fed.force_aggregate() is not None
+
+
+@pytest.mark.parametrize("own", ["left out", "idle", "of another attempt", "older than its aggregate"])
+def test_a_basket_whose_own_facts_are_misstated_refuses(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    """Its own signature does not suffice for that: it must be what it said for this attempt, and still so."""
+    fed = fed_of(6)
+    _, roster = fed._session._tell_parties()
+    host = role(fed, "basket:0")
+    basket = host._baskets[VICTIM]
+
+    def lying(terms: SessionTerms) -> SessionTerms:
+        occasion = signed_facts.Occasion.of(terms.context, "")
+        if own == "left out":
+            facts = {b: s for b, s in terms.facts.items() if b != VICTIM}
+            return replace(terms, facts=facts)
+        if own == "older than its aggregate":
+            basket.latest._fresh = False
+            return terms
+        said = basket.facts() if own != "idle" else replace(basket.facts(), num_rows=0)
+        again = signed_facts.state(said, occasion, basket.identity)
+        told = {**terms.facts, VICTIM: again}
+        release = fed.plan.release([s.facts for s in told.values()], registered=6)
+        bound = signed_facts.facts_digest(told, occasion)
+        return replace(terms, facts=told, release=release, context=replace(terms.context, facts=bound))
+
+    telling(fed, lying, monkeypatch)
+    fed.force_aggregate()
+    reports = {b: r for slot in range(2) for b, r in role(fed, f"basket:{slot}").reports(0.0).items()}
+    assert reports[VICTIM].sessions_refused == 1
+    assert roster is not None
+
+
+def test_facts_that_were_signed_for_another_attempt_are_of_no_use(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator keeps what all said when they were idle, to say it again when one is not."""
+    fed = fed_of(12)
+    kept: list[SessionTerms] = []
+
+    def aborting(terms: SessionTerms) -> SessionTerms:
+        kept.append(terms)
+        return replace(terms, facts={})
+
+    telling(fed, aborting, monkeypatch)
+    assert fed.force_aggregate() is None
+    monkeypatch.undo()
+    first = kept[0]
+
+    def replaying(terms: SessionTerms) -> SessionTerms:
+        old = {b: s for b, s in first.facts.items() if b != VICTIM}
+        told = {**old, VICTIM: terms.facts[VICTIM]}
+        occasion = signed_facts.Occasion.of(terms.context, "")
+        bound = signed_facts.facts_digest(told, occasion)
+        return replace(terms, facts=told, context=replace(terms.context, facts=bound))
+
+    before = refused(fed)
+    telling(fed, replaying, monkeypatch)
+    assert fed.force_aggregate() is None
+    telling(fed, lambda terms: first, monkeypatch)
+    assert fed.force_aggregate() is None
+    assert refused(fed) == before + 24
+    assert sums == []
+
+
+def test_two_halves_that_are_told_two_stories_make_no_sum(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corrupt basket signs two statements; each half is given all that follows from one of them."""
+    fed = fed_of(8, per_actor=4)
+    liar = "d07_basket_0"
+    identity = role(fed, "basket:1")._baskets[liar].identity
+    honest = SecureSession._phase
+
+    def two_stories(self: SecureSession, method: str, parties: Any, arguments: Any, receive: Any) -> None:
+        if method == "session_open":
+            terms = self._terms
+            occasion = signed_facts.Occasion.of(terms.context, "")
+            said = replace(terms.facts[liar].facts, num_members=50)
+            told = {**terms.facts, liar: signed_facts.state(said, occasion, identity)}
+            release = fed.plan.release([s.facts for s in told.values()], registered=8)
+            bound = signed_facts.facts_digest(told, occasion)
+            other = replace(
+                terms,
+                facts=told,
+                release=release,
+                context=replace(
+                    terms.context, facts=bound, model_hash=agreement_hash(np.zeros(0, np.float32), release)
+                ),
+            )
+            first = {f"d0{i}_basket_0" for i in range(4)}
+            given = lambda batch: (terms if batch[0] in first else other, batch)  # noqa: E731
+            return honest(self, method, parties, given, receive)
+        return honest(self, method, parties, arguments, receive)
+
+    monkeypatch.setattr(SecureSession, "_phase", two_stories)
+    assert fed.force_aggregate() is None
+    assert sums == []
+    stats = role(fed, "global").stats()
+    assert stats["n_layer2_aborts"] == 1
+    assert stats["n_layer2_violations"] == 4, "the adverts of the second half are about another context"
+    assert refused(fed) == 1, "the liar's own honest code; each half was told something consistent"
+
+
+def test_corrupt_baskets_that_call_themselves_fresh_are_not_counted(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten, one may be corrupt: three with something to hide are needed, and one of them is dropped."""
+    fed = fed_of(10, silent=7)
+    assert fed.force_aggregate() is not None, "three of weight"
+    assert len(sums) == 1
+    fed.advance_round()
+    for b in range(7, 10):
+        assert all(fed.submit_updates([f"{b}_0", f"{b}_1"], np.full((2, D), 0.1)))
+    fed._session.run_layer1(None, force=True)
+    host = next(
+        h for n, h in fed._runtime.peers.roles.items() if "d09_basket_0" in getattr(h, "_baskets", {})
+    )
+    honest = host.session_mask
+    monkeypatch.setattr(
+        host, "session_mask", lambda s, party, i: None if party == "d09_basket_0" else honest(s, party, i)
+    )
+    without_its_own_checks(fed, monkeypatch)
+    assert fed.force_aggregate() is None, "nine of ten survive, two of them with weight"
+    assert len(sums) == 1
+    violations = role(fed, "global").stats()["violations"]
+    assert any("2 survivors of weight; at least 3 are needed" in violation for violation in violations)
+
+
+@pytest.mark.parametrize("baskets", [2, 3])
+@pytest.mark.parametrize("noise", ["gaussian", "distributed_discrete_gaussian"])
+def test_two_or_three_baskets_release_by_default(fed_of: Any, baskets: int, noise: str) -> None:
+    fed = fed_of(baskets, noise=noise)
+    assert fed.force_aggregate() is not None
+    assert fed.get_global_meta_model().n_baskets == baskets
+
+
+def test_two_baskets_of_three_wait_for_the_third_and_say_why(fed_of: Any) -> None:
+    fed = fed_of(3, silent=1)
+    outcome = fed._session.run_layer2(True)
+    assert outcome.model is None
+    assert "2 fresh baskets; a release needs 3 while 1 of those registered may be corrupt" in outcome.reason
+    alone = fed_of(3, silent=1, assumed_corrupt_fraction=0.0)
+    assert alone.force_aggregate() is not None
+
+
+def test_a_basket_that_does_not_sign_for_the_last_release_is_left_out(fed_of: Any) -> None:
+    """Facts are bound to the ledger's head: an actor that knows another release states nothing."""
+    fed = fed_of(6)
+    assert fed.force_aggregate() is not None
+    host = role(fed, "basket:1")
+    head = role(fed, "global").latest().ledger_head
+    assert head
+    assert host._last.ledger_head == head
+    occasion = signed_facts.Occasion(fed.federation_id, bytes(16), 0, 9, host.rosters()[-1].digest(), "")
+    answers = host.session_facts(occasion, tuple(host._baskets))
+    assert all(isinstance(answer, ProtocolViolation) for answer in answers.values())
+    assert refused(fed) == len(answers)
