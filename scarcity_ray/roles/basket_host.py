@@ -7,6 +7,7 @@ keys. It calls the accountant and nobody else, so no two roles ever wait for eac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.layers.layer1 import Layer1Aggregator
@@ -32,6 +33,7 @@ from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.standings import merged_activity
 from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.roles.waiting import Backlog
+from scarcity_ray.updates import read_rows
 
 
 class BasketHost(SessionHost):
@@ -48,6 +50,8 @@ class BasketHost(SessionHost):
         read_only: Whether the budget is spent.
         admissions: Baskets and members that it has from the start, coming back after it was lost.
         latest: The last release, coming back after it was lost.
+        run: Random, of the federation as it was begun.
+        budget_period: The ledger's.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class BasketHost(SessionHost):
         read_only: bool = False,
         admissions: Sequence[Admission] = (),
         latest: GlobalMetaModel | None = None,
+        run: int = 0,
+        budget_period: int = 0,
     ) -> None:
         super().__init__(plan, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest))
         self._slot = slot
@@ -69,6 +75,8 @@ class BasketHost(SessionHost):
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only
+        self._run = run
+        self._budget_period = budget_period
         self._blocks_of = blocks_where_faster(compute)
         self._closed: BasketReport | None = None
         self._clip()
@@ -116,12 +124,13 @@ class BasketHost(SessionHost):
         """
         self._sessions.tick(now)
         receipts = []
+        rows = read_rows(batch.rows, self._plan.config.vector_dim)
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
             if basket is None:
                 receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
             else:
-                receipts.append(basket.submit(batch[index], self._read_only, now))
+                receipts.append(basket.submit(batch[index], self._read_only, now, rows[index]))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
         return SubmissionResult(tuple(receipts), tuple(due))
@@ -152,6 +161,12 @@ class BasketHost(SessionHost):
     def set_read_only(self, read_only: bool) -> None:
         """Refuse updates, gossip and aggregation from now on, or no longer."""
         self._read_only = read_only
+
+    def set_budget_period(self, budget_period: int) -> None:
+        """Take updates that are signed for this period of the budget, and no others, from now on."""
+        self._budget_period = budget_period
+        for basket in self._baskets.values():
+            basket.scope = replace(basket.scope, budget_period=budget_period)
 
     def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
         """The local states of clients, each of the basket at the same position; those that there are."""
@@ -214,7 +229,14 @@ class BasketHost(SessionHost):
 
     def _open(self, place: BasketPlace) -> Basket:
         basket = Basket(
-            place.basket_id, place.domain_id, self._plan, self._federation_id, self._noise, self._round_id
+            place.basket_id,
+            place.domain_id,
+            self._plan,
+            self._federation_id,
+            self._noise,
+            self._round_id,
+            self._run,
+            self._budget_period,
         )
         basket.states.clip_norm = self._last.clip_norm
         self._baskets[place.basket_id] = basket

@@ -54,6 +54,7 @@ class Directory(Role):
         self._slots: dict[str, int] = {}
         self._identities: dict[str, bytes] = {}
         self._keys: dict[str, bytes | None] = {}
+        self._examples: dict[str, int] = {}
         self._round_id = round_id
         self._unknown = 0
         self._tick(now)
@@ -101,6 +102,8 @@ class Directory(Role):
             if former not in (None, basket_id) and former in self._slots and not known:
                 returned.append((member.client_id, former, basket_id))
             self._keys[member.client_id] = member.public_key
+            if member.num_examples is not None:
+                self._examples[member.client_id] = member.num_examples
             self._settle(basket_id)
             joined[basket_id].append(member.client_id)
             baskets.append(basket_id)
@@ -118,6 +121,7 @@ class Directory(Role):
             return None
         self._manager.remove_client(client_id)
         self._keys.pop(client_id, None)
+        self._examples.pop(client_id, None)
         return self._place(basket_id)
 
     def record_identities(self, identities: dict[str, bytes]) -> None:
@@ -210,6 +214,8 @@ class Directory(Role):
             self._num_slots = max(self._num_slots, place.slot + 1)
             self._identities[place.basket_id] = place.identity
             self._keys.update({m.client_id: m.public_key for m in admission.members})
+            told = {m.client_id: m.num_examples for m in admission.members if m.num_examples is not None}
+            self._examples.update(told)
 
     def _tick(self, now: float) -> None:
         self._now = max(self._now, now)
@@ -258,7 +264,14 @@ class Directory(Role):
         info = self._manager.get_client(client_id)
         if info is None:
             return Member(client_id, "", self._keys.get(client_id))
-        return Member(client_id, info.domain_id, self._keys.get(client_id), info.features, info.trust_score)
+        return Member(
+            client_id,
+            info.domain_id,
+            self._keys.get(client_id),
+            info.features,
+            info.trust_score,
+            self._examples.get(client_id),
+        )
 
     def _rehousing(self, closed: str) -> Rehousing:
         moves = self._manager.moves_from(closed)

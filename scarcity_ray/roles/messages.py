@@ -27,6 +27,7 @@ class Member:
         public_key: Ed25519 public bytes, if its updates must be signed.
         features: What it said of itself for grouping.
         trust: What the directory was last told of it, or the basket knows, whoever sends this.
+        num_examples: Examples that it said are behind its updates, when it registered; None: it did not say.
     """
 
     client_id: str
@@ -34,6 +35,7 @@ class Member:
     public_key: bytes | None = None
     features: NDArray[np.float64] | None = None
     trust: float = FIRST_TRUST
+    num_examples: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class FederationIdentity:
         ledger_path: The ledger's file on `ledger_node`, or its database's URL.
         ledger_node: The node that the accountant must run on; None: any, for the ledger is in a database.
         noise: Where privacy noise comes from.
+        run: Random, of the federation as it was begun: clients sign for it, so that a signature of an earlier
+            run on the same ledger is worth nothing.
     """
 
     federation_id: str
@@ -149,6 +153,7 @@ class FederationIdentity:
     ledger_path: str
     ledger_node: str | None
     noise: NoiseSource
+    run: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import FederationPlan
+from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.roles.accountant import Accountant
 from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.directory import Directory
@@ -57,7 +58,7 @@ class Assembly:
             UsageError: If the federation is there already.
             ActorLost: If a role cannot be started.
         """
-        slots = [self._basket_spec(slot, 0, False) for slot in range(self._first_slots)]
+        slots = [self._basket_spec(slot, 0) for slot in range(self._first_slots)]
         roles = [self._directory_spec(self._first_slots), self._accountant_spec(False)]
         if self.has_layer2:
             roles.append(self._global_spec())
@@ -72,10 +73,10 @@ class Assembly:
         """The basket actors among `slots` that were not started yet, as far as this driver knows."""
         return [slot for slot in sorted(set(slots)) if basket_actor(slot) not in self._started]
 
-    def start_slots(self, slots: Iterable[int], round_id: int, read_only: bool) -> None:
+    def start_slots(self, slots: Iterable[int], round_id: int, budget: BudgetStatus) -> None:
         """Start basket actors for new baskets; they begin with the last release, as the others have it."""
         latest = self._newest(None)
-        self._start([self._basket_spec(slot, round_id, read_only, latest=latest) for slot in slots])
+        self._start([self._basket_spec(slot, round_id, budget, latest=latest) for slot in slots])
 
     def tell_baskets(self, method: str, num_slots: int, *args: object) -> list[Any]:
         """Call every basket actor; all answers."""
@@ -127,14 +128,14 @@ class Assembly:
     ) -> Iterator[str]:
         directory = self.handle(DIRECTORY)
         where: Whereabouts = directory.call("whereabouts").result()
-        read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
+        budget: BudgetStatus = self.handle(ACCOUNTANT).call("status", now).result()
         held: dict[int, tuple[Admission, ...]] = {
             slot: directory.call("members_of_slot", slot).result() for slot in slots
         }
         newest = self._newest(latest)
         failure: ActorLost | None = None
         try:
-            self._start([self._basket_spec(s, where.round_id, read_only, held[s], newest) for s in slots])
+            self._start([self._basket_spec(s, where.round_id, budget, held[s], newest) for s in slots])
         except ActorLost as lost:
             failure = lost
         back = [s for s in slots if failure is None or self.runtime.is_alive(basket_actor(s))]
@@ -238,7 +239,7 @@ class Assembly:
         self,
         slot: int,
         round_id: int,
-        read_only: bool,
+        budget: BudgetStatus | None = None,
         admissions: Sequence[Admission] = (),
         latest: GlobalMetaModel | None = None,
     ) -> RoleSpec:
@@ -252,7 +253,9 @@ class Assembly:
             "compute": self.runtime.compute,
             "noise": self.identity.noise,
             "round_id": round_id,
-            "read_only": read_only,
+            "read_only": budget is not None and budget.read_only,
+            "run": self.identity.run,
+            "budget_period": 0 if budget is None else budget.period,
             "admissions": admissions,
             "latest": latest if config.layer2.distribute_to_baskets else None,
         }

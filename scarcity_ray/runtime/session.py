@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.roles.messages import (
     BasketPlace,
@@ -57,8 +58,11 @@ class DriverSession(RoleCalls):
             ActorLost: If a role cannot be started.
         """
         self.assembly.start()
-        if self.ask(ACCOUNTANT, "status", self.now()).read_only:
+        status: BudgetStatus = self.ask(ACCOUNTANT, "status", self.now())
+        if status.read_only:
             self.tell_baskets("set_read_only", True)
+        if status.period:
+            self.tell_baskets("set_budget_period", status.period)
 
     def recover(self, *names: str) -> None:
         """As `RoleCalls.recover`; clients are looked up anew afterwards."""
@@ -275,8 +279,8 @@ class DriverSession(RoleCalls):
     def _house(self, places: Sequence[BasketPlace]) -> None:
         missing = self.assembly.missing(place.slot for place in places)
         if missing:
-            read_only = self.ask(ACCOUNTANT, "status", self.now()).read_only
-            self.assembly.start_slots(missing, self.whereabouts().round_id, read_only)
+            budget: BudgetStatus = self.ask(ACCOUNTANT, "status", self.now())
+            self.assembly.start_slots(missing, self.whereabouts().round_id, budget)
         self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
 
     def _locate(self, client_ids: Sequence[str], fresh: bool) -> dict[str, tuple[str, int]]:
