@@ -98,7 +98,7 @@ def test_where_basket_models_are_private_nothing_of_agreement_is_made(open_feder
 
 
 def test_a_drivers_mistake_costs_no_trust(open_federation: Any) -> None:
-    """Nor does anybody else's act: a bad signature may be anybody's, and a driver that signs signs no rubbish."""
+    """Nor does a bad signature, which may be anybody's; and a driver that signs signs no rubbish."""
     fed = open_federation(settings())
     join(fed)
     key = IdentityKeyPair.generate()
