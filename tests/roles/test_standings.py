@@ -57,3 +57,42 @@ def test_trust_does_not_follow_accepted_updates_where_it_follows_agreement(by_ag
     assert known.trust("a") == (0.5 if by_agreement else pytest.approx(0.51))
     known.agree({"a": 1.0})
     assert known.trust("a") > 0.5
+
+
+class Closed(dict):
+    """A mapping that can be asked for one key, and never be looked through."""
+
+    def _refuse(self, *_):
+        raise AssertionError("somebody looks at all of them")
+
+    __iter__ = keys = values = items = _refuse
+
+
+def test_telling_looks_at_clients_of_which_there_is_news_and_at_no_others():
+    known = Standings(by_agreement=False)
+    for i in range(50):
+        known.admit(f"c{i}", 1.0)
+    known._clients = Closed(known._clients)
+    known.accept("c3", 5.0)
+    known.leave("c4")
+    known.leave("c5")
+    assert set(known.tell({f"c{i}" for i in range(50) if i != 4})) == {"c3"}
+    assert "c4" not in known._clients
+    assert "c5" in known._clients  # it came back
+
+
+def test_an_offence_is_held_against_a_client_once_and_goes_with_it(standings):
+    for _ in range(3):
+        standings.offend("a", 5, b"what it signed", since=4, most=2)
+    assert standings.trust("a") == 0.5
+    other = Standings(by_agreement=True)
+    other.put("a", standings.take("a"))
+    other.tell({"a"})
+    other.offend("a", 5, b"what it signed", since=4, most=2)
+    assert other.trust("a") == 0.5
+    for message in (b"one more", b"and one", b"and another"):
+        other.offend("a", 5, message, since=4, most=2)
+    assert other.trust("a") == 0.25
+    other.offend("a", 9, b"what it signed", since=8, most=2)
+    assert other.trust("a") == 0.125
+    assert list(other.take("a").offences) == [9]
