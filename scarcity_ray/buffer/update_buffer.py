@@ -254,6 +254,8 @@ class UpdateBuffer:
         """
         entries = self._entries(basket_id, client_id)
         current = self.round_id if current_round is None else current_round
+        if len(entries) == 1 and entries[0].round_id >= current:
+            return entries[0].update + np.float32(0.0)  # the sum of one term, bit by bit
         total: npt.NDArray[np.float64] = np.zeros(self.vector_dim)
         for entry in entries:
             total += staleness_weight(max(0, current - entry.round_id)) * entry.update.astype(np.float64)
@@ -349,7 +351,9 @@ class UpdateBuffer:
         return self._baskets[basket_id].clients if basket_id in self._baskets else {}
 
     def _waiting(self, basket_id: str) -> _Waiting:
-        return self._baskets.setdefault(basket_id, _Waiting())
+        if basket_id not in self._baskets:
+            self._baskets[basket_id] = _Waiting()
+        return self._baskets[basket_id]
 
     def _entries(self, basket_id: str, client_id: str) -> list[BufferedUpdate]:
         entries = self._clients(basket_id).get(client_id)

@@ -136,6 +136,15 @@ def test_one_client_has_one_row_weighted_by_staleness_and_not_renormalised() -> 
         buffer.row("b", "nobody")
 
 
+def test_the_row_of_one_fresh_update_is_its_sum_bit_by_bit() -> None:
+    buffer = buffer_with()
+    buffer.add("a", "b", [-0.0, 0.1], now=0)
+    (entry,) = buffer.get_basket_updates("b")
+    summed = (np.zeros(2) + 1.0 * entry.update.astype(np.float64)).astype(np.float32)
+    assert buffer.row("b", "a").tobytes() == summed.tobytes()
+    assert not np.shares_memory(buffer.row("b", "a"), entry.update)
+
+
 updates = st.lists(
     st.tuples(
         st.integers(0, 5),
