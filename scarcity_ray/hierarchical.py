@@ -348,8 +348,9 @@ class HierarchicalFederation:
 
         It changes with each renewal of the budget, and with each federation that is begun on the ledger.
         """
-        identity, period = self._open().assembly.identity, self._budget().period
-        return SigningScope(identity.federation_id, period, identity.run)
+        session = self._open()
+        identity = session.assembly.identity
+        return SigningScope(identity.federation_id, session.budget_period(), identity.run)
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain.
@@ -568,7 +569,7 @@ class HierarchicalFederation:
     def _signed(self, batch: SubmissionBatch) -> SubmissionBatch:
         if not any(client_id in self._keypairs for client_id in batch.client_ids):
             return batch
-        round_id = self._session.whereabouts().round_id if batch.round_id is None else batch.round_id
+        round_id = self._session.current_round() if batch.round_id is None else batch.round_id
         return signed(batch, round_id, self._keypairs, self.signing_scope(), self.config.vector_dim)
 
     @property

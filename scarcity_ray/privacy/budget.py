@@ -251,6 +251,12 @@ class DurableBudget:
                 accounting=accountant.accounting,
             )
 
+    @property
+    def period(self) -> int:
+        """0, and one more for each renewal."""
+        with self._current():
+            return self._accountant.period
+
     def remaining(self, client_id: str) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client."""
         with self._current():

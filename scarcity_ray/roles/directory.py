@@ -69,6 +69,10 @@ class Directory(Role):
         places = tuple(self._place(info.basket_id) for info in self._manager.live_baskets())
         return Whereabouts(self._round_id, places, self._num_slots)
 
+    def current_round(self) -> int:
+        """The round, alone: what is asked once an update must not tell of all baskets."""
+        return self._round_id
+
     def locate(self, client_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Basket and slot of each client that is registered."""
         found: dict[str, tuple[str, int]] = {}

@@ -104,6 +104,14 @@ class DriverSession(RoleCalls):
         self._close(source)
         self._routes.clear()
 
+    def current_round(self) -> int:
+        """The round of the federation."""
+        return int(self.ask(DIRECTORY, "current_round"))
+
+    def budget_period(self) -> int:
+        """The budget's period, which clients sign their updates for."""
+        return int(self.ask(ACCOUNTANT, "budget_period", self.now()))
+
     def submit(self, batch: SubmissionBatch) -> tuple[list[Receipt], list[str]]:
         """Send updates to their baskets; receipts in order, and the baskets whose Layer 1 is due.
 
@@ -136,7 +144,7 @@ class DriverSession(RoleCalls):
             if not pending:
                 break
         if pending:
-            asked = self.whereabouts().round_id if batch.round_id is None else batch.round_id
+            asked = self.current_round() if batch.round_id is None else batch.round_id
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.call(DIRECTORY, "count_unknown", len(pending))
