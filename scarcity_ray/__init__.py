@@ -28,6 +28,7 @@ from scarcity_ray.errors import (
     LedgerCorrupted,
     LedgerError,
     LedgerMissing,
+    MessageRefused,
     NoiseWarning,
     PrivacyBudgetExhausted,
     PrivacyWarning,
@@ -47,6 +48,7 @@ from scarcity_ray.privacy.mechanisms import CentralDPMechanism, LocalDPMechanism
 from scarcity_ray.robust import aggregate, detect_outliers
 from scarcity_ray.roles.waiting import Missing, WaitingFor
 from scarcity_ray.secagg import IdentityKeyPair
+from scarcity_ray.updates import SigningScope, UpdateStatement, sign_update, update_message
 
 __version__ = "0.1.0"
 
@@ -83,6 +85,7 @@ __all__ = [
     "LedgerMissing",
     "LocalDPMechanism",
     "MaterialityDetector",
+    "MessageRefused",
     "Missing",
     "NoiseWarning",
     "PeerSampler",
@@ -97,12 +100,16 @@ __all__ = [
     "ScarcityError",
     "ScarcityWarning",
     "SecureAggregationAborted",
+    "SigningScope",
     "TooFewUpdates",
     "TriggerEngine",
     "UpdateBuffer",
+    "UpdateStatement",
     "UsageError",
     "WaitingFor",
     "aggregate",
     "detect_outliers",
     "make_plan",
+    "sign_update",
+    "update_message",
 ]

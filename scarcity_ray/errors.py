@@ -16,6 +16,7 @@
     │   └── LedgerTakenOver       ... because another accountant has taken it over
     ├── SecureAggregationAborted  a session of secure aggregation ended without a result
     ├── ProtocolViolation         a peer sent something that the protocol forbids
+    ├── MessageRefused            bytes that are no message of ours (torn, foreign or newer)
     └── ActorLost                 a role's process died (``retryable`` says whether to call again)
 
 Refusals that are ordinary life (a stale update, a replay) are return values, not errors. What works, but not
@@ -134,6 +135,23 @@ class SecureAggregationAborted(ScarcityError):
 
 class ProtocolViolation(ScarcityError):
     """A peer sent a message that the protocol forbids; it is refused, and nothing else changes."""
+
+
+class MessageRefused(ScarcityError, ValueError):
+    """Bytes that are not a signed message of ours.
+
+    Attributes:
+        flaw: ``torn``, ``foreign`` or ``newer``.
+        detail: What is wrong, as a sentence about the message.
+    """
+
+    def __init__(self, flaw: str, detail: str) -> None:
+        super().__init__(flaw, detail)
+        self.flaw = flaw
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"the message is {self.flaw}: {self.detail}"
 
 
 class ActorLost(ScarcityError):

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.basket import BasketInfo, ClientInfo, check_name
-from scarcity_ray.buffer import Receipt, Rejection, read_row
+from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
 from scarcity_ray.forecast import Told, warnings_at_release, warnings_at_start
-from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
@@ -27,12 +26,14 @@ from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
 from scarcity_ray.privacy.renewal import renewal_message
 from scarcity_ray.roles.arguments import (
     basket_of,
+    batch_of,
     check_opening,
-    columns_of,
+    examples_of,
     id_of,
     ids_of,
     members_of,
     numbers_of,
+    report_of,
     signature_of,
 )
 from scarcity_ray.roles.collector import collector_paused
@@ -51,6 +52,7 @@ from scarcity_ray.runtime.opening import (
     tell_ledger,
 )
 from scarcity_ray.secagg import IdentityKeyPair, Roster
+from scarcity_ray.updates import SigningScope, read_array
 
 Clock = Callable[[], float]
 
@@ -219,11 +221,16 @@ class HierarchicalFederation:
         domain_id: str,
         features: ArrayLike | None = None,
         identity_keypair: IdentityKeyPair | None = None,
+        *,
+        num_examples: int | None = None,
     ) -> str:
         """Add a client to a basket of its domain; the basket's id.
 
         With a keypair, every update of the client must be signed: this driver keeps the key and signs,
         another passes ``signature=``. Only the public half leaves this driver.
+
+        Under the rule ``weighted`` a client weighs as many examples as it says, here for all its updates or
+        with one of them, ``layer1.max_examples`` at most; one that does not say weighs one.
 
         Raises:
             UsageError: For an id that cannot be one, or a client registered in another domain or with another
@@ -235,7 +242,8 @@ class HierarchicalFederation:
             )
         public = identity_keypair.public_bytes if identity_keypair is not None else None
         vector = None if features is None else numbers_of("features", features).astype(np.float64)
-        (basket_id,) = self._open().register([Member(client_id, domain_id, public, vector)])
+        member = Member(client_id, domain_id, public, vector, num_examples=examples_of(num_examples))
+        (basket_id,) = self._open().register([member])
         if identity_keypair is not None:
             self._keypairs[client_id] = identity_keypair
         return basket_id
@@ -279,9 +287,19 @@ class HierarchicalFederation:
         *,
         signature: bytes | None = None,
         meta: Mapping[str, float] | None = None,
+        sequence: int | None = None,
+        num_examples: int | None = None,
     ) -> bool:
         """Submit a client's update; whether it was accepted. `offer_update` also says why not."""
-        return self.offer_update(client_id, update, round_id, signature=signature, meta=meta).accepted
+        return self.offer_update(
+            client_id,
+            update,
+            round_id,
+            signature=signature,
+            meta=meta,
+            sequence=sequence,
+            num_examples=num_examples,
+        ).accepted
 
     def offer_update(
         self,
@@ -291,29 +309,36 @@ class HierarchicalFederation:
         *,
         signature: bytes | None = None,
         meta: Mapping[str, float] | None = None,
+        sequence: int | None = None,
+        num_examples: int | None = None,
     ) -> Receipt:
         """Submit a client's update and get a receipt.
 
         Args:
             client_id: Who sends it.
-            update: Finite, shape (vector_dim,).
+            update: Finite numbers of shape (vector_dim,): an array of NumPy, pandas, PyTorch or JAX, a list.
             round_id: The round it was made for; the current one if None.
-            signature: The client's signature of `buffer.signing.update_message`, where this driver does not
-                hold its key.
+            signature: What `sign_update` gives the client, where this driver does not hold its key; it is for
+                all that is given here and for `signing_scope`.
             meta: Values of declared meta-parameters.
+            sequence: The client's own number for this update, unique within the round, if it counts.
+            num_examples: Examples behind this update, if the client says; see `register_client`.
 
         Raises:
             UsageError: For a meta-parameter that was not declared.
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
         """
-        row: NDArray[Any] | Rejection = (
-            update
-            if isinstance(update, np.ndarray) and update.dtype.kind in "fiu"
-            else read_row(update, self.config.vector_dim)
+        report = report_of(meta, self.config.meta_parameters)
+        batch = SubmissionBatch(
+            (id_of(client_id),),
+            (read_array(update),),
+            round_id,
+            None if signature is None else (signature_of(signature),),
+            None if report is None else (report,),
+            None if sequence is None else (sequence,),
+            None if num_examples is None else (num_examples,),
         )
-        report = None if meta is None else encode_report(meta, self.config.meta_parameters)[None, :]
-        signatures = None if signature is None else (signature_of(signature),)
-        return self._submit(SubmissionBatch((id_of(client_id),), (row,), round_id, signatures, report))[0]
+        return self._submit(batch)[0]
 
     def submit_updates(
         self,
@@ -323,24 +348,46 @@ class HierarchicalFederation:
         *,
         signatures: Sequence[bytes | None] | None = None,
         meta: Sequence[Mapping[str, float] | None] | None = None,
+        sequences: Sequence[int | None] | None = None,
+        num_examples: Sequence[int | None] | None = None,
     ) -> list[Receipt]:
-        """Submit many updates at once, the fast way; receipts in order.
+        """Submit many updates at once, the fast way; the receipts that `offer_update` would give, in order.
+
+        Each row is judged by itself: one that is malformed costs no other.
 
         Args:
             client_ids: One a row.
-            matrix: (n, vector_dim) numbers.
+            matrix: (n, vector_dim) numbers, fastest as one float32 array; or n rows of any kind.
             round_id: The round they were made for; the current one if None.
             signatures: One a row, where this driver does not hold the keys.
             meta: One report of declared meta-parameters a row.
+            sequences: One a row, of clients that count.
+            num_examples: One a row, of clients that say.
 
         Raises:
-            UsageError: If the arguments' lengths differ, the matrix is none, or a meta-parameter was not
+            UsageError: If the arguments' lengths differ, one is no sequence, or a meta-parameter was not
                 declared.
         """
-        ids, rows, given, reports = columns_of(
-            client_ids, matrix, signatures, meta, self.config.meta_parameters
+        batch = batch_of(
+            client_ids,
+            matrix,
+            round_id,
+            signatures=signatures,
+            meta=meta,
+            sequences=sequences,
+            num_examples=num_examples,
+            ranges=self.config.meta_parameters,
         )
-        return self._submit(SubmissionBatch(ids, rows, round_id, given, reports))
+        return self._submit(batch)
+
+    def signing_scope(self) -> SigningScope:
+        """What clients sign their updates for now, beside the updates: see `sign_update`.
+
+        It changes with each renewal of the budget, and with each federation that is begun on the ledger.
+        """
+        session = self._open()
+        identity = session.assembly.identity
+        return SigningScope(identity.federation_id, session.budget_period(), identity.incarnation)
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain.
@@ -489,6 +536,7 @@ class HierarchicalFederation:
         given = None if signature is None else signature_of(signature)
         act = total_epsilon, total_delta, self._open().now(), operator, f"renewal/{uuid.uuid4().hex}", given
         status: BudgetStatus = self._session.call(ACCOUNTANT, "renew", *act)
+        self._session.budget_period()
         self._session.tell_baskets("set_read_only", status.read_only)
 
     def renewal_message(self, total_epsilon: float, total_delta: float, *, operator: str) -> bytes:
@@ -590,10 +638,12 @@ class HierarchicalFederation:
             session.run_layer2(force)
 
     def _signed(self, batch: SubmissionBatch) -> SubmissionBatch:
+        if batch.signatures is not None and self._session.told_period is None:
+            self._session.budget_period()
         if not any(client_id in self._keypairs for client_id in batch.client_ids):
             return batch
-        round_id = self._session.whereabouts().round_id if batch.round_id is None else batch.round_id
-        return signed(batch, round_id, self._keypairs, self.federation_id, self.config.vector_dim)
+        round_id = self._session.current_round() if batch.round_id is None else batch.round_id
+        return signed(batch, round_id, self._keypairs, self.signing_scope(), self.config.vector_dim)
 
     @property
     def faults(self) -> tuple[str, ...]:

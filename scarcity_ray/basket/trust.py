@@ -2,13 +2,14 @@
 
 Agreement with a basket's aggregate is made of private values, so what trust is made of it lies outside the
 privacy claim, as basket models do. Where ``expose_basket_models`` is false nobody computes agreement, and
-trust follows from what anybody may know: updates that were refused, and those that were accepted.
+trust follows from what anybody may know: malformed updates that the client has signed, and those that were
+accepted. What a driver sends on a client's behalf without its signature costs it nothing.
 
 *Guarantees*
     - Trust stays in [0, 1].
     - Trust is monotone in each agreement and in what it was before.
     - Who always agrees tends to 1, who never does to 0, whatever the trust before.
-    - A refused update halves trust.
+    - A malformed update that the client has signed halves trust.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FIRST_TRUST = 1.0
 AGREEMENT_RATE = 0.1
 """Weight of the latest agreement: half of what trust knows is less than seven aggregates old."""
 REFUSAL_FACTOR = 0.5
-"""What one refused update leaves of trust."""
+"""What one malformed update that the client has signed leaves of trust."""
 ACCEPTANCE_GAIN = 0.01
 """What one accepted update gives back, up to 1, where agreement is not computed."""
 
@@ -40,7 +41,7 @@ def after_agreement(trust: float, agreement: float) -> float:
 
 
 def after_refusal(trust: float) -> float:
-    """Trust after an update that anybody can see is none: malformed, not finite, or falsely signed."""
+    """Trust after a malformed or non-finite update that the client itself has signed."""
     return REFUSAL_FACTOR * trust
 
 

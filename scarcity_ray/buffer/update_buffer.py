@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from scarcity_ray.buffer.least import Least
 from scarcity_ray.buffer.replay import ReplayGuard, ReplayKey
 from scarcity_ray.buffer.update import BufferedUpdate, FloatRow, Rejection, content_digest, read_row
 from scarcity_ray.config import BufferConfig
 from scarcity_ray.errors import UsageError
+from scarcity_ray.updates.signing import GREATEST
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,32 @@ class ClientUpdates:
     accepted: tuple[ReplayKey, ...]
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class JudgedUpdate:
+    """An update in good form, for a round that is open: all of it that must be kept if it is accepted.
+
+    Attributes:
+        client_id: Who sent it.
+        update: Finite float32 (d,), read-only, the basket's own.
+        round_id: The round that it was sent for.
+        digest: `content_digest` of it.
+        sequence: The client's own number for it; None: the client does not count.
+        num_examples: Examples that the client says are behind it; None: it does not say.
+    """
+
+    client_id: str
+    update: FloatRow
+    round_id: int
+    digest: bytes
+    sequence: int | None = None
+    num_examples: int | None = None
+
+    @property
+    def key(self) -> ReplayKey:
+        """What it is remembered by."""
+        return ReplayKey(self.client_id, self.round_id, self.digest, self.sequence)
+
+
 def staleness_weight(staleness: int) -> float:
     """s(tau) = (1 + tau)^-1/2, the weight of an update tau rounds old (Nguyen et al., FedBuff, 2022).
 
@@ -45,17 +74,24 @@ class UpdateBuffer:
     """Buffers the accepted updates of any number of baskets.
 
     An arriving update is judged in this order: `not_numeric`, `wrong_shape`, `not_finite` (see `read_row`; a
-    round that is no integer is `not_numeric`), `future_round` (after the buffer's round), `too_stale` (more
-    than `max_staleness` rounds before it, or negative), `replayed`, `participation_cap`. The reasons that
-    need to know clients, keys or budgets are the caller's to give, and to report with `count_rejection`.
+    round or sequence number that is no integer, or a number of examples that is no positive one, is
+    `not_numeric`), `future_round` (after the buffer's round), `too_stale` (more than `max_staleness` rounds
+    before it, or negative), `replayed`, `sequence_used` (the client gave that number to another update of the
+    round), `participation_cap`. The reasons that need to know clients, keys or budgets are the caller's to
+    give, and to report with `count_rejection`; who must look at a signature does so between `judge`, which
+    knows the round and the content, and `refusal`, which asks what was accepted before.
 
     Guarantees:
         - No message raises; every refusal is counted under one reason.
+        - An update has been accepted exactly if it is counted, counts against its client's cap, is a replay
+          from now on, and was buffered.
         - An accepted update leaves exactly once: popped, withdrawn, or taken to another basket.
         - A replay stays a replay after its update was popped.
         - The participation cap counts accepted updates, also popped and withdrawn ones.
         - A row never exceeds the largest norm of the updates behind it.
         - The buffer keeps its own copy: what a client does to its array afterwards changes nothing.
+        - Nothing that happens once an update or a client looks at the others that wait: counts, the oldest
+          round and the oldest time are kept up with every change.
 
     Args:
         config: Staleness and cap.
@@ -68,7 +104,7 @@ class UpdateBuffer:
         self.vector_dim = vector_dim
         self.round_id = round_id
         self._guard = ReplayGuard()
-        self._baskets: dict[str, dict[str, list[BufferedUpdate]]] = {}
+        self._baskets: dict[str, _Waiting] = {}
         self._rejections: Counter[Rejection] = Counter()
         self._counts: Counter[str] = Counter()
 
@@ -79,7 +115,15 @@ class UpdateBuffer:
         return self.offer(client_id, basket_id, update, round_id, now=now) is None
 
     def offer(
-        self, client_id: str, basket_id: str, update: object, round_id: object = None, *, now: float
+        self,
+        client_id: str,
+        basket_id: str,
+        update: object,
+        round_id: object = None,
+        *,
+        now: float,
+        sequence: object = None,
+        num_examples: object = None,
     ) -> Rejection | None:
         """Accept an update (None), or count and return why not.
 
@@ -89,11 +133,95 @@ class UpdateBuffer:
             update: Anything; a finite real (d,) vector is accepted.
             round_id: The round that it was made for; None is the buffer's round.
             now: Seconds.
+            sequence: The client's own number for it, if it counts.
+            num_examples: Examples behind it, if the client says.
         """
-        reason = self._judge(client_id, basket_id, update, round_id, now)
+        row = read_row(update, self.vector_dim)
+        judged = self.judge(client_id, row, round_id, sequence=sequence, num_examples=num_examples)
+        reason = judged if isinstance(judged, Rejection) else self.refusal(judged)
         if reason is not None:
             self.count_rejection(reason)
+        elif isinstance(judged, JudgedUpdate):
+            self.accept(judged, basket_id, now=now)
         return reason
+
+    def judge(
+        self,
+        client_id: str,
+        row: FloatRow | Rejection,
+        round_id: object = None,
+        *,
+        sequence: object = None,
+        num_examples: object = None,
+    ) -> JudgedUpdate | Rejection:
+        """The update if it is in good form and its round is open, or why not. Changes nothing.
+
+        Args:
+            client_id: Who sent it.
+            row: What `read_row` made of it; kept as it is.
+            round_id: The round that it was made for; None is the buffer's round.
+            sequence: The client's own number for it, if it counts.
+            num_examples: Examples behind it, if the client says.
+        """
+        if isinstance(row, Rejection):
+            return row
+        number = self.round_id if round_id is None else _integer(round_id)
+        if (
+            number is None
+            or (sequence is not None and not _fits(sequence, 0))
+            or (num_examples is not None and not _fits(num_examples, 1))
+        ):
+            return Rejection.NOT_NUMERIC
+        if number > self.round_id:
+            return Rejection.FUTURE_ROUND
+        if not self.is_open(number):
+            return Rejection.TOO_STALE
+        return JudgedUpdate(
+            client_id, row, number, content_digest(row), _integer(sequence), _integer(num_examples)
+        )
+
+    def is_open(self, round_id: int) -> bool:
+        """Whether updates for a round are still taken."""
+        return 0 <= round_id <= self.round_id and not self._is_stale(round_id)
+
+    def refusal(self, judged: JudgedUpdate) -> Rejection | None:
+        """Why an update cannot be accepted after those that were; None if it can. Changes nothing."""
+        if not self._guard.check(judged.key):
+            return Rejection.REPLAYED
+        if self._guard.has_used(judged.client_id, judged.round_id, judged.sequence):
+            return Rejection.SEQUENCE_USED
+        if self._guard.count(judged.client_id, judged.round_id) >= self.config.participation_cap:
+            return Rejection.PARTICIPATION_CAP
+        return None
+
+    def accept(self, judged: JudgedUpdate, basket_id: str, *, now: float) -> None:
+        """Accept an update: here alone, and this is what *accepted* means.
+
+        The update was judged and nothing speaks against it (`judge`, `refusal`). From now on it counts
+        against its client's participation cap and is a replay if it comes again, with its sequence number
+        used; and it waits in the buffer, from which it leaves for exactly one aggregate, unless its client
+        withdraws it. Whoever tells a client "accepted" (a receipt, a journal, a gateway) tells that this
+        was done, and what must be written down to do it again is `judged`, the basket and the time.
+
+        Args:
+            judged: What `judge` gave and `refusal` has nothing against.
+            basket_id: Where it waits.
+            now: Seconds.
+        """
+        self._guard.mark(judged.key)
+        staleness = self.round_id - judged.round_id
+        self._waiting(basket_id).add(
+            BufferedUpdate(
+                judged.client_id,
+                basket_id,
+                judged.update,
+                judged.round_id,
+                now,
+                staleness=staleness,
+                num_examples=judged.num_examples,
+            )
+        )
+        self._counts["accepted"] += 1
 
     def count_rejection(self, reason: Rejection) -> None:
         """Count an update that was refused before it came here."""
@@ -101,7 +229,11 @@ class UpdateBuffer:
 
     def clients(self, basket_id: str) -> tuple[str, ...]:
         """Clients with buffered updates, sorted: one vote each."""
-        return tuple(sorted(self._baskets.get(basket_id, ())))
+        return tuple(sorted(self._clients(basket_id)))
+
+    def num_clients(self, basket_id: str) -> int:
+        """How many clients have buffered updates."""
+        return len(self._clients(basket_id))
 
     def row(self, basket_id: str, client_id: str, current_round: int | None = None) -> FloatRow:
         """A client's one vote: (1/m) sum of s(tau_i) u_i over its m buffered updates, not renormalised.
@@ -122,6 +254,8 @@ class UpdateBuffer:
         """
         entries = self._entries(basket_id, client_id)
         current = self.round_id if current_round is None else current_round
+        if len(entries) == 1 and entries[0].round_id >= current:
+            return entries[0].update + np.float32(0.0)  # the sum of one term, bit by bit
         total: npt.NDArray[np.float64] = np.zeros(self.vector_dim)
         for entry in entries:
             total += staleness_weight(max(0, current - entry.round_id)) * entry.update.astype(np.float64)
@@ -135,9 +269,14 @@ class UpdateBuffer:
         """
         return self._entries(basket_id, client_id)[-1].update
 
+    def num_examples(self, basket_id: str, client_id: str) -> int | None:
+        """What a client's newest buffered update that says so says of its examples; None if none does."""
+        told = (entry.num_examples for entry in reversed(self._entries(basket_id, client_id)))
+        return next((number for number in told if number is not None), None)
+
     def get_basket_updates(self, basket_id: str) -> tuple[BufferedUpdate, ...]:
         """A basket's buffered updates, by client id, then in order of arrival."""
-        clients = self._baskets.get(basket_id, {})
+        clients = self._clients(basket_id)
         return tuple(self._aged(entry) for client_id in sorted(clients) for entry in clients[client_id])
 
     def pop_basket_updates(self, basket_id: str) -> tuple[BufferedUpdate, ...]:
@@ -149,13 +288,16 @@ class UpdateBuffer:
 
     def num_updates(self, basket_id: str) -> int:
         """Buffered updates of a basket."""
-        return sum(map(len, self._baskets.get(basket_id, {}).values()))
+        return self._baskets[basket_id].count if basket_id in self._baskets else 0
 
     def oldest_staleness(self, basket_id: str) -> int:
         """Rounds that the oldest buffered update of a basket lies back; 0 if there is none."""
-        clients = self._baskets.get(basket_id, {})
-        oldest = min((e.round_id for entries in clients.values() for e in entries), default=self.round_id)
-        return self.round_id - oldest
+        oldest = self._baskets[basket_id].rounds.least() if basket_id in self._baskets else None
+        return 0 if oldest is None else self.round_id - oldest
+
+    def oldest_timestamp(self, basket_id: str) -> float | None:
+        """When the oldest buffered update of a basket was accepted, in seconds; None if there is none."""
+        return self._baskets[basket_id].times.least() if basket_id in self._baskets else None
 
     def advance_round(self, round_id: int | None = None) -> None:
         """Move to a later round (the next one if None).
@@ -189,8 +331,7 @@ class UpdateBuffer:
             if not self._is_stale(key.round_id):
                 self._guard.mark(key)
         for entry in carry.updates:
-            moved = replace(entry, basket_id=basket_id)
-            self._baskets.setdefault(basket_id, {}).setdefault(carry.client_id, []).append(moved)
+            self._waiting(basket_id).add(replace(entry, basket_id=basket_id))
         self._counts["put"] += len(carry.updates)
         return len(carry.updates)
 
@@ -206,32 +347,16 @@ class UpdateBuffer:
             "rejections": {str(reason): self._rejections[reason] for reason in Rejection},
         }
 
-    def _judge(
-        self, client_id: str, basket_id: str, update: object, round_id: object, now: float
-    ) -> Rejection | None:
-        row = read_row(update, self.vector_dim)
-        if isinstance(row, Rejection):
-            return row
-        number = self.round_id if round_id is None else _round_number(round_id)
-        if number is None:
-            return Rejection.NOT_NUMERIC
-        if number > self.round_id:
-            return Rejection.FUTURE_ROUND
-        if number < 0 or self._is_stale(number):
-            return Rejection.TOO_STALE
-        key = ReplayKey(client_id, number, content_digest(row))
-        if not self._guard.check(key):
-            return Rejection.REPLAYED
-        if self._guard.count(client_id, number) >= self.config.participation_cap:
-            return Rejection.PARTICIPATION_CAP
-        self._guard.mark(key)
-        entry = BufferedUpdate(client_id, basket_id, row, number, now, staleness=self.round_id - number)
-        self._baskets.setdefault(basket_id, {}).setdefault(client_id, []).append(entry)
-        self._counts["accepted"] += 1
-        return None
+    def _clients(self, basket_id: str) -> Mapping[str, list[BufferedUpdate]]:
+        return self._baskets[basket_id].clients if basket_id in self._baskets else {}
+
+    def _waiting(self, basket_id: str) -> _Waiting:
+        if basket_id not in self._baskets:
+            self._baskets[basket_id] = _Waiting()
+        return self._baskets[basket_id]
 
     def _entries(self, basket_id: str, client_id: str) -> list[BufferedUpdate]:
-        entries = self._baskets.get(basket_id, {}).get(client_id)
+        entries = self._clients(basket_id).get(client_id)
         if not entries:
             raise UsageError(f"client {client_id!r} has no buffered update in basket {basket_id!r}")
         return entries
@@ -243,23 +368,50 @@ class UpdateBuffer:
         return replace(entry, staleness=self.round_id - entry.round_id)
 
     def _remove(self, client_id: str) -> tuple[BufferedUpdate, ...]:
-        holders = sorted(basket_id for basket_id, clients in self._baskets.items() if client_id in clients)
-        removed = []
-        for basket_id in holders:
-            clients = self._baskets[basket_id]
-            removed += [self._aged(entry) for entry in clients.pop(client_id)]
-            if not clients:
+        removed: list[BufferedUpdate] = []
+        for basket_id in [name for name, waiting in self._baskets.items() if client_id in waiting.clients]:
+            removed += map(self._aged, self._baskets[basket_id].remove(client_id))
+            if not self._baskets[basket_id].clients:
                 del self._baskets[basket_id]
         return tuple(removed)
+
+
+class _Waiting:
+    """What one basket has buffered, and what is asked of it at every update."""
+
+    def __init__(self) -> None:
+        self.clients: dict[str, list[BufferedUpdate]] = {}
+        self.count = 0
+        self.rounds: Least[int] = Least()
+        self.times: Least[float] = Least()
+
+    def add(self, entry: BufferedUpdate) -> None:
+        self.clients.setdefault(entry.client_id, []).append(entry)
+        self.count += 1
+        self.rounds.add(entry.round_id)
+        self.times.add(entry.timestamp)
+
+    def remove(self, client_id: str) -> list[BufferedUpdate]:
+        entries = self.clients.pop(client_id)
+        self.count -= len(entries)
+        for entry in entries:
+            self.rounds.remove(entry.round_id)
+            self.times.remove(entry.timestamp)
+        return entries
 
 
 _COUNTS = ("accepted", "popped", "withdrawn", "taken", "put")
 
 
-def _round_number(round_id: object) -> int | None:
-    if isinstance(round_id, bool | np.bool_) or not isinstance(round_id, int | np.integer):
+def _integer(value: object) -> int | None:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         return None
-    return operator.index(round_id)
+    return operator.index(value)
 
 
-__all__ = ["ClientUpdates", "UpdateBuffer", "staleness_weight"]
+def _fits(value: object, least: int) -> bool:
+    number = _integer(value)
+    return number is not None and least <= number <= GREATEST
+
+
+__all__ = ["ClientUpdates", "JudgedUpdate", "UpdateBuffer", "staleness_weight"]

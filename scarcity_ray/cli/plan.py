@@ -29,7 +29,7 @@ from scarcity_ray.forecast import (
     warnings_of,
     weak_settings,
 )
-from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, session_shape
+from scarcity_ray.plan import BasketFacts, FederationPlan, fewest_parties, make_plan, session_shape
 from scarcity_ray.privacy.modes import Accounting, rho_of_mu
 from scarcity_ray.workloads.config import load_run, read_content
 
@@ -213,6 +213,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "releases_that_the_budget_buys": plan.num_releases,
             "rounds_configured": planned.rounds,
             "sensitivity": forecast.sensitivity,
+            "sensitivity_at_most": _sensitivity_of_liars(forecast),
             "noise_sigma_per_coordinate": forecast.sigma,
             "coordinates": release.length,
         },
@@ -263,6 +264,22 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     for title in SECTIONS:
         numbers[title] = _finite(numbers[title])
     return numbers
+
+
+def _sensitivity_of_liars(forecast: Forecast) -> float:
+    """What the sensitivity comes to, under the rule ``weighted``, if one client of each basket claims all.
+
+    It then claims as many examples as count, and no other any. For other rules it is the sensitivity itself.
+    """
+    plan = forecast.plan
+    if plan.worst_row_share(1) is None:
+        return forecast.sensitivity
+    facts = [
+        BasketFacts(str(place), "", size, num_rows=size, max_row_share=plan.worst_row_share(size))
+        for place, size in enumerate(forecast.sizes)
+    ]
+    release = plan.release(facts)
+    return max(weight * release.sensitivities[basket] for basket, weight in release.weights.items())
 
 
 def _adaptation(forecast: Forecast) -> dict[str, Any]:

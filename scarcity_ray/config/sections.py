@@ -102,6 +102,8 @@ class Layer1Config:
     """Multi-Krum's m; None: the most that the rule allows, n - f - 2."""
     clipping_radius: PositiveFloat | None = None
     """Centred clipping's radius around the zero delta; None: clip_norm."""
+    max_examples: PositiveInt | None = None
+    """Examples beyond which a client weighs no more, under the rule weighted; None: 1000."""
     pre: tuple[Literal["nnm", "bucketing", "arc"], ...] = ()
     """Pre-aggregation in order: nearest-neighbour mixing, bucketing, adaptive clipping."""
     bucket_size: Annotated[Int, Field(ge=2)] = 2

@@ -11,7 +11,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,8 +18,25 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import UsageError
+from scarcity_ray.updates import canonical_report
 
 Ranges = Mapping[str, tuple[float, float]]
+
+
+def check_report(report: object, ranges: Ranges) -> None:
+    """Refuse what is no report of declared meta-parameters.
+
+    Raises:
+        UsageError: For a name that was not declared, or what is no mapping.
+    """
+    if not isinstance(report, Mapping | None):
+        raise UsageError(f"meta must map meta-parameters to numbers, got {shown(report)}")
+    unknown = [name if isinstance(name, str) else repr(name) for name in report or {} if name not in ranges]
+    if unknown:
+        raise UsageError(
+            f"meta-parameters {shown(sorted(unknown))} are not declared in meta_parameters "
+            f"(declared: {sorted(ranges)})"
+        )
 
 
 def encode_report(report: Mapping[str, float] | None, ranges: Ranges) -> NDArray[np.float64]:
@@ -34,22 +50,12 @@ def encode_report(report: Mapping[str, float] | None, ranges: Ranges) -> NDArray
     >>> encode_report({"learning_rate": 0.75}, {"learning_rate": (0.0, 1.0), "decay": (0.0, 2.0)}).tolist()
     [0.5, 0.0]
     """
-    if not isinstance(report, Mapping | None):
-        raise UsageError(f"meta must map meta-parameters to numbers, got {shown(report)}")
-    report = report or {}
-    unknown = [name if isinstance(name, str) else repr(name) for name in report if name not in ranges]
-    if unknown:
-        raise UsageError(
-            f"meta-parameters {shown(sorted(unknown))} are not declared in meta_parameters "
-            f"(declared: {sorted(ranges)})"
-        )
+    check_report(report, ranges)
+    told = dict(canonical_report(report or {}))
     coordinates = np.zeros(len(ranges))
     for index, (name, (low, high)) in enumerate(ranges.items()):
-        value = report.get(name)
-        if isinstance(value, int) or (
-            isinstance(value, float | np.integer | np.floating) and math.isfinite(value)
-        ):
-            inside = float(min(max(value, low), high))
+        if name in told:
+            inside = min(max(told[name], low), high)
             coordinates[index] = np.clip(2.0 * (inside - low) / (high - low) - 1.0, -1.0, 1.0)
     return coordinates
 

@@ -77,6 +77,12 @@ def _check_layer1(plan: FederationPlan) -> None:
             layer1.clipping_radius,
             f"null for {rule.value}; only centered_clipping has a radius",
         )
+    if layer1.max_examples is not None and rule is not AggregationMethod.WEIGHTED:
+        raise ConfigError(
+            "layer1.max_examples",
+            layer1.max_examples,
+            f"null for {rule.value}; only weighted weighs clients by their examples",
+        )
     if layer1.pre and rule is AggregationMethod.WEIGHTED:
         raise ConfigError("layer1.pre", layer1.pre, "none before weighted, whose weights are of single rows")
     by_rule = rows_behind_pre(layer1, f)

@@ -32,6 +32,9 @@ for either neighbour, so 6 u of the radius. 8 u of each leaves room for the term
 float64.
 """
 
+MAX_EXAMPLES = 1000
+"""Examples beyond which a client weighs no more, where the config does not say."""
+
 GRID_STEPS = 2.0**22
 """Fixed-point steps to a clip norm: what a float32 mantissa resolves."""
 NOISE_TAIL = 12.0
@@ -57,12 +60,14 @@ class FederationPlan:
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
         vector_length: Coordinates that travel in Layer 2.
         meta_radius: Half the range of one meta-parameter's coordinate in Layer 2.
+        max_examples: What a client's weight ends at, under the rule ``weighted``.
     """
 
     def __init__(self, config: HierarchicalFederationConfig) -> None:
         self.config = config
         layer2, gossip = config.layer2, config.gossip
         gaussian = layer2.noise is CentralNoise.GAUSSIAN or not layer2.enabled
+        self.max_examples = config.layer1.max_examples or MAX_EXAMPLES
         self.accounting = Accounting.GAUSSIAN_DP if gaussian else Accounting.ZCDP
         self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
         self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
@@ -141,6 +146,24 @@ class FederationPlan:
         if layer1.aggregation_method is AggregationMethod.MULTI_KRUM and layer1.num_selected is not None:
             by_rule = max(by_rule, layer1.num_selected + f + 2)
         return max(layer1.min_updates, by_rule)
+
+    def row_weight(self, num_examples: int | None) -> float:
+        """A client's weight under the rule ``weighted``: its examples, `max_examples` at most.
+
+        One that does not say how many it has counts as one example, the least that anybody can claim.
+        """
+        return float(min(num_examples or 1, self.max_examples))
+
+    def worst_row_share(self, num_rows: int) -> float | None:
+        """The greatest share of one row in a weighted mean of `num_rows`; None for rules without weights.
+
+        Reached if one client claims `max_examples` or more and every other one a single example. A release is
+        scaled to the shares as they are, which are public and frozen when its basket aggregates; this is what
+        they can come to, whatever clients claim from round to round.
+        """
+        if self.config.layer1.aggregation_method is not AggregationMethod.WEIGHTED:
+            return None
+        return self.max_examples / (self.max_examples + num_rows - 1)
 
     def sensitivity(self, facts: BasketFacts) -> float:
         """L2 bound on the change of a basket's vector and meta-parameters when one client's values change.

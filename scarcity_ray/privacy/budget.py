@@ -284,6 +284,12 @@ class DurableBudget:
                 is_new=self._is_new,
             )
 
+    @property
+    def period(self) -> int:
+        """0, and one more for each renewal."""
+        with self._current():
+            return self._accountant.period
+
     def remaining(self, client_id: str) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client."""
         with self._standing():

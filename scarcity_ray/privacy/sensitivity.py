@@ -12,6 +12,14 @@ mean, fedavg
 weighted
     The difference is (w_i / sum w) (x_i - x'_i), the weights being public: at most 2C times the greatest
     share. Without a known share, 2C. Tight. `fedavg` with weights is this rule.
+
+    The weights are the clients' examples as each of them says, capped: w_i = min(n_i, N) with N =
+    ``layer1.max_examples``, and 1 for who does not say. What a client says of its examples is public, as that
+    it takes part is, and the same for both neighbours; the weights are frozen when the basket aggregates,
+    before any of it is sent, and the greatest share goes with the aggregate (`BasketFacts.max_row_share`)
+    into the noise of the release that it enters. So claims may change from round to round, and a client may
+    lie: it moves its own share, to at most N / (N + n - 1) whatever it claims, with others that claim at
+    least 1 each (N / (N + sum of theirs) exactly), since w / (w + rest) rises in w; and the noise with it.
 trimmed_mean
     Per coordinate the result is the mean of the n - 2f middle values. Moving one value from s to t moves each
     order statistic by some amount, all in the direction of t - s, and these amounts sum to ``|t - s|``; so

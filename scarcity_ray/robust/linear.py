@@ -90,7 +90,8 @@ class Mean(RowRule):
 class WeightedMean(RowRule):
     """The mean with public weights, sum of w_i x_i over sum of w_i; equal weights if none are given.
 
-    A weight must never be what a client says of itself: a claimed example count of 1e9 would own the result.
+    A weight must never be what a client says of itself without a cap: a claimed example count of 1e9 would
+    own the result (`FederationPlan.row_weight` caps it).
     """
 
     name = "weighted"

@@ -110,6 +110,10 @@ class Accountant(Role):
         """What is left and what was spent."""
         return self._opened(now).status(self._mu_reserved)
 
+    def budget_period(self, now: float) -> int:
+        """0, and one more for each renewal: what clients sign their updates for."""
+        return self._opened(now).period
+
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
         budget = self._opened(now)

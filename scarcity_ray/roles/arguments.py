@@ -20,9 +20,12 @@ from scarcity_ray.basket import check_name
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, shown
 from scarcity_ray.errors import UsageError
-from scarcity_ray.layers.meta_parameters import Ranges, encode_report
+from scarcity_ray.layers.meta_parameters import Ranges, check_report
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.messages import Member
+from scarcity_ray.roles.submission import SubmissionBatch
+from scarcity_ray.updates import Rejection, canonical_report, read_array
+from scarcity_ray.updates.reading import given_array
 
 
 def check_opening(config: object, clock: object, noise: object) -> None:
@@ -108,32 +111,94 @@ def numbers_of(what: str, values: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def columns_of(
-    client_ids: Iterable[object],
-    matrix: ArrayLike,
-    signatures: Iterable[object] | None,
-    meta: Iterable[object] | None,
-    ranges: Ranges,
-) -> tuple[tuple[str, ...], NDArray[Any], tuple[bytes | None, ...] | None, NDArray[np.float64] | None]:
-    """The columns of many updates: ids, rows, signatures and encoded reports.
+def examples_of(num_examples: object) -> int | None:
+    """A client's number of examples, or None if it does not say.
 
     Raises:
-        UsageError: If one is of the wrong kind, or they differ in length.
+        UsageError: If it is no positive integer.
     """
-    ids, rows = ids_of(client_ids), numbers_of("matrix", matrix)
-    if rows.ndim != 2:
-        raise UsageError(f"matrix must be of shape (n, d), got {rows.shape}")
+    if num_examples is None:
+        return None
+    if isinstance(num_examples, int | np.integer) and not isinstance(num_examples, bool) and num_examples > 0:
+        return int(num_examples)
+    raise UsageError(f"num_examples: {shown(num_examples)} is not accepted; a positive integer")
+
+
+def report_of(meta: object, ranges: Ranges) -> Mapping[str, float] | None:
+    """A client's report of meta-parameters as plain data, or None if there is none.
+
+    Raises:
+        UsageError: For a name that was not declared, or what is no mapping.
+    """
+    check_report(meta, ranges)
+    return dict(canonical_report(meta)) if isinstance(meta, Mapping) else None
+
+
+def rows_of(matrix: object) -> NDArray[Any] | tuple[NDArray[Any] | Rejection, ...]:
+    """Many updates: one array (n, d) of numbers if they are one or can be stacked, else each by itself.
+
+    An array of numbers is not copied. What is no row of numbers is told at its place.
+
+    Raises:
+        UsageError: If these are not many of anything.
+    """
+    given = given_array(matrix)
+    if given is not None and given.ndim != 2 and not (given.ndim == 1 and given.dtype.kind == "O"):
+        raise UsageError(f"matrix must be of shape (n, d), got {given.shape}")
+    if given is not None and given.ndim == 2:
+        numbers = read_array(given)
+        if not isinstance(numbers, Rejection):
+            return numbers
+    many = _items("matrix", matrix if given is None else given, "rows of numbers, one a client")
+    rows = tuple(map(read_array, many))
+    kinds = {None if isinstance(row, Rejection) or row.ndim != 1 else (row.dtype, row.shape) for row in rows}
+    if len(kinds) == 1 and None not in kinds:
+        return np.stack([row for row in rows if not isinstance(row, Rejection)])
+    return rows
+
+
+def batch_of(
+    client_ids: Iterable[object],
+    matrix: object,
+    round_id: object,
+    *,
+    signatures: Iterable[object] | None,
+    meta: Iterable[object] | None,
+    sequences: Iterable[object] | None,
+    num_examples: Iterable[object] | None,
+    ranges: Ranges,
+) -> SubmissionBatch:
+    """Many updates as they travel.
+
+    Raises:
+        UsageError: If a column is of the wrong kind, they differ in length, or a meta-parameter was not
+            declared; never for what is in one row.
+    """
+    ids, rows = ids_of(client_ids), rows_of(matrix)
     signed = None if signatures is None else _items("signatures", signatures, "bytes or None, one a row")
     told = None if meta is None else _items("meta", meta, "reports or None, one a row")
-    lengths = {len(column) for column in (ids, rows, signed, told) if column is not None}
+    numbers = None if sequences is None else _items("sequences", sequences, "integers or None, one a row")
+    counts = (
+        None if num_examples is None else _items("num_examples", num_examples, "integers or None, one a row")
+    )
+    columns = (ids, rows, signed, told, numbers, counts)
+    lengths = {len(column) for column in columns if column is not None}
     if len(lengths) > 1:
-        raise UsageError(f"client ids, rows, signatures and meta differ in length: {sorted(lengths)}")
-    proofs = None if signed is None else tuple(map(signature_of, signed))
-    reports = None if told is None else np.array([encode_report(one, ranges) for one in told])
-    return ids, rows, proofs, reports
+        raise UsageError(
+            f"client_ids, matrix and what else there is a row differ in length: {sorted(lengths)}"
+        )
+    return SubmissionBatch(
+        ids,
+        rows,
+        round_id,
+        None if signed is None else tuple(map(signature_of, signed)),
+        None if told is None else tuple(report_of(one, ranges) for one in told),
+        None if numbers is None else tuple(numbers),
+        None if counts is None else tuple(counts),
+    )
 
 
-def _items(what: str, values: Iterable[object], wanted: str) -> Sequence[Any]:
+def _items(what: str, values: object, wanted: str) -> Sequence[Any]:
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
         raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}")
     return list(values)
@@ -141,11 +206,14 @@ def _items(what: str, values: Iterable[object], wanted: str) -> Sequence[Any]:
 
 __all__ = [
     "basket_of",
+    "batch_of",
     "check_opening",
-    "columns_of",
+    "examples_of",
     "id_of",
     "ids_of",
     "members_of",
     "numbers_of",
+    "report_of",
+    "rows_of",
     "signature_of",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
@@ -11,8 +10,8 @@ import numpy as np
 
 from scarcity_ray.basket.trust import FIRST_TRUST
 from scarcity_ray.buffer import (
-    BufferedUpdate,
     ClientUpdates,
+    JudgedUpdate,
     Receipt,
     Rejection,
     UpdateBuffer,
@@ -21,6 +20,7 @@ from scarcity_ray.buffer import (
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.gossip import GossipCarry, GossipProtocol
 from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.client_memory import ClientMemory
@@ -35,9 +35,11 @@ from scarcity_ray.roles.messages import (
     Member,
 )
 from scarcity_ray.roles.standings import MISCONDUCT, Standing, Standings
-from scarcity_ray.roles.submission import Submission, is_signed
+from scarcity_ray.roles.submission import Submission, is_signed, message_as_sent, message_of
 from scarcity_ray.roles.waiting import NAMED, Backlog
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
+from scarcity_ray.updates import SigningScope, read_row
+from scarcity_ray.updates.reading import FloatRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +60,11 @@ class Basket:
         basket_id: Its id.
         domain_id: Its domain.
         plan: The federation's numbers.
-        federation_id: What updates are signed for.
+        federation_id: The federation.
         noise: Where gossip's noise comes from.
         round_id: Current round.
+        run: Random, of the federation as it was begun: updates are signed for it.
+        budget_period: Updates are signed for it.
 
     Attributes:
         identity: Its key in secure aggregation.
@@ -68,6 +72,7 @@ class Basket:
         members: Its clients by id.
         states: Their local states.
         latest: Its latest aggregate.
+        scope: What its clients' signatures are for.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class Basket:
         federation_id: str,
         noise: NoiseSource,
         round_id: int,
+        run: int = 0,
+        budget_period: int = 0,
     ) -> None:
         config = plan.config
         self.basket_id = basket_id
@@ -87,7 +94,7 @@ class Basket:
         self.members: dict[str, Member] = {}
         self._plan = plan
         self._noise = noise
-        self._federation_id = federation_id
+        self.scope = SigningScope(federation_id, budget_period, run)
         self._buffer = UpdateBuffer(config.buffer, config.vector_dim, round_id=round_id)
         self._gossip = GossipProtocol(
             config.gossip, plan.gossip, basket_id=basket_id, noise=noise, seed=config.seed
@@ -105,7 +112,8 @@ class Basket:
     def admit(self, member: Member) -> None:
         """Take in a client with what is remembered of it, or what is new about one that is here."""
         self.members[member.client_id] = replace(member, memory=None)
-        self._standings.admit(member.client_id, member.trust)
+        offences = {} if member.memory is None else member.memory.offences
+        self._standings.admit(member.client_id, member.trust, offences)
         if member.memory is not None:
             accepted = ClientUpdates(member.client_id, (), member.memory.accepted)
             self._buffer.put_client(accepted, self.basket_id)
@@ -127,11 +135,12 @@ class Basket:
         self._withdrawn += self._buffer.withdraw(client_id)
         self.latest.discard_if_of(client_id)
         self.states.take(client_id)
-        trust = self._standings.trust(client_id)
-        self._standings.take(client_id)
+        standing = self._standings.take(client_id) or Standing()
         accepted = self._buffer.take_client(client_id).accepted
         gossip = self._gossip.take_client(client_id).record.without_vectors()
-        return ClientMemory(client_id, trust=trust, accepted=accepted, gossip=gossip)
+        return ClientMemory(
+            client_id, trust=standing.trust, offences=standing.offences, accepted=accepted, gossip=gossip
+        )
 
     def take(self, client_id: str) -> MemberCarry:
         """Hand over a client that moves; a fresh aggregate that holds it is discarded."""
@@ -153,29 +162,30 @@ class Basket:
         if carry.standing is not None:
             self._standings.put(carry.client_id, carry.standing)
 
-    def submit(self, submission: Submission, read_only: bool, now: float) -> Receipt:
+    def submit(
+        self, submission: Submission, read_only: bool, now: float, row: FloatRow | Rejection | None = None
+    ) -> Receipt:
         """Judge one update; an accepted one is buffered and becomes the client's local state.
 
         One of an unknown client is not counted here: the driver finds out first whether it moved.
+
+        Args:
+            submission: The update.
+            read_only: Whether the budget is spent.
+            now: Seconds.
+            row: What `read_row` makes of the update, if somebody has asked already.
         """
-        client_id = submission.client_id
-        member = self.members.get(client_id)
+        member = self.members.get(submission.client_id)
         round_id = self._buffer.round_id if submission.round_id is None else submission.round_id
         number = int(round_id) if isinstance(round_id, int | np.integer) else -1
         if member is None:
             return Receipt(False, Rejection.UNKNOWN_CLIENT, None, number)
-        reason = self._refusal(member, submission, number, read_only)
-        if reason is not None:
-            self._buffer.count_rejection(reason)
-        else:
-            reason = self._buffer.offer(client_id, self.basket_id, submission.update, round_id, now=now)
-        if reason is None:
-            self.states.form(client_id, submission.meta)
-            self._standings.accept(client_id, now)
-            self._last_active = now
-        elif reason in MISCONDUCT:
-            self._standings.refuse(client_id)
-        return Receipt(reason is None, reason, self.basket_id, number)
+        judged = Rejection.READ_ONLY if read_only else self._judge(member, submission, row)
+        if isinstance(judged, Rejection):
+            self._buffer.count_rejection(judged)
+            return Receipt(False, judged, self.basket_id, number)
+        self._accept(judged, submission, now)
+        return Receipt(True, None, self.basket_id, number)
 
     def local_state(self, client_id: str) -> Row | None:
         """A copy of a member's local state; None before its first update."""
@@ -200,13 +210,14 @@ class Basket:
         """When it last aggregated, or else when its first update came."""
         if self._last_layer1 is not None:
             return self._last_layer1
-        return min((update.timestamp for update in self.buffered()), default=now)
+        oldest = self._buffer.oldest_timestamp(self.basket_id)
+        return now if oldest is None else oldest
 
     def due(self, now: float, *, submitting: bool = False) -> str | None:
         """What makes Layer 1 due, or None; while updates are being submitted gossip is still to come."""
         reason = basket_due(
             self._plan.config.buffer,
-            len(self._buffer.clients(self.basket_id)),
+            self._buffer.num_clients(self.basket_id),
             now - self._waits_since(now),
             n_active=len(self.members),
             least=self._plan.least_rows(len(self.members)),
@@ -224,12 +235,9 @@ class Basket:
         if len(clients) < least or reason is None:
             waits = f"{len(clients)} of {members} members have updates, the rule needs {least}"
             return Layer1Outcome(self.basket_id, False, waits, len(clients), least)
-        updates = self._buffer.get_basket_updates(self.basket_id)
-        votes = Counter(update.client_id for update in updates)
-        weighted = self._plan.config.layer1.aggregation_method is AggregationMethod.WEIGHTED
         model = aggregator.aggregate(
             self.states.rows(clients),
-            [float(votes[client]) for client in clients] if weighted else None,
+            self._weights(clients),
             basket_id=self.basket_id,
             client_ids=clients,
             num_members=members,
@@ -306,7 +314,7 @@ class Basket:
         """What was seen since this was last asked."""
         baskets = {self.basket_id: self._last_active} if self._last_active is not None else {}
         self._last_active = None
-        return ActivityReport(self._standings.tell(self.members), baskets)
+        return ActivityReport(self._standings.tell(), baskets)
 
     def conduct(self) -> ConductReport:
         """How the members stand to the aggregates."""
@@ -319,22 +327,69 @@ class Basket:
             self._clipping,
         )
 
-    def buffered(self) -> tuple[BufferedUpdate, ...]:
-        """The buffered updates, by client."""
-        return self._buffer.get_basket_updates(self.basket_id)
+    def _judge(
+        self, member: Member, submission: Submission, row: FloatRow | Rejection | None
+    ) -> JudgedUpdate | Rejection:
+        """The update if it can be accepted now, or why not.
 
-    def _refusal(
-        self, member: Member, submission: Submission, round_id: int, read_only: bool
-    ) -> Rejection | None:
-        """Why the update is refused before the buffer looks at it."""
-        if read_only:
-            return Rejection.READ_ONLY
-        if isinstance(submission.update, Rejection):
-            return submission.update
-        dimension = self._plan.config.vector_dim
-        if not is_signed(submission, member.public_key, round_id, self._federation_id, dimension):
-            return Rejection.BAD_SIGNATURE
-        return None
+        A client with a key must have signed it. What is malformed costs a client's trust only where the
+        client has signed that very thing: anybody else may have sent it in the client's name.
+        """
+        buffer, meta = self._buffer, submission.meta
+        if row is None:
+            row = read_row(submission.update, self._plan.config.vector_dim)
+        judged = buffer.judge(
+            member.client_id,
+            row,
+            submission.round_id,
+            sequence=submission.sequence,
+            num_examples=submission.num_examples,
+        )
+        if isinstance(judged, Rejection):
+            if judged in MISCONDUCT and member.public_key is not None and submission.signature is not None:
+                self._hold_against(member.public_key, submission)
+            return judged
+        if member.public_key is not None:
+            message = message_of(judged, meta, self.scope)
+            if not is_signed(member.public_key, message, submission.signature):
+                return Rejection.BAD_SIGNATURE
+        return buffer.refusal(judged) or judged
+
+    def _hold_against(self, public_key: bytes, submission: Submission) -> None:
+        """Lower the client's trust if it has signed this malformed update for a round that is open."""
+        asked = submission.round_id
+        round_id = self._buffer.round_id if asked is None else asked
+        if not isinstance(round_id, int | np.integer) or not self._buffer.is_open(int(round_id)):
+            return
+        message = message_as_sent(submission, int(round_id), self.scope)
+        if message is not None and is_signed(public_key, message, submission.signature):
+            settings = self._plan.config.buffer
+            self._standings.offend(
+                submission.client_id,
+                int(round_id),
+                message,
+                since=self._buffer.round_id - settings.max_staleness,
+                most=settings.participation_cap,
+            )
+
+    def _accept(self, judged: JudgedUpdate, submission: Submission, now: float) -> None:
+        """Accept an update (`UpdateBuffer.accept`), and form its client's state of it."""
+        self._buffer.accept(judged, self.basket_id, now=now)
+        meta = submission.meta
+        ranges = self._plan.config.meta_parameters
+        self.states.form(judged.client_id, None if meta is None else encode_report(meta, ranges))
+        self._standings.accept(judged.client_id, now)
+        self._last_active = now
+
+    def _weights(self, clients: Sequence[str]) -> list[float] | None:
+        """The clients' weights, of what they say of their examples; None for rules that do not weigh."""
+        if self._plan.config.layer1.aggregation_method is not AggregationMethod.WEIGHTED:
+            return None
+        told = (self._buffer.num_examples(self.basket_id, client) for client in clients)
+        return [
+            self._plan.row_weight(self.members[client].num_examples if number is None else number)
+            for client, number in zip(clients, told, strict=True)
+        ]
 
 
 __all__ = ["Basket", "MemberCarry"]

@@ -44,6 +44,7 @@ from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.standings import merged_activity
 from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.roles.waiting import Backlog
+from scarcity_ray.updates import read_rows
 
 
 class BasketHost(SessionHost):
@@ -61,6 +62,8 @@ class BasketHost(SessionHost):
         state: What the directory knows of it: an actor that comes back has its members from the start.
         latest: The last release, coming back after it was lost.
         actors_key: What all basket actors hold (`roles.parcels`).
+        run: The federation's incarnation, which clients sign their updates for.
+        budget_period: The ledger's.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class BasketHost(SessionHost):
         state: SlotState | None = None,
         latest: GlobalMetaModel | None = None,
         actors_key: bytes | None = None,
+        run: int = 0,
+        budget_period: int = 0,
     ) -> None:
         super().__init__(
             plan, federation_id, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest)
@@ -84,6 +89,8 @@ class BasketHost(SessionHost):
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only
+        self._run = run
+        self._budget_period = budget_period
         self._blocks_of = blocks_where_faster(compute)
         self._closed: BasketReport | None = None
         state = state or SlotState((), (), OrderNumber())
@@ -196,12 +203,13 @@ class BasketHost(SessionHost):
         self._sessions.tick(now)
         read_only = self._is_read_only(now)
         receipts = []
+        rows = read_rows(batch.rows, self._plan.config.vector_dim)
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
             if basket is None:
                 receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
             else:
-                receipts.append(basket.submit(batch[index], read_only, now))
+                receipts.append(basket.submit(batch[index], read_only, now, rows[index]))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
         return SubmissionResult(tuple(receipts), tuple(due))
@@ -237,6 +245,12 @@ class BasketHost(SessionHost):
     def set_read_only(self, read_only: bool) -> None:
         """Refuse updates, gossip and aggregation from now on, or no longer."""
         self._read_only = read_only
+
+    def set_budget_period(self, budget_period: int) -> None:
+        """Take updates that are signed for this period of the budget, and no others, from now on."""
+        self._budget_period = budget_period = max(self._budget_period, budget_period)
+        for basket in self._baskets.values():
+            basket.scope = replace(basket.scope, budget_period=budget_period)
 
     def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
         """The local states of clients, each of the basket at the same position; those that there are.
@@ -349,7 +363,14 @@ class BasketHost(SessionHost):
 
     def _open(self, place: BasketPlace) -> Basket:
         basket = Basket(
-            place.basket_id, place.domain_id, self._plan, self._federation_id, self._noise, self._round_id
+            place.basket_id,
+            place.domain_id,
+            self._plan,
+            self._federation_id,
+            self._noise,
+            self._round_id,
+            self._run,
+            self._budget_period,
         )
         basket.states.clip_norm = self._last.clip_norm
         self._baskets[place.basket_id] = basket

@@ -15,7 +15,7 @@ counts and times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
@@ -32,6 +32,7 @@ class ClientMemory:
         client_id: Who.
         slot: The basket actor that keeps it.
         trust: How far it was trusted when it left.
+        offences: Hashes of malformed updates that it had signed, by round, for which it was trusted less.
         accepted: Keys of its accepted updates, for replays and the cap.
         gossip: What it tested and released, without the vectors.
     """
@@ -39,6 +40,7 @@ class ClientMemory:
     client_id: str
     slot: int = 0
     trust: float = FIRST_TRUST
+    offences: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
     accepted: tuple[ReplayKey, ...] = ()
     gossip: MemberRecord = field(default_factory=MemberRecord)
 
@@ -48,8 +50,11 @@ class ClientMemory:
             return self
         gossip = deepcopy(self.gossip)
         gossip.absorb(earlier.gossip)
-        accepted = tuple(sorted({*self.accepted, *earlier.accepted}))
-        return replace(self, accepted=accepted, gossip=gossip)
+        accepted = tuple(sorted({*self.accepted, *earlier.accepted}, key=repr))
+        offences = dict(self.offences)
+        for number, marks in earlier.offences.items():
+            offences[number] = offences.get(number, frozenset()) | marks
+        return replace(self, offences=offences, accepted=accepted, gossip=gossip)
 
     def since(self, round_id: int, now: float) -> ClientMemory | None:
         """What still matters; None if nothing does.
@@ -61,10 +66,12 @@ class ClientMemory:
         gossip = deepcopy(self.gossip)
         gossip.forget_old_releases(now)
         accepted = tuple(key for key in self.accepted if key.round_id >= round_id)
-        blank = not accepted and not gossip.release_times and gossip.tested_round < round_id
+        offences = {number: marks for number, marks in self.offences.items() if number >= round_id}
+        blank = not accepted and not offences and not gossip.release_times and gossip.tested_round < round_id
         if blank and self.trust == FIRST_TRUST:
             return None
-        return replace(self, accepted=accepted, gossip=MemberRecord() if blank else gossip)
+        kept = MemberRecord() if blank else gossip
+        return replace(self, offences=offences, accepted=accepted, gossip=kept)
 
 
 class ClientMemories:

@@ -82,6 +82,7 @@ class Directory(Role):
         self._loads = SlotLoads(num_slots, config.runtime.baskets_per_actor)
         self._identities: dict[str, bytes] = {}
         self._keys: dict[str, bytes | None] = {}
+        self._examples: dict[str, int] = {}
         self._round_id = 0
         self._unknown = 0
         self._incarnation = os.urandom(8).hex()
@@ -124,6 +125,10 @@ class Directory(Role):
         """What was lost with roles that died, oldest first."""
         return tuple(self._faults.values())
 
+    def current_round(self) -> int:
+        """The round, alone: what is asked once an update must not tell of all baskets."""
+        return self._round_id
+
     def locate(self, client_ids: Sequence[str]) -> Located:
         """Basket and slot of each client that is registered."""
         found: dict[str, tuple[str, int]] = {}
@@ -159,6 +164,8 @@ class Directory(Role):
             if is_new and memory is not None:
                 self._manager.record_trust(member.client_id, memory.trust)
             self._keys[member.client_id] = member.public_key
+            if member.num_examples is not None:
+                self._examples[member.client_id] = member.num_examples
             self._settle(basket_id)
             joined[basket_id].append(member.client_id)
             baskets.append(basket_id)
@@ -177,6 +184,7 @@ class Directory(Role):
             return Begun(None, answer=False)
         self._manager.remove_client(client_id)
         self._keys.pop(client_id, None)
+        self._examples.pop(client_id, None)
         leavers = ((self._place(basket_id), client_id),)
         return self._begin(Operation(self._order(OperationKind.UNREGISTER), leavers=leavers), True)
 
@@ -365,6 +373,8 @@ class Directory(Role):
             if place.identity:
                 self._identities[place.basket_id] = place.identity
             self._keys.update({m.client_id: m.public_key for m in admission.members})
+            told = {m.client_id: m.num_examples for m in admission.members if m.num_examples is not None}
+            self._examples.update(told)
         self._memories.note(recovered.memories)
         self._round_id = recovered.round_id
         self._number = recovered.number
@@ -422,7 +432,15 @@ class Directory(Role):
         memory = self._memories.get(client_id)
         if info is None:
             return Member(client_id, "", key)
-        return Member(client_id, info.domain_id, key, info.features, info.trust_score, memory)
+        return Member(
+            client_id=client_id,
+            domain_id=info.domain_id,
+            public_key=key,
+            features=info.features,
+            trust=info.trust_score,
+            num_examples=self._examples.get(client_id),
+            memory=memory,
+        )
 
     def _rehousing(self, kind: OperationKind, closed: str) -> Operation:
         self._loads.remove(self._slots[closed])

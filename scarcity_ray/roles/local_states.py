@@ -81,7 +81,7 @@ class LocalStates:
         if self._config.expose_basket_models:
             self._norms[client_id] = row_norm(row)
         if meta is not None:
-            self._meta[client_id] = np.array(meta, np.float64)
+            self._meta[client_id] = meta
 
     def age(self) -> None:
         """Form the rows of clients whose updates still wait again, with the weight of their new staleness.

@@ -32,6 +32,7 @@ class Member:
         public_key: Ed25519 public bytes, if its updates must be signed.
         features: What it said of itself for grouping.
         trust: What the directory was last told of it, or the basket knows, whoever sends this.
+        num_examples: Examples that it said are behind its updates, when it registered; None: it did not say.
         memory: What is remembered of it from before it last left, if it did.
     """
 
@@ -40,6 +41,7 @@ class Member:
     public_key: bytes | None = None
     features: NDArray[np.float64] | None = None
     trust: float = FIRST_TRUST
+    num_examples: int | None = None
     memory: ClientMemory | None = None
 
 

@@ -157,9 +157,11 @@ def _written(value: Any, arrays: list[NDArray[Any]]) -> Any:
         names = value._fields if isinstance(value, ReplayKey) else [f.name for f in fields(value)]
         parts = {name: _written(getattr(value, name), arrays) for name in names}
         return {"is": type(value).__name__, "of": parts}
-    for kind in (tuple, list, set):
+    if type(value) is dict:
+        return {"dict": [[_written(key, arrays), _written(item, arrays)] for key, item in value.items()]}
+    for kind in (tuple, list, set, frozenset):
         if type(value) is kind:
-            items = sorted(value) if kind is set else value
+            items = sorted(value) if kind in (set, frozenset) else value
             return {kind.__name__: [_written(item, arrays) for item in items]}
     raise TypeError(f"a parcel cannot hold a {type(value).__name__}")
 
@@ -180,7 +182,10 @@ class _Reader:
         if "array" in value:
             return self._array(np.dtype(value["array"]), tuple(value["shape"]))
         ((kind, items),) = value.items()
-        return {"tuple": tuple, "list": list, "set": set}[kind](self.read(item) for item in items)
+        if kind == "dict":
+            return {self.read(key): self.read(item) for key, item in items}
+        kinds = {"tuple": tuple, "list": list, "set": set, "frozenset": frozenset}
+        return kinds[kind](self.read(item) for item in items)
 
     def _array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize

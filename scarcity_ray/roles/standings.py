@@ -8,21 +8,21 @@ the basket actors.
     - Trust goes with a client that moves, and leaving and coming back does not restore it.
     - What was seen is told once; trust is told as it stands, so telling it twice changes nothing.
     - Where agreement is not asked for, trust does not depend on the values of accepted updates.
+    - A malformed update that its client has signed costs trust once, however often somebody sends it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from scarcity_ray.basket.trust import FIRST_TRUST, after_acceptance, after_agreement, after_refusal
 from scarcity_ray.buffer import Rejection
 from scarcity_ray.roles.messages import ActivityReport, ClientActivity
 
-MISCONDUCT = frozenset(
-    {Rejection.WRONG_SHAPE, Rejection.NOT_FINITE, Rejection.NOT_NUMERIC, Rejection.BAD_SIGNATURE}
-)
-"""Rejections that anybody can check and that an honest client never earns."""
+MISCONDUCT = frozenset({Rejection.WRONG_SHAPE, Rejection.NOT_FINITE})
+"""Rejections that an honest client never earns, if it has signed what was refused."""
 
 
 @dataclass
@@ -33,13 +33,13 @@ class Standing:
         trust: In [0, 1].
         accepted: Updates accepted since the directory was last told.
         seen: Seconds since the epoch when the last of them came.
-        untold: Whether anything has changed since.
+        offences: Hashes of the malformed updates that it has signed, by round.
     """
 
     trust: float = FIRST_TRUST
     accepted: int = 0
     seen: float = 0.0
-    untold: bool = False
+    offences: dict[int, frozenset[bytes]] = field(default_factory=dict)
 
 
 class Standings:
@@ -52,11 +52,12 @@ class Standings:
     def __init__(self, by_agreement: bool) -> None:
         self._by_agreement = by_agreement
         self._clients: dict[str, Standing] = {}
+        self._untold: set[str] = set()
 
-    def admit(self, client_id: str, trust: float) -> None:
-        """Know a client, with the trust that the directory has; what is known here already stands."""
-        if trust != FIRST_TRUST:
-            self._clients.setdefault(client_id, Standing(trust))
+    def admit(self, client_id: str, trust: float, offences: Mapping[int, frozenset[bytes]] = {}) -> None:
+        """Know a client, with what is remembered of it; what is known here already stands."""
+        if trust != FIRST_TRUST or offences:
+            self._clients.setdefault(client_id, Standing(trust, offences=dict(offences)))
 
     def trust(self, client_id: str) -> float:
         """A client's trust."""
@@ -76,6 +77,25 @@ class Standings:
         standing = self._touch(client_id)
         standing.trust = after_refusal(standing.trust)
 
+    def offend(self, client_id: str, round_id: int, message: bytes, *, since: int, most: int) -> None:
+        """Note a malformed update that its client has signed, as the client's own act.
+
+        Args:
+            client_id: The client.
+            round_id: The round that it was signed for.
+            message: What was signed.
+            since: The first round for which anything is accepted; what was signed before is forgotten.
+            most: Of a round are held against the client at most.
+        """
+        standing = self._clients.setdefault(client_id, Standing())
+        known = standing.offences.get(round_id, frozenset())
+        mark = hashlib.sha256(message).digest()
+        if mark in known or len(known) >= most:
+            return
+        standing.offences = {r: marks for r, marks in standing.offences.items() if r >= since}
+        standing.offences[round_id] = known | {mark}
+        self.refuse(client_id)
+
     def agree(self, agreements: Mapping[str, float]) -> None:
         """Note how far each client agreed with an aggregate."""
         for client_id, agreement in agreements.items():
@@ -83,27 +103,28 @@ class Standings:
             standing.trust = after_agreement(standing.trust, agreement)
 
     def take(self, client_id: str) -> Standing | None:
-        """Hand over a client that moves."""
+        """Hand over a client that moves or leaves."""
+        self._untold.discard(client_id)
         return self._clients.pop(client_id, None)
 
     def put(self, client_id: str, standing: Standing) -> None:
         """Take over a client that moved here."""
         self._clients[client_id] = standing
+        self._untold.add(client_id)
 
-    def tell(self, members: Collection[str]) -> dict[str, ClientActivity]:
-        """What the directory has not been told; those who have left are forgotten with it."""
-        told = {
-            client_id: ClientActivity(standing.accepted, standing.seen, standing.trust)
-            for client_id, standing in self._clients.items()
-            if standing.untold
-        }
-        self._clients = {c: Standing(s.trust) for c, s in self._clients.items() if c in members}
+    def tell(self) -> dict[str, ClientActivity]:
+        """What the directory has not been told; it looks at clients of which there is news alone."""
+        told = {}
+        for client_id in sorted(self._untold):
+            standing = self._clients[client_id]
+            told[client_id] = ClientActivity(standing.accepted, standing.seen, standing.trust)
+            standing.accepted, standing.seen = 0, 0.0
+        self._untold.clear()
         return told
 
     def _touch(self, client_id: str) -> Standing:
-        standing = self._clients.setdefault(client_id, Standing())
-        standing.untold = True
-        return standing
+        self._untold.add(client_id)
+        return self._clients.setdefault(client_id, Standing())
 
 
 def merged_activity(reports: Sequence[ActivityReport]) -> ActivityReport:

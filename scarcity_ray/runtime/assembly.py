@@ -18,6 +18,7 @@ from typing import Any
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import FederationPlan
+from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.roles.accountant import Accountant
 from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.directory import Directory
@@ -73,18 +74,19 @@ class Assembly:
         """
         self.runtime.start([self._accountant_spec(False, take_over=take_over)], card=OPENING)
 
-    def start(self, federation_id: str, incarnation: int) -> None:
+    def start(self, opened: BudgetStatus) -> None:
         """Start a new federation's other roles side by side.
 
         Args:
-            federation_id: As its ledger says.
-            incarnation: Likewise.
+            opened: What its ledger says as it is opened.
 
         Raises:
             ActorLost: If a role cannot be started.
         """
-        self.identity = replace(self.identity, federation_id=federation_id, incarnation=incarnation)
-        slots = [self._basket_spec(slot, 0, False) for slot in range(self._first_slots)]
+        self.identity = replace(
+            self.identity, federation_id=opened.federation_id, incarnation=opened.incarnation
+        )
+        slots = [self._basket_spec(slot, 0, opened) for slot in range(self._first_slots)]
         roles = [self._directory_spec(self._first_slots)]
         if self.has_layer2:
             roles.append(self._global_spec())
@@ -181,14 +183,14 @@ class Assembly:
     ) -> Iterator[list[Fault]]:
         directory = self.handle(DIRECTORY)
         where: Whereabouts = directory.call("whereabouts").result()
-        read_only = self.handle(ACCOUNTANT).call("status", now).result().read_only
+        budget: BudgetStatus = self.handle(ACCOUNTANT).call("status", now).result()
         states = {slot: directory.call("slot_state", slot).result() for slot in slots}
         newest = self._newest(latest)
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         yield [_basket_fault(slot, states[slot]) for slot in was_there]
         failure: ActorLost | None = None
         try:
-            self._start([self._basket_spec(s, where.round_id, read_only, states[s], newest) for s in slots])
+            self._start([self._basket_spec(s, where.round_id, budget, states[s], newest) for s in slots])
         except ActorLost as lost:
             failure = lost
         back = [slot for slot in slots if failure is None or self.runtime.is_alive(basket_actor(slot))]
@@ -310,7 +312,7 @@ class Assembly:
         self,
         slot: int,
         round_id: int,
-        read_only: bool,
+        budget: BudgetStatus,
         state: SlotState | None = None,
         latest: GlobalMetaModel | None = None,
     ) -> RoleSpec:
@@ -324,7 +326,9 @@ class Assembly:
             "compute": self.runtime.compute,
             "noise": self.identity.noise,
             "round_id": round_id,
-            "read_only": read_only,
+            "read_only": budget.read_only,
+            "run": self.identity.incarnation,
+            "budget_period": budget.period,
             "state": state,
             "latest": latest if config.layer2.distribute_to_baskets else None,
             "actors_key": self.identity.actors_key,

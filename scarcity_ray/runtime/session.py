@@ -55,6 +55,7 @@ class DriverSession(Operations):
         self._routes: dict[str, tuple[str, int]] = {}
         self._told_registry: Registry | None = None
         self._told_taken_over = False
+        self.told_period: int | None = None
         self.operator: IdentityKeyPair | None = None
 
     def start(self) -> BudgetStatus:
@@ -69,9 +70,8 @@ class DriverSession(Operations):
         """
         opened: BudgetStatus = self.assembly.handle(ACCOUNTANT).call("status", self.now()).result()
         self.assembly.ledger_head = opened.head_hash
-        self.assembly.start(opened.federation_id, opened.incarnation)
-        if opened.read_only:
-            self.tell_baskets("set_read_only", True)
+        self.assembly.start(opened)
+        self.told_period = opened.period
         return opened
 
     def budget(self) -> BudgetStatus:
@@ -109,6 +109,21 @@ class DriverSession(Operations):
         self.operate("disband", basket_id)
         self._routes.clear()
 
+    def current_round(self) -> int:
+        """The round of the federation."""
+        return int(self.ask(DIRECTORY, "current_round"))
+
+    def budget_period(self) -> int:
+        """The budget's period, which clients sign their updates for.
+
+        Baskets are told if this driver has not told them: who renewed the budget may have died before.
+        """
+        period = int(self.ask(ACCOUNTANT, "budget_period", self.now()))
+        if period != self.told_period:
+            self.tell_baskets("set_budget_period", period)
+            self.told_period = period
+        return period
+
     def submit(self, batch: SubmissionBatch) -> tuple[list[Receipt], list[str]]:
         """Send updates to their baskets; receipts in order, and the baskets whose Layer 1 is due.
 
@@ -141,7 +156,7 @@ class DriverSession(Operations):
             if not pending:
                 break
         if pending:
-            asked = self.whereabouts().round_id if batch.round_id is None else batch.round_id
+            asked = self.current_round() if batch.round_id is None else batch.round_id
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.call(DIRECTORY, "count_unknown", len(pending))

@@ -108,3 +108,18 @@ def test_the_replay_guard_checks_marks_and_clears() -> None:
     guard.clear_round(3)
     assert guard.check(key)
     assert guard.count("a", 3) == 0
+
+
+def test_a_sequence_number_is_used_until_its_round_is_cleared() -> None:
+    guard = ReplayGuard()
+    key = ReplayKey("a", 3, b"digest", 7)
+    guard.mark(key)
+    assert guard.has_used("a", 3, 7)
+    assert not any(
+        guard.has_used(*other) for other in (("b", 3, 7), ("a", 4, 7), ("a", 3, 8), ("a", 3, None))
+    )
+    assert not guard.check(key._replace(sequence=8))
+    assert guard.keys_of("a") == (key,)
+    guard.clear_before(4)
+    assert not guard.has_used("a", 3, 7)
+    assert guard.check(key)

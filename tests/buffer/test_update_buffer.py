@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from scarcity_ray.buffer import Receipt, Rejection, UpdateBuffer, staleness_weight
+from scarcity_ray.buffer import JudgedUpdate, Receipt, Rejection, UpdateBuffer, staleness_weight
+from scarcity_ray.buffer.least import Least
 from scarcity_ray.config import BufferConfig
 from scarcity_ray.errors import UsageError
 
@@ -133,6 +134,15 @@ def test_one_client_has_one_row_weighted_by_staleness_and_not_renormalised() -> 
     assert buffer.row("b", "a").dtype == np.float32
     with pytest.raises(UsageError):
         buffer.row("b", "nobody")
+
+
+def test_the_row_of_one_fresh_update_is_its_sum_bit_by_bit() -> None:
+    buffer = buffer_with()
+    buffer.add("a", "b", [-0.0, 0.1], now=0)
+    (entry,) = buffer.get_basket_updates("b")
+    summed = (np.zeros(2) + 1.0 * entry.update.astype(np.float64)).astype(np.float32)
+    assert buffer.row("b", "a").tobytes() == summed.tobytes()
+    assert not np.shares_memory(buffer.row("b", "a"), entry.update)
 
 
 updates = st.lists(
@@ -266,6 +276,173 @@ def test_an_accepted_update_leaves_exactly_once(program: list) -> None:
         assert stats["accepted"] + stats["put"] == stats["buffered"] + sum(
             stats[name] for name in ("popped", "withdrawn", "taken")
         )
+
+
+def effects(buffer: UpdateBuffer) -> tuple[object, ...]:
+    """All that accepting an update changes: what waits, what is remembered, what counts, what is counted."""
+    waiting = [(u.client_id, u.round_id, u.update.tobytes(), u.num_examples) for u in held(buffer)]
+    remembered = [buffer._guard.keys_of(client) for client in "ac"]
+    caps = [buffer._guard.count(client, round_id) for client in "ac" for round_id in range(9)]
+    return waiting, remembered, caps, buffer.get_stats()["accepted"]
+
+
+def held(buffer: UpdateBuffer) -> tuple:
+    return buffer.get_basket_updates("b")
+
+
+OFFERS = {
+    "not_numeric": ("text", 3, None, None),
+    "wrong_shape": ([1.0], 3, None, None),
+    "not_finite": ([np.inf, 1.0], 3, None, None),
+    "future_round": ([5.0, 5.0], 4, None, None),
+    "too_stale": ([5.0, 5.0], 0, None, None),
+    "replayed": ([1.0, -1.0], 3, None, None),
+    "sequence_used": ([5.0, 5.0], 3, 7, None),
+    "participation_cap": ([5.0, 5.0], 2, None, None),
+    "not_numeric sequence": ([5.0, 5.0], 3, -1, None),
+    "not_numeric examples": ([5.0, 5.0], 3, None, 0),
+    "accepted": ([5.0, 5.0], 3, 8, 40),
+}
+
+
+@pytest.mark.parametrize(("update", "round_id", "sequence", "num_examples"), OFFERS.values(), ids=OFFERS)
+def test_every_effect_of_acceptance_is_there_exactly_if_the_update_was_accepted(
+    request: pytest.FixtureRequest, update: object, round_id: int, sequence: object, num_examples: object
+) -> None:
+    buffer = buffer_with(max_staleness=2, participation_cap=2)
+    buffer.advance_round(3)
+    assert buffer.offer("a", "b", vector(1), 3, now=0, sequence=7) is None
+    for value in (1, 2):
+        assert buffer.offer("a", "b", vector(value), 2, now=0) is None
+    before = effects(buffer)
+    offered = {"now": 5.0, "sequence": sequence, "num_examples": num_examples}
+    reason = buffer.offer("a", "b", update, round_id, **offered)
+    after = effects(buffer)
+    name = request.node.callspec.id
+    if name != "accepted":
+        assert reason == name.split()[0]
+        assert after == before
+        assert buffer.get_stats()["rejected"] == 1
+        return
+    assert reason is None
+    assert [b != a for b, a in zip(before, after, strict=True)] == [True] * 4
+    assert buffer.offer("a", "b", update, round_id, **offered) is Rejection.REPLAYED
+    assert buffer.offer("a", "b", [6.0, 6.0], round_id, now=5.0) is Rejection.PARTICIPATION_CAP
+    assert [entry.num_examples for entry in held(buffer)] == [None, None, None, 40]
+
+
+def test_judging_changes_nothing_and_accepting_does_it_all() -> None:
+    buffer = buffer_with(participation_cap=1)
+    before = effects(buffer), buffer.get_stats()
+    judged = buffer.judge("a", vector(1), 0, sequence=np.int64(3), num_examples=np.uint8(9))
+    assert isinstance(judged, JudgedUpdate)
+    assert (judged.key.sequence, judged.num_examples) == (3, 9)
+    assert buffer.judge("a", Rejection.WRONG_SHAPE) is Rejection.WRONG_SHAPE
+    assert buffer.refusal(judged) is None
+    assert (effects(buffer), buffer.get_stats()) == before
+    buffer.accept(judged, "b", now=1.0)
+    assert buffer.refusal(judged) is Rejection.REPLAYED
+    assert len(held(buffer)) == 1
+    for sequence, num_examples in ((2**64, None), (None, 2**64), (True, None), (None, 1.0), ("1", None)):
+        told = {"sequence": sequence, "num_examples": num_examples}
+        assert buffer.judge("a", vector(1), 0, **told) is Rejection.NOT_NUMERIC
+
+
+def test_a_client_says_how_many_examples_it_has_with_its_newest_update_that_says_so() -> None:
+    buffer = buffer_with()
+    for value, told in ((1, 10), (2, 3), (3, None)):
+        buffer.offer("a", "b", vector(value), now=0, num_examples=told)
+    assert buffer.num_examples("b", "a") == 3
+    buffer.add("c", "b", vector(1), now=0)
+    assert buffer.num_examples("b", "c") is None
+    with pytest.raises(UsageError):
+        buffer.num_examples("b", "nobody")
+
+
+class Closed(dict):
+    """A mapping that can be asked for one key, and never be looked through."""
+
+    def _refuse(self, *_: object) -> None:
+        raise AssertionError("somebody looks at all of them")
+
+    __iter__ = keys = values = items = _refuse  # type: ignore[assignment]
+
+
+def test_nothing_that_happens_once_an_update_or_a_client_looks_at_the_others_that_wait() -> None:
+    buffer = buffer_with()
+    for i in range(50):
+        buffer.add(f"c{i:02d}", "b", vector(i + 1), now=float(i))
+    waiting = buffer._baskets["b"]
+    waiting.clients = Closed(waiting.clients)
+    buffer.add("new", "b", vector(1), now=3.0)
+    buffer.row("b", "new")
+    assert (buffer.num_updates("b"), buffer.num_clients("b")) == (51, 51)
+    assert (buffer.oldest_timestamp("b"), buffer.oldest_staleness("b")) == (0.0, 0)
+    buffer.advance_round()
+    assert buffer.withdraw("c00") == 1
+    buffer.put_client(buffer.take_client("c01"), "b")
+    assert (buffer.oldest_timestamp("b"), buffer.oldest_staleness("b")) == (1.0, 1)
+    assert buffer.get_stats()["buffered"] == 50
+    with pytest.raises(AssertionError, match="all of them"):
+        buffer.clients("b")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["offer", "offer", "offer", "pop", "advance", "withdraw", "move", "send away"]),
+            st.integers(0, 3),
+            st.integers(0, 3),
+            st.integers(0, 9),
+        ),
+        max_size=40,
+    )
+)
+def test_what_is_kept_up_is_what_counting_anew_gives(program: list) -> None:
+    buffer, other = buffer_with(max_staleness=3), buffer_with(max_staleness=3)
+    for step, client, lag, value in program:
+        if step == "offer":
+            round_id = buffer.round_id - lag
+            buffer.add(f"c{client}", f"b{client % 2}", vector(value), round_id, now=float(value))
+        elif step == "pop":
+            buffer.pop_basket_updates(f"b{client % 2}")
+        elif step == "advance":
+            buffer.advance_round()
+            other.advance_round()
+        elif step == "withdraw":
+            buffer.withdraw(f"c{client}")
+        elif step == "move":
+            buffer.put_client(buffer.take_client(f"c{client}"), "b1")
+        else:
+            other.put_client(buffer.take_client(f"c{client}"), "b0")
+        for store in (buffer, other):
+            for basket in ("b0", "b1"):
+                waiting = store.get_basket_updates(basket)
+                assert store.num_updates(basket) == len(waiting)
+                assert store.num_clients(basket) == len({entry.client_id for entry in waiting})
+                assert store.clients(basket) == tuple(sorted({entry.client_id for entry in waiting}))
+                oldest = min((entry.timestamp for entry in waiting), default=None)
+                assert store.oldest_timestamp(basket) == oldest
+                stalest = max((store.round_id - entry.round_id for entry in waiting), default=0)
+                assert store.oldest_staleness(basket) == stalest
+            by_basket = store.get_stats()["buffered_by_basket"]
+            assert sum(by_basket.values()) == store.get_stats()["buffered"]
+            assert all(by_basket.values())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60))
+def test_the_least_is_that_of_the_values_added_and_not_removed(program: list[tuple[bool, int]]) -> None:
+    least, values = Least[int](), []
+    for adds, value in program:
+        if adds:
+            least.add(value)
+            values.append(value)
+        elif value in values:
+            least.remove(value)
+            values.remove(value)
+        assert least.least() == min(values, default=None)
 
 
 def test_a_receipt_is_true_if_accepted() -> None:

@@ -38,6 +38,15 @@ def test_json_holds_the_numbers():
     assert epsilon_of_mu(spent, 1e-5) <= 10
 
 
+def test_what_liars_can_make_of_a_sensitivity_is_said():
+    weighted = "federation.layer1={aggregation_method: weighted, byzantine_fraction: 0, max_examples: 20}"
+    for rule, shares in ((None, (2 / 9, 2 / 9)), (weighted, (2 / 13, 2 * 20 / 32))):
+        settings = [] if rule is None else ["--set", rule]
+        release = json.loads(_plan("--format", "json", *settings).stdout)["release"]
+        told = [release["sensitivity"], release["sensitivity_at_most"]]
+        assert told == pytest.approx([share / 20 for share in shares], rel=1e-4)
+
+
 def test_text_is_the_same_numbers_in_words():
     result = _plan()
     assert result.exit_code == 0
@@ -85,6 +94,7 @@ SCHEMA = {
         "releases_that_the_budget_buys": LIMIT,
         "rounds_configured": int,
         "sensitivity": float,
+        "sensitivity_at_most": float,
         "noise_sigma_per_coordinate": float,
         "coordinates": int,
     },

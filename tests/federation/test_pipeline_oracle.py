@@ -14,6 +14,8 @@ SIZES = {"a": 11, "b": 7, "c": 13}
 LAYER1_CLIP, LAYER2_CLIP = 1.0, 0.8
 FRACTION = 0.16
 METHODS = ["mean", "fedavg", "weighted", "median", "trimmed_mean", "krum", "multi_krum", "bulyan"]
+MOST = 50
+"""Examples beyond which a client weighs no more."""
 TOLERANCE = 1e-6
 """Some float32 roundings of numbers below 1, and a grid of 2^-22."""
 
@@ -28,6 +30,7 @@ def settings(method: str) -> dict[str, Any]:
             "aggregation_method": method,
             "byzantine_fraction": FRACTION,
             "clip_norm": LAYER1_CLIP,
+            "max_examples": MOST if method == "weighted" else None,
         },
         "layer2": {"central_dp_epsilon": math.inf, "clip_norm": LAYER2_CLIP, "basket_trust": {"b": 1.5}},
     }
@@ -45,7 +48,7 @@ def krum_scores(rows: np.ndarray[Any, Any], left: list[int], neighbours: int) ->
 
 
 def reference(
-    method: str, rows: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], f: int
+    method: str, rows: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], f: int
 ) -> np.ndarray[Any, Any]:
     """Each rule as its paper defines it."""
     n = len(rows)
@@ -53,7 +56,7 @@ def reference(
     if method in ("mean", "fedavg"):
         return np.mean(rows, axis=0)
     if method == "weighted":
-        return np.sum(rows * counts[:, None], axis=0) / counts.sum()
+        return np.sum(rows * weights[:, None], axis=0) / weights.sum()
     if method == "median":
         return np.median(rows, axis=0)
     if method == "trimmed_mean":
@@ -79,34 +82,39 @@ class Clients:
 
     def __init__(self, fed: Any, seed: int) -> None:
         self.fed = fed
-        self.rng = np.random.default_rng(seed)
+        self.rng, self.says = np.random.default_rng(seed), np.random.default_rng([seed, 1])
         self.sent: dict[str, list[tuple[int, np.ndarray[Any, Any]]]] = defaultdict(list)
+        self.examples: dict[str, int] = {}
         for domain, size in SIZES.items():
             for i in range(size):
-                fed.register_client(f"{domain}{i:02d}", domain)
+                told = [None, 3, 70][i % 3]
+                fed.register_client(f"{domain}{i:02d}", domain, num_examples=told)
+                self.examples[f"{domain}{i:02d}"] = told or 1
 
     def submit(self, client: str, round_id: int) -> None:
         vector = self.rng.normal(size=DIMENSION) * self.rng.choice([0.05, 0.3, 20.0])
-        assert self.fed.submit_update(client, vector, round_id)
+        told = [None, 20, 10**9][int(self.says.integers(3))]
+        assert self.fed.submit_update(client, vector, round_id, num_examples=told)
+        self.examples[client] = told or self.examples[client]
         self.sent[client].append((round_id, vector.astype(np.float32).astype(np.float64)))
 
     def rows(self, domain: str, now: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """One clipped row a client, and how many updates are behind it."""
-        rows, counts = [], []
+        """One clipped row a client, and its examples as it said last, `MOST` at most."""
+        rows, weights = [], []
         for client in sorted(c for c in self.sent if c.startswith(domain)):
             sent = self.sent[client]
             row = sum((1.0 + now - r) ** -0.5 * vector for r, vector in sent) / len(sent)
             rows.append(clipped(np.asarray(row), LAYER1_CLIP))
-            counts.append(len(sent))
-        return np.array(rows), np.array(counts, np.float64)
+            weights.append(min(self.examples[client], MOST))
+        return np.array(rows), np.array(weights, np.float64)
 
 
 def expected_release(method: str, rows_of: dict[str, Any]) -> np.ndarray[Any, Any]:
     total, weight_sum = np.zeros(DIMENSION), 0.0
-    for domain, (rows, counts) in rows_of.items():
+    for domain, (rows, weights) in rows_of.items():
         f = math.floor(FRACTION * SIZES[domain])
         weight = SIZES[domain] * (1.5 if domain == "b" else 1.0)
-        aggregate = clipped(reference(method, rows, counts, f), LAYER1_CLIP)
+        aggregate = clipped(reference(method, rows, weights, f), LAYER1_CLIP)
         total += weight * clipped(aggregate, LAYER2_CLIP)
         weight_sum += weight
     return total / weight_sum
@@ -147,8 +155,8 @@ def test_without_noise_gossip_with_everybody_makes_states_their_mean(
     model = fed.force_aggregate()
     means = {}
     for domain in SIZES:
-        rows, counts = clients.rows(domain, now=0)
-        means[domain] = np.tile(rows.mean(axis=0), (len(rows), 1)), counts
+        rows, weights = clients.rows(domain, now=0)
+        means[domain] = np.tile(rows.mean(axis=0), (len(rows), 1)), weights
     np.testing.assert_allclose(model, expected_release("mean", means), rtol=0, atol=TOLERANCE)
 
 

@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray import HierarchicalFederation, IdentityKeyPair, Rejection, UsageError
-from scarcity_ray.buffer.signing import update_message
+from scarcity_ray import (
+    HierarchicalFederation,
+    IdentityKeyPair,
+    Rejection,
+    SigningScope,
+    UsageError,
+    sign_update,
+)
 
 DIMENSION = 4
 
@@ -42,16 +48,18 @@ def test_a_second_driver_shares_the_federation(ray_cluster: None, open_federatio
 
     row = np.full(DIMENSION, 0.2, np.float32)
     assert second.offer_update("keyed", row).reason is Rejection.BAD_SIGNATURE
-    message = update_message(second.federation_id, "keyed", 1, row)
-    forged = IdentityKeyPair.generate().sign(message)
+    scope = second.signing_scope()
+    assert scope == first.signing_scope()
+    forged = sign_update(IdentityKeyPair.generate().sign, scope, "keyed", 1, row)
     assert second.offer_update("keyed", row, signature=forged).reason is Rejection.BAD_SIGNATURE
     for wrong_round in (0, 1):
-        other = update_message(second.federation_id, "keyed", wrong_round ^ 1, row)
-        receipt = second.offer_update("keyed", row, wrong_round, signature=keypair.sign(other))
+        other = sign_update(keypair.sign, scope, "keyed", wrong_round ^ 1, row)
+        receipt = second.offer_update("keyed", row, wrong_round, signature=other)
         assert receipt.reason is Rejection.BAD_SIGNATURE
-    elsewhere = update_message("another federation", "keyed", 1, row)
-    assert not second.offer_update("keyed", row, signature=keypair.sign(elsewhere))
-    assert second.offer_update("keyed", row, signature=keypair.sign(message))
+    elsewhere = sign_update(keypair.sign, SigningScope("another federation"), "keyed", 1, row)
+    assert not second.offer_update("keyed", row, signature=elsewhere)
+    signature = sign_update(keypair.sign, scope, "keyed", 1, row)
+    assert second.offer_update("keyed", row, signature=signature)
     with pytest.raises(UsageError, match="another key"):
         second.register_client("keyed", "a", identity_keypair=IdentityKeyPair.generate())
 

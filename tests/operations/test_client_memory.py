@@ -50,7 +50,8 @@ def test_leaving_and_coming_back_gains_nothing_whatever_ends(
     scene = scene_of()
     fed = scene.fed
     assert all(fed.submit_updates(IDS, ROWS))
-    fed.offer_update("c0", np.full(ROWS.shape[1], np.nan))
+    standings = scene.role("basket:0")._baskets["c_basket_0"]._standings
+    standings.offend("c0", 0, b"malformed, and signed", since=0, most=1)
     fed.run_gossip_round()
     fed.unregister_client("c0")
     ENDS[end](scene)
@@ -60,6 +61,9 @@ def test_leaving_and_coming_back_gains_nothing_whatever_ends(
     client = fed.get_client("c0")
     assert client is not None
     assert client.trust_score == 0.5
+    home = scene.role(f"basket:{scene.role(DIRECTORY)._slots[client.basket_id]}")._baskets[client.basket_id]
+    home._standings.offend("c0", 0, b"malformed, and signed", since=0, most=1)
+    assert home._standings.trust("c0") == 0.5, "held against it once, wherever it is"
     # Not tested or released twice in the round, as soon as it has a state again.
     memory = scene.role(DIRECTORY)._memories.get("c0")
     assert (memory.gossip.tested_round, memory.gossip.released_round) == (0, 0)
@@ -123,7 +127,7 @@ memories = st.builds(
     ClientMemory,
     client_id=st.just("a"),
     trust=st.floats(0, 1),
-    accepted=st.lists(keys, max_size=8).map(lambda k: tuple(sorted(set(k)))),
+    accepted=st.lists(keys, max_size=8).map(lambda k: tuple(sorted(set(k), key=repr))),
     gossip=records,
 )
 

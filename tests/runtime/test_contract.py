@@ -38,6 +38,7 @@ ERRORS = [
     errors.LedgerTakenOver("by another"),
     errors.SecureAggregationAborted("too few", False),
     errors.ProtocolViolation("forged"),
+    errors.MessageRefused("torn", "it ends early"),
     errors.ActorLost("accountant", "it died", False),
     KeyError("an ordinary error"),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray import HierarchicalFederation, IdentityKeyPair, Receipt, Rejection, UsageError
+from scarcity_ray import HierarchicalFederation, IdentityKeyPair, Receipt, Rejection, UsageError, sign_update
 
 DIMENSION = 4
 ROUND = 5
@@ -121,7 +121,7 @@ def refused(fed: HierarchicalFederation, reason: Rejection, *args: Any, **kwargs
     return receipt
 
 
-def test_rejections_come_from_one_enum_with_ten_reasons() -> None:
+def test_rejections_come_from_one_enum_with_eleven_reasons() -> None:
     assert {str(reason) for reason in Rejection} == {
         "unknown_client",
         "wrong_shape",
@@ -130,6 +130,7 @@ def test_rejections_come_from_one_enum_with_ten_reasons() -> None:
         "future_round",
         "too_stale",
         "replayed",
+        "sequence_used",
         "participation_cap",
         "bad_signature",
         "read_only",
@@ -191,17 +192,21 @@ def test_the_driver_that_registered_a_keypair_signs(fed: HierarchicalFederation)
     refused(fed, Rejection.BAD_SIGNATURE, "keyed", np.array(GOOD) / 2, signature="text")
 
 
-def test_bad_signatures_and_malformed_updates_cost_trust(fed: HierarchicalFederation) -> None:
-    fed.register_client("rogue", "signed", identity_keypair=IdentityKeyPair.generate())
+def test_only_what_a_client_signed_itself_costs_it_trust(fed: HierarchicalFederation) -> None:
+    key = IdentityKeyPair.generate()
+    fed.register_client("rogue", "signed", identity_keypair=key)
+    broken = np.full(DIMENSION, np.nan)
     fed.offer_update("rogue", np.array(GOOD), signature=bytes(64))
-    fed.offer_update("rogue", np.full(DIMENSION, np.nan))
+    fed.offer_update("rogue", broken)
     rogue = fed.get_client("rogue")
     assert rogue is not None
-    assert rogue.trust_score == pytest.approx(0.25)
+    assert rogue.trust_score == 1.0
+    signature = sign_update(key.sign, fed.signing_scope(), "rogue", ROUND, broken)
+    assert fed.offer_update("rogue", broken, signature=signature).reason is Rejection.NOT_FINITE
     fed.offer_update("rogue", np.array(GOOD), round_id=ROUND + 1)
     again = fed.get_client("rogue")
     assert again is not None
-    assert again.trust_score == pytest.approx(0.25)
+    assert again.trust_score == 0.5
 
 
 def test_many_updates_at_once_are_judged_one_by_one(fed: HierarchicalFederation) -> None:
@@ -218,8 +223,8 @@ def test_many_updates_at_once_are_judged_one_by_one(fed: HierarchicalFederation)
     ]
     with pytest.raises(UsageError):
         fed.submit_updates(["batch_0"], matrix)
-    with pytest.raises(UsageError):
-        fed.submit_updates(["batch_0", "batch_1"], [[1.0, 2.0], [1.0]])
+    ragged = fed.submit_updates(["batch_0", "batch_1"], [[1.0, 2.0, 3.0, 4.0], [1.0]], ROUND - 1)
+    assert [receipt.reason for receipt in ragged] == [None, Rejection.WRONG_SHAPE]
     mixed: Any = ["batch_2", 7, None]
     receipts = fed.submit_updates(mixed, np.full((3, 4), 0.25))
     assert [bool(receipt) for receipt in receipts] == [True, False, False]

@@ -1,0 +1,140 @@
+"""What one update costs on its way into a basket, by how many wait there, and what hashing it costs.
+
+``python -m benchmarks submit [--format json] [--waiting 10 400 4000] [--updates 200]``. CPU time an update on
+the local runtime, in one basket with noise off: alone (`offer_update`), together (`submit_updates` of a
+float32 matrix), and together with signatures by keys that the driver holds. Versus the same with the fewest
+waiting. Then a row's digest versus BLAKE2b of the same row where it lies, and of a copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from scarcity_ray import (
+    AggregationMethod,
+    BasketConfig,
+    HierarchicalFederation,
+    HierarchicalFederationConfig,
+    IdentityKeyPair,
+    Layer1Config,
+    Layer2Config,
+)
+from scarcity_ray.updates import content_digest
+
+DIMENSION = 64
+REPEATS = 5
+
+
+def federation_of(clients: int, signers: int) -> HierarchicalFederation:
+    config = HierarchicalFederationConfig(
+        vector_dim=DIMENSION,
+        total_epsilon=math.inf,
+        basket=BasketConfig(max_clients=clients + 1),
+        layer1=Layer1Config(aggregation_method=AggregationMethod.MEAN, byzantine_fraction=0.0),
+        layer2=Layer2Config(central_dp_epsilon=math.inf),
+    )
+    federation = HierarchicalFederation(config, runtime="local")
+    federation.register_clients([(f"c{i}", "d") for i in range(clients - signers)])
+    for i in range(clients - signers, clients):
+        federation.register_client(f"c{i}", "d", identity_keypair=IdentityKeyPair.generate())
+    federation.register_client("absent", "d")  # so that no trigger fires
+    return federation
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def submissions(waiting: int, updates: int) -> Iterator[tuple[str, float]]:
+    matrix = np.random.default_rng(0).standard_normal((waiting + 3 * updates, DIMENSION), np.float32)
+    ids = [f"c{i}" for i in range(len(matrix))]
+    with federation_of(len(ids), updates) as federation:
+        federation.submit_updates(ids[:waiting], matrix[:waiting])
+
+        def alone() -> None:
+            for i in range(waiting, waiting + updates):
+                federation.offer_update(ids[i], matrix[i], 0)
+
+        def together(rows: slice) -> None:
+            federation.submit_updates(ids[rows], matrix[rows], 0)
+
+        yield "alone", seconds_of(alone) / updates
+        plain = slice(waiting + updates, waiting + 2 * updates)
+        yield "together", seconds_of(lambda: together(plain)) / updates
+        yield "together, signed", seconds_of(lambda: together(slice(-updates, None))) / updates
+
+
+def digests(dimension: int) -> dict[str, float]:
+    row = np.random.default_rng(0).standard_normal(dimension).astype(np.float32)
+    ways: dict[str, Callable[[], bytes]] = {
+        "digest": lambda: content_digest(row),
+        "blake2b": lambda: hashlib.blake2b(row.data, digest_size=32).digest(),
+        "blake2b of a copy": lambda: hashlib.blake2b(row.tobytes(), digest_size=32).digest(),
+    }
+    times = max(1, 1_000_000 // dimension)
+
+    def repeat(way: Callable[[], bytes]) -> None:
+        for _ in range(times):
+            way()
+
+    return {
+        name: min(seconds_of(partial(repeat, way)) for _ in range(REPEATS)) / times
+        for name, way in ways.items()
+    }
+
+
+def rows_of(waiting: list[int], updates: int) -> Iterator[dict[str, Any]]:
+    first: dict[str, float] = {}
+    for n in sorted(waiting):
+        best: dict[str, float] = {}
+        for _ in range(REPEATS):
+            for name, seconds in submissions(n, updates):
+                best[name] = min(seconds, best.get(name, math.inf))
+        for name, seconds in best.items():
+            other = first.setdefault(name, seconds)
+            yield {
+                "name": f"submit {name}",
+                "n": n,
+                "d": DIMENSION,
+                "seconds": seconds,
+                "versus": f"with {min(waiting)} waiting",
+                "ratio": seconds / other,
+            }
+    for d in (64, 10_000, 1_000_000):
+        ways = digests(d)
+        for name, seconds in ways.items():
+            ratio = seconds / ways["blake2b"]
+            yield {"name": name, "n": 1, "d": d, "seconds": seconds, "versus": "blake2b", "ratio": ratio}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    parser.add_argument("--waiting", type=int, nargs="+", default=[10, 400, 4000])
+    parser.add_argument("--updates", type=int, default=200)
+    arguments = parser.parse_args()
+    for row in rows_of(arguments.waiting, arguments.updates):
+        if arguments.format == "json":
+            print(json.dumps(row), flush=True)
+        else:
+            cost = f"{row['seconds'] * 1e6:10.1f} us  {row['seconds'] * 1e9 / row['d']:8.1f} ns an entry"
+            size = f"n {row['n']:5}  d {row['d']:8}"
+            print(f"{row['name']:24} {size} {cost}  {row['ratio']:.2f} x {row['versus']}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
