@@ -30,12 +30,12 @@ from scarcity_ray.robust import (
     one_blas_thread,
     row_norms,
 )
-from scarcity_ray.robust import columns as robust_columns
-from scarcity_ray.robust.bulyan import Bulyan
-from scarcity_ray.robust.columns import Window
-from scarcity_ray.robust.coordinate import ColumnRule, Median, TrimmedMean
-from scarcity_ray.robust.network import sorting_network
-from scarcity_ray.robust.rough import rough_gram_block
+from scarcity_ray.robust.arrays.network import sorting_network
+from scarcity_ray.robust.measures import order_statistics as robust_columns
+from scarcity_ray.robust.measures.approximate_distances import rough_gram_block
+from scarcity_ray.robust.measures.order_statistics import Window
+from scarcity_ray.robust.rules.bulyan import Bulyan
+from scarcity_ray.robust.rules.coordinatewise import ColumnRule, Median, TrimmedMean
 
 CEILINGS: dict[str, ColumnRule] = {
     "median": Median(),

@@ -27,7 +27,7 @@ kernels hold BLAS to one thread.
 
 from scarcity_ray.robust.aggregation import AggregationResult, aggregate, aggregate_blocks
 from scarcity_ray.robust.agreement import agreement
-from scarcity_ray.robust.blocks import (
+from scarcity_ray.robust.arrays.blocks import (
     BLOCK_COLUMNS,
     MapBlocks,
     ScaledRows,
@@ -39,23 +39,23 @@ from scarcity_ray.robust.blocks import (
     take_block,
 )
 from scarcity_ray.robust.combination import combine_block
-from scarcity_ray.robust.distances import gram_block, measure, pairwise
-from scarcity_ray.robust.geometry import Geometry, squared_distances
-from scarcity_ray.robust.iterative import CenteredClipping
-from scarcity_ray.robust.mixing import (
+from scarcity_ray.robust.cost_model import estimated_seconds
+from scarcity_ray.robust.measures.distances import gram_block, measure, pairwise
+from scarcity_ray.robust.measures.geometry import Geometry, squared_distances
+from scarcity_ray.robust.measures.rows import clip_rows, clip_vector, row_norm, row_norms
+from scarcity_ray.robust.outliers import OutlierReport, detect_outliers
+from scarcity_ray.robust.rules.base import Rule, Selection
+from scarcity_ray.robust.rules.iterative import CenteredClipping
+from scarcity_ray.robust.rules.preaggregation import (
     AdaptiveClipping,
     Bucketing,
     NearestNeighborMixing,
     PreAggregation,
     StaticClipping,
 )
-from scarcity_ray.robust.outliers import OutlierReport, detect_outliers
-from scarcity_ray.robust.rows import clip_rows, clip_vector, row_norm, row_norms
-from scarcity_ray.robust.rule import Rule, Selection
-from scarcity_ray.robust.rules import get_pre_aggregation, get_rule, least_rows
-from scarcity_ray.robust.subsets import NearestToPivot
-from scarcity_ray.robust.tolerance import TOLERANCE, Tolerance
-from scarcity_ray.robust.work import estimated_seconds
+from scarcity_ray.robust.rules.registry import get_pre_aggregation, get_rule, least_rows
+from scarcity_ray.robust.rules.subset_averaging import NearestToPivot
+from scarcity_ray.robust.rules.tolerance import TOLERANCE, Tolerance
 
 __all__ = [
     "BLOCK_COLUMNS",

@@ -17,29 +17,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.robust.blocks import (
+from scarcity_ray.robust.arrays.blocks import (
     MapBlocks,
     Matrix,
     Vector,
     inline_blocks,
     one_blas_thread,
 )
+from scarcity_ray.robust.arrays.mixed_rows import mixture_of
 from scarcity_ray.robust.combination import combine_block
-from scarcity_ray.robust.distances import measure, ordered_sum
-from scarcity_ray.robust.geometry import Geometry
-from scarcity_ray.robust.linear import RowRule
-from scarcity_ray.robust.mixing import PreAggregation, mixed_geometry, settled_mixing, unmixed
-from scarcity_ray.robust.mixture import mixture_of
-from scarcity_ray.robust.outliers import OutlierReport
-from scarcity_ray.robust.reporting import report_from_within, reported_in_the_same_pass
-from scarcity_ray.robust.rough import (
+from scarcity_ray.robust.measures.approximate_distances import (
     MOST_ERROR,
     RoughDistances,
     exact_rows,
     head_norms,
     rough_distances,
 )
-from scarcity_ray.robust.rows import (
+from scarcity_ray.robust.measures.distances import measure, ordered_sum
+from scarcity_ray.robust.measures.geometry import Geometry
+from scarcity_ray.robust.measures.rows import (
     as_integer,
     as_rows,
     finite_rows,
@@ -47,8 +43,12 @@ from scarcity_ray.robust.rows import (
     squares_block,
     squares_from_block,
 )
-from scarcity_ray.robust.rule import Rule, Selection, Setting
-from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
+from scarcity_ray.robust.outliers import OutlierReport
+from scarcity_ray.robust.reporting import report_from_within, reported_in_the_same_pass
+from scarcity_ray.robust.rules.base import Rule, Selection, Setting
+from scarcity_ray.robust.rules.mean import RowRule
+from scarcity_ray.robust.rules.preaggregation import PreAggregation, mixed_geometry, settled_mixing, unmixed
+from scarcity_ray.robust.rules.registry import get_pre_aggregation, get_rule
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Rows, Vector
-from scarcity_ray.robust.coordinate import ColumnRule
-from scarcity_ray.robust.mixture import MixedRows, Mixture
-from scarcity_ray.robust.rule import Rule, Selection
-from scarcity_ray.robust.scratch import workspace
+from scarcity_ray.robust.arrays.blocks import Rows, Vector
+from scarcity_ray.robust.arrays.mixed_rows import MixedRows, Mixture
+from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.rules.base import Rule, Selection
+from scarcity_ray.robust.rules.coordinatewise import ColumnRule
 
 LOOK_COLUMNS = 1024
 """Columns of each block in which a report looks for what was left out: all of them would cost a quarter of a

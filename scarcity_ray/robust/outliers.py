@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.blocks import Vector
+from scarcity_ray.robust.arrays.blocks import Vector
 from scarcity_ray.robust.combination import BlockReport
-from scarcity_ray.robust.distances import ordered_sum
-from scarcity_ray.robust.rows import as_rows, row_norm
+from scarcity_ray.robust.measures.distances import ordered_sum
+from scarcity_ray.robust.measures.rows import as_rows, row_norm
 
 MAD_TO_SIGMA = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import MapBlocks, Matrix, Vector
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Vector
+from scarcity_ray.robust.arrays.mixed_rows import Mixture
 from scarcity_ray.robust.combination import report_block
-from scarcity_ray.robust.geometry import squares_to
-from scarcity_ray.robust.mixture import Mixture
+from scarcity_ray.robust.measures.approximate_distances import MOST_ERROR, NORMS
+from scarcity_ray.robust.measures.geometry import squares_to
 from scarcity_ray.robust.outliers import OutlierReport, combined_report, report_of_squares
-from scarcity_ray.robust.rough import MOST_ERROR, NORMS
-from scarcity_ray.robust.rule import Rule, Selection
+from scarcity_ray.robust.rules.base import Rule, Selection
 
 
 def reported_in_the_same_pass(

@@ -1,0 +1,190 @@
+"""What a rule is: selection once in n-space, then a combination of each column block on its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.errors import TooFewUpdates, UsageError
+from scarcity_ray.robust.arrays.blocks import Matrix, Rows, RowSlices, Vector
+from scarcity_ray.robust.measures.geometry import Geometry
+from scarcity_ray.robust.measures.rows import as_integer
+from scarcity_ray.robust.rules.tolerance import TOLERANCE
+
+ExactRows: TypeAlias = Callable[[NDArray[np.intp]], Matrix]
+"""From (c,) row indices to the (c, n) float64 squared distances of these rows to all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a rule decided from the distances, all that `Rule.combine` needs besides the rows.
+
+    Attributes:
+        rows: Indices of the rows that enter the result, ascending.
+        weights: (len(rows),) float64 that sum to 1, for rules that weigh; None: equal shares.
+        scores: (n,) float64 where the rule has a score for each row (the lower the better), else None.
+    """
+
+    rows: tuple[int, ...]
+    weights: NDArray[np.float64] | None = None
+    scores: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Checked arguments of `Rule.select`: n, f, and what only some rules take."""
+
+    num_rows: int
+    num_byzantine: int
+    num_selected: int | None = None
+    weights: NDArray[np.float64] | None = None
+    geometry: Geometry | None = None
+    norms: NDArray[np.float64] | None = None
+    from_pivot: NDArray[np.float64] | None = None
+
+    @property
+    def points(self) -> Geometry:
+        """The geometry, for rules that need it."""
+        if self.geometry is None:
+            raise UsageError("this rule needs the geometry of the rows")
+        return self.geometry
+
+
+class Rule(ABC):
+    """A stateless robust aggregation rule.
+
+    Attributes:
+        name: The name in `AggregationMethod`.
+        needs_distances: Whether `select` wants the squared distances.
+        needs_geometry: Whether `select` wants all of the rows' geometry.
+        needs_origin: Whether that geometry must have the origin.
+        needs_norms: Whether `select` wants the rows' norms where it has no geometry.
+        pivot_row: The row from which `select` wants all others' distances where it has no geometry.
+        may_settle: Whether `settle` is worth asking.
+        takes_weights: Whether `select` accepts weights.
+        takes_num_selected: Whether `select` accepts a number of rows to select.
+    """
+
+    name: str
+    needs_distances: bool = False
+    needs_geometry: bool = False
+    needs_origin: bool = False
+    needs_norms: bool = False
+    pivot_row: int | None = None
+    may_settle: bool = False
+    takes_weights: bool = False
+    takes_num_selected: bool = False
+
+    @property
+    def measures(self) -> bool:
+        """Whether `select` looks at how the rows lie."""
+        return self.needs_distances or self.needs_norms or self.pivot_row is not None
+
+    def least_rows(self, num_byzantine: int) -> int:
+        """Rows without which the rule does not tolerate `num_byzantine` Byzantine ones."""
+        return TOLERANCE[self.name].least_rows(num_byzantine)
+
+    def select(
+        self,
+        distances: Matrix | None,
+        *,
+        num_rows: int,
+        num_byzantine: int,
+        num_selected: int | None = None,
+        weights: NDArray[np.float64] | None = None,
+        geometry: Geometry | None = None,
+        norms: NDArray[np.float64] | None = None,
+        from_pivot: NDArray[np.float64] | None = None,
+    ) -> Selection:
+        """Decide which rows enter, and how.
+
+        Args:
+            distances: (n, n) float64 squared distances if `needs_distances`, else ignored.
+            num_rows: n.
+            num_byzantine: f >= 0.
+            num_selected: Multi-Krum's m.
+            weights: (n,) nonnegative public weights with a positive sum.
+            geometry: The geometry that the distances are of, if `needs_geometry`.
+            norms: (n,) float64, if `needs_norms` and there is no geometry.
+            from_pivot: (n,) float64 squared distances, if there is a `pivot_row` and no geometry.
+
+        Raises:
+            UsageError: For arguments out of range or not of this rule.
+            TooFewUpdates: If n is below `least_rows(f)`.
+        """
+        num_byzantine = self.check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
+        if not self.needs_distances:
+            distances = np.empty((0, 0))
+        elif distances is None or distances.shape != (num_rows, num_rows):
+            raise UsageError(f"{self.name} needs the ({num_rows}, {num_rows}) squared distances")
+        setting = Setting(num_rows, num_byzantine, num_selected, weights, geometry, norms, from_pivot)
+        return self._select(distances, setting)
+
+    def check(
+        self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None
+    ) -> int:
+        """Check the arguments of `select`, before any work on rows; gives `num_byzantine` as an int.
+
+        Raises:
+            UsageError: For arguments out of range or not of this rule.
+            TooFewUpdates: If n is below `least_rows(f)`.
+        """
+        num_byzantine = as_integer(num_byzantine, "num_byzantine", 0)
+        if num_rows < self.least_rows(num_byzantine):
+            raise TooFewUpdates(self.name, num_rows, self.least_rows(num_byzantine))
+        if num_selected is not None and not self.takes_num_selected:
+            raise UsageError(f"{self.name} takes no num_selected")
+        if weights is not None and not self.takes_weights:
+            raise UsageError(f"{self.name} takes no weights: it gives every row the same vote")
+        return num_byzantine
+
+    def among(self, rows: Sequence[int]) -> Rule:
+        """The same rule where only `rows` of those that it was made for are left.
+
+        Raises:
+            UsageError: If one that it cannot do without is not.
+        """
+        return self
+
+    @abstractmethod
+    def _select(self, distances: Matrix, setting: Setting) -> Selection:
+        """`select` with checked arguments."""
+
+    def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
+        """The selection, if it is the same for all distances that are relatively within `error` of these.
+
+        Equal distances of equal rows count as equal, and distances of zero as exact. Rules that cannot tell
+        give None, and are then asked to select from exact distances.
+
+        Args:
+            distances: (n, n) float64 squared distances.
+            error: Less than 1.
+            setting: Checked arguments.
+            exact: Gives exact distances of few rows, for a pass over all rows.
+        """
+        return None
+
+    @abstractmethod
+    def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
+        """The result within one column block.
+
+        Args:
+            block: n float32 rows of length b, never written to.
+            selection: What `select` gave.
+            num_byzantine: f.
+
+        Returns:
+            (b,) float32; every sum is formed in float64 and rounded once.
+        """
+
+
+def chosen(block: Rows, selection: Selection) -> Sequence[NDArray[np.float32]]:
+    """The rows of the block that the selection names."""
+    if isinstance(block, RowSlices):
+        return block.chosen(selection.rows)
+    return [block[index] for index in selection.rows]
