@@ -30,7 +30,7 @@ from scarcity_ray.robust import (
     one_blas_thread,
     row_norms,
 )
-from scarcity_ray.robust.arrays.network import sorting_network
+from scarcity_ray.robust.arrays.sorting_networks import sorting_network
 from scarcity_ray.robust.measures import order_statistics as robust_columns
 from scarcity_ray.robust.measures.approximate_distances import rough_gram_block
 from scarcity_ray.robust.measures.order_statistics import Window

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scarcity_ray.robust.arrays.blocks import column_blocks
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.measures.rows import row_norm
 
 ROUGHNESS = 2.0**-10

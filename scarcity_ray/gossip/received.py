@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.robust.arrays.blocks import Rows, column_blocks
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.threads import workspace
 
 Scales = NDArray[np.float64]
 

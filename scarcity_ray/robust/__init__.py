@@ -34,10 +34,10 @@ from scarcity_ray.robust.arrays.blocks import (
     column_blocks,
     inline_blocks,
     num_columns,
-    one_blas_thread,
     sliced_rows,
     take_block,
 )
+from scarcity_ray.robust.arrays.threads import one_blas_thread
 from scarcity_ray.robust.combination import combine_block
 from scarcity_ray.robust.cost_model import estimated_seconds
 from scarcity_ray.robust.measures.distances import gram_block, measure, pairwise

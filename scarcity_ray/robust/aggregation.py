@@ -22,9 +22,9 @@ from scarcity_ray.robust.arrays.blocks import (
     Matrix,
     Vector,
     inline_blocks,
-    one_blas_thread,
 )
 from scarcity_ray.robust.arrays.mixed_rows import mixture_of
+from scarcity_ray.robust.arrays.threads import one_blas_thread
 from scarcity_ray.robust.combination import combine_block
 from scarcity_ray.robust.measures.approximate_distances import (
     MOST_ERROR,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.robust.arrays.blocks import Rows, Vector
 from scarcity_ray.robust.arrays.mixed_rows import MixedRows, Mixture
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.rules.base import Rule, Selection
 from scarcity_ray.robust.rules.coordinatewise import ColumnRule
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 
 from scarcity_ray.robust.measures.order_statistics import column_kernel
-from scarcity_ray.robust.native.gram_bindings import gram_kernel
+from scarcity_ray.robust.native.gram_kernel import gram_kernel
 from scarcity_ray.robust.rules.base import Rule
 from scarcity_ray.robust.rules.coordinatewise import ColumnRule
 from scarcity_ray.robust.rules.krum import Krum

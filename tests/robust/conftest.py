@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from scarcity_ray.robust.measures import approximate_distances, distances
-from scarcity_ray.robust.native.gram_bindings import gram_kernel
+from scarcity_ray.robust.native.gram_kernel import gram_kernel
 
 
 @pytest.fixture(scope="module", params=["compiled", "BLAS"])

@@ -1,30 +1,26 @@
-"""Column blocks: the unit in which all work on rows is done, inline or as tasks.
+"""Column blocks: the unit in which all work on rows is done, in this thread or as tasks.
 
 A block is what the n rows hold in a fixed range of columns. A kernel is a module-level function of one block
-(and small arguments); a driver is a callable that applies a kernel to every block in order. Because blocks
-never depend on who computes them, a result is bitwise the same for any number of tasks and workers.
+and small arguments. A driver (`MapBlocks`) applies a kernel to every block in order. Blocks never depend on
+who computes them, so that a result is bitwise the same for any number of tasks and workers.
 
-*Guarantees*
-    - Blocks cover every column once.
-    - Blocks are the same for every grouping into tasks.
-    - Scaled rows are those that scaling first gives, bit by bit; only those asked for are formed.
-    - One BLAS thread is used inside the guard, and the earlier number is back after it.
+Guarantees:
+    Blocks cover every column once.
+    Blocks are the same for every grouping into tasks.
+    Scaled rows are those that scaling first gives, bit by bit; only those asked for are formed.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-import threadpoolctl  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.threads import workspace
 
 BLOCK_COLUMNS = 8192
 """Columns in a block: a hundred float64 rows of it fill 6.5 MB, and BLAS is at its best."""
@@ -40,12 +36,11 @@ T = TypeVar("T")
 class MapBlocks(Protocol):
     """Applies a kernel to every column block.
 
-    ``map_blocks(kernel, *args)`` gives ``kernel(block, *args)`` for each block of `column_blocks`, in block
-    order. The kernel and its arguments are picklable, so that an implementation may ship them to tasks.
+    The kernel and its arguments are picklable, so that an implementation may ship them to tasks.
     """
 
     def __call__(self, kernel: Callable[..., T], /, *args: Any) -> Iterable[T]:
-        """What the kernel gives for each block, in block order."""
+        """``kernel(block, *args)`` for each block of `column_blocks`, in that order."""
 
 
 def column_blocks(num_columns: int) -> list[slice]:
@@ -61,11 +56,7 @@ def column_blocks(num_columns: int) -> list[slice]:
 
 
 def inline_blocks(rows: Rows) -> MapBlocks:
-    """A driver that runs every block in this thread, one after another.
-
-    Args:
-        rows: (n, d) float32 array, or n float32 arrays of length d.
-    """
+    """A driver that runs every block in this thread, one after another."""
     blocks = column_blocks(num_columns(rows))
     sliced = sliced_rows(rows)
 
@@ -209,58 +200,3 @@ class ScaledRows(Sequence[NDArray[Any]]):
             np.copyto(scaled, exact, casting="same_kind")
             self._formed[index] = scaled
         return self._formed[index]
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Run the body with one BLAS thread in this process: the number of threads changes last bits.
-
-    It may be entered by several threads and more than once; the last one out restores the earlier number.
-    """
-    _guard.enter()
-    try:
-        yield
-    finally:
-        _guard.leave()
-
-
-class _Guard:
-    """Counts the bodies of `one_blas_thread` in this process: BLAS has one setting for all of them."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.depth = 0
-        self.earlier: list[tuple[Any, int]] = []
-
-    def enter(self) -> None:
-        with self.lock:
-            if self.depth == 0:
-                self.earlier = [(library, library.get_num_threads()) for library in _blas_libraries()]
-                for library, _ in self.earlier:
-                    library.set_num_threads(1)
-            self.depth += 1
-
-    def leave(self) -> None:
-        with self.lock:
-            self.depth -= 1
-            if self.depth == 0:
-                for library, number in self.earlier:
-                    _disown(library)
-                    library.set_num_threads(number)
-                    _disown(library)
-
-
-_guard = _Guard()
-
-
-@functools.cache
-def _blas_libraries() -> list[Any]:
-    libraries = threadpoolctl.ThreadpoolController().lib_controllers
-    return [library for library in libraries if library.user_api == "blas"]
-
-
-def _disown(library: Any) -> None:
-    """Let any thread set the number: threadpoolctl keeps that right for the first thread that did."""
-    clear = getattr(library, "clear_controlling_thread", None)
-    if clear is not None:
-        clear(force=True)

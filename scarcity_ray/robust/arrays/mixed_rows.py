@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.arrays.blocks import Matrix, Rows, one_blas_thread
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.blocks import Matrix, Rows
+from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
 
 GROUP = 4
 """Rows whose sums are formed once: more of them mean fewer additions, and sums that leave the first cache."""

@@ -1,23 +1,103 @@
-"""Sorting networks made of units of eight wires, which a processor sorts in its registers.
+"""Sorting networks: the same comparisons for every column, so that rows are sorted whole.
 
-A comparator of two wires loads and stores as often as it compares. A unit loads eight wires, compares them
-up to nineteen times and stores them, so that the arithmetic is the limit. The network is Batcher's bitonic
-sort (Batcher 1968) with every comparator ascending: groups of eight are sorted, then neighbours are merged. A
-merge compares wire i of the lower half with wire i from the end of the upper half, and cleans both halves by
-halving; three such layers fall apart into units whose wires no other unit touches.
+`sorting_network` is Batcher's odd-even merge sort (Batcher 1968) for NumPy: each comparator is one
+`np.minimum` and one `np.maximum` of whole rows, at the processor's rate for the two, which no sort along a
+short axis reaches.
 
-Wires from the number of rows on hold plus infinity and are all the same one.
+`bitonic_network` is Batcher's bitonic sort for the compiled kernel. A comparator loads and stores as often as
+it compares; a *unit* loads eight wires into registers, compares them up to nineteen times and stores them, so
+that the arithmetic is the limit. All comparators are ascending: groups of eight are sorted, then neighbours
+are merged. A merge compares wire i of the lower half with wire i from the end of the upper half, and cleans
+both halves by halving; three such layers fall apart into units whose wires no other unit touches. Wires from
+the number of rows on hold plus infinity and are all the same one.
 
-*Guarantees*
-    - A network of units gives the order statistics it was made for, for every input.
-    - Units that no wanted order statistic depends on are left out.
+Guarantees:
+    A network gives the order statistics it was made for, for every input.
+    A network of units gives the order statistics it was made for, for every input.
+    Comparators that no wanted order statistic depends on are left out.
+    Units that no wanted order statistic depends on are left out.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.robust.arrays.threads import workspace
+
+
+class Comparator(NamedTuple):
+    """Puts the smaller of two wires on `low` and the larger on `high`, where somebody wants them."""
+
+    low: int
+    high: int
+    keeps_low: bool
+    keeps_high: bool
+
+
+@functools.cache
+def sorting_network(num_wires: int, start: int, stop: int) -> tuple[Comparator, ...]:
+    """Batcher's odd-even merge sort (Batcher 1968) pruned to the order statistics start, ..., stop - 1.
+
+    >>> len(sorting_network(16, 0, 16))
+    63
+    """
+    wanted = set(range(start, stop))
+    kept: list[Comparator] = []
+    for low, high in reversed(_odd_even_merge_sort(num_wires)):
+        if low in wanted or high in wanted:
+            kept.append(Comparator(low, high, low in wanted, high in wanted))
+            wanted |= {low, high}
+    return tuple(reversed(kept))
+
+
+def apply_network(
+    rows: Sequence[NDArray[np.float32]], network: tuple[Comparator, ...]
+) -> list[NDArray[np.float32]]:
+    """The wires after the network, in scratch memory that is valid until the next call in this thread.
+
+    Rows are never written to. Wires that the network was not made for hold anything.
+    """
+    free = list(workspace("network", (len(rows) + 1, len(rows[0])), np.float32))
+    wires = list(rows)
+    ours = [False] * len(rows)
+    for low, high, keeps_low, keeps_high in network:
+        first, second = wires[low], wires[high]
+        if keeps_low and keeps_high:
+            wires[low] = np.minimum(first, second, out=free.pop())
+            wires[high] = np.maximum(first, second, out=second if ours[high] else free.pop())
+            if ours[low]:
+                free.append(first)
+            ours[low] = ours[high] = True
+            continue
+        kept, dropped = (low, high) if keeps_low else (high, low)
+        smaller_or_larger = np.minimum if keeps_low else np.maximum
+        wires[kept] = smaller_or_larger(first, second, out=wires[kept] if ours[kept] else free.pop())
+        if ours[dropped]:
+            free.append(wires[dropped])
+        ours[kept], ours[dropped] = True, False
+    return wires
+
+
+def _odd_even_merge_sort(num_wires: int) -> list[tuple[int, int]]:
+    pairs = []
+    size = 1
+    while size < num_wires:
+        step = size
+        while step >= 1:
+            for first in range(step % size, num_wires - step, 2 * step):
+                for low in range(first, first + min(step, num_wires - step - first)):
+                    if low // (2 * size) == (low + step) // (2 * size):
+                        pairs.append((low, low + step))
+            step //= 2
+        size *= 2
+    return pairs
+
 
 WIRES = 8
 """Wires of a unit: with their copies they fill the sixteen vector registers of AVX2."""
@@ -60,15 +140,12 @@ class Unit(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def unit_network(num_wires: int, start: int, stop: int) -> tuple[Unit, ...]:
-    """A network that puts the order statistics start, ..., stop - 1 on the wires of these numbers.
+def bitonic_network(num_wires: int, start: int, stop: int) -> tuple[Unit, ...]:
+    """A network of units that puts the order statistics start, ..., stop - 1 on the wires of these numbers.
 
-    Args:
-        num_wires: Rows to sort, at least 1; in a unit, this number stands for the wire that holds infinity.
-        start: First rank wanted, from 0.
-        stop: One past the last.
+    In a unit, the wire `num_wires` is the one that holds infinity.
 
-    >>> [len(unit_network(n, 0, n)) for n in (8, 16, 64)]
+    >>> [len(bitonic_network(n, 0, n)) for n in (8, 16, 64)]
     [1, 6, 56]
     """
     units = [Unit(UnitKind.SORT, tuple(range(first, first + WIRES))) for first in range(0, num_wires, WIRES)]

@@ -29,13 +29,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, one_blas_thread
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows
+from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
 from scarcity_ray.robust.measures.distances import centred_points, middle_row, ordered_sum
 from scarcity_ray.robust.measures.geometry import squared_distances, unite_equal_points
 from scarcity_ray.robust.measures.rows import squares_block
-from scarcity_ray.robust.native.gram_bindings import gram_kernel
-from scarcity_ray.robust.native.gram_kernel import ROUNDINGS
+from scarcity_ray.robust.native.gram_kernel import ROUNDINGS, gram_kernel
 
 KERNEL_ROUNDING = (2 * ROUNDINGS + 1) * 2.0**-24
 """Bound on the error of a squared distance, relative to (g_ii + g_jj), by the compiled kernel."""

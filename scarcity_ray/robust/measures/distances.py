@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, one_blas_thread
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows
+from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
 from scarcity_ray.robust.measures.geometry import Geometry, squared_distances, unite_equal_points
 from scarcity_ray.robust.measures.rows import squares_block
-from scarcity_ray.robust.native.gram_bindings import gram_kernel
+from scarcity_ray.robust.native.gram_kernel import gram_kernel
 
 NEAR = 2.0**-16
 """A pair is near if d_ij < NEAR (g_ii + g_jj): above it, float64 rounding leaves a relative 2^-31 at most."""

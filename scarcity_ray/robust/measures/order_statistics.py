@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from scarcity_ray.robust.arrays.blocks import Vector
 from scarcity_ray.robust.arrays.mixed_rows import MixedRows, mixture_of
-from scarcity_ray.robust.arrays.network import apply_network, sorting_network
-from scarcity_ray.robust.arrays.scratch import workspace
-from scarcity_ray.robust.native.kernel import ColumnKernel
+from scarcity_ray.robust.arrays.sorting_networks import apply_network, sorting_network
+from scarcity_ray.robust.arrays.threads import workspace
+from scarcity_ray.robust.native.column_kernel import ColumnKernel
 from scarcity_ray.robust.native.loader import checked_kernel
 
 NETWORK_ROWS = 32

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.arrays.blocks import Rows, Vector, column_blocks
-from scarcity_ray.robust.arrays.scratch import workspace
-from scarcity_ray.robust.native.gram_bindings import gram_kernel
+from scarcity_ray.robust.arrays.threads import workspace
+from scarcity_ray.robust.native.gram_kernel import gram_kernel
 
 
 def row_norm(row: NDArray[Any]) -> float:

@@ -1,17 +1,31 @@
-"""The column kernel as LLVM assembly: sorts tiles of columns unit by unit and averages a window of each.
+"""The compiled column kernel: sorts tiles of columns and averages a window of each.
 
-What it computes, in the words of `columns.window_summary`, is defined by the NumPy code there. It is written
-in vectors of `lanes` columns, with no fast-math flag, so that every operation is the IEEE one, in the order
-written: on every processor and for any number of lanes the bits are the same.
+What it computes, in the words of `order_statistics.window_summary`, is defined by the NumPy code there. A
+process without it gets the same bits from NumPy, so that nodes that differ in the extra ``fast`` agree. It
+sorts by a network of units (`sorting_networks.bitonic_network`), in vectors of 16 or 8 columns.
 
-*Guarantees*
-    - The kernel's bits are those of NumPy's.
+Means of rows (`mixed_rows.Means`) are formed straight in the tile that is sorted, in the order that
+`Means.sums` defines: all sums of `GROUP` rows once, then one of them a group for each mixed row. The sums of
+`PASS_GROUPS` groups over `MIXED_COLUMNS` columns stay in the first-level cache; where there are more groups,
+the mixed rows' sums so far wait in memory.
+
+Guarantees:
+    The kernel's bits are those of NumPy's.
+    Rows are never written to.
 """
 
 from __future__ import annotations
 
-from scarcity_ray.robust.arrays.sorting_networks import COMPARATORS, WIRES, UnitKind
-from scarcity_ray.robust.native.kernel_mixing import mixing_code
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.robust.arrays.mixed_rows import GROUP, PATTERNS, Means, MixedRows
+from scarcity_ray.robust.arrays.sorting_networks import COMPARATORS, WIRES, UnitKind, bitonic_network
+from scarcity_ray.robust.arrays.threads import workspace
+from scarcity_ray.robust.native.loader import MachineCode, aligned, splat
 
 TILE = 128
 """Columns sorted at once: a hundred rows of them nearly fill a first-level cache, and stay in the second."""
@@ -19,8 +33,90 @@ TILE = 128
 UNIT_FIELDS = 1 + WIRES
 """Integers that encode a unit: its kind, and where in the tile each wire begins, in entries."""
 
+LINE = 16
+"""float32 entries of a cache line: rows begin on one, and blocks are filled up to whole ones."""
 
-def kernel_code(lanes: int) -> str:
+MIXED_COLUMNS = 16
+"""Columns mixed at once: one look-up of a pattern serves all of them."""
+
+PASS_GROUPS = 13
+"""Groups whose sums are formed before the mixed rows add them up: 26 KB of sums."""
+
+ENTRY_BYTES = 8 * MIXED_COLUMNS
+"""Bytes of one sum."""
+
+GROUP_BYTES = PATTERNS * ENTRY_BYTES
+"""Bytes of a group's sums."""
+
+
+class ColumnKernel:
+    """The kernel's machine code for this processor; raises what `MachineCode` does."""
+
+    def __init__(self) -> None:
+        self._code = MachineCode(
+            lambda wide: column_code(16 if wide else 8),
+            {"columns": "piiippiiiip", "mixed_columns": "piiippiiiipipppp"},
+        )
+
+    def __call__(
+        self, rows: Sequence[NDArray[np.float32]], start: int, stop: int, *, around_median: bool
+    ) -> NDArray[np.float32]:
+        """Mean, least and largest of a window of each sorted column; see `order_statistics.window_summary`.
+
+        Args:
+            rows: m float32 rows of length b without NaN. `MixedRows` that are means are not formed in memory.
+            start: First rank, from 0.
+            stop: One past the last, at most m.
+            around_median: Whether it is the stop - start values closest to the median instead; start is 0.
+
+        Returns:
+            (3, b) float32 in scratch memory that is valid until this thread's next call.
+        """
+        means = rows.mixture if isinstance(rows, MixedRows) and isinstance(rows.mixture, Means) else None
+        given = rows.rows if isinstance(rows, MixedRows) and means is not None else rows
+        num_rows, length = len(rows), len(given[0])
+        filled = -(-length // LINE) * LINE
+        rest = 0 if means is None else GROUP * means.patterns.shape[1] - len(given)
+        block = aligned("kernel rows", (len(given) + rest, filled + LINE), np.float32)
+        for row, copied in zip(given, block, strict=False):
+            np.copyto(copied[:length], row)
+        block[: len(given), length:filled] = 0.0
+        block[len(given) :] = 0.0
+        tile = aligned("kernel tile", (num_rows + 1, TILE), np.float32)
+        tile[num_rows] = np.inf
+        units = _encoded(num_rows, *((0, num_rows) if around_median else (start, stop)))
+        out = workspace("kernel out", (3, filled), np.float32)
+        arguments = (
+            *(block, filled + LINE, num_rows, filled, tile, units, len(units)),
+            *(start, stop, num_rows if around_median else stop, out),
+        )
+        if means is None:
+            self._code("columns", *arguments)
+        else:
+            offsets = _offsets(means)
+            within = aligned("kernel sums in groups", (PASS_GROUPS, GROUP_BYTES // 8), np.float64)
+            sums = aligned("kernel sums", (num_rows, MIXED_COLUMNS), np.float64)
+            shares = np.ascontiguousarray(means.shares)
+            self._code("mixed_columns", *arguments, offsets.shape[1], offsets, within, sums, shares)
+        summary: NDArray[np.float32] = out[:, :length]
+        return summary
+
+
+def _offsets(means: Means) -> NDArray[np.int32]:
+    """Where the kernel finds the sum of each group that enters a mixed row, (m, groups) in bytes."""
+    places = np.arange(means.patterns.shape[1], dtype=np.int32) % PASS_GROUPS
+    return means.patterns * np.int32(ENTRY_BYTES) + places * np.int32(GROUP_BYTES)
+
+
+@functools.lru_cache(maxsize=256)
+def _encoded(num_wires: int, start: int, stop: int) -> NDArray[np.int64]:
+    units = [
+        (kind, *(wire * TILE for wire in wires)) for kind, wires in bitonic_network(num_wires, start, stop)
+    ]
+    return np.array(units, np.int64).reshape(-1, UNIT_FIELDS)
+
+
+def column_code(lanes: int) -> str:
     """The assembly of ``columns`` and ``mixed_columns`` for vectors of `lanes` float32 entries.
 
     ``columns(rows, stride, n, b, tile, units, num_units, start, stop, limit, out)``: `rows` points to n rows
@@ -30,9 +126,9 @@ def kernel_code(lanes: int) -> str:
     if it is start, ..., stop - 1 itself, n if it is the stop - start values closest to the median.
 
     ``mixed_columns`` sorts the n rows that ``mix`` makes of what `rows` points to, and takes its arguments
-    (groups, offsets, within, sums, shares) after those; see `kernel_mixing.mixing_code`.
+    (groups, offsets, within, sums, shares) after those; see `_mixing`.
     """
-    parts = [*(_unit(kind, lanes) for kind in UnitKind), _average(lanes), mixing_code(TILE)]
+    parts = [*(_unit(kind, lanes) for kind in UnitKind), _average(lanes), _mixing()]
     return "\n".join([*parts, _columns("columns", "", _copied(lanes)), _columns(*_MIXED_COLUMNS)])
 
 
@@ -81,8 +177,7 @@ define internal void @average(ptr %tile, i64 %width, i64 %start, i64 %stop, i64 
 entry:
   %count = sub i64 %stop, %start
   %count.one = uitofp i64 %count to double
-  %count.first = insertelement {wide} poison, double %count.one, i64 0
-  %count.wide = shufflevector {wide} %count.first, {wide} poison, <{lanes} x i32> zeroinitializer
+{splat("count.wide", lanes, "double", "%count.one")}
   %last = sub i64 %limit, 1
   %middle.a = lshr i64 %last, 1
   %middle.b = lshr i64 %limit, 1
@@ -231,3 +326,122 @@ done:
   ret void
 }}
 """
+
+
+_SUM = f"<{MIXED_COLUMNS} x double>"
+_ROW = f"<{MIXED_COLUMNS} x float>"
+
+
+def _mixing() -> str:
+    """The assembly of ``mix``.
+
+    ``mix(rows, stride, width, groups, m, offsets, within, sums, shares, tile)``: `rows` points to the first
+    of `width` columns (a multiple of `MIXED_COLUMNS`) of `GROUP` `groups` rows, `stride` float32 entries
+    apart; `offsets` to (m, groups) int32, where in `within` the sum of a group begins, in bytes; `within` and
+    `sums` to scratch memory for the groups of a pass and for m sums; `shares` to m float64; `tile` to m rows
+    of `TILE` float32 entries.
+    """
+    return f"""
+define internal void @mix(ptr %rows, i64 %stride, i64 %width, i64 %groups, i64 %m, ptr %offsets, ptr %within,
+                          ptr %sums, ptr %shares, ptr %tile) {{
+entry:
+  br label %columns
+columns:
+  %j = phi i64 [0, %entry], [%j.next, %columns.end]
+  %source = getelementptr float, ptr %rows, i64 %j
+  %to = getelementptr float, ptr %tile, i64 %j
+  br label %pass
+pass:
+  %done = phi i64 [0, %columns], [%done.next, %pass.end]
+  %left = sub i64 %groups, %done
+  %few = icmp ult i64 %left, {PASS_GROUPS}
+  %count = select i1 %few, i64 %left, i64 {PASS_GROUPS}
+  %done.next = add i64 %done, %count
+  %is.first = icmp eq i64 %done, 0
+  %is.last = icmp eq i64 %done.next, %groups
+  br label %group
+group:
+  %g = phi i64 [0, %pass], [%g.next, %group]
+  %g.all = add i64 %done, %g
+  %g.row = mul i64 %g.all, {GROUP}
+  %g.begin = mul i64 %g.row, %stride
+  %g.source = getelementptr float, ptr %source, i64 %g.begin
+  %g.bytes = mul i64 %g, {GROUP_BYTES}
+  %g.sums = getelementptr i8, ptr %within, i64 %g.bytes
+{_sums_in_a_group()}
+  %g.next = add i64 %g, 1
+  %more.groups = icmp ult i64 %g.next, %count
+  br i1 %more.groups, label %group, label %row
+row:
+  %i = phi i64 [0, %group], [%i.next, %row.end]
+  %i.begin = mul i64 %i, %groups
+  %i.done = add i64 %i.begin, %done
+  %i.offsets = getelementptr i32, ptr %offsets, i64 %i.done
+  %i.sum = getelementptr {_SUM}, ptr %sums, i64 %i
+  br i1 %is.first, label %begin, label %resume
+resume:
+  %earlier = load {_SUM}, ptr %i.sum, align 64
+  br label %begin
+begin:
+  %total.begin = phi {_SUM} [zeroinitializer, %row], [%earlier, %resume]
+  br label %add
+add:
+  %k = phi i64 [0, %begin], [%k.next, %add]
+  %total = phi {_SUM} [%total.begin, %begin], [%total.next, %add]
+  %offset.at = getelementptr i32, ptr %i.offsets, i64 %k
+  %offset = load i32, ptr %offset.at, align 4
+  %offset.wide = zext i32 %offset to i64
+  %term.at = getelementptr i8, ptr %within, i64 %offset.wide
+  %term = load {_SUM}, ptr %term.at, align 64
+  %total.next = fadd {_SUM} %total, %term
+  %k.next = add i64 %k, 1
+  %more.terms = icmp ult i64 %k.next, %count
+  br i1 %more.terms, label %add, label %added
+added:
+  br i1 %is.last, label %finish, label %keep
+keep:
+  store {_SUM} %total.next, ptr %i.sum, align 64
+  br label %row.end
+finish:
+  %share.at = getelementptr double, ptr %shares, i64 %i
+  %share = load double, ptr %share.at, align 8
+{splat("share.all", MIXED_COLUMNS, "double", "%share")}
+  %mean = fmul {_SUM} %total.next, %share.all
+  %rounded = fptrunc {_SUM} %mean to {_ROW}
+  %i.tile = mul i64 %i, {TILE}
+  %i.to = getelementptr float, ptr %to, i64 %i.tile
+  store {_ROW} %rounded, ptr %i.to, align 4
+  br label %row.end
+row.end:
+  %i.next = add i64 %i, 1
+  %more.rows = icmp ult i64 %i.next, %m
+  br i1 %more.rows, label %row, label %pass.end
+pass.end:
+  br i1 %is.last, label %columns.end, label %pass
+columns.end:
+  %j.next = add i64 %j, {MIXED_COLUMNS}
+  %more = icmp ult i64 %j.next, %width
+  br i1 %more, label %columns, label %end
+end:
+  ret void
+}}"""
+
+
+def _sums_in_a_group() -> str:
+    """Sum s, for bits k of s, of the rows k; a sum is that without its last row, plus that row."""
+    lines = [f"  store {_SUM} zeroinitializer, ptr %g.sums, align 64"]
+    for place in range(GROUP):
+        alone = 1 << place
+        lines += [
+            f"  %begin{place} = mul i64 %stride, {place}",
+            f"  %at{place} = getelementptr float, ptr %g.source, i64 %begin{place}",
+            f"  %entries{place} = load {_ROW}, ptr %at{place}, align 4",
+            f"  %s{alone} = fpext {_ROW} %entries{place} to {_SUM}",
+        ]
+        lines += [f"  %s{alone | s} = fadd {_SUM} %s{s}, %s{alone}" for s in range(1, alone)]
+        for s in range(alone, 2 * alone):
+            lines += [
+                f"  %to{s} = getelementptr i8, ptr %g.sums, i64 {s * ENTRY_BYTES}",
+                f"  store {_SUM} %s{s}, ptr %to{s}, align 64",
+            ]
+    return "\n".join(lines)

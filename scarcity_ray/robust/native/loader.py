@@ -1,7 +1,8 @@
-"""LLVM assembly made into functions of this process (the extra ``fast``).
+"""LLVM assembly made into functions of this process (the extra ``fast``), and phrases of that assembly.
 
 The code is compiled in memory, for the processor at hand; nothing is written to disk and no compiler is
-called.
+called. It takes some hundredths of a second, once, when a process first needs a kernel. No kernel has a
+fast-math flag, so that every operation is the IEEE one, in the order written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.threads import workspace
 
 K = TypeVar("K")
 
@@ -67,18 +68,15 @@ class MachineCode:
             for name, letters in signatures.items()
         }
 
-    def __call__(self, function: str, *arguments: int) -> None:
-        """Run one of the functions; a pointer is given as an address."""
-        self._functions[function](*arguments)
+    def __call__(self, function: str, *arguments: int | NDArray[Any]) -> None:
+        """Run one of the functions; a pointer is given as an array, or as an address."""
+        self._functions[function](*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
 
 
 def checked_kernel(make: Callable[[], K], is_right: Callable[[K], bool], otherwise: str) -> K | None:
-    """What `make` gives, unless it cannot be had here or is not right.
+    """The kernel that `make` compiles, unless it cannot be had here or `is_right`, which tries it, says no.
 
-    Args:
-        make: Compiles the kernel.
-        is_right: Tries it.
-        otherwise: What is done without it, for the log.
+    `otherwise` says what is done without it, for the log.
     """
     try:
         kernel = make()
@@ -108,3 +106,18 @@ def _check_execution() -> None:
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         executable = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
         mmap.mmap(-1, mmap.PAGESIZE, flags=private, prot=executable).close()
+
+
+def splat(name: str, lanes: int, kind: str, value: str) -> str:
+    """``%name``: a vector whose lanes all hold the value."""
+    vector = f"<{lanes} x {kind}>"
+    return f"""  %{name}.first = insertelement {vector} poison, {kind} {value}, i64 0
+  %{name} = shufflevector {vector} %{name}.first, {vector} poison, <{lanes} x i32> zeroinitializer"""
+
+
+def inside(column: str, lanes: int) -> str:
+    """``%column.inside``: which columns from ``%column`` on are below those that ``%columns.all`` holds."""
+    places, numbers = f"<{lanes} x i64>", ", ".join(f"i64 {lane}" for lane in range(lanes))
+    return f"""{splat(f"{column}.all", lanes, "i64", f"%{column}")}
+  %{column}.lanes = add {places} %{column}.all, <{numbers}>
+  %{column}.inside = icmp ult {places} %{column}.lanes, %columns.all"""

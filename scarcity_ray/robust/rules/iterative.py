@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.arrays.blocks import Matrix, one_blas_thread
+from scarcity_ray.robust.arrays.blocks import Matrix
+from scarcity_ray.robust.arrays.threads import one_blas_thread
 from scarcity_ray.robust.measures.geometry import Geometry
 from scarcity_ray.robust.measures.rows import as_integer
 from scarcity_ray.robust.rules.base import Selection, Setting

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.arrays.blocks import Matrix, Rows, Vector
-from scarcity_ray.robust.arrays.scratch import workspace
+from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.native.loader import checked_kernel
-from scarcity_ray.robust.native.sum_bindings import SumKernel
+from scarcity_ray.robust.native.sum_kernel import SumKernel
 from scarcity_ray.robust.rules.base import Rule, Selection, Setting, chosen
 
 

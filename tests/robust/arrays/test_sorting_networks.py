@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from scarcity_ray.robust.arrays.sorting_networks import COMPARATORS, unit_network
+from scarcity_ray.robust.arrays.sorting_networks import COMPARATORS, bitonic_network
 
 
 def apply_units(rows, network):
@@ -27,7 +27,7 @@ def test_a_network_of_units_gives_the_order_statistics_it_was_made_for(m):
     expected = np.sort(bits, axis=0)
     for start in range(m):
         for stop in range(start + 1, m + 1):
-            wires = apply_units(bits, unit_network(m, start, stop))
+            wires = apply_units(bits, bitonic_network(m, start, stop))
             assert (wires[start:stop] == expected[start:stop]).all()
 
 
@@ -39,11 +39,11 @@ def test_a_network_of_many_units_sorts_rows_of_bits_with_any_share_of_ones(m):
     bits = np.concatenate([steps, steps[::-1], rng.permuted(steps, axis=0)], axis=1)
     expected = np.sort(bits, axis=0)
     for start, stop in ((0, m), (m // 2, m // 2 + 1), (m // 5, m - m // 5)):
-        wires = apply_units(bits, unit_network(m, start, stop))
+        wires = apply_units(bits, bitonic_network(m, start, stop))
         assert (wires[start:stop] == expected[start:stop]).all()
 
 
 def test_units_that_no_wanted_order_statistic_depends_on_are_left_out():
-    assert len(unit_network(100, 0, 100)) > len(unit_network(100, 49, 51)) > 0
-    assert len(unit_network(20, 0, 20)) < len(unit_network(32, 0, 32))
-    assert all(min(numbers) < 20 for _, numbers in unit_network(20, 0, 20))
+    assert len(bitonic_network(100, 0, 100)) > len(bitonic_network(100, 49, 51)) > 0
+    assert len(bitonic_network(20, 0, 20)) < len(bitonic_network(32, 0, 32))
+    assert all(min(numbers) < 20 for _, numbers in bitonic_network(20, 0, 20))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scarcity_ray.robust.arrays.network import apply_network, sorting_network
+from scarcity_ray.robust.arrays.sorting_networks import apply_network, sorting_network
 from scarcity_ray.robust.measures.order_statistics import (
     NETWORK_ROWS,
     Window,

@@ -16,9 +16,7 @@ from scarcity_ray.robust import ScaledRows, aggregate
 from scarcity_ray.robust.arrays.mixed_rows import Combinations, MixedRows, mixture_of
 from scarcity_ray.robust.measures import order_statistics as columns
 from scarcity_ray.robust.measures.order_statistics import Window, mean_of, window_values
-from scarcity_ray.robust.native.column_kernel import kernel_code
-from scarcity_ray.robust.native.kernel import ColumnKernel
-from scarcity_ray.robust.native.kernel_mixing import PASS_GROUPS
+from scarcity_ray.robust.native.column_kernel import PASS_GROUPS, ColumnKernel, column_code
 
 llvm = pytest.importorskip("llvmlite.binding", reason="the extra fast is not installed")
 
@@ -130,7 +128,7 @@ def test_vectors_of_either_width_give_the_same_bits(monkeypatch, kernel):
 
 @pytest.mark.parametrize("lanes", [8, 16])
 def test_the_code_allows_no_inexact_arithmetic(lanes):
-    assert not {"fast", "contract", "reassoc", "nnan", "nsz", "arcp", "afn"} & set(kernel_code(lanes).split())
+    assert not {"fast", "contract", "reassoc", "nnan", "nsz", "arcp", "afn"} & set(column_code(lanes).split())
 
 
 @pytest.mark.parametrize("method", ["median", "trimmed_mean", "meamed", "bulyan"])
@@ -148,8 +146,8 @@ def test_rules_give_the_same_bytes_with_the_kernel_and_without(monkeypatch, meth
 
 
 def test_a_kernel_that_gives_other_values_is_not_used(monkeypatch, caplog):
-    wrong = kernel_code(8).replace("fcmp olt", "fcmp ogt", 1)
-    monkeypatch.setattr("scarcity_ray.robust.native.kernel.kernel_code", lambda lanes: wrong)
+    wrong = column_code(8).replace("fcmp olt", "fcmp ogt", 1)
+    monkeypatch.setattr("scarcity_ray.robust.native.column_kernel.column_code", lambda lanes: wrong)
     with caplog.at_level(logging.ERROR):
         assert columns.column_kernel.__wrapped__() is None
     assert "other values" in caplog.text

@@ -16,10 +16,18 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.robust import ScaledRows, aggregate, inline_blocks, take_block
 from scarcity_ray.robust.measures import approximate_distances, distances
 from scarcity_ray.robust.measures.approximate_distances import KERNEL_ROUNDING, rough_distances
-from scarcity_ray.robust.native import gram_bindings as gram_kernel_module
-from scarcity_ray.robust.native.gram_bindings import GramKernel, gram_kernel
-from scarcity_ray.robust.native.gram_kernel import CHAIN, CHUNK, DOUBLE, ROUNDINGS, SINGLE, gram_code
-from scarcity_ray.robust.native.pairs_code import pairs_code
+from scarcity_ray.robust.native import gram_kernel as gram_kernel_module
+from scarcity_ray.robust.native.gram_kernel import (
+    CHAIN,
+    CHUNK,
+    DOUBLE,
+    ROUNDINGS,
+    SINGLE,
+    GramKernel,
+    gram_code,
+    gram_kernel,
+    pairs_code,
+)
 
 llvm = pytest.importorskip("llvmlite.binding", reason="the extra fast is not installed")
 if not llvm.get_host_cpu_features().get("avx512f"):

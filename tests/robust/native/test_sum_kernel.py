@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.robust import inline_blocks
-from scarcity_ray.robust.native import sum_bindings as sum_kernel
-from scarcity_ray.robust.native.sum_bindings import SumKernel
-from scarcity_ray.robust.native.sum_kernel import CHUNK, sum_code
+from scarcity_ray.robust.native import sum_kernel
+from scarcity_ray.robust.native.sum_kernel import CHUNK, SumKernel, sum_code
 from scarcity_ray.robust.rules import mean
 from scarcity_ray.robust.rules.mean import numpys_sum, weighted_sum
 
