@@ -32,7 +32,7 @@ from scarcity_ray.robust import (
 )
 from scarcity_ray.robust.arrays.sorting_networks import sorting_network
 from scarcity_ray.robust.measures import order_statistics as robust_columns
-from scarcity_ray.robust.measures.approximate_distances import rough_gram_block
+from scarcity_ray.robust.measures.approximate_distances import approximate_gram_block
 from scarcity_ray.robust.measures.order_statistics import Window
 from scarcity_ray.robust.rules.bulyan import Bulyan
 from scarcity_ray.robust.rules.coordinatewise import ColumnRule, Median, TrimmedMean
@@ -103,7 +103,7 @@ def aggregation(rows: list[np.ndarray], method: str) -> Callable[[], object]:
 def gram_growth(n: int, d: int) -> Iterator[Row]:
     whole = list(matrix_of(n, d))
     progress(f"limits: growth of the Gram to n={n} d={d}")
-    for name, kernel in (("float32", rough_gram_block), ("float64", gram_block)):
+    for name, kernel in (("float32", approximate_gram_block), ("float64", gram_block)):
         before = least_time(partial(gram, whole[: n // 10], kernel), 20)
         after = least_time(partial(gram, whole, kernel), 5)
         case = {"name": f"growth, {name} Gram", "n": n, "d": d, "seconds": after}

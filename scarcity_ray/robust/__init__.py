@@ -26,7 +26,6 @@ kernels hold BLAS to one thread.
 """
 
 from scarcity_ray.robust.aggregation import AggregationResult, aggregate, aggregate_blocks
-from scarcity_ray.robust.agreement import agreement
 from scarcity_ray.robust.arrays.blocks import (
     BLOCK_COLUMNS,
     MapBlocks,
@@ -38,13 +37,11 @@ from scarcity_ray.robust.arrays.blocks import (
     take_block,
 )
 from scarcity_ray.robust.arrays.threads import one_blas_thread
-from scarcity_ray.robust.combination import combine_block
 from scarcity_ray.robust.cost_model import estimated_seconds
-from scarcity_ray.robust.measures.distances import gram_block, measure, pairwise
-from scarcity_ray.robust.measures.geometry import Geometry, squared_distances
+from scarcity_ray.robust.measures.distances import Geometry, gram_block, measure, pairwise, squared_distances
 from scarcity_ray.robust.measures.rows import clip_rows, clip_vector, row_norm, row_norms
-from scarcity_ray.robust.outliers import OutlierReport, detect_outliers
-from scarcity_ray.robust.rules.base import Rule, Selection
+from scarcity_ray.robust.outliers import OutlierReport, agreement, detect_outliers
+from scarcity_ray.robust.rules.base import Rule, Selection, combine_block
 from scarcity_ray.robust.rules.iterative import CenteredClipping
 from scarcity_ray.robust.rules.preaggregation import (
     AdaptiveClipping,

@@ -19,7 +19,7 @@ from scarcity_ray.robust.rules.base import Rule
 from scarcity_ray.robust.rules.coordinatewise import ColumnRule
 from scarcity_ray.robust.rules.krum import Krum
 from scarcity_ray.robust.rules.mean import sum_kernel
-from scarcity_ray.robust.rules.preaggregation import PreAggregation
+from scarcity_ray.robust.rules.preaggregation import PreAggregation, may_approximate
 
 NANOSECOND = 1e-9
 
@@ -36,11 +36,8 @@ def estimated_seconds(
         pre: Pre-aggregation before it.
     """
     price = 0.0
-    settles = rule.may_settle and not pre
-    if len(pre) == 1 and not rule.measures:
-        settles = pre[0].may_settle
     compiled_products = gram_kernel() is not None
-    if settles:
+    if may_approximate(rule, pre):
         price += 0.5 + 0.0096 * num_rows if compiled_products else 1.0 + 0.016 * num_rows
     elif rule.needs_distances or pre:
         price += 1.5 + 0.0185 * num_rows if compiled_products else 2.0 + 0.03 * num_rows

@@ -5,7 +5,7 @@ Rules that select rows may use them if their choice is the same for all distance
 therefore cost time, never a row.
 
 The bound is proved where the compiled kernel forms the products. Its g_ij is off by at most R u (1 + o(1))
-sum_k |a_k b_k| <= R u (g_ii + g_jj) / 2, with u = 2^-24 and R = `gram_code.ROUNDINGS`, so that
+sum_k |a_k b_k| <= R u (g_ii + g_jj) / 2, with u = 2^-24 and R = `gram_kernel.ROUNDINGS`, so that
 g_ii + g_jj - 2 g_ij is off by at most 2 R u (g_ii + g_jj): each float32 rounding on a product's way, its
 differences included, multiplies it by 1 + delta, |delta| <= u (Higham 2002, section 3.1), sums over
 chunks are float64, and no product that matters has left float32's range (`NORMS`, `LEAST_SQUARE`).
@@ -16,7 +16,7 @@ rounding errors all have one sign, were seen to reach 200 x 2^-24: of those, a c
 agree to 2^-15 may fall either way.
 
 *Guarantees*
-    - Rough distances are within the bound that comes with them.
+    - Approximate distances are within the bound that comes with them.
     - Equal rows have distance zero exactly.
     - What has no good bound is not given at all.
 """
@@ -31,8 +31,13 @@ from numpy.typing import NDArray
 
 from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows
 from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
-from scarcity_ray.robust.measures.distances import centred_points, middle_row, ordered_sum
-from scarcity_ray.robust.measures.geometry import squared_distances, unite_equal_points
+from scarcity_ray.robust.measures.distances import (
+    centred_points,
+    middle_row,
+    ordered_sum,
+    squared_distances,
+    unite_equal_points,
+)
 from scarcity_ray.robust.measures.rows import squares_block
 from scarcity_ray.robust.native.gram_kernel import ROUNDINGS, gram_kernel
 
@@ -46,7 +51,7 @@ NEAR = 2.0**-8
 """A pair with d_ij <= NEAR (g_ii + g_jj) has too large an error; equal rows are the only ones accepted."""
 
 MOST_ERROR = 2.0**-10
-"""Relative error of rough distances beyond which nobody is asked to settle on them."""
+"""Relative error of approximate distances beyond which nobody is asked to settle on them."""
 
 NORMS = (2.0**-20, 2.0**40)
 """Between these norms no square leaves float32's range."""
@@ -61,14 +66,14 @@ FEW = 4
 """Rows up to which the compiled kernel forms their differences from all faster than it forms products."""
 
 
-class RoughGram(NamedTuple):
+class ApproximateGram(NamedTuple):
     """Inner products (n, n) float64, and how far off squared distances are, relative to (g_ii + g_jj)."""
 
     products: Matrix
     rounding: float
 
 
-class RoughDistances(NamedTuple):
+class ApproximateDistances(NamedTuple):
     """Squared distances (n, n) float64, the largest relative error of any of them, and the row centred on."""
 
     squared: Matrix
@@ -76,19 +81,19 @@ class RoughDistances(NamedTuple):
     centre: int
 
 
-def rough_gram_block(block: Rows, centre: int) -> RoughGram:
+def approximate_gram_block(block: Rows, centre: int) -> ApproximateGram:
     """Kernel: float32 inner products within the block of the rows less the row `centre`."""
     kernel = gram_kernel()
     if kernel is not None:
-        return RoughGram(kernel.products(block, centre, np.float32), KERNEL_ROUNDING)
-    points = workspace("rough", (len(block), len(block[0])), np.float32)
+        return ApproximateGram(kernel.products(block, centre, np.float32), KERNEL_ROUNDING)
+    points = workspace("approximate", (len(block), len(block[0])), np.float32)
     middle = block[centre]
     with np.errstate(over="ignore", invalid="ignore"):
         for row, out in zip(block, points, strict=True):
             np.subtract(row, middle, out=out)
         with one_blas_thread():
             products: Matrix = (points @ points.T).astype(np.float64)
-    return RoughGram(products, BLAS_ROUNDING)
+    return ApproximateGram(products, BLAS_ROUNDING)
 
 
 def head_norms(rows: Rows) -> NDArray[np.float64]:
@@ -102,7 +107,9 @@ def equal_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
     return np.array([not np.array_equal(block[i], block[j]) for i, j in pairs.tolist()], np.float64)
 
 
-def rough_distances(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = None) -> RoughDistances | None:
+def measure_approximately(
+    map_blocks: MapBlocks, norms: NDArray[np.float64] | None = None
+) -> ApproximateDistances | None:
     """Distances with a bound on their error, or None if there is no good one.
 
     Args:
@@ -118,7 +125,7 @@ def rough_distances(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = N
     roundings = set()
 
     def products() -> Iterator[Matrix]:
-        for part in map_blocks(rough_gram_block, centre):
+        for part in map_blocks(approximate_gram_block, centre):
             roundings.add(part.rounding)
             yield part.products
 
@@ -136,7 +143,7 @@ def rough_distances(map_blocks: MapBlocks, norms: NDArray[np.float64] | None = N
     if scale[apart].min(initial=np.inf) < LEAST_SQUARE:
         return None
     error = max(roundings) * float((scale[apart] / squared[apart]).max(initial=0.0))
-    return RoughDistances(squared, error, centre)
+    return ApproximateDistances(squared, error, centre)
 
 
 def rows_block(block: Rows, centre: int, indices: NDArray[np.intp]) -> Matrix:
@@ -155,15 +162,15 @@ def rows_block(block: Rows, centre: int, indices: NDArray[np.intp]) -> Matrix:
     return squared
 
 
-def exact_rows(map_blocks: MapBlocks, rough: RoughDistances, indices: NDArray[np.intp]) -> Matrix:
+def exact_rows(map_blocks: MapBlocks, known: ApproximateDistances, indices: NDArray[np.intp]) -> Matrix:
     """The squared distances of the rows at `indices` to all, as good as `distances.measure` gives them.
 
-    That no pair is near, `rough_distances` has made sure of.
+    That no pair is near, `measure_approximately` has made sure of.
     """
-    squared: Matrix = np.maximum(ordered_sum(map_blocks(rows_block, rough.centre, indices)), 0.0)
-    first_equal = np.argmax(rough.squared[np.ix_(indices, indices)] == 0.0, axis=1)
+    squared: Matrix = np.maximum(ordered_sum(map_blocks(rows_block, known.centre, indices)), 0.0)
+    first_equal = np.argmax(known.squared[np.ix_(indices, indices)] == 0.0, axis=1)
     squared = squared[first_equal]
-    squared[rough.squared[indices] == 0.0] = 0.0
+    squared[known.squared[indices] == 0.0] = 0.0
     return squared
 
 

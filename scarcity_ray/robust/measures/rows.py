@@ -155,6 +155,21 @@ def as_integer(value: object, name: str, least: int) -> int:
     return number
 
 
+def as_weights(weights: ArrayLike, num_rows: int) -> NDArray[np.float64]:
+    """`weights` as (n,) float64.
+
+    Raises:
+        UsageError: For another shape or type.
+    """
+    try:
+        checked = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        raise UsageError("weights must be real numbers") from None
+    if checked.shape != (num_rows,):
+        raise UsageError(f"weights must have shape ({num_rows},), one for each row, got {checked.shape}")
+    return checked
+
+
 def is_finite(row: NDArray[Any]) -> bool:
     """Whether every entry of a float32 row is finite, at the memory's speed unless squares overflow."""
     with np.errstate(over="ignore"):
@@ -165,9 +180,7 @@ def is_finite(row: NDArray[Any]) -> bool:
 def finite_rows(rows: Rows, norms: NDArray[np.float64] | None = None) -> tuple[Rows, list[int]]:
     """The rows whose entries are all finite, and their indices; the rows themselves if all are.
 
-    Args:
-        rows: n float32 rows.
-        norms: (n,) what `row_norm` gives for each, where that is known.
+    `norms`, (n,), is what `row_norm` gives for each, where that is known.
     """
     finite = [is_finite(row) for row in rows] if norms is None else np.isfinite(norms)
     kept = np.flatnonzero(finite).tolist()

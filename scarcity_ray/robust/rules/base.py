@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.robust.arrays.blocks import Matrix, Rows, RowSlices, Vector
-from scarcity_ray.robust.measures.geometry import Geometry
-from scarcity_ray.robust.measures.rows import as_integer
+from scarcity_ray.robust.arrays.mixed_rows import MixedRows, Mixture
+from scarcity_ray.robust.measures.distances import Geometry
 from scarcity_ray.robust.rules.tolerance import TOLERANCE
 
 ExactRows: TypeAlias = Callable[[NDArray[np.intp]], Matrix]
@@ -34,10 +34,27 @@ class Selection:
     weights: NDArray[np.float64] | None = None
     scores: NDArray[np.float64] | None = None
 
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(len(rows),) float64, the weights or equal shares."""
+        if self.weights is None:
+            return np.full(len(self.rows), 1.0 / len(self.rows))
+        return self.weights
+
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Checked arguments of `Rule.select`: n, f, and what only some rules take."""
+    """What a rule selects for: n and f, and what only some rules take or look at.
+
+    Attributes:
+        num_rows: n.
+        num_byzantine: f >= 0.
+        num_selected: Multi-Krum's m.
+        weights: (n,) nonnegative public weights with a positive sum.
+        geometry: The geometry that the distances are of.
+        norms: (n,) float64, for a rule with `needs_norms` where there is no geometry.
+        from_pivot: (n,) float64 squared distances, for a rule with a `pivot_row` where there is no geometry.
+    """
 
     num_rows: int
     num_byzantine: int
@@ -49,7 +66,11 @@ class Setting:
 
     @property
     def points(self) -> Geometry:
-        """The geometry, for rules that need it."""
+        """The geometry, for rules that cannot do without.
+
+        Raises:
+            UsageError: If there is none.
+        """
         if self.geometry is None:
             raise UsageError("this rule needs the geometry of the rows")
         return self.geometry
@@ -60,8 +81,7 @@ class Rule(ABC):
 
     Attributes:
         name: The name in `AggregationMethod`.
-        needs_distances: Whether `select` wants the squared distances.
-        needs_geometry: Whether `select` wants all of the rows' geometry.
+        needs_distances: Whether `select` wants the squared distances and the geometry they are of.
         needs_origin: Whether that geometry must have the origin.
         needs_norms: Whether `select` wants the rows' norms where it has no geometry.
         pivot_row: The row from which `select` wants all others' distances where it has no geometry.
@@ -72,7 +92,6 @@ class Rule(ABC):
 
     name: str
     needs_distances: bool = False
-    needs_geometry: bool = False
     needs_origin: bool = False
     needs_norms: bool = False
     pivot_row: int | None = None
@@ -89,59 +108,30 @@ class Rule(ABC):
         """Rows without which the rule does not tolerate `num_byzantine` Byzantine ones."""
         return TOLERANCE[self.name].least_rows(num_byzantine)
 
-    def select(
-        self,
-        distances: Matrix | None,
-        *,
-        num_rows: int,
-        num_byzantine: int,
-        num_selected: int | None = None,
-        weights: NDArray[np.float64] | None = None,
-        geometry: Geometry | None = None,
-        norms: NDArray[np.float64] | None = None,
-        from_pivot: NDArray[np.float64] | None = None,
-    ) -> Selection:
-        """Decide which rows enter, and how.
-
-        Args:
-            distances: (n, n) float64 squared distances if `needs_distances`, else ignored.
-            num_rows: n.
-            num_byzantine: f >= 0.
-            num_selected: Multi-Krum's m.
-            weights: (n,) nonnegative public weights with a positive sum.
-            geometry: The geometry that the distances are of, if `needs_geometry`.
-            norms: (n,) float64, if `needs_norms` and there is no geometry.
-            from_pivot: (n,) float64 squared distances, if there is a `pivot_row` and no geometry.
+    def select(self, distances: Matrix | None, setting: Setting) -> Selection:
+        """Decide which rows enter, and how, from (n, n) float64 squared distances if `needs_distances`.
 
         Raises:
-            UsageError: For arguments out of range or not of this rule.
+            UsageError: For a setting out of range or not of this rule.
             TooFewUpdates: If n is below `least_rows(f)`.
         """
-        num_byzantine = self.check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
+        self.check(setting)
+        shape = (setting.num_rows, setting.num_rows)
         if not self.needs_distances:
             distances = np.empty((0, 0))
-        elif distances is None or distances.shape != (num_rows, num_rows):
-            raise UsageError(f"{self.name} needs the ({num_rows}, {num_rows}) squared distances")
-        setting = Setting(num_rows, num_byzantine, num_selected, weights, geometry, norms, from_pivot)
+        elif distances is None or distances.shape != shape:
+            raise UsageError(f"{self.name} needs the {shape} squared distances")
         return self._select(distances, setting)
 
-    def check(
-        self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None
-    ) -> int:
-        """Check the arguments of `select`, before any work on rows; gives `num_byzantine` as an int.
-
-        Raises:
-            UsageError: For arguments out of range or not of this rule.
-            TooFewUpdates: If n is below `least_rows(f)`.
-        """
-        num_byzantine = as_integer(num_byzantine, "num_byzantine", 0)
-        if num_rows < self.least_rows(num_byzantine):
-            raise TooFewUpdates(self.name, num_rows, self.least_rows(num_byzantine))
-        if num_selected is not None and not self.takes_num_selected:
+    def check(self, setting: Setting) -> None:
+        """Check a setting before any work on rows; raises what `select` does."""
+        least = self.least_rows(setting.num_byzantine)
+        if setting.num_rows < least:
+            raise TooFewUpdates(self.name, setting.num_rows, least)
+        if setting.num_selected is not None and not self.takes_num_selected:
             raise UsageError(f"{self.name} takes no num_selected")
-        if weights is not None and not self.takes_weights:
+        if setting.weights is not None and not self.takes_weights:
             raise UsageError(f"{self.name} takes no weights: it gives every row the same vote")
-        return num_byzantine
 
     def among(self, rows: Sequence[int]) -> Rule:
         """The same rule where only `rows` of those that it was made for are left.
@@ -153,7 +143,7 @@ class Rule(ABC):
 
     @abstractmethod
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
-        """`select` with checked arguments."""
+        """`select` with a checked setting."""
 
     def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
         """The selection, if it is the same for all distances that are relatively within `error` of these.
@@ -164,14 +154,14 @@ class Rule(ABC):
         Args:
             distances: (n, n) float64 squared distances.
             error: Less than 1.
-            setting: Checked arguments.
+            setting: Checked.
             exact: Gives exact distances of few rows, for a pass over all rows.
         """
         return None
 
     @abstractmethod
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
-        """The result within one column block.
+        """The result within one column block: every sum is formed in float64 and rounded once.
 
         Args:
             block: n float32 rows of length b, never written to.
@@ -179,7 +169,7 @@ class Rule(ABC):
             num_byzantine: f.
 
         Returns:
-            (b,) float32; every sum is formed in float64 and rounded once.
+            (b,) float32.
         """
 
 
@@ -188,3 +178,11 @@ def chosen(block: Rows, selection: Selection) -> Sequence[NDArray[np.float32]]:
     if isinstance(block, RowSlices):
         return block.chosen(selection.rows)
     return [block[index] for index in selection.rows]
+
+
+def combine_block(
+    block: Rows, rule: Rule, selection: Selection, num_byzantine: int, mixture: Mixture | None = None
+) -> Vector:
+    """Kernel: the rule's result within the block, or that of the mixed rows; see `Rule.combine`."""
+    rows = block if mixture is None else MixedRows(block, mixture)
+    return rule.combine(rows, selection, num_byzantine)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.arrays.blocks import Matrix
 from scarcity_ray.robust.arrays.threads import one_blas_thread
-from scarcity_ray.robust.measures.geometry import Geometry
+from scarcity_ray.robust.measures.distances import Geometry
 from scarcity_ray.robust.measures.rows import as_integer
 from scarcity_ray.robust.rules.base import Selection, Setting
 from scarcity_ray.robust.rules.mean import RowRule
@@ -36,7 +36,6 @@ class GeometricMedian(RowRule):
 
     name = "geometric_median"
     needs_distances = True
-    needs_geometry = True
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         return _of_weights(weiszfeld(setting.points))
@@ -83,7 +82,6 @@ class CenteredClipping(RowRule):
         one_step = as_integer(self.steps, "steps", 1) == 1
         object.__setattr__(self, "needs_norms", one_step)
         object.__setattr__(self, "needs_distances", not one_step)
-        object.__setattr__(self, "needs_geometry", not one_step)
         if not 0.0 < self.radius < np.inf:
             raise UsageError(f"radius must be positive and finite, got {self.radius!r}")
 
@@ -112,7 +110,6 @@ class CovarianceFilter(RowRule):
 
     name = "caf"
     needs_distances = True
-    needs_geometry = True
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         geometry, num_rows = setting.points, setting.num_rows

@@ -98,14 +98,12 @@ class Krum(RowRule):
     may_settle = True
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
-        scores = krum_scores(distances, setting.num_rows - setting.num_byzantine - 2)
+        scores = krum_scores(distances, _num_neighbours(setting))
         return Selection((lowest(scores, np.ones(setting.num_rows, np.bool_)),), scores=scores)
 
     def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
         """See `Rule.settle`."""
-        most = setting.num_rows - setting.num_byzantine - 2
-        taken = settled_lowest(distances, error, most, 1, exact)
-        return _selection(taken, krum_scores(distances, most))
+        return _settled(distances, error, setting, 1, exact)
 
 
 class MultiKrum(RowRule):
@@ -116,30 +114,36 @@ class MultiKrum(RowRule):
     may_settle = True
     takes_num_selected = True
 
-    def check(
-        self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None
-    ) -> int:
+    def check(self, setting: Setting) -> None:
         """Check as `Rule.check` does, and that m is at most n - f - 2."""
-        num_byzantine = super().check(num_rows, num_byzantine, weights=weights)
-        most = num_rows - num_byzantine - 2
-        if num_selected is not None and as_integer(num_selected, "num_selected", 1) > most:
-            raise UsageError(f"num_selected must be at most n - f - 2 = {most}, got {num_selected}")
-        return num_byzantine
+        super().check(setting)
+        most, count = _num_neighbours(setting), setting.num_selected
+        if count is not None and as_integer(count, "num_selected", 1) > most:
+            raise UsageError(f"num_selected must be at most n - f - 2 = {most}, got {count}")
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
-        most = setting.num_rows - setting.num_byzantine - 2
-        scores = krum_scores(distances, most)
-        count = most if setting.num_selected is None else setting.num_selected
-        taken = lowest_scores(scores, np.ones(setting.num_rows, np.bool_), count)
+        scores = krum_scores(distances, _num_neighbours(setting))
+        taken = lowest_scores(scores, np.ones(setting.num_rows, np.bool_), _num_selected(setting))
         return Selection(tuple(np.flatnonzero(taken).tolist()), scores=scores)
 
     def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
         """See `Rule.settle`."""
-        most = setting.num_rows - setting.num_byzantine - 2
-        count = most if setting.num_selected is None else setting.num_selected
-        taken = settled_lowest(distances, error, most, count, exact)
-        return _selection(taken, krum_scores(distances, most))
+        return _settled(distances, error, setting, _num_selected(setting), exact)
 
 
-def _selection(taken: NDArray[np.bool_] | None, scores: NDArray[np.float64]) -> Selection | None:
-    return None if taken is None else Selection(tuple(np.flatnonzero(taken).tolist()), scores=scores)
+def _num_neighbours(setting: Setting) -> int:
+    return setting.num_rows - setting.num_byzantine - 2
+
+
+def _num_selected(setting: Setting) -> int:
+    return _num_neighbours(setting) if setting.num_selected is None else setting.num_selected
+
+
+def _settled(
+    distances: Matrix, error: float, setting: Setting, count: int, exact: ExactRows
+) -> Selection | None:
+    num_neighbours = _num_neighbours(setting)
+    taken = settled_lowest(distances, error, num_neighbours, count, exact)
+    if taken is None:
+        return None
+    return Selection(tuple(np.flatnonzero(taken).tolist()), scores=krum_scores(distances, num_neighbours))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.arrays.blocks import Matrix, Rows, Vector
 from scarcity_ray.robust.arrays.threads import workspace
+from scarcity_ray.robust.measures.rows import as_weights
 from scarcity_ray.robust.native.loader import checked_kernel
 from scarcity_ray.robust.native.sum_kernel import SumKernel
 from scarcity_ray.robust.rules.base import Rule, Selection, Setting, chosen
@@ -98,19 +99,9 @@ class WeightedMean(RowRule):
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         given = np.ones(setting.num_rows) if setting.weights is None else setting.weights
-        weights = _checked_weights(given, setting.num_rows)
-        return Selection(tuple(range(setting.num_rows)), weights=weights / weights.sum())
-
-
-def _checked_weights(weights: NDArray[np.float64], num_rows: int) -> NDArray[np.float64]:
-    try:
-        checked = np.asarray(weights, np.float64)
-    except (TypeError, ValueError):
-        raise UsageError("weights must be real numbers") from None
-    if checked.shape != (num_rows,):
-        raise UsageError(f"weights must have shape ({num_rows},), one for each row, got {checked.shape}")
-    with np.errstate(over="ignore"):
-        total = checked.sum()
-    if not np.isfinite(total) or np.any(checked < 0.0) or total <= 0.0:
-        raise UsageError("weights must be finite and nonnegative, with a positive finite sum")
-    return checked
+        weights = as_weights(given, setting.num_rows)
+        with np.errstate(over="ignore"):
+            total = weights.sum()
+        if not np.isfinite(total) or np.any(weights < 0.0) or total <= 0.0:
+            raise UsageError("weights must be finite and nonnegative, with a positive finite sum")
+        return Selection(tuple(range(setting.num_rows)), weights=weights / total)

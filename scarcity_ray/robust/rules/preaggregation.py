@@ -1,15 +1,15 @@
 """Pre-aggregation: replace the rows by combinations of them before a rule sees them.
 
 Each step is a matrix of coefficients made from the rows' geometry, so that steps compose without forming a
-mixed
-row: a rule on whole rows ends in one weighted sum, and a column rule mixes each column block as it comes.
+mixed row: a rule on whole rows ends in one weighted sum, and a column rule mixes each column block as it
+comes.
 
-*Guarantees*
-    - Nearest-neighbour mixing averages each row with its nearest others, n - f in all.
-    - Mixing that rough distances settle on is that of the exact ones.
-    - Bucketing averages every row in exactly one bucket.
-    - After clipping no row is longer than the radius, and shorter ones stand as they are.
-    - Adaptive clipping shortens floor(2 f / n (n - f)) rows at most, to the length of the next.
+Guarantees:
+    Nearest-neighbour mixing averages each row with its nearest others, n - f in all.
+    Mixing that approximate distances settle on is that of the exact ones.
+    Bucketing averages every row in exactly one bucket.
+    After clipping no row is longer than the radius, and shorter ones stand as they are.
+    Adaptive clipping shortens floor(2 f / n (n - f)) rows at most, to the length of the next.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config import stream
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix
-from scarcity_ray.robust.measures.approximate_distances import MOST_ERROR, RoughDistances
-from scarcity_ray.robust.measures.distances import ordered_sum, pair_block
-from scarcity_ray.robust.measures.geometry import Geometry
+from scarcity_ray.robust.arrays.blocks import Matrix
+from scarcity_ray.robust.measures.distances import Geometry
 from scarcity_ray.robust.measures.rows import as_integer
-from scarcity_ray.robust.rules.base import Selection
+from scarcity_ray.robust.rules.base import Rule, Selection
 
 ExactPairs: TypeAlias = Callable[[NDArray[np.intp]], NDArray[np.float64]]
 """From (p, 2) row indices to the (p,) float64 squared distances of the pairs."""
@@ -42,7 +40,7 @@ class PreAggregation(ABC):
     """One step.
 
     Attributes:
-        name: Its name.
+        name: The name in `registry.PRE_AGGREGATIONS`, and in errors.
         needs_origin: Whether it asks for norms.
         may_settle: Whether `settle` is worth asking.
     """
@@ -178,6 +176,13 @@ def _scaled_to(norms: NDArray[np.float64], radius: float) -> Matrix:
     return np.concatenate([np.diag(factors), (1.0 - factors)[:, np.newaxis]], axis=1)
 
 
+def may_approximate(rule: Rule, steps: Sequence[PreAggregation]) -> bool:
+    """Whether approximate distances may settle what a rule behind these steps selects."""
+    if not steps:
+        return rule.may_settle
+    return len(steps) == 1 and steps[0].may_settle and not rule.measures
+
+
 def mixed_geometry(
     geometry: Geometry, steps: Sequence[PreAggregation], num_byzantine: int
 ) -> tuple[Geometry, Matrix | None]:
@@ -197,24 +202,8 @@ def mixed_geometry(
     return geometry, mixing
 
 
-def settled_mixing(
-    step: PreAggregation, map_blocks: MapBlocks, rough: RoughDistances | None, num_byzantine: int
-) -> tuple[Matrix | None, Matrix | None]:
-    """The coefficients that rough distances settle on, if there are such, and the distances."""
-    if rough is None or rough.error > MOST_ERROR:
-        return None, None
-
-    def exact(pairs: NDArray[np.intp]) -> NDArray[np.float64]:
-        return ordered_sum(map_blocks(pair_block, pairs))
-
-    return step.settle(rough.squared, rough.error, num_byzantine, exact), rough.squared
-
-
 def unmixed(selection: Selection, mixing: Matrix) -> Selection:
     """What a selection of mixed rows is of the rows that came in."""
-    shares = np.full(len(selection.rows), 1.0 / len(selection.rows))
-    if selection.weights is not None:
-        shares = selection.weights
-    weights = shares @ mixing[list(selection.rows)]
+    weights = selection.shares @ mixing[list(selection.rows)]
     rows = np.flatnonzero(weights)
     return Selection(tuple(rows.tolist()), weights=weights[rows])

@@ -123,13 +123,11 @@ class NearestToPivot(RowRule):
             raise UsageError(f"the pivot, row {self.pivot}, is not finite")
         return NearestToPivot(list(rows).index(self.pivot))
 
-    def check(
-        self, num_rows: int, num_byzantine: int, *, num_selected: object = None, weights: object = None
-    ) -> int:
+    def check(self, setting: Setting) -> None:
         """Check as `Rule.check` does, and that the pivot is one of the rows."""
-        if self.pivot >= num_rows:
-            raise UsageError(f"pivot must be one of the {num_rows} rows, got {self.pivot}")
-        return super().check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
+        if self.pivot >= setting.num_rows:
+            raise UsageError(f"pivot must be one of the {setting.num_rows} rows, got {self.pivot}")
+        super().check(setting)
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         if setting.geometry is not None:

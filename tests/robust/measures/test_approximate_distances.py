@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -16,10 +18,15 @@ from scarcity_ray.robust import (
     row_norms,
 )
 from scarcity_ray.robust import aggregation as aggregation_module
-from scarcity_ray.robust.measures.approximate_distances import HEAD, exact_rows, rough_distances
+from scarcity_ray.robust.measures.approximate_distances import (
+    HEAD,
+    MOST_ERROR,
+    exact_rows,
+    measure_approximately,
+)
+from scarcity_ray.robust.measures.distances import exact_pairs
 from scarcity_ray.robust.rules.base import Setting
 from scarcity_ray.robust.rules.bulyan import bulyan_selection, settled_selection
-from scarcity_ray.robust.rules.preaggregation import settled_mixing
 
 pytestmark = pytest.mark.usefixtures("products_by")
 
@@ -35,17 +42,17 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rough_distances_are_within_the_bound_that_comes_with_them(shape):
+def test_approximate_distances_are_within_the_bound_that_comes_with_them(shape):
     rng = np.random.default_rng(0)
     for n, d in ((7, 3), (20, 9000), (50, 20_000)):
         rows = SHAPES[shape](rng, n, d).astype(np.float32)
-        rough = rough_distances(inline_blocks(rows))
+        approximate = measure_approximately(inline_blocks(rows))
         exact = pairwise(inline_blocks(rows))
-        if rough is None:
+        if approximate is None:
             continue
-        assert (np.abs(rough.squared - exact) <= rough.error * exact).all()
-        assert rough.error < 2.0**-8
-    assert shape == "sloping" or rough is not None
+        assert (np.abs(approximate.squared - exact) <= approximate.error * exact).all()
+        assert approximate.error < 2.0**-8
+    assert shape == "sloping" or approximate is not None
 
 
 def test_equal_rows_have_distance_zero_exactly():
@@ -53,11 +60,11 @@ def test_equal_rows_have_distance_zero_exactly():
     rows = rng.standard_normal((20, 9000)).astype(np.float32)
     rows[[4, 9, 17]] = rows[3]
     rows[12] = rows[1]
-    rough = rough_distances(inline_blocks(rows))
-    assert {tuple(pair) for pair in np.argwhere(np.triu(rough.squared == 0, 1)).tolist()} == {
+    approximate = measure_approximately(inline_blocks(rows))
+    assert {tuple(pair) for pair in np.argwhere(np.triu(approximate.squared == 0, 1)).tolist()} == {
         (1, 12), (3, 4), (3, 9), (3, 17), (4, 9), (4, 17), (9, 17),
     }  # fmt: skip
-    assert rough.squared[3, [0, 1, 2]].tobytes() == rough.squared[17, [0, 1, 2]].tobytes()
+    assert approximate.squared[3, [0, 1, 2]].tobytes() == approximate.squared[17, [0, 1, 2]].tobytes()
 
 
 def test_what_has_no_good_bound_is_not_given_at_all():
@@ -66,9 +73,9 @@ def test_what_has_no_good_bound_is_not_given_at_all():
     for index, value in ((3, rows[4] * (1 + 1e-4)), (3, np.zeros(9000)), (3, 1e20 * rows[3])):
         hostile = rows.copy()
         hostile[index] = value
-        assert rough_distances(inline_blocks(hostile)) is None
+        assert measure_approximately(inline_blocks(hostile)) is None
     for scale in (1e-20, 1e20):
-        assert rough_distances(inline_blocks(rows * np.float32(scale))) is None
+        assert measure_approximately(inline_blocks(rows * np.float32(scale))) is None
 
 
 def distances_for(rng, n):
@@ -99,7 +106,7 @@ def test_a_settled_selection_is_that_of_all_distances_within_the_error(seed, met
     if settled is None:
         return
     if asked:
-        assert rule.select(distances, num_rows=n, num_byzantine=f).rows == settled.rows
+        assert rule.select(distances, Setting(n, f)).rows == settled.rows
         return
     for _ in range(5):
         noise = 1 + error * rng.choice([-1.0, 1.0, 0.3], (n, n))
@@ -107,7 +114,7 @@ def test_a_settled_selection_is_that_of_all_distances_within_the_error(seed, met
         moved = moved + moved.T
         for later, earlier in np.argwhere(np.tril(distances == 0, -1)).tolist():
             moved[later], moved[:, later] = moved[earlier], moved[:, earlier]
-        chosen = rule.select(moved, num_rows=n, num_byzantine=f)
+        chosen = rule.select(moved, Setting(n, f))
         assert chosen.rows == settled.rows
 
 
@@ -118,13 +125,13 @@ def test_a_few_exact_rows_settle_what_the_error_leaves_in_doubt(seed, method, er
     n, f = 40, 5
     exact = distances_for(rng, n)
     exact = np.triu(exact, 1) + np.triu(exact, 1).T
-    rough = exact * np.triu(1 + error * rng.uniform(-1, 1, (n, n)), 1)
-    rough = rough + rough.T
+    approximate = exact * np.triu(1 + error * rng.uniform(-1, 1, (n, n)), 1)
+    approximate = approximate + approximate.T
     for later, earlier in np.argwhere(np.tril(exact == 0, -1)).tolist():
-        rough[later], rough[:, later] = rough[earlier], rough[:, earlier]
+        approximate[later], approximate[:, later] = approximate[earlier], approximate[:, earlier]
     rule = get_rule(method)
-    settled = rule.settle(rough, error, Setting(n, f), lambda rows: exact[rows])
-    expected = rule.select(exact, num_rows=n, num_byzantine=f)
+    settled = rule.settle(approximate, error, Setting(n, f), lambda rows: exact[rows])
+    expected = rule.select(exact, Setting(n, f))
     assert settled is None or settled.rows == expected.rows
     assert settled is not None or error > 1e-4
 
@@ -136,7 +143,7 @@ def test_exact_rows_are_those_of_the_float64_distances(indices):
     rows[7] = rows[2]
     map_blocks = inline_blocks(rows)
     indices = np.array(indices)
-    exact = exact_rows(map_blocks, rough_distances(map_blocks), indices)
+    exact = exact_rows(map_blocks, measure_approximately(map_blocks), indices)
     np.testing.assert_allclose(exact, pairwise(map_blocks)[indices], rtol=1e-12, atol=0)
     assert exact[0].tobytes() == exact[2].tobytes()
 
@@ -147,13 +154,13 @@ def test_a_few_exact_rows_settle_what_bulyan_has_in_doubt(seed, error):
     rng = np.random.default_rng(seed)
     exact = distances_for(rng, 31)
     exact = np.triu(exact, 1) + np.triu(exact, 1).T
-    rough = exact * np.triu(1 + error * rng.uniform(-1, 1, (31, 31)), 1)
-    rough = rough + rough.T
+    approximate = exact * np.triu(1 + error * rng.uniform(-1, 1, (31, 31)), 1)
+    approximate = approximate + approximate.T
     for later, earlier in np.argwhere(np.tril(exact == 0, -1)).tolist():
-        rough[later], rough[:, later] = rough[earlier], rough[:, earlier]
+        approximate[later], approximate[:, later] = approximate[earlier], approximate[:, earlier]
     rule = get_rule("bulyan")
-    settled = rule.settle(rough, error, Setting(31, 5), lambda rows: exact[rows])
-    assert settled is None or settled.rows == rule.select(exact, num_rows=31, num_byzantine=5).rows
+    settled = rule.settle(approximate, error, Setting(31, 5), lambda rows: exact[rows])
+    assert settled is None or settled.rows == rule.select(exact, Setting(31, 5)).rows
 
 
 @pytest.mark.parametrize("n", [11, 40, 100])
@@ -188,14 +195,14 @@ def test_settled_rules_never_measure_in_float64(method, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["krum", "multi_krum", "bulyan"])
-def test_rough_and_exact_distances_give_the_same_result(method, monkeypatch):
+def test_approximate_and_exact_distances_give_the_same_result(method, monkeypatch):
     rng = np.random.default_rng(2)
     cases = []
     for _ in range(10):
         rows = (rng.standard_normal((19, 3000)) + 10 * rng.standard_normal(3000)).astype(np.float32)
         rows[:4] = rows[:4] * rng.choice([1.0, -10.0, 1e6]) if rng.random() < 0.7 else rows[0]
         cases.append((rows, aggregate(rows, method=method, num_byzantine=4)))
-    monkeypatch.setattr(aggregation_module, "rough_distances", lambda *_: None)
+    monkeypatch.setattr(aggregation_module, "measure_approximately", lambda *_: None)
     for rows, result in cases:
         exact = aggregate(rows, method=method, num_byzantine=4)
         assert exact.selected == result.selected
@@ -204,19 +211,19 @@ def test_rough_and_exact_distances_give_the_same_result(method, monkeypatch):
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1e-9, 1e-6, 1e-4, 1e-2]))
 @settings(max_examples=200, deadline=None)
-def test_mixing_that_rough_distances_settle_on_is_that_of_the_exact_ones(seed, error):
+def test_mixing_that_approximate_distances_settle_on_is_that_of_the_exact_ones(seed, error):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(3, 30))
     f = int(rng.integers(0, (n + 1) // 2))
     exact = distances_for(rng, n)
-    rough = exact * np.triu(1 + error * rng.uniform(-0.9, 0.9, (n, n)), 1)
-    rough = rough + rough.T
+    approximate = exact * np.triu(1 + error * rng.uniform(-0.9, 0.9, (n, n)), 1)
+    approximate = approximate + approximate.T
     for later, earlier in np.argwhere(np.tril(exact == 0, -1)).tolist():
-        rough[later], rough[:, later] = rough[earlier], rough[:, earlier]
+        approximate[later], approximate[:, later] = approximate[earlier], approximate[:, earlier]
         exact[later], exact[:, later] = exact[earlier], exact[:, earlier]
     exact = np.maximum(exact, exact.T)
     nnm = get_pre_aggregation("nnm")
-    settled = nnm.settle(rough, error, f, lambda pairs: exact[pairs[:, 0], pairs[:, 1]])
+    settled = nnm.settle(approximate, error, f, lambda pairs: exact[pairs[:, 0], pairs[:, 1]])
     if settled is not None:
         expected = nnm.mixing(Geometry(exact, exact, n), f)
         assert settled.tobytes() == expected.tobytes()
@@ -237,8 +244,9 @@ def test_nearest_neighbour_mixing_settles_on_the_bytes_of_float64_distances(meth
         assert quick.vector.tobytes() == slow.vector.tobytes()
         assert quick.selected == slow.selected
         norms, blocks = row_norms(rows), inline_blocks(rows)
-        mixing, _ = settled_mixing(get_pre_aggregation("nnm"), blocks, rough_distances(blocks, norms), 4)
-        settled += mixing is not None
+        known, exact = measure_approximately(blocks, norms), partial(exact_pairs, blocks)
+        if known is not None and known.error <= MOST_ERROR:
+            settled += get_pre_aggregation("nnm").settle(known.squared, known.error, 4, exact) is not None
     assert settled >= 4
 
 
@@ -273,8 +281,8 @@ def test_a_row_that_is_not_finite_behind_its_head_is_masked(bad, column):
 def test_rows_that_differ_by_less_than_float32_can_square_are_not_called_equal():
     rng = np.random.default_rng(0)
     rows = np.tile(np.append(rng.standard_normal(50), 0.0), (9, 1)).astype(np.float32)
-    assert (rough_distances(inline_blocks(rows)).squared == 0.0).all()
+    assert (measure_approximately(inline_blocks(rows)).squared == 0.0).all()
     rows[:, -1] = 1e-30 * np.arange(9)
-    assert rough_distances(inline_blocks(rows)) is None
+    assert measure_approximately(inline_blocks(rows)) is None
     rows[:, -1] = 1e-20 * np.arange(9)
-    assert rough_distances(inline_blocks(rows)) is None
+    assert measure_approximately(inline_blocks(rows)) is None

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust import ScaledRows, aggregate, inline_blocks, take_block
 from scarcity_ray.robust.measures import approximate_distances, distances
-from scarcity_ray.robust.measures.approximate_distances import KERNEL_ROUNDING, rough_distances
+from scarcity_ray.robust.measures.approximate_distances import KERNEL_ROUNDING, measure_approximately
 from scarcity_ray.robust.native import gram_kernel as gram_kernel_module
 from scarcity_ray.robust.native.gram_kernel import (
     CHAIN,
@@ -210,7 +210,7 @@ def test_numbers_that_are_not_finite_show(kernel):
     assert np.isnan(squares[2])
     assert np.isinf(squares[4])
     assert np.isinf(squares[5])
-    assert rough_distances(inline_blocks(rows)) is None
+    assert measure_approximately(inline_blocks(rows)) is None
 
 
 @pytest.mark.parametrize("precision", [SINGLE, DOUBLE])

@@ -8,9 +8,14 @@ from hypothesis import strategies as st
 from scarcity_ray.robust import inline_blocks, pairwise
 from scarcity_ray.robust.rules import get_rule
 from scarcity_ray.robust.rules.base import Setting
-from scarcity_ray.robust.rules.bulyan import MOST_PATHS, MOST_STEPS, bulyan_selection, settled_selection
+from scarcity_ray.robust.rules.bulyan import (
+    MOST_PATHS,
+    MOST_STEPS,
+    ShrinkingScores,
+    bulyan_selection,
+    settled_selection,
+)
 from scarcity_ray.robust.rules.krum import krum_scores
-from scarcity_ray.robust.rules.shrinking import ShrinkingScores
 
 
 def distances_for(seed, n, d=5):
@@ -67,11 +72,11 @@ def test_of_rows_picked_in_doubtful_order_only_those_at_the_border_are_measured_
         assert list(settled.rows) == sorted(bulyan_selection(distances, f)[0])
         assert sum(asked) <= n // 4
         questions += bool(asked)
-        rivals += not rough_order_is_known(distances, f, error)
+        rivals += not approximate_order_is_known(distances, f, error)
     assert questions <= 4 < rivals
 
 
-def rough_order_is_known(distances, f, error):
+def approximate_order_is_known(distances, f, error):
     """Whether no other row's score came within the error of the one that was picked, in any step."""
     left = list(range(len(distances)))
     for _ in range(len(distances) - 2 * f):

@@ -20,6 +20,7 @@ from scarcity_ray.robust import (
     measure,
 )
 from scarcity_ray.robust.measures.rows import squares_from_block
+from scarcity_ray.robust.rules.base import Setting
 from scarcity_ray.robust.rules.subset_averaging import can_cover, least_diameter
 
 
@@ -190,10 +191,10 @@ def test_the_pivot_is_measured_from_and_no_other_row():
 
     quick = aggregate_blocks(counting, 15, method=NearestToPivot(6), num_byzantine=4)
     assert kernels == ["squares_from_block", "combine_block"]
-    slow = NearestToPivot(6).select(None, num_rows=15, num_byzantine=4, geometry=measure(inline_blocks(rows)))
+    slow = NearestToPivot(6).select(None, Setting(15, 4, geometry=measure(inline_blocks(rows))))
     assert quick.selected == slow.rows
     with pytest.raises(UsageError, match="distances from its pivot"):
-        NearestToPivot(6).select(None, num_rows=15, num_byzantine=4)
+        NearestToPivot(6).select(None, Setting(15, 4))
 
 
 def test_a_row_that_is_masked_before_the_pivot_moves_it_to_no_other_row():
@@ -235,7 +236,7 @@ def test_one_step_of_centred_clipping_needs_no_distances_and_gives_what_they_wou
     rule = CenteredClipping(radius=20.0)
     quick = aggregate_blocks(counting, 21, method=rule, num_byzantine=1)
     geometry = measure(inline_blocks(rows), origin=True)
-    slow = rule.select(None, num_rows=21, num_byzantine=1, geometry=geometry)
+    slow = rule.select(None, Setting(21, 1, geometry=geometry))
     assert kernels == ["squares_block", "combine_block"]
     np.testing.assert_allclose(quick.weights, slow.weights, rtol=1e-9)
     by_hand = np.mean([row * min(1.0, 20.0 / np.linalg.norm(row)) for row in rows.astype(float)], axis=0)
