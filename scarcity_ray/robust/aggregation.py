@@ -41,7 +41,7 @@ from scarcity_ray.robust.measures.rows import (
     squares_block,
     squares_from_block,
 )
-from scarcity_ray.robust.outliers import OutlierReport, report_from_within, reported_in_the_same_pass
+from scarcity_ray.robust.outliers import OutlierReport, report_from_within, reported_in_the_same_pass, spread
 from scarcity_ray.robust.rules.base import Rule, Selection, Setting, combine_block
 from scarcity_ray.robust.rules.mean import RowRule
 from scarcity_ray.robust.rules.preaggregation import (
@@ -165,8 +165,8 @@ def aggregate(
     return AggregationResult(
         vector=result.vector,
         selected=tuple(kept[index] for index in result.selected),
-        weights=_spread(result.weights, kept, len(rows), 0.0),
-        scores=_spread(result.scores, kept, len(rows), np.nan),
+        weights=None if result.weights is None else spread(result.weights, kept, len(rows), 0.0),
+        scores=None if result.scores is None else spread(result.scores, kept, len(rows), np.nan),
         rejected=tuple(rejected),
         report=None if result.report is None else result.report.spread(kept, len(rows)),
     )
@@ -216,14 +216,15 @@ def aggregate_blocks(
     if decision is None:
         decision = _decide_exactly(rule, steps, map_blocks, setting, norms)
     vector, seen = _combine(rule, map_blocks, setting, decision, norms, report)
-    selection, entered = decision.selection, decision.selection.rows
+    rows, shares, scores = decision.selection.rows, decision.selection.weights, decision.selection.scores
+    entered = rows
     if decision.mixing is not None:
-        entered = tuple(np.flatnonzero(decision.mixing[list(entered)].any(axis=0)).tolist())
+        entered = tuple(np.flatnonzero(decision.mixing[list(rows)].any(axis=0)).tolist())
     return AggregationResult(
         vector=vector,
         selected=entered,
-        weights=_spread(selection.weights, selection.rows, num_rows, 0.0),
-        scores=None if steps else selection.scores,
+        weights=None if shares is None else spread(shares, rows, num_rows, 0.0),
+        scores=None if steps else scores,
         report=seen,
     )
 
@@ -307,13 +308,3 @@ def _combine(
     if report and seen is None:
         return reported_in_the_same_pass(map_blocks, norms, *how)
     return np.concatenate(list(map_blocks(combine_block, *how))), seen
-
-
-def _spread(
-    values: NDArray[np.float64] | None, indices: Sequence[int], length: int, rest: float
-) -> NDArray[np.float64] | None:
-    if values is None:
-        return None
-    spread = np.full(length, rest)
-    spread[list(indices)] = values
-    return spread

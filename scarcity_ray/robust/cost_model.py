@@ -4,8 +4,8 @@ A rule reads its rows in passes, each with a price for an entry, in nanoseconds.
 passes were seen to take for n of 10 to 300 on a Zen 4 core; another core is faster or slower at all of them
 by about the same factor, and so is its copying into an object store, which the estimate is compared with.
 
-*Guarantees*
-    - The estimate grows with rows and columns, and pre-aggregation never makes it less.
+Guarantees:
+    The estimate grows with rows and columns, and pre-aggregation never makes it less.
 """
 
 from __future__ import annotations

@@ -84,13 +84,18 @@ class OutlierReport:
 
     def spread(self, kept: Sequence[int], num_rows: int) -> OutlierReport:
         """The same for all rows of which only those at `kept` were not masked."""
-        distances = np.full(num_rows, np.inf)
-        distances[list(kept)] = self.distances
-        outside = None
-        if self.outside is not None:
-            outside = np.ones(num_rows)
-            outside[list(kept)] = self.outside
+        distances = spread(self.distances, kept, num_rows, np.inf)
+        outside = None if self.outside is None else spread(self.outside, kept, num_rows, 1.0)
         return OutlierReport(distances, robust_z(distances), outside)
+
+
+def spread(
+    values: NDArray[np.float64], indices: Sequence[int], length: int, rest: float
+) -> NDArray[np.float64]:
+    """An array of this length that holds the values at these indices, and `rest` elsewhere."""
+    whole = np.full(length, rest)
+    whole[list(indices)] = values
+    return whole
 
 
 class BlockReport(NamedTuple):
@@ -230,12 +235,17 @@ def robust_z(distances: NDArray[np.float64]) -> NDArray[np.float64]:
     z = np.full(len(distances), np.inf)
     if not finite.any():
         return z
-    middle = np.median(distances[finite])
-    deviation = MAD_TO_SIGMA * np.median(np.abs(distances[finite] - middle))
-    scale = max(deviation, LEAST_SCALE * middle, float(np.finfo(np.float64).tiny))
+    middle, scale = _middle_and_scale(distances[finite], LEAST_SCALE)
     with np.errstate(over="ignore"):
         z[finite] = (distances[finite] - middle) / scale
     return z
+
+
+def _middle_and_scale(distances: NDArray[np.float64], least: float) -> tuple[float, float]:
+    """The median and the robust standard deviation, which is at least `least` of the median."""
+    middle = float(np.median(distances))
+    deviation = MAD_TO_SIGMA * float(np.median(np.abs(distances - middle)))
+    return middle, max(deviation, least * middle, float(np.finfo(np.float64).tiny))
 
 
 def agreement(
@@ -262,9 +272,7 @@ def agreement(
     alone = np.ones(len(distances)) if shares is None else np.where(shares < 1.0, 1.0 - shares, 1.0)
     with np.errstate(over="ignore"):
         apart = distances[finite] / alone[finite]
-    middle = float(np.median(apart))
-    spread = MAD_TO_SIGMA * float(np.median(np.abs(apart - middle)))
-    scale = max(spread, FINEST * middle, float(np.finfo(np.float64).tiny))
+    middle, scale = _middle_and_scale(apart, FINEST)
     excess = np.clip(apart - middle, 0.0, NONE * scale) / scale
     agreed[finite] = np.minimum((NONE - excess) / (NONE - FULL), 1.0)
     return agreed
@@ -294,10 +302,6 @@ def detect_outliers(
         raise UsageError(f"reference has {len(middle)} entries, the updates have {len(rows[0])}")
     if not z_thresh > 0:
         raise UsageError(f"z_thresh must be positive, got {z_thresh!r}")
-    distances = np.array([_distance(row, middle) for row in rows])
-    return np.flatnonzero(robust_z(distances) > z_thresh).tolist()
-
-
-def _distance(row: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
-        return row_norm(row - reference)
+        distances = np.array([row_norm(row - middle) for row in rows])
+    return np.flatnonzero(robust_z(distances) > z_thresh).tolist()

@@ -6,11 +6,11 @@ them a group ("Four Russians": Arlazarov, Dinic, Kronrod, Faradžev 1970), a qua
 is ever subtracted, so that a row of any size disturbs only those that it enters. Other combinations are a
 float64 matrix product.
 
-*Guarantees*
-    - A mixed row is that of float64 sums, rounded once; a row that does not enter it changes no bit of it.
-    - Means have the same bits on every processor: their additions have one order, or need none.
-    - Sums that are left to BLAS round nothing.
-    - Only the mixed rows that somebody asks for are formed.
+Guarantees:
+    A mixed row is that of float64 sums, rounded once; a row that does not enter it changes no bit of it.
+    Means have the same bits on every processor: their additions have one order, or need none.
+    Sums that are left to BLAS round nothing.
+    Only the mixed rows that somebody asks for are formed.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ heavy-tailed, one-signed and sloping rows; twice that is claimed. Rows of thousa
 rounding errors all have one sign, were seen to reach 200 x 2^-24: of those, a choice between scores that
 agree to 2^-15 may fall either way.
 
-*Guarantees*
-    - Approximate distances are within the bound that comes with them.
-    - Equal rows have distance zero exactly.
-    - What has no good bound is not given at all.
+Guarantees:
+    Approximate distances are within the bound that comes with them.
+    Equal rows have distance zero exactly.
+    What has no good bound is not given at all.
 """
 
 from __future__ import annotations

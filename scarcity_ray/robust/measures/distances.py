@@ -77,16 +77,10 @@ class Geometry:
         return np.sqrt(np.maximum(squared, 0.0))
 
     def mixed(self, mixing: Matrix) -> Geometry:
-        """The geometry of the rows `mixing` @ points.
-
-        Args:
-            mixing: (m, p) float64, each row of which sums to 1.
-        """
+        """The geometry of the rows `mixing` @ points; `mixing` is (m, p) float64, and its rows sum to 1."""
         has_origin = len(self.squared) > self.num_rows
         if has_origin:
-            last = np.zeros((1, len(self.squared)))
-            last[0, -1] = 1.0
-            mixing = np.concatenate([mixing, last])
+            mixing = with_origin(mixing)
         gram = mixing @ self.gram @ mixing.T
         gram = 0.5 * (gram + gram.T)
         squared = squared_distances(gram)
@@ -94,6 +88,13 @@ class Geometry:
         squared[np.equal.outer(kind.ravel(), kind.ravel())] = 0.0
         unite_equal_points(squared)
         return Geometry(squared, gram, len(mixing) - has_origin)
+
+
+def with_origin(mixing: Matrix) -> Matrix:
+    """The mixed rows' coefficients and those of the origin, which is the last point and stays what it is."""
+    last = np.zeros((1, mixing.shape[1]))
+    last[0, -1] = 1.0
+    return np.concatenate([mixing, last])
 
 
 def squared_distances(gram: Matrix) -> Matrix:

@@ -5,11 +5,11 @@ does all of it; else few rows go through a sorting network, and more are transpo
 contiguous, sorted, and transposed back. The bits are the same whichever way was taken: sorted values are
 equal, sums run in the order of the ranks, and a zero has no sign in the mean.
 
-*Guarantees*
-    - Order statistics are those of each column, sorted.
-    - The values closest to the median are kept, a tie going to the lower values.
-    - Sums are formed in float64 and rounded once.
-    - The bits do not depend on how the columns were sorted.
+Guarantees:
+    Order statistics are those of each column, sorted.
+    The values closest to the median are kept, a tie going to the lower values.
+    Sums are formed in float64 and rounded once.
+    The bits do not depend on how the columns were sorted.
 """
 
 from __future__ import annotations

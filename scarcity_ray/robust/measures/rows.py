@@ -1,10 +1,10 @@
 """Single rows: their norm, their clipping, how far they are from one of them, and what may come in as rows.
 
-*Guarantees*
-    - A norm is exact to float64 rounding for every float32 row, and not finite if and only if the row is not.
-    - A clipped row has at most the clip norm, to float32 rounding.
-    - Rows within the clip norm are returned bit by bit.
-    - Nothing that came in is written to.
+Guarantees:
+    A norm is exact to float64 rounding for every float32 row, and not finite if and only if the row is not.
+    A clipped row has at most the clip norm, to float32 rounding.
+    Rows within the clip norm are returned bit by bit.
+    Nothing that came in is written to.
 """
 
 from __future__ import annotations

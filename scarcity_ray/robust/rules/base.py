@@ -34,6 +34,12 @@ class Selection:
     weights: NDArray[np.float64] | None = None
     scores: NDArray[np.float64] | None = None
 
+    @classmethod
+    def weighing(cls, weights: NDArray[np.float64]) -> Selection:
+        """The rows whose weight, of (n,), is not zero."""
+        rows = np.flatnonzero(weights)
+        return cls(tuple(rows.tolist()), weights=weights[rows])
+
     @property
     def shares(self) -> NDArray[np.float64]:
         """(len(rows),) float64, the weights or equal shares."""

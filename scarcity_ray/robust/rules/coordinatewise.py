@@ -1,9 +1,9 @@
 """Rules that decide in every coordinate on its own which values they average.
 
-*Guarantees*
-    - Median: the middle value of each column, or the mean of the two middle ones.
-    - Trimmed mean: the mean of what is left of each column without its f smallest and f largest values.
-    - Mean around the median: the mean of the n - f values of each column closest to its median.
+Guarantees:
+    Median: the middle value of each column, or the mean of the two middle ones.
+    Trimmed mean: the mean of what is left of each column without its f smallest and f largest values.
+    Mean around the median: the mean of the n - f values of each column closest to its median.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 They never touch a row: their iterates are combinations of points, kept as coefficients on a `Geometry`, and
 the rows are combined once at the end.
 
-*Guarantees*
-    - The geometric median minimises the sum of distances to the rows.
-    - A step of centred clipping moves by at most the radius, and one row by at most radius / n.
-    - The covariance filter is that of its paper.
+Guarantees:
+    The geometric median minimises the sum of distances to the rows.
+    A step of centred clipping moves by at most the radius, and one row by at most radius / n.
+    The covariance filter is that of its paper.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GeometricMedian(RowRule):
     needs_distances = True
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
-        return _of_weights(weiszfeld(setting.points))
+        return Selection.weighing(weiszfeld(setting.points))
 
 
 def weiszfeld(geometry: Geometry) -> NDArray[np.float64]:
@@ -88,7 +88,7 @@ class CenteredClipping(RowRule):
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         num_rows = setting.num_rows
         if setting.geometry is None and setting.norms is not None:
-            return _of_weights(self.radius / np.maximum(setting.norms, self.radius) / num_rows)
+            return Selection.weighing(self.radius / np.maximum(setting.norms, self.radius) / num_rows)
         geometry = setting.points
         coefficients = np.zeros(num_rows + 1)
         coefficients[-1] = 1.0
@@ -97,7 +97,7 @@ class CenteredClipping(RowRule):
             share = self.radius / np.maximum(apart, self.radius)
             coefficients *= 1.0 - share.mean()
             coefficients[:num_rows] += share / num_rows
-        return _of_weights(coefficients[:num_rows])
+        return Selection.weighing(coefficients[:num_rows])
 
 
 class CovarianceFilter(RowRule):
@@ -124,7 +124,7 @@ class CovarianceFilter(RowRule):
             if variance <= 0.0:
                 break
             weights = weights * np.maximum(1.0 - deviations / deviations[weights > 0.0].max(), 0.0)
-        return _of_weights(best)
+        return Selection.weighing(best)
 
 
 def _greatest_variance(gram: Matrix, shares: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -139,8 +139,3 @@ def _greatest_variance(gram: Matrix, shares: NDArray[np.float64]) -> tuple[float
         return 0.0, np.zeros(len(gram))
     along = centred @ (roots * vectors[:, -1])
     return variance, np.square(along) / variance
-
-
-def _of_weights(weights: NDArray[np.float64]) -> Selection:
-    rows = np.flatnonzero(weights)
-    return Selection(tuple(rows.tolist()), weights=weights[rows])

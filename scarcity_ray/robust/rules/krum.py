@@ -1,8 +1,8 @@
 """Krum and Multi-Krum (Blanchard et al. 2017, section 3).
 
-*Guarantees*
-    - A score is the sum of the squared distances to the n - f - 2 nearest other rows.
-    - Ties go to the lowest index: scores within rounding of each other are tied.
+Guarantees:
+    A score is the sum of the squared distances to the n - f - 2 nearest other rows.
+    Ties go to the lowest index: scores within rounding of each other are tied.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Rules whose result is a weighted sum of whole rows: the mean, with and without weights.
 
-*Guarantees*
-    - A weighted sum is formed in float64, row by row, and rounded once.
-    - The compiled kernel's bits are those of NumPy's.
-    - A single row comes back bit by bit.
+Guarantees:
+    A weighted sum is formed in float64, row by row, and rounded once.
+    The compiled kernel's bits are those of NumPy's.
+    A single row comes back bit by bit.
 """
 
 from __future__ import annotations

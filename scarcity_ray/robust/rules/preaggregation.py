@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scarcity_ray.config import stream
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.arrays.blocks import Matrix
-from scarcity_ray.robust.measures.distances import Geometry
+from scarcity_ray.robust.measures.distances import Geometry, with_origin
 from scarcity_ray.robust.measures.rows import as_integer
 from scarcity_ray.robust.rules.base import Rule, Selection
 
@@ -193,17 +193,12 @@ def mixed_geometry(
         geometry = geometry.mixed(coefficients)
         if mixing is None:
             mixing = coefficients
-            continue
-        if coefficients.shape[1] > len(mixing):
-            origin = np.zeros((1, mixing.shape[1]))
-            origin[0, -1] = 1.0
-            mixing = np.concatenate([mixing, origin])
-        mixing = coefficients @ mixing
+        else:
+            has_origin = coefficients.shape[1] > len(mixing)
+            mixing = coefficients @ (with_origin(mixing) if has_origin else mixing)
     return geometry, mixing
 
 
 def unmixed(selection: Selection, mixing: Matrix) -> Selection:
     """What a selection of mixed rows is of the rows that came in."""
-    weights = selection.shares @ mixing[list(selection.rows)]
-    rows = np.flatnonzero(weights)
-    return Selection(tuple(rows.tolist()), weights=weights[rows])
+    return Selection.weighing(selection.shares @ mixing[list(selection.rows)])

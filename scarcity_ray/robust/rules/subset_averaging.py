@@ -1,9 +1,9 @@
 """Rules that average n - f rows: of least diameter, or nearest to a pivot.
 
-*Guarantees*
-    - No set of n - f rows has a smaller diameter than the one that is averaged.
-    - Of several such sets, the lexicographically first is taken.
-    - The rows nearest to the pivot are averaged, a tie going to the lowest index.
+Guarantees:
+    No set of n - f rows has a smaller diameter than the one that is averaged.
+    Of several such sets, the lexicographically first is taken.
+    The rows nearest to the pivot are averaged, a tie going to the lowest index.
 """
 
 from __future__ import annotations

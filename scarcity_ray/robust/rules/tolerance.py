@@ -10,10 +10,10 @@ so that equal rows further away than that leave an error where var is zero. What
 start near m and a radius chosen from the variance, which nobody here knows. MoNNA has one only against the
 distances to its pivot, and while that is honest (`subsets.NearestToPivot`); the weighted mean has none.
 
-*Guarantees*
-    - Every rule has an entry.
-    - Each bound holds for rows found by search.
-    - No bound is below f / (n - 2f).
+Guarantees:
+    Every rule has an entry.
+    Each bound holds for rows found by search.
+    No bound is below f / (n - 2f).
 """
 
 from __future__ import annotations
