@@ -4,13 +4,17 @@
 that column blocks can be computed apart for: selection from the n x n distances, then a combination of each
 block.
 
+**Where things are**, from the ground up: `arrays` (column blocks, scratch memory, mixed rows, sorting
+networks), `native` (kernels that LLVM compiles), `measures` (norms, distances, order statistics), `rules` (a
+file a family, pre-aggregation, what each rule tolerates), `outliers` (how rows stood to a result), and
+`aggregation`, which drives all of it; `cost_model` estimates how long that takes.
+
 **Driving the blocks elsewhere.** `aggregate_blocks(map_blocks, num_rows, method=..., num_byzantine=...)` is
 the same code with the rows out of its reach. ``map_blocks(kernel, *args)`` must return, in block order, what
 ``kernel(block, *args)`` gives for each block of `column_blocks(d)`, as any iterable that is consumed once.
 Kernels are module-level functions and their arguments picklable. A block is an (n, b) float32 array or a list
 of n row slices, never written to; its rows are finite. A driver may compute consecutive blocks together in
-one
-task::
+one task::
 
     def blocks_in_task(rows, blocks, kernel, args):  # runs in the task
         return [kernel(take_block(rows, block), *args) for block in blocks]

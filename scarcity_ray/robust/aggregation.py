@@ -185,19 +185,12 @@ def aggregate_blocks(
     pre: Sequence[str | PreAggregation] = (),
     report: bool = False,
 ) -> AggregationResult:
-    """Aggregate finite rows that only `map_blocks` can reach.
+    """Aggregate finite rows that only `map_blocks` can reach; other arguments are those of `aggregate`.
 
     Args:
         map_blocks: Driver over the rows' column blocks (see the package's docstring).
-        num_rows: n.
-        method: The rule.
-        num_byzantine: f >= 0.
-        weights: (n,) public weights, for ``weighted`` only.
-        num_selected: m, for ``multi_krum`` only.
         norms: (n,) float64, the rows' norms where they are known: saves a pass.
         approximate: What `measure_approximately` gives, where that is known: saves another.
-        pre: Pre-aggregation in order.
-        report: Whether the result says how far each row stood.
 
     Raises:
         UsageError: For a wrong type or range.

@@ -27,14 +27,7 @@ NANOSECOND = 1e-9
 def estimated_seconds(
     rule: Rule, num_rows: int, num_columns: int, pre: Sequence[PreAggregation] = ()
 ) -> float:
-    """Seconds that the rule takes on one core, from rows that are in memory.
-
-    Args:
-        rule: The rule.
-        num_rows: n.
-        num_columns: d.
-        pre: Pre-aggregation before it.
-    """
+    """Seconds that the rule takes on one core, behind its pre-aggregation, from rows that are in memory."""
     price = 0.0
     compiled_products = gram_kernel() is not None
     if may_approximate(rule, pre):

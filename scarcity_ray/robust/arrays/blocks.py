@@ -119,12 +119,8 @@ def contiguous_rows(rows: Rows) -> tuple[Rows, NDArray[np.intp]]:
 class RowSlices(Sequence[NDArray[Any]]):
     """A range of columns of rows that lie apart, whose addresses are looked up once for all ranges.
 
-    Pickled, it is the list of its slices.
-
-    Args:
-        rows: n arrays of one length and type.
-        start: The first column.
-        stop: One past the last; all of them if None.
+    The rows are of one length and type, and `stop` is one past the last column. Pickled, it is the list of
+    its slices.
     """
 
     def __init__(self, rows: Sequence[NDArray[Any]], start: int = 0, stop: int | None = None) -> None:
@@ -173,12 +169,8 @@ class RowSlices(Sequence[NDArray[Any]]):
 class ScaledRows(Sequence[NDArray[Any]]):
     """Rows times factors, formed block by block when somebody asks for them: no scaled copy of all of them.
 
-    A row is formed once, in float64 and rounded to float32, in scratch memory of this thread: of all blocks,
-    one at a time is valid in a thread.
-
-    Args:
-        rows: n float32 rows of length d, never written to.
-        factors: (n,) float64; a row whose factor is 1 stands as it is.
+    The factors are (n,) float64; a row whose factor is 1 stands as it is. Another is formed once, in float64
+    and rounded to float32, in scratch memory: of all blocks, one at a time is valid in a thread.
     """
 
     def __init__(self, rows: Rows, factors: NDArray[np.float64]) -> None:

@@ -65,7 +65,7 @@ class Means:
         """The sums times the shares, (m, b) float64 scratch memory.
 
         A sum is 0 plus a sum within each group, in order, and a sum within a group runs in the order of its
-        rows. The compiled kernel (`kernel_mixing`) adds in that order; so does NumPy where the order matters,
+        rows. The compiled kernel (`column_kernel`) adds in that order; so does NumPy where the order matters,
         and where it does not (`exactly_summed`) it leaves the sums to BLAS, whose order is its own.
         """
         inexact = np.flatnonzero(~exactly_summed(rows))
@@ -104,11 +104,7 @@ class Means:
 
 @dataclass(frozen=True, eq=False)
 class Combinations:
-    """Mixed rows with any coefficients.
-
-    Attributes:
-        coefficients: (m, n) float64.
-    """
+    """Mixed rows with any (m, n) float64 coefficients."""
 
     coefficients: Matrix
 
@@ -128,11 +124,7 @@ Mixture: TypeAlias = Means | Combinations
 
 
 def mixture_of(coefficients: Matrix) -> Mixture:
-    """The mixed rows `coefficients` @ rows.
-
-    Args:
-        coefficients: (m, n) float64.
-    """
+    """The mixed rows `coefficients` @ rows, of (m, n) float64 coefficients."""
     counts = np.count_nonzero(coefficients, axis=1)
     shares = 1.0 / np.maximum(counts, 1)
     entering = coefficients != 0.0
@@ -159,9 +151,6 @@ def exactly_summed(rows: Rows) -> NDArray[np.bool_]:
 
     With biased exponents from e to E, n values are multiples of 2^(e - 150), where subnormal ones count as
     e = 1, and no sum of them exceeds n 2^(E - 126). If that is at most 2^53 times the former, float64 has it.
-
-    Args:
-        rows: n finite float32 rows of length b.
     """
     length = len(rows[0])
     magnitudes = workspace("magnitudes", (length,), np.uint32)
@@ -177,12 +166,7 @@ def exactly_summed(rows: Rows) -> NDArray[np.bool_]:
 
 
 class MixedRows(Sequence[NDArray[Any]]):
-    """The mixed rows of one block, formed in scratch memory of this thread when one is first read.
-
-    Args:
-        rows: n float32 rows of length b, never written to.
-        mixture: What is made of them.
-    """
+    """The mixed rows of one block, formed in scratch memory of this thread when one is first read."""
 
     def __init__(self, rows: Rows, mixture: Mixture) -> None:
         self.rows = rows

@@ -112,8 +112,9 @@ def measure_approximately(
 ) -> ApproximateDistances | None:
     """Distances with a bound on their error, or None if there is no good one.
 
+    Rows that are not finite have none.
+
     Args:
-        map_blocks: Driver over the rows' column blocks. Rows that are not finite have no good bound.
         norms: (n,) float64, the rows' norms, or those of some of their columns (`head_norms`), where they are
             known already (one pass less). Columns that mislead about which row is in the middle cost the
             good bound at worst.

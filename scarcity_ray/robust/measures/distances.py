@@ -137,7 +137,6 @@ def gram_block(block: Rows, centre: int | None = None, origin: bool = False) -> 
     """Kernel: inner products of the rows within the block, less the row `centre`.
 
     Args:
-        block: n float32 rows of length b.
         centre: Index of the row to subtract from all; None: nothing is subtracted.
         origin: Whether the zero vector is one more point, the last.
 
@@ -171,12 +170,7 @@ def centred_points(block: Rows, centre: int | None, origin: bool = False) -> Mat
 def pair_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
     """Kernel: squared distances within the block of the given pairs of rows, from their differences.
 
-    Args:
-        block: n float32 rows of length b.
-        pairs: (p, 2) row indices; n stands for the zero vector.
-
-    Returns:
-        (p,) float64.
+    The (p, 2) pairs are of row indices, where n stands for the zero vector; the result is (p,) float64.
     """
     kernel = gram_kernel()
     if kernel is not None:
@@ -198,10 +192,9 @@ def pair_block(block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
 def measure(
     map_blocks: MapBlocks, norms: NDArray[np.float64] | None = None, *, origin: bool = False
 ) -> Geometry:
-    """Distances and inner products of the rows behind `map_blocks`.
+    """Distances and inner products of the finite rows behind `map_blocks`.
 
     Args:
-        map_blocks: Driver over the rows' column blocks; the rows are finite.
         norms: (n,) float64, the rows' norms where they are known already (one pass less).
         origin: Whether the zero vector is one more point.
     """

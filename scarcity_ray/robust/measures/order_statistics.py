@@ -1,9 +1,9 @@
 """Order statistics of the columns of a block, and what is averaged of them.
 
-A rule says which `Window` of each sorted column it averages. Where the compiled kernel is there (`kernel`) it
-does all of it; else few rows go through a sorting network, and more are transposed, so that each column is
-contiguous, sorted, and transposed back. The bits are the same whichever way was taken: sorted values are
-equal, sums run in the order of the ranks, and a zero has no sign in the mean.
+A rule says which `Window` of each sorted column it averages. Where the compiled kernel is there
+(`native.column_kernel`), it does all of it; else few rows go through a sorting network, and more are
+transposed, so that each column is contiguous, sorted, and transposed back. The bits are the same whichever
+way was taken: sorted values are equal, sums run in the order of the ranks, and no zero in a mean has a sign.
 
 Guarantees:
     Order statistics are those of each column, sorted.
@@ -61,11 +61,8 @@ class WindowSummary(NamedTuple):
 def window_mean(rows: Sequence[NDArray[np.float32]], window: Window) -> Vector:
     """Mean of a window of each column, summed in float64 in rank order and rounded once; (b,) float32.
 
-    Around the median, the sum runs over the ranks' residues modulo the count (`closest_to_median`).
-
-    Args:
-        rows: m float32 rows of length b without NaN, never written to.
-        window: Non-empty, within the m ranks.
+    Rows are without NaN and never written to; the window is not empty. Around the median, the sum runs over
+    the ranks' residues modulo the count (`closest_to_median`).
     """
     kernel = column_kernel()
     if kernel is not None:
@@ -116,16 +113,11 @@ def _gives_numpys_bits(kernel: ColumnKernel) -> bool:
 
 
 def order_statistics(rows: Sequence[NDArray[np.float32]], start: int, stop: int) -> list[NDArray[np.float32]]:
-    """The order statistics start, ..., stop - 1 of each column.
-
-    Args:
-        rows: m float32 rows of length b without NaN, never written to.
-        start: First rank wanted, from 0.
-        stop: One past the last, at most m.
+    """The order statistics start, ..., stop - 1 of each column of rows without NaN.
 
     Returns:
-        stop - start rows of length b, ascending, in scratch memory of this thread that the caller may write
-        to and that is valid until the next call.
+        stop - start rows, ascending, in scratch memory of this thread that the caller may write to and that
+        is valid until the next call.
     """
     if len(rows) == 1:
         scratch = workspace("columns", (1, len(rows[0])), np.float32)
@@ -161,12 +153,7 @@ def closest_to_median(ascending: Sequence[NDArray[np.float32]], count: int) -> l
     modulo `count`. Of the ranks i and i + count it holds the upper one if and only if that is strictly closer
     to the median m, that is x_i + x_(i + count) < 2 m.
 
-    Args:
-        ascending: m float32 rows of length b, each column ascending; overwritten.
-        count: Values to keep, 1 <= count <= m.
-
-    Returns:
-        `count` of the rows given, of length b, overwritten.
+    The rows, whose columns ascend, are overwritten; `count` of them are returned.
     """
     twice_median = middle_of(ascending)
     twice_median *= 2.0

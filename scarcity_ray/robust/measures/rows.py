@@ -23,10 +23,7 @@ from scarcity_ray.robust.native.gram_kernel import gram_kernel
 
 
 def row_norm(row: NDArray[Any]) -> float:
-    """Euclidean norm in float64; ``inf`` or ``nan`` if an entry is not finite.
-
-    Args:
-        row: (d,) float32.
+    """Euclidean norm of a float32 row in float64; ``inf`` or ``nan`` if an entry is not finite.
 
     >>> row_norm(np.array([3.0, 4.0], np.float32))
     5.0
@@ -74,11 +71,7 @@ def squares_from_block(block: Rows, pivot: int) -> NDArray[np.float64]:
 
 
 def clip_vector(vector: NDArray[Any], clip_norm: float) -> Vector:
-    """The vector scaled by min(1, clip_norm / norm), as a new float32 array.
-
-    Args:
-        vector: (d,) finite float32.
-        clip_norm: Largest Euclidean norm of the result, > 0.
+    """The finite vector scaled by min(1, clip_norm / norm), as a new float32 array; `clip_norm` is positive.
 
     >>> clip_vector(np.array([3.0, 4.0], np.float32), 1.0)
     array([0.6, 0.8], dtype=float32)
@@ -87,12 +80,9 @@ def clip_vector(vector: NDArray[Any], clip_norm: float) -> Vector:
 
 
 def clip_rows(matrix: Rows, norms: NDArray[np.float64], clip_norm: float) -> NDArray[np.float32]:
-    """Each row scaled by min(1, clip_norm / its norm), as a new (n, d) float32 array.
+    """Each finite row scaled by min(1, clip_norm / its norm), as a new (n, d) float32 array.
 
-    Args:
-        matrix: n finite float32 rows of length d.
-        norms: (n,) float64, what `row_norm` gives for each.
-        clip_norm: Largest Euclidean norm of a row of the result, > 0.
+    The norms are what `row_norm` gives for each, and `clip_norm` is positive.
     """
     clipped = np.empty((len(matrix), len(matrix[0])), np.float32)
     for row, norm, out in zip(matrix, norms, clipped, strict=True):

@@ -63,11 +63,7 @@ class ColumnKernel:
     ) -> NDArray[np.float32]:
         """Mean, least and largest of a window of each sorted column; see `order_statistics.window_summary`.
 
-        Args:
-            rows: m float32 rows of length b without NaN. `MixedRows` that are means are not formed in memory.
-            start: First rank, from 0.
-            stop: One past the last, at most m.
-            around_median: Whether it is the stop - start values closest to the median instead; start is 0.
+        `MixedRows` that are means are not formed in memory. Around the median, start is 0.
 
         Returns:
             (3, b) float32 in scratch memory that is valid until this thread's next call.

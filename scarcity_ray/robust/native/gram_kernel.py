@@ -102,7 +102,6 @@ class GramKernel:
         """Inner products of the rows within the block, less the row `centre`.
 
         Args:
-            block: n float32 rows of length b.
             centre: Index of the row to subtract from all; None: nothing is subtracted.
             dtype: What differences and products are formed in.
             origin: Whether the zero vector is one more point, the last.
@@ -121,15 +120,9 @@ class GramKernel:
     def products_of(
         self, block: Rows, centre: int | None, indices: NDArray[np.intp]
     ) -> tuple[Matrix, NDArray[np.float64]]:
-        """Inner products of some rows with all, in float64, and each row's with itself; less the `centre`.
+        """Inner products of some rows with all, (c, n) float64, and each row's with itself, (n,) float64.
 
-        Args:
-            block: n float32 rows of length b.
-            centre: As for `products`.
-            indices: (c,) rows, no row twice.
-
-        Returns:
-            (c, n) and (n,) float64.
+        The (c,) indices name no row twice; `centre` is as for `products`.
         """
         num_rows, few = len(block), len(indices)
         order = np.concatenate([indices, np.delete(np.arange(num_rows), indices)])
@@ -143,14 +136,9 @@ class GramKernel:
         return products, squares
 
     def squares_of_pairs(self, block: Rows, pairs: NDArray[np.intp]) -> NDArray[np.float64]:
-        """Squared distances within the block of pairs of rows, from their differences in float64.
+        """Squared distances within the block of pairs of rows, (p,) float64, from their differences.
 
-        Args:
-            block: n float32 rows of length b.
-            pairs: (p, 2) row indices, p >= 1; n stands for the zero vector.
-
-        Returns:
-            (p,) float64.
+        The (p, 2) pairs are of row indices, p >= 1; n stands for the zero vector.
         """
         rows, addresses = _with_the_zero_vector(block)
         sums = np.zeros((len(pairs), LANES))
@@ -160,15 +148,7 @@ class GramKernel:
         return squares
 
     def squares_from(self, block: Rows, indices: NDArray[np.intp]) -> Matrix:
-        """Squared distances within the block of some rows to all, as `squares_of_pairs` gives them.
-
-        Args:
-            block: n float32 rows of length b.
-            indices: (c,) rows, c >= 1.
-
-        Returns:
-            (c, n) float64.
-        """
+        """Squared distances within the block of the rows at (c,) indices to all, (c, n) float64."""
         num_rows, few = len(block), len(indices)
         pairs = np.stack([np.repeat(indices, num_rows), np.tile(np.arange(num_rows), few)], axis=1)
         return self.squares_of_pairs(block, pairs).reshape(few, num_rows)

@@ -169,13 +169,7 @@ class Rule(ABC):
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
         """The result within one column block: every sum is formed in float64 and rounded once.
 
-        Args:
-            block: n float32 rows of length b, never written to.
-            selection: What `select` gave.
-            num_byzantine: f.
-
-        Returns:
-            (b,) float32.
+        The block's rows are never written to; the result is (b,) float32.
         """
 
 

@@ -123,12 +123,7 @@ def with_exact_rows(distances: Matrix, rows: NDArray[np.intp], exact: Matrix) ->
 
 
 def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], NDArray[np.float64]]:
-    """The rows that repeated Krum picks, in that order, and each row's score in the first step.
-
-    Args:
-        distances: (n, n) float64 squared distances.
-        num_byzantine: f, with n >= 4f + 3.
-    """
+    """The rows that repeated Krum picks, in that order, and each row's score in the first step."""
     num_rows = len(distances)
     theta = num_rows - 2 * num_byzantine
     running = ShrinkingScores(distances, num_rows - num_byzantine - 2)

@@ -25,12 +25,7 @@ class ColumnRule(Rule):
 
     @abstractmethod
     def window(self, num_rows: int, num_byzantine: int) -> Window:
-        """Which values of each column are averaged.
-
-        Args:
-            num_rows: Rows that the selection named.
-            num_byzantine: f.
-        """
+        """Which values of each column are averaged, of the `num_rows` rows that the selection named."""
 
     def combine(self, block: Rows, selection: Selection, num_byzantine: int) -> Vector:
         """The mean of the window of each column; see `Rule.combine`."""

@@ -21,14 +21,9 @@ TIE = 2.0**-42
 
 
 def krum_scores(distances: Matrix, num_neighbours: int) -> NDArray[np.float64]:
-    """Sum of each row's squared distances to its nearest other rows.
+    """Sum of each row's squared distances to its `num_neighbours` nearest other rows, (n,) float64.
 
-    Args:
-        distances: (n, n) float64 squared distances; the diagonal is ignored.
-        num_neighbours: Rows to count, at most n - 1.
-
-    Returns:
-        (n,) float64.
+    The diagonal of the (n, n) distances is ignored.
     """
     others = np.array(distances, np.float64)
     np.fill_diagonal(others, np.inf)
@@ -54,8 +49,6 @@ def settled_lowest(
     Args:
         distances: (n, n) float64 squared distances; zero means that two rows are equal.
         error: Largest relative error of a distance, and so of a score.
-        num_neighbours: Neighbours that a score counts.
-        count: Rows to take.
         exact: Gives exact distances of few rows.
 
     Returns:

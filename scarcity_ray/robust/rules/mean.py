@@ -24,15 +24,7 @@ from scarcity_ray.robust.rules.base import Rule, Selection, Setting, chosen
 
 
 def weighted_sum(rows: Sequence[NDArray[np.float32]], weights: NDArray[np.float64] | None) -> Vector:
-    """Sum of weights[i] * rows[i], or the mean without weights.
-
-    Args:
-        rows: m >= 1 float32 rows of length b.
-        weights: (m,) float64, or None for 1/m each.
-
-    Returns:
-        (b,) float32, rounded once from float64.
-    """
+    """Sum of weights[i] * rows[i], or the mean without weights; (b,) float32, rounded once from float64."""
     if len(rows) == 1 and weights is None:
         return np.array(rows[0], np.float32)
     kernel = sum_kernel()

@@ -51,14 +51,10 @@ class PreAggregation(ABC):
 
     @abstractmethod
     def mixing(self, geometry: Geometry, num_byzantine: int) -> Matrix:
-        """Coefficients of the new rows on the points.
+        """Coefficients (m, p) float64 of the new rows on the points, each row of which sums to 1.
 
-        Args:
-            geometry: Of the n rows so far, and the origin where some step or rule asks for it.
-            num_byzantine: f, less than n / 2.
-
-        Returns:
-            (m, p) float64, each row of which sums to 1.
+        The geometry is of the n rows so far, and of the origin where some step or rule asks for it; f is less
+        than n / 2.
         """
 
     def settle(self, distances: Matrix, error: float, num_byzantine: int, exact: ExactPairs) -> Matrix | None:
@@ -67,7 +63,6 @@ class PreAggregation(ABC):
         Args:
             distances: (n, n) float64 squared distances; equal rows have equal ones.
             error: Largest relative error of a distance.
-            num_byzantine: f, less than n / 2.
             exact: Gives exact distances of few pairs, for a pass over their rows.
         """
         return None

@@ -37,12 +37,7 @@ class MinimumDiameterAveraging(RowRule):
 
 
 def least_diameter(distances: Matrix, num_dropped: int) -> NDArray[np.intp]:
-    """The lexicographically first set of n - `num_dropped` rows of least diameter, ascending indices.
-
-    Args:
-        distances: (n, n) squared distances.
-        num_dropped: Rows to leave out, less than n.
-    """
+    """The lexicographically first set of n - `num_dropped` rows of least diameter, ascending indices."""
     num_rows = len(distances)
     radii = np.unique(distances)
     low, high = 0, len(radii) - 1
@@ -77,12 +72,7 @@ def least_diameter(distances: Matrix, num_dropped: int) -> NDArray[np.intp]:
 
 
 def can_cover(conflicts: NDArray[np.bool_], budget: int) -> bool:
-    """Whether at most `budget` rows take part in every conflict.
-
-    Args:
-        conflicts: (m, m) symmetric, False on the diagonal.
-        budget: At least 0.
-    """
+    """Whether at most `budget` rows take part in every conflict of a symmetric matrix of them."""
     while True:
         degrees = conflicts.sum(axis=1)
         if not degrees.any():
