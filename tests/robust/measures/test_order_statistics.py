@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scarcity_ray.robust.arrays.sorting_networks import apply_network, sorting_network
 from scarcity_ray.robust.measures.order_statistics import (
     NETWORK_ROWS,
     Window,
@@ -19,25 +17,6 @@ from scarcity_ray.robust.measures.order_statistics import (
     window_mean,
     window_summary,
 )
-
-
-@pytest.mark.parametrize("m", range(2, 13))
-def test_a_network_gives_the_order_statistics_it_was_made_for(m):
-    """By the 0-1 principle, a network that sorts every row of zeros and ones sorts everything."""
-    bits = np.array(list(itertools.product([0, 1], repeat=m)), np.float32).T.copy()
-    expected = np.sort(bits, axis=0)
-    for start in range(m):
-        for stop in range(start + 1, m + 1):
-            wires = apply_network(list(bits), sorting_network(m, start, stop))
-            assert (np.array(wires[start:stop]) == expected[start:stop]).all()
-
-
-def test_comparators_that_no_wanted_order_statistic_depends_on_are_left_out():
-    assert len(sorting_network(8, 0, 8)) == 19
-    assert len(sorting_network(8, 3, 5)) < 19
-    assert [len(sorting_network(2**k, 0, 2**k)) for k in range(1, 7)] == [1, 5, 19, 63, 191, 543]
-    outputs = sum(c.keeps_low + c.keeps_high for c in sorting_network(32, 16, 17))
-    assert outputs < 2 * 191 - 30
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 20, NETWORK_ROWS, NETWORK_ROWS + 1, 48, 64, 100])

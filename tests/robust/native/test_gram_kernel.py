@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import pickle
-import weakref
 
 import numpy as np
 import pytest
@@ -176,29 +173,6 @@ def test_slices_of_rows_give_what_the_rows_give(kernel):
     blocks = list(inline_blocks(rows)(lambda block: kernel.products(block, 3, np.float32).tobytes()))
     spans = [slice(0, 8192), slice(8192, 16_384), slice(16_384, 20_000)]
     assert blocks == [kernel.products(take_block(rows, span), 3, np.float32).tobytes() for span in spans]
-
-
-def test_slices_of_rows_are_pickled_as_the_rows_they_show():
-    rows = list(rows_of(3, 4, 20_000))
-    last = list(inline_blocks(rows)(lambda block: block))[-1]
-    again = pickle.loads(pickle.dumps(last))
-    assert isinstance(again, list)
-    np.testing.assert_array_equal(again, np.array(rows)[:, 16_384:])
-    np.testing.assert_array_equal(take_block(last, slice(5, 9)), np.array(rows)[:, 16_389:16_393])
-
-
-def test_slices_hold_no_rows_when_nobody_holds_them():
-    """Rows may lie in a store that counts references: a cycle would keep them until the collector comes."""
-    rows = [np.ones(20_000, np.float32) for _ in range(3)]
-    last = weakref.ref(rows[-1])
-    gc.disable()
-    try:
-        for block in inline_blocks(rows)(lambda block: block):
-            block.addresses, block.chosen((2,))
-        del block, rows
-        assert last() is None
-    finally:
-        gc.enable()
 
 
 def test_numbers_that_are_not_finite_show(kernel):
