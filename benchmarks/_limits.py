@@ -1,4 +1,4 @@
-"""The per-coordinate rules against the arithmetic they need, and how Layer 1's parts grow.
+"""The coordinate-wise rules against the arithmetic they need, and how Layer 1's parts grow.
 
 Times are the thread's CPU time with one BLAS thread, inline.
 
@@ -31,7 +31,7 @@ from scarcity_ray.robust import (
     row_norms,
 )
 from scarcity_ray.robust.arrays.sorting_networks import sorting_network
-from scarcity_ray.robust.measures import order_statistics as robust_columns
+from scarcity_ray.robust.measures import order_statistics
 from scarcity_ray.robust.measures.approximate_distances import approximate_gram_block
 from scarcity_ray.robust.measures.order_statistics import Window
 from scarcity_ray.robust.rules.bulyan import Bulyan
@@ -65,12 +65,12 @@ def ceiling(n: int, d: int) -> Iterator[Row]:
         entering = n - 2 * f if rule.needs_distances else n
         limit = min_max(entering, rule.window(entering, f), d)
         run = partial(second_phase, blocks, rule, Selection(tuple(range(entering))), f)
-        with patch.object(robust_columns, "column_kernel", lambda: None):
+        with patch.object(order_statistics, "column_kernel", lambda: None):
             seconds = least_time(run, 9)
         yield {"name": f"{name}, NumPy", "n": n, "d": d, "seconds": seconds} | versus(
             seconds, "min/max", limit
         )
-        if robust_columns.column_kernel() is None:
+        if order_statistics.column_kernel() is None:
             progress("skipped: the compiled kernel (the extra fast is not installed)")
             continue
         compiled = least_time(run, 9)

@@ -8,7 +8,7 @@ defined here are proved in the docstring of their function.
 Centred clipping has no kappa, and can have none: from the zero vector it moves by at most its radius a step,
 so that equal rows further away than that leave an error where var is zero. What its paper proves holds for a
 start near m and a radius chosen from the variance, which nobody here knows. MoNNA has one only against the
-distances to its pivot, and while that is honest (`subsets.NearestToPivot`); the weighted mean has none.
+distances to its pivot, and while that is honest (`NearestToPivot`); the weighted mean has none.
 
 Guarantees:
     Every rule has an entry.

@@ -20,7 +20,6 @@ from scarcity_ray.robust import (
     measure,
     take_block,
 )
-from scarcity_ray.robust.arrays import mixed_rows as mixture
 from scarcity_ray.robust.arrays.mixed_rows import (
     GROUP,
     Combinations,
@@ -201,7 +200,7 @@ def test_column_rules_on_mixed_rows_are_those_of_float64(method, far, monkeypatc
     rows[[5, 9]] = -far * rng.standard_normal(3000).astype(np.float32)
     rows[11] = rows[12]
     result = aggregate(rows, method=method, num_byzantine=4, pre=["nnm"])
-    monkeypatch.setattr("scarcity_ray.robust.aggregation.mixture_of", mixture.Combinations)
+    monkeypatch.setattr("scarcity_ray.robust.aggregation.mixture_of", Combinations)
     expected = aggregate(rows, method=method, num_byzantine=4, pre=["nnm"])
     assert result.selected == expected.selected
     np.testing.assert_allclose(result.vector, expected.vector, rtol=2**-22, atol=2**-26)
