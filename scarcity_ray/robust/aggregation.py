@@ -12,7 +12,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -248,7 +248,8 @@ def _decide_approximately(
     mixing = steps[0].settle(squared, error, setting.num_byzantine, partial(exact_pairs, map_blocks))
     if mixing is None:
         return None
-    return _of_mixed_rows(rule, rule.select(None, replace(setting, num_rows=len(mixing))), mixing, squared)
+    mixed = Setting(len(mixing), setting.num_byzantine, setting.num_selected)
+    return _of_mixed_rows(rule, rule.select(None, mixed), mixing, squared)
 
 
 def _decide_exactly(
@@ -259,18 +260,20 @@ def _decide_exactly(
     norms: NDArray[np.float64] | None,
 ) -> Decision:
     """The decision from all that the rule and the steps before it look at."""
+    f, num_selected, weights = setting.num_byzantine, setting.num_selected, setting.weights
     if not (steps or rule.needs_distances):
         from_pivot = None
         if rule.pivot_row is not None:
             from_pivot = ordered_sum(map_blocks(squares_from_block, rule.pivot_row))
         with one_blas_thread():
-            selection = rule.select(None, replace(setting, norms=norms, from_pivot=from_pivot))
+            known = Setting(setting.num_rows, f, num_selected, weights, norms=norms, from_pivot=from_pivot)
+            selection = rule.select(None, known)
         return Decision(selection, None, None)
     origin = rule.needs_origin or any(step.needs_origin for step in steps)
     rows = measure(map_blocks, norms, origin=origin)
     with one_blas_thread():
-        geometry, mixing = mixed_geometry(rows, steps, setting.num_byzantine)
-        mixed = replace(setting, num_rows=geometry.num_rows, geometry=geometry)
+        geometry, mixing = mixed_geometry(rows, steps, f)
+        mixed = Setting(geometry.num_rows, f, num_selected, weights, geometry)
         selection = rule.select(geometry.distances, mixed)
     if mixing is None:
         return Decision(selection, None, rows.squared)

@@ -70,7 +70,7 @@ class MachineCode:
 
     def __call__(self, function: str, *arguments: int | NDArray[Any]) -> None:
         """Run one of the functions; a pointer is given as an array, or as an address."""
-        self._functions[function](*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
+        self._functions[function](*[a if isinstance(a, int) else a.ctypes.data for a in arguments])
 
 
 def checked_kernel(make: Callable[[], K], is_right: Callable[[K], bool], otherwise: str) -> K | None:
