@@ -1,4 +1,4 @@
-"""The per-coordinate rules against the arithmetic they need, and how Layer 1's parts grow.
+"""The coordinate-wise rules against the arithmetic they need, and how Layer 1's parts grow.
 
 Times are the thread's CPU time with one BLAS thread, inline.
 
@@ -30,12 +30,12 @@ from scarcity_ray.robust import (
     one_blas_thread,
     row_norms,
 )
-from scarcity_ray.robust import columns as robust_columns
-from scarcity_ray.robust.bulyan import Bulyan
-from scarcity_ray.robust.columns import Window
-from scarcity_ray.robust.coordinate import ColumnRule, Median, TrimmedMean
-from scarcity_ray.robust.network import sorting_network
-from scarcity_ray.robust.rough import rough_gram_block
+from scarcity_ray.robust.arrays.sorting_networks import sorting_network
+from scarcity_ray.robust.measures import order_statistics
+from scarcity_ray.robust.measures.approximate_distances import approximate_gram_block
+from scarcity_ray.robust.measures.order_statistics import Window
+from scarcity_ray.robust.rules.bulyan import Bulyan
+from scarcity_ray.robust.rules.coordinatewise import ColumnRule, Median, TrimmedMean
 
 CEILINGS: dict[str, ColumnRule] = {
     "median": Median(),
@@ -65,12 +65,12 @@ def ceiling(n: int, d: int) -> Iterator[Row]:
         entering = n - 2 * f if rule.needs_distances else n
         limit = min_max(entering, rule.window(entering, f), d)
         run = partial(second_phase, blocks, rule, Selection(tuple(range(entering))), f)
-        with patch.object(robust_columns, "column_kernel", lambda: None):
+        with patch.object(order_statistics, "column_kernel", lambda: None):
             seconds = least_time(run, 9)
         yield {"name": f"{name}, NumPy", "n": n, "d": d, "seconds": seconds} | versus(
             seconds, "min/max", limit
         )
-        if robust_columns.column_kernel() is None:
+        if order_statistics.column_kernel() is None:
             progress("skipped: the compiled kernel (the extra fast is not installed)")
             continue
         compiled = least_time(run, 9)
@@ -103,7 +103,7 @@ def aggregation(rows: list[np.ndarray], method: str) -> Callable[[], object]:
 def gram_growth(n: int, d: int) -> Iterator[Row]:
     whole = list(matrix_of(n, d))
     progress(f"limits: growth of the Gram to n={n} d={d}")
-    for name, kernel in (("float32", rough_gram_block), ("float64", gram_block)):
+    for name, kernel in (("float32", approximate_gram_block), ("float64", gram_block)):
         before = least_time(partial(gram, whole[: n // 10], kernel), 20)
         after = least_time(partial(gram, whole, kernel), 5)
         case = {"name": f"growth, {name} Gram", "n": n, "d": d, "seconds": after}

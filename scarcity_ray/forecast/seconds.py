@@ -20,7 +20,7 @@ from scarcity_ray.forecast.prospects import Forecast
 from scarcity_ray.forecast.rates import MEASURED, Rates
 from scarcity_ray.plan import session_shape
 from scarcity_ray.robust import get_rule
-from scarcity_ray.robust.coordinate import ColumnRule
+from scarcity_ray.robust.rules.coordinatewise import ColumnRule
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.robust.blocks import column_blocks
-from scarcity_ray.robust.rows import row_norm
-from scarcity_ray.robust.scratch import workspace
+from scarcity_ray.robust.arrays.blocks import column_blocks
+from scarcity_ray.robust.arrays.threads import workspace
+from scarcity_ray.robust.measures.rows import row_norm
 
 ROUGHNESS = 2.0**-10
 """How far a remembered state may lie from the true one, over the norm of it."""

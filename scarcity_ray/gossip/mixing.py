@@ -46,7 +46,7 @@ from scarcity_ray.gossip.excess import excess_error
 from scarcity_ray.gossip.received import Received, Scales
 from scarcity_ray.gossip.spread import Spread
 from scarcity_ray.plan import GossipPlan
-from scarcity_ray.robust.blocks import Rows
+from scarcity_ray.robust.arrays.blocks import Rows
 
 EXCEED = 0.1
 """Probability that a client receives more lies than it is ready for."""

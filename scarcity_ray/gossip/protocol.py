@@ -31,8 +31,8 @@ from scarcity_ray.gossip.release import noised
 from scarcity_ray.gossip.step import GossipOutcome, GossipStep
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.privacy.noise import NoiseSource
-from scarcity_ray.robust.blocks import Rows
-from scarcity_ray.robust.rows import row_norms
+from scarcity_ray.robust.arrays.blocks import Rows
+from scarcity_ray.robust.measures.rows import row_norms
 
 
 class GossipProtocol:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.blocks import Rows, column_blocks
-from scarcity_ray.robust.scratch import workspace
+from scarcity_ray.robust.arrays.blocks import Rows, column_blocks
+from scarcity_ray.robust.arrays.threads import workspace
 
 Scales = NDArray[np.float64]
 

@@ -13,8 +13,8 @@ from scarcity_ray.gossip.mixing import Scene, mix
 from scarcity_ray.gossip.received import Received
 from scarcity_ray.gossip.spread import estimate_spread
 from scarcity_ray.plan import GossipPlan
-from scarcity_ray.robust.blocks import Rows
-from scarcity_ray.robust.rows import clip_rows, row_norms
+from scarcity_ray.robust.arrays.blocks import Rows
+from scarcity_ray.robust.measures.rows import clip_rows, row_norms
 
 
 @dataclass(frozen=True, eq=False)

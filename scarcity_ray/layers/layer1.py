@@ -41,8 +41,8 @@ from scarcity_ray.robust import (
     num_columns,
     row_norms,
 )
-from scarcity_ray.robust.blocks import Rows
-from scarcity_ray.robust.rows import as_rows
+from scarcity_ray.robust.arrays.blocks import Rows
+from scarcity_ray.robust.measures.rows import as_rows
 
 BlocksOf = Callable[[Rows, float], MapBlocks]
 """Makes a driver over the column blocks of rows, given the seconds that one core is estimated to take."""

@@ -4,13 +4,17 @@
 that column blocks can be computed apart for: selection from the n x n distances, then a combination of each
 block.
 
+**Where things are**, from the ground up: `arrays` (column blocks, scratch memory, mixed rows, sorting
+networks), `native` (kernels that LLVM compiles), `measures` (norms, distances, order statistics), `rules` (a
+file a family, pre-aggregation, what each rule tolerates), `outliers` (how rows stood to a result), and
+`aggregation`, which drives all of it; `cost_model` estimates how long that takes.
+
 **Driving the blocks elsewhere.** `aggregate_blocks(map_blocks, num_rows, method=..., num_byzantine=...)` is
 the same code with the rows out of its reach. ``map_blocks(kernel, *args)`` must return, in block order, what
 ``kernel(block, *args)`` gives for each block of `column_blocks(d)`, as any iterable that is consumed once.
 Kernels are module-level functions and their arguments picklable. A block is an (n, b) float32 array or a list
 of n row slices, never written to; its rows are finite. A driver may compute consecutive blocks together in
-one
-task::
+one task::
 
     def blocks_in_task(rows, blocks, kernel, args):  # runs in the task
         return [kernel(take_block(rows, block), *args) for block in blocks]
@@ -26,36 +30,33 @@ kernels hold BLAS to one thread.
 """
 
 from scarcity_ray.robust.aggregation import AggregationResult, aggregate, aggregate_blocks
-from scarcity_ray.robust.agreement import agreement
-from scarcity_ray.robust.blocks import (
+from scarcity_ray.robust.arrays.blocks import (
     BLOCK_COLUMNS,
     MapBlocks,
     ScaledRows,
     column_blocks,
     inline_blocks,
     num_columns,
-    one_blas_thread,
     sliced_rows,
     take_block,
 )
-from scarcity_ray.robust.combination import combine_block
-from scarcity_ray.robust.distances import gram_block, measure, pairwise
-from scarcity_ray.robust.geometry import Geometry, squared_distances
-from scarcity_ray.robust.iterative import CenteredClipping
-from scarcity_ray.robust.mixing import (
+from scarcity_ray.robust.arrays.threads import one_blas_thread
+from scarcity_ray.robust.cost_model import estimated_seconds
+from scarcity_ray.robust.measures.distances import Geometry, gram_block, measure, pairwise, squared_distances
+from scarcity_ray.robust.measures.rows import clip_rows, clip_vector, row_norm, row_norms
+from scarcity_ray.robust.outliers import OutlierReport, agreement, detect_outliers
+from scarcity_ray.robust.rules.base import Rule, Selection, combine_block
+from scarcity_ray.robust.rules.iterative import CenteredClipping
+from scarcity_ray.robust.rules.preaggregation import (
     AdaptiveClipping,
     Bucketing,
     NearestNeighborMixing,
     PreAggregation,
     StaticClipping,
 )
-from scarcity_ray.robust.outliers import OutlierReport, detect_outliers
-from scarcity_ray.robust.rows import clip_rows, clip_vector, row_norm, row_norms
-from scarcity_ray.robust.rule import Rule, Selection
-from scarcity_ray.robust.rules import get_pre_aggregation, get_rule, least_rows
-from scarcity_ray.robust.subsets import NearestToPivot
-from scarcity_ray.robust.tolerance import TOLERANCE, Tolerance
-from scarcity_ray.robust.work import estimated_seconds
+from scarcity_ray.robust.rules.registry import get_pre_aggregation, get_rule, least_rows
+from scarcity_ray.robust.rules.subset_averaging import NearestToPivot
+from scarcity_ray.robust.rules.tolerance import TOLERANCE, Tolerance
 
 __all__ = [
     "BLOCK_COLUMNS",

@@ -1,9 +1,12 @@
 """From rows to one vector: `aggregate` in this process, `aggregate_blocks` for whoever drives the blocks.
 
-*Guarantees*
-    - Both give bitwise the same vector, for any grouping of blocks into tasks.
-    - A row that is not finite is masked and counted against f; more of them than f is an error.
-    - Inputs are never written to.
+`aggregate_blocks` decides which rows enter (`Decision`), by approximate distances where they settle it and
+else by exact ones, then combines each block, and reports how the rows stood if asked.
+
+Guarantees:
+    Both give bitwise the same vector, for any grouping of blocks into tasks.
+    A row that is not finite is masked and counted against f; more of them than f is an error.
+    Inputs are never written to.
 """
 
 from __future__ import annotations
@@ -11,44 +14,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.robust.blocks import (
-    MapBlocks,
-    Matrix,
-    Vector,
-    inline_blocks,
-    one_blas_thread,
-)
-from scarcity_ray.robust.combination import combine_block
-from scarcity_ray.robust.distances import measure, ordered_sum
-from scarcity_ray.robust.geometry import Geometry
-from scarcity_ray.robust.linear import RowRule
-from scarcity_ray.robust.mixing import PreAggregation, mixed_geometry, settled_mixing, unmixed
-from scarcity_ray.robust.mixture import mixture_of
-from scarcity_ray.robust.outliers import OutlierReport
-from scarcity_ray.robust.reporting import report_from_within, reported_in_the_same_pass
-from scarcity_ray.robust.rough import (
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Vector, inline_blocks
+from scarcity_ray.robust.arrays.mixed_rows import mixture_of
+from scarcity_ray.robust.arrays.threads import one_blas_thread
+from scarcity_ray.robust.measures.approximate_distances import (
     MOST_ERROR,
-    RoughDistances,
+    ApproximateDistances,
     exact_rows,
     head_norms,
-    rough_distances,
+    measure_approximately,
 )
-from scarcity_ray.robust.rows import (
+from scarcity_ray.robust.measures.distances import exact_pairs, measure, ordered_sum
+from scarcity_ray.robust.measures.rows import (
     as_integer,
     as_rows,
+    as_weights,
     finite_rows,
     row_norms,
     squares_block,
     squares_from_block,
 )
-from scarcity_ray.robust.rule import Rule, Selection, Setting
-from scarcity_ray.robust.rules import get_pre_aggregation, get_rule
+from scarcity_ray.robust.outliers import OutlierReport, report_from_within, reported_in_the_same_pass, spread
+from scarcity_ray.robust.rules.base import Rule, Selection, Setting, combine_block
+from scarcity_ray.robust.rules.mean import RowRule
+from scarcity_ray.robust.rules.preaggregation import (
+    PreAggregation,
+    may_approximate,
+    mixed_geometry,
+    unmixed,
+)
+from scarcity_ray.robust.rules.registry import get_pre_aggregation, get_rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,21 @@ class AggregationResult:
     def num_rejected(self) -> int:
         """How many rows were masked."""
         return len(self.rejected)
+
+
+class Decision(NamedTuple):
+    """What enters the result.
+
+    Attributes:
+        selection: Of the rows, or of the mixed rows.
+        mixing: (m, n) float64, the mixed rows' coefficients; None where rows enter as they are.
+        squared: (p, p) float64 squared distances of the rows, and of the origin if it was asked for; None
+            where they were not measured.
+    """
+
+    selection: Selection
+    mixing: Matrix | None
+    squared: Matrix | None
 
 
 def aggregate(
@@ -115,23 +132,14 @@ def aggregate(
     rows = as_rows(updates)
     if len(rows) == 0:
         raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine))
-    if not report and _settles(rule, [get_pre_aggregation(step) for step in pre]):
-        rough = rough_distances(inline_blocks(rows), head_norms(rows))
-        if rough is not None:
-            return aggregate_blocks(
-                inline_blocks(rows),
-                len(rows),
-                method=method,
-                num_byzantine=num_byzantine,
-                weights=None
-                if weights is None
-                else _kept_weights(weights, len(rows), list(range(len(rows)))),
-                num_selected=num_selected,
-                rough=rough,
-                pre=pre,
-            )
-    norms = row_norms(rows) if rule.needs_distances or rule.needs_norms or pre else None
-    finite, kept = finite_rows(rows, norms)
+    approximate = None
+    if not report and may_approximate(rule, [get_pre_aggregation(step) for step in pre]):
+        approximate = measure_approximately(inline_blocks(rows), head_norms(rows))
+    kept, norms, finite = list(range(len(rows))), None, rows
+    if approximate is None:
+        norms = row_norms(rows) if rule.needs_distances or rule.needs_norms or pre else None
+        finite, kept = finite_rows(rows, norms)
+        norms = None if norms is None else norms[kept]
     rejected = sorted(set(range(len(rows))) - set(kept))
     if len(rejected) > num_byzantine:
         raise UsageError(
@@ -139,7 +147,7 @@ def aggregate(
         )
     if not kept:
         raise TooFewUpdates(rule.name, 0, rule.least_rows(num_byzantine - len(rejected)))
-    checked = None if weights is None else _kept_weights(weights, len(rows), kept)
+    checked = None if weights is None else as_weights(weights, len(rows))[kept]
     result = aggregate_blocks(
         inline_blocks(finite),
         len(kept),
@@ -147,7 +155,8 @@ def aggregate(
         num_byzantine=num_byzantine - len(rejected),
         weights=checked,
         num_selected=num_selected,
-        norms=None if norms is None else norms[kept],
+        norms=norms,
+        approximate=approximate,
         pre=pre,
         report=report,
     )
@@ -156,8 +165,8 @@ def aggregate(
     return AggregationResult(
         vector=result.vector,
         selected=tuple(kept[index] for index in result.selected),
-        weights=_spread(result.weights, kept, len(rows), 0.0),
-        scores=_spread(result.scores, kept, len(rows), np.nan),
+        weights=None if result.weights is None else spread(result.weights, kept, len(rows), 0.0),
+        scores=None if result.scores is None else spread(result.scores, kept, len(rows), np.nan),
         rejected=tuple(rejected),
         report=None if result.report is None else result.report.spread(kept, len(rows)),
     )
@@ -172,127 +181,126 @@ def aggregate_blocks(
     weights: NDArray[np.float64] | None = None,
     num_selected: int | None = None,
     norms: NDArray[np.float64] | None = None,
-    rough: RoughDistances | None = None,
+    approximate: ApproximateDistances | None = None,
     pre: Sequence[str | PreAggregation] = (),
     report: bool = False,
 ) -> AggregationResult:
-    """Aggregate finite rows that only `map_blocks` can reach.
+    """Aggregate finite rows that only `map_blocks` can reach; other arguments are those of `aggregate`.
 
     Args:
         map_blocks: Driver over the rows' column blocks (see the package's docstring).
-        num_rows: n.
-        method: The rule.
-        num_byzantine: f >= 0.
-        weights: (n,) public weights, for ``weighted`` only.
-        num_selected: m, for ``multi_krum`` only.
         norms: (n,) float64, the rows' norms where they are known: saves a pass.
-        rough: What `rough_distances` gives, where that is known: saves another.
-        pre: Pre-aggregation in order.
-        report: Whether the result says how far each row stood.
+        approximate: What `measure_approximately` gives, where that is known: saves another.
 
     Raises:
         UsageError: For a wrong type or range.
         TooFewUpdates: If n is below the rule's least n.
     """
-    rule = get_rule(method)
-    steps = [get_pre_aggregation(step) for step in pre]
+    rule, steps = get_rule(method), [get_pre_aggregation(step) for step in pre]
     num_byzantine = as_integer(num_byzantine, "num_byzantine", 0)
-    if not steps:
-        rule.check(num_rows, num_byzantine, num_selected=num_selected, weights=weights)
-    elif weights is not None:
-        raise UsageError("weights are not for mixed rows")
-    elif num_rows < 2 * num_byzantine + 1:
-        raise TooFewUpdates(steps[0].name, num_rows, 2 * num_byzantine + 1)
-    mixing: Matrix | None = None
-    selection: Selection | None = None
-    squared: Matrix | None = None
-    from_pivot: NDArray[np.float64] | None = None
-    if _settles(rule, steps):
-        rough = rough or rough_distances(map_blocks, norms)
-    if rule.may_settle and not steps:
-        selection, squared = _roughly(rule, map_blocks, rough, Setting(num_rows, num_byzantine, num_selected))
-    elif rule.pivot_row is not None and not steps:
-        from_pivot = ordered_sum(map_blocks(squares_from_block, rule.pivot_row))
-    elif rule.needs_norms and not steps and norms is None:
+    setting = Setting(num_rows, num_byzantine, num_selected, weights)
+    _check(rule, steps, setting)
+    if rule.needs_norms and not steps and norms is None:
         norms = np.sqrt(ordered_sum(map_blocks(squares_block)))
-    elif _settles(rule, steps):
-        mixing, squared = settled_mixing(steps[0], map_blocks, rough, num_byzantine)
-        if mixing is not None:
-            selection = rule.select(
-                None, num_rows=len(mixing), num_byzantine=num_byzantine, num_selected=num_selected
-            )
-    if selection is None:
-        geometry: Geometry | None = None
-        if steps or rule.needs_distances:
-            origin = rule.needs_origin or any(step.needs_origin for step in steps)
-            geometry = measure(map_blocks, norms, origin=origin)
-            squared = geometry.squared
-        with one_blas_thread():
-            if geometry is not None:
-                geometry, mixing = mixed_geometry(geometry, steps, num_byzantine)
-            selection = rule.select(
-                None if geometry is None else geometry.distances,
-                num_rows=num_rows if geometry is None else geometry.num_rows,
-                num_byzantine=num_byzantine,
-                num_selected=num_selected,
-                weights=weights,
-                geometry=geometry,
-                norms=norms,
-                from_pivot=from_pivot,
-            )
-    if mixing is not None and isinstance(rule, RowRule):
-        selection, mixing = unmixed(selection, mixing[:, :num_rows]), None
-    mixture = None if mixing is None else mixture_of(mixing[:, :num_rows])
-    seen = report_from_within(selection, squared, num_rows) if report and isinstance(rule, RowRule) else None
-    if report and seen is None:
-        vector, seen = reported_in_the_same_pass(map_blocks, norms, rule, selection, num_byzantine, mixture)
-    else:
-        vector = np.concatenate(list(map_blocks(combine_block, rule, selection, num_byzantine, mixture)))
-    entered = selection.rows
-    if mixing is not None:
-        entered = tuple(np.flatnonzero(mixing[list(selection.rows), :num_rows].any(axis=0)).tolist())
+    decision = None
+    if may_approximate(rule, steps):
+        approximate = approximate or measure_approximately(map_blocks, norms)
+        decision = _decide_approximately(rule, steps, map_blocks, setting, approximate)
+    if decision is None:
+        decision = _decide_exactly(rule, steps, map_blocks, setting, norms)
+    vector, seen = _combine(rule, map_blocks, setting, decision, norms, report)
+    rows, shares, scores = decision.selection.rows, decision.selection.weights, decision.selection.scores
+    entered = rows
+    if decision.mixing is not None:
+        entered = tuple(np.flatnonzero(decision.mixing[list(rows)].any(axis=0)).tolist())
     return AggregationResult(
         vector=vector,
         selected=entered,
-        weights=_spread(selection.weights, selection.rows, num_rows, 0.0),
-        scores=None if steps else selection.scores,
+        weights=None if shares is None else spread(shares, rows, num_rows, 0.0),
+        scores=None if steps else scores,
         report=seen,
     )
 
 
-def _settles(rule: Rule, steps: Sequence[PreAggregation]) -> bool:
-    """Whether rough distances may do."""
+def _check(rule: Rule, steps: Sequence[PreAggregation], setting: Setting) -> None:
     if not steps:
-        return rule.may_settle
-    return len(steps) == 1 and steps[0].may_settle and not rule.measures
+        rule.check(setting)
+    elif setting.weights is not None:
+        raise UsageError("weights are not for mixed rows")
+    elif setting.num_rows < 2 * setting.num_byzantine + 1:
+        raise TooFewUpdates(steps[0].name, setting.num_rows, 2 * setting.num_byzantine + 1)
 
 
-def _roughly(
-    rule: Rule, map_blocks: MapBlocks, rough: RoughDistances | None, setting: Setting
-) -> tuple[Selection | None, Matrix | None]:
-    """The selection that rough distances settle on, if there is one, and the distances."""
-    if rough is None or rough.error > MOST_ERROR:
-        return None, None
-    exact = partial(exact_rows, map_blocks, rough)
-    return rule.settle(rough.squared, rough.error, setting, exact), rough.squared
-
-
-def _kept_weights(weights: ArrayLike, num_rows: int, kept: list[int]) -> NDArray[np.float64]:
-    try:
-        checked = np.asarray(weights, np.float64)
-    except (TypeError, ValueError):
-        raise UsageError("weights must be real numbers") from None
-    if checked.shape != (num_rows,):
-        raise UsageError(f"weights must have shape ({num_rows},), one for each row, got {checked.shape}")
-    kept_weights: NDArray[np.float64] = checked[kept]
-    return kept_weights
-
-
-def _spread(
-    values: NDArray[np.float64] | None, indices: Sequence[int], length: int, rest: float
-) -> NDArray[np.float64] | None:
-    if values is None:
+def _decide_approximately(
+    rule: Rule,
+    steps: Sequence[PreAggregation],
+    map_blocks: MapBlocks,
+    setting: Setting,
+    approximate: ApproximateDistances | None,
+) -> Decision | None:
+    """The decision, if approximate distances and a few exact ones settle it."""
+    if approximate is None or approximate.error > MOST_ERROR:
         return None
-    spread = np.full(length, rest)
-    spread[list(indices)] = values
-    return spread
+    squared, error, _ = approximate
+    if not steps:
+        selection = rule.settle(squared, error, setting, partial(exact_rows, map_blocks, approximate))
+        return None if selection is None else Decision(selection, None, squared)
+    mixing = steps[0].settle(squared, error, setting.num_byzantine, partial(exact_pairs, map_blocks))
+    if mixing is None:
+        return None
+    mixed = Setting(len(mixing), setting.num_byzantine, setting.num_selected)
+    return _of_mixed_rows(rule, rule.select(None, mixed), mixing, squared)
+
+
+def _decide_exactly(
+    rule: Rule,
+    steps: Sequence[PreAggregation],
+    map_blocks: MapBlocks,
+    setting: Setting,
+    norms: NDArray[np.float64] | None,
+) -> Decision:
+    """The decision from all that the rule and the steps before it look at."""
+    f, num_selected, weights = setting.num_byzantine, setting.num_selected, setting.weights
+    if not (steps or rule.needs_distances):
+        from_pivot = None
+        if rule.pivot_row is not None:
+            from_pivot = ordered_sum(map_blocks(squares_from_block, rule.pivot_row))
+        with one_blas_thread():
+            known = Setting(setting.num_rows, f, num_selected, weights, norms=norms, from_pivot=from_pivot)
+            selection = rule.select(None, known)
+        return Decision(selection, None, None)
+    origin = rule.needs_origin or any(step.needs_origin for step in steps)
+    rows = measure(map_blocks, norms, origin=origin)
+    with one_blas_thread():
+        geometry, mixing = mixed_geometry(rows, steps, f)
+        mixed = Setting(geometry.num_rows, f, num_selected, weights, geometry)
+        selection = rule.select(geometry.distances, mixed)
+    if mixing is None:
+        return Decision(selection, None, rows.squared)
+    return _of_mixed_rows(rule, selection, mixing[:, : setting.num_rows], rows.squared)
+
+
+def _of_mixed_rows(rule: Rule, selection: Selection, mixing: Matrix, squared: Matrix) -> Decision:
+    """The decision for mixed rows; a weighted sum of them is one of the rows themselves."""
+    if isinstance(rule, RowRule):
+        return Decision(unmixed(selection, mixing), None, squared)
+    return Decision(selection, mixing, squared)
+
+
+def _combine(
+    rule: Rule,
+    map_blocks: MapBlocks,
+    setting: Setting,
+    decision: Decision,
+    norms: NDArray[np.float64] | None,
+    report: bool,
+) -> tuple[Vector, OutlierReport | None]:
+    """The result, and the report on it if one is wanted: from distances at hand, or in the same pass."""
+    selection, mixing, squared = decision
+    mixture, seen = None if mixing is None else mixture_of(mixing), None
+    if report and isinstance(rule, RowRule):
+        seen = report_from_within(selection, squared, setting.num_rows)
+    how = rule, selection, setting.num_byzantine, mixture
+    if report and seen is None:
+        return reported_in_the_same_pass(map_blocks, norms, *how)
+    return np.concatenate(list(map_blocks(combine_block, *how))), seen

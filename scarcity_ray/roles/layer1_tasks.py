@@ -23,7 +23,7 @@ from scarcity_ray.robust import (
     sliced_rows,
     take_block,
 )
-from scarcity_ray.robust.blocks import Rows
+from scarcity_ray.robust.arrays.blocks import Rows
 from scarcity_ray.roles.handles import Compute, gather
 
 T = TypeVar("T")

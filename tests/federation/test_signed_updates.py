@@ -163,3 +163,16 @@ def test_a_sequence_number_is_for_one_content_of_a_round(fed: HierarchicalFedera
     fed.advance_round()
     assert send(ROW / 8, 1, round_id=1) is None
     assert fed.get_stats()["rejections"]["sequence_used"] == 2
+
+
+def test_baskets_hear_of_a_period_whose_driver_died_before_it_told_them(fed: HierarchicalFederation) -> None:
+    assert answer(fed, signature_for(fed.signing_scope())) is None
+    renewal = (5.0, 1e-5, 0.0, "ops", "renewal/of a driver that died", None)
+    fed._runtime.peers.handle("accountant").call("renew", *renewal).result()
+    scope = fed.signing_scope()
+    assert scope.budget_period == 1
+    signature = signature_for(scope, round_id=0, sequence=8)
+    assert fed.offer_update("ann", ROW, 0, signature=signature, **{**SAID, "sequence": 8}).reason in (
+        None,
+        Rejection.REPLAYED,
+    )

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from scarcity_ray.robust import distances, rough
-from scarcity_ray.robust.gram_kernel import gram_kernel
+from scarcity_ray.robust.measures import approximate_distances, distances
+from scarcity_ray.robust.native.gram_kernel import gram_kernel
 
 
 @pytest.fixture(scope="module", params=["compiled", "BLAS"])
@@ -13,6 +13,6 @@ def products_by(request):
         pytest.skip("the extra fast is not installed, or the processor has no 512-bit vectors")
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.param == "BLAS":
-            for module in (distances, rough):
+            for module in (distances, approximate_distances):
                 monkeypatch.setattr(module, "gram_kernel", lambda: None)
         yield request.param

@@ -14,7 +14,6 @@ from scarcity_ray.robust import (
     aggregate_blocks,
     column_blocks,
     get_rule,
-    inline_blocks,
     least_rows,
     take_block,
 )
@@ -237,97 +236,3 @@ def test_no_rows_are_too_few():
 def test_every_method_has_a_rule_that_survives_pickling():
     for method in AggregationMethod:
         assert pickle.loads(pickle.dumps(get_rule(method))).name == get_rule(method).name
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_report_changes_no_bit_and_says_how_far_each_row_stood(method):
-    rows = rows_for(d=9000)
-    rows[5, 3] = np.nan
-    rows[6] += 100
-    plain = aggregate(rows, method=method, num_byzantine=3)
-    result = aggregate(rows, method=method, num_byzantine=3, report=True)
-    assert plain.report is None
-    assert result.vector.tobytes() == plain.vector.tobytes()
-    kept = np.delete(np.arange(31), 5)
-    expected = np.linalg.norm(rows[kept].astype(np.float64) - result.vector, axis=1)
-    np.testing.assert_allclose(result.report.distances[kept], expected, rtol=1e-5, atol=1e-9)
-    assert result.report.distances[5] == result.report.z[5] == np.inf
-    if result.report.outside is not None:
-        assert result.report.outside[5] == 1
-        assert result.report.outside[6] > 0.99
-    if method not in ("mean", "fedavg", "weighted", "monna"):
-        assert np.argmax(result.report.z[kept]) == 5
-
-
-@pytest.mark.parametrize("pre", [("nnm",), ("arc",), ("nnm", "arc")])
-@pytest.mark.parametrize("method", ["mean", "krum", "centered_clipping", "geometric_median", "median"])
-def test_distances_in_a_report_are_to_the_result_behind_a_pre_aggregation_too(method, pre):
-    rows = rows_for(d=9000)
-    rows[6] += 3
-    result = aggregate(rows, method=method, num_byzantine=3, pre=pre, report=True)
-    expected = np.linalg.norm(rows.astype(np.float64) - result.vector, axis=1)
-    np.testing.assert_allclose(result.report.distances, expected, rtol=1e-5)
-
-
-def test_a_row_rule_reports_without_reading_the_rows_again():
-    rows = rows_for(d=9000)
-    rounds = []
-
-    def counted(kernel, *args):
-        rounds.append(kernel.__name__)
-        return inline_blocks(rows)(kernel, *args)
-
-    for method in ("krum", "multi_krum", "geometric_median", "mda"):
-        reads = []
-        for report in (False, True):
-            rounds.clear()
-            aggregate_blocks(counted, len(rows), method=method, num_byzantine=3, report=report)
-            reads.append(list(rounds))
-        assert reads[0] == reads[1]
-
-
-def test_rows_much_closer_to_the_result_than_to_each_other_are_looked_at_again():
-    rng = np.random.default_rng(0)
-    rows = np.concatenate([np.eye(9, 500), 1e-3 * rng.normal(size=(1, 500)) + np.eye(9, 500).mean(axis=0)])
-    rows = rows.astype(np.float32)
-    result = aggregate(rows, method="monna", num_byzantine=1, report=True)
-    expected = np.linalg.norm(rows.astype(np.float64) - result.vector, axis=1)
-    np.testing.assert_allclose(result.report.distances, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("apart", [1.0, 1e-1, 1e-3, 0.0])
-@pytest.mark.parametrize("method", ["median", "bulyan", "mean"])
-def test_rows_that_all_but_equal_the_result_are_told_apart(method, apart):
-    rng = np.random.default_rng(0)
-    rows = (rng.normal(size=12000) + apart * rng.normal(size=(16, 12000))).astype(np.float32)
-    report = aggregate_blocks(
-        inline_blocks(rows),
-        16,
-        method=method,
-        num_byzantine=1,
-        norms=np.linalg.norm(rows.astype(np.float64), axis=1),
-        report=True,
-    )
-    expected = np.linalg.norm(rows.astype(np.float64) - report.vector, axis=1)
-    np.testing.assert_allclose(report.report.distances, expected, rtol=1e-3)
-
-
-@pytest.mark.parametrize("scale", [1e-25, 1e25])
-def test_a_report_on_rows_whose_squares_leave_float32_says_how_far_they_stood(scale):
-    rows = (rows_for(d=50) * scale).astype(np.float32)
-    result = aggregate(rows, method="median", num_byzantine=3, report=True)
-    expected = np.linalg.norm(rows.astype(np.float64) - result.vector, axis=1)
-    np.testing.assert_allclose(result.report.distances, expected, rtol=1e-5)
-
-
-def test_the_outside_share_counts_coordinates_beyond_all_values_that_were_averaged():
-    rows = np.float32([[0, 9], [1, 1], [2, 2], [3, 3], [4, 0]])
-    for method, expected in (
-        ("trimmed_mean", [1, 0, 0, 0, 1]),
-        ("median", [1, 1, 0, 1, 1]),
-        ("meamed", [0.5, 0, 0, 0, 0.5]),
-    ):
-        result = aggregate(rows, method=method, num_byzantine=1, report=True)
-        assert result.report.outside.tolist() == expected
-    assert aggregate(rows, method="krum", num_byzantine=1, report=True).report.outside is None
-    assert aggregate(rows, method="median", num_byzantine=1, pre=["nnm"], report=True).report.outside is None

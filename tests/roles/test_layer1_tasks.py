@@ -9,7 +9,7 @@ from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.errors import TooFewUpdates
 from scarcity_ray.layers import Layer1Aggregator
 from scarcity_ray.robust import column_blocks, estimated_seconds, get_rule, gram_block
-from scarcity_ray.robust.blocks import BLOCK_COLUMNS
+from scarcity_ray.robust.arrays.blocks import BLOCK_COLUMNS
 from scarcity_ray.roles.handles import gather, map_tasks
 from scarcity_ray.roles.layer1_tasks import (
     STORE_SECONDS,

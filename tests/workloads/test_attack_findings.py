@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.lab.laboratory import TEST_SHARE, Case, Clients, byzantine_clients
 from scarcity_ray.robust import TOLERANCE, aggregate
-from scarcity_ray.robust.tolerance import nnm_kappa
+from scarcity_ray.robust.rules.tolerance import nnm_kappa
 from scarcity_ray.workloads.attacks import Honest, InnerProductManipulation, LittleIsEnough, View
 from scarcity_ray.workloads.digits import NUM_PIXELS, load_digits
 

@@ -1,0 +1,1 @@
+"""Arrays of rows: column blocks, scratch memory, mixed rows, sorting networks."""

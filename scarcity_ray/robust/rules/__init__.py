@@ -1,0 +1,11 @@
+"""The aggregation rules, a file a family; `registry` has them by name, `tolerance` what each one bears."""
+
+from scarcity_ray.robust.rules.registry import (
+    PRE_AGGREGATIONS,
+    RULES,
+    get_pre_aggregation,
+    get_rule,
+    least_rows,
+)
+
+__all__ = ["PRE_AGGREGATIONS", "RULES", "get_pre_aggregation", "get_rule", "least_rows"]
