@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.client import ray as ray_client
+from ray.util import client as ray_client
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.runtime.ray_handles import first_line
@@ -40,7 +40,7 @@ def connect(address: str | None) -> bool:
             or would be a ``ray://`` one, or this process is connected to another cluster.
     """
     if ray.is_initialized():
-        if ray_client.is_connected():
+        if ray_client.ray.is_connected():
             raise UsageError(f"this process is connected over ray://, which cannot be used: {_as_a_job()}")
         _refuse_another(address)
         return False
