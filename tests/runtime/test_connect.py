@@ -80,7 +80,7 @@ def test_a_ray_client_address_is_refused_before_connecting(monkeypatch, by, addr
 
 def test_a_ray_client_connection_that_exists_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(connecting.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(connecting.ray_client, "is_connected", lambda: True)
+    monkeypatch.setattr(connecting.ray_client.ray, "is_connected", lambda: True)
     for address in (None, "auto", "local", "127.0.0.1:6379"):
         with pytest.raises(UsageError, match="ray job submit"):
             HierarchicalFederation(address=address)
