@@ -26,6 +26,7 @@ as its user may believe, is a warning, given once by each federation::
     ├── NoiseWarning      noise is as large as what it hides, or larger
     ├── PrivacyWarning    a setting promises little
     ├── ClippingWarning   nearly all updates are longer than the clip norm
+    ├── LedgerWarning     nobody chose a place for the ledger, and what follows for the budget
     └── FaultWarning      a role died and came back; the call that met it has done what it was asked
 """
 
@@ -187,6 +188,10 @@ class PrivacyWarning(ScarcityWarning):
 
 class ClippingWarning(ScarcityWarning):
     """Nearly all updates are longer than the clip norm."""
+
+
+class LedgerWarning(ScarcityWarning):
+    """A ledger that nobody chose a place for, and what follows from it for the budget."""
 
 
 class FaultWarning(ScarcityWarning):

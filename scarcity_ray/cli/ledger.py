@@ -31,7 +31,7 @@ from scarcity_ray.cli.page import Page
 from scarcity_ray.errors import LedgerError, UsageError
 from scarcity_ray.privacy.accountant import PrivacyAccountant
 from scarcity_ray.privacy.chain import Row
-from scarcity_ray.privacy.holder import Standing
+from scarcity_ray.privacy.holder import Standing, times
 from scarcity_ray.privacy.ledger import Ledger
 from scarcity_ray.privacy.modes import Accounting, rho_of_mu
 from scarcity_ray.privacy.replay import export, history
@@ -220,7 +220,7 @@ def _whose(standing: Standing, is_held: bool | None) -> list[str]:
     called = f" ({standing.name})" if standing.name else ""
     holds = {True: "held by", False: "free; last opened by", None: "perhaps held by"}[is_held]
     lines = [
-        f"federation {standing.federation_id}{called}, opened {standing.incarnation} times",
+        f"federation {standing.federation_id}{called}, opened {times(standing.incarnation)}",
         f"{holds} {standing.holder or 'nobody'}",
     ]
     return [_printable(line) for line in lines]

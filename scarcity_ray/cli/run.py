@@ -15,11 +15,10 @@ from rich.table import Table
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned, forecast_of
 from scarcity_ray.cli.progress import JsonLines, LiveLine, PlainLines, watcher
-from scarcity_ray.errors import ScarcityWarning
+from scarcity_ray.errors import LedgerWarning, ScarcityWarning
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.hierarchical import HierarchicalFederation
 from scarcity_ray.privacy.holder import in_utc
-from scarcity_ray.runtime.opening import LedgerWarning
 from scarcity_ray.workloads.charts import require_matplotlib
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.gossip_report import BASKET_COLUMNS, mean_of, standing_figures

@@ -63,7 +63,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigFileError(str(path), text, "a well-formed YAML file") from None
     if not isinstance(content, dict):
         raise ConfigFileError(
-            str(path), f"it holds a {type(content).__name__}", "a mapping of sections at the top level"
+            str(path),
+            "it is empty" if content is None else f"it holds a {type(content).__name__}",
+            "a mapping of sections at the top level",
         )
     return content
 

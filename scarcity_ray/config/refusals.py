@@ -43,11 +43,11 @@ def refusal(error: ValidationError, cls: Any, prefix: str) -> ConfigError:
     if first["type"] in _UNKNOWN:
         known = _known_keys(cls, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        accepted = f"unknown key, {hint}(known: {', '.join(sorted(known))})"
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        accepted = f"unknown key{hint} (known: {', '.join(sorted(known))})"
         return ConfigError(path, _shown(first["input"]), accepted)
     if first["type"] == "missing":
-        return ConfigError(path, None, "this key has no default and must be given")
+        return ConfigError(path, None, "a value: this key has no default")
     value = first["input"]
     if isinstance(value, float) and math.isnan(value):
         value = "nan"

@@ -105,9 +105,9 @@ def warning_of_clipping(
         "updates_clipped",
         f"{num_clipped} of {num_rows} updates were longer than layer1.clip_norm = {clip_norm:g} (median norm "
         f"{median_norm:.3g}) and were shortened to it: of these only the direction counts. If they are "
-        "weights, send what training changed instead (the new weights less the global model); else raise "
-        "layer1.clip_norm and layer2.clip_norm together, with which the noise grows, or set "
-        "layer2.adaptive_clipping: true",
+        "weights, send what training changed instead (the new weights less the global model). For deltas it "
+        "may be right: a larger clip norm (layer1.clip_norm and layer2.clip_norm together) brings more "
+        "noise, and layer2.adaptive_clipping: true looks for the best",
         loud=True,
         about="clipping",
     )

@@ -119,7 +119,7 @@ def _check_budget(plan: FederationPlan) -> None:
         raise ConfigError(
             "gossip.local_dp_epsilon",
             gossip.local_dp_epsilon,
-            f"{local}, of which one release fits into the gossip's share, {plan.gossip_share:g} of what "
+            f"{local}, with which one release fits into the gossip's share, {plan.gossip_share:g} of what "
             f"{budget} buys (or gossip_budget_share: 0, which turns gossip off)"
             + ("" if releases else f"; and for layer2.central_dp_epsilon {central}"),
         )
@@ -127,12 +127,12 @@ def _check_budget(plan: FederationPlan) -> None:
         raise ConfigError(
             "layer2.central_dp_epsilon",
             layer2.central_dp_epsilon,
-            f"{central}, of which one release fits into {budget} less the gossip's share",
+            f"{central}, with which one release fits into {budget} less the gossip's share",
         )
 
 
 def _most(accounting: Accounting, mu_cap: float, delta: float) -> str:
-    """The largest epsilon of three digits of which one release fits."""
+    """The largest epsilon of three digits with which one release fits."""
     epsilon = accounting.epsilon_of(mu_cap, delta)
     if epsilon < 1e-9:
         return f"none at the delta of {delta:g}, which must be smaller"

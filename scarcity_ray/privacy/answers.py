@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from scarcity_ray.privacy.holder import in_utc
+from scarcity_ray.privacy.holder import in_utc, times
 from scarcity_ray.privacy.modes import Accounting
 
 
@@ -73,7 +73,7 @@ class BudgetStatus:
 
     def in_words(self) -> str:
         """Which ledger it is, new or old, and how much is left, in one sentence."""
-        age = "new" if self.is_new else f"begun {in_utc(self.created)}, opened {self.incarnation} times"
+        age = "new" if self.is_new else f"begun {in_utc(self.created)}, opened {times(self.incarnation)}"
         return (
             f"ledger {self.ledger_path} ({age}): epsilon {self.remaining_epsilon:.4g} of "
             f"{self.total_epsilon:g} left at delta {self.total_delta:g} in budget period {self.period}"

@@ -84,6 +84,15 @@ class Standing:
             )
 
 
+def times(count: int) -> str:
+    """How often, for people.
+
+    >>> times(1), times(3)
+    ('once', '3 times')
+    """
+    return "once" if count == 1 else f"{count} times"
+
+
 def in_utc(at: float) -> str:
     """A time for people.
 

@@ -17,17 +17,13 @@ from platformdirs import user_state_path
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import shown
-from scarcity_ray.errors import ConfigError, UsageError
+from scarcity_ray.errors import ConfigError, LedgerWarning, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.runtime.base import Runtime
 from scarcity_ray.runtime.local import LocalRuntime
 
 logger = logging.getLogger("scarcity_ray")
-
-
-class LedgerWarning(UserWarning):
-    """A ledger that nobody chose a place for, and what follows from it for the budget."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

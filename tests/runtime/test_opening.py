@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, LedgerError, UsageError
+from scarcity_ray import (
+    HierarchicalFederation,
+    HierarchicalFederationConfig,
+    LedgerError,
+    LedgerWarning,
+    UsageError,
+)
 from scarcity_ray.config import Layer2Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.privacy import BudgetStatus
 from scarcity_ray.runtime.local import LocalRuntime
 from scarcity_ray.runtime.opening import (
-    LedgerWarning,
     configured_ledger,
     default_ledger,
     federation_name,
