@@ -38,6 +38,7 @@ from scarcity_ray.roles.messages import (
     Overtaken,
     SlotState,
     SubmissionResult,
+    closed,
 )
 from scarcity_ray.roles.parcels import ActorKey, Parcel, ParcelDesk
 from scarcity_ray.roles.session_host import SessionHost
@@ -93,6 +94,7 @@ class BasketHost(SessionHost):
         self._budget_period = budget_period
         self._blocks_of = blocks_where_faster(compute)
         self._closed: BasketReport | None = None
+        self._farewells: dict[str, bytes] = {}
         state = state or SlotState((), (), OrderNumber())
         self._number = state.number
         self._order = state.order
@@ -192,6 +194,7 @@ class BasketHost(SessionHost):
         if basket is None:
             return ActivityReport()
         self._closed = basket.report().closed(BasketFacts("", "", 0), self._closed)
+        self._farewells[basket_id] = basket.identity.sign(closed(basket_id))
         return basket.take_activity()
 
     def submit(self, baskets: Sequence[str], batch: SubmissionBatch, now: float) -> SubmissionResult:
@@ -328,8 +331,28 @@ class BasketHost(SessionHost):
             for basket_id, basket in sorted(self._baskets.items())
         )
         return HostState(
-            self._round_id, self._number, self._order, held, self._memories.all(), self.rosters()
+            self._round_id,
+            self._number,
+            self._order,
+            held,
+            self._memories.all(),
+            self.rosters(),
+            self._chain.endorsements(),
+            {
+                a.place.basket_id: self._baskets[a.place.basket_id].identity.sign(a.place.holding())
+                for a in held
+            },
+            self.farewells(),
         )
+
+    def farewells(self) -> dict[str, bytes]:
+        """By each basket that has closed here and is on the roster still, a signature that it has."""
+        named = self._chain.known()
+        self._farewells = {b: sign for b, sign in self._farewells.items() if b in named}
+        return dict(self._farewells)
+
+    def _obeys(self) -> OrderNumber:
+        return self._number
 
     def _is_read_only(self, now: float) -> bool:
         """Whether the budget is spent; who renewed it may have died before the word came here."""

@@ -38,6 +38,7 @@ from scarcity_ray.roles.recovery import Recovered
 from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.slots import SlotLoads
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
+from scarcity_ray.secagg.identity import PUBLIC_BYTES
 
 REMEMBERED = 256
 """Operations that a directory remembers to be done, for drivers that say so late."""
@@ -54,6 +55,8 @@ class Directory(Role):
         one_operation_at_a_time: Asked for another, the directory names the one that is pending.
         an_operation_outlives_the_directory: Begun again from what the basket actors know of it, or void if no
             step of it was done, and then none is done any more.
+        an_actor_speaks_for_the_baskets_in_its_slot_alone: Keys that it states for others are ignored.
+        no_epoch_is_made_halfway_through_an_operation: While one is pending, the roster stays as it is.
 
     Args:
         identity: The federation's own facts.
@@ -79,6 +82,7 @@ class Directory(Role):
             config.basket, clock=lambda: self._now, rng=stream(config.seed, "directory")
         )
         self._slots: dict[str, int] = {}
+        self._dead: dict[str, bytes] = {}
         self._loads = SlotLoads(num_slots, config.runtime.baskets_per_actor)
         self._identities: dict[str, bytes] = {}
         self._keys: dict[str, bytes | None] = {}
@@ -192,22 +196,23 @@ class Directory(Role):
         """Who is registered: the roster's epochs after `since`, or the newest alone.
 
         All live baskets are, whether their actors answer or not, under the keys that they last had. What has
-        changed since the last epoch makes a new one; with an operator's key it waits for its signature.
+        changed since the last epoch makes a new one, once no operation is pending: halfway through a split
+        neither the basket nor its halves would be on it. With an operator's key it waits for its signature.
         """
-        parties = sorted(
-            Party(basket_id, key)
-            for basket_id in self._manager.live_basket_ids()
-            if (key := self._identities.get(basket_id))
-        )
+        live = self._manager.live_basket_ids()
+        keys = {b: self._identities[b] for b in live if b in self._identities}
+        parties = sorted(Party(basket_id, key) for basket_id, key in {**self._dead, **keys}.items())
         draft = None
-        if self._chain.newest is None or self._chain.newest.parties != tuple(parties):
+        changed = self._chain.newest is None or self._chain.newest.parties != tuple(parties)
+        if changed and self._pending is None:
             draft = self._chain.next(parties) if parties or self._chain.newest is not None else None
         if draft is not None and not self._is_signed:
             self._chain.follow((draft,))
             draft = None
         endorsements = tuple(self._endorsements.values())
         self._chain.endorse(endorsements)
-        return Registry(self._chain.since(since), endorsements, self._chain.known(), draft)
+        known = self._chain.known()
+        return Registry(self._chain.since(since), endorsements, known, draft, self._number.life)
 
     def adopt_roster(self, roster: Roster) -> str:
         """Take the next epoch with the operator's signature; why not, or nothing."""
@@ -227,10 +232,15 @@ class Directory(Role):
         return self._begin(self._rehousing(OperationKind.SPLIT, basket_id), halves)
 
     def disband(self, basket_id: str, now: float) -> Begun:
-        """Close a basket; its clients go to others of their domain."""
+        """Close a basket; its clients go to others of their domain.
+
+        One that died with the directory has none any more, and is registered no longer.
+        """
         if self._pending is not None:
             return Begun(self._pending, False)
         self._tick(now)
+        if self._dead.pop(basket_id, None) is not None:
+            return Begun(None)
         basket_id = self._manager.resolve(basket_id)
         self._manager.disband_basket(basket_id)
         return self._begin(self._rehousing(OperationKind.DISBAND, basket_id), None)
@@ -255,7 +265,7 @@ class Directory(Role):
         self,
         order: Order,
         overtaken: OrderNumber | None,
-        identities: Mapping[str, bytes],
+        identities: Mapping[int, Mapping[str, bytes]],
         memories: Sequence[ClientMemory],
         seen: Sequence[ActivityReport],
         now: float,
@@ -265,7 +275,7 @@ class Directory(Role):
         Args:
             order: The operation's.
             overtaken: If a basket actor obeys no order as low as this one: the lowest that it obeys.
-            identities: Public keys of the baskets that were opened.
+            identities: Public keys of the baskets that were opened, by the slot whose actor stated them.
             memories: What must be remembered of the clients that left.
             seen: What the baskets that were closed saw last.
             now: Seconds since the epoch.
@@ -274,23 +284,45 @@ class Directory(Role):
         pending = self._pending
         if pending is not None and pending.order.operation_id == order.operation_id:
             if overtaken is not None:
-                # A directory that did not come to be has fenced the actors off from this one.
-                self._number = OrderNumber(max(self._number, overtaken).life + 1)
-                again = replace(pending.order, number=self._next_number())
-                self._pending = replace(pending, order=again)
+                self.outlive(overtaken)
                 return Closing(False, self._pending)
             if pending.order.number != order.number:
                 return Closing(False, pending)
-            self.record_identities(identities)
+            for slot, keys in identities.items():
+                self.record_identities(slot, keys)
             self._memories.note(memories)
             self._pending = None
             self._done.append(order.operation_id)
         return Closing(order.operation_id in self._done)
 
-    def record_identities(self, identities: Mapping[str, bytes]) -> None:
-        """Note the public keys under which baskets sign in secure aggregation."""
-        self._changes += any(self._identities.get(b) != key for b, key in identities.items())
-        self._identities.update(identities)
+    def outlive(self, number: OrderNumber) -> None:
+        """Begin a new life after `number`, which an actor has heard of, and the pending operation again.
+
+        A directory that did not come to be has fenced the actors off from this one.
+        """
+        self._number = OrderNumber(max(self._number, number).life + 1)
+        if self._pending is not None:
+            order = replace(self._pending.order, number=self._next_number())
+            self._pending = replace(self._pending, order=order)
+
+    def record_identities(self, slot: int, identities: Mapping[str, bytes]) -> None:
+        """Note the public keys under which baskets sign in secure aggregation.
+
+        An actor speaks for the baskets that live in its slot; what it says of others is ignored.
+
+        Args:
+            slot: Of the actor that stated them.
+            identities: Ed25519 public bytes by basket.
+        """
+        own = {
+            basket_id: key
+            for basket_id, key in identities.items()
+            if self._slots.get(basket_id) == slot and type(key) is bytes and len(key) == PUBLIC_BYTES
+        }
+        self._changes += any(self._identities.get(b) != key for b, key in own.items())
+        self._identities.update(own)
+        for basket_id in own:
+            self._dead.pop(basket_id, None)
 
     def resolve(self, basket_id: str) -> BasketPlace:
         """The place of a basket, named by its id or by a domain that has one basket."""
@@ -375,6 +407,8 @@ class Directory(Role):
             self._keys.update({m.client_id: m.public_key for m in admission.members})
             told = {m.client_id: m.num_examples for m in admission.members if m.num_examples is not None}
             self._examples.update(told)
+        self._dead = dict(recovered.dead)
+        self._endorsements = {endorsed.party.party_id: endorsed for endorsed in recovered.endorsements}
         self._memories.note(recovered.memories)
         self._round_id = recovered.round_id
         self._number = recovered.number

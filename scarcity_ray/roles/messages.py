@@ -20,6 +20,7 @@ from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.client_memory import ClientMemory
 from scarcity_ray.secagg import Endorsement, Roster
+from scarcity_ray.secagg.transcript import encode
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,6 +61,10 @@ class BasketPlace:
     domain_id: str
     slot: int
     identity: bytes = b""
+
+    def holding(self) -> bytes:
+        """What the basket signs to show that it lives here."""
+        return encode("basket lives here", self.basket_id, self.slot)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,6 +242,9 @@ class HostState:
         admissions: Its baskets and their members.
         memories: Of clients that left it.
         rosters: The newest epochs of the roster that it has pinned.
+        endorsements: Of baskets that are not signed for yet.
+        proofs: By each of its baskets, a signature that it lives here (`BasketPlace.holding`), 64 bytes.
+        closed: By each basket on the roster that was here, a signature that it has closed (`closed`).
     """
 
     round_id: int
@@ -245,6 +253,9 @@ class HostState:
     admissions: tuple[Admission, ...] = ()
     memories: tuple[ClientMemory, ...] = ()
     rosters: tuple[Roster, ...] = ()
+    endorsements: tuple[Endorsement, ...] = ()
+    proofs: Mapping[str, bytes] = field(default_factory=dict)
+    closed: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -344,12 +355,14 @@ class Registry:
         endorsements: Of baskets that are not signed for yet.
         known: Identity keys of all who may take part.
         draft: With an operator's key, the next epoch, which waits for its signature.
+        life: Of the directory (`OrderNumber`): a basket actor follows no roster of an earlier one.
     """
 
     rosters: tuple[Roster, ...]
     endorsements: tuple[Endorsement, ...] = ()
     known: dict[str, bytes] = field(default_factory=dict)
     draft: Roster | None = None
+    life: int = 0
 
     @property
     def newest(self) -> Roster | None:
@@ -366,12 +379,14 @@ class PartyKnowledge:
         keys: Its own baskets' identity keys.
         epoch: Of the roster that it has pinned; 0 for none.
         refusal: Why it went no further, or nothing.
+        overtaken: If the roster was of a directory that it obeys no longer: the lowest order that it obeys.
     """
 
     version: int
     keys: dict[str, bytes]
     epoch: int
     refusal: str = ""
+    overtaken: OrderNumber | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -494,6 +509,11 @@ class BasketReport:
             messages_delivered=past.messages_delivered + self.messages_delivered,
             sessions_refused=past.sessions_refused + self.sessions_refused,
         )
+
+
+def closed(basket_id: str) -> bytes:
+    """What a basket signs as it closes."""
+    return encode("basket closed", basket_id)
 
 
 def operator_key_of(config: HierarchicalFederationConfig) -> bytes | None:

@@ -10,12 +10,19 @@ takes up where the last operation left them:
   it is told that the operation is void, and asks again;
 * of an operation that no actor has heard of nothing was done, and nothing will be: as they are asked, the
   actors stop obeying the directory that died (`basket_host.BasketHost.step_down`).
+
+No one actor is believed in what is another's. It says which baskets are in its own slot; a basket that two
+claim is that one's which signs for it with the key on the roster. What a closing basket's clients do says the
+actor that holds it, which hears of it first. The roster is what most of the actors have pinned, and what
+follows from that; who is on it stays on it until it is closed, by an operation or by its own signature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from scarcity_ray.roles.client_memory import ClientMemory
 from scarcity_ray.roles.messages import (
@@ -27,8 +34,10 @@ from scarcity_ray.roles.messages import (
     OperationKind,
     Order,
     OrderNumber,
+    closed,
 )
-from scarcity_ray.secagg import Roster
+from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
+from scarcity_ray.secagg.roster import KEPT, is_sound
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +51,9 @@ class Recovered:
         memories: Of clients that left.
         done: Ids of operations that are known to be done.
         pending: The operation to begin again; its number is the directory's to give.
-        rosters: The newest epochs of the roster that any of them has pinned.
+        rosters: The newest epochs of the roster that most of them have pinned, and what follows from it.
+        endorsements: Of the baskets that are there, as they have heard them.
+        dead: Baskets on the roster that nobody holds and nobody has closed, with their keys.
     """
 
     round_id: int
@@ -52,19 +63,26 @@ class Recovered:
     done: tuple[str, ...] = ()
     pending: Operation | None = None
     rosters: tuple[Roster, ...] = ()
+    endorsements: tuple[Endorsement, ...] = ()
+    dead: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def recovered_from(states: Sequence[HostState]) -> Recovered:
+def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
     """Put together what the basket actors know.
 
     Args:
-        states: Of all basket actors that are there, by slot.
+        by_slot: What all basket actors that are there say.
     """
+    states = [state for _, state in sorted(by_slot.items())]
     round_id = max((state.round_id for state in states), default=0)
     number = max((state.number for state in states), default=OrderNumber())
     memories = tuple(memory for state in states for memory in state.memories)
-    held = {admission.place.basket_id: admission for state in states for admission in state.admissions}
-    last = max((s.order for s in states if s.order is not None), key=lambda o: o.number, default=None)
+    rosters, pinned = _pinned_by_most([state.rosters for state in states])
+    held = _held(by_slot, pinned)
+    orders = [
+        o for slot, s in sorted(by_slot.items()) if (o := s.order) and _believed(o, slot, by_slot, held)
+    ]
+    last = max(orders, key=lambda order: order.number, default=None)
     homes = {} if last is None else last.homes
     admissions, strays = _housed(held, last)
     pending: Operation | None = None
@@ -83,8 +101,88 @@ def recovered_from(states: Sequence[HostState]) -> Recovered:
         pending = Operation(order, leavers=strays)
     elif last is not None and last.kind is not OperationKind.REGISTER:
         done = (last.operation_id,)
-    rosters = max((s.rosters for s in states if s.rosters), key=lambda kept: kept[-1].epoch, default=())
-    return Recovered(round_id, number, admissions, memories, done, pending, rosters)
+    keys = {basket_id: admission.place.identity for basket_id, admission in held.items()}
+    endorsements = tuple(
+        dict.fromkeys(
+            e for s in states for e in s.endorsements if keys.get(e.party.party_id) == e.party.identity_public
+        )
+    )
+    dead = {
+        basket_id: key
+        for basket_id, key in pinned.items()
+        if basket_id not in held and not any(_has_closed(state, basket_id, key) for state in states)
+    }
+    return Recovered(round_id, number, admissions, memories, done, pending, rosters, endorsements, dead)
+
+
+def _pinned_by_most(chains: Sequence[tuple[Roster, ...]]) -> tuple[tuple[Roster, ...], Mapping[str, bytes]]:
+    """The chain that most actors have pinned, with what follows from it, and who is on what most pinned.
+
+    From the epoch that most hold, step by step, to the one after it that most hold; of as many, the later.
+    A chain with a broken link counts for nothing, and so does one that does not come by that epoch.
+    """
+    sound = [chain for chain in chains if chain and _is_linked(chain)]
+    votes = Counter(roster.digest() for chain in sound for roster in chain)
+    rosters = {roster.digest(): roster for chain in sound for roster in chain}
+    if not votes:
+        return (), {}
+    tip = best = max(rosters, key=lambda d: (votes[d], rosters[d].epoch))
+    ahead = [best]
+    while following := [d for d in rosters if rosters[d].previous == tip]:
+        tip = max(following, key=lambda d: votes[d])
+        ahead.append(tip)
+    behind: list[bytes] = []
+    while (best := rosters[best].previous) in rosters:
+        behind.insert(0, best)
+    pinned = next(d for d in reversed(ahead) if d == ahead[0] or 2 * votes[d] > len(sound))
+    return tuple(rosters[d] for d in (*behind, *ahead))[-KEPT:], rosters[pinned].keys()
+
+
+def _is_linked(chain: Sequence[Roster]) -> bool:
+    return all(map(is_sound, chain)) and all(
+        later.previous == earlier.digest() and later.epoch == earlier.epoch + 1
+        for earlier, later in itertools.pairwise(chain)
+    )
+
+
+def _held(by_slot: Mapping[int, HostState], pinned: Mapping[str, bytes]) -> dict[str, Admission]:
+    """The baskets that each actor holds in its own slot.
+
+    One that two claim is that one's which signs with the key on the roster that it lives there, else the
+    first's.
+    """
+    held: dict[str, Admission] = {}
+    for slot, state in sorted(by_slot.items()):
+        for admission in state.admissions:
+            place = admission.place
+            if place.slot != slot:
+                continue
+            key, proof = pinned.get(place.basket_id, b""), state.proofs.get(place.basket_id, b"")
+            if place.basket_id not in held or (
+                place.identity == key and IdentityKeyPair.verify_with(key, place.holding(), proof)
+            ):
+                held[place.basket_id] = admission
+    return held
+
+
+def _believed(
+    order: Order, slot: int, by_slot: Mapping[int, HostState], held: Mapping[str, Admission]
+) -> bool:
+    """Whether an actor may say so: that a basket closes, only who holds it, or with it, if it is there."""
+    closing = order.closing
+    if closing is None:
+        return True
+    known = held.get(closing.basket_id)
+    source = by_slot.get(closing.slot)
+    if known is not None and known.place.slot != closing.slot:
+        return False
+    if slot == closing.slot or source is None:
+        return True
+    return source.order is not None and source.order.operation_id == order.operation_id
+
+
+def _has_closed(state: HostState, basket_id: str, key: bytes) -> bool:
+    return IdentityKeyPair.verify_with(key, closed(basket_id), state.closed.get(basket_id, b""))
 
 
 def _housed(
@@ -104,7 +202,8 @@ def _housed(
     for basket_id, admission in sorted(held.items()):
         for member in admission.members:
             client_id = member.client_id
-            home = homes[client_id].basket_id if client_id in homes else basket_id
+            moves = basket_id == closing and client_id in homes
+            home = homes[client_id].basket_id if moves else basket_id
             if home == closing or basket_id not in (closing, seen.setdefault(client_id, home)):
                 strays.append((admission.place, client_id))
                 continue

@@ -14,7 +14,7 @@ from scarcity_ray.roles.basket import Basket
 from scarcity_ray.roles.charging import BasketCharges
 from scarcity_ray.roles.hosted_session import Belief, HostedSessions
 from scarcity_ray.roles.last_release import LastRelease
-from scarcity_ray.roles.messages import PartyKnowledge, operator_key_of
+from scarcity_ray.roles.messages import OrderNumber, PartyKnowledge, operator_key_of
 from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.sessions import SessionTerms
 from scarcity_ray.roles.signed_facts import Occasion, SignedFacts
@@ -62,16 +62,31 @@ class SessionHost(Role):
         self._chain = RosterChain(federation_id, operator_key_of(plan.config))
 
     def know_parties(
-        self, rosters: Sequence[Roster], endorsements: Sequence[Endorsement] = ()
+        self, rosters: Sequence[Roster], endorsements: Sequence[Endorsement] = (), life: int = 0
     ) -> PartyKnowledge:
         """Learn who is registered: the next epochs of the roster, oldest first, and who is vouched for.
 
         They come from a driver, which has them from the directory: never from the global aggregator, whose
         sessions they are held against. Until a roster is pinned, no session is joined.
+
+        Refused, and counted, is a roster that names a basket that is here under a key that is not its own;
+        and any of a directory that died (`life`), which the one after it knows nothing of.
         """
-        refusal = self._chain.follow(rosters)
+        own, number = self.own_keys(), self._obeys()
+        if life < number.life:
+            late = "this roster is of a directory that has died since"
+            return PartyKnowledge(self._last.version, own, self._chain.epoch, late, number)
+        stolen = self._chain.misnamed(rosters, own)
+        if stolen:
+            self._sessions.count_refusal(stolen)
+            refusal = (
+                f"the roster names its baskets under keys that are not theirs: {', '.join(stolen)}; "
+                "if it died and came back, the operator must sign the next roster"
+            )
+        else:
+            refusal = self._chain.follow(rosters)
         self._chain.endorse(endorsements)
-        return PartyKnowledge(self._last.version, self.own_keys(), self._chain.epoch, refusal)
+        return PartyKnowledge(self._last.version, own, self._chain.epoch, refusal)
 
     def rosters(self) -> tuple[Roster, ...]:
         """The newest epochs that this actor has pinned, for a directory that came back empty."""
@@ -156,6 +171,10 @@ class SessionHost(Role):
     def own_keys(self) -> dict[str, bytes]:
         """Ed25519 public bytes of the baskets that are here."""
         return {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
+
+    def _obeys(self) -> OrderNumber:
+        """The lowest order of a directory that is obeyed here."""
+        return OrderNumber()
 
     def _belief(self, model_hash: bytes | None) -> Belief:
         plan = self._plan.at(self._last.clip_norm)

@@ -213,16 +213,16 @@ class Assembly:
         number, identities = actor.call("check_in").result()
         if number.life < state.number.life:
             return False
-        directory.call("record_identities", identities).result()
+        directory.call("record_identities", slot, identities).result()
         return True
 
     def _recover_directory(self, num_slots: int, now: float, known: Sequence[Fault]) -> None:
         slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
         lost: list[str] = []
-        states: list[HostState] = []
+        states: dict[int, HostState] = {}
         for slot in sorted(slots | set(range(num_slots))):
             try:
-                states.append(self.handle(basket_actor(slot)).call("step_down").result())
+                states[slot] = self.handle(basket_actor(slot)).call("step_down").result()
             except ActorLost:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
@@ -233,7 +233,14 @@ class Assembly:
             f"clients' activity counts begin anew{both if lost else ''}"
         )
         highest = max(slots | {num_slots - 1}, default=-1) + 1
-        self._start([self._directory_spec(highest, now, recovered_from(states), [*known, fault])])
+        recovered = recovered_from(states)
+        faults = [*known, fault]
+        if recovered.dead:
+            names = ", ".join(sorted(recovered.dead))
+            faults.append(
+                _fault(f"nobody holds {names} any more: registered until `disband_basket` names them")
+            )
+        self._start([self._directory_spec(highest, now, recovered, faults)])
 
     def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:
         self.tell_baskets("sessions_abandon", num_slots)

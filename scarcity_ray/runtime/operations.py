@@ -8,7 +8,7 @@ before or after any call.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +21,7 @@ from scarcity_ray.roles.messages import (
     BasketPlace,
     Begun,
     Closing,
+    Fault,
     Located,
     Operation,
     Order,
@@ -36,8 +37,9 @@ from scarcity_ray.secagg import Party
 class _OvertakenError(Exception):
     """A basket actor obeys no order as low as the one that it was given."""
 
-    def __init__(self, number: OrderNumber) -> None:
-        super().__init__(number)
+    def __init__(self, slot: int, number: OrderNumber) -> None:
+        super().__init__(slot, number)
+        self.slot = slot
         self.number = number
 
 
@@ -65,21 +67,31 @@ class Operations(RoleCalls):
                 return begun.answer
 
     def finish(self, operation: Operation) -> bool:
-        """Do an operation's steps; whether it stands, or is void since the directory that began it died."""
+        """Do an operation's steps; whether it stands, or is void since the directory that began it died.
+
+        Raises:
+            ActorLost: If a basket actor obeys no order, however high.
+        """
+        refusals: Counter[int] = Counter()
         while True:
-            identities: dict[str, bytes] = {}
+            identities: dict[int, dict[str, bytes]] = {}
             memories: list[ClientMemory] = []
             seen: list[ActivityReport] = []
             overtaken: OrderNumber | None = None
             try:
                 identities = self._admit(operation)
-                self._rehouse(operation.order)
+                self._rehouse(operation.order, identities)
                 self._endorse(operation, identities)
                 memories = self._dismiss(operation)
                 seen = self._close(operation)
                 self._begin_round(operation)
             except _OvertakenError as error:
                 overtaken = error.number
+                refusals[error.slot] += 1
+                if refusals[error.slot] > RECOVERIES:
+                    raise ActorLost(
+                        basket_actor(error.slot), "it obeys no order, however high", False
+                    ) from None
             order = operation.order
             arguments = (order, overtaken, identities, memories, seen, self.now())
             closing: Closing = self.call(DIRECTORY, "finish", *arguments)
@@ -104,19 +116,37 @@ class Operations(RoleCalls):
                 return found.routes
             self.finish(found.news.pending)
 
-    def _admit(self, operation: Operation) -> dict[str, bytes]:
-        admissions = operation.admissions
+    def _admit(self, operation: Operation) -> dict[int, dict[str, bytes]]:
+        """Have the actors take clients in; the keys of the baskets that they were asked for, by slot."""
+        admissions, source = operation.admissions, operation.order.closing
+        if source is not None:
+            # Who holds the closing basket hears of it first: nobody else is believed that it closes.
+            self._step(source.slot, "take", source.basket_id, {}, operation.order)
         self._house([admission.place for admission in admissions])
         by_slot: dict[int, list[Admission]] = defaultdict(list)
         for admission in admissions:
             by_slot[admission.place.slot].append(admission)
         told = {slot: (tuple(a), operation.order) for slot, a in by_slot.items()}
         answers = self._steps("admit", told)
-        return {basket: key for answer in answers.values() for basket, key in answer.items()}
+        keys: dict[int, dict[str, bytes]] = {}
+        for slot, asked in by_slot.items():
+            stated = answers[slot] if isinstance(answers[slot], dict) else {}
+            ids = [admission.place.basket_id for admission in asked]
+            keys[slot] = {basket_id: stated[basket_id] for basket_id in ids if basket_id in stated}
+            missing = sorted(set(ids) - set(keys[slot]))
+            if missing:
+                role = basket_actor(slot)
+                loss = f"{role} states no key of {', '.join(missing)}, which take part in no session"
+                self.note_faults([Fault(f"{role}/keyless/{operation.order.operation_id}", loss)])
+        return keys
 
-    def _rehouse(self, order: Order) -> None:
-        """Carry what belongs to clients of the closing basket to their new ones, sealed."""
-        source, homes = order.closing, order.homes
+    def _rehouse(self, order: Order, identities: Mapping[int, Mapping[str, bytes]]) -> None:
+        """Carry what belongs to clients of the closing basket to their new ones, sealed.
+
+        Nothing is carried to a basket whose actor does not say that it has it.
+        """
+        source, there = order.closing, {b for keys in identities.values() for b in keys}
+        homes = {c: home for c, home in order.homes.items() if home.basket_id in there}
         if source is None or not homes:
             return
         for _ in range(RECOVERIES):
@@ -124,8 +154,9 @@ class Operations(RoleCalls):
             told = {c: (home.basket_id, keys[home.slot]) for c, home in homes.items()}
             by_home: dict[tuple[int, str], list[Any]] = defaultdict(list)
             for parcel in self._step(source.slot, "take", source.basket_id, told, order):
-                home = homes[parcel.client_id]
-                by_home[home.slot, home.basket_id].append(parcel)
+                home = homes.get(parcel.client_id)
+                if home is not None:
+                    by_home[home.slot, home.basket_id].append(parcel)
             opened = [
                 self._step(slot, "put", basket_id, tuple(parcels), order)
                 for (slot, basket_id), parcels in sorted(by_home.items())
@@ -137,14 +168,16 @@ class Operations(RoleCalls):
     def _actor_keys(self, slots: Iterable[int]) -> Mapping[int, ActorKey]:
         return self.ask_baskets("actor_key", dict.fromkeys(sorted(set(slots)), ()))
 
-    def _endorse(self, operation: Operation, identities: Mapping[str, bytes]) -> None:
+    def _endorse(self, operation: Operation, identities: Mapping[int, Mapping[str, bytes]]) -> None:
         """Where an operator signs for baskets: a closing one vouches for those that its clients move to."""
         source = operation.order.closing
         if source is None or self.assembly.identity.config.operator_key is None:
             return
-        moved = [admission.place.basket_id for admission in operation.admissions]
-        parties = tuple(Party(basket_id, identities[basket_id]) for basket_id in moved)
+        parties = tuple(
+            Party(basket_id, key) for keys in identities.values() for basket_id, key in keys.items()
+        )
         endorsed = self.call(basket_actor(source.slot), "endorse", source.basket_id, parties)
+        endorsed = tuple(e for e in endorsed if e.party in parties and e.parent_id == source.basket_id)
         if endorsed:
             self.call(DIRECTORY, "record_endorsements", endorsed)
 
@@ -166,10 +199,10 @@ class Operations(RoleCalls):
             self._steps("advance_round", dict.fromkeys(range(operation.num_slots), told))
 
     def _step(self, slot: int, method: str, *args: object) -> Any:
-        return _obeyed(self.call(basket_actor(slot), method, *args))
+        return _obeyed(slot, self.call(basket_actor(slot), method, *args))
 
     def _steps(self, method: str, told: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
-        return {slot: _obeyed(answer) for slot, answer in self.call_baskets(method, told).items()}
+        return {slot: _obeyed(slot, answer) for slot, answer in self.call_baskets(method, told).items()}
 
     def _house(self, places: Sequence[BasketPlace]) -> None:
         """Start the actors of new baskets."""
@@ -179,9 +212,9 @@ class Operations(RoleCalls):
         self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
 
 
-def _obeyed(answer: Any) -> Any:
+def _obeyed(slot: int, answer: Any) -> Any:
     if isinstance(answer, Overtaken):
-        raise _OvertakenError(answer.number)
+        raise _OvertakenError(slot, answer.number)
     return answer
 
 

@@ -287,14 +287,16 @@ class DriverSession(Operations):
         """
         layer2 = self.assembly.identity.config.layer2
         where, registry = self.whereabouts(), self.registry()
-        for _ in range(RECOVERIES):
+        for turn in range(RECOVERIES):
             if registry == self._told_registry:
                 break
             held: dict[int, PartyKnowledge] = self.tell_baskets(
-                "know_parties", registry.rosters, registry.endorsements
+                "know_parties", registry.rosters, registry.endorsements, registry.life
             )
-            self._bring_up(held, registry)
-            self._record_keys(where, {b: key for known in held.values() for b, key in known.keys.items()})
+            # The last time, whoever states new keys must do with the roster that all are told.
+            is_news = turn < RECOVERIES - 1 and self._learn(where, held)
+            if not is_news:
+                self._bring_up(held, registry)
             if layer2.distribute_to_baskets:
                 latest = self.ask(GLOBAL, "latest")
                 behind = [s for s, known in held.items() if latest and known.version < latest.version]
@@ -316,24 +318,33 @@ class DriverSession(Operations):
             missed: Registry = self.call(DIRECTORY, "registry", known.epoch)
             role = basket_actor(slot)
             rosters = missed.rosters or registry.rosters
-            told: PartyKnowledge = self.call(role, "know_parties", rosters, missed.endorsements)
+            told: PartyKnowledge = self.call(role, "know_parties", rosters, missed.endorsements, missed.life)
             if told.refusal:
                 loss = f"{role} follows no new roster, and joins no session: {told.refusal}"
                 self.faults.append(loss)
                 logger.warning(loss)
 
-    def _record_keys(self, where: Whereabouts, own: Mapping[str, bytes]) -> None:
-        """Have the directory know the keys that the baskets have.
+    def _learn(self, where: Whereabouts, held: Mapping[int, PartyKnowledge]) -> bool:
+        """Have the directory know the keys that the baskets have, and the life that the actors obey.
 
-        It may not: a driver that brings an actor back and dies before it has said so leaves the old ones.
+        It may not: a driver that brings an actor back and dies before it has said so leaves the old keys; one
+        whose new directory did not come to be has fenced the actors off from this one. An actor is asked for
+        the baskets in its own slot alone.
+
+        Returns:
+            Whether the roster may be another one now.
         """
-        changed = {
-            place.basket_id: own[place.basket_id]
-            for place in where.places
-            if own.get(place.basket_id, place.identity) != place.identity
-        }
-        if changed:
-            self.call(DIRECTORY, "record_identities", changed)
+        changed: dict[int, dict[str, bytes]] = defaultdict(dict)
+        for place in where.places:
+            own = held[place.slot].keys if place.slot in held else {}
+            if own.get(place.basket_id, place.identity) != place.identity:
+                changed[place.slot][place.basket_id] = own[place.basket_id]
+        for slot, keys in changed.items():
+            self.call(DIRECTORY, "record_identities", slot, keys)
+        overtaken = [known.overtaken for known in held.values() if known.overtaken is not None]
+        if overtaken:
+            self.call(DIRECTORY, "outlive", max(overtaken))
+        return bool(changed or overtaken)
 
     def _locate(self, client_ids: Sequence[str], fresh: bool) -> dict[str, tuple[str, int]]:
         unknown = sorted({c for c in client_ids if fresh or c not in self._routes})

@@ -170,7 +170,7 @@ class RosterChain:
         self._federation_id = federation_id
         self._operator_key = operator_key
         self.kept: tuple[Roster, ...] = ()
-        self._endorsed: dict[str, bytes] = {}
+        self._endorsed: dict[str, Endorsement] = {}
         self.follow(kept)
 
     @property
@@ -206,6 +206,16 @@ class RosterChain:
                 self.kept = (*self.kept, roster)[-KEPT:]
         return ""
 
+    def misnamed(self, rosters: Sequence[Roster], own: Mapping[str, bytes]) -> tuple[str, ...]:
+        """Who of `own` stands under another key on the last of `rosters`, where that is not pinned already.
+
+        The epochs before it may name those who had the id earlier.
+        """
+        if not rosters or not is_sound(rosters[-1]) or rosters[-1] in self.kept:
+            return ()
+        named = rosters[-1].keys()
+        return tuple(sorted(name for name, key in own.items() if named.get(name, key) != key))
+
     def endorse(self, endorsements: Iterable[Endorsement]) -> None:
         """Learn for whom registered parties, or parties endorsed before them, vouch; others are ignored."""
         keys = self.known()
@@ -217,12 +227,19 @@ class RosterChain:
                 and party.party_id not in keys
                 and IdentityKeyPair.verify_with(parent, endorsed.content(), endorsed.signature)
             ):
-                self._endorsed[party.party_id] = keys[party.party_id] = party.identity_public
+                self._endorsed[party.party_id] = endorsed
+                keys[party.party_id] = party.identity_public
+
+    def endorsements(self) -> tuple[Endorsement, ...]:
+        """For whom is vouched that is not registered."""
+        registered: Mapping[str, bytes] = {} if self.newest is None else self.newest.keys()
+        return tuple(e for party_id, e in self._endorsed.items() if party_id not in registered)
 
     def known(self) -> dict[str, bytes]:
         """Keys of all who may take part: who is registered, and who is endorsed."""
         registered: Mapping[str, bytes] = {} if self.newest is None else self.newest.keys()
-        return {**self._endorsed, **registered}
+        endorsed = {party_id: e.party.identity_public for party_id, e in self._endorsed.items()}
+        return {**endorsed, **registered}
 
     def _refusal(self, roster: Roster) -> str:
         if not is_sound(roster):

@@ -141,17 +141,18 @@ def test_an_order_that_actors_do_not_obey_is_given_again_above_all_that_they_hav
 
 @pytest.mark.parametrize("heard", ["source", "target"])
 def test_an_operation_outlives_the_directory(heard):
-    """Whichever actor knows of it; the members are where it takes them."""
+    """Once the basket that closes has heard of it; the members are where it takes them."""
     one = directory(per_actor=1, max_clients=6, num_slots=0)
     done(one, one.register(members(*"abcdef"), 1.0))
     before = one.slot_state(0)
     begun = one.split("d", 2.0)
     order = begun.operation.order
-    source = HostState(0, OrderNumber(1), order if heard == "source" else None, before.admissions)
-    states = [source]
+    states = [HostState(0, OrderNumber(1), order, before.admissions)]
     if heard == "target":
-        states.append(HostState(0, OrderNumber(1), order, begun.operation.admissions[:1]))
-    two = directory(per_actor=1, max_clients=6, num_slots=3, recovered=recovered_from(states))
+        states.append(HostState(0, OrderNumber(1), order, begun.operation.admissions[1:]))
+    two = directory(
+        per_actor=1, max_clients=6, num_slots=3, recovered=recovered_from(dict(enumerate(states)))
+    )
     assert two.locate([*"abcdef"]).routes == one.locate([*"abcdef"]).routes
     again = two.news().pending
     assert (again.order.operation_id, again.order.homes) == (order.operation_id, order.homes)
@@ -161,13 +162,33 @@ def test_an_operation_outlives_the_directory(heard):
     assert {p.basket_id for p in two.whereabouts().places} == set(begun.answer)
 
 
+def test_that_a_basket_closes_is_believed_of_nobody_but_who_holds_it():
+    one = directory(per_actor=1, max_clients=6, num_slots=0)
+    done(one, one.register(members(*"abcdef"), 1.0))
+    before = one.slot_state(0)
+    operation = one.split("d", 2.0).operation
+    lie = replace(operation.order.closing, slot=1)
+    for order in (operation.order, replace(operation.order, closing=lie)):
+        states = {
+            0: HostState(0, OrderNumber(1), None, before.admissions),
+            1: HostState(0, OrderNumber(1), order, operation.admissions[1:]),
+        }
+        recovered = recovered_from(states)
+        assert recovered.pending is None or recovered.pending.order.closing is None
+        assert directory(num_slots=2, recovered=recovered).locate([*"abcdef"]).routes == {
+            client_id: ("d_basket_0", 0) for client_id in "abcdef"
+        }
+
+
 def test_a_client_that_two_actors_have_is_in_one_basket_and_leaves_the_other():
     one = directory(per_actor=1, max_clients=2, num_slots=0)
     done(one, one.register(members(*"abcd"), 1.0))
     first, second = (one.slot_state(slot).admissions[0] for slot in (0, 1))
     both = replace(second, members=(*second.members, first.members[0]))
     states = [HostState(0, OrderNumber(1), None, (first,)), HostState(0, OrderNumber(1), None, (both,))]
-    two = directory(per_actor=1, max_clients=2, num_slots=2, recovered=recovered_from(states))
+    two = directory(
+        per_actor=1, max_clients=2, num_slots=2, recovered=recovered_from(dict(enumerate(states)))
+    )
     assert two.locate(["a"]).routes == {"a": ("d_basket_0", 0)}
     ((place, client_id),) = two.news().pending.leavers
     assert (place.basket_id, client_id) == ("d_basket_1", "a")
@@ -175,7 +196,7 @@ def test_a_client_that_two_actors_have_is_in_one_basket_and_leaves_the_other():
 
 def test_an_operation_that_nobody_has_heard_of_is_void():
     begun = directory().register(members("a", "b"), 1.0)
-    two = directory(recovered=recovered_from([HostState(0, OrderNumber(1))]))
+    two = directory(recovered=recovered_from({0: HostState(0, OrderNumber(1))}))
     assert not two.finish(begun.operation.order, OrderNumber(1), {}, (), (), 2.0).stands
     assert two.locate(["a", "b"]).routes == {}
 
@@ -214,11 +235,11 @@ def test_coming_back_from_what_the_actors_know_changes_nothing():
     one = directory(max_clients=3)
     keyed = [Member(f"c{i}", "d", bytes([i]) * 32, np.array([float(i)])) for i in range(7)]
     done(one, one.register(keyed, 1.0))
-    one.record_identities({"d_basket_0": b"i" * 32})
+    one.record_identities(0, {"d_basket_0": b"i" * 32})
     done(one, one.advance_round(2.0))
     one.note_activity([ActivityReport({"c1": ClientActivity(0, 0.0, 0.25)})], 2.0)
     known = [HostState(1, OrderNumber(1), None, one.slot_state(slot).admissions) for slot in range(2)]
-    two = directory(max_clients=3, recovered=recovered_from(known), now=3.0)
+    two = directory(max_clients=3, recovered=recovered_from(dict(enumerate(known))), now=3.0)
     assert [two.client(f"c{i}", 3.0).trust_score for i in range(7)] == [1.0, 0.25, *[1.0] * 5]
     assert two.whereabouts() == one.whereabouts()
     ids = [m.client_id for m in keyed]

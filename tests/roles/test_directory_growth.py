@@ -70,7 +70,7 @@ def test_whereabouts_by_version_are_the_whereabouts(steps, per_actor, slots) -> 
                 case "advance_round":
                     done(one, one.advance_round(0.0))
                 case "record_identities" if live:
-                    one.record_identities({live[which % len(live)]: bytes([which])})
+                    one.record_identities(which % 2, {live[which % len(live)]: bytes([which]) * 32})
         except UsageError:
             pass
         answer = one.whereabouts(known.version)
