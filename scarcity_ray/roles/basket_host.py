@@ -44,6 +44,7 @@ from scarcity_ray.roles.parcels import ActorKey, Parcel, ParcelDesk
 from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.standings import merged_activity
 from scarcity_ray.roles.submission import SubmissionBatch
+from scarcity_ray.roles.unattended_signing import Statement
 from scarcity_ray.roles.waiting import Backlog
 from scarcity_ray.updates import read_rows
 
@@ -344,6 +345,10 @@ class BasketHost(SessionHost):
             },
             self.farewells(),
         )
+
+    def statement(self) -> Statement:
+        """What a driver that signs rosters asks of the actor itself."""
+        return Statement(self.own_keys(), self.farewells(), self.rosters())
 
     def farewells(self) -> dict[str, bytes]:
         """By each basket that has closed here and is on the roster still, a signature that it has."""

@@ -19,7 +19,7 @@ from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.client_memory import ClientMemory
-from scarcity_ray.secagg import Endorsement, Roster
+from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
 from scarcity_ray.secagg.transcript import encode
 
 
@@ -514,6 +514,11 @@ class BasketReport:
 def closed(basket_id: str) -> bytes:
     """What a basket signs as it closes."""
     return encode("basket closed", basket_id)
+
+
+def has_closed(basket_id: str, key: bytes, signatures: Mapping[str, bytes]) -> bool:
+    """Whether a basket of this key has signed that it closed."""
+    return IdentityKeyPair.verify_with(key, closed(basket_id), signatures.get(basket_id, b""))
 
 
 def operator_key_of(config: HierarchicalFederationConfig) -> bytes | None:

@@ -34,7 +34,7 @@ from scarcity_ray.roles.messages import (
     OperationKind,
     Order,
     OrderNumber,
-    closed,
+    has_closed,
 )
 from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
 from scarcity_ray.secagg.roster import KEPT, is_sound
@@ -110,7 +110,7 @@ def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
     dead = {
         basket_id: key
         for basket_id, key in pinned.items()
-        if basket_id not in held and not any(_has_closed(state, basket_id, key) for state in states)
+        if basket_id not in held and not any(has_closed(basket_id, key, state.closed) for state in states)
     }
     return Recovered(round_id, number, admissions, memories, done, pending, rosters, endorsements, dead)
 
@@ -179,10 +179,6 @@ def _believed(
     if slot == closing.slot or source is None:
         return True
     return source.order is not None and source.order.operation_id == order.operation_id
-
-
-def _has_closed(state: HostState, basket_id: str, key: bytes) -> bool:
-    return IdentityKeyPair.verify_with(key, closed(basket_id), state.closed.get(basket_id, b""))
 
 
 def _housed(

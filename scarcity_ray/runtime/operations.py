@@ -27,11 +27,12 @@ from scarcity_ray.roles.messages import (
     Order,
     OrderNumber,
     Overtaken,
+    Registry,
     Whereabouts,
 )
 from scarcity_ray.roles.parcels import ActorKey
 from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
-from scarcity_ray.secagg import Party
+from scarcity_ray.secagg import IdentityKeyPair, Party
 
 
 class _OvertakenError(Exception):
@@ -50,7 +51,12 @@ class Operations(RoleCalls):
         a_driver_may_stop_anywhere: Before a call or after it; the next driver that calls finishes what it
             left.
         finishing_twice_changes_nothing: Nor do two drivers that finish one operation side by side.
+
+    Attributes:
+        operator: The operator's identity, where this driver holds it; it signs each new roster.
     """
+
+    operator: IdentityKeyPair | None = None
 
     def operate(self, method: str, *args: object) -> Any:
         """Have the directory begin an operation, and do its steps; the directory's answer.
@@ -180,6 +186,14 @@ class Operations(RoleCalls):
         endorsed = tuple(e for e in endorsed if e.party in parties and e.parent_id == source.basket_id)
         if endorsed:
             self.call(DIRECTORY, "record_endorsements", endorsed)
+        registry: Registry = self.call(DIRECTORY, "registry")
+        vain = sorted(p.party_id for p in parties if registry.known.get(p.party_id) != p.identity_public)
+        if vain and registry.newest is not None and self.operator is None:
+            loss = (
+                f"nobody who is signed for vouches for {', '.join(vain)}: the key of {source.basket_id} is "
+                f"not on the roster ({basket_actor(source.slot)} died?); they wait for the operator's signature"
+            )
+            self.note_faults([Fault(f"unendorsed/{operation.order.operation_id}", loss)])
 
     def _dismiss(self, operation: Operation) -> list[ClientMemory]:
         order = operation.order

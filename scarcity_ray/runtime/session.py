@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +32,12 @@ from scarcity_ray.roles.messages import (
 )
 from scarcity_ray.roles.statistics import WITHOUT_LAYER2
 from scarcity_ray.roles.submission import SubmissionBatch
+from scarcity_ray.roles.unattended_signing import Statement, objection
 from scarcity_ray.roles.waiting import WaitingFor, waiting_for
 from scarcity_ray.runtime.assembly import Assembly
 from scarcity_ray.runtime.calls import RECOVERIES, logger
 from scarcity_ray.runtime.operations import Operations
-from scarcity_ray.secagg import IdentityKeyPair, Roster
+from scarcity_ray.secagg import Roster
 
 
 class DriverSession(Operations):
@@ -46,8 +47,6 @@ class DriverSession(Operations):
         assembly: The federation's roles.
         clock: Gives the time in seconds since the epoch.
 
-    Attributes:
-        operator: The operator's identity, where this driver holds it; it signs each new roster.
     """
 
     def __init__(self, assembly: Assembly, clock: Callable[[], float]) -> None:
@@ -56,7 +55,7 @@ class DriverSession(Operations):
         self._told_registry: Registry | None = None
         self._told_taken_over = False
         self.told_period: int | None = None
-        self.operator: IdentityKeyPair | None = None
+        self._signed: tuple[Roster, ...] = ()
 
     def start(self) -> BudgetStatus:
         """Open a new federation's ledger through its accountant, which was started, and start the others.
@@ -253,14 +252,32 @@ class DriverSession(Operations):
     def registry(self) -> Registry:
         """Who is registered; a new roster is signed where this driver holds the operator's identity.
 
-        Without masks nobody need be: it is empty.
+        It is held against what the basket actors state (`roles.unattended_signing`); one that is not what
+        they state is not signed, and that is a fault. Without masks nobody need be registered: it is empty.
         """
         if not self.assembly.identity.config.layer2.use_secure_aggregation:
             return Registry(())
         registry: Registry = self.call(DIRECTORY, "registry")
-        if registry.draft is not None and self.operator is not None:
-            self.adopt_roster(registry.draft.signed(self.operator))
+        if registry.draft is None or self.operator is None:
+            return registry
+        why = ""
+        for _ in range(RECOVERIES):
+            statements: dict[int, Statement] = self.poll_baskets("statement")
+            where = self.whereabouts()
+            self._record_keys(where, {slot: said.keys for slot, said in statements.items()})
             registry = self.call(DIRECTORY, "registry")
+            if registry.draft is None:
+                return registry
+            seen = (*registry.rosters, *self._signed)
+            why = objection(registry.draft, statements.values(), seen, self.operator.public_bytes)
+            if not why:
+                self._signed = (registry.draft.signed(self.operator),)
+                self.adopt_roster(self._signed[0])
+                return cast(Registry, self.call(DIRECTORY, "registry"))
+        loss = f"the next roster is not signed: {why}; read it, and sign it with `scarcity-ray roster sign`"
+        if loss not in self.faults:
+            self.faults.append(loss)
+            logger.warning(loss)
         return registry
 
     def adopt_roster(self, roster: Roster) -> None:
@@ -334,17 +351,21 @@ class DriverSession(Operations):
         Returns:
             Whether the roster may be another one now.
         """
+        changed = self._record_keys(where, {slot: known.keys for slot, known in held.items()})
+        overtaken = [known.overtaken for known in held.values() if known.overtaken is not None]
+        if overtaken:
+            self.call(DIRECTORY, "outlive", max(overtaken))
+        return changed or bool(overtaken)
+
+    def _record_keys(self, where: Whereabouts, stated: Mapping[int, Mapping[str, bytes]]) -> bool:
         changed: dict[int, dict[str, bytes]] = defaultdict(dict)
         for place in where.places:
-            own = held[place.slot].keys if place.slot in held else {}
+            own = stated.get(place.slot, {})
             if own.get(place.basket_id, place.identity) != place.identity:
                 changed[place.slot][place.basket_id] = own[place.basket_id]
         for slot, keys in changed.items():
             self.call(DIRECTORY, "record_identities", slot, keys)
-        overtaken = [known.overtaken for known in held.values() if known.overtaken is not None]
-        if overtaken:
-            self.call(DIRECTORY, "outlive", max(overtaken))
-        return bool(changed or overtaken)
+        return bool(changed)
 
     def _locate(self, client_ids: Sequence[str], fresh: bool) -> dict[str, tuple[str, int]]:
         unknown = sorted({c for c in client_ids if fresh or c not in self._routes})

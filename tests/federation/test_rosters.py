@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, PrivacyWarning, UsageError
+from scarcity_ray.errors import ActorLost
+from scarcity_ray.roles.messages import OrderNumber, Overtaken
+from scarcity_ray.secagg import Party
 
 D, BASKETS, EACH = 4, 5, 4
 OPERATOR = IdentityKeyPair.generate()
@@ -233,6 +237,163 @@ def test_an_unsigned_half_takes_part_where_the_others_suffice(fed_of: Any) -> No
     assert release(fed) is not None
     assert fed.get_global_meta_model().n_baskets == BASKETS + 6
     assert fed.get_stats()["n_sessions_refused"] == 0
+
+
+def test_the_keys_of_a_basket_are_taken_from_its_own_actor_alone(fed_of: Any, monkeypatch: Any) -> None:
+    fed = fed_of()
+    thief, evil = IdentityKeyPair.generate().public_bytes, role(fed, "basket:4")
+    knows, admits = evil.know_parties, evil.admit
+    names = [place.basket_id for place in fed._session.whereabouts().places if place.slot != 4]
+    stolen = dict.fromkeys(names, thief)
+
+    def lying(*args: Any) -> Any:
+        answer = knows(*args)
+        return replace(answer, keys={**answer.keys, **stolen})
+
+    monkeypatch.setattr(evil, "know_parties", lying)
+    monkeypatch.setattr(evil, "admit", lambda *args: {**admits(*args), **stolen})
+    fed.register_client("more", domain_id="d4")
+    assert release(fed) is not None
+    assert thief not in fed.get_roster().keys().values()
+
+
+def test_an_actor_refuses_a_roster_that_names_its_baskets_under_other_keys(fed_of: Any) -> None:
+    fed = fed_of()
+    assert release(fed) is not None
+    roster, host = fed.get_roster(), hosts(fed)[1]
+    (mine,) = host.own_keys()
+    thief = Party(mine, IdentityKeyPair.generate().public_bytes)
+    false = roster.next([thief, *(party for party in roster.parties if party.party_id != mine)])
+    answer = host.know_parties((false,))
+    assert mine in answer.refusal
+    assert answer.epoch == 1
+    assert fed.get_stats()["n_sessions_refused"] == 1
+    assert release(fed) is not None
+
+
+def test_a_basket_actor_hijacks_no_basket_and_no_chain_as_the_directory_comes_back(
+    fed_of: Any, monkeypatch: Any
+) -> None:
+    fed = fed_of()
+    assert release(fed) is not None
+    evil, others = role(fed, "basket:4"), hosts(fed)[:4]
+    theirs = [a for host in others for a in host.step_down().admissions]
+    honest, far = evil.step_down, replace(fed.get_roster(), epoch=1000, previous=bytes(range(32)))
+    claimed = tuple(replace(a, place=replace(a.place, slot=4)) for a in theirs)
+
+    def lying() -> Any:
+        state = honest()
+        return replace(state, admissions=(*state.admissions, *claimed), rosters=(far,))
+
+    monkeypatch.setattr(evil, "step_down", lying)
+    fed._runtime.kill("directory")
+    fed.advance_round()
+    slots = {place.domain_id: place.slot for place in fed._session.whereabouts().places}
+    assert slots == {f"d{b}": b for b in range(BASKETS)}
+    assert release(fed) is not None
+    assert epochs(fed) == {1}
+
+
+def test_a_roster_of_a_directory_that_has_died_is_not_followed(fed_of: Any) -> None:
+    """A driver that stalls with it in hand puts no actor on a fork."""
+    fed = fed_of()
+    assert release(fed) is not None
+    fed.register_clients([("n0", "dn"), ("n1", "dn")])
+    late = role(fed, "directory").registry()
+    fed._runtime.kill("directory")
+    fed.register_clients([("m0", "dm"), ("m1", "dm")])
+    answer = hosts(fed)[0].know_parties(late.rosters, late.endorsements, late.life)
+    assert "has died since" in answer.refusal
+    assert release(fed) is not None
+    assert epochs(fed) == {2}
+
+
+def test_actors_that_a_directory_which_did_not_come_to_be_fenced_off_are_told_again(fed_of: Any) -> None:
+    fed = fed_of()
+    for host in hosts(fed):
+        host.step_down()
+    assert release(fed) is not None
+    assert epochs(fed) == {1}
+
+
+def test_who_died_with_the_directory_still_counts(fed_of: Any) -> None:
+    fed = fed_of()
+    assert release(fed) is not None
+    before = fed.get_roster()
+    for name in ("directory", "basket:0", "basket:1", "basket:2"):
+        fed._runtime.kill(name)
+    fed.advance_round()
+    assert fed.get_roster() == before
+    fed.disband_basket("d0_basket_0")
+    assert len(fed.get_roster().parties) == BASKETS - 1
+
+
+@pytest.mark.parametrize("lie", ["invented", "omitted"])
+def test_a_driver_signs_no_roster_that_the_basket_actors_do_not_state(fed_of: Any, lie: str) -> None:
+    fed = fed_of(operator_key=OPERATOR.public_bytes.hex(), operator_keypair=OPERATOR)
+    directory = role(fed, "directory")
+    live = directory._manager.live_basket_ids
+    invented = {f"x_basket_{i}": IdentityKeyPair.generate().public_bytes for i in range(9)}
+    directory._identities.update(invented)
+    shown = {"invented": lambda: [*live(), *invented], "omitted": lambda: live()[:3]}
+    registry, manager = directory.registry, directory._manager
+
+    def false(since: int = 0) -> Any:
+        manager.live_basket_ids = shown[lie]
+        try:
+            return registry(since)
+        finally:
+            manager.live_basket_ids = live
+
+    directory.registry = false
+    assert release(fed) is None
+    assert role(fed, "directory")._chain.epoch == 0
+    assert any("the next roster is not signed" in fault for fault in fed.get_stats()["faults"])
+    directory.registry = registry
+    assert release(fed) is not None
+
+
+def test_a_directory_that_came_back_has_the_endorsements_again(fed_of: Any) -> None:
+    fed = fed_of(operator_key=OPERATOR.public_bytes.hex(), layer2={"assumed_corrupt_fraction": 0.0})
+    fed.sign_roster(OPERATOR)
+    assert release(fed) is not None
+    fed.split_basket("d0")
+    assert len(fed._session._tell_parties()[0].places) == BASKETS + 1
+    fed._runtime.kill("directory")
+    assert len(fed._session._tell_parties()[0].places) == BASKETS + 1
+
+
+def test_halves_that_nobody_vouches_for_are_a_fault(fed_of: Any) -> None:
+    fed = fed_of(operator_key=OPERATOR.public_bytes.hex())
+    fed.sign_roster(OPERATOR)
+    assert release(fed) is not None
+    fed._runtime.kill("basket:0")
+    fed.split_basket("d0")
+    assert any("wait for the operator's signature" in fault for fault in fed.get_stats()["faults"])
+
+
+@pytest.mark.parametrize("operator_key", [None, OPERATOR.public_bytes.hex()])
+def test_an_actor_that_states_no_keys_is_named_and_blocks_nobody(
+    fed_of: Any, monkeypatch: Any, operator_key: str | None
+) -> None:
+    fed = fed_of(operator_key=operator_key)
+    monkeypatch.setattr(role(fed, "basket:4"), "admit", lambda *args: {})
+    fed.split_basket("d4")
+    fed.split_basket("d0")
+    fed.advance_round()
+    assert any("basket:4 states no key of d4_basket_" in fault for fault in fed.get_stats()["faults"])
+
+
+def test_an_actor_that_obeys_no_order_is_named(fed_of: Any, monkeypatch: Any) -> None:
+    fed = fed_of()
+
+    def refusing(round_id: int, now: float, order: Any) -> Overtaken:
+        return Overtaken(OrderNumber(order.number.life + 1))
+
+    monkeypatch.setattr(role(fed, "basket:4"), "advance_round", refusing)
+    with pytest.raises(ActorLost, match="basket:4 was lost: it obeys no order") as lost:
+        fed.advance_round()
+    assert not lost.value.retryable
 
 
 def test_the_constructor_says_what_two_baskets_are_worth(fed_of: Any) -> None:

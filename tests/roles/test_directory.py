@@ -15,13 +15,17 @@ from scarcity_ray.roles.client_memory import ClientMemory
 from scarcity_ray.roles.directory import Directory
 from scarcity_ray.roles.messages import (
     ActivityReport,
+    Admission,
+    BasketPlace,
     ClientActivity,
     FederationIdentity,
     HostState,
     Member,
     OrderNumber,
+    closed,
 )
 from scarcity_ray.roles.recovery import recovered_from
+from scarcity_ray.secagg import IdentityKeyPair, Party, Roster
 
 
 def directory(num_slots=2, *, per_actor=None, max_clients=4, **more):
@@ -178,6 +182,91 @@ def test_that_a_basket_closes_is_believed_of_nobody_but_who_holds_it():
         assert directory(num_slots=2, recovered=recovered).locate([*"abcdef"]).routes == {
             client_id: ("d_basket_0", 0) for client_id in "abcdef"
         }
+
+
+def test_an_actor_speaks_for_the_baskets_in_its_slot_alone():
+    one = directory(per_actor=1, max_clients=2, num_slots=0)
+    begun = one.register(members(*"abcd"), 1.0)
+    thief, own = b"t" * 32, b"o" * 32
+    answers = {0: {"d_basket_0": own}, 1: {"d_basket_0": thief, "d_basket_1": own, "x": thief}}
+    assert one.finish(begun.operation.order, None, answers, (), (), 1.0).stands
+    one.record_identities(1, {"d_basket_0": thief, "d_basket_1": b"short"})
+    assert one.registry().newest.keys() == {"d_basket_0": own, "d_basket_1": own}
+
+
+def test_no_epoch_is_made_halfway_through_an_operation():
+    one = directory(max_clients=6)
+    done(one, one.register(members(*"abcdef"), 1.0))
+    one.record_identities(0, {"d_basket_0": b"o" * 32})
+    whole = one.registry()
+    begun = one.split("d", 2.0)
+    assert one.registry() == whole
+    keys = {p.slot: {p.basket_id: p.basket_id.encode().ljust(32)} for p in one.whereabouts().places}
+    one.finish(begun.operation.order, None, keys, (), (), 3.0)
+    assert one.registry().newest.epoch == 2
+    assert set(one.registry().newest.keys()) == set(begun.answer)
+
+
+def held_by(slot, chain, *baskets, keys=None, proofs=None, closed=None):
+    admissions = tuple(
+        Admission(BasketPlace(b, "d", slot, (keys or KEYS)[b].public_bytes), tuple(members(f"in {b}")))
+        for b in baskets
+    )
+    state = HostState(0, OrderNumber(1), None, admissions, rosters=tuple(chain))
+    return replace(state, proofs=proofs or {}, closed=closed or {})
+
+
+KEYS = {f"d_basket_{k}": IdentityKeyPair.generate() for k in range(4)}
+FIRST = Roster("fed", 1, bytes(32), tuple(Party(b, k.public_bytes) for b, k in KEYS.items()))
+SECOND = FIRST.next(FIRST.parties[:3])
+
+
+def test_an_actor_that_claims_the_baskets_of_others_gets_none_of_them():
+    names = sorted(KEYS)
+    for claimed in (0, 3):  # what it says of where they live: their slot, its own
+        lie = held_by(claimed, [FIRST], *names).admissions
+        states = {slot: held_by(slot, [FIRST], names[slot]) for slot in range(3)}
+        states[3] = replace(states[0], admissions=lie)
+        held = {a.place.basket_id: a.place.slot for a in recovered_from(states).admissions}
+        assert [held[name] for name in names[:3]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("honest", [0, 1])
+def test_a_basket_that_two_claim_is_that_ones_which_signs_for_it_with_the_key_on_the_roster(honest):
+    name, key = "d_basket_0", KEYS["d_basket_0"]
+    states = {slot: held_by(slot, [FIRST], name) for slot in range(2)}
+    place = states[honest].admissions[0].place
+    states[honest] = replace(states[honest], proofs={name: key.sign(place.holding())})
+    # The other has heard the signature, and is in another slot.
+    states[1 - honest] = replace(states[1 - honest], proofs=states[honest].proofs)
+    assert [a.place.slot for a in recovered_from(states).admissions] == [honest]
+
+
+def test_the_chain_that_most_actors_hold_goes_on_and_a_made_up_one_does_not():
+    far = replace(FIRST, epoch=1000, previous=b"x" * 32)
+    broken = (FIRST, replace(SECOND, epoch=3))
+    for lie in ((far,), broken, (FIRST, replace(SECOND, previous=b"x" * 32))):
+        states = {0: held_by(0, lie), 1: held_by(1, [FIRST]), 2: held_by(2, [FIRST])}
+        assert recovered_from(states).rosters == (FIRST,)
+    behind = {0: held_by(0, [FIRST]), 1: held_by(1, [FIRST]), 2: held_by(2, [FIRST, SECOND])}
+    assert recovered_from(behind).rosters == (FIRST, SECOND), "one that was told first is no fork"
+    assert set(recovered_from(behind).dead) == set(KEYS), "but does not say who is registered"
+    told = behind | {1: held_by(1, [FIRST, SECOND])}
+    assert set(recovered_from(told).dead) == set(SECOND.keys())
+
+
+def test_who_died_with_the_directory_stays_registered_until_it_is_closed():
+    names = sorted(KEYS)
+    farewell = {names[1]: KEYS[names[1]].sign(closed(names[1])), names[2]: b"x" * 64}
+    states = {0: held_by(0, [FIRST], names[0], closed=farewell)}
+    recovered = recovered_from(states)
+    assert set(recovered.dead) == set(names[2:]), "one has signed that it closed, another has not"
+    one = directory(num_slots=2, recovered=recovered)
+    assert set(one.registry().newest.keys()) == {names[0], *names[2:]}
+    assert one.disband(names[2], 1.0).operation is None
+    assert set(one.registry().newest.keys()) == {names[0], names[3]}
+    with pytest.raises(UsageError):
+        one.disband(names[2], 1.0)
 
 
 def test_a_client_that_two_actors_have_is_in_one_basket_and_leaves_the_other():
