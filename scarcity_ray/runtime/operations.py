@@ -191,7 +191,7 @@ class Operations(RoleCalls):
         if vain and registry.newest is not None and self.operator is None:
             loss = (
                 f"nobody who is signed for vouches for {', '.join(vain)}: the key of {source.basket_id} is "
-                f"not on the roster ({basket_actor(source.slot)} died?); they wait for the operator's signature"
+                f"not on the roster ({basket_actor(source.slot)} died?): they await the operator's signature"
             )
             self.note_faults([Fault(f"unendorsed/{operation.order.operation_id}", loss)])
 

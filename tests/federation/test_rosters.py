@@ -369,7 +369,7 @@ def test_halves_that_nobody_vouches_for_are_a_fault(fed_of: Any) -> None:
     assert release(fed) is not None
     fed._runtime.kill("basket:0")
     fed.split_basket("d0")
-    assert any("wait for the operator's signature" in fault for fault in fed.get_stats()["faults"])
+    assert any("await the operator's signature" in fault for fault in fed.get_stats()["faults"])
 
 
 @pytest.mark.parametrize("operator_key", [None, OPERATOR.public_bytes.hex()])
