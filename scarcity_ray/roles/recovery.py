@@ -7,7 +7,7 @@ takes up where the last operation left them:
   start, for every step may be done twice;
 * a round that some actors are in and others not is begun again;
 * a client that left, left if its actor knows; one that registered is there if its actor knows. Who asked for
-  it is told that the operation is void, and asks again;
+  it is told that the operation is void, and asks again. One that several baskets claim must register again;
 * of an operation that no actor has heard of nothing was done, and nothing will be: as they are asked, the
   actors stop obeying the directory that died (`basket_host.BasketHost.step_down`).
 
@@ -20,7 +20,7 @@ follows from that; who is on it stays on it until it is closed, by an operation 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,7 +47,7 @@ class Recovered:
     Attributes:
         round_id: Current round.
         number: Its orders come after this one.
-        admissions: The baskets and their members, sorted; a client is in one of them.
+        admissions: The baskets and their members, sorted; a client is in one of them at most.
         memories: Of clients that left.
         done: Ids of operations that are known to be done.
         pending: The operation to begin again; its number is the directory's to give.
@@ -186,21 +186,26 @@ def _housed(
 ) -> tuple[tuple[Admission, ...], tuple[tuple[BasketPlace, str], ...]]:
     """The baskets with each client in one of them, and who is in another one besides.
 
-    A client is where the last rehousing takes it, else in the first basket that has it.
+    A client is where the last rehousing takes it, else in the basket that has it. One that several have is
+    in none and registers again: its updates would be shown to whoever claims it.
     """
     homes = {} if last is None else last.homes
     closing = None if last is None or last.closing is None else last.closing.basket_id
     places = {place.basket_id: place for place in homes.values()}
     places |= {basket_id: admission.place for basket_id, admission in held.items()}
     members: dict[str, dict[str, Member]] = {basket_id: {} for basket_id in places if basket_id != closing}
-    seen: dict[str, str] = {}
+    claims: dict[str, set[str]] = defaultdict(set)
+    for basket_id, admission in held.items():
+        for member in admission.members:
+            moves = basket_id == closing and member.client_id in homes
+            claims[member.client_id].add(homes[member.client_id].basket_id if moves else basket_id)
     strays = []
     for basket_id, admission in sorted(held.items()):
         for member in admission.members:
             client_id = member.client_id
             moves = basket_id == closing and client_id in homes
             home = homes[client_id].basket_id if moves else basket_id
-            if home == closing or basket_id not in (closing, seen.setdefault(client_id, home)):
+            if home == closing or len(claims[client_id]) > 1:
                 strays.append((admission.place, client_id))
                 continue
             known = members[home].get(client_id)
