@@ -66,6 +66,13 @@ class Recovered:
     endorsements: tuple[Endorsement, ...] = ()
     dead: Mapping[str, bytes] = field(default_factory=dict)
 
+    @property
+    def contested(self) -> tuple[str, ...]:
+        """Clients that several baskets claim, sorted; they are in none."""
+        leavers = () if self.pending is None else self.pending.leavers
+        claims = Counter(client_id for _, client_id in leavers)
+        return tuple(sorted(client_id for client_id, count in claims.items() if count > 1))
+
 
 def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
     """Put together what the basket actors know.

@@ -240,6 +240,9 @@ class Assembly:
             faults.append(
                 _fault(f"nobody holds {names} any more: registered until `disband_basket` names them")
             )
+        if recovered.contested:
+            names = ", ".join(recovered.contested)
+            faults.append(_fault(f"several baskets claim {names}, who are in none now: register them again"))
         self._start([self._directory_spec(highest, now, recovered, faults)])
 
     def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:

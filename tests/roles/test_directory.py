@@ -278,6 +278,7 @@ def test_a_client_that_two_actors_have_leaves_both_and_registers_again():
     two = directory(
         per_actor=1, max_clients=2, num_slots=2, recovered=recovered_from(dict(enumerate(states)))
     )
+    assert recovered_from(dict(enumerate(states))).contested == ("a",)
     assert two.locate(["a"]).routes == {}, "nobody who merely claims a client is sent its updates"
     leavers = [(place.basket_id, client_id) for place, client_id in two.news().pending.leavers]
     assert leavers == [("d_basket_0", "a"), ("d_basket_1", "a")]
