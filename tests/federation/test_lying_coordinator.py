@@ -20,7 +20,8 @@ from scarcity_ray.layers.layer2 import noised_mean
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.distributed import rho_of_shares
 from scarcity_ray.roles import global_aggregator, signed_facts
-from scarcity_ray.roles.sessions import SecureSession, SessionTerms, agreement_hash
+from scarcity_ray.roles.session_terms import SessionTerms, agreement_hash
+from scarcity_ray.roles.sessions import SecureSession
 from scarcity_ray.secagg import Roster
 
 D = 4
