@@ -7,7 +7,7 @@ import uuid
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from scarcity_ray.basket import BasketInfo, BasketManager, ClientInfo, check_name
 from scarcity_ray.config import stream
@@ -38,6 +38,8 @@ from scarcity_ray.roles.recovery import Recovered
 from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.slots import SlotLoads
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
+
+T = TypeVar("T")
 
 REMEMBERED = 256
 """Operations that a directory remembers to be done, for drivers that say so late."""
@@ -143,7 +145,7 @@ class Directory(Role):
         self._unknown += count
 
     @collector_paused()
-    def register(self, clients: Sequence[Member], now: float) -> Begun:
+    def register(self, clients: Sequence[Member], now: float) -> Begun[tuple[str, ...]]:
         """Assign clients to baskets; the answer names the basket of each.
 
         Raises:
@@ -174,7 +176,7 @@ class Directory(Role):
         )
         return self._begin(Operation(self._order(OperationKind.REGISTER), admissions), tuple(baskets))
 
-    def unregister(self, client_id: str, now: float) -> Begun:
+    def unregister(self, client_id: str, now: float) -> Begun[bool]:
         """Remove a client; the answer is whether it was registered."""
         if self._pending is not None:
             return Begun(self._pending, False)
@@ -217,7 +219,7 @@ class Directory(Role):
         """Note for which new baskets the ones that they came from vouch."""
         self._endorsements.update({endorsed.party.party_id: endorsed for endorsed in endorsements})
 
-    def split(self, basket_id: str, now: float) -> Begun:
+    def split(self, basket_id: str, now: float) -> Begun[tuple[str, str]]:
         """Split a basket in two, whose ids are the answer."""
         if self._pending is not None:
             return Begun(self._pending, False)
@@ -226,7 +228,7 @@ class Directory(Role):
         halves = self._manager.split_basket(basket_id)
         return self._begin(self._rehousing(OperationKind.SPLIT, basket_id), halves)
 
-    def disband(self, basket_id: str, now: float) -> Begun:
+    def disband(self, basket_id: str, now: float) -> Begun[None]:
         """Close a basket; its clients go to others of their domain."""
         if self._pending is not None:
             return Begun(self._pending, False)
@@ -235,7 +237,7 @@ class Directory(Role):
         self._manager.disband_basket(basket_id)
         return self._begin(self._rehousing(OperationKind.DISBAND, basket_id), None)
 
-    def advance_round(self, now: float) -> Begun:
+    def advance_round(self, now: float) -> Begun[int]:
         """Begin the next round, whose number is the answer; emptied baskets are removed."""
         if self._pending is not None:
             return Begun(self._pending, False)
@@ -383,7 +385,7 @@ class Directory(Role):
             order = replace(recovered.pending.order, number=self._next_number())
             self._pending = replace(recovered.pending, order=order, num_slots=len(self._loads))
 
-    def _begin(self, operation: Operation, answer: object) -> Begun:
+    def _begin(self, operation: Operation, answer: T) -> Begun[T]:
         self._pending = replace(operation, num_slots=len(self._loads))
         return Begun(self._pending, answer=answer)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.client_memory import ClientMemory
 from scarcity_ray.secagg import Endorsement, Roster
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -152,18 +154,18 @@ class Operation:
 
 
 @dataclass(frozen=True, eq=False)
-class Begun:
+class Begun(Generic[T]):
     """The directory's answer to a request for an operation.
 
     Attributes:
         operation: What to do now; None if there is nothing to do.
         is_asked_for: Whether that is what was asked for; else it was pending, and comes first.
-        answer: What the caller is told once it is done.
+        answer: What the caller is told once it is done; None before another.
     """
 
     operation: Operation | None
     is_asked_for: bool = True
-    answer: Any = None
+    answer: T | None = None
 
 
 @dataclass(frozen=True, eq=False)

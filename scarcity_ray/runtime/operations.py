@@ -9,27 +9,27 @@ before or after any call.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Concatenate, cast
 
 from scarcity_ray.errors import ActorLost
+from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.client_memory import ClientMemory
-from scarcity_ray.roles.handles import DIRECTORY, basket_actor
+from scarcity_ray.roles.directory import Directory
+from scarcity_ray.roles.handles import DIRECTORY, Call, basket_actor
 from scarcity_ray.roles.messages import (
     ActivityReport,
     Admission,
     BasketPlace,
     Begun,
-    Closing,
-    Located,
     Operation,
     Order,
     OrderNumber,
     Overtaken,
     Whereabouts,
 )
-from scarcity_ray.roles.parcels import ActorKey
-from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
+from scarcity_ray.roles.parcels import ActorKey, Parcel
+from scarcity_ray.runtime.calls import RECOVERIES, P, RoleCalls, T
 from scarcity_ray.secagg import Party
 
 
@@ -50,19 +50,20 @@ class Operations(RoleCalls):
         finishing_twice_changes_nothing: Nor do two drivers that finish one operation side by side.
     """
 
-    def operate(self, method: str, *args: object) -> Any:
+    def operate(self, begin: Callable[[float], Call[Directory, Begun[T]]]) -> T:
         """Have the directory begin an operation, and do its steps; the directory's answer.
+
+        Args:
+            begin: What to ask of the directory at a time, in seconds since the epoch.
 
         Raises:
             UsageError: If the directory refuses it; then nothing has changed.
         """
         while True:
-            begun: Begun = self.call(DIRECTORY, method, *args, self.now())
-            if begun.operation is None:
-                return begun.answer
-            stands = self.finish(begun.operation)
+            begun = self._until_answered(DIRECTORY, begin(self.now()), self._next_call())
+            stands = begun.operation is None or self.finish(begun.operation)
             if begun.is_asked_for and stands:
-                return begun.answer
+                return cast(T, begun.answer)
 
     def finish(self, operation: Operation) -> bool:
         """Do an operation's steps; whether it stands, or is void since the directory that began it died."""
@@ -81,8 +82,9 @@ class Operations(RoleCalls):
             except _OvertakenError as error:
                 overtaken = error.number
             order = operation.order
-            arguments = (order, overtaken, identities, memories, seen, self.now())
-            closing: Closing = self.call(DIRECTORY, "finish", *arguments)
+            closing = self.call(
+                DIRECTORY, Directory.finish, order, overtaken, identities, memories, seen, self.now()
+            )
             if closing.again is None:
                 return closing.stands
             operation = closing.again
@@ -98,7 +100,7 @@ class Operations(RoleCalls):
     def located(self, client_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Basket and slot of each client that is registered, when nothing is pending any more."""
         while True:
-            found: Located = self.ask(DIRECTORY, "locate", tuple(client_ids))
+            found = self.ask(DIRECTORY, Directory.locate, tuple(client_ids))
             self.heed(found.news)
             if found.news.pending is None:
                 return found.routes
@@ -110,8 +112,8 @@ class Operations(RoleCalls):
         by_slot: dict[int, list[Admission]] = defaultdict(list)
         for admission in admissions:
             by_slot[admission.place.slot].append(admission)
-        told = {slot: (tuple(a), operation.order) for slot, a in by_slot.items()}
-        answers = self._steps("admit", told)
+        order = operation.order
+        answers = self._steps({s: Call(BasketHost.admit, tuple(a), order) for s, a in by_slot.items()})
         return {basket: key for answer in answers.values() for basket, key in answer.items()}
 
     def _rehouse(self, order: Order) -> None:
@@ -122,12 +124,12 @@ class Operations(RoleCalls):
         for _ in range(RECOVERIES):
             keys = self._actor_keys(home.slot for home in homes.values())
             told = {c: (home.basket_id, keys[home.slot]) for c, home in homes.items()}
-            by_home: dict[tuple[int, str], list[Any]] = defaultdict(list)
-            for parcel in self._step(source.slot, "take", source.basket_id, told, order):
+            by_home: dict[tuple[int, str], list[Parcel]] = defaultdict(list)
+            for parcel in self._step(source.slot, BasketHost.take, source.basket_id, told, order):
                 home = homes[parcel.client_id]
                 by_home[home.slot, home.basket_id].append(parcel)
             opened = [
-                self._step(slot, "put", basket_id, tuple(parcels), order)
+                self._step(slot, BasketHost.put, basket_id, tuple(parcels), order)
                 for (slot, basket_id), parcels in sorted(by_home.items())
             ]
             if all(opened):
@@ -135,7 +137,7 @@ class Operations(RoleCalls):
         raise ActorLost(basket_actor(source.slot), "the actors that its clients move to keep dying", False)
 
     def _actor_keys(self, slots: Iterable[int]) -> Mapping[int, ActorKey]:
-        return self.ask_baskets("actor_key", dict.fromkeys(sorted(set(slots)), ()))
+        return self.ask_baskets(dict.fromkeys(sorted(set(slots)), Call(BasketHost.actor_key)))
 
     def _endorse(self, operation: Operation, identities: Mapping[str, bytes]) -> None:
         """Where an operator signs for baskets: a closing one vouches for those that its clients move to."""
@@ -144,32 +146,38 @@ class Operations(RoleCalls):
             return
         moved = [admission.place.basket_id for admission in operation.admissions]
         parties = tuple(Party(basket_id, identities[basket_id]) for basket_id in moved)
-        endorsed = self.call(basket_actor(source.slot), "endorse", source.basket_id, parties)
+        endorsed = self.call(basket_actor(source.slot), BasketHost.endorse, source.basket_id, parties)
         if endorsed:
-            self.call(DIRECTORY, "record_endorsements", endorsed)
+            self.call(DIRECTORY, Directory.record_endorsements, endorsed)
 
     def _dismiss(self, operation: Operation) -> list[ClientMemory]:
         order = operation.order
-        told = [self._step(p.slot, "dismiss", p.basket_id, c, order) for p, c in operation.leavers]
+        told = [self._step(p.slot, BasketHost.dismiss, p.basket_id, c, order) for p, c in operation.leavers]
         return [memory for memory in told if memory is not None]
 
     def _close(self, operation: Operation) -> list[ActivityReport]:
         return [
-            self._step(place.slot, "close_basket", place.basket_id, operation.order)
+            self._step(place.slot, BasketHost.close_basket, place.basket_id, operation.order)
             for place in operation.closed
         ]
 
     def _begin_round(self, operation: Operation) -> None:
         order = operation.order
         if order.round_id is not None:
-            told = (order.round_id, self.now(), order)
-            self._steps("advance_round", dict.fromkeys(range(operation.num_slots), told))
+            told = Call(BasketHost.advance_round, order.round_id, self.now(), order)
+            self._steps(dict.fromkeys(range(operation.num_slots), told))
 
-    def _step(self, slot: int, method: str, *args: object) -> Any:
-        return _obeyed(self.call(basket_actor(slot), method, *args))
+    def _step(
+        self,
+        slot: int,
+        method: Callable[Concatenate[BasketHost, P], T | Overtaken],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return _obeyed(self.call(basket_actor(slot), method, *args, **kwargs))
 
-    def _steps(self, method: str, told: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
-        return {slot: _obeyed(answer) for slot, answer in self.call_baskets(method, told).items()}
+    def _steps(self, calls: Mapping[int, Call[BasketHost, T | Overtaken]]) -> dict[int, T]:
+        return {slot: _obeyed(answer) for slot, answer in self.call_baskets(calls).items()}
 
     def _house(self, places: Sequence[BasketPlace]) -> None:
         """Start the actors of new baskets."""
@@ -179,7 +187,7 @@ class Operations(RoleCalls):
         self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
 
 
-def _obeyed(answer: Any) -> Any:
+def _obeyed(answer: T | Overtaken) -> T:
     if isinstance(answer, Overtaken):
         raise _OvertakenError(answer.number)
     return answer
