@@ -179,7 +179,7 @@ class _Need:
         """The setting that asks for so many."""
         if not self.binds:
             return "layer2.min_baskets"
-        unsigned = f", and {self.num_unsigned} are not signed for" if self.num_unsigned else ""
+        unsigned = f", and {self.num_unsigned} not signed for" if self.num_unsigned else ""
         return (
             f"{corrupt_of(self.layer2, self.number)} of the {self.number} registered may be corrupt, "
             f"layer2.assumed_corrupt_fraction{unsigned}"
@@ -199,9 +199,11 @@ class _Need:
             yield f"sign the roster ({SIGNING})"
         most = self._most_registered(fresh)
         if most is not None:
+            hides = session_shape(self.layer2, most).hides
+            caution = "" if hides else ", too few to hide one from an aggregator that colludes with another"
             yield (
                 f"close idle ones until {most} are registered (disband_basket where the domain has others, "
-                f"else unregister_client their clients, then advance_round){signed}"
+                f"else unregister_client their clients, then advance_round){signed}{caution}"
             )
         if fresh >= self.layer2.min_baskets:
             yield (
@@ -279,7 +281,7 @@ def waiting_for(
     elif not registered.has_roster:
         missing = Missing.ROSTER
         sentence = f"The roster of baskets waits for the operator's signature: {SIGNING}."
-    elif fresh < least and strangers:
+    elif fresh < least and strangers and need.signed:
         missing = Missing.ROSTER
         sentence = (
             f"{_counted(strangers)} a new aggregate, but no roster with the operator's signature names "
