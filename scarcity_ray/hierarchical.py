@@ -17,7 +17,7 @@ from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
-from scarcity_ray.forecast import Told, warnings_at_release, warnings_at_start
+from scarcity_ray.forecast import Told, moot_warnings, warnings_at_release, warnings_at_start
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
@@ -417,7 +417,8 @@ class HierarchicalFederation:
     def force_aggregate(self) -> NDArray[np.float32] | None:
         """Aggregate wherever there are rows enough, whatever the triggers say.
 
-        No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets.
+        No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets; with
+        secure aggregation nor with fewer than two more than may be corrupt (c + 2, `plan.session`).
         """
         return self._aggregate(force=True)
 
@@ -576,7 +577,7 @@ class HierarchicalFederation:
         session = self._open()
         session.report_activity()
         directory = session.ask(DIRECTORY, Directory.stats, session.now())
-        layer2 = session.layer2_stats()
+        layer2, waiting = session.layer2_stats(), session.waiting_for()
         return federation_stats(
             directory,
             session.reports(),
@@ -585,8 +586,10 @@ class HierarchicalFederation:
             self._budget(),
             session.faults,
             session.conduct() if self.config.expose_basket_models else {},
-            session.waiting_for(),
-            self._told.as_json(),
+            waiting,
+            self._told.as_json(
+                moot_warnings(self.config.layer2, waiting.num_registered, layer2["n_baskets"])
+            ),
         )
 
     def map_tasks(

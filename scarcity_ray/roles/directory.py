@@ -29,6 +29,7 @@ from scarcity_ray.roles.messages import (
     OperationKind,
     Order,
     OrderNumber,
+    Registered,
     Registry,
     SlotState,
     Whereabouts,
@@ -196,11 +197,7 @@ class Directory(Role):
         All live baskets are, whether their actors answer or not, under the keys that they last had. What has
         changed since the last epoch makes a new one; with an operator's key it waits for its signature.
         """
-        parties = sorted(
-            Party(basket_id, key)
-            for basket_id in self._manager.live_basket_ids()
-            if (key := self._identities.get(basket_id))
-        )
+        parties = self._parties()
         draft = None
         if self._chain.newest is None or self._chain.newest.parties != tuple(parties):
             draft = self._chain.next(parties) if parties or self._chain.newest is not None else None
@@ -210,6 +207,21 @@ class Directory(Role):
         endorsements = tuple(self._endorsements.values())
         self._chain.endorse(endorsements)
         return Registry(self._chain.since(since), endorsements, self._chain.known(), draft)
+
+    def registered(self, signs: bool) -> Registered:
+        """Who counts as registered in the next release; asking begins no epoch.
+
+        Args:
+            signs: Whether who asks holds the operator's key, and so signs each roster as it comes.
+        """
+        parties, newest = self._parties(), self._chain.newest
+        if newest is None or signs or not self._is_signed:
+            has_roster = signs or not self._is_signed
+            return Registered(len(parties), frozenset(p.party_id for p in parties), has_roster=has_roster)
+        self._chain.endorse(self._endorsements.values())
+        keys = self._chain.known()
+        known = {p.party_id for p in parties if keys.get(p.party_id) == p.identity_public}
+        return Registered(len(newest.parties), frozenset(known), len(known - newest.keys().keys()))
 
     def adopt_roster(self, roster: Roster) -> str:
         """Take the next epoch with the operator's signature; why not, or nothing."""
@@ -359,6 +371,14 @@ class Directory(Role):
             "sizes": {info.basket_id: len(info.clients) for info in live},
             "unknown_clients": self._unknown,
         }
+
+    def _parties(self) -> list[Party]:
+        """All live baskets under the keys that they last had, by id."""
+        return sorted(
+            Party(basket_id, key)
+            for basket_id in self._manager.live_basket_ids()
+            if (key := self._identities.get(basket_id))
+        )
 
     def _restore(self, recovered: Recovered) -> None:
         for admission in recovered.admissions:

@@ -96,10 +96,11 @@ class GlobalAggregator(Role):
         return tuple(self._models)
 
     def stats(self) -> dict[str, Any]:
-        """Releases so far, why sessions ended without one, and since when the next is waited for."""
+        """Releases, baskets in the last, why sessions ended without one, and since when one is waited for."""
         version = self._models[-1].version if self._models else 0
         return {
             "n_layer2_aggregations": version,
+            "n_baskets": self._models[-1].n_baskets if self._models else 0,
             "n_layer2_aborts": len(self._aborts),
             "aborts": self._aborts[-SHOWN:],
             "n_layer2_violations": len(self._violations),

@@ -360,6 +360,23 @@ class Registry:
 
 
 @dataclass(frozen=True)
+class Registered:
+    """Who the next release counts as registered; asked without beginning an epoch.
+
+    Attributes:
+        number: Baskets on its roster: all live ones, or with an operator's key those that are signed for.
+        known: Those live ones that may take part.
+        num_unsigned: Those of the known that are not signed for, and count as corrupt.
+        has_roster: Whether there is a roster to release under, or will be without anybody's signature.
+    """
+
+    number: int
+    known: frozenset[str]
+    num_unsigned: int = 0
+    has_roster: bool = True
+
+
+@dataclass(frozen=True)
 class PartyKnowledge:
     """What a basket actor answers when it is told who is registered.
 

@@ -246,11 +246,14 @@ class DriverSession(Operations):
         """What the next global model waits for; asking changes nothing."""
         answers = self.poll_baskets(BasketHost.backlogs, self.now())
         layer2 = self.layer2_stats()
+        budget = self.ask(ACCOUNTANT, Accountant.status, self.now())
         return waiting_for(
             self.assembly.plan,
             [backlog for slot in sorted(answers) for backlog in answers[slot]],
             None if layer2["since"] is None else self.now() - layer2["since"],
-            read_only=self.ask(ACCOUNTANT, Accountant.status, self.now()).read_only,
+            registered=self.ask(DIRECTORY, Directory.registered, self.operator is not None),
+            read_only=budget.read_only,
+            taken_over=budget.read_only_reason if budget.taken_over else "",
             last_abort=layer2["aborted"],
         )
 
