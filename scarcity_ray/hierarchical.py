@@ -17,13 +17,14 @@ from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
-from scarcity_ray.forecast import Told, warnings_at_release, warnings_at_start
+from scarcity_ray.forecast import Told, moot_warnings, warnings_at_release, warnings_at_start
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.answers import BudgetStatus
 from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
 from scarcity_ray.privacy.renewal import renewal_message
+from scarcity_ray.roles.accountant import Accountant
 from scarcity_ray.roles.arguments import (
     basket_of,
     batch_of,
@@ -36,9 +37,11 @@ from scarcity_ray.roles.arguments import (
     report_of,
     signature_of,
 )
+from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.collector import collector_paused
+from scarcity_ray.roles.directory import Directory
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, basket_actor, map_tasks
-from scarcity_ray.roles.messages import BasketPlace, FederationIdentity, Member
+from scarcity_ray.roles.messages import FederationIdentity, Member
 from scarcity_ray.roles.statistics import federation_stats, warnings_of_clipping
 from scarcity_ray.roles.submission import SubmissionBatch, signed
 from scarcity_ray.roles.waiting import WaitingFor
@@ -414,7 +417,8 @@ class HierarchicalFederation:
     def force_aggregate(self) -> NDArray[np.float32] | None:
         """Aggregate wherever there are rows enough, whatever the triggers say.
 
-        No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets.
+        No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets; with
+        secure aggregation nor with fewer than two more than may be corrupt (c + 2, `plan.session`).
         """
         return self._aggregate(force=True)
 
@@ -446,9 +450,8 @@ class HierarchicalFederation:
     def get_basket_meta_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate with all that is known of it."""
         session = self._open()
-        place: BasketPlace = session.ask(DIRECTORY, "resolve", basket_of(basket_id))
-        model: BasketModel | None = session.ask(basket_actor(place.slot), "basket_model", place.basket_id)
-        return model
+        place = session.ask(DIRECTORY, Directory.resolve, basket_of(basket_id))
+        return session.ask(basket_actor(place.slot), BasketHost.basket_model, place.basket_id)
 
     def get_local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The clients' own states after gossip, which they train on from where there is no Layer 2.
@@ -477,22 +480,20 @@ class HierarchicalFederation:
         """What is known of a client."""
         session = self._open()
         session.report_activity()
-        info: ClientInfo | None = session.ask(DIRECTORY, "client", id_of(client_id), session.now())
-        return info
+        return session.ask(DIRECTORY, Directory.client, id_of(client_id), session.now())
 
     def get_basket(self, basket_id: str) -> BasketInfo | None:
         """What is known of a basket."""
         session = self._open()
         session.report_activity()
-        info: BasketInfo | None = session.ask(DIRECTORY, "basket", id_of(basket_id), session.now())
-        return info
+        return session.ask(DIRECTORY, Directory.basket, id_of(basket_id), session.now())
 
     def get_stale_baskets(self, threshold: float | None = None) -> list[str]:
         """Baskets without activity for `threshold` seconds (``basket.stale_threshold`` by default)."""
         session = self._open()
         idle = None if threshold is None else seconds_of("threshold", threshold)
         session.report_activity()
-        return list(session.ask(DIRECTORY, "stale_baskets", idle, session.now()))
+        return session.ask(DIRECTORY, Directory.stale_baskets, idle, session.now())
 
     def get_privacy_budget(self, client_id: str | None = None) -> tuple[float, float]:
         """Remaining (epsilon, delta); (0, 0) once the next release does not fit.
@@ -509,12 +510,11 @@ class HierarchicalFederation:
             return status.remaining_epsilon, status.remaining_delta
         session = self._open()
         name, now = id_of(client_id), session.now()
-        if session.ask(DIRECTORY, "client", name, now) is None and not session.ask(
-            ACCOUNTANT, "was_charged", name, now
+        if session.ask(DIRECTORY, Directory.client, name, now) is None and not session.ask(
+            ACCOUNTANT, Accountant.was_charged, name, now
         ):
             raise UsageError(f"client_id: {shown(client_id)} neither is registered nor was ever charged")
-        epsilon, delta = session.ask(ACCOUNTANT, "remaining", name, now)
-        return float(epsilon), float(delta)
+        return session.ask(ACCOUNTANT, Accountant.remaining, name, now)
 
     def renew_budget(
         self, total_epsilon: float, total_delta: float, *, operator: str, signature: bytes | None = None
@@ -535,9 +535,9 @@ class HierarchicalFederation:
         check_name("operator", operator)
         given = None if signature is None else signature_of(signature)
         act = total_epsilon, total_delta, self._open().now(), operator, f"renewal/{uuid.uuid4().hex}", given
-        status: BudgetStatus = self._session.call(ACCOUNTANT, "renew", *act)
+        status = self._session.call(ACCOUNTANT, Accountant.renew, *act)
         self._session.budget_period()
-        self._session.tell_baskets("set_read_only", status.read_only)
+        self._session.tell_baskets(BasketHost.set_read_only, status.read_only)
 
     def renewal_message(self, total_epsilon: float, total_delta: float, *, operator: str) -> bytes:
         """What the operator signs to renew the budget with these totals, in the period that there is now."""
@@ -576,8 +576,8 @@ class HierarchicalFederation:
         """
         session = self._open()
         session.report_activity()
-        directory = session.ask(DIRECTORY, "stats", session.now())
-        layer2 = session.layer2_stats()
+        directory = session.ask(DIRECTORY, Directory.stats, session.now())
+        layer2, waiting = session.layer2_stats(), session.waiting_for()
         return federation_stats(
             directory,
             session.reports(),
@@ -586,8 +586,10 @@ class HierarchicalFederation:
             self._budget(),
             session.faults,
             session.conduct() if self.config.expose_basket_models else {},
-            session.waiting_for(),
-            self._told.as_json(),
+            waiting,
+            self._told.as_json(
+                moot_warnings(self.config.layer2, waiting.num_registered, layer2["n_baskets"])
+            ),
         )
 
     def map_tasks(
@@ -629,7 +631,7 @@ class HierarchicalFederation:
         session = self._open()
         made = [outcome for outcome in session.run_layer1(baskets, force) if outcome.aggregated]
         if made and not self._release_foreseen:
-            sizes = session.ask(DIRECTORY, "stats", session.now())["sizes"]
+            sizes = session.ask(DIRECTORY, Directory.stats, session.now())["sizes"]
             found = warnings_at_release(self.config, list(sizes.values()))
             self._release_foreseen = found is not None
             self._told.tell(found or ())

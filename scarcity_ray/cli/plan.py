@@ -22,6 +22,7 @@ from scarcity_ray.forecast import (
     MEASURED,
     Forecast,
     Rates,
+    Warned,
     probe,
     round_seconds,
     scaled,
@@ -192,7 +193,9 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "rule": federation.layer1.aggregation_method.value,
             "byzantine_clients_assumed": plan.num_byzantine(smallest),
             "least_updates": plan.least_rows(smallest),
-            "least_baskets_of_a_release": federation.layer2.min_baskets,
+            "least_baskets_of_a_release": max(
+                federation.layer2.min_baskets, _counted_on(forecast).get("fresh_baskets_needed", 0)
+            ),
             "least_survivors_of_a_session": forecast.survivors_needed,
             **_counted_on(forecast),
             "sizes_that_never_aggregate": list(forecast.stuck_sizes),
@@ -250,7 +253,11 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
         "rules": [_finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
         "warnings": [
             {**asdict(warning), "remedies": list(warning.remedies)}
-            for warning in (*warnings_of(forecast), *weak_settings(federation, sum(planned.sizes)))
+            for warning in (
+                *warnings_of(forecast),
+                *_all_needed(forecast),
+                *weak_settings(federation, sum(planned.sizes)),
+            )
         ],
     }
     if planned.rounds is None:
@@ -311,6 +318,18 @@ def _counted_on(forecast: Forecast) -> dict[str, int]:
         "baskets_that_may_be_missing": baskets - fewest_parties(layer2, baskets),
         "baskets_that_may_drop_out": baskets - max(shape.threshold, shape.least_weighted),
     }
+
+
+def _all_needed(forecast: Forecast) -> tuple[Warned, ...]:
+    """A note where no basket may be missing though ``layer2.min_baskets`` are fewer."""
+    layer2, baskets = forecast.config.layer2, len(forecast.sizes)
+    if not layer2.enabled or _counted_on(forecast).get("baskets_that_may_be_missing", 1):
+        return ()
+    if baskets <= layer2.min_baskets:
+        return ()
+    words = "three" if baskets == 3 else str(baskets)
+    message = f"with {baskets} baskets all {words} must be there and fresh for a release"
+    return (Warned("all_baskets_needed", message, loud=False, about="privacy"),)
 
 
 def _leave_out_layer2(numbers: dict[str, Any], forecast: Forecast, rounds: int | None) -> None:

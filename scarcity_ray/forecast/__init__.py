@@ -14,7 +14,13 @@ from scarcity_ray.forecast.remedies import HUGE_EPSILON, Remedy, remedies
 from scarcity_ray.forecast.rules import RuleCost
 from scarcity_ray.forecast.seconds import RoundSeconds, round_seconds
 from scarcity_ray.forecast.solving import solve_for_rounds
-from scarcity_ray.forecast.telling import Told, warning_of_clipping, warnings_at_release, warnings_at_start
+from scarcity_ray.forecast.telling import (
+    Told,
+    moot_warnings,
+    warning_of_clipping,
+    warnings_at_release,
+    warnings_at_start,
+)
 from scarcity_ray.forecast.warned import Warned, runs_of, warnings_of
 from scarcity_ray.forecast.weak import weak_settings
 
@@ -29,6 +35,7 @@ __all__ = [
     "Told",
     "Traffic",
     "Warned",
+    "moot_warnings",
     "probe",
     "remedies",
     "round_seconds",

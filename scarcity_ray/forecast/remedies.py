@@ -111,7 +111,8 @@ def _fewer_rounds(base: Forecast) -> Tried:
     epsilon = tried.config.layer2.central_dp_epsilon
     return (
         tried,
-        f"spending this budget in at most {rounds:.10g} round{'s' * (rounds > 1)} (layer2.central_dp_epsilon: {epsilon:g})",
+        f"spending this budget in at most {rounds:.10g} round{'s' * (rounds > 1)} "
+        f"(layer2.central_dp_epsilon: {epsilon:g})",
     )
 
 

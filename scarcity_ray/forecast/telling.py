@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.errors import ClippingWarning, NoiseWarning, PrivacyWarning, ScarcityWarning
 from scarcity_ray.forecast.prospects import Forecast
-from scarcity_ray.forecast.warned import About, Warned, gossip_drowned, warnings_of, weakly_masked
+from scarcity_ray.forecast.warned import (
+    WEAK_MASKING,
+    About,
+    Warned,
+    gossip_drowned,
+    warnings_of,
+    weakly_masked,
+)
 from scarcity_ray.forecast.weak import weak_settings
-from scarcity_ray.plan import FederationPlan
+from scarcity_ray.plan import FederationPlan, hides_from, masking_warning
 
 CATEGORIES: dict[About, type[ScarcityWarning]] = {
     "noise": NoiseWarning,
@@ -50,9 +57,9 @@ class Told:
                 level, frame = level + 1, frame.f_back
             warnings.warn(warning.message, CATEGORIES[warning.about], stacklevel=level)
 
-    def as_json(self) -> list[dict[str, Any]]:
-        """All that was told, as plain data."""
-        return [asdict(warning) for warning in self._told.values()]
+    def as_json(self, moot: Collection[str] = ()) -> list[dict[str, Any]]:
+        """All that was told, as plain data, but for the codes that have become `moot`."""
+        return [asdict(warning) for warning in self._told.values() if warning.code not in moot]
 
 
 def _is_ours(module: object) -> bool:
@@ -61,8 +68,26 @@ def _is_ours(module: object) -> bool:
 
 def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:
     """What the config alone says, before anybody is registered."""
-    found = (weakly_masked(plan, plan.config.layer2.min_baskets), gossip_drowned(plan))
+    found = (weakly_masked(plan), gossip_drowned(plan))
     return weak_settings(plan.config) + tuple(warning for warning in found if warning is not None)
+
+
+def moot_warnings(layer2: Layer2Config, registered: int, released: int) -> tuple[str, ...]:
+    """Codes of warnings given at the start that nothing is left of.
+
+    Args:
+        layer2: Settings.
+        registered: Baskets that are.
+        released: Baskets in the last release; 0 before the first.
+    """
+    enough = hides_from(layer2)
+    hidden = (
+        enough is not None
+        and registered >= enough
+        and masking_warning(layer2, registered) is None
+        and (released == 0 or released >= enough)
+    )
+    return (WEAK_MASKING,) if hidden else ()
 
 
 def warnings_at_release(
@@ -113,4 +138,11 @@ def warning_of_clipping(
     )
 
 
-__all__ = ["CATEGORIES", "Told", "warning_of_clipping", "warnings_at_release", "warnings_at_start"]
+__all__ = [
+    "CATEGORIES",
+    "Told",
+    "moot_warnings",
+    "warning_of_clipping",
+    "warnings_at_release",
+    "warnings_at_start",
+]

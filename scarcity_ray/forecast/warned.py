@@ -15,6 +15,9 @@ WANDERING = 0.5
 """Noise on the share of norms, as a standard deviation, from which it says next to nothing."""
 
 
+WEAK_MASKING = "weak_masking"
+"""The code of the warning that masks hide a basket only from an aggregator that colludes with none."""
+
 About = Literal["noise", "privacy", "clipping"]
 
 
@@ -109,10 +112,10 @@ def _short(forecast: Forecast) -> Warned | None:
     )
 
 
-def weakly_masked(plan: FederationPlan, num_baskets: int) -> Warned | None:
-    """Whether masks hide a basket only from an aggregator that colludes with none."""
+def weakly_masked(plan: FederationPlan, num_baskets: int | None = None) -> Warned | None:
+    """Whether masks hide a basket only from an aggregator that colludes with none; None: of any number."""
     message = masking_warning(plan.config.layer2, num_baskets)
-    return None if message is None else Warned("weak_masking", message, loud=True, about="privacy")
+    return None if message is None else Warned(WEAK_MASKING, message, loud=True, about="privacy")
 
 
 def gossip_drowned(plan: FederationPlan) -> Warned | None:

@@ -157,7 +157,7 @@ def honest_shares(
 
 
 def fewest_parties(layer2: Layer2Config, registered: int) -> int:
-    """Baskets, all of them fresh, with which a session of a federation may begin."""
+    """Baskets, all of them fresh, with which a session of a federation may begin, and with any more."""
 
     def is_enough(count: int) -> bool:
         shape = session_shape(layer2, count, registered=registered)
@@ -165,38 +165,60 @@ def fewest_parties(layer2: Layer2Config, registered: int) -> int:
             return False
         return layer2.noise is not CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN or shape.num_honest >= 1
 
-    few, enough = 1, registered
-    while enough - few > 1:
-        middle = (few + enough) // 2
-        few, enough = (few, middle) if is_enough(middle) else (middle, enough)
+    # Not by bisection: some sizes in between are refused.
+    enough = registered
+    while enough > 2 and is_enough(enough - 1):
+        enough -= 1
     return enough
 
 
-def masking_warning(layer2: Layer2Config, baskets: int) -> str | None:
+def hides_from(layer2: Layer2Config) -> int | None:
+    """From how many registered baskets on masks hide one from an aggregator that colludes with the corrupt.
+
+    2 without secure aggregation, of which nothing is hoped; None if so many are not known.
+    """
+    if not (layer2.enabled and layer2.use_secure_aggregation):
+        return 2
+    for registered in range(COMPLETE_UP_TO, 1, -1):
+        if not session_shape(layer2, registered).hides:
+            return registered + 1 if registered < COMPLETE_UP_TO else None
+    return 2
+
+
+def masking_warning(layer2: Layer2Config, baskets: int | None = None) -> str | None:
     """What secure aggregation does not do for a federation of so few baskets, and from how many on it does.
 
     Args:
         layer2: Settings.
-        baskets: That are registered.
+        baskets: That are registered; None while nobody knows how many will be: it then speaks of those fewer
+            than enough, if so few could make a release.
 
     Returns:
         A sentence for the config's owner; None where there is nothing to say.
     """
-    if not (layer2.enabled and layer2.use_secure_aggregation) or baskets < 1:
+    if not (layer2.enabled and layer2.use_secure_aggregation) or (baskets is not None and baskets < 1):
         return None
+    enough = hides_from(layer2)
+    fraction = f"layer2.assumed_corrupt_fraction = {layer2.assumed_corrupt_fraction:g}"
+    shares = layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN
+    only = "masking protects only against a global aggregator that colludes with no basket" + (
+        ", and each share of noise carries the whole noise" if shares else ""
+    )
+    too_low = f"layer2.threshold_fraction = {layer2.threshold_fraction:.4g} is too low to count on more"
+    if baskets is None:
+        if enough is None:
+            return f"{only} ({fraction}): {too_low}"
+        if enough <= layer2.min_baskets:
+            return None
+        return f"until {enough} baskets are registered, {only} ({fraction})"
     if session_shape(layer2, max(baskets, 2)).hides:
         return None
-    enough = next((n for n in range(baskets + 1, COMPLETE_UP_TO + 1) if session_shape(layer2, n).hides), None)
-    shares = layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN
     return (
-        f"with {baskets} baskets, of which {corrupt_of(layer2, baskets)} may be corrupt "
-        f"(layer2.assumed_corrupt_fraction = {layer2.assumed_corrupt_fraction:g}), masking protects only "
-        "against a global aggregator that colludes with no basket"
-        + (", and each share of noise carries the whole noise" if shares else "")
+        f"with {baskets} baskets, of which {corrupt_of(layer2, baskets)} may be corrupt ({fraction}), {only}"
         + (
             f"; from {enough} baskets on it protects against one that colludes with the corrupt, too"
             if enough
-            else f"; layer2.threshold_fraction = {layer2.threshold_fraction:.4g} is too low to count on more"
+            else f"; {too_low}"
         )
     )
 
@@ -232,6 +254,7 @@ __all__ = [
     "SessionShape",
     "corrupt_of",
     "fewest_parties",
+    "hides_from",
     "honest_shares",
     "masking_warning",
     "session_shape",

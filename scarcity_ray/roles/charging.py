@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.plan import GossipPlan
-from scarcity_ray.privacy.answers import Charge
+from scarcity_ray.roles.accountant import Accountant
 from scarcity_ray.roles.basket import Basket
-from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
+from scarcity_ray.roles.handles import ACCOUNTANT, Call, Peers, basket_actor
 
 
 class BasketCharges:
@@ -67,10 +67,8 @@ class BasketCharges:
             return frozenset()
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
-        accountant = self._peers.handle(ACCOUNTANT)
-        allowed, self.ledger_head = accountant.call(
-            "charge_gossip", charge_id, ids, mu, now, details
-        ).result()
+        charge = Call(Accountant.charge_gossip, charge_id, ids, mu, now, details)
+        allowed, self.ledger_head = charge.send(self._peers, ACCOUNTANT).result()
         # Its number is used up: a charge that is asked for again covers no second drawing.
         self._answered[kind] += 1
         return frozenset(allowed)
@@ -88,15 +86,15 @@ class BasketCharges:
             ActorLost: If the accountant does not answer.
         """
         name = basket_actor(self._slot)
-        accountant = self._peers.handle(ACCOUNTANT)
-        charge: Charge = accountant.call("charge_release", charge_id, mu, now, {"asked_by": name}).result()
+        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": name})
+        charge = asked.send(self._peers, ACCOUNTANT).result()
         self.ledger_head = charge.head_hash
         if not charge.allowed:
             raise ProtocolViolation(f"{name}: nothing is charged for this session")
 
     def is_spent(self, now: float) -> bool:
         """Whether the accountant says that the budget is spent."""
-        return bool(self._peers.handle(ACCOUNTANT).call("status", now).result().read_only)
+        return Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result().read_only
 
 
 def charged_gossip(

@@ -7,7 +7,7 @@ import uuid
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from scarcity_ray.basket import BasketInfo, BasketManager, ClientInfo, check_name
 from scarcity_ray.config import stream
@@ -29,6 +29,7 @@ from scarcity_ray.roles.messages import (
     OperationKind,
     Order,
     OrderNumber,
+    Registered,
     Registry,
     SlotState,
     Whereabouts,
@@ -39,6 +40,8 @@ from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.slots import SlotLoads
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
 from scarcity_ray.secagg.identity import PUBLIC_BYTES
+
+T = TypeVar("T")
 
 REMEMBERED = 256
 """Operations that a directory remembers to be done, for drivers that say so late."""
@@ -147,7 +150,7 @@ class Directory(Role):
         self._unknown += count
 
     @collector_paused()
-    def register(self, clients: Sequence[Member], now: float) -> Begun:
+    def register(self, clients: Sequence[Member], now: float) -> Begun[tuple[str, ...]]:
         """Assign clients to baskets; the answer names the basket of each.
 
         Raises:
@@ -178,7 +181,7 @@ class Directory(Role):
         )
         return self._begin(Operation(self._order(OperationKind.REGISTER), admissions), tuple(baskets))
 
-    def unregister(self, client_id: str, now: float) -> Begun:
+    def unregister(self, client_id: str, now: float) -> Begun[bool]:
         """Remove a client; the answer is whether it was registered."""
         if self._pending is not None:
             return Begun(self._pending, False)
@@ -199,9 +202,7 @@ class Directory(Role):
         changed since the last epoch makes a new one, once no operation is pending: halfway through a split
         neither the basket nor its halves would be on it. With an operator's key it waits for its signature.
         """
-        live = self._manager.live_basket_ids()
-        keys = {b: self._identities[b] for b in live if b in self._identities}
-        parties = sorted(Party(basket_id, key) for basket_id, key in {**self._dead, **keys}.items())
+        parties = self._parties()
         draft = None
         changed = self._chain.newest is None or self._chain.newest.parties != tuple(parties)
         if changed and self._pending is None:
@@ -214,6 +215,21 @@ class Directory(Role):
         known = self._chain.known()
         return Registry(self._chain.since(since), endorsements, known, draft, self._number.life)
 
+    def registered(self, signs: bool) -> Registered:
+        """Who counts as registered in the next release; asking begins no epoch.
+
+        Args:
+            signs: Whether who asks holds the operator's key, and so signs each roster as it comes.
+        """
+        parties, newest = self._parties(), self._chain.newest
+        if newest is None or signs or not self._is_signed:
+            has_roster = signs or not self._is_signed
+            return Registered(len(parties), frozenset(p.party_id for p in parties), has_roster=has_roster)
+        self._chain.endorse(self._endorsements.values())
+        keys = self._chain.known()
+        known = {p.party_id for p in parties if keys.get(p.party_id) == p.identity_public}
+        return Registered(len(newest.parties), frozenset(known), len(known - newest.keys().keys()))
+
     def adopt_roster(self, roster: Roster) -> str:
         """Take the next epoch with the operator's signature; why not, or nothing."""
         return self._chain.follow((roster,))
@@ -222,7 +238,7 @@ class Directory(Role):
         """Note for which new baskets the ones that they came from vouch."""
         self._endorsements.update({endorsed.party.party_id: endorsed for endorsed in endorsements})
 
-    def split(self, basket_id: str, now: float) -> Begun:
+    def split(self, basket_id: str, now: float) -> Begun[tuple[str, str]]:
         """Split a basket in two, whose ids are the answer."""
         if self._pending is not None:
             return Begun(self._pending, False)
@@ -231,7 +247,7 @@ class Directory(Role):
         halves = self._manager.split_basket(basket_id)
         return self._begin(self._rehousing(OperationKind.SPLIT, basket_id), halves)
 
-    def disband(self, basket_id: str, now: float) -> Begun:
+    def disband(self, basket_id: str, now: float) -> Begun[None]:
         """Close a basket; its clients go to others of their domain.
 
         One that died with the directory has none any more, and is registered no longer.
@@ -245,7 +261,7 @@ class Directory(Role):
         self._manager.disband_basket(basket_id)
         return self._begin(self._rehousing(OperationKind.DISBAND, basket_id), None)
 
-    def advance_round(self, now: float) -> Begun:
+    def advance_round(self, now: float) -> Begun[int]:
         """Begin the next round, whose number is the answer; emptied baskets are removed."""
         if self._pending is not None:
             return Begun(self._pending, False)
@@ -390,6 +406,12 @@ class Directory(Role):
             "unknown_clients": self._unknown,
         }
 
+    def _parties(self) -> list[Party]:
+        """All live baskets under the keys that they last had, and those that nobody has closed, by id."""
+        live = self._manager.live_basket_ids()
+        keys = {b: self._identities[b] for b in live if b in self._identities}
+        return sorted(Party(basket_id, key) for basket_id, key in {**self._dead, **keys}.items())
+
     def _restore(self, recovered: Recovered) -> None:
         for admission in recovered.admissions:
             place = admission.place
@@ -417,7 +439,7 @@ class Directory(Role):
             order = replace(recovered.pending.order, number=self._next_number())
             self._pending = replace(recovered.pending, order=order, num_slots=len(self._loads))
 
-    def _begin(self, operation: Operation, answer: object) -> Begun:
+    def _begin(self, operation: Operation, answer: T) -> Begun[T]:
         self._pending = replace(operation, num_slots=len(self._loads))
         return Begun(self._pending, answer=answer)
 

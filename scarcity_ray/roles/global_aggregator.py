@@ -31,10 +31,13 @@ from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionS
 from scarcity_ray.privacy.answers import Charge
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles import signed_facts
-from scarcity_ray.roles.handles import ACCOUNTANT, Peers, basket_actor
-from scarcity_ray.roles.messages import BasketPlace, BasketReport, Layer2Outcome
+from scarcity_ray.roles.accountant import Accountant
+from scarcity_ray.roles.basket_host import BasketHost
+from scarcity_ray.roles.handles import ACCOUNTANT, Call, Peers, basket_actor
+from scarcity_ray.roles.messages import BasketPlace, Layer2Outcome
 from scarcity_ray.roles.role import Role
-from scarcity_ray.roles.sessions import PartyCalls, SecureSession, SessionTerms, agreement_hash
+from scarcity_ray.roles.session_terms import SessionTerms, agreement_hash
+from scarcity_ray.roles.sessions import PartyCalls, SecureSession
 from scarcity_ray.roles.signed_facts import Occasion, SignedFacts
 from scarcity_ray.secagg import Party, Roster, SessionContext
 from scarcity_ray.secagg.transcript import DIGEST_BYTES
@@ -93,10 +96,11 @@ class GlobalAggregator(Role):
         return tuple(self._models)
 
     def stats(self) -> dict[str, Any]:
-        """Releases so far, why sessions ended without one, and since when the next is waited for."""
+        """Releases, baskets in the last, why sessions ended without one, and since when one is waited for."""
         version = self._models[-1].version if self._models else 0
         return {
             "n_layer2_aggregations": version,
+            "n_baskets": self._models[-1].n_baskets if self._models else 0,
             "n_layer2_aborts": len(self._aborts),
             "aborts": self._aborts[-SHOWN:],
             "n_layer2_violations": len(self._violations),
@@ -139,7 +143,7 @@ class GlobalAggregator(Role):
             return Layer2Outcome(
                 None, f"{len(fresh)} of {len(active)} active baskets are fresh", lost_roles=lost
             )
-        status = self._peers.handle(ACCOUNTANT).call("status", now).result()
+        status = Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result()
         if status.read_only:
             return Layer2Outcome(None, status.read_only_reason, read_only=True, lost_roles=lost)
         present = {facts.basket_id for facts in reports}
@@ -221,7 +225,7 @@ class GlobalAggregator(Role):
     def _spent(self, now: float) -> bool:
         """Whether no further release fits; an accountant that is lost now answers before the next one."""
         try:
-            return bool(self._peers.handle(ACCOUNTANT).call("status", now).result().read_only)
+            return Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result().read_only
         except ActorLost:
             return False
 
@@ -346,12 +350,8 @@ class GlobalAggregator(Role):
         if release.share_sigma:
             details["grid_sensitivity"] = release.grid_sensitivity(list(release.weights))
             details |= {"grid_share_sigma": release.share_sigma, "shares_counted_on": release.num_honest}
-        charge: Charge = (
-            self._peers.handle(ACCOUNTANT)
-            .call("charge_release", terms.charge_id, release.mu, now, details)
-            .result()
-        )
-        return charge
+        charge = Call(Accountant.charge_release, terms.charge_id, release.mu, now, details)
+        return charge.send(self._peers, ACCOUNTANT).result()
 
     def _reports(
         self, places: Sequence[BasketPlace], now: float
@@ -359,14 +359,13 @@ class GlobalAggregator(Role):
         by_slot: dict[int, list[str]] = defaultdict(list)
         for place in places:
             by_slot[place.slot].append(place.basket_id)
-        calls = {
-            slot: self._peers.handle(basket_actor(slot)).call("reports", now) for slot in sorted(by_slot)
-        }
+        asked = Call(BasketHost.reports, now)
+        calls = {slot: asked.send(self._peers, basket_actor(slot)) for slot in sorted(by_slot)}
         facts: list[BasketFacts] = []
         lost: list[str] = []
         for slot, call in calls.items():
             try:
-                reports: dict[str, BasketReport] = call.result()
+                reports = call.result()
             except ActorLost:
                 lost.append(basket_actor(slot))
                 continue

@@ -1,8 +1,10 @@
 """What a role sees of the others: handles to call, and a place to run tasks.
 
-Roles are plain classes. They reach each other through a `Handle` (call a method, get a `Future`) that they
-look up by name in `Peers`, and run functions beside themselves through `Compute`. A runtime supplies all
-three; which one it is, a role cannot tell.
+Roles are plain classes that reach each other by name:
+``Call(Accountant.status, now).send(peers, ACCOUNTANT)`` gives a `Future`. A type checker holds the
+arguments and the answer to the method, and the method to the class of the role that has the name. The message
+itself names its method by a string, by which a runtime calls it (`Handle`). Functions run beside a role
+through `Compute`. A runtime supplies `Peers` and `Compute`; which one it is, a role cannot tell.
 
 Contract of a call, in every runtime:
 
@@ -17,35 +19,59 @@ Contract of a call, in every runtime:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
-ACCOUNTANT = "accountant"
-DIRECTORY = "directory"
-GLOBAL = "global"
+from scarcity_ray.roles.role import CallId, Role
+
+if TYPE_CHECKING:
+    from scarcity_ray.roles.accountant import Accountant
+    from scarcity_ray.roles.basket_host import BasketHost
+    from scarcity_ray.roles.directory import Directory
+    from scarcity_ray.roles.global_aggregator import GlobalAggregator
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Answer = TypeVar("Answer", covariant=True)
+Named = TypeVar("Named", bound=Role, covariant=True)
+Called = TypeVar("Called", bound=Role, contravariant=True)
 
 
-def basket_actor(slot: int) -> str:
+class RoleName(str, Generic[Named]):
+    """The name of a role, of which a type checker knows the class; it arrives elsewhere as a plain string."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
+ACCOUNTANT: RoleName[Accountant] = RoleName("accountant")
+DIRECTORY: RoleName[Directory] = RoleName("directory")
+GLOBAL: RoleName[GlobalAggregator] = RoleName("global")
+
+
+def basket_actor(slot: int) -> RoleName[BasketHost]:
     """The name of the basket actor with number `slot`.
 
     >>> basket_actor(3)
     'basket:3'
     """
-    return f"basket:{slot}"
+    return RoleName(f"basket:{slot}")
 
 
-class Future(Protocol):
+class Future(Protocol[Answer]):
     """The answer of a call that may still be running."""
 
-    def result(self) -> Any:
+    def result(self) -> Answer:
         """Wait for the answer and return it, or raise the callee's exception."""
 
 
 class Handle(Protocol):
-    """A role that can be called."""
+    """A role that can be called, by the name of its method: what a runtime does with a `Call`."""
 
     name: str
 
-    def call(self, method: str, *args: object) -> Future:
+    def call(self, method: str, *args: object) -> Future[Any]:
         """Start `method` with `args` on the role; never blocks and never raises."""
 
 
@@ -54,6 +80,43 @@ class Peers(Protocol):
 
     def handle(self, name: str) -> Handle:
         """The role called `name`; one that is not there answers every call with `ActorLost`."""
+
+
+class Call(Generic[Called, Answer]):
+    """A method of a role with its arguments, which has not been made yet.
+
+    Args:
+        method: The role's method, as its class has it: ``Directory.locate``; one that is decorated has kept
+            its name (`functools.wraps`).
+        *args: What it is given, by position.
+        **kwargs: None, though a type checker would take them: a message has no names for its arguments.
+
+    Raises:
+        TypeError: For an argument by name.
+    """
+
+    __slots__ = ("args", "method")
+
+    def __init__(
+        self, method: Callable[Concatenate[Called, P], Answer], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        if kwargs:
+            raise TypeError(f"{method.__name__}: arguments to a role go by position: {', '.join(kwargs)}")
+        self.method = method.__name__
+        self.args: tuple[object, ...] = args
+
+    def send(self, peers: Peers, role: RoleName[Called], number: CallId | None = None) -> Future[Answer]:
+        """Make it; never blocks and never raises.
+
+        Args:
+            peers: Where the role is found.
+            role: Its name.
+            number: Given, the call is done once however often it is made (`roles.role.Role.once`).
+        """
+        handle = peers.handle(role)
+        if number is None:
+            return handle.call(self.method, *self.args)
+        return handle.call(Role.once.__name__, number, self.method, *self.args)
 
 
 class Compute(Protocol):
@@ -65,13 +128,13 @@ class Compute(Protocol):
     def put(self, value: object) -> Any:
         """Store `value` once; the reference may be given to any number of `submit` calls."""
 
-    def submit(self, function: Callable[..., Any], *args: object) -> Future:
+    def submit(self, function: Callable[..., T], *args: object) -> Future[T]:
         """Run a module-level function; arguments made by `put` arrive as their values."""
 
 
-def gather(futures: Iterable[Future]) -> list[Any]:
+def gather(futures: Iterable[Future[T]]) -> list[T]:
     """All results, in order; the first exception is raised after every call has ended."""
-    results: list[Any] = []
+    results: list[T] = []
     failure: BaseException | None = None
     for future in futures:
         try:
@@ -83,9 +146,7 @@ def gather(futures: Iterable[Future]) -> list[Any]:
     return results
 
 
-def map_tasks(
-    compute: Compute, function: Callable[..., Any], items: Sequence[Any], *shared: object
-) -> list[Any]:
+def map_tasks(compute: Compute, function: Callable[..., T], items: Sequence[Any], *shared: object) -> list[T]:
     """``[function(item, *shared) for item in items]`` as tasks, with `shared` stored once."""
     references = [compute.put(value) for value in shared]
     return gather([compute.submit(function, item, *references) for item in items])

@@ -15,7 +15,7 @@ from scarcity_ray.plan import FederationPlan, session_shape
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles import signed_facts
 from scarcity_ray.roles.basket import Basket
-from scarcity_ray.roles.sessions import SessionTerms
+from scarcity_ray.roles.session_terms import SessionTerms
 from scarcity_ray.roles.signed_facts import Occasion, SignedFacts
 from scarcity_ray.secagg import (
     Advert,

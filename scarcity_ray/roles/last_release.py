@@ -8,7 +8,7 @@ import numpy as np
 
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.roles.sessions import SessionTerms, agreement_hash
+from scarcity_ray.roles.session_terms import SessionTerms, agreement_hash
 
 
 class LastRelease:

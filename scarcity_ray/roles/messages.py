@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.client_memory import ClientMemory
 from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
 from scarcity_ray.secagg.transcript import encode
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -157,18 +159,18 @@ class Operation:
 
 
 @dataclass(frozen=True, eq=False)
-class Begun:
+class Begun(Generic[T]):
     """The directory's answer to a request for an operation.
 
     Attributes:
         operation: What to do now; None if there is nothing to do.
         is_asked_for: Whether that is what was asked for; else it was pending, and comes first.
-        answer: What the caller is told once it is done.
+        answer: What the caller is told once it is done; None before another.
     """
 
     operation: Operation | None
     is_asked_for: bool = True
-    answer: Any = None
+    answer: T | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,6 +370,23 @@ class Registry:
     def newest(self) -> Roster | None:
         """The newest roster."""
         return self.rosters[-1] if self.rosters else None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Who the next release counts as registered; asked without beginning an epoch.
+
+    Attributes:
+        number: Baskets on its roster: all live ones, or with an operator's key those that are signed for.
+        known: Those live ones that may take part.
+        num_unsigned: Those of the known that are not signed for, and count as corrupt.
+        has_roster: Whether there is a roster to release under, or will be without anybody's signature.
+    """
+
+    number: int
+    known: frozenset[str]
+    num_unsigned: int = 0
+    has_roster: bool = True
 
 
 @dataclass(frozen=True)

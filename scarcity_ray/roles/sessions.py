@@ -9,67 +9,23 @@ as a violation and dropped, and so is what is no message at all.
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import ActorLost, ProtocolViolation, SecureAggregationAborted
-from scarcity_ray.plan import ReleasePlan
-from scarcity_ray.roles.handles import Future, Peers, basket_actor
+from scarcity_ray.roles.handles import Call, Future, Peers, basket_actor
 from scarcity_ray.roles.messages import BasketPlace
-from scarcity_ray.roles.signed_facts import Occasion, SignedFacts
-from scarcity_ray.secagg import Coordinator, SessionContext
+from scarcity_ray.roles.session_host import SessionHost
+from scarcity_ray.roles.session_terms import SessionTerms
+from scarcity_ray.roles.signed_facts import Occasion
+from scarcity_ray.secagg import Coordinator
 
 Receive = Callable[[str, Any], None]
 """Takes the message that was given for a party."""
-
-
-@dataclass(frozen=True)
-class SessionTerms:
-    """What every party of a session is told before it takes part.
-
-    Attributes:
-        context: Parties, ring, threshold and the hash of what they agree on.
-        release: Weights and scale.
-        facts: Each party's public facts as it has signed them; the release's numbers follow from these.
-        masked: Whether inputs are masked; if not, they are added up as they are.
-    """
-
-    context: SessionContext
-    release: ReleasePlan
-    facts: Mapping[str, SignedFacts]
-    masked: bool
-
-    @property
-    def session_id(self) -> str:
-        """The session's id in hexadecimal."""
-        return self.context.session_id.hex()
-
-    @property
-    def charge_id(self) -> str:
-        """The name of the session's one charge, which all its attempts share."""
-        return f"layer2/{self.session_id}"
-
-
-def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
-    """What all parties of a session must agree on before they mask: the last model, and every number.
-
-    SHA-256; a party refuses a session whose hash is not what it makes of its own last release, and parties
-    whose hashes differ derive different masks, so that nothing unmasks.
-
-    Args:
-        latest: The last release, float32, shape (d,); empty before the first.
-        release: The session's numbers, as the party was told them.
-    """
-    digest = hashlib.sha256(latest.tobytes())
-    for name, value in sorted(asdict(release).items()):
-        digest.update(repr((name, sorted(value.items()) if isinstance(value, dict) else value)).encode())
-    return digest.digest()
 
 
 class PartyCalls:
@@ -93,14 +49,15 @@ class PartyCalls:
     def facts(self, occasion: Occasion) -> dict[str, Any]:
         """What each party says is its signed statement of its facts; nothing in it is checked yet."""
         stated: dict[str, Any] = {}
-        self._phase("session_facts", self._slots, lambda batch: (occasion, batch), stated.__setitem__)
+        self._phase(
+            self._slots, lambda batch: Call(SessionHost.session_facts, occasion, batch), stated.__setitem__
+        )
         return stated
 
     def _phase(
         self,
-        method: str,
         parties: Iterable[str],
-        arguments: Callable[[tuple[str, ...]], tuple[object, ...]],
+        call_for: Callable[[tuple[str, ...]], Call[SessionHost, Any]],
         receive: Receive,
     ) -> None:
         """One call an actor for all its parties; each answered message goes to `receive`, by party."""
@@ -108,7 +65,7 @@ class PartyCalls:
         for party in sorted(parties):
             batches[self._slots[party]].append(party)
         calls = {
-            slot: self._peers.handle(basket_actor(slot)).call(method, *arguments(tuple(batch)))
+            slot: call_for(tuple(batch)).send(self._peers, basket_actor(slot))
             for slot, batch in sorted(batches.items())
         }
         answers: dict[str, Any] = {}
@@ -130,7 +87,7 @@ class PartyCalls:
         self.violations.extend(str(messages.pop(party)) for party in refusals)
         return messages
 
-    def _answer(self, slot: int, call: Future) -> Any:
+    def _answer(self, slot: int, call: Future[Any]) -> Any:
         try:
             return call.result()
         except ActorLost:
@@ -182,22 +139,22 @@ class SecureSession(PartyCalls):
             return self._summed
         coordinator = self._coordinator
         self._phase(
-            "session_open", self._slots, lambda batch: (self._terms, batch), _owned(coordinator.add_advert)
+            self._slots,
+            lambda batch: Call(SessionHost.session_open, self._terms, batch),
+            _owned(coordinator.add_advert),
         )
         adverts = coordinator.adverts()
         self._phase(
-            "session_share",
             [advert.party_id for advert in adverts],
-            lambda batch: (self.session_id, batch, adverts),
+            lambda batch: Call(SessionHost.session_share, self.session_id, batch, adverts),
             _owned(coordinator.add_key_shares),
         )
         self._each_mask(coordinator.sharers())
         survivors = coordinator.survivors()
         self._require_weight(survivors)
         self._phase(
-            "session_confirm",
             survivors,
-            lambda batch: (self.session_id, batch, survivors),
+            lambda batch: Call(SessionHost.session_confirm, self.session_id, batch, survivors),
             _owned(coordinator.add_confirmation),
         )
         coordinator.require_threshold("confirm")
@@ -216,17 +173,15 @@ class SecureSession(PartyCalls):
         self._spent = self._summed
         if self._plain is not None:
             self._phase(
-                "session_spend",
                 self._slots,
-                lambda batch: (self.session_id, batch),
+                lambda batch: Call(SessionHost.session_spend, self.session_id, batch),
                 lambda party, spent: None,
             )
             return self._plain
         confirmations = self._coordinator.confirmations()
         self._phase(
-            "session_unmask",
             [confirmation.party_id for confirmation in confirmations],
-            lambda batch: (self.session_id, batch, confirmations, now),
+            lambda batch: Call(SessionHost.session_unmask, self.session_id, batch, confirmations, now),
             _owned(self._coordinator.add_unmask_shares),
         )
         return self._coordinator.finish()
@@ -234,8 +189,9 @@ class SecureSession(PartyCalls):
     def end(self) -> None:
         """Wipe what is left of the session, here and in every actor, and say whose inputs are spent."""
         self._coordinator.close()
+        wipe = Call(SessionHost.session_end, self.session_id, self._spent)
         for slot in sorted(set(self._slots.values())):
-            self._peers.handle(basket_actor(slot)).call("session_end", self.session_id, self._spent)
+            wipe.send(self._peers, basket_actor(slot))
 
     def _require_weight(self, survivors: Sequence[str]) -> None:
         weighted = self._terms.release.num_weighted(survivors)
@@ -258,7 +214,7 @@ class SecureSession(PartyCalls):
             np.add(total, part, out=total)
             survivors.append(party)
 
-        self._phase("session_plain", self._slots, lambda batch: (self._terms, batch), add)
+        self._phase(self._slots, lambda batch: Call(SessionHost.session_plain, self._terms, batch), add)
         self._plain = total
         return tuple(sorted(survivors))
 
@@ -267,8 +223,8 @@ class SecureSession(PartyCalls):
         calls = [
             (
                 party,
-                self._peers.handle(basket_actor(self._slots[party])).call(
-                    "session_mask", self.session_id, party, self._coordinator.inbox(party)
+                Call(SessionHost.session_mask, self.session_id, party, self._coordinator.inbox(party)).send(
+                    self._peers, basket_actor(self._slots[party])
                 ),
             )
             for party in parties

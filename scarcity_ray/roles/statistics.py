@@ -15,6 +15,7 @@ from scarcity_ray.roles.waiting import WaitingFor
 
 WITHOUT_LAYER2: Mapping[str, Any] = {
     "n_layer2_aggregations": 0,
+    "n_baskets": 0,
     "n_layer2_aborts": 0,
     "aborts": (),
     "n_layer2_violations": 0,

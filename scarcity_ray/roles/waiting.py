@@ -14,15 +14,19 @@ from enum import StrEnum
 from typing import Any
 
 from scarcity_ray.buffer.triggers import TriggerReason, basket_due, global_due
-from scarcity_ray.config import AggregationMethod
+from scarcity_ray.config import AggregationMethod, Layer2Config
 from scarcity_ray.errors import ConfigError
-from scarcity_ray.plan import FederationPlan, make_plan
+from scarcity_ray.plan import FederationPlan, corrupt_of, make_plan, session_shape
+from scarcity_ray.plan.session import HIDDEN_AMONG
 from scarcity_ray.plan.tolerance import rows_behind_pre
+from scarcity_ray.roles.messages import Registered
 
 NAMED = 10
 """Absent clients of a basket that are named; the others are counted."""
 SIZES_LOOKED_AT = 1000
 """Further members that are tried with a rule."""
+SIGNING = "`scarcity-ray roster sign`, then fed.sign_roster(...)"
+"""How an operator signs."""
 
 
 class Missing(StrEnum):
@@ -38,10 +42,14 @@ class Missing(StrEnum):
     """Of a basket: nothing; its aggregate waits for the release."""
     BASKETS = "baskets"
     """Of the release: fewer baskets have clients than it needs."""
+    ROSTER = "roster"
+    """Of the release: the operator has not signed for the baskets that it needs."""
     AGGREGATES = "aggregates"
     """Of the release: fewer baskets than it needs have an aggregate that is in no release yet."""
     BUDGET = "budget"
     """Of the release: the privacy budget is spent."""
+    LEDGER = "ledger"
+    """Of the release: another federation has taken the ledger over."""
     LAYER2 = "layer2"
     """Of the release: Layer 2 is off, so that there never is one."""
     CALL = "call"
@@ -113,15 +121,17 @@ class WaitingFor:
         num_fresh: Baskets whose aggregate is in no release yet.
         least_baskets: Without which there is no release.
         wanted_baskets: Which make it due at once.
+        num_registered: Baskets that count as registered, of which some may be corrupt.
         seconds_left: Until time makes it due; None where time does not help.
         sentence: That in words, with what to do.
-        baskets: What each basket waits for, those that lack something first.
+        baskets: What each basket waits for, those that lack something first; none where nothing is accepted.
     """
 
     missing: Missing
     num_fresh: int
     least_baskets: int
     wanted_baskets: int
+    num_registered: int
     seconds_left: float | None
     sentence: str
     baskets: tuple[BasketWait, ...] = ()
@@ -131,7 +141,85 @@ class WaitingFor:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, with the words under ``text``."""
-        return {"text": str(self), **asdict(self)}
+        baskets = [asdict(basket) | {"missing": str(basket.missing)} for basket in self.baskets]
+        return {"text": str(self), **asdict(self), "missing": str(self.missing), "baskets": baskets}
+
+
+@dataclass(frozen=True)
+class _Need:
+    """How many baskets a release needs, and why.
+
+    Attributes:
+        layer2: Settings.
+        number: Baskets that are registered.
+        num_unsigned: Those that count as corrupt until they are signed for.
+        signed: Whether an operator signs rosters.
+    """
+
+    layer2: Layer2Config
+    number: int
+    num_unsigned: int
+    signed: bool
+
+    def least(self, number: int | None = None) -> int:
+        """Fresh baskets without which there is no release; if `number` were registered."""
+        if not self.layer2.use_secure_aggregation:
+            return self.layer2.min_baskets
+        parties = self.number if number is None else number
+        shape = session_shape(self.layer2, parties, registered=parties, unsigned=self.num_unsigned)
+        return max(self.layer2.min_baskets, shape.least_weighted)
+
+    @property
+    def binds(self) -> bool:
+        """Whether it is for the corrupt that so many are needed."""
+        return self.least() > self.layer2.min_baskets
+
+    @property
+    def why(self) -> str:
+        """The setting that asks for so many."""
+        if not self.binds:
+            return "layer2.min_baskets"
+        unsigned = f", and {self.num_unsigned} not signed for" if self.num_unsigned else ""
+        return (
+            f"{corrupt_of(self.layer2, self.number)} of the {self.number} registered may be corrupt, "
+            f"layer2.assumed_corrupt_fraction{unsigned}"
+        )
+
+    def ways(self, fresh: int, num_empty: int) -> Iterator[str]:
+        """What makes do with the fresh ones."""
+        if not self.binds:
+            return
+        signed = " (and have the next roster signed)" if self.signed else ""
+        if num_empty and self.least(self.number - num_empty) <= fresh:
+            yield (
+                "advance_round, until which a basket that has lost all its clients counts among those "
+                f"registered{signed}"
+            )
+        if self.num_unsigned:
+            yield f"sign the roster ({SIGNING})"
+        most = self._most_registered(fresh)
+        if most is not None:
+            hides = session_shape(self.layer2, most).hides
+            caution = "" if hides else ", too few to hide one from an aggregator that colludes with another"
+            yield (
+                f"close idle ones until {most} are registered (disband_basket where the domain has others, "
+                f"else unregister_client their clients, then advance_round){signed}{caution}"
+            )
+        if fresh >= self.layer2.min_baskets:
+            yield (
+                "set layer2.assumed_corrupt_fraction: 0, which protects no basket from an aggregator that "
+                "colludes with others"
+            )
+
+    def _most_registered(self, fresh: int) -> int | None:
+        """The most registered baskets with which so many fresh ones would do, if that takes closing some."""
+        if self.num_unsigned or fresh < self.layer2.min_baskets:
+            return None
+        for number in range(self.number - 1, fresh - 1, -1):
+            few_corrupt = corrupt_of(self.layer2, number) + HIDDEN_AMONG <= fresh
+            if (few_corrupt or number == fresh) and self.least(number) <= fresh:
+                return number
+        return None
 
 
 def waiting_for(
@@ -139,7 +227,9 @@ def waiting_for(
     backlogs: Sequence[Backlog],
     seconds: float | None = None,
     *,
+    registered: Registered | None = None,
     read_only: bool = False,
+    taken_over: str = "",
     last_abort: str | None = None,
 ) -> WaitingFor:
     """What the next release and the baskets behind it wait for.
@@ -148,40 +238,63 @@ def waiting_for(
         plan: The federation's numbers.
         backlogs: Of every live basket.
         seconds: Since the last release, or since the first was looked for; None if none ever was.
-        read_only: Whether the budget is spent.
+        registered: Who is; None: those of `backlogs`.
+        read_only: Whether nothing is accepted any more.
+        taken_over: Why, if that is because the ledger was taken over.
         last_abort: Why the last session ended, if it did without a release.
     """
     layer2 = plan.config.layer2
+    if registered is None or not layer2.use_secure_aggregation:
+        registered = Registered(len(backlogs), frozenset(backlog.basket_id for backlog in backlogs))
+    need = _Need(layer2, registered.number, registered.num_unsigned, plan.config.operator_key is not None)
+    least = need.least()
     peopled = [backlog for backlog in backlogs if backlog.num_members]
+    able = [backlog for backlog in backlogs if backlog.num_members or backlog.fresh]
     waits = [_basket_wait(plan, backlog) for backlog in peopled]
     order = list(Missing)
     waits.sort(key=lambda wait: (order.index(wait.missing), wait.basket_id))
-    fresh = sum(backlog.fresh for backlog in peopled)
-    active = sum(backlog.num_members >= plan.config.basket.min_clients for backlog in peopled)
-    wanted = max(
-        layer2.min_baskets, active if layer2.min_baskets_trigger is None else layer2.min_baskets_trigger
-    )
+    known = [backlog for backlog in backlogs if backlog.basket_id in registered.known]
+    fresh = sum(backlog.fresh for backlog in known)
+    strangers = sum(backlog.fresh for backlog in backlogs) - fresh
+    active = sum(backlog.num_members >= plan.config.basket.min_clients for backlog in known)
+    wanted = max(least, active if layer2.min_baskets_trigger is None else layer2.min_baskets_trigger)
     left: float | None = None
-    if read_only:
-        missing = Missing.BUDGET
+    if taken_over:
+        missing, waits = Missing.LEDGER, []
+        sentence = f"Nothing is accepted, aggregated or released: {taken_over}."
+    elif read_only:
+        missing, waits = Missing.BUDGET, []
         sentence = (
             "The privacy budget is spent: nothing is accepted, aggregated or released until an operator "
             "calls renew_budget."
         )
-    elif not peopled:
+    elif not able:
         missing, sentence = Missing.BASKETS, "No client is registered: begin with register_client."
     elif not layer2.enabled:
         missing = Missing.LAYER2
         sentence = (
             "There is no global model with layer2.enabled: false; get_basket_model gives each basket's own."
         )
-    elif len(peopled) < layer2.min_baskets:
-        missing, sentence = Missing.BASKETS, _too_few_baskets(plan, peopled)
-    elif fresh < layer2.min_baskets:
-        missing = Missing.AGGREGATES
+    elif len(able) < least:
+        missing = Missing.BASKETS
+        sentence = _too_few_baskets(plan, able, need, len(backlogs) - len(able))
+    elif not registered.has_roster:
+        missing = Missing.ROSTER
+        sentence = f"The roster of baskets waits for the operator's signature: {SIGNING}."
+    elif fresh < least and strangers and need.signed:
+        missing = Missing.ROSTER
         sentence = (
-            f"A release needs {layer2.min_baskets} baskets with a new aggregate (layer2.min_baskets), "
-            f"{fresh} of {len(peopled)} have one."
+            f"{_counted(strangers)} a new aggregate, but no roster with the operator's signature names "
+            f"{'it' if strangers == 1 else 'them'}: {SIGNING}. A release needs {least} ({need.why}), {fresh} "
+            "of those that are named have one."
+        )
+    elif fresh < least:
+        missing = Missing.AGGREGATES
+        ways = list(need.ways(fresh, len(backlogs) - len(able)))
+        sentence = (
+            f"A release needs {least} baskets with a new aggregate ({need.why}), "
+            f"{fresh} of {len(able)} have one"
+            f"{': have more of them aggregate, or ' + ', or '.join(ways) if ways else ''}."
         )
     elif global_due(fresh, active, seconds or 0.0, layer2) is None:
         missing, left = Missing.TRIGGER, max(0.0, layer2.update_interval_seconds - (seconds or 0.0))
@@ -192,9 +305,9 @@ def waiting_for(
     else:
         missing = Missing.CALL
         sentence = f"{fresh} baskets have a new aggregate: maybe_aggregate releases them."
-    if last_abort is not None and missing not in (Missing.BUDGET, Missing.LAYER2):
+    if last_abort is not None and missing not in (Missing.BUDGET, Missing.LEDGER, Missing.LAYER2):
         sentence += f" The last attempt ended without a release: {last_abort}."
-    return WaitingFor(missing, fresh, layer2.min_baskets, wanted, left, sentence, tuple(waits))
+    return WaitingFor(missing, fresh, least, wanted, registered.number, left, sentence, tuple(waits))
 
 
 def _basket_wait(plan: FederationPlan, backlog: Backlog) -> BasketWait:
@@ -269,18 +382,21 @@ def _too_few_updates(plan: FederationPlan, backlog: Backlog) -> str:
     )
 
 
-def _too_few_baskets(plan: FederationPlan, peopled: Sequence[Backlog]) -> str:
-    least = plan.config.layer2.min_baskets
+def _too_few_baskets(plan: FederationPlan, able: Sequence[Backlog], need: _Need, num_empty: int) -> str:
     ways = ["register clients in another domain"]
-    large = [b.basket_id for b in peopled if (n := b.num_members // 2) and plan.least_rows(n) <= n]
+    large = [b.basket_id for b in able if (n := b.num_members // 2) and plan.least_rows(n) <= n]
     if large:
         ways.append(f"split_basket({large[0]!r})")
+    ways += need.ways(len(able), num_empty)
     ways.append("ask for get_basket_model, which is not noised and lies outside the privacy claim")
-    baskets = f"{len(peopled)} basket has" if len(peopled) == 1 else f"{len(peopled)} baskets have"
     return (
-        f"A release sums at least {least} baskets (layer2.min_baskets), so that none is seen alone, and "
-        f"{baskets} clients: {', or '.join(ways)}."
+        f"A release sums at least {need.least()} baskets ({need.why}), so that none is seen alone, and "
+        f"{_counted(len(able))} clients: {', or '.join(ways)}."
     )
+
+
+def _counted(number: int) -> str:
+    return "1 basket has" if number == 1 else f"{number} baskets have"
 
 
 def _needs(plan: FederationPlan, members: int) -> str:

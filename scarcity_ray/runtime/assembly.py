@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
@@ -23,10 +23,21 @@ from scarcity_ray.roles.accountant import Accountant
 from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.directory import Directory
 from scarcity_ray.roles.global_aggregator import GlobalAggregator
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, Handle, basket_actor, gather
-from scarcity_ray.roles.messages import Fault, FederationIdentity, HostState, SlotState, Whereabouts
+from scarcity_ray.roles.handles import (
+    ACCOUNTANT,
+    DIRECTORY,
+    GLOBAL,
+    Call,
+    Future,
+    Handle,
+    basket_actor,
+    gather,
+)
+from scarcity_ray.roles.messages import Fault, FederationIdentity, HostState, SlotState
 from scarcity_ray.roles.recovery import Recovered, recovered_from
 from scarcity_ray.runtime.base import RoleSpec, Runtime
+
+T = TypeVar("T")
 
 OPENING = "opening"
 """The card of a federation whose roles are being started: nobody can attach to it yet."""
@@ -101,9 +112,9 @@ class Assembly:
         """The basket actors among `slots` that were not started yet, as far as this driver knows."""
         return [slot for slot in sorted(set(slots)) if basket_actor(slot) not in self._started]
 
-    def tell_baskets(self, method: str, num_slots: int, *args: object) -> list[Any]:
+    def tell_baskets(self, call: Call[BasketHost, T], num_slots: int) -> list[T]:
         """Call every basket actor; all answers."""
-        return gather([self.handle(basket_actor(slot)).call(method, *args) for slot in range(num_slots)])
+        return gather([call.send(self, basket_actor(slot)) for slot in range(num_slots)])
 
     def recover(
         self,
@@ -136,7 +147,7 @@ class Assembly:
         if ACCOUNTANT in names:
             heads = self._known_heads(names, num_slots, latest)
             self._start([self._accountant_spec(True, known_heads=heads)])
-            self.handle(ACCOUNTANT).call("status", now).result()
+            Call(Accountant.status, now).send(self, ACCOUNTANT).result()
             yield [_fault("the accountant died; nothing is lost, it continues from its ledger")]
         if DIRECTORY in names:
             self._recover_directory(num_slots, now, known)
@@ -167,11 +178,13 @@ class Assembly:
         """
         told = (self.ledger_head, "" if latest is None else latest.ledger_head)
         heads = {head: "the driver" for head in told if head}
-        singles = [GLOBAL] if self.has_layer2 else []
-        baskets = {name for name in self.runtime.names() if _slot(name) is not None}
-        baskets |= {basket_actor(slot) for slot in range(num_slots)}
-        asked = [name for name in (*singles, *sorted(baskets)) if name not in gone]
-        answers = {name: self.handle(name).call("ledger_heads") for name in asked}
+        answers: dict[str, Future[tuple[str, ...]]] = {}
+        if self.has_layer2 and GLOBAL not in gone:
+            answers[GLOBAL] = Call(GlobalAggregator.ledger_heads).send(self, GLOBAL)
+        slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
+        baskets = {basket_actor(slot) for slot in slots | set(range(num_slots))}
+        for actor in sorted(baskets - set(gone)):
+            answers[actor] = Call(BasketHost.ledger_heads).send(self, actor)
         for name, answer in answers.items():
             # A role that is lost too knows nothing more: what the others know must do.
             with suppress(ActorLost):
@@ -181,16 +194,15 @@ class Assembly:
     def _recover_baskets(
         self, slots: Sequence[int], now: float, latest: GlobalMetaModel | None
     ) -> Iterator[list[Fault]]:
-        directory = self.handle(DIRECTORY)
-        where: Whereabouts = directory.call("whereabouts").result()
-        budget: BudgetStatus = self.handle(ACCOUNTANT).call("status", now).result()
-        states = {slot: directory.call("slot_state", slot).result() for slot in slots}
+        round_id = Call(Directory.current_round).send(self, DIRECTORY).result()
+        budget = Call(Accountant.status, now).send(self, ACCOUNTANT).result()
+        states = {slot: Call(Directory.slot_state, slot).send(self, DIRECTORY).result() for slot in slots}
         newest = self._newest(latest)
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         yield [_basket_fault(slot, states[slot]) for slot in was_there]
         failure: ActorLost | None = None
         try:
-            self._start([self._basket_spec(s, where.round_id, budget, states[s], newest) for s in slots])
+            self._start([self._basket_spec(s, round_id, budget, states[s], newest) for s in slots])
         except ActorLost as lost:
             failure = lost
         back = [slot for slot in slots if failure is None or self.runtime.is_alive(basket_actor(slot))]
@@ -208,12 +220,11 @@ class Assembly:
         False if the directory died after it had told what the actor was made with, and came back before the
         actor was there: it knows nothing of it.
         """
-        directory, actor = self.handle(DIRECTORY), self.handle(basket_actor(slot))
-        state: SlotState = directory.call("slot_state", slot).result()
-        number, identities = actor.call("check_in").result()
+        state = Call(Directory.slot_state, slot).send(self, DIRECTORY).result()
+        number, identities = Call(BasketHost.check_in).send(self, basket_actor(slot)).result()
         if number.life < state.number.life:
             return False
-        directory.call("record_identities", slot, identities).result()
+        Call(Directory.record_identities, slot, identities).send(self, DIRECTORY).result()
         return True
 
     def _recover_directory(self, num_slots: int, now: float, known: Sequence[Fault]) -> None:
@@ -222,7 +233,7 @@ class Assembly:
         states: dict[int, HostState] = {}
         for slot in sorted(slots | set(range(num_slots))):
             try:
-                states[slot] = self.handle(basket_actor(slot)).call("step_down").result()
+                states[slot] = Call(BasketHost.step_down).send(self, basket_actor(slot)).result()
             except ActorLost:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
@@ -246,8 +257,8 @@ class Assembly:
         self._start([self._directory_spec(highest, now, recovered, faults)])
 
     def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:
-        self.tell_baskets("sessions_abandon", num_slots)
-        models = [latest, *self.tell_baskets("last_global", num_slots)]
+        self.tell_baskets(Call(BasketHost.sessions_abandon), num_slots)
+        models = [latest, *self.tell_baskets(Call(BasketHost.last_global), num_slots)]
         last = max((m for m in models if m is not None), key=lambda model: model.version, default=None)
         self._start([self._global_spec(last)])
         if last is None:
@@ -262,7 +273,7 @@ class Assembly:
         if not self.has_layer2 or not self.identity.config.layer2.distribute_to_baskets:
             return None
         try:
-            told: GlobalMetaModel | None = self.handle(GLOBAL).call("latest").result()
+            told = Call(GlobalAggregator.latest).send(self, GLOBAL).result()
         except ActorLost:
             return latest
         return max((m for m in (latest, told) if m is not None), key=lambda m: m.version, default=None)

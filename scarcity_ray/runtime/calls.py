@@ -10,18 +10,24 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 from scarcity_ray.errors import ActorLost, FaultWarning, ProtocolViolation
 from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.roles.handles import DIRECTORY, basket_actor
+from scarcity_ray.roles.basket_host import BasketHost
+from scarcity_ray.roles.directory import Directory
+from scarcity_ray.roles.handles import DIRECTORY, Call, RoleName, basket_actor
 from scarcity_ray.roles.messages import Fault, News, Whereabouts
-from scarcity_ray.roles.role import CallId
+from scarcity_ray.roles.role import CallId, Role
 from scarcity_ray.runtime.assembly import Assembly
 
 logger = logging.getLogger("scarcity_ray")
 
 _PACKAGE = "scarcity_ray."
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R", bound=Role)
 
 warnings.simplefilter("always", FaultWarning, append=True)
 
@@ -62,40 +68,47 @@ class RoleCalls:
         """The driver's time."""
         return float(self._clock())
 
-    def call(self, name: str, method: str, *args: object) -> Any:
+    def call(
+        self, role: RoleName[R], method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Have a role do something, once; one that died is brought back first.
 
         Raises:
             ActorLost: If it cannot be brought back.
         """
-        return self._until_answered(name, "once", self._next_call(), method, *args)
+        return self._until_answered(role, Call(method, *args, **kwargs), self._next_call())
 
-    def ask(self, name: str, method: str, *args: object) -> Any:
+    def ask(
+        self, role: RoleName[R], method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Ask a role for what it knows, which changes nothing however often it is asked.
 
         Raises:
             ActorLost: If it died and cannot be brought back.
         """
-        return self._until_answered(name, method, *args)
+        return self._until_answered(role, Call(method, *args, **kwargs))
 
-    def call_baskets(self, method: str, arguments: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
-        """As `call`, for basket actors side by side, each with its own arguments."""
-        call = self._next_call()
-        return self._all_answered({slot: ("once", call, method, *args) for slot, args in arguments.items()})
+    def call_baskets(self, calls: Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
+        """As `call`, for basket actors side by side, each with a call of its own."""
+        return self._all_answered(calls, self._next_call())
 
-    def ask_baskets(self, method: str, arguments: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
-        """As `ask`, for basket actors side by side, each with its own arguments."""
-        return self._all_answered({slot: (method, *args) for slot, args in arguments.items()})
+    def ask_baskets(self, calls: Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
+        """As `ask`, for basket actors side by side, each with a call of its own."""
+        return self._all_answered(calls)
 
-    def tell_baskets(self, method: str, *args: object) -> dict[int, Any]:
+    def tell_baskets(
+        self, method: Callable[Concatenate[BasketHost, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> dict[int, T]:
         """Call every basket actor with the same arguments, those that other drivers have started too."""
         self.whereabouts()
-        return self.call_baskets(method, dict.fromkeys(range(self.num_slots), args))
+        return self.call_baskets(dict.fromkeys(range(self.num_slots), Call(method, *args, **kwargs)))
 
-    def poll_baskets(self, method: str, *args: object) -> dict[int, Any]:
+    def poll_baskets(
+        self, method: Callable[Concatenate[BasketHost, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> dict[int, T]:
         """Ask every basket actor the same, those that other drivers have started too."""
         self.whereabouts()
-        return self.ask_baskets(method, dict.fromkeys(range(self.num_slots), args))
+        return self.ask_baskets(dict.fromkeys(range(self.num_slots), Call(method, *args, **kwargs)))
 
     def recover(self, *names: str) -> None:
         """Bring roles back that died, after any others that these need; note and log what was lost.
@@ -122,12 +135,12 @@ class RoleCalls:
     def note_faults(self, faults: Sequence[Fault]) -> None:
         """Have the directory keep what was lost, for all drivers, and warn this one's user."""
         if faults:
-            self.call(DIRECTORY, "note_faults", tuple(faults))
+            self.call(DIRECTORY, Directory.note_faults, tuple(faults))
         self.hear_faults()
 
     def hear_faults(self) -> None:
         """Warn of what the directory has noted and this driver has not heard of."""
-        known: tuple[Fault, ...] = self.ask(DIRECTORY, "faults")
+        known = self.ask(DIRECTORY, Directory.faults)
         new = [fault for fault in known if fault.fault_id not in self._heard]
         self._heard |= {fault.fault_id: fault for fault in new}
         self.faults += [fault.loss for fault in new]
@@ -139,7 +152,7 @@ class RoleCalls:
     def whereabouts(self) -> Whereabouts:
         """Round, live baskets and basket actors; sent again only when they have changed."""
         known = self._whereabouts
-        answer: Whereabouts | News = self.ask(DIRECTORY, "whereabouts", known.version if known else None)
+        answer = self.ask(DIRECTORY, Directory.whereabouts, known.version if known else None)
         where, news = (answer, answer.news) if isinstance(answer, Whereabouts) else (known, answer)
         if where is None:
             raise ProtocolViolation("the directory has no news for a driver that knows nothing")
@@ -157,27 +170,26 @@ class RoleCalls:
         """Each thread is a caller of its own: a role remembers the last answer to each."""
         return CallId(f"{self._driver}/{threading.get_ident()}", next(self._numbers))
 
-    def _until_answered(self, name: str, method: str, *args: object) -> Any:
+    def _until_answered(self, role: RoleName[R], call: Call[R, T], number: CallId | None = None) -> T:
         for attempt in range(RECOVERIES + 1):
             try:
-                return self.assembly.handle(name).call(method, *args).result()
+                return call.send(self.assembly, role, number).result()
             except ActorLost as lost:
                 if not lost.retryable or attempt == RECOVERIES:
                     raise
                 self.recover(lost.role)
-        raise ActorLost(name)
+        raise ActorLost(role)
 
-    def _all_answered(self, messages: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
-        calls = {
-            slot: self.assembly.handle(basket_actor(slot)).call(*message)
-            for slot, message in messages.items()
-        }
-        answers: dict[int, Any] = {}
+    def _all_answered(
+        self, calls: Mapping[int, Call[BasketHost, T]], number: CallId | None = None
+    ) -> dict[int, T]:
+        pending = {slot: call.send(self.assembly, basket_actor(slot), number) for slot, call in calls.items()}
+        answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}
         failure: Exception | None = None
-        for slot, call in calls.items():
+        for slot, answer in pending.items():
             try:
-                answers[slot] = call.result()
+                answers[slot] = answer.result()
             except ActorLost as loss:
                 lost[slot] = loss
                 failure = failure if loss.retryable else failure or loss
@@ -187,7 +199,7 @@ class RoleCalls:
             raise failure
         self.recover(*(death.role for death in lost.values()))
         for slot in lost:
-            answers[slot] = self._until_answered(basket_actor(slot), *messages[slot])
+            answers[slot] = self._until_answered(basket_actor(slot), calls[slot], number)
         return answers
 
 

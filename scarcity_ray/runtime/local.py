@@ -47,7 +47,7 @@ class _LocalHandle:
         self._roles = roles
         self.name = name
 
-    def call(self, method: str, *args: object) -> Future:
+    def call(self, method: str, *args: object) -> Future[Any]:
         role = self._roles.get(self.name)
         if role is None:
             return _Done(error=ActorLost(self.name, "it is not running"))
@@ -71,7 +71,7 @@ class _LocalCompute:
     def put(self, value: object) -> Any:
         return _Stored(value)
 
-    def submit(self, function: Callable[..., Any], *args: object) -> Future:
+    def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
         try:
             loaded = [arg.load() if isinstance(arg, _Stored) else _isolated(arg) for arg in args]
             return _Done(_isolated(function(*loaded)))

@@ -9,29 +9,28 @@ before or after any call.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Concatenate, cast
 
 from scarcity_ray.errors import ActorLost
+from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.client_memory import ClientMemory
-from scarcity_ray.roles.handles import DIRECTORY, basket_actor
+from scarcity_ray.roles.directory import Directory
+from scarcity_ray.roles.handles import DIRECTORY, Call, basket_actor
 from scarcity_ray.roles.messages import (
     ActivityReport,
     Admission,
     BasketPlace,
     Begun,
-    Closing,
     Fault,
-    Located,
     Operation,
     Order,
     OrderNumber,
     Overtaken,
-    Registry,
     Whereabouts,
 )
-from scarcity_ray.roles.parcels import ActorKey
-from scarcity_ray.runtime.calls import RECOVERIES, RoleCalls
+from scarcity_ray.roles.parcels import ActorKey, Parcel
+from scarcity_ray.runtime.calls import RECOVERIES, P, RoleCalls, T
 from scarcity_ray.secagg import IdentityKeyPair, Party
 
 
@@ -58,19 +57,20 @@ class Operations(RoleCalls):
 
     operator: IdentityKeyPair | None = None
 
-    def operate(self, method: str, *args: object) -> Any:
+    def operate(self, begin: Callable[[float], Call[Directory, Begun[T]]]) -> T:
         """Have the directory begin an operation, and do its steps; the directory's answer.
+
+        Args:
+            begin: What to ask of the directory at a time, in seconds since the epoch.
 
         Raises:
             UsageError: If the directory refuses it; then nothing has changed.
         """
         while True:
-            begun: Begun = self.call(DIRECTORY, method, *args, self.now())
-            if begun.operation is None:
-                return begun.answer
-            stands = self.finish(begun.operation)
+            begun = self._until_answered(DIRECTORY, begin(self.now()), self._next_call())
+            stands = begun.operation is None or self.finish(begun.operation)
             if begun.is_asked_for and stands:
-                return begun.answer
+                return cast(T, begun.answer)
 
     def finish(self, operation: Operation) -> bool:
         """Do an operation's steps; whether it stands, or is void since the directory that began it died.
@@ -99,8 +99,9 @@ class Operations(RoleCalls):
                         basket_actor(error.slot), "it obeys no order, however high", False
                     ) from None
             order = operation.order
-            arguments = (order, overtaken, identities, memories, seen, self.now())
-            closing: Closing = self.call(DIRECTORY, "finish", *arguments)
+            closing = self.call(
+                DIRECTORY, Directory.finish, order, overtaken, identities, memories, seen, self.now()
+            )
             if closing.again is None:
                 return closing.stands
             operation = closing.again
@@ -116,7 +117,7 @@ class Operations(RoleCalls):
     def located(self, client_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Basket and slot of each client that is registered, when nothing is pending any more."""
         while True:
-            found: Located = self.ask(DIRECTORY, "locate", tuple(client_ids))
+            found = self.ask(DIRECTORY, Directory.locate, tuple(client_ids))
             self.heed(found.news)
             if found.news.pending is None:
                 return found.routes
@@ -127,13 +128,13 @@ class Operations(RoleCalls):
         admissions, source = operation.admissions, operation.order.closing
         if source is not None:
             # Who holds the closing basket hears of it first: nobody else is believed that it closes.
-            self._step(source.slot, "take", source.basket_id, {}, operation.order)
+            self._step(source.slot, BasketHost.take, source.basket_id, {}, operation.order)
         self._house([admission.place for admission in admissions])
         by_slot: dict[int, list[Admission]] = defaultdict(list)
         for admission in admissions:
             by_slot[admission.place.slot].append(admission)
-        told = {slot: (tuple(a), operation.order) for slot, a in by_slot.items()}
-        answers = self._steps("admit", told)
+        order = operation.order
+        answers = self._steps({s: Call(BasketHost.admit, tuple(a), order) for s, a in by_slot.items()})
         keys: dict[int, dict[str, bytes]] = {}
         for slot, asked in by_slot.items():
             stated = answers[slot] if isinstance(answers[slot], dict) else {}
@@ -158,13 +159,13 @@ class Operations(RoleCalls):
         for _ in range(RECOVERIES):
             keys = self._actor_keys(home.slot for home in homes.values())
             told = {c: (home.basket_id, keys[home.slot]) for c, home in homes.items()}
-            by_home: dict[tuple[int, str], list[Any]] = defaultdict(list)
-            for parcel in self._step(source.slot, "take", source.basket_id, told, order):
-                home = homes.get(parcel.client_id)
-                if home is not None:
+            by_home: dict[tuple[int, str], list[Parcel]] = defaultdict(list)
+            for parcel in self._step(source.slot, BasketHost.take, source.basket_id, told, order):
+                if parcel.client_id in homes:
+                    home = homes[parcel.client_id]
                     by_home[home.slot, home.basket_id].append(parcel)
             opened = [
-                self._step(slot, "put", basket_id, tuple(parcels), order)
+                self._step(slot, BasketHost.put, basket_id, tuple(parcels), order)
                 for (slot, basket_id), parcels in sorted(by_home.items())
             ]
             if all(opened):
@@ -172,7 +173,7 @@ class Operations(RoleCalls):
         raise ActorLost(basket_actor(source.slot), "the actors that its clients move to keep dying", False)
 
     def _actor_keys(self, slots: Iterable[int]) -> Mapping[int, ActorKey]:
-        return self.ask_baskets("actor_key", dict.fromkeys(sorted(set(slots)), ()))
+        return self.ask_baskets(dict.fromkeys(sorted(set(slots)), Call(BasketHost.actor_key)))
 
     def _endorse(self, operation: Operation, identities: Mapping[int, Mapping[str, bytes]]) -> None:
         """Where an operator signs for baskets: a closing one vouches for those that its clients move to."""
@@ -182,11 +183,11 @@ class Operations(RoleCalls):
         parties = tuple(
             Party(basket_id, key) for keys in identities.values() for basket_id, key in keys.items()
         )
-        endorsed = self.call(basket_actor(source.slot), "endorse", source.basket_id, parties)
+        endorsed = self.call(basket_actor(source.slot), BasketHost.endorse, source.basket_id, parties)
         endorsed = tuple(e for e in endorsed if e.party in parties and e.parent_id == source.basket_id)
         if endorsed:
-            self.call(DIRECTORY, "record_endorsements", endorsed)
-        registry: Registry = self.call(DIRECTORY, "registry")
+            self.call(DIRECTORY, Directory.record_endorsements, endorsed)
+        registry = self.call(DIRECTORY, Directory.registry)
         vain = sorted(p.party_id for p in parties if registry.known.get(p.party_id) != p.identity_public)
         if vain and registry.newest is not None and self.operator is None:
             loss = (
@@ -197,26 +198,32 @@ class Operations(RoleCalls):
 
     def _dismiss(self, operation: Operation) -> list[ClientMemory]:
         order = operation.order
-        told = [self._step(p.slot, "dismiss", p.basket_id, c, order) for p, c in operation.leavers]
+        told = [self._step(p.slot, BasketHost.dismiss, p.basket_id, c, order) for p, c in operation.leavers]
         return [memory for memory in told if memory is not None]
 
     def _close(self, operation: Operation) -> list[ActivityReport]:
         return [
-            self._step(place.slot, "close_basket", place.basket_id, operation.order)
+            self._step(place.slot, BasketHost.close_basket, place.basket_id, operation.order)
             for place in operation.closed
         ]
 
     def _begin_round(self, operation: Operation) -> None:
         order = operation.order
         if order.round_id is not None:
-            told = (order.round_id, self.now(), order)
-            self._steps("advance_round", dict.fromkeys(range(operation.num_slots), told))
+            told = Call(BasketHost.advance_round, order.round_id, self.now(), order)
+            self._steps(dict.fromkeys(range(operation.num_slots), told))
 
-    def _step(self, slot: int, method: str, *args: object) -> Any:
-        return _obeyed(slot, self.call(basket_actor(slot), method, *args))
+    def _step(
+        self,
+        slot: int,
+        method: Callable[Concatenate[BasketHost, P], T | Overtaken],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return _obeyed(slot, self.call(basket_actor(slot), method, *args, **kwargs))
 
-    def _steps(self, method: str, told: Mapping[int, tuple[object, ...]]) -> dict[int, Any]:
-        return {slot: _obeyed(slot, answer) for slot, answer in self.call_baskets(method, told).items()}
+    def _steps(self, calls: Mapping[int, Call[BasketHost, T | Overtaken]]) -> dict[int, T]:
+        return {slot: _obeyed(slot, answer) for slot, answer in self.call_baskets(calls).items()}
 
     def _house(self, places: Sequence[BasketPlace]) -> None:
         """Start the actors of new baskets."""
@@ -226,7 +233,7 @@ class Operations(RoleCalls):
         self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
 
 
-def _obeyed(slot: int, answer: Any) -> Any:
+def _obeyed(slot: int, answer: T | Overtaken) -> T:
     if isinstance(answer, Overtaken):
         raise _OvertakenError(slot, answer.number)
     return answer

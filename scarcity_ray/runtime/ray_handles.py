@@ -99,7 +99,7 @@ class RayHandle:
         self._namespace = namespace
         self.name = name
 
-    def call(self, method: str, *args: object) -> Future:
+    def call(self, method: str, *args: object) -> Future[Any]:
         """Start `method` with `args` on the role; never blocks and never raises."""
         if not ray.is_initialized():
             return Failed(ActorLost(self.name, "this process is not connected to Ray any more", False))
@@ -152,7 +152,7 @@ class RayCompute:
         """Store `value` once."""
         return ray.put(value)
 
-    def submit(self, function: Callable[..., Any], *args: object) -> Future:
+    def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
         """Run a module-level function; a task that dies is tried again by Ray, three times."""
         return RayFuture(f"task {function.__name__}", _run.remote(function, *args))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,11 @@ from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.privacy.answers import BudgetStatus
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.roles.accountant import Accountant
+from scarcity_ray.roles.basket_host import BasketHost
+from scarcity_ray.roles.directory import Directory
+from scarcity_ray.roles.global_aggregator import GlobalAggregator
+from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, GLOBAL, Call, basket_actor
 from scarcity_ray.roles.messages import (
     BasketReport,
     ConductReport,
@@ -27,12 +31,11 @@ from scarcity_ray.roles.messages import (
     Member,
     PartyKnowledge,
     Registry,
-    SubmissionResult,
     Whereabouts,
 )
 from scarcity_ray.roles.statistics import WITHOUT_LAYER2
 from scarcity_ray.roles.submission import SubmissionBatch
-from scarcity_ray.roles.unattended_signing import Statement, objection
+from scarcity_ray.roles.unattended_signing import objection
 from scarcity_ray.roles.waiting import WaitingFor, waiting_for
 from scarcity_ray.runtime.assembly import Assembly
 from scarcity_ray.runtime.calls import RECOVERIES, logger
@@ -67,7 +70,7 @@ class DriverSession(Operations):
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
-        opened: BudgetStatus = self.assembly.handle(ACCOUNTANT).call("status", self.now()).result()
+        opened = Call(Accountant.status, self.now()).send(self.assembly, ACCOUNTANT).result()
         self.assembly.ledger_head = opened.head_hash
         self.assembly.start(opened)
         self.told_period = opened.period
@@ -75,11 +78,11 @@ class DriverSession(Operations):
 
     def budget(self) -> BudgetStatus:
         """Where the budget stands; baskets are told once the ledger was taken over."""
-        status: BudgetStatus = self.ask(ACCOUNTANT, "status", self.now())
+        status = self.ask(ACCOUNTANT, Accountant.status, self.now())
         self.assembly.ledger_head = status.head_hash
         if status.taken_over and not self._told_taken_over:
             self._told_taken_over = True
-            self.tell_baskets("set_read_only", True)
+            self.tell_baskets(BasketHost.set_read_only, True)
         return status
 
     def recover(self, *names: str) -> None:
@@ -89,37 +92,36 @@ class DriverSession(Operations):
 
     def register(self, members: Sequence[Member]) -> tuple[str, ...]:
         """Register clients; their baskets."""
-        baskets: tuple[str, ...] = self.operate("register", tuple(members))
-        return baskets
+        return self.operate(lambda now: Call(Directory.register, tuple(members), now))
 
     def unregister(self, client_id: str) -> bool:
         """Unregister a client; its buffered updates are withdrawn."""
         self._routes.pop(client_id, None)
-        return bool(self.operate("unregister", client_id))
+        return self.operate(lambda now: Call(Directory.unregister, client_id, now))
 
     def split(self, basket_id: str) -> tuple[str, str]:
         """Split a basket; the ids of its halves."""
-        first, second = self.operate("split", basket_id)
+        halves = self.operate(lambda now: Call(Directory.split, basket_id, now))
         self._routes.clear()
-        return first, second
+        return halves
 
     def disband(self, basket_id: str) -> None:
         """Close a basket; its clients go to others of their domain."""
-        self.operate("disband", basket_id)
+        self.operate(lambda now: Call(Directory.disband, basket_id, now))
         self._routes.clear()
 
     def current_round(self) -> int:
         """The round of the federation."""
-        return int(self.ask(DIRECTORY, "current_round"))
+        return self.ask(DIRECTORY, Directory.current_round)
 
     def budget_period(self) -> int:
         """The budget's period, which clients sign their updates for.
 
         Baskets are told if this driver has not told them: who renewed the budget may have died before.
         """
-        period = int(self.ask(ACCOUNTANT, "budget_period", self.now()))
+        period = self.ask(ACCOUNTANT, Accountant.budget_period, self.now())
         if period != self.told_period:
-            self.tell_baskets("set_budget_period", period)
+            self.tell_baskets(BasketHost.set_budget_period, period)
             self.told_period = period
         return period
 
@@ -137,16 +139,16 @@ class DriverSession(Operations):
             for index in pending:
                 if batch.client_ids[index] in routes:
                     by_slot[routes[batch.client_ids[index]][1]].append(index)
-            arguments = {
-                slot: (
+            calls = {
+                slot: Call(
+                    BasketHost.submit,
                     tuple(routes[batch.client_ids[i]][0] for i in indices),
                     batch.take(indices),
                     self.now(),
                 )
                 for slot, indices in by_slot.items()
             }
-            answers: dict[int, SubmissionResult] = self.call_baskets("submit", arguments)
-            for slot, answer in answers.items():
+            for slot, answer in self.call_baskets(calls).items():
                 receipts.update(zip(by_slot[slot], answer.receipts, strict=True))
                 due.update(answer.due)
             pending = [
@@ -158,13 +160,13 @@ class DriverSession(Operations):
             asked = self.current_round() if batch.round_id is None else batch.round_id
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
-            self.call(DIRECTORY, "count_unknown", len(pending))
+            self.call(DIRECTORY, Directory.count_unknown, len(pending))
         return [receipts[i] for i in range(len(batch))], sorted(due)
 
     def run_layer1(self, baskets: Sequence[str] | None, force: bool) -> list[Layer1Outcome]:
         """Layer 1 wherever it is due, side by side in all basket actors."""
         chosen = None if baskets is None else tuple(baskets)
-        answers = self.tell_baskets("run_layer1", chosen, force, self.now())
+        answers = self.tell_baskets(BasketHost.run_layer1, chosen, force, self.now())
         return [outcome for slot in sorted(answers) for outcome in answers[slot]]
 
     def run_layer2(self, force: bool) -> Layer2Outcome:
@@ -176,15 +178,15 @@ class DriverSession(Operations):
             return Layer2Outcome(None, "no roster is signed yet: see `scarcity-ray roster sign`")
         # Until the baskets know of the release: who stops in between tells them all anew.
         told, self._told_registry = self._told_registry, None
-        outcome: Layer2Outcome = self.call(
-            GLOBAL, "run", where.places, where.round_id, force, self.now(), roster
+        outcome = self.call(
+            GLOBAL, GlobalAggregator.run, where.places, where.round_id, force, self.now(), roster
         )
         if outcome.model is not None:
             self.latest = outcome.model
             if self.assembly.identity.config.layer2.distribute_to_baskets:
-                self.tell_baskets("adopt", outcome.model)
+                self.tell_baskets(BasketHost.adopt, outcome.model)
         if outcome.read_only:
-            self.tell_baskets("set_read_only", True)
+            self.tell_baskets(BasketHost.set_read_only, True)
         self.recover(*outcome.lost_roles)
         if not (outcome.aborted or outcome.dropped):
             self._told_registry = told
@@ -196,56 +198,61 @@ class DriverSession(Operations):
         by_slot: dict[int, list[str]] = defaultdict(list)
         for client_id in sorted(routes):
             by_slot[routes[client_id][1]].append(client_id)
-        arguments: dict[int, tuple[object, ...]] = {
-            slot: (tuple(routes[c][0] for c in clients), tuple(clients)) for slot, clients in by_slot.items()
+        calls = {
+            slot: Call(BasketHost.local_states, tuple(routes[c][0] for c in clients), tuple(clients))
+            for slot, clients in by_slot.items()
         }
-        answers = self.ask_baskets("local_states", arguments)
+        answers = self.ask_baskets(calls)
         return {client_id: state for answer in answers.values() for client_id, state in answer.items()}
 
     def run_gossip(self) -> dict[str, int]:
         """One gossip round everywhere; delivered messages a basket."""
-        answers = self.tell_baskets("run_gossip", self.now())
+        answers = self.tell_baskets(BasketHost.run_gossip, self.now())
         return {basket: count for answer in answers.values() for basket, count in answer.items()}
 
     def advance_round(self) -> int:
         """Move every role to the next round."""
         self.report_activity()
-        return int(self.operate("advance_round"))
+        return self.operate(lambda now: Call(Directory.advance_round, now))
 
     def report_activity(self) -> None:
         """Tell the directory what the basket actors saw."""
-        reports = self.tell_baskets("take_activity")
-        self.call(DIRECTORY, "note_activity", tuple(reports[slot] for slot in sorted(reports)), self.now())
+        reports = self.tell_baskets(BasketHost.take_activity)
+        seen = tuple(reports[slot] for slot in sorted(reports))
+        self.call(DIRECTORY, Directory.note_activity, seen, self.now())
 
     def reports(self) -> dict[str, BasketReport]:
         """Counts and public facts of every basket."""
-        answers = self.poll_baskets("reports", self.now())
+        answers = self.poll_baskets(BasketHost.reports, self.now())
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
 
     def latest_release(self) -> GlobalMetaModel | None:
         """The last release; None before the first, and without Layer 2."""
         if self.assembly.has_layer2:
-            self.latest = self.ask(GLOBAL, "latest") or self.latest
+            self.latest = self.ask(GLOBAL, GlobalAggregator.latest) or self.latest
         return self.latest
 
     def layer2_stats(self) -> Mapping[str, Any]:
         """What Layer 2 counted."""
-        return self.ask(GLOBAL, "stats") if self.assembly.has_layer2 else WITHOUT_LAYER2
+        return self.ask(GLOBAL, GlobalAggregator.stats) if self.assembly.has_layer2 else WITHOUT_LAYER2
 
     def conduct(self) -> dict[str, ConductReport]:
         """How every basket's members stand to its aggregates; nothing where basket models are private."""
-        answers = self.poll_baskets("conduct")
+        answers = self.poll_baskets(BasketHost.conduct)
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
 
     def waiting_for(self) -> WaitingFor:
         """What the next global model waits for; asking changes nothing."""
-        answers = self.poll_baskets("backlogs", self.now())
+        answers = self.poll_baskets(BasketHost.backlogs, self.now())
         layer2 = self.layer2_stats()
+        budget = self.ask(ACCOUNTANT, Accountant.status, self.now())
         return waiting_for(
             self.assembly.plan,
             [backlog for slot in sorted(answers) for backlog in answers[slot]],
             None if layer2["since"] is None else self.now() - layer2["since"],
-            read_only=self.ask(ACCOUNTANT, "status", self.now()).read_only,
+            registered=self.ask(DIRECTORY, Directory.registered, self.operator is not None),
+            read_only=budget.read_only,
+            taken_over=budget.read_only_reason if budget.taken_over else "",
             last_abort=layer2["aborted"],
         )
 
@@ -257,15 +264,15 @@ class DriverSession(Operations):
         """
         if not self.assembly.identity.config.layer2.use_secure_aggregation:
             return Registry(())
-        registry: Registry = self.call(DIRECTORY, "registry")
+        registry = self.call(DIRECTORY, Directory.registry)
         if registry.draft is None or self.operator is None:
             return registry
         why = ""
         for _ in range(RECOVERIES):
-            statements: dict[int, Statement] = self.poll_baskets("statement")
+            statements = self.poll_baskets(BasketHost.statement)
             where = self.whereabouts()
             self._record_keys(where, {slot: said.keys for slot, said in statements.items()})
-            registry = self.call(DIRECTORY, "registry")
+            registry = self.call(DIRECTORY, Directory.registry)
             if registry.draft is None:
                 return registry
             seen = (*registry.rosters, *self._signed)
@@ -273,7 +280,7 @@ class DriverSession(Operations):
             if not why:
                 self._signed = (registry.draft.signed(self.operator),)
                 self.adopt_roster(self._signed[0])
-                return cast(Registry, self.call(DIRECTORY, "registry"))
+                return self.call(DIRECTORY, Directory.registry)
         loss = f"the next roster is not signed: {why}; read it, and sign it with `scarcity-ray roster sign`"
         if loss not in self.faults:
             self.faults.append(loss)
@@ -286,7 +293,7 @@ class DriverSession(Operations):
         Raises:
             UsageError: If it is not the next one, or not signed by the operator of the config.
         """
-        refusal = self.call(DIRECTORY, "adopt_roster", roster)
+        refusal = self.call(DIRECTORY, Directory.adopt_roster, roster)
         if refusal:
             raise UsageError(f"this roster is not adopted: {refusal}")
 
@@ -307,17 +314,18 @@ class DriverSession(Operations):
         for turn in range(RECOVERIES):
             if registry == self._told_registry:
                 break
-            held: dict[int, PartyKnowledge] = self.tell_baskets(
-                "know_parties", registry.rosters, registry.endorsements, registry.life
+            held = self.tell_baskets(
+                BasketHost.know_parties, registry.rosters, registry.endorsements, registry.life
             )
             # The last time, whoever states new keys must do with the roster that all are told.
             is_news = turn < RECOVERIES - 1 and self._learn(where, held)
             if not is_news:
                 self._bring_up(held, registry)
             if layer2.distribute_to_baskets:
-                latest = self.ask(GLOBAL, "latest")
+                latest = self.ask(GLOBAL, GlobalAggregator.latest)
                 behind = [s for s, known in held.items() if latest and known.version < latest.version]
-                self.call_baskets("adopt", dict.fromkeys(behind, (latest,)))
+                if latest is not None:
+                    self.call_baskets(dict.fromkeys(behind, Call(BasketHost.adopt, latest)))
             self._told_registry = registry
             where, registry = self.whereabouts(), self.registry()
         if not layer2.use_secure_aggregation:
@@ -332,10 +340,10 @@ class DriverSession(Operations):
         for slot, known in held.items():
             if newest is None or (known.epoch == newest.epoch and not known.refusal):
                 continue
-            missed: Registry = self.call(DIRECTORY, "registry", known.epoch)
+            missed = self.call(DIRECTORY, Directory.registry, known.epoch)
             role = basket_actor(slot)
             rosters = missed.rosters or registry.rosters
-            told: PartyKnowledge = self.call(role, "know_parties", rosters, missed.endorsements, missed.life)
+            told = self.call(role, BasketHost.know_parties, rosters, missed.endorsements, missed.life)
             if told.refusal:
                 loss = f"{role} follows no new roster, and joins no session: {told.refusal}"
                 self.faults.append(loss)
@@ -354,7 +362,7 @@ class DriverSession(Operations):
         changed = self._record_keys(where, {slot: known.keys for slot, known in held.items()})
         overtaken = [known.overtaken for known in held.values() if known.overtaken is not None]
         if overtaken:
-            self.call(DIRECTORY, "outlive", max(overtaken))
+            self.call(DIRECTORY, Directory.outlive, max(overtaken))
         return changed or bool(overtaken)
 
     def _record_keys(self, where: Whereabouts, stated: Mapping[int, Mapping[str, bytes]]) -> bool:
@@ -364,7 +372,7 @@ class DriverSession(Operations):
             if own.get(place.basket_id, place.identity) != place.identity:
                 changed[place.slot][place.basket_id] = own[place.basket_id]
         for slot, keys in changed.items():
-            self.call(DIRECTORY, "record_identities", slot, keys)
+            self.call(DIRECTORY, Directory.record_identities, slot, keys)
         return bool(changed)
 
     def _locate(self, client_ids: Sequence[str], fresh: bool) -> dict[str, tuple[str, int]]:

@@ -340,7 +340,7 @@ def test_it_says_whose_it_is_and_who_holds_it(budget, path):
     holder = f"federation 'hospital', process {os.getpid()} on {socket.gethostname()}"
     for name in ("show", "verify"):
         said = command(name, path).stdout
-        assert f"federation {one} (hospital), opened 1 times" in said
+        assert f"federation {one} (hospital), opened once" in said
         assert f"held by {holder}, since 1970-01-01 00:00:01 UTC" in said
         assert "budget period 1" in said
     (told,) = lines("verify", path, "--format", "json")

@@ -38,6 +38,24 @@ def test_json_holds_the_numbers():
     assert epsilon_of_mu(spent, 1e-5) <= 10
 
 
+@pytest.mark.parametrize(
+    ("baskets", "least", "missing"), [(2, 2, 0), (3, 3, 0), (4, 3, 1), (20, 4, 15), (21, 5, 13)]
+)
+def test_what_a_release_needs_is_said_once(baskets, least, missing, tmp_path):
+    result = _plan_of("vector_dim: 64", tmp_path, "--baskets", str(baskets), "--format", "json")
+    numbers = json.loads(result.stdout)
+    told = numbers["baskets"]
+    assert told["least_baskets_of_a_release"] == told["fresh_baskets_needed"] == least
+    assert told["baskets_that_may_be_missing"] == missing
+    notes = [warning for warning in numbers["warnings"] if warning["code"] == "all_baskets_needed"]
+    if baskets != 3:
+        assert notes == []
+        return
+    (note,) = notes
+    assert note["message"] == "with 3 baskets all three must be there and fresh for a release"
+    assert not note["loud"]
+
+
 def test_what_liars_can_make_of_a_sensitivity_is_said():
     weighted = "federation.layer1={aggregation_method: weighted, byzantine_fraction: 0, max_examples: 20}"
     for rule, shares in ((None, (2 / 9, 2 / 9)), (weighted, (2 / 13, 2 * 20 / 32))):

@@ -12,7 +12,8 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, UsageError
 from scarcity_ray.roles import global_aggregator
-from scarcity_ray.roles.sessions import SecureSession, SessionTerms
+from scarcity_ray.roles.session_terms import SessionTerms
+from scarcity_ray.roles.sessions import SecureSession
 
 DIMENSION = 60
 BASKETS = 5

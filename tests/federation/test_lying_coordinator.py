@@ -20,7 +20,10 @@ from scarcity_ray.layers.layer2 import noised_mean
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.distributed import rho_of_shares
 from scarcity_ray.roles import global_aggregator, signed_facts
-from scarcity_ray.roles.sessions import SecureSession, SessionTerms, agreement_hash
+from scarcity_ray.roles.handles import Call
+from scarcity_ray.roles.session_host import SessionHost
+from scarcity_ray.roles.session_terms import SessionTerms, agreement_hash
+from scarcity_ray.roles.sessions import SecureSession
 from scarcity_ray.secagg import Roster
 
 D = 4
@@ -299,8 +302,8 @@ def test_two_halves_that_are_told_two_stories_make_no_sum(
     identity = role(fed, "basket:1")._baskets[liar].identity
     honest = SecureSession._phase
 
-    def two_stories(self: SecureSession, method: str, parties: Any, arguments: Any, receive: Any) -> None:
-        if method == "session_open":
+    def two_stories(self: SecureSession, parties: Any, call_for: Any, receive: Any) -> None:
+        if call_for(()).method == "session_open":
             terms = self._terms
             occasion = signed_facts.Occasion.of(terms.context, "")
             said = replace(terms.facts[liar].facts, num_members=50)
@@ -316,9 +319,12 @@ def test_two_halves_that_are_told_two_stories_make_no_sum(
                 ),
             )
             first = {f"d0{i}_basket_0" for i in range(4)}
-            given = lambda batch: (terms if batch[0] in first else other, batch)  # noqa: E731
-            return honest(self, method, parties, given, receive)
-        return honest(self, method, parties, arguments, receive)
+
+            def given(batch: tuple[str, ...]) -> Call[SessionHost, Any]:
+                return Call(SessionHost.session_open, terms if batch[0] in first else other, batch)
+
+            return honest(self, parties, given, receive)
+        return honest(self, parties, call_for, receive)
 
     monkeypatch.setattr(SecureSession, "_phase", two_stories)
     assert fed.force_aggregate() is None

@@ -6,6 +6,7 @@ tried on aggregators and baskets that are broken on purpose.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_a_charge_that_failed_pays_for_nothing_twice(
     fed = play(open_federation, witness, rounds=1)
     charge = Accountant.charge_gossip
 
+    @functools.wraps(charge)
     def failing(self: Any, charge_id: str, clients: Any, mu: float, now: float, details: Any) -> Any:
         if details["kind"] != kind:
             return charge(self, charge_id, clients, mu, now, details)

@@ -23,7 +23,8 @@ from scarcity_ray.privacy.answers import Charge
 from scarcity_ray.privacy.distributed import rho_of_shares
 from scarcity_ray.privacy.noise import SeededNoise, SystemNoise
 from scarcity_ray.roles import hosted_session
-from scarcity_ray.roles.sessions import SecureSession, agreement_hash
+from scarcity_ray.roles.session_terms import agreement_hash
+from scarcity_ray.roles.sessions import SecureSession
 from scarcity_ray.secagg import to_signed
 
 DIMENSION = 6000

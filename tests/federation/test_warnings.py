@@ -65,6 +65,30 @@ def test_the_specifications_defaults_are_told_that_noise_drowns_them(open_federa
         assert remedy in noise
 
 
+@pytest.mark.parametrize("domains", [2, 3, 20])
+def test_what_few_baskets_are_worth_is_kept_only_while_they_are_few(
+    domains: int, open_federation: Any
+) -> None:
+    fed = open_federation({**SAFE, "layer2": {"central_dp_epsilon": 0.5}})
+
+    def told() -> bool:
+        return "weak_masking" in [warning["code"] for warning in fed.get_stats()["warnings"]]
+
+    assert told()
+    clients = [(f"c{d}_{i}", f"d{d}") for d in range(domains) for i in range(3)]
+    fed.register_clients(clients[:6])
+    assert told()
+    if domains == 20:
+        fed.submit_updates([c for c, _ in clients[:6]], np.full((6, 4), 0.1))
+        assert fed.get_global_model() is not None
+        fed.advance_round()
+    fed.register_clients(clients[6:])
+    assert told() == (domains != 3), "the release of two baskets was weak, however many there are now"
+    fed.submit_updates([c for c, _ in clients], np.full((len(clients), 4), 0.1))
+    assert fed.get_global_meta_model().n_baskets == domains
+    assert told() == (domains == 2)
+
+
 def test_a_warning_points_at_the_drivers_line(open_federation: Any) -> None:
     with pytest.warns(PrivacyWarning) as caught:
         HierarchicalFederation(HierarchicalFederationConfig(), runtime="local").close()

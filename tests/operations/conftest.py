@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ def scene_of(clock: Any, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     charges: dict[tuple[str, str], tuple[str, ...]] = {}
     charge = Accountant.charge_gossip
 
+    @functools.wraps(charge)
     def noted(self: Accountant, charge_id: str, ids: Any, mu: float, now: float, details: Any) -> Any:
         allowed, head = charge(self, charge_id, ids, mu, now, details)
         charges[details["kind"], charge_id] = allowed

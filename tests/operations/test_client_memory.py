@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from scarcity_ray import FaultWarning, Rejection
 from scarcity_ray.buffer import ReplayKey
 from scarcity_ray.gossip import MemberRecord
+from scarcity_ray.roles.accountant import Accountant
 from scarcity_ray.roles.client_memory import ClientMemories, ClientMemory
-from scarcity_ray.roles.handles import DIRECTORY
+from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY
 from tests.operations.stopping import IDS, ROWS, Scene
 
 ENDS: dict[str, Callable[[Scene], Any]] = {
@@ -201,5 +202,5 @@ def test_a_renewal_reaches_basket_actors_that_were_not_told(scene_of: Callable[.
     fed.advance_round()
     assert {r.reason for r in fed.submit_updates(IDS, ROWS)} == {Rejection.READ_ONLY}
     # The driver that renews dies when the accountant has recorded it.
-    fed._session.call("accountant", "renew", 60.0, 1e-5, clock(), "op", "renewal/1")
+    fed._session.call(ACCOUNTANT, Accountant.renew, 60.0, 1e-5, clock(), "op", "renewal/1")
     assert all(scene.another_driver().submit_updates(IDS, ROWS))

@@ -17,6 +17,7 @@ from scarcity_ray.plan import (
     BasketFacts,
     FederationPlan,
     fewest_parties,
+    hides_from,
     honest_shares,
     make_plan,
     masking_warning,
@@ -201,10 +202,15 @@ def test_a_session_of_all_corrupt_and_one_is_refused(registered):
         FederationPlan(config()).release(facts(corrupt), registered=registered)
 
 
-@pytest.mark.parametrize("registered", [10, 20, 50, 100])
-def test_the_fewest_parties_suffice_and_one_fewer_does_not(registered):
+@pytest.mark.parametrize(
+    ("registered", "missing"),
+    [(10, 7), (20, 15), (21, 13), (30, 22), (50, 36), (60, 43), (64, 44), (100, 71), (200, 141)],
+)
+def test_the_fewest_parties_suffice_with_all_above_and_one_fewer_does_not(registered, missing):
     fewest = fewest_parties(layer2(), registered)
-    assert not session_shape(layer2(), fewest, registered=registered).refusal(fewest)
+    assert fewest == registered - missing
+    for more in range(fewest, registered + 1):
+        assert not session_shape(layer2(), more, registered=registered).refusal(more)
     assert session_shape(layer2(), fewest - 1, registered=registered).refusal(fewest - 1)
     assert fewest > math.ceil(0.1 * registered) + 1
 
@@ -240,3 +246,21 @@ def test_few_baskets_are_told_what_they_are_worth():
         assert nothing is None
     stubborn = Layer2Config(assumed_corrupt_fraction=0.45)
     assert "too low to count on more" in masking_warning(stubborn, 63)
+    assert "too low to count on more" in masking_warning(stubborn)
+
+
+def test_before_anybody_is_registered_it_is_said_of_those_fewer_than_enough():
+    early = masking_warning(Layer2Config())
+    assert early.startswith("until 3 baskets are registered, masking protects only against")
+    assert "(layer2.assumed_corrupt_fraction = 0.1)" in early
+    assert masking_warning(Layer2Config(min_baskets=3)) is None
+    assert masking_warning(Layer2Config(use_secure_aggregation=False)) is None
+    assert hides_from(Layer2Config(use_secure_aggregation=False)) == 2
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.2, 0.25, 0.3])
+def test_from_so_many_on_every_federation_hides_its_baskets(fraction):
+    settled = Layer2Config(assumed_corrupt_fraction=fraction)
+    enough = hides_from(settled)
+    assert all(session_shape(settled, n).hides for n in range(enough, 65))
+    assert enough == 2 or not session_shape(settled, enough - 1).hides

@@ -54,6 +54,26 @@ def test_mypy_strict_finds_nothing():
     assert settings["packages"] == ["scarcity_ray", "benchmarks"]
 
 
+def test_a_wrong_call_to_a_role_is_a_type_error():
+    """mypy reads the wrong calls with the package, above; a `type: ignore` that hides no error is one."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert settings["modules"] == ["tests.project.wrong_calls"]
+    wrong = (ROOT / "tests" / "project" / "wrong_calls.py").read_text()
+    assert len(re.findall(r"# type: ignore\[[a-z-]+\]", wrong)) >= 15
+    assert not any(setting in settings for setting in ("warn_unused_ignores", "disable_error_code"))
+
+
+def test_only_a_typed_call_has_a_role_called_by_a_string():
+    """Whoever has a `Handle` names a method by a string, which no type checker holds to anything."""
+    found = {
+        str(path.relative_to(PACKAGE))
+        for path, tree in parsed().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "handle"
+    }
+    assert found == {"roles/handles.py", "runtime/assembly.py"}
+
+
 @pytest.mark.parametrize("module", ["scarcity_ray", "scarcity_ray.roles.basket_host"])
 def test_importing_the_package_imports_neither_ray_nor_what_is_in_the_extras(module):
     script = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"

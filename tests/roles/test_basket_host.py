@@ -15,7 +15,7 @@ from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.global_aggregator import GlobalAggregator
-from scarcity_ray.roles.sessions import SessionTerms
+from scarcity_ray.roles.session_terms import SessionTerms
 from scarcity_ray.roles.submission import SubmissionBatch
 from scarcity_ray.secagg import Advert, Coordinator, Participant, State
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted
 from scarcity_ray.plan import ReleasePlan
 from scarcity_ray.roles.messages import BasketPlace
-from scarcity_ray.roles.sessions import SecureSession, SessionTerms
+from scarcity_ray.roles.session_terms import SessionTerms
+from scarcity_ray.roles.sessions import SecureSession
 from scarcity_ray.secagg import IdentityKeyPair, Participant, Party, SessionContext
 
 PHASES = ("session_open", "session_share", "session_mask", "session_confirm", "session_unmask")

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.errors import ConfigError
-from scarcity_ray.plan import FederationPlan, make_plan
+from scarcity_ray.plan import FederationPlan, make_plan, session_shape
+from scarcity_ray.roles.messages import Registered
 from scarcity_ray.roles.waiting import NAMED, Backlog, Missing, waiting_for
+from scarcity_ray.secagg import IdentityKeyPair
 
 
 def plan_of(**config: Any) -> FederationPlan:
@@ -89,13 +91,80 @@ def test_min_updates_is_named_where_it_is_what_is_missing() -> None:
 
 
 def test_fresh_baskets_wait_for_the_others_or_for_the_interval() -> None:
-    crowd = [basket("a", 5, fresh=True), basket("b", 5, fresh=True), basket("c", 5)]
+    crowd = [*(basket(name, 5, fresh=True) for name in "abc"), basket("d", 5)]
     waits = waiting_for(plan_of(), crowd, 20.0)
-    assert (waits.missing, waits.num_fresh, waits.wanted_baskets) == (Missing.TRIGGER, 2, 3)
+    assert (waits.missing, waits.num_fresh, waits.wanted_baskets) == (Missing.TRIGGER, 3, 4)
     assert waits.seconds_left == 40.0
-    assert [wait.missing for wait in waits.baskets] == [Missing.UPDATES, Missing.RELEASE, Missing.RELEASE]
+    assert [wait.missing for wait in waits.baskets] == [Missing.UPDATES, *[Missing.RELEASE] * 3]
     assert waiting_for(plan_of(), crowd, 60.0).missing is Missing.CALL
+    assert waiting_for(plan_of(), crowd[:3]).missing is Missing.CALL
+
+
+@pytest.mark.parametrize(("number", "least", "left"), [(3, 3, 2), (4, 3, 2), (12, 4, 2)])
+def test_those_that_may_be_corrupt_ask_for_more_than_min_baskets(number: int, least: int, left: int) -> None:
+    crowd = [basket(f"d{i}", 5, fresh=i < 2) for i in range(number)]
+    waits = waiting_for(plan_of(), crowd, 1000.0)
+    assert (waits.missing, waits.num_fresh, waits.least_baskets) == (Missing.AGGREGATES, 2, least)
+    assert waits.num_registered == number
+    for words in (
+        f"A release needs {least} baskets with a new aggregate",
+        f"of the {number} registered may be corrupt, layer2.assumed_corrupt_fraction), 2 of {number} have",
+        f"close idle ones until {left} are registered",
+        "too few to hide one from an aggregator that colludes with another",
+        "layer2.assumed_corrupt_fraction: 0",
+    ):
+        assert words in waits.sentence
+    more = [basket(f"d{i}", 5, fresh=i < least) for i in range(number)]
+    assert waiting_for(plan_of(), more, 1000.0).missing is Missing.CALL
+    assert waiting_for(plan_of(), crowd[:left], 1000.0).missing is Missing.CALL
+    trusting = plan_of(layer2={"assumed_corrupt_fraction": 0.0})
+    assert waiting_for(trusting, crowd, 1000.0).missing is Missing.CALL
+    plain = plan_of(layer2={"use_secure_aggregation": False, "noise": "gaussian"})
+    assert waiting_for(plain, crowd, 1000.0).missing is Missing.CALL
+
+
+@settings(max_examples=100, deadline=None)
+@given(number=st.integers(2, 40), fresh=st.integers(0, 40), hundredths=st.sampled_from([0, 5, 10, 20, 30]))
+def test_what_a_release_is_said_to_need_is_what_layer_2_asks_for(
+    number: int, fresh: int, hundredths: int
+) -> None:
+    """`GlobalAggregator` asks `too_few` of a session of all that are registered."""
+    fresh = min(fresh, number)
+    plan = plan_of(layer2={"assumed_corrupt_fraction": hundredths / 100})
+    crowd = [basket(f"d{i}", 5, fresh=i < fresh) for i in range(number)]
+    waits = waiting_for(plan, crowd, 1000.0)
+    refused = session_shape(plan.config.layer2, number, registered=number).too_few(fresh)
+    assert waits.missing is (Missing.AGGREGATES if refused else Missing.CALL)
+    if "until" in waits.sentence:
+        left = int(waits.sentence.split("until ")[1].split()[0])
+        assert fresh <= left < number
+        assert waiting_for(plan, crowd[:left], 1000.0).missing is Missing.CALL
+
+
+def test_baskets_that_no_signed_roster_names_wait_for_the_operator() -> None:
+    plan = plan_of(operator_key=IdentityKeyPair.generate().public_bytes.hex())
+    crowd = [basket("a", 5, fresh=True), basket("b", 5, fresh=True)]
+    names = [backlog.basket_id for backlog in crowd]
+    unsigned = waiting_for(plan, crowd, registered=Registered(2, frozenset(names), has_roster=False))
+    assert unsigned.missing is Missing.ROSTER
+    assert "`scarcity-ray roster sign`, then fed.sign_roster(...)" in unsigned.sentence
+    one = waiting_for(plan, crowd, registered=Registered(1, frozenset(names[:1])))
+    assert (one.missing, one.num_fresh) == (Missing.ROSTER, 1)
+    assert "1 basket has a new aggregate, but no roster" in one.sentence
+    halves = waiting_for(plan, crowd, registered=Registered(3, frozenset(names), num_unsigned=1))
+    assert (halves.missing, halves.least_baskets) == (Missing.BASKETS, 4)
+    assert "1 not signed for" in halves.sentence
+    assert waiting_for(plan, crowd, registered=Registered(2, frozenset(names))).missing is Missing.CALL
+
+
+def test_a_basket_that_lost_its_clients_counts_until_the_next_round() -> None:
+    crowd = [basket("a", 5, fresh=True), basket("b", 5, fresh=True), basket("c", 0)]
+    waits = waiting_for(plan_of(), crowd)
+    assert (waits.missing, waits.least_baskets) == (Missing.BASKETS, 3)
+    assert "advance_round, until which a basket that has lost all its clients counts" in waits.sentence
     assert waiting_for(plan_of(), crowd[:2]).missing is Missing.CALL
+    gone = [basket("a", 5, fresh=True), basket("b", 0, fresh=True)]
+    assert waiting_for(plan_of(), gone, 1000.0).missing is Missing.CALL, "its aggregate may still be released"
 
 
 def test_an_abort_is_told_while_its_baskets_are_there_to_try_again() -> None:
@@ -104,9 +173,18 @@ def test_an_abort_is_told_while_its_baskets_are_there_to_try_again() -> None:
 
 
 def test_a_spent_budget_comes_before_everything() -> None:
-    waits = waiting_for(plan_of(), [basket("a", 5, 5)], read_only=True)
+    waits = waiting_for(plan_of(), [basket("a", 5, 4)], read_only=True)
     assert waits.missing is Missing.BUDGET
     assert "renew_budget" in str(waits)
+    assert waits.baskets == (), "nobody is sent to work that nothing accepts"
+    assert "submit" not in str(waits)
+
+
+def test_a_ledger_that_was_taken_over_is_no_spent_budget() -> None:
+    taken = "x.sqlite: it was taken over: end this federation, the other one goes on"
+    waits = waiting_for(plan_of(), [basket("a", 5, 4)], read_only=True, taken_over=taken)
+    assert waits.missing is Missing.LEDGER
+    assert str(waits) == f"Nothing is accepted, aggregated or released: {taken}."
 
 
 def test_without_layer_2_there_never_is_a_global_model() -> None:
@@ -131,6 +209,8 @@ def test_it_is_plain_data_too() -> None:
     plain = json.loads(json.dumps(waits.as_json()))
     assert plain["text"] == str(waits)
     assert plain["baskets"][0]["missing"] == "updates"
+    told = waits.as_json()
+    assert type(told["missing"]) is type(told["baskets"][0]["missing"]) is str
 
 
 @settings(max_examples=150, deadline=None)

@@ -217,10 +217,10 @@ def test_keys_that_nobody_is_left_to_wipe_are_wiped_at_the_first_touch_after_the
     harness.fed.advance_round()
     train(harness)
     session, peers = harness.fed._session, harness.fed._runtime.peers
-    where, now = session.whereabouts(), session.now()
+    (where, roster), now = session._tell_parties(), session.now()
     (folder / "session_confirm-0-kills").write_text(str(harness.pid("global")))
     with pytest.raises(ActorLost):
-        peers.handle("global").call("run", where.places, where.round_id, True, now).result()
+        peers.handle("global").call("run", where.places, where.round_id, True, now, roster).result()
     limit = harness.fed.config.layer2.session_timeout_seconds
     for later, held in ((limit - 1.0, 1), (limit, 0)):
         for slot in range(4):

@@ -86,6 +86,7 @@ def test_two_drivers_see_the_same_federation(ray_cluster: None, open_config: Any
         assert owner.get_stats()["n_updates_buffered"] == 6
         assert owner.advance_round() == 1
         assert guest.submit_update("b0", np.ones(8) / 20, round_id=1)
+        assert all(owner.submit_updates([f"a{i}" for i in range(3)], np.ones((3, 8)) / 10))
         model = owner.force_aggregate()
         assert model is not None
         np.testing.assert_array_equal(guest.get_global_model(), model)

@@ -104,7 +104,7 @@ def test_a_missing_file_and_a_file_that_is_no_mapping_are_errors(tmp_path):
     with pytest.raises(ConfigError, match="mapping of sections"):
         load_run(tmp_path / "list.yaml")
     (tmp_path / "empty.yaml").write_text("workload: {}\n")
-    with pytest.raises(ConfigError, match=r"^name: None is not accepted; this key has no default"):
+    with pytest.raises(ConfigError, match=r"^name: None is not accepted; a value: this key has no default"):
         load_run(tmp_path / "empty.yaml")
     (tmp_path / "typo.yaml").write_text("federatoin: {total_epsilon: 3}\nnaem: x\n")
     with pytest.raises(ConfigError, match="unknown key, did you mean"):

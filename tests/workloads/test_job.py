@@ -78,6 +78,7 @@ def test_a_job_writes_what_it_measured(tmp_path):
     )
     assert 0 < summary["epsilon_spent"] < 10
     assert all(summary[key] is not None for key in summary)
+    assert "weak_masking" not in [warning["code"] for warning in summary["warnings"]], "8 baskets are enough"
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3]
     assert lines[-1]["accuracy"] == summary["accuracy"]
