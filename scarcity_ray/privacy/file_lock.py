@@ -7,6 +7,7 @@ already, in its place, and the name decides: a lock counts while its file has th
 Guarantees:
     a_dead_holder_does_not_block: Not after SIGKILL, and not while a child that it forked lives on.
     a_living_holder_is_never_overlooked: Also one in this process.
+    a_holder_whose_file_lost_its_name_takes_it_again: Unless another holds it by now (`keep`).
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class FileLock:
             return None if self._path.exists() else False
         with file:
             return not self._locked(file, fcntl.LOCK_SH)
+
+    def keep(self) -> bool:
+        """Whether this holds it; one whose file was removed or replaced is taken again if nobody has it."""
+        return self._file is not None and (self._has_name(self._file) or self.take(forced=False))
 
     def release(self) -> None:
         """Give it back."""

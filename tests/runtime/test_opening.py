@@ -75,8 +75,8 @@ def test_the_ledger_of_an_earlier_version_is_not_left_behind(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     earlier = tmp_path / f"scarcity_ray-{getpass.getuser()}" / "town" / "ledger.sqlite"
-    earlier.parent.mkdir(parents=True)
-    earlier.touch()
+    earlier.parent.mkdir(parents=True, mode=0o700)
+    earlier.touch(mode=0o600)
     with pytest.raises(ConfigError, match="what was spent still counts") as caught:
         default_ledger(CONFIG, "town", 1)
     assert str(earlier) in str(caught.value)
