@@ -7,7 +7,6 @@ already, in its place, and the name decides: a lock counts while its file has th
 Guarantees:
     a_dead_holder_does_not_block: Not after SIGKILL, and not while a child that it forked lives on.
     a_living_holder_is_never_overlooked: Also one in this process.
-    a_holder_whose_file_lost_its_name_takes_it_again: Unless another holds it by now (`keep`).
 """
 
 from __future__ import annotations

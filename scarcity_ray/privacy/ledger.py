@@ -227,9 +227,9 @@ class Ledger:
             payload: Bytes that belong to it.
 
         Raises:
-            LedgerError: If another writer has taken over, the charge id is there already, this process is
-                a child forked from the writer's, or the disk or the database fails. After such a failure `settle`
-                finds out whether the row is there.
+            LedgerError: If another writer has taken over, the charge id is there already, this process is a
+                child that the writer's forked, or the disk or the database fails. After such a failure
+                `settle` finds out whether the row is there.
             UsageError: If `body` is not plain data.
         """
         if os.getpid() != self._pid:
