@@ -115,6 +115,8 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
             f"show, and verify), then configure that path, or move the file to {path}, so that what was "
             "spent still counts; remove it if it is not yours",
         )
+    if not path.exists() and os.path.lexists(earlier):
+        logger.warning("%s is not heeded: others than this user may have put it there", earlier)
     return str(path)
 
 
