@@ -17,7 +17,7 @@ from scarcity_ray.buffer import Receipt, Rejection
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
-from scarcity_ray.forecast import Told, moot_warnings, warnings_at_release, warnings_at_start
+from scarcity_ray.forecast import Told, Warned, moot_warnings, warnings_at_release, warnings_at_start
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
@@ -182,7 +182,7 @@ class HierarchicalFederation:
         self._keypairs: dict[str, IdentityKeyPair] = {}
         self._given_version = 0
         self._told = told
-        self._release_foreseen = False
+        self._foreseen: tuple[Warned, ...] | None = None
 
     def _undo(self, runtime: Runtime, failure: BaseException) -> None:
         """End what a start that failed had begun, if it was begun here; `failure` stays what is raised."""
@@ -390,7 +390,7 @@ class HierarchicalFederation:
         """
         session = self._open()
         identity = session.assembly.identity
-        return SigningScope(identity.federation_id, session.budget_period(), identity.incarnation)
+        return SigningScope(identity.federation_id, session.budget_period(), identity.run)
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain.
@@ -630,11 +630,11 @@ class HierarchicalFederation:
         """
         session = self._open()
         made = [outcome for outcome in session.run_layer1(baskets, force) if outcome.aggregated]
-        if made and not self._release_foreseen:
+        if made and self._foreseen is None:
             sizes = session.ask(DIRECTORY, Directory.stats, session.now())["sizes"]
-            found = warnings_at_release(self.config, list(sizes.values()))
-            self._release_foreseen = found is not None
-            self._told.tell(found or ())
+            self._foreseen = warnings_at_release(self.config, list(sizes.values()))
+        # Each time: one that is an error stops each release.
+        self._told.tell(self._foreseen or ())
         self._told.tell(warnings_of_clipping([o.clipping for o in made if o.clipping is not None]))
         if made or release:
             session.run_layer2(force)

@@ -38,6 +38,8 @@ class Told:
 
     Guarantees:
         a_warning_is_given_once: However often it is found.
+        a_warning_that_is_an_error_is_raised_each_time: With ``warnings.simplefilter("error")`` what it stops
+            stays stopped.
     """
 
     def __init__(self) -> None:
@@ -51,11 +53,14 @@ class Told:
 
     def tell(self, found: Iterable[Warned]) -> None:
         """Warn of what is new, at the line outside this package that led here."""
-        for warning in self.note(found):
+        for warning in found:
+            if warning.code in self._told:
+                continue
             level, frame = 1, sys._getframe()
             while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
                 level, frame = level + 1, frame.f_back
             warnings.warn(warning.message, CATEGORIES[warning.about], stacklevel=level)
+            self.note([warning])
 
     def as_json(self, moot: Collection[str] = ()) -> list[dict[str, Any]]:
         """All that was told, as plain data, but for the codes that have become `moot`."""

@@ -49,6 +49,7 @@ class BudgetStatus:
         taken_over: Whether it is because another accountant has taken the ledger over.
         federation_id: The federation's random id, made with its ledger.
         incarnation: How often a federation was opened on the ledger, this time included.
+        run: This opening's number, 63 random bits: what clients sign their updates for.
         created: When the ledger was made, in seconds since 1970, as its maker said.
         is_new: Whether it was made by this opening.
     """
@@ -68,6 +69,7 @@ class BudgetStatus:
     taken_over: bool = False
     federation_id: str = ""
     incarnation: int = 0
+    run: int = 0
     created: float = 0.0
     is_new: bool = False
 

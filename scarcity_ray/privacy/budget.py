@@ -7,6 +7,7 @@ given its first answer and charged once. A refusal writes nothing, and a smaller
 Guarantees:
     an_allowed_charge_survives_sigkill: At any moment; reopening finds at least all that were allowed.
     a_retried_charge_is_charged_once: Also across reopening, and never for more than was recorded.
+    a_charge_of_an_earlier_period_covers_nothing: Asked again after a renewal, it is charged again.
     an_interrupted_charge_is_neither_lost_nor_doubled: Asked again, it is found recorded, or charged then.
     a_restart_continues_the_same_budget: By replaying the ledger; spent epsilon is bitwise the same.
     a_ledger_of_another_accounting_is_refused: Its sums mean something else.
@@ -47,8 +48,9 @@ class DurableBudget:
         self._is_new = is_new
         self._taken_over = ""
         self._lock = threading.Lock()
+        self._began = 0
         for row in ledger.rows():
-            replay(accountant, row)
+            self._note(row)
 
     @classmethod
     def open(
@@ -65,6 +67,7 @@ class DurableBudget:
         incarnation: int | None = None,
         take_over: bool = False,
         known_heads: Mapping[str, str] | None = None,
+        operator_key: str | None = None,
     ) -> DurableBudget:
         """Continue the budget recorded at `path`, or begin it there.
 
@@ -82,13 +85,16 @@ class DurableBudget:
             incarnation: Of the federation whose accountant comes back; None where a federation is opened.
             take_over: Whether to take the ledger from an accountant that lives.
             known_heads: Hashes that were the ledger's head at some time, each with who says so.
+            operator_key: The configured public key whose holder must sign renewals, in hexadecimal digits;
+                the ledger keeps the first one that it is opened with.
 
         Raises:
             LedgerMissing: If the ledger must exist and does not.
             LedgerCorrupted: If its chain does not hold, or (`LedgerRolledBack`) lacks a known head.
             LedgerHeld: If an accountant that lives holds it.
             LedgerTakenOver: If another federation was opened on it since the one that comes back.
-            LedgerError: If it is another federation's, or states another budget or accounting.
+            LedgerError: If it is another federation's, keeps another operator's key, or states another budget
+                or accounting.
         """
         accountant = PrivacyAccountant(
             total_epsilon,
@@ -106,7 +112,8 @@ class DurableBudget:
                 "accounting": accounting.value,
                 "neighbours": "replace-one client",
             }
-            return cls(Ledger.create(address, name, now=now, body=states), accountant, is_new=True)
+            made = Ledger.create(address, name, now=now, body=states, operator_key=operator_key)
+            return cls(made, accountant, is_new=True)
         ledger = Ledger.open(
             address,
             now=now,
@@ -114,6 +121,7 @@ class DurableBudget:
             incarnation=incarnation,
             take_over=take_over,
             known_heads=known_heads,
+            operator_key=operator_key,
         )
         try:
             stated = accounting_of(ledger.genesis)
@@ -160,7 +168,7 @@ class DurableBudget:
                 return Charge(False, self._why_not(mu), accountant.epsilon_spent(), self._ledger.head_hash)
             spent = accountant.epsilon_spent(release=mu)
             body = {"mu": mu, "epsilon_spent": spent, "details": details}
-            row = self._ledger.append("release", charge_id=charge_id, now=now, body=body)
+            row = self._ledger.append("release", charge_id=self._free(charge_id), now=now, body=body)
             accountant.note_release(mu)
             return Charge(True, "", spent, row.hash)
 
@@ -204,8 +212,9 @@ class DurableBudget:
             at = places[allowed]
             at[at < 0] = accountant.num_clients + np.arange(len(newcomers))
             body = {"mu": mu, "charged": len(charged), "asked": len(client_ids), "details": details}
+            payload = pack_gossip(at, newcomers)
             self._ledger.append(
-                "gossip", charge_id=charge_id, now=now, body=body, payload=pack_gossip(at, newcomers)
+                "gossip", charge_id=self._free(charge_id), now=now, body=body, payload=payload
             )
             accountant.enrol(newcomers)
             accountant.note_gossip(at, mu)
@@ -249,8 +258,7 @@ class DurableBudget:
             }
             if details:
                 body["details"] = details
-            self._ledger.append("renewal", charge_id=renewal_id, now=now, body=body)
-            self._accountant.renew(total_epsilon, total_delta)
+            self._note(self._ledger.append("renewal", charge_id=renewal_id, now=now, body=body))
 
     def status(self, next_release_mu: float) -> BudgetStatus:
         """Where the budget stands, given the mu of the next configured central release.
@@ -280,6 +288,7 @@ class DurableBudget:
                 taken_over=self._taken_over != "",
                 federation_id=self._ledger.federation_id,
                 incarnation=self._ledger.standing.incarnation,
+                run=self._ledger.standing.run,
                 created=self._ledger.genesis.at,
                 is_new=self._is_new,
             )
@@ -344,7 +353,12 @@ class DurableBudget:
             raise LedgerTakenOver(self._taken_over)
         interrupted = self._ledger.settle()
         if interrupted is not None:
-            replay(self._accountant, interrupted)
+            self._note(interrupted)
+
+    def _note(self, row: Row) -> None:
+        replay(self._accountant, row)
+        if row.kind == "renewal":
+            self._began = row.seq
 
     def _why_not(self, mu: float) -> str:
         accountant = self._accountant
@@ -355,14 +369,29 @@ class DurableBudget:
         )
 
     def _known(self, charge_id: str, kind: str, mu: float) -> Row | None:
-        row = self._ledger.find(charge_id)
-        if row is not None and (row.kind != kind or float(row.body["mu"]) != mu):
-            charged = self._accountant.accounting.in_words(float(row.body["mu"]))
-            raise UsageError(
-                f"charge_id: {charge_id!r} is recorded already, as {row.kind} with {charged}; "
-                "give each charge an id of its own"
-            )
-        return row
+        """The row of this charge, if it was recorded in this period."""
+        for name in (charge_id, self._again(charge_id)):
+            row = self._ledger.find(name)
+            if row is None or (row.seq < self._began and row.kind == kind):
+                continue
+            if row.kind != kind or float(row.body["mu"]) != mu:
+                mus = "" if "mu" not in row.body else f" with {self._in_words(float(row.body['mu']))}"
+                raise UsageError(
+                    f"charge_id: {charge_id!r} is recorded already, as {row.kind}{mus}; "
+                    "give each charge an id of its own"
+                )
+            return row
+        return None
+
+    def _free(self, charge_id: str) -> str:
+        """The name that a charge is recorded under: its own, unless an earlier period has it."""
+        return charge_id if self._ledger.find(charge_id) is None else self._again(charge_id)
+
+    def _again(self, charge_id: str) -> str:
+        return f"{charge_id} in period {self._accountant.period}"
+
+    def _in_words(self, mu: float) -> str:
+        return self._accountant.accounting.in_words(mu)
 
 
 def _chosen(client_ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:

@@ -51,6 +51,10 @@ class FileLock:
         with file:
             return not self._locked(file, fcntl.LOCK_SH)
 
+    def keep(self) -> bool:
+        """Whether this holds it; one whose file was removed or replaced is taken again if nobody has it."""
+        return self._file is not None and (self._has_name(self._file) or self.take(forced=False))
+
     def release(self) -> None:
         """Give it back."""
         if self._file is not None:

@@ -2,6 +2,7 @@
 
 Guarantees:
     a_private_folder_is_this_users_alone: Another's, one that others may enter, and a link are refused.
+    what_others_may_have_put_there_is_not_heeded: By `is_this_users`.
 """
 
 from __future__ import annotations
@@ -62,4 +63,20 @@ def make_private_folder(folder: Path) -> None:
         )
 
 
-__all__ = ["make_folder", "make_private_folder"]
+def is_this_users(path: Path) -> bool:
+    """Whether there is a file that only this user can have put there.
+
+    It, its folder and the one above are this user's, no links, and nobody else may write in them; nor may
+    anybody else read the file. False where nobody can tell.
+    """
+    try:
+        file, folders = path.lstat(), [path.parent.lstat(), path.parent.parent.lstat()]
+    except OSError:
+        return False
+    own = all(found.st_uid == os.geteuid() for found in (file, *folders))
+    closed = file.st_mode & 0o077 == 0 and all(folder.st_mode & 0o022 == 0 for folder in folders)
+    real = stat.S_ISREG(file.st_mode) and all(stat.S_ISDIR(folder.st_mode) for folder in folders)
+    return own and closed and real
+
+
+__all__ = ["is_this_users", "make_folder", "make_private_folder"]

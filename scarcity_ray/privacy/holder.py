@@ -51,6 +51,8 @@ class Standing:
             federation's name or its file's, until a newer version opens it to write.
         name: For people; None if it has none.
         incarnation: How often a federation was opened on it.
+        run: The last opening's random number; the incarnation where an earlier version wrote none.
+        operator_key: Whose signature a renewal needs, as hexadecimal digits; None: no opening has stated one.
         holder: Who opened it last; None if nobody did.
     """
 
@@ -60,6 +62,8 @@ class Standing:
     federation_id: str = ""
     name: str | None = None
     incarnation: int = 0
+    run: int = 0
+    operator_key: str | None = None
     holder: Holder | None = None
     has_random_id: bool = field(default=False)
 
@@ -73,6 +77,8 @@ class Standing:
             self.name = _text(row.body["name"]) if self.has_random_id else self.federation_id
         elif row.kind == "writer":
             self.incarnation = _count(row.body.get("incarnation"), self.incarnation)
+            self.run = _count(row.body.get("run"), self.incarnation)
+            self.operator_key = self.operator_key or _text(row.body.get("operator_key"))
             if not self.has_random_id and "federation_id" in row.body:
                 self.federation_id, self.has_random_id = str(row.body["federation_id"]), True
             self.holder = Holder(

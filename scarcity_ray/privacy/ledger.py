@@ -9,7 +9,8 @@ Opening it for writing appends a row with the next epoch, and every later write 
 refused. That is what protects it; so that nobody does it by accident, a writer also holds a lock that the
 operating system, or the database's server, gives back when its process ends, and who finds it held must say
 that it means to take the ledger over. The accountant of a federation that comes back need not: it is the same
-federation, known by its incarnation, the number of times that one was opened here.
+federation, known by its incarnation, the number of times that one was opened here. What clients sign for is
+the opening's run, a random number: a count would recur where a backup is brought back.
 
 A ledger has a random id, made with it and kept in its first row. One from before there were such ids is given
 one by the first writer of a newer version.
@@ -26,6 +27,9 @@ Guarantees:
     a_living_holder_is_superseded_on_purpose_only: By `take_over`, or by its own federation coming back.
     a_dead_holder_blocks_nobody: Whatever killed it.
     each_opening_of_a_federation_has_a_number_of_its_own: The incarnation, recorded before it is used.
+    each_opening_of_a_federation_has_a_random_run: Which no backup that is brought back makes recur.
+    the_operators_key_is_kept: From the first opening that states one; another, or none, is refused then.
+    a_forked_child_writes_nothing: Its parent would no longer know the ledger.
     a_charge_id_is_recorded_once: The second row is refused, not written.
     what_a_lost_commit_left_is_settled: Recorded or not, `settle` says which, and the writer goes on.
 """
@@ -47,8 +51,11 @@ from scarcity_ray.privacy.store import Store, address_of, create_store, open_sto
 DYING_SECONDS = 5.0
 """A process may be dying that still holds the ledger: it is waited for as long, then believed to live."""
 _POLL_SECONDS = 0.05
+ANY_KEY = "any"
+"""The operator's key of who opens a ledger without a configuration: an operator at a terminal."""
 _FORMAT = 1
 _PAGE = 1000
+_RUN_BITS = 63
 
 
 class Ledger:
@@ -64,6 +71,7 @@ class Ledger:
             raise LedgerCorrupted(f"{self.path}: its first row is not a ledger's; {NO_OLDER_COPY}")
         self.genesis = first[0]
         self._standing: Standing | None = None
+        self._pid = os.getpid()
         self._head, self._head_seq = last.hash, last.seq
 
     @classmethod
@@ -75,6 +83,7 @@ class Ledger:
         now: float,
         body: Mapping[str, Any],
         federation_id: str | None = None,
+        operator_key: str | None = ANY_KEY,
     ) -> Ledger:
         """Make a new ledger and open it for writing.
 
@@ -84,6 +93,7 @@ class Ledger:
             now: Seconds since 1970.
             body: What the genesis row states for good, plain data.
             federation_id: The federation's id; a random one of 128 bits by default.
+            operator_key: As in `open`.
 
         Raises:
             LedgerError: If it exists already or cannot be made.
@@ -92,7 +102,7 @@ class Ledger:
         states = {**body, "federation_id": made, "name": name, "format": _FORMAT}
         address = address_of(path, name)
         create_store(address, _sealed(NO_HASH, 0, "genesis", None, 0, now, states, b""))
-        return cls.open(address, now=now, name=name)
+        return cls.open(address, now=now, name=name, operator_key=operator_key)
 
     @classmethod
     def open(
@@ -105,6 +115,7 @@ class Ledger:
         take_over: bool = False,
         known_heads: Mapping[str, str] | None = None,
         operator: str | None = None,
+        operator_key: str | None = ANY_KEY,
     ) -> Ledger:
         """Verify the ledger at `path` and become its writer; the writer before is refused from now on.
 
@@ -117,6 +128,8 @@ class Ledger:
             take_over: Whether to take it from a living holder.
             known_heads: Hashes that were its head at some time, each with who says so.
             operator: Who takes it over, to be recorded.
+            operator_key: The configured public key whose holder must sign renewals, in hexadecimal digits;
+                None: none is configured. A ledger keeps the first one that it is opened with.
 
         Raises:
             LedgerMissing: If it is not there.
@@ -124,7 +137,8 @@ class Ledger:
             LedgerCorrupted: If the chain does not hold.
             LedgerHeld: If a living process holds it.
             LedgerTakenOver: If another federation was opened on it since the one that comes back.
-            LedgerError: If it is another federation's by name, or cannot be opened.
+            LedgerError: If it is another federation's by name, keeps another operator's key, or cannot be
+                opened.
         """
         ledger = cls._over(open_store(address_of(path, name), read_only=False))
         try:
@@ -135,7 +149,7 @@ class Ledger:
                     "federation its own ledger_path"
                 )
             tries = int(DYING_SECONDS / _POLL_SECONDS)
-            while not ledger._take_up(standing, now, name, incarnation, take_over, operator):
+            while not ledger._take_up(standing, now, name, incarnation, take_over, operator, operator_key):
                 tries -= 1
                 holder = standing.holder
                 if (holder is not None and holder.is_this_process) or tries <= 0:
@@ -213,10 +227,16 @@ class Ledger:
             payload: Bytes that belong to it.
 
         Raises:
-            LedgerError: If another writer has taken over, the charge id is there already, or the disk or the
-                database fails. After such a failure `settle` finds out whether the row is there.
+            LedgerError: If another writer has taken over, the charge id is there already, this process is a
+                child that the writer's forked, or the disk or the database fails. After such a failure
+                `settle` finds out whether the row is there.
             UsageError: If `body` is not plain data.
         """
+        if os.getpid() != self._pid:
+            raise LedgerError(
+                f"{self.path}: process {self._pid} opened the ledger and this is {os.getpid()}, a child that "
+                "was forked from it; nothing was written: let the parent charge"
+            )
         with self._store.writing():
             last = self._last()
             if last.epoch != self.epoch or last.hash != self._head:
@@ -352,6 +372,7 @@ class Ledger:
         incarnation: int | None,
         take_over: bool,
         operator: str | None,
+        operator_key: str | None,
     ) -> bool:
         """Become the writer after all that stands in the ledger now; False if a living process holds it."""
         with self._store.writing():
@@ -359,6 +380,8 @@ class Ledger:
             last = self._last()
             if last.hash != standing.hash:
                 raise LedgerCorrupted(f"{self.path}: its rows do not end where they do; {NO_OLDER_COPY}")
+            if operator_key != ANY_KEY and standing.operator_key not in (None, operator_key):
+                raise LedgerError(_other_key(self.path, standing.operator_key, operator_key))
             comes_back = incarnation is not None
             if incarnation is not None and incarnation < standing.incarnation:
                 raise LedgerTakenOver(_taken_over(self.path, standing))
@@ -375,7 +398,10 @@ class Ledger:
                 "host": socket.gethostname(),
                 "name": name,
                 "incarnation": standing.incarnation + (0 if comes_back else 1),
+                "run": standing.run if comes_back else secrets.randbits(_RUN_BITS),
             }
+            if standing.operator_key is None and operator_key not in (None, ANY_KEY):
+                body["operator_key"] = operator_key
             if operator is not None:
                 body["operator"] = operator
             if not standing.has_random_id:
@@ -421,6 +447,15 @@ class Ledger:
         self._store.commit(row)
         self._head, self._head_seq, self._doubt = row.hash, row.seq, None
         return row
+
+
+def _other_key(path: object, kept: str | None, configured: str | None) -> str:
+    has = "has no operator_key" if configured is None else f"has operator_key {configured!r}"
+    return (
+        f"{path}: renewals of this ledger are signed by the holder of {kept}, the key that it keeps, and the "
+        f"configuration {has}; configure operator_key = {kept!r} (a ledger's key cannot be changed), or "
+        "start another federation"
+    )
 
 
 def _taken_over(path: object, standing: Standing) -> str:

@@ -7,15 +7,20 @@ refused, and after any other change by a stranger the rows are read afresh.
 Guarantees:
     a_file_that_is_gone_replaced_or_cut_is_not_written_to: The ``-wal`` file beside it included.
     one_living_process_holds_a_file: By a lock on the ``.lock`` file beside it (`file_lock`).
+    a_file_is_known_by_one_name: Links are followed once, to the file that the lock and ``-wal`` lie beside; a
+        file with a second name (a hard link) is refused.
+    a_lock_that_lost_its_name_is_taken_again_or_nothing_is_written: Before each write.
 """
 
 from __future__ import annotations
 
+import glob
 import os
+import shlex
 import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,15 +75,16 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
-        self.path = path
+        self.path = path = _followed(path)
         self._lock = FileLock(path.with_name(f"{path.name}.lock"))
         self._traces: dict[Path, _Trace] = {}
-        if not self.exists(path):
+        if not _is_file(path):
             raise LedgerMissing(
                 f"{path}: the ledger is not there, and without it nobody knows what was spent; bring the "
                 f"file itself back (from the accountant's old node or disk), but {NO_OLDER_COPY}; without "
                 "one its budget counts as spent, and another federation is the operator's decision"
             )
+        _refuse_other_names(path)
         try:
             self._connection = _connect(path, mode="ro" if read_only else "rw")
         except sqlite3.Error as error:
@@ -103,20 +109,7 @@ class SqliteStore:
         Raises:
             LedgerError: If it is a folder, or nobody can tell: what cannot be seen is not taken for absent.
         """
-        try:
-            kind = path.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise LedgerError(
-                f"{shown(str(path))}: the ledger cannot be looked for ({error.strerror}); give this user the "
-                "right to search its folder, or choose another path"
-            ) from None
-        except ValueError as error:
-            raise LedgerError(f"{shown(str(path))}: no file can have this name ({error})") from None
-        if stat.S_ISDIR(kind):
-            raise LedgerError(f"{path}: this is a folder; name a file in it as the ledger")
-        return True
+        return _is_file(_followed(path))
 
     @classmethod
     def create(cls, path: Path, first: Row) -> None:
@@ -125,6 +118,7 @@ class SqliteStore:
         Raises:
             LedgerError: If the file exists already or cannot be made.
         """
+        path = _followed(path)
         draft = path.with_name(f"{path.name}.{os.urandom(6).hex()}.new")
         try:
             os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
@@ -136,7 +130,7 @@ class SqliteStore:
                 connection.close()
                 os.link(draft, path)
             finally:
-                draft.unlink()
+                draft.unlink(missing_ok=True)
             _sync_folder(path.parent)
         except FileExistsError:
             raise LedgerError(f"{path}: a ledger is there already; open it instead") from None
@@ -182,8 +176,15 @@ class SqliteStore:
         """Insert `row` and commit; it is on disk when this returns.
 
         Raises:
-            LedgerError: If its charge id is recorded already, or the file lost its name meanwhile.
+            LedgerError: If its charge id is recorded already, the file lost its name meanwhile, or another
+                process has the lock.
         """
+        if not self._lock.keep():
+            raise LedgerError(
+                f"{self.path}: the lock file beside it was removed or replaced, and another process has it "
+                "now; nothing was written: see who opens this ledger (scarcity-ray ledger show), and leave "
+                "its .lock file where it is"
+            )
         try:
             _insert(self._connection, row)
         except sqlite3.IntegrityError as error:
@@ -260,6 +261,56 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise _told(self.path, error) from error
         return [read_back(self.path, stored) for stored in found]
+
+
+def _followed(path: Path) -> Path:
+    """The file itself: SQLite names the ``-wal`` file after it, and so must whatever guards it be named.
+
+    Raises:
+        LedgerError: If no file can have this name.
+    """
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError) as error:
+        raise LedgerError(f"{shown(str(path))}: no file can have this name ({error})") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise LedgerError(
+            f"{shown(str(path))}: the ledger cannot be looked for ({error.strerror}); give this user the "
+            "right to search its folder, or choose another path"
+        ) from None
+    if stat.S_ISDIR(kind):
+        raise LedgerError(f"{path}: this is a folder; name a file in it as the ledger")
+    return True
+
+
+def _refuse_other_names(path: Path) -> None:
+    """Refuse a file that has a second name: by that one nobody would see who holds it.
+
+    A draft's name is left where its maker died as it gave the file its own, and is taken away.
+
+    Raises:
+        LedgerError: If it has.
+    """
+    found = path.stat()
+    if found.st_nlink < 2:
+        return
+    for draft in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
+        with suppress(FileNotFoundError):
+            if os.path.samestat(draft.lstat(), found):
+                draft.unlink()
+    if path.stat().st_nlink > 1:
+        raise LedgerError(
+            f"{path}: the ledger's file has {found.st_nlink} names (hard links), and under another one "
+            f"nobody would see who holds it; find them (find / -samefile {shlex.quote(str(path))}), "
+            "and remove all but one"
+        )
 
 
 def _connect(path: Path, *, mode: str) -> sqlite3.Connection:

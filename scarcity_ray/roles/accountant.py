@@ -7,7 +7,8 @@ whoever can reach the Ray cluster.
 
 Guarantees:
     a_renewal_needs_the_operators_signature: Where there is an operator's key; for this federation, this
-        period, these totals and this name, once.
+        period, these totals and this name, once. The ledger keeps the key: without it, or with another, no
+        federation is opened on it.
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
 """
 
@@ -45,6 +46,7 @@ class Accountant(Role):
         known_heads: Hashes that were the ledger's head at some time, each with the role that says so.
         private_folder: Whether the ledger's folder must be this user's alone.
         operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: anybody may renew.
+            A ledger that keeps one is opened with that one only.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Accountant(Role):
             "incarnation": incarnation,
             "take_over": take_over,
             "known_heads": known_heads,
+            "operator_key": operator_key,
         }
         self._make_folder = make_private_folder if private_folder else make_folder
         self._operator_key = None if operator_key is None else bytes.fromhex(operator_key)
@@ -98,13 +101,19 @@ class Accountant(Role):
 
     def charge_gossip(
         self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
-    ) -> tuple[tuple[str, ...], str]:
-        """Charge each client's own gossip; whose charge fitted, durably recorded, and the ledger's head."""
+    ) -> tuple[tuple[str, ...], str, str]:
+        """Charge each client's own gossip.
+
+        Returns:
+            Whose charge fitted, durably recorded; the ledger's head; and why nothing is charged here any
+            more, empty while the ledger was not taken over.
+        """
         budget = self._opened(now)
         try:
-            return budget.charge_gossip(charge_id, client_ids, mu, now=now, details=details), budget.head_hash
-        except LedgerTakenOver:
-            return (), budget.head_hash
+            allowed = budget.charge_gossip(charge_id, client_ids, mu, now=now, details=details)
+        except LedgerTakenOver as error:
+            return (), budget.head_hash, str(error)
+        return allowed, budget.head_hash, ""
 
     def status(self, now: float) -> BudgetStatus:
         """What is left and what was spent."""

@@ -64,7 +64,7 @@ class BasketHost(SessionHost):
         state: What the directory knows of it: an actor that comes back has its members from the start.
         latest: The last release, coming back after it was lost.
         actors_key: What all basket actors hold (`roles.parcels`).
-        run: The federation's incarnation, which clients sign their updates for.
+        run: The random number of the federation's opening, which clients sign their updates for.
         budget_period: The ledger's.
     """
 
@@ -233,7 +233,9 @@ class BasketHost(SessionHost):
         self._sessions.tick(now)
         if self._plan.gossip_share == 0.0 or self._is_read_only(now):
             return dict.fromkeys(sorted(self._baskets), 0)
-        return charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
+        sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
+        self._read_only = self._charges.read_only_reason != ""
+        return sent
 
     def advance_round(self, round_id: int, now: float, order: Order) -> Overtaken | None:
         """Move to a later round; nothing happens in one that is here already."""

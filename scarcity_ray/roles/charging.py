@@ -7,6 +7,7 @@ there is a charge for each.
 
 Guarantees:
     one_drawing_a_charge: A client that two baskets of the actor name is charged, and drawn for, once.
+    a_ledger_that_was_taken_over_is_told: By the first charge, with the reason.
     nothing_is_unmasked_that_was_not_charged: A basket actor gives no share of a release that does not fit.
 """
 
@@ -32,6 +33,7 @@ class BasketCharges:
 
     Attributes:
         ledger_head: The ledger's head as the last answer told it; empty before the first.
+        read_only_reason: Why the accountant charges nothing any more, as it said last; empty while it does.
     """
 
     def __init__(self, slot: int, peers: Peers) -> None:
@@ -39,6 +41,7 @@ class BasketCharges:
         self._peers = peers
         self._incarnation = uuid.uuid4().hex
         self.ledger_head = ""
+        self.read_only_reason = ""
         self._answered: Counter[str] = Counter()
 
     def gossip(
@@ -68,7 +71,7 @@ class BasketCharges:
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         charge = Call(Accountant.charge_gossip, charge_id, ids, mu, now, details)
-        allowed, self.ledger_head = charge.send(self._peers, ACCOUNTANT).result()
+        allowed, self.ledger_head, self.read_only_reason = charge.send(self._peers, ACCOUNTANT).result()
         # Its number is used up: a charge that is asked for again covers no second drawing.
         self._answered[kind] += 1
         return frozenset(allowed)

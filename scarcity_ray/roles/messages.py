@@ -300,6 +300,7 @@ class FederationIdentity:
         noise: Where privacy noise comes from.
         name: What people call it, if they do.
         incarnation: How often a federation was opened on the ledger, this time included; 0 until it is.
+        run: That opening's random number, which clients sign their updates for; 0 until it is open.
         private_ledger: Whether the ledger's folder must be this user's alone.
         actors_key: Held by drivers and basket actors alone: what tells an actor another one
             (`roles.parcels`).
@@ -312,6 +313,7 @@ class FederationIdentity:
     noise: NoiseSource
     name: str | None = None
     incarnation: int = 0
+    run: int = 0
     private_ledger: bool = False
     actors_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
 

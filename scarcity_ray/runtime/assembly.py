@@ -95,7 +95,10 @@ class Assembly:
             ActorLost: If a role cannot be started.
         """
         self.identity = replace(
-            self.identity, federation_id=opened.federation_id, incarnation=opened.incarnation
+            self.identity,
+            federation_id=opened.federation_id,
+            incarnation=opened.incarnation,
+            run=opened.run,
         )
         slots = [self._basket_spec(slot, 0, opened) for slot in range(self._first_slots)]
         roles = [self._directory_spec(self._first_slots)]
@@ -348,7 +351,7 @@ class Assembly:
             "noise": self.identity.noise,
             "round_id": round_id,
             "read_only": budget.read_only,
-            "run": self.identity.incarnation,
+            "run": self.identity.run,
             "budget_period": budget.period,
             "state": state,
             "latest": latest if config.layer2.distribute_to_baskets else None,

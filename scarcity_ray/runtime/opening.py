@@ -20,6 +20,7 @@ from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import ConfigError, LedgerWarning, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.privacy.answers import BudgetStatus
+from scarcity_ray.privacy.folder import is_this_users
 from scarcity_ray.runtime.base import Runtime
 from scarcity_ray.runtime.local import LocalRuntime
 
@@ -106,13 +107,16 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
         return str(state / f"run-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.sqlite")
     path = state / f"{name}.sqlite"
     earlier = Path(tempfile.gettempdir()) / f"scarcity_ray-{getpass.getuser()}" / name / "ledger.sqlite"
-    if earlier.exists() and not path.exists():
+    if not path.exists() and is_this_users(earlier):
         raise ConfigError(
             "ledger_path",
             None,
-            f"an earlier version kept the ledger of {name!r} in {earlier}: configure that path, or move the "
-            f"file to {path}, so that what was spent still counts",
+            f"an earlier version kept the ledger of {name!r} in {earlier}: look at it (scarcity-ray ledger "
+            f"show, and verify), then configure that path, or move the file to {path}, so that what was "
+            "spent still counts; remove it if it is not yours",
         )
+    if not path.exists() and os.path.lexists(earlier):
+        logger.warning("%s is not heeded: others than this user may have put it there", earlier)
     return str(path)
 
 

@@ -8,7 +8,7 @@ and that many bytes of UTF-8; *maybe* is a byte 0, or a byte 1 and what follows:
     version        u16         1
     federation id  text        made at random when the ledger was made
     budget period  u64         0, and one more at each renewal
-    run            u64         one more whenever a federation is begun on the ledger
+    run            u64         63 random bits, made whenever a federation is begun on the ledger
     round          u64
     client id      text
     sequence       maybe u64   the client's own number for this update, within the round
@@ -61,7 +61,7 @@ class SigningScope:
     Attributes:
         federation_id: Random, of the ledger.
         budget_period: 0, and one more at each renewal of the budget.
-        run: How often a federation was begun on the ledger, this time included.
+        run: Random, made as the federation was begun: a count would recur with a ledger's backup.
     """
 
     federation_id: str

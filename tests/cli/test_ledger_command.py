@@ -346,8 +346,11 @@ def test_it_says_whose_it_is_and_who_holds_it(budget, path):
     (told,) = lines("verify", path, "--format", "json")
     assert (told["federation_id"], told["name"], told["incarnation"]) == (one, "hospital", 1)
     assert (told["period"], told["is_held"], told["holder"]["pid"]) == (1, True, os.getpid())
+    link = path.with_name("current.sqlite")
+    link.symlink_to(path)
+    assert f"held by {holder}" in command("show", link).stdout
     budget.close()
-    assert "free; last opened by" in command("show", path).stdout
+    assert "free; last opened by" in command("show", link).stdout
 
 
 def test_taking_over_ends_the_holder_and_frees_the_ledger(budget, path):

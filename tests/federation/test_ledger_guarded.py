@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray import HierarchicalFederation, Rejection, UsageError
-from scarcity_ray.errors import LedgerHeld, LedgerMissing, LedgerRolledBack, LedgerTakenOver
+from scarcity_ray import HierarchicalFederation, Rejection, UsageError, sign_update
+from scarcity_ray.errors import LedgerError, LedgerHeld, LedgerMissing, LedgerRolledBack, LedgerTakenOver
 from scarcity_ray.privacy import Ledger
 from scarcity_ray.roles.handles import ACCOUNTANT, GLOBAL, basket_actor
 from scarcity_ray.secagg import IdentityKeyPair
@@ -194,7 +194,55 @@ def test_a_federation_begun_anew_has_its_id_and_the_next_number(
     assert [number for _, number in told] == [1, 2]
 
 
+def test_an_update_that_was_signed_before_a_backup_came_back_is_not_taken(
+    open_federation: Any, settings: dict[str, Any], ledger: Path
+) -> None:
+    open_federation(settings).close()
+    copy = back_up(ledger)
+    key, update = IdentityKeyPair.generate(), np.full(DIMENSION, 0.3)
+    scopes, reasons = [], []
+    signature = b""
+    for _ in range(2):
+        fed = open_federation(settings)
+        fed.register_client("x", "a", identity_keypair=key)
+        fed._keypairs.clear()
+        scopes.append(fed.signing_scope())
+        signature = signature or sign_update(key.sign, scopes[0], "x", 0, update, sequence=1)
+        reasons.append(fed.offer_update("x", update, 0, signature=signature, sequence=1).reason)
+        fed.close()
+        bring_back(ledger, copy)
+    assert scopes[0].federation_id == scopes[1].federation_id
+    assert reasons == [None, Rejection.BAD_SIGNATURE]
+
+
+def test_a_ledger_that_was_taken_over_is_told(open_federation: Any, settings: dict[str, Any]) -> None:
+    """By gossip, where no release is ever charged."""
+    settings |= {"layer2": {"enabled": False}, "gossip_budget_share": 0.5}
+    first = open_federation(settings)
+    first.register_clients(CLIENTS)
+    rows = np.random.default_rng(0).normal(size=(2, len(CLIENTS), DIMENSION))
+    ids = [client for client, _ in CLIENTS]
+    second = open_federation(settings, take_over_ledger=True)
+    assert {receipt.reason for receipt in first.submit_updates(ids, rows[0])} == {None}
+    assert set(first.run_gossip_round().values()) == {0}
+    assert {receipt.reason for receipt in first.submit_updates(ids, rows[1])} == {Rejection.READ_ONLY}
+    assert first.maybe_aggregate() is None
+    assert "taken over" in first.get_stats()["read_only_reason"]
+    assert second.get_stats()["read_only"] is False
+
+
 # Who may renew.
+
+
+def test_a_federation_without_the_ledgers_operator_key_is_refused(
+    open_federation: Any, settings: dict[str, Any]
+) -> None:
+    operator, other = (IdentityKeyPair.generate().public_bytes.hex() for _ in range(2))
+    open_federation({**settings, "operator_key": operator}).close()
+    for more in ({}, {"operator_key": other}):
+        with pytest.raises(LedgerError, match=f"configure operator_key = '{operator}'"):
+            open_federation({**settings, **more})
+    open_federation({**settings, "operator_key": operator}).close()
 
 
 def test_a_renewal_needs_the_operators_signature(open_federation: Any, settings: dict[str, Any]) -> None:

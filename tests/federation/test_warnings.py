@@ -104,6 +104,25 @@ def test_the_noise_is_told_before_it_costs_anything(open_federation: Any) -> Non
     assert fed.get_privacy_budget()[0] == 10.0
 
 
+def test_a_warning_that_is_an_error_is_raised_each_time(open_federation: Any) -> None:
+    fed = open_federation({"gossip_budget_share": 0.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoiseWarning)
+        fed.register_clients([(f"c{i}", "ab"[i % 2]) for i in range(10)])
+        rows = np.random.default_rng(0).normal(size=(10, fed.config.vector_dim))
+        with pytest.raises(NoiseWarning):
+            fed.submit_updates([f"c{i}" for i in range(10)], rows)
+        for release in (fed.maybe_aggregate, fed.force_aggregate, fed.maybe_aggregate):
+            with pytest.raises(NoiseWarning):
+                release()
+    assert fed.get_privacy_budget()[0] == 10.0
+    with pytest.warns(NoiseWarning):
+        assert fed.force_aggregate() is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoiseWarning)
+        fed.maybe_aggregate()
+
+
 @pytest.mark.parametrize("noise", ["gaussian", "distributed_discrete_gaussian"])
 def test_the_noise_is_told_when_enough_baskets_are_there(noise: str, open_federation: Any) -> None:
     fed = open_federation({"gossip_budget_share": 0.0, "layer2": {"noise": noise}, "vector_dim": 4})

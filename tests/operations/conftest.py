@@ -34,9 +34,9 @@ def scene_of(clock: Any, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
     @functools.wraps(charge)
     def noted(self: Accountant, charge_id: str, ids: Any, mu: float, now: float, details: Any) -> Any:
-        allowed, head = charge(self, charge_id, ids, mu, now, details)
-        charges[details["kind"], charge_id] = allowed
-        return allowed, head
+        answer = charge(self, charge_id, ids, mu, now, details)
+        charges[details["kind"], charge_id] = answer[0]
+        return answer
 
     monkeypatch.setattr(Accountant, "charge_gossip", noted)
     opened: list[HierarchicalFederation] = []

@@ -124,10 +124,34 @@ def test_a_restart_continues_the_same_budget(path):
     budget.close()
     budget = resume(path)
     after = budget.status(0.3)
-    told = {"head_hash": "", "is_new": False}
+    told = {"head_hash": "", "is_new": False, "run": 0}
     assert dataclasses.replace(after, **told, incarnation=1) == dataclasses.replace(before, **told)
     assert [budget.remaining(c) for c in "abcdefgh"] == clients
     Ledger.read(path).verify(before.head_hash)
+
+
+def test_a_charge_of_an_earlier_period_covers_nothing(path):
+    budget = begin(path)
+    release(budget, "r0", 0.3)
+    assert gossip(budget, "g0", ["a", "b"], 0.1) == ("a", "b")
+    spent = budget.status(0.3).epsilon_spent
+    for period in (1, 2):
+        budget.renew(10.0, 1e-5, now=4.0, operator="ann")
+        again = release(budget, "r0", 0.3)
+        assert (again.allowed, again.repeated) == (True, False)
+        assert gossip(budget, "g0", ["b"], 0.1) == ("b",)
+        budget.close()
+        budget = resume(path)
+        assert release(budget, "r0", 0.3).repeated
+        assert gossip(budget, "g0", ["a", "b"], 0.1) == ("b",)
+        assert (budget.period, budget.status(0.3).epsilon_spent) == (period, spent)
+    with pytest.raises(UsageError, match="recorded already, as release"):
+        release(budget, "r0", 0.4)
+    with pytest.raises(UsageError, match="recorded already, as release"):
+        gossip(budget, "r0", ["a"], 0.3)
+    budget.renew(10.0, 1e-5, now=5.0, operator="ann", renewal_id="renewal/1")
+    with pytest.raises(UsageError, match="recorded already, as renewal"):
+        release(budget, "renewal/1", 0.4)
 
 
 def test_a_renewal_asked_again_opens_no_second_period(path):

@@ -201,6 +201,7 @@ def test_a_ledger_from_before_there_were_ids_goes_on_under_a_random_one(tmp_path
         with closing(opened(path, name=None, total_epsilon=12.0)) as budget:
             status = budget.status(0.1)
             assert (status.incarnation, status.period) == (number, 1)
+            assert status.run > number
             assert status.epsilon_spent == pytest.approx(1.131774896643168, rel=1e-9)
             assert status.lifetime_epsilon == pytest.approx(1.4441601165970244, rel=1e-9)
             ids.add(status.federation_id)
@@ -209,6 +210,70 @@ def test_a_ledger_from_before_there_were_ids_goes_on_under_a_random_one(tmp_path
             ids.add(reader.federation_id)
     assert len(ids) == 1
     assert re.fullmatch("[0-9a-f]{32}", ids.pop())
+
+
+def test_each_opening_of_a_federation_has_a_random_run(place, path):
+    """A count would be the same again once the rows of an opening are gone."""
+    opened(path).close()
+    seen = []
+    for _ in range(3):
+        with closing(opened(path, must_exist=True)) as budget:
+            status = budget.status(0.1)
+            assert (status.incarnation, 0 < status.run < 2**63) == (2, True)
+            seen.append(status.run)
+        with closing(opened(path, must_exist=True, incarnation=2)) as budget:
+            assert budget.status(0.1).run == status.run
+        place.tamper("DELETE FROM ledger WHERE seq >= 2")
+    assert len(set(seen)) == 3
+
+
+def test_the_operators_key_is_kept(path):
+    ann, bob = "aa" * 32, "bb" * 32
+    opened(path).close()
+    opened(path, operator_key=ann).close()
+    before = kinds(path)
+    for other, said in ((None, "has no operator_key"), (bob, f"has operator_key '{bob}'")):
+        for more in ({}, {"take_over": True}):
+            with pytest.raises(LedgerError, match=f"{said}; configure operator_key = '{ann}'"):
+                opened(path, operator_key=other, **more)
+    assert kinds(path) == before
+    with closing(opened(path, operator_key=ann)) as budget:
+        assert release(budget, "r0").allowed
+        with pytest.raises(LedgerError, match="configure operator_key"):
+            opened(path, take_over=True)
+        assert release(budget, "r1").allowed
+    # An operator at a terminal has no configuration; what the ledger keeps stays.
+    Ledger.open(path, now=2.0, take_over=True, operator="ann").close()
+    with pytest.raises(LedgerError, match="configure operator_key"):
+        opened(path)
+
+
+def test_the_operators_key_is_kept_from_the_beginning(path):
+    opened(path, operator_key="aa" * 32).close()
+    with pytest.raises(LedgerError, match="configure operator_key"):
+        opened(path)
+
+
+def test_a_forked_child_writes_nothing(path):
+    with closing(opened(path)) as budget:
+        told, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                release(budget, "theirs")
+                said = "charged"
+            except BaseException as error:
+                said = f"{type(error).__name__} {error}"
+            os.write(tell, said.encode())
+            os._exit(0)
+        os.close(tell)
+        os.waitpid(child, 0)
+        with os.fdopen(told) as answer:
+            said = answer.read()
+        assert said.startswith("LedgerError ")
+        assert f"process {os.getpid()} opened the ledger" in said
+        assert release(budget, "ours").allowed
+    assert kinds(path) == ["genesis", "writer", "ours"]
 
 
 # An older copy, or none, under an accountant that lives, and after it.

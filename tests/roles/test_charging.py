@@ -34,9 +34,9 @@ class Orphan:
 class Accountant:
     charged: list[tuple[str, ...]] = field(default_factory=list)
 
-    def charge_gossip(self, charge_id: str, ids: tuple[str, ...], *more: Any) -> tuple[tuple[str, ...], str]:
+    def charge_gossip(self, charge_id: str, ids: tuple[str, ...], *more: Any) -> tuple[Any, str, str]:
         self.charged.append(ids)
-        return ids, "head"
+        return ids, "head", ""
 
     def status(self, now: float) -> BudgetStatus | None:
         return None

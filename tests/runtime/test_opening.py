@@ -75,12 +75,38 @@ def test_the_ledger_of_an_earlier_version_is_not_left_behind(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     earlier = tmp_path / f"scarcity_ray-{getpass.getuser()}" / "town" / "ledger.sqlite"
-    earlier.parent.mkdir(parents=True)
-    earlier.touch()
+    earlier.parent.mkdir(parents=True, mode=0o700)
+    earlier.touch(mode=0o600)
     with pytest.raises(ConfigError, match="what was spent still counts") as caught:
         default_ledger(CONFIG, "town", 1)
     assert str(earlier) in str(caught.value)
     assert default_ledger(CONFIG, "city", 1)
+
+
+@pytest.mark.parametrize(
+    "made", ["another's", "readable", "in a folder for all", "under a folder for all", "a link", "a folder"]
+)
+def test_what_others_may_have_put_there_is_not_heeded(
+    made: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    earlier = tmp_path / f"scarcity_ray-{getpass.getuser()}" / "town" / "ledger.sqlite"
+    earlier.parent.mkdir(parents=True, mode=0o700)
+    earlier.touch(mode=0o600)
+    with pytest.raises(ConfigError, match=r"scarcity-ray ledger show, and verify"):
+        default_ledger(CONFIG, "town", 1)
+    if made == "another's":
+        monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    elif made == "readable":
+        earlier.chmod(0o644)
+    elif made == "in a folder for all":
+        earlier.parent.chmod(0o777)
+    elif made == "under a folder for all":
+        earlier.parent.parent.chmod(0o777)
+    else:
+        earlier.rename(tmp_path / "elsewhere")
+        earlier.symlink_to(tmp_path / "elsewhere") if made == "a link" else earlier.mkdir(mode=0o700)
+    assert Path(default_ledger(CONFIG, "town", 1)).name == "town.sqlite"
 
 
 class ThreeMachines(LocalRuntime):
