@@ -24,10 +24,10 @@ from scarcity_ray.roles.messages import (
     Begun,
     Operation,
     Order,
-    OrderNumber,
     Overtaken,
     Whereabouts,
 )
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.roles.parcels import ActorKey, Parcel
 from scarcity_ray.runtime.calls import RECOVERIES, P, RoleCalls, T
 from scarcity_ray.secagg import Party

@@ -19,8 +19,8 @@ from scarcity_ray.roles.messages import (
     FederationIdentity,
     HostState,
     Member,
-    OrderNumber,
 )
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.roles.recovery import recovered_from
 
 
