@@ -389,3 +389,166 @@ def test_a_basket_that_does_not_sign_for_the_last_release_is_left_out(fed_of: An
     answers = host.session_facts(occasion, tuple(host._baskets))
     assert all(isinstance(answer, ProtocolViolation) for answer in answers.values())
     assert refused(fed) == len(answers)
+
+
+def fresh_of(fed: HierarchicalFederation) -> list[str]:
+    found = [(b, x) for h in hosts(fed) for b, x in h._baskets.items()]
+    return sorted(b for b, x in found if x.latest.fresh is not None)
+
+
+def hosts(fed: HierarchicalFederation) -> list[Any]:
+    return [r for name, r in sorted(fed._runtime.peers.roles.items()) if name.startswith("basket:")]  # type: ignore[attr-defined]
+
+
+def send(fed: HierarchicalFederation, baskets: Any, value: float = 0.1) -> None:
+    clients = [f"{b}_{i}" for b in baskets for i in range(2)]
+    assert all(fed.submit_updates(clients, np.full((len(clients), D), value)))
+    fed._session.run_layer1(None, force=True)
+
+
+def asking_only(monkeypatch: pytest.MonkeyPatch, signers: Any, method: str = "session_confirm") -> None:
+    """From a phase on the coordinator asks these alone, who then know nothing of what it withholds."""
+    honest = SecureSession._phase
+
+    def phase(self: Any, called: str, parties: Any, arguments: Any, receive: Any) -> None:
+        asked = [p for p in parties if p in signers] if called == method else parties
+        honest(self, called, asked, arguments, receive)
+
+    monkeypatch.setattr(SecureSession, "_phase", phase)
+
+
+def saying_nothing_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = SecureSession.end
+
+    def end(self: SecureSession) -> None:
+        self._spent = ()
+        honest(self)
+
+    monkeypatch.setattr(SecureSession, "end", end)
+
+
+def run(fed: HierarchicalFederation) -> Any:
+    where, roster = fed._session._tell_parties()
+    return role(fed, "global").run(where.places, 0, True, fed._session.now(), roster)
+
+
+def test_two_sums_whose_difference_is_one_basket_are_never_made(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four fresh ones are summed, as the idle and the victim sign; the other three are not told of it.
+
+    They cannot know that they are in that sum. Summed again without the victim they would give it away.
+    """
+    fed = fed_of(10, silent=6)
+    role(fed, "global")._waits = lambda *args: ""
+    saying_nothing_is_spent(monkeypatch)
+    with monkeypatch.context() as patch:
+        asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
+        assert run(fed).model is not None
+    assert fresh_of(fed) == []
+    assert run(fed).model is None
+    assert len(sums) == 1
+
+
+def test_a_session_that_was_given_up_is_never_unmasked(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, the other way round: some are told that it has ended first, and have it given up."""
+    fed = fed_of(10, silent=6)
+    role(fed, "global")._waits = lambda *args: ""
+    honest = SecureSession.collect
+
+    def collect(self: SecureSession) -> Any:
+        survivors = honest(self)
+        fed._runtime.peers.handle("basket:2").call("session_end", self.session_id, ())  # type: ignore[attr-defined]
+        return survivors
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecureSession, "collect", collect)
+        assert run(fed).model is None
+    assert sums == []
+    assert fresh_of(fed) == [f"d0{b}_basket_0" for b in range(6, 10)]
+    assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
+    assert run(fed).model is not None
+
+
+def test_what_a_session_without_an_end_was_given_stays_given(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a later session, in which its baskets are idle, make it fresh again."""
+    fed = fed_of(10, silent=6)
+    role(fed, "global")._waits = lambda *args: ""
+    with monkeypatch.context() as patch:
+        asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
+        patch.setattr(SecureSession, "end", lambda self: None)
+        outcome = run(fed)
+        fed._session.tell_baskets("adopt", outcome.model)
+        fed._session.tell_baskets("sessions_abandon")
+    send(fed, range(3))
+    assert run(fed).model is not None
+    assert fresh_of(fed) == []
+
+
+def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = fed_of(20, noise="distributed_discrete_gaussian")
+    aggregator = role(fed, "global")
+    aggregator._noise = fed._session.assembly.identity.noise
+    aggregator._entropy = lambda size: b"S" * size
+    aggregator._waits = lambda *args: ""
+    saying_nothing_is_spent(monkeypatch)
+    names = [f"d{b:02}_basket_0" for b in range(20)]
+    with monkeypatch.context() as patch:
+        asking_only(patch, names[:14])
+        assert run(fed).model is not None
+    once = fed.get_stats()["privacy_consumed_epsilon"]
+    aggregator._models.clear()
+    assert fresh_of(fed) == [], "also the six that were not asked to sign"
+    fed.advance_round()
+    send(fed, range(14, 20))
+    where, roster = fed._session._tell_parties()
+    second = aggregator.run(where.places[14:], 0, True, fed._session.now(), roster)
+    assert (fed.get_stats()["privacy_consumed_epsilon"] > once) is (second.model is not None)
+
+
+def test_an_aggregate_that_changed_since_its_basket_opened_is_not_masked(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client leaves for a basket that opens later, whose new aggregate has the counts of its old one."""
+    fed = fed_of(3, per_actor=1)
+    send(fed, range(3), 0.2)
+    here, there = "d00_basket_0", "d01_basket_0"
+    honest = SecureSession._phase
+
+    def phase(self: Any, method: str, parties: Any, arguments: Any, receive: Any) -> None:
+        if method != "session_open":
+            return honest(self, method, parties, arguments, receive)
+        honest(self, method, [here], arguments, receive)
+        fed._session.run_layer1(None, force=True)
+        role(fed, "basket:0")._baskets[here].latest.discard_if_of("0_0")
+        latest = role(fed, "basket:1")._baskets[there].latest
+        latest.replace(replace(latest.model), ["0_0", "1_0"])
+        return honest(self, method, [p for p in parties if p != here], arguments, receive)
+
+    monkeypatch.setattr(SecureSession, "_phase", phase)
+    aggregator = without_its_own_checks(fed, monkeypatch)
+    assert run(fed).model is None
+    told = " ".join(aggregator.stats()["violations"])
+    assert f"basket {there!r} no longer has the aggregate that the session froze" in told
+
+
+def test_an_aggregate_that_is_discarded_between_opening_and_masking_is_not_masked(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = fed_of(6)
+    honest = SecureSession._each_mask
+
+    def each_mask(self: Any, parties: Any) -> None:
+        role(fed, "basket:0")._baskets[VICTIM].latest.discard_if_of("0_0")
+        honest(self, parties)
+
+    monkeypatch.setattr(SecureSession, "_each_mask", each_mask)
+    outcome = run(fed)
+    assert outcome.model.n_baskets == 5
+    assert outcome.dropped == (VICTIM,)
