@@ -2,9 +2,9 @@
 
 The global aggregator has a release charged before it asks for unmask shares. A basket actor takes its word
 for that no more than for the noise: it asks for the same charge by the attempt's name, which is recorded once
-whoever asks first, and gives no share without it. The name holds the digest of the attempt's whole context, and
-an attempt is unmasked once (`secagg.participant`), so there is a charge for each sum. An attempt that was given
-up before it was charged (`BasketCharges.void`) is charged never.
+whoever asks first, and gives no share without it. The name holds the digest of the attempt's whole context,
+and an attempt is unmasked once (`secagg.participant`), so there is a charge for each sum. An attempt that was
+given up before it was charged (`BasketCharges.void`) is charged never.
 
 Guarantees:
     one_drawing_a_charge: A client that two baskets of the actor name is charged, and drawn for, once.

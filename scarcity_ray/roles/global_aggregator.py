@@ -3,9 +3,10 @@
 One release, in order: have each basket state and sign its public facts; run the session until the masked
 inputs are in; charge the accountant, durably; only then ask for unmask shares; draw the noise once; release.
 An abort before the charge costs nothing, keeps the baskets' aggregates and is retried at the next call, as
-another session. Once charged, a session is not repeated: whoever has masked cannot know that nobody unmasks.
-So what fails after that costs the charge and the aggregates. Where noise comes in shares (``layer2.noise: distributed_discrete_gaussian``) the baskets have
-added it before they masked, this role adds none, and what it unmasks may be released as it is.
+another session. Once charged, a session is not repeated, since who has masked cannot know that nobody
+unmasks: what fails after that costs the charge and the aggregates. Where noise comes in shares
+(``layer2.noise: distributed_discrete_gaussian``) the baskets have added it before they masked, this role adds
+none, and what it unmasks may be released as it is.
 
 Guarantees:
     It never holds a basket's plain aggregate while secure aggregation is on.

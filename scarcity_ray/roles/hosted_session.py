@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scarcity_ray.errors import ActorLost, ConfigError, ProtocolViolation, UsageError
 from scarcity_ray.layers.layer2 import add_share, contribution
 from scarcity_ray.layers.models import BasketModel
-from scarcity_ray.plan import FederationPlan, session_shape
+from scarcity_ray.plan import FederationPlan, ReleasePlan, session_shape
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles import signed_facts
 from scarcity_ray.roles.basket import Basket
@@ -25,6 +25,7 @@ from scarcity_ray.secagg import (
     PublicView,
     Roster,
     RosterChain,
+    SessionContext,
 )
 
 
@@ -184,15 +185,15 @@ class HostedSessions:
     keys for ever). What was handed in to it may be in a release that nobody here
     has heard of (other actors may have unmasked it), so it stays handed in.
 
-    *What was masked is used again only once nobody can unmask it.* The global aggregator's word that a session
-    ended without a release is worth nothing: a threshold of other baskets may have unmasked a sum with this
-    basket's part in it, of which it has heard nothing since it masked, and a second sum over the others would
-    give that part away. So the actor asks the accountant to give up the charge of the attempt. A charge and a
-    giving up exclude each other, durably. Where it was charged, the aggregate is spent. Where it is given up,
-    no honest basket ever gives a share of the attempt, since each asks for that charge first
-    (`roles.charging`) and its name is the digest of the attempt's whole context: the corrupt are fewer than
-    the shares that a mask takes, so the masked input stays a uniform vector to all. While the accountant does
-    not answer, the aggregate stays handed in. That takes the accountant for what it is, as the charge does.
+    *What was masked is used again only once nobody can unmask it.* The global aggregator's word that a
+    session ended without a release is worth nothing: a threshold of other baskets may have unmasked a sum
+    with this basket's part in it, of which it has heard nothing since it masked, and a second sum over the
+    others would give that part away. So the actor asks the accountant to give up the charge of the attempt. A
+    charge and a giving up exclude each other, durably. Where it was charged, the aggregate is spent. Where it
+    is given up, no honest basket ever gives a share of the attempt, since each asks for that charge first
+    (`roles.charging`), by the digest of the attempt's whole context: the corrupt are fewer than the shares
+    that a mask takes, so the masked input stays a uniform vector to all. While the accountant does not
+    answer, the aggregate stays handed in. That takes the accountant for what it is, as the charge does.
 
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and scale of the noise are those that
@@ -273,18 +274,21 @@ class HostedSessions:
             parties: Who of this actor is to take part.
             belief: What this actor knows by itself.
         """
-        session = self._begin(terms)
-        view, refusal = None, ""
+        self.abandon()
+        session, view, refusal = None, None, ""
         try:
+            _require_terms(terms)
             view = PublicView(terms.context)
-            session.least_weighted = _least_weighted(terms, belief)
+            least_weighted = _least_weighted(terms, belief)
+            session = self._begin(terms)
+            session.least_weighted = least_weighted
         except ProtocolViolation as violation:
             refusal = str(violation)
 
         def join(party: str) -> Advert:
             basket = self._baskets[party]
             try:
-                if view is None or refusal:
+                if session is None or view is None:
                     raise ProtocolViolation(refusal)
                 return session.open(party, basket, self._frozen.pop(party, None), belief, view)
             except ProtocolViolation:
@@ -357,7 +361,7 @@ class HostedSessions:
             return
         session.close()
         left = {party: model for party, model in session.handed_in.items() if party not in spent}
-        if not session.terms.masked:
+        if not self._plan.config.layer2.use_secure_aggregation:
             self._give_back(left)
         elif left:
             self._unsettled[session.terms.charge_id] = left
@@ -416,6 +420,21 @@ def _occasion_refusal(occasion: Occasion, belief: Belief, federation_id: str) ->
     if layer2.use_secure_aggregation and occasion.roster != _roster_digest(belief.chain.newest):
         return "the session is about another roster than this basket actor has pinned"
     return ""
+
+
+def _require_terms(terms: object) -> None:
+    """Refuses what is not exactly of the types that it should be, before anything of it is called.
+
+    Raises:
+        ProtocolViolation: Naming what is not.
+    """
+    if type(terms) is not SessionTerms:
+        raise ProtocolViolation(f"these are no terms of a session: {type(terms).__name__}")
+    for name, wanted in (("context", SessionContext), ("release", ReleasePlan), ("facts", dict)):
+        if type(getattr(terms, name)) is not wanted:
+            raise ProtocolViolation(f"the session's {name} is no {wanted.__name__}")
+    if terms.masked is not True:
+        raise ProtocolViolation("the session's inputs are not to be masked")
 
 
 def _roster_digest(roster: Roster | None) -> bytes:

@@ -7,8 +7,9 @@ must not get is a sum in which fewer than two honest baskets' aggregates are.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ import pytest
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.layers.layer2 import noised_mean
-from scarcity_ray.plan import BasketFacts
+from scarcity_ray.plan import BasketFacts, ReleasePlan
 from scarcity_ray.privacy.distributed import rho_of_shares
 from scarcity_ray.roles import global_aggregator, signed_facts
 from scarcity_ray.roles.handles import Call
 from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.session_terms import SessionTerms, agreement_hash
 from scarcity_ray.roles.sessions import SecureSession
-from scarcity_ray.secagg import Roster
+from scarcity_ray.secagg import Roster, SessionContext
 
 D = 4
 Forge = Callable[[SessionTerms], SessionTerms]
@@ -406,13 +407,13 @@ def send(fed: HierarchicalFederation, baskets: Any, value: float = 0.1) -> None:
     fed._session.run_layer1(None, force=True)
 
 
-def asking_only(monkeypatch: pytest.MonkeyPatch, signers: Any, method: str = "session_confirm") -> None:
-    """From a phase on the coordinator asks these alone, who then know nothing of what it withholds."""
+def asking_only(monkeypatch: pytest.MonkeyPatch, signers: Any) -> None:
+    """From the confirmations on the coordinator asks these alone, who then know nothing of what it withholds."""
     honest = SecureSession._phase
 
-    def phase(self: Any, called: str, parties: Any, arguments: Any, receive: Any) -> None:
-        asked = [p for p in parties if p in signers] if called == method else parties
-        honest(self, called, asked, arguments, receive)
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+        confirming = call_for(()).method == "session_confirm"
+        honest(self, [p for p in parties if p in signers or not confirming], call_for, receive)
 
     monkeypatch.setattr(SecureSession, "_phase", phase)
 
@@ -512,7 +513,7 @@ def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(
     assert (fed.get_stats()["privacy_consumed_epsilon"] > once) is (second.model is not None)
 
 
-def test_an_aggregate_that_changed_since_its_basket_opened_is_not_masked(
+def test_what_is_masked_is_what_was_stated(
     fed_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client leaves for a basket that opens later, whose new aggregate has the counts of its old one."""
@@ -521,15 +522,15 @@ def test_an_aggregate_that_changed_since_its_basket_opened_is_not_masked(
     here, there = "d00_basket_0", "d01_basket_0"
     honest = SecureSession._phase
 
-    def phase(self: Any, method: str, parties: Any, arguments: Any, receive: Any) -> None:
-        if method != "session_open":
-            return honest(self, method, parties, arguments, receive)
-        honest(self, method, [here], arguments, receive)
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+        if call_for(()).method != "session_open":
+            return honest(self, parties, call_for, receive)
+        honest(self, [here], call_for, receive)
         fed._session.run_layer1(None, force=True)
         role(fed, "basket:0")._baskets[here].latest.discard_if_of("0_0")
         latest = role(fed, "basket:1")._baskets[there].latest
         latest.replace(replace(latest.model), ["0_0", "1_0"])
-        return honest(self, method, [p for p in parties if p != here], arguments, receive)
+        return honest(self, [p for p in parties if p != here], call_for, receive)
 
     monkeypatch.setattr(SecureSession, "_phase", phase)
     aggregator = without_its_own_checks(fed, monkeypatch)
@@ -552,3 +553,66 @@ def test_an_aggregate_that_is_discarded_between_opening_and_masking_is_not_maske
     outcome = run(fed)
     assert outcome.model.n_baskets == 5
     assert outcome.dropped == (VICTIM,)
+
+
+class AgreesWithAll(ReleasePlan):
+    """Numbers whose own word is taken for it that they are right."""
+
+    def agrees_with(self, other: ReleasePlan) -> bool:
+        return True
+
+
+class Named(SessionContext):
+    """A context that chooses its digest, and so the name of its charge."""
+
+    def digest(self) -> bytes:
+        return bytes(32)
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+DISGUISES: dict[str, Forge] = {
+    "release": lambda t: replace(t, release=AgreesWithAll(**fields_of(t.release))),
+    "context": lambda t: replace(t, context=Named(**fields_of(t.context))),
+    "facts": lambda t: replace(t, facts=OrderedDict(t.facts)),
+    "a number": lambda t: replace(t, release=replace(t.release, mu=np.float64(t.release.mu))),
+    "masked": lambda t: replace(t, masked=False),
+    "nothing": lambda t: None,  # type: ignore[arg-type, return-value]
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_only_what_is_of_the_very_type_is_asked_anything(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, disguise: str
+) -> None:
+    fed = fed_of(6)
+    honest = SecureSession._phase
+
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+        def given(batch: Any) -> Any:
+            return Call(SessionHost.session_open, DISGUISES[disguise](self._terms), batch)
+
+        opening = call_for(()).method == "session_open"
+        honest(self, parties, given if opening else call_for, receive)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecureSession, "_phase", phase)
+        assert run(fed).model is None
+    assert sums == []
+    assert refused(fed) == 6
+    assert run(fed).model is not None
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "distributed_discrete_gaussian"])
+def test_a_basket_with_facts_that_none_can_have_is_left_out_by_name(fed_of: Any, noise: str) -> None:
+    """It stops nobody, and adds to nobody's noise."""
+    fed = fed_of(8, per_actor=4, noise=noise)
+    liar = role(fed, "basket:1")._baskets["d07_basket_0"]
+    honest = liar.facts
+    liar.facts = lambda: replace(honest(), clip_norm=1e30)
+    outcome = run(fed)
+    assert outcome.model is not None
+    assert outcome.dropped == ("d07_basket_0",)
+    assert "the facts of 'd07_basket_0'" in " ".join(role(fed, "global").stats()["violations"])
