@@ -513,9 +513,7 @@ def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(
     assert (fed.get_stats()["privacy_consumed_epsilon"] > once) is (second.model is not None)
 
 
-def test_what_is_masked_is_what_was_stated(
-    fed_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_masked_is_what_was_stated(fed_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client leaves for a basket that opens later, whose new aggregate has the counts of its old one."""
     fed = fed_of(3, per_actor=1)
     send(fed, range(3), 0.2)

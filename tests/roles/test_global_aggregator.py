@@ -236,9 +236,7 @@ def test_a_spent_budget_opens_no_session(world_of):
 
 
 @pytest.mark.parametrize("charged", [False, True])
-def test_what_was_masked_is_masked_again_only_if_its_session_is_given_up(
-    world_of, charged
-):
+def test_what_was_masked_is_masked_again_only_if_its_session_is_given_up(world_of, charged):
     """Whoever has masked cannot know that nobody unmasked; the accountant says it once it is back."""
     world = world_of()
     world.peers.lose("accountant", "charge_release", after=charged)
