@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from scarcity_ray.errors import ActorLost, ConfigError, ProtocolViolation, UsageError
+from scarcity_ray.errors import ActorLost, ConfigError, LedgerError, ProtocolViolation, UsageError
 from scarcity_ray.layers.layer2 import add_share, contribution
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.plan import FederationPlan, ReleasePlan, session_shape
@@ -211,7 +211,7 @@ class HostedSessions:
         federation_id: The federation.
         baskets: The actor's baskets, now and later.
         noise: Where shares of noise come from.
-        void: Has a charge given up at a time; whether it is. May raise `ActorLost`.
+        void: Has a charge given up at a time; whether it is. May raise `ActorLost` or `LedgerError`.
     """
 
     def __init__(
@@ -388,7 +388,7 @@ class HostedSessions:
         for charge_id, models in list(self._unsettled.items()):
             try:
                 given_up = self._void(charge_id, self._now)
-            except ActorLost:
+            except (ActorLost, LedgerError):
                 return
             del self._unsettled[charge_id]
             if given_up:
