@@ -21,6 +21,7 @@ from scarcity_ray.layers.layer2 import noised_mean
 from scarcity_ray.plan import BasketFacts, ReleasePlan
 from scarcity_ray.privacy.distributed import rho_of_shares
 from scarcity_ray.roles import global_aggregator, signed_facts
+from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.handles import Call
 from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.session_terms import SessionTerms, agreement_hash
@@ -408,7 +409,7 @@ def send(fed: HierarchicalFederation, baskets: Any, value: float = 0.1) -> None:
 
 
 def asking_only(monkeypatch: pytest.MonkeyPatch, signers: Any) -> None:
-    """From the confirmations on the coordinator asks these alone, who then know nothing of what it withholds."""
+    """From the confirmations on these alone are asked; the others hear nothing more of the session."""
     honest = SecureSession._phase
 
     def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
@@ -483,8 +484,8 @@ def test_what_a_session_without_an_end_was_given_stays_given(
         asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
         patch.setattr(SecureSession, "end", lambda self: None)
         outcome = run(fed)
-        fed._session.tell_baskets("adopt", outcome.model)
-        fed._session.tell_baskets("sessions_abandon")
+        fed._session.tell_baskets(BasketHost.adopt, outcome.model)
+        fed._session.tell_baskets(BasketHost.sessions_abandon)
     send(fed, range(3))
     assert run(fed).model is not None
     assert fresh_of(fed) == []
