@@ -212,6 +212,7 @@ def _who(row: Row) -> str:
         "release": "all clients",
         "gossip": f"{body.get('charged')} of {body.get('asked')} clients",
         "renewal": f"{body.get('operator')}",
+        "void": "nobody: a session that was given up",
     }.get(row.kind, "")
 
 

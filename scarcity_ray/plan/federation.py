@@ -130,6 +130,12 @@ class FederationPlan:
         low, high = layer2.clip_norm_range
         return min(high, max(low, adapted))
 
+    def may_clip_to(self, clip_norm: float) -> bool:
+        """Whether some release of this federation may have Layer 1 clip to `clip_norm`."""
+        layer1, layer2 = self.config.layer1, self.config.layer2
+        low, high = layer2.clip_norm_range
+        return clip_norm == layer1.clip_norm or (layer2.adaptive_clipping and low <= clip_norm <= high)
+
     @property
     def waits_for_gossip(self) -> bool:
         """Whether an aggregation that all having sent makes due waits for the round's gossip."""

@@ -112,8 +112,10 @@ class ReleasePlan:
 
 
 def _close(mine: object, theirs: object) -> bool:
+    if type(mine) is not type(theirs):
+        return False
     if isinstance(mine, dict) and isinstance(theirs, dict):
         return mine.keys() == theirs.keys() and all(_close(mine[key], theirs[key]) for key in mine)
     if isinstance(mine, float) and isinstance(theirs, float):
         return math.isclose(mine, theirs, rel_tol=1e-13)
-    return type(mine) is type(theirs) and mine == theirs
+    return mine == theirs

@@ -160,6 +160,10 @@ class DurableBudget:
             LedgerError: If the ledger cannot be written; nothing may be released then.
         """
         with self._current():
+            row = self._ledger.find(charge_id)
+            if row is not None and row.kind == "void":
+                why = "this release was given up, and its name with it"
+                return Charge(False, why, self._accountant.epsilon_spent(), self._ledger.head_hash)
             known = self._known(charge_id, "release", mu)
             if known is not None:
                 return Charge(True, "", float(known.body["epsilon_spent"]), known.hash, repeated=True)
@@ -171,6 +175,23 @@ class DurableBudget:
             row = self._ledger.append("release", charge_id=self._free(charge_id), now=now, body=body)
             accountant.note_release(mu)
             return Charge(True, "", spent, row.hash)
+
+    def void_release(self, charge_id: str, *, now: float, details: Mapping[str, Any]) -> bool:
+        """Give a release up before it is charged: from then on it is refused, durably.
+
+        Args:
+            charge_id: The release's own name.
+            now: Seconds since 1970.
+            details: What to record beside it, plain data.
+
+        Returns:
+            Whether it is given up; False if it was charged before, which stands.
+        """
+        with self._current():
+            known = self._ledger.find(charge_id)
+            if known is None:
+                self._ledger.append("void", charge_id=charge_id, now=now, body={"details": details})
+            return known is None or known.kind == "void"
 
     def charge_gossip(
         self,

@@ -9,6 +9,7 @@ Guarantees:
     a_renewal_needs_the_operators_signature: Where there is an operator's key; for this federation, this
         period, these totals and this name, once. The ledger keeps the key: without it, or with another, no
         federation is opened on it.
+    a_release_is_charged_or_given_up_never_both
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
 """
 
@@ -98,6 +99,13 @@ class Accountant(Role):
             return budget.charge_release(charge_id, mu, now=now, details=details)
         except LedgerTakenOver as error:
             return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
+
+    def void_release(self, charge_id: str, now: float, details: dict[str, Any]) -> bool:
+        """Refuse a release for good unless it was charged; whether it is refused. The answer is durable."""
+        try:
+            return self._opened(now).void_release(charge_id, now=now, details=details)
+        except LedgerTakenOver:
+            return False
 
     def charge_gossip(
         self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]

@@ -1,9 +1,10 @@
 """What a basket actor asks of the accountant: gossip before it is drawn, a release before it is unmasked.
 
 The global aggregator has a release charged before it asks for unmask shares. A basket actor takes its word
-for that no more than for the noise: it asks for the same charge by the session's name, which is recorded once
-whoever asks first, and gives no share without it. A session is unmasked once (`secagg.session_guard`), so
-there is a charge for each.
+for that no more than for the noise: it asks for the same charge by the attempt's name, which is recorded once
+whoever asks first, and gives no share without it. The name holds the digest of the attempt's whole context,
+and an attempt is unmasked once (`secagg.participant`), so there is a charge for each sum. An attempt that was
+given up before it was charged (`BasketCharges.void`) is charged never.
 
 Guarantees:
     one_drawing_a_charge: A client that two baskets of the actor name is charged, and drawn for, once.
@@ -94,6 +95,23 @@ class BasketCharges:
         self.ledger_head = charge.head_hash
         if not charge.allowed:
             raise ProtocolViolation(f"{name}: nothing is charged for this session")
+
+    def void(self, charge_id: str, now: float) -> bool:
+        """Have a release refused for good, so that nobody gives a share of it; whether it is.
+
+        Args:
+            charge_id: The name of the session's charge.
+            now: Seconds since the epoch.
+
+        Returns:
+            False if it was charged, so that it may be unmasked, or may have been.
+
+        Raises:
+            ActorLost: If the accountant does not answer.
+        """
+        details = {"asked_by": basket_actor(self._slot)}
+        asked = Call(Accountant.void_release, charge_id, now, details)
+        return asked.send(self._peers, ACCOUNTANT).result()
 
     def is_spent(self, now: float) -> bool:
         """Whether the accountant says that the budget is spent."""

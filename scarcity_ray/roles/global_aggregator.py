@@ -2,10 +2,11 @@
 
 One release, in order: have each basket state and sign its public facts; run the session until the masked
 inputs are in; charge the accountant, durably; only then ask for unmask shares; draw the noise once; release.
-An abort before the unmask request costs nothing, keeps the baskets' aggregates and is retried at the next
-call. A session that aborted between charge and unmask request is repeated, for its charge, if the round is
-still the same. Where noise comes in shares (``layer2.noise: distributed_discrete_gaussian``) the baskets have
-added it before they masked, this role adds none, and what it unmasks may be released as it is.
+An abort before the charge costs nothing, keeps the baskets' aggregates and is retried at the next call, as
+another session. Once charged, a session is not repeated, since who has masked cannot know that nobody
+unmasks: what fails after that costs the charge and the aggregates. Where noise comes in shares
+(``layer2.noise: distributed_discrete_gaussian``) the baskets have added it before they masked, this role adds
+none, and what it unmasks may be released as it is.
 
 Guarantees:
     It never holds a basket's plain aggregate while secure aggregation is on.
@@ -77,7 +78,6 @@ class GlobalAggregator(Role):
         self._entropy = entropy
         self._models: list[GlobalMetaModel] = [] if latest is None else [latest]
         self._attempt = 0
-        self._unused: tuple[int, bytes] | None = None
         self._started_at: float | None = None
         self._aborts: list[str] = []
         self._aborted: str | None = None
@@ -183,7 +183,6 @@ class GlobalAggregator(Role):
             charge = self._charge(terms, survivors, now)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True, lost_roles=lost)
-            self._unused = None
             ring_sum = session.unmask(now)
         except SecureAggregationAborted as abort:
             return self._abort(abort, (*lost, *session.lost_roles))
@@ -240,15 +239,12 @@ class GlobalAggregator(Role):
         return self._models[-1].version + 1 if self._models else 1
 
     def _occasion(self, round_id: int, roster: Roster | None) -> Occasion:
-        """The next attempt, of a session whose charge was not used if there is one in this round."""
         self._attempt += 1
-        again = self._unused is not None and self._unused[0] == round_id
-        session_id = self._unused[1] if self._unused is not None and again else self._entropy(16)
         told = self._models[-1] if self._models else None
         distributed = self._plan.config.layer2.distribute_to_baskets
         return Occasion(
             federation_id=self._federation_id,
-            session_id=session_id,
+            session_id=self._entropy(16),
             round_id=round_id,
             attempt=self._attempt,
             roster=bytes(DIGEST_BYTES) if roster is None else roster.digest(),
@@ -335,9 +331,7 @@ class GlobalAggregator(Role):
         )
 
     def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float) -> Charge:
-        """Charge the session; while its answer is not known, attempts of this round repeat the session."""
         release, context = terms.release, terms.context
-        self._unused = (context.round_id, context.session_id)
         details = {
             "round": context.round_id,
             "session": terms.session_id,

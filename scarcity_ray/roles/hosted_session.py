@@ -8,10 +8,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from scarcity_ray.errors import ConfigError, ProtocolViolation, UsageError
+from scarcity_ray.errors import ActorLost, ConfigError, LedgerError, ProtocolViolation, UsageError
 from scarcity_ray.layers.layer2 import add_share, contribution
 from scarcity_ray.layers.models import BasketModel
-from scarcity_ray.plan import FederationPlan, session_shape
+from scarcity_ray.plan import FederationPlan, ReleasePlan, session_shape
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles import signed_facts
 from scarcity_ray.roles.basket import Basket
@@ -25,6 +25,7 @@ from scarcity_ray.secagg import (
     PublicView,
     Roster,
     RosterChain,
+    SessionContext,
 )
 
 
@@ -50,6 +51,19 @@ class Belief:
         return self.chain.known()
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """What a basket has stated for an attempt.
+
+    Attributes:
+        stated: Its signed facts.
+        model: The aggregate that they are about, that very one; None for a basket without a fresh one.
+    """
+
+    stated: SignedFacts
+    model: BasketModel | None
+
+
 class HostedSession:
     """The participants of one session that live in this actor, and what they contributed.
 
@@ -69,24 +83,25 @@ class HostedSession:
         self._noise = noise
         self.participants: dict[str, Participant] = {}
         self.contributed: dict[str, BasketModel | None] = {}
+        self.handed_in: dict[str, BasketModel] = {}
         self.least_weighted = plan.config.layer2.min_baskets
 
     def open(
-        self, party: str, basket: Basket, stated: SignedFacts | None, belief: Belief, view: PublicView
+        self, party: str, basket: Basket, frozen: Frozen | None, belief: Belief, view: PublicView
     ) -> Advert:
         """Make a basket's participant and its advert.
 
         Args:
             party: The basket's id.
             basket: It.
-            stated: What it said of itself for this attempt.
+            frozen: What it said of itself for this attempt, and of which aggregate.
             belief: What this actor knows by itself.
             view: What it has checked of this attempt, for all its baskets.
 
         Raises:
             ProtocolViolation: If the session is not one that the basket may join.
         """
-        self.pin(party, basket, stated)
+        self.pin(party, basket, frozen)
         participant = Participant(
             self.terms.context,
             party,
@@ -99,18 +114,32 @@ class HostedSession:
         self.participants[party] = participant
         return participant.advertise()
 
-    def pin(self, party: str, basket: Basket, stated: SignedFacts | None) -> None:
+    def pin(self, party: str, basket: Basket, frozen: Frozen | None) -> None:
         """Fix what the party will contribute; the noise is scaled to the facts that it has stated.
 
         Raises:
             ProtocolViolation: If the session says anything else of the party than it said itself, or if what
                 it said is no longer true.
         """
-        if stated is None or self.terms.facts.get(party) != stated:
+        if frozen is None or self.terms.facts.get(party) != frozen.stated:
             raise ProtocolViolation(f"the session misstates the facts of basket {party!r}")
-        if stated.facts != basket.facts():
+        if frozen.stated.facts != basket.facts() or frozen.model is not basket.latest.fresh:
             raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
-        self.contributed[party] = basket.latest.fresh
+        self.contributed[party] = frozen.model
+
+    def hand_in(self, party: str, basket: Basket) -> None:
+        """Note that the party's aggregate goes into the session's sum.
+
+        Raises:
+            ProtocolViolation: If it was replaced, discarded or handed in since the session froze it.
+        """
+        model = self.contributed.get(party)
+        if model is None:
+            return
+        if model is not basket.latest.fresh:
+            raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
+        basket.latest.hand_in(model)
+        self.handed_in[party] = model
 
     def confirm(self, party: str, survivors: tuple[str, ...]) -> Confirmation:
         """A party's signature on the survivors, of whom there must be enough with something to hide."""
@@ -156,6 +185,16 @@ class HostedSessions:
     keys for ever). What was handed in to it may be in a release that nobody here
     has heard of (other actors may have unmasked it), so it stays handed in.
 
+    *What was masked is used again only once nobody can unmask it.* The global aggregator's word that a
+    session ended without a release is worth nothing: a threshold of other baskets may have unmasked a sum
+    with this basket's part in it, of which it has heard nothing since it masked, and a second sum over the
+    others would give that part away. So the actor asks the accountant to give up the charge of the attempt. A
+    charge and a giving up exclude each other, durably. Where it was charged, the aggregate is spent. Where it
+    is given up, no honest basket ever gives a share of the attempt, since each asks for that charge first
+    (`roles.charging`), by the digest of the attempt's whole context: the corrupt are fewer than the shares
+    that a mask takes, so the masked input stays a uniform vector to all. While the accountant does not
+    answer, the aggregate stays handed in. That takes the accountant for what it is, as the charge does.
+
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and scale of the noise are those that
             the actor makes of the facts that each party has signed for this attempt.
@@ -164,27 +203,37 @@ class HostedSessions:
         a_session_that_nobody_ends_keeps_no_keys: They are wiped when it is abandoned, the next begins, or its
             time is up.
         one_aggregate_is_masked_in_one_session_at_a_time
+        what_was_masked_is_masked_again_only_if_its_session_is_given_up: Whatever the aggregator says.
+        what_is_masked_is_what_was_stated: The very aggregate, not one with the same counts.
 
     Args:
         plan: The federation's numbers.
         federation_id: The federation.
         baskets: The actor's baskets, now and later.
         noise: Where shares of noise come from.
+        void: Has a charge given up at a time; whether it is. May raise `ActorLost` or `LedgerError`.
     """
 
     def __init__(
-        self, plan: FederationPlan, federation_id: str, baskets: Mapping[str, Basket], noise: NoiseSource
+        self,
+        plan: FederationPlan,
+        federation_id: str,
+        baskets: Mapping[str, Basket],
+        noise: NoiseSource,
+        void: Callable[[str, float], bool],
     ) -> None:
         self._plan = plan
         self._federation_id = federation_id
         self._baskets = baskets
-        self._stated: dict[str, SignedFacts] = {}
+        self._frozen: dict[str, Frozen] = {}
+        self._void = void
+        self._unsettled: dict[str, dict[str, BasketModel]] = {}
         self._noise = noise
         self._now = 0.0
         self._sessions: dict[str, HostedSession] = {}
 
     def tick(self, now: float) -> None:
-        """Learn the time, and wipe the keys of a session whose time is up.
+        """Learn the time, wipe the keys of a session whose time is up, and settle what ended unsettled.
 
         Args:
             now: Seconds since the epoch.
@@ -193,6 +242,7 @@ class HostedSessions:
         limit = self._plan.config.layer2.session_timeout_seconds
         if any(not abs(now - session.opened_at) < limit for session in self._sessions.values()):
             self.abandon()
+        self._settle()
 
     def state(self, occasion: Occasion, parties: Sequence[str], belief: Belief) -> dict[str, SignedFacts]:
         """Each party's signed statement of its facts, in place of any that it made before.
@@ -203,15 +253,16 @@ class HostedSessions:
             belief: What this actor knows by itself.
         """
         refusal = _occasion_refusal(occasion, belief, self._federation_id)
-        self._stated.clear()
+        self._frozen.clear()
 
         def say(party: str) -> SignedFacts:
             basket = self._baskets[party]
             if refusal:
                 basket.count_refused_session()
                 raise ProtocolViolation(refusal)
-            self._stated[party] = signed_facts.state(basket.facts(), occasion, basket.identity)
-            return self._stated[party]
+            stated = signed_facts.state(basket.facts(), occasion, basket.identity)
+            self._frozen[party] = Frozen(stated, basket.latest.fresh)
+            return stated
 
         return by_party([p for p in parties if p in self._baskets], say)
 
@@ -223,20 +274,23 @@ class HostedSessions:
             parties: Who of this actor is to take part.
             belief: What this actor knows by itself.
         """
-        session = self._begin(terms)
-        view, refusal = None, ""
+        self.abandon()
+        session, view, refusal = None, None, ""
         try:
+            _require_terms(terms)
             view = PublicView(terms.context)
-            session.least_weighted = _least_weighted(terms, belief)
+            least_weighted = _least_weighted(terms, belief)
+            session = self._begin(terms)
+            session.least_weighted = least_weighted
         except ProtocolViolation as violation:
             refusal = str(violation)
 
         def join(party: str) -> Advert:
             basket = self._baskets[party]
             try:
-                if view is None or refusal:
+                if session is None or view is None:
                     raise ProtocolViolation(refusal)
-                return session.open(party, basket, self._stated.pop(party, None), belief, view)
+                return session.open(party, basket, self._frozen.pop(party, None), belief, view)
             except ProtocolViolation:
                 basket.count_refused_session()
                 raise
@@ -268,7 +322,7 @@ class HostedSessions:
         session = self._sessions.get(session_id)
         if session is None or party not in self._baskets:
             return None
-        self._baskets[party].latest.hand_in(session.contributed.get(party))
+        session.hand_in(party, self._baskets[party])
         return session.mask(party, inbox)
 
     def plain(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, tuple[str, NDArray[Any]]]:
@@ -280,8 +334,8 @@ class HostedSessions:
         session = self._begin(terms)
 
         def hand_in(party: str) -> tuple[str, NDArray[Any]]:
-            session.pin(party, self._baskets[party], self._stated.pop(party, None))
-            self._baskets[party].latest.hand_in(session.contributed[party])
+            session.pin(party, self._baskets[party], self._frozen.pop(party, None))
+            session.hand_in(party, self._baskets[party])
             return party, session.plain(party)
 
         return by_party([p for p in parties if p in self._baskets], hand_in)
@@ -294,15 +348,24 @@ class HostedSessions:
                 self._baskets[party].latest.spend(session.contributed.get(party))
 
     def end(self, session_id: str, spent: Sequence[str]) -> None:
-        """Wipe what is left of a session, and give back what was not spent."""
+        """Wipe what is left of a session, and give back what is certain to be in no release.
+
+        Args:
+            session_id: The session.
+            spent: Parties whose aggregates may be in one, by the global aggregator's word; that the others'
+                are not is for the accountant to say. Without masks there is nothing to hide from it.
+        """
         self.spend(session_id, spent)
         session = self._sessions.pop(session_id, None)
         if session is None:
             return
-        for party, model in session.contributed.items():
-            if party in self._baskets and party not in spent:
-                self._baskets[party].latest.take_back(model)
         session.close()
+        left = {party: model for party, model in session.handed_in.items() if party not in spent}
+        if not self._plan.config.layer2.use_secure_aggregation:
+            self._give_back(left)
+        elif left:
+            self._unsettled[session.terms.charge_id] = left
+            self._settle()
 
     def terms_of(self, session_id: str) -> SessionTerms | None:
         """What was said of a session; None if it is not here."""
@@ -319,6 +382,26 @@ class HostedSessions:
         for session in self._sessions.values():
             session.close()
         self._sessions.clear()
+
+    def _settle(self) -> None:
+        """Have the charges of sessions that have ended given up; what cannot be is spent."""
+        for charge_id, models in list(self._unsettled.items()):
+            try:
+                given_up = self._void(charge_id, self._now)
+            except (ActorLost, LedgerError):
+                return
+            del self._unsettled[charge_id]
+            if given_up:
+                self._give_back(models)
+            else:
+                for party, model in models.items():
+                    if party in self._baskets:
+                        self._baskets[party].latest.spend(model)
+
+    def _give_back(self, models: Mapping[str, BasketModel]) -> None:
+        for party, model in models.items():
+            if party in self._baskets:
+                self._baskets[party].latest.take_back(model)
 
     def _begin(self, terms: SessionTerms) -> HostedSession:
         self.abandon()
@@ -337,6 +420,21 @@ def _occasion_refusal(occasion: Occasion, belief: Belief, federation_id: str) ->
     if layer2.use_secure_aggregation and occasion.roster != _roster_digest(belief.chain.newest):
         return "the session is about another roster than this basket actor has pinned"
     return ""
+
+
+def _require_terms(terms: object) -> None:
+    """Refuses what is not exactly of the types that it should be, before anything of it is called.
+
+    Raises:
+        ProtocolViolation: Naming what is not.
+    """
+    if type(terms) is not SessionTerms:
+        raise ProtocolViolation(f"these are no terms of a session: {type(terms).__name__}")
+    for name, wanted in (("context", SessionContext), ("release", ReleasePlan), ("facts", dict)):
+        if type(getattr(terms, name)) is not wanted:
+            raise ProtocolViolation(f"the session's {name} is no {wanted.__name__}")
+    if terms.masked is not True:
+        raise ProtocolViolation("the session's inputs are not to be masked")
 
 
 def _roster_digest(roster: Roster | None) -> bytes:

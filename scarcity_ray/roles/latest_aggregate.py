@@ -2,8 +2,8 @@
 
 An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it leaves,
 for another basket or altogether: it may come back elsewhere, and must not be in one release twice. One that
-was handed in to a session may be in a release until the session's end says that it is not; if that word never
-comes, it is never used again.
+was handed in to a session may be in a release until it is certain that the session never makes one
+(`hosted_session`); if that never is, it is never used again.
 
 *Guarantees*
     - An aggregate enters at most one release.
@@ -49,11 +49,12 @@ class LatestAggregate:
         self._contributors = frozenset(contributors)
 
     def hand_in(self, model: BasketModel | None) -> None:
-        """Note that `model` goes into a session: no other may use it before this one has ended."""
-        self._handed_in = model
+        """Note that `model` goes into a session, and no other may use it; None: nothing changes."""
+        if model is not None:
+            self._handed_in = model
 
     def take_back(self, model: BasketModel | None) -> None:
-        """Note that the session which `model` was handed in to has ended without it."""
+        """Note that what `model` was handed in to is certain to be released never."""
         if model is self._handed_in:
             self._handed_in = None
 

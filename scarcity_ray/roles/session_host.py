@@ -59,7 +59,7 @@ class SessionHost(Role):
         self._baskets = baskets
         self._charges = charges
         self._last = last
-        self._sessions = HostedSessions(plan, federation_id, baskets, noise)
+        self._sessions = HostedSessions(plan, federation_id, baskets, noise, charges.void)
         self._chain = RosterChain(federation_id, operator_key_of(plan.config))
 
     def know_parties(

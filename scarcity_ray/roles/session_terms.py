@@ -37,8 +37,8 @@ class SessionTerms:
 
     @property
     def charge_id(self) -> str:
-        """The name of the session's one charge, which all its attempts share."""
-        return f"layer2/{self.session_id}"
+        """The name of the charge of this one attempt: whatever differs between two is in the digest."""
+        return f"layer2/{self.session_id}/{self.context.digest().hex()}"
 
 
 def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:

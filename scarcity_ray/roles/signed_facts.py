@@ -23,6 +23,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from scarcity_ray.config import AggregationMethod
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.plan.tolerance import rows_behind_pre
 from scarcity_ray.secagg import IdentityKeyPair, SessionContext
@@ -139,6 +140,13 @@ def implausible(facts: BasketFacts, plan: FederationPlan) -> str:
         return f"more than basket.max_clients = {most} members"
     if facts.fresh and facts.num_rows < rows_behind_pre(plan.config.layer1, facts.num_byzantine):
         return f"{facts.num_rows} rows, fewer than its rule needs"
+    if facts.clip_norm is not None and not plan.may_clip_to(facts.clip_norm):
+        return f"rows of norm {facts.clip_norm:.4g}, to which nothing is clipped here"
+    if facts.max_row_share is not None:
+        if plan.config.layer1.aggregation_method is not AggregationMethod.WEIGHTED:
+            return "a share of one row, where rows are not weighted"
+        if facts.max_row_share * facts.num_rows < 1.0 - 1e-6:
+            return f"{facts.num_rows} rows of which none has a share above {facts.max_row_share:.4g}"
     return ""
 
 

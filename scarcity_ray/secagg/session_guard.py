@@ -7,6 +7,10 @@ second sum over the same inputs and another set of survivors would give their di
 An attempt that was not released has told nothing: its keys were made for it and are gone. So of those the
 newest few sessions are enough, and aborts, however many, use nothing up. What was released is what must not
 be forgotten; each release was charged, so nobody can have more of them made than the budget allows.
+
+A guard knows only of the shares that its own party gave. A threshold of others may have unmasked a sum that
+holds the party's input: whoever holds the party masks no input again before it knows that nobody will unmask
+the attempt in which it was masked before (`roles.hosted_session`).
 """
 
 from __future__ import annotations

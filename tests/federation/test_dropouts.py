@@ -143,13 +143,25 @@ def test_an_aggregate_that_may_be_in_a_release_is_not_used_again_without_word(ph
     assert fed.force_aggregate() is None
 
 
-def test_an_aggregate_whose_masked_form_was_lost_is_used_in_the_next_release(lossy: Any) -> None:
-    """It was handed in but is not in the sum; the session's end tells its basket so."""
+def test_an_aggregate_whose_masked_form_was_lost_in_a_session_that_was_charged_is_spent(lossy: Any) -> None:
+    """It is not in the sum, but for that its basket would have to believe the global aggregator."""
     fed, peers = lossy
     peers.silent, peers.unheard = {"basket:5"}, "session_mask"
     assert fed.force_aggregate() is not None
     assert fed.get_global_meta_model().n_baskets == BASKETS - 1
-    assert fresh(fed) == 1
+    assert fresh(fed) == 0
+
+
+def test_an_aggregate_whose_masked_form_was_lost_in_a_session_that_was_given_up_is_used_again(
+    lossy: Any,
+) -> None:
+    fed, peers = lossy
+    peers.silent, peers.unheard = {"basket:4", "basket:5"}, "session_mask"
+    assert fed.force_aggregate() is None
+    assert fresh(fed) == BASKETS
+    peers.silent = set()
+    assert fed.force_aggregate() is not None
+    assert fed.get_global_meta_model().n_baskets == BASKETS
 
 
 def test_fresh_baskets_below_min_baskets_release_nothing_though_the_threshold_holds(

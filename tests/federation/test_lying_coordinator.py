@@ -7,8 +7,9 @@ must not get is a sum in which fewer than two honest baskets' aggregates are.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,15 @@ import pytest
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.layers.layer2 import noised_mean
-from scarcity_ray.plan import BasketFacts
+from scarcity_ray.plan import BasketFacts, ReleasePlan
 from scarcity_ray.privacy.distributed import rho_of_shares
 from scarcity_ray.roles import global_aggregator, signed_facts
+from scarcity_ray.roles.basket_host import BasketHost
 from scarcity_ray.roles.handles import Call
 from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.session_terms import SessionTerms, agreement_hash
 from scarcity_ray.roles.sessions import SecureSession
-from scarcity_ray.secagg import Roster
+from scarcity_ray.secagg import Roster, SessionContext
 
 D = 4
 Forge = Callable[[SessionTerms], SessionTerms]
@@ -389,3 +391,227 @@ def test_a_basket_that_does_not_sign_for_the_last_release_is_left_out(fed_of: An
     answers = host.session_facts(occasion, tuple(host._baskets))
     assert all(isinstance(answer, ProtocolViolation) for answer in answers.values())
     assert refused(fed) == len(answers)
+
+
+def fresh_of(fed: HierarchicalFederation) -> list[str]:
+    found = [(b, x) for h in hosts(fed) for b, x in h._baskets.items()]
+    return sorted(b for b, x in found if x.latest.fresh is not None)
+
+
+def hosts(fed: HierarchicalFederation) -> list[Any]:
+    return [r for name, r in sorted(fed._runtime.peers.roles.items()) if name.startswith("basket:")]  # type: ignore[attr-defined]
+
+
+def send(fed: HierarchicalFederation, baskets: Any, value: float = 0.1) -> None:
+    clients = [f"{b}_{i}" for b in baskets for i in range(2)]
+    assert all(fed.submit_updates(clients, np.full((len(clients), D), value)))
+    fed._session.run_layer1(None, force=True)
+
+
+def asking_only(monkeypatch: pytest.MonkeyPatch, signers: Any) -> None:
+    """From the confirmations on these alone are asked; the others hear nothing more of the session."""
+    honest = SecureSession._phase
+
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+        confirming = call_for(()).method == "session_confirm"
+        honest(self, [p for p in parties if p in signers or not confirming], call_for, receive)
+
+    monkeypatch.setattr(SecureSession, "_phase", phase)
+
+
+def saying_nothing_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = SecureSession.end
+
+    def end(self: SecureSession) -> None:
+        self._spent = ()
+        honest(self)
+
+    monkeypatch.setattr(SecureSession, "end", end)
+
+
+def run(fed: HierarchicalFederation) -> Any:
+    where, roster = fed._session._tell_parties()
+    return role(fed, "global").run(where.places, 0, True, fed._session.now(), roster)
+
+
+def test_two_sums_whose_difference_is_one_basket_are_never_made(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four fresh ones are summed, as the idle and the victim sign; the other three are not told of it.
+
+    They cannot know that they are in that sum. Summed again without the victim they would give it away.
+    """
+    fed = fed_of(10, silent=6)
+    role(fed, "global")._waits = lambda *args: ""
+    saying_nothing_is_spent(monkeypatch)
+    with monkeypatch.context() as patch:
+        asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
+        assert run(fed).model is not None
+    assert fresh_of(fed) == []
+    assert run(fed).model is None
+    assert len(sums) == 1
+
+
+def test_a_session_that_was_given_up_is_never_unmasked(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same, the other way round: some are told that it has ended first, and have it given up."""
+    fed = fed_of(10, silent=6)
+    role(fed, "global")._waits = lambda *args: ""
+    honest = SecureSession.collect
+
+    def collect(self: SecureSession) -> Any:
+        survivors = honest(self)
+        fed._runtime.peers.handle("basket:2").call("session_end", self.session_id, ())  # type: ignore[attr-defined]
+        return survivors
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecureSession, "collect", collect)
+        assert run(fed).model is None
+    assert sums == []
+    assert fresh_of(fed) == [f"d0{b}_basket_0" for b in range(6, 10)]
+    assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
+    assert run(fed).model is not None
+
+
+def test_what_a_session_without_an_end_was_given_stays_given(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a later session, in which its baskets are idle, make it fresh again."""
+    fed = fed_of(10, silent=6)
+    role(fed, "global")._waits = lambda *args: ""
+    with monkeypatch.context() as patch:
+        asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
+        patch.setattr(SecureSession, "end", lambda self: None)
+        outcome = run(fed)
+        fed._session.tell_baskets(BasketHost.adopt, outcome.model)
+        fed._session.tell_baskets(BasketHost.sessions_abandon)
+    send(fed, range(3))
+    assert run(fed).model is not None
+    assert fresh_of(fed) == []
+
+
+def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = fed_of(20, noise="distributed_discrete_gaussian")
+    aggregator = role(fed, "global")
+    aggregator._noise = fed._session.assembly.identity.noise
+    aggregator._entropy = lambda size: b"S" * size
+    aggregator._waits = lambda *args: ""
+    saying_nothing_is_spent(monkeypatch)
+    names = [f"d{b:02}_basket_0" for b in range(20)]
+    with monkeypatch.context() as patch:
+        asking_only(patch, names[:14])
+        assert run(fed).model is not None
+    once = fed.get_stats()["privacy_consumed_epsilon"]
+    aggregator._models.clear()
+    assert fresh_of(fed) == [], "also the six that were not asked to sign"
+    for latest in (h._baskets[b].latest for h in hosts(fed) for b in names[14:] if b in h._baskets):
+        latest.replace(replace(latest.model), [])
+    where, roster = fed._session._tell_parties()
+    assert aggregator.run(where.places[14:], 0, True, fed._session.now(), roster).model is not None
+    assert fed.get_stats()["privacy_consumed_epsilon"] > once
+
+
+def test_what_is_masked_is_what_was_stated(fed_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client leaves for a basket that opens later, whose new aggregate has the counts of its old one."""
+    fed = fed_of(3, per_actor=1)
+    send(fed, range(3), 0.2)
+    here, there = "d00_basket_0", "d01_basket_0"
+    honest = SecureSession._phase
+
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+        if call_for(()).method != "session_open":
+            return honest(self, parties, call_for, receive)
+        honest(self, [here], call_for, receive)
+        fed._session.run_layer1(None, force=True)
+        role(fed, "basket:0")._baskets[here].latest.discard_if_of("0_0")
+        latest = role(fed, "basket:1")._baskets[there].latest
+        latest.replace(replace(latest.model), ["0_0", "1_0"])
+        return honest(self, [p for p in parties if p != here], call_for, receive)
+
+    monkeypatch.setattr(SecureSession, "_phase", phase)
+    aggregator = without_its_own_checks(fed, monkeypatch)
+    assert run(fed).model is None
+    told = " ".join(aggregator.stats()["violations"])
+    assert f"basket {there!r} no longer has the aggregate that the session froze" in told
+
+
+def test_an_aggregate_that_is_discarded_between_opening_and_masking_is_not_masked(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = fed_of(6)
+    honest = SecureSession._each_mask
+
+    def each_mask(self: Any, parties: Any) -> None:
+        role(fed, "basket:0")._baskets[VICTIM].latest.discard_if_of("0_0")
+        honest(self, parties)
+
+    monkeypatch.setattr(SecureSession, "_each_mask", each_mask)
+    outcome = run(fed)
+    assert outcome.model.n_baskets == 5
+    assert outcome.dropped == (VICTIM,)
+
+
+class AgreesWithAll(ReleasePlan):
+    """Numbers whose own word is taken for it that they are right."""
+
+    def agrees_with(self, other: ReleasePlan) -> bool:
+        return True
+
+
+class Named(SessionContext):
+    """A context that chooses its digest, and so the name of its charge."""
+
+    def digest(self) -> bytes:
+        return bytes(32)
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
+
+
+DISGUISES: dict[str, Forge] = {
+    "release": lambda t: replace(t, release=AgreesWithAll(**fields_of(t.release))),
+    "context": lambda t: replace(t, context=Named(**fields_of(t.context))),
+    "facts": lambda t: replace(t, facts=OrderedDict(t.facts)),
+    "a number": lambda t: replace(t, release=replace(t.release, mu=np.float64(t.release.mu))),
+    "masked": lambda t: replace(t, masked=False),
+    "nothing": lambda t: None,  # type: ignore[arg-type, return-value]
+}
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_only_what_is_of_the_very_type_is_asked_anything(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, disguise: str
+) -> None:
+    fed = fed_of(6)
+    honest = SecureSession._phase
+
+    def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
+        def given(batch: Any) -> Any:
+            return Call(SessionHost.session_open, DISGUISES[disguise](self._terms), batch)
+
+        opening = call_for(()).method == "session_open"
+        honest(self, parties, given if opening else call_for, receive)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecureSession, "_phase", phase)
+        assert run(fed).model is None
+    assert sums == []
+    assert refused(fed) == 6
+    assert run(fed).model is not None
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "distributed_discrete_gaussian"])
+def test_a_basket_with_facts_that_none_can_have_is_left_out_by_name(fed_of: Any, noise: str) -> None:
+    """It stops nobody, and adds to nobody's noise."""
+    fed = fed_of(8, per_actor=4, noise=noise)
+    liar = role(fed, "basket:1")._baskets["d07_basket_0"]
+    honest = liar.facts
+    liar.facts = lambda: replace(honest(), clip_norm=1e30)
+    outcome = run(fed)
+    assert outcome.model is not None
+    assert outcome.dropped == ("d07_basket_0",)
+    assert "the facts of 'd07_basket_0'" in " ".join(role(fed, "global").stats()["violations"])

@@ -69,6 +69,35 @@ def test_a_retried_charge_is_charged_once(path):
         gossip(budget, "r0", ["a"])
 
 
+def void(budget, charge_id):
+    return budget.void_release(charge_id, now=3.0, details={"asked_by": "basket:0"})
+
+
+def test_a_release_is_charged_or_given_up_never_both(path):
+    budget = begin(path)
+    assert release(budget, "charged").allowed
+    head, spent = budget.head_hash, budget.status(0.1).epsilon_spent
+    assert not void(budget, "charged")
+    assert budget.head_hash == head, "nothing is recorded of what stands"
+    assert void(budget, "given up")
+    head = budget.head_hash
+    assert void(budget, "given up")
+    for life in range(2):
+        refused = release(budget, "given up", mu=0.2 + 0.1 * life)
+        assert not refused.allowed
+        assert "given up" in refused.reason
+        assert release(budget, "charged").repeated
+        assert not void(budget, "charged")
+        with pytest.raises(UsageError, match="recorded already"):
+            gossip(budget, "given up", ["a"])
+        assert budget.status(0.1).epsilon_spent == spent, "giving up costs nothing"
+        if not life:
+            assert budget.head_hash == head
+            budget.close()
+            budget = resume(path)
+    assert [row.kind for row in Ledger.read(path).rows() if row.charge_id] == ["release", "void"]
+
+
 def test_a_refusal_speaks_of_what_the_ledger_adds_up(tmp_path):
     for mode, charged, epsilon in (
         (Accounting.GAUSSIAN_DP, "mu 3", "epsilon 16.68"),

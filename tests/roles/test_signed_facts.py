@@ -6,14 +6,14 @@ from dataclasses import fields, replace
 
 import pytest
 
-from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, Layer1Config
+from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, Layer1Config, Layer2Config
 from scarcity_ray.plan import BasketFacts, make_plan
-from scarcity_ray.roles.signed_facts import Occasion, SignedFacts, facts_digest, refusal, state
+from scarcity_ray.roles.signed_facts import Occasion, SignedFacts, facts_digest, implausible, refusal, state
 from scarcity_ray.secagg import IdentityKeyPair
 
 KEY = IdentityKeyPair.generate()
 OCCASION = Occasion("fed", b"s" * 16, 3, 1, b"r" * 32, "head")
-FACTS = BasketFacts("d_basket_0", "d", 9, 7, 1, None, 0.5)
+FACTS = BasketFacts("d_basket_0", "d", 9, 7, 1, None, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,9 @@ def test_each_statement_is_new():
         ({"num_rows": 21}, "more than basket.max_clients = 20"),
         ({"num_rows": 2}, "fewer than its rule needs"),
         ({"num_byzantine": 4}, "fewer than its rule needs"),
+        ({"clip_norm": 1e30}, "rows of norm 1e+30, to which nothing is clipped here"),
+        ({"clip_norm": 1.0 + 2.0**-52}, "to which nothing is clipped here"),
+        ({"max_row_share": 0.5}, "a share of one row, where rows are not weighted"),
         ({"domain_id": "e"}, "its domain is not 'e'"),
         ({"num_rows": -1}, "malformed"),
         ({"num_rows": 7.0}, "malformed"),
@@ -115,3 +118,26 @@ def test_facts_that_no_basket_can_have_are_refused(plan, changes, reason):
 @pytest.mark.parametrize("rubbish", [None, 3, FACTS, SignedFacts(None), SignedFacts(FACTS), {"facts": FACTS}])
 def test_what_is_no_statement_is_refused(plan, rubbish):
     assert "missing or malformed" in why(plan, rubbish)
+
+
+def test_a_clip_norm_that_an_adaptive_release_may_tell_is_one_that_a_basket_may_have():
+    plan = make_plan(
+        HierarchicalFederationConfig(
+            layer1=Layer1Config(aggregation_method="mean", byzantine_fraction=0.0),
+            layer2=Layer2Config(adaptive_clipping=True, clip_norm_range=(0.25, 4.0)),
+        )
+    )
+    facts = replace(FACTS, num_byzantine=0, max_row_share=None)
+    for clip_norm, possible in ((0.25, True), (1.0, True), (4.0, True), (0.24, False), (4.1, False)):
+        assert (implausible(replace(facts, clip_norm=clip_norm), plan) == "") is possible
+
+
+@pytest.mark.parametrize(("share", "possible"), [(1.0 / 7.0, True), (0.5, True), (1.0, True), (0.1, False)])
+def test_the_largest_share_is_no_less_than_an_equal_one(share, possible):
+    plan = make_plan(
+        HierarchicalFederationConfig(
+            layer1=Layer1Config(aggregation_method="weighted", byzantine_fraction=0.0),
+        )
+    )
+    facts = replace(FACTS, num_rows=7, num_byzantine=0, max_row_share=share, clip_norm=None)
+    assert (implausible(facts, plan) == "") is possible

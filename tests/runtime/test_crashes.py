@@ -32,7 +32,7 @@ def charges(ledger: Path) -> list[tuple[int, str | None, str]]:
 
 
 def releases(ledger: Path) -> list[str]:
-    return [str(charge) for _, charge, _ in charges(ledger) if charge and charge.startswith("layer2/")]
+    return [str(charge) for _, charge, record in charges(ledger) if json.loads(record)["kind"] == "release"]
 
 
 def finish_round(harness: Any, seed: int) -> None:

@@ -98,7 +98,10 @@ def kill_in(harness: Any, folder: Path, phase: str, victims: int) -> Any:
 
 def charged(harness: Any) -> list[str]:
     with sqlite3.connect(f"file:{harness.ledger}?mode=ro", uri=True) as connection:
-        rows = connection.execute("SELECT charge_id FROM ledger WHERE charge_id LIKE 'layer2/%'")
+        rows = connection.execute(
+            "SELECT charge_id FROM ledger WHERE charge_id LIKE 'layer2/%' "
+            """AND record LIKE '%"kind":"release"%'"""
+        )
         return [charge for (charge,) in rows]
 
 

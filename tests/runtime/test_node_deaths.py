@@ -103,7 +103,8 @@ def node_of(fed, role):
 
 def charges():
     with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as connection:
-        return [row[0] for row in connection.execute("SELECT charge_id FROM ledger ORDER BY seq") if row[0]]
+        said = "SELECT charge_id FROM ledger WHERE record NOT LIKE '%void%' ORDER BY seq"
+        return [row[0] for row in connection.execute(said) if row[0]]
 
 clients = [(f"c{i:02d}", f"d{i // 3}") for i in range(12)]
 names = [client for client, _ in clients]
