@@ -34,12 +34,12 @@ from scarcity_ray.roles.messages import (
     Layer1Outcome,
     Member,
     Order,
-    OrderNumber,
     Overtaken,
     SlotState,
     SubmissionResult,
     closed,
 )
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.roles.parcels import ActorKey, Parcel, ParcelDesk
 from scarcity_ray.roles.session_host import SessionHost
 from scarcity_ray.roles.standings import merged_activity

@@ -28,13 +28,13 @@ from scarcity_ray.roles.messages import (
     Operation,
     OperationKind,
     Order,
-    OrderNumber,
     Registered,
     Registry,
     SlotState,
     Whereabouts,
     operator_key_of,
 )
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.roles.recovery import Recovered
 from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.slots import SlotLoads
@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 REMEMBERED = 256
 """Operations that a directory remembers to be done, for drivers that say so late."""
+TOLD = 64
+"""Of these, the last, which each order tells the basket actors, who outlive the directory."""
 
 
 class Directory(Role):
@@ -444,7 +446,8 @@ class Directory(Role):
         return Begun(self._pending, answer=answer)
 
     def _order(self, kind: OperationKind, round_id: int | None = None) -> Order:
-        return Order(self._next_number(), uuid.uuid4().hex, kind, round_id=round_id)
+        done = tuple(self._done)[-TOLD:]
+        return Order(self._next_number(), uuid.uuid4().hex, kind, round_id=round_id, done=done)
 
     def _next_number(self) -> OrderNumber:
         self._number = replace(self._number, count=self._number.count + 1)

@@ -19,6 +19,7 @@ from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.privacy.noise import NoiseSource
 from scarcity_ray.roles.client_memory import ClientMemory
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
 from scarcity_ray.secagg.transcript import encode
 
@@ -88,19 +89,6 @@ class OperationKind(StrEnum):
     RECOVER = "recover"
 
 
-@dataclass(frozen=True, order=True)
-class OrderNumber:
-    """Where an operation stands in the order of all: a directory that comes back counts in a new life.
-
-    Attributes:
-        life: Of the directory.
-        count: Operations that it began in this life.
-    """
-
-    life: int = 0
-    count: int = 0
-
-
 @dataclass(frozen=True, eq=False)
 class Order:
     """What a basket actor is told of the operation that a call belongs to, and keeps of the last one.
@@ -114,6 +102,8 @@ class Order:
         closing: The basket that its clients leave, where it is a split or a disband.
         homes: Their new baskets, by client.
         round_id: The new round, where it is one.
+        done: Ids of the operations before it that were last done, so that a directory that comes back can
+            tell a slow driver that what it asked for is done.
     """
 
     number: OrderNumber
@@ -122,6 +112,7 @@ class Order:
     closing: BasketPlace | None = None
     homes: Mapping[str, BasketPlace] = field(default_factory=dict)
     round_id: int | None = None
+    done: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ takes up where the last operation left them:
 * a round that some actors are in and others not is begun again;
 * a client that left, left if its actor knows; one that registered is there if its actor knows. Who asked for
   it is told that the operation is void, and asks again. One that several baskets claim must register again;
+* what was done before the last operation, its order says: whoever asked for it may hear so late;
 * of an operation that no actor has heard of nothing was done, and nothing will be: as they are asked, the
   actors stop obeying the directory that died (`basket_host.BasketHost.step_down`).
 
@@ -33,9 +34,9 @@ from scarcity_ray.roles.messages import (
     Operation,
     OperationKind,
     Order,
-    OrderNumber,
     has_closed,
 )
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
 from scarcity_ray.secagg.roster import KEPT, is_sound
 
@@ -89,11 +90,12 @@ def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
     orders = [
         o for slot, s in sorted(by_slot.items()) if (o := s.order) and _believed(o, slot, by_slot, held)
     ]
-    last = max(orders, key=lambda order: order.number, default=None)
+    orders.sort(key=lambda order: order.number)
+    last = orders[-1] if orders else None
     homes = {} if last is None else last.homes
     admissions, strays = _housed(held, last)
     pending: Operation | None = None
-    done: tuple[str, ...] = ()
+    done = tuple(dict.fromkeys(operation_id for order in orders for operation_id in order.done))
     if last is not None and last.closing is not None:
         pending = Operation(
             last,
@@ -104,10 +106,10 @@ def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
     elif strays or len({state.round_id for state in states}) > 1:
         is_round = last is not None and last.kind is OperationKind.ADVANCE_ROUND
         operation_id = last.operation_id if last is not None and is_round else f"recovery/{number.life}"
-        order = Order(number, operation_id, OperationKind.RECOVER, round_id=round_id)
+        order = Order(number, operation_id, OperationKind.RECOVER, round_id=round_id, done=done)
         pending = Operation(order, leavers=strays)
     elif last is not None and last.kind is not OperationKind.REGISTER:
-        done = (last.operation_id,)
+        done = (*done, last.operation_id)
     keys = {basket_id: admission.place.identity for basket_id, admission in held.items()}
     endorsements = tuple(
         dict.fromkeys(

@@ -25,10 +25,10 @@ from scarcity_ray.roles.messages import (
     Fault,
     Operation,
     Order,
-    OrderNumber,
     Overtaken,
     Whereabouts,
 )
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.roles.parcels import ActorKey, Parcel
 from scarcity_ray.runtime.calls import RECOVERIES, P, RoleCalls, T
 from scarcity_ray.secagg import IdentityKeyPair, Party

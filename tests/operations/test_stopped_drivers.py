@@ -208,6 +208,46 @@ def test_finishing_twice_changes_nothing(name: str, meanwhile: str, scene_of: Ca
     pytest.fail("it has more calls than are watched here")
 
 
+@pytest.mark.parametrize("name", sorted(RECORDED))
+@pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
+def test_what_others_have_finished_is_not_done_again_once_the_directory_has_died(
+    name: str, scene_of: Callable[..., Scene]
+) -> None:
+    """A slow driver is told the answer that it waits for, though the directory that gave it is no more."""
+    for at in range(60):
+        scene = scene_of()
+        fed, other = scene.fed, scene.another_driver()
+        answers: list[Any] = []
+
+        def happens(scene: Scene = scene, other: HierarchicalFederation = other) -> None:
+            other.get_stats()
+            other.register_client("other", "f")
+            other.register_client("another", "f")
+            scene.kill("directory")
+            other.get_stats()
+
+        stopper = Stopper(fed)
+        stopper.run(lambda fed=fed, answers=answers: answers.append(OPERATIONS[name](fed)), at, happens)
+        if stopper.passed <= at:
+            return
+        (answer,), stats = answers, fed.get_stats()
+        live = {place.basket_id for place in fed._session.whereabouts().places}
+        match name:
+            case "advance_round":
+                assert answer == stats["current_round"] == 1, at
+            case "unregister_client":
+                assert (answer, stats["n_clients"]) == (True, 9), at
+            case "split_basket":
+                assert len(set(answer) & live) == 2, at
+            case "disband_basket":
+                assert "c_basket_0" not in live, at
+            case _:
+                baskets = [answer] if isinstance(answer, str) else answer
+                assert baskets[0] == fed._session.located(["new"])["new"][0], at
+        scene.check_places()
+    pytest.fail("it has more calls than are watched here")
+
+
 def done(name: str, another: bool) -> set[tuple[int, int]]:
     """Baskets and clients after an operation, and perhaps after another client has come to domain f."""
     baskets, clients = {

@@ -21,9 +21,9 @@ from scarcity_ray.roles.messages import (
     FederationIdentity,
     HostState,
     Member,
-    OrderNumber,
     closed,
 )
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.roles.recovery import recovered_from
 from scarcity_ray.secagg import IdentityKeyPair, Party, Roster
 

@@ -13,7 +13,8 @@ import pytest
 from scarcity_ray import HierarchicalFederation, ProtocolViolation, UsageError
 from scarcity_ray.config import HierarchicalFederationConfig, load
 from scarcity_ray.roles.basket_host import BasketHost
-from scarcity_ray.roles.messages import OperationKind, Order, OrderNumber
+from scarcity_ray.roles.messages import OperationKind, Order
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.roles.parcels import ParcelDesk, packed, unpacked
 from scarcity_ray.roles.role import CallId
 from tests.operations.stopping import Silence
