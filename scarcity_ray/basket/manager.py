@@ -21,6 +21,9 @@ from scarcity_ray.config import BasketConfig, stream
 from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of, shown
 from scarcity_ray.errors import UsageError
 
+MOST_DEPARTURES = 100_000
+"""Clients that unregistered and of which a manager knows where from and how far trusted: the last ones."""
+
 
 class BasketManager:
     """Groups clients into baskets (docs/specification.md#baskets).
@@ -34,7 +37,7 @@ class BasketManager:
         - No basket is above its maximum, `max_clients`.
         - A basket id is never used again (`roster`).
         - What a caller does to a returned object changes nothing here.
-        - Leaving and coming back does not restore trust.
+        - Leaving and coming back does not restore trust, unless `MOST_DEPARTURES` others have left since.
 
     Args:
         config: Sizes and thresholds; the defaults if None.
@@ -96,7 +99,10 @@ class BasketManager:
         client = self._clients.pop(client_id)
         basket = self._roster[str(client.basket_id)]
         self._roster.leave(basket, client_id)
+        self._departures.pop(client_id, None)
         self._departures[client_id] = Departure(basket.basket_id, client.trust_score)
+        if len(self._departures) > MOST_DEPARTURES:
+            del self._departures[next(iter(self._departures))]
         return True
 
     def create_basket(self, domain_id: str) -> str:
@@ -237,7 +243,7 @@ class BasketManager:
     def former_basket(self, client_id: str) -> str | None:
         """The basket from which a client last unregistered, also after it came back; None if it never did.
 
-        Whoever keeps aggregates needs it: that basket's latest one may still hold the client.
+        Nor is it known once `MOST_DEPARTURES` others have. Whoever keeps aggregates needs it: that basket's latest one may still hold the client.
         """
         departure = self._departures.get(client_id) if isinstance(client_id, str) else None
         return None if departure is None else departure.basket_id

@@ -90,7 +90,7 @@ class Move:
     to_basket: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Departure:
     """What is remembered of a client that unregistered: its last basket, and how far it was trusted."""
 

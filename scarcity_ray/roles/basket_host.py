@@ -133,7 +133,7 @@ class BasketHost(SessionHost):
         basket = self._baskets.get(basket_id)
         memory = basket.dismiss(client_id) if basket is not None else None
         if memory is not None:
-            self._memories.note([replace(memory, slot=self._slot)])
+            self._memories.note([replace(memory, slot=self._slot, number=order.number)])
         return self._memories.get(client_id)
 
     def actor_key(self) -> ActorKey:
@@ -383,7 +383,7 @@ class BasketHost(SessionHost):
         memory = self._memories.pop(member.client_id)
         if memory is None:
             return member
-        return replace(member, memory=memory if member.memory is None else memory.with_earlier(member.memory))
+        return replace(member, memory=memory.joined_with(member.memory))
 
     def _clip(self) -> None:
         layer1 = self._plan.at(self._last.clip_norm).config.layer1

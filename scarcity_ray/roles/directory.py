@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from scarcity_ray.basket import BasketInfo, BasketManager, ClientInfo, check_name
+from scarcity_ray.basket.trust import FIRST_TRUST
 from scarcity_ray.config import stream
 from scarcity_ray.errors import UsageError
 from scarcity_ray.roles.client_memory import ClientMemories, ClientMemory
@@ -191,11 +192,14 @@ class Directory(Role):
         basket_id = self._manager.get_client_basket(client_id)
         if basket_id is None:
             return Begun(None, answer=False)
+        trust = self._trust(client_id)
         self._manager.remove_client(client_id)
         self._keys.pop(client_id, None)
         self._examples.pop(client_id, None)
-        leavers = ((self._place(basket_id), client_id),)
-        return self._begin(Operation(self._order(OperationKind.UNREGISTER), leavers=leavers), True)
+        place, order = self._place(basket_id), self._order(OperationKind.UNREGISTER)
+        # What is known here, in case that the actor that knows more dies before it has said so.
+        self._memories.note([ClientMemory(client_id, place.slot, trust, number=order.number)])
+        return self._begin(Operation(order, leavers=((place, client_id),)), True)
 
     def registry(self, since: int = 0) -> Registry:
         """Who is registered: the roster's epochs after `since`, or the newest alone.
@@ -309,6 +313,7 @@ class Directory(Role):
             for slot, keys in identities.items():
                 self.record_identities(slot, keys)
             self._memories.note(memories)
+            self._forget_closed(pending)
             self._pending = None
             self._done.append(order.operation_id)
         return Closing(order.operation_id in self._done)
@@ -406,6 +411,7 @@ class Directory(Role):
             "statuses": {info.basket_id: info.status.value for info in live},
             "sizes": {info.basket_id: len(info.clients) for info in live},
             "unknown_clients": self._unknown,
+            "trusts_dropped": self._memories.num_dropped,
         }
 
     def _parties(self) -> list[Party]:
@@ -440,6 +446,7 @@ class Directory(Role):
         if recovered.pending is not None:
             order = replace(recovered.pending.order, number=self._next_number())
             self._pending = replace(recovered.pending, order=order, num_slots=len(self._loads))
+            self._slots.update({place.basket_id: place.slot for place in recovered.pending.closed})
 
     def _begin(self, operation: Operation, answer: T) -> Begun[T]:
         self._pending = replace(operation, num_slots=len(self._loads))
@@ -452,6 +459,16 @@ class Directory(Role):
     def _next_number(self) -> OrderNumber:
         self._number = replace(self._number, count=self._number.count + 1)
         return self._number
+
+    def _forget_closed(self, operation: Operation) -> None:
+        """Forget the places of baskets that have closed; their ids are never used again."""
+        for place in operation.closed:
+            self._slots.pop(place.basket_id, None)
+            self._identities.pop(place.basket_id, None)
+
+    def _trust(self, client_id: str) -> float:
+        info = self._manager.get_client(client_id)
+        return FIRST_TRUST if info is None else info.trust_score
 
     def _tick(self, now: float) -> None:
         self._now = max(self._now, now)

@@ -88,6 +88,7 @@ def federation_stats(
         "last_layer2_violations": list(layer2["violations"]),
         "n_sessions_refused": total["sessions_refused"],
         "n_stale_baskets": directory["n_stale_baskets"],
+        "n_trusts_dropped": directory["trusts_dropped"],
         "faults": list(faults),
         "waiting_for": waiting.as_json(),
         "warnings": list(warned),

@@ -307,6 +307,15 @@ def test_leaving_and_coming_back_does_not_restore_trust(clock: Clock) -> None:
     assert manager.former_basket("a") == "d_basket_0"
 
 
+def test_of_those_that_left_the_last_are_remembered(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scarcity_ray.basket.manager.MOST_DEPARTURES", 2)
+    manager = manager_with(clock)
+    for client in ("a", "b", "a", "c"):
+        manager.add_client(client, "d")
+        manager.remove_client(client)
+    assert [manager.former_basket(client) is not None for client in "abc"] == [True, False, True]
+
+
 def test_a_manager_survives_pickling() -> None:
     manager = BasketManager()
     manager.add_client("a", "d", [1.0])

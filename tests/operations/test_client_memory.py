@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scarcity_ray import FaultWarning, Rejection
+from scarcity_ray import FaultWarning, IdentityKeyPair, Rejection, sign_update
 from scarcity_ray.buffer import ReplayKey
 from scarcity_ray.gossip import MemberRecord
+from scarcity_ray.roles import client_memory
 from scarcity_ray.roles.accountant import Accountant
 from scarcity_ray.roles.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY
-from tests.operations.stopping import IDS, ROWS, Scene
+from scarcity_ray.roles.order_number import OrderNumber
+from tests.operations.stopping import IDS, ROWS, Scene, Stopper
 
 ENDS: dict[str, Callable[[Scene], Any]] = {
     "nothing": lambda scene: None,
@@ -77,7 +79,7 @@ def test_leaving_and_coming_back_gains_nothing_whatever_ends(
     fed.advance_round()
     assert fed.offer_update("c0", ROWS[0])
     assert scene.role(DIRECTORY)._memories.all() == (
-        ClientMemory("c0", slot=memory.slot, trust=0.5, gossip=MemberRecord()),
+        ClientMemory("c0", slot=memory.slot, trust=0.5, number=memory.number),
     )
 
 
@@ -127,7 +129,8 @@ records = st.builds(
 memories = st.builds(
     ClientMemory,
     client_id=st.just("a"),
-    trust=st.floats(0, 1),
+    number=st.builds(OrderNumber, st.integers(0, 2), st.integers(0, 3)),
+    trust=st.sampled_from([0.25, 0.5, 1.0]),
     accepted=st.lists(keys, max_size=8).map(lambda k: tuple(sorted(set(k), key=repr))),
     gossip=records,
 )
@@ -141,6 +144,7 @@ def test_nothing_that_matters_is_forgotten_and_nothing_else_kept(
     for memory in known:
         store.note([memory])
     store.note([known[-1]])  # told twice
+    newest = max(reversed(known), key=lambda memory: memory.number)  # of one leaving, what was told last
     store.forget_before(oldest, now)
     kept = store.get("a")
     expected = {key for memory in known for key in memory.accepted if key.round_id >= oldest}
@@ -152,10 +156,87 @@ def test_nothing_that_matters_is_forgotten_and_nothing_else_kept(
         assert kept is not None
         assert kept.gossip.tested_round == tested
     if kept is None:
-        assert known[-1].trust == 1.0
+        assert newest.trust == 1.0
     else:
-        assert kept.trust == known[-1].trust
+        assert kept.trust == newest.trust
         assert all(now - time < 86_400.0 for time in kept.gossip.release_times)
+
+
+@pytest.mark.parametrize("homes", ["ce", "ec"])
+@pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
+def test_the_trust_of_the_last_leaving_counts_whichever_actor_keeps_it(
+    homes: str, scene_of: Callable[..., Scene]
+) -> None:
+    scene = scene_of(expose_basket_models=False)
+    fed, keys = scene.fed, IdentityKeyPair.generate()
+    first, second = homes
+    fed.register_client("m", first, identity_keypair=keys)
+    assert fed.submit_update("m", ROWS[0])
+    fed.unregister_client("m")  # fully trusted, and remembered for its update
+    fed.register_client("m", second, identity_keypair=keys)
+    bad = np.full(ROWS.shape[1], np.nan, np.float32)
+    signature = sign_update(keys.sign, fed.signing_scope(), "m", 0, bad)
+    assert fed.offer_update("m", bad, 0, signature=signature).reason is Rejection.NOT_FINITE
+    fed.unregister_client("m")
+    scene.kill(DIRECTORY)
+    fed.register_client("m", first, identity_keypair=keys)
+    client = fed.get_client("m")
+    assert client is not None
+    assert client.trust_score == 0.5
+
+
+@pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
+def test_a_leaver_whose_actor_dies_before_it_has_told_is_trusted_as_last_known(
+    scene_of: Callable[..., Scene],
+) -> None:
+    """Its replays die with its actor, as a member's do; its trust does not, whichever it was before."""
+    for at in range(20):
+        scene = scene_of(expose_basket_models=False)
+        fed = scene.fed
+        fed.unregister_client("c0")
+        fed.register_client("c0", "c")
+        scene.role("basket:0")._baskets["c_basket_0"]._standings.offend("c0", 0, b"bad", since=0, most=1)
+        fed.get_stats()
+        stopper = Stopper(fed)
+        stopped = stopper.run(lambda fed=fed: fed.unregister_client("c0"), at)
+        scene.kill("basket:0")
+        other = scene.another_driver()
+        other.get_stats()
+        other.register_client("c0", "c")
+        client = other.get_client("c0")
+        assert client is not None
+        assert client.trust_score == 0.5, at
+        if not stopped:
+            return
+    pytest.fail("it has more calls than are stopped here")
+
+
+def test_a_new_round_looks_at_nobody_of_whom_trust_alone_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ClientMemories(ClientMemory(f"c{i}", trust=0.5) for i in range(3))
+    store.note([ClientMemory("d", trust=0.5, accepted=(ReplayKey("d", 3, b"x"),)), ClientMemory("e")])
+    looked: list[str] = []
+    since = ClientMemory.since
+
+    def watched(memory: ClientMemory, round_id: int, now: float) -> ClientMemory | None:
+        looked.append(memory.client_id)
+        return since(memory, round_id, now)
+
+    monkeypatch.setattr(ClientMemory, "since", watched)
+    for round_id in (3, 4, 5):
+        store.forget_before(round_id, 0.0)
+    assert looked == ["d", "e", "d"]
+    assert [memory.client_id for memory in store.all()] == ["c0", "c1", "c2", "d"]
+    assert all(memory.trust == 0.5 for memory in store.all())
+
+
+def test_of_trust_alone_the_last_leavers_are_kept_and_the_others_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_memory, "MOST_TRUSTS", 3)
+    store = ClientMemories(ClientMemory(f"c{i}", trust=0.5) for i in range(3))
+    store.note([ClientMemory("c0", trust=0.25, number=OrderNumber(0, 1)), ClientMemory("c3", trust=0.5)])
+    assert [memory.client_id for memory in store.all()] == ["c2", "c0", "c3"]
+    assert store.num_dropped == 1
 
 
 def test_a_death_is_told_where_it_is_met(scene_of: Callable[..., Scene]) -> None:

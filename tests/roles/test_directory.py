@@ -104,8 +104,9 @@ def test_leaving_is_answered_only_once():
 def test_who_comes_back_is_admitted_with_what_is_remembered_of_it():
     one = directory(max_clients=2)
     done(one, one.register(members("a", "b"), 1.0))
-    memory = ClientMemory("a", trust=0.25)
-    done(one, one.unregister("a", 2.0), [memory])
+    leaving = one.unregister("a", 2.0)
+    memory = ClientMemory("a", trust=0.25, number=leaving.operation.order.number)
+    done(one, leaving, [memory])
     done(one, one.register(members("c"), 2.0))
     begun = one.register(members("a"), 3.0)
     assert begun.answer == ("d_basket_1",)

@@ -86,6 +86,25 @@ def test_whereabouts_by_version_are_the_whereabouts(steps, per_actor, slots) -> 
         assert per_actor is None or max(held.values(), default=0) <= per_actor
 
 
+def test_baskets_that_have_closed_and_clients_that_left_are_not_kept_for_good() -> None:
+    one = directory()
+    done(one, one.register([Member("a", "d"), Member("b", "d")], 0.0))
+    for _ in range(5):
+        done(one, one.split(one.whereabouts().places[0].basket_id, 0.0))
+        one.record_identities({place.basket_id: b"k" * 32 for place in one.whereabouts().places})
+        done(one, one.unregister("b", 0.0))
+        done(one, one.register([Member("x", "e")], 0.0))
+        done(one, one.unregister("x", 0.0))
+        done(one, one.advance_round(0.0))
+        done(one, one.register([Member("b", "d")], 0.0))
+    live = {place.basket_id for place in one.whereabouts().places}
+    assert set(one._slots) == live
+    assert set(one._identities) <= live
+    for _ in range(10):
+        done(one, one.advance_round(0.0))
+    assert one._memories.all() == ()
+
+
 def test_registering_into_baskets_that_are_there_sends_nothing_anew() -> None:
     one = directory()
     done(one, one.register([Member("a", "d")], 0.0))
