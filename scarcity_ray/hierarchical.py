@@ -14,10 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.basket import BasketInfo, ClientInfo, check_name
 from scarcity_ray.buffer import Receipt, Rejection
-from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
-from scarcity_ray.forecast import Told, Warned, moot_warnings, warnings_at_release, warnings_at_start
+from scarcity_ray.forecast import (
+    Told,
+    Warned,
+    moot_warnings,
+    warning_of_weights,
+    warnings_at_release,
+    warnings_at_start,
+)
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
@@ -626,7 +633,8 @@ class HierarchicalFederation:
     ) -> None:
         """Layer 1 where it is due, and Layer 2 if that has made an aggregate, or if a `release` is asked for.
 
-        Before the first release, which costs budget, this driver is told what it will be worth.
+        Before the first release, which costs budget, this driver is told what it will be worth, and before
+        any of weighted means, whether unequal weights drown it.
         """
         session = self._open()
         made = [outcome for outcome in session.run_layer1(baskets, force) if outcome.aggregated]
@@ -635,6 +643,9 @@ class HierarchicalFederation:
             self._foreseen = warnings_at_release(self.config, list(sizes.values()))
         # Each time: one that is an error stops each release.
         self._told.tell(self._foreseen or ())
+        if made and self.config.layer1.aggregation_method is AggregationMethod.WEIGHTED:
+            drowned = warning_of_weights(self.plan, [report.facts for report in session.reports().values()])
+            self._told.tell(() if drowned is None else (drowned,))
         self._told.tell(warnings_of_clipping([o.clipping for o in made if o.clipping is not None]))
         if made or release:
             session.run_layer2(force)

@@ -243,7 +243,8 @@ class BasketManager:
     def former_basket(self, client_id: str) -> str | None:
         """The basket from which a client last unregistered, also after it came back; None if it never did.
 
-        Nor is it known once `MOST_DEPARTURES` others have. Whoever keeps aggregates needs it: that basket's latest one may still hold the client.
+        Nor is it known once `MOST_DEPARTURES` others have. Whoever keeps aggregates needs it: that basket's
+        latest one may still hold the client.
         """
         departure = self._departures.get(client_id) if isinstance(client_id, str) else None
         return None if departure is None else departure.basket_id

@@ -9,7 +9,8 @@ accepted. What a driver sends on a client's behalf without its signature costs i
     - Trust stays in [0, 1].
     - Trust is monotone in each agreement and in what it was before.
     - Who always agrees tends to 1, who never does to 0, whatever the trust before.
-    - A malformed update that the client has signed halves trust.
+    - A malformed update that the client has signed halves trust (`Standings.offend`: of a round, the first
+      ``buffer.participation_cap`` of them).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from scarcity_ray.forecast.telling import (
     Told,
     moot_warnings,
     warning_of_clipping,
+    warning_of_weights,
     warnings_at_release,
     warnings_at_start,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "scaled",
     "solve_for_rounds",
     "warning_of_clipping",
+    "warning_of_weights",
     "warnings_at_release",
     "warnings_at_start",
     "warnings_of",

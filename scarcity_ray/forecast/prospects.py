@@ -55,6 +55,8 @@ class Forecast:
 
     Guarantees:
         no_release_is_noisier_than_forecast_while_everybody_takes_part: Both take sigma from the same plan.
+            Under the rule ``weighted`` that holds while all claim equally many examples; what unequal claims
+            cost is told of the aggregates themselves, before they are released (`warning_of_weights`).
         stuck_sizes_are_those_at_which_the_rule_waits_for_ever: By the rule's own least rows.
 
     Args:

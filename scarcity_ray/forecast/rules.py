@@ -41,7 +41,10 @@ def signal_bound(config: HierarchicalFederationConfig) -> float:
 def full_release(
     plan: FederationPlan, sizes: Sequence[int], rows: Sequence[int] | None = None
 ) -> ReleasePlan:
-    """The release of baskets of these sizes, of whose members `rows` (all, by default) sent an update."""
+    """The release of baskets of these sizes, of whose members `rows` (all, by default) sent an update.
+
+    Under the rule ``weighted`` all of them claim equally many examples.
+    """
     weighted = plan.config.layer1.aggregation_method is AggregationMethod.WEIGHTED
     return plan.release(
         [
@@ -60,7 +63,11 @@ def full_release(
 
 def noise_norm(plan: FederationPlan, sizes: Sequence[int], rows: Sequence[int] | None = None) -> float:
     """Norm (root mean square) of that release's noise over the model's coordinates."""
-    release = full_release(plan, sizes, rows)
+    return noise_norm_of(plan, full_release(plan, sizes, rows))
+
+
+def noise_norm_of(plan: FederationPlan, release: ReleasePlan) -> float:
+    """Norm (root mean square) of a release's noise over the model's coordinates."""
     return release.grid_sigma(list(release.weights)) / release.scale * math.sqrt(plan.config.vector_dim)
 
 
@@ -94,4 +101,12 @@ def rule_cost(
     return RuleCost(rule, least, True, sensitivity, noise, ratio)
 
 
-__all__ = ["RuleCost", "full_release", "noise_norm", "rule_cost", "signal_bound", "with_rule"]
+__all__ = [
+    "RuleCost",
+    "full_release",
+    "noise_norm",
+    "noise_norm_of",
+    "rule_cost",
+    "signal_bound",
+    "with_rule",
+]

@@ -6,12 +6,13 @@ import math
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.errors import ClippingWarning, NoiseWarning, PrivacyWarning, ScarcityWarning
 from scarcity_ray.forecast.prospects import Forecast
+from scarcity_ray.forecast.rules import noise_norm_of, signal_bound
 from scarcity_ray.forecast.warned import (
     WEAK_MASKING,
     About,
@@ -21,7 +22,7 @@ from scarcity_ray.forecast.warned import (
     weakly_masked,
 )
 from scarcity_ray.forecast.weak import weak_settings
-from scarcity_ray.plan import FederationPlan, hides_from, masking_warning
+from scarcity_ray.plan import BasketFacts, FederationPlan, hides_from, masking_warning
 
 CATEGORIES: dict[About, type[ScarcityWarning]] = {
     "noise": NoiseWarning,
@@ -31,6 +32,8 @@ CATEGORIES: dict[About, type[ScarcityWarning]] = {
 PACKAGE = __name__.partition(".")[0]
 MOSTLY_CLIPPED = 0.9
 """Share of clipped updates from which it is said that nearly all are."""
+_EQUAL = 1e-6
+"""Claims that differ by less are equal."""
 
 
 class Told:
@@ -118,6 +121,37 @@ def warnings_at_release(
     return weak + warnings_of(Forecast(config, able, int(releases) if 1 <= releases < math.inf else 1))
 
 
+def warning_of_weights(plan: FederationPlan, facts: Iterable[BasketFacts]) -> Warned | None:
+    """What to say where unequal claims of examples bring more noise than there is signal.
+
+    One client's share of a weighted mean is what it can change, so one claim above all others is paid for in
+    noise by everybody; a forecast takes the claims to be equal.
+
+    Args:
+        plan: The federation's.
+        facts: Of the baskets that may take part in the next release.
+    """
+    config = plan.config
+    fresh = [replace(basket, clip_norm=None) for basket in facts if basket.fresh]
+    unequal = [b for b in fresh if (b.max_row_share or 0.0) * b.num_rows > 1.0 + _EQUAL]
+    if not config.layer2.enabled or not unequal or len(fresh) < config.layer2.min_baskets:
+        return None
+    noise, signal = noise_norm_of(plan, plan.release(fresh)), signal_bound(config)
+    if noise <= signal:
+        return None
+    equal = noise_norm_of(plan, plan.release([replace(b, max_row_share=1.0 / b.num_rows) for b in fresh]))
+    worst = max(unequal, key=lambda basket: (basket.max_row_share or 0.0) * basket.num_rows)
+    return Warned(
+        "weights_drown_signal",
+        f"one client claims so many examples that it has {worst.max_row_share:.3g} of the weight in basket "
+        f"{worst.basket_id!r} of {worst.num_rows} rows, and noise must hide as much: the next release's has "
+        f"norm {noise:.3g}, {noise / signal:.3g} times the greatest that its signal can have, {signal:g} "
+        f"(with equal claims {equal:.3g}); what would change it: a smaller layer1.max_examples (now "
+        f"{plan.max_examples}), at which claims end, or layer1.aggregation_method: mean",
+        loud=True,
+    )
+
+
 def warning_of_clipping(
     num_rows: int, num_clipped: int, median_norm: float, clip_norm: float
 ) -> Warned | None:
@@ -148,6 +182,7 @@ __all__ = [
     "Told",
     "moot_warnings",
     "warning_of_clipping",
+    "warning_of_weights",
     "warnings_at_release",
     "warnings_at_start",
 ]

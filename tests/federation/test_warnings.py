@@ -209,3 +209,32 @@ def test_some_long_updates_are_ordinary(open_federation: Any) -> None:
         for i in range(5):
             fed.submit_update(f"c{i}", np.full(4, 5.0 if i else 0.1))
     assert fed.get_basket_model("a") is not None
+
+
+@pytest.mark.parametrize("claim", [1, 10**9])
+def test_one_great_claim_is_told_before_its_noise_drowns_the_release(
+    claim: int, open_federation: Any
+) -> None:
+    """In whichever release: a claim may come when the first is long past."""
+    layer1 = {"aggregation_method": "weighted", "byzantine_fraction": 0.0}
+    fed = open_federation(SAFE | {"total_epsilon": 10.0, "auto_aggregate": False, "layer1": layer1})
+    fed.register_clients([(f"c{i}", f"d{i % 3}") for i in range(120)])
+    ids = [f"c{i}" for i in range(120)]
+    heard_of: list[list[str]] = []
+    for number, most in enumerate([1, claim]):
+        rows = np.full((120, 4), 0.5 / (number + 1))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert all(fed.submit_updates(ids, rows, num_examples=[most, *[1] * 119]))
+            model = fed.force_aggregate()
+        heard_of.append([str(found.message) for found in caught if found.category is NoiseWarning])
+        fed.advance_round()
+    assert model is not None
+    assert heard_of[0] == []
+    if claim == 1:
+        assert heard_of[1] == []
+        return
+    (message,) = heard_of[1]
+    assert f"norm {2.0 * fed.get_global_meta_model().noise_sigma:.3g}" in message
+    assert "layer1.max_examples (now 1000)" in message
+    assert "weights_drown_signal" in {warning["code"] for warning in fed.get_stats()["warnings"]}
