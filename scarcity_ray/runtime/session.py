@@ -216,7 +216,7 @@ class DriverSession(Operations):
         return self.operate(lambda now: Call(Directory.advance_round, now))
 
     def report_activity(self) -> None:
-        """Tell the directory what the basket actors saw."""
+        """Tell the directory what the basket actors saw; counts die with a driver that stops in between."""
         reports = self.tell_baskets(BasketHost.take_activity)
         seen = tuple(reports[slot] for slot in sorted(reports))
         self.call(DIRECTORY, Directory.note_activity, seen, self.now())
