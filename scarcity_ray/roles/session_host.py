@@ -14,7 +14,8 @@ from scarcity_ray.roles.basket import Basket
 from scarcity_ray.roles.charging import BasketCharges
 from scarcity_ray.roles.hosted_session import Belief, HostedSessions
 from scarcity_ray.roles.last_release import LastRelease
-from scarcity_ray.roles.messages import OrderNumber, PartyKnowledge, operator_key_of
+from scarcity_ray.roles.messages import PartyKnowledge, operator_key_of
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.roles.role import Role
 from scarcity_ray.roles.session_terms import SessionTerms
 from scarcity_ray.roles.signed_facts import Occasion, SignedFacts

@@ -91,7 +91,8 @@ def test_baskets_that_have_closed_and_clients_that_left_are_not_kept_for_good() 
     done(one, one.register([Member("a", "d"), Member("b", "d")], 0.0))
     for _ in range(5):
         done(one, one.split(one.whereabouts().places[0].basket_id, 0.0))
-        one.record_identities({place.basket_id: b"k" * 32 for place in one.whereabouts().places})
+        for place in one.whereabouts().places:
+            one.record_identities(place.slot, {place.basket_id: b"k" * 32})
         done(one, one.unregister("b", 0.0))
         done(one, one.register([Member("x", "e")], 0.0))
         done(one, one.unregister("x", 0.0))
