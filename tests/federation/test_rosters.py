@@ -12,7 +12,8 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, PrivacyWarning, UsageError
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.roles.messages import OrderNumber, Overtaken
+from scarcity_ray.roles.messages import Overtaken
+from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.secagg import Party
 
 D, BASKETS, EACH = 4, 5, 4
