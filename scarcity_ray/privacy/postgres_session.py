@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, LiteralString
 
 import psycopg
@@ -119,7 +119,11 @@ class PostgresSession:
             return self._connection.execute(query, parameters).fetchall()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Give back what is held, and close the connection: the server ends its session later."""
+        if self._held is not None:
+            with suppress(psycopg.Error):
+                self._connection.rollback()
+                self._connection.execute("SELECT pg_advisory_unlock(%s)", [self._held])
         self._connection.close()
 
     def _connect(self) -> psycopg.Connection[Any]:

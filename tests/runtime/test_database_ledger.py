@@ -42,7 +42,7 @@ def clear(url: str) -> None:
 def charges(url: str) -> list[str]:
     ledger = Ledger.read(f"{url}?federation=town")
     ledger.verify()
-    found = [row.charge_id for row in ledger.rows() if row.charge_id]
+    found = [row.charge_id for row in ledger.rows() if row.charge_id and row.kind != "void"]
     ledger.close()
     return found
 
