@@ -74,7 +74,7 @@ class SessionHost(Role):
         and any of a directory that died (`life`), which the one after it knows nothing of.
         """
         own, number = self.own_keys(), self._obeys()
-        if life < number.life:
+        if rosters and life < number.life:
             late = "this roster is of a directory that has died since"
             return PartyKnowledge(self._last.version, own, self._chain.epoch, late, number)
         stolen = self._chain.misnamed(rosters, own)

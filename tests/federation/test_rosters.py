@@ -407,3 +407,14 @@ def test_the_constructor_says_what_two_baskets_are_worth(fed_of: Any) -> None:
         fed_of(layer2={"min_baskets": 3})
         fed_of(layer2={"use_secure_aggregation": False})
         fed_of(layer2={"assumed_corrupt_fraction": 0.0})
+
+
+def test_without_masks_nobody_takes_a_directory_that_came_back_for_a_dead_one(fed_of: Any) -> None:
+    fed = fed_of(layer2={"use_secure_aggregation": False})
+    assert release(fed) is not None
+    fed._runtime.kill("directory")
+    assert release(fed) is not None
+    life = role(fed, "directory")._number.life
+    fed._session._told_registry = None
+    assert release(fed) is not None
+    assert role(fed, "directory")._number.life == life
