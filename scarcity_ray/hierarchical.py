@@ -533,13 +533,17 @@ class HierarchicalFederation:
             total_delta: Its delta.
             operator: Who decides it.
             signature: The operator's, over `renewal_message`; needed where ``operator_key`` is configured.
-                Without that key whoever can reach the Ray cluster can renew.
+                A driver that holds the operator's keypair makes it. Without that key in the configuration
+                whoever can reach the Ray cluster can renew.
 
         Raises:
             UsageError: For totals that no budget can have, an operator without a name, or a signature that
                 is needed and not given, or not the operator's.
         """
         check_name("operator", operator)
+        held = self._open().operator
+        if signature is None and held is not None:
+            signature = held.sign(self.renewal_message(total_epsilon, total_delta, operator=operator))
         given = None if signature is None else signature_of(signature)
         act = total_epsilon, total_delta, self._open().now(), operator, f"renewal/{uuid.uuid4().hex}", given
         status = self._session.call(ACCOUNTANT, Accountant.renew, *act)

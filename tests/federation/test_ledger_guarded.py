@@ -304,3 +304,16 @@ def test_a_signature_is_worth_nothing_in_another_federation(
     with pytest.raises(UsageError, match="the one given is not"):
         feds[1].renew_budget(9.0, 1e-4, operator="ann", signature=good)
     feds[0].renew_budget(9.0, 1e-4, operator="ann", signature=good)
+
+
+def test_a_driver_that_holds_the_operators_keypair_signs_renewals(
+    open_federation: Any, settings: dict[str, Any]
+) -> None:
+    operator = IdentityKeyPair.generate()
+    fed = open_federation(
+        {**settings, "operator_key": operator.public_bytes.hex()}, operator_keypair=operator
+    )
+    fed.renew_budget(5.0, 1e-5, operator="ann")
+    assert fed.signing_scope().budget_period == 1
+    with pytest.raises(UsageError, match="the one given is not"):
+        fed.renew_budget(5.0, 1e-5, operator="ann", signature=b"x" * 64)
