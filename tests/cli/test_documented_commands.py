@@ -221,10 +221,14 @@ def test_a_cluster_is_started_and_a_job_submitted_as_printed(sandbox: Sandbox, c
 
 
 FEDERATION = """
-import sys, ray
+import sys, time, ray
 from scarcity_ray import HierarchicalFederation, UsageError
-if sys.argv[1] == "client":
-    ray.init("ray://127.0.0.1:10001", logging_level="ERROR")
+while sys.argv[1] == "client" and not ray.is_initialized():
+    try:
+        ray.init("ray://127.0.0.1:10001", logging_level="ERROR")
+    except ConnectionError as not_yet:  # Ray's proxy starts a server for each client; under load one may die
+        print(not_yet, file=sys.stderr)
+        time.sleep(1.0)
 try:
     HierarchicalFederation(address=None if sys.argv[1] == "client" else sys.argv[1])
 except UsageError as refused:

@@ -13,6 +13,7 @@ from scarcity_ray.plan import make_plan
 from scarcity_ray.privacy.accounting import epsilon_of_mu
 
 TEXT = (Path(__file__).parents[2] / "docs" / "gossip.md").read_text()
+PROSE = " ".join(TEXT.split())
 CONFIG = HierarchicalFederationConfig()
 PLAN = make_plan(CONFIG)
 MU = math.hypot(PLAN.gossip.mu_drift, PLAN.gossip.mu_vector)
@@ -33,16 +34,16 @@ def test_the_table_of_rounds_is_what_the_accounting_says() -> None:
 
 def test_the_other_figures_are_those_of_the_default_config() -> None:
     gossip = CONFIG.gossip
-    assert f"epsilon {gossip.local_dp_epsilon} a round\nat delta 1e-5 and sigma" in TEXT
+    assert f"epsilon {gossip.local_dp_epsilon} a round at delta 1e-5 and sigma" in PROSE
     assert gossip.local_dp_delta == 1e-5
-    assert f"sigma {PLAN.gossip.sigma_vector:.1f} " in TEXT
+    assert f"sigma {PLAN.gossip.sigma_vector:.1f} " in PROSE
     noise = math.sqrt(PLAN.gossip.noise_energy)
-    assert f"{CONFIG.vector_dim} coordinates carries noise of norm {noise:.0f}," in TEXT
-    assert f"N is {round(PLAN.gossip.noise_energy, -3):,.0f} C^2" in TEXT
-    assert f"`gossip_budget_share` {CONFIG.gossip_budget_share} of" in TEXT
+    assert f"{CONFIG.vector_dim} coordinates carries noise of norm {noise:.0f}," in PROSE
+    assert f"N is {round(PLAN.gossip.noise_energy, -3):,.0f} C^2" in PROSE
+    assert f"`gossip_budget_share` {CONFIG.gossip_budget_share} of" in PROSE
     separate = learned(gossip.peers_per_round * PLAN.num_gossip_rounds)
-    assert f"K = {gossip.peers_per_round} peers" in TEXT
-    assert f"would know {separate:.2f} after {PLAN.num_gossip_rounds:.0f} rounds" in TEXT
+    assert f"K = {gossip.peers_per_round} peers" in PROSE
+    assert f"would know {separate:.2f} after {PLAN.num_gossip_rounds:.0f} rounds" in PROSE
 
 
 def test_colluding_peers_see_no_more_than_one(make, noise, gossip) -> None:
