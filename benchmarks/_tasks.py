@@ -45,10 +45,10 @@ from benchmarks._timing import (
     versus,
     wall_time,
 )
+from scarcity_ray.actors.layer1_tasks import shared_blocks
 from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.robust import aggregate_blocks, inline_blocks, one_blas_thread, row_norms
-from scarcity_ray.roles.layer1_tasks import shared_blocks
 from scarcity_ray.runtime.ray_runtime import RayRuntime
 
 CORES = 2

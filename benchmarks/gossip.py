@@ -40,8 +40,8 @@ from scarcity_ray.config import (
 )
 from scarcity_ray.gossip import GossipProtocol, PeerSampler, Received
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.privacy.accounting import epsilon_of_mu
-from scarcity_ray.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
+from scarcity_ray.privacy.sampling.noise import NoiseSource, SeededNoise, SystemNoise
 from scarcity_ray.robust import aggregate
 
 Row = dict[str, Any]

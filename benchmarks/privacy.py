@@ -36,7 +36,7 @@ from scarcity_ray.privacy import (
     SystemNoise,
     epsilon_of_mu,
 )
-from scarcity_ray.privacy.discrete import DiscreteGaussian
+from scarcity_ray.privacy.sampling.discrete_gaussian import DiscreteGaussian
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 Row = dict[str, Any]

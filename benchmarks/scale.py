@@ -36,8 +36,8 @@ from typing import Any, Literal
 import numpy as np
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
-from scarcity_ray.basket import BasketManager
 from scarcity_ray.config import load
+from scarcity_ray.directory import BasketManager
 
 Row = dict[str, Any]
 D = 64

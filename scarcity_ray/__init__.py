@@ -7,8 +7,8 @@ central noise, and charges a privacy budget that is spent once and never forgott
 Importing this package imports no Ray.
 """
 
-from scarcity_ray.basket import BasketInfo, BasketManager, BasketStatus, ClientInfo
-from scarcity_ray.buffer import BufferedUpdate, Receipt, Rejection, ReplayGuard, TriggerEngine, UpdateBuffer
+from scarcity_ray.baskets import BufferedUpdate, Receipt, Rejection, ReplayGuard, TriggerEngine, UpdateBuffer
+from scarcity_ray.baskets.waiting import Missing, WaitingFor
 from scarcity_ray.config import (
     AggregationMethod,
     BasketConfig,
@@ -19,6 +19,7 @@ from scarcity_ray.config import (
     Layer2Config,
     RuntimeConfig,
 )
+from scarcity_ray.directory import BasketInfo, BasketManager, BasketStatus, ClientInfo
 from scarcity_ray.errors import (
     ActorLost,
     ClippingWarning,
@@ -43,14 +44,13 @@ from scarcity_ray.errors import (
     TooFewUpdates,
     UsageError,
 )
+from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.gossip import GossipMessage, GossipProtocol, MaterialityDetector, PeerSampler
-from scarcity_ray.hierarchical import HierarchicalFederation
 from scarcity_ray.layers import BasketModel, GlobalMetaModel, Layer1Aggregator, Layer2Aggregator
 from scarcity_ray.plan import FederationPlan, make_plan
-from scarcity_ray.privacy.accountant import PrivacyAccountant
+from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.mechanisms import CentralDPMechanism, LocalDPMechanism
 from scarcity_ray.robust import aggregate, detect_outliers
-from scarcity_ray.roles.waiting import Missing, WaitingFor
 from scarcity_ray.secagg import IdentityKeyPair
 from scarcity_ray.updates import SigningScope, UpdateStatement, sign_update, update_message
 

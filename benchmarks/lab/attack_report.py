@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.lab.attack_table import ARMS, Entry
 from benchmarks.lab.laboratory import HONEST_MEAN
-from scarcity_ray.workloads.charts import require_matplotlib
-from scarcity_ray.workloads.page import attack_name
+from scarcity_ray.workloads.report.charts import require_matplotlib
+from scarcity_ray.workloads.report.page import attack_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -25,16 +25,16 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from scarcity_ray.basket import check_name
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.page import Page
+from scarcity_ray.directory import check_name
 from scarcity_ray.errors import LedgerError, UsageError
-from scarcity_ray.privacy.accountant import PrivacyAccountant
-from scarcity_ray.privacy.chain import Row
-from scarcity_ray.privacy.holder import Standing, times
-from scarcity_ray.privacy.ledger import Ledger
-from scarcity_ray.privacy.modes import Accounting, rho_of_mu
-from scarcity_ray.privacy.replay import export, history
+from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
+from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
+from scarcity_ray.privacy.ledger.chain import Row
+from scarcity_ray.privacy.ledger.holder import Standing, times
+from scarcity_ray.privacy.ledger.ledger import Ledger
+from scarcity_ray.privacy.ledger.replay import export, history
 
 _WIDTH = 120
 """Columns of a table that no terminal limits."""

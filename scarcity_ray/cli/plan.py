@@ -31,7 +31,7 @@ from scarcity_ray.forecast import (
     weak_settings,
 )
 from scarcity_ray.plan import BasketFacts, FederationPlan, fewest_parties, make_plan, session_shape
-from scarcity_ray.privacy.modes import Accounting, rho_of_mu
+from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.workloads.config import load_run, read_content
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))

@@ -10,8 +10,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from scarcity_ray.workloads.page import epsilon, percent
 from scarcity_ray.workloads.records import RoundRecord
+from scarcity_ray.workloads.report.page import epsilon, percent
 
 
 class JsonLines:

@@ -16,17 +16,17 @@ from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned, forecast_of
 from scarcity_ray.cli.progress import JsonLines, LiveLine, PlainLines, watcher
 from scarcity_ray.errors import LedgerWarning, ScarcityWarning
+from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.forecast import warnings_of
-from scarcity_ray.hierarchical import HierarchicalFederation
-from scarcity_ray.privacy.holder import in_utc
-from scarcity_ray.workloads.charts import require_matplotlib
+from scarcity_ray.privacy.ledger.holder import in_utc
 from scarcity_ray.workloads.config import load_run
-from scarcity_ray.workloads.gossip_report import BASKET_COLUMNS, mean_of, standing_figures
 from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.outputs import RunFolder
-from scarcity_ray.workloads.page import attack_name, epsilon, percent
 from scarcity_ray.workloads.records import Summary
-from scarcity_ray.workloads.report import render_report, simulated_note
+from scarcity_ray.workloads.report.charts import require_matplotlib
+from scarcity_ray.workloads.report.gossip import BASKET_COLUMNS, mean_of, standing_figures
+from scarcity_ray.workloads.report.page import attack_name, epsilon, percent
+from scarcity_ray.workloads.report.run import render_report, simulated_note
 
 
 def run_command(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from scarcity_ray.config import stream
-from scarcity_ray.privacy.noise import SystemNoise
+from scarcity_ray.privacy.sampling.noise import SystemNoise
 from scarcity_ray.robust import aggregate
 from scarcity_ray.secagg import IdentityKeyPair
 from scarcity_ray.secagg.masking import MaskTerm, apply_masks

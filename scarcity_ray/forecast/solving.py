@@ -9,7 +9,7 @@ from dataclasses import replace
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.privacy.modes import Accounting
+from scarcity_ray.privacy.accounting.modes import Accounting
 
 
 def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> HierarchicalFederationConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from scarcity_ray.gossip.member import MemberRecord
+from scarcity_ray.gossip.client_state import MemberRecord
 from scarcity_ray.gossip.message import GossipMessage
 from scarcity_ray.gossip.peers import PeerSampler
 

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config import Layer1Config
 from scarcity_ray.gossip.excess import excess_error
-from scarcity_ray.gossip.received import Received, Scales
+from scarcity_ray.gossip.neighbour_sums import Received, Scales
 from scarcity_ray.gossip.spread import Spread
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.robust.arrays.blocks import Rows

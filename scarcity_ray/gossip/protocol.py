@@ -21,16 +21,16 @@ import numpy.typing as npt
 
 from scarcity_ray.config import GossipConfig
 from scarcity_ray.errors import UsageError
+from scarcity_ray.gossip.client_state import GossipCarry, Members
 from scarcity_ray.gossip.delivery import Delivery
 from scarcity_ray.gossip.materiality import MaterialityDetector
-from scarcity_ray.gossip.member import GossipCarry, Members
 from scarcity_ray.gossip.message import GossipMessage
 from scarcity_ray.gossip.mixing import default_mixing
 from scarcity_ray.gossip.peers import PeerSampler
 from scarcity_ray.gossip.release import noised
 from scarcity_ray.gossip.step import GossipOutcome, GossipStep
 from scarcity_ray.plan import GossipPlan
-from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.robust.arrays.blocks import Rows
 from scarcity_ray.robust.measures.rows import row_norms
 

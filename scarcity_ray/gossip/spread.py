@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.gossip.received import Scales, column_steps, scaled_block
+from scarcity_ray.gossip.neighbour_sums import Scales, column_steps, scaled_block
 from scarcity_ray.plan import GossipPlan
 
 MARGIN = 3.0

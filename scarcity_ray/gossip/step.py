@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.gossip.message import GossipMessage
 from scarcity_ray.gossip.mixing import Scene, mix
-from scarcity_ray.gossip.received import Received
+from scarcity_ray.gossip.neighbour_sums import Received
 from scarcity_ray.gossip.spread import estimate_spread
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.robust.arrays.blocks import Rows

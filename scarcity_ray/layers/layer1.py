@@ -22,7 +22,7 @@ from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig,
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.privacy.noise import NoiseSource
+from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.robust import (
     AggregationResult,
     Bucketing,

@@ -28,8 +28,8 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.meta_parameters import decode_mean
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import FederationPlan, ReleasePlan, make_plan
-from scarcity_ray.privacy.discrete import DiscreteGaussian, discrete_gaussian
-from scarcity_ray.privacy.noise import NoiseSource, SystemNoise, rounded_gaussian
+from scarcity_ray.privacy.sampling.discrete_gaussian import DiscreteGaussian, discrete_gaussian
+from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise, rounded_gaussian
 from scarcity_ray.robust import clip_vector
 from scarcity_ray.secagg.fixed_point import encode, to_signed
 

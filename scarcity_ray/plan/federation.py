@@ -12,10 +12,10 @@ from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
 from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.plan.tolerance import rows_behind_pre, tolerated
-from scarcity_ray.privacy.accounting import mu_of_gaussian
-from scarcity_ray.privacy.clipping import BIT_SHARE, adapted_clip_norm, bit_radius
-from scarcity_ray.privacy.distributed import share_sigma
-from scarcity_ray.privacy.modes import Accounting
+from scarcity_ray.privacy.accounting.distributed import share_sigma
+from scarcity_ray.privacy.accounting.gaussian_dp import mu_of_gaussian
+from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 
 DRIFT_SHARE = 0.1
@@ -40,7 +40,7 @@ GRID_STEPS = 2.0**22
 NOISE_TAIL = 12.0
 """Standard deviations of noise that the ring must hold: exceeded with probability below 2^-100."""
 ROUNDING = 1.0 + 1e-12
-"""By this factor a sum of mu^2 may pass its cap, as in `privacy.accountant`."""
+"""By this factor a sum of mu^2 may pass its cap, as in `privacy.accounting.accountant`."""
 
 
 class FederationPlan:
@@ -219,7 +219,8 @@ class FederationPlan:
         With adaptive clipping a basket of n rows adds the mean of n bits of -1/2 or 1/2, times the radius s:
         one client moves it by at most s/n, beside the rest of its vector, so by at most
         sqrt(Delta^2 + s^2/n^2) jointly. The noise is scaled to that, so that all coordinates together cost
-        mu, and s is chosen so that the bits take `BIT_SHARE` of mu squared at most (`privacy.clipping`).
+        mu, and s is chosen so that the bits take `BIT_SHARE` of mu squared at most
+        (`privacy.adaptive_clipping`).
 
         No sum overflows: the weights add up to 1, so a coordinate of the integer sum is at most scale times
         the norm of one vector (or half the bits' radius), plus half a step for each basket, plus the noise's

@@ -27,8 +27,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.config.arguments import number_of, shown
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.accounting import mu_of_gaussian
-from scarcity_ray.privacy.noise import NoiseSource, SystemNoise
+from scarcity_ray.privacy.accounting.gaussian_dp import mu_of_gaussian
+from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
 
 _TINY = float(np.finfo(np.float64).tiny)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from scarcity_ray.roles.handles import Compute, Peers
+from scarcity_ray.runtime.rpc import Compute, Peers
 
 
 @dataclass(frozen=True)

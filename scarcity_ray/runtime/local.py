@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scarcity_ray.errors import ActorLost, UsageError
-from scarcity_ray.roles.handles import Compute, Future, Handle, Peers
 from scarcity_ray.runtime.base import RoleSpec
+from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers
 
 
 class _Stored:

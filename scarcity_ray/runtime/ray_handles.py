@@ -11,7 +11,7 @@ from ray.core.generated.gcs_pb2 import ActorTableData
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from scarcity_ray.errors import ActorLost, ScarcityError
-from scarcity_ray.roles.handles import Future, Handle
+from scarcity_ray.runtime.rpc import Future, Handle
 
 TASK_CPUS = 0.8
 """CPUs of one task: two of them and the idle actors beside them fit on two cores."""

@@ -20,10 +20,10 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scarcity_ray.errors import ActorLost, UsageError
-from scarcity_ray.roles.handles import Compute, Peers
 from scarcity_ray.runtime.base import RoleSpec
 from scarcity_ray.runtime.connect import connect
 from scarcity_ray.runtime.ray_handles import RayCompute, RayPeers, find_actor, first_line, forget
+from scarcity_ray.runtime.rpc import Compute, Peers
 
 logger = logging.getLogger("scarcity_ray")
 

@@ -10,7 +10,7 @@ be forgotten; each release was charged, so nobody can have more of them made tha
 
 A guard knows only of the shares that its own party gave. A threshold of others may have unmasked a sum that
 holds the party's input: whoever holds the party masks no input again before it knows that nobody will unmask
-the attempt in which it was masked before (`roles.hosted_session`).
+the attempt in which it was masked before (`actors.secure_parties`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scarcity_ray.config import HierarchicalFederationConfig, stream
 from scarcity_ray.gossip import GossipProtocol
 from scarcity_ray.plan import FederationPlan, make_plan
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.robust import clip_rows, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig, craft
 from scarcity_ray.workloads.scene import Scene

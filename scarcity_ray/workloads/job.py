@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config import stream
 from scarcity_ray.errors import PrivacyBudgetExhausted
-from scarcity_ray.hierarchical import HierarchicalFederation
+from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import craft
 from scarcity_ray.workloads.averaging import RunningModel
-from scarcity_ray.workloads.claim import privacy_claim
 from scarcity_ray.workloads.comparison import (
     ComparisonInputs,
     compare,
@@ -28,6 +27,7 @@ from scarcity_ray.workloads.config import RunConfig
 from scarcity_ray.workloads.gossip_training import BasketStanding, GossipTraining, mean_accuracy
 from scarcity_ray.workloads.outputs import RunFolder
 from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
+from scarcity_ray.workloads.report.claim import privacy_claim
 from scarcity_ray.workloads.scene import Scene, make_scene
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray.workloads.softmax import accuracy, train_clients

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import calls
 from benchmarks.calls import DRIVER, OPERATIONS, Trace, measured, trace
-from scarcity_ray.roles.handles import basket_actor
+from scarcity_ray.actors.names import basket_actor
 from scarcity_ray.runtime.base import RoleSpec
 from scarcity_ray.runtime.local import LocalRuntime
 

@@ -26,8 +26,8 @@ from scarcity_ray.cli.main import main
 from scarcity_ray.config import load
 from scarcity_ray.errors import LedgerTakenOver
 from scarcity_ray.privacy import Accounting, DurableBudget, Ledger
-from scarcity_ray.privacy.chain import NO_HASH, canonical, seal
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.ledger.chain import NO_HASH, canonical, seal
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 BUDGET = {"name": "hospital", "total_epsilon": 5.0, "total_delta": 1e-5, "gossip_share": 0.5}
 

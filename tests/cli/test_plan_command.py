@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from scarcity_ray.cli.main import main
 from scarcity_ray.config import AggregationMethod
-from scarcity_ray.privacy.accountant import PrivacyAccountant
-from scarcity_ray.privacy.accounting import epsilon_of_mu
-from scarcity_ray.privacy.concentrated import epsilon_of_rho
+from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
+from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
+from scarcity_ray.privacy.accounting.zcdp import epsilon_of_rho
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

@@ -10,7 +10,7 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 Open = Callable[..., HierarchicalFederation]
 

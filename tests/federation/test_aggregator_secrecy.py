@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, UsageError
-from scarcity_ray.roles import global_aggregator
-from scarcity_ray.roles.session_terms import SessionTerms
-from scarcity_ray.roles.sessions import SecureSession
+from scarcity_ray.actors import global_aggregator
+from scarcity_ray.actors.secure_session import SecureSession
+from scarcity_ray.actors.session_terms import SessionTerms
 
 DIMENSION = 60
 BASKETS = 5

@@ -19,8 +19,8 @@ from scarcity_ray import (
     Rejection,
     sign_update,
 )
+from scarcity_ray.baskets.submission import SubmissionBatch
 from scarcity_ray.config import load
-from scarcity_ray.roles.submission import SubmissionBatch
 
 DIMENSION = 4
 NAMES = [f"c{i}" for i in range(8)]

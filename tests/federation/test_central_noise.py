@@ -14,7 +14,7 @@ import pytest
 from scipy import optimize, stats
 
 from scarcity_ray import HierarchicalFederation
-from scarcity_ray.privacy.noise import SeededNoise, SystemNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise, SystemNoise
 
 DIMENSION = 8000
 EPSILON, DELTA = 1.0, 1e-5

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from scarcity_ray import HierarchicalFederation, UsageError
 from scarcity_ray.privacy import Ledger
-from scarcity_ray.privacy.replay import export
+from scarcity_ray.privacy.ledger.replay import export
 
 DIMENSION = 5
 CLIENTS = [f"c{i}" for i in range(10)]

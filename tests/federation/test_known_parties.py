@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.federation.session import DriverSession
 from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.runtime import DriverSession
 from scarcity_ray.secagg import IdentityKeyPair, Party, SessionContext
 
 DIMENSION = 4

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, Rejection, UsageError, sign_update
+from scarcity_ray.actors.names import ACCOUNTANT, GLOBAL, basket_actor
 from scarcity_ray.errors import LedgerError, LedgerHeld, LedgerMissing, LedgerRolledBack, LedgerTakenOver
 from scarcity_ray.privacy import Ledger
-from scarcity_ray.roles.handles import ACCOUNTANT, GLOBAL, basket_actor
 from scarcity_ray.secagg import IdentityKeyPair
 
 DIMENSION = 4

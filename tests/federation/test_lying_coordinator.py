@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.actors import global_aggregator, signed_facts
+from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.secure_session import SecureSession
+from scarcity_ray.actors.session_host import SessionHost
+from scarcity_ray.actors.session_terms import SessionTerms, agreement_hash
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.layers.layer2 import noised_mean
 from scarcity_ray.plan import BasketFacts, ReleasePlan
-from scarcity_ray.privacy.distributed import rho_of_shares
-from scarcity_ray.roles import global_aggregator, signed_facts
-from scarcity_ray.roles.basket_host import BasketHost
-from scarcity_ray.roles.handles import Call
-from scarcity_ray.roles.session_host import SessionHost
-from scarcity_ray.roles.session_terms import SessionTerms, agreement_hash
-from scarcity_ray.roles.sessions import SecureSession
+from scarcity_ray.privacy.accounting.distributed import rho_of_shares
+from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import Roster, SessionContext
 
 D = 4

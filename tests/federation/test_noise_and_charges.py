@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import scarcity_ray.roles.global_aggregator as global_aggregator
+import scarcity_ray.actors.global_aggregator as global_aggregator
+from scarcity_ray.actors.accountant import Accountant
+from scarcity_ray.actors.charging import BasketCharges
 from scarcity_ray.errors import LedgerError
 from scarcity_ray.gossip import GossipProtocol
 from scarcity_ray.layers.layer2 import noised_mean
 from scarcity_ray.privacy import Ledger, SeededNoise
-from scarcity_ray.privacy.replay import export
-from scarcity_ray.roles.accountant import Accountant
-from scarcity_ray.roles.charging import BasketCharges
+from scarcity_ray.privacy.ledger.replay import export
 
 CLIENTS = [(f"c{i}", "ab"[i // 4]) for i in range(8)]
 SETTINGS: dict[str, Any] = {

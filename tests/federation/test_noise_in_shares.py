@@ -18,13 +18,13 @@ import pytest
 from scipy import stats
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.actors import secure_parties
+from scarcity_ray.actors.secure_session import SecureSession
+from scarcity_ray.actors.session_terms import agreement_hash
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.privacy.answers import Charge
-from scarcity_ray.privacy.distributed import rho_of_shares
-from scarcity_ray.privacy.noise import SeededNoise, SystemNoise
-from scarcity_ray.roles import hosted_session
-from scarcity_ray.roles.session_terms import agreement_hash
-from scarcity_ray.roles.sessions import SecureSession
+from scarcity_ray.privacy.accounting.distributed import rho_of_shares
+from scarcity_ray.privacy.ledger.answers import Charge
+from scarcity_ray.privacy.sampling.noise import SeededNoise, SystemNoise
 from scarcity_ray.secagg import to_signed
 
 DIMENSION = 6000
@@ -51,14 +51,14 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def shares(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """Every share of noise that a basket adds, by the name of its stream."""
     drawn: list[tuple[str, Any]] = []
-    honest = hosted_session.add_share
+    honest = secure_parties.add_share
 
     def noting(part: Any, release: Any, noise: Any, stream: str) -> Any:
         whole = honest(part, release, noise, stream)
         drawn.append((stream, to_signed(whole - part)))
         return whole
 
-    monkeypatch.setattr(hosted_session, "add_share", noting)
+    monkeypatch.setattr(secure_parties, "add_share", noting)
     return drawn
 
 
@@ -157,12 +157,12 @@ def test_the_sum_handed_to_the_aggregator_is_noised_by_all_and_it_adds_nothing(
 def test_one_basket_that_skips_its_share_is_seen(
     open_with: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = hosted_session.add_share
+    honest = secure_parties.add_share
 
     def skipping(part: Any, release: Any, noise: Any, stream: str) -> Any:
         return part if stream.endswith("c_basket_0") else honest(part, release, noise, stream)
 
-    monkeypatch.setattr(hosted_session, "add_share", skipping)
+    monkeypatch.setattr(secure_parties, "add_share", skipping)
     fed = open_with()
     assert fed.force_aggregate() is not None
     exact, release = steps_without_noise(fed, BASKETS)

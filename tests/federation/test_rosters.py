@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, PrivacyWarning, UsageError
+from scarcity_ray.actors.messages import Overtaken
+from scarcity_ray.directory.order_number import OrderNumber
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.roles.messages import Overtaken
-from scarcity_ray.roles.order_number import OrderNumber
 from scarcity_ray.secagg import Party
 
 D, BASKETS, EACH = 4, 5, 4
@@ -373,7 +373,7 @@ def test_halves_that_nobody_vouches_for_are_a_fault(fed_of: Any) -> None:
     assert any("await the operator's signature" in fault for fault in fed.get_stats()["faults"])
 
 
-@pytest.mark.parametrize("operator_key", [None, OPERATOR.public_bytes.hex()])
+@pytest.mark.parametrize("operator_key", [None, OPERATOR.public_bytes.hex()], ids=["nobody", "operator"])
 def test_an_actor_that_states_no_keys_is_named_and_blocks_nobody(
     fed_of: Any, monkeypatch: Any, operator_key: str | None
 ) -> None:

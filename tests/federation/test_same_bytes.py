@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from scarcity_ray import AggregationMethod, HierarchicalFederation
+from scarcity_ray.actors.layer1_tasks import STORE_SECONDS, TASKS_SECONDS, shared_blocks
 from scarcity_ray.config import Layer1Config
 from scarcity_ray.layers import Layer1Aggregator
 from scarcity_ray.robust import estimated_seconds, get_pre_aggregation, get_rule
-from scarcity_ray.roles.layer1_tasks import STORE_SECONDS, TASKS_SECONDS, shared_blocks
 
 DIMENSION = 20
 SIZES = {"a": 12, "b": 9, "c": 11}

@@ -10,7 +10,7 @@ from scipy import stats
 
 from scarcity_ray import HierarchicalFederation, LedgerError
 from scarcity_ray.privacy import Ledger
-from scarcity_ray.privacy.concentrated import epsilon_of_rho, rho_of_claim
+from scarcity_ray.privacy.accounting.zcdp import epsilon_of_rho, rho_of_claim
 
 DIMENSION = 2000
 FALSE_ALARM = 1e-6

@@ -13,7 +13,7 @@ from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast import solve_for_rounds
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.privacy.accountant import PrivacyAccountant
+from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 
 
 def config_of(total, share, central_delta=1e-5, noise="gaussian"):

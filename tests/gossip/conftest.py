@@ -9,7 +9,7 @@ import pytest
 from scarcity_ray.config import GossipConfig
 from scarcity_ray.gossip import GossipOutcome, GossipProtocol
 from scarcity_ray.plan import GossipPlan
-from scarcity_ray.privacy.noise import NoiseSource, SeededNoise
+from scarcity_ray.privacy.sampling.noise import NoiseSource, SeededNoise
 
 
 class CountingNoise:

@@ -10,7 +10,7 @@ import pytest
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.plan import make_plan
-from scarcity_ray.privacy.accounting import epsilon_of_mu
+from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
 
 TEXT = (Path(__file__).parents[2] / "docs" / "gossip.md").read_text()
 PROSE = " ".join(TEXT.split())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray.config import AggregationMethod
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.robust import least_rows
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from scarcity_ray.config import GossipConfig, Layer1Config
 from scarcity_ray.gossip import GossipMessage, GossipProtocol, Received, Scene, Spread, mix
 from scarcity_ray.gossip.delivery import Inboxes
 from scarcity_ray.plan import GossipPlan
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 N, D, LIARS = 50, 32, 10
 ROBUST = ("clipped_gossip", "nearest_neighbors")

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.noise import SystemNoise
+from scarcity_ray.privacy.sampling.noise import SystemNoise
 
 STATES = {f"c{i}": np.eye(4)[i % 4] * (0.1 + i) for i in range(6)}
 

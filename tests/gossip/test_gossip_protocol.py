@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.gossip import GossipProtocol
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 
 def states(n: int, dimension: int = 4) -> dict[str, np.ndarray]:

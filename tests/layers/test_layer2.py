@@ -18,8 +18,8 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.layers import BasketModel, GlobalMetaModel, Layer2Aggregator
 from scarcity_ray.layers.layer2 import add_share, contribution, decode_meta, noised_mean
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.privacy.discrete import DiscreteGaussian
-from scarcity_ray.privacy.noise import SeededNoise, SystemNoise
+from scarcity_ray.privacy.sampling.discrete_gaussian import DiscreteGaussian
+from scarcity_ray.privacy.sampling.noise import SeededNoise, SystemNoise
 from scarcity_ray.secagg import Coordinator, IdentityKeyPair, Participant, Party, SessionContext
 from scarcity_ray.secagg.fixed_point import to_signed
 

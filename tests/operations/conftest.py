@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
+from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.config import load
-from scarcity_ray.roles.accountant import Accountant
 from tests.operations.stopping import CLIENTS, SETTINGS, Scene, Silence
 
 

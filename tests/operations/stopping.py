@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.actors.names import DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.forecast.telling import Told
-from scarcity_ray.roles.handles import DIRECTORY, GLOBAL, basket_actor
 
 CLIENTS = tuple((f"{domain}{i}", domain) for domain, n in (("c", 5), ("e", 3)) for i in range(n))
 IDS = tuple(client for client, _ in CLIENTS)

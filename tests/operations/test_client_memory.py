@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray import FaultWarning, IdentityKeyPair, Rejection, sign_update
-from scarcity_ray.buffer import ReplayKey
+from scarcity_ray.actors.accountant import Accountant
+from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY
+from scarcity_ray.baskets import ReplayKey, client_memory
+from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
+from scarcity_ray.directory.order_number import OrderNumber
 from scarcity_ray.gossip import MemberRecord
-from scarcity_ray.roles import client_memory
-from scarcity_ray.roles.accountant import Accountant
-from scarcity_ray.roles.client_memory import ClientMemories, ClientMemory
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY
-from scarcity_ray.roles.order_number import OrderNumber
 from tests.operations.stopping import IDS, ROWS, Scene, Stopper
 
 ENDS: dict[str, Callable[[Scene], Any]] = {

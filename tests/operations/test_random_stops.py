@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray import HierarchicalFederation, Rejection, UsageError
-from scarcity_ray.roles.handles import DIRECTORY
+from scarcity_ray.actors.names import DIRECTORY
 from tests.operations.stopping import IDS, ROWS, Scene, Stopper
 
 Act = Callable[[HierarchicalFederation, int], Any]

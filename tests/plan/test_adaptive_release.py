@@ -26,7 +26,7 @@ from scarcity_ray.layers.layer2 import contribution
 from scarcity_ray.layers.meta_parameters import encode_report, mean_reports
 from scarcity_ray.plan import NOISE_TAIL, BasketFacts, FederationPlan, make_plan
 from scarcity_ray.privacy import epsilon_of_mu
-from scarcity_ray.privacy.clipping import BIT_SHARE
+from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE
 from scarcity_ray.robust import clip_rows, row_norms
 from scarcity_ray.secagg.fixed_point import to_signed
 

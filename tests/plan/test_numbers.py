@@ -23,9 +23,9 @@ from scarcity_ray.config import (
 )
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import BasketFacts, FederationPlan, GossipPlan, make_plan
-from scarcity_ray.privacy.accountant import PrivacyAccountant
-from scarcity_ray.privacy.concentrated import epsilon_of_rho
-from scarcity_ray.privacy.modes import Accounting
+from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
+from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.accounting.zcdp import epsilon_of_rho
 
 CLAIMS = [(0.5, 1e-5), (1.0, 1e-5), (10.0, 1e-4), (0.05, 1e-8), (4.0, 1e-6)]
 

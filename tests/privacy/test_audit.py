@@ -24,7 +24,7 @@ from scarcity_ray.privacy.audit import (
     many_run_audit,
     one_run_epsilon,
 )
-from scarcity_ray.privacy.discrete import discrete_gaussian
+from scarcity_ray.privacy.sampling.discrete_gaussian import discrete_gaussian
 
 SURE = 1 - 1e-6
 DELTA = 1e-5

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy import SeededNoise
-from scarcity_ray.privacy.clipping import BIT_SHARE, adapted_clip_norm, bit_radius
+from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
 
 BASKETS = st.lists(
     st.tuples(st.floats(0.01, 1), st.floats(1e-6, 1e6), st.integers(1, 10**6)), min_size=1, max_size=8

@@ -25,7 +25,7 @@ from scarcity_ray.errors import (
     LedgerTakenOver,
 )
 from scarcity_ray.privacy import DurableBudget, Ledger
-from scarcity_ray.privacy import ledger as ledger_module
+from scarcity_ray.privacy.ledger import ledger as ledger_module
 
 TOTALS = {"total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
 OLD = Path(__file__).parent / "data" / "ledger_before_ids.sql"

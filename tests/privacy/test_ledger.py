@@ -10,8 +10,8 @@ import pytest
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
 from scarcity_ray.privacy import Ledger
-from scarcity_ray.privacy.members import pack_gossip, unpack_gossip
-from scarcity_ray.privacy.store import address_of, exists
+from scarcity_ray.privacy.ledger.members import pack_gossip, unpack_gossip
+from scarcity_ray.privacy.ledger.store import address_of, exists
 
 
 def filled(path, rows=6, federation_id=None):

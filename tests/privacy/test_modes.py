@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scarcity_ray.errors import LedgerError
 from scarcity_ray.privacy import Accounting, DurableBudget, Ledger, PrivacyAccountant
-from scarcity_ray.privacy.replay import accountant_of, accounting_of
+from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of
 
 TOTALS = {"name": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
 INTERVAL = 1e-3

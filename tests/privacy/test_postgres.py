@@ -218,7 +218,7 @@ def test_two_that_begin_at_once_make_one_ledger(postgres_url):
 
 
 def test_a_frozen_writer_does_not_block_its_successor(postgres_url, monkeypatch):
-    import scarcity_ray.privacy.postgres_session as session
+    import scarcity_ray.privacy.ledger.postgres_session as session
 
     monkeypatch.setattr(session, "_BEGIN", session._BEGIN.replace("'10s'", "'200ms'"))
     first = begin(postgres_url)
@@ -236,7 +236,7 @@ def test_a_frozen_writer_does_not_block_its_successor(postgres_url, monkeypatch)
 
 
 def test_a_lock_that_is_never_given_back_is_told(postgres_url, monkeypatch):
-    import scarcity_ray.privacy.postgres_session as session
+    import scarcity_ray.privacy.ledger.postgres_session as session
 
     first = begin(postgres_url)
     monkeypatch.setattr(session, "_BEGIN", session._BEGIN.replace("'15s'", "'100ms'"))
@@ -533,7 +533,7 @@ def test_tls_is_what_the_url_says(postgres_server, postgres_url, change):
 def test_without_the_extra_the_remedy_is_told(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "scarcity_ray.privacy.postgres", None)
+    monkeypatch.setitem(sys.modules, "scarcity_ray.privacy.ledger.postgres", None)
     with pytest.raises(UsageError, match=r"pip install 'scarcity-ray\[postgresql\]'"):
         Ledger.read("postgresql://db/x?federation=y")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from scarcity_ray.privacy import DurableBudget, Ledger
-from scarcity_ray.privacy.replay import export
+from scarcity_ray.privacy.ledger.replay import export
 
 
 def test_export_says_who_what_when_and_epsilon_after(tmp_path):

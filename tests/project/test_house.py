@@ -71,10 +71,10 @@ def test_only_a_typed_call_has_a_role_called_by_a_string():
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr == "handle"
     }
-    assert found == {"roles/handles.py", "runtime/assembly.py"}
+    assert found == {"runtime/rpc.py", "federation/supervisor.py"}
 
 
-@pytest.mark.parametrize("module", ["scarcity_ray", "scarcity_ray.roles.basket_host"])
+@pytest.mark.parametrize("module", ["scarcity_ray", "scarcity_ray.actors.basket_host"])
 def test_importing_the_package_imports_neither_ray_nor_what_is_in_the_extras(module):
     script = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     done = run("-c", script)
@@ -191,7 +191,7 @@ def uses_of_time_or_global_randomness(tree):
                 yield node.lineno, called
 
 
-PURE = ("robust", "privacy", "secagg", "buffer", "gossip", "layers", "roles")
+PURE = ("robust", "privacy", "secagg", "gossip", "layers", "directory", "baskets", "actors")
 
 
 def test_the_mathematics_reads_no_clock_and_no_global_randomness():

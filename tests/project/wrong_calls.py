@@ -6,13 +6,14 @@ hides no error: so it finds a wrong call that would pass.
 
 from __future__ import annotations
 
-from scarcity_ray.privacy.answers import BudgetStatus
-from scarcity_ray.roles.accountant import Accountant
-from scarcity_ray.roles.basket_host import BasketHost
-from scarcity_ray.roles.directory import Directory
-from scarcity_ray.roles.handles import ACCOUNTANT, DIRECTORY, Call, Peers, basket_actor
-from scarcity_ray.roles.session_host import SessionHost
-from scarcity_ray.runtime import DriverSession
+from scarcity_ray.actors.accountant import Accountant
+from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.directory import Directory
+from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
+from scarcity_ray.actors.session_host import SessionHost
+from scarcity_ray.federation.session import DriverSession
+from scarcity_ray.privacy.ledger.answers import BudgetStatus
+from scarcity_ray.runtime.rpc import Call, Peers
 
 
 def right(peers: Peers, driver: DriverSession) -> tuple[BudgetStatus, BudgetStatus, dict[int, None]]:

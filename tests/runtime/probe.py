@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.roles.handles import Compute, Peers
-from scarcity_ray.roles.role import Role
+from scarcity_ray.runtime.rpc import Compute, Peers, Role
 
 
 class Probe:

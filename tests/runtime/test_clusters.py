@@ -26,7 +26,7 @@ import ray
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost, UsageError
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 def refused(make):
     try:

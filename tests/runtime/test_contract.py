@@ -1,4 +1,4 @@
-"""The contract of a runtime (`runtime.base`) and of a call (`roles.handles`), held on every runtime."""
+"""The contract of a runtime (`runtime.base`) and of a call (`runtime.rpc`), held on every runtime."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from scarcity_ray import errors
-from scarcity_ray.roles.handles import gather, map_tasks
 from scarcity_ray.runtime import LocalRuntime, RoleSpec, Runtime
+from scarcity_ray.runtime.rpc import gather, map_tasks
 
 _spec = importlib.util.spec_from_file_location("runtime_probe", Path(__file__).with_name("probe.py"))
 assert _spec is not None

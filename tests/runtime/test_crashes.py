@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray.runtime import Assembly, DriverSession
+from scarcity_ray.federation.session import DriverSession
+from scarcity_ray.federation.supervisor import Assembly
 
 ROLES = ["basket:1", "accountant", "directory", "global"]
 PAIRS = [

@@ -85,7 +85,7 @@ def stumble(monkeypatch: pytest.MonkeyPatch, open_config: Any):
 
     def start(fails_at: int, error: BaseException) -> tuple[Stumbling, BaseException | None]:
         runtime = Stumbling(fails_at, error)
-        monkeypatch.setattr("scarcity_ray.hierarchical.open_runtime", lambda *_: runtime)
+        monkeypatch.setattr("scarcity_ray.federation.hierarchical.open_runtime", lambda *_: runtime)
         try:
             HierarchicalFederation(open_config(runtime={"baskets_per_actor": None}))
         except BaseException as raised:
@@ -132,7 +132,7 @@ def test_closing_lets_go_of_the_runtime_though_a_role_cannot_be_ended(
     stumble, monkeypatch, open_config
 ) -> None:
     runtime = Stumbling(0, KeyError())
-    monkeypatch.setattr("scarcity_ray.hierarchical.open_runtime", lambda *_: runtime)
+    monkeypatch.setattr("scarcity_ray.federation.hierarchical.open_runtime", lambda *_: runtime)
     federation = HierarchicalFederation(open_config())
     runtime.fails_at, runtime.error = len(runtime.steps) + 1, ActorLost("directory", "it died", False)
     with pytest.raises(ActorLost):

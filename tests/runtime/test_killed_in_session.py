@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scarcity_ray.actors.basket_host import BasketHost
 from scarcity_ray.errors import ActorLost, LedgerMissing
-from scarcity_ray.roles.basket_host import BasketHost
-from scarcity_ray.runtime import assembly
+from scarcity_ray.federation import supervisor
 
 pytestmark = pytest.mark.ray
 
@@ -64,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def harness(ray_cluster: None, folder: Path, open_harnesses: Callable[..., Any]) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assembly, "BasketHost", host_that_waits_to_be_killed(folder))
+        patch.setattr(supervisor, "BasketHost", host_that_waits_to_be_killed(folder))
         yield open_harnesses(
             "ray",
             total_epsilon=math.inf,

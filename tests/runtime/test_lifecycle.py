@@ -11,7 +11,7 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.errors import LedgerError, UsageError
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 AFTERWARDS: dict[str, Callable[[HierarchicalFederation], Any]] = {
     "register_client": lambda f: f.register_client("c", "d"),

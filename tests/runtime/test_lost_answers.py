@@ -19,8 +19,8 @@ import pytest
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.privacy.noise import SeededNoise
-from scarcity_ray.runtime.calls import RECOVERIES
+from scarcity_ray.federation.calls import RECOVERIES
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 DIM = 8
 CLIENTS = [(f"c{i:02d}", f"d{i // 4}") for i in range(12)]
@@ -83,7 +83,7 @@ def told(fed: HierarchicalFederation) -> list[Any]:
 
 
 def _member(client_id: str, domain_id: str) -> Any:
-    from scarcity_ray.roles.messages import Member
+    from scarcity_ray.baskets.reports import Member
 
     return Member(client_id, domain_id)
 

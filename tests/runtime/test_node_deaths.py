@@ -26,8 +26,9 @@ from ray.cluster_utils import Cluster
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.roles.basket_host import BasketHost
-from scarcity_ray.runtime import assembly, ray_runtime
+from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.federation import supervisor
+from scarcity_ray.runtime import ray_runtime
 from scarcity_ray.runtime.ray_handles import find_actor
 
 ledger, scenarios = sys.argv[1], sys.argv[2:]
@@ -43,7 +44,7 @@ def stopping(phase):
         return getattr(BasketHost, phase)(self, *args)
     return method
 
-assembly.BasketHost = type("Host", (BasketHost,), {phase: stopping(phase) for phase in PHASES})
+supervisor.BasketHost = type("Host", (BasketHost,), {phase: stopping(phase) for phase in PHASES})
 
 often = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
          "health_check_timeout_ms": 500, "health_check_failure_threshold": 3}

@@ -14,9 +14,9 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.roles.role import CallId
 from scarcity_ray.runtime import RoleSpec
 from scarcity_ray.runtime.ray_handles import is_death
+from scarcity_ray.runtime.rpc import CallId
 
 pytestmark = pytest.mark.ray
 ray_runtime = pytest.importorskip("scarcity_ray.runtime.ray_runtime")

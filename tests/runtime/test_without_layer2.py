@@ -14,7 +14,7 @@ from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
 from scarcity_ray.errors import ConfigError, LedgerError, UsageError
 from scarcity_ray.plan import make_plan
-from scarcity_ray.privacy.accounting import epsilon_of_mu
+from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
 
 DIM = 8
 SETTINGS: dict[str, Any] = {

@@ -32,9 +32,9 @@ from scarcity_ray import (
     UpdateBuffer,
     detect_outliers,
 )
-from scarcity_ray.buffer import ReplayKey
+from scarcity_ray.baskets import ReplayKey
 from scarcity_ray.layers import BasketModel
-from scarcity_ray.privacy.noise import SeededNoise
+from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 DEFAULTS: list[tuple[Any, dict[str, Any]]] = [
     (

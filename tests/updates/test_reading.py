@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import array
+import re
 import tracemalloc
 
 import hypothesis.strategies as st
@@ -157,7 +158,7 @@ def test_hostile_messages_have_a_reason(message: object, reason: Rejection) -> N
         *[np.array([1, 2, 3]).astype(getattr(ml_dtypes, name)) for name in ADDED],
         *[list(np.array([1, 2, 3]).astype(getattr(ml_dtypes, name))) for name in ADDED],
     ],
-    ids=repr,
+    ids=lambda message: re.sub(r" at 0x[0-9a-f]+", "", repr(message)),
 )
 def test_real_vectors_become_a_row_of_our_own(message: object) -> None:
     row = read_row(message, DIMENSION)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray.config import stream
-from scarcity_ray.privacy.accounting import epsilon_of_mu
+from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.gossip_training import (
@@ -23,7 +23,7 @@ from scarcity_ray.workloads.gossip_training import (
 )
 from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.outputs import RunFolder, read_model
-from scarcity_ray.workloads.report import render_report
+from scarcity_ray.workloads.report.run import render_report
 from scarcity_ray.workloads.scene import make_scene
 from scarcity_ray.workloads.softmax import accuracy, train_clients
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.workloads.charts import TEXT, require_matplotlib
-from scarcity_ray.workloads.claim import privacy_claim
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
-from scarcity_ray.workloads.report import headline, render_report
+from scarcity_ray.workloads.report.charts import TEXT, require_matplotlib
+from scarcity_ray.workloads.report.claim import privacy_claim
+from scarcity_ray.workloads.report.run import headline, render_report
 
 pytest.importorskip("matplotlib")
 CONFIG = load_run(Path(__file__).parents[2] / "configs" / "quickstart.yaml")

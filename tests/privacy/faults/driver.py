@@ -16,7 +16,7 @@ from pathlib import Path
 
 from scarcity_ray.errors import LedgerError
 from scarcity_ray.privacy import DurableBudget, Ledger, PrivacyAccountant
-from scarcity_ray.privacy import sqlite as store_module
+from scarcity_ray.privacy.ledger import sqlite as store_module
 
 TOTALS = {"name": "f", "total_epsilon": 100.0, "total_delta": 1e-5, "gossip_share": 0.5, "now": 0.0}
 NAME = "ledger.sqlite"

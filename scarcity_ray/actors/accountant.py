@@ -1,0 +1,187 @@
+"""The accountant: one process that checks, records durably, and only then allows.
+
+It answers whoever can call it. A charge that anybody asks for wastes budget and gives nothing away; a renewal
+would grant budget anew. With ``operator_key`` in the configuration it takes the operator's signature over
+`privacy.ledger.renewal.renewal_message`, whoever sends it. Without one, who can renew is who can call an
+actor: whoever can reach the Ray cluster.
+
+Guarantees:
+    a_renewal_needs_the_operators_signature: Where there is an operator's key; for this federation, this
+        period, these totals and this name, once. The ledger keeps the key: without it, or with another, no
+        federation is opened on it.
+    a_release_is_charged_or_given_up_never_both
+    once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scarcity_ray.errors import LedgerTakenOver, UsageError
+from scarcity_ray.ledger_url import is_ledger_url
+from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.ledger.budget import DurableBudget
+from scarcity_ray.privacy.ledger.folder import make_folder, make_private_folder
+from scarcity_ray.privacy.ledger.renewal import renewal_message
+from scarcity_ray.runtime.rpc import Role
+from scarcity_ray.secagg.identity import IdentityKeyPair
+
+
+class Accountant(Role):
+    """`privacy.DurableBudget` as a role; its ledger opens at the first call, so that errors keep their type.
+
+    Args:
+        path: The ledger's file on this node, or its database's URL.
+        name: What people call the federation, if they do.
+        total_epsilon: The budget.
+        total_delta: The budget.
+        gossip_share: Share of the budget set aside for each client's gossip.
+        accounting: What the ledger adds up.
+        mu_reserved: What a release is charged, 0 where none is made: once it does not fit, all is read-only.
+        must_exist: Whether the federation is known to have a ledger there already.
+        incarnation: Of the federation, where its accountant comes back; None where it is opened.
+        take_over: Whether to take the ledger from a federation that lives.
+        known_heads: Hashes that were the ledger's head at some time, each with the role that says so.
+        private_folder: Whether the ledger's folder must be this user's alone.
+        operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: anybody may renew.
+            A ledger that keeps one is opened with that one only.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None,
+        total_epsilon: float,
+        total_delta: float,
+        gossip_share: float,
+        accounting: Accounting,
+        mu_reserved: float,
+        must_exist: bool,
+        incarnation: int | None = None,
+        take_over: bool = False,
+        known_heads: Mapping[str, str] | None = None,
+        private_folder: bool = False,
+        operator_key: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._path = path
+        self._opening: dict[str, Any] = {
+            "name": name,
+            "total_epsilon": total_epsilon,
+            "total_delta": total_delta,
+            "gossip_share": gossip_share,
+            "accounting": accounting,
+            "must_exist": must_exist,
+            "incarnation": incarnation,
+            "take_over": take_over,
+            "known_heads": known_heads,
+            "operator_key": operator_key,
+        }
+        self._make_folder = make_private_folder if private_folder else make_folder
+        self._operator_key = None if operator_key is None else bytes.fromhex(operator_key)
+        self._mu_reserved = mu_reserved
+        self._budget: DurableBudget | None = None
+
+    def _opened(self, now: float) -> DurableBudget:
+        if self._budget is None:
+            if not self._opening["must_exist"] and not is_ledger_url(self._path):
+                self._make_folder(Path(self._path).parent)
+            self._budget = DurableBudget.open(self._path, now=now, **self._opening)
+        return self._budget
+
+    def charge_release(self, charge_id: str, mu: float, now: float, details: dict[str, Any]) -> Charge:
+        """Charge one Layer 2 release; the answer is durable."""
+        budget = self._opened(now)
+        try:
+            return budget.charge_release(charge_id, mu, now=now, details=details)
+        except LedgerTakenOver as error:
+            return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
+
+    def void_release(self, charge_id: str, now: float, details: dict[str, Any]) -> bool:
+        """Refuse a release for good unless it was charged; whether it is refused. The answer is durable."""
+        try:
+            return self._opened(now).void_release(charge_id, now=now, details=details)
+        except LedgerTakenOver:
+            return False
+
+    def charge_gossip(
+        self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
+    ) -> tuple[tuple[str, ...], str, str]:
+        """Charge each client's own gossip.
+
+        Returns:
+            Whose charge fitted, durably recorded; the ledger's head; and why nothing is charged here any
+            more, empty while the ledger was not taken over.
+        """
+        budget = self._opened(now)
+        try:
+            allowed = budget.charge_gossip(charge_id, client_ids, mu, now=now, details=details)
+        except LedgerTakenOver as error:
+            return (), budget.head_hash, str(error)
+        return allowed, budget.head_hash, ""
+
+    def status(self, now: float) -> BudgetStatus:
+        """What is left and what was spent."""
+        return self._opened(now).status(self._mu_reserved)
+
+    def budget_period(self, now: float) -> int:
+        """0, and one more for each renewal: what clients sign their updates for."""
+        return self._opened(now).period
+
+    def remaining(self, client_id: str, now: float) -> tuple[float, float]:
+        """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
+        budget = self._opened(now)
+        return (0.0, 0.0) if budget.status(self._mu_reserved).read_only else budget.remaining(client_id)
+
+    def was_charged(self, client_id: str, now: float) -> bool:
+        """Whether a client's own gossip was ever charged."""
+        return self._opened(now).was_charged(client_id)
+
+    def renew(
+        self,
+        total_epsilon: float,
+        total_delta: float,
+        now: float,
+        operator: str,
+        renewal_id: str,
+        signature: bytes | None = None,
+    ) -> BudgetStatus:
+        """Open a new budget period: the operator's act, recorded, once for each `renewal_id`.
+
+        Raises:
+            UsageError: If the operator's signature is needed and `signature` is not that.
+        """
+        budget = self._opened(now)
+        details: dict[str, Any] = {}
+        if self._operator_key is not None and not budget.was_renewed(renewal_id):
+            status = budget.status(self._mu_reserved)
+            message = renewal_message(
+                status.federation_id, status.period, total_epsilon, total_delta, operator
+            )
+            signed = signature is not None and IdentityKeyPair.verify_with(
+                self._operator_key, message, signature
+            )
+            if signature is None or not signed:
+                raise UsageError(
+                    "signature: a renewal of this federation needs the operator's, over "
+                    f"renewal_message(total_epsilon, total_delta, operator=...) in budget period "
+                    f"{status.period}; {'none was given' if signature is None else 'the one given is not'}"
+                )
+            details["signature"] = signature.hex()
+        budget.renew(
+            total_epsilon,
+            total_delta,
+            now=now,
+            operator=operator,
+            renewal_id=renewal_id,
+            details=details,
+        )
+        return budget.status(self._mu_reserved)
+
+    def close(self) -> None:
+        """Let go of the ledger, as the end of the process does."""
+        if self._budget is not None:
+            self._budget.close()

@@ -1,0 +1,404 @@
+"""The basket actor: a share of the federation's baskets, and their side of everything.
+
+It starts Layer 1's tasks, charges gossip to the accountant before anything is drawn, and keeps each basket's
+keys. It calls the accountant and nobody else, so no two roles ever wait for each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from scarcity_ray.actors.charging import BasketCharges, charged_gossip
+from scarcity_ray.actors.last_release import LastRelease
+from scarcity_ray.actors.layer1_tasks import blocks_where_faster
+from scarcity_ray.actors.messages import (
+    Admission,
+    BasketPlace,
+    HostState,
+    Order,
+    Overtaken,
+    SlotState,
+    SubmissionResult,
+    closed,
+)
+from scarcity_ray.actors.names import basket_actor
+from scarcity_ray.actors.parcels import ActorKey, Parcel, ParcelDesk
+from scarcity_ray.actors.session_host import SessionHost
+from scarcity_ray.actors.unattended_signing import Statement
+from scarcity_ray.baskets import Receipt, Rejection
+from scarcity_ray.baskets.basket import Basket, MemberCarry
+from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
+from scarcity_ray.baskets.local_state import Row
+from scarcity_ray.baskets.reports import ActivityReport, BasketReport, ConductReport, Layer1Outcome, Member
+from scarcity_ray.baskets.reputation import merged_activity
+from scarcity_ray.baskets.submission import SubmissionBatch
+from scarcity_ray.baskets.waiting import Backlog
+from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.errors import UsageError
+from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.plan import BasketFacts, FederationPlan
+from scarcity_ray.privacy.sampling.noise import NoiseSource
+from scarcity_ray.runtime.collector import collector_paused
+from scarcity_ray.runtime.rpc import Compute, Peers
+from scarcity_ray.updates import read_rows
+
+
+class BasketHost(SessionHost):
+    """Several baskets as a role.
+
+    Args:
+        slot: Its number among the basket actors.
+        plan: The federation's numbers.
+        federation_id: The federation.
+        peers: The other roles.
+        compute: Where Layer 1's tasks run.
+        noise: Where the noise of gossip and of the baskets' shares comes from.
+        round_id: Current round.
+        read_only: Whether the budget is spent.
+        state: What the directory knows of it: an actor that comes back has its members from the start.
+        latest: The last release, coming back after it was lost.
+        actors_key: What all basket actors hold (`actors.parcels`).
+        run: The random number of the federation's opening, which clients sign their updates for.
+        budget_period: The ledger's.
+    """
+
+    def __init__(
+        self,
+        slot: int,
+        plan: FederationPlan,
+        federation_id: str,
+        peers: Peers,
+        compute: Compute,
+        noise: NoiseSource,
+        round_id: int = 0,
+        read_only: bool = False,
+        state: SlotState | None = None,
+        latest: GlobalMetaModel | None = None,
+        actors_key: bytes | None = None,
+        run: int = 0,
+        budget_period: int = 0,
+    ) -> None:
+        super().__init__(
+            plan, federation_id, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest)
+        )
+        self._slot = slot
+        self._noise = noise
+        self._round_id = round_id
+        self._read_only = read_only
+        self._run = run
+        self._budget_period = budget_period
+        self._blocks_of = blocks_where_faster(compute)
+        self._closed: BasketReport | None = None
+        self._farewells: dict[str, bytes] = {}
+        state = state or SlotState((), (), OrderNumber())
+        self._number = state.number
+        self._order = state.order
+        self._leaving: dict[str, MemberCarry] = {}
+        self._arrived: set[str] = set()
+        self._memories = ClientMemories(state.memories)
+        self._desk = ParcelDesk(os.urandom(32) if actors_key is None else actors_key)
+        self._clip()
+        self.admit(state.admissions)
+
+    @collector_paused()
+    def admit(
+        self, admissions: Sequence[Admission], order: Order | None = None
+    ) -> dict[str, bytes] | Overtaken:
+        """Open baskets that are not here yet, take in members; the baskets' identity keys.
+
+        Members that are here already keep what they have.
+
+        Args:
+            admissions: Baskets with clients that come into them.
+            order: The operation that this belongs to, here and below; None for an actor as it starts.
+        """
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        for admission in admissions:
+            basket = self._baskets.get(admission.place.basket_id) or self._open(admission.place)
+            for member in admission.members:
+                basket.admit(self._remembered(member))
+        return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
+
+    def dismiss(self, basket_id: str, client_id: str, order: Order) -> ClientMemory | Overtaken | None:
+        """Let a client go; what must be remembered of it, which is kept here too."""
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        basket = self._baskets.get(basket_id)
+        memory = basket.dismiss(client_id) if basket is not None else None
+        if memory is not None:
+            self._memories.note([replace(memory, slot=self._slot, number=order.number)])
+        return self._memories.get(client_id)
+
+    def actor_key(self) -> ActorKey:
+        """To which parcels for this actor are sealed."""
+        return self._desk.key
+
+    def take(
+        self, basket_id: str, homes: Mapping[str, tuple[str, ActorKey]], order: Order
+    ) -> tuple[Parcel, ...] | Overtaken:
+        """Hand over what belongs to clients that move, sealed; asked again, the same again.
+
+        It is kept here until the basket closes, for a parcel may be lost, or its addressee.
+
+        Args:
+            basket_id: The basket that they leave.
+            homes: Where each moves, and the key of the actor there.
+            order: As above.
+
+        Raises:
+            ProtocolViolation: If a key is no actor's.
+        """
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        basket = self._baskets.get(basket_id)
+        if basket is not None:
+            for client_id in homes:
+                if client_id in basket.members:
+                    self._leaving[client_id] = basket.take(client_id)
+        return tuple(
+            self._desk.seal(self._leaving[client_id], home, order.operation_id, key)
+            for client_id, (home, key) in sorted(homes.items())
+            if client_id in self._leaving
+        )
+
+    def put(self, basket_id: str, parcels: Sequence[Parcel], order: Order) -> bool | Overtaken:
+        """Take over what belongs to clients that were admitted here, once each.
+
+        Returns:
+            Whether all parcels could be opened: one that was sealed to the actor that was here before cannot.
+        """
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        opened = True
+        for parcel in parcels:
+            if parcel.client_id not in self._arrived:
+                carry = self._desk.open(parcel, basket_id, order.operation_id)
+                opened = opened and carry is not None
+                if carry is not None:
+                    self._baskets[basket_id].put(carry)
+                    self._arrived.add(parcel.client_id)
+        return opened
+
+    def close_basket(self, basket_id: str, order: Order | None = None) -> ActivityReport | Overtaken:
+        """Forget a basket that is no longer live, but not what it counted; what it had not told yet."""
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        self._leaving.clear()
+        basket = self._baskets.pop(basket_id, None)
+        if basket is None:
+            return ActivityReport()
+        self._closed = basket.report().closed(BasketFacts("", "", 0), self._closed)
+        self._farewells[basket_id] = basket.identity.sign(closed(basket_id))
+        return basket.take_activity()
+
+    def submit(self, baskets: Sequence[str], batch: SubmissionBatch, now: float) -> SubmissionResult:
+        """Judge a batch of updates, each for the basket at the same position.
+
+        An update for a basket that is not here is answered as one of an unknown client: its sender's driver
+        has an old address.
+        """
+        self._sessions.tick(now)
+        read_only = self._is_read_only(now)
+        receipts = []
+        rows = read_rows(batch.rows, self._plan.config.vector_dim)
+        for index, basket_id in enumerate(baskets):
+            basket = self._baskets.get(basket_id)
+            if basket is None:
+                receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
+            else:
+                receipts.append(basket.submit(batch[index], read_only, now, rows[index]))
+        here = sorted(set(baskets) & set(self._baskets))
+        due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
+        return SubmissionResult(tuple(receipts), tuple(due))
+
+    def run_layer1(
+        self, basket_ids: Sequence[str] | None, force: bool, now: float
+    ) -> tuple[Layer1Outcome, ...]:
+        """Layer 1 in the given baskets (all by default) that are due, or that have enough if forced."""
+        self._sessions.tick(now)
+        if self._is_read_only(now):
+            return ()
+        chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
+        return tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+
+    def run_gossip(self, now: float) -> dict[str, int]:
+        """One gossip round in every basket; delivered messages a basket. See `charged_gossip`."""
+        self._sessions.tick(now)
+        if self._plan.gossip_share == 0.0 or self._is_read_only(now):
+            return dict.fromkeys(sorted(self._baskets), 0)
+        sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
+        self._read_only = self._charges.read_only_reason != ""
+        return sent
+
+    def advance_round(self, round_id: int, now: float, order: Order) -> Overtaken | None:
+        """Move to a later round; nothing happens in one that is here already."""
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        if round_id > self._round_id:
+            self._round_id = round_id
+            for basket in self._baskets.values():
+                basket.advance_round(round_id)
+            self._memories.forget_before(round_id - self._plan.config.buffer.max_staleness, now)
+        return None
+
+    def set_read_only(self, read_only: bool) -> None:
+        """Refuse updates, gossip and aggregation from now on, or no longer."""
+        self._read_only = read_only
+
+    def set_budget_period(self, budget_period: int) -> None:
+        """Take updates that are signed for this period of the budget, and no others, from now on."""
+        self._budget_period = budget_period = max(self._budget_period, budget_period)
+        for basket in self._baskets.values():
+            basket.scope = replace(basket.scope, budget_period=budget_period)
+
+    def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
+        """The local states of clients, each of the basket at the same position; those that there are.
+
+        Raises:
+            UsageError: With Layer 2, where clients train on from the global model and a state is its
+                client's.
+        """
+        if self._plan.config.layer2.enabled:
+            raise UsageError("local states are for training without Layer 2: layer2.enabled is true")
+        found: dict[str, Row] = {}
+        for basket_id, client_id in zip(baskets, client_ids, strict=True):
+            basket = self._baskets.get(basket_id)
+            state = None if basket is None else basket.local_state(client_id)
+            if state is not None:
+                found[client_id] = state
+        return found
+
+    def basket_model(self, basket_id: str) -> BasketModel | None:
+        """A basket's latest aggregate.
+
+        Raises:
+            UsageError: With ``expose_basket_models: false``.
+        """
+        if not self._plan.config.expose_basket_models:
+            raise UsageError("basket models lie outside the privacy claim: expose_basket_models is false")
+        return self._baskets[basket_id].latest.model if basket_id in self._baskets else None
+
+    def adopt(self, model: GlobalMetaModel) -> None:
+        """Take a release that is distributed to the baskets, unless a later one is here already."""
+        if self._last.adopt(model):
+            self._clip()
+
+    def last_global(self) -> GlobalMetaModel | None:
+        """The last release that was distributed here."""
+        return self._last.model
+
+    def ledger_heads(self) -> tuple[str, ...]:
+        """Hashes that the ledger must hold: this actor was told them as its head."""
+        released = "" if self._last.model is None else self._last.model.ledger_head
+        return tuple(head for head in (self._charges.ledger_head, released) if head)
+
+    def reports(self, now: float) -> dict[str, BasketReport]:
+        """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
+        self._sessions.tick(now)
+        reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
+        return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
+
+    def backlogs(self, now: float) -> tuple[Backlog, ...]:
+        """What every basket has for its next aggregate; asking changes nothing."""
+        return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
+
+    def conduct(self) -> dict[str, ConductReport]:
+        """How all members stand to their basket's aggregates; nothing where basket models are private."""
+        if not self._plan.config.expose_basket_models:
+            return {}
+        return {basket_id: basket.conduct() for basket_id, basket in sorted(self._baskets.items())}
+
+    def take_activity(self) -> ActivityReport:
+        """What was seen since this was last asked."""
+        return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
+
+    def check_in(self) -> tuple[OrderNumber, dict[str, bytes]]:
+        """The lowest order that this actor obeys, and its baskets' identity keys."""
+        return self._number, self.own_keys()
+
+    def step_down(self) -> HostState:
+        """What a directory that comes back must know; what the one before it began is obeyed no longer."""
+        self._number = OrderNumber(self._number.life + 1)
+        held = tuple(
+            Admission(
+                BasketPlace(basket_id, basket.domain_id, self._slot, basket.identity.public_bytes),
+                basket.known_members(),
+            )
+            for basket_id, basket in sorted(self._baskets.items())
+        )
+        return HostState(
+            self._round_id,
+            self._number,
+            self._order,
+            held,
+            self._memories.all(),
+            self.rosters(),
+            self._chain.endorsements(),
+            {
+                a.place.basket_id: self._baskets[a.place.basket_id].identity.sign(a.place.holding())
+                for a in held
+            },
+            self.farewells(),
+        )
+
+    def statement(self) -> Statement:
+        """What a driver that signs rosters asks of the actor itself."""
+        return Statement(self.own_keys(), self.farewells(), self.rosters())
+
+    def farewells(self) -> dict[str, bytes]:
+        """By each basket that has closed here and is on the roster still, a signature that it has."""
+        named = self._chain.known()
+        self._farewells = {b: sign for b, sign in self._farewells.items() if b in named}
+        return dict(self._farewells)
+
+    def _obeys(self) -> OrderNumber:
+        return self._number
+
+    def _is_read_only(self, now: float) -> bool:
+        """Whether the budget is spent; who renewed it may have died before the word came here."""
+        self._read_only = self._read_only and self._charges.is_spent(now)
+        return self._read_only
+
+    def _overtaken(self, order: Order | None) -> Overtaken | None:
+        """Why a call is refused; else its operation is from now on the one that this actor takes part in."""
+        if order is None:
+            return None
+        if order.number < self._number:
+            return Overtaken(self._number)
+        if self._order is None or order.operation_id != self._order.operation_id:
+            self._leaving.clear()
+            self._arrived.clear()
+        self._number, self._order = order.number, order
+        return None
+
+    def _remembered(self, member: Member) -> Member:
+        """A client with what is remembered of it here, too."""
+        memory = self._memories.pop(member.client_id)
+        if memory is None:
+            return member
+        return replace(member, memory=memory.joined_with(member.memory))
+
+    def _clip(self) -> None:
+        layer1 = self._plan.at(self._last.clip_norm).config.layer1
+        self._aggregator = Layer1Aggregator(layer1, blocks_of=self._blocks_of)
+        for basket in self._baskets.values():
+            basket.states.clip_norm = self._last.clip_norm
+
+    def _open(self, place: BasketPlace) -> Basket:
+        basket = Basket(
+            place.basket_id,
+            place.domain_id,
+            self._plan,
+            self._federation_id,
+            self._noise,
+            self._round_id,
+            self._run,
+            self._budget_period,
+        )
+        basket.states.clip_norm = self._last.clip_norm
+        self._baskets[place.basket_id] = basket
+        return basket

@@ -1,0 +1,155 @@
+"""What a basket actor asks of the accountant: gossip before it is drawn, a release before it is unmasked.
+
+The global aggregator has a release charged before it asks for unmask shares. A basket actor takes its word
+for that no more than for the noise: it asks for the same charge by the attempt's name, which is recorded once
+whoever asks first, and gives no share without it. The name holds the digest of the attempt's whole context,
+and an attempt is unmasked once (`secagg.participant`), so there is a charge for each sum. An attempt that was
+given up before it was charged (`BasketCharges.void`) is charged never.
+
+Guarantees:
+    one_drawing_a_charge: A client that two baskets of the actor name is charged, and drawn for, once.
+    a_ledger_that_was_taken_over_is_told: By the first charge, with the reason.
+    nothing_is_unmasked_that_was_not_charged: A basket actor gives no share of a release that does not fit.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from scarcity_ray.actors.accountant import Accountant
+from scarcity_ray.actors.names import ACCOUNTANT, basket_actor
+from scarcity_ray.baskets.basket import Basket
+from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.plan import GossipPlan
+from scarcity_ray.runtime.rpc import Call, Peers
+
+
+class BasketCharges:
+    """One basket actor's charges.
+
+    Args:
+        slot: The actor's number.
+        peers: The other roles.
+
+    Attributes:
+        ledger_head: The ledger's head as the last answer told it; empty before the first.
+        read_only_reason: Why the accountant charges nothing any more, as it said last; empty while it does.
+    """
+
+    def __init__(self, slot: int, peers: Peers) -> None:
+        self._slot = slot
+        self._peers = peers
+        self._incarnation = uuid.uuid4().hex
+        self.ledger_head = ""
+        self.read_only_reason = ""
+        self._answered: Counter[str] = Counter()
+
+    def gossip(
+        self,
+        kind: str,
+        clients: Mapping[str, Sequence[str]],
+        mu: float,
+        sigma: float,
+        round_id: int,
+        now: float,
+    ) -> frozenset[str]:
+        """Charge each client's own message; those whose charge fitted.
+
+        Asked again after no answer came, it is given the first one; an answer is good for one drawing.
+
+        Args:
+            kind: ``drift`` or ``vector``.
+            clients: By basket.
+            mu: What one message is charged.
+            sigma: Of its noise, for the record.
+            round_id: Likewise.
+            now: Seconds since the epoch.
+        """
+        ids = tuple(sorted(Counter(client for basket in clients.values() for client in basket)))
+        if not ids:
+            return frozenset()
+        charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
+        details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
+        charge = Call(Accountant.charge_gossip, charge_id, ids, mu, now, details)
+        allowed, self.ledger_head, self.read_only_reason = charge.send(self._peers, ACCOUNTANT).result()
+        # Its number is used up: a charge that is asked for again covers no second drawing.
+        self._answered[kind] += 1
+        return frozenset(allowed)
+
+    def release(self, charge_id: str, mu: float, now: float) -> None:
+        """Make sure that a session's release is charged, before any share is given.
+
+        Args:
+            charge_id: The name of the session's charge.
+            mu: What it must be charged.
+            now: Seconds since the epoch.
+
+        Raises:
+            ProtocolViolation: If it does not fit.
+            ActorLost: If the accountant does not answer.
+        """
+        name = basket_actor(self._slot)
+        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": name})
+        charge = asked.send(self._peers, ACCOUNTANT).result()
+        self.ledger_head = charge.head_hash
+        if not charge.allowed:
+            raise ProtocolViolation(f"{name}: nothing is charged for this session")
+
+    def void(self, charge_id: str, now: float) -> bool:
+        """Have a release refused for good, so that nobody gives a share of it; whether it is.
+
+        Args:
+            charge_id: The name of the session's charge.
+            now: Seconds since the epoch.
+
+        Returns:
+            False if it was charged, so that it may be unmasked, or may have been.
+
+        Raises:
+            ActorLost: If the accountant does not answer.
+        """
+        details = {"asked_by": basket_actor(self._slot)}
+        asked = Call(Accountant.void_release, charge_id, now, details)
+        return asked.send(self._peers, ACCOUNTANT).result()
+
+    def is_spent(self, now: float) -> bool:
+        """Whether the accountant says that the budget is spent."""
+        return Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result().read_only
+
+
+def charged_gossip(
+    baskets: Mapping[str, Basket], plan: GossipPlan, charges: BasketCharges, round_id: int, now: float
+) -> dict[str, int]:
+    """One gossip round in every basket, with one charge of each kind for all; delivered messages a basket.
+
+    Args:
+        baskets: By id.
+        plan: The numbers of gossip.
+        charges: Of the actor that holds them.
+        round_id: Current round.
+        now: Seconds since the epoch.
+
+    Raises:
+        ActorLost: If the accountant does not answer; nothing was drawn or sent, and the same call may be
+            made again.
+    """
+    ordered, at = sorted(baskets.items()), (round_id, now)
+    to_test = _each_once({b: basket.gossip_begin(round_id, now) for b, basket in ordered})
+    tested = charges.gossip("drift", to_test, plan.mu_drift, plan.sigma_drift, *at)
+    to_push = _each_once(
+        {b: basket.gossip_test([c for c in to_test[b] if c in tested]) for b, basket in ordered}
+    )
+    pushing = charges.gossip("vector", to_push, plan.mu_vector, plan.sigma_vector, *at)
+    return {b: basket.gossip_exchange([c for c in to_push[b] if c in pushing], now) for b, basket in ordered}
+
+
+def _each_once(clients: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """A charge covers one drawing: a client that two baskets name is drawn for in the first of them."""
+    seen: set[str] = set()
+    kept: dict[str, list[str]] = {}
+    for basket_id, ids in clients.items():
+        kept[basket_id] = [client_id for client_id in ids if client_id not in seen]
+        seen.update(ids)
+    return kept

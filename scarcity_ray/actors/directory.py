@@ -1,0 +1,535 @@
+"""The directory: who is in which basket, which actor holds it, and what round it is."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from scarcity_ray.actors.messages import (
+    Admission,
+    BasketPlace,
+    Begun,
+    Closing,
+    Fault,
+    FederationIdentity,
+    Located,
+    News,
+    Operation,
+    OperationKind,
+    Order,
+    Registry,
+    SlotState,
+    Whereabouts,
+    operator_key_of,
+)
+from scarcity_ray.actors.recovery import Recovered
+from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
+from scarcity_ray.baskets.reports import ActivityReport, Member, Registered
+from scarcity_ray.config import stream
+from scarcity_ray.directory import BasketInfo, BasketManager, ClientInfo, check_name
+from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.slots import SlotLoads
+from scarcity_ray.directory.trust import FIRST_TRUST
+from scarcity_ray.errors import UsageError
+from scarcity_ray.runtime.collector import collector_paused
+from scarcity_ray.runtime.rpc import Role
+from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
+from scarcity_ray.secagg.identity import PUBLIC_BYTES
+
+T = TypeVar("T")
+
+REMEMBERED = 256
+"""Operations that a directory remembers to be done, for drivers that say so late."""
+TOLD = 64
+"""Of these, the last, which each order tells the basket actors, who outlive the directory."""
+
+
+class Directory(Role):
+    """`BasketManager` as a role, with the place of each basket and the clients' public keys.
+
+    What changes who is in which basket takes calls to several roles. The directory decides it in one step,
+    and keeps it as the one operation that is pending until a driver says that all its steps are done; whoever
+    asks anything meanwhile is told, and finishes it.
+
+    Guarantees:
+        one_operation_at_a_time: Asked for another, the directory names the one that is pending.
+        an_operation_outlives_the_directory: Begun again from what the basket actors know of it, or void if no
+            step of it was done, and then none is done any more.
+        an_actor_speaks_for_the_baskets_in_its_slot_alone: Keys that it states for others are ignored.
+        no_epoch_is_made_halfway_through_an_operation: While one is pending, the roster stays as it is.
+
+    Args:
+        identity: The federation's own facts.
+        num_slots: Basket actors to fill evenly; more are asked for only with ``runtime.baskets_per_actor``.
+        now: Seconds since the epoch.
+        recovered: What the basket actors know, coming back after it was lost.
+        faults: What was lost with roles that died before.
+    """
+
+    def __init__(
+        self,
+        identity: FederationIdentity,
+        num_slots: int,
+        now: float = 0.0,
+        recovered: Recovered | None = None,
+        faults: Sequence[Fault] = (),
+    ) -> None:
+        super().__init__()
+        config = identity.config
+        self._config = config
+        self._now = 0.0
+        self._manager = BasketManager(
+            config.basket, clock=lambda: self._now, rng=stream(config.seed, "directory")
+        )
+        self._slots: dict[str, int] = {}
+        self._dead: dict[str, bytes] = {}
+        self._loads = SlotLoads(num_slots, config.runtime.baskets_per_actor)
+        self._identities: dict[str, bytes] = {}
+        self._keys: dict[str, bytes | None] = {}
+        self._examples: dict[str, int] = {}
+        self._round_id = 0
+        self._unknown = 0
+        self._incarnation = os.urandom(8).hex()
+        self._changes = 0
+        self._told: Whereabouts | None = None
+        self._number = OrderNumber()
+        self._pending: Operation | None = None
+        self._done: deque[str] = deque(maxlen=REMEMBERED)
+        self._memories = ClientMemories()
+        self._faults = {fault.fault_id: fault for fault in faults}
+        operator_key = operator_key_of(config)
+        self._is_signed = operator_key is not None
+        pinned = () if recovered is None else recovered.rosters
+        self._chain = RosterChain(identity.federation_id, operator_key, pinned)
+        self._endorsements: dict[str, Endorsement] = {}
+        self._tick(now)
+        if recovered is not None:
+            self._restore(recovered)
+
+    def whereabouts(self, known: str | None = None) -> Whereabouts | News:
+        """Round, live baskets and basket actors; the news alone if they are those of the version `known`."""
+        version = f"{self._incarnation}/{self._changes}"
+        if known == version:
+            return self.news()
+        if self._told is None or self._told.version != version:
+            places = tuple(self._place(basket_id) for basket_id in self._manager.live_basket_ids())
+            self._told = Whereabouts(self._round_id, places, len(self._loads), version)
+        return replace(self._told, news=self.news())
+
+    def news(self) -> News:
+        """What every driver is told."""
+        return News(self._pending, next(reversed(self._faults), None))
+
+    def note_faults(self, faults: Sequence[Fault]) -> None:
+        """Keep what was lost with a role, for all drivers, once however many of them met it."""
+        for fault in faults:
+            self._faults.setdefault(fault.fault_id, fault)
+
+    def faults(self) -> tuple[Fault, ...]:
+        """What was lost with roles that died, oldest first."""
+        return tuple(self._faults.values())
+
+    def current_round(self) -> int:
+        """The round, alone: what is asked once an update must not tell of all baskets."""
+        return self._round_id
+
+    def locate(self, client_ids: Sequence[str]) -> Located:
+        """Basket and slot of each client that is registered."""
+        found: dict[str, tuple[str, int]] = {}
+        for client_id in client_ids:
+            basket_id = self._manager.get_client_basket(client_id)
+            if basket_id is not None:
+                found[client_id] = basket_id, self._slots[basket_id]
+        return Located(found, self.news())
+
+    def count_unknown(self, count: int) -> None:
+        """Count updates of clients that are not registered."""
+        self._unknown += count
+
+    @collector_paused()
+    def register(self, clients: Sequence[Member], now: float) -> Begun[tuple[str, ...]]:
+        """Assign clients to baskets; the answer names the basket of each.
+
+        Raises:
+            UsageError: For an id that cannot be one, a client registered in another domain or under another
+                key; then no client of the call is registered.
+        """
+        if self._pending is not None:
+            return Begun(self._pending, False)
+        self._tick(now)
+        for member in clients:
+            self._check(member)
+        joined: dict[str, list[str]] = defaultdict(list)
+        baskets: list[str] = []
+        for member in clients:
+            is_new = self._manager.get_client_basket(member.client_id) is None
+            basket_id = self._manager.add_client(member.client_id, member.domain_id, member.features)
+            memory = self._memories.get(member.client_id)
+            if is_new and memory is not None:
+                self._manager.record_trust(member.client_id, memory.trust)
+            self._keys[member.client_id] = member.public_key
+            if member.num_examples is not None:
+                self._examples[member.client_id] = member.num_examples
+            self._settle(basket_id)
+            joined[basket_id].append(member.client_id)
+            baskets.append(basket_id)
+        admissions = tuple(
+            Admission(self._place(b), tuple(self._member(c) for c in ids)) for b, ids in joined.items()
+        )
+        return self._begin(Operation(self._order(OperationKind.REGISTER), admissions), tuple(baskets))
+
+    def unregister(self, client_id: str, now: float) -> Begun[bool]:
+        """Remove a client; the answer is whether it was registered."""
+        if self._pending is not None:
+            return Begun(self._pending, False)
+        self._tick(now)
+        basket_id = self._manager.get_client_basket(client_id)
+        if basket_id is None:
+            return Begun(None, answer=False)
+        trust = self._trust(client_id)
+        self._manager.remove_client(client_id)
+        self._keys.pop(client_id, None)
+        self._examples.pop(client_id, None)
+        place, order = self._place(basket_id), self._order(OperationKind.UNREGISTER)
+        # What is known here, in case that the actor that knows more dies before it has said so.
+        self._memories.note([ClientMemory(client_id, place.slot, trust, number=order.number)])
+        return self._begin(Operation(order, leavers=((place, client_id),)), True)
+
+    def registry(self, since: int = 0) -> Registry:
+        """Who is registered: the roster's epochs after `since`, or the newest alone.
+
+        All live baskets are, whether their actors answer or not, under the keys that they last had. What has
+        changed since the last epoch makes a new one, once no operation is pending: halfway through a split
+        neither the basket nor its halves would be on it. With an operator's key it waits for its signature.
+        """
+        parties = self._parties()
+        draft = None
+        changed = self._chain.newest is None or self._chain.newest.parties != tuple(parties)
+        if changed and self._pending is None:
+            draft = self._chain.next(parties) if parties or self._chain.newest is not None else None
+        if draft is not None and not self._is_signed:
+            self._chain.follow((draft,))
+            draft = None
+        endorsements = tuple(self._endorsements.values())
+        self._chain.endorse(endorsements)
+        known = self._chain.known()
+        return Registry(self._chain.since(since), endorsements, known, draft, self._number.life)
+
+    def registered(self, signs: bool) -> Registered:
+        """Who counts as registered in the next release; asking begins no epoch.
+
+        Args:
+            signs: Whether who asks holds the operator's key, and so signs each roster as it comes.
+        """
+        parties, newest = self._parties(), self._chain.newest
+        if newest is None or signs or not self._is_signed:
+            has_roster = signs or not self._is_signed
+            return Registered(len(parties), frozenset(p.party_id for p in parties), has_roster=has_roster)
+        self._chain.endorse(self._endorsements.values())
+        keys = self._chain.known()
+        known = {p.party_id for p in parties if keys.get(p.party_id) == p.identity_public}
+        return Registered(len(newest.parties), frozenset(known), len(known - newest.keys().keys()))
+
+    def adopt_roster(self, roster: Roster) -> str:
+        """Take the next epoch with the operator's signature; why not, or nothing."""
+        return self._chain.follow((roster,))
+
+    def record_endorsements(self, endorsements: Sequence[Endorsement]) -> None:
+        """Note for which new baskets the ones that they came from vouch."""
+        self._endorsements.update({endorsed.party.party_id: endorsed for endorsed in endorsements})
+
+    def split(self, basket_id: str, now: float) -> Begun[tuple[str, str]]:
+        """Split a basket in two, whose ids are the answer."""
+        if self._pending is not None:
+            return Begun(self._pending, False)
+        self._tick(now)
+        basket_id = self._manager.resolve(basket_id)
+        halves = self._manager.split_basket(basket_id)
+        return self._begin(self._rehousing(OperationKind.SPLIT, basket_id), halves)
+
+    def disband(self, basket_id: str, now: float) -> Begun[None]:
+        """Close a basket; its clients go to others of their domain.
+
+        One that died with the directory has none any more, and is registered no longer.
+        """
+        if self._pending is not None:
+            return Begun(self._pending, False)
+        self._tick(now)
+        if self._dead.pop(basket_id, None) is not None:
+            return Begun(None)
+        basket_id = self._manager.resolve(basket_id)
+        self._manager.disband_basket(basket_id)
+        return self._begin(self._rehousing(OperationKind.DISBAND, basket_id), None)
+
+    def advance_round(self, now: float) -> Begun[int]:
+        """Begin the next round, whose number is the answer; emptied baskets are removed."""
+        if self._pending is not None:
+            return Begun(self._pending, False)
+        self._tick(now)
+        self._round_id += 1
+        self._changes += 1
+        self._memories.forget_before(self._round_id - self._config.buffer.max_staleness, self._now)
+        before = {basket_id: self._place(basket_id) for basket_id in self._manager.live_basket_ids()}
+        emptied = self._manager.cleanup()
+        for basket_id in emptied:
+            self._loads.remove(self._slots[basket_id])
+        closed = tuple(before[basket_id] for basket_id in emptied)
+        order = self._order(OperationKind.ADVANCE_ROUND, round_id=self._round_id)
+        return self._begin(Operation(order, closed=closed), self._round_id)
+
+    def finish(
+        self,
+        order: Order,
+        overtaken: OrderNumber | None,
+        identities: Mapping[int, Mapping[str, bytes]],
+        memories: Sequence[ClientMemory],
+        seen: Sequence[ActivityReport],
+        now: float,
+    ) -> Closing:
+        """Learn that an operation's steps are done.
+
+        Args:
+            order: The operation's.
+            overtaken: If a basket actor obeys no order as low as this one: the lowest that it obeys.
+            identities: Public keys of the baskets that were opened, by the slot whose actor stated them.
+            memories: What must be remembered of the clients that left.
+            seen: What the baskets that were closed saw last.
+            now: Seconds since the epoch.
+        """
+        self.note_activity(seen, now)
+        pending = self._pending
+        if pending is not None and pending.order.operation_id == order.operation_id:
+            if overtaken is not None:
+                self.outlive(overtaken)
+                return Closing(False, self._pending)
+            if pending.order.number != order.number:
+                return Closing(False, pending)
+            for slot, keys in identities.items():
+                self.record_identities(slot, keys)
+            self._memories.note(memories)
+            self._forget_closed(pending)
+            self._pending = None
+            self._done.append(order.operation_id)
+        return Closing(order.operation_id in self._done)
+
+    def outlive(self, number: OrderNumber) -> None:
+        """Begin a new life after `number`, which an actor has heard of, and the pending operation again.
+
+        A directory that did not come to be has fenced the actors off from this one.
+        """
+        self._number = OrderNumber(max(self._number, number).life + 1)
+        if self._pending is not None:
+            order = replace(self._pending.order, number=self._next_number())
+            self._pending = replace(self._pending, order=order)
+
+    def record_identities(self, slot: int, identities: Mapping[str, bytes]) -> None:
+        """Note the public keys under which baskets sign in secure aggregation.
+
+        An actor speaks for the baskets that live in its slot; what it says of others is ignored.
+
+        Args:
+            slot: Of the actor that stated them.
+            identities: Ed25519 public bytes by basket.
+        """
+        own = {
+            basket_id: key
+            for basket_id, key in identities.items()
+            if self._slots.get(basket_id) == slot and type(key) is bytes and len(key) == PUBLIC_BYTES
+        }
+        self._changes += any(self._identities.get(b) != key for b, key in own.items())
+        self._identities.update(own)
+        for basket_id in own:
+            self._dead.pop(basket_id, None)
+
+    def resolve(self, basket_id: str) -> BasketPlace:
+        """The place of a basket, named by its id or by a domain that has one basket."""
+        return self._place(self._manager.resolve(basket_id))
+
+    def slot_state(self, slot: int) -> SlotState:
+        """Everything that a basket actor must be told that starts, or comes back, empty."""
+        baskets = [b for b in self._manager.live_basket_ids() if self._slots[b] == slot]
+        admissions = tuple(
+            Admission(
+                self._place(basket_id),
+                tuple(self._member(c) for c in sorted(self._manager.get_basket_clients(basket_id))),
+            )
+            for basket_id in baskets
+        )
+        number = replace(self._number, count=self._number.count + 1)
+        if self._pending is not None:
+            number = self._pending.order.number
+            baskets += [place.basket_id for place in self._pending.closed if place.slot == slot]
+        return SlotState(
+            admissions=admissions,
+            memories=tuple(m for m in self._memories.all() if m.slot == slot),
+            number=number,
+            order=None if self._pending is None else self._pending.order,
+            baskets=tuple(baskets),
+            keys=tuple(self._identities[b] for b in baskets if b in self._identities),
+        )
+
+    def note_activity(self, reports: Sequence[ActivityReport], now: float) -> None:
+        """Take over what basket actors saw."""
+        self._tick(now)
+        for report in reports:
+            for client_id, activity in report.clients.items():
+                self._manager.record_trust(client_id, activity.trust)
+                if activity.accepted and self._manager.get_client_basket(client_id) is not None:
+                    self._manager.touch_client(client_id, n_updates=activity.accepted, at=activity.seen)
+            for basket_id, at in report.baskets.items():
+                if self._manager.is_live(basket_id):
+                    self._manager.touch_basket(basket_id, at=at)
+
+    def client(self, client_id: str, now: float) -> ClientInfo | None:
+        """What is known of a client."""
+        self._tick(now)
+        return self._manager.get_client(client_id)
+
+    def basket(self, basket_id: str, now: float) -> BasketInfo | None:
+        """What is known of a basket."""
+        self._tick(now)
+        return self._manager.get_basket(basket_id)
+
+    def stale_baskets(self, threshold: float | None, now: float) -> list[str]:
+        """Baskets without activity for `threshold` seconds (the configured ones by default)."""
+        self._tick(now)
+        return list(self._manager.get_stale_baskets(threshold))
+
+    def stats(self, now: float) -> dict[str, Any]:
+        """The manager's statistics, the round, and each live basket's status and size."""
+        self._tick(now)
+        live = self._manager.live_baskets()
+        return {
+            **self._manager.get_stats(),
+            "current_round": self._round_id,
+            "statuses": {info.basket_id: info.status.value for info in live},
+            "sizes": {info.basket_id: len(info.clients) for info in live},
+            "unknown_clients": self._unknown,
+            "trusts_dropped": self._memories.num_dropped,
+        }
+
+    def _parties(self) -> list[Party]:
+        """All live baskets under the keys that they last had, and those that nobody has closed, by id."""
+        live = self._manager.live_basket_ids()
+        keys = {b: self._identities[b] for b in live if b in self._identities}
+        return sorted(Party(basket_id, key) for basket_id, key in {**self._dead, **keys}.items())
+
+    def _restore(self, recovered: Recovered) -> None:
+        for admission in recovered.admissions:
+            place = admission.place
+            self._manager.restore_basket(
+                place.basket_id,
+                place.domain_id,
+                [(m.client_id, m.domain_id, m.features) for m in admission.members],
+            )
+            for member in admission.members:
+                self._manager.record_trust(member.client_id, member.trust)
+            self._slots[place.basket_id] = place.slot
+            self._loads.add(place.slot)
+            if place.identity:
+                self._identities[place.basket_id] = place.identity
+            self._keys.update({m.client_id: m.public_key for m in admission.members})
+            told = {m.client_id: m.num_examples for m in admission.members if m.num_examples is not None}
+            self._examples.update(told)
+        self._dead = dict(recovered.dead)
+        self._endorsements = {endorsed.party.party_id: endorsed for endorsed in recovered.endorsements}
+        self._memories.note(recovered.memories)
+        self._round_id = recovered.round_id
+        self._number = recovered.number
+        self._done.extend(recovered.done)
+        if recovered.pending is not None:
+            order = replace(recovered.pending.order, number=self._next_number())
+            self._pending = replace(recovered.pending, order=order, num_slots=len(self._loads))
+            self._slots.update({place.basket_id: place.slot for place in recovered.pending.closed})
+
+    def _begin(self, operation: Operation, answer: T) -> Begun[T]:
+        self._pending = replace(operation, num_slots=len(self._loads))
+        return Begun(self._pending, answer=answer)
+
+    def _order(self, kind: OperationKind, round_id: int | None = None) -> Order:
+        done = tuple(self._done)[-TOLD:]
+        return Order(self._next_number(), uuid.uuid4().hex, kind, round_id=round_id, done=done)
+
+    def _next_number(self) -> OrderNumber:
+        self._number = replace(self._number, count=self._number.count + 1)
+        return self._number
+
+    def _forget_closed(self, operation: Operation) -> None:
+        """Forget the places of baskets that have closed; their ids are never used again."""
+        for place in operation.closed:
+            self._slots.pop(place.basket_id, None)
+            self._identities.pop(place.basket_id, None)
+
+    def _trust(self, client_id: str) -> float:
+        info = self._manager.get_client(client_id)
+        return FIRST_TRUST if info is None else info.trust_score
+
+    def _tick(self, now: float) -> None:
+        self._now = max(self._now, now)
+
+    def _check(self, member: Member) -> None:
+        check_name("client id", member.client_id)
+        check_name("domain id", member.domain_id)
+        known = self._manager.get_client(member.client_id)
+        if known is None:
+            return
+        if known.domain_id != member.domain_id:
+            raise UsageError(
+                f"client {member.client_id!r} is registered in domain {known.domain_id!r}; "
+                "unregister it first"
+            )
+        if self._keys.get(member.client_id) != member.public_key:
+            raise UsageError(
+                f"client {member.client_id!r} is registered under another key; unregister it first"
+            )
+
+    def _settle(self, basket_id: str) -> None:
+        """Give a new basket its actor: the emptiest, or a new one if each may hold only so many."""
+        if basket_id not in self._slots:
+            self._slots[basket_id] = self._loads.take()
+            self._changes += 1
+
+    def _place(self, basket_id: str) -> BasketPlace:
+        return BasketPlace(
+            basket_id=basket_id,
+            domain_id=self._manager.domain_of(basket_id) or "",
+            slot=self._slots[basket_id],
+            identity=self._identities.get(basket_id, b""),
+        )
+
+    def _member(self, client_id: str) -> Member:
+        info, key = self._manager.get_client(client_id), self._keys.get(client_id)
+        memory = self._memories.get(client_id)
+        if info is None:
+            return Member(client_id, "", key)
+        return Member(
+            client_id=client_id,
+            domain_id=info.domain_id,
+            public_key=key,
+            features=info.features,
+            trust=info.trust_score,
+            num_examples=self._examples.get(client_id),
+            memory=memory,
+        )
+
+    def _rehousing(self, kind: OperationKind, closed: str) -> Operation:
+        self._loads.remove(self._slots[closed])
+        self._changes += 1
+        moved: dict[str, list[str]] = defaultdict(list)
+        for move in self._manager.moves_from(closed):
+            moved[move.to_basket].append(move.client_id)
+        targets = [basket_id for basket_id in self._manager.live_basket_ids() if basket_id in moved]
+        for basket_id in targets:
+            self._settle(basket_id)
+        closing, homes = self._place(closed), {b: self._place(b) for b in targets}
+        order = replace(
+            self._order(kind),
+            closing=closing,
+            homes={client_id: homes[b] for b in targets for client_id in moved[b]},
+        )
+        admissions = tuple(Admission(homes[b], tuple(self._member(c) for c in moved[b])) for b in targets)
+        return Operation(order, admissions, closed=(closing,))

@@ -1,0 +1,198 @@
+"""What belongs to a client, sealed by one basket actor for another: whoever carries it reads nothing of it.
+
+A client that moves takes its raw updates along. The actor that it leaves hands them out to any caller, but
+sealed to the key of an actor (X25519, HKDF, AES-256-GCM), and only to one that shows by a tag under the
+federation's actors' key that it is one: drivers give that key to the basket actors that they start, and to no
+other role.
+
+*Guarantees*
+    - A parcel is opened by the actor that it is sealed to, for the client, the basket and the operation that
+      it was made for, and by nobody else.
+    - A key without its tag is refused.
+    - What is opened is made of known plain data alone; nothing in a parcel is executed.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.baskets import BufferedUpdate, ClientUpdates, ReplayKey
+from scarcity_ray.baskets.basket import MemberCarry
+from scarcity_ray.baskets.local_state import StateCarry
+from scarcity_ray.baskets.reputation import Standing
+from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.gossip import GossipCarry, GossipMessage, MemberRecord
+from scarcity_ray.secagg.key_agreement import (
+    KEY_BYTES,
+    agree,
+    derive_key,
+    private_key_from,
+    public_key_of,
+    seal,
+    unseal,
+)
+from scarcity_ray.secagg.transcript import encode
+
+_PARTS: dict[str, Callable[..., Any]] = {
+    kind.__name__: kind
+    for kind in (
+        MemberCarry,
+        ClientUpdates,
+        BufferedUpdate,
+        ReplayKey,
+        GossipCarry,
+        MemberRecord,
+        GossipMessage,
+        StateCarry,
+        Standing,
+    )
+}
+_HEADER = 8
+
+
+@dataclass(frozen=True)
+class ActorKey:
+    """The public half of an actor's key, 32 bytes, with the tag that says that it is an actor's."""
+
+    public: bytes
+    tag: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """What belongs to one client, sealed.
+
+    Attributes:
+        client_id: Whose.
+        public: Public half of the key that this parcel was sealed with.
+        sealed: The ciphertext.
+    """
+
+    client_id: str
+    public: bytes
+    sealed: bytes
+
+
+class ParcelDesk:
+    """Where one actor seals parcels and opens those that are sealed to it.
+
+    Args:
+        actors_key: What all basket actors of the federation hold, 32 bytes.
+    """
+
+    def __init__(self, actors_key: bytes) -> None:
+        self._actors_key = actors_key
+        self._private = private_key_from(os.urandom(KEY_BYTES))
+        public = public_key_of(self._private)
+        self.key = ActorKey(public, self._tag(public))
+
+    def seal(self, carry: MemberCarry, basket_id: str, operation_id: str, to: ActorKey) -> Parcel:
+        """Seal what belongs to a client.
+
+        Args:
+            carry: It.
+            basket_id: Where the client moves.
+            operation_id: By which operation.
+            to: Key of the actor that holds that basket.
+
+        Raises:
+            ProtocolViolation: If the key is not an actor's of this federation.
+        """
+        if not hmac.compare_digest(to.tag, self._tag(to.public)):
+            raise ProtocolViolation("what belongs to a client is sealed to this federation's actors only")
+        private = private_key_from(os.urandom(KEY_BYTES))
+        public = public_key_of(private)
+        bound = encode("parcel", carry.client_id, basket_id, operation_id, public, to.public)
+        key = derive_key(agree(private, to.public), "parcel", bound)
+        return Parcel(carry.client_id, public, seal(key, packed(carry), bound))
+
+    def open(self, parcel: Parcel, basket_id: str, operation_id: str) -> MemberCarry | None:
+        """What is in a parcel; None if it was sealed to another actor, basket or operation, or changed."""
+        bound = encode("parcel", parcel.client_id, basket_id, operation_id, parcel.public, self.key.public)
+        key = derive_key(agree(self._private, parcel.public), "parcel", bound)
+        plain = unseal(key, parcel.sealed, bound)
+        return None if plain is None else unpacked(plain)
+
+    def _tag(self, public: bytes) -> bytes:
+        return hmac.digest(self._actors_key, encode("actor", public), "sha256")
+
+
+def packed(carry: MemberCarry) -> bytes:
+    """A carry as bytes: a JSON header, and the arrays behind it as they lie in memory."""
+    arrays: list[NDArray[Any]] = []
+    header = json.dumps(_written(carry, arrays), separators=(",", ":")).encode()
+    return b"".join([len(header).to_bytes(_HEADER, "big"), header, *(a.tobytes() for a in arrays)])
+
+
+def unpacked(plain: bytes) -> MemberCarry:
+    """The carry of which `packed` made these bytes."""
+    start = _HEADER + int.from_bytes(plain[:_HEADER], "big")
+    reader = _Reader(memoryview(plain)[start:])
+    carry = reader.read(json.loads(plain[_HEADER:start]))
+    if not isinstance(carry, MemberCarry):
+        raise ProtocolViolation(f"a parcel of a client's belongings holds a {type(carry).__name__}")
+    return carry
+
+
+def _written(value: Any, arrays: list[NDArray[Any]]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, np.ndarray):
+        array = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+        arrays.append(array)
+        return {"array": array.dtype.str, "shape": array.shape}
+    if isinstance(value, ReplayKey) or is_dataclass(value):
+        names = value._fields if isinstance(value, ReplayKey) else [f.name for f in fields(value)]
+        parts = {name: _written(getattr(value, name), arrays) for name in names}
+        return {"is": type(value).__name__, "of": parts}
+    if type(value) is dict:
+        return {"dict": [[_written(key, arrays), _written(item, arrays)] for key, item in value.items()]}
+    for kind in (tuple, list, set, frozenset):
+        if type(value) is kind:
+            items = sorted(value) if kind in (set, frozenset) else value
+            return {kind.__name__: [_written(item, arrays) for item in items]}
+    raise TypeError(f"a parcel cannot hold a {type(value).__name__}")
+
+
+class _Reader:
+    """Reads what `_written` made; arrays are private copies, read-only."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "is" in value:
+            return _PARTS[value["is"]](**{name: self.read(part) for name, part in value["of"].items()})
+        if "bytes" in value:
+            return bytes.fromhex(value["bytes"])
+        if "array" in value:
+            return self._array(np.dtype(value["array"]), tuple(value["shape"]))
+        ((kind, items),) = value.items()
+        if kind == "dict":
+            return {self.read(key): self.read(item) for key, item in items}
+        kinds = {"tuple": tuple, "list": list, "set": set, "frozenset": frozenset}
+        return kinds[kind](self.read(item) for item in items)
+
+    def _array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        array: NDArray[Any] = np.ndarray(shape, dtype, self._data[:size]).copy()
+        self._data = self._data[size:]
+        array.setflags(write=False)
+        return array
+
+
+__all__ = ["ActorKey", "Parcel", "ParcelDesk", "packed", "unpacked"]

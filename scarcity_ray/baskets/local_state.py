@@ -1,0 +1,131 @@
+"""The local states of a basket's clients, and what they report of meta-parameters.
+
+A client's local state is its latest row. It outlives the buffer: gossip moves it towards what it receives,
+and Layer 1 aggregates the local states of the clients that have buffered updates. Without Layer 2 it is what
+the client trains on from, and an update that waits does not age: no global model moves away from it.
+
+*Guarantees*
+    - A state that is formed has at most the clip norm.
+    - A report of meta-parameters enters one aggregate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.baskets import UpdateBuffer
+from scarcity_ray.baskets.reports import ClippingReport
+from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.layers.meta_parameters import mean_reports
+from scarcity_ray.robust import clip_vector, row_norm
+
+Row = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class StateCarry:
+    """What goes with a client to another basket.
+
+    Attributes:
+        row: Its local state, if it has one.
+        meta: Its report of meta-parameters, if one waits.
+    """
+
+    row: Row | None
+    meta: NDArray[np.float64] | None
+
+
+class LocalStates:
+    """The states of one basket.
+
+    Args:
+        config: The federation's.
+        basket_id: The basket.
+        buffer: Where its updates wait.
+
+    Attributes:
+        clip_norm: To which rows are clipped as they are formed.
+    """
+
+    def __init__(self, config: HierarchicalFederationConfig, basket_id: str, buffer: UpdateBuffer) -> None:
+        self.clip_norm = config.layer1.clip_norm
+        self._config = config
+        self._basket_id = basket_id
+        self._buffer = buffer
+        self._rows: dict[str, Row] = {}
+        self._meta: dict[str, NDArray[np.float64]] = {}
+        self._norms: dict[str, float] = {}
+
+    def ids(self) -> tuple[str, ...]:
+        """Clients that have a state, sorted."""
+        return tuple(sorted(self._rows))
+
+    def rows(self, client_ids: Sequence[str]) -> list[Row]:
+        """Their states themselves, not copies: gossip mixes into them."""
+        return [self._rows[client_id] for client_id in client_ids]
+
+    def get(self, client_id: str) -> Row | None:
+        """A client's state."""
+        return self._rows.get(client_id)
+
+    def form(self, client_id: str, meta: NDArray[np.float64] | None = None) -> None:
+        """Form a client's state from what it has buffered, and keep its report if there is a new one."""
+        vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest
+        row = vote(self._basket_id, client_id)
+        self._rows[client_id] = clip_vector(row, self.clip_norm)
+        if self._config.expose_basket_models:
+            self._norms[client_id] = row_norm(row)
+        if meta is not None:
+            self._meta[client_id] = meta
+
+    def age(self) -> None:
+        """Form the rows of clients whose updates still wait again, with the weight of their new staleness.
+
+        What gossip had mixed into them was meant against an older global model.
+        """
+        for client_id in self._buffer.clients(self._basket_id) if self._config.layer2.enabled else ():
+            self.form(client_id)
+
+    def raw_norms(self, client_ids: Sequence[str]) -> list[float] | None:
+        """Norms of the clients' rows before clipping and gossip, where the clip norm follows them."""
+        if not self._config.layer2.adaptive_clipping:
+            return None
+        return [row_norm(self._buffer.row(self._basket_id, client_id)) for client_id in client_ids]
+
+    def clipping(self, client_ids: Sequence[str]) -> ClippingReport | None:
+        """How long the clients' rows were; None where basket models are private, or no length is known."""
+        norms = [self._norms[client_id] for client_id in client_ids if client_id in self._norms]
+        if not norms:
+            return None
+        clipped = sum(norm > self.clip_norm for norm in norms)
+        return ClippingReport(len(norms), clipped, median(norms), self.clip_norm)
+
+    def mean_meta(self, client_ids: Sequence[str]) -> NDArray[np.float64]:
+        """The mean of the clients' reports; one that reported nothing counts as zero."""
+        length = len(self._config.meta_parameters)
+        return mean_reports([self._meta.get(c, np.zeros(length)) for c in client_ids], length)
+
+    def forget_reports(self, client_ids: Sequence[str]) -> None:
+        """Note that the clients' reports have entered an aggregate."""
+        for client_id in client_ids:
+            self._meta.pop(client_id, None)
+
+    def take(self, client_id: str) -> StateCarry:
+        """Hand over what belongs to a client that goes."""
+        self._norms.pop(client_id, None)
+        return StateCarry(self._rows.pop(client_id, None), self._meta.pop(client_id, None))
+
+    def put(self, client_id: str, carry: StateCarry) -> None:
+        """Take over what belongs to a client that moved here."""
+        if carry.row is not None:
+            self._rows[client_id] = np.array(carry.row, np.float32)
+        if carry.meta is not None:
+            self._meta[client_id] = carry.meta
+
+
+__all__ = ["LocalStates", "Row", "StateCarry"]

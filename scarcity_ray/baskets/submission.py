@@ -1,0 +1,177 @@
+"""Updates on their way from a driver to the baskets, and their clients' signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.baskets import JudgedUpdate
+from scarcity_ray.errors import UsageError
+from scarcity_ray.secagg import IdentityKeyPair
+from scarcity_ray.updates import (
+    Rejection,
+    SigningScope,
+    UpdateStatement,
+    canonical_report,
+    read_row,
+    update_message,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """One update as it reaches its basket.
+
+    Attributes:
+        client_id: Who sends it.
+        update: What was sent: an array of numbers, or why what was sent is none.
+        round_id: The round that it was made for; None is the current one; anything but an integer is refused.
+        signature: Ed25519 signature of `updates.update_message`, if the client registered a key.
+        meta: The client's report of meta-parameters, or None.
+        sequence: The client's own number for it, unique within the round, or None.
+        num_examples: Examples that the client says are behind it, or None.
+    """
+
+    client_id: str
+    update: NDArray[Any] | Rejection
+    round_id: object = None
+    signature: bytes | None = None
+    meta: Mapping[str, float] | None = None
+    sequence: object = None
+    num_examples: object = None
+
+
+@dataclass(frozen=True, eq=False)
+class SubmissionBatch:
+    """Updates of many clients; stacked into one array they travel fastest.
+
+    Attributes:
+        client_ids: Who sends them.
+        rows: (n, d) array, or one entry an update as in `Submission`.
+        round_id: As in `Submission`, the same for all.
+        signatures: One an update, or None.
+        meta: One an update, or None.
+        sequences: One an update, or None.
+        num_examples: One an update, or None.
+    """
+
+    client_ids: tuple[str, ...]
+    rows: NDArray[Any] | tuple[NDArray[Any] | Rejection, ...]
+    round_id: object = None
+    signatures: tuple[bytes | None, ...] | None = None
+    meta: tuple[Mapping[str, float] | None, ...] | None = None
+    sequences: tuple[object, ...] | None = None
+    num_examples: tuple[object, ...] | None = None
+
+    def take(self, indices: Sequence[int]) -> SubmissionBatch:
+        """The updates at `indices`, in that order."""
+        if list(indices) == list(range(len(self))):
+            return self
+        rows = self.rows
+        return SubmissionBatch(
+            tuple(self.client_ids[i] for i in indices),
+            rows[list(indices)] if isinstance(rows, np.ndarray) else tuple(rows[i] for i in indices),
+            self.round_id,
+            _taken(self.signatures, indices),
+            _taken(self.meta, indices),
+            _taken(self.sequences, indices),
+            _taken(self.num_examples, indices),
+        )
+
+    def __getitem__(self, index: int) -> Submission:
+        return Submission(
+            self.client_ids[index],
+            self.rows[index],
+            self.round_id,
+            None if self.signatures is None else self.signatures[index],
+            None if self.meta is None else self.meta[index],
+            None if self.sequences is None else self.sequences[index],
+            None if self.num_examples is None else self.num_examples[index],
+        )
+
+    def __len__(self) -> int:
+        return len(self.client_ids)
+
+
+def _taken(column: tuple[T, ...] | None, indices: Sequence[int]) -> tuple[T, ...] | None:
+    return None if column is None else tuple(column[i] for i in indices)
+
+
+def message_of(judged: JudgedUpdate, meta: Mapping[str, float] | None, scope: SigningScope) -> bytes:
+    """What the client of an update signs.
+
+    Args:
+        judged: The update.
+        meta: Its report of meta-parameters.
+        scope: Where and when.
+    """
+    return UpdateStatement(
+        scope=scope,
+        round_id=judged.round_id,
+        client_id=judged.client_id,
+        digest=judged.digest,
+        shape=judged.update.shape,
+        sequence=judged.sequence,
+        num_examples=judged.num_examples,
+        report=None if meta is None else canonical_report(meta),
+    ).encode()
+
+
+def message_as_sent(submission: Submission, round_id: int, scope: SigningScope) -> bytes | None:
+    """What the client of a submission signs, be it an update or not; None if nobody can sign it."""
+    try:
+        return update_message(
+            scope,
+            submission.client_id,
+            round_id,
+            submission.update,
+            sequence=submission.sequence,  # type: ignore[arg-type]
+            num_examples=submission.num_examples,  # type: ignore[arg-type]
+            meta=submission.meta,
+        )
+    except UsageError:
+        return None
+
+
+def is_signed(public_key: bytes, message: bytes, signature: object) -> bool:
+    """Whether `signature` is one of `message` by the holder of `public_key`."""
+    return isinstance(signature, bytes) and IdentityKeyPair.verify_with(public_key, message, signature)
+
+
+def signed(
+    batch: SubmissionBatch,
+    round_id: object,
+    keypairs: Mapping[str, IdentityKeyPair],
+    scope: SigningScope,
+    dimension: int,
+) -> SubmissionBatch:
+    """The batch with a signature for every update whose key is held here and that has none yet.
+
+    What cannot be an update is left unsigned: it is refused for what it is, and nobody has signed it.
+
+    Args:
+        batch: The updates.
+        round_id: The round that they are made for, which is signed along.
+        keypairs: Keys by client.
+        scope: Where and when the signatures are worth something.
+        dimension: Length of an update.
+    """
+    batch = replace(batch, round_id=round_id)
+    signatures = list(batch.signatures or [None] * len(batch))
+    for index, client_id in enumerate(batch.client_ids):
+        keypair = keypairs.get(client_id)
+        if keypair is None or signatures[index] is not None or not isinstance(round_id, int | np.integer):
+            continue
+        submission = batch[index]
+        row = read_row(submission.update, dimension)
+        if isinstance(row, Rejection):
+            continue
+        message = message_as_sent(replace(submission, update=row), int(round_id), scope)
+        signatures[index] = None if message is None else keypair.sign(message)
+    return replace(batch, signatures=tuple(signatures))

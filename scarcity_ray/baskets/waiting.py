@@ -1,0 +1,448 @@
+"""Why there is no model: what the next aggregate and the next release wait for, in data and in words.
+
+*Guarantees*
+    - What is said to be missing is missing: with it, the basket aggregates, or the release is made.
+    - Asking changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from scarcity_ray.baskets.reports import Registered
+from scarcity_ray.config import AggregationMethod, Layer2Config
+from scarcity_ray.errors import ConfigError
+from scarcity_ray.layers.triggers import TriggerReason, basket_due, global_due
+from scarcity_ray.plan import FederationPlan, corrupt_of, make_plan, session_shape
+from scarcity_ray.plan.session import HIDDEN_AMONG
+from scarcity_ray.plan.tolerance import rows_behind_pre
+
+NAMED = 10
+"""Absent clients of a basket that are named; the others are counted."""
+SIZES_LOOKED_AT = 1000
+"""Further members that are tried with a rule."""
+SIGNING = "`scarcity-ray roster sign`, then fed.sign_roster(...)"
+"""How an operator signs."""
+
+
+class Missing(StrEnum):
+    """What a basket, or the release, lacks."""
+
+    MEMBERS = "members"
+    """Of a basket: it has fewer clients than its rule needs rows."""
+    UPDATES = "updates"
+    """Of a basket: fewer clients have sent than its rule needs rows."""
+    TRIGGER = "trigger"
+    """Enough is there, but neither all of it, nor has the time or the staleness come."""
+    RELEASE = "release"
+    """Of a basket: nothing; its aggregate waits for the release."""
+    BASKETS = "baskets"
+    """Of the release: fewer baskets have clients than it needs."""
+    ROSTER = "roster"
+    """Of the release: the operator has not signed for the baskets that it needs."""
+    AGGREGATES = "aggregates"
+    """Of the release: fewer baskets than it needs have an aggregate that is in no release yet."""
+    BUDGET = "budget"
+    """Of the release: the privacy budget is spent."""
+    LEDGER = "ledger"
+    """Of the release: another federation has taken the ledger over."""
+    LAYER2 = "layer2"
+    """Of the release: Layer 2 is off, so that there never is one."""
+    CALL = "call"
+    """Nothing but the call that makes it."""
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What a basket has, as its actor tells it; nothing in it depends on private values.
+
+    Attributes:
+        basket_id: The basket.
+        domain_id: Its domain.
+        num_members: Its clients.
+        num_senders: Those with buffered updates.
+        absent: Up to `NAMED` of the others, sorted.
+        staleness: Rounds that the oldest buffered update lies back.
+        seconds: Since its last aggregation, or since its first update if there was none.
+        fresh: Whether it has an aggregate that is in no release yet.
+    """
+
+    basket_id: str
+    domain_id: str
+    num_members: int
+    num_senders: int
+    absent: tuple[str, ...]
+    staleness: int
+    seconds: float
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class BasketWait:
+    """What one basket waits for.
+
+    Attributes:
+        basket_id: The basket.
+        missing: What it lacks.
+        num_members: Its clients.
+        num_senders: Those with updates that are in no aggregate yet.
+        num_absent: The others.
+        absent: Up to `NAMED` of them, sorted.
+        rule: Of Layer 1.
+        num_byzantine: The rule's f in this basket.
+        least_rows: Clients that must have sent.
+        seconds_left: Until time makes it due; None where time does not help.
+        sentence: All that in words, with what to do.
+    """
+
+    basket_id: str
+    missing: Missing
+    num_members: int
+    num_senders: int
+    num_absent: int
+    absent: tuple[str, ...]
+    rule: str
+    num_byzantine: int
+    least_rows: int
+    seconds_left: float | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class WaitingFor:
+    """What the next global model waits for; ``str()`` says it to a newcomer.
+
+    Attributes:
+        missing: What the release lacks.
+        num_fresh: Baskets whose aggregate is in no release yet.
+        least_baskets: Without which there is no release.
+        wanted_baskets: Which make it due at once.
+        num_registered: Baskets that count as registered, of which some may be corrupt.
+        seconds_left: Until time makes it due; None where time does not help.
+        sentence: That in words, with what to do.
+        baskets: What each basket waits for, those that lack something first; none where nothing is accepted.
+    """
+
+    missing: Missing
+    num_fresh: int
+    least_baskets: int
+    wanted_baskets: int
+    num_registered: int
+    seconds_left: float | None
+    sentence: str
+    baskets: tuple[BasketWait, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([self.sentence, *(f"- {basket.sentence}" for basket in self.baskets)])
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, with the words under ``text``."""
+        baskets = [asdict(basket) | {"missing": str(basket.missing)} for basket in self.baskets]
+        return {"text": str(self), **asdict(self), "missing": str(self.missing), "baskets": baskets}
+
+
+@dataclass(frozen=True)
+class _Need:
+    """How many baskets a release needs, and why.
+
+    Attributes:
+        layer2: Settings.
+        number: Baskets that are registered.
+        num_unsigned: Those that count as corrupt until they are signed for.
+        signed: Whether an operator signs rosters.
+    """
+
+    layer2: Layer2Config
+    number: int
+    num_unsigned: int
+    signed: bool
+
+    def least(self, number: int | None = None) -> int:
+        """Fresh baskets without which there is no release; if `number` were registered."""
+        if not self.layer2.use_secure_aggregation:
+            return self.layer2.min_baskets
+        parties = self.number if number is None else number
+        shape = session_shape(self.layer2, parties, registered=parties, unsigned=self.num_unsigned)
+        return max(self.layer2.min_baskets, shape.least_weighted)
+
+    @property
+    def binds(self) -> bool:
+        """Whether it is for the corrupt that so many are needed."""
+        return self.least() > self.layer2.min_baskets
+
+    @property
+    def why(self) -> str:
+        """The setting that asks for so many."""
+        if not self.binds:
+            return "layer2.min_baskets"
+        unsigned = f", and {self.num_unsigned} not signed for" if self.num_unsigned else ""
+        return (
+            f"{corrupt_of(self.layer2, self.number)} of the {self.number} registered may be corrupt, "
+            f"layer2.assumed_corrupt_fraction{unsigned}"
+        )
+
+    def ways(self, fresh: int, num_empty: int) -> Iterator[str]:
+        """What makes do with the fresh ones."""
+        if not self.binds:
+            return
+        signed = " (and have the next roster signed)" if self.signed else ""
+        if num_empty and self.least(self.number - num_empty) <= fresh:
+            yield (
+                "advance_round, until which a basket that has lost all its clients counts among those "
+                f"registered{signed}"
+            )
+        if self.num_unsigned:
+            yield f"sign the roster ({SIGNING})"
+        most = self._most_registered(fresh)
+        if most is not None:
+            hides = session_shape(self.layer2, most).hides
+            caution = "" if hides else ", too few to hide one from an aggregator that colludes with another"
+            yield (
+                f"close idle ones until {most} are registered (disband_basket where the domain has others, "
+                f"else unregister_client their clients, then advance_round){signed}{caution}"
+            )
+        if fresh >= self.layer2.min_baskets:
+            yield (
+                "set layer2.assumed_corrupt_fraction: 0, which protects no basket from an aggregator that "
+                "colludes with others"
+            )
+
+    def _most_registered(self, fresh: int) -> int | None:
+        """The most registered baskets with which so many fresh ones would do, if that takes closing some."""
+        if self.num_unsigned or fresh < self.layer2.min_baskets:
+            return None
+        for number in range(self.number - 1, fresh - 1, -1):
+            few_corrupt = corrupt_of(self.layer2, number) + HIDDEN_AMONG <= fresh
+            if (few_corrupt or number == fresh) and self.least(number) <= fresh:
+                return number
+        return None
+
+
+def waiting_for(
+    plan: FederationPlan,
+    backlogs: Sequence[Backlog],
+    seconds: float | None = None,
+    *,
+    registered: Registered | None = None,
+    read_only: bool = False,
+    taken_over: str = "",
+    last_abort: str | None = None,
+) -> WaitingFor:
+    """What the next release and the baskets behind it wait for.
+
+    Args:
+        plan: The federation's numbers.
+        backlogs: Of every live basket.
+        seconds: Since the last release, or since the first was looked for; None if none ever was.
+        registered: Who is; None: those of `backlogs`.
+        read_only: Whether nothing is accepted any more.
+        taken_over: Why, if that is because the ledger was taken over.
+        last_abort: Why the last session ended, if it did without a release.
+    """
+    layer2 = plan.config.layer2
+    if registered is None or not layer2.use_secure_aggregation:
+        registered = Registered(len(backlogs), frozenset(backlog.basket_id for backlog in backlogs))
+    need = _Need(layer2, registered.number, registered.num_unsigned, plan.config.operator_key is not None)
+    least = need.least()
+    peopled = [backlog for backlog in backlogs if backlog.num_members]
+    able = [backlog for backlog in backlogs if backlog.num_members or backlog.fresh]
+    waits = [_basket_wait(plan, backlog) for backlog in peopled]
+    order = list(Missing)
+    waits.sort(key=lambda wait: (order.index(wait.missing), wait.basket_id))
+    known = [backlog for backlog in backlogs if backlog.basket_id in registered.known]
+    fresh = sum(backlog.fresh for backlog in known)
+    strangers = sum(backlog.fresh for backlog in backlogs) - fresh
+    active = sum(backlog.num_members >= plan.config.basket.min_clients for backlog in known)
+    wanted = max(least, active if layer2.min_baskets_trigger is None else layer2.min_baskets_trigger)
+    left: float | None = None
+    if taken_over:
+        missing, waits = Missing.LEDGER, []
+        sentence = f"Nothing is accepted, aggregated or released: {taken_over}."
+    elif read_only:
+        missing, waits = Missing.BUDGET, []
+        sentence = (
+            "The privacy budget is spent: nothing is accepted, aggregated or released until an operator "
+            "calls renew_budget."
+        )
+    elif not able:
+        missing, sentence = Missing.BASKETS, "No client is registered: begin with register_client."
+    elif not layer2.enabled:
+        missing = Missing.LAYER2
+        sentence = (
+            "There is no global model with layer2.enabled: false; get_basket_model gives each basket's own."
+        )
+    elif len(able) < least:
+        missing = Missing.BASKETS
+        sentence = _too_few_baskets(plan, able, need, len(backlogs) - len(able))
+    elif not registered.has_roster:
+        missing = Missing.ROSTER
+        sentence = f"The roster of baskets waits for the operator's signature: {SIGNING}."
+    elif fresh < least and strangers and need.signed:
+        missing = Missing.ROSTER
+        sentence = (
+            f"{_counted(strangers)} a new aggregate, but no roster with the operator's signature names "
+            f"{'it' if strangers == 1 else 'them'}: {SIGNING}. A release needs {least} ({need.why}), {fresh} "
+            "of those that are named have one."
+        )
+    elif fresh < least:
+        missing = Missing.AGGREGATES
+        ways = list(need.ways(fresh, len(backlogs) - len(able)))
+        sentence = (
+            f"A release needs {least} baskets with a new aggregate ({need.why}), "
+            f"{fresh} of {len(able)} have one"
+            f"{': have more of them aggregate, or ' + ', or '.join(ways) if ways else ''}."
+        )
+    elif global_due(fresh, active, seconds or 0.0, layer2) is None:
+        missing, left = Missing.TRIGGER, max(0.0, layer2.update_interval_seconds - (seconds or 0.0))
+        sentence = (
+            f"{fresh} of {wanted} baskets have a new aggregate; a release waits for the others, or for "
+            f"{left:.3g} s (layer2.update_interval_seconds); force_aggregate does not wait."
+        )
+    else:
+        missing = Missing.CALL
+        sentence = f"{fresh} baskets have a new aggregate: maybe_aggregate releases them."
+    if last_abort is not None and missing not in (Missing.BUDGET, Missing.LEDGER, Missing.LAYER2):
+        sentence += f" The last attempt ended without a release: {last_abort}."
+    return WaitingFor(missing, fresh, least, wanted, registered.number, left, sentence, tuple(waits))
+
+
+def _basket_wait(plan: FederationPlan, backlog: Backlog) -> BasketWait:
+    members, senders = backlog.num_members, backlog.num_senders
+    least = plan.least_rows(members)
+    left: float | None = None
+    if members < least:
+        missing, sentence = Missing.MEMBERS, _too_few_members(plan, backlog)
+    elif senders < least:
+        missing = Missing.RELEASE if backlog.fresh else Missing.UPDATES
+        sentence = _too_few_updates(plan, backlog)
+    elif (reason := _due(plan, backlog)) is None:
+        missing = Missing.RELEASE if backlog.fresh else Missing.TRIGGER
+        left = max(0.0, plan.config.buffer.time_trigger_seconds - backlog.seconds)
+        sentence = (
+            f"{backlog.basket_id}: {senders} of {members} clients have sent, enough for the rule; it "
+            f"waits for {_names(backlog)}, or {left:.3g} s (buffer.time_trigger_seconds); force_aggregate "
+            "does not wait."
+        )
+    else:
+        missing = Missing.RELEASE if backlog.fresh else Missing.CALL
+        gossip = reason is TriggerReason.COUNT and plan.waits_for_gossip
+        call = "run_gossip_round, then maybe_aggregate" if gossip else "maybe_aggregate"
+        sentence = f"{backlog.basket_id}: {senders} of {members} clients have sent; {call} aggregates them."
+    if missing is Missing.RELEASE:
+        sentence = f"{backlog.basket_id}: its aggregate waits for the release."
+        if not plan.config.layer2.enabled:
+            sentence = f"{backlog.basket_id}: get_basket_model has its aggregate."
+    return BasketWait(
+        basket_id=backlog.basket_id,
+        missing=missing,
+        num_members=members,
+        num_senders=senders,
+        num_absent=members - senders,
+        absent=backlog.absent,
+        rule=plan.config.layer1.aggregation_method.value,
+        num_byzantine=plan.num_byzantine(members),
+        least_rows=least,
+        seconds_left=left,
+        sentence=sentence,
+    )
+
+
+def _due(plan: FederationPlan, backlog: Backlog) -> TriggerReason | None:
+    return basket_due(
+        plan.config.buffer,
+        backlog.num_senders,
+        backlog.seconds,
+        n_active=backlog.num_members,
+        least=plan.least_rows(backlog.num_members),
+        oldest_staleness=backlog.staleness,
+    )
+
+
+def _too_few_members(plan: FederationPlan, backlog: Backlog) -> str:
+    members, least = backlog.num_members, plan.least_rows(backlog.num_members)
+    ways = [*_more_members(plan, backlog), *_other_rules(plan, members)]
+    return (
+        f"{backlog.basket_id}: {_needs(plan, members)}, it has {members} "
+        f"{'client' if members == 1 else 'clients'}, {least - members} too few: {', or '.join(ways)}."
+    )
+
+
+def _too_few_updates(plan: FederationPlan, backlog: Backlog) -> str:
+    members, senders = backlog.num_members, backlog.num_senders
+    leave = ""
+    if senders and plan.least_rows(senders) <= senders:
+        leave = ", or unregister_client those who are gone"
+    return (
+        f"{backlog.basket_id}: {_needs(plan, members)}, {senders} of {members} clients have sent: have "
+        f"{_names(backlog)} submit{leave}."
+    )
+
+
+def _too_few_baskets(plan: FederationPlan, able: Sequence[Backlog], need: _Need, num_empty: int) -> str:
+    ways = ["register clients in another domain"]
+    large = [b.basket_id for b in able if (n := b.num_members // 2) and plan.least_rows(n) <= n]
+    if large:
+        ways.append(f"split_basket({large[0]!r})")
+    ways += need.ways(len(able), num_empty)
+    ways.append("ask for get_basket_model, which is not noised and lies outside the privacy claim")
+    return (
+        f"A release sums at least {need.least()} baskets ({need.why}), so that none is seen alone, and "
+        f"{_counted(len(able))} clients: {', or '.join(ways)}."
+    )
+
+
+def _counted(number: int) -> str:
+    return "1 basket has" if number == 1 else f"{number} baskets have"
+
+
+def _needs(plan: FederationPlan, members: int) -> str:
+    layer1, least, f = plan.config.layer1, plan.least_rows(members), plan.num_byzantine(members)
+    if least == layer1.min_updates and rows_behind_pre(layer1, f) < least:
+        return f"layer1.min_updates asks for {least} rows"
+    return f"{layer1.aggregation_method.value} with f = {f} needs {least} rows, one a client"
+
+
+def _names(backlog: Backlog) -> str:
+    more = backlog.num_members - backlog.num_senders - len(backlog.absent)
+    return ", ".join(backlog.absent) + (f" and {more} more" if more > 0 else "")
+
+
+def _more_members(plan: FederationPlan, backlog: Backlog) -> Iterator[str]:
+    """The fewest further clients with which the rule runs; f may grow with them."""
+    most = min(plan.config.basket.max_clients, backlog.num_members + SIZES_LOOKED_AT)
+    for size in range(backlog.num_members + 1, most + 1):
+        if plan.least_rows(size) <= size:
+            yield f"register {size - backlog.num_members} more in domain {backlog.domain_id}"
+            return
+
+
+def _other_rules(plan: FederationPlan, members: int) -> Iterator[str]:
+    """Other settings of Layer 1 with which so many members suffice, the gentlest; tried by the planner."""
+    config, layer1 = plan.config, plan.config.layer1
+    trusting = {"byzantine_fraction": 0.0, "num_byzantine": None, "num_selected": None}
+    candidates: list[dict[str, Any]] = [
+        trusting,
+        {**trusting, "aggregation_method": AggregationMethod.MEAN, "clipping_radius": None, "pre": ()},
+    ]
+    candidates += [{**candidate, "min_updates": members} for candidate in candidates]
+    for changes in candidates:
+        try:
+            tried = make_plan(replace(config, layer1=replace(layer1, **changes)))
+        except ConfigError:
+            continue
+        if tried.least_rows(members) <= members:
+            said = [
+                f"layer1.{name}: {value if not isinstance(value, AggregationMethod) else value.value}"
+                for name, value in changes.items()
+                if value is not None and value != () and value != getattr(layer1, name)
+            ]
+            caution = "" if math.isclose(layer1.byzantine_fraction, 0.0) else ", which stands no attacker"
+            yield f"set {' and '.join(said)}{caution}"
+            return
+
+
+__all__ = ["NAMED", "Backlog", "BasketWait", "Missing", "WaitingFor", "waiting_for"]

@@ -1,0 +1,316 @@
+"""Who is in which basket: groups of clients of one domain that share information more freely.
+
+`BasketManager` assigns clients to baskets, and splits, disbands and cleans up baskets. It holds no updates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scarcity_ray.config import BasketConfig, stream
+from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of, shown
+from scarcity_ray.directory.fingerprints import check_features, order_of
+from scarcity_ray.directory.records import BasketInfo, ClientInfo, Departure, Move, check_name
+from scarcity_ray.directory.roster import Basket, Roster
+from scarcity_ray.directory.trust import FIRST_TRUST, check_trust
+from scarcity_ray.errors import UsageError
+
+MOST_DEPARTURES = 100_000
+"""Clients that unregistered and of which a manager knows where from and how far trusted: the last ones."""
+
+
+class BasketManager:
+    """Groups clients into baskets (docs/specification.md#baskets).
+
+    Wherever a basket id is asked for, a domain's name stands for its only live basket; with several of them
+    it is a `UsageError` that lists them. For an id that is not known, getters answer None or an empty set and
+    everything that would change something raises `UsageError`.
+
+    Guarantees:
+        - Every client is in exactly one live basket, one of its own domain unless `allow_cross_domain`.
+        - No basket is above its maximum, `max_clients`.
+        - A basket id is never used again (`roster`).
+        - What a caller does to a returned object changes nothing here.
+        - Leaving and coming back does not restore trust, unless `MOST_DEPARTURES` others have left since.
+
+    Args:
+        config: Sizes and thresholds; the defaults if None.
+        clock: Gives the time in seconds.
+        rng: For splits; a fixed simulation stream if None.
+    """
+
+    def __init__(
+        self,
+        config: BasketConfig | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self.config = BasketConfig() if config is None else instance_of("config", config, BasketConfig)
+        self._clock = check_clock(clock)
+        self._rng = stream(0, "baskets") if rng is None else instance_of("rng", rng, np.random.Generator)
+        self._clients: dict[str, ClientInfo] = {}
+        self._roster = Roster(self.config, clock)
+        self._departures: dict[str, Departure] = {}
+
+    def add_client(self, client_id: str, domain_id: str, features: npt.ArrayLike | None = None) -> str:
+        """Register a client and return its basket's id.
+
+        It goes to the oldest basket of its domain with room (of any domain with `allow_cross_domain`; the
+        basket keeps its own domain), and a new basket opens if there is none. Registering a client again in
+        the same domain touches it and returns the basket that it has.
+
+        Args:
+            client_id: A printable str of 1 to 200 characters.
+            domain_id: Likewise.
+            features: A fingerprint for splits, finite (p,) with p >= 1; replaces an earlier one.
+
+        Raises:
+            UsageError: For ids or features of another kind, or a client registered in another domain.
+        """
+        client_id, domain_id = check_name("client id", client_id), check_name("domain id", domain_id)
+        fingerprint = None if features is None else check_features(client_id, features)
+        now = self._clock()
+        known = self._clients.get(client_id)
+        if known is not None:
+            if known.domain_id != domain_id:
+                raise UsageError(
+                    f"client {client_id!r} is registered in domain {known.domain_id!r}; unregister it first"
+                )
+            known.features = fingerprint if fingerprint is not None else known.features
+            self.touch_client(client_id, n_updates=0, at=now)
+            return str(known.basket_id)
+        departure = self._departures.get(client_id)
+        client = ClientInfo(client_id, domain_id, None, fingerprint, joined_at=now, last_active=now)
+        client.trust_score = departure.trust_score if departure else FIRST_TRUST
+        self._clients[client_id] = client
+        return self._place(client, now)
+
+    def remove_client(self, client_id: str) -> bool:
+        """Unregister a client; False if it is not known. A basket left empty is marked for `cleanup`."""
+        if self._known(client_id) is None:
+            return False
+        client = self._clients.pop(client_id)
+        basket = self._roster[str(client.basket_id)]
+        self._roster.leave(basket, client_id)
+        self._departures.pop(client_id, None)
+        self._departures[client_id] = Departure(basket.basket_id, client.trust_score)
+        if len(self._departures) > MOST_DEPARTURES:
+            del self._departures[next(iter(self._departures))]
+        return True
+
+    def create_basket(self, domain_id: str) -> str:
+        """Open an empty basket in a domain and return its id."""
+        return self._roster.open(domain_id).basket_id
+
+    def restore_basket(
+        self, basket_id: str, domain_id: str, clients: Iterable[tuple[str, str, npt.ArrayLike | None]]
+    ) -> None:
+        """Take over a basket and its clients as others knew them, after this manager came back empty.
+
+        Activity, trust and counts of updates begin anew. Later baskets get later indices.
+
+        Args:
+            basket_id: ``<domain_id>_basket_<k>``, not known here.
+            domain_id: Its domain.
+            clients: (client id, its domain, its features) for clients not known here.
+
+        Raises:
+            UsageError: If the id is of another form or a basket or client is known already; then nothing
+                is taken over.
+        """
+        members = [(c, d, None if f is None else check_features(c, f)) for c, d, f in clients]
+        known = [client_id for client_id, _, _ in members if client_id in self._clients]
+        if known:
+            raise UsageError(f"clients {known} of basket {basket_id!r} are known already")
+        basket, now = self._roster.reopen(basket_id, domain_id), self._clock()
+        for client_id, client_domain, features in members:
+            client = ClientInfo(client_id, client_domain, None, features, joined_at=now, last_active=now)
+            self._clients[client_id] = client
+            self._join(client, basket, now)
+
+    def disband_basket(self, basket_id: str) -> tuple[Move, ...]:
+        """Close a basket, reassign its clients as if they had just registered, and return their moves."""
+        basket = self._roster.find(basket_id)
+        self._roster.close(basket)
+        now = self._clock()
+        members = sorted(basket.clients)
+        basket.clients.clear()
+        basket.moves = tuple(Move(c, basket.basket_id, self._place(self._clients[c], now)) for c in members)
+        return basket.moves
+
+    def split_basket(self, basket_id: str) -> tuple[str, str]:
+        """Close a basket and divide its clients between two new ones of the same domain.
+
+        Where all clients have features of one length, they are sorted along the features' first principal
+        direction and cut in the middle, so that the halves differ by one client at most; otherwise, or if all
+        features are equal, they are divided at random. `moves_from` tells who went where.
+
+        Returns:
+            The ids of the two new baskets.
+
+        Raises:
+            UsageError: If the basket is not live, or holds fewer than two clients.
+        """
+        basket = self._roster.find(basket_id)
+        members = sorted(basket.clients)
+        if len(members) < 2:
+            raise UsageError(f"basket {basket.basket_id!r} holds {len(members)} clients; a split needs two")
+        order = order_of(members, {c: self._clients[c].features for c in members}, self._rng)
+        self._roster.close(basket)
+        now = self._clock()
+        first, second = self._roster.open(basket.domain_id), self._roster.open(basket.domain_id)
+        half = (len(order) + 1) // 2
+        for position, client_id in enumerate(order):
+            self._join(self._clients[client_id], first if position < half else second, now)
+        basket.clients.clear()
+        basket.moves = tuple(Move(c, basket.basket_id, str(self._clients[c].basket_id)) for c in members)
+        return first.basket_id, second.basket_id
+
+    def cleanup(self) -> tuple[str, ...]:
+        """Forget the live baskets that their last client has left, and return their ids.
+
+        Nothing here calls it by itself: the directory does so when a round advances. Until then a newcomer
+        may still move into an emptied basket. A basket opened with `create_basket` is not marked before it
+        has held a client.
+        """
+        return self._roster.forget_emptied()
+
+    def touch_client(self, client_id: str, n_updates: int = 1, at: float | None = None) -> None:
+        """Count accepted updates of a client, and mark it and its basket active.
+
+        Args:
+            client_id: The client.
+            n_updates: Updates accepted since the last call; 0 marks activity alone.
+            at: When, in seconds on the manager's clock; now if None. Never moves activity back.
+        """
+        client = self._find_client(client_id)
+        if not isinstance(n_updates, int | np.integer) or n_updates < 0:
+            raise UsageError(f"n_updates: {shown(n_updates)} is not accepted; an integer of at least 0")
+        at = self._clock() if at is None else seconds_of("at", at)
+        client.last_active = max(client.last_active, at)
+        client.n_updates += int(n_updates)
+        self._roster[str(client.basket_id)].touch(at)
+
+    def touch_basket(self, basket_id: str, at: float | None = None) -> None:
+        """Mark a basket active (gossip, aggregation), now or at a given time."""
+        self._roster.find(basket_id).touch(self._clock() if at is None else seconds_of("at", at))
+
+    def record_trust(self, client_id: str, trust_score: float) -> None:
+        """Note how far, in [0, 1], a client is trusted, also one that has left; one never seen is ignored."""
+        check_trust(trust_score)
+        if self._known(client_id) is not None:
+            self._clients[client_id].trust_score = trust_score
+        elif self.former_basket(client_id) is not None:
+            self._departures[client_id] = replace(self._departures[client_id], trust_score=trust_score)
+
+    def resolve(self, basket_id_or_domain: str) -> str:
+        """The id of the live basket meant by a basket's id, or by the name of a domain with one basket.
+
+        Raises:
+            UsageError: If nothing of that name is live, or the domain has several baskets.
+        """
+        return self._roster.find(basket_id_or_domain).basket_id
+
+    def get_basket(self, basket_id: str) -> BasketInfo | None:
+        """A basket, live or disbanded; None if there is none of that name."""
+        basket = self._roster.lookup(basket_id)
+        return None if basket is None else self._roster.snapshot(basket, self._clock())
+
+    def get_basket_clients(self, basket_id: str) -> set[str]:
+        """The ids of a basket's members; empty if there is no such basket."""
+        basket = self._roster.lookup(basket_id)
+        return set() if basket is None else set(basket.clients)
+
+    def get_client(self, client_id: str) -> ClientInfo | None:
+        """A registered client; None if it is not known."""
+        client = self._known(client_id)
+        if client is None:
+            return None
+        return replace(client, features=None if client.features is None else client.features.copy())
+
+    def get_client_basket(self, client_id: str) -> str | None:
+        """The basket of a registered client; None if it is not known."""
+        client = self._known(client_id)
+        return None if client is None else client.basket_id
+
+    def former_basket(self, client_id: str) -> str | None:
+        """The basket from which a client last unregistered, also after it came back; None if it never did.
+
+        Nor is it known once `MOST_DEPARTURES` others have. Whoever keeps aggregates needs it: that basket's
+        latest one may still hold the client.
+        """
+        departure = self._departures.get(client_id) if isinstance(client_id, str) else None
+        return None if departure is None else departure.basket_id
+
+    def moves_from(self, basket_id: str) -> tuple[Move, ...]:
+        """Where a basket's clients went when it was split or disbanded, by client id; () while it is live."""
+        return self._roster[basket_id].moves if basket_id in self._roster else ()
+
+    def client_ids(self) -> tuple[str, ...]:
+        """All registered clients, sorted."""
+        return tuple(sorted(self._clients))
+
+    def live_baskets(self) -> tuple[BasketInfo, ...]:
+        """All baskets that are not disbanded, oldest first."""
+        now = self._clock()
+        return tuple(self._roster.snapshot(basket, now) for basket in self._roster.live())
+
+    def live_basket_ids(self) -> tuple[str, ...]:
+        """The ids of all baskets that are not disbanded, oldest first."""
+        return tuple(basket.basket_id for basket in self._roster.live())
+
+    def is_live(self, basket_id: str) -> bool:
+        """Whether there is a basket of this id that is not disbanded."""
+        return basket_id in self._roster and not self._roster[basket_id].disbanded
+
+    def domain_of(self, basket_id: str) -> str | None:
+        """The domain of a basket, live or disbanded; None if there is none of this id."""
+        return self._roster[basket_id].domain_id if basket_id in self._roster else None
+
+    def domain_baskets(self, domain_id: str) -> tuple[str, ...]:
+        """The ids of a domain's live baskets, oldest first."""
+        return tuple(basket.basket_id for basket in self._roster.of_domain(domain_id))
+
+    def get_stale_baskets(self, threshold: float | None = None) -> list[str]:
+        """Live baskets idle for more than `threshold` seconds (the config's if None), oldest first."""
+        return self._roster.stale(self.config.stale_threshold if threshold is None else threshold)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts over live baskets, with the keys of docs/specification.md#life-of-a-basket."""
+        by_domain = self._roster.sizes()
+        n_baskets = sum(by_domain.values())
+        return {
+            "n_clients": len(self._clients),
+            "n_baskets": n_baskets,
+            "baskets_by_domain": by_domain,
+            "avg_clients_per_basket": len(self._clients) / n_baskets if n_baskets else 0.0,
+            "n_stale_baskets": len(self.get_stale_baskets()),
+        }
+
+    def _place(self, client: ClientInfo, now: float) -> str:
+        basket = self._roster.with_room(client.domain_id) or self._roster.open(client.domain_id)
+        self._join(client, basket, now)
+        return basket.basket_id
+
+    def _join(self, client: ClientInfo, basket: Basket, now: float) -> None:
+        client.basket_id = basket.basket_id
+        self._roster.join(basket, client.client_id, now)
+
+    def _known(self, client_id: object) -> ClientInfo | None:
+        return self._clients.get(client_id) if isinstance(client_id, str) else None
+
+    def _find_client(self, client_id: str) -> ClientInfo:
+        client = self._known(client_id)
+        if client is None:
+            raise UsageError(f"client {shown(client_id)} is not registered")
+        return client
+
+
+__all__ = ["BasketManager"]

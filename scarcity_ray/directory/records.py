@@ -1,0 +1,121 @@
+"""What is known of a client and of a basket, as snapshots.
+
+Lifecycle of a basket::
+
+    FORMING -> ACTIVE     from `min_clients` members on (and back when members fall below)
+    ACTIVE  -> STALE      after more than `stale_threshold` seconds without activity (and back on activity)
+    any     -> DISBANDED  by `disband_basket` or `split_basket`; terminal
+
+The status follows from members, time and activity whenever it is read, so nothing has to refresh it. A
+basket that never reached `min_clients` is STALE too when it lies idle. DISBANDED baskets stay as records, for
+which `get_basket` and `moves_from` still answer; they are not live and appear in no list or count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from scarcity_ray.directory.trust import FIRST_TRUST
+from scarcity_ray.errors import UsageError
+
+MAX_NAME_LENGTH = 200
+"""Characters in a client's or a domain's id at most."""
+
+
+class BasketStatus(Enum):
+    """Where a basket stands in its lifecycle."""
+
+    FORMING = "forming"
+    ACTIVE = "active"
+    STALE = "stale"
+    DISBANDED = "disbanded"
+
+
+@dataclass(slots=True)
+class ClientInfo:
+    """What is known of one client; a snapshot, the caller's to keep.
+
+    Attributes:
+        client_id: The client.
+        domain_id: The domain it registered in (its basket may be of another one with `allow_cross_domain`).
+        basket_id: Its basket.
+        features: Its fingerprint, float64 (p,), or None.
+        joined_at: Seconds on the manager's clock.
+        last_active: Seconds on the manager's clock.
+        n_updates: Updates accepted from it since it joined.
+        trust_score: In [0, 1], as the client's basket last reported it (`directory.trust`); it never weighs.
+    """
+
+    client_id: str
+    domain_id: str
+    basket_id: str | None
+    features: npt.NDArray[np.float64] | None = field(compare=False)
+    joined_at: float
+    last_active: float
+    n_updates: int = 0
+    trust_score: float = FIRST_TRUST
+
+
+@dataclass
+class BasketInfo:
+    """What is known of one basket; a snapshot, the caller's to keep.
+
+    Attributes:
+        basket_id: ``<domain>_basket_<k>``.
+        domain_id: Its domain.
+        status: Where it stands in its lifecycle.
+        clients: Ids of its members.
+        created_at: Seconds on the manager's clock.
+        last_activity: Seconds on the manager's clock.
+    """
+
+    basket_id: str
+    domain_id: str
+    status: BasketStatus
+    clients: set[str]
+    created_at: float
+    last_activity: float
+
+
+@dataclass(frozen=True)
+class Move:
+    """One client's way from a basket that closed to another."""
+
+    client_id: str
+    from_basket: str
+    to_basket: str
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What is remembered of a client that unregistered: its last basket, and how far it was trusted."""
+
+    basket_id: str
+    trust_score: float
+
+
+def check_name(kind: str, value: object) -> str:
+    """Return `value` as a plain str if it can be an id.
+
+    Args:
+        kind: What it names, for the error.
+        value: A non-empty printable str of at most 200 characters.
+
+    Raises:
+        UsageError: If it is anything else.
+
+    >>> check_name("client id", "hospital_1")
+    'hospital_1'
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH or not value.isprintable():
+        raise UsageError(
+            f"{kind} must be a printable str of 1 to {MAX_NAME_LENGTH} characters, got {repr(value)[:80]}"
+        )
+    return str(value)
+
+
+__all__ = ["BasketInfo", "BasketStatus", "ClientInfo", "Departure", "Move", "check_name"]

@@ -1,0 +1,250 @@
+"""The baskets there are: their ids, which are live, which have room, and where each stands in its lifecycle.
+
+*Guarantees*
+    - A basket id is never used again; indices count up within a domain.
+    - A domain's name stands for its only live basket.
+    - Finding the oldest basket with room looks at one basket, and once more at each that has filled up.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scarcity_ray.config import BasketConfig
+from scarcity_ray.config.arguments import seconds_of, shown
+from scarcity_ray.directory.records import BasketInfo, BasketStatus, Move, check_name
+from scarcity_ray.errors import UsageError
+
+
+@dataclass
+class Basket:
+    """One basket, live or disbanded.
+
+    Attributes:
+        basket_id: ``<domain>_basket_<k>``.
+        domain_id: Its domain.
+        index: The k of its id.
+        opened: How many baskets were there before it, over all domains.
+        created_at: Seconds on the manager's clock.
+        last_activity: Likewise.
+        clients: Ids of its members.
+        disbanded: Whether it was split or disbanded.
+        emptied: Whether its last client has left it.
+        moves: Where its clients went when it closed.
+    """
+
+    basket_id: str
+    domain_id: str
+    index: int
+    opened: int
+    created_at: float
+    last_activity: float
+    clients: set[str] = field(default_factory=set)
+    disbanded: bool = False
+    emptied: bool = False
+    moves: tuple[Move, ...] = ()
+
+    def touch(self, at: float) -> None:
+        """Mark it active; never moves activity back."""
+        self.last_activity = max(self.last_activity, at)
+
+
+class _Vacancies:
+    """Baskets that may have room, oldest first; one that has none any more is dropped when its turn comes."""
+
+    def __init__(self) -> None:
+        self._queue: list[tuple[int, str]] = []
+        self._queued: dict[str, Basket] = {}
+
+    def add(self, order: int, basket: Basket) -> None:
+        """Note that a basket has room; `order` rises from older to younger and is the basket's own."""
+        if basket.basket_id not in self._queued:
+            self._queued[basket.basket_id] = basket
+            heapq.heappush(self._queue, (order, basket.basket_id))
+
+    def oldest(self, max_clients: int) -> Basket | None:
+        """The oldest live basket with fewer than `max_clients` members; None if there is none."""
+        while self._queue:
+            basket = self._queued[self._queue[0][1]]
+            if not basket.disbanded and len(basket.clients) < max_clients:
+                return basket
+            heapq.heappop(self._queue)
+            del self._queued[basket.basket_id]
+        return None
+
+
+class Roster:
+    """All baskets, by id and by domain.
+
+    Args:
+        config: Sizes and thresholds.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(self, config: BasketConfig, clock: Callable[[], float]) -> None:
+        self._config = config
+        self._clock = clock
+        self._baskets: dict[str, Basket] = {}
+        self._live: dict[str, Basket] = {}
+        self._of_domain: dict[str, dict[str, Basket]] = {}
+        self._vacancies: dict[str | None, _Vacancies] = {}
+        self._num_opened = 0
+        self._next_index: dict[str, int] = {}
+
+    def __contains__(self, basket_id: object) -> bool:
+        return isinstance(basket_id, str) and basket_id in self._baskets
+
+    def __getitem__(self, basket_id: str) -> Basket:
+        return self._baskets[basket_id]
+
+    def open(self, domain_id: str) -> Basket:
+        """Open an empty basket in a domain."""
+        domain_id = check_name("domain id", domain_id)
+        index = self._next_index.get(domain_id, 0)
+        return self._add(f"{domain_id}_basket_{index}", domain_id, index)
+
+    def reopen(self, basket_id: str, domain_id: str) -> Basket:
+        """Take over an id that was used before this roster began; later baskets get later indices.
+
+        Raises:
+            UsageError: If it is no id of a basket of the domain, or known here already.
+        """
+        index = index_of(basket_id, domain_id)
+        if basket_id in self._baskets:
+            raise UsageError(f"basket {basket_id!r} is known already")
+        return self._add(basket_id, domain_id, index)
+
+    def join(self, basket: Basket, client_id: str, now: float) -> None:
+        """Take a member into a basket."""
+        basket.clients.add(client_id)
+        basket.emptied = False
+        basket.touch(now)
+
+    def leave(self, basket: Basket, client_id: str) -> None:
+        """Let a basket's member go."""
+        basket.clients.discard(client_id)
+        basket.emptied = not basket.clients
+        self._note_room(basket)
+
+    def close(self, basket: Basket) -> None:
+        """Take a basket from the live ones; it stays as a record."""
+        basket.disbanded = True
+        del self._live[basket.basket_id]
+        del self._of_domain[basket.domain_id][basket.basket_id]
+
+    def forget_emptied(self) -> tuple[str, ...]:
+        """Close and forget the live baskets that their last client has left; their ids."""
+        emptied = [basket for basket in self._live.values() if basket.emptied]
+        for basket in emptied:
+            self.close(basket)
+            del self._baskets[basket.basket_id]
+        return tuple(basket.basket_id for basket in emptied)
+
+    def with_room(self, domain_id: str) -> Basket | None:
+        """The oldest live basket with room of a domain, or of all with `allow_cross_domain`; else None.
+
+        Older is, within a domain, which has the lower index; across domains, which was opened (or taken over)
+        first.
+        """
+        vacancies = self._vacancies.get(None if self._config.allow_cross_domain else domain_id)
+        return None if vacancies is None else vacancies.oldest(self._config.max_clients)
+
+    def live(self) -> list[Basket]:
+        """All live baskets, in the order in which they were opened or taken over."""
+        return list(self._live.values())
+
+    def of_domain(self, domain_id: str) -> list[Basket]:
+        """A domain's live baskets, oldest first."""
+        live = self._of_domain.get(domain_id, {}) if isinstance(domain_id, str) else {}
+        return sorted(live.values(), key=lambda basket: basket.index)
+
+    def stale(self, threshold: float) -> list[str]:
+        """Live baskets idle for more than `threshold` seconds, oldest first."""
+        now, threshold = self._clock(), seconds_of("threshold", threshold)
+        return [basket.basket_id for basket in self.live() if now - basket.last_activity > threshold]
+
+    def sizes(self) -> dict[str, int]:
+        """Live baskets of each domain that has any."""
+        return {domain: len(baskets) for domain, baskets in self._of_domain.items() if baskets}
+
+    def lookup(self, name: str) -> Basket | None:
+        """A basket by its id, or the only live one of a domain.
+
+        Raises:
+            UsageError: For a domain with several.
+        """
+        if not isinstance(name, str):
+            return None
+        exact = self._baskets.get(name)
+        if exact is not None:
+            return exact
+        live = self._of_domain.get(name, {})
+        if len(live) > 1:
+            names = ", ".join(basket.basket_id for basket in self.of_domain(name))
+            raise UsageError(f"domain {name!r} has several baskets, name one of: {names}")
+        return next(iter(live.values()), None)
+
+    def find(self, name: str) -> Basket:
+        """As `lookup`, for baskets that must be live.
+
+        Raises:
+            UsageError: If it is not, or there is none.
+        """
+        basket = self.lookup(name)
+        if basket is None:
+            raise UsageError(f"there is no basket or domain {shown(name)}")
+        if basket.disbanded:
+            raise UsageError(f"basket {name!r} is disbanded")
+        return basket
+
+    def snapshot(self, basket: Basket, now: float) -> BasketInfo:
+        """What is known of a basket at a moment; the caller's to keep."""
+        return BasketInfo(
+            basket_id=basket.basket_id,
+            domain_id=basket.domain_id,
+            status=self._status(basket, now),
+            clients=set(basket.clients),
+            created_at=basket.created_at,
+            last_activity=basket.last_activity,
+        )
+
+    def _add(self, basket_id: str, domain_id: str, index: int) -> Basket:
+        self._next_index[domain_id] = max(self._next_index.get(domain_id, 0), index + 1)
+        now = self._clock()
+        basket = Basket(basket_id, domain_id, index, self._num_opened, created_at=now, last_activity=now)
+        self._num_opened += 1
+        self._baskets[basket_id] = self._live[basket_id] = basket
+        self._of_domain.setdefault(domain_id, {})[basket_id] = basket
+        self._note_room(basket)
+        return basket
+
+    def _note_room(self, basket: Basket) -> None:
+        cross = self._config.allow_cross_domain
+        vacancies = self._vacancies.setdefault(None if cross else basket.domain_id, _Vacancies())
+        vacancies.add(basket.opened if cross else basket.index, basket)
+
+    def _status(self, basket: Basket, now: float) -> BasketStatus:
+        if basket.disbanded:
+            return BasketStatus.DISBANDED
+        if now - basket.last_activity > self._config.stale_threshold:
+            return BasketStatus.STALE
+        is_active = len(basket.clients) >= self._config.min_clients
+        return BasketStatus.ACTIVE if is_active else BasketStatus.FORMING
+
+
+def index_of(basket_id: str, domain_id: str) -> int:
+    """The k of a basket id ``<domain_id>_basket_<k>``.
+
+    Raises:
+        UsageError: If it is of another form.
+    """
+    prefix, _, index = basket_id.rpartition("_") if isinstance(basket_id, str) else ("", "", "")
+    plain = index.isascii() and index.isdigit() and (index == "0" or not index.startswith("0"))
+    if prefix != f"{domain_id}_basket" or not plain:
+        raise UsageError(f"a basket of domain {domain_id!r} cannot have the id {shown(basket_id)}")
+    return int(index)
+
+
+__all__ = ["Basket", "Roster", "index_of"]

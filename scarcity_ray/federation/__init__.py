@@ -1,0 +1,1 @@
+"""The driver of a federation, and how it reaches the actors."""

@@ -1,0 +1,219 @@
+"""What a driver hands in, judged before any of it goes to a role.
+
+What a client did is answered (`Receipt`, None, False), never raised: an id of the wrong kind becomes the
+empty one, which nobody can have. What the driver itself got wrong is a `UsageError` that says what was given
+and what belongs there.
+
+Guarantees:
+    rubbish_is_refused_or_a_usage_error: On either runtime, whatever its type, and nothing is changed by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scarcity_ray.baskets.reports import Member
+from scarcity_ray.baskets.submission import SubmissionBatch
+from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config.arguments import check_clock, shown
+from scarcity_ray.directory import check_name
+from scarcity_ray.errors import UsageError
+from scarcity_ray.layers.meta_parameters import Ranges, check_report
+from scarcity_ray.privacy.sampling.noise import NoiseSource
+from scarcity_ray.updates import Rejection, canonical_report, read_array
+from scarcity_ray.updates.reading import given_array
+
+
+def check_opening(config: object, clock: object, noise: object) -> None:
+    """Refuse what no federation can be made of; None stands for the default of config and noise.
+
+    Raises:
+        UsageError: That says which of them, and what it must be.
+    """
+    if config is not None and not isinstance(config, HierarchicalFederationConfig):
+        raise UsageError(
+            f"config: {shown(config)} is not accepted; a HierarchicalFederationConfig, as "
+            "scarcity_ray.config.load(HierarchicalFederationConfig, mapping) makes one of plain data"
+        )
+    check_clock(clock)
+    wanted = [name for name in vars(NoiseSource) if not name.startswith("_")]
+    if noise is not None and not all(callable(getattr(noise, name, None)) for name in wanted):
+        raise UsageError(f"noise must have the methods {' and '.join(wanted)}, got {shown(noise)}")
+
+
+def id_of(client_id: object) -> str:
+    """The client's id; what is no name becomes the empty one, which nobody can register."""
+    return client_id if isinstance(client_id, str) else ""
+
+
+def ids_of(client_ids: Iterable[object]) -> tuple[str, ...]:
+    """As `id_of`, of each of several clients.
+
+    Raises:
+        UsageError: If it is no sequence of ids; a single str would be read letter by letter.
+
+    >>> ids_of(["ann", 3])
+    ('ann', '')
+    """
+    return tuple(map(id_of, _items("client_ids", client_ids, "ids, one a client")))
+
+
+def basket_of(basket_id: object) -> str:
+    """The name of a basket, or of a domain with one basket.
+
+    Raises:
+        UsageError: If it is no name.
+    """
+    if not isinstance(basket_id, str):
+        raise UsageError(f"there is no basket or domain {shown(basket_id)}; name one with a str")
+    return basket_id
+
+
+def members_of(clients: Iterable[object]) -> list[Member]:
+    """The clients to register, from pairs of their ids and domains.
+
+    Raises:
+        UsageError: If these are no pairs; whether they are names is the directory's to judge.
+
+    >>> members_of([("ann", "healthcare")])[0].domain_id
+    'healthcare'
+    """
+    wanted = "pairs (client_id, domain_id)"
+    members = []
+    for index, pair in enumerate(_items("clients", clients, wanted)):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UsageError(f"clients must be {wanted}, got {shown(pair)} at place {index}")
+        members.append(Member(check_name("client id", pair[0]), check_name("domain id", pair[1])))
+    return members
+
+
+def signature_of(signature: object) -> bytes | None:
+    """A signature, or None where there is none; what is no bytes becomes the empty one, which is nobody's."""
+    return signature if signature is None or isinstance(signature, bytes) else b""
+
+
+def numbers_of(what: str, values: ArrayLike) -> NDArray[Any]:
+    """An array of integers or floats, of any shape.
+
+    Raises:
+        UsageError: If it is none.
+    """
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):
+        array = np.zeros(0, np.object_)
+    if array.dtype.kind not in "fiu" or isinstance(values, np.ma.MaskedArray):
+        raise UsageError(f"{what} must be an array of numbers, got {shown(values)}")
+    return array
+
+
+def examples_of(num_examples: object) -> int | None:
+    """A client's number of examples, or None if it does not say.
+
+    Raises:
+        UsageError: If it is no positive integer.
+    """
+    if num_examples is None:
+        return None
+    if isinstance(num_examples, int | np.integer) and not isinstance(num_examples, bool) and num_examples > 0:
+        return int(num_examples)
+    raise UsageError(f"num_examples: {shown(num_examples)} is not accepted; a positive integer")
+
+
+def report_of(meta: object, ranges: Ranges) -> Mapping[str, float] | None:
+    """A client's report of meta-parameters as plain data, or None if there is none.
+
+    Raises:
+        UsageError: For a name that was not declared, or what is no mapping.
+    """
+    check_report(meta, ranges)
+    return dict(canonical_report(meta)) if isinstance(meta, Mapping) else None
+
+
+def rows_of(matrix: object) -> NDArray[Any] | tuple[NDArray[Any] | Rejection, ...]:
+    """Many updates: one array (n, d) of numbers if they are one or can be stacked, else each by itself.
+
+    An array of numbers is not copied. What is no row of numbers is told at its place.
+
+    Raises:
+        UsageError: If these are not many of anything.
+    """
+    given = given_array(matrix)
+    if given is not None and given.ndim != 2 and not (given.ndim == 1 and given.dtype.kind == "O"):
+        raise UsageError(f"matrix must be of shape (n, d), got {given.shape}")
+    if given is not None and given.ndim == 2:
+        numbers = read_array(given)
+        if not isinstance(numbers, Rejection):
+            return numbers
+    many = _items("matrix", matrix if given is None else given, "rows of numbers, one a client")
+    rows = tuple(map(read_array, many))
+    kinds = {None if isinstance(row, Rejection) or row.ndim != 1 else (row.dtype, row.shape) for row in rows}
+    if len(kinds) == 1 and None not in kinds:
+        return np.stack([row for row in rows if not isinstance(row, Rejection)])
+    return rows
+
+
+def batch_of(
+    client_ids: Iterable[object],
+    matrix: object,
+    round_id: object,
+    *,
+    signatures: Iterable[object] | None,
+    meta: Iterable[object] | None,
+    sequences: Iterable[object] | None,
+    num_examples: Iterable[object] | None,
+    ranges: Ranges,
+) -> SubmissionBatch:
+    """Many updates as they travel.
+
+    Raises:
+        UsageError: If a column is of the wrong kind, they differ in length, or a meta-parameter was not
+            declared; never for what is in one row.
+    """
+    ids, rows = ids_of(client_ids), rows_of(matrix)
+    signed = None if signatures is None else _items("signatures", signatures, "bytes or None, one a row")
+    told = None if meta is None else _items("meta", meta, "reports or None, one a row")
+    numbers = None if sequences is None else _items("sequences", sequences, "integers or None, one a row")
+    counts = (
+        None if num_examples is None else _items("num_examples", num_examples, "integers or None, one a row")
+    )
+    columns = (ids, rows, signed, told, numbers, counts)
+    lengths = {len(column) for column in columns if column is not None}
+    if len(lengths) > 1:
+        raise UsageError(
+            f"client_ids, matrix and what else there is a row differ in length: {sorted(lengths)}"
+        )
+    return SubmissionBatch(
+        ids,
+        rows,
+        round_id,
+        None if signed is None else tuple(map(signature_of, signed)),
+        None if told is None else tuple(report_of(one, ranges) for one in told),
+        None if numbers is None else tuple(numbers),
+        None if counts is None else tuple(counts),
+    )
+
+
+def _items(what: str, values: object, wanted: str) -> Sequence[Any]:
+    if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
+        raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}")
+    return list(values)
+
+
+__all__ = [
+    "basket_of",
+    "batch_of",
+    "check_opening",
+    "examples_of",
+    "id_of",
+    "ids_of",
+    "members_of",
+    "numbers_of",
+    "report_of",
+    "rows_of",
+    "signature_of",
+]

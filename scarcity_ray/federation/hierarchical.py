@@ -1,0 +1,715 @@
+"""`HierarchicalFederation`: the driver's face of a federation (docs/specification.md#the-federation)."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from scarcity_ray.actors.accountant import Accountant
+from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.directory import Directory
+from scarcity_ray.actors.messages import FederationIdentity
+from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
+from scarcity_ray.baskets import Receipt, Rejection
+from scarcity_ray.baskets.reports import Member
+from scarcity_ray.baskets.submission import SubmissionBatch, signed
+from scarcity_ray.baskets.waiting import WaitingFor
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.config.arguments import check_clock, seconds_of, shown
+from scarcity_ray.directory import BasketInfo, ClientInfo, check_name
+from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
+from scarcity_ray.federation.arguments import (
+    basket_of,
+    batch_of,
+    check_opening,
+    examples_of,
+    id_of,
+    ids_of,
+    members_of,
+    numbers_of,
+    report_of,
+    signature_of,
+)
+from scarcity_ray.federation.opening import (
+    check_federation_name,
+    configured_ledger,
+    default_ledger,
+    federation_name,
+    open_runtime,
+    tell_ledger,
+)
+from scarcity_ray.federation.session import DriverSession
+from scarcity_ray.federation.statistics import federation_stats, warnings_of_clipping
+from scarcity_ray.federation.supervisor import Assembly
+from scarcity_ray.forecast import (
+    Told,
+    Warned,
+    moot_warnings,
+    warning_of_weights,
+    warnings_at_release,
+    warnings_at_start,
+)
+from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.ledger_url import is_ledger_url
+from scarcity_ray.plan import FederationPlan, make_plan
+from scarcity_ray.privacy.ledger.answers import BudgetStatus
+from scarcity_ray.privacy.ledger.renewal import renewal_message
+from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
+from scarcity_ray.runtime import Runtime
+from scarcity_ray.runtime.collector import collector_paused
+from scarcity_ray.runtime.rpc import map_tasks
+from scarcity_ray.secagg import IdentityKeyPair, Roster
+from scarcity_ray.updates import SigningScope, read_array
+
+Clock = Callable[[], float]
+
+
+class HierarchicalFederation:
+    """A federation: clients in baskets, gossip within them, two layers of aggregation, one privacy budget.
+
+    Args:
+        config: Everything about it; the defaults if None.
+        runtime: ``"ray"``, or ``"local"`` for all roles in this process, without Ray.
+        address: A Ray cluster's address. Without one, ``RAY_ADDRESS`` or a connection that exists already is
+            used, else a cluster is started on this machine.
+        name: Makes the actors outlive this driver, so that others can `attach` by this name.
+        clock: Gives the time in seconds since the epoch.
+        noise: Where privacy noise comes from. For tests only: anything but the operating system's entropy
+            voids the privacy claim.
+        take_over_ledger: Whether to take the ledger from another federation that lives, which charges and
+            releases nothing from then on.
+        operator_keypair: The operator's identity, whose public half is ``operator_key``: this driver signs
+            each new roster of baskets with it, and renewals. Without it an operator signs elsewhere
+            (`sign_roster`, `renewal_message`).
+
+    Raises:
+        ConfigError: If the config's values cannot work together, or a finite budget's ledger has no place
+            where it would be found again.
+        LedgerHeld: If a federation that lives holds the ledger.
+        LedgerError: If the ledger cannot be used.
+        UsageError: If a federation of this name is running already, or no cluster answers.
+    """
+
+    def __init__(
+        self,
+        config: HierarchicalFederationConfig | None = None,
+        *,
+        runtime: Literal["ray", "local"] = "ray",
+        address: str | None = None,
+        name: str | None = None,
+        clock: Clock = time.time,
+        noise: NoiseSource | None = None,
+        take_over_ledger: bool = False,
+        operator_keypair: IdentityKeyPair | None = None,
+    ) -> None:
+        check_opening(config, clock, noise)
+        if not isinstance(take_over_ledger, bool):
+            raise UsageError(f"take_over_ledger must be True or False, got {shown(take_over_ledger)}")
+        config = config or HierarchicalFederationConfig()
+        _check_operator(config, operator_keypair)
+        plan, told = make_plan(config), Told()
+        told.tell(warnings_at_start(plan))
+        called = federation_name(config, name)
+        configured = configured_ledger(config, called)
+        place = open_runtime(runtime, name, address)
+        try:
+            if place.names():
+                raise UsageError(
+                    f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})"
+                )
+            ledger = configured or default_ledger(config, called, place.machines)
+            node = None if is_ledger_url(ledger) else place.home
+            identity = FederationIdentity(
+                "", config, ledger, node, noise or SystemNoise(), called, private_ledger=configured is None
+            )
+            self._begin(place, identity, plan, clock, told, owner=True)
+            self._session.operator = operator_keypair
+            self._session.assembly.start_accountant(take_over_ledger)
+            opened = self._session.start()
+            tell_ledger(opened, is_default=configured is None, is_named=called is not None)
+            self._session.whereabouts()
+        except BaseException as failure:
+            self._undo(place, failure)
+            raise
+
+    @classmethod
+    def attach(
+        cls,
+        name: str,
+        *,
+        address: str | None = None,
+        clock: Clock = time.time,
+        operator_keypair: IdentityKeyPair | None = None,
+    ) -> HierarchicalFederation:
+        """Join a running federation that was made with a `name`, from another driver or a restarted one.
+
+        Keys of clients stay with the driver that registered them: this one passes ``signature=`` for them.
+
+        Raises:
+            UsageError: If no federation of this name is running.
+        """
+        check_clock(clock)
+        place = open_runtime("ray", check_federation_name(name), address)
+        try:
+            identity = place.card() if place.names() else None
+            if not isinstance(identity, FederationIdentity):
+                raise UsageError(f"no federation named {name!r} is running on this cluster")
+            _check_operator(identity.config, operator_keypair)
+            self = cls.__new__(cls)
+            plan, told = make_plan(identity.config), Told()
+            told.note(warnings_at_start(plan))
+            self._begin(place, identity, plan, clock, told, owner=False)
+            self._session.operator = operator_keypair
+            where = self._session.whereabouts()
+            self._session.assembly.adopt(range(where.num_slots))
+        except BaseException:
+            place.close()
+            raise
+        return self
+
+    def _begin(
+        self,
+        runtime: Runtime,
+        identity: FederationIdentity,
+        plan: FederationPlan,
+        clock: Clock,
+        told: Told,
+        *,
+        owner: bool,
+    ) -> None:
+        self.config = identity.config
+        self.plan = plan
+        self._runtime = runtime
+        self._owner = owner
+        self._closed = False
+        self._session = DriverSession(Assembly(runtime, identity, plan), clock)
+        self._keypairs: dict[str, IdentityKeyPair] = {}
+        self._given_version = 0
+        self._told = told
+        self._foreseen: tuple[Warned, ...] | None = None
+
+    def _undo(self, runtime: Runtime, failure: BaseException) -> None:
+        """End what a start that failed had begun, if it was begun here; `failure` stays what is raised."""
+        self._closed = True
+        try:
+            if runtime.has_begun:
+                self._session.assembly.stop()
+        except Exception as error:
+            failure.add_note(f"and what had started could not be ended: {error}")
+        finally:
+            runtime.close()
+
+    def __enter__(self) -> HierarchicalFederation:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go: whoever made the federation ends its actors, whoever attached leaves them running."""
+        if not self._closed:
+            try:
+                if self._owner:
+                    self.terminate()
+            finally:
+                self._closed = True
+                self._runtime.close()
+
+    def terminate(self) -> None:
+        """End the federation's actors, whoever made them. Its ledger stays."""
+        self._open().assembly.stop()
+
+    def register_client(
+        self,
+        client_id: str,
+        domain_id: str,
+        features: ArrayLike | None = None,
+        identity_keypair: IdentityKeyPair | None = None,
+        *,
+        num_examples: int | None = None,
+    ) -> str:
+        """Add a client to a basket of its domain; the basket's id.
+
+        With a keypair, every update of the client must be signed: this driver keeps the key and signs,
+        another passes ``signature=``. Only the public half leaves this driver.
+
+        Under the rule ``weighted`` a client weighs as many examples as it says, here for all its updates or
+        with one of them, ``layer1.max_examples`` at most; one that does not say weighs one.
+
+        Raises:
+            UsageError: For an id that cannot be one, or a client registered in another domain or with another
+                key.
+        """
+        if identity_keypair is not None and not isinstance(identity_keypair, IdentityKeyPair):
+            raise UsageError(
+                f"identity_keypair must be an IdentityKeyPair, got {type(identity_keypair).__name__}"
+            )
+        public = identity_keypair.public_bytes if identity_keypair is not None else None
+        vector = None if features is None else numbers_of("features", features).astype(np.float64)
+        member = Member(client_id, domain_id, public, vector, num_examples=examples_of(num_examples))
+        (basket_id,) = self._open().register([member])
+        if identity_keypair is not None:
+            self._keypairs[client_id] = identity_keypair
+        return basket_id
+
+    @collector_paused()
+    def register_clients(self, clients: Sequence[tuple[str, str]]) -> list[str]:
+        """Add many clients, each with its domain, in two calls; their baskets."""
+        return list(self._open().register(members_of(clients)))
+
+    def unregister_client(self, client_id: str) -> bool:
+        """Remove a client; what it has buffered is withdrawn. True if it was found."""
+        client_id = id_of(client_id)
+        found = self._open().unregister(client_id)
+        self._keypairs.pop(client_id, None)
+        return found
+
+    def split_basket(self, basket_id: str) -> tuple[str, str]:
+        """Split a basket in two; its clients take their updates and gossip state along."""
+        return self._open().split(basket_of(basket_id))
+
+    def disband_basket(self, basket_id: str) -> None:
+        """Close a basket; its clients go to others of their domain, with their updates and gossip state."""
+        self._open().disband(basket_of(basket_id))
+
+    def advance_round(self) -> int:
+        """Move to the next round; its number.
+
+        ``auto_aggregate`` says whether triggers are asked without `maybe_aggregate`: at each submission, and,
+        where gossip has a share of the budget, at the end of `run_gossip_round` and here. That all of a
+        basket's members have sent then counts only from `run_gossip_round` on, so that their states have met.
+        """
+        session = self._open()
+        self._aggregate_after_gossip()
+        return session.advance_round()
+
+    def submit_update(
+        self,
+        client_id: str,
+        update: ArrayLike,
+        round_id: int | None = None,
+        *,
+        signature: bytes | None = None,
+        meta: Mapping[str, float] | None = None,
+        sequence: int | None = None,
+        num_examples: int | None = None,
+    ) -> bool:
+        """Submit a client's update; whether it was accepted. `offer_update` also says why not."""
+        return self.offer_update(
+            client_id,
+            update,
+            round_id,
+            signature=signature,
+            meta=meta,
+            sequence=sequence,
+            num_examples=num_examples,
+        ).accepted
+
+    def offer_update(
+        self,
+        client_id: str,
+        update: ArrayLike,
+        round_id: int | None = None,
+        *,
+        signature: bytes | None = None,
+        meta: Mapping[str, float] | None = None,
+        sequence: int | None = None,
+        num_examples: int | None = None,
+    ) -> Receipt:
+        """Submit a client's update and get a receipt.
+
+        Args:
+            client_id: Who sends it.
+            update: Finite numbers of shape (vector_dim,): an array of NumPy, pandas, PyTorch or JAX, a list.
+            round_id: The round it was made for; the current one if None.
+            signature: What `sign_update` gives the client, where this driver does not hold its key; it is for
+                all that is given here and for `signing_scope`.
+            meta: Values of declared meta-parameters.
+            sequence: The client's own number for this update, unique within the round, if it counts.
+            num_examples: Examples behind this update, if the client says; see `register_client`.
+
+        Raises:
+            UsageError: For a meta-parameter that was not declared.
+            PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
+        """
+        report = report_of(meta, self.config.meta_parameters)
+        batch = SubmissionBatch(
+            (id_of(client_id),),
+            (read_array(update),),
+            round_id,
+            None if signature is None else (signature_of(signature),),
+            None if report is None else (report,),
+            None if sequence is None else (sequence,),
+            None if num_examples is None else (num_examples,),
+        )
+        return self._submit(batch)[0]
+
+    def submit_updates(
+        self,
+        client_ids: Sequence[str],
+        matrix: ArrayLike,
+        round_id: int | None = None,
+        *,
+        signatures: Sequence[bytes | None] | None = None,
+        meta: Sequence[Mapping[str, float] | None] | None = None,
+        sequences: Sequence[int | None] | None = None,
+        num_examples: Sequence[int | None] | None = None,
+    ) -> list[Receipt]:
+        """Submit many updates at once, the fast way; the receipts that `offer_update` would give, in order.
+
+        Each row is judged by itself: one that is malformed costs no other.
+
+        Args:
+            client_ids: One a row.
+            matrix: (n, vector_dim) numbers, fastest as one float32 array; or n rows of any kind.
+            round_id: The round they were made for; the current one if None.
+            signatures: One a row, where this driver does not hold the keys.
+            meta: One report of declared meta-parameters a row.
+            sequences: One a row, of clients that count.
+            num_examples: One a row, of clients that say.
+
+        Raises:
+            UsageError: If the arguments' lengths differ, one is no sequence, or a meta-parameter was not
+                declared.
+        """
+        batch = batch_of(
+            client_ids,
+            matrix,
+            round_id,
+            signatures=signatures,
+            meta=meta,
+            sequences=sequences,
+            num_examples=num_examples,
+            ranges=self.config.meta_parameters,
+        )
+        return self._submit(batch)
+
+    def signing_scope(self) -> SigningScope:
+        """What clients sign their updates for now, beside the updates: see `sign_update`.
+
+        It changes with each renewal of the budget, and with each federation that is begun on the ledger.
+        """
+        session = self._open()
+        identity = session.assembly.identity
+        return SigningScope(identity.federation_id, session.budget_period(), identity.run)
+
+    def run_gossip_round(self) -> dict[str, int]:
+        """One gossip round in all baskets; messages delivered, by domain.
+
+        With ``auto_aggregate``, baskets whose members have all sent (or that are due otherwise) aggregate at
+        its end.
+        """
+        session = self._open()
+        delivered: dict[str, int] = defaultdict(int)
+        counts = session.run_gossip()
+        self._aggregate_after_gossip()
+        for place in session.whereabouts().places:
+            delivered[place.domain_id] += counts.get(place.basket_id, 0)
+        self._refuse_if_spent()
+        return dict(delivered)
+
+    def maybe_aggregate(self) -> NDArray[np.float32] | None:
+        """Aggregate where triggers say so; the newest global model not yet given to this driver, or None.
+
+        Without Layer 2 (``layer2.enabled: false``) baskets aggregate, and the answer is always None.
+        """
+        return self._aggregate(force=False)
+
+    def force_aggregate(self) -> NDArray[np.float32] | None:
+        """Aggregate wherever there are rows enough, whatever the triggers say.
+
+        No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets; with
+        secure aggregation nor with fewer than two more than may be corrupt (c + 2, `plan.session`).
+        """
+        return self._aggregate(force=True)
+
+    def waiting_for(self) -> WaitingFor:
+        """Why there is no (newer) global model: what it waits for, as data, and as ``str()`` in words.
+
+        Asking changes nothing. `get_stats` has the same under ``waiting_for``, as plain data.
+        """
+        return self._open().waiting_for()
+
+    def get_global_model(self) -> NDArray[np.float32] | None:
+        """The last release; None if there is none yet."""
+        model = self.get_global_meta_model()
+        return None if model is None else model.aggregate
+
+    def get_global_meta_model(self) -> GlobalMetaModel | None:
+        """The last release with all that is known of it."""
+        return self._open().latest_release()
+
+    def get_basket_model(self, basket_id: str) -> NDArray[np.float32] | None:
+        """A basket's latest aggregate; None if it has none yet. It lies outside the privacy claim.
+
+        Raises:
+            UsageError: With ``expose_basket_models: false``, or for a name that stands for no one basket.
+        """
+        model = self.get_basket_meta_model(basket_id)
+        return None if model is None else model.aggregate
+
+    def get_basket_meta_model(self, basket_id: str) -> BasketModel | None:
+        """A basket's latest aggregate with all that is known of it."""
+        session = self._open()
+        place = session.ask(DIRECTORY, Directory.resolve, basket_of(basket_id))
+        return session.ask(basket_actor(place.slot), BasketHost.basket_model, place.basket_id)
+
+    def get_local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The clients' own states after gossip, which they train on from where there is no Layer 2.
+
+        Each is its client's last update, clipped, moved by what its peers released: towards the others'
+        values it is as private as what they released, towards the client's own not at all. Clients without a
+        state (no update yet, or lost with its basket's actor) are left out.
+
+        Raises:
+            UsageError: With Layer 2, where clients train on from the global model.
+        """
+        return self._open().local_states(ids_of(client_ids))
+
+    def get_meta_params(self) -> dict[str, float]:
+        """What was learned of the declared meta-parameters, and with adaptive clipping ``clip_norm``.
+
+        Empty before the first release.
+        """
+        model = self.get_global_meta_model()
+        if model is None:
+            return {}
+        adapted = {} if model.clip_norm is None else {"clip_norm": model.clip_norm}
+        return {**model.meta_params, **adapted}
+
+    def get_client(self, client_id: str) -> ClientInfo | None:
+        """What is known of a client."""
+        session = self._open()
+        session.report_activity()
+        return session.ask(DIRECTORY, Directory.client, id_of(client_id), session.now())
+
+    def get_basket(self, basket_id: str) -> BasketInfo | None:
+        """What is known of a basket."""
+        session = self._open()
+        session.report_activity()
+        return session.ask(DIRECTORY, Directory.basket, id_of(basket_id), session.now())
+
+    def get_stale_baskets(self, threshold: float | None = None) -> list[str]:
+        """Baskets without activity for `threshold` seconds (``basket.stale_threshold`` by default)."""
+        session = self._open()
+        idle = None if threshold is None else seconds_of("threshold", threshold)
+        session.report_activity()
+        return session.ask(DIRECTORY, Directory.stale_baskets, idle, session.now())
+
+    def get_privacy_budget(self, client_id: str | None = None) -> tuple[float, float]:
+        """Remaining (epsilon, delta); (0, 0) once the next release does not fit.
+
+        Args:
+            client_id: Whose own: less all releases and this client's gossip. None: the client's that has
+                spent most, which is what the claim is about.
+
+        Raises:
+            UsageError: For a client that neither is registered nor was ever charged.
+        """
+        if client_id is None:
+            status = self._budget()
+            return status.remaining_epsilon, status.remaining_delta
+        session = self._open()
+        name, now = id_of(client_id), session.now()
+        if session.ask(DIRECTORY, Directory.client, name, now) is None and not session.ask(
+            ACCOUNTANT, Accountant.was_charged, name, now
+        ):
+            raise UsageError(f"client_id: {shown(client_id)} neither is registered nor was ever charged")
+        return session.ask(ACCOUNTANT, Accountant.remaining, name, now)
+
+    def renew_budget(
+        self, total_epsilon: float, total_delta: float, *, operator: str, signature: bytes | None = None
+    ) -> None:
+        """Open a new budget period: the operator's act, recorded in the ledger under the operator's name.
+
+        Args:
+            total_epsilon: The new period's claim.
+            total_delta: Its delta.
+            operator: Who decides it.
+            signature: The operator's, over `renewal_message`; needed where ``operator_key`` is configured.
+                A driver that holds the operator's keypair makes it. Without that key in the configuration
+                whoever can reach the Ray cluster can renew.
+
+        Raises:
+            UsageError: For totals that no budget can have, an operator without a name, or a signature that
+                is needed and not given, or not the operator's.
+        """
+        check_name("operator", operator)
+        held = self._open().operator
+        if signature is None and held is not None:
+            signature = held.sign(self.renewal_message(total_epsilon, total_delta, operator=operator))
+        given = None if signature is None else signature_of(signature)
+        act = total_epsilon, total_delta, self._open().now(), operator, f"renewal/{uuid.uuid4().hex}", given
+        status = self._session.call(ACCOUNTANT, Accountant.renew, *act)
+        self._session.budget_period()
+        self._session.tell_baskets(BasketHost.set_read_only, status.read_only)
+
+    def renewal_message(self, total_epsilon: float, total_delta: float, *, operator: str) -> bytes:
+        """What the operator signs to renew the budget with these totals, in the period that there is now."""
+        check_name("operator", operator)
+        period = self._budget().period
+        return renewal_message(self.federation_id, period, total_epsilon, total_delta, operator)
+
+    def get_roster(self) -> Roster | None:
+        """Who is registered: the roster that waits for the operator's signature if one does, else the newest.
+
+        None before the first basket.
+        """
+        registry = self._open().registry()
+        return registry.draft or registry.newest
+
+    def sign_roster(self, signed: Roster | IdentityKeyPair) -> None:
+        """Take a roster that the operator has signed, or sign the one that waits with the operator's keypair.
+
+        Raises:
+            UsageError: If none waits, or it is not the next one, or not signed by ``operator_key``.
+        """
+        session = self._open()
+        if isinstance(signed, IdentityKeyPair):
+            draft = session.registry().draft
+            if draft is None:
+                raise UsageError("no roster waits for a signature")
+            signed = draft.signed(signed)
+        session.adopt_roster(signed)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why.
+
+        ``waiting_for`` says what the next global model lacks, ``warnings`` what this driver was warned of.
+        How many updates were clipped (``clipping``, by basket) is made of private values and lies outside the
+        privacy claim, as trust and outliers do: it is there with ``expose_basket_models`` only.
+        """
+        session = self._open()
+        session.report_activity()
+        directory = session.ask(DIRECTORY, Directory.stats, session.now())
+        layer2, waiting = session.layer2_stats(), session.waiting_for()
+        return federation_stats(
+            directory,
+            session.reports(),
+            session.whereabouts().places,
+            layer2,
+            self._budget(),
+            session.faults,
+            session.conduct() if self.config.expose_basket_models else {},
+            waiting,
+            self._told.as_json(
+                moot_warnings(self.config.layer2, waiting.num_registered, layer2["n_baskets"])
+            ),
+        )
+
+    def map_tasks(
+        self, function: Callable[..., Any], items: Sequence[Any], shared: object | None = None
+    ) -> list[Any]:
+        """``[function(item, shared) for item in items]`` as tasks of the runtime; `shared` is stored once."""
+        self._open()
+        if not callable(function):
+            raise UsageError(f"function must be callable, got {shown(function)}")
+        return map_tasks(self._runtime.compute, function, items, shared)
+
+    def _open(self) -> DriverSession:
+        if self._closed:
+            raise UsageError("this federation is closed")
+        return self._session
+
+    def _submit(self, batch: SubmissionBatch) -> list[Receipt]:
+        session = self._open()
+        batch = self._signed(batch)
+        receipts, due = session.submit(batch)
+        if due and self.config.auto_aggregate:
+            self._run_layers(due)
+        if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts):
+            self._refuse_if_spent()
+        return receipts
+
+    def _aggregate_after_gossip(self) -> None:
+        if not (self.config.auto_aggregate and self.plan.waits_for_gossip):
+            return
+        self._run_layers(None)
+
+    def _run_layers(
+        self, baskets: Sequence[str] | None, *, force: bool = False, release: bool = False
+    ) -> None:
+        """Layer 1 where it is due, and Layer 2 if that has made an aggregate, or if a `release` is asked for.
+
+        Before the first release, which costs budget, this driver is told what it will be worth, and before
+        any of weighted means, whether unequal weights drown it.
+        """
+        session = self._open()
+        made = [outcome for outcome in session.run_layer1(baskets, force) if outcome.aggregated]
+        if made and self._foreseen is None:
+            sizes = session.ask(DIRECTORY, Directory.stats, session.now())["sizes"]
+            self._foreseen = warnings_at_release(self.config, list(sizes.values()))
+        # Each time: one that is an error stops each release.
+        self._told.tell(self._foreseen or ())
+        if made and self.config.layer1.aggregation_method is AggregationMethod.WEIGHTED:
+            drowned = warning_of_weights(self.plan, [report.facts for report in session.reports().values()])
+            self._told.tell(() if drowned is None else (drowned,))
+        self._told.tell(warnings_of_clipping([o.clipping for o in made if o.clipping is not None]))
+        if made or release:
+            session.run_layer2(force)
+
+    def _signed(self, batch: SubmissionBatch) -> SubmissionBatch:
+        if batch.signatures is not None and self._session.told_period is None:
+            self._session.budget_period()
+        if not any(client_id in self._keypairs for client_id in batch.client_ids):
+            return batch
+        round_id = self._session.current_round() if batch.round_id is None else batch.round_id
+        return signed(batch, round_id, self._keypairs, self.signing_scope(), self.config.vector_dim)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What was lost with roles that died, oldest first, whichever driver met it (`FaultWarning`)."""
+        if not self._closed:
+            self._session.hear_faults()
+        return tuple(self._session.faults)
+
+    @property
+    def federation_id(self) -> str:
+        """The federation's random id, made with its ledger and kept in it: what updates are signed for."""
+        return self._session.assembly.identity.federation_id
+
+    def _aggregate(self, force: bool) -> NDArray[np.float32] | None:
+        self._run_layers(None, force=force, release=True)
+        latest = self.get_global_meta_model()
+        if latest is None or latest.version <= self._given_version:
+            self._refuse_if_spent()
+            return None
+        self._given_version = latest.version
+        return latest.aggregate
+
+    def _budget(self) -> BudgetStatus:
+        return self._open().budget()
+
+    def _refuse_if_spent(self) -> None:
+        if self.config.strict and self._budget().read_only:
+            _refuse(self._budget())
+
+
+def _check_operator(config: HierarchicalFederationConfig, operator: IdentityKeyPair | None) -> None:
+    if operator is None:
+        return
+    if not isinstance(operator, IdentityKeyPair):
+        raise UsageError(f"operator_keypair must be an IdentityKeyPair, got {type(operator).__name__}")
+    if config.operator_key != operator.public_bytes.hex():
+        raise UsageError(
+            f"operator_keypair is not that of operator_key = {config.operator_key!r}; its "
+            f"public half is {operator.public_bytes.hex()!r}"
+        )
+
+
+def _refuse(status: BudgetStatus) -> NoReturn:
+    if status.taken_over:
+        raise LedgerTakenOver(status.read_only_reason)
+    raise PrivacyBudgetExhausted(
+        f"the privacy budget is spent (epsilon {status.epsilon_spent:.4g}); renew_budget opens a new period"
+    )

@@ -1,0 +1,300 @@
+"""How much of the privacy budget is spent, exactly, with one number for all releases and one for each client.
+
+Releases compose in the sum of mu^2, and "a release is allowed iff its mu^2 still fits under the cap" is a
+valid filter even when each release is chosen in the light of all earlier ones. What mu is, and what a sum of
+mu^2 amounts to, is the ledger's `Accounting`: Gaussian DP, exact, or zCDP with mu^2 = 2 rho. The claim
+(total_epsilon, total_delta) becomes the cap mu_total^2 with mu_total the largest that keeps (total_epsilon,
+total_delta - delta_reserve). A share of the cap is set aside for gossip, for each client its own: what a
+client spent is central + its own gossip, so the caps of both parts add up to mu_total^2, and no client's
+gossip can starve the releases.
+
+A general (epsilon, delta)-DP release is an epsilon-DP one except with probability delta (Dwork, Rothblum,
+Vadhan 2010, lemma): it is charged mu = `Accounting.mu_of_pure`(epsilon), and its delta is added up under the
+reserve.
+
+The state is pure: no clock, no randomness, no disk. `DurableBudget` puts a ledger behind it.
+
+Guarantees:
+    what_was_spent_never_exceeds_the_claim: (total_epsilon, total_delta), for each client, under any sequence.
+    a_refused_charge_changes_nothing: And a smaller one may still fit.
+    the_reported_budget_is_the_worst_case_over_all_clients: Of all who were ever charged in this period.
+    a_budget_planned_for_n_equal_releases_allows_n: Rounding does not cost the last one.
+    lifetime_epsilon_covers_all_periods: It never falls, whatever is renewed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.config.arguments import number_of
+from scarcity_ray.errors import UsageError
+from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.accounting.roots import check_delta, check_mu
+
+_ROUNDING = 1.0 + 1e-12
+"""A sum of mu^2 may pass its cap by this factor, which the margin in `Accounting.mu_of_claim` covers."""
+
+
+class PrivacyAccountant:
+    """The budget of one federation: checks and spends, worst case over its clients.
+
+    Args:
+        total_epsilon: The claim of one period, above 0; ``inf`` claims nothing, and everything fits.
+        total_delta: The claim's delta, in (0, 1).
+        gossip_share: Share of the cap set aside for each client's gossip, in [0, 1]; with 1 no release fits.
+        delta_reserve: Part of `total_delta` kept for `spend`, in [0, total_delta); half of it by default.
+            With 0, `spend` accepts pure epsilon-DP releases only, and all of delta serves the other ones.
+        accounting: What the sum of mu^2 means; Gaussian DP accepts Gaussian releases only.
+
+    >>> accountant = PrivacyAccountant(total_epsilon=1.0, total_delta=1e-5)
+    >>> accountant.spend(0.1, 0.0), accountant.spend(5.0, 0.0)
+    (True, False)
+    >>> accountant.remaining()[0] < 0.9
+    True
+    """
+
+    def __init__(
+        self,
+        total_epsilon: float,
+        total_delta: float,
+        *,
+        gossip_share: float = 0.0,
+        delta_reserve: float | None = None,
+        accounting: Accounting = Accounting.GAUSSIAN_DP,
+    ) -> None:
+        if not 0.0 <= number_of("gossip_share", gossip_share) <= 1.0:
+            raise UsageError(f"gossip_share: {gossip_share!r} is not accepted; between 0 and 1")
+        self.gossip_share = gossip_share
+        self.accounting = accounting
+        self._reserve_given = delta_reserve
+        self._places: dict[str, int] = {}
+        self._past_central = self._past_delta = 0.0
+        self._past_gossip = np.zeros(0)
+        self._gossip = np.zeros(0)
+        self._least_delta = total_delta
+        self.period = 0
+        self._begin(total_epsilon, total_delta)
+
+    def _begin(self, total_epsilon: float, total_delta: float) -> None:
+        """Take new totals and an empty period; a refused total changes nothing."""
+        total_epsilon = number_of("total_epsilon", total_epsilon)
+        total_delta = number_of("total_delta", total_delta)
+        if not total_epsilon > 0.0:
+            raise UsageError(f"total_epsilon: {total_epsilon!r} is not accepted; above 0")
+        if not 0.0 < total_delta < 1.0:
+            raise UsageError(f"total_delta: {total_delta!r} is not accepted; above 0 and below 1")
+        given = self._reserve_given
+        reserve = 0.5 * total_delta if given is None else number_of("delta_reserve", given)
+        if not 0.0 <= reserve < total_delta:
+            raise UsageError(f"delta_reserve: {reserve!r} is not accepted; at least 0 and below total_delta")
+        self.mu_total = self.accounting.mu_of_claim(total_epsilon, total_delta - reserve)
+        self.total_epsilon = total_epsilon
+        self.total_delta = total_delta
+        self.delta_reserve = reserve
+        square = self.mu_total**2
+        boundless = math.isinf(square)
+        self._gossip_cap = math.inf if boundless else self.gossip_share * square
+        self._central_cap = math.inf if boundless else (1.0 - self.gossip_share) * square
+        self._least_delta = min(self._least_delta, total_delta)
+        self._central = CompensatedSum()
+        self._delta = CompensatedSum()
+        self._gossip = np.zeros_like(self._gossip)
+
+    def check(self, epsilon: float, delta: float) -> bool:
+        """Whether an (epsilon, delta)-DP release fits."""
+        check_delta(delta)
+        fits = math.isinf(self.mu_total) or self._delta.plus(delta) <= self.delta_reserve * _ROUNDING
+        return self.check_release(self.accounting.mu_of_pure(epsilon)) and fits
+
+    def spend(self, epsilon: float, delta: float) -> bool:
+        """Charge an (epsilon, delta)-DP release if it fits; False changes nothing."""
+        if not self.check(epsilon, delta):
+            return False
+        self._central.add(self.accounting.mu_of_pure(epsilon) ** 2)
+        self._delta.add(delta)
+        return True
+
+    def check_release(self, mu: float) -> bool:
+        """Whether a release of parameter `mu`, seen by all, fits."""
+        check_mu(mu)
+        return self._central.plus(mu * mu) <= self._central_cap * _ROUNDING
+
+    def spend_release(self, mu: float) -> bool:
+        """Charge a release if it fits; False changes nothing."""
+        fits = self.check_release(mu)
+        if fits:
+            self.note_release(mu)
+        return fits
+
+    def note_release(self, mu: float) -> None:
+        """Charge a release that has happened, whether or not it fits."""
+        check_mu(mu)
+        self._central.add(mu * mu)
+
+    def affordable_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
+        """Which of the clients can send one more message of parameter `mu`.
+
+        Args:
+            client_ids: Distinct ids, known or new.
+            mu: Of one message.
+
+        Returns:
+            Boolean array, shape (len(client_ids),).
+        """
+        return self.affordable_at(self.places(client_ids), mu)
+
+    def spend_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
+        """Charge one message to each of the clients that can afford it.
+
+        Args:
+            client_ids: Distinct ids, known or new.
+            mu: Of one message.
+
+        Returns:
+            Who was charged: boolean array, shape (len(client_ids),).
+        """
+        places = self.places(client_ids)
+        allowed = self.affordable_at(places, mu)
+        newcomers = np.flatnonzero(allowed & (places < 0))
+        places[newcomers] = self.num_clients + np.arange(newcomers.size)
+        self.enrol([client_ids[i] for i in newcomers.tolist()])
+        self.note_gossip(places[allowed], mu)
+        return allowed
+
+    def note_gossip(self, places: NDArray[np.int64], mu: float) -> None:
+        """Charge one message that has been sent to each of the clients at distinct `places`."""
+        check_mu(mu)
+        self._gossip[places] += mu * mu
+
+    def affordable_at(self, places: NDArray[np.int64], mu: float) -> NDArray[np.bool_]:
+        """As `affordable_gossip`, for the clients at `places`; -1 stands for one that was never charged."""
+        check_mu(mu)
+        spent = (
+            np.where(places >= 0, self._gossip[places], 0.0) if self._gossip.size else np.zeros(places.size)
+        )
+        return spent + mu * mu <= self._gossip_cap * _ROUNDING
+
+    def enrol(self, client_ids: Sequence[str]) -> None:
+        """Give clients that have no place yet the next ones, in the order given."""
+        for client in client_ids:
+            self._places.setdefault(client, len(self._places))
+        missing = len(self._places) - self._gossip.size
+        if missing > 0:
+            # Doubled, so that clients who come one by one cost a constant time each.
+            room = np.zeros(max(missing, self._gossip.size))
+            self._gossip = np.concatenate([self._gossip, room])
+            self._past_gossip = np.concatenate([self._past_gossip, room])
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients were ever charged for gossip."""
+        return len(self._places)
+
+    def places(self, client_ids: Sequence[str]) -> NDArray[np.int64]:
+        """The place of each id in the order of first charges; -1 for those never charged.
+
+        Raises:
+            UsageError: If an id is given twice.
+        """
+        if len(set(client_ids)) != len(client_ids):
+            raise UsageError("client_ids: a client is named twice; one charge covers a client's one message")
+        found = map(self._places.get, client_ids, itertools.repeat(-1))
+        return np.fromiter(found, dtype=np.int64, count=len(client_ids))
+
+    def mu_spent(self, client_id: str | None = None) -> float:
+        """Total mu of this period: the worst case over all clients, or one client's own."""
+        return math.sqrt(self._central.value + self._own(self._gossip, client_id))
+
+    def epsilon_spent(self, client_id: str | None = None, *, release: float = 0.0) -> float:
+        """Epsilon at `total_delta` of what was spent in this period, and of one more release if given.
+
+        What fits is at most `total_epsilon`.
+        """
+        left = max(0.0, self.total_delta - self._delta.value)
+        mu = math.sqrt(self._central.plus(release * release) + self._own(self._gossip, client_id))
+        epsilon = self.accounting.epsilon_of(mu, left)
+        return min(epsilon, self.total_epsilon) if mu * mu <= self.mu_total**2 * _ROUNDING else epsilon
+
+    def delta_spent(self, client_id: str | None = None) -> float:
+        """Delta at `total_epsilon` of all that was spent in this period."""
+        return self.accounting.delta_of(self.mu_spent(client_id), self.total_epsilon) + self._delta.value
+
+    def remaining(self, client_id: str | None = None) -> tuple[float, float]:
+        """What is left of (epsilon, delta): the worst case over all clients, or one client's own.
+
+        Returns:
+            `total_epsilon` less the epsilon spent at `total_delta`, and `total_delta` less the delta spent at
+            `total_epsilon`; neither is negative.
+        """
+        if math.isinf(self.total_epsilon):
+            return math.inf, max(0.0, self.total_delta - self._delta.value)
+        epsilon = self.total_epsilon - self.epsilon_spent(client_id)
+        delta = self.total_delta - self.delta_spent(client_id)
+        return max(0.0, epsilon), max(0.0, delta)
+
+    def reset(self) -> None:
+        """Begin a new period with the same totals; the lifetime keeps what was spent."""
+        self.renew(self.total_epsilon, self.total_delta)
+
+    def renew(self, total_epsilon: float, total_delta: float) -> None:
+        """Begin a new period with new totals; the lifetime keeps what was spent."""
+        central, delta, gossip = self._central.value, self._delta.value, self._gossip
+        self._begin(total_epsilon, total_delta)
+        self._past_central += central
+        self._past_delta += delta
+        self._past_gossip += gossip
+        self.period += 1
+
+    def lifetime_epsilon(self, client_id: str | None = None) -> float:
+        """Epsilon of everything ever spent, in all periods together.
+
+        Stated at the least `total_delta` of any period, less the deltas that `spend` ever charged; ``inf`` if
+        those use it up.
+        """
+        gossip = self._past_gossip + self._gossip
+        mu = math.sqrt(self._past_central + self._central.value + self._own(gossip, client_id))
+        left = max(0.0, self._least_delta - self._past_delta - self._delta.value)
+        return self.accounting.epsilon_of(mu, left)
+
+    def _own(self, spent: NDArray[np.float64], client_id: str | None) -> float:
+        if client_id is None:
+            return float(spent.max(initial=0.0))
+        place = self._places.get(client_id)
+        return 0.0 if place is None else float(spent[place])
+
+
+class CompensatedSum:
+    """A running sum whose rounding error does not grow with the number of terms (Neumaier 1974)."""
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._rest = 0.0
+
+    @property
+    def value(self) -> float:
+        """The sum."""
+        return self._sum + self._rest
+
+    def plus(self, term: float) -> float:
+        """The sum if `term` >= 0 were added."""
+        high, rest = self._added(term)
+        return high + rest
+
+    def add(self, term: float) -> None:
+        """Add `term` >= 0."""
+        self._sum, self._rest = self._added(term)
+
+    def _added(self, term: float) -> tuple[float, float]:
+        high = self._sum + term
+        if math.isinf(high):
+            return high, 0.0
+        lost = (self._sum - high) + term if self._sum >= term else (term - high) + self._sum
+        return high, self._rest + lost
+
+
+__all__ = ["PrivacyAccountant"]

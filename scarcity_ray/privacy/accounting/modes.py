@@ -1,0 +1,98 @@
+"""What a ledger adds up: Gaussian DP where all noise is Gaussian, zero-concentrated DP where some is not.
+
+Every charge is one number ``mu``, and what is added up is mu^2. For Gaussian noise mu is Delta / sigma in
+both modes; for other noise, allowed in `ZCDP` only, it is sqrt(2 rho), so that 2 rho is what is added up:
+
+* `GAUSSIAN_DP`: mu is that of Gaussian DP, and the sum composes exactly.
+* `ZCDP`: mu^2 is 2 rho of rho-zCDP, exact for the Gaussian, continuous or discrete, and an upper bound for
+  any other noise whose rho is one.
+
+So sums, caps, filters and shares are the same numbers in either mode. "Allowed iff the sum stays under a cap
+fixed before" is a valid filter when each charge is chosen in the light of all earlier releases: Smith and
+Thakurta (2022, theorem 3) for Gaussian DP, Feldman and Zrnic (2021, theorem 4.3) and Whitehouse et al. (2023)
+for zCDP. What differs is what a claim (epsilon, delta) buys and what a sum amounts to: the methods here.
+
+Guarantees:
+    both_modes_plan_below_and_report_above: The sides of `accounting` and of `concentrated`.
+    concentrated_claims_buy_less_than_gaussian_ones: At every (epsilon, delta).
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+
+from scarcity_ray.privacy.accounting.gaussian_dp import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
+from scarcity_ray.privacy.accounting.zcdp import delta_of_rho, epsilon_of_rho, rho_of_claim, rho_of_pure
+
+
+class Accounting(StrEnum):
+    """What a ledger's sum of mu^2 means, fixed when it is made."""
+
+    GAUSSIAN_DP = "gaussian_dp"
+    ZCDP = "zcdp"
+
+    def mu_of_claim(self, epsilon: float, delta: float) -> float:
+        """The largest mu that keeps (epsilon, delta): of a release, or of a whole budget.
+
+        Args:
+            epsilon: At least 0; ``inf`` claims nothing and gives ``inf``.
+            delta: In (0, 1).
+
+        >>> round(Accounting.ZCDP.mu_of_claim(1.0, 1e-5), 4)
+        0.2472
+        """
+        if self is Accounting.GAUSSIAN_DP:
+            return mu_of_gaussian(epsilon, delta)
+        return math.sqrt(2.0 * rho_of_claim(epsilon, delta))
+
+    def epsilon_of(self, mu: float, delta: float) -> float:
+        """The epsilon at `delta` of what adds up to mu^2; never below the truth."""
+        if self is Accounting.GAUSSIAN_DP:
+            return epsilon_of_mu(mu, delta)
+        return epsilon_of_rho(rho_of_mu(mu), delta)
+
+    def delta_of(self, mu: float, epsilon: float) -> float:
+        """The delta at `epsilon` of what adds up to mu^2; never below the truth."""
+        if self is Accounting.GAUSSIAN_DP:
+            return delta_of_mu(mu, epsilon)
+        return delta_of_rho(rho_of_mu(mu), epsilon)
+
+    def in_words(self, mu: float) -> str:
+        """A charge by the name of what is added up, for messages: people plan in mu, or in rho.
+
+        >>> Accounting.GAUSSIAN_DP.in_words(0.3), Accounting.ZCDP.in_words(0.3)
+        ('mu 0.3', 'rho 0.045')
+        """
+        if self is Accounting.GAUSSIAN_DP:
+            return f"mu {mu:.6g}"
+        return f"rho {rho_of_mu(mu):.6g}"
+
+    def mu_of_pure(self, epsilon: float) -> float:
+        """What a release is charged of which only epsilon-DP is known."""
+        if self is Accounting.GAUSSIAN_DP:
+            return mu_of_pure(epsilon)
+        return mu_of_rho(rho_of_pure(epsilon))
+
+
+def rho_of_mu(mu: float) -> float:
+    """The rho of rho-zCDP that a charge of `mu` stands for, mu^2 / 2; for Gaussian noise in either mode."""
+    return 0.5 * mu * mu
+
+
+def mu_of_rho(rho: float) -> float:
+    """The mu that a rho-zCDP release is charged: sqrt(2 rho).
+
+    Args:
+        rho: Of the release, >= 0.
+
+    Returns:
+        mu, which squares to no less than 2 rho.
+
+    >>> mu_of_rho(0.5) >= 1.0
+    True
+    """
+    return math.sqrt(2.0 * rho) * (1.0 + 2.0**-51)
+
+
+__all__ = ["Accounting", "mu_of_rho", "rho_of_mu"]

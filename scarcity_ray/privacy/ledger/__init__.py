@@ -1,0 +1,1 @@
+"""The ledger: a budget's charges, chained, kept in a file or a database."""

@@ -1,0 +1,99 @@
+"""What the budget answers: plain values that travel between actors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.ledger.holder import in_utc, times
+
+
+@dataclass(frozen=True)
+class Charge:
+    """The answer to one charge.
+
+    Attributes:
+        allowed: Whether the release may be made.
+        reason: Why not, as a short sentence; empty if allowed.
+        epsilon_spent: Of this period, worst case over all clients, this charge included if allowed.
+        head_hash: The ledger's hash at the charge, hexadecimal: what the released model carries.
+        repeated: Whether the charge was recorded before this call. It covers one drawing of noise: who finds
+            it recorded and does not hold what was drawn must not draw again, but charge under a new id.
+    """
+
+    allowed: bool
+    reason: str
+    epsilon_spent: float
+    head_hash: str
+    repeated: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True)
+class BudgetStatus:
+    """Where the budget stands.
+
+    Attributes:
+        remaining_epsilon: Worst case over all clients; 0 once the next release does not fit.
+        remaining_delta: Likewise.
+        epsilon_spent: Of this period, at `total_delta`, worst case over all clients.
+        lifetime_epsilon: Of all periods together.
+        read_only: Whether the next release does not fit, or this accountant may charge nothing any more.
+        total_epsilon: This period's claim.
+        total_delta: This period's delta.
+        period: 0, and one more for each renewal.
+        head_hash: The ledger's newest hash, hexadecimal.
+        ledger_path: Where the ledger is.
+        accounting: What the ledger adds up.
+        read_only_reason: Why it is read-only, as a short sentence; empty if it is not.
+        taken_over: Whether it is because another accountant has taken the ledger over.
+        federation_id: The federation's random id, made with its ledger.
+        incarnation: How often a federation was opened on the ledger, this time included.
+        run: This opening's number, 63 random bits: what clients sign their updates for.
+        created: When the ledger was made, in seconds since 1970, as its maker said.
+        is_new: Whether it was made by this opening.
+    """
+
+    remaining_epsilon: float
+    remaining_delta: float
+    epsilon_spent: float
+    lifetime_epsilon: float
+    read_only: bool
+    total_epsilon: float
+    total_delta: float
+    period: int
+    head_hash: str
+    ledger_path: str
+    accounting: Accounting = Accounting.GAUSSIAN_DP
+    read_only_reason: str = ""
+    taken_over: bool = False
+    federation_id: str = ""
+    incarnation: int = 0
+    run: int = 0
+    created: float = 0.0
+    is_new: bool = False
+
+    def in_words(self) -> str:
+        """Which ledger it is, new or old, and how much is left, in one sentence."""
+        age = "new" if self.is_new else f"begun {in_utc(self.created)}, opened {times(self.incarnation)}"
+        return (
+            f"ledger {self.ledger_path} ({age}): epsilon {self.remaining_epsilon:.4g} of "
+            f"{self.total_epsilon:g} left at delta {self.total_delta:g} in budget period {self.period}"
+        )
+
+    def of_ledger(self) -> dict[str, Any]:
+        """Which ledger it is and what it has left, as statistics state it."""
+        return {
+            "path": self.ledger_path,
+            "federation_id": self.federation_id,
+            "created": self.created,
+            "is_new": self.is_new,
+            "incarnation": self.incarnation,
+            "period": self.period,
+            "epsilon_left": self.remaining_epsilon,
+            "epsilon_total": self.total_epsilon,
+            "head": self.head_hash,
+        }
+
+
+__all__ = ["BudgetStatus", "Charge"]

@@ -1,0 +1,422 @@
+"""The budget on disk, or in a database: check, record durably, then allow.
+
+A charge that this has allowed is in the ledger before the caller learns of it, so a crash at any moment may
+waste budget and can never overspend it. Every charge has an id: asked again, also after a restart, it is
+given its first answer and charged once. A refusal writes nothing, and a smaller charge may still fit.
+
+Guarantees:
+    an_allowed_charge_survives_sigkill: At any moment; reopening finds at least all that were allowed.
+    a_retried_charge_is_charged_once: Also across reopening, and never for more than was recorded.
+    a_charge_of_an_earlier_period_covers_nothing: Asked again after a renewal, it is charged again.
+    an_interrupted_charge_is_neither_lost_nor_doubled: Asked again, it is found recorded, or charged then.
+    a_restart_continues_the_same_budget: By replaying the ledger; spent epsilon is bitwise the same.
+    a_ledger_of_another_accounting_is_refused: Its sums mean something else.
+    a_missing_ledger_is_never_a_fresh_budget: `LedgerMissing`.
+    an_older_copy_is_never_continued: Where a newer head is known; `LedgerRolledBack`.
+    a_partial_gossip_charge_records_exactly_the_allowed: Others are not charged, and get no permission later.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.errors import LedgerError, LedgerTakenOver, UsageError
+from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
+from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.ledger.chain import Row
+from scarcity_ray.privacy.ledger.ledger import Ledger
+from scarcity_ray.privacy.ledger.members import pack_gossip, unpack_gossip
+from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of, replay, totals_of
+from scarcity_ray.privacy.ledger.store import address_of, exists
+
+
+class DurableBudget:
+    """A `PrivacyAccountant` that remembers through its `Ledger`; made by `open`. Threads may share it."""
+
+    def __init__(self, ledger: Ledger, accountant: PrivacyAccountant, *, is_new: bool = False) -> None:
+        self._ledger = ledger
+        self._accountant = accountant
+        self._is_new = is_new
+        self._taken_over = ""
+        self._lock = threading.Lock()
+        self._began = 0
+        for row in ledger.rows():
+            self._note(row)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        total_epsilon: float,
+        total_delta: float,
+        gossip_share: float,
+        accounting: Accounting = Accounting.GAUSSIAN_DP,
+        must_exist: bool,
+        now: float,
+        incarnation: int | None = None,
+        take_over: bool = False,
+        known_heads: Mapping[str, str] | None = None,
+        operator_key: str | None = None,
+    ) -> DurableBudget:
+        """Continue the budget recorded at `path`, or begin it there.
+
+        The whole of `total_delta` serves releases whose mu is known.
+
+        Args:
+            path: The ledger's file, or the URL of a PostgreSQL database.
+            name: What people call the federation, if they do.
+            total_epsilon: The claim of the first period, or of the one in force.
+            total_delta: Its delta.
+            gossip_share: Share of the cap set aside for each client's gossip, in [0, 1].
+            accounting: What the ledger adds up, for good.
+            must_exist: Whether this federation is known to have a ledger.
+            now: Seconds since 1970.
+            incarnation: Of the federation whose accountant comes back; None where a federation is opened.
+            take_over: Whether to take the ledger from an accountant that lives.
+            known_heads: Hashes that were the ledger's head at some time, each with who says so.
+            operator_key: The configured public key whose holder must sign renewals, in hexadecimal digits;
+                the ledger keeps the first one that it is opened with.
+
+        Raises:
+            LedgerMissing: If the ledger must exist and does not.
+            LedgerCorrupted: If its chain does not hold, or (`LedgerRolledBack`) lacks a known head.
+            LedgerHeld: If an accountant that lives holds it.
+            LedgerTakenOver: If another federation was opened on it since the one that comes back.
+            LedgerError: If it is another federation's, keeps another operator's key, or states another budget
+                or accounting.
+        """
+        accountant = PrivacyAccountant(
+            total_epsilon,
+            total_delta,
+            gossip_share=gossip_share,
+            delta_reserve=0.0,
+            accounting=accounting,
+        )
+        address = address_of(path, name)
+        if not must_exist and not exists(address):
+            states = {
+                "total_epsilon": total_epsilon,
+                "total_delta": total_delta,
+                "gossip_share": gossip_share,
+                "accounting": accounting.value,
+                "neighbours": "replace-one client",
+            }
+            made = Ledger.create(address, name, now=now, body=states, operator_key=operator_key)
+            return cls(made, accountant, is_new=True)
+        ledger = Ledger.open(
+            address,
+            now=now,
+            name=name,
+            incarnation=incarnation,
+            take_over=take_over,
+            known_heads=known_heads,
+            operator_key=operator_key,
+        )
+        try:
+            stated = accounting_of(ledger.genesis)
+            if stated is not accounting:
+                raise LedgerError(
+                    f"{address}: the ledger adds up {stated.value} and the configuration (layer2.noise) "
+                    f"needs {accounting.value}; what a ledger adds up is chosen when it is made: configure "
+                    "the noise that it was made for, or start another federation"
+                )
+            budget = cls(ledger, accountant_of(ledger.genesis))
+            known, first = budget._accountant, totals_of(ledger.genesis)
+            in_force = (known.total_epsilon, known.total_delta)
+            if (total_epsilon, total_delta) not in (first, in_force) or gossip_share != known.gossip_share:
+                raise LedgerError(
+                    f"{address}: the ledger states total_epsilon {in_force[0]}, total_delta {in_force[1]} "
+                    f"and gossip_budget_share {known.gossip_share}, the configuration {total_epsilon}, "
+                    f"{total_delta} and {gossip_share}; configure what the ledger states, and change the "
+                    "totals by renewing the budget"
+                )
+        except BaseException:
+            ledger.close()
+            raise
+        return budget
+
+    def charge_release(self, charge_id: str, mu: float, *, now: float, details: Mapping[str, Any]) -> Charge:
+        """Charge one central release.
+
+        Args:
+            charge_id: The release's own name; asked again, it is given its first answer.
+            mu: What the release is charged as (`modes`); for Gaussian noise, sensitivity over sigma.
+            now: Seconds since 1970.
+            details: What to record beside it (sigma, sensitivity, round), plain data.
+
+        Raises:
+            UsageError: If the id was recorded for something else.
+            LedgerError: If the ledger cannot be written; nothing may be released then.
+        """
+        with self._current():
+            row = self._ledger.find(charge_id)
+            if row is not None and row.kind == "void":
+                why = "this release was given up, and its name with it"
+                return Charge(False, why, self._accountant.epsilon_spent(), self._ledger.head_hash)
+            known = self._known(charge_id, "release", mu)
+            if known is not None:
+                return Charge(True, "", float(known.body["epsilon_spent"]), known.hash, repeated=True)
+            accountant = self._accountant
+            if not accountant.check_release(mu):
+                return Charge(False, self._why_not(mu), accountant.epsilon_spent(), self._ledger.head_hash)
+            spent = accountant.epsilon_spent(release=mu)
+            body = {"mu": mu, "epsilon_spent": spent, "details": details}
+            row = self._ledger.append("release", charge_id=self._free(charge_id), now=now, body=body)
+            accountant.note_release(mu)
+            return Charge(True, "", spent, row.hash)
+
+    def void_release(self, charge_id: str, *, now: float, details: Mapping[str, Any]) -> bool:
+        """Give a release up before it is charged: from then on it is refused, durably.
+
+        Args:
+            charge_id: The release's own name.
+            now: Seconds since 1970.
+            details: What to record beside it, plain data.
+
+        Returns:
+            Whether it is given up; False if it was charged before, which stands.
+        """
+        with self._current():
+            known = self._ledger.find(charge_id)
+            if known is None:
+                self._ledger.append("void", charge_id=charge_id, now=now, body={"details": details})
+            return known is None or known.kind == "void"
+
+    def charge_gossip(
+        self,
+        charge_id: str,
+        client_ids: Sequence[str],
+        mu: float,
+        *,
+        now: float,
+        details: Mapping[str, Any],
+    ) -> tuple[str, ...]:
+        """Charge one message to each of the clients that can afford it.
+
+        Args:
+            charge_id: The round's own name; asked again, those recorded are allowed again, and no others.
+            client_ids: Distinct ids.
+            mu: Of one message, likewise.
+            now: Seconds since 1970.
+            details: What to record beside it, plain data.
+
+        Returns:
+            The clients that may send, in the order given.
+
+        Raises:
+            UsageError: If the id was recorded for something else, or a client is named twice.
+            LedgerError: If the ledger cannot be written; nobody may send then.
+        """
+        with self._current():
+            accountant = self._accountant
+            places = accountant.places(client_ids)
+            known = self._known(charge_id, "gossip", mu)
+            if known is not None:
+                recorded = np.isin(places, unpack_gossip(known.payload).places)
+                return _chosen(client_ids, recorded)
+            allowed = accountant.affordable_at(places, mu)
+            charged = _chosen(client_ids, allowed)
+            if not charged:
+                return ()
+            newcomers = _chosen(client_ids, allowed & (places < 0))
+            at = places[allowed]
+            at[at < 0] = accountant.num_clients + np.arange(len(newcomers))
+            body = {"mu": mu, "charged": len(charged), "asked": len(client_ids), "details": details}
+            payload = pack_gossip(at, newcomers)
+            self._ledger.append(
+                "gossip", charge_id=self._free(charge_id), now=now, body=body, payload=payload
+            )
+            accountant.enrol(newcomers)
+            accountant.note_gossip(at, mu)
+            return charged
+
+    def renew(
+        self,
+        total_epsilon: float,
+        total_delta: float,
+        *,
+        now: float,
+        operator: str,
+        renewal_id: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begin a new period with new totals: the operator's act, recorded.
+
+        Args:
+            total_epsilon: The new period's claim.
+            total_delta: Its delta.
+            now: Seconds since 1970.
+            operator: Who decided it.
+            renewal_id: The act's own name, among those of the charges; asked again, nothing more happens.
+            details: What to record beside it, plain data.
+
+        Raises:
+            UsageError: If the id was recorded for something else.
+        """
+        with self._current():
+            known = None if renewal_id is None else self._ledger.find(renewal_id)
+            if known is not None and known.kind != "renewal":
+                raise UsageError(f"renewal_id: {renewal_id!r} is recorded already, as {known.kind}")
+            if known is not None:
+                return
+            asked = PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
+            total_epsilon, total_delta = asked.total_epsilon, asked.total_delta
+            body: dict[str, Any] = {
+                "total_epsilon": total_epsilon,
+                "total_delta": total_delta,
+                "operator": operator,
+            }
+            if details:
+                body["details"] = details
+            self._note(self._ledger.append("renewal", charge_id=renewal_id, now=now, body=body))
+
+    def status(self, next_release_mu: float) -> BudgetStatus:
+        """Where the budget stands, given the mu of the next configured central release.
+
+        A ledger that was taken over is no error here: what it said last stands, and is read-only.
+        """
+        with self._standing():
+            accountant = self._accountant
+            why = self._taken_over or (
+                "" if accountant.check_release(next_release_mu) else "the privacy budget is spent"
+            )
+            read_only = why != ""
+            epsilon, delta = (0.0, 0.0) if read_only else accountant.remaining()
+            return BudgetStatus(
+                remaining_epsilon=epsilon,
+                remaining_delta=delta,
+                epsilon_spent=accountant.epsilon_spent(),
+                lifetime_epsilon=accountant.lifetime_epsilon(),
+                read_only=read_only,
+                total_epsilon=accountant.total_epsilon,
+                total_delta=accountant.total_delta,
+                period=accountant.period,
+                head_hash=self._ledger.head_hash,
+                ledger_path=str(self._ledger.path),
+                accounting=accountant.accounting,
+                read_only_reason=why,
+                taken_over=self._taken_over != "",
+                federation_id=self._ledger.federation_id,
+                incarnation=self._ledger.standing.incarnation,
+                run=self._ledger.standing.run,
+                created=self._ledger.genesis.at,
+                is_new=self._is_new,
+            )
+
+    @property
+    def period(self) -> int:
+        """0, and one more for each renewal."""
+        with self._current():
+            return self._accountant.period
+
+    def remaining(self, client_id: str) -> tuple[float, float]:
+        """What is left of (epsilon, delta) for one client."""
+        with self._standing():
+            return self._accountant.remaining(client_id)
+
+    def was_charged(self, client_id: str) -> bool:
+        """Whether the client's own gossip was ever charged, in any period."""
+        with self._standing():
+            return bool(self._accountant.places([client_id])[0] >= 0)
+
+    def was_renewed(self, renewal_id: str) -> bool:
+        """Whether this renewal is recorded."""
+        with self._current():
+            known = self._ledger.find(renewal_id)
+            return known is not None and known.kind == "renewal"
+
+    @property
+    def head_hash(self) -> str:
+        """The ledger's newest hash, hexadecimal."""
+        with self._lock:
+            return self._ledger.head_hash
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        self._ledger.close()
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Alone, and knowing of every charge: one whose recording was interrupted may be recorded."""
+        with self._lock:
+            try:
+                self._settle()
+                yield
+            except LedgerTakenOver as error:
+                self._taken_over = str(error)
+                raise
+
+    @contextmanager
+    def _standing(self) -> Iterator[None]:
+        """As `_current`, for what may still be said once the ledger was taken over."""
+        with self._lock:
+            if not self._taken_over:
+                try:
+                    self._settle()
+                    self._ledger.look()
+                except LedgerTakenOver as error:
+                    self._taken_over = str(error)
+            yield
+
+    def _settle(self) -> None:
+        if self._taken_over:
+            raise LedgerTakenOver(self._taken_over)
+        interrupted = self._ledger.settle()
+        if interrupted is not None:
+            self._note(interrupted)
+
+    def _note(self, row: Row) -> None:
+        replay(self._accountant, row)
+        if row.kind == "renewal":
+            self._began = row.seq
+
+    def _why_not(self, mu: float) -> str:
+        accountant = self._accountant
+        alone = accountant.accounting.epsilon_of(mu, accountant.total_delta)
+        return (
+            f"a release of {accountant.accounting.in_words(mu)}, by itself epsilon {alone:.4g} at delta "
+            f"{accountant.total_delta:g}, does not fit into what is left of the privacy budget"
+        )
+
+    def _known(self, charge_id: str, kind: str, mu: float) -> Row | None:
+        """The row of this charge, if it was recorded in this period."""
+        for name in (charge_id, self._again(charge_id)):
+            row = self._ledger.find(name)
+            if row is None or (row.seq < self._began and row.kind == kind):
+                continue
+            if row.kind != kind or float(row.body["mu"]) != mu:
+                mus = "" if "mu" not in row.body else f" with {self._in_words(float(row.body['mu']))}"
+                raise UsageError(
+                    f"charge_id: {charge_id!r} is recorded already, as {row.kind}{mus}; "
+                    "give each charge an id of its own"
+                )
+            return row
+        return None
+
+    def _free(self, charge_id: str) -> str:
+        """The name that a charge is recorded under: its own, unless an earlier period has it."""
+        return charge_id if self._ledger.find(charge_id) is None else self._again(charge_id)
+
+    def _again(self, charge_id: str) -> str:
+        return f"{charge_id} in period {self._accountant.period}"
+
+    def _in_words(self, mu: float) -> str:
+        return self._accountant.accounting.in_words(mu)
+
+
+def _chosen(client_ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(itertools.compress(client_ids, mask.tolist()))
+
+
+__all__ = ["DurableBudget"]

@@ -1,0 +1,484 @@
+"""The budget's memory: append-only, hash-chained rows in a file or a database, which outlive their writer.
+
+Each row carries the SHA-256 of the row before it and of its own canonical JSON, so an edit, a deletion or a
+reordering inside the chain is found by walking it, and truncation, rollback or a fork by looking for a head
+hash that was kept elsewhere (every global model carries one). An attacker who can write there can make a
+new chain, but not one that holds an old head.
+
+Opening it for writing appends a row with the next epoch, and every later write of an earlier writer is
+refused. That is what protects it; so that nobody does it by accident, a writer also holds a lock that the
+operating system, or the database's server, gives back when its process ends, and who finds it held must say
+that it means to take the ledger over. The accountant of a federation that comes back need not: it is the same
+federation, known by its incarnation, the number of times that one was opened here. What clients sign for is
+the opening's run, a random number: a count would recur where a backup is brought back.
+
+A ledger has a random id, made with it and kept in its first row. One from before there were such ids is given
+one by the first writer of a newer version.
+
+The rows are kept in a SQLite file, or in PostgreSQL where the path is a URL; the chain is the same. A file's
+backup must be taken with SQLite's own ``.backup``: the newest rows may still stand in the ``-wal`` file
+beside it.
+
+Guarantees:
+    what_was_appended_is_found_again: After SIGKILL at any moment.
+    any_edit_deletion_or_reordering_is_found: `verify` names the row.
+    truncation_is_found_against_a_head_hash: So are rollback and fork.
+    a_superseded_writer_is_refused: It writes nothing.
+    a_living_holder_is_superseded_on_purpose_only: By `take_over`, or by its own federation coming back.
+    a_dead_holder_blocks_nobody: Whatever killed it.
+    each_opening_of_a_federation_has_a_number_of_its_own: The incarnation, recorded before it is used.
+    each_opening_of_a_federation_has_a_random_run: Which no backup that is brought back makes recur.
+    the_operators_key_is_kept: From the first opening that states one; another, or none, is refused then.
+    a_forked_child_writes_nothing: Its parent would no longer know the ledger.
+    a_charge_id_is_recorded_once: The second row is refused, not written.
+    what_a_lost_commit_left_is_settled: Recorded or not, `settle` says which, and the writer goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerHeld, LedgerRolledBack, LedgerTakenOver
+from scarcity_ray.privacy.ledger.chain import NO_HASH, NO_OLDER_COPY, Row, canonical, parse, seal
+from scarcity_ray.privacy.ledger.holder import Standing, in_utc
+from scarcity_ray.privacy.ledger.store import Store, address_of, create_store, open_store
+
+DYING_SECONDS = 5.0
+"""A process may be dying that still holds the ledger: it is waited for as long, then believed to live."""
+_POLL_SECONDS = 0.05
+ANY_KEY = "any"
+"""The operator's key of who opens a ledger without a configuration: an operator at a terminal."""
+_FORMAT = 1
+_PAGE = 1000
+_RUN_BITS = 63
+
+
+class Ledger:
+    """One federation's ledger in a file or in a database; made by `create`, `open` (to write) or `read`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.path = store.path
+        self.epoch = 0
+        self._doubt: Row | None = None
+        first, last = store.page(0, 1), store.last()
+        if not first or last is None or first[0].body.get("format") != _FORMAT:
+            raise LedgerCorrupted(f"{self.path}: its first row is not a ledger's; {NO_OLDER_COPY}")
+        self.genesis = first[0]
+        self._standing: Standing | None = None
+        self._pid = os.getpid()
+        self._head, self._head_seq = last.hash, last.seq
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        name: str | None,
+        *,
+        now: float,
+        body: Mapping[str, Any],
+        federation_id: str | None = None,
+        operator_key: str | None = ANY_KEY,
+    ) -> Ledger:
+        """Make a new ledger and open it for writing.
+
+        Args:
+            path: Where, a file or a URL; a file's folder must exist, the ledger must not.
+            name: What people call the federation, if they do.
+            now: Seconds since 1970.
+            body: What the genesis row states for good, plain data.
+            federation_id: The federation's id; a random one of 128 bits by default.
+            operator_key: As in `open`.
+
+        Raises:
+            LedgerError: If it exists already or cannot be made.
+        """
+        made = federation_id or secrets.token_hex(16)
+        states = {**body, "federation_id": made, "name": name, "format": _FORMAT}
+        address = address_of(path, name)
+        create_store(address, _sealed(NO_HASH, 0, "genesis", None, 0, now, states, b""))
+        return cls.open(address, now=now, name=name, operator_key=operator_key)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        now: float,
+        name: str | None = None,
+        incarnation: int | None = None,
+        take_over: bool = False,
+        known_heads: Mapping[str, str] | None = None,
+        operator: str | None = None,
+        operator_key: str | None = ANY_KEY,
+    ) -> Ledger:
+        """Verify the ledger at `path` and become its writer; the writer before is refused from now on.
+
+        Args:
+            path: Where.
+            now: Seconds since 1970.
+            name: What people call the federation that opens it, if they do.
+            incarnation: Of the federation whose accountant comes back, by which it takes its own ledger up
+                again, held or not; None where a federation is opened.
+            take_over: Whether to take it from a living holder.
+            known_heads: Hashes that were its head at some time, each with who says so.
+            operator: Who takes it over, to be recorded.
+            operator_key: The configured public key whose holder must sign renewals, in hexadecimal digits;
+                None: none is configured. A ledger keeps the first one that it is opened with.
+
+        Raises:
+            LedgerMissing: If it is not there.
+            LedgerRolledBack: If a known head is not in it, or the incarnation that comes back.
+            LedgerCorrupted: If the chain does not hold.
+            LedgerHeld: If a living process holds it.
+            LedgerTakenOver: If another federation was opened on it since the one that comes back.
+            LedgerError: If it is another federation's by name, keeps another operator's key, or cannot be
+                opened.
+        """
+        ledger = cls._over(open_store(address_of(path, name), read_only=False))
+        try:
+            standing = ledger.survey(known_heads)
+            if None not in (name, standing.name) and name != standing.name:
+                raise LedgerError(
+                    f"{ledger.path}: this ledger is of federation {standing.name!r}, not {name!r}; give each "
+                    "federation its own ledger_path"
+                )
+            tries = int(DYING_SECONDS / _POLL_SECONDS)
+            while not ledger._take_up(standing, now, name, incarnation, take_over, operator, operator_key):
+                tries -= 1
+                holder = standing.holder
+                if (holder is not None and holder.is_this_process) or tries <= 0:
+                    raise LedgerHeld(
+                        f"{ledger.path}: the ledger is held by {holder}, which lives; end that federation "
+                        "(close() or terminate()), or give this one a ledger of its own; to end the other's "
+                        "charging for good, take the ledger over (take_over_ledger=True, or scarcity-ray "
+                        "ledger take-over)"
+                    )
+                time.sleep(_POLL_SECONDS)
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Ledger:
+        """Open the ledger at `path` to look at it; its writer goes on undisturbed.
+
+        Raises:
+            LedgerMissing: If it is not there.
+            LedgerCorrupted: If it is not a ledger.
+            LedgerError: If it cannot be opened.
+        """
+        return cls._over(open_store(address_of(path), read_only=True))
+
+    @classmethod
+    def _over(cls, store: Store) -> Ledger:
+        try:
+            return cls(store)
+        except BaseException:
+            store.close()
+            raise
+
+    @property
+    def standing(self) -> Standing:
+        """Whose it is and who opened it last: as this writer knows it, or as the rows say now."""
+        return self._standing or self._extended(Standing(), self.rows())
+
+    @property
+    def federation_id(self) -> str:
+        """Whose ledger it is: random, made with it."""
+        return self.standing.federation_id
+
+    def is_held(self) -> bool | None:
+        """Whether its last writer lives and holds it; None if nobody can tell."""
+        return self._store.is_held(self._hold(self._last().epoch))
+
+    @property
+    def head_hash(self) -> str:
+        """The newest hash that this object wrote or found, as hexadecimal digits."""
+        return self._head
+
+    @property
+    def head_seq(self) -> int:
+        """The number of the row that has the head hash."""
+        return self._head_seq
+
+    def append(
+        self,
+        kind: str,
+        *,
+        now: float,
+        body: Mapping[str, Any],
+        charge_id: str | None = None,
+        payload: bytes = b"",
+    ) -> Row:
+        """Add a row, on disk before this returns.
+
+        Args:
+            kind: What it records.
+            now: Seconds since 1970.
+            body: Plain data; infinities are written as ``"inf"``.
+            charge_id: The charge's own name, if it is one.
+            payload: Bytes that belong to it.
+
+        Raises:
+            LedgerError: If another writer has taken over, the charge id is there already, this process is a
+                child that the writer's forked, or the disk or the database fails. After such a failure
+                `settle` finds out whether the row is there.
+            UsageError: If `body` is not plain data.
+        """
+        if os.getpid() != self._pid:
+            raise LedgerError(
+                f"{self.path}: process {self._pid} opened the ledger and this is {os.getpid()}, a child that "
+                "was forked from it; nothing was written: let the parent charge"
+            )
+        with self._store.writing():
+            last = self._last()
+            if last.epoch != self.epoch or last.hash != self._head:
+                raise self._moved_on(last)
+            return self._chain(last, kind, charge_id, now, body, payload)
+
+    def settle(self) -> Row | None:
+        """End the doubt that a failed `append` left: was its row recorded after all?
+
+        Returns:
+            The row if it was, once; None if it was not, or if there was no doubt. What is not there now never
+            will be: whatever still worked on it has ended when this writer has the ledger to itself.
+
+        Raises:
+            LedgerError: If the ledger cannot be used now, or another writer has taken over.
+        """
+        doubt = self._doubt
+        if doubt is None:
+            return None
+        with self._store.writing():
+            last = self._last()
+            recorded = last.hash == doubt.hash
+            if recorded:
+                self._store.confirm()
+            elif last.hash != self._head:
+                raise self._moved_on(last)
+        self._doubt = None
+        if not recorded:
+            return None
+        self._head, self._head_seq = doubt.hash, doubt.seq
+        return doubt
+
+    def look(self) -> None:
+        """See that this writer is still the one, where that costs nothing to speak of.
+
+        Raises:
+            LedgerError: As `append`.
+        """
+        last = self._store.glance()
+        doubt = None if self._doubt is None else self._doubt.hash
+        if last is not None and last.hash not in (self._head, doubt):
+            raise self._moved_on(last)
+
+    def find(self, charge_id: str) -> Row | None:
+        """The row of a charge, if it is recorded.
+
+        Raises:
+            LedgerError: If this is a writer that does not know of the row: another wrote it, or `settle` has
+                yet to say that its own append was recorded.
+        """
+        row = self._store.find(charge_id)
+        if row is not None and self.epoch > 0 and row.seq > self._head_seq:
+            raise self._moved_on(row)
+        return row
+
+    def rows(self, since: int = 0) -> Iterator[Row]:
+        """The rows from number `since` on, oldest first, as they stand (`verify` checks them)."""
+        while page := self._store.page(since, _PAGE):
+            yield from page
+            since = page[-1].seq + 1
+
+    def verify(self, head_hash: str | None = None) -> str:
+        """Walk the chain.
+
+        Args:
+            head_hash: A hash that this ledger once had as its head, kept elsewhere.
+
+        Returns:
+            The head hash.
+
+        Raises:
+            LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
+            LedgerRolledBack: If `head_hash` is nowhere in the chain: it was cut, rolled back or replaced.
+        """
+        return self.survey({} if head_hash is None else {head_hash: "whoever kept it"}).hash
+
+    def survey(self, known_heads: Mapping[str, str] | None = None) -> Standing:
+        """Walk the chain; whose the ledger is and who opened it last.
+
+        Args:
+            known_heads: Hashes that were its head at some time, each with who says so.
+
+        Raises:
+            LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
+            LedgerRolledBack: If a known head is nowhere in the chain: it was cut, rolled back or replaced.
+        """
+        missing = dict(known_heads or {})
+        standing = Standing()
+        for row in self.checked():
+            missing.pop(row.hash, None)
+            standing.note(row)
+        for head, witness in missing.items():
+            raise LedgerRolledBack(
+                f"{self.path}: no row has the hash {head}, which {witness} knows as this ledger's: the "
+                f"ledger was cut, rolled back or replaced, and ends at row {standing.seq}; {NO_OLDER_COPY}"
+            )
+        return standing
+
+    def checked(self) -> Iterator[Row]:
+        """The rows, oldest first, each after the chain up to it was found whole.
+
+        Raises:
+            LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
+        """
+        return self._checked_after(-1, NO_HASH, 0)
+
+    def _checked_after(self, seq: int, previous: str, epoch: int) -> Iterator[Row]:
+        for expected, row in enumerate(self.rows(seq + 1), seq + 1):
+            whole = row.hash == seal(previous, row.record, row.payload)
+            if not whole or row.seq != expected or row.epoch < epoch:
+                raise LedgerCorrupted(
+                    f"{self.path}: the chain breaks at row {expected}: a row was changed, removed or moved; "
+                    f"{NO_OLDER_COPY}"
+                )
+            previous, epoch = row.hash, row.epoch
+            yield row
+
+    def close(self) -> None:
+        """Let go of it; the rows are durable already."""
+        self._store.close()
+
+    def _last(self) -> Row:
+        row = self._store.last()
+        if row is None:
+            raise LedgerRolledBack(f"{self.path}: the ledger has lost all its rows; {NO_OLDER_COPY}")
+        return row
+
+    def _take_up(
+        self,
+        standing: Standing,
+        now: float,
+        name: str | None,
+        incarnation: int | None,
+        take_over: bool,
+        operator: str | None,
+        operator_key: str | None,
+    ) -> bool:
+        """Become the writer after all that stands in the ledger now; False if a living process holds it."""
+        with self._store.writing():
+            self._extended(standing, self._checked_after(standing.seq, standing.hash, standing.epoch))
+            last = self._last()
+            if last.hash != standing.hash:
+                raise LedgerCorrupted(f"{self.path}: its rows do not end where they do; {NO_OLDER_COPY}")
+            if operator_key != ANY_KEY and standing.operator_key not in (None, operator_key):
+                raise LedgerError(_other_key(self.path, standing.operator_key, operator_key))
+            comes_back = incarnation is not None
+            if incarnation is not None and incarnation < standing.incarnation:
+                raise LedgerTakenOver(_taken_over(self.path, standing))
+            if incarnation is not None and incarnation > standing.incarnation:
+                raise LedgerRolledBack(
+                    f"{self.path}: a federation was opened {incarnation} times here, and the ledger knows of "
+                    f"{standing.incarnation}: it was cut, rolled back or replaced; {NO_OLDER_COPY}"
+                )
+            before, own = self._hold(standing.epoch), self._hold(standing.epoch + 1)
+            if not self._store.hold(before, own, forced=take_over or comes_back):
+                return False
+            body: dict[str, Any] = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "name": name,
+                "incarnation": standing.incarnation + (0 if comes_back else 1),
+                "run": standing.run if comes_back else secrets.randbits(_RUN_BITS),
+            }
+            if standing.operator_key is None and operator_key not in (None, ANY_KEY):
+                body["operator_key"] = operator_key
+            if operator is not None:
+                body["operator"] = operator
+            if not standing.has_random_id:
+                body["federation_id"] = secrets.token_hex(16)
+            self.epoch = standing.epoch + 1
+            standing.note(self._chain(last, "writer", None, now, body, b""))
+        self._standing = standing
+        return True
+
+    def _hold(self, epoch: int) -> str:
+        return f"{self.genesis.hash}/{epoch}"
+
+    def _moved_on(self, row: Row) -> LedgerError:
+        """Why this writer, which found `row` at the end, or after its own rows, writes no more."""
+        if self.epoch == 0:
+            return LedgerError(f"{self.path}: the ledger was opened to be read; nothing was written")
+        if row.epoch > self.epoch:
+            return LedgerTakenOver(_taken_over(self.path, self._extended(Standing(), self.rows())))
+        if row.seq > self._head_seq:
+            return LedgerError(f"{self.path}: its last row is not known to be written; call settle() first")
+        return LedgerRolledBack(
+            f"{self.path}: the ledger ends at row {row.seq} with another hash than this writer left at row "
+            f"{self._head_seq}: it was cut, rolled back or replaced; nothing was written: {NO_OLDER_COPY}"
+        )
+
+    @staticmethod
+    def _extended(standing: Standing, rows: Iterable[Row]) -> Standing:
+        for row in rows:
+            standing.note(row)
+        return standing
+
+    def _chain(
+        self,
+        last: Row,
+        kind: str,
+        charge_id: str | None,
+        now: float,
+        body: Mapping[str, Any],
+        payload: bytes,
+    ) -> Row:
+        row = _sealed(last.hash, last.seq + 1, kind, charge_id, self.epoch, now, body, payload)
+        self._doubt = row
+        self._store.commit(row)
+        self._head, self._head_seq, self._doubt = row.hash, row.seq, None
+        return row
+
+
+def _other_key(path: object, kept: str | None, configured: str | None) -> str:
+    has = "has no operator_key" if configured is None else f"has operator_key {configured!r}"
+    return (
+        f"{path}: renewals of this ledger are signed by the holder of {kept}, the key that it keeps, and the "
+        f"configuration {has}; configure operator_key = {kept!r} (a ledger's key cannot be changed), or "
+        "start another federation"
+    )
+
+
+def _taken_over(path: object, standing: Standing) -> str:
+    holder = standing.holder
+    since = "" if holder is None else f" at {in_utc(holder.since)}"
+    return (
+        f"{path}: the ledger has moved on without this writer: it was taken over{since} by {holder}; nothing "
+        "is charged here any more, nothing may be released: end this federation, the other one goes on"
+    )
+
+
+def _sealed(
+    previous: str,
+    seq: int,
+    kind: str,
+    charge_id: str | None,
+    epoch: int,
+    at: float,
+    body: Mapping[str, Any],
+    payload: bytes,
+) -> Row:
+    record = canonical(seq, kind, charge_id, epoch, at, body)
+    return parse(record, payload, bytes.fromhex(seal(previous, record, payload)))
+
+
+__all__ = ["Ledger"]

@@ -1,0 +1,56 @@
+"""What a run's privacy figures claim, for whom, and against whom."""
+
+from __future__ import annotations
+
+import math
+
+from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.plan import make_plan
+from scarcity_ray.privacy.accounting.modes import Accounting
+
+_HOW_ADDED_UP = {
+    Accounting.GAUSSIAN_DP: "All noise is Gaussian; what was spent is added up in Gaussian DP, exactly.",
+    Accounting.ZCDP: "The releases' noise is drawn on the integers; what was spent is added up in "
+    "zero-concentrated DP, an upper bound.",
+}
+
+
+def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) -> tuple[str, ...]:
+    """The claim in sentences; the first one holds the figures.
+
+    Args:
+        config: The federation's.
+        epsilon_spent: By the client that has spent most.
+    """
+    if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
+        return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)
+    if not config.layer2.enabled:
+        return (
+            f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all that any one client "
+            f"gossips in the whole run; the budget is ({config.total_epsilon:g}, {config.total_delta:g}).",
+            "Protected: the values of any one client's accepted updates, over the whole run (neighbours "
+            "differ in one client's values: replace-one). That a client took part is public.",
+            "Against: whoever sees every gossip message, the other members of its basket included. Nothing "
+            "else leaves a client, and there is no global model.",
+            "Not against: whoever operates the Ray cluster or can read its memory, where the clients' own "
+            "states lie.",
+            "Outside the claim: this is a simulation. Baskets' own models are robust means of their "
+            "members' own states, so they and all accuracies are computed without protection, and so was "
+            "the choice of the settings.",
+        )
+    return (
+        f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
+        f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
+        + _HOW_ADDED_UP[make_plan(config).accounting],
+        "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
+        "in one client's values: replace-one). That a client took part, and which of its updates were "
+        "accepted, is public.",
+        "Against: whoever sees every released global model. A client's own noised gossip is counted in; each "
+        f"round of it is by itself ({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-"
+        "private against whoever sees every message.",
+        "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
+        "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
+        "Outside the claim: this is a simulation. Accuracy on the test part and the comparison runs are "
+        "computed from the clients' data without protection, and so was the choice of the settings; basket "
+        "models, outlier reports and how many updates were clipped are not covered either.",
+    )

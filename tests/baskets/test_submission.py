@@ -1,0 +1,107 @@
+"""A basket and the updates that are submitted to it, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import given, settings
+
+from scarcity_ray import HierarchicalFederationConfig, make_plan
+from scarcity_ray.baskets import basket_due
+from scarcity_ray.baskets.basket import Basket
+from scarcity_ray.baskets.reports import Member
+from scarcity_ray.baskets.submission import Submission
+from scarcity_ray.config import load
+from scarcity_ray.layers import Layer1Aggregator
+from scarcity_ray.privacy.sampling.noise import SystemNoise
+
+PLAN = make_plan(
+    load(
+        HierarchicalFederationConfig,
+        {
+            "vector_dim": 2,
+            "buffer": {"max_staleness": 2, "time_trigger_seconds": 10.0, "min_updates_trigger": 4},
+            "layer1": {"aggregation_method": "mean", "byzantine_fraction": 0.0, "min_updates": 2},
+            "basket": {"min_clients": 2},
+        },
+    )
+)
+
+
+def basket_of(num_clients: int) -> Basket:
+    basket = Basket("b", "d", PLAN, "f", SystemNoise(), 0)
+    for i in range(num_clients):
+        basket.admit(Member(f"c{i}", "d"))
+    return basket
+
+
+def submit(basket: Basket, client: int, value: float, now: float, round_id: int | None = None) -> bool:
+    sent = np.array([value, now])
+    return basket.submit(Submission(f"c{client}", sent, round_id), False, now).accepted
+
+
+class Closed(dict[str, Any]):
+    """A mapping that can be asked for one key, and never be looked through."""
+
+    def _refuse(self, *_: object) -> None:
+        raise AssertionError("somebody looks at all of them")
+
+    __iter__ = keys = values = items = _refuse  # type: ignore[assignment]
+
+
+def test_a_submission_and_what_is_due_look_at_no_other_client() -> None:
+    basket = basket_of(50)
+    for i in range(40):
+        assert submit(basket, i, 1.0, float(i))
+    waiting = basket._buffer._baskets["b"]
+    waiting.clients = Closed(waiting.clients)
+    basket.members = Closed(basket.members)
+    basket.states._rows = Closed(basket.states._rows)
+    basket._standings._clients = Closed(basket._standings._clients)
+    assert basket.due(2.0) == "count"
+    for i in range(40, 50):
+        assert submit(basket, i, 1.0, 5.0)
+        assert not submit(basket, i, np.nan, 5.0)
+    assert basket.due(60.0) == "count"
+    assert basket.dismiss("c0") is not None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["submit", "submit", "submit", "advance", "leave", "layer 1"]),
+            st.integers(0, 5),
+            st.integers(0, 30),
+        ),
+        max_size=25,
+    )
+)
+def test_what_is_due_is_what_looking_at_every_update_says(program: list[tuple[str, int, int]]) -> None:
+    basket, aggregator = basket_of(6), Layer1Aggregator(PLAN.config.layer1)
+    round_id, last = 0, None
+    for step, client, number in program:
+        now = float(number)
+        if step == "submit":
+            submit(basket, client, float(number), now, max(0, round_id - number % 3))
+        elif step == "advance":
+            round_id += 1
+            basket.advance_round(round_id)
+        elif step == "leave":
+            basket.dismiss(f"c{client}")
+        elif basket.layer1(aggregator, False, now).aggregated:
+            last = now
+        updates = basket._buffer.get_basket_updates("b")
+        since = last if last is not None else min((u.timestamp for u in updates), default=now)
+        members = len(basket.members)
+        expected = basket_due(
+            PLAN.config.buffer,
+            len({u.client_id for u in updates}),
+            now - since,
+            n_active=members,
+            least=PLAN.least_rows(members),
+            oldest_staleness=max((round_id - u.round_id for u in updates), default=0),
+        )
+        assert basket.due(now) == expected
