@@ -16,7 +16,6 @@ from rich.table import Table
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.page import Page
 from scarcity_ray.config import HierarchicalFederationConfig, load
-from scarcity_ray.config.refusals import join_path
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast import (
     MEASURED,
@@ -383,7 +382,7 @@ def _plan_of(federation: HierarchicalFederationConfig, where: str) -> Federation
     try:
         return make_plan(federation)
     except ConfigError as error:
-        raise ConfigError(join_path(where, error.path), error.value, error.accepted) from None
+        raise error.under(where) from None
 
 
 def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:
