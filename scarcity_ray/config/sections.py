@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
@@ -106,6 +107,12 @@ class Layer1Config:
     """Pre-aggregation in order: nearest-neighbour mixing, bucketing, adaptive clipping."""
     bucket_size: Annotated[Int, Field(ge=2)] = 2
     """Rows in one of bucketing's buckets."""
+
+    def byzantine_among(self, num_members: int) -> int:
+        """The f of a basket of `num_members` registered clients."""
+        if self.num_byzantine is not None:
+            return self.num_byzantine
+        return math.floor(self.byzantine_fraction * num_members + 1e-9)
 
 
 @settings
