@@ -32,6 +32,15 @@ from scarcity_ray.errors import LedgerError, UsageError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.privacy.ledger.chain import Row
+from scarcity_ray.privacy.ledger.events import (
+    Event,
+    Genesis,
+    GossipCharge,
+    ReleaseCharge,
+    Renewal,
+    VoidedRelease,
+    WriterEpoch,
+)
 from scarcity_ray.privacy.ledger.holder import Standing, times
 from scarcity_ray.privacy.ledger.ledger import Ledger
 from scarcity_ray.privacy.ledger.replay import export, history
@@ -162,12 +171,12 @@ def _target(out: str | None) -> Iterator[TextIO]:
 
 def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
     """One row as who, what, when, sigma and sensitivity in the model's units, and epsilon after it."""
-    body = row.body
-    given = body.get("details")
-    details: dict[str, Any] = given if isinstance(given, dict) else {}
+    event = row.event
+    given = getattr(event, "details", None)
+    details: dict[str, object] = given if isinstance(given, dict) else {}
     scale = _number(details.get("scale"))
     sigma, sensitivity = _number(details.get("sigma")), _number(details.get("sensitivity"))
-    mu = _number(body.get("mu"))
+    mu = event.mu if isinstance(event, ReleaseCharge | GossipCharge) else None
     concentrated = accountant.accounting is Accounting.ZCDP
     if scale:
         in_steps = [_number(details.get(name)) for name in ("grid_sigma", "grid_sensitivity")]
@@ -178,8 +187,8 @@ def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
         "seq": row.seq,
         "at": row.at,
         "kind": row.kind,
-        "what": _what(row, details),
-        "who": _who(row),
+        "what": _what(event, row.kind, details),
+        "who": _who(event, row.epoch),
         "charge_id": row.charge_id,
         "mu": None if concentrated else mu,
         "rho": rho_of_mu(mu) if concentrated and mu is not None else None,
@@ -192,28 +201,34 @@ def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
     }
 
 
-def _what(row: Row, details: dict[str, Any]) -> str:
-    words = [row.kind]
-    if row.kind == "gossip" and "kind" in details:
+def _what(event: Event, kind: str, details: dict[str, object]) -> str:
+    words = [kind]
+    if isinstance(event, GossipCharge) and "kind" in details:
         words.append(str(details["kind"]))
     if "round" in details:
         words.append(f"round {details['round']}")
-    if row.kind in ("genesis", "renewal"):
-        words.append(f"epsilon {row.body.get('total_epsilon')}, delta {row.body.get('total_delta')}")
+    if isinstance(event, Genesis | Renewal):
+        words.append(f"epsilon {event.total_epsilon}, delta {event.total_delta}")
     return ", ".join(words)
 
 
-def _who(row: Row) -> str:
-    body = row.body
-    return {
-        "genesis": f"federation {body.get('name') or body.get('federation_id')}",
-        "writer": f"process {body.get('pid')}, epoch {row.epoch}"
-        + (f", taken over by {body['operator']}" if "operator" in body else ""),
-        "release": "all clients",
-        "gossip": f"{body.get('charged')} of {body.get('asked')} clients",
-        "renewal": f"{body.get('operator')}",
-        "void": "nobody: a session that was given up",
-    }.get(row.kind, "")
+def _who(event: Event, epoch: int) -> str:
+    match event:
+        case Genesis():
+            return f"federation {event.name or event.federation_id}"
+        case WriterEpoch(operator=None):
+            return f"process {event.pid}, epoch {epoch}"
+        case WriterEpoch():
+            return f"process {event.pid}, epoch {epoch}, taken over by {event.operator}"
+        case ReleaseCharge():
+            return "all clients"
+        case GossipCharge():
+            return f"{event.charged} of {event.asked} clients"
+        case Renewal():
+            return event.operator
+        case VoidedRelease():
+            return "nobody: a session that was given up"
+    return ""
 
 
 def _whose(standing: Standing, is_held: bool | None) -> list[str]:

@@ -6,7 +6,7 @@ refused, and after any other change by a stranger the rows are read afresh.
 
 Guarantees:
     a_file_that_is_gone_replaced_or_cut_is_not_written_to: The ``-wal`` file beside it included.
-    one_living_process_holds_a_file: By a lock on the ``.lock`` file beside it (`file_lock`).
+    one_living_process_holds_a_file: By a lock on the ``.lock`` file beside it (`file_access`).
     a_file_is_known_by_one_name: Links are followed once, to the file that the lock and ``-wal`` lie beside; a
         file with a second name (a hard link) is refused.
     a_lock_that_lost_its_name_is_taken_again_or_nothing_is_written: Before each write.
@@ -27,7 +27,7 @@ from pathlib import Path
 from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, LedgerRolledBack
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row, read_back
-from scarcity_ray.privacy.ledger.file_lock import FileLock
+from scarcity_ray.privacy.ledger.file_access import FileLock
 
 _TABLE = """
 CREATE TABLE ledger (
