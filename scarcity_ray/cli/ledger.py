@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,7 +40,7 @@ from scarcity_ray.privacy.ledger.events import (
     VoidedRelease,
     WriterEpoch,
 )
-from scarcity_ray.privacy.ledger.holder import Standing, times
+from scarcity_ray.privacy.ledger.holder import Standing, in_utc, times
 from scarcity_ray.privacy.ledger.ledger import Ledger
 from scarcity_ray.privacy.ledger.replay import export, history
 
@@ -256,7 +255,7 @@ def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccou
     for line in lines:
         table.add_row(
             str(line["seq"]),
-            _time(line["at"]),
+            in_utc(line["at"]).removesuffix(" UTC"),
             *(Text(_printable(line[name])) for name in ("what", "who")),
             *(_short(line[name]) for name in ("sigma", "sensitivity", "epsilon_spent")),
         )
@@ -295,13 +294,6 @@ def _as_json(line: dict[str, Any]) -> str:
 def _printable(text: str) -> str:
     """The text with everything that could steer a terminal spelt out: names come from strangers."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _time(at: float) -> str:
-    try:
-        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (OverflowError, ValueError, OSError):
-        return f"{at:g} s"
 
 
 def _short(value: float | None) -> str:

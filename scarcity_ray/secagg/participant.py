@@ -15,7 +15,7 @@ import numpy as np
 
 from scarcity_ray.errors import ProtocolViolation, UsageError
 from scarcity_ray.secagg import commitments
-from scarcity_ray.secagg.admission import require_joinable, require_roll
+from scarcity_ray.secagg.admission import SessionGuard, require_joinable, require_roll
 from scarcity_ray.secagg.commitments import Secret
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.dealing import deal, halves, open_shares
@@ -23,8 +23,7 @@ from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
 from scarcity_ray.secagg.identity import IdentityKeyPair
 from scarcity_ray.secagg.key_agreement import Entropy
 from scarcity_ray.secagg.keyring import Keyring
-from scarcity_ray.secagg.mask_terms import terms_to_apply
-from scarcity_ray.secagg.masking import MaskTerm, apply_masks
+from scarcity_ray.secagg.masking import MaskTerm, apply_masks, terms_to_apply
 from scarcity_ray.secagg.messages import (
     Advert,
     Confirmation,
@@ -36,7 +35,6 @@ from scarcity_ray.secagg.messages import (
 )
 from scarcity_ray.secagg.phases import PARTICIPANT_TRANSITIONS, State
 from scarcity_ray.secagg.public_view import PublicView
-from scarcity_ray.secagg.session_guard import SessionGuard
 
 
 class Participant:

@@ -15,7 +15,6 @@ from scarcity_ray.privacy import Ledger
 from scarcity_ray.privacy.ledger.events import (
     Genesis,
     GossipCharge,
-    GossipMembers,
     ReleaseCharge,
     pack_gossip,
     unpack_gossip,
@@ -36,8 +35,8 @@ def filled(path, rows=6, federation_id=""):
 
 def test_what_was_appended_is_found_again(path):
     ledger = filled(path)
-    members = GossipMembers(np.array([4]), ("ann",))
-    ledger.append(GossipCharge(0.1 * 3, 1, 2, {}, members), charge_id="g0", now=5.0)
+    charge = GossipCharge(0.1 * 3, 1, 2, {}, pack_gossip(np.array([4]), ["ann"]))
+    ledger.append(charge, charge_id="g0", now=5.0)
     written = list(ledger.rows())
     ledger.close()
     again = Ledger.open(path, now=9.0)
@@ -53,7 +52,7 @@ def test_what_was_appended_is_found_again(path):
     assert (row.at, row.event, row.payload, row.epoch) == (5.0, ReleaseCharge(0.1 * 3, 0.5, {}), b"", 1)
     row = again.find("g0")
     assert row.body == {"mu": 0.1 * 3, "charged": 1, "asked": 2, "details": {}}
-    assert row.payload == pack_gossip(members.places, members.newcomers)
+    assert (row.event, row.payload) == (charge, charge.payload)
     assert (row.event.members.places.tolist(), row.event.members.newcomers) == ([4], ("ann",))
     assert again.find("r9") is None
     assert again.verify() == again.head_hash

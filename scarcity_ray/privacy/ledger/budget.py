@@ -36,10 +36,10 @@ from scarcity_ray.privacy.ledger.chain import Row
 from scarcity_ray.privacy.ledger.events import (
     Genesis,
     GossipCharge,
-    GossipMembers,
     ReleaseCharge,
     Renewal,
     VoidedRelease,
+    pack_gossip,
 )
 from scarcity_ray.privacy.ledger.ledger import Ledger
 from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of, replay
@@ -247,8 +247,8 @@ class DurableBudget:
             newcomers = _chosen(client_ids, allowed & (places < 0))
             at = places[allowed]
             at[at < 0] = accountant.num_clients + np.arange(len(newcomers))
-            members = GossipMembers(at, newcomers)
-            event = GossipCharge(mu, len(charged), len(client_ids), details, members)
+            payload = pack_gossip(at, newcomers)
+            event = GossipCharge(mu, len(charged), len(client_ids), details, payload)
             self._ledger.append(event, charge_id=self._free(charge_id), now=now)
             accountant.enrol(newcomers)
             accountant.note_gossip(at, mu)
@@ -383,7 +383,7 @@ class DurableBudget:
             self._note(interrupted)
 
     def _note(self, row: Row) -> None:
-        replay(self._accountant, row.event)
+        replay(self._accountant, row, self._ledger.path)
         if isinstance(row.event, Renewal):
             self._began = row.seq
 

@@ -16,11 +16,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, InstanceOf, Strict, StrictInt, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Strict, StrictInt, TypeAdapter, ValidationError
 
 Number = Annotated[float, Strict(), BeforeValidator(lambda value: math.inf if value == "inf" else value)]
 """A number as a row keeps it, infinity as text."""
@@ -98,7 +99,7 @@ class GossipMembers:
     newcomers: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class GossipCharge:
     """One message of each of some clients, charged to each of them.
 
@@ -107,14 +108,23 @@ class GossipCharge:
         charged: How many they are.
         asked: Of how many that wanted to send.
         details: What is recorded beside it, plain data.
-        members: Who they are: the row's payload.
+        payload: Who they are, packed (`pack_gossip`).
     """
 
     mu: Number
     charged: StrictInt
     asked: StrictInt
     details: object
-    members: InstanceOf[GossipMembers]
+    payload: bytes
+
+    @cached_property
+    def members(self) -> GossipMembers:
+        """Who is charged.
+
+        Raises:
+            ValueError: If the payload does not say it.
+        """
+        return unpack_gossip(self.payload)
 
 
 @dataclass(frozen=True)
@@ -168,10 +178,8 @@ def encode(event: Event) -> tuple[dict[str, object], bytes]:
     """An event's body and payload."""
     stated = {field.name: getattr(event, field.name) for field in fields(event)}
     body = {name: value for name, value in stated.items() if value is not None or name == "name"}
-    members = body.pop("members", None)
-    if not isinstance(members, GossipMembers):
-        return body, b""
-    return body, pack_gossip(members.places, members.newcomers)
+    body.pop("payload", None)
+    return body, event.payload if isinstance(event, GossipCharge) else b""
 
 
 def decode(kind: str, body: dict[str, object], payload: bytes) -> Event:
@@ -183,13 +191,8 @@ def decode(kind: str, body: dict[str, object], payload: bytes) -> Event:
     reader = _READERS.get(kind)
     if reader is None:
         return UnknownEvent(kind)
-    if kind == "gossip":
-        try:
-            body = {**body, "members": unpack_gossip(payload)}
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"gossip: payload: {error}") from None
     try:
-        event: Event = reader.validate_python(body)
+        event: Event = reader.validate_python({**body, "payload": payload})
     except ValidationError as error:
         wrong = error.errors()[0]
         raise ValueError(f"{kind}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row
-from scarcity_ray.privacy.ledger.events import Event, Genesis, GossipCharge, ReleaseCharge, Renewal
+from scarcity_ray.privacy.ledger.events import Genesis, GossipCharge, ReleaseCharge, Renewal
 from scarcity_ray.privacy.ledger.ledger import Ledger
 
 
@@ -40,16 +41,31 @@ def accountant_of(genesis: Genesis) -> PrivacyAccountant:
     )
 
 
-def replay(accountant: PrivacyAccountant, event: Event) -> None:
-    """Apply what was recorded: it has happened, so it counts whether or not it fits."""
-    match event:
-        case ReleaseCharge(mu=mu):
-            accountant.note_release(mu)
-        case GossipCharge(mu=mu, members=members):
-            accountant.enrol(members.newcomers)
-            accountant.note_gossip(members.places, mu)
-        case Renewal():
-            accountant.renew(event.total_epsilon, event.total_delta)
+def replay(accountant: PrivacyAccountant, row: Row, place: object) -> None:
+    """Apply what a row of the ledger at `place` recorded: it happened, so it counts whether or not it fits.
+
+    Raises:
+        LedgerCorrupted: If it states what cannot have happened.
+    """
+    with _stating(place, row.seq):
+        match row.event:
+            case ReleaseCharge(mu=mu):
+                accountant.note_release(mu)
+            case GossipCharge(mu=mu, members=members):
+                accountant.enrol(members.newcomers)
+                accountant.note_gossip(members.places, mu)
+            case Renewal(total_epsilon=total_epsilon, total_delta=total_delta):
+                accountant.renew(total_epsilon, total_delta)
+
+
+@contextmanager
+def _stating(place: object, seq: int) -> Iterator[None]:
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise LedgerCorrupted(
+            f"{place}: row {seq} does not state what its kind must ({error!r}); {NO_OLDER_COPY}"
+        ) from error
 
 
 def history(ledger: Ledger) -> Iterator[tuple[Row, PrivacyAccountant]]:
@@ -59,16 +75,10 @@ def history(ledger: Ledger) -> Iterator[tuple[Row, PrivacyAccountant]]:
         LedgerCorrupted: If the chain breaks, or a row does not state what its kind must; the rows before it
             have been given by then.
     """
-    accountant: PrivacyAccountant | None = None
+    with _stating(ledger.path, 0):
+        accountant = accountant_of(ledger.genesis)
     for row in ledger.checked():
-        try:
-            if accountant is None:
-                accountant = accountant_of(ledger.genesis)
-            replay(accountant, row.event)
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise LedgerCorrupted(
-                f"{ledger.path}: row {row.seq} does not state what its kind must ({error!r}); {NO_OLDER_COPY}"
-            ) from error
+        replay(accountant, row, ledger.path)
         yield row, accountant
 
 
