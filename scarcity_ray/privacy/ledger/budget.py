@@ -80,50 +80,34 @@ class DurableBudget:
     ) -> DurableBudget:
         """Continue the budget recorded at `path`, or begin it there.
 
-        The whole of `total_delta` serves releases whose mu is known.
+        The arguments that are not here are those of `Ledger.open`, and so are the errors. The whole of
+        `total_delta` serves releases whose mu is known.
 
         Args:
             path: The ledger's file, or the URL of a PostgreSQL database.
-            name: What people call the federation, if they do.
             total_epsilon: The claim of the first period, or of the one in force.
             total_delta: Its delta.
             gossip_share: Share of the cap set aside for each client's gossip, in [0, 1].
             accounting: What the ledger adds up, for good.
             must_exist: Whether this federation is known to have a ledger.
-            now: Seconds since 1970.
-            incarnation: Of the federation whose accountant comes back; None where a federation is opened.
-            take_over: Whether to take the ledger from an accountant that lives.
-            known_heads: Hashes that were the ledger's head at some time, each with who says so.
-            operator_key: The configured public key whose holder must sign renewals, in hexadecimal digits;
-                the ledger keeps the first one that it is opened with.
 
         Raises:
             LedgerMissing: If the ledger must exist and does not.
-            LedgerCorrupted: If its chain does not hold, or (`LedgerRolledBack`) lacks a known head.
-            LedgerHeld: If an accountant that lives holds it.
-            LedgerTakenOver: If another federation was opened on it since the one that comes back.
-            LedgerError: If it is another federation's, keeps another operator's key, or states another budget
-                or accounting.
+            LedgerError: If it states another budget or accounting.
         """
-        accountant = PrivacyAccountant(
-            total_epsilon,
-            total_delta,
+        asked = Genesis(
+            format=1,
+            total_epsilon=total_epsilon,
+            total_delta=total_delta,
             gossip_share=gossip_share,
-            delta_reserve=0.0,
-            accounting=accounting,
+            accounting=accounting.value,
+            neighbours="replace-one client",
+            name=name,
         )
+        accountant = accountant_of(asked)
         address = address_of(path, name)
         if not must_exist and not exists(address):
-            genesis = Genesis(
-                format=1,
-                total_epsilon=total_epsilon,
-                total_delta=total_delta,
-                gossip_share=gossip_share,
-                accounting=accounting.value,
-                neighbours="replace-one client",
-                name=name,
-            )
-            made = Ledger.create(address, genesis, now=now, operator_key=operator_key)
+            made = Ledger.create(address, asked, now=now, operator_key=operator_key)
             return cls(made, accountant, is_new=True)
         ledger = Ledger.open(
             address,
@@ -166,8 +150,8 @@ class DurableBudget:
         Args:
             charge_id: The release's own name; asked again, it is given its first answer.
             mu: What the release is charged as (`modes`); for Gaussian noise, sensitivity over sigma.
-            now: Seconds since 1970.
-            details: What to record beside it (sigma, sensitivity, round), plain data.
+            now: Seconds since 1970, here and below.
+            details: What to record beside it (sigma, sensitivity, round), plain data, here and below.
 
         Raises:
             UsageError: If the id was recorded for something else.
@@ -195,11 +179,6 @@ class DurableBudget:
     def void_release(self, charge_id: str, *, now: float, details: Mapping[str, object]) -> bool:
         """Give a release up before it is charged: from then on it is refused, durably.
 
-        Args:
-            charge_id: The release's own name.
-            now: Seconds since 1970.
-            details: What to record beside it, plain data.
-
         Returns:
             Whether it is given up; False if it was charged before, which stands.
         """
@@ -223,9 +202,7 @@ class DurableBudget:
         Args:
             charge_id: The round's own name; asked again, those recorded are allowed again, and no others.
             client_ids: Distinct ids.
-            mu: Of one message, likewise.
-            now: Seconds since 1970.
-            details: What to record beside it, plain data.
+            mu: Of one message.
 
         Returns:
             The clients that may send, in the order given.
@@ -272,7 +249,7 @@ class DurableBudget:
             now: Seconds since 1970.
             operator: Who decided it.
             renewal_id: The act's own name, among those of the charges; asked again, nothing more happens.
-            details: What to record beside it, plain data.
+            details: What to record beside it.
 
         Raises:
             UsageError: If the id was recorded for something else.

@@ -321,15 +321,17 @@ class Ledger:
             )
         return standing
 
-    def checked(self) -> Iterator[Row]:
+    def checked(self, after: Standing | None = None) -> Iterator[Row]:
         """The rows, oldest first, each after the chain up to it was found whole.
+
+        Args:
+            after: Where it was found whole before, to go on from there.
 
         Raises:
             LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
         """
-        return self._checked_after(-1, NO_HASH, 0)
-
-    def _checked_after(self, seq: int, previous: str, epoch: int) -> Iterator[Row]:
+        start = after or Standing()
+        seq, previous, epoch = start.seq, start.hash, start.epoch
         for expected, row in enumerate(self.rows(seq + 1), seq + 1):
             whole = row.hash == seal(previous, row.record, row.payload)
             if not whole or row.seq != expected or row.epoch < epoch:
@@ -362,7 +364,7 @@ class Ledger:
     ) -> bool:
         """Become the writer after all that stands in the ledger now; False if a living process holds it."""
         with self._store.writing():
-            self._extended(standing, self._checked_after(standing.seq, standing.hash, standing.epoch))
+            self._extended(standing, self.checked(standing))
             last = self._last()
             if last.hash != standing.hash:
                 raise LedgerCorrupted(f"{self.path}: its rows do not end where they do; {NO_OLDER_COPY}")
