@@ -73,37 +73,38 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
     wanted = None if head is None else _hash(head)
     try:
         with closing(Ledger.read(path)) as ledger:
-            rows, place, where = 0, None, str(ledger.path)
-            newest = accounting = ""
-            standing = Standing()
+            place, standing = None, Standing()
             for row, accountant in history(ledger):
                 standing.note(row)
-                rows, newest, accounting = row.seq + 1, row.hash, accountant.accounting.value
-                place = row.seq if newest == wanted else place
+                place = row.seq if row.hash == wanted else place
             if wanted is not None and place is None:
                 ledger.verify(wanted)
-            period, is_held = accountant.period, ledger.is_held()
+            is_held = ledger.is_held()
     except LedgerError as error:
         if form == "json":
             click.echo(_as_json({"holds": False, "error": type(error).__name__, "reason": str(error)}))
             return ExitCode.FAILED
         raise
+    rows, accounting = standing.seq + 1, accountant.accounting.value
     if form == "json":
-        whole = {"holds": True, "rows": rows, "accounting": accounting, "head": newest}
-        holder = None if standing.holder is None else asdict(standing.holder)
-        whose = {
+        facts = {
+            "holds": True,
+            "rows": rows,
+            "accounting": accounting,
+            "head": standing.hash,
+            "row_of_given_head": place,
             "federation_id": standing.federation_id,
             "name": standing.name,
             "incarnation": standing.incarnation,
-            "period": period,
+            "period": accountant.period,
             "is_held": is_held,
-            "holder": holder,
+            "holder": None if standing.holder is None else asdict(standing.holder),
         }
-        click.echo(_as_json({**whole, "row_of_given_head": place, **whose}))
+        click.echo(_as_json(facts))
         return ExitCode.DONE
-    click.echo(f"{where}: the chain holds, {rows} rows; none was changed, removed or moved.")
+    click.echo(f"{ledger.path}: the chain holds, {rows} rows; none was changed, removed or moved.")
     click.echo(f"It adds up {accounting}.")
-    click.echo(f"It is in budget period {period}.")
+    click.echo(f"It is in budget period {accountant.period}.")
     for line in _whose(standing, is_held):
         click.echo(line)
     if place is None:
@@ -116,7 +117,7 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
             f"The head hash given is row {place}'s, with {rows - 1 - place} rows after it: nothing up to "
             "there was cut, rolled back or replaced."
         )
-    click.echo(f"head {newest}")
+    click.echo(f"head {standing.hash}")
     return ExitCode.DONE
 
 

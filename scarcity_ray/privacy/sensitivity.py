@@ -112,6 +112,3 @@ _CONTRACTIONS: dict[str, Callable[[int, int, float | None], float]] = {
     "mda": _selection,
     "caf": _selection,
 }
-
-
-__all__ = ["rule_sensitivity"]

@@ -190,6 +190,7 @@ class UnmaskShares:
 
 
 SignedMessage = Advert | KeyShares | MaskedInput | Confirmation | UnmaskShares
+S = TypeVar("S", Advert, KeyShares, MaskedInput, Confirmation, UnmaskShares)
 M = TypeVar("M", Advert, KeyShares, Inbox, MaskedInput, Confirmation, UnmaskShares)
 
 _CHECKS: dict[type, dict[str, Check]] = {

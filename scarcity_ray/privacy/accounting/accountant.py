@@ -295,6 +295,3 @@ class CompensatedSum:
             return high, 0.0
         lost = (self._sum - high) + term if self._sum >= term else (term - high) + self._sum
         return high, self._rest + lost
-
-
-__all__ = ["PrivacyAccountant"]

@@ -302,15 +302,3 @@ def check_delta(delta: float) -> None:
     """Refuse what is no delta."""
     if not 0.0 <= number_of("delta", delta) <= 1.0:
         raise UsageError(f"delta: {delta!r} is not accepted; between 0 and 1")
-
-
-__all__ = [
-    "check_delta",
-    "check_epsilon",
-    "check_mu",
-    "delta_of_mu",
-    "epsilon_of_mu",
-    "monotone_root",
-    "mu_of_gaussian",
-    "mu_of_pure",
-]

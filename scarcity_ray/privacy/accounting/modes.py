@@ -93,6 +93,3 @@ def mu_of_rho(rho: float) -> float:
     True
     """
     return math.sqrt(2.0 * rho) * (1.0 + 2.0**-51)
-
-
-__all__ = ["Accounting", "mu_of_rho", "rho_of_mu"]

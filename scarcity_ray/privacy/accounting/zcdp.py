@@ -268,15 +268,3 @@ def share_sigma(rho: float, num_shares: int, sensitivity: float, dimension: int)
 def _check_shares(num_shares: int) -> None:
     if num_shares < 1:
         raise UsageError(f"num_shares: {num_shares!r} is not accepted; at least 1")
-
-
-__all__ = [
-    "LEAST_SIGMA",
-    "delta_of_rho",
-    "departure",
-    "epsilon_of_rho",
-    "rho_of_claim",
-    "rho_of_pure",
-    "rho_of_shares",
-    "share_sigma",
-]

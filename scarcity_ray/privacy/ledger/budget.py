@@ -400,6 +400,3 @@ class DurableBudget:
 
 def _chosen(client_ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
     return tuple(itertools.compress(client_ids, mask.tolist()))
-
-
-__all__ = ["DurableBudget"]

@@ -168,6 +168,3 @@ def _unboxed(value: Any) -> Any:
     if hasattr(value, "item") and not hasattr(value, "__len__"):
         return value.item()
     raise TypeError(f"{type(value).__name__} is not plain data")
-
-
-__all__ = ["NO_HASH", "NO_OLDER_COPY", "Row", "canonical", "parse", "read_back", "seal", "sealed"]

@@ -187,6 +187,3 @@ def _let_go_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-__all__ = ["FileLock", "is_this_users", "make_folder", "make_private_folder"]

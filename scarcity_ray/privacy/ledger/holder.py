@@ -105,6 +105,3 @@ def in_utc(at: float) -> str:
         return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):
         return f"{at:g} s"
-
-
-__all__ = ["Holder", "Standing", "in_utc"]

@@ -285,18 +285,7 @@ class Ledger:
             since = page[-1].seq + 1
 
     def verify(self, head_hash: str | None = None) -> str:
-        """Walk the chain.
-
-        Args:
-            head_hash: A hash that this ledger once had as its head, kept elsewhere.
-
-        Returns:
-            The head hash.
-
-        Raises:
-            LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
-            LedgerRolledBack: If `head_hash` is nowhere in the chain: it was cut, rolled back or replaced.
-        """
+        """As `survey`, for a hash that this ledger once had as its head, kept elsewhere; the head hash."""
         return self.survey({} if head_hash is None else {head_hash: "whoever kept it"}).hash
 
     def survey(self, known_heads: Mapping[str, str] | None = None) -> Standing:
@@ -443,6 +432,3 @@ def _taken_over(path: object, standing: Standing) -> str:
         f"{path}: the ledger has moved on without this writer: it was taken over{since} by {holder}; nothing "
         "is charged here any more, nothing may be released: end this federation, the other one goes on"
     )
-
-
-__all__ = ["Ledger"]

@@ -401,6 +401,3 @@ def _error(url: LedgerUrl, error: psycopg.Error) -> LedgerError:
     return LedgerError(
         f"{url}: the ledger cannot be used now: {text}; nothing may be released; try again once it answers"
     )
-
-
-__all__ = ["PostgresStore"]

@@ -116,6 +116,3 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
             names.extend(row.event.members.newcomers)
             line["clients"] = [names[place] for place in row.event.members.places.tolist()]
         yield line
-
-
-__all__ = ["accountant_of", "accounting_of", "export", "history", "replay"]

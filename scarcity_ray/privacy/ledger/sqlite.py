@@ -329,6 +329,3 @@ def _told(path: Path, error: sqlite3.Error) -> LedgerError:
         remedy = next((remedy for words, remedy in _REMEDIES if words in text), "try again")
         return LedgerError(f"{path}: the ledger cannot be used now: {text}; {remedy}")
     return LedgerCorrupted(f"{path}: the file is damaged, or no ledger ({text}); {NO_OLDER_COPY}")
-
-
-__all__ = ["SqliteStore"]
