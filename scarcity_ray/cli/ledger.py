@@ -74,8 +74,9 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
     try:
         with closing(Ledger.read(path)) as ledger:
             place, standing = None, Standing()
-            for row, accountant in history(ledger):
+            for row, spent in history(ledger):
                 standing.note(row)
+                accountant = spent
                 place = row.seq if row.hash == wanted else place
             if wanted is not None and place is None:
                 ledger.verify(wanted)
