@@ -23,7 +23,7 @@ from scarcity_ray.workloads.gossip_training import (
 )
 from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.outputs import RunFolder, read_model
-from scarcity_ray.workloads.report.run import render_report
+from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.scene import make_scene
 from scarcity_ray.workloads.softmax import accuracy, train_clients
 

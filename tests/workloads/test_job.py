@@ -19,7 +19,7 @@ from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.outputs import RunFolder, read_model
-from scarcity_ray.workloads.report.run import render_report
+from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.scene import make_scene
 from scarcity_ray.workloads.softmax import accuracy
 
