@@ -21,7 +21,6 @@ from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.job import run_job
-from scarcity_ray.workloads.outputs import RunFolder
 from scarcity_ray.workloads.records import Summary
 from scarcity_ray.workloads.report.charts import require_matplotlib
 from scarcity_ray.workloads.report.page import (
@@ -34,6 +33,7 @@ from scarcity_ray.workloads.report.page import (
     simulated_note,
     standing_figures,
 )
+from scarcity_ray.workloads.run_folder import RunFolder
 
 
 def run_command(

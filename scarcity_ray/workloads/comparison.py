@@ -9,7 +9,7 @@ from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig, AttackName
 from scarcity_ray.workloads.gossip_training import GossipRun, simulate_gossip
-from scarcity_ray.workloads.scene import Scene
+from scarcity_ray.workloads.population import Scene
 from scarcity_ray.workloads.simulate import Defence, simulate
 
 

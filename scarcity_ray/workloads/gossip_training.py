@@ -26,7 +26,7 @@ from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.robust import clip_rows, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig, craft
-from scarcity_ray.workloads.scene import Scene
+from scarcity_ray.workloads.population import Scene
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray.workloads.softmax import right_answers, train_clients
 

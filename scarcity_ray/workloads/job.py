@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,13 +27,39 @@ from scarcity_ray.workloads.comparison import (
 )
 from scarcity_ray.workloads.config import RunConfig
 from scarcity_ray.workloads.gossip_training import BasketStanding, GossipTraining, mean_accuracy
-from scarcity_ray.workloads.outputs import RunFolder
+from scarcity_ray.workloads.population import Scene, make_scene
 from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
-from scarcity_ray.workloads.report.claim import privacy_claim
-from scarcity_ray.workloads.scene import Scene, make_scene
+from scarcity_ray.workloads.report.privacy_claim import privacy_claim
+from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray.workloads.softmax import accuracy, train_clients
-from scarcity_ray.workloads.stopwatch import Stopwatch
+
+
+class Stopwatch:
+    """Where a job's wall time goes: seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._began
+
+    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Seconds by phase since `seconds` was `before`, phases without any left out."""
+        spans = {phase: total - before.get(phase, 0.0) for phase, total in self.seconds.items()}
+        return {phase: span for phase, span in spans.items() if span > 0.0}
+
+    @contextmanager
+    def time(self, phase: str) -> Iterator[None]:
+        """Add the time of the block to a phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - began
 
 
 class Watcher(Protocol):

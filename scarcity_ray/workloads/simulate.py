@@ -18,7 +18,7 @@ from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.robust import clip_vector, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft
 from scarcity_ray.workloads.averaging import RunningModel
-from scarcity_ray.workloads.scene import Scene
+from scarcity_ray.workloads.population import Scene
 from scarcity_ray.workloads.softmax import accuracy, train_clients
 
 

@@ -13,8 +13,8 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
 from scarcity_ray.workloads.report.charts import TEXT, require_matplotlib
-from scarcity_ray.workloads.report.claim import privacy_claim
 from scarcity_ray.workloads.report.page import render_report
+from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 
 pytest.importorskip("matplotlib")
 CONFIGS = Path(__file__).parents[2] / "configs"
