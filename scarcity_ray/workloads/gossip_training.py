@@ -53,10 +53,6 @@ class BasketStanding:
     model: float | None = None
     model_at_home: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class GossipRun:
@@ -170,7 +166,7 @@ class GossipTraining:
 
     def by_name(self, standings: Mapping[int, BasketStanding]) -> dict[str, dict[str, Any]]:
         """Standings as plain data, by basket id."""
-        return {self._basket_ids[number]: standing.as_json() for number, standing in standings.items()}
+        return {self._basket_ids[number]: asdict(standing) for number, standing in standings.items()}
 
 
 def simulate_gossip(
@@ -181,13 +177,7 @@ def simulate_gossip(
     Every client is charged until its budget is spent, as in a federation. Basket models are left out.
 
     Guarantees:
-        the_same_arguments_give_the_same_accuracies
-
-    Args:
-        scene: Clients, data and rounds.
-        attack: What the Byzantine clients do.
-        federation: The federation's config.
-        gossip: Whether clients gossip at all.
+        The same arguments give the same accuracies.
     """
     plan = FederationPlan(federation)
     population, rule = scene.population, basket_rule(plan)
@@ -222,14 +212,3 @@ def _gossip_once(protocol: GossipProtocol, models: Rows, rows: NDArray[np.intp],
     wanting = protocol.begin(ids, list(models[order]), number, float(number))
     pushing = protocol.test_drift(wanting)
     models[order] = protocol.exchange(pushing, ids, float(number)).states
-
-
-__all__ = [
-    "BasketStanding",
-    "GossipRun",
-    "GossipTraining",
-    "mean_accuracy",
-    "simulate_gossip",
-    "standings_of",
-    "starting_models",
-]

@@ -6,7 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -126,7 +126,7 @@ def run_job(
     summary = _summarise(config, scene, progress, curves, len(names), watch)
     standings = progress.records[-1].baskets if progress.records else {}
     together = {
-        name: {**standing, **({"alone": alone[number].as_json()} if number in alone else {})}
+        name: {**standing, **({"alone": asdict(alone[number])} if number in alone else {})}
         for number, (name, standing) in enumerate(sorted(standings.items()))
     }
     summary = replace(summary, basket_standings=together)

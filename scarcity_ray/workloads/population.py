@@ -53,8 +53,8 @@ def domain_shares(labels: NDArray[np.int64], num_domains: int, skew: float, seed
     Rows of Dirichlet(skew) proportions (Hsu, Qi, Brown 2019), balanced by alternating scaling (Sinkhorn,
     Knopp 1967) until every domain holds as many examples as the others and every class is used up.
 
-    *Guarantees*
-        every class is used up; domains are of like size
+    Guarantees:
+        Every class is used up and domains are of like size.
     """
     classes = np.bincount(labels).astype(np.float64)
     rng = stream(seed, "population", "label skew")
@@ -99,15 +99,14 @@ def make_population(
         labels: (n,) int64.
         domain_sizes: Clients of each domain.
         skew: Dirichlet parameter of the domains' labels.
-        byzantine_share: Share of all clients that attack.
-        seed: Decides all of it.
 
     Raises:
         ConfigError: If some domain has fewer examples than clients.
 
-    *Guarantees*
-        every example has one client; clients of a domain hold like numbers;
-        the byzantine number is exact
+    Guarantees:
+        Every example has one client.
+        Clients of a domain hold like numbers.
+        The Byzantine number is exact.
     """
     num_clients = sum(domain_sizes)
     owners: list[tuple[str, str, NDArray[np.int64]]] = []

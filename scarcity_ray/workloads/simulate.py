@@ -39,8 +39,8 @@ class Defence:
 def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> list[float]:
     """Train under an attack and a defence; return the test accuracy after each round.
 
-    *Guarantees*
-        the same arguments give the same accuracies
+    Guarantees:
+        The same arguments give the same accuracies.
     """
     population, workload = scene.population, scene.workload
     model = RunningModel.zeros(workload.dimension)

@@ -82,7 +82,6 @@ def craft(
     """What is sent when every client computed `deltas` and the Byzantine ones attack.
 
     Args:
-        attack: The attack.
         deltas: (clients, d) float32, never changed.
         byzantine: (clients,) bool.
         baskets: (clients,) the basket of each client.
@@ -95,8 +94,8 @@ def craft(
     Raises:
         UsageError: If the attack needs to know the rule, and none is given.
 
-    *Guarantees*
-        honest rows stay as they are
+    Guarantees:
+        Honest rows stay as they are.
     """
     made = make_attack(attack)
     if isinstance(made, Honest | LabelFlip) or not byzantine.any():

@@ -5,8 +5,8 @@ strengths, the one whose row takes the known rule's result furthest from the hon
 geometric grid and refine around its best; the paper's line search assumes one maximum, which selection rules
 do not have.
 
-*Guarantees*
-    no strength on the grid does more harm
+Guarantees:
+    No strength on the grid does more harm.
 """
 
 from __future__ import annotations
