@@ -85,13 +85,13 @@ class Decision(NamedTuple):
 
     Attributes:
         selection: Of the rows, or of the mixed rows.
-        mixing: (m, n) float64, the mixed rows' coefficients; None where rows enter as they are.
+        coefficients: (m, n) float64, of the mixed rows on the rows; None where rows enter as they are.
         squared: (p, p) float64 squared distances of the rows, and of the origin if it was asked for; None
             where they were not measured.
     """
 
     selection: Selection
-    mixing: Matrix | None
+    coefficients: Matrix | None
     squared: Matrix | None
 
 
@@ -211,8 +211,8 @@ def aggregate_blocks(
     vector, seen = _combine(rule, map_blocks, setting, decision, norms, report)
     rows, shares, scores = decision.selection.rows, decision.selection.weights, decision.selection.scores
     entered = rows
-    if decision.mixing is not None:
-        entered = tuple(np.flatnonzero(decision.mixing[list(rows)].any(axis=0)).tolist())
+    if decision.coefficients is not None:
+        entered = tuple(np.flatnonzero(decision.coefficients[list(rows)].any(axis=0)).tolist())
     return AggregationResult(
         vector=vector,
         selected=entered,
@@ -245,11 +245,11 @@ def _decide_approximately(
     if not steps:
         selection = rule.settle(squared, error, setting, partial(exact_rows, map_blocks, approximate))
         return None if selection is None else Decision(selection, None, squared)
-    mixing = steps[0].settle(squared, error, setting.num_byzantine, partial(exact_pairs, map_blocks))
-    if mixing is None:
+    coefficients = steps[0].settle(squared, error, setting.num_byzantine, partial(exact_pairs, map_blocks))
+    if coefficients is None:
         return None
-    mixed = Setting(len(mixing), setting.num_byzantine, setting.num_selected)
-    return _of_mixed_rows(rule, rule.select(None, mixed), mixing, squared)
+    mixed = Setting(len(coefficients), setting.num_byzantine, setting.num_selected)
+    return _of_mixed_rows(rule, rule.select(None, mixed), coefficients, squared)
 
 
 def _decide_exactly(
@@ -272,19 +272,19 @@ def _decide_exactly(
     origin = rule.needs_origin or any(step.needs_origin for step in steps)
     rows = measure(map_blocks, norms, origin=origin)
     with one_blas_thread():
-        geometry, mixing = mixed_geometry(rows, steps, f)
+        geometry, coefficients = mixed_geometry(rows, steps, f)
         mixed = Setting(geometry.num_rows, f, num_selected, weights, geometry)
         selection = rule.select(geometry.distances, mixed)
-    if mixing is None:
+    if coefficients is None:
         return Decision(selection, None, rows.squared)
-    return _of_mixed_rows(rule, selection, mixing[:, : setting.num_rows], rows.squared)
+    return _of_mixed_rows(rule, selection, coefficients[:, : setting.num_rows], rows.squared)
 
 
-def _of_mixed_rows(rule: Rule, selection: Selection, mixing: Matrix, squared: Matrix) -> Decision:
+def _of_mixed_rows(rule: Rule, selection: Selection, coefficients: Matrix, squared: Matrix) -> Decision:
     """The decision for mixed rows; a weighted sum of them is one of the rows themselves."""
     if isinstance(rule, RowRule):
-        return Decision(unmixed(selection, mixing), None, squared)
-    return Decision(selection, mixing, squared)
+        return Decision(unmixed(selection, coefficients), None, squared)
+    return Decision(selection, coefficients, squared)
 
 
 def _combine(
@@ -296,8 +296,8 @@ def _combine(
     report: bool,
 ) -> tuple[Vector, OutlierReport | None]:
     """The result, and the report on it if one is wanted: from distances at hand, or in the same pass."""
-    selection, mixing, squared = decision
-    mixture, seen = None if mixing is None else mixture_of(mixing), None
+    selection, coefficients, squared = decision
+    mixture, seen = None if coefficients is None else mixture_of(coefficients), None
     if report and isinstance(rule, RowRule):
         seen = report_from_within(selection, squared, setting.num_rows)
     how = rule, selection, setting.num_byzantine, mixture

@@ -40,7 +40,7 @@ from scarcity_ray.robust.measures.approximate_distances import MOST_ERROR, NORMS
 from scarcity_ray.robust.measures.distances import ordered_sum, squares_to
 from scarcity_ray.robust.measures.rows import as_rows, row_norm
 from scarcity_ray.robust.rules.base import Rule, Selection, combine_block
-from scarcity_ray.robust.rules.coordinatewise import ColumnRule
+from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 
 MAD_TO_SIGMA = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
@@ -160,7 +160,7 @@ def report_block(
     `differences` says whether to form the rows' differences from the result. It takes three times as long as
     their inner products, which suffice where the rows' own squares are known and not almost equal to them.
     """
-    if not isinstance(rule, ColumnRule) or mixture is not None:
+    if not isinstance(rule, CoordinatewiseRule) or mixture is not None:
         vector, outside, look = combine_block(block, rule, selection, num_byzantine, mixture), None, 0
     else:
         look = min(LOOK_COLUMNS, len(block[0]))
