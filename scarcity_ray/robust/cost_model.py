@@ -17,7 +17,6 @@ from scarcity_ray.robust.measures.order_statistics import order_statistics_kerne
 from scarcity_ray.robust.native.gram_kernel import gram_kernel
 from scarcity_ray.robust.rules.base import Rule
 from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
-from scarcity_ray.robust.rules.krum import Krum
 from scarcity_ray.robust.rules.mean import sum_kernel
 from scarcity_ray.robust.rules.preaggregation import PreAggregation, may_approximate
 
@@ -41,6 +40,6 @@ def estimated_seconds(
         cost += 0.5 + (0.13 if compiled else 0.4) * math.log2(num_rows)
         if pre:
             cost += 0.35 + 0.0125 * num_rows if compiled else 2.4 + 0.043 * num_rows
-    elif pre or not isinstance(rule, Krum):
+    elif pre or rule.name != "krum":
         cost += 0.8 if sum_kernel() is None else 0.35
     return cost * NANOSECOND * num_rows * num_columns

@@ -36,7 +36,6 @@ otherwise make it take far longer than distances in float64."""
 MOST_QUESTIONS = 3
 """Times that `Bulyan.settle` asks for exact rows: each is a pass over all rows, a fifth of the exact one."""
 
-
 STEPS_BETWEEN_SUMS = 256
 """Steps after which running sums are formed anew: until then they lose less than `krum.TIE`."""
 
