@@ -20,7 +20,7 @@ from scarcity_ray.forecast.prospects import Forecast
 from scarcity_ray.forecast.rates import MEASURED, Rates
 from scarcity_ray.plan import session_shape
 from scarcity_ray.robust import get_rule
-from scarcity_ray.robust.rules.coordinatewise import ColumnRule
+from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def layer1_seconds(config: HierarchicalFederationConfig, size: int, rates: Rates
     """Layer 1 of a basket all of whose members sent: n d for the rows, n^2 d and n d log2(n) by the rule."""
     rule = get_rule(config.layer1.aggregation_method)
     entries = size * config.vector_dim
-    by_columns = isinstance(rule, ColumnRule)
+    by_columns = isinstance(rule, CoordinatewiseRule)
     seconds = rates.basket + entries * rates.row_element
     if rule.needs_distances or config.layer1.pre:
         seconds += entries * (rates.distance_element + size * rates.gram_term)
