@@ -21,12 +21,19 @@ from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.job import run_job
-from scarcity_ray.workloads.outputs import RunFolder
 from scarcity_ray.workloads.records import Summary
 from scarcity_ray.workloads.report.charts import require_matplotlib
-from scarcity_ray.workloads.report.gossip import BASKET_COLUMNS, mean_of, standing_figures
-from scarcity_ray.workloads.report.page import attack_name, epsilon, percent
-from scarcity_ray.workloads.report.run import render_report, simulated_note
+from scarcity_ray.workloads.report.page import (
+    BASKET_COLUMNS,
+    attack_name,
+    epsilon,
+    mean_of,
+    percent,
+    render_report,
+    simulated_note,
+    standing_figures,
+)
+from scarcity_ray.workloads.run_folder import RunFolder
 
 
 def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: str) -> ExitCode:

@@ -31,7 +31,7 @@ from scarcity_ray.forecast.feasibility import Forecast
 from scarcity_ray.plan import session_shape
 from scarcity_ray.privacy.sampling.noise import SystemNoise
 from scarcity_ray.robust import aggregate, get_rule
-from scarcity_ray.robust.rules.coordinatewise import ColumnRule
+from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 from scarcity_ray.secagg import IdentityKeyPair
 from scarcity_ray.secagg.masking import MaskTerm, apply_masks
 
@@ -200,7 +200,7 @@ def layer1_seconds(config: HierarchicalFederationConfig, size: int, rates: Rates
     """Layer 1 of a basket all of whose members sent: n d for the rows, n^2 d and n d log2(n) by the rule."""
     rule = get_rule(config.layer1.aggregation_method)
     entries = size * config.vector_dim
-    by_columns = isinstance(rule, ColumnRule)
+    by_columns = isinstance(rule, CoordinatewiseRule)
     seconds = rates.basket + entries * rates.row_element
     if rule.needs_distances or config.layer1.pre:
         seconds += entries * (rates.distance_element + size * rates.gram_term)

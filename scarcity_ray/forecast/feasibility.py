@@ -27,7 +27,7 @@ from scarcity_ray.plan import (
 )
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.secagg.context import MAX_PARTIES
-from scarcity_ray.secagg.volume import session_volume
+from scarcity_ray.secagg.messages import session_volume
 
 SIZES_LOOKED_AT = 10_000
 """Basket sizes above `basket.min_clients` that `Forecast.stuck_sizes` tries."""

@@ -9,7 +9,7 @@ from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.privacy.accounting.modes import Accounting
-from scarcity_ray.secagg.sparse import COMPLETE_UP_TO
+from scarcity_ray.secagg.graph import COMPLETE_UP_TO
 
 NOISE_REACH = 2.0**53
 """Least size of noise, in grid steps, that float64 no longer resolves to one step."""

@@ -11,9 +11,9 @@ from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFed
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
 from scarcity_ray.plan.session import honest_shares
-from scarcity_ray.privacy.accounting.distributed import share_sigma
 from scarcity_ray.privacy.accounting.gaussian_dp import mu_of_gaussian
 from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.accounting.zcdp import share_sigma
 from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 from scarcity_ray.robust import least_rows

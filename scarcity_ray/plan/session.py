@@ -6,7 +6,7 @@ nothing is counted by the share of n. It cannot invite whom the roster does not 
 
 With threshold t(n) a sum holds t parties or more. Against an aggregator that also deviates from the protocol
 at most one sum of an attempt is learned if 2t > n + c on the complete graph (`secagg.context`); on a sparse
-graph fewer parties are certain to be in it, except with probability 2^-40 (`secagg.sparse`).
+graph fewer parties are certain to be in it, except with probability 2^-40 (`secagg.graph`).
 
 Only baskets of weight above 0 are counted: who has no fresh aggregate hides nobody, though it takes part and
 adds its share of noise. Of n parties let z be such. A basket unmasks no sum with fewer than L of weight,
@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from scarcity_ray.config import CentralNoise, Layer2Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.secagg import choose_graph, colluders_tolerated, threshold_for
-from scarcity_ray.secagg.sparse import COMPLETE_UP_TO, GraphChoice
+from scarcity_ray.secagg.graph import COMPLETE_UP_TO, GraphChoice
 
 HIDDEN_AMONG = 2
 """Honest aggregates that every sum must hold, the one that is hidden included."""

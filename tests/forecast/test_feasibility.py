@@ -15,7 +15,7 @@ from scarcity_ray.forecast import Forecast, solve_for_rounds
 from scarcity_ray.layers.layer2 import Layer2Aggregator
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.robust import least_rows
-from scarcity_ray.secagg.volume import session_volume
+from scarcity_ray.secagg.messages import session_volume
 
 
 def config_of(**changes):

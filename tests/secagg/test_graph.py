@@ -13,8 +13,7 @@ from scipy import stats
 
 from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted, UsageError
 from scarcity_ray.secagg import choose_graph, threshold_for
-from scarcity_ray.secagg.graph import Graph
-from scarcity_ray.secagg.sparse import least_excess
+from scarcity_ray.secagg.graph import Graph, least_excess
 
 STEPS = ("advertise", "share_keys", "mask", "confirm", "unmask")
 
