@@ -9,7 +9,7 @@ against whom, and which test shows it, is in ``docs/threat_model.md``.
 
     participant, coordinator   the two sides of an attempt, state machines over the five phases (phases)
     context, admission         what an attempt is about, and whether a party joins it
-    messages, commitments      what is said, and the hashes that tie the phases together (transcript: their bytes)
+    messages, commitments      what is said, and the hashes that tie the phases together (in transcript)
     graph, masking, dealing    who masks with whom; the masks; shares of the secrets that make them
     keyring, key_agreement     a party's keys of one attempt, and what is derived from them
     shamir, fixed_point        secret sharing over GF(65537); real numbers in the ring
