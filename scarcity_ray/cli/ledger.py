@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import click
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from scarcity_ray.cli.exit_codes import ExitCode
-from scarcity_ray.cli.page import Page
 from scarcity_ray.directory import check_name
 from scarcity_ray.errors import LedgerError, UsageError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
@@ -244,7 +244,7 @@ def _whose(standing: Standing, is_held: bool | None) -> list[str]:
 
 
 def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccountant, rows: int) -> None:
-    console = Page(highlight=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH
     title = Text(f"{path}: rows {rows - len(lines)} to {rows - 1}")

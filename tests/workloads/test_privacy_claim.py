@@ -7,7 +7,7 @@ import math
 import pytest
 
 from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
-from scarcity_ray.workloads.report.claim import privacy_claim
+from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ GROUP_BYTES = PATTERNS * ENTRY_BYTES
 """Bytes of a group's sums."""
 
 
-class ColumnKernel:
+class OrderStatisticsKernel:
     """The kernel's machine code for this processor; raises what `MachineCode` does."""
 
     def __init__(self) -> None:

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, load
-from scarcity_ray.forecast import MEASURED, Forecast, Rates, probe, round_seconds, scaled
-from scarcity_ray.forecast.rates import BELONGS, REFERENCE, Probes
-from scarcity_ray.forecast.seconds import RoundSeconds, layer1_seconds
+from scarcity_ray.forecast import MEASURED, Forecast, Rates, RoundSeconds, probe, round_seconds, scaled
+from scarcity_ray.forecast.cost_model import BELONGS, REFERENCE, Probes, layer1_seconds
 
 RULES = [method.value for method in AggregationMethod]
 NONE = Rates(**dict.fromkeys(asdict(MEASURED), 0.0))

@@ -16,14 +16,14 @@ from scarcity_ray.robust import ScaledRows, aggregate
 from scarcity_ray.robust.arrays.mixed_rows import Combinations, MixedRows, mixture_of
 from scarcity_ray.robust.measures import order_statistics
 from scarcity_ray.robust.measures.order_statistics import Window, mean_of, window_values
-from scarcity_ray.robust.native.column_kernel import PASS_GROUPS, ColumnKernel, column_code
+from scarcity_ray.robust.native.order_statistics_kernel import PASS_GROUPS, OrderStatisticsKernel, column_code
 
 llvm = pytest.importorskip("llvmlite.binding", reason="the extra fast is not installed")
 
 
 @pytest.fixture(scope="module")
 def kernel():
-    return ColumnKernel()
+    return OrderStatisticsKernel()
 
 
 def hostile_rows(seed, m, b):
@@ -115,7 +115,7 @@ def test_vectors_of_either_width_give_the_same_bits(monkeypatch, kernel):
     other = not features.get("avx512f")
     monkeypatch.setattr(features, "get", lambda name: other)
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
-    narrow = ColumnKernel()
+    narrow = OrderStatisticsKernel()
     rows = list(hostile_rows(2, 50, 400))
     mixed = MixedRows(rows, means_of(2, 50, 45))
     for block, window in product((rows, mixed), (Window(10, 40), Window(0, 30, around_median=True))):
@@ -136,10 +136,10 @@ def test_the_code_allows_no_inexact_arithmetic(lanes):
 @pytest.mark.parametrize("pre", [[], ["nnm"]])
 def test_rules_give_the_same_bytes_with_the_kernel_and_without(monkeypatch, method, n, pre):
     rows = hostile_rows(3, n, 9000) / np.float32(1e24)
-    assert order_statistics.column_kernel() is not None
+    assert order_statistics.order_statistics_kernel() is not None
     results = []
-    for kernel in (order_statistics.column_kernel, lambda: None):
-        monkeypatch.setattr(order_statistics, "column_kernel", kernel)
+    for kernel in (order_statistics.order_statistics_kernel, lambda: None):
+        monkeypatch.setattr(order_statistics, "order_statistics_kernel", kernel)
         result = aggregate(rows, method=method, num_byzantine=3, pre=pre, report=not pre)
         results.append((result.vector.tobytes(), pre or result.report.outside.tobytes()))
     assert results[0] == results[1]
@@ -147,9 +147,9 @@ def test_rules_give_the_same_bytes_with_the_kernel_and_without(monkeypatch, meth
 
 def test_a_kernel_that_gives_other_values_is_not_used(monkeypatch, caplog):
     wrong = column_code(8).replace("fcmp olt", "fcmp ogt", 1)
-    monkeypatch.setattr("scarcity_ray.robust.native.column_kernel.column_code", lambda lanes: wrong)
+    monkeypatch.setattr("scarcity_ray.robust.native.order_statistics_kernel.column_code", lambda lanes: wrong)
     with caplog.at_level(logging.ERROR):
-        assert order_statistics.column_kernel.__wrapped__() is None
+        assert order_statistics.order_statistics_kernel.__wrapped__() is None
     assert "other values" in caplog.text
 
 
@@ -158,7 +158,7 @@ def test_without_a_compiler_for_the_processor_numpy_sorts(monkeypatch, caplog):
         raise RuntimeError("no such target")
 
     monkeypatch.setattr(llvm.Target, "create_target_machine", lambda self, **arguments: fail())
-    assert order_statistics.column_kernel.__wrapped__() is None
+    assert order_statistics.order_statistics_kernel.__wrapped__() is None
     assert "no such target" in caplog.text
 
 
@@ -168,7 +168,7 @@ def test_where_memory_may_not_become_executable_numpy_sorts():
 import ctypes
 from scarcity_ray.robust.measures import order_statistics
 PR_SET_MDWE = 65
-print(ctypes.CDLL(None).prctl(PR_SET_MDWE, 1, 0, 0, 0), order_statistics.column_kernel())
+print(ctypes.CDLL(None).prctl(PR_SET_MDWE, 1, 0, 0, 0), order_statistics.order_statistics_kernel())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     if done.stdout.startswith("-1"):

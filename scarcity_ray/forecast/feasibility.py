@@ -1,8 +1,9 @@
-"""Noise against signal, the ring's headroom and the traffic of a config with baskets of given sizes.
+"""Whether a config can learn: noise against signal, the price of each rule, the ring's headroom, the traffic.
 
 A release is a weighted mean of vectors of norm at most the lesser clip norm C, so C bounds its norm; its
 noise has the expected squared norm sigma^2 d over the model's d coordinates. Over T rounds the signal adds up
-to at most T C and the noise, being independent, to sqrt(T) sigma sqrt(d).
+to at most T C and the noise, being independent, to sqrt(T) sigma sqrt(d). `solve_for_rounds` goes the other
+way: from the rounds that are wanted to the noise that the budget can pay for.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
-from scarcity_ray.forecast.rules import RuleCost, full_release, noise_norm, rule_cost, signal_bound
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
+from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import (
     FLOAT32_SLACK,
     NOISE_TAIL,
+    BasketFacts,
     FederationPlan,
+    ReleasePlan,
     honest_shares,
     make_plan,
     session_shape,
 )
+from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.secagg.context import MAX_PARTIES
 from scarcity_ray.secagg.messages import session_volume
 
@@ -229,4 +233,135 @@ class Forecast:
         )
 
 
-__all__ = ["Forecast", "Traffic"]
+@dataclass(frozen=True)
+class RuleCost:
+    """What one Layer 1 rule would cost in noise; a weighted mean with equal weights.
+
+    Attributes:
+        least_rows: Rows that it needs in the smallest basket.
+        fits: Whether every basket has the rows that it needs; where not, the other numbers are None.
+        sensitivity: How far one client's row moves a basket's vector, the most over the baskets.
+        noise_norm: Norm of a release's noise.
+        signal_to_noise: The greatest norm of a release without noise over that.
+    """
+
+    rule: AggregationMethod
+    least_rows: int
+    fits: bool
+    sensitivity: float | None = None
+    noise_norm: float | None = None
+    signal_to_noise: float | None = None
+
+
+def signal_bound(config: HierarchicalFederationConfig) -> float:
+    """The greatest norm that a release can have without its noise."""
+    layer1 = config.layer1
+    return min(layer1.clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
+
+
+def full_release(
+    plan: FederationPlan, sizes: Sequence[int], rows: Sequence[int] | None = None
+) -> ReleasePlan:
+    """The release of baskets of these sizes, of whose members `rows` (all, by default) sent an update.
+
+    Under the rule ``weighted`` all of them claim equally many examples.
+    """
+    weighted = plan.config.layer1.aggregation_method is AggregationMethod.WEIGHTED
+    return plan.release(
+        [
+            BasketFacts(
+                basket_id=str(place),
+                domain_id="",
+                num_members=size,
+                num_rows=count,
+                num_byzantine=plan.num_byzantine(size),
+                max_row_share=1.0 / count if weighted else None,
+            )
+            for place, (size, count) in enumerate(zip(sizes, rows or sizes, strict=True))
+        ]
+    )
+
+
+def noise_norm(plan: FederationPlan, sizes: Sequence[int], rows: Sequence[int] | None = None) -> float:
+    """Norm (root mean square) of that release's noise over the model's coordinates."""
+    return noise_norm_of(plan, full_release(plan, sizes, rows))
+
+
+def noise_norm_of(plan: FederationPlan, release: ReleasePlan) -> float:
+    """Norm (root mean square) of a release's noise over the model's coordinates."""
+    return release.grid_sigma(list(release.weights)) / release.scale * math.sqrt(plan.config.vector_dim)
+
+
+def with_rule(config: HierarchicalFederationConfig, rule: AggregationMethod) -> HierarchicalFederationConfig:
+    """The config with another rule, by itself; the same config for the rule that it has."""
+    layer1 = config.layer1
+    if rule is layer1.aggregation_method:
+        return config
+    alone = Layer1Config(
+        aggregation_method=rule,
+        min_updates=layer1.min_updates,
+        clip_norm=layer1.clip_norm,
+        byzantine_fraction=layer1.byzantine_fraction,
+        num_byzantine=layer1.num_byzantine,
+    )
+    return replace(config, layer1=alone)
+
+
+def rule_cost(
+    config: HierarchicalFederationConfig, rule: AggregationMethod, sizes: Sequence[int]
+) -> RuleCost:
+    """The cost of a rule by itself, without pre-aggregation; of the configured one as it is configured."""
+    config = with_rule(config, rule)
+    plan = FederationPlan(config)
+    least = plan.least_rows(min(sizes))
+    if any(size < plan.least_rows(size) for size in sizes):
+        return RuleCost(rule, least, fits=False)
+    sensitivity = max(full_release(plan, sizes).sensitivities.values())
+    noise = noise_norm(plan, sizes)
+    ratio = signal_bound(config) / noise if noise else math.inf
+    return RuleCost(rule, least, True, sensitivity, noise, ratio)
+
+
+def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> HierarchicalFederationConfig:
+    """The config with the epsilons of a release and of a gossip round at which the budget buys `rounds`.
+
+    Both are rounded down to six digits. Where the total epsilon is infinite, nothing changes; without Layer 2
+    there are no releases to solve for.
+
+    Guarantees:
+        the_solved_epsilon_buys_the_rounds: Counted by the accountant, and a ten-thousandth more does not.
+
+    Raises:
+        ConfigError: If no epsilon above 0 is so small at the delta of a release or of a gossip round.
+    """
+    if math.isinf(config.total_epsilon):
+        return config
+    plan = FederationPlan(config)
+    solved = config
+    mu = plan.central_mu_cap / math.sqrt(rounds)
+    central_delta = config.layer2.central_dp_delta
+    for epsilon in _candidates(plan.accounting, mu, central_delta, rounds) if config.layer2.enabled else ():
+        solved = replace(config, layer2=replace(config.layer2, central_dp_epsilon=epsilon))
+        if FederationPlan(solved).num_releases >= rounds:
+            break
+    if config.gossip_budget_share == 0:
+        return solved
+    central = solved
+    mu = plan.gossip_mu_cap / math.sqrt(rounds)
+    for epsilon in _candidates(Accounting.GAUSSIAN_DP, mu, config.gossip.local_dp_delta, rounds):
+        solved = replace(central, gossip=replace(central.gossip, local_dp_epsilon=epsilon))
+        if FederationPlan(solved).num_gossip_rounds >= rounds:
+            break
+    return solved
+
+
+def _candidates(accounting: Accounting, mu: float, delta: float, rounds: int) -> Sequence[float]:
+    """Epsilons of six digits, falling from the one that makes a release cost mu."""
+    epsilon = accounting.epsilon_of(mu, delta)
+    if epsilon < 1e-9:
+        raise ConfigError(
+            "rounds", rounds, f"fewer rounds: no epsilon above 0 costs so little at delta = {delta:g}"
+        )
+    place = math.floor(math.log10(epsilon)) - 5
+    digits = math.floor(epsilon / 10.0**place)
+    return [float(f"{digits - less}e{place}") for less in range(8)]

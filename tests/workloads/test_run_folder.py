@@ -14,9 +14,9 @@ import pytest
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
-from scarcity_ray.workloads.outputs import RunFolder, read_model
 from scarcity_ray.workloads.records import RoundRecord
-from scarcity_ray.workloads.report.claim import privacy_claim
+from scarcity_ray.workloads.report.privacy_claim import privacy_claim
+from scarcity_ray.workloads.run_folder import RunFolder, read_model
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
