@@ -1,4 +1,4 @@
-"""What is known of a client and of a basket, as snapshots.
+"""What the directory knows of a client, a basket and an operation, as plain data.
 
 Lifecycle of a basket::
 
@@ -19,11 +19,13 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.directory.trust import FIRST_TRUST
+from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 
 MAX_NAME_LENGTH = 200
 """Characters in a client's or a domain's id at most."""
+FIRST_TRUST = 1.0
+"""Trust of a client that nothing is known of."""
 
 
 class BasketStatus(Enum):
@@ -47,7 +49,7 @@ class ClientInfo:
         joined_at: Seconds on the manager's clock.
         last_active: Seconds on the manager's clock.
         n_updates: Updates accepted from it since it joined.
-        trust_score: In [0, 1], as the client's basket last reported it (`directory.trust`); it never weighs.
+        trust_score: In [0, 1], as its basket last reported it (`baskets.reputation`); it never weighs.
     """
 
     client_id: str
@@ -98,6 +100,19 @@ class Departure:
     trust_score: float
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class OrderNumber:
+    """Where an operation stands in the order of all: a directory that comes back counts in a new life.
+
+    Attributes:
+        life: Of the directory.
+        count: Operations that it began in this life.
+    """
+
+    life: int = 0
+    count: int = 0
+
+
 def check_name(kind: str, value: object) -> str:
     """Return `value` as a plain str if it can be an id.
 
@@ -118,4 +133,11 @@ def check_name(kind: str, value: object) -> str:
     return str(value)
 
 
-__all__ = ["BasketInfo", "BasketStatus", "ClientInfo", "Departure", "Move", "check_name"]
+def check_trust(trust: float) -> None:
+    """Refuse what is no trust.
+
+    Raises:
+        UsageError: If it is not in [0, 1].
+    """
+    if not 0.0 <= number_of("trust", trust) <= 1.0:
+        raise UsageError(f"trust must be in [0, 1], got {trust!r}")

@@ -141,6 +141,3 @@ class MaterialityDetector:
     def forget(self, client_id: str) -> None:
         """Drop what is remembered of a client."""
         self._pushed.pop(client_id, None)
-
-
-__all__ = ["ROUGHNESS", "HalfVector", "MaterialityDetector"]

@@ -87,6 +87,3 @@ class PeerSampler:
 
     def _offset(self, k: int, num_distances: int) -> int:
         return (self.round % self.rotation_window) * k % num_distances if num_distances else 0
-
-
-__all__ = ["PeerSampler"]

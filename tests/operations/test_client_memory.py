@@ -16,7 +16,7 @@ from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY
 from scarcity_ray.baskets import ReplayKey, client_memory
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.gossip import MemberRecord
 from tests.operations.stopping import IDS, ROWS, Scene, Stopper
 

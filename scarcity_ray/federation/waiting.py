@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from scarcity_ray.baskets.reports import Registered
+from scarcity_ray.baskets.reports import Backlog, Registered
 from scarcity_ray.config import AggregationMethod, Layer2Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.layers.triggers import TriggerReason, basket_due, global_due
@@ -21,8 +21,6 @@ from scarcity_ray.plan import FederationPlan, corrupt_of, make_plan, session_sha
 from scarcity_ray.plan.session import HIDDEN_AMONG
 from scarcity_ray.plan.tolerance import rows_behind_pre
 
-NAMED = 10
-"""Absent clients of a basket that are named; the others are counted."""
 SIZES_LOOKED_AT = 1000
 """Further members that are tried with a rule."""
 SIGNING = "`scarcity-ray roster sign`, then fed.sign_roster(...)"
@@ -54,31 +52,6 @@ class Missing(StrEnum):
     """Of the release: Layer 2 is off, so that there never is one."""
     CALL = "call"
     """Nothing but the call that makes it."""
-
-
-@dataclass(frozen=True)
-class Backlog:
-    """What a basket has, as its actor tells it; nothing in it depends on private values.
-
-    Attributes:
-        basket_id: The basket.
-        domain_id: Its domain.
-        num_members: Its clients.
-        num_senders: Those with buffered updates.
-        absent: Up to `NAMED` of the others, sorted.
-        staleness: Rounds that the oldest buffered update lies back.
-        seconds: Since its last aggregation, or since its first update if there was none.
-        fresh: Whether it has an aggregate that is in no release yet.
-    """
-
-    basket_id: str
-    domain_id: str
-    num_members: int
-    num_senders: int
-    absent: tuple[str, ...]
-    staleness: int
-    seconds: float
-    fresh: bool
 
 
 @dataclass(frozen=True)
@@ -443,6 +416,3 @@ def _other_rules(plan: FederationPlan, members: int) -> Iterator[str]:
             caution = "" if math.isclose(layer1.byzantine_fraction, 0.0) else ", which stands no attacker"
             yield f"set {' and '.join(said)}{caution}"
             return
-
-
-__all__ = ["NAMED", "Backlog", "BasketWait", "Missing", "WaitingFor", "waiting_for"]
