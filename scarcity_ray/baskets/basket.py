@@ -29,7 +29,7 @@ from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.gossip import GossipMigration, GossipProtocol
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.meta_parameters import encode_report
-from scarcity_ray.layers.triggers import basket_due
+from scarcity_ray.layers.triggers import TriggerReason, basket_due
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
@@ -103,8 +103,6 @@ class Basket:
         self.states = LocalStates(config, self._buffer)
         self.latest = LatestAggregate()
         self._last_layer1: float | None = None
-        self._withdrawn = 0
-        self._messages_delivered = 0
         self._sessions_refused = 0
         self._reputations = Reputations(by_agreement=config.expose_basket_models)
         self._last_active: float | None = None
@@ -132,7 +130,7 @@ class Basket:
         """
         if self.members.pop(client_id, None) is None:
             return None
-        self._withdrawn += self._buffer.withdraw(client_id)
+        self._buffer.withdraw(client_id)
         self.latest.discard_if_of(client_id)
         self.states.take(client_id)
         reputation = self._reputations.take(client_id) or Reputation()
@@ -210,9 +208,9 @@ class Basket:
         oldest = self._buffer.oldest_timestamp()
         return now if oldest is None else oldest
 
-    def due(self, now: float, *, submitting: bool = False) -> str | None:
+    def due(self, now: float, *, submitting: bool = False) -> TriggerReason | None:
         """What makes Layer 1 due, or None; while updates are being submitted gossip is still to come."""
-        reason = basket_due(
+        return basket_due(
             self._plan.config.buffer,
             self._buffer.num_clients,
             now - self._waits_since(now),
@@ -221,7 +219,6 @@ class Basket:
             oldest_staleness=self._buffer.oldest_staleness(),
             gossip_to_come=submitting and self._plan.waits_for_gossip,
         )
-        return None if reason is None else str(reason)
 
     def layer1(self, aggregator: Layer1Aggregator, force: bool, now: float) -> Layer1Outcome:
         """Aggregate the local states of the clients with buffered updates, if due (or forced) and enough."""
@@ -253,7 +250,7 @@ class Basket:
         self.states.forget_reports(clients)
         self.latest.replace(model, clients)
         self._last_layer1 = self._last_active = now
-        return Layer1Outcome(self.basket_id, True, reason, len(clients), least, self._clipping)
+        return Layer1Outcome(self.basket_id, True, str(reason), len(clients), least, self._clipping)
 
     def count_refused_session(self) -> None:
         """Count a session that this basket did not join."""
@@ -272,11 +269,10 @@ class Basket:
     def gossip_exchange(self, allowed: Sequence[str], now: float) -> int:
         """Noise, deliver and mix; the messages that were delivered."""
         states = self.states.rows(self.states.ids())
-        outcome = self._gossip.exchange(allowed, self.members, now, out=states)
-        self._messages_delivered += outcome.delivered
-        if outcome.delivered:
+        delivered = self._gossip.exchange(allowed, self.members, now, out=states).delivered
+        if delivered:
             self._last_active = now
-        return outcome.delivered
+        return delivered
 
     def advance_round(self, round_id: int) -> None:
         """Move to a later round."""
@@ -293,19 +289,19 @@ class Basket:
 
     def report(self) -> BasketReport:
         """Counts and public facts."""
-        members = len(self.members)
+        gossip = self._gossip.get_stats()
         return BasketReport(
             facts=self.facts(),
             num_buffered=self._buffer.num_updates,
-            least_rows=self._plan.least_rows(members),
+            least_rows=self._plan.least_rows(len(self.members)),
             rejections={str(why): count for why in Rejection if (count := self._buffer.rejections[why])},
-            withdrawn=self._withdrawn,
+            withdrawn=self._buffer.counts["withdrawn"],
             layer1_aggregations=self.latest.made,
             superseded=self.latest.superseded,
             discarded=self.latest.discarded,
-            messages_delivered=self._messages_delivered,
+            messages_delivered=gossip["delivered"],
             sessions_refused=self._sessions_refused,
-            gossip=dict(self._gossip.get_stats()),
+            gossip=gossip,
         )
 
     def take_activity(self) -> ActivityReport:

@@ -77,12 +77,7 @@ class ClientMemory:
         return replace(newest, offences=offences, accepted=accepted, gossip=gossip)
 
     def since(self, round_id: int, now: float) -> ClientMemory | None:
-        """What still matters; None if nothing does.
-
-        Args:
-            round_id: The oldest round whose updates are accepted.
-            now: Seconds since the epoch.
-        """
+        """What still matters from the oldest round on whose updates are accepted; None if nothing does."""
         gossip = self.gossip.without_vectors()
         gossip.forget_old_releases(now)
         accepted = tuple(key for key in self.accepted if key.round_id >= round_id)

@@ -29,11 +29,7 @@ MetaReport = NDArray[np.float64]
 
 
 class LocalStates:
-    """The states of one basket.
-
-    Args:
-        config: The federation's.
-        buffer: Where the basket's updates wait.
+    """The states of one basket, whose updates wait in `buffer`.
 
     Attributes:
         clip_norm: To which rows are clipped as they are formed.

@@ -71,12 +71,8 @@ class SubmissionBatch:
     """Updates of many clients; stacked into one array they travel fastest.
 
     Attributes:
-        rows: (n, d) array, or one entry an update as in `Submission`.
+        rows: (n, d) array, or one entry an update as in `Submission`; so are the columns below, or None.
         round_id: As in `Submission`, the same for all.
-        signatures: One an update, or None.
-        meta: One an update, or None.
-        sequences: One an update, or None.
-        num_examples: One an update, or None.
     """
 
     client_ids: tuple[str, ...]
@@ -122,13 +118,7 @@ def _taken(column: tuple[T, ...] | None, indices: Sequence[int]) -> tuple[T, ...
 
 
 def message_of(judged: JudgedUpdate, meta: Mapping[str, float] | None, scope: SigningScope) -> bytes:
-    """What the client of an update signs.
-
-    Args:
-        judged: The update.
-        meta: Its report of meta-parameters.
-        scope: Where and when.
-    """
+    """What the client of an update signs, with its report of meta-parameters."""
     return UpdateStatement(
         scope=scope,
         round_id=judged.round_id,
@@ -176,7 +166,7 @@ def signed(
     Args:
         batch: The updates.
         round_id: The round that they are made for, which is signed along.
-        keypairs: Keys by client.
+        keypairs: By client.
         scope: Where and when the signatures are worth something.
         dimension: Length of an update.
     """

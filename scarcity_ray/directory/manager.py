@@ -194,7 +194,6 @@ class BasketManager:
         """Count accepted updates of a client, and mark it and its basket active.
 
         Args:
-            client_id: The client.
             n_updates: Updates accepted since the last call; 0 marks activity alone.
             at: When, in seconds on the manager's clock; now if None. Never moves activity back.
         """

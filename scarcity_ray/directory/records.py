@@ -42,9 +42,7 @@ class ClientInfo:
     """What is known of one client; a snapshot, the caller's to keep.
 
     Attributes:
-        client_id: The client.
         domain_id: The domain it registered in (its basket may be of another one with `allow_cross_domain`).
-        basket_id: Its basket.
         features: Its fingerprint, float64 (p,), or None.
         joined_at: Seconds on the manager's clock.
         last_active: Seconds on the manager's clock.
@@ -68,8 +66,6 @@ class BasketInfo:
 
     Attributes:
         basket_id: ``<domain>_basket_<k>``.
-        domain_id: Its domain.
-        status: Where it stands in its lifecycle.
         clients: Ids of its members.
         created_at: Seconds on the manager's clock.
         last_activity: Seconds on the manager's clock.
@@ -114,14 +110,10 @@ class OrderNumber:
 
 
 def check_name(kind: str, value: object) -> str:
-    """Return `value` as a plain str if it can be an id.
-
-    Args:
-        kind: What it names, for the error.
-        value: A non-empty printable str of at most 200 characters.
+    """Return `value` as a plain str if it can be an id; `kind` is what it names, for the error.
 
     Raises:
-        UsageError: If it is anything else.
+        UsageError: If it is anything but a printable str of 1 to `MAX_NAME_LENGTH` characters.
 
     >>> check_name("client id", "hospital_1")
     'hospital_1'

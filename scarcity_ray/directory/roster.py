@@ -32,9 +32,7 @@ class Basket:
         index: The k of its id.
         opened: How many baskets were there before it, over all domains.
         created_at: Seconds on the manager's clock.
-        last_activity: Likewise.
         clients: Ids of its members.
-        disbanded: Whether it was split or disbanded.
         emptied: Whether its last client has left it.
         moves: Where its clients went when it closed.
     """
@@ -288,7 +286,7 @@ class SlotLoads:
 
     Args:
         num_slots: Basket actors that there are, numbered from 0.
-        most: Baskets that an actor may hold; None: any number.
+        most: Baskets that an actor may hold.
     """
 
     def __init__(self, num_slots: int, most: int | None) -> None:

@@ -97,12 +97,7 @@ class GossipMigration:
 
 
 class GossipStates:
-    """The gossip states of a basket's clients, past and present.
-
-    Args:
-        basket_id: The basket.
-        detector: Holds their last pushed states.
-    """
+    """The gossip states of a basket's clients, past and present; `detector` holds what they last pushed."""
 
     def __init__(self, basket_id: str, detector: MaterialityDetector) -> None:
         self.by_client: dict[str, GossipState] = {}

@@ -79,7 +79,6 @@ class Delivery:
         - A client receives a released vector at most once.
 
     Args:
-        sampler: Chooses peers.
         peers_per_round: K.
         pull_interval: Seconds between two pulls of a client.
     """
@@ -106,7 +105,6 @@ class Delivery:
             clients: The gossip states of all senders and receivers.
             members: All members of the basket, sorted.
             receivers: Those with a local state, who may pull.
-            now: Seconds.
         """
         for row, sender in zip(
             self._sampler.sample_all(members, self._peers_per_round), members, strict=True

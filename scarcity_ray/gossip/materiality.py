@@ -93,7 +93,6 @@ class MaterialityDetector:
         """Whether drift + sigma noise reaches the threshold.
 
         Args:
-            client_id: Whose state.
             state: Clipped, float32 (d,).
             sigma: Standard deviation of the drift's noise.
             noise: One standard normal sample.

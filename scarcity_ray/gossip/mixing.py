@@ -223,7 +223,6 @@ def mix(name: str, given: MixingInput, out: Rows) -> None:
 
     Args:
         name: One of `MIXINGS`.
-        given: States and what they received.
         out: n float32 rows for the result; may be ``given.states``.
     """
     coefficients = np.where(given.received.present, MIXINGS[name](given), 0.0)
@@ -293,7 +292,6 @@ def estimate_spread(
     Args:
         vectors: m float32 vectors of length d, one a sender, in an order that their values did not choose.
         scales: (m,) factors that clip them to ``plan.receive_norm``.
-        plan: Noise scale and clip norm.
         num_byzantine: f, how many of the senders may lie.
     """
     halves = np.sort(successive_differences(vectors, scales, plan.clip_norm)) / 2.0

@@ -64,8 +64,7 @@ class GossipStep:
 
     Attributes:
         client_ids: Members with a state, sorted.
-        states: Their states, n float32 rows.
-        norms: (n,) their norms.
+        norms: (n,) norms of their states.
         to_test: Clients whose drift test is to be charged.
         to_push: Clients whose vector is to be charged.
     """

@@ -147,9 +147,7 @@ class Layer1Aggregator:
     def bucketing_seed(self, noise: NoiseSource, name: str) -> int:
         """A seed for bucketing that no client can foresee: who knows it can fill buckets at will.
 
-        Args:
-            noise: Where it comes from.
-            name: Of the aggregate, unique.
+        `name` is the aggregate's, and unique.
         """
         if "bucketing" not in self._config.pre:
             return 0
