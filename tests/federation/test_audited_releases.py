@@ -164,7 +164,7 @@ def gossiped(states: np.ndarray, noise: Any, delta: float = DELTA) -> np.ndarray
         protocol = GossipProtocol(settings, plan, "a_basket_0", noise)
         ids = [f"c{i:02}" for i in range(len(rows))]
         protocol.exchange(protocol.test_drift(protocol.begin(ids, rows, 0, 0.0)), ids, 0.0)
-        released += [protocol._members.records[c].release.summary_vector[0] for c in ids]
+        released += [protocol._clients.by_client[c].release.summary_vector[0] for c in ids]
     return np.array(released)
 
 
