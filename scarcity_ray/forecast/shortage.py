@@ -14,7 +14,6 @@ from scarcity_ray.config import AggregationMethod, Layer2Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import FederationPlan, corrupt_of, make_plan, session_shape
 from scarcity_ray.plan.session import HIDDEN_AMONG
-from scarcity_ray.plan.tolerance import rows_behind_pre
 
 SIZES_LOOKED_AT = 1000
 """Further members that are tried with a rule."""
@@ -101,7 +100,7 @@ class ReleaseNeed:
 def rows_needed(plan: FederationPlan, members: int) -> str:
     """How many rows a basket of so many clients needs, and what asks for them."""
     layer1, least, f = plan.config.layer1, plan.least_rows(members), plan.num_byzantine(members)
-    if least == layer1.min_updates and rows_behind_pre(layer1, f) < least:
+    if least == layer1.min_updates and plan.rule_rows(f) < least:
         return f"layer1.min_updates asks for {least} rows"
     return f"{layer1.aggregation_method.value} with f = {f} needs {least} rows, one a client"
 
