@@ -16,6 +16,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,6 @@ class Accountant(Role):
     Args:
         path: The ledger's file on this node, or its database's URL.
         name: What people call the federation, if they do.
-        total_epsilon: The budget.
-        total_delta: The budget.
         gossip_share: Share of the budget set aside for each client's gossip.
         accounting: What the ledger adds up.
         mu_reserved: What a release is charged, 0 where none is made: once it does not fit, all is read-only.
@@ -96,9 +95,12 @@ class Accountant(Role):
         """Charge one Layer 2 release; the answer is durable."""
         budget = self._opened(now)
         try:
-            return budget.charge_release(charge_id, mu, now=now, details=details)
+            charge = budget.charge_release(charge_id, mu, now=now, details=details)
         except LedgerTakenOver as error:
             return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
+        if charge.repeated or not charge.allowed:
+            return charge
+        return replace(charge, is_last=budget.status(self._mu_reserved).read_only)
 
     def void_release(self, charge_id: str, now: float, details: dict[str, Any]) -> bool:
         """Refuse a release for good unless it was charged; whether it is refused. The answer is durable."""

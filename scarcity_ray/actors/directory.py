@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -177,9 +177,7 @@ class Directory(Role):
             self._settle(basket_id)
             joined[basket_id].append(member.client_id)
             baskets.append(basket_id)
-        admissions = tuple(
-            Admission(self._place(b), tuple(self._member(c) for c in ids)) for b, ids in joined.items()
-        )
+        admissions = tuple(self._admission(b, ids) for b, ids in joined.items())
         return self._begin(Operation(self._order(OperationKind.REGISTER), admissions), tuple(baskets))
 
     def unregister(self, client_id: str, now: float) -> Begun[bool]:
@@ -190,7 +188,8 @@ class Directory(Role):
         basket_id = self._manager.get_client_basket(client_id)
         if basket_id is None:
             return Begun(None, answer=False)
-        trust = self._trust(client_id)
+        info = self._manager.get_client(client_id)
+        trust = FIRST_TRUST if info is None else info.trust_score
         self._manager.remove_client(client_id)
         self._keys.pop(client_id, None)
         self._examples.pop(client_id, None)
@@ -249,7 +248,7 @@ class Directory(Role):
         self._tick(now)
         basket_id = self._manager.resolve(basket_id)
         halves = self._manager.split_basket(basket_id)
-        return self._begin(self._rehousing(OperationKind.SPLIT, basket_id), halves)
+        return self._begin(self._migration(OperationKind.SPLIT, basket_id), halves)
 
     def disband(self, basket_id: str, now: float) -> Begun[None]:
         """Close a basket; its clients go to others of their domain.
@@ -263,7 +262,7 @@ class Directory(Role):
             return Begun(None)
         basket_id = self._manager.resolve(basket_id)
         self._manager.disband_basket(basket_id)
-        return self._begin(self._rehousing(OperationKind.DISBAND, basket_id), None)
+        return self._begin(self._migration(OperationKind.DISBAND, basket_id), None)
 
     def advance_round(self, now: float) -> Begun[int]:
         """Begin the next round, whose number is the answer; emptied baskets are removed."""
@@ -311,7 +310,9 @@ class Directory(Role):
             for slot, keys in identities.items():
                 self.record_identities(slot, keys)
             self._memories.note(memories)
-            self._forget_closed(pending)
+            for place in pending.closed:  # A basket's id is never used again.
+                self._slots.pop(place.basket_id, None)
+                self._identities.pop(place.basket_id, None)
             self._pending = None
             self._done.append(order.operation_id)
         return Closing(order.operation_id in self._done)
@@ -327,13 +328,9 @@ class Directory(Role):
             self._pending = replace(self._pending, order=order)
 
     def record_identities(self, slot: int, identities: Mapping[str, bytes]) -> None:
-        """Note the public keys under which baskets sign in secure aggregation.
+        """Note the public keys under which baskets sign in secure aggregation, as the actor of a slot says.
 
-        An actor speaks for the baskets that live in its slot; what it says of others is ignored.
-
-        Args:
-            slot: Of the actor that stated them.
-            identities: Ed25519 public bytes by basket.
+        It speaks for the baskets that live in its slot; what it says of others is ignored.
         """
         own = {
             basket_id: key
@@ -352,13 +349,7 @@ class Directory(Role):
     def slot_state(self, slot: int) -> SlotState:
         """Everything that a basket actor must be told that starts, or comes back, empty."""
         baskets = [b for b in self._manager.live_basket_ids() if self._slots[b] == slot]
-        admissions = tuple(
-            Admission(
-                self._place(basket_id),
-                tuple(self._member(c) for c in sorted(self._manager.get_basket_clients(basket_id))),
-            )
-            for basket_id in baskets
-        )
+        admissions = tuple(self._admission(b, sorted(self._manager.get_basket_clients(b))) for b in baskets)
         number = replace(self._number, count=self._number.count + 1)
         if self._pending is not None:
             number = self._pending.order.number
@@ -458,16 +449,6 @@ class Directory(Role):
         self._number = replace(self._number, count=self._number.count + 1)
         return self._number
 
-    def _forget_closed(self, operation: Operation) -> None:
-        """Forget the places of baskets that have closed; their ids are never used again."""
-        for place in operation.closed:
-            self._slots.pop(place.basket_id, None)
-            self._identities.pop(place.basket_id, None)
-
-    def _trust(self, client_id: str) -> float:
-        info = self._manager.get_client(client_id)
-        return FIRST_TRUST if info is None else info.trust_score
-
     def _tick(self, now: float) -> None:
         self._now = max(self._now, now)
 
@@ -501,6 +482,9 @@ class Directory(Role):
             identity=self._identities.get(basket_id, b""),
         )
 
+    def _admission(self, basket_id: str, clients: Iterable[str]) -> Admission:
+        return Admission(self._place(basket_id), tuple(map(self._member, clients)))
+
     def _member(self, client_id: str) -> Member:
         info, key = self._manager.get_client(client_id), self._keys.get(client_id)
         memory = self._memories.get(client_id)
@@ -516,7 +500,7 @@ class Directory(Role):
             memory=memory,
         )
 
-    def _rehousing(self, kind: OperationKind, closed: str) -> Operation:
+    def _migration(self, kind: OperationKind, closed: str) -> Operation:
         self._loads.remove(self._slots[closed])
         self._changes += 1
         moved: dict[str, list[str]] = defaultdict(list)
@@ -531,5 +515,5 @@ class Directory(Role):
             closing=closing,
             homes={client_id: homes[b] for b in targets for client_id in moved[b]},
         )
-        admissions = tuple(Admission(homes[b], tuple(self._member(c) for c in moved[b])) for b in targets)
+        admissions = tuple(self._admission(b, moved[b]) for b in targets)
         return Operation(order, admissions, closed=(closing,))

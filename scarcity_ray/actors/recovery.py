@@ -10,7 +10,7 @@ takes up where the last operation left them:
   it is told that the operation is void, and asks again. One that several baskets claim must register again;
 * what was done before the last operation, its order says: whoever asked for it may hear so late;
 * of an operation that no actor has heard of nothing was done, and nothing will be: as they are asked, the
-  actors stop obeying the directory that died (`basket_host.BasketHost.step_down`).
+  actors stop obeying the directory that died (`actors.basket.BasketHost.step_down`).
 
 No one actor is believed in what is another's. It says which baskets are in its own slot; a basket that two
 claim is that one's which signs for it with the key on the roster. What a closing basket's clients do says the
@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from scarcity_ray.actors.messages import (
     Admission,
     BasketPlace,
-    HostState,
     Operation,
     OperationKind,
     Order,
@@ -39,6 +38,32 @@ from scarcity_ray.baskets.reports import Member
 from scarcity_ray.directory.order_number import OrderNumber
 from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
 from scarcity_ray.secagg.roster import KEPT, is_sound
+
+
+@dataclass(frozen=True, eq=False)
+class HostState:
+    """What one basket actor knows, for a directory that comes back empty.
+
+    Attributes:
+        number: From now on it obeys no lower order.
+        order: The last operation that it took part in.
+        admissions: Its baskets and their members.
+        memories: Of clients that left it.
+        rosters: The newest epochs of the roster that it has pinned.
+        endorsements: Of baskets that are not signed for yet.
+        proofs: By each of its baskets, a signature that it lives here (`BasketPlace.holding`), 64 bytes.
+        closed: By each basket on the roster that was here, a signature that it has closed (`closed`).
+    """
+
+    round_id: int
+    number: OrderNumber
+    order: Order | None = None
+    admissions: tuple[Admission, ...] = ()
+    memories: tuple[ClientMemory, ...] = ()
+    rosters: tuple[Roster, ...] = ()
+    endorsements: tuple[Endorsement, ...] = ()
+    proofs: Mapping[str, bytes] = field(default_factory=dict)
+    closed: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,4 +253,4 @@ def _housed(
     )
 
 
-__all__ = ["Recovered", "recovered_from"]
+__all__ = ["HostState", "Recovered", "recovered_from"]

@@ -54,7 +54,7 @@ class MemberCarry:
 
 
 class Basket:
-    """A basket as a plain object; `actors.basket_host.BasketHost` holds several of them in one actor.
+    """A basket as a plain object; `actors.basket.BasketHost` holds several of them in one actor.
 
     Args:
         basket_id: Its id.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.messages import Admission, BasketPlace, FederationIdentity, HostState, closed
-from scarcity_ray.actors.recovery import recovered_from
+from scarcity_ray.actors.messages import Admission, BasketPlace, FederationIdentity, closed
+from scarcity_ray.actors.recovery import HostState, recovered_from
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport, ClientActivity, Member
 from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, RuntimeConfig
