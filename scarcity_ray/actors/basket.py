@@ -26,8 +26,8 @@ from scarcity_ray.actors.messages import (
 from scarcity_ray.actors.migration import ActorKey, MigrationDesk, SealedBox
 from scarcity_ray.actors.names import basket_actor
 from scarcity_ray.actors.recovery import HostState
-from scarcity_ray.actors.secure_parties import Answers, LastRelease, PartyKnowledge, SecureParties
-from scarcity_ray.actors.session_terms import SessionTerms
+from scarcity_ray.actors.secure_parties import Answers, PartyKnowledge, SecureParties
+from scarcity_ray.actors.session_terms import LastRelease, SessionTerms
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.actors.unattended_signing import Statement
 from scarcity_ray.baskets import Receipt, Rejection
@@ -287,10 +287,6 @@ class BasketHost(Role):
         if self._last.adopt(model):
             self._clip()
 
-    def last_global(self) -> GlobalMetaModel | None:
-        """The last release that was distributed here."""
-        return self._last.model
-
     def facts(self, parties: Sequence[str], now: float) -> dict[str, BasketFacts]:
         """What is public about each party that is here: whether a release is due follows from it."""
         self._secure.tick(now)
@@ -343,9 +339,10 @@ class BasketHost(Role):
         """Wipe what is left of a session; `spent` are the parties whose aggregates may have been released."""
         self._secure.end(session_id, spent)
 
-    def abandon_session(self) -> None:
-        """Wipe the keys of a session that nobody will end: its global aggregator is gone."""
+    def abandon_session(self) -> GlobalMetaModel | None:
+        """Wipe the keys of a session whose global aggregator is gone; the last release, for the next one."""
         self._secure.abandon()
+        return self._last.model
 
     # What is told to drivers.
 

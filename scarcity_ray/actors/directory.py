@@ -63,9 +63,7 @@ class Directory(Role):
         no_epoch_is_made_halfway_through_an_operation: While one is pending, the roster stays as it is.
 
     Args:
-        identity: The federation's own facts.
         num_slots: Basket actors to fill evenly; more are asked for only with ``runtime.baskets_per_actor``.
-        now: Seconds since the epoch.
         recovered: What the basket actors know, coming back after it was lost.
         faults: What was lost with roles that died before.
     """
@@ -221,8 +219,7 @@ class Directory(Role):
     def registered(self, signs: bool) -> Registered:
         """Who counts as registered in the next release; asking begins no epoch.
 
-        Args:
-            signs: Whether who asks holds the operator's key, and so signs each roster as it comes.
+        Whoever holds the operator's key (`signs`) signs each roster as it comes.
         """
         parties, newest = self._parties(), self._chain.newest
         if newest is None or signs or not self._is_signed:
@@ -412,11 +409,8 @@ class Directory(Role):
     def _restore(self, recovered: Recovered) -> None:
         for admission in recovered.admissions:
             place = admission.place
-            self._manager.restore_basket(
-                place.basket_id,
-                place.domain_id,
-                [(m.client_id, m.domain_id, m.features) for m in admission.members],
-            )
+            members = [(m.client_id, m.domain_id, m.features) for m in admission.members]
+            self._manager.restore_basket(place.basket_id, place.domain_id, members)
             for member in admission.members:
                 self._manager.record_trust(member.client_id, member.trust)
             self._slots[place.basket_id] = place.slot
@@ -458,15 +452,13 @@ class Directory(Role):
         known = self._manager.get_client(member.client_id)
         if known is None:
             return
+        where = ""
         if known.domain_id != member.domain_id:
-            raise UsageError(
-                f"client {member.client_id!r} is registered in domain {known.domain_id!r}; "
-                "unregister it first"
-            )
-        if self._keys.get(member.client_id) != member.public_key:
-            raise UsageError(
-                f"client {member.client_id!r} is registered under another key; unregister it first"
-            )
+            where = f"in domain {known.domain_id!r}"
+        elif self._keys.get(member.client_id) != member.public_key:
+            where = "under another key"
+        if where:
+            raise UsageError(f"client {member.client_id!r} is registered {where}; unregister it first")
 
     def _settle(self, basket_id: str) -> None:
         """Give a new basket its actor: the emptiest, or a new one if each may hold only so many."""
@@ -475,30 +467,18 @@ class Directory(Role):
             self._changes += 1
 
     def _place(self, basket_id: str) -> BasketPlace:
-        return BasketPlace(
-            basket_id=basket_id,
-            domain_id=self._manager.domain_of(basket_id) or "",
-            slot=self._slots[basket_id],
-            identity=self._identities.get(basket_id, b""),
-        )
+        domain_id, key = self._manager.domain_of(basket_id) or "", self._identities.get(basket_id, b"")
+        return BasketPlace(basket_id, domain_id, self._slots[basket_id], key)
 
     def _admission(self, basket_id: str, clients: Iterable[str]) -> Admission:
         return Admission(self._place(basket_id), tuple(map(self._member, clients)))
 
     def _member(self, client_id: str) -> Member:
         info, key = self._manager.get_client(client_id), self._keys.get(client_id)
-        memory = self._memories.get(client_id)
         if info is None:
             return Member(client_id, "", key)
-        return Member(
-            client_id=client_id,
-            domain_id=info.domain_id,
-            public_key=key,
-            features=info.features,
-            trust=info.trust_score,
-            num_examples=self._examples.get(client_id),
-            memory=memory,
-        )
+        examples, memory = self._examples.get(client_id), self._memories.get(client_id)
+        return Member(client_id, info.domain_id, key, info.features, info.trust_score, examples, memory)
 
     def _migration(self, kind: OperationKind, closed: str) -> Operation:
         self._loads.remove(self._slots[closed])

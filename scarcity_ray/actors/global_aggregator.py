@@ -38,7 +38,7 @@ from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.actors.names import ACCOUNTANT
 from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureSession
-from scarcity_ray.actors.session_terms import SessionTerms, agreement_hash, session_numbers
+from scarcity_ray.actors.session_terms import LastRelease, SessionTerms, agreement_hash, session_numbers
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.errors import ConfigError, ProtocolViolation, SecureAggregationAborted
 from scarcity_ray.layers.layer2 import decode_clip_norm, decode_meta, noised_mean
@@ -53,8 +53,6 @@ from scarcity_ray.secagg.transcript import DIGEST_BYTES
 
 SHOWN = 5
 """Latest aborts and violations that the statistics show."""
-HISTORY = 16
-"""Past global models that are kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +79,6 @@ class GlobalAggregator(Role):
     """Layer 2 as a role.
 
     Args:
-        plan: The federation's numbers.
-        federation_id: The federation.
-        peers: The other roles.
         noise: Where the central noise comes from.
         entropy: Where session ids come from.
         latest: The last release, coming back after it was lost.
@@ -104,7 +99,7 @@ class GlobalAggregator(Role):
         self._peers = peers
         self._noise = noise
         self._entropy = entropy
-        self._models: list[GlobalMetaModel] = [] if latest is None else [latest]
+        self._last = LastRelease(plan, latest)
         self._attempt = 0
         self._started_at: float | None = None
         self._aborts: list[str] = []
@@ -113,22 +108,17 @@ class GlobalAggregator(Role):
 
     def latest(self) -> GlobalMetaModel | None:
         """The last release."""
-        return self._models[-1] if self._models else None
+        return self._last.model
 
     def ledger_heads(self) -> tuple[str, ...]:
         """Hashes that the ledger must hold: the last release was charged under it."""
-        return (self._models[-1].ledger_head,) if self._models else ()
-
-    def history(self) -> tuple[GlobalMetaModel, ...]:
-        """The last releases, oldest first."""
-        return tuple(self._models)
+        return () if self._last.model is None else (self._last.model.ledger_head,)
 
     def stats(self) -> dict[str, Any]:
         """Releases, baskets in the last, why sessions ended without one, and since when one is waited for."""
-        version = self._models[-1].version if self._models else 0
         return {
-            "n_layer2_aggregations": version,
-            "n_baskets": self._models[-1].n_baskets if self._models else 0,
+            "n_layer2_aggregations": self._last.version,
+            "n_baskets": 0 if self._last.model is None else self._last.model.n_baskets,
             "n_layer2_aborts": len(self._aborts),
             "aborts": self._aborts[-SHOWN:],
             "n_layer2_violations": len(self._violations),
@@ -254,15 +244,13 @@ class GlobalAggregator(Role):
 
     def _occasion(self, round_id: int, roster: Roster | None) -> Occasion:
         self._attempt += 1
-        told = self._models[-1] if self._models else None
-        distributed = self._plan.config.layer2.distribute_to_baskets
         return Occasion(
             federation_id=self._federation_id,
             session_id=self._entropy(16),
             round_id=round_id,
             attempt=self._attempt,
             roster=bytes(DIGEST_BYTES) if roster is None else roster.digest(),
-            ledger_head=told.ledger_head if told is not None and distributed else "",
+            ledger_head=self._last.ledger_head,
         )
 
     def _pin_facts(
@@ -292,7 +280,7 @@ class GlobalAggregator(Role):
             raise SecureAggregationAborted(f"{len(parties)} baskets stated their facts for this session")
         facts = [stated[place.basket_id].facts for place in parties]
         try:
-            release, shape = session_numbers(facts, self._round_plan, _registered(roster, parties))
+            release, shape = session_numbers(facts, self._last.plan, _registered(roster, parties))
         except ConfigError as error:
             raise SecureAggregationAborted(str(error)) from None
         if refusal := shape.refusal(len(parties) - release.num_idle):
@@ -308,13 +296,12 @@ class GlobalAggregator(Role):
         shape: SessionShape,
     ) -> SessionTerms:
         """What the parties are told."""
-        latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
         context = SessionContext(
             federation_id=self._federation_id,
             session_id=occasion.session_id,
             round_id=occasion.round_id,
             attempt=occasion.attempt,
-            model_hash=agreement_hash(latest, release),
+            model_hash=agreement_hash(self._last.aggregate, release),
             dimension=release.length,
             ring_bits=release.ring_bits,
             threshold=shape.threshold,
@@ -354,7 +341,7 @@ class GlobalAggregator(Role):
         """Noise the sum once; what comes of it is public from here on."""
         release = terms.release
         counted = [basket for basket in survivors if release.weights[basket] > 0.0]
-        version = self._models[-1].version + 1 if self._models else 1
+        version = self._last.version + 1
         vector, sigma = noised_mean(ring_sum, release, survivors, self._noise, f"layer2/{version}")
         model = GlobalMetaModel(
             aggregate=vector[: self._plan.config.vector_dim].astype(np.float32),
@@ -365,24 +352,17 @@ class GlobalAggregator(Role):
             privacy_spent=charge.epsilon_spent,
             version=version,
             noise_sigma=sigma,
-            meta_params=decode_meta(vector, self._round_plan),
+            meta_params=decode_meta(vector, self._last.plan),
             ledger_head=charge.head_hash,
             clip_norm=decode_clip_norm(vector, release, self._plan),
         )
-        self._models = [*self._models[-HISTORY + 1 :], model]
-        self._aborted = None
+        self._last.model, self._aborted = model, None
         return model
 
     @property
     def _since(self) -> float | None:
         """When the last release was made, or else the first was asked for."""
-        return self._models[-1].timestamp if self._models else self._started_at
-
-    @property
-    def _round_plan(self) -> FederationPlan:
-        """The plan at the clip norm that the last release told."""
-        told = self._models[-1].clip_norm if self._models else None
-        return self._plan if told is None else self._plan.at(told)
+        return self._started_at if self._last.model is None else self._last.model.timestamp
 
 
 def _registered(roster: Roster | None, places: Sequence[BasketPlace]) -> Collection[str]:

@@ -7,23 +7,22 @@ facts for an attempt, and takes part in one attempt at a time with those baskets
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.actors import signed_facts
 from scarcity_ray.actors.charging import BasketCharges
 from scarcity_ray.actors.messages import operator_key_of
-from scarcity_ray.actors.session_terms import SessionTerms, agreement_hash, check_types, least_weighted
+from scarcity_ray.actors.session_terms import LastRelease, SessionTerms, check_types, least_weighted
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.directory.order_number import OrderNumber
 from scarcity_ray.errors import ActorLost, LedgerError, ProtocolViolation, UsageError
 from scarcity_ray.layers.layer2 import add_share, contribution
-from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
-from scarcity_ray.plan import FederationPlan, ReleasePlan
+from scarcity_ray.layers.models import BasketModel
+from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import (
     Advert,
@@ -61,74 +60,6 @@ class PartyKnowledge:
     epoch: int
     refusal: str = ""
     overtaken: OrderNumber | None = None
-
-
-class LastRelease:
-    """The newest release that was distributed to this actor, and what follows from it here.
-
-    Guarantees:
-        an_earlier_release_never_replaces_a_later_one: By its version.
-        a_clip_norm_that_the_config_does_not_allow_is_never_adopted
-
-    Attributes:
-        model: The release; None before the first.
-    """
-
-    def __init__(self, plan: FederationPlan, model: GlobalMetaModel | None = None) -> None:
-        self._plan = plan
-        self.model = model
-
-    @property
-    def version(self) -> int:
-        """Its version; 0 for none."""
-        return self.model.version if self.model is not None else 0
-
-    @property
-    def ledger_head(self) -> str:
-        """The ledger's head at that release; empty before the first, and where none is distributed."""
-        if self.model is None or not self._plan.config.layer2.distribute_to_baskets:
-            return ""
-        return self.model.ledger_head
-
-    @property
-    def clip_norm(self) -> float:
-        """What rows are clipped to from now on; what waits is clipped again by Layer 1."""
-        if self.model is None or self.model.clip_norm is None:
-            return self._plan.config.layer1.clip_norm
-        return self.model.clip_norm
-
-    @property
-    def plan(self) -> FederationPlan:
-        """The federation's numbers at that clip norm."""
-        return self._plan.at(self.clip_norm)
-
-    def adopt(self, model: GlobalMetaModel) -> bool:
-        """Take a release, unless a later one is here already; whether it was taken.
-
-        Raises:
-            ProtocolViolation: If it is none of this federation's; the one before stays.
-        """
-        if type(model) is not GlobalMetaModel or type(model.version) is not int:
-            raise ProtocolViolation(f"this is no release: {type(model).__name__}")
-        if model.clip_norm is not None and not self._may_clip_to(model.clip_norm):
-            raise ProtocolViolation(
-                f"release {model.version} tells a clip norm that is none here: {model.clip_norm!r}"
-            )
-        newer = model.version >= self.version
-        if newer:
-            self.model = model
-        return newer
-
-    def _may_clip_to(self, clip_norm: object) -> bool:
-        adaptive = self._plan.config.layer2.adaptive_clipping
-        return adaptive and type(clip_norm) is float and self._plan.may_clip_to(clip_norm)
-
-    def agreement_hash(self, release: ReleasePlan) -> bytes | None:
-        """A session's hash by this actor's own reckoning; None where releases are not distributed."""
-        if not self._plan.config.layer2.distribute_to_baskets:
-            return None
-        last = np.zeros(0, np.float32) if self.model is None else self.model.aggregate
-        return agreement_hash(last, replace(release, clip_norm=self.clip_norm))
 
 
 @dataclass(frozen=True)
@@ -175,9 +106,8 @@ class Attempt:
         """
         if frozen is None or self.terms.facts.get(party) != frozen.stated:
             raise ProtocolViolation(f"the session misstates the facts of basket {party!r}")
-        if frozen.stated.facts != basket.facts():
+        if frozen.stated.facts != basket.facts() or frozen.model is not basket.latest.fresh:
             raise _changed(party)
-        self._require_fresh(party, basket, frozen.model)
         self._contributed[party] = frozen.model
 
     def hand_in(self, party: str, basket: Basket) -> NDArray[Any]:
@@ -196,7 +126,8 @@ class Attempt:
         """
         model = self._contributed[party]
         if model is not None:
-            self._require_fresh(party, basket, model)
+            if model is not basket.latest.fresh:
+                raise _changed(party)
             basket.latest.hand_in(model)
             self.handed_in[party] = model
         context, release = self.terms.context, self.terms.release
@@ -222,11 +153,6 @@ class Attempt:
         for participant in self.participants.values():
             participant.close()
         self.participants.clear()
-
-    @staticmethod
-    def _require_fresh(party: str, basket: Basket, model: BasketModel | None) -> None:
-        if model is not basket.latest.fresh:
-            raise _changed(party)
 
 
 class SecureParties:
@@ -503,4 +429,4 @@ def _by_party(parties: Sequence[str], here: Mapping[str, object], step: Callable
     return answers
 
 
-__all__ = ["Answers", "Attempt", "LastRelease", "PartyKnowledge", "SecureParties"]
+__all__ = ["Answers", "Attempt", "PartyKnowledge", "SecureParties"]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scarcity_ray.actors import signed_facts
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.errors import ConfigError, ProtocolViolation
+from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
 from scarcity_ray.secagg import Roster, SessionContext
 
@@ -46,6 +47,78 @@ class SessionTerms:
     def charge_id(self) -> str:
         """The name of the charge of this one attempt: whatever differs between two is in the digest."""
         return f"layer2/{self.session_id}/{self.context.digest().hex()}"
+
+
+class LastRelease:
+    """The newest release that an actor knows of, and what follows from it.
+
+    Guarantees:
+        an_earlier_release_never_replaces_a_later_one: By its version.
+        a_clip_norm_that_the_config_does_not_allow_is_never_adopted
+
+    Attributes:
+        model: The release; None before the first.
+    """
+
+    def __init__(self, plan: FederationPlan, model: GlobalMetaModel | None = None) -> None:
+        self._plan = plan
+        self.model = model
+
+    @property
+    def version(self) -> int:
+        """Its version; 0 for none."""
+        return self.model.version if self.model is not None else 0
+
+    @property
+    def ledger_head(self) -> str:
+        """The ledger's head at that release; empty before the first, and where none is distributed."""
+        if self.model is None or not self._plan.config.layer2.distribute_to_baskets:
+            return ""
+        return self.model.ledger_head
+
+    @property
+    def clip_norm(self) -> float:
+        """What rows are clipped to from now on; what waits is clipped again by Layer 1."""
+        if self.model is None or self.model.clip_norm is None:
+            return self._plan.config.layer1.clip_norm
+        return self.model.clip_norm
+
+    @property
+    def aggregate(self) -> NDArray[np.float32]:
+        """What was released; empty before the first."""
+        return np.zeros(0, np.float32) if self.model is None else self.model.aggregate
+
+    @property
+    def plan(self) -> FederationPlan:
+        """The federation's numbers at that clip norm."""
+        return self._plan.at(self.clip_norm)
+
+    def adopt(self, model: GlobalMetaModel) -> bool:
+        """Take a release, unless a later one is here already; whether it was taken.
+
+        Raises:
+            ProtocolViolation: If it is none of this federation's; the one before stays.
+        """
+        if type(model) is not GlobalMetaModel or type(model.version) is not int:
+            raise ProtocolViolation(f"this is no release: {type(model).__name__}")
+        if model.clip_norm is not None and not self._may_clip_to(model.clip_norm):
+            raise ProtocolViolation(
+                f"release {model.version} tells a clip norm that is none here: {model.clip_norm!r}"
+            )
+        newer = model.version >= self.version
+        if newer:
+            self.model = model
+        return newer
+
+    def _may_clip_to(self, clip_norm: object) -> bool:
+        adaptive = self._plan.config.layer2.adaptive_clipping
+        return adaptive and type(clip_norm) is float and self._plan.may_clip_to(clip_norm)
+
+    def agreement_hash(self, release: ReleasePlan) -> bytes | None:
+        """A session's hash by this actor's own reckoning; None where releases are not distributed."""
+        if not self._plan.config.layer2.distribute_to_baskets:
+            return None
+        return agreement_hash(self.aggregate, replace(release, clip_norm=self.clip_norm))
 
 
 def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
@@ -150,6 +223,7 @@ def least_weighted(terms: SessionTerms, plan: FederationPlan, roster: Roster | N
 
 
 __all__ = [
+    "LastRelease",
     "SessionTerms",
     "agreement_hash",
     "check_types",

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.plan import BasketFacts, FederationPlan
@@ -38,9 +38,6 @@ class Occasion:
     """What facts are stated for.
 
     Attributes:
-        federation_id: The federation.
-        session_id: The session.
-        round_id: Its round.
         attempt: Within the session.
         roster: Digest of the roster, 32 bytes.
         ledger_head: Of the last release that baskets were told of; empty before the first, and where releases
@@ -57,25 +54,13 @@ class Occasion:
     @classmethod
     def of(cls, context: SessionContext, ledger_head: str) -> Occasion:
         """That of an attempt."""
-        return cls(
-            context.federation_id,
-            context.session_id,
-            context.round_id,
-            context.attempt,
-            context.roster,
-            ledger_head,
-        )
+        session = context.session_id, context.round_id, context.attempt
+        return cls(context.federation_id, *session, context.roster, ledger_head)
 
 
 @dataclass(frozen=True)
 class SignedFacts:
-    """Facts with their basket's signature.
-
-    Attributes:
-        facts: What is stated.
-        nonce: 16 bytes, new in each statement.
-        signature: By the basket's identity, 64 bytes.
-    """
+    """Facts with a nonce (16 bytes, new in each statement) and the basket's signature (64 bytes)."""
 
     facts: BasketFacts
     nonce: bytes = b""
@@ -86,12 +71,7 @@ class SignedFacts:
         facts = self.facts
         return encode(
             "facts",
-            occasion.federation_id,
-            occasion.session_id,
-            occasion.round_id,
-            occasion.attempt,
-            occasion.roster,
-            occasion.ledger_head,
+            *astuple(occasion),
             facts.basket_id,
             facts.domain_id,
             facts.num_members,
@@ -110,7 +90,7 @@ def state(facts: BasketFacts, occasion: Occasion, identity: IdentityKeyPair) -> 
 
 
 def refusal(party: str, key: bytes, stated: object, occasion: Occasion, plan: FederationPlan) -> str:
-    """Why a statement is not accepted as that of `party`, or nothing.
+    """Why what is said to be a party's statement for an occasion is not accepted, or nothing.
 
     Args:
         party: The basket.

@@ -252,8 +252,7 @@ class Assembly:
         self._start([self._directory_spec(highest, now, recovered, faults)])
 
     def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:
-        self.tell_baskets(Call(BasketHost.abandon_session), num_slots)
-        models = [latest, *self.tell_baskets(Call(BasketHost.last_global), num_slots)]
+        models = [latest, *self.tell_baskets(Call(BasketHost.abandon_session), num_slots)]
         last = max((m for m in models if m is not None), key=lambda model: model.version, default=None)
         self._start([self._global_spec(last)])
         if last is None:
