@@ -73,14 +73,10 @@ class BasketHost(Role):
 
     Args:
         slot: Its number among the basket actors.
-        compute: Where Layer 1's tasks run.
-        noise: Where the noise of gossip and of the baskets' shares comes from.
-        read_only: Whether the budget is spent.
         state: What the directory knows of it: an actor that comes back has its members from the start.
         latest: The last release, coming back after it was lost.
         actors_key: What all basket actors hold (`actors.migration`).
         run: The random number of the federation's opening, which clients sign their updates for.
-        budget_period: The ledger's.
     """
 
     def __init__(

@@ -101,7 +101,7 @@ class BasketCharges:
 
     def is_spent(self, now: float) -> bool:
         """Whether the accountant says that the budget is spent."""
-        return Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result().read_only
+        return Call(Accountant.read_only_reason, now).send(self._peers, ACCOUNTANT).result() != ""
 
 
 def charged_gossip(

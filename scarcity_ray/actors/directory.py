@@ -65,7 +65,6 @@ class Directory(Role):
     Args:
         num_slots: Basket actors to fill evenly; more are asked for only with ``runtime.baskets_per_actor``.
         recovered: What the basket actors know, coming back after it was lost.
-        faults: What was lost with roles that died before.
     """
 
     def __init__(

@@ -62,7 +62,6 @@ class Layer2Outcome:
     Attributes:
         reason: What triggered it, or why there is none.
         read_only: Whether the budget is spent.
-        lost_roles: Basket actors that did not answer.
         dropped: Baskets that took part and dropped out.
         aborted: Whether a session ended without a release.
     """
@@ -76,13 +75,7 @@ class Layer2Outcome:
 
 
 class GlobalAggregator(Role):
-    """Layer 2 as a role.
-
-    Args:
-        noise: Where the central noise comes from.
-        entropy: Where session ids come from.
-        latest: The last release, coming back after it was lost.
-    """
+    """Layer 2 as a role; one that comes back after it was lost is given the last release."""
 
     def __init__(
         self,
@@ -178,9 +171,8 @@ class GlobalAggregator(Role):
         is_due, reason = self._trigger(facts.values(), force, now)
         if not is_due:
             return Layer2Outcome(None, reason)
-        budget = Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result()
-        if budget.read_only:
-            return Layer2Outcome(None, budget.read_only_reason, read_only=True)
+        if spent := Call(Accountant.read_only_reason, now).send(self._peers, ACCOUNTANT).result():
+            return Layer2Outcome(None, spent, read_only=True)
         there = [place for place in places if place.basket_id in facts and place.identity]
         invited = sorted(there, key=lambda place: place.basket_id)
         if waits := self._waits(facts.values(), _registered(roster, invited)):

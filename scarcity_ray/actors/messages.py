@@ -142,12 +142,7 @@ class Closing:
 
 @dataclass(frozen=True)
 class Fault:
-    """A role that died.
-
-    Attributes:
-        fault_id: One and the same for one death, whoever notes it.
-        loss: What was lost with it, and what to do, in a sentence.
-    """
+    """A death, under one id whoever notes it: what was lost with the role, and what to do, in a sentence."""
 
     fault_id: str
     loss: str
@@ -169,8 +164,6 @@ class SlotState:
     """What the directory knows of one basket actor, for one that starts in its place.
 
     Attributes:
-        admissions: Its baskets and their members.
-        memories: Of clients that left it.
         number: The lowest order that it must obey.
         order: Of the operation that is pending, whose effects are in the rest.
         baskets: What it had, one that is being closed included.
@@ -218,7 +211,6 @@ class Whereabouts:
     """Round, live baskets and basket actors at one moment, and what else a driver should know.
 
     Attributes:
-        num_slots: Basket actors that there are.
         version: Another one whenever anything above has changed, or the directory was made anew.
         news: What else the driver should know, which has no part in the version.
     """

@@ -47,8 +47,6 @@ class HostState:
     Attributes:
         number: From now on it obeys no lower order.
         order: The last operation that it took part in.
-        admissions: Its baskets and their members.
-        memories: Of clients that left it.
         rosters: The newest epochs of the roster that it has pinned.
         endorsements: Of baskets that are not signed for yet.
         proofs: By each of its baskets, a signature that it lives here (`BasketPlace.holding`), 64 bytes.
@@ -71,10 +69,8 @@ class Recovered:
     """What a directory begins its next life with.
 
     Attributes:
-        round_id: Current round.
         number: Its orders come after this one.
         admissions: The baskets and their members, sorted; a client is in one of them at most.
-        memories: Of clients that left.
         done: Ids of operations that are known to be done.
         pending: The operation to begin again; its number is the directory's to give.
         rosters: The newest epochs of the roster that most of them have pinned, and what follows from it.
@@ -101,11 +97,7 @@ class Recovered:
 
 
 def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
-    """Put together what the basket actors know.
-
-    Args:
-        by_slot: What all basket actors that are there say.
-    """
+    """Put together what all basket actors that are there say."""
     states = [state for _, state in sorted(by_slot.items())]
     round_id = max((state.round_id for state in states), default=0)
     number = max((state.number for state in states), default=OrderNumber())

@@ -49,7 +49,6 @@ class PartyKnowledge:
 
     Attributes:
         version: Of the last release that was distributed to it; 0 for none.
-        keys: Its own baskets' identity keys.
         epoch: Of the roster that it has pinned; 0 for none.
         refusal: Why it went no further, or nothing.
         overtaken: If the roster was of a directory that it obeys no longer: the lowest order that it obeys.
@@ -71,14 +70,7 @@ class Frozen:
 
 
 class Attempt:
-    """One attempt at a session: this actor's participants, and what they contribute.
-
-    Attributes:
-        terms: What the global aggregator says of the session.
-        opened_at: Seconds since the epoch.
-        participants: By basket.
-        handed_in: The aggregates that are in the sum, as far as is known here.
-    """
+    """One attempt at a session: this actor's participants, and what they have handed in to the sum."""
 
     def __init__(
         self,
@@ -89,6 +81,7 @@ class Attempt:
         least_weighted: int = 0,
     ) -> None:
         self.terms = terms
+        self.session_id = terms.session_id
         self.opened_at = opened_at
         self.participants: dict[str, Participant] = {}
         self.handed_in: dict[str, BasketModel] = {}
@@ -343,10 +336,8 @@ class SecureParties:
     def end(self, session_id: str, spent: Sequence[str]) -> None:
         """Wipe what is left of a session, and give back what is certain to be in no release.
 
-        Args:
-            session_id: The session.
-            spent: Parties whose aggregates may be in one, by the global aggregator's word; that the others'
-                are not is for the accountant to say. Without masks there is nothing to hide from it.
+        By the global aggregator's word the aggregates of the `spent` may be in one; that the others' are not
+        is for the accountant to say. Without masks there is nothing to hide from it.
         """
         attempt = self._current(session_id)
         if attempt is None:
@@ -372,7 +363,7 @@ class SecureParties:
         return self.attempt
 
     def _current(self, session_id: str) -> Attempt | None:
-        here = self.attempt is not None and self.attempt.terms.session_id == session_id
+        here = self.attempt is not None and self.attempt.session_id == session_id
         return self.attempt if here else None
 
     def _occasion_refusal(self, occasion: Occasion) -> str:

@@ -114,11 +114,7 @@ class PartyCalls:
 class SecureSession:
     """One masked sum: `collect`, then (once the charge is durable) `unmask`, then always `end`.
 
-    Args:
-        terms: What the parties are told.
-        parties: Their ids.
-        calls: To the basket actors.
-        least_weighted: Survivors of weight above 0 without which it aborts.
+    It aborts with fewer survivors of weight above 0 than `least_weighted`.
     """
 
     def __init__(

@@ -56,8 +56,6 @@ class LastRelease:
         an_earlier_release_never_replaces_a_later_one: By its version.
         a_clip_norm_that_the_config_does_not_allow_is_never_adopted
 
-    Attributes:
-        model: The release; None before the first.
     """
 
     def __init__(self, plan: FederationPlan, model: GlobalMetaModel | None = None) -> None:
@@ -144,11 +142,6 @@ def session_numbers(
 
     Without masks nobody is hidden, so that no basket is counted as corrupt.
 
-    Args:
-        facts: Of the parties.
-        plan: The federation's numbers at the clip norm in force.
-        registered: Ids on the roster.
-
     Raises:
         ConfigError: If no release follows from them.
     """
@@ -184,12 +177,6 @@ def least_weighted(terms: SessionTerms, plan: FederationPlan, roster: Roster | N
     Nothing is taken from the global aggregator but the statements that the parties signed: who is registered
     comes from the roster, and all numbers are computed from the statements.
 
-    Args:
-        terms: What the global aggregator says; its types are right (`check_types`).
-        plan: The federation's numbers at the clip norm in force.
-        roster: What is pinned.
-        ledger_head: Of the last release that is known.
-
     Raises:
         ProtocolViolation: If the session's numbers are not those of this federation and these statements.
     """
@@ -220,13 +207,3 @@ def least_weighted(terms: SessionTerms, plan: FederationPlan, roster: Roster | N
     if refusal := shape.refusal(len(ids) - release.num_idle):
         raise ProtocolViolation(refusal)
     return shape.least_weighted
-
-
-__all__ = [
-    "LastRelease",
-    "SessionTerms",
-    "agreement_hash",
-    "check_types",
-    "least_weighted",
-    "session_numbers",
-]

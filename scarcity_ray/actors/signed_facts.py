@@ -77,8 +77,8 @@ class SignedFacts:
             facts.num_members,
             facts.num_rows,
             facts.num_byzantine,
-            _written(facts.max_row_share),
-            _written(facts.clip_norm),
+            "" if facts.max_row_share is None else facts.max_row_share.hex(),
+            "" if facts.clip_norm is None else facts.clip_norm.hex(),
             self.nonce,
         )
 
@@ -92,12 +92,7 @@ def state(facts: BasketFacts, occasion: Occasion, identity: IdentityKeyPair) -> 
 def refusal(party: str, key: bytes, stated: object, occasion: Occasion, plan: FederationPlan) -> str:
     """Why what is said to be a party's statement for an occasion is not accepted, or nothing.
 
-    Args:
-        party: The basket.
-        key: Its identity key, by the roster.
-        stated: What is said to be its statement.
-        occasion: What it must be for.
-        plan: The federation's numbers.
+    It must be signed with the key that the roster has for the party.
     """
     if type(stated) is not SignedFacts or not _is_formed(stated):
         return f"the facts of {party!r} are missing or malformed"
@@ -152,10 +147,6 @@ def _is_formed(stated: SignedFacts) -> bool:
         and type(stated.signature) is bytes
         and len(stated.signature) == SIGNATURE_BYTES
     )
-
-
-def _written(value: float | None) -> str:
-    return "" if value is None else value.hex()
 
 
 __all__ = ["Occasion", "SignedFacts", "facts_digest", "implausible", "refusal", "state"]

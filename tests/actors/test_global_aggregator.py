@@ -23,7 +23,7 @@ from scarcity_ray.config import (
 )
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.plan import make_plan
-from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.secagg import Party, RosterChain
 
@@ -41,8 +41,8 @@ class Accountant:
         self.read_only = False
         self.is_last = False
 
-    def status(self, now):
-        return BudgetStatus(1.0, 1e-5, 0.5, 0.5, self.read_only, 10.0, 1e-4, 0, "head", "path")
+    def read_only_reason(self, now):
+        return "the budget is spent" if self.read_only else ""
 
     def charge_release(self, charge_id, mu, now, details):
         if self.refuse:
@@ -271,7 +271,7 @@ def test_an_accountant_that_is_lost_after_the_charge_does_not_hide_the_release(w
     assert outcome.model is world.aggregator.latest() is not None
     assert outcome.read_only is is_last
     asked = [method for role, method, _ in world.peers.log if role == "accountant"]
-    assert asked == ["status"] + ["charge_release"] * (1 + len(BASKETS))
+    assert asked == ["read_only_reason"] + ["charge_release"] * (1 + len(BASKETS))
 
 
 @pytest.mark.parametrize("phase", ["advertise", "share_keys", "mask", "confirm"])

@@ -20,7 +20,7 @@ class Charge:
         head_hash: The ledger's hash at the charge, hexadecimal: what the released model carries.
         repeated: Whether the charge was recorded before this call. It covers one drawing of noise: who finds
             it recorded and does not hold what was drawn must not draw again, but charge under a new id.
-        is_last: Whether it was charged now, and another release does not fit beside it.
+        is_last: Whether no other release fits beside it.
     """
 
     allowed: bool
