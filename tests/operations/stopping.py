@@ -13,7 +13,7 @@ import numpy as np
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.actors.names import DIRECTORY, GLOBAL, basket_actor
-from scarcity_ray.forecast.telling import Told
+from scarcity_ray.forecast import Told
 from scarcity_ray.layers.models import GlobalMetaModel
 
 CLIENTS = tuple((f"{domain}{i}", domain) for domain, n in (("c", 5), ("e", 3)) for i in range(n))
