@@ -111,14 +111,13 @@ class Directory(Role):
         """Round, live baskets and basket actors; the news alone if they are those of the version `known`."""
         version = f"{self._incarnation}/{self._changes}"
         if known == version:
-            return self.news()
+            return self._news()
         if self._told is None or self._told.version != version:
             places = tuple(self._place(basket_id) for basket_id in self._manager.live_basket_ids())
             self._told = RoutingTable(self._round_id, places, len(self._loads), version)
-        return replace(self._told, news=self.news())
+        return replace(self._told, news=self._news())
 
-    def news(self) -> News:
-        """What every driver is told."""
+    def _news(self) -> News:
         return News(self._pending, next(reversed(self._faults), None))
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
@@ -141,7 +140,7 @@ class Directory(Role):
             basket_id = self._manager.get_client_basket(client_id)
             if basket_id is not None:
                 found[client_id] = basket_id, self._slots[basket_id]
-        return Located(found, self.news())
+        return Located(found, self._news())
 
     def count_unknown(self, count: int) -> None:
         """Count updates of clients that are not registered."""

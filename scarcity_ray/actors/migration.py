@@ -233,6 +233,3 @@ class _Reader:
         self._data = self._data[size:]
         array.setflags(write=False)
         return array
-
-
-__all__ = ["ActorKey", "MigrationDesk", "SealedBox", "packed", "unpacked"]

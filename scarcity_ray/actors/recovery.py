@@ -243,6 +243,3 @@ def _housed(
         ),
         tuple(strays),
     )
-
-
-__all__ = ["HostState", "Recovered", "recovered_from"]

@@ -255,7 +255,7 @@ class SecureParties:
     def advertise(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[Advert]:
         """Fresh keys for each party that is here; what is the same for all is checked once."""
         self.abandon()
-        refusal = ""
+        refusal: str | None = None
         try:
             check_types(terms)
             view = PublicView(terms.context)
@@ -268,7 +268,7 @@ class SecureParties:
         def join(party: str) -> Advert:
             basket = self._baskets[party]
             try:
-                if refusal:
+                if refusal is not None:
                     raise ProtocolViolation(refusal)
                 attempt.pin(party, basket, self._frozen.pop(party, None))
                 participant = Participant(
@@ -418,6 +418,3 @@ def _by_party(parties: Sequence[str], here: Mapping[str, object], step: Callable
             except ProtocolViolation as violation:
                 answers[party] = violation
     return answers
-
-
-__all__ = ["Answers", "Attempt", "PartyKnowledge", "SecureParties"]

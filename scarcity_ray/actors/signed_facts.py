@@ -146,6 +146,3 @@ def _is_formed(stated: SignedFacts) -> bool:
         and type(stated.signature) is bytes
         and len(stated.signature) == SIGNATURE_BYTES
     )
-
-
-__all__ = ["Occasion", "SignedFacts", "facts_digest", "implausible", "refusal", "state"]

@@ -68,6 +68,3 @@ def objection(
         if name not in now and not any(has_closed(name, key, said.closed) for said in statements):
             return f"{name} is not on it any more, and has not signed that it closed"
     return ""
-
-
-__all__ = ["Statement", "objection"]
