@@ -384,7 +384,7 @@ class BasketHost(Role):
         """What every basket has for its next aggregate; asking changes nothing."""
         return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
 
-    def reputations(self) -> dict[str, ConductReport]:
+    def conduct(self) -> dict[str, ConductReport]:
         """How all members stand to their basket's aggregates; nothing where basket models are private."""
         if not self._plan.config.expose_basket_models:
             return {}

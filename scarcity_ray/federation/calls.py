@@ -14,7 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.messages import Fault, News, RoutingTable
+from scarcity_ray.actors.messages import Fault, News, Whereabouts
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.errors import ActorLost, FaultWarning, ProtocolViolation
 from scarcity_ray.federation.supervisor import Assembly
@@ -59,7 +59,7 @@ class RoleCalls:
         self._heard: dict[str, Fault] = {}
         self.latest: GlobalMetaModel | None = None
         self.num_slots = 0
-        self._routing_table: RoutingTable | None = None
+        self._whereabouts: Whereabouts | None = None
         self._clock = clock
         self._driver = uuid.uuid4().hex
         self._numbers = itertools.count(1)
@@ -100,14 +100,14 @@ class RoleCalls:
         self, method: Callable[Concatenate[BasketHost, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> dict[int, T]:
         """Call every basket actor with the same arguments, those that other drivers have started too."""
-        self.routing_table()
+        self.whereabouts()
         return self.call_baskets(dict.fromkeys(range(self.num_slots), Call(method, *args, **kwargs)))
 
     def poll_baskets(
         self, method: Callable[Concatenate[BasketHost, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> dict[int, T]:
         """Ask every basket actor the same, those that other drivers have started too."""
-        self.routing_table()
+        self.whereabouts()
         return self.ask_baskets(dict.fromkeys(range(self.num_slots), Call(method, *args, **kwargs)))
 
     def recover(self, *names: str) -> None:
@@ -149,14 +149,14 @@ class RoleCalls:
         for fault in new:
             _warn(fault.loss)
 
-    def routing_table(self) -> RoutingTable:
+    def whereabouts(self) -> Whereabouts:
         """Round, live baskets and basket actors; sent again only when they have changed."""
-        known = self._routing_table
-        answer = self.ask(DIRECTORY, Directory.routing_table, known.version if known else None)
-        where, news = (answer, answer.news) if isinstance(answer, RoutingTable) else (known, answer)
+        known = self._whereabouts
+        answer = self.ask(DIRECTORY, Directory.whereabouts, known.version if known else None)
+        where, news = (answer, answer.news) if isinstance(answer, Whereabouts) else (known, answer)
         if where is None:
             raise ProtocolViolation("the directory has no news for a driver that knows nothing")
-        self._routing_table = where = replace(where, news=news)
+        self._whereabouts = where = replace(where, news=news)
         self.num_slots = where.num_slots
         self.heed(news)
         return where

@@ -134,7 +134,7 @@ class HierarchicalFederation:
             self._session.assembly.start_accountant(take_over_ledger)
             opened = self._session.start()
             tell_ledger(opened, is_default=configured is None, is_named=called is not None)
-            self._session.routing_table()
+            self._session.whereabouts()
         except BaseException as failure:
             self._undo(place, failure)
             raise
@@ -167,7 +167,7 @@ class HierarchicalFederation:
             told.note(warnings_at_start(plan))
             self._begin(place, identity, plan, clock, told, owner=False)
             self._session.operator = operator_keypair
-            where = self._session.routing_table()
+            where = self._session.whereabouts()
             self._session.assembly.adopt(range(where.num_slots))
         except BaseException:
             place.close()
@@ -413,7 +413,7 @@ class HierarchicalFederation:
         delivered: dict[str, int] = defaultdict(int)
         counts = session.run_gossip()
         self._aggregate_after_gossip()
-        for place in session.routing_table().places:
+        for place in session.whereabouts().places:
             delivered[place.domain_id] += counts.get(place.basket_id, 0)
         self._refuse_if_spent()
         return dict(delivered)
@@ -596,7 +596,7 @@ class HierarchicalFederation:
         return federation_stats(
             directory,
             session.reports(),
-            session.routing_table().places,
+            session.whereabouts().places,
             layer2,
             self._budget(),
             session.faults,

@@ -22,7 +22,7 @@ from scarcity_ray.actors.messages import (
     Operation,
     Order,
     Overtaken,
-    RoutingTable,
+    Whereabouts,
 )
 from scarcity_ray.actors.migration import ActorKey, SealedBox
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
@@ -87,7 +87,7 @@ class Operations(RoleCalls):
             overtaken: OrderNumber | None = None
             try:
                 identities = self._admit(operation)
-                self._migrate(operation.order, identities)
+                self._rehouse(operation.order, identities)
                 self._endorse(operation, identities)
                 memories = self._dismiss(operation)
                 seen = self._close(operation)
@@ -107,10 +107,10 @@ class Operations(RoleCalls):
                 return closing.stands
             operation = closing.again
 
-    def routing_table(self) -> RoutingTable:
+    def whereabouts(self) -> Whereabouts:
         """Round, live baskets and basket actors, when nothing is pending any more."""
         while True:
-            where = super().routing_table()
+            where = super().whereabouts()
             if where.news.pending is None:
                 return where
             self.finish(where.news.pending)
@@ -148,7 +148,7 @@ class Operations(RoleCalls):
                 self.note_faults([Fault(f"{role}/keyless/{operation.order.operation_id}", loss)])
         return keys
 
-    def _migrate(self, order: Order, identities: Mapping[int, Mapping[str, bytes]]) -> None:
+    def _rehouse(self, order: Order, identities: Mapping[int, Mapping[str, bytes]]) -> None:
         """Carry what belongs to clients of the closing basket to their new ones, sealed.
 
         Nothing is carried to a basket whose actor does not say that it has it.
@@ -161,13 +161,13 @@ class Operations(RoleCalls):
             keys = self._actor_keys(home.slot for home in homes.values())
             told = {c: (home.basket_id, keys[home.slot]) for c, home in homes.items()}
             by_home: dict[tuple[int, str], list[SealedBox]] = defaultdict(list)
-            for box in self._step(source.slot, BasketHost.take, source.basket_id, told, order):
-                if box.client_id in homes:
-                    home = homes[box.client_id]
-                    by_home[home.slot, home.basket_id].append(box)
+            for parcel in self._step(source.slot, BasketHost.take, source.basket_id, told, order):
+                if parcel.client_id in homes:
+                    home = homes[parcel.client_id]
+                    by_home[home.slot, home.basket_id].append(parcel)
             opened = [
-                self._step(slot, BasketHost.put, basket_id, tuple(boxes), order)
-                for (slot, basket_id), boxes in sorted(by_home.items())
+                self._step(slot, BasketHost.put, basket_id, tuple(parcels), order)
+                for (slot, basket_id), parcels in sorted(by_home.items())
             ]
             if all(opened):
                 return

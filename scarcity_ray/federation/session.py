@@ -18,7 +18,7 @@ from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
-from scarcity_ray.actors.messages import Registry, RoutingTable
+from scarcity_ray.actors.messages import Registry, Whereabouts
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
 from scarcity_ray.actors.unattended_signing import objection
@@ -232,7 +232,7 @@ class DriverSession(Operations):
 
     def conduct(self) -> dict[str, ConductReport]:
         """How every basket's members stand to its aggregates; nothing where basket models are private."""
-        answers = self.poll_baskets(BasketHost.reputations)
+        answers = self.poll_baskets(BasketHost.conduct)
         return {basket: report for answer in answers.values() for basket, report in answer.items()}
 
     def waiting_for(self) -> WaitingFor:
@@ -264,7 +264,7 @@ class DriverSession(Operations):
         why = ""
         for _ in range(RECOVERIES):
             statements = self.poll_baskets(BasketHost.statement)
-            where = self.routing_table()
+            where = self.whereabouts()
             self._record_keys(where, {slot: said.keys for slot, said in statements.items()})
             registry = self.call(DIRECTORY, Directory.registry)
             if registry.draft is None:
@@ -291,7 +291,7 @@ class DriverSession(Operations):
         if refusal:
             raise UsageError(f"this roster is not adopted: {refusal}")
 
-    def _tell_parties(self) -> tuple[RoutingTable, Roster | None]:
+    def _tell_parties(self) -> tuple[Whereabouts, Roster | None]:
         """Tell every basket actor who is registered, and the last release to those that lack it.
 
         Told before this driver's first session, whenever the directory's roster differs from what was told
@@ -304,7 +304,7 @@ class DriverSession(Operations):
             an operator has signed one.
         """
         layer2 = self.assembly.identity.config.layer2
-        where, registry = self.routing_table(), self.registry()
+        where, registry = self.whereabouts(), self.registry()
         for turn in range(RECOVERIES):
             if registry == self._told_registry:
                 break
@@ -321,7 +321,7 @@ class DriverSession(Operations):
                 if latest is not None:
                     self.call_baskets(dict.fromkeys(behind, Call(BasketHost.adopt, latest)))
             self._told_registry = registry
-            where, registry = self.routing_table(), self.registry()
+            where, registry = self.whereabouts(), self.registry()
         if not layer2.use_secure_aggregation:
             return where, None
         known = registry.known
@@ -343,7 +343,7 @@ class DriverSession(Operations):
                 self.faults.append(loss)
                 logger.warning(loss)
 
-    def _learn(self, where: RoutingTable, held: Mapping[int, PartyKnowledge]) -> bool:
+    def _learn(self, where: Whereabouts, held: Mapping[int, PartyKnowledge]) -> bool:
         """Have the directory know the keys that the baskets have, and the life that the actors obey.
 
         It may not: a driver that brings an actor back and dies before it has said so leaves the old keys; one
@@ -359,7 +359,7 @@ class DriverSession(Operations):
             self.call(DIRECTORY, Directory.outlive, max(overtaken))
         return changed or bool(overtaken)
 
-    def _record_keys(self, where: RoutingTable, stated: Mapping[int, Mapping[str, bytes]]) -> bool:
+    def _record_keys(self, where: Whereabouts, stated: Mapping[int, Mapping[str, bytes]]) -> bool:
         changed: dict[int, dict[str, bytes]] = defaultdict(dict)
         for place in where.places:
             own = stated.get(place.slot, {})

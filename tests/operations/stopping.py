@@ -129,7 +129,7 @@ class Scene:
         first, other = self.fed, HierarchicalFederation.__new__(HierarchicalFederation)
         identity = first._session.assembly.identity
         other._begin(first._runtime, identity, first.plan, self.clock, Told(), owner=False)
-        other._session.assembly.adopt(range(other._session.routing_table().num_slots))
+        other._session.assembly.adopt(range(other._session.whereabouts().num_slots))
         return other
 
     def role(self, name: str) -> Any:
@@ -149,7 +149,7 @@ class Scene:
 
     def check_places(self) -> None:
         """The directory and the basket actors agree on who is where, and everyone is in one place."""
-        where = self.role(DIRECTORY).routing_table()
+        where = self.role(DIRECTORY).whereabouts()
         assert where.news.pending is None
         decided: dict[str, dict[str, set[str]]] = {name: {} for name in self.hosts()}
         members: list[str] = []
