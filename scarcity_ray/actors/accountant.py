@@ -16,6 +16,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,12 @@ class Accountant(Role):
 
     Args:
         path: The ledger's file on this node, or its database's URL.
-        name: What people call the federation, if they do.
-        total_epsilon: The budget.
-        total_delta: The budget.
         gossip_share: Share of the budget set aside for each client's gossip.
-        accounting: What the ledger adds up.
         mu_reserved: What a release is charged, 0 where none is made: once it does not fit, all is read-only.
         must_exist: Whether the federation is known to have a ledger there already.
         incarnation: Of the federation, where its accountant comes back; None where it is opened.
         take_over: Whether to take the ledger from a federation that lives.
         known_heads: Hashes that were the ledger's head at some time, each with the role that says so.
-        private_folder: Whether the ledger's folder must be this user's alone.
         operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: anybody may renew.
             A ledger that keeps one is opened with that one only.
     """
@@ -96,9 +92,10 @@ class Accountant(Role):
         """Charge one Layer 2 release; the answer is durable."""
         budget = self._opened(now)
         try:
-            return budget.charge_release(charge_id, mu, now=now, details=details)
+            charge = budget.charge_release(charge_id, mu, now=now, details=details)
         except LedgerTakenOver as error:
             return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
+        return replace(charge, is_last=budget.read_only_reason(self._mu_reserved) != "")
 
     def void_release(self, charge_id: str, now: float, details: dict[str, Any]) -> bool:
         """Refuse a release for good unless it was charged; whether it is refused. The answer is durable."""
@@ -122,6 +119,10 @@ class Accountant(Role):
         except LedgerTakenOver as error:
             return (), budget.head_hash, str(error)
         return allowed, budget.head_hash, ""
+
+    def read_only_reason(self, now: float) -> str:
+        """Why nothing more is released; empty while a release fits."""
+        return self._opened(now).read_only_reason(self._mu_reserved)
 
     def status(self, now: float) -> BudgetStatus:
         """What is left and what was spent."""

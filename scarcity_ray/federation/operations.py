@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Concatenate, cast
 
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import (
     Admission,
@@ -24,8 +24,8 @@ from scarcity_ray.actors.messages import (
     Overtaken,
     Whereabouts,
 )
+from scarcity_ray.actors.migration import ActorKey, SealedBox
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
-from scarcity_ray.actors.parcels import ActorKey, Parcel
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport
 from scarcity_ray.directory.records import OrderNumber
@@ -160,7 +160,7 @@ class Operations(RoleCalls):
         for _ in range(RECOVERIES):
             keys = self._actor_keys(home.slot for home in homes.values())
             told = {c: (home.basket_id, keys[home.slot]) for c, home in homes.items()}
-            by_home: dict[tuple[int, str], list[Parcel]] = defaultdict(list)
+            by_home: dict[tuple[int, str], list[SealedBox]] = defaultdict(list)
             for parcel in self._step(source.slot, BasketHost.take, source.basket_id, told, order):
                 if parcel.client_id in homes:
                     home = homes[parcel.client_id]

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.actors.accountant import Accountant
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.global_aggregator import GlobalAggregator
-from scarcity_ray.actors.messages import Layer2Outcome, PartyKnowledge, Registry, Whereabouts
+from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.messages import Registry, Whereabouts
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.actors.secure_parties import PartyKnowledge
 from scarcity_ray.actors.unattended_signing import objection
 from scarcity_ray.baskets import Receipt, Rejection
 from scarcity_ray.baskets.reports import BasketReport, Layer1Outcome, Member, ReputationReport

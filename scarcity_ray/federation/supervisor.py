@@ -16,12 +16,12 @@ from dataclasses import replace
 from typing import TypeVar
 
 from scarcity_ray.actors.accountant import Accountant
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import GlobalAggregator
-from scarcity_ray.actors.messages import Fault, FederationIdentity, HostState, SlotState
+from scarcity_ray.actors.messages import Fault, FederationIdentity, SlotState
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
-from scarcity_ray.actors.recovery import Recovered, recovered_from
+from scarcity_ray.actors.recovery import HostState, Recovered, recovered_from
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import FederationPlan
@@ -252,8 +252,7 @@ class Assembly:
         self._start([self._directory_spec(highest, now, recovered, faults)])
 
     def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:
-        self.tell_baskets(Call(BasketHost.sessions_abandon), num_slots)
-        models = [latest, *self.tell_baskets(Call(BasketHost.last_global), num_slots)]
+        models = [latest, *self.tell_baskets(Call(BasketHost.abandon_session), num_slots)]
         last = max((m for m in models if m is not None), key=lambda model: model.version, default=None)
         self._start([self._global_spec(last)])
         if last is None:

@@ -254,8 +254,8 @@ def test_a_coordinator_that_clips_at_another_norm_than_it_released_is_refused(op
     assert fed.force_aggregate() is not None
     fed.advance_round()
     aggregator = fed._runtime.peers.roles["global"]
-    honest = aggregator._models[-1]
-    aggregator._models[-1] = replace(honest, clip_norm=2.0 * honest.clip_norm)
+    honest = aggregator._last.model
+    aggregator._last.model = replace(honest, clip_norm=2.0 * honest.clip_norm)
     send(fed, rng)
     assert fed.force_aggregate() is None
     assert fed.get_stats()["n_sessions_refused"] == len(SIZES)

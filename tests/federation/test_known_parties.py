@@ -120,8 +120,8 @@ def test_a_session_that_is_not_what_the_baskets_were_told_is_refused_and_counted
 def test_a_coordinator_that_starts_from_another_release_is_refused(fed: HierarchicalFederation) -> None:
     release_of_all(fed)
     aggregator = role(fed, "global")
-    honest = aggregator._models[-1]
-    aggregator._models[-1] = replace(honest, aggregate=honest.aggregate + 1)
+    honest = aggregator._last.model
+    aggregator._last.model = replace(honest, aggregate=honest.aggregate + 1)
     fill(fed)
     assert fed.force_aggregate() is None
     assert fed.get_stats()["n_sessions_refused"] == BASKETS
@@ -201,7 +201,7 @@ def test_what_a_driver_did_not_live_to_tell_is_told_after_the_first_refusal(
     fed: HierarchicalFederation,
 ) -> None:
     release_of_all(fed)
-    before = role(fed, "basket:0").last_global()
+    before = role(fed, "basket:0")._last.model
     release_of_all(fed)
     host = role(fed, "basket:0")
     host._last.model = before
@@ -220,11 +220,11 @@ def test_what_a_driver_did_not_live_to_tell_is_told_after_the_first_refusal(
 def test_a_late_word_of_an_older_release_changes_nothing(fed: HierarchicalFederation) -> None:
     release_of_all(fed)
     host = role(fed, "basket:0")
-    older = host.last_global()
+    older = host._last.model
     release_of_all(fed)
-    newer = host.last_global()
+    newer = host._last.model
     host.adopt(older)
-    assert host.last_global() is newer
+    assert host._last.model is newer
     release_of_all(fed)
 
 

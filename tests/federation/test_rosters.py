@@ -61,7 +61,7 @@ def hosts(fed: HierarchicalFederation) -> list[Any]:
 
 
 def epochs(fed: HierarchicalFederation) -> set[int]:
-    return {host._chain.epoch for host in hosts(fed)}
+    return {host._secure.chain.epoch for host in hosts(fed)}
 
 
 def test_every_change_of_baskets_or_keys_is_an_epoch_that_all_follow(fed_of: Any) -> None:
@@ -81,8 +81,10 @@ def test_every_change_of_baskets_or_keys_is_an_epoch_that_all_follow(fed_of: Any
     assert release(fed) is not None
     assert epochs(fed) == {4}
     assert first not in {party.party_id for party in fed.get_roster().parties}
-    assert [r.epoch for r in hosts(fed)[2].rosters()] == [1, 2, 3, 4]
-    for earlier, later in zip(hosts(fed)[2].rosters(), hosts(fed)[2].rosters()[1:], strict=False):
+    assert [r.epoch for r in hosts(fed)[2]._secure.chain.kept] == [1, 2, 3, 4]
+    for earlier, later in zip(
+        hosts(fed)[2]._secure.chain.kept, hosts(fed)[2]._secure.chain.kept[1:], strict=False
+    ):
         assert later.previous == earlier.digest()
 
 
@@ -128,7 +130,7 @@ def test_an_actor_that_missed_epochs_is_told_what_lies_between(fed_of: Any) -> N
     for i in range(3):
         fed.register_clients([(f"new{i}_0", f"n{i}"), (f"new{i}_1", f"n{i}")])
         directory.registry()
-    assert late._chain.epoch == 1
+    assert late._secure.chain.epoch == 1
     assert release(fed) is not None
     assert epochs(fed) == {4}
     assert fed.get_stats()["n_sessions_refused"] == 0
@@ -186,7 +188,7 @@ def test_a_driver_that_holds_the_operators_key_signs_as_it_goes(fed_of: Any) -> 
     assert release(fed) is not None
     fed._runtime.kill("directory")
     assert release(fed) is not None
-    assert all(roster.is_signed_by(OPERATOR.public_bytes) for roster in hosts(fed)[2].rosters())
+    assert all(roster.is_signed_by(OPERATOR.public_bytes) for roster in hosts(fed)[2]._secure.chain.kept)
     with pytest.raises(UsageError, match="operator_keypair is not that of"):
         fed_of(operator_keypair=OPERATOR)
 
@@ -262,7 +264,7 @@ def test_an_actor_refuses_a_roster_that_names_its_baskets_under_other_keys(fed_o
     fed = fed_of()
     assert release(fed) is not None
     roster, host = fed.get_roster(), hosts(fed)[1]
-    (mine,) = host.own_keys()
+    (mine,) = host._secure.own_keys()
     thief = Party(mine, IdentityKeyPair.generate().public_bytes)
     false = roster.next([thief, *(party for party in roster.parties if party.party_id != mine)])
     answer = host.know_parties((false,))

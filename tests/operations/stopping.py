@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.actors.names import DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.forecast import Told
+from scarcity_ray.layers.models import GlobalMetaModel
 
 CLIENTS = tuple((f"{domain}{i}", domain) for domain, n in (("c", 5), ("e", 3)) for i in range(n))
 IDS = tuple(client for client, _ in CLIENTS)
@@ -171,7 +173,14 @@ class Scene:
 
     def released(self) -> np.ndarray:
         """The sum of all releases; an update that entered once has its weight in it, 1/n."""
-        return np.sum([m.aggregate for m in self.role(GLOBAL).history()], axis=0, initial=0.0)
+        return np.sum([m.aggregate for m in releases_of(self.role(GLOBAL))], axis=0, initial=0.0)
+
+
+def releases_of(role: GlobalAggregator) -> list[GlobalMetaModel]:
+    """What a global aggregator began with and has released since, where `scene_of` notes it."""
+    began = [] if role.latest() is None else [role.latest()]
+    noted: list[GlobalMetaModel] = vars(role).setdefault("noted", began)
+    return noted
 
 
 SETTINGS: dict[str, Any] = {

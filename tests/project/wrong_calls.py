@@ -7,10 +7,9 @@ hides no error: so it finds a wrong call that would pass.
 from __future__ import annotations
 
 from scarcity_ray.actors.accountant import Accountant
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
-from scarcity_ray.actors.session_host import SessionHost
 from scarcity_ray.federation.session import DriverSession
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.runtime.rpc import Call, Peers
@@ -18,7 +17,7 @@ from scarcity_ray.runtime.rpc import Call, Peers
 
 def right(peers: Peers, driver: DriverSession) -> tuple[BudgetStatus, BudgetStatus, dict[int, None]]:
     """Each call below differs from one of these in one thing."""
-    Call(SessionHost.session_end, "id", ()).send(peers, basket_actor(0))
+    Call(BasketHost.end_session, "id", ()).send(peers, basket_actor(0))
     driver.operate(lambda now: Call(Directory.disband, "basket", now))
     return (
         Call(Accountant.status, 0.0).send(peers, ACCOUNTANT).result(),
@@ -48,7 +47,7 @@ def a_method_of_another_role(peers: Peers, driver: DriverSession) -> None:
 
 def a_wrong_argument(peers: Peers, driver: DriverSession) -> None:
     Call(Accountant.status, "now")  # type: ignore[arg-type]
-    Call(SessionHost.session_end, b"id", ())  # type: ignore[arg-type]
+    Call(BasketHost.end_session, b"id", ())  # type: ignore[arg-type]
     driver.ask(ACCOUNTANT, Accountant.status, "now")  # type: ignore[arg-type]
     driver.tell_baskets(BasketHost.set_read_only, "yes")  # type: ignore[arg-type]
 
