@@ -42,7 +42,7 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import Compute, Peers
+from scarcity_ray.runtime.rpc import Compute, Peers, query
 from scarcity_ray.updates import read_rows
 
 
@@ -133,6 +133,7 @@ class BasketHost(SessionHost):
             self._memories.note([replace(memory, slot=self._slot, number=order.number)])
         return self._memories.get(client_id)
 
+    @query
     def actor_key(self) -> ActorKey:
         """To which parcels for this actor are sealed."""
         return self._desk.key
@@ -255,6 +256,7 @@ class BasketHost(SessionHost):
         for basket in self._baskets.values():
             basket.scope = replace(basket.scope, budget_period=budget_period)
 
+    @query
     def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
         """The local states of clients, each of the basket at the same position; those that there are.
 
@@ -272,6 +274,7 @@ class BasketHost(SessionHost):
                 found[client_id] = state
         return found
 
+    @query
     def basket_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate.
 
@@ -287,25 +290,30 @@ class BasketHost(SessionHost):
         if self._last.adopt(model):
             self._clip()
 
+    @query
     def last_global(self) -> GlobalMetaModel | None:
         """The last release that was distributed here."""
         return self._last.model
 
+    @query
     def ledger_heads(self) -> tuple[str, ...]:
         """Hashes that the ledger must hold: this actor was told them as its head."""
         released = "" if self._last.model is None else self._last.model.ledger_head
         return tuple(head for head in (self._charges.ledger_head, released) if head)
 
+    @query
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
         self._sessions.tick(now)
         reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
         return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
 
+    @query
     def backlogs(self, now: float) -> tuple[Backlog, ...]:
         """What every basket has for its next aggregate; asking changes nothing."""
         return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
 
+    @query
     def conduct(self) -> dict[str, ConductReport]:
         """How all members stand to their basket's aggregates; nothing where basket models are private."""
         if not self._plan.config.expose_basket_models:
@@ -345,6 +353,7 @@ class BasketHost(SessionHost):
             self.farewells(),
         )
 
+    @query
     def statement(self) -> Statement:
         """What a driver that signs rosters asks of the actor itself."""
         return Statement(self.own_keys(), self.farewells(), self.rosters())

@@ -9,7 +9,6 @@ import os
 import re
 import tempfile
 import uuid
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from platformdirs import user_state_path
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import shown
-from scarcity_ray.errors import ConfigError, LedgerWarning, UsageError
+from scarcity_ray.errors import ConfigError, LedgerWarning, UsageError, warn_caller
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.privacy.ledger.folder import is_this_users
@@ -133,19 +132,18 @@ def tell_ledger(opened: BudgetStatus, *, is_default: bool, is_named: bool) -> No
     if not is_default or math.isinf(opened.total_epsilon):
         return
     if not is_named:
-        warnings.warn(
-            f"{words}. No other run shares this budget, so what several runs release about the same clients "
-            "is bounded by none of them; configure ledger_path to keep one budget over all runs",
-            LedgerWarning,
-            stacklevel=3,
+        meaning = (
+            "No other run shares this budget, so what several runs release about the same clients is bounded "
+            "by none of them; configure ledger_path to keep one budget over all runs"
         )
     elif not opened.is_new:
-        warnings.warn(
-            f"{words}. It goes on from earlier federations of this name; for a budget of its own give "
-            "another name or ledger_path",
-            LedgerWarning,
-            stacklevel=3,
+        meaning = (
+            "It goes on from earlier federations of this name; for a budget of its own give another name or "
+            "ledger_path"
         )
+    else:
+        return
+    warn_caller(f"{words}. {meaning}", LedgerWarning)
 
 
 def open_runtime(kind: str, name: str | None, address: str | None) -> Runtime:

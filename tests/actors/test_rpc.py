@@ -10,7 +10,7 @@ import pytest
 
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
-from scarcity_ray.runtime.rpc import Call, CallId, Role
+from scarcity_ray.runtime.rpc import Call, CallId, Role, query
 
 
 class Counter(Role):
@@ -22,6 +22,10 @@ class Counter(Role):
 
     def add(self, what: str, times: int = 1) -> int:
         self.told += [what] * times
+        return len(self.told)
+
+    @query
+    def told_so_far(self) -> int:
         return len(self.told)
 
     @functools.wraps(add)
@@ -40,10 +44,18 @@ def test_a_message_is_the_methods_name_and_its_arguments_by_position(peers: Any)
 
 def test_a_call_with_a_number_is_sent_through_once(peers: Any) -> None:
     peers.roles["basket:0"] = Counter()
-    call, number = Call(Counter.add, "x"), CallId("ann", 1)
+    number = CallId("ann", 1)
+    call = Call(Counter.add, "x").numbered(number)
     for _ in range(2):
-        assert call.send(peers, basket_actor(0), number).result() == 1
+        assert call.send(peers, basket_actor(0)).result() == 1
     assert peers.log == [("basket:0", "once", (number, "add", "x"))] * 2
+
+
+def test_a_query_needs_no_number(peers: Any) -> None:
+    peers.roles["basket:0"] = Counter()
+    for _ in range(2):
+        assert Call(Counter.told_so_far).numbered(CallId("ann", 1)).send(peers, basket_actor(0)).result() == 0
+    assert peers.log == [("basket:0", "told_so_far", ())] * 2
 
 
 def test_a_decorated_method_of_a_role_keeps_its_name() -> None:

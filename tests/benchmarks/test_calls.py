@@ -23,6 +23,7 @@ def test_both_operations_are_counted_to_the_last_role(seen):
     for name, role in (("submit_update", basket_actor(0)), ("maybe_aggregate", "accountant")):
         receivers = {receiver for _, receiver, _ in seen[name].messages}
         assert role in receivers, receivers
+        assert bool(seen[name].to_buffer) == (name == "submit_update")
         assert len(set(seen[name].files)) <= seen[name].changes_of_file < len(seen[name].files)
 
 
