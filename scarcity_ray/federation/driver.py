@@ -28,7 +28,7 @@ from scarcity_ray.baskets.submission import SubmissionBatch, signed
 from scarcity_ray.baskets.waiting import WaitingFor, waiting_for
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
-from scarcity_ray.federation.client import RECOVERIES, ActorClient
+from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
 from scarcity_ray.federation.supervisor import Supervisor
@@ -198,8 +198,7 @@ class Driver:
     def run_gossip(self) -> dict[str, int]:
         """One gossip round everywhere, and what is due after it; delivered messages a domain."""
         self.operations.whereabouts()
-        answers = self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now()))
-        counts = {basket: count for answer in answers.values() for basket, count in answer.items()}
+        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now())))
         self._run_layers_after_gossip()
         delivered: dict[str, int] = defaultdict(int)
         for place in self.operations.whereabouts(fresh=False).places:
@@ -239,6 +238,10 @@ class Driver:
         told, self._told_registry = self._told_registry, None
         run = where.places, where.round_id, force, self.client.now(), roster
         outcome = self.client.call(GLOBAL, GlobalAggregator.run, *run)
+        # A basket actor that another driver has started meanwhile: with masks it is on the next roster, and
+        # told then.
+        is_masked = self.config.layer2.use_secure_aggregation
+        self.operations.whereabouts(fresh=outcome.read_only or not is_masked)
         if outcome.model is not None:
             self.supervisor.latest = outcome.model
             if self.config.layer2.distribute_to_baskets:
@@ -261,8 +264,7 @@ class Driver:
             slot: Call(BasketHost.local_states, tuple(routes[c][0] for c in clients), tuple(clients))
             for slot, clients in by_slot.items()
         }
-        answers = self.client.call_baskets(calls)
-        return {client_id: state for answer in answers.values() for client_id, state in answer.items()}
+        return _merged(self.client.call_baskets(calls))
 
     def latest_release(self) -> GlobalMetaModel | None:
         """The last release; None before the first, and without Layer 2."""
@@ -286,8 +288,7 @@ class Driver:
         waiting = self._waiting_for(layer2, budget)
         conduct: dict[str, ConductReport] = {}
         if self.config.expose_basket_models:
-            told = self.client.call_baskets(Call(BasketHost.conduct))
-            conduct = {basket: report for answer in told.values() for basket, report in answer.items()}
+            conduct = _merged(self.client.call_baskets(Call(BasketHost.conduct)))
         moot = moot_warnings(self.config.layer2, waiting.num_registered, layer2["n_baskets"])
         return federation_stats(
             directory,
@@ -451,8 +452,7 @@ class Driver:
 
     def _reports(self) -> dict[str, BasketReport]:
         """Counts and public facts of every basket."""
-        answers = self.client.call_baskets(Call(BasketHost.reports, self.client.now()))
-        return {basket: report for answer in answers.values() for basket, report in answer.items()}
+        return _merged(self.client.call_baskets(Call(BasketHost.reports, self.client.now())))
 
     def _layer2_stats(self) -> Mapping[str, Any]:
         if not self.supervisor.has_layer2:
@@ -480,3 +480,7 @@ class Driver:
             return batch
         round_id = self.current_round() if batch.round_id is None else batch.round_id
         return signed(batch, round_id, self.keypairs, self.signing_scope(), self.config.vector_dim)
+
+
+def _merged(answers: Mapping[int, Mapping[str, T]]) -> dict[str, T]:
+    return {key: value for answer in answers.values() for key, value in answer.items()}

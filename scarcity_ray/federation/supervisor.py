@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.actors.messages import Fault, FederationIdentity, HostState, SlotState
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
-from scarcity_ray.actors.recovery import Recovered, recovered_from
+from scarcity_ray.actors.recovery import recovered_from
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import FederationPlan
@@ -73,7 +73,7 @@ class Supervisor:
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
-        self.runtime.start([self._accountant_spec(False, take_over=take_over)], card=OPENING)
+        self.runtime.start([self._accountant_spec(must_exist=False, take_over=take_over)], card=OPENING)
         opened = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
         self.ledger_head = opened.head_hash
         self.identity = replace(
@@ -85,7 +85,7 @@ class Supervisor:
         self.num_slots = (
             0 if self.identity.config.runtime.baskets_per_actor else self.runtime.default_basket_actors
         )
-        slots = [self._basket_spec(slot, 0, opened) for slot in range(self.num_slots)]
+        slots = [self._basket_spec(slot, opened) for slot in range(self.num_slots)]
         roles = [self._directory_spec(self.num_slots)]
         if self.has_layer2:
             roles.append(self._global_spec())
@@ -123,7 +123,8 @@ class Supervisor:
                 head), or taken over by another federation.
         """
         if ACCOUNTANT in names:
-            self._start([self._accountant_spec(True, known_heads=self._known_heads(names))])
+            life = {"incarnation": self.identity.incarnation, "known_heads": self._known_heads(names)}
+            self._start([self._accountant_spec(must_exist=True, **life)])
             Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
             yield [_fault("the accountant died; nothing is lost, it continues from its ledger")]
         if DIRECTORY in names:
@@ -173,12 +174,13 @@ class Supervisor:
         round_id = Call(Directory.current_round).send(self.peers, DIRECTORY).result()
         budget = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
         states = {s: Call(Directory.slot_state, s).send(self.peers, DIRECTORY).result() for s in slots}
-        newest = self._newest()
+        last = self._released()
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         yield [_basket_fault(slot, states[slot]) for slot in was_there]
         failure: ActorLost | None = None
         try:
-            self._start([self._basket_spec(s, round_id, budget, states[s], newest) for s in slots])
+            life = {"round_id": round_id, "latest": last}
+            self._start([self._basket_spec(s, budget, state=states[s], **life) for s in slots])
         except ActorLost as lost:
             failure = lost
         back = [slot for slot in slots if failure is None or self.runtime.is_alive(basket_actor(slot))]
@@ -204,10 +206,10 @@ class Supervisor:
         return True
 
     def _recover_directory(self, now: float, known: Sequence[Fault]) -> None:
-        slots = self._slots()
+        slots = sorted(self._slots())
         lost: list[str] = []
         states: dict[int, HostState] = {}
-        for slot in sorted(slots):
+        for slot in slots:
             try:
                 states[slot] = Call(BasketHost.step_down).send(self.peers, basket_actor(slot)).result()
             except ActorLost:
@@ -229,14 +231,14 @@ class Supervisor:
         if recovered.contested:
             names = ", ".join(recovered.contested)
             faults.append(_fault(f"several baskets claim {names}, who are in none now: register them again"))
-        self._start([self._directory_spec(max(slots, default=-1) + 1, now, recovered, faults)])
+        num_slots = max(slots, default=-1) + 1
+        self._start([self._directory_spec(num_slots, now=now, recovered=recovered, faults=faults)])
 
     def _recover_global(self) -> str:
         actors = [basket_actor(slot) for slot in range(self.num_slots)]
         gather([Call(BasketHost.sessions_abandon).send(self.peers, actor) for actor in actors])
         told = gather([Call(BasketHost.last_global).send(self.peers, actor) for actor in actors])
-        models = [self.latest, *told]
-        last = max((m for m in models if m is not None), key=lambda model: model.version, default=None)
+        last = _newest(self.latest, *told)
         self._start([self._global_spec(last)])
         if last is None:
             return "the global aggregator died; it knows of no release, and one that nobody has seen is lost"
@@ -245,23 +247,20 @@ class Supervisor:
             "and a later one that nobody has seen is lost"
         )
 
-    def _newest(self) -> GlobalMetaModel | None:
-        """The later of `latest` and what the global aggregator, if it is there, has released last."""
+    def _released(self) -> GlobalMetaModel | None:
+        """The last release that is distributed, as far as this driver and the global aggregator know."""
         if not self.has_layer2 or not self.identity.config.layer2.distribute_to_baskets:
             return None
         try:
-            told = Call(GlobalAggregator.latest).send(self.peers, GLOBAL).result()
+            return _newest(self.latest, Call(GlobalAggregator.latest).send(self.peers, GLOBAL).result())
         except ActorLost:
             return self.latest
-        return max((m for m in (self.latest, told) if m is not None), key=lambda m: m.version, default=None)
 
     def _start(self, specs: list[RoleSpec]) -> None:
         self.runtime.start(specs)
         self._started.update(spec.name for spec in specs)
 
-    def _accountant_spec(
-        self, must_exist: bool, *, take_over: bool = False, known_heads: Mapping[str, str] | None = None
-    ) -> RoleSpec:
+    def _accountant_spec(self, **life: object) -> RoleSpec:
         config = self.identity.config
         arguments = {
             "path": self.identity.ledger_path,
@@ -271,66 +270,31 @@ class Supervisor:
             "gossip_share": self.plan.gossip_share,
             "accounting": self.plan.accounting,
             "mu_reserved": self.plan.mu_reserved,
-            "must_exist": must_exist,
-            "incarnation": self.identity.incarnation if must_exist else None,
-            "take_over": take_over,
-            "known_heads": known_heads,
             "private_folder": self.identity.private_ledger,
             "operator_key": config.operator_key,
+            **life,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
-    def _directory_spec(
-        self,
-        num_slots: int,
-        now: float = 0.0,
-        recovered: Recovered | None = None,
-        faults: Sequence[Fault] = (),
-    ) -> RoleSpec:
-        arguments = {
-            "identity": replace(self.identity, actors_key=b""),
-            "num_slots": num_slots,
-            "now": now,
-            "recovered": recovered,
-            "faults": faults,
-        }
-        return RoleSpec(DIRECTORY, Directory, arguments)
+    def _directory_spec(self, num_slots: int, **life: object) -> RoleSpec:
+        identity = replace(self.identity, actors_key=b"")
+        return RoleSpec(DIRECTORY, Directory, {"identity": identity, "num_slots": num_slots, **life})
 
     def _global_spec(self, latest: GlobalMetaModel | None = None) -> RoleSpec:
-        arguments = {
-            "plan": self.plan,
-            "federation_id": self.identity.federation_id,
-            "peers": self.runtime.peers,
-            "noise": self.identity.noise,
-            "latest": latest,
-        }
-        return RoleSpec(GLOBAL, GlobalAggregator, arguments)
+        return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
 
-    def _basket_spec(
-        self,
-        slot: int,
-        round_id: int,
-        budget: BudgetStatus,
-        state: SlotState | None = None,
-        latest: GlobalMetaModel | None = None,
-    ) -> RoleSpec:
-        config = self.identity.config
-        runtime = config.runtime
+    def _basket_spec(self, slot: int, budget: BudgetStatus, **life: object) -> RoleSpec:
         arguments = {
+            **self._shared(),
             "slot": slot,
-            "plan": self.plan,
-            "federation_id": self.identity.federation_id,
-            "peers": self.runtime.peers,
             "compute": self.runtime.compute,
-            "noise": self.identity.noise,
-            "round_id": round_id,
             "read_only": budget.read_only,
             "run": self.identity.run,
             "budget_period": budget.period,
-            "state": state,
-            "latest": latest if config.layer2.distribute_to_baskets else None,
             "actors_key": self.identity.actors_key,
+            **life,
         }
+        runtime = self.identity.config.runtime
         return RoleSpec(
             basket_actor(slot),
             BasketHost,
@@ -339,6 +303,18 @@ class Supervisor:
             resources=dict(runtime.resources_per_actor),
             spread=True,
         )
+
+    def _shared(self) -> dict[str, object]:
+        return {
+            "plan": self.plan,
+            "federation_id": self.identity.federation_id,
+            "peers": self.runtime.peers,
+            "noise": self.identity.noise,
+        }
+
+
+def _newest(*models: GlobalMetaModel | None) -> GlobalMetaModel | None:
+    return max((m for m in models if m is not None), key=lambda model: model.version, default=None)
 
 
 def _slot(name: str) -> int | None:

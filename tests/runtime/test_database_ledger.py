@@ -96,7 +96,7 @@ def test_the_password_is_shown_nowhere(
         str(to_plain(fed.config)),
         str(fed.get_stats()),
         repr(identity),
-        repr(fed._driver.supervisor._accountant_spec(True)),
+        repr(fed._driver.supervisor._accountant_spec(must_exist=True)),
         repr(fed.plan),
         caplog.text,
     ]
