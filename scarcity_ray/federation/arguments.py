@@ -172,12 +172,12 @@ def single_update(
     Raises:
         UsageError: For a meta-parameter that was not declared.
     """
-    signed, report = signature_of(signature), report_of(meta, ranges)
+    report = None if meta is None else report_of(meta, ranges)
     return SubmissionBatch(
         (id_of(client_id),),
         (read_array(update),),
         round_id,
-        None if signed is None else (signed,),
+        None if signature is None else (signature_of(signature),),
         None if report is None else (report,),
         None if sequence is None else (sequence,),
         None if num_examples is None else (num_examples,),
@@ -185,15 +185,14 @@ def single_update(
 
 
 def batch_of(
+    ranges: Ranges,
     client_ids: Iterable[object],
     matrix: object,
     round_id: object,
-    *,
-    signatures: Iterable[object] | None,
-    meta: Iterable[object] | None,
-    sequences: Iterable[object] | None,
-    num_examples: Iterable[object] | None,
-    ranges: Ranges,
+    signatures: object,
+    meta: object,
+    sequences: object,
+    num_examples: object,
 ) -> SubmissionBatch:
     """Many updates as they travel.
 

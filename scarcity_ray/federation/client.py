@@ -70,7 +70,8 @@ class ActorClient:
         Raises:
             ActorLost: If it cannot be brought back.
         """
-        return self._answer(role, Call(method, *args, **kwargs).numbered(self._next_id()))
+        call = Call(method, *args, **kwargs)
+        return self._answer(role, call if call.is_query else call.numbered(self._next_id()))
 
     def call_baskets(self, asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
         """As `call`, for basket actors side by side.
@@ -81,7 +82,7 @@ class ActorClient:
         if isinstance(asked, Call):
             asked = dict.fromkeys(range(self.supervisor.num_slots), asked)
         peers, number = self.supervisor.peers, self._next_id()
-        calls = {slot: call.numbered(number) for slot, call in asked.items()}
+        calls = {slot: call if call.is_query else call.numbered(number) for slot, call in asked.items()}
         pending = {s: peers.handle(basket_actor(s)).call(c.method, *c.args) for s, c in calls.items()}
         answers: dict[int, T] = {}
         lost: dict[int, ActorLost] = {}

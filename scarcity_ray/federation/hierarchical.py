@@ -343,31 +343,24 @@ class HierarchicalFederation:
     ) -> list[Receipt]:
         """Submit many updates at once, the fast way; the receipts that `offer_update` would give, in order.
 
-        Each row is judged by itself: one that is malformed costs no other.
+        Each row is judged by itself: one that is malformed costs no other. What `offer_update` takes for one
+        update is given here one a row.
 
         Args:
-            client_ids: One a row.
+            client_ids: Who sends them.
             matrix: (n, vector_dim) numbers, fastest as one float32 array; or n rows of any kind.
-            round_id: The round they were made for; the current one if None.
-            signatures: One a row, where this driver does not hold the keys.
-            meta: One report of declared meta-parameters a row.
-            sequences: One a row, of clients that count.
-            num_examples: One a row, of clients that say.
+            round_id: The round they were made for, the same for all; the current one if None.
+            signatures: None in place of one that this driver makes.
+            meta: Reports of declared meta-parameters.
+            sequences: None in place of one that a client does not give, as in the next.
+            num_examples: Examples behind each update.
 
         Raises:
             UsageError: If the arguments' lengths differ, one is no sequence, or a meta-parameter was not
                 declared.
         """
-        batch = batch_of(
-            client_ids,
-            matrix,
-            round_id,
-            signatures=signatures,
-            meta=meta,
-            sequences=sequences,
-            num_examples=num_examples,
-            ranges=self.config.meta_parameters,
-        )
+        ranges = self.config.meta_parameters
+        batch = batch_of(ranges, client_ids, matrix, round_id, signatures, meta, sequences, num_examples)
         return self._open().submit(batch)
 
     def signing_scope(self) -> SigningScope:

@@ -216,21 +216,19 @@ class Supervisor:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
                 lost.append(basket_actor(slot))
+        recovered = recovered_from(states)
         both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
-        fault = _fault(
+        losses = [
             "the directory died; membership is restored from the basket actors, "
             f"clients' activity counts begin anew{both if lost else ''}"
-        )
-        recovered = recovered_from(states)
-        faults = [*known, fault]
+        ]
         if recovered.dead:
             names = ", ".join(sorted(recovered.dead))
-            faults.append(
-                _fault(f"nobody holds {names} any more: registered until `disband_basket` names them")
-            )
+            losses.append(f"nobody holds {names} any more: registered until `disband_basket` names them")
         if recovered.contested:
             names = ", ".join(recovered.contested)
-            faults.append(_fault(f"several baskets claim {names}, who are in none now: register them again"))
+            losses.append(f"several baskets claim {names}, who are in none now: register them again")
+        faults = [*known, *map(_fault, losses)]
         num_slots = max(slots, default=-1) + 1
         self._start([self._directory_spec(num_slots, now=now, recovered=recovered, faults=faults)])
 

@@ -166,8 +166,6 @@ class Call(Generic[Called, Answer]):
 
     def numbered(self, number: CallId) -> Call[Called, Answer]:
         """The same call, done once however often it is sent (`Role.once`); a `query` needs no number."""
-        if self.is_query:
-            return self
         once: Call[Called, Answer] = copy(self)
         once.method, once.args = Role.once.__name__, (number, self.method, *self.args)
         return once

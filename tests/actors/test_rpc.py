@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
+from scarcity_ray.federation.client import ActorClient
 from scarcity_ray.runtime.rpc import Call, CallId, Role, query
 
 
@@ -53,9 +55,11 @@ def test_a_call_with_a_number_is_sent_through_once(peers: Any) -> None:
 
 def test_a_query_needs_no_number(peers: Any) -> None:
     peers.roles["basket:0"] = Counter()
-    for _ in range(2):
-        assert Call(Counter.told_so_far).numbered(CallId("ann", 1)).send(peers, basket_actor(0)).result() == 0
-    assert peers.log == [("basket:0", "told_so_far", ())] * 2
+    assert not Call(Counter.add, "x").is_query
+    client = ActorClient(SimpleNamespace(peers=peers), lambda: 0.0)
+    assert client.call(basket_actor(0), Counter.told_so_far) == 0
+    assert client.call(basket_actor(0), Counter.add, "x") == 1
+    assert [method for _, method, _ in peers.log] == ["told_so_far", "once"]
 
 
 def test_a_decorated_method_of_a_role_keeps_its_name() -> None:
