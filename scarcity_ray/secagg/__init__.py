@@ -8,6 +8,7 @@ against whom, and which test shows it, is in ``docs/threat_model.md``.
 
 from __future__ import annotations
 
+from scarcity_ray.secagg.admission import SessionGuard
 from scarcity_ray.secagg.context import (
     Party,
     SessionContext,
@@ -17,6 +18,7 @@ from scarcity_ray.secagg.context import (
 )
 from scarcity_ray.secagg.coordinator import Coordinator
 from scarcity_ray.secagg.fixed_point import decode, encode, ring_dtype, to_signed
+from scarcity_ray.secagg.graph import GraphChoice, choose_graph
 from scarcity_ray.secagg.identity import IdentityKeyPair
 from scarcity_ray.secagg.messages import (
     Advert,
@@ -30,8 +32,6 @@ from scarcity_ray.secagg.participant import Participant
 from scarcity_ray.secagg.phases import Phase, State
 from scarcity_ray.secagg.public_view import PublicView
 from scarcity_ray.secagg.roster import Endorsement, Roster, RosterChain
-from scarcity_ray.secagg.session_guard import SessionGuard
-from scarcity_ray.secagg.sparse import GraphChoice, choose_graph
 
 __all__ = [
     "Advert",
