@@ -77,11 +77,6 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
 
     What claims nothing (an infinite budget) may also lie in a temporary folder.
 
-    Args:
-        config: The federation's.
-        name: What people call it, if they do.
-        machines: How many the cluster spans.
-
     Raises:
         ConfigError: If the budget is finite and there is no such folder, or another machine has another one.
     """
@@ -122,10 +117,7 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
 def tell_ledger(opened: BudgetStatus, *, is_default: bool, is_named: bool) -> None:
     """Say which ledger a federation has, whether it is new, and how much is left; warn of what may surprise.
 
-    Args:
-        opened: Where the budget stands.
-        is_default: Whether nobody configured the ledger's place.
-        is_named: Whether its file goes by the federation's name.
+    What surprises is a place that nobody configured (`is_default`), be it named after the federation or not.
     """
     words = opened.in_words()
     logger.info("%s", words)

@@ -59,14 +59,11 @@ class Supervisor:
         self._started: set[str] = set()
 
     def start(self, take_over: bool, now: float) -> BudgetStatus:
-        """Start a new federation: its accountant, which opens the ledger and knows its id, then the others.
+        """Start a new federation's accountant, which opens the ledger, then the others; the budget's status.
 
         Args:
             take_over: Whether to take the ledger from a federation that lives.
             now: Seconds since the epoch.
-
-        Returns:
-            Where the budget stands at the start.
 
         Raises:
             UsageError: If the federation is there already.
@@ -115,7 +112,7 @@ class Supervisor:
         Args:
             names: The roles.
             now: Seconds since the epoch.
-            known: The faults that the driver knows of.
+            known: The faults that this driver has heard of, for a directory that comes back.
 
         Raises:
             ActorLost: If one cannot come back; or for another role, which must come back first.

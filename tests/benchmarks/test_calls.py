@@ -27,6 +27,12 @@ def test_both_operations_are_counted_to_the_last_role(seen):
         assert len(set(seen[name].files)) <= seen[name].changes_of_file < len(seen[name].files)
 
 
+def test_a_driver_asks_each_role_for_each_thing_once(seen):
+    for operation in seen.values():
+        sent = {key: number for key, number in operation.messages.items() if key[0] == DRIVER}
+        assert sent == dict.fromkeys(sent, 1)
+
+
 class Asker:
     """A role that asks another twice, by a comprehension in a lambda."""
 
