@@ -63,10 +63,7 @@ class OperationRunner:
         self.operator = operator
 
     def run(
-        self,
-        method: Callable[Concatenate[Directory, P], Begun[T]],
-        *args: P.args,
-        **kwargs: P.kwargs,
+        self, method: Callable[Concatenate[Directory, P], Begun[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Have the directory begin an operation, and do its steps; the directory's answer.
 
@@ -77,7 +74,6 @@ class OperationRunner:
             begun = self.client.call(DIRECTORY, method, *args, **kwargs)
             stands = begun.operation is None or self.finish(begun.operation)
             if begun.is_asked_for and stands:
-                self.client.is_up_to_date = False
                 return cast(T, begun.answer)
 
     def finish(self, operation: Operation) -> bool:
@@ -86,6 +82,7 @@ class OperationRunner:
         Raises:
             ActorLost: If a basket actor obeys no order, however high.
         """
+        self.client.is_up_to_date = False
         refusals: Counter[int] = Counter()
         while True:
             order = operation.order
