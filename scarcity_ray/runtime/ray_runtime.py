@@ -176,7 +176,10 @@ class RayRuntime:
     def _create(self, spec: RoleSpec, *, get_if_exists: bool = True) -> Any:
         strategy: Any = "SPREAD"
         if not spec.spread:
-            strategy = NodeAffinitySchedulingStrategy(self._living_node(spec), soft=False)
+            node = spec.node or self.home
+            if not any(n["Alive"] and n["NodeID"] == node for n in ray.nodes()):
+                raise ActorLost(spec.name, f"it must run on node {node}, which is not in the cluster", False)
+            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
         options: dict[str, Any] = {
             "name": spec.name,
             "namespace": self._namespace,
@@ -261,12 +264,6 @@ class RayRuntime:
             except ValueError:
                 return
             time.sleep(POLL_SECONDS)
-
-    def _living_node(self, spec: RoleSpec) -> str:
-        node = spec.node or self.home
-        if not any(n["Alive"] and n["NodeID"] == node for n in ray.nodes()):
-            raise ActorLost(spec.name, f"it must run on node {node}, which is not in the cluster", False)
-        return node
 
 
 def _why_waiting(spec: RoleSpec) -> str:
