@@ -32,6 +32,11 @@ as its user may believe, is a warning, given once by each federation::
 
 from __future__ import annotations
 
+import sys
+import warnings
+
+_PACKAGE = f"{__name__.partition('.')[0]}."
+
 
 class ScarcityError(Exception):
     """Root of all errors that this package raises on purpose."""
@@ -197,3 +202,11 @@ class LedgerWarning(ScarcityWarning):
 
 class FaultWarning(ScarcityWarning):
     """A role died and came back; the text says what was lost with it, and what to do."""
+
+
+def warn_caller(message: str, category: type[ScarcityWarning]) -> None:
+    """Warn, in the name of the line outside this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -27,7 +27,7 @@ from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.ledger.budget import DurableBudget
 from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
-from scarcity_ray.runtime.rpc import Role
+from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray.secagg.identity import IdentityKeyPair
 
 
@@ -120,23 +120,28 @@ class Accountant(Role):
             return (), budget.head_hash, str(error)
         return allowed, budget.head_hash, ""
 
+    @query
     def read_only_reason(self, now: float) -> str:
         """Why nothing more is released; empty while a release fits."""
         return self._opened(now).read_only_reason(self._mu_reserved)
 
+    @query
     def status(self, now: float) -> BudgetStatus:
         """What is left and what was spent."""
         return self._opened(now).status(self._mu_reserved)
 
+    @query
     def budget_period(self, now: float) -> int:
         """0, and one more for each renewal: what clients sign their updates for."""
         return self._opened(now).period
 
+    @query
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
         budget = self._opened(now)
         return (0.0, 0.0) if budget.status(self._mu_reserved).read_only else budget.remaining(client_id)
 
+    @query
     def was_charged(self, client_id: str, now: float) -> bool:
         """Whether a client's own gossip was ever charged."""
         return self._opened(now).was_charged(client_id)

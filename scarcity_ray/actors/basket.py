@@ -50,7 +50,7 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import Compute, Peers, Role
+from scarcity_ray.runtime.rpc import Compute, Peers, Role, query
 from scarcity_ray.secagg import (
     Advert,
     Confirmation,
@@ -155,6 +155,7 @@ class BasketHost(Role):
             self._memories.note([replace(memory, slot=self._slot, number=order.number)])
         return self._memories.get(client_id)
 
+    @query
     def actor_key(self) -> ActorKey:
         """To which boxes for this actor are sealed."""
         return self._migration.key
@@ -347,6 +348,7 @@ class BasketHost(Role):
 
     # What is told to drivers.
 
+    @query
     def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
         """The local states of clients, each of the basket at the same position; those that there are.
 
@@ -364,6 +366,7 @@ class BasketHost(Role):
                 found[client_id] = state
         return found
 
+    @query
     def basket_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate.
 
@@ -374,21 +377,25 @@ class BasketHost(Role):
             raise UsageError("basket models lie outside the privacy claim: expose_basket_models is false")
         return self._baskets[basket_id].latest.model if basket_id in self._baskets else None
 
+    @query
     def ledger_heads(self) -> tuple[str, ...]:
         """Hashes that the ledger must hold: this actor was told them as its head."""
         released = "" if self._last.model is None else self._last.model.ledger_head
         return tuple(head for head in (self._charges.ledger_head, released) if head)
 
+    @query
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
         self._secure.tick(now)
         reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
         return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
 
+    @query
     def backlogs(self, now: float) -> tuple[Backlog, ...]:
         """What every basket has for its next aggregate; asking changes nothing."""
         return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
 
+    @query
     def conduct(self) -> dict[str, ReputationReport]:
         """How all members stand to their basket's aggregates; nothing where basket models are private."""
         if not self._plan.config.expose_basket_models:
@@ -424,6 +431,7 @@ class BasketHost(Role):
             self._signed_farewells(),
         )
 
+    @query
     def statement(self) -> Statement:
         """What a driver that signs rosters asks of the actor itself."""
         return Statement(self._secure.own_keys(), self._signed_farewells(), self._secure.chain.kept)

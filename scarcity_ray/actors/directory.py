@@ -35,7 +35,7 @@ from scarcity_ray.directory.records import FIRST_TRUST, OrderNumber
 from scarcity_ray.directory.roster import SlotLoads
 from scarcity_ray.errors import UsageError
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import Role
+from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
 from scarcity_ray.secagg.identity import PUBLIC_BYTES
 
@@ -106,6 +106,7 @@ class Directory(Role):
         if recovered is not None:
             self._restore(recovered)
 
+    @query
     def whereabouts(self, known: str | None = None) -> Whereabouts | News:
         """Round, live baskets and basket actors; the news alone if they are those of the version `known`."""
         version = f"{self._incarnation}/{self._changes}"
@@ -124,14 +125,17 @@ class Directory(Role):
         for fault in faults:
             self._faults.setdefault(fault.fault_id, fault)
 
+    @query
     def faults(self) -> tuple[Fault, ...]:
         """What was lost with roles that died, oldest first."""
         return tuple(self._faults.values())
 
+    @query
     def current_round(self) -> int:
         """The round, alone: what is asked once an update must not tell of all baskets."""
         return self._round_id
 
+    @query
     def locate(self, client_ids: Sequence[str]) -> Located:
         """Basket and slot of each client that is registered."""
         found: dict[str, tuple[str, int]] = {}
@@ -213,6 +217,7 @@ class Directory(Role):
         known = self._chain.known()
         return Registry(self._chain.since(since), endorsements, known, draft, self._number.life)
 
+    @query
     def registered(self, signs: bool) -> Registered:
         """Who counts as registered in the next release; asking begins no epoch.
 
@@ -336,10 +341,12 @@ class Directory(Role):
         for basket_id in own:
             self._dead.pop(basket_id, None)
 
+    @query
     def resolve(self, basket_id: str) -> BasketPlace:
         """The place of a basket, named by its id or by a domain that has one basket."""
         return self._place(self._manager.resolve(basket_id))
 
+    @query
     def slot_state(self, slot: int) -> SlotState:
         """Everything that a basket actor must be told that starts, or comes back, empty."""
         baskets = [b for b in self._manager.live_basket_ids() if self._slots[b] == slot]
@@ -369,21 +376,25 @@ class Directory(Role):
                 if self._manager.is_live(basket_id):
                     self._manager.touch_basket(basket_id, at=at)
 
+    @query
     def client(self, client_id: str, now: float) -> ClientInfo | None:
         """What is known of a client."""
         self._tick(now)
         return self._manager.get_client(client_id)
 
+    @query
     def basket(self, basket_id: str, now: float) -> BasketInfo | None:
         """What is known of a basket."""
         self._tick(now)
         return self._manager.get_basket(basket_id)
 
+    @query
     def stale_baskets(self, threshold: float | None, now: float) -> list[str]:
         """Baskets without activity for `threshold` seconds (the configured ones by default)."""
         self._tick(now)
         return list(self._manager.get_stale_baskets(threshold))
 
+    @query
     def stats(self, now: float) -> dict[str, Any]:
         """The manager's statistics, the round, and each live basket's status and size."""
         self._tick(now)

@@ -47,7 +47,7 @@ from scarcity_ray.layers.triggers import global_due
 from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.privacy.sampling.noise import NoiseSource
-from scarcity_ray.runtime.rpc import Call, Peers, Role
+from scarcity_ray.runtime.rpc import Call, Peers, Role, query
 from scarcity_ray.secagg import Party, Roster, SessionContext
 from scarcity_ray.secagg.transcript import DIGEST_BYTES
 
@@ -99,14 +99,17 @@ class GlobalAggregator(Role):
         self._aborted: str | None = None
         self._violations: list[str] = []
 
+    @query
     def latest(self) -> GlobalMetaModel | None:
         """The last release."""
         return self._last.model
 
+    @query
     def ledger_heads(self) -> tuple[str, ...]:
         """Hashes that the ledger must hold: the last release was charged under it."""
         return () if self._last.model is None else (self._last.model.ledger_head,)
 
+    @query
     def stats(self) -> dict[str, Any]:
         """Releases, baskets in the last, why sessions ended without one, and since when one is waited for."""
         return {

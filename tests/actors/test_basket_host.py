@@ -38,7 +38,7 @@ def federation_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Hier
             fed = opened.enter_context(HierarchicalFederation(config, runtime="local"))
             fed.register_clients(CLIENTS)
             fed.submit_updates([client for client, _ in CLIENTS], np.ones((9, 4)))
-            fed._session.run_layer1(None, force=True)
+            fed._driver.run_layer1(None, force=True)
             return fed
 
         yield with_aggregates
@@ -46,11 +46,11 @@ def federation_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Hier
 
 def terms_of(fed: HierarchicalFederation, **said: Any) -> SessionTerms:
     """What the global aggregator would say as it opens a session; `said` is stated in place of the truth."""
-    where, roster = fed._session._tell_parties()
+    where, roster = fed._driver.tell_parties()
     places = sorted(where.places, key=lambda place: place.basket_id)
     aggregator = _roles(fed)[1]
     occasion = aggregator._occasion(0, roster)
-    stated = aggregator._pin_facts(PartyCalls(places, fed._session.assembly), places, occasion)
+    stated = aggregator._pin_facts(PartyCalls(places, fed._driver.supervisor.peers), places, occasion)
     stated |= said
     return aggregator._terms(places, stated, occasion, *aggregator._agree(places, stated, roster))
 

@@ -51,7 +51,7 @@ def fed_of(open_federation: Any) -> Callable[..., HierarchicalFederation]:
         fed.register_clients(clients)
         sending = [c for c, domain in clients if int(domain[1:]) >= silent]
         assert all(fed.submit_updates(sending, np.full((len(sending), D), 0.1)))
-        fed._session.run_layer1(None, force=True)
+        fed._driver.run_layer1(None, force=True)
         return fed
 
     return make
@@ -106,10 +106,10 @@ def test_a_session_of_a_chosen_few_of_twenty_is_refused(
 ) -> None:
     """Of twenty baskets two may be corrupt: both are in a session of four, and of the rest one may go."""
     fed = fed_of(20, noise=noise)
-    where, roster = fed._session._tell_parties()
+    where, roster = fed._driver.tell_parties()
     aggregator = without_its_own_checks(fed, monkeypatch)
-    aggregator._noise = fed._session.assembly.identity.noise
-    outcome = aggregator.run(where.places[:invited], 0, True, fed._session.now(), roster)
+    aggregator._noise = fed._driver.supervisor.identity.noise
+    outcome = aggregator.run(where.places[:invited], 0, True, fed._driver.client.now(), roster)
     assert outcome.model is None
     assert sums == []
     # With shares honest code finds no scale for some, and does not even ask.
@@ -123,7 +123,7 @@ def test_a_roster_of_a_chosen_few_is_not_the_one_that_is_pinned(
 ) -> None:
     """It would have to be registered baskets only that the coordinator knows: the basket's roster decides."""
     fed = fed_of(20)
-    where, roster = fed._session._tell_parties()
+    where, roster = fed._driver.tell_parties()
     few = where.places[:2]
     names = {place.basket_id for place in few}
     aggregator = without_its_own_checks(fed, monkeypatch)
@@ -134,7 +134,7 @@ def test_a_roster_of_a_chosen_few_is_not_the_one_that_is_pinned(
         None,
     ):
         before = refused(fed)
-        assert aggregator.run(few, 0, True, fed._session.now(), forged).model is None
+        assert aggregator.run(few, 0, True, fed._driver.client.now(), forged).model is None
         assert refused(fed) == before + 2
     assert sums == []
 
@@ -145,7 +145,7 @@ def test_who_is_missing_is_made_up_for_in_the_shares(
 ) -> None:
     """The corrupt are a share of all, so fewer honest shares are counted on in a smaller session."""
     fed = fed_of(baskets, noise="distributed_discrete_gaussian", per_actor=50)
-    where, roster = fed._session._tell_parties()
+    where, roster = fed._driver.tell_parties()
     terms: list[SessionTerms] = []
     honest = SecureSession.__init__
 
@@ -155,7 +155,7 @@ def test_who_is_missing_is_made_up_for_in_the_shares(
 
     monkeypatch.setattr(SecureSession, "__init__", noting)
     present = where.places[missing:]
-    outcome = role(fed, "global").run(present, 0, True, fed._session.now(), roster)
+    outcome = role(fed, "global").run(present, 0, True, fed._driver.client.now(), roster)
     assert outcome.model is not None
     (said,) = terms
     corrupt = math.ceil(0.1 * baskets)
@@ -240,7 +240,7 @@ def test_a_basket_whose_own_facts_are_misstated_refuses(
 ) -> None:
     """Its own signature does not suffice for that: it must be what it said for this attempt, and still so."""
     fed = fed_of(6)
-    _, roster = fed._session._tell_parties()
+    _, roster = fed._driver.tell_parties()
     host = role(fed, "basket:0")
     basket = host._baskets[VICTIM]
 
@@ -350,7 +350,7 @@ def test_corrupt_baskets_that_call_themselves_fresh_are_not_counted(
     fed.advance_round()
     for b in range(7, 10):
         assert all(fed.submit_updates([f"{b}_0", f"{b}_1"], np.full((2, D), 0.1)))
-    fed._session.run_layer1(None, force=True)
+    fed._driver.run_layer1(None, force=True)
     host = next(
         h for n, h in fed._runtime.peers.roles.items() if "d09_basket_0" in getattr(h, "_baskets", {})
     )
@@ -375,7 +375,7 @@ def test_two_or_three_baskets_release_by_default(fed_of: Any, baskets: int, nois
 
 def test_two_baskets_of_three_wait_for_the_third_and_say_why(fed_of: Any) -> None:
     fed = fed_of(3, silent=1)
-    outcome = fed._session.run_layer2(True)
+    outcome = fed._driver.run_layer2(True)
     assert outcome.model is None
     assert "2 fresh baskets; a release needs 3 while 1 of those registered may be corrupt" in outcome.reason
     alone = fed_of(3, silent=1, assumed_corrupt_fraction=0.0)
@@ -410,7 +410,7 @@ def hosts(fed: HierarchicalFederation) -> list[Any]:
 def send(fed: HierarchicalFederation, baskets: Any, value: float = 0.1) -> None:
     clients = [f"{b}_{i}" for b in baskets for i in range(2)]
     assert all(fed.submit_updates(clients, np.full((len(clients), D), value)))
-    fed._session.run_layer1(None, force=True)
+    fed._driver.run_layer1(None, force=True)
 
 
 def asking_only(monkeypatch: pytest.MonkeyPatch, signers: Any) -> None:
@@ -435,8 +435,8 @@ def saying_nothing_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(fed: HierarchicalFederation) -> Any:
-    where, roster = fed._session._tell_parties()
-    return role(fed, "global").run(where.places, 0, True, fed._session.now(), roster)
+    where, roster = fed._driver.tell_parties()
+    return role(fed, "global").run(where.places, 0, True, fed._driver.client.now(), roster)
 
 
 def test_two_sums_whose_difference_is_one_basket_are_never_made(
@@ -489,8 +489,8 @@ def test_what_a_session_without_an_end_was_given_stays_given(
         asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
         patch.setattr(SecureSession, "end", lambda self: None)
         outcome = run(fed)
-        fed._session.tell_baskets(BasketHost.adopt, outcome.model)
-        fed._session.tell_baskets(BasketHost.abandon_session)
+        fed._driver.client.call_baskets(Call(BasketHost.adopt, outcome.model))
+        fed._driver.client.call_baskets(Call(BasketHost.abandon_session))
     send(fed, range(3))
     assert run(fed).model is not None
     assert fresh_of(fed) == []
@@ -501,7 +501,7 @@ def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(
 ) -> None:
     fed = fed_of(20, noise="distributed_discrete_gaussian")
     aggregator = role(fed, "global")
-    aggregator._noise = fed._session.assembly.identity.noise
+    aggregator._noise = fed._driver.supervisor.identity.noise
     aggregator._entropy = lambda size: b"S" * size
     aggregator._waits = lambda *args: ""
     saying_nothing_is_spent(monkeypatch)
@@ -514,8 +514,8 @@ def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(
     assert fresh_of(fed) == [], "also the six that were not asked to sign"
     for latest in (h._baskets[b].latest for h in hosts(fed) for b in names[14:] if b in h._baskets):
         latest.replace(replace(latest.model), [])
-    where, roster = fed._session._tell_parties()
-    assert aggregator.run(where.places[14:], 0, True, fed._session.now(), roster).model is not None
+    where, roster = fed._driver.tell_parties()
+    assert aggregator.run(where.places[14:], 0, True, fed._driver.client.now(), roster).model is not None
     assert fed.get_stats()["privacy_consumed_epsilon"] > once
 
 
@@ -530,7 +530,7 @@ def test_what_is_masked_is_what_was_stated(fed_of: Any, monkeypatch: pytest.Monk
         if call_for(()).method != "advertise":
             return honest(self, parties, call_for, receive)
         honest(self, [here], call_for, receive)
-        fed._session.run_layer1(None, force=True)
+        fed._driver.run_layer1(None, force=True)
         role(fed, "basket:0")._baskets[here].latest.discard_if_of("0_0")
         latest = role(fed, "basket:1")._baskets[there].latest
         latest.replace(replace(latest.model), ["0_0", "1_0"])

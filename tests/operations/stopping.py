@@ -55,10 +55,9 @@ class Stopper:
         self.at: float = math.inf
         self.passed = 0
         self.happens: Callable[[], Any] = stop
-        assembly = fed._session.assembly
-        handle, place = assembly.handle, assembly.runtime
-        assembly.handle = lambda name: _Watched(handle(name), self)  # type: ignore[method-assign]
-        assembly.runtime = _WatchedPlace(place, self)
+        supervisor = fed._driver.supervisor
+        supervisor.peers = _WatchedPeers(supervisor.peers, self)
+        supervisor.runtime = _WatchedPlace(supervisor.runtime, self)
 
     def point(self) -> None:
         self.passed += 1
@@ -88,6 +87,15 @@ class _Watched:
         answer = self.handle.call(method, *args)
         self.stopper.point()
         return answer
+
+
+@dataclass
+class _WatchedPeers:
+    peers: Any
+    stopper: Stopper
+
+    def handle(self, name: str) -> _Watched:
+        return _Watched(self.peers.handle(name), self.stopper)
 
 
 @dataclass
@@ -127,9 +135,8 @@ class Scene:
     def another_driver(self) -> HierarchicalFederation:
         """One that has just attached."""
         first, other = self.fed, HierarchicalFederation.__new__(HierarchicalFederation)
-        identity = first._session.assembly.identity
+        identity = first._driver.supervisor.identity
         other._begin(first._runtime, identity, first.plan, self.clock, Told(), owner=False)
-        other._session.assembly.adopt(range(other._session.whereabouts().num_slots))
         return other
 
     def role(self, name: str) -> Any:

@@ -109,7 +109,7 @@ def train(harness: Any, accepted: int = 12) -> dict[str, Any]:
     """Give every basket that has none a new aggregate, in the round that is on; all four aggregates."""
     round_id = harness.fed.get_stats()["current_round"]
     assert sum(harness.submit(round_id)) == accepted
-    harness.fed._session.run_layer1(None, True)
+    harness.fed._driver.run_layer1(None, True)
     return {basket: harness.fed.get_basket_model(basket) for basket in BASKETS}
 
 
@@ -177,7 +177,7 @@ def secrets_of(harness: Any) -> list[tuple[int, list[str]]]:
     """Attempts that each basket actor holds, and the states of their participants."""
     import ray
 
-    from scarcity_ray.runtime.ray_handles import find_actor
+    from scarcity_ray.runtime.ray_runtime import find_actor
 
     place = harness.fed._runtime
     actors = [find_actor(place._namespace, f"basket:{slot}") for slot in range(4)]
@@ -219,8 +219,8 @@ def test_keys_that_nobody_is_left_to_wipe_are_wiped_at_the_first_touch_after_the
     """The global aggregator dies within a session, and the driver that would bring it back with it."""
     harness.fed.advance_round()
     train(harness)
-    session, peers = harness.fed._session, harness.fed._runtime.peers
-    (where, roster), now = session._tell_parties(), session.now()
+    driver, peers = harness.fed._driver, harness.fed._runtime.peers
+    (where, roster), now = driver.tell_parties(), driver.client.now()
     (folder / "confirm-0-kills").write_text(str(harness.pid("global")))
     with pytest.raises(ActorLost):
         peers.handle("global").call("run", where.places, where.round_id, True, now, roster).result()
@@ -239,7 +239,7 @@ def test_keys_that_nobody_is_left_to_wipe_are_wiped_at_the_first_touch_after_the
 
 
 def test_an_accountant_whose_node_is_gone_is_lost_for_good(harness: Any) -> None:
-    parts = harness.fed._session.assembly
+    parts = harness.fed._driver.supervisor
     here = parts.identity
     parts.identity = replace(here, ledger_node="ab" * 28)
     harness.kill("accountant")

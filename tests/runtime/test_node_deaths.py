@@ -29,7 +29,7 @@ from scarcity_ray.errors import ActorLost
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.federation import supervisor
 from scarcity_ray.runtime import ray_runtime
-from scarcity_ray.runtime.ray_handles import find_actor
+from scarcity_ray.runtime.ray_runtime import find_actor
 
 ledger, scenarios = sys.argv[1], sys.argv[2:]
 switches = Path(tempfile.mkdtemp())
