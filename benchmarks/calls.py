@@ -11,7 +11,7 @@ Counted is what a reader of the code has to follow:
 * *files* that these stand in, and *changes of file*: calls whose file is not that of the call before;
 * *round trips*: messages to roles, from the driver and between roles; each would cross a process on Ray;
 * *asked again*: round trips beyond the first of one method of one role;
-* *to buffer*: such calls within one another from the operation to the deepest `UpdateBuffer.accept`, both
+* *to buffer*: such calls within one another from the operation to the deepest `BasketBuffer.accept`, both
   included; empty where nothing is buffered.
 
 ``--messages`` adds a row for each kind of message. ``n`` is the number of clients. The figures of the commit
@@ -44,7 +44,7 @@ BEFORE_AT = "23073a8"
 BEFORE = {"submit_update": (89, 28), "maybe_aggregate": (4685, 88)}
 """Calls and files before the house was put in order."""
 OPERATIONS = ("submit_update", "maybe_aggregate")
-BUFFERED = "UpdateBuffer.accept"
+BUFFERED = "BasketBuffer.accept"
 WIDTH = 58
 Row = dict[str, Any]
 T = TypeVar("T")

@@ -179,7 +179,12 @@ class Basket:
         if isinstance(judged, Rejection):
             self._buffer.rejections[judged] += 1
             return Receipt(False, judged, self.basket_id, number)
-        self._accept(judged, submission, now)
+        self._buffer.accept(judged, now=now)
+        meta = submission.meta
+        report = None if meta is None else encode_report(meta, self._plan.config.meta_parameters)
+        self.states.form(judged.client_id, report)
+        self._reputations.accept(judged.client_id, now)
+        self._last_active = now
         return Receipt(True, None, self.basket_id, number)
 
     def local_state(self, client_id: str) -> Row | None:
@@ -365,15 +370,6 @@ class Basket:
                 since=self._buffer.round_id - settings.max_staleness,
                 most=settings.participation_cap,
             )
-
-    def _accept(self, judged: JudgedUpdate, submission: Submission, now: float) -> None:
-        """Accept an update (`BasketBuffer.accept`), and form its client's state of it."""
-        self._buffer.accept(judged, now=now)
-        meta = submission.meta
-        ranges = self._plan.config.meta_parameters
-        self.states.form(judged.client_id, None if meta is None else encode_report(meta, ranges))
-        self._reputations.accept(judged.client_id, now)
-        self._last_active = now
 
     def _weights(self, clients: Sequence[str]) -> list[float] | None:
         """The clients' weights, of what they say of their examples; None for rules that do not weigh."""

@@ -3,7 +3,7 @@
 An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it leaves,
 for another basket or altogether: it may come back elsewhere, and must not be in one release twice. One that
 was handed in to a session may be in a release until it is certain that the session never makes one
-(`hosted_session`); if that never is, it is never used again.
+(`actors.secure_parties`); if that never is, it is never used again.
 
 *Guarantees*
     - An aggregate enters at most one release.
