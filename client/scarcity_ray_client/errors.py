@@ -1,0 +1,48 @@
+"""The errors and warnings of the client's half; each survives pickling.
+
+::
+
+    ScarcityError
+    ├── UsageError      a call that its caller can mend
+    └── ModelRefused    a model that the codec cannot carry, or that is not the one due
+
+    ScarcityWarning (a UserWarning)
+    └── ModelWarning    a model that is carried, but not as its owner may believe
+"""
+
+from __future__ import annotations
+
+
+class ScarcityError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class UsageError(ScarcityError, ValueError):
+    """A call that its caller can mend; the message says how."""
+
+
+class ModelRefused(ScarcityError, ValueError):
+    """A model that a codec cannot carry, or that differs from the one the codec was made of.
+
+    Attributes:
+        part: The name of the parameter or buffer, such as ``conv1.weight``.
+        flaw: ``unsupported``, ``different`` (structure, shape or kind of number) or ``not_finite``.
+        detail: What is wrong and what to do, as a sentence about the part.
+    """
+
+    def __init__(self, part: str, flaw: str, detail: str) -> None:
+        super().__init__(part, flaw, detail)
+        self.part = part
+        self.flaw = flaw
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.detail}"
+
+
+class ScarcityWarning(UserWarning):
+    """Root of this package's warnings: something works, but not as its user may believe."""
+
+
+class ModelWarning(ScarcityWarning):
+    """A part of the model is carried, but not as its owner may believe."""
