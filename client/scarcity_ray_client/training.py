@@ -147,14 +147,16 @@ def _checked(
         return codec.delta(before, trained.model), metrics, trained.num_examples
     delta = codec.read_delta(trained.delta)
     if trained.delta is start or codec.share_memory(trained.delta, start):
-        raise _WrongResult("delta= is the model that was handed in; give model=, or subtract")
+        raise _WrongResult(
+            "delta= lies where the model that was handed in does; give model=, or subtract into new arrays"
+        )
     if delta.any() and np.array_equal(delta, codec.encode(before)):
         raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
     return delta, metrics, trained.num_examples
 
 
 class _Bounded(io.TextIOBase):
-    """Hands on what is printed until it is too much."""
+    """Hands on what Python code prints until it is too much."""
 
     def __init__(self, target: TextIO, name: str) -> None:
         self._target, self._name, self._left = target, name, MOST_PRINTED
@@ -168,6 +170,13 @@ class _Bounded(io.TextIOBase):
                     f"\n[client {self._name!r} prints more than {MOST_PRINTED} characters: dropped]\n"
                 )
         return len(text)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._target.encoding
+
+    def fileno(self) -> int:
+        return self._target.fileno()
 
     def flush(self) -> None:
         self._target.flush()

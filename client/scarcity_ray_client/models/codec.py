@@ -72,7 +72,7 @@ class ModelCodec(Generic[Model]):
 
     def __init__(self, model: Model, keep: Sequence[str] = ()) -> None:
         self._form = form_of(model)
-        self.parts = describe(named_leaves(self._form.tree(model)))
+        self.parts = tuple(describe(named_leaves(self._form.tree(model))))
         try:
             self._template: Model = self._form.template(model)
         except (RuntimeError, TypeError) as error:
@@ -83,14 +83,14 @@ class ModelCodec(Generic[Model]):
                     f"keep: {pattern!r} fits none of {', '.join(part.name for part in self.parts)}"
                 )
         frozen = self._form.frozen(model)
-        self.trained = [
+        self.trained = tuple(
             part
             for part in self.parts
             if part.is_float
             and not part.tied_to
             and part.name not in frozen
             and not any(fnmatchcase(part.name, pattern) for pattern in keep)
-        ]
+        )
         if not self.trained:
             held = ", ".join(f"{part.name} ({part.dtype})" for part in self.parts) or "nothing"
             raise ModelRefused("model", "unsupported", f"no part of it is trained; it holds {held:.300}")

@@ -31,7 +31,7 @@ def initialised(estimator: Any, num_features: int, classes: Sequence[Any] | None
 
     if is_classifier(estimator) and (classes is None or len(set(classes)) < 2):
         raise UsageError("classes: give all classes that any client may have, two at least")
-    labels = np.zeros(2) if classes is None else np.array(sorted(set(classes)))
+    labels = np.ones(2) if classes is None else np.array(sorted(set(classes)))
     examples = np.zeros((len(labels), num_features))
     made = clone(estimator)
     own = made.get_params()

@@ -178,7 +178,7 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, object], list[Pa
 
 def _bits(numbers: Numbers) -> Numbers:
     """The 16 high bits of float32 numbers that are bfloat16."""
-    return (np.ascontiguousarray(numbers, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return (np.asarray(numbers, np.float32, order="C").view(np.uint32) >> 16).astype(np.uint16)
 
 
 def _floats(bits: Numbers) -> Numbers:
