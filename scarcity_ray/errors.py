@@ -1,5 +1,7 @@
 """One small tree of errors; every one of them survives pickling across actors.
 
+The roots, and what a client meets without Ray, are `scarcity_ray_client.errors`'.
+
 ::
 
     ScarcityError
@@ -32,9 +34,7 @@ as its user may believe, is a warning, given once by each federation::
 
 from __future__ import annotations
 
-
-class ScarcityError(Exception):
-    """Root of all errors that this package raises on purpose."""
+from scarcity_ray_client.errors import MessageRefused, ScarcityError, ScarcityWarning, UsageError
 
 
 class ConfigError(ScarcityError, ValueError):
@@ -64,10 +64,6 @@ class ConfigFileError(ConfigError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.value}; give {self.accepted}"
-
-
-class UsageError(ScarcityError, ValueError):
-    """A call that its caller can mend; the message says how."""
 
 
 class TooFewUpdates(ScarcityError, ValueError):
@@ -138,23 +134,6 @@ class ProtocolViolation(ScarcityError):
     """A peer sent a message that the protocol forbids; it is refused, and nothing else changes."""
 
 
-class MessageRefused(ScarcityError, ValueError):
-    """Bytes that are not a signed message of ours.
-
-    Attributes:
-        flaw: ``torn``, ``foreign`` or ``newer``.
-        detail: What is wrong, as a sentence about the message.
-    """
-
-    def __init__(self, flaw: str, detail: str) -> None:
-        super().__init__(flaw, detail)
-        self.flaw = flaw
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"the message is {self.flaw}: {self.detail}"
-
-
 class ActorLost(ScarcityError):
     """The process of a role died, or cannot be reached.
 
@@ -172,10 +151,6 @@ class ActorLost(ScarcityError):
 
     def __str__(self) -> str:
         return f"{self.role} was lost{': ' + self.detail if self.detail else ''}"
-
-
-class ScarcityWarning(UserWarning):
-    """Root of this package's warnings: something works, but not as its user may believe."""
 
 
 class NoiseWarning(ScarcityWarning):
@@ -196,3 +171,29 @@ class LedgerWarning(ScarcityWarning):
 
 class FaultWarning(ScarcityWarning):
     """A role died and came back; the text says what was lost with it, and what to do."""
+
+
+__all__ = [
+    "ActorLost",
+    "ClippingWarning",
+    "ConfigError",
+    "ConfigFileError",
+    "FaultWarning",
+    "LedgerCorrupted",
+    "LedgerError",
+    "LedgerHeld",
+    "LedgerMissing",
+    "LedgerRolledBack",
+    "LedgerTakenOver",
+    "LedgerWarning",
+    "MessageRefused",
+    "NoiseWarning",
+    "PrivacyBudgetExhausted",
+    "PrivacyWarning",
+    "ProtocolViolation",
+    "ScarcityError",
+    "ScarcityWarning",
+    "SecureAggregationAborted",
+    "TooFewUpdates",
+    "UsageError",
+]

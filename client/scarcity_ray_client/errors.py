@@ -4,6 +4,7 @@
 
     ScarcityError
     ├── UsageError      a call that its caller can mend
+    ├── MessageRefused  bytes that are no message of ours (torn, foreign or newer)
     └── ModelRefused    a model that the codec cannot carry, or that is not the one due
 
     ScarcityWarning (a UserWarning)
@@ -19,6 +20,23 @@ class ScarcityError(Exception):
 
 class UsageError(ScarcityError, ValueError):
     """A call that its caller can mend; the message says how."""
+
+
+class MessageRefused(ScarcityError, ValueError):
+    """Bytes that are not a signed message of ours.
+
+    Attributes:
+        flaw: ``torn``, ``foreign`` or ``newer``.
+        detail: What is wrong, as a sentence about the message.
+    """
+
+    def __init__(self, flaw: str, detail: str) -> None:
+        super().__init__(flaw, detail)
+        self.flaw = flaw
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"the message is {self.flaw}: {self.detail}"
 
 
 class ModelRefused(ScarcityError, ValueError):

@@ -1,8 +1,8 @@
 """A workload by its import path, ``my_module:Mortality``, as a job's file names it.
 
 Guarantees:
-    * `loading_error_names_the_path_the_cause_and_the_remedy`
-    * `module_of_the_folder_comes_first`
+    Loading error names the path the cause and the remedy.
+    Module of the folder comes first.
 """
 
 from __future__ import annotations

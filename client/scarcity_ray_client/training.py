@@ -91,11 +91,11 @@ def train_client(
     """Trains the federation's model on one client's data.
 
     Guarantees:
-        * `nothing_that_a_workload_does_raises`
-        * `refusal_names_client_round_and_cause`
-        * `delta_is_what_training_changed`
-        * `model_given_as_delta_is_refused_where_it_can_be_told`
-        * `what_training_prints_is_bounded`
+        Nothing that a workload does raises.
+        Refusal names client round and cause.
+        Delta is what training changed.
+        Model given as delta is refused where it can be told.
+        What training prints is bounded.
 
     Args:
         workload: Whose `train` is called.

@@ -1,9 +1,9 @@
 """`Workload`: the contract between a federation and whoever has a model and data.
 
 Guarantees:
-    * `client_is_checked_as_it_is_made`
-    * `trained_holds_a_model_or_a_delta`
-    * `metrics_are_finite_floats_by_name`
+    Client is checked as it is made.
+    Trained holds a model or a delta.
+    Metrics are finite floats by name.
 """
 
 from __future__ import annotations

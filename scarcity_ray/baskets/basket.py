@@ -38,8 +38,7 @@ from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
-from scarcity_ray.updates import SigningScope, read_row
-from scarcity_ray.updates.reading import FloatRow
+from scarcity_ray.updates import FloatRow, SigningScope, read_row
 
 
 @dataclass(frozen=True, eq=False)

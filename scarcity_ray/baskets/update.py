@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scarcity_ray.updates.reading import FloatRow, Rejection, read_row
-from scarcity_ray.updates.signing import content_digest
+from scarcity_ray.updates import FloatRow, Rejection, content_digest, read_row
 
 
 @dataclass(frozen=True)

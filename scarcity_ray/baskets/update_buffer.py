@@ -16,7 +16,7 @@ from scarcity_ray.baskets.replay import ReplayGuard, ReplayKey
 from scarcity_ray.baskets.update import BufferedUpdate, FloatRow, Rejection, content_digest, read_row
 from scarcity_ray.config import BufferConfig
 from scarcity_ray.errors import UsageError
-from scarcity_ray.updates.signing import GREATEST
+from scarcity_ray.updates import GREATEST
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,8 @@
-"""The client's package by itself: what its wheel holds needs NumPy, cryptography and PyYAML, and no Ray."""
+"""The client's package by itself: what its wheel holds needs NumPy and cryptography, and no Ray."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.project.test_house import swallowers
+
 CLIENT = Path(__file__).resolve().parents[2] / "client"
 PACKAGE = "scarcity_ray_client"
-NEEDED = ("numpy", "cryptography", "yaml")
-BROUGHT_ALONG = ("_cffi_backend", "cffi", "pycparser", "_yaml")
+NEEDED = ("numpy", "cryptography")
+BROUGHT_ALONG = ("_cffi_backend", "cffi", "pycparser")
 """What the needed ones need themselves."""
 
 BUILD = """
@@ -49,7 +52,7 @@ print(json.dumps([failed, names, sorted({name.partition(".")[0] for name in sys.
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A folder with the files of the wheel, and links to the three packages that it needs."""
+    """A folder with the files of the wheel, and links to the packages that it needs."""
     folder = tmp_path_factory.mktemp("installed")
     if importlib.util.find_spec("setuptools") is None:
         shutil.copytree(CLIENT / PACKAGE, folder / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
@@ -104,10 +107,10 @@ def test_the_wheel_holds_the_package_and_its_types(installed):
     assert shipped == sources | {f"{PACKAGE}/py.typed"}
 
 
-def test_the_wheel_asks_for_three_packages():
+def test_the_wheel_asks_for_two_packages():
     project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
     asked = {re.split(r"[<>=~! ]", entry)[0].lower() for entry in project["dependencies"]}
-    assert asked == {"numpy", "cryptography", "pyyaml"}
+    assert asked == {"numpy", "cryptography"}
     assert set(project["optional-dependencies"]) == {"torch", "sklearn"}
 
 
@@ -120,3 +123,13 @@ def test_no_framework_is_imported_before_a_model_is_of_it():
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sorted((CLIENT / PACKAGE).rglob("*.py")), ids=lambda path: path.stem)
+def test_each_module_is_documented_and_swallows_nothing(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    assert list(swallowers(tree)) == []
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    module = importlib.import_module(".".join(path.relative_to(CLIENT).with_suffix("").parts))
+    assert all(hasattr(module, name) for name in getattr(module, "__all__", []))

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from scarcity_ray_client import ModelCodec, ModelRefused, ModelWarning, UsageError
 from scarcity_ray_client.models.trees import children, named_leaves, with_leaves
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+
 from scarcity_ray_client import UsageError, Workload, load_workload
 
 SOURCE = """

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+
 from scarcity_ray_client import ModelRefused, UsageError, export_model, load_model, save_model
 from scarcity_ray_client.models.trees import named_leaves
-
 from tests.client.test_codec import TREES, same_structure
 
 

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+
 from scarcity_ray_client import (
     Client,
     ModelCodec,

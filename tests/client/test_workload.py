@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scarcity_ray_client
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import scarcity_ray_client
 from scarcity_ray_client import Client, Trained, UsageError, Workload, checked_clients, checked_metrics
 
 GOOD = {"client_id": "ward_3", "domain_id": "hospitals"}
@@ -144,15 +145,15 @@ def test_every_public_name_is_documented_and_its_guarantees_are_tested():
         assert (inspect.getdoc(getattr(scarcity_ray_client, name)) or "").strip(), name
     package = Path(scarcity_ray_client.__file__).parent
     promised = {
-        name
+        "_".join(re.findall(r"\w+", line.lower()))
         for path in package.rglob("*.py")
-        for block in re.findall(r"Guarantees:\n((?: +\* .*\n)+)", path.read_text())
-        for name in re.findall(r"`(\w+)`", block)
+        for block in re.findall(
+            r"\nGuarantees:\n((?: +[A-Z].*\.\n)+)",
+            re.sub(r"\n +Guarantees", "\nGuarantees", path.read_text()),
+        )
+        for line in block.splitlines()
     }
-    tested = {
-        name
-        for path in Path(__file__).parent.glob("test_*.py")
-        for name in re.findall(r"def test_(\w+)", path.read_text())
-    }
+    tests = Path(__file__).parents[1].rglob("test_*.py")
+    tested = {name for path in tests for name in re.findall(r"def test_(\w+)", path.read_text())}
     assert len(promised) > 12
     assert promised <= tested

@@ -41,13 +41,13 @@ class ModelCodec(Generic[Model]):
     memory.
 
     Guarantees:
-        * `float32_survives_exactly_and_other_floats_to_the_nearest`
-        * `names_shapes_and_dtypes_are_kept`
-        * `integers_are_never_averaged`
-        * `tied_weights_are_counted_once_and_stay_tied`
-        * `what_cannot_be_carried_is_refused_by_name`
-        * `decoded_models_share_no_memory`
-        * `model_of_another_structure_is_refused_by_name`
+        Float32 survives exactly and other floats to the nearest.
+        Names shapes and dtypes are kept.
+        Integers are never averaged.
+        Tied weights are counted once and stay tied.
+        What cannot be carried is refused by name.
+        Decoded models share no memory.
+        Model of another structure is refused by name.
 
     Attributes:
         parts: Every part of the model, in order.
