@@ -14,7 +14,7 @@ import numpy as np
 from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.gossip_training import simulate_gossip
-from scarcity_ray.workloads.scene import make_scene
+from scarcity_ray.workloads.population import make_scene
 
 CONFIG = Path(__file__).parents[1] / "configs" / "decentralised.yaml"
 EPSILONS = (0.5, 8.0, 64.0, 512.0, 2048.0, 8192.0, 32768.0, math.inf)

@@ -35,9 +35,9 @@ from scarcity_ray.robust.measures import order_statistics
 from scarcity_ray.robust.measures.approximate_distances import approximate_gram_block
 from scarcity_ray.robust.measures.order_statistics import Window
 from scarcity_ray.robust.rules.bulyan import Bulyan
-from scarcity_ray.robust.rules.coordinatewise import ColumnRule, Median, TrimmedMean
+from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule, Median, TrimmedMean
 
-CEILINGS: dict[str, ColumnRule] = {
+CEILINGS: dict[str, CoordinatewiseRule] = {
     "median": Median(),
     "trimmed_mean": TrimmedMean(),
     "bulyan, second phase": Bulyan(),
@@ -65,12 +65,12 @@ def ceiling(n: int, d: int) -> Iterator[Row]:
         entering = n - 2 * f if rule.needs_distances else n
         limit = min_max(entering, rule.window(entering, f), d)
         run = partial(second_phase, blocks, rule, Selection(tuple(range(entering))), f)
-        with patch.object(order_statistics, "column_kernel", lambda: None):
+        with patch.object(order_statistics, "order_statistics_kernel", lambda: None):
             seconds = least_time(run, 9)
         yield {"name": f"{name}, NumPy", "n": n, "d": d, "seconds": seconds} | versus(
             seconds, "min/max", limit
         )
-        if order_statistics.column_kernel() is None:
+        if order_statistics.order_statistics_kernel() is None:
             progress("skipped: the compiled kernel (the extra fast is not installed)")
             continue
         compiled = least_time(run, 9)
@@ -79,7 +79,7 @@ def ceiling(n: int, d: int) -> Iterator[Row]:
         yield case | versus(compiled, "NumPy", seconds)
 
 
-def second_phase(blocks: MapBlocks, rule: ColumnRule, selection: Selection, f: int) -> None:
+def second_phase(blocks: MapBlocks, rule: CoordinatewiseRule, selection: Selection, f: int) -> None:
     for _ in blocks(combine_block, rule, selection, f):
         pass
 

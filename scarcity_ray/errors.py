@@ -55,12 +55,13 @@ class ConfigError(ScarcityError, ValueError):
     def __str__(self) -> str:
         return f"{self.path}: {self.value!r} is not accepted; {self.accepted}"
 
+    def under(self, section: str) -> ConfigError:
+        """The same of a value that stands in a section of a larger configuration."""
+        return ConfigError(".".join(filter(None, (section, self.path))), self.value, self.accepted)
+
 
 class ConfigFileError(ConfigError):
     """A file that cannot be read as a configuration: `value` says why, `accepted` what would be one."""
-
-    def __init__(self, path: str, value: object, accepted: str) -> None:
-        super().__init__(path, value, accepted)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.value}; give {self.accepted}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Slow tests run when they are asked for by name: an ``-m`` by hand takes the place of pyproject's."""
     if config.option.markexpr and "slow" not in config.option.markexpr:
         config.option.markexpr = f"({config.option.markexpr}) and not slow"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays: looking for garbage in it, again and again, took 40 % of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

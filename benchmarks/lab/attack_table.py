@@ -14,8 +14,7 @@ import numpy as np
 
 from benchmarks.lab.laboratory import HONEST_MEAN, Case, Split, can_run, within_guarantee
 from scarcity_ray.robust.rules import RULES
-from scarcity_ray.workloads.attacks import AttackName
-from scarcity_ray.workloads.attacks.crafting import NAMES
+from scarcity_ray.workloads.attacks import NAMES, AttackName
 
 FLAT_CLIENTS = 25
 FRACTIONS = (0.1, 0.2, 0.3)

@@ -13,7 +13,7 @@ from statistics import median
 
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.config import RunConfig
-from scarcity_ray.workloads.scene import Scene, make_scene
+from scarcity_ray.workloads.population import Scene, make_scene
 from scarcity_ray.workloads.simulate import Defence, simulate
 
 FIXED = (0.1, 0.2, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 10.0)

@@ -1,8 +1,8 @@
 """A workload by its import path, ``my_module:Mortality``, as a job's file names it.
 
 Guarantees:
-    Loading error names the path the cause and the remedy.
-    Module of the folder comes first.
+    A loading error names the path, the cause and the remedy.
+    A module of the folder comes first.
 """
 
 from __future__ import annotations

@@ -92,9 +92,9 @@ def train_client(
 
     Guarantees:
         Nothing that a workload does raises.
-        Refusal names client round and cause.
-        Delta is what training changed.
-        Model given as delta is refused where it can be told.
+        A refusal names client, round and cause.
+        A delta is what training changed.
+        A model given as delta is refused where it can be told.
         What training prints is bounded.
 
     Args:

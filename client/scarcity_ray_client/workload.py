@@ -1,7 +1,7 @@
 """`Workload`: the contract between a federation and whoever has a model and data.
 
 Guarantees:
-    Client is checked as it is made.
+    A client is checked as it is made.
     Trained holds a model or a delta.
     Metrics are finite floats by name.
 """

@@ -2,7 +2,7 @@
 
 It answers whoever can call it. A charge that anybody asks for wastes budget and gives nothing away; a renewal
 would grant budget anew. With ``operator_key`` in the configuration it takes the operator's signature over
-`privacy.ledger.renewal.renewal_message`, whoever sends it. Without one, who can renew is who can call an
+`privacy.ledger.events.renewal_message`, whoever sends it. Without one, who can renew is who can call an
 actor: whoever can reach the Ray cluster.
 
 Guarantees:
@@ -24,8 +24,8 @@ from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.ledger.budget import DurableBudget
-from scarcity_ray.privacy.ledger.folder import make_folder, make_private_folder
-from scarcity_ray.privacy.ledger.renewal import renewal_message
+from scarcity_ray.privacy.ledger.events import renewal_message
+from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
 from scarcity_ray.runtime.rpc import Role
 from scarcity_ray.secagg.identity import IdentityKeyPair
 

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.plan import BasketFacts, FederationPlan
-from scarcity_ray.plan.tolerance import rows_behind_pre
 from scarcity_ray.secagg import IdentityKeyPair, SessionContext
 from scarcity_ray.secagg.transcript import digest, encode
 
@@ -138,7 +137,7 @@ def implausible(facts: BasketFacts, plan: FederationPlan) -> str:
         return f"its domain is not {facts.domain_id!r}"
     if facts.num_members > most or facts.num_rows > most:
         return f"more than basket.max_clients = {most} members"
-    if facts.fresh and facts.num_rows < rows_behind_pre(plan.config.layer1, facts.num_byzantine):
+    if facts.fresh and facts.num_rows < plan.rule_rows(facts.num_byzantine):
         return f"{facts.num_rows} rows, fewer than its rule needs"
     if facts.clip_norm is not None and not plan.may_clip_to(facts.clip_norm):
         return f"rows of norm {facts.clip_norm:.4g}, to which nothing is clipped here"

@@ -19,7 +19,6 @@ from scarcity_ray.errors import ConfigError
 from scarcity_ray.layers.triggers import TriggerReason, basket_due, global_due
 from scarcity_ray.plan import FederationPlan, corrupt_of, make_plan, session_shape
 from scarcity_ray.plan.session import HIDDEN_AMONG
-from scarcity_ray.plan.tolerance import rows_behind_pre
 
 NAMED = 10
 """Absent clients of a basket that are named; the others are counted."""
@@ -401,7 +400,7 @@ def _counted(number: int) -> str:
 
 def _needs(plan: FederationPlan, members: int) -> str:
     layer1, least, f = plan.config.layer1, plan.least_rows(members), plan.num_byzantine(members)
-    if least == layer1.min_updates and rows_behind_pre(layer1, f) < least:
+    if least == layer1.min_updates and plan.rule_rows(f) < least:
         return f"layer1.min_updates asks for {least} rows"
     return f"{layer1.aggregation_method.value} with f = {f} needs {least} rows, one a client"
 

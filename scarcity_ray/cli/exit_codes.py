@@ -1,8 +1,20 @@
-"""What the command's exit status says."""
+"""How a command ends: its exit code, with errors as one line and a reader that has enough as no error."""
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
+from collections.abc import Callable
 from enum import IntEnum
+from typing import ParamSpec
+
+import click
+
+from scarcity_ray.errors import ConfigError, PrivacyBudgetExhausted, ScarcityError, UsageError
+from scarcity_ray.ledger_url import without_password
+
+P = ParamSpec("P")
 
 
 class ExitCode(IntEnum):
@@ -12,3 +24,36 @@ class ExitCode(IntEnum):
     FAILED = 1
     BAD_USAGE = 2
     BUDGET_SPENT = 3
+
+
+def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
+    """A command that ends the process with its exit code; whoever reads its output must read to the end."""
+    return _ending(command, ExitCode.FAILED)
+
+
+def only_prints(command: Callable[P, ExitCode]) -> Callable[P, None]:
+    """As `exits`, of a command that has done its work once its reader has enough."""
+    return _ending(command, ExitCode.DONE)
+
+
+def _ending(command: Callable[P, ExitCode], unread: ExitCode) -> Callable[P, None]:
+    @functools.wraps(command)
+    def ended(*args: P.args, **named: P.kwargs) -> None:
+        try:
+            code = command(*args, **named)
+            sys.stdout.flush()
+        except (BrokenPipeError, SystemExit):  # the latter is what rich makes of the former
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = unread
+        except (ConfigError, UsageError) as error:
+            click.echo(f"scarcity-ray: {without_password(str(error))}", err=True)
+            code = ExitCode.BAD_USAGE
+        except PrivacyBudgetExhausted as error:
+            click.echo(f"scarcity-ray: {error}", err=True)
+            code = ExitCode.BUDGET_SPENT
+        except ScarcityError as error:
+            click.echo(f"scarcity-ray: {type(error).__name__}: {error}", err=True)
+            code = ExitCode.FAILED
+        sys.exit(code)
+
+    return ended

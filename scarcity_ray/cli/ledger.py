@@ -16,23 +16,31 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from scarcity_ray.cli.exit_codes import ExitCode
-from scarcity_ray.cli.page import Page
 from scarcity_ray.directory import check_name
 from scarcity_ray.errors import LedgerError, UsageError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.privacy.ledger.chain import Row
-from scarcity_ray.privacy.ledger.holder import Standing, times
+from scarcity_ray.privacy.ledger.events import (
+    Event,
+    Genesis,
+    GossipCharge,
+    ReleaseCharge,
+    Renewal,
+    VoidedRelease,
+    WriterEpoch,
+)
+from scarcity_ray.privacy.ledger.holder import Standing, in_utc, times
 from scarcity_ray.privacy.ledger.ledger import Ledger
 from scarcity_ray.privacy.ledger.replay import export, history
 
@@ -65,37 +73,39 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
     wanted = None if head is None else _hash(head)
     try:
         with closing(Ledger.read(path)) as ledger:
-            rows, place, where = 0, None, str(ledger.path)
-            newest = accounting = ""
-            standing = Standing()
-            for row, accountant in history(ledger):
+            place, standing = None, Standing()
+            for row, spent in history(ledger):
                 standing.note(row)
-                rows, newest, accounting = row.seq + 1, row.hash, accountant.accounting.value
-                place = row.seq if newest == wanted else place
+                accountant = spent
+                place = row.seq if row.hash == wanted else place
             if wanted is not None and place is None:
                 ledger.verify(wanted)
-            period, is_held = accountant.period, ledger.is_held()
+            is_held = ledger.is_held()
     except LedgerError as error:
         if form == "json":
             click.echo(_as_json({"holds": False, "error": type(error).__name__, "reason": str(error)}))
             return ExitCode.FAILED
         raise
+    rows, accounting = standing.seq + 1, accountant.accounting.value
     if form == "json":
-        whole = {"holds": True, "rows": rows, "accounting": accounting, "head": newest}
-        holder = None if standing.holder is None else asdict(standing.holder)
-        whose = {
+        facts = {
+            "holds": True,
+            "rows": rows,
+            "accounting": accounting,
+            "head": standing.hash,
+            "row_of_given_head": place,
             "federation_id": standing.federation_id,
             "name": standing.name,
             "incarnation": standing.incarnation,
-            "period": period,
+            "period": accountant.period,
             "is_held": is_held,
-            "holder": holder,
+            "holder": None if standing.holder is None else asdict(standing.holder),
         }
-        click.echo(_as_json({**whole, "row_of_given_head": place, **whose}))
+        click.echo(_as_json(facts))
         return ExitCode.DONE
-    click.echo(f"{where}: the chain holds, {rows} rows; none was changed, removed or moved.")
+    click.echo(f"{ledger.path}: the chain holds, {rows} rows; none was changed, removed or moved.")
     click.echo(f"It adds up {accounting}.")
-    click.echo(f"It is in budget period {period}.")
+    click.echo(f"It is in budget period {accountant.period}.")
     for line in _whose(standing, is_held):
         click.echo(line)
     if place is None:
@@ -108,7 +118,7 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
             f"The head hash given is row {place}'s, with {rows - 1 - place} rows after it: nothing up to "
             "there was cut, rolled back or replaced."
         )
-    click.echo(f"head {newest}")
+    click.echo(f"head {standing.hash}")
     return ExitCode.DONE
 
 
@@ -162,12 +172,12 @@ def _target(out: str | None) -> Iterator[TextIO]:
 
 def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
     """One row as who, what, when, sigma and sensitivity in the model's units, and epsilon after it."""
-    body = row.body
-    given = body.get("details")
-    details: dict[str, Any] = given if isinstance(given, dict) else {}
+    event = row.event
+    given = getattr(event, "details", None)
+    details: dict[str, object] = given if isinstance(given, dict) else {}
     scale = _number(details.get("scale"))
     sigma, sensitivity = _number(details.get("sigma")), _number(details.get("sensitivity"))
-    mu = _number(body.get("mu"))
+    mu = event.mu if isinstance(event, ReleaseCharge | GossipCharge) else None
     concentrated = accountant.accounting is Accounting.ZCDP
     if scale:
         in_steps = [_number(details.get(name)) for name in ("grid_sigma", "grid_sensitivity")]
@@ -178,8 +188,8 @@ def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
         "seq": row.seq,
         "at": row.at,
         "kind": row.kind,
-        "what": _what(row, details),
-        "who": _who(row),
+        "what": _what(event, row.kind, details),
+        "who": _who(event, row.epoch),
         "charge_id": row.charge_id,
         "mu": None if concentrated else mu,
         "rho": rho_of_mu(mu) if concentrated and mu is not None else None,
@@ -192,28 +202,34 @@ def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
     }
 
 
-def _what(row: Row, details: dict[str, Any]) -> str:
-    words = [row.kind]
-    if row.kind == "gossip" and "kind" in details:
+def _what(event: Event, kind: str, details: dict[str, object]) -> str:
+    words = [kind]
+    if isinstance(event, GossipCharge) and "kind" in details:
         words.append(str(details["kind"]))
     if "round" in details:
         words.append(f"round {details['round']}")
-    if row.kind in ("genesis", "renewal"):
-        words.append(f"epsilon {row.body.get('total_epsilon')}, delta {row.body.get('total_delta')}")
+    if isinstance(event, Genesis | Renewal):
+        words.append(f"epsilon {event.total_epsilon}, delta {event.total_delta}")
     return ", ".join(words)
 
 
-def _who(row: Row) -> str:
-    body = row.body
-    return {
-        "genesis": f"federation {body.get('name') or body.get('federation_id')}",
-        "writer": f"process {body.get('pid')}, epoch {row.epoch}"
-        + (f", taken over by {body['operator']}" if "operator" in body else ""),
-        "release": "all clients",
-        "gossip": f"{body.get('charged')} of {body.get('asked')} clients",
-        "renewal": f"{body.get('operator')}",
-        "void": "nobody: a session that was given up",
-    }.get(row.kind, "")
+def _who(event: Event, epoch: int) -> str:
+    match event:
+        case Genesis():
+            return f"federation {event.name or event.federation_id}"
+        case WriterEpoch(operator=None):
+            return f"process {event.pid}, epoch {epoch}"
+        case WriterEpoch():
+            return f"process {event.pid}, epoch {epoch}, taken over by {event.operator}"
+        case ReleaseCharge():
+            return "all clients"
+        case GossipCharge():
+            return f"{event.charged} of {event.asked} clients"
+        case Renewal():
+            return event.operator
+        case VoidedRelease():
+            return "nobody: a session that was given up"
+    return ""
 
 
 def _whose(standing: Standing, is_held: bool | None) -> list[str]:
@@ -228,7 +244,7 @@ def _whose(standing: Standing, is_held: bool | None) -> list[str]:
 
 
 def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccountant, rows: int) -> None:
-    console = Page(highlight=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH
     title = Text(f"{path}: rows {rows - len(lines)} to {rows - 1}")
@@ -241,7 +257,7 @@ def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccou
     for line in lines:
         table.add_row(
             str(line["seq"]),
-            _time(line["at"]),
+            in_utc(line["at"]).removesuffix(" UTC"),
             *(Text(_printable(line[name])) for name in ("what", "who")),
             *(_short(line[name]) for name in ("sigma", "sensitivity", "epsilon_spent")),
         )
@@ -280,13 +296,6 @@ def _as_json(line: dict[str, Any]) -> str:
 def _printable(text: str) -> str:
     """The text with everything that could steer a terminal spelt out: names come from strangers."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _time(at: float) -> str:
-    try:
-        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (OverflowError, ValueError, OSError):
-        return f"{at:g} s"
 
 
 def _short(value: float | None) -> str:

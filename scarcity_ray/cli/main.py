@@ -5,16 +5,12 @@ Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 privacy budget spent.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import click
 
-from scarcity_ray.cli.exit_codes import ExitCode
-from scarcity_ray.errors import ConfigError, PrivacyBudgetExhausted, ScarcityError, UsageError
-from scarcity_ray.ledger_url import without_password
+from scarcity_ray.cli.exit_codes import ExitCode, exits, only_prints
 
 CONFIG = click.argument("config", type=click.Path(dir_okay=False))
 FORMAT = click.option(
@@ -54,21 +50,16 @@ def main() -> None:
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds to make, whatever the config says.")
 @OVERRIDES
 @FORMAT
+@exits
 def run(
-    config: str,
-    out: str | None,
-    runtime: str | None,
-    address: str | None,
-    rounds: int | None,
-    overrides: tuple[str, ...],
-    form: str,
-) -> None:
+    runtime: str | None, address: str | None, rounds: int | None, overrides: tuple[str, ...], **given: Any
+) -> ExitCode:
     """Train through a federation, as the file CONFIG says, and report."""
     from scarcity_ray.cli.run import run_command
 
-    given = {"run.runtime": runtime, "run.address": address, "workload.rounds": rounds}
-    shorthands = tuple(f"{path}={value}" for path, value in given.items() if value is not None)
-    sys.exit(_guarded(lambda: run_command(config, out, (*overrides, *shorthands), form)))
+    options = {"run.runtime": runtime, "run.address": address, "workload.rounds": rounds}
+    shorthands = tuple(f"{path}={value}" for path, value in options.items() if value is not None)
+    return run_command(overrides=(*overrides, *shorthands), **given)
 
 
 @main.command()
@@ -80,16 +71,8 @@ def run(
 @click.option("--measure", is_flag=True, help="Predict seconds by this machine's speed, probed in a moment.")
 @OVERRIDES
 @FORMAT
-def plan(
-    config: str,
-    rounds: int | None,
-    epsilon: float | None,
-    clients: int | None,
-    baskets: int | None,
-    measure: bool,
-    overrides: tuple[str, ...],
-    form: str,
-) -> None:
+@only_prints
+def plan(**given: Any) -> ExitCode:
     """Print every number that follows from the file CONFIG, before any budget is spent.
 
     CONFIG is a job's file, or a driver's own: the section federation alone, or its settings. Such a file
@@ -97,12 +80,7 @@ def plan(
     """
     from scarcity_ray.cli.plan import plan_command
 
-    sys.exit(
-        _guarded(
-            lambda: plan_command(config, overrides, form, rounds, epsilon, measure, clients, baskets),
-            only_prints=True,
-        )
-    )
+    return plan_command(**given)
 
 
 @main.group()
@@ -122,11 +100,12 @@ def ledger() -> None:
     "--last", type=click.IntRange(min=1), default=20, show_default=True, help="Newest rows to show."
 )
 @FORMAT
-def show(path: str, last: int, form: str) -> None:
+@only_prints
+def show(path: str, last: int, form: str) -> ExitCode:
     """Print who was charged what and when, the noise, and the epsilon spent after it."""
     from scarcity_ray.cli.ledger import show_command
 
-    sys.exit(_guarded(lambda: show_command(path, last, form), only_prints=True))
+    return show_command(path, last, form)
 
 
 @ledger.command()
@@ -137,35 +116,38 @@ def show(path: str, last: int, form: str) -> None:
     help="The ledger_head of the newest global model: finds also truncation, rollback and forks.",
 )
 @FORMAT
-def verify(path: str, head: str | None, form: str) -> None:
+@exits
+def verify(path: str, head: str | None, form: str) -> ExitCode:
     """Find any edit, deletion or reordering of the ledger's rows; exit code 1 if there is one."""
     from scarcity_ray.cli.ledger import verify_command
 
-    sys.exit(_guarded(lambda: verify_command(path, head, form)))
+    return verify_command(path, head, form)
 
 
 @ledger.command("take-over")
 @LEDGER
 @click.option("--operator", metavar="NAME", required=True, help="Who decides it, as the ledger will record.")
 @FORMAT
-def take_over(path: str, operator: str, form: str) -> None:
+@exits
+def take_over(path: str, operator: str, form: str) -> ExitCode:
     """End whoever holds the ledger: it charges and releases nothing from then on, and another may open it.
 
     A holder whose process has ended needs no take-over.
     """
     from scarcity_ray.cli.ledger import take_over_command
 
-    sys.exit(_guarded(lambda: take_over_command(path, operator, form)))
+    return take_over_command(path, operator, form)
 
 
 @ledger.command("export")
 @LEDGER
 @click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
-def export_(path: str, out: str | None) -> None:
+@only_prints
+def export_(path: str, out: str | None) -> ExitCode:
     """Write every row, with its clients, as one JSON object a line."""
     from scarcity_ray.cli.ledger import export_command
 
-    sys.exit(_guarded(lambda: export_command(path, out), only_prints=out is None))
+    return export_command(path, out)
 
 
 @main.group()
@@ -185,11 +167,12 @@ PASSWORD = click.option(
 @roster.command()
 @click.argument("key", type=click.Path(dir_okay=False))
 @PASSWORD
-def key(key: str, password: str) -> None:
+@exits
+def key(key: str, password: str) -> ExitCode:
     """Make the operator's identity, a new encrypted file KEY; print its half for operator_key."""
     from scarcity_ray.cli.roster import key_command
 
-    sys.exit(_guarded(lambda: key_command(key, password)))
+    return key_command(key, password)
 
 
 @roster.command()
@@ -197,28 +180,9 @@ def key(key: str, password: str) -> None:
 @click.option("--key", required=True, metavar="FILE", help="The operator's identity file.")
 @click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
 @PASSWORD
-def sign(path: str, key: str, out: str | None, password: str) -> None:
+@exits
+def sign(path: str, key: str, out: str | None, password: str) -> ExitCode:
     """Sign the roster in the file PATH, after showing on standard error who is on it."""
     from scarcity_ray.cli.roster import sign_command
 
-    sys.exit(_guarded(lambda: sign_command(path, key, out, password)))
-
-
-def _guarded(command: Callable[[], ExitCode], only_prints: bool = False) -> ExitCode:
-    """The command's exit code, errors as one line; what only prints is done when its reader has enough."""
-    try:
-        code = command()
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE if only_prints else ExitCode.FAILED
-    except (ConfigError, UsageError) as error:
-        click.echo(f"scarcity-ray: {without_password(str(error))}", err=True)
-        return ExitCode.BAD_USAGE
-    except PrivacyBudgetExhausted as error:
-        click.echo(f"scarcity-ray: {error}", err=True)
-        return ExitCode.BUDGET_SPENT
-    except ScarcityError as error:
-        click.echo(f"scarcity-ray: {type(error).__name__}: {error}", err=True)
-        return ExitCode.FAILED
+    return sign_command(path, key, out, password)

@@ -14,9 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
-from scarcity_ray.cli.page import Page
 from scarcity_ray.config import HierarchicalFederationConfig, load
-from scarcity_ray.config.refusals import join_path
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast import (
     MEASURED,
@@ -36,17 +34,8 @@ from scarcity_ray.workloads.config import load_run, read_content
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
-    "baskets",
-    "budget",
-    "release",
-    "signal",
-    "clipping",
-    "ring",
-    "gossip",
-    "traffic",
-    "seconds",
-    "changes",
-    "solved",
+    *("baskets", "budget", "release", "signal", "clipping", "ring"),
+    *("gossip", "traffic", "seconds", "changes", "solved"),
 )
 
 
@@ -70,7 +59,7 @@ class Planned:
 
 
 def plan_command(
-    path: str,
+    config: str,
     overrides: tuple[str, ...],
     form: str,
     rounds: int | None = None,
@@ -82,7 +71,7 @@ def plan_command(
     """Print the plan of a config file.
 
     Args:
-        path: The file: of a job, or a driver's, which has no workload.
+        config: The file: of a job, or a driver's, which has no workload.
         overrides: ``path=value`` each.
         form: ``text`` or ``json``.
         rounds: Solve for the noise at which the budget buys as many.
@@ -91,15 +80,15 @@ def plan_command(
         clients: Plan for so many, whatever the file says.
         baskets: In which they are, evenly.
     """
-    planned = _solved(load_planned(path, overrides, clients, baskets), rounds, epsilon)
+    planned = _solved(load_planned(config, overrides, clients, baskets), rounds, epsilon)
     rates = scaled(probe(time.process_time)) if measure else MEASURED
     numbers = planned_numbers(planned, rates)
     if rounds is not None or epsilon is not None:
         numbers["solved"] = _what_was_solved(numbers, rounds, epsilon)
     if form == "json":
         click.echo(json.dumps(numbers))
-        return ExitCode.DONE
-    _print(numbers, Page(highlight=False, soft_wrap=True))
+    else:
+        _print(numbers, Console(highlight=False, soft_wrap=True))
     return ExitCode.DONE
 
 
@@ -175,16 +164,11 @@ def forecast_of(planned: Planned) -> Forecast:
 
 
 def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]:
-    """Every number of the plan, by section, when all clients take part; None: no limit.
-
-    Args:
-        planned: The federation, its baskets and rounds.
-        rates: Of the machine that seconds are predicted for.
-    """
+    """Every number of the plan, by section, when all clients take part; None: no limit."""
     forecast = forecast_of(planned)
     federation, plan, release = planned.federation, forecast.plan, forecast.release
-    smallest = min(forecast.sizes)
-    gossip = plan.gossip
+    smallest, gossip, seconds = min(forecast.sizes), plan.gossip, round_seconds(forecast, rates)
+    counted_on = _counted_on(forecast)
     received = min(federation.gossip.peers_per_round, smallest - 1)
     numbers: dict[str, Any] = {
         "baskets": {
@@ -194,10 +178,10 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "byzantine_clients_assumed": plan.num_byzantine(smallest),
             "least_updates": plan.least_rows(smallest),
             "least_baskets_of_a_release": max(
-                federation.layer2.min_baskets, _counted_on(forecast).get("fresh_baskets_needed", 0)
+                federation.layer2.min_baskets, counted_on.get("fresh_baskets_needed", 0)
             ),
             "least_survivors_of_a_session": forecast.survivors_needed,
-            **_counted_on(forecast),
+            **counted_on,
             "sizes_that_never_aggregate": list(forecast.stuck_sizes),
         },
         "budget": {
@@ -214,7 +198,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "noise": federation.layer2.noise.value,
             **_charged(plan, "", release.mu),
             "releases_that_the_budget_buys": plan.num_releases,
-            "rounds_configured": planned.rounds,
+            **({} if planned.rounds is None else {"rounds_configured": planned.rounds}),
             "sensitivity": forecast.sensitivity,
             "sensitivity_at_most": _sensitivity_of_liars(forecast),
             "noise_sigma_per_coordinate": forecast.sigma,
@@ -243,8 +227,12 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "mixing_weight": gossip.mixing_weight(received),
         },
         "traffic": {f"{name}_bytes": count for name, count in asdict(forecast.traffic).items()},
-        "seconds": _seconds(forecast, rates),
-        "clipping": {},
+        "seconds": {
+            **asdict(seconds),
+            "a_round_on_one_core": seconds.on_one_core,
+            "one_core_of": "the reference machine" if rates is MEASURED else "this machine, as probed",
+        },
+        "clipping": _adaptation(forecast) if federation.layer2.adaptive_clipping else {},
         "changes": {
             "rounds_until_noise_is_as_large_as_signal": forecast.rounds_at_equal_noise,
             "baskets_until_noise_is_no_larger_than_signal": forecast.baskets_at_equal_noise,
@@ -255,19 +243,15 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             {**asdict(warning), "remedies": list(warning.remedies)}
             for warning in (
                 *warnings_of(forecast),
-                *_all_needed(forecast),
+                *_all_needed(forecast, counted_on),
                 *weak_settings(federation, sum(planned.sizes)),
             )
         ],
     }
-    if planned.rounds is None:
-        del numbers["release"]["rounds_configured"]
     if planned.assumed:
         numbers["baskets"]["assumed"] = planned.assumed
-    if federation.layer2.adaptive_clipping:
-        numbers["clipping"] = _adaptation(forecast)
     if not federation.layer2.enabled:
-        _leave_out_layer2(numbers, forecast, planned.rounds)
+        _leave_out_layer2(numbers, counted_on, planned.rounds)
     for title in SECTIONS:
         numbers[title] = _finite(numbers[title])
     return numbers
@@ -320,49 +304,33 @@ def _counted_on(forecast: Forecast) -> dict[str, int]:
     }
 
 
-def _all_needed(forecast: Forecast) -> tuple[Warned, ...]:
+def _all_needed(forecast: Forecast, counted_on: dict[str, int]) -> tuple[Warned, ...]:
     """A note where no basket may be missing though ``layer2.min_baskets`` are fewer."""
     layer2, baskets = forecast.config.layer2, len(forecast.sizes)
-    if not layer2.enabled or _counted_on(forecast).get("baskets_that_may_be_missing", 1):
-        return ()
-    if baskets <= layer2.min_baskets:
+    may_be_missing = counted_on.get("baskets_that_may_be_missing", 1)
+    if not layer2.enabled or may_be_missing or baskets <= layer2.min_baskets:
         return ()
     words = "three" if baskets == 3 else str(baskets)
     message = f"with {baskets} baskets all {words} must be there and fresh for a release"
     return (Warned("all_baskets_needed", message, loud=False, about="privacy"),)
 
 
-def _leave_out_layer2(numbers: dict[str, Any], forecast: Forecast, rounds: int | None) -> None:
+def _leave_out_layer2(numbers: dict[str, Any], counted_on: dict[str, int], rounds: int | None) -> None:
     """Without Layer 2 there is no release to speak of: baskets stay by themselves."""
     for title in ("release", "signal", "ring", "changes", "rules"):
         numbers[title].clear()
-    for name in ("least_baskets_of_a_release", "least_survivors_of_a_session", *_counted_on(forecast)):
+    for name in ("least_baskets_of_a_release", "least_survivors_of_a_session", *counted_on):
         del numbers["baskets"][name]
-    for name in ("mu_for_releases", "rho_for_releases"):
-        numbers["budget"].pop(name, None)
-    for name in ("secure_sum_bytes", "model_bytes"):
-        del numbers["traffic"][name]
-    for name in ("secure_sum", "release"):
-        del numbers["seconds"][name]
+    del numbers["budget"]["mu_for_releases"]
+    del numbers["traffic"]["secure_sum_bytes"], numbers["traffic"]["model_bytes"]
+    del numbers["seconds"]["secure_sum"], numbers["seconds"]["release"]
     if rounds is not None:
         numbers["gossip"] = {"rounds_configured": rounds, **numbers["gossip"]}
 
 
-def _seconds(forecast: Forecast, rates: Rates) -> dict[str, Any]:
-    predicted = round_seconds(forecast, rates)
-    machine = "the reference machine" if rates is MEASURED else "this machine, as probed"
-    return {
-        **asdict(predicted),
-        "a_round_on_one_core": predicted.on_one_core,
-        "one_core_of": machine,
-    }
-
-
 def _charged(plan: FederationPlan, what: str, mu: float) -> dict[str, float]:
     """A number that the ledger adds up, by the name that it has there: mu, or rho of zCDP."""
-    if plan.accounting is Accounting.ZCDP:
-        return {f"rho{what}": rho_of_mu(mu)}
-    return {f"mu{what}": mu}
+    return {f"rho{what}": rho_of_mu(mu)} if plan.accounting is Accounting.ZCDP else {f"mu{what}": mu}
 
 
 def _solved(planned: Planned, rounds: int | None, epsilon: float | None) -> Planned:
@@ -383,7 +351,7 @@ def _plan_of(federation: HierarchicalFederationConfig, where: str) -> Federation
     try:
         return make_plan(federation)
     except ConfigError as error:
-        raise ConfigError(join_path(where, error.path), error.value, error.accepted) from None
+        raise error.under(where) from None
 
 
 def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:

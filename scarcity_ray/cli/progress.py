@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import click
 from rich.console import Console
@@ -14,16 +13,18 @@ from scarcity_ray.workloads.records import RoundRecord
 from scarcity_ray.workloads.report.page import epsilon, percent
 
 
-class JsonLines:
-    """Each event as one JSON object a line on standard output."""
+class Lines:
+    """Lines need no beginning and no end."""
 
-    def __enter__(self) -> JsonLines:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
+    def __exit__(self, *ending: object) -> None:
+        pass
+
+
+class JsonLines(Lines):
+    """Each event as one JSON object a line on standard output."""
 
     def phase(self, name: str) -> None:
         """Say that a phase begins."""
@@ -38,20 +39,12 @@ class JsonLines:
         click.echo(json.dumps({"event": kind, **content}))
 
 
-class PlainLines:
+class PlainLines(Lines):
     """A line a phase and a round, for logs and pipes."""
 
     def __init__(self, console: Console, rounds: int) -> None:
         self._console = console
         self._rounds = rounds
-
-    def __enter__(self) -> PlainLines:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
     def phase(self, name: str) -> None:
         """Say that a phase begins."""
@@ -90,9 +83,7 @@ class LiveLine:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._progress.update(self._task, description="Stopped" if error else "Done")
         self._progress.stop()
 
@@ -110,7 +101,10 @@ class LiveLine:
         self._progress.update(self._task, completed=record.round, figures=figures)
 
 
-def watcher(form: str, console: Console, rounds: int) -> JsonLines | PlainLines | LiveLine:
+Display = JsonLines | PlainLines | LiveLine
+
+
+def watcher(form: str, console: Console, rounds: int) -> Display:
     """The display that fits the format and the place it is shown at."""
     if form == "json":
         return JsonLines()

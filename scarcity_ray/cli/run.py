@@ -14,45 +14,44 @@ from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned, forecast_of
-from scarcity_ray.cli.progress import JsonLines, LiveLine, PlainLines, watcher
+from scarcity_ray.cli.progress import Display, JsonLines, watcher
 from scarcity_ray.errors import LedgerWarning, ScarcityWarning
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.job import run_job
-from scarcity_ray.workloads.outputs import RunFolder
 from scarcity_ray.workloads.records import Summary
 from scarcity_ray.workloads.report.charts import require_matplotlib
-from scarcity_ray.workloads.report.gossip import BASKET_COLUMNS, mean_of, standing_figures
-from scarcity_ray.workloads.report.page import attack_name, epsilon, percent
-from scarcity_ray.workloads.report.run import render_report, simulated_note
+from scarcity_ray.workloads.report.page import (
+    BASKET_COLUMNS,
+    attack_name,
+    epsilon,
+    mean_of,
+    percent,
+    render_report,
+    simulated_note,
+    standing_figures,
+)
+from scarcity_ray.workloads.run_folder import RunFolder
 
 
-def run_command(
-    path: str,
-    out: str | None,
-    overrides: tuple[str, ...],
-    form: str,
-    open_federation: Callable[..., Any] = HierarchicalFederation,
-) -> ExitCode:
+def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: str) -> ExitCode:
     """Run the job of a config file.
 
     Args:
-        path: The file.
+        config: The file.
         out: The run's folder; None: one of its own under ``run.out``.
         overrides: ``path=value`` each.
         form: ``text`` or ``json``.
-        open_federation: Makes the federation; tests put a stand-in here.
     """
-    config = load_run(path, overrides)
-    planned = Planned(config.federation, config.basket_sizes, config.workload.rounds)
-    warned = [warning for warning in warnings_of(forecast_of(planned)) if warning.loud]
+    job = load_run(config, overrides)
+    forecast = forecast_of(Planned(job.federation, job.basket_sizes, job.workload.rounds))
+    told = [(warning.code, warning.message) for warning in warnings_of(forecast) if warning.loud]
     require_matplotlib()
-    folder = RunFolder.new(config, out, datetime.now(UTC))
+    folder = RunFolder.new(job, out, datetime.now(UTC))
     console = Console(highlight=False)
-    with watcher(form, console, config.workload.rounds) as display:
-        told = [(warning.code, warning.message) for warning in warned]
+    with watcher(form, console, job.workload.rounds) as display:
         if folder.passing is not None:
             told.append(("results_will_not_stay", folder.passing))
         for code, message in told:
@@ -62,8 +61,8 @@ def run_command(
                 click.secho(f"WARNING: {message}", fg="red", bold=True, err=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
-            outcome = run_job(config, folder, display, _telling(open_federation, display, console))
-    folder.report.write_text(render_report(config, outcome), encoding="utf-8")
+            outcome = run_job(job, folder, display, _opening(display, console))
+    folder.report.write_text(render_report(job, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
         display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
     else:
@@ -71,15 +70,13 @@ def run_command(
     return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
 
 
-def _telling(
-    open_federation: Callable[..., Any], display: JsonLines | PlainLines | LiveLine, console: Console
-) -> Callable[..., Any]:
+def _opening(display: Display, console: Console) -> Callable[..., HierarchicalFederation]:
     """Open a federation and print which ledger it has, in place of what is warned of it."""
 
-    def opened(*arguments: Any, **named: Any) -> Any:
+    def opened(*arguments: Any, **named: Any) -> HierarchicalFederation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)
-            federation = open_federation(*arguments, **named)
+            federation = HierarchicalFederation(*arguments, **named)
         ledger = federation.get_stats().get("ledger")
         if ledger is not None and isinstance(display, JsonLines):
             display.event("ledger", {k: str(v) if v == math.inf else v for k, v in ledger.items()})
@@ -108,9 +105,7 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
     if summary.waits_for:
         console.print("No round released a model.", style="bold")
         console.print(f"{summary.waits_for}\n", markup=False, soft_wrap=True)
-    baskets = summary.basket_standings
-    table = _basket_table(summary) if baskets else _comparison_table(summary, attack)
-    console.print(table)
+    console.print(_basket_table(summary) if summary.basket_standings else _comparison_table(summary, attack))
     console.print(
         f"\n{summary.rounds} rounds, {summary.clients} clients in {summary.baskets} baskets, "
         f"{summary.byzantine_clients} of them Byzantine, {sum(summary.rejected.values())} updates refused, "

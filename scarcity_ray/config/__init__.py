@@ -5,8 +5,7 @@ Every value is checked when a config is made, from Python or from a file, and ev
 checked by `scarcity_ray.plan`, which knows what follows from them.
 """
 
-from scarcity_ray.config.fields import AggregationMethod, CentralNoise, settings
-from scarcity_ray.config.loading import load, read_yaml, to_plain
+from scarcity_ray.config.fields import AggregationMethod, CentralNoise, stream
 from scarcity_ray.config.sections import (
     BasketConfig,
     BufferConfig,
@@ -16,7 +15,8 @@ from scarcity_ray.config.sections import (
     Layer2Config,
     RuntimeConfig,
 )
-from scarcity_ray.config.streams import stream
+from scarcity_ray.config.validation import load, settings, to_plain
+from scarcity_ray.config.yaml_text import parse_yaml, read_yaml
 
 __all__ = [
     "AggregationMethod",
@@ -29,6 +29,7 @@ __all__ = [
     "Layer2Config",
     "RuntimeConfig",
     "load",
+    "parse_yaml",
     "read_yaml",
     "settings",
     "stream",

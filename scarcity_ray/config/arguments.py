@@ -1,4 +1,4 @@
-"""Plain arguments of calls, judged where they come in: what is none is a `UsageError` that shows it."""
+"""Arguments of public methods, judged where they come in; what is wrong is shown in a `UsageError`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,11 @@ def shown(value: object) -> str:
 
 
 def number_of(what: str, value: object) -> float:
-    """A number as a float, NaN and infinities included.
-
-    Args:
-        what: Its name, for the error.
-        value: A Python or NumPy integer or float; no bool.
+    """A Python or NumPy number as a float, NaN and infinities included; no bool.
 
     Raises:
         UsageError: If it is none, or an integer beyond all floats.
 
-    >>> number_of("threshold", 600)
-    600.0
     >>> number_of("threshold", "600")
     Traceback (most recent call last):
     ...
@@ -52,27 +46,14 @@ def number_of(what: str, value: object) -> float:
 
 
 def instance_of(what: str, value: object, kind: type[T]) -> T:
-    """Return `value` if it is of a kind.
-
-    Raises:
-        UsageError: If it is not.
-
-    >>> instance_of("config", {}, int)
-    Traceback (most recent call last):
-    ...
-    scarcity_ray.errors.UsageError: config: {} is not accepted; an instance of int
-    """
+    """Return `value`, or raise a `UsageError` if it is not of a kind."""
     if not isinstance(value, kind):
         raise UsageError(f"{what}: {shown(value)} is not accepted; an instance of {kind.__name__}")
     return value
 
 
 def seconds_of(what: str, value: object) -> float:
-    """A moment or a length of time in seconds.
-
-    Raises:
-        UsageError: If it is no number, or NaN.
-    """
+    """A moment or a length of time in seconds; a `UsageError` if it is no number, or NaN."""
     seconds = number_of(what, value)
     if math.isnan(seconds):
         raise UsageError(f"{what}: nan is not accepted; a number of seconds")
@@ -80,17 +61,10 @@ def seconds_of(what: str, value: object) -> float:
 
 
 def check_clock(clock: Any) -> Callable[[], float]:
-    """Return `clock` if it can be asked for the time.
-
-    Raises:
-        UsageError: If it cannot be called, or does not give a finite number.
-    """
+    """Return `clock`, or raise a `UsageError` if it cannot be called or gives no finite number."""
     if not callable(clock):
         raise UsageError(f"clock: {shown(clock)} is not accepted; a function that gives the time in seconds")
     if not math.isfinite(number_of("what clock() gives", clock())):
         raise UsageError("what clock() gives: a finite number of seconds is needed")
     asked: Callable[[], float] = clock
     return asked
-
-
-__all__ = ["check_clock", "instance_of", "number_of", "seconds_of", "shown"]

@@ -1,23 +1,18 @@
-"""The types of config fields with their ranges, and the decorator that checks them."""
+"""The types of settings with their ranges, and the random streams that a seed names."""
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import operator
 import os
 from collections.abc import Callable
-from dataclasses import field
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, ValidationError
-from pydantic.dataclasses import dataclass as pydantic_dataclass
+import numpy as np
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Strict, StrictFloat, StrictStr
 
-from scarcity_ray.config.refusals import refusal
-from scarcity_ray.errors import ConfigError, UsageError
-from scarcity_ray.ledger_url import LedgerUrl, is_ledger_url, without_password
-
-T = TypeVar("T")
+from scarcity_ray.ledger_url import LedgerUrl, is_ledger_url
 
 
 class AggregationMethod(StrEnum):
@@ -48,82 +43,71 @@ class CentralNoise(StrEnum):
 
 def _unbox_integer(value: object) -> object:
     """NumPy integers become ints; everything else is left for the type check to judge."""
-    if isinstance(value, bool | float | str):
-        return value
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return value if isinstance(value, bool | float | str) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return value
 
 
-def _member_of(kind: type[StrEnum]) -> Callable[[object], object]:
-    def member(value: object) -> object:
-        return kind(value) if isinstance(value, str) and value in set(kind) else value
+def _member_of(kind: type[StrEnum]) -> Callable[[object], StrEnum]:
+    """By our own look-up: an enum that is called with what it lacks writes it out, however long."""
+
+    def member(value: object) -> StrEnum:
+        if isinstance(value, str) and value in set(kind):
+            return kind(value)
+        raise ValueError(f"one of {', '.join(kind)}")
 
     return member
 
 
 def _ledger_path(value: str) -> str:
-    if not value or "\0" in value or not _is_encodable(value):
-        raise ConfigError("", without_password(value), "the path of a file, or the URL of a database")
     try:
-        return LedgerUrl(value) if is_ledger_url(value) else value
-    except UsageError as error:
-        raise ConfigError("", without_password(value), str(error)) from None
+        named = bool(os.fsencode(value)) and "\0" not in value
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise ValueError("the path of a file, or the URL of a database")
+    return LedgerUrl(value) if is_ledger_url(value) else value
 
 
 def _public_key(value: str) -> str:
     if len(value) != 64 or set(value.lower()) - set("0123456789abcdef"):
-        raise ConfigError("", value, "an Ed25519 public key as 64 hexadecimal digits")
+        raise ValueError("an Ed25519 public key as 64 hexadecimal digits")
     return value.lower()
-
-
-def _is_encodable(path: str) -> bool:
-    try:
-        return bool(os.fsencode(path))
-    except UnicodeEncodeError:
-        return False
 
 
 def _clip_norm(value: float) -> float:
     if not 1e-20 <= value <= 1e20:
-        raise ConfigError("", value if value == value else "nan", "a number from 1e-20 to 1e20")
+        raise ValueError("a number from 1e-20 to 1e20")
     return value
 
 
 Int = Annotated[int, BeforeValidator(_unbox_integer), Strict()]
 PositiveInt = Annotated[Int, Field(ge=1, le=2**31 - 1)]
 NonNegativeInt = Annotated[Int, Field(ge=0, le=2**63 - 1)]
-Flag = Annotated[bool, Strict()]
-Text = Annotated[str, Strict()]
-Float = Annotated[float, Strict()]
-PositiveFloat = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
-ClipNorm = Annotated[Float, AfterValidator(_clip_norm)]
+PositiveFloat = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
+ClipNorm = Annotated[StrictFloat, AfterValidator(_clip_norm)]
 """A norm at which float32 vectors keep their relative precision."""
-Epsilon = Annotated[Float, Field(gt=0)]
+Epsilon = Annotated[StrictFloat, Field(gt=0)]
 """A privacy parameter; ``inf`` means no noise and no claim."""
-Delta = Annotated[Float, Field(gt=0, lt=1)]
-LedgerPath = Annotated[Text, AfterValidator(_ledger_path)]
+Delta = Annotated[StrictFloat, Field(gt=0, lt=1)]
+LedgerPath = Annotated[StrictStr, AfterValidator(_ledger_path), PlainSerializer(str)]
 """A file, or a `LedgerUrl`, whose password is shown nowhere."""
-PublicKey = Annotated[Text, AfterValidator(_public_key)]
+PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""
 Method = Annotated[AggregationMethod, BeforeValidator(_member_of(AggregationMethod))]
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def settings(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen dataclass whose constructor checks types and ranges (`ConfigError`)."""
-    made = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
-    original = made.__init__
+def stream(seed: int, *labels: str | int) -> np.random.Generator:
+    """A named random stream for simulation (peers, splits, data, attacks); never for keys or privacy noise.
 
-    @functools.wraps(original)
-    def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        try:
-            original(self, *args, **kwargs)
-        except ValidationError as error:
-            raise refusal(error, cls, prefix="") from None
+    The same seed and labels give the same stream on every machine and in either runtime.
 
-    made.__init__ = __init__  # type: ignore[method-assign, assignment]
-    return made  # type: ignore[return-value]
+    >>> bool(stream(0, "peers", "basket_0", 3).random() == stream(0, "peers", "basket_0", 3).random())
+    True
+    """
+    name = "\x1f".join([str(seed), *map(str, labels)])
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.Generator(np.random.PCG64DXSM(int.from_bytes(digest, "little")))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictFloat
 
 from scarcity_ray.config.fields import (
     AggregationMethod,
@@ -14,8 +15,6 @@ from scarcity_ray.config.fields import (
     ClipNorm,
     Delta,
     Epsilon,
-    Flag,
-    Float,
     Int,
     LedgerPath,
     Method,
@@ -25,8 +24,8 @@ from scarcity_ray.config.fields import (
     PositiveFloat,
     PositiveInt,
     PublicKey,
-    settings,
 )
+from scarcity_ray.config.validation import settings
 from scarcity_ray.errors import ConfigError
 
 
@@ -40,7 +39,7 @@ class BasketConfig:
     """Members at which a basket is full; the next client opens a new one."""
     stale_threshold: PositiveFloat = 600.0
     """Seconds without activity after which a basket is STALE."""
-    allow_cross_domain: Flag = False
+    allow_cross_domain: StrictBool = False
     """Whether a newcomer may fill a basket of another domain."""
 
     def __post_init__(self) -> None:
@@ -94,7 +93,7 @@ class Layer1Config:
     aggregation_method: Method = AggregationMethod.KRUM
     min_updates: PositiveInt = 3
     clip_norm: ClipNorm = 1.0
-    byzantine_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.2
+    byzantine_fraction: Annotated[StrictFloat, Field(ge=0, lt=0.5)] = 0.2
     """Share of a basket's registered members taken to be Byzantine (f = floor)."""
     num_byzantine: NonNegativeInt | None = None
     """A fixed f, in place of the fraction."""
@@ -109,14 +108,20 @@ class Layer1Config:
     bucket_size: Annotated[Int, Field(ge=2)] = 2
     """Rows in one of bucketing's buckets."""
 
+    def byzantine_among(self, num_members: int) -> int:
+        """The f of a basket of `num_members` registered clients."""
+        if self.num_byzantine is not None:
+            return self.num_byzantine
+        return math.floor(self.byzantine_fraction * num_members + 1e-9)
+
 
 @settings
 class Layer2Config:
     """How baskets' aggregates become the global model."""
 
-    enabled: Flag = True
+    enabled: StrictBool = True
     """Whether there is a global model at all; without, each basket trains by gossip alone, for itself."""
-    use_secure_aggregation: Flag = True
+    use_secure_aggregation: StrictBool = True
     central_dp_epsilon: Epsilon = 1.0
     central_dp_delta: Delta = 1e-5
     noise: Noise = CentralNoise.GAUSSIAN
@@ -124,12 +129,12 @@ class Layer2Config:
     noise, drawn exactly, with the whole ledger in zCDP; or that in shares, of which each basket adds
     one before it masks, so that nobody sees a sum without noise. A ledger keeps what it was made with."""
     clip_norm: ClipNorm = 1.0
-    adaptive_clipping: Flag = False
+    adaptive_clipping: StrictBool = False
     """Whether the clip norm follows a quantile of the updates' norms. It starts at layer1.clip_norm, to which
     layer2.clip_norm (and layer1.clipping_radius) keep their ratio."""
-    clip_quantile: Annotated[Float, Field(gt=0, lt=1)] = 0.5
+    clip_quantile: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.5
     """The share of the updates' norms that should lie below the clip norm."""
-    clip_learning_rate: Annotated[Float, Field(gt=0, le=1)] = 0.2
+    clip_learning_rate: Annotated[StrictFloat, Field(gt=0, le=1)] = 0.2
     """Of the clip norm's geometric step: a release moves it by at most a factor e to this power."""
     clip_norm_range: tuple[ClipNorm, ClipNorm] = (1e-3, 1e3)
     """The least and the greatest clip norm of Layer 1 that adaptation may reach."""
@@ -139,21 +144,21 @@ class Layer2Config:
     """Fresh baskets that make Layer 2 due; None: all active baskets."""
     update_interval_seconds: PositiveFloat = 60.0
     """Seconds since the last release after which `min_baskets` fresh baskets are enough."""
-    weight_by_size: Flag = True
+    weight_by_size: StrictBool = True
     """Weigh baskets by their members; otherwise uniformly."""
     basket_trust: Mapping[str, NonNegativeFloat] = field(default_factory=dict)
     """The operator's factor per domain on a basket's weight; 1 where not named."""
-    threshold_fraction: Annotated[Float, Field(gt=0.5, le=1)] = 2 / 3
+    threshold_fraction: Annotated[StrictFloat, Field(gt=0.5, le=1)] = 2 / 3
     """Share of a session's baskets that must survive: t = floor(fraction n) + 1, at most n."""
-    assumed_corrupt_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
+    assumed_corrupt_fraction: Annotated[StrictFloat, Field(ge=0, lt=0.5)] = 0.1
     """Share of the registered baskets that may collude with the aggregator (rounded up). A sum holds two
     fresh baskets more than that; noise in shares counts on none of theirs; sets the mask graph above 64
     baskets."""
-    assumed_dropout_fraction: Annotated[Float, Field(ge=0, lt=0.5)] = 0.1
+    assumed_dropout_fraction: Annotated[StrictFloat, Field(ge=0, lt=0.5)] = 0.1
     """Share of the baskets that may drop out at random; sets the mask graph above 64 baskets."""
     session_timeout_seconds: PositiveFloat = 3600.0
     """Seconds after which a basket actor wipes the keys of a secure session that nobody has ended."""
-    distribute_to_baskets: Flag = True
+    distribute_to_baskets: StrictBool = True
     """Whether each release is sent to the basket actors."""
 
 
@@ -178,18 +183,18 @@ class HierarchicalFederationConfig:
     layer2: Layer2Config = field(default_factory=Layer2Config)
     total_epsilon: Epsilon = 10.0
     total_delta: Delta = 1e-4
-    auto_aggregate: Flag = True
+    auto_aggregate: StrictBool = True
     """Whether triggers act without `maybe_aggregate`: at submissions, and where gossip has a share of the
     budget, for which all having sent waits, also at the end of `run_gossip_round` and in `advance_round`."""
     vector_dim: PositiveInt = 64
-    gossip_budget_share: Annotated[Float, Field(ge=0, lt=1)] = 0.2
+    gossip_budget_share: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.2
     """Share of the budget (in mu squared, or in rho) set aside for each client's gossip; 0 turns gossip off.
     Without Layer 2 nothing else spends, and any share above 0 means all of it."""
-    meta_parameters: Mapping[str, tuple[Float, Float]] = field(default_factory=dict)
+    meta_parameters: Mapping[str, tuple[StrictFloat, StrictFloat]] = field(default_factory=dict)
     """Scalars that clients may report beside updates, each with its least and greatest value."""
-    expose_basket_models: Flag = True
+    expose_basket_models: StrictBool = True
     """Whether `get_basket_model` answers; basket models lie outside the privacy claim."""
-    strict: Flag = False
+    strict: StrictBool = False
     """Whether a spent budget raises `PrivacyBudgetExhausted` instead of refusing quietly."""
     seed: NonNegativeInt = 0
     """Seed of the simulation streams (peers, splits); never of keys or privacy noise."""

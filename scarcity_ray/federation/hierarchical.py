@@ -60,7 +60,7 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
-from scarcity_ray.privacy.ledger.renewal import renewal_message
+from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
 from scarcity_ray.runtime import Runtime
 from scarcity_ray.runtime.collector import collector_paused

@@ -20,7 +20,7 @@ from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import ConfigError, LedgerWarning, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
-from scarcity_ray.privacy.ledger.folder import is_this_users
+from scarcity_ray.privacy.ledger.file_access import is_this_users
 from scarcity_ray.runtime.base import Runtime
 from scarcity_ray.runtime.local import LocalRuntime
 

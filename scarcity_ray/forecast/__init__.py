@@ -1,46 +1,37 @@
 """What a federation would cost and whether it would learn, said before a byte or an epsilon is spent.
 
 `FederationPlan` has the numbers that a run uses; a `Forecast` sets them against each other for baskets of
-given sizes whose members all take part: noise against the most that a release can say, every Layer 1 rule
-against the configured one, the integer sum against the ring, and bytes. `round_seconds` says how long a round
-takes on one core, by rates that were measured on one machine (`rates.MEASURED`) or are probed on this one.
-`warnings_of` says what of it is amiss and `remedies` what would mend it, `weak_settings` what a config gives
-up, `Told` tells a driver each of these once, and `solve_for_rounds` says what epsilon a release may have.
+given sizes whose members all take part (`feasibility`). `cost_model` predicts the seconds of a round,
+`remedies` tries what would mend a release that noise drowns, and `warnings` says what is amiss, and once.
 """
 
-from scarcity_ray.forecast.prospects import Forecast, Traffic
-from scarcity_ray.forecast.rates import MEASURED, Rates, probe, scaled
-from scarcity_ray.forecast.remedies import HUGE_EPSILON, Remedy, remedies
-from scarcity_ray.forecast.rules import RuleCost
-from scarcity_ray.forecast.seconds import RoundSeconds, round_seconds
-from scarcity_ray.forecast.solving import solve_for_rounds
-from scarcity_ray.forecast.telling import (
+from scarcity_ray.forecast.cost_model import MEASURED, Rates, RoundSeconds, probe, round_seconds, scaled
+from scarcity_ray.forecast.feasibility import Forecast, solve_for_rounds
+from scarcity_ray.forecast.remedies import HUGE_EPSILON, remedies
+from scarcity_ray.forecast.warnings import (
     Told,
+    Warned,
     moot_warnings,
     warning_of_clipping,
     warning_of_weights,
     warnings_at_release,
     warnings_at_start,
+    warnings_of,
+    weak_settings,
 )
-from scarcity_ray.forecast.warned import Warned, runs_of, warnings_of
-from scarcity_ray.forecast.weak import weak_settings
 
 __all__ = [
     "HUGE_EPSILON",
     "MEASURED",
     "Forecast",
     "Rates",
-    "Remedy",
     "RoundSeconds",
-    "RuleCost",
     "Told",
-    "Traffic",
     "Warned",
     "moot_warnings",
     "probe",
     "remedies",
     "round_seconds",
-    "runs_of",
     "scaled",
     "solve_for_rounds",
     "warning_of_clipping",

@@ -14,12 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.errors import ConfigError
-from scarcity_ray.forecast.prospects import Forecast
-from scarcity_ray.forecast.rules import rule_cost, with_rule
-from scarcity_ray.forecast.solving import solve_for_rounds
+from scarcity_ray.forecast.feasibility import Forecast, rule_cost, solve_for_rounds, with_rule
 
 HUGE_EPSILON = 20.0
 """Total epsilon beyond which one client's values may change the odds of what is seen by a factor of 5e8."""
@@ -29,8 +28,6 @@ FEW_ROUNDS = 10
 """Rounds that more clients are tried with, where clients alone do not suffice."""
 _CLOSE = 1.0 + 1e-5
 """Epsilons are solved for to six digits."""
-
-Kind = str
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Remedy:
         noise_norm: Of a release then.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[str, ...]
     change: str
     config: HierarchicalFederationConfig
     sizes: tuple[int, ...]
@@ -56,18 +53,13 @@ def remedies(forecast: Forecast, most: int = 3) -> tuple[Remedy, ...]:
     """The cheapest ways to bring the noise of `forecast` within its signal; none if it is there already."""
     if forecast.signal_to_noise >= 1.0:
         return ()
-    found = []
-    for remedy in _tried(forecast):
-        found.append(remedy)
-        if len(found) == most:
-            break
-    return tuple(found)
+    return tuple(islice(_tried(forecast), most))
 
 
 def _tried(forecast: Forecast) -> Iterator[Remedy]:
     quiet = _quieter(forecast)
     prefix = "" if quiet is None else f"layer1.aggregation_method: {_rule(quiet)} and "
-    bases: list[tuple[Forecast, tuple[Kind, ...], str]] = [(forecast, (), "")]
+    bases: list[tuple[Forecast, tuple[str, ...], str]] = [(forecast, (), "")]
     if quiet is not None and quiet.signal_to_noise >= 1.0:
         yield _remedy(quiet, ("rule",), f"layer1.aggregation_method: {_rule(quiet)}")
     elif quiet is not None:
@@ -80,7 +72,7 @@ def _tried(forecast: Forecast) -> Iterator[Remedy]:
                 break
 
 
-def _remedy(tried: Forecast, kinds: tuple[Kind, ...], change: str) -> Remedy:
+def _remedy(tried: Forecast, kinds: tuple[str, ...], change: str) -> Remedy:
     return Remedy(kinds, change, tried.config, tried.sizes, tried.noise_norm)
 
 
@@ -213,6 +205,3 @@ def _rounded_up(value: float) -> float:
 def listed(found: Sequence[Remedy]) -> str:
     """The remedies in a sentence, each with the noise that it leaves."""
     return "; or ".join(f"{remedy.change}: noise {remedy.noise_norm:.3g}" for remedy in found)
-
-
-__all__ = ["HUGE_EPSILON", "Remedy", "listed", "remedies"]

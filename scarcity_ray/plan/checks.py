@@ -8,9 +8,8 @@ from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFed
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.session import honest_shares
-from scarcity_ray.plan.tolerance import rows_behind_pre
 from scarcity_ray.privacy.accounting.modes import Accounting
-from scarcity_ray.secagg.sparse import COMPLETE_UP_TO
+from scarcity_ray.secagg.graph import COMPLETE_UP_TO
 
 NOISE_REACH = 2.0**53
 """Least size of noise, in grid steps, that float64 no longer resolves to one step."""
@@ -65,28 +64,17 @@ def _check_layer1(plan: FederationPlan) -> None:
     basket, layer1 = plan.config.basket, plan.config.layer1
     smallest, rule = basket.min_clients, layer1.aggregation_method
     f = plan.num_byzantine(smallest)
-    if layer1.num_selected is not None and rule is not AggregationMethod.MULTI_KRUM:
-        raise ConfigError(
-            "layer1.num_selected",
-            layer1.num_selected,
-            f"null for {rule.value}; only multi_krum selects a given number of rows",
-        )
-    if layer1.clipping_radius is not None and rule is not AggregationMethod.CENTERED_CLIPPING:
-        raise ConfigError(
-            "layer1.clipping_radius",
-            layer1.clipping_radius,
-            f"null for {rule.value}; only centered_clipping has a radius",
-        )
-    if layer1.max_examples is not None and rule is not AggregationMethod.WEIGHTED:
-        raise ConfigError(
-            "layer1.max_examples",
-            layer1.max_examples,
-            f"null for {rule.value}; only weighted weighs clients by their examples",
-        )
+    for name, value, only, use in (
+        ("num_selected", layer1.num_selected, AggregationMethod.MULTI_KRUM, "selects a given number of rows"),
+        ("clipping_radius", layer1.clipping_radius, AggregationMethod.CENTERED_CLIPPING, "has a radius"),
+        ("max_examples", layer1.max_examples, AggregationMethod.WEIGHTED, "weighs clients by their examples"),
+    ):
+        if value is not None and rule is not only:
+            raise ConfigError(f"layer1.{name}", value, f"null for {rule.value}; only {only.value} {use}")
     if layer1.pre and rule is AggregationMethod.WEIGHTED:
         raise ConfigError("layer1.pre", layer1.pre, "none before weighted, whose weights are of single rows")
-    by_rule = rows_behind_pre(layer1, f)
-    if by_rule > max(smallest, rows_behind_pre(layer1, 0)):
+    by_rule = plan.rule_rows(f)
+    if by_rule > max(smallest, plan.rule_rows(0)):
         raise ConfigError(
             "layer1.byzantine_fraction" if layer1.num_byzantine is None else "layer1.num_byzantine",
             layer1.byzantine_fraction if layer1.num_byzantine is None else f,

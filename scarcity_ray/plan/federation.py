@@ -11,12 +11,12 @@ from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFed
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
 from scarcity_ray.plan.session import honest_shares
-from scarcity_ray.plan.tolerance import rows_behind_pre, tolerated
-from scarcity_ray.privacy.accounting.distributed import share_sigma
 from scarcity_ray.privacy.accounting.gaussian_dp import mu_of_gaussian
 from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.accounting.zcdp import share_sigma
 from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
+from scarcity_ray.robust import least_rows
 
 DRIFT_SHARE = 0.1
 """Share of a gossip release's mu squared that the materiality test takes; the vector has the rest."""
@@ -143,12 +143,20 @@ class FederationPlan:
 
     def num_byzantine(self, num_members: int) -> int:
         """The f for a basket of `num_members` registered clients."""
-        return tolerated(self.config.layer1, num_members)
+        return self.config.layer1.byzantine_among(num_members)
+
+    def rule_rows(self, num_byzantine: int) -> int:
+        """Rows that the rule needs behind a pre-aggregation, which itself needs a majority of honest ones."""
+        layer1 = self.config.layer1
+        rows = least_rows(layer1.aggregation_method, num_byzantine)
+        for _ in range(layer1.pre.count("bucketing")):
+            rows = layer1.bucket_size * (rows - 1) + 1
+        return max(rows, 2 * num_byzantine + 1) if layer1.pre else rows
 
     def least_rows(self, num_members: int) -> int:
         """Rows without which Layer 1 of such a basket waits."""
         layer1, f = self.config.layer1, self.num_byzantine(num_members)
-        by_rule = rows_behind_pre(layer1, f)
+        by_rule = self.rule_rows(f)
         if layer1.aggregation_method is AggregationMethod.MULTI_KRUM and layer1.num_selected is not None:
             by_rule = max(by_rule, layer1.num_selected + f + 2)
         return max(layer1.min_updates, by_rule)

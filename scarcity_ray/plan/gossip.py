@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 from scarcity_ray.config import Layer1Config
-from scarcity_ray.plan.tolerance import tolerated
 
 
 @dataclass(frozen=True)
@@ -99,4 +98,4 @@ class GossipPlan:
 
     def num_byzantine(self, num_members: int) -> int:
         """As `FederationPlan.num_byzantine`."""
-        return tolerated(self.layer1, num_members)
+        return self.layer1.byzantine_among(num_members)

@@ -6,7 +6,7 @@ nothing is counted by the share of n. It cannot invite whom the roster does not 
 
 With threshold t(n) a sum holds t parties or more. Against an aggregator that also deviates from the protocol
 at most one sum of an attempt is learned if 2t > n + c on the complete graph (`secagg.context`); on a sparse
-graph fewer parties are certain to be in it, except with probability 2^-40 (`secagg.sparse`).
+graph fewer parties are certain to be in it, except with probability 2^-40 (`secagg.graph`).
 
 Only baskets of weight above 0 are counted: who has no fresh aggregate hides nobody, though it takes part and
 adds its share of noise. Of n parties let z be such. A basket unmasks no sum with fewer than L of weight,
@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from scarcity_ray.config import CentralNoise, Layer2Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.secagg import choose_graph, colluders_tolerated, threshold_for
-from scarcity_ray.secagg.sparse import COMPLETE_UP_TO, GraphChoice
+from scarcity_ray.secagg.graph import COMPLETE_UP_TO, GraphChoice
 
 HIDDEN_AMONG = 2
 """Honest aggregates that every sum must hold, the one that is hidden included."""
@@ -86,15 +86,11 @@ class SessionShape:
         """Why so many parties of weight do not suffice, or nothing."""
         if num_weighted >= self.least_weighted:
             return ""
-        return f"{num_weighted} fresh baskets; a release needs {self.least_weighted}{self._why}"
-
-    @property
-    def _why(self) -> str:
-        if not self.hides or not self.num_corrupt:
-            return ""
-        return (
+        why = (
             f" while {self.num_corrupt} of those registered may be corrupt (layer2.assumed_corrupt_fraction)"
         )
+        shown = why if self.hides and self.num_corrupt else ""
+        return f"{num_weighted} fresh baskets; a release needs {self.least_weighted}{shown}"
 
 
 def session_shape(
@@ -119,12 +115,11 @@ def session_shape(
     registered = num_parties if registered is None else registered
     corrupt = corrupt_of(layer2, registered)
     everybody = max(registered, 2)
-    hides = _honest(layer2, everybody, corrupt, 0, threshold_for(everybody, layer2.threshold_fraction)) >= (
-        HIDDEN_AMONG
-    )
+    most = _honest(layer2, everybody, corrupt, 0, threshold_for(everybody, layer2.threshold_fraction))
+    hides = most >= HIDDEN_AMONG
     corrupt += unsigned
     threshold = threshold_for(num_parties, layer2.threshold_fraction)
-    graph = _graph(layer2, num_parties, threshold, corrupt + idle)
+    graph = _graph(num_parties, threshold, corrupt + idle, layer2.assumed_dropout_fraction)
     least = max(layer2.min_baskets, corrupt + HIDDEN_AMONG if hides else 2)
     certain = min(max(least, threshold - idle), num_parties - idle)
     honest = _honest(layer2, num_parties, corrupt, idle, certain)
@@ -226,7 +221,7 @@ def masking_warning(layer2: Layer2Config, baskets: int | None = None) -> str | N
 def _honest(layer2: Layer2Config, num_parties: int, corrupt: int, idle: int, least: int) -> int:
     """Honest parties of weight in any sum that holds `least` of weight; below 1: none is certain."""
     threshold = threshold_for(num_parties, layer2.threshold_fraction)
-    graph = _graph(layer2, num_parties, threshold, corrupt + idle)
+    graph = _graph(num_parties, threshold, corrupt + idle, layer2.assumed_dropout_fraction)
     if graph.least_hidden_among is not None:
         return min(least - corrupt, graph.least_hidden_among)
     if corrupt > colluders_tolerated(num_parties, threshold):
@@ -234,28 +229,8 @@ def _honest(layer2: Layer2Config, num_parties: int, corrupt: int, idle: int, lea
     return least - corrupt
 
 
-def _graph(layer2: Layer2Config, num_parties: int, threshold: int, corrupt: int) -> GraphChoice:
-    return _chosen(num_parties, threshold, corrupt, layer2.assumed_dropout_fraction)
-
-
 @functools.lru_cache(maxsize=256)
-def _chosen(num_parties: int, threshold: int, corrupt: int, dropout_fraction: float) -> GraphChoice:
+def _graph(num_parties: int, threshold: int, corrupt: int, dropout_fraction: float) -> GraphChoice:
     return choose_graph(
-        num_parties,
-        threshold,
-        corrupt_fraction=0.0,
-        num_corrupt=corrupt,
-        dropout_fraction=dropout_fraction,
+        num_parties, threshold, corrupt_fraction=0.0, num_corrupt=corrupt, dropout_fraction=dropout_fraction
     )
-
-
-__all__ = [
-    "HIDDEN_AMONG",
-    "SessionShape",
-    "corrupt_of",
-    "fewest_parties",
-    "hides_from",
-    "honest_shares",
-    "masking_warning",
-    "session_shape",
-]

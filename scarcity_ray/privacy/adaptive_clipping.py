@@ -86,6 +86,3 @@ def adapted_clip_norm(
     if math.isnan(share_below):
         raise UsageError("share_below: nan is not accepted; a number")
     return clip_norm * math.exp(-learning_rate * (min(1.0, max(0.0, share_below)) - quantile))
-
-
-__all__ = ["BIT_SHARE", "adapted_clip_norm", "bit_radius"]

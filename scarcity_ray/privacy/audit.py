@@ -249,13 +249,3 @@ def _check_shares(*, delta: float, confidence: float) -> None:
         raise UsageError(f"delta: {delta!r} is not accepted; at least 0 and below 1")
     if not 0.0 < confidence < 1.0:
         raise UsageError(f"confidence: {confidence!r} is not accepted; above 0 and below 1")
-
-
-__all__ = [
-    "ManyRunAudit",
-    "binomial_tail",
-    "confidence_limits",
-    "guess_coins",
-    "many_run_audit",
-    "one_run_epsilon",
-]

@@ -164,6 +164,3 @@ def on_grid(values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
     """
     grid = 2.0 ** math.floor(math.log2(sigma / 1024.0))
     return np.rint(values / grid) * grid
-
-
-__all__ = ["CentralDPMechanism", "GaussianMechanism", "LocalDPMechanism", "on_grid"]

@@ -6,7 +6,7 @@ block.
 
 **Where things are**, from the ground up: `arrays` (column blocks, scratch memory, mixed rows, sorting
 networks), `native` (kernels that LLVM compiles), `measures` (norms, distances, order statistics), `rules` (a
-file a family, pre-aggregation, what each rule tolerates), `outliers` (how rows stood to a result), and
+file a family, pre-aggregation, what each rule tolerates), `outliers` (how far rows are from a result), and
 `aggregation`, which drives all of it; `cost_model` estimates how long that takes.
 
 **Driving the blocks elsewhere.** `aggregate_blocks(map_blocks, num_rows, method=..., num_byzantine=...)` is

@@ -1,7 +1,7 @@
 """From rows to one vector: `aggregate` in this process, `aggregate_blocks` for whoever drives the blocks.
 
 `aggregate_blocks` decides which rows enter (`Decision`), by approximate distances where they settle it and
-else by exact ones, then combines each block, and reports how the rows stood if asked.
+else by exact ones, then combines each block, and reports how far each row is from the result if asked.
 
 Guarantees:
     Both give bitwise the same vector, for any grouping of blocks into tasks.
@@ -41,7 +41,7 @@ from scarcity_ray.robust.measures.rows import (
     squares_block,
     squares_from_block,
 )
-from scarcity_ray.robust.outliers import OutlierReport, report_from_within, reported_in_the_same_pass, spread
+from scarcity_ray.robust.outliers import OutlierReport, combine_and_report, distances_report, spread
 from scarcity_ray.robust.rules.base import Rule, Selection, Setting, combine_block
 from scarcity_ray.robust.rules.mean import RowRule
 from scarcity_ray.robust.rules.preaggregation import (
@@ -64,7 +64,7 @@ class AggregationResult:
         scores: (n,) float64 to a relative 1e-3, the lower the better, for rules that score; ``nan`` for a
             masked row; else None.
         rejected: Indices of the rows that were masked because they are not finite, ascending.
-        report: How far each row stood from the result, if that was asked for.
+        report: How far each row is from the result, if that was asked for.
     """
 
     vector: Vector
@@ -85,13 +85,13 @@ class Decision(NamedTuple):
 
     Attributes:
         selection: Of the rows, or of the mixed rows.
-        mixing: (m, n) float64, the mixed rows' coefficients; None where rows enter as they are.
+        coefficients: (m, n) float64, of the mixed rows on the rows; None where rows enter as they are.
         squared: (p, p) float64 squared distances of the rows, and of the origin if it was asked for; None
             where they were not measured.
     """
 
     selection: Selection
-    mixing: Matrix | None
+    coefficients: Matrix | None
     squared: Matrix | None
 
 
@@ -117,7 +117,7 @@ def aggregate(
         weights: (n,) public weights, for ``weighted`` only.
         num_selected: m, for ``multi_krum`` only; n - f - 2 if not given.
         pre: Pre-aggregation in order, e.g. ``["nnm"]``.
-        report: Whether the result says how far each row stood.
+        report: Whether the result says how far each row is from it.
 
     Raises:
         UsageError: For a wrong type, shape or range, or more than f rows that are not finite.
@@ -208,17 +208,17 @@ def aggregate_blocks(
         decision = _decide_approximately(rule, steps, map_blocks, setting, approximate)
     if decision is None:
         decision = _decide_exactly(rule, steps, map_blocks, setting, norms)
-    vector, seen = _combine(rule, map_blocks, setting, decision, norms, report)
+    vector, outliers = _combine(rule, map_blocks, setting, decision, norms, report)
     rows, shares, scores = decision.selection.rows, decision.selection.weights, decision.selection.scores
     entered = rows
-    if decision.mixing is not None:
-        entered = tuple(np.flatnonzero(decision.mixing[list(rows)].any(axis=0)).tolist())
+    if decision.coefficients is not None:
+        entered = tuple(np.flatnonzero(decision.coefficients[list(rows)].any(axis=0)).tolist())
     return AggregationResult(
         vector=vector,
         selected=entered,
         weights=None if shares is None else spread(shares, rows, num_rows, 0.0),
         scores=None if steps else scores,
-        report=seen,
+        report=outliers,
     )
 
 
@@ -245,11 +245,11 @@ def _decide_approximately(
     if not steps:
         selection = rule.settle(squared, error, setting, partial(exact_rows, map_blocks, approximate))
         return None if selection is None else Decision(selection, None, squared)
-    mixing = steps[0].settle(squared, error, setting.num_byzantine, partial(exact_pairs, map_blocks))
-    if mixing is None:
+    coefficients = steps[0].settle(squared, error, setting.num_byzantine, partial(exact_pairs, map_blocks))
+    if coefficients is None:
         return None
-    mixed = Setting(len(mixing), setting.num_byzantine, setting.num_selected)
-    return _of_mixed_rows(rule, rule.select(None, mixed), mixing, squared)
+    mixed = Setting(len(coefficients), setting.num_byzantine, setting.num_selected)
+    return _of_mixed_rows(rule, rule.select(None, mixed), coefficients, squared)
 
 
 def _decide_exactly(
@@ -272,19 +272,19 @@ def _decide_exactly(
     origin = rule.needs_origin or any(step.needs_origin for step in steps)
     rows = measure(map_blocks, norms, origin=origin)
     with one_blas_thread():
-        geometry, mixing = mixed_geometry(rows, steps, f)
+        geometry, coefficients = mixed_geometry(rows, steps, f)
         mixed = Setting(geometry.num_rows, f, num_selected, weights, geometry)
         selection = rule.select(geometry.distances, mixed)
-    if mixing is None:
+    if coefficients is None:
         return Decision(selection, None, rows.squared)
-    return _of_mixed_rows(rule, selection, mixing[:, : setting.num_rows], rows.squared)
+    return _of_mixed_rows(rule, selection, coefficients[:, : setting.num_rows], rows.squared)
 
 
-def _of_mixed_rows(rule: Rule, selection: Selection, mixing: Matrix, squared: Matrix) -> Decision:
+def _of_mixed_rows(rule: Rule, selection: Selection, coefficients: Matrix, squared: Matrix) -> Decision:
     """The decision for mixed rows; a weighted sum of them is one of the rows themselves."""
     if isinstance(rule, RowRule):
-        return Decision(unmixed(selection, mixing), None, squared)
-    return Decision(selection, mixing, squared)
+        return Decision(unmixed(selection, coefficients), None, squared)
+    return Decision(selection, coefficients, squared)
 
 
 def _combine(
@@ -296,11 +296,12 @@ def _combine(
     report: bool,
 ) -> tuple[Vector, OutlierReport | None]:
     """The result, and the report on it if one is wanted: from distances at hand, or in the same pass."""
-    selection, mixing, squared = decision
-    mixture, seen = None if mixing is None else mixture_of(mixing), None
+    selection, coefficients, squared = decision
+    mixture = None if coefficients is None else mixture_of(coefficients)
+    combination = rule, selection, setting.num_byzantine, mixture
+    found = None
     if report and isinstance(rule, RowRule):
-        seen = report_from_within(selection, squared, setting.num_rows)
-    how = rule, selection, setting.num_byzantine, mixture
-    if report and seen is None:
-        return reported_in_the_same_pass(map_blocks, norms, *how)
-    return np.concatenate(list(map_blocks(combine_block, *how))), seen
+        found = distances_report(selection, squared, setting.num_rows)
+    if report and found is None:
+        return combine_and_report(map_blocks, norms, *combination)
+    return np.concatenate(list(map_blocks(combine_block, *combination))), found

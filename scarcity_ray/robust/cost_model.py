@@ -1,8 +1,8 @@
-"""How long a rule takes on one core, by estimate: enough to choose where it runs, and used for nothing else.
+"""A cost model: the seconds that a rule takes on one core, to choose whether it runs inline or as tasks.
 
-A rule reads its rows in passes, each with a price for an entry, in nanoseconds. The prices are what the
-passes were seen to take for n of 10 to 300 on a Zen 4 core; another core is faster or slower at all of them
-by about the same factor, and so is its copying into an object store, which the estimate is compared with.
+A rule reads its rows in passes, each with a cost for an entry, in nanoseconds. The costs are what the passes
+were seen to take for n of 10 to 300 on a Zen 4 core; another core is faster or slower at all of them by about
+the same factor, and so is its copying into an object store, which the estimate is compared with.
 
 Guarantees:
     The estimate grows with rows and columns, and pre-aggregation never makes it less.
@@ -13,11 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scarcity_ray.robust.measures.order_statistics import column_kernel
+from scarcity_ray.robust.measures.order_statistics import order_statistics_kernel
 from scarcity_ray.robust.native.gram_kernel import gram_kernel
 from scarcity_ray.robust.rules.base import Rule
-from scarcity_ray.robust.rules.coordinatewise import ColumnRule
-from scarcity_ray.robust.rules.krum import Krum
+from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 from scarcity_ray.robust.rules.mean import sum_kernel
 from scarcity_ray.robust.rules.preaggregation import PreAggregation, may_approximate
 
@@ -28,19 +27,19 @@ def estimated_seconds(
     rule: Rule, num_rows: int, num_columns: int, pre: Sequence[PreAggregation] = ()
 ) -> float:
     """Seconds that the rule takes on one core, behind its pre-aggregation, from rows that are in memory."""
-    price = 0.0
+    cost = 0.0
     compiled_products = gram_kernel() is not None
     if may_approximate(rule, pre):
-        price += 0.5 + 0.0096 * num_rows if compiled_products else 1.0 + 0.016 * num_rows
+        cost += 0.5 + 0.0096 * num_rows if compiled_products else 1.0 + 0.016 * num_rows
     elif rule.needs_distances or pre:
-        price += 1.5 + 0.0185 * num_rows if compiled_products else 2.0 + 0.03 * num_rows
+        cost += 1.5 + 0.0185 * num_rows if compiled_products else 2.0 + 0.03 * num_rows
     elif rule.pivot_row is not None:
-        price += 1.1
-    if isinstance(rule, ColumnRule):
-        compiled = column_kernel() is not None
-        price += 0.5 + (0.13 if compiled else 0.4) * math.log2(num_rows)
+        cost += 1.1
+    if isinstance(rule, CoordinatewiseRule):
+        compiled = order_statistics_kernel() is not None
+        cost += 0.5 + (0.13 if compiled else 0.4) * math.log2(num_rows)
         if pre:
-            price += 0.35 + 0.0125 * num_rows if compiled else 2.4 + 0.043 * num_rows
-    elif pre or not isinstance(rule, Krum):
-        price += 0.8 if sum_kernel() is None else 0.35
-    return price * NANOSECOND * num_rows * num_columns
+            cost += 0.35 + 0.0125 * num_rows if compiled else 2.4 + 0.043 * num_rows
+    elif pre or rule.name != "krum":
+        cost += 0.8 if sum_kernel() is None else 0.35
+    return cost * NANOSECOND * num_rows * num_columns

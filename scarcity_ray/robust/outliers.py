@@ -1,15 +1,15 @@
-"""How the rows stood to a result, which of them stand far out, and how far each agrees.
+"""Outlier reports: how far each row is from a result, which rows are outliers, and how far each agrees.
 
-A classic z-score cannot exceed (n - 1) / sqrt(n), and one far row inflates the deviation that hides the next.
-So distances are standardised by their median and their median absolute deviation, which fewer than half of
-the rows cannot move far.
+*Outliers.* A classic z-score cannot exceed (n - 1) / sqrt(n), and one far row inflates the deviation that
+hides the next. So distances are standardised by their median and their median absolute deviation, which fewer
+than half of the rows cannot move far.
 
-A row *agrees* as long as it stands about as far from the result as the middle row does. The yardstick is the
-same spread, but never finer than a twentieth of the median distance, so that rows that all stand alike are
-not told apart by accident, as few rows would be. A row stands nearer to a mean that holds it than to what the
-others make of it, the more so the fewer are averaged. With a share w in the result, its distance is taken to
-be 1/(1 - w) of what it is: that to the weighted mean of the others. So whether a rule selected a row decides
-nothing: Krum selects one row of n, whoever is honest.
+*Agreement.* A row agrees as long as it is about as far from the result as the middle row is, by the same
+deviation, but never less than a twentieth of the median distance: few rows that are all alike would else be
+told apart by accident. A row is nearer to a mean that holds it than to the mean of the others, the more so
+the fewer are averaged. With a share w in the result, its distance is taken to be 1/(1 - w) of what it is:
+that to the weighted mean of the others. So whether a rule selected a row decides nothing: Krum selects one
+row of n, whoever is honest.
 
 Guarantees:
     A row far from the others is reported, whatever the others beyond half of them do.
@@ -40,7 +40,7 @@ from scarcity_ray.robust.measures.approximate_distances import MOST_ERROR, NORMS
 from scarcity_ray.robust.measures.distances import ordered_sum, squares_to
 from scarcity_ray.robust.measures.rows import as_rows, row_norm
 from scarcity_ray.robust.rules.base import Rule, Selection, combine_block
-from scarcity_ray.robust.rules.coordinatewise import ColumnRule
+from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 
 MAD_TO_SIGMA = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
@@ -58,8 +58,8 @@ FINEST = 0.05
 """Least standard deviation, relative to the median distance."""
 
 LOOK_COLUMNS = 1024
-"""Columns of each block in which a report looks for what was left out: all of them would cost a quarter of a
-rule's own time, and the share of a million coordinates is known to 0.2 % from those of every block."""
+"""Columns of each block in which a report counts values left out. All of them would cost a quarter of a
+rule's own time; the share of a million coordinates is known to 0.2 % from those of every block."""
 
 SQUARES = (2.0**-60, 2.0**60)
 """Sums of float32 squares outside are formed again in float64: a square may have left float32's range."""
@@ -67,7 +67,7 @@ SQUARES = (2.0**-60, 2.0**60)
 
 @dataclass(frozen=True, eq=False)
 class OutlierReport:
-    """How each row stood to the result. It is made of private data: a report, never a weight.
+    """How far each row is from the result. It is made of private data: a report, never a weight.
 
     Attributes:
         distances: (n,) float64 distances to the result, to a relative 2^-6 at worst, and seldom
@@ -115,7 +115,7 @@ class BlockReport(NamedTuple):
     looked: int
 
 
-def reported_in_the_same_pass(
+def combine_and_report(
     map_blocks: MapBlocks,
     norms: NDArray[np.float64] | None,
     rule: Rule,
@@ -123,17 +123,17 @@ def reported_in_the_same_pass(
     num_byzantine: int,
     mixture: Mixture | None,
 ) -> tuple[Vector, OutlierReport | None]:
-    """The result and the report on it; twice over only where rows all but equal the result."""
+    """The result and its report in one pass over the blocks; in two if some row all but equals the result."""
     combination = rule, selection, num_byzantine, mixture
     if norms is not None and NORMS[0] < norms.max() < NORMS[1]:
-        vector, seen = combined_report(map_blocks(report_block, *combination, False), norms)
+        vector, seen = joined_report(map_blocks(report_block, *combination, False), norms)
         if seen is not None:
             return vector, seen
-    return combined_report(map_blocks(report_block, *combination, True), None)
+    return joined_report(map_blocks(report_block, *combination, True), None)
 
 
-def report_from_within(selection: Selection, squared: Matrix | None, num_rows: int) -> OutlierReport | None:
-    """The report on a weighted sum of rows from their distances, without the rows, where they suffice."""
+def distances_report(selection: Selection, squared: Matrix | None, num_rows: int) -> OutlierReport | None:
+    """The report on a weighted sum of rows from their distances alone; None where these do not suffice."""
     if squared is None:
         return None
     weights = np.zeros(len(squared))
@@ -155,23 +155,23 @@ def report_block(
     mixture: Mixture | None,
     differences: bool,
 ) -> BlockReport:
-    """Kernel: what `combine_block` gives, and how each row stands to it.
+    """Kernel: what `combine_block` gives, and how far each row is from it.
 
-    `differences` says whether to form the rows' differences from the result. It takes three times as long as
-    their inner products, which suffice where the rows' own squares are known and not almost equal to them.
+    With `differences`, distances come from the rows' differences from the result; that takes three times as
+    long as their inner products, which suffice where the rows' own squares are known and not almost equal.
     """
-    if not isinstance(rule, ColumnRule) or mixture is not None:
+    if not isinstance(rule, CoordinatewiseRule) or mixture is not None:
         vector, outside, look = combine_block(block, rule, selection, num_byzantine, mixture), None, 0
     else:
         look = min(LOOK_COLUMNS, len(block[0]))
         window = rule.summary(block, selection, num_byzantine)
         vector = window.mean
         outside = _outside(block, window.least[:look], window.largest[:look])
-    squares = _squares(block, vector) if differences else _squares_less_own(block, vector)
+    squares = _squares(block, vector) if differences else _squares_less_norms(block, vector)
     return BlockReport(vector, squares, outside, look)
 
 
-def _squares_less_own(block: Rows, vector: Vector) -> NDArray[np.float64]:
+def _squares_less_norms(block: Rows, vector: Vector) -> NDArray[np.float64]:
     """Squared distances to the vector less each row's own square: |v|^2 - 2 x.v, (n,) float64."""
     inner = np.array([np.dot(row, vector) for row in block], np.float64)
     return float(np.dot(vector, vector)) - 2.0 * inner
@@ -192,12 +192,12 @@ def _squares(block: Rows, vector: Vector) -> NDArray[np.float64]:
 
 
 def _outside(block: Rows, low: Vector, high: Vector) -> NDArray[np.int64]:
-    seen = np.array([row[: len(low)] for row in block])
-    counts: NDArray[np.int64] = ((seen < low) | (seen > high)).sum(axis=1, dtype=np.int64)
+    looked = np.array([row[: len(low)] for row in block])
+    counts: NDArray[np.int64] = ((looked < low) | (looked > high)).sum(axis=1, dtype=np.int64)
     return counts
 
 
-def combined_report(
+def joined_report(
     parts: Iterable[BlockReport], norms: NDArray[np.float64] | None
 ) -> tuple[Vector, OutlierReport | None]:
     """The result and its report from what `report_block` gave, in block order.

@@ -106,14 +106,7 @@ class SessionContext:
             f"2 to {MAX_PARTIES} of them",
         )
         for party in self.parties:
-            _require(
-                type(party) is Party
-                and _is_name(party.party_id)
-                and type(party.identity_public) is bytes
-                and len(party.identity_public) == PUBLIC_BYTES,
-                "parties",
-                "Party(party_id, 32 bytes of an Ed25519 public key)",
-            )
+            _require(is_party(party), "parties", "Party(party_id, 32 bytes of an Ed25519 public key)")
         ids = [party.party_id for party in self.parties]
         _require(ids == sorted(set(ids)), "parties", "unique ids in sorted order")
         _require(
@@ -191,7 +184,7 @@ def colluders_tolerated(num_parties: int, threshold: int) -> int:
 
     While 2 * threshold > num_parties + c, at most one of a party's two secrets can be rebuilt, and whatever
     is learned of an honest input is a sum over ``threshold - c`` or more honest ones
-    (`scarcity_ray.secagg.sparse` has the proof).
+    (`scarcity_ray.secagg.graph` has the proof).
 
     Returns:
         The largest such c: ``2 * threshold - num_parties - 1``.
@@ -218,6 +211,16 @@ def threshold_for(num_parties: int, fraction: float) -> int:
         raise UsageError(f"threshold fraction {fraction!r} is not in [0, 1]")
     wanted = math.floor(fraction * num_parties + 1e-9) + 1
     return max(least_threshold(num_parties), min(num_parties, wanted))
+
+
+def is_party(value: object) -> bool:
+    """Whether something from outside is a party with a name of valid text and a key of the right length."""
+    return (
+        type(value) is Party
+        and _is_name(value.party_id)
+        and type(value.identity_public) is bytes
+        and len(value.identity_public) == PUBLIC_BYTES
+    )
 
 
 def _require(holds: bool, name: str, accepted: str) -> None:

@@ -21,12 +21,11 @@ import numpy as np
 from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted, UsageError
 from scarcity_ray.secagg import commitments
 from scarcity_ray.secagg.context import SessionContext
-from scarcity_ray.secagg.dealing import gather, require_dealt_to
+from scarcity_ray.secagg.dealing import Unmasking, gather, require_dealt_to
 from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
 from scarcity_ray.secagg.graph import Graph
 from scarcity_ray.secagg.key_agreement import agree, private_key_from
-from scarcity_ray.secagg.mask_terms import terms_to_remove
-from scarcity_ray.secagg.masking import apply_masks
+from scarcity_ray.secagg.masking import apply_masks, terms_to_remove
 from scarcity_ray.secagg.messages import (
     Advert,
     Confirmation,
@@ -38,7 +37,6 @@ from scarcity_ray.secagg.messages import (
     checked,
 )
 from scarcity_ray.secagg.phases import COORDINATOR_TRANSITIONS, PHASES, Phase
-from scarcity_ray.secagg.unmasking import Unmasking
 
 
 class Coordinator:
@@ -160,6 +158,7 @@ class Coordinator:
         if self._closes("confirmations"):
             self._unmasking = Unmasking(
                 self._context,
+                self._digest,
                 self._roster_digest,
                 self._neighbourhoods(),
                 self._adverts,

@@ -1,21 +1,36 @@
-"""Dealing, gathering and opening shares: phase 2's message, and what each holder makes of its part of it.
+"""Dealing, gathering, opening and rebuilding shares: what phases 2 and 5 do with a party's two secrets.
 
 Each holder gets one ciphertext with two shares, of the dealer's self-mask seed and of its mask key. The
 dealer also commits to every share, to all: a holder that was dealt another share than the one committed to
 says so before anything is unmasked, and a holder that later gives another share is found by the
 coordinator. So a wrong share has an author. That all committed shares lie on one polynomial shows only
 when the secret is rebuilt; a dealer whose shares do not is named, and that attempt is lost.
+
+Of a survivor only the seed is rebuilt, of a party that dropped only the mask key: the coordinator accepts
+exactly the shares it asked for, each holder gives one of the two a party, and a majority of each
+neighbourhood is needed, so no secret's other half can be gathered as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from scarcity_ray.errors import ProtocolViolation
-from scarcity_ray.secagg.commitments import Secret, commit_to_share
-from scarcity_ray.secagg.key_agreement import Entropy, derive_key, seal, unseal
-from scarcity_ray.secagg.messages import Inbox, KeyShares
-from scarcity_ray.secagg.shamir import SHARE_BYTES, is_share, split
+from scarcity_ray.secagg import shamir
+from scarcity_ray.secagg.commitments import Secret, commit_to_seed, commit_to_share
+from scarcity_ray.secagg.context import SessionContext
+from scarcity_ray.secagg.graph import Graph
+from scarcity_ray.secagg.key_agreement import (
+    Entropy,
+    derive_key,
+    private_key_from,
+    public_key_of,
+    seal,
+    unseal,
+)
+from scarcity_ray.secagg.messages import Advert, Inbox, KeyShares, UnmaskShares
 from scarcity_ray.secagg.transcript import encode
 
 
@@ -41,7 +56,7 @@ def deal(
         roster_digest: Of all adverts.
         entropy: For the polynomials.
     """
-    seed_shares, key_shares = split(
+    seed_shares, key_shares = shamir.split(
         (secrets[Secret.SEED], secrets[Secret.KEY]), threshold, list(holders.values()), entropy
     )
     dealt = list(zip(holders, seed_shares, key_shares, strict=True))
@@ -128,7 +143,7 @@ def open_shares(
             commit_to_share(roster_digest, dealer, holder, secret, share)
             for secret, share in zip((Secret.SEED, Secret.KEY), shares, strict=True)
         ]
-        if committed != expected or not all(is_share(share) for share in shares):
+        if committed != expected or not all(shamir.is_share(share) for share in shares):
             raise ProtocolViolation(f"the shares of {dealer!r} contradict its commitments")
         held[dealer] = bytearray(plain)
     return held
@@ -136,8 +151,92 @@ def open_shares(
 
 def halves(pair: Sequence[int]) -> tuple[bytes, bytes]:
     """A dealt pair's seed share and key share (34 bytes each)."""
-    return bytes(pair[:SHARE_BYTES]), bytes(pair[SHARE_BYTES:])
+    return bytes(pair[: shamir.SHARE_BYTES]), bytes(pair[shamir.SHARE_BYTES :])
 
 
 def _share_key(secret: bytes, roster_digest: bytes, dealer: str, holder: str) -> bytes:
     return derive_key(secret, "share", roster_digest, dealer, holder)
+
+
+@dataclass
+class Unmasking:
+    """The shares of one attempt's last phase, and what the earlier phases fixed."""
+
+    context: SessionContext
+    context_digest: bytes
+    roster_digest: bytes
+    graph: Graph
+    adverts: Mapping[str, Advert]
+    key_shares: Mapping[str, KeyShares]
+    survivors: Collection[str]
+    _given: dict[Secret, dict[str, dict[str, bytes]]] = field(
+        default_factory=lambda: {Secret.SEED: {}, Secret.KEY: {}}
+    )
+
+    @property
+    def holders(self) -> Collection[str]:
+        """Who gave their shares."""
+        return self._given[Secret.SEED].keys()
+
+    def add(self, message: UnmaskShares) -> None:
+        """Takes a holder's shares.
+
+        Raises:
+            ProtocolViolation: unless they are exactly those asked for, and those that were dealt to it.
+        """
+        holder = message.party_id
+        held = self.graph.present(holder, self.key_shares)
+        seeds = tuple(owner for owner in held if owner in self.survivors)
+        keys = tuple(owner for owner in held if owner not in self.survivors)
+        if (message.seed_owners, message.key_owners) != (seeds, keys) or (
+            len(message.seed_shares) != len(seeds) or len(message.key_shares) != len(keys)
+        ):
+            raise ProtocolViolation(f"{holder!r} did not give exactly the shares that are asked of it")
+        given = {
+            Secret.SEED: dict(zip(seeds, message.seed_shares, strict=True)),
+            Secret.KEY: dict(zip(keys, message.key_shares, strict=True)),
+        }
+        for secret, shares in given.items():
+            for owner, share in shares.items():
+                self._require_dealt(owner, holder, secret, share)
+        for secret, shares in given.items():
+            self._given[secret][holder] = shares
+
+    def rebuild(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """The seeds of the survivors and the mask keys of those who dropped, by owner.
+
+        Raises:
+            ProtocolViolation: naming the dealer whose shares do not rebuild what it committed to.
+        """
+        dropped = set(self.key_shares) - set(self.survivors)
+        return self._rebuild(Secret.SEED, self.survivors), self._rebuild(Secret.KEY, dropped)
+
+    def _rebuild(self, secret: Secret, owners: Collection[str]) -> dict[str, bytes]:
+        least, given = self.context.rebuild_threshold, self._given[secret]
+        by_holders: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for owner in sorted(owners):
+            by_holders[self.graph.present(owner, self.holders)[:least]].append(owner)
+        rebuilt: dict[str, bytes] = {}
+        for holders, group in by_holders.items():
+            points = [self.context.point(holder) for holder in holders]
+            shares = [[given[holder][owner] for holder in holders] for owner in group]
+            for owner, value in zip(group, shamir.rebuild(points, shares), strict=True):
+                if value is None or not self._matches_advert(secret, owner, value):
+                    raise ProtocolViolation(
+                        f"{owner!r} dealt shares that do not rebuild what it committed to"
+                    )
+                rebuilt[owner] = value
+        return rebuilt
+
+    def _require_dealt(self, owner: str, holder: str, secret: Secret, share: bytes) -> None:
+        dealt = self.key_shares[owner]
+        column = dealt.seed_share_commitments if secret is Secret.SEED else dealt.key_share_commitments
+        given = commit_to_share(self.roster_digest, owner, holder, secret, share)
+        if given != column[dealt.holders.index(holder)] or not shamir.is_share(share):
+            raise ProtocolViolation(f"{holder!r} gave a false share of {owner!r}")
+
+    def _matches_advert(self, secret: Secret, owner: str, value: bytes) -> bool:
+        advert = self.adverts[owner]
+        if secret is Secret.SEED:
+            return commit_to_seed(self.context_digest, owner, value) == advert.seed_commitment
+        return public_key_of(private_key_from(value)) == advert.mask_public

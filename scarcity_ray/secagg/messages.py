@@ -1,8 +1,9 @@
 """The messages: plain frozen records, and the checks that a record from outside must pass.
 
 Every message of a party names its sender and the context's digest, and is signed by the sender's
-identity over all of its content. `checked` looks at every field's type and length before anything else
-touches it, so hostile content ends as a `ProtocolViolation` and never as a traceback from further inside.
+identity over all of its content. `checked` holds every field to the type and length of its annotation before
+anything else touches it, so hostile content ends as a `ProtocolViolation` and never as a traceback from
+further inside.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Annotated, TypeVar, get_type_hints
 
 import numpy as np
 
@@ -47,32 +48,27 @@ def _is_vector(value: object) -> bool:
     )
 
 
-_ID, _IDS = _is_id, _is_tuple_of(_is_id)
-_DIGEST, _DIGESTS = _is_bytes(DIGEST_BYTES), _is_tuple_of(_is_bytes(DIGEST_BYTES))
-_KEY, _SHARES = _is_bytes(KEY_BYTES), _is_tuple_of(_is_bytes(SHARE_BYTES))
-_SEALED = _is_tuple_of(_is_bytes(SEALED_BYTES))
-_SIGNATURE = _is_bytes(SIGNATURE_BYTES)
+Id = Annotated[str, _is_id]
+Ids = Annotated[tuple[str, ...], _is_tuple_of(_is_id)]
+Digest = Annotated[bytes, _is_bytes(DIGEST_BYTES)]
+Digests = Annotated[tuple[bytes, ...], _is_tuple_of(_is_bytes(DIGEST_BYTES))]
+Key = Annotated[bytes, _is_bytes(KEY_BYTES)]
+Shares = Annotated[tuple[bytes, ...], _is_tuple_of(_is_bytes(SHARE_BYTES))]
+Sealed = Annotated[tuple[bytes, ...], _is_tuple_of(_is_bytes(SEALED_BYTES))]
+Signature = Annotated[bytes, _is_bytes(SIGNATURE_BYTES)]
+Vector = Annotated[RingArray, _is_vector]
 
 
 @dataclass(frozen=True, slots=True)
 class Advert:
     """Phase 1, party to all: its ephemeral public keys, and a commitment to its self-mask seed."""
 
-    party_id: str
-    context_digest: bytes
-    cipher_public: bytes
-    mask_public: bytes
-    seed_commitment: bytes
-    signature: bytes = bytes(SIGNATURE_BYTES)
-
-    FIELDS: ClassVar[dict[str, Check]] = {
-        "party_id": _ID,
-        "context_digest": _DIGEST,
-        "cipher_public": _KEY,
-        "mask_public": _KEY,
-        "seed_commitment": _DIGEST,
-        "signature": _SIGNATURE,
-    }
+    party_id: Id
+    context_digest: Digest
+    cipher_public: Key
+    mask_public: Key
+    seed_commitment: Digest
+    signature: Signature = bytes(SIGNATURE_BYTES)
 
     def signed_content(self) -> bytes:
         """What the signature covers."""
@@ -93,25 +89,14 @@ class KeyShares:
     The four tuples run over the sender's neighbourhood in sorted order, the sender itself included.
     """
 
-    party_id: str
-    context_digest: bytes
-    roster_digest: bytes
-    holders: tuple[str, ...]
-    sealed: tuple[bytes, ...]
-    seed_share_commitments: tuple[bytes, ...]
-    key_share_commitments: tuple[bytes, ...]
-    signature: bytes = bytes(SIGNATURE_BYTES)
-
-    FIELDS: ClassVar[dict[str, Check]] = {
-        "party_id": _ID,
-        "context_digest": _DIGEST,
-        "roster_digest": _DIGEST,
-        "holders": _IDS,
-        "sealed": _SEALED,
-        "seed_share_commitments": _DIGESTS,
-        "key_share_commitments": _DIGESTS,
-        "signature": _SIGNATURE,
-    }
+    party_id: Id
+    context_digest: Digest
+    roster_digest: Digest
+    holders: Ids
+    sealed: Sealed
+    seed_share_commitments: Digests
+    key_share_commitments: Digests
+    signature: Signature = bytes(SIGNATURE_BYTES)
 
     def signed_content(self) -> bytes:
         """What the signature covers."""
@@ -136,42 +121,24 @@ class Inbox:
     gives masks that do not cancel.
     """
 
-    party_id: str
-    context_digest: bytes
-    sharers: tuple[str, ...]
-    senders: tuple[str, ...]
-    sealed: tuple[bytes, ...]
-    seed_share_commitments: tuple[bytes, ...]
-    key_share_commitments: tuple[bytes, ...]
-
-    FIELDS: ClassVar[dict[str, Check]] = {
-        "party_id": _ID,
-        "context_digest": _DIGEST,
-        "sharers": _IDS,
-        "senders": _IDS,
-        "sealed": _SEALED,
-        "seed_share_commitments": _DIGESTS,
-        "key_share_commitments": _DIGESTS,
-    }
+    party_id: Id
+    context_digest: Digest
+    sharers: Ids
+    senders: Ids
+    sealed: Sealed
+    seed_share_commitments: Digests
+    key_share_commitments: Digests
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskedInput:
     """Phase 3, party to coordinator: its input plus all of its masks, uint32 or uint64 (d,)."""
 
-    party_id: str
-    context_digest: bytes
-    sharers_digest: bytes
-    vector: RingArray
-    signature: bytes = bytes(SIGNATURE_BYTES)
-
-    FIELDS: ClassVar[dict[str, Check]] = {
-        "party_id": _ID,
-        "context_digest": _DIGEST,
-        "sharers_digest": _DIGEST,
-        "vector": _is_vector,
-        "signature": _SIGNATURE,
-    }
+    party_id: Id
+    context_digest: Digest
+    sharers_digest: Digest
+    vector: Vector
+    signature: Signature = bytes(SIGNATURE_BYTES)
 
     def signed_content(self) -> bytes:
         """What the signature covers: the vector by its hash."""
@@ -183,17 +150,10 @@ class MaskedInput:
 class Confirmation:
     """Phase 4, party to all: the set of survivors that it was shown, by its hash, and will unmask for."""
 
-    party_id: str
-    context_digest: bytes
-    survivors_digest: bytes
-    signature: bytes = bytes(SIGNATURE_BYTES)
-
-    FIELDS: ClassVar[dict[str, Check]] = {
-        "party_id": _ID,
-        "context_digest": _DIGEST,
-        "survivors_digest": _DIGEST,
-        "signature": _SIGNATURE,
-    }
+    party_id: Id
+    context_digest: Digest
+    survivors_digest: Digest
+    signature: Signature = bytes(SIGNATURE_BYTES)
 
     def signed_content(self) -> bytes:
         """What the signature covers."""
@@ -204,25 +164,14 @@ class Confirmation:
 class UnmaskShares:
     """Phase 5, party to coordinator: seed shares of the survivors, mask key shares of those who dropped."""
 
-    party_id: str
-    context_digest: bytes
-    survivors_digest: bytes
-    seed_owners: tuple[str, ...]
-    seed_shares: tuple[bytes, ...]
-    key_owners: tuple[str, ...]
-    key_shares: tuple[bytes, ...]
-    signature: bytes = bytes(SIGNATURE_BYTES)
-
-    FIELDS: ClassVar[dict[str, Check]] = {
-        "party_id": _ID,
-        "context_digest": _DIGEST,
-        "survivors_digest": _DIGEST,
-        "seed_owners": _IDS,
-        "seed_shares": _SHARES,
-        "key_owners": _IDS,
-        "key_shares": _SHARES,
-        "signature": _SIGNATURE,
-    }
+    party_id: Id
+    context_digest: Digest
+    survivors_digest: Digest
+    seed_owners: Ids
+    seed_shares: Shares
+    key_owners: Ids
+    key_shares: Shares
+    signature: Signature = bytes(SIGNATURE_BYTES)
 
     def signed_content(self) -> bytes:
         """What the signature covers."""
@@ -241,7 +190,13 @@ class UnmaskShares:
 
 
 SignedMessage = Advert | KeyShares | MaskedInput | Confirmation | UnmaskShares
+S = TypeVar("S", Advert, KeyShares, MaskedInput, Confirmation, UnmaskShares)
 M = TypeVar("M", Advert, KeyShares, Inbox, MaskedInput, Confirmation, UnmaskShares)
+
+_CHECKS: dict[type, dict[str, Check]] = {
+    kind: {name: hint.__metadata__[0] for name, hint in get_type_hints(kind, include_extras=True).items()}
+    for kind in (Advert, KeyShares, Inbox, MaskedInput, Confirmation, UnmaskShares)
+}
 
 
 def checked(message: object, kind: type[M]) -> M:
@@ -252,7 +207,7 @@ def checked(message: object, kind: type[M]) -> M:
     """
     if type(message) is not kind:
         raise ProtocolViolation(f"expected {kind.__name__}, got {type(message).__name__}")
-    for name, is_right in kind.FIELDS.items():
+    for name, is_right in _CHECKS[kind].items():
         if not is_right(getattr(message, name, None)):
             raise ProtocolViolation(f"{kind.__name__}.{name} is malformed")
     return message
@@ -266,3 +221,47 @@ def checked_batch(messages: object, kind: type[M], at_most: int) -> tuple[M, ...
     if len({message.party_id for message in batch}) != len(batch):
         raise ProtocolViolation(f"two {kind.__name__} messages of one party")
     return batch
+
+
+@dataclass(frozen=True, slots=True)
+class SessionVolume:
+    """Bytes of content of one party's messages in a session in which nobody drops out.
+
+    Attributes:
+        sent: From the party: advert, key shares, masked input, confirmation, unmask shares.
+        received: By the party: all adverts, its inbox, the set of survivors, all confirmations.
+    """
+
+    sent: int
+    received: int
+
+
+def session_volume(
+    num_parties: int, *, degree: int | None, dimension: int, ring_bits: int, id_bytes: int
+) -> SessionVolume:
+    """Count one party's bytes; what carries the messages adds its own headers.
+
+    Guarantees:
+        * `volume_is_that_of_the_messages_of_a_session`
+
+    Args:
+        num_parties: Parties in the session.
+        degree: Neighbours of each party; None: all others.
+        dimension: Words in each input.
+        ring_bits: 32 or 64, the bits of a word.
+        id_bytes: Bytes of a party's id.
+    """
+    members = num_parties if degree is None else degree + 1
+    head = id_bytes + DIGEST_BYTES
+    signed = head + SIGNATURE_BYTES
+    advert = signed + 2 * KEY_BYTES + DIGEST_BYTES
+    shared = id_bytes + SEALED_BYTES + 2 * DIGEST_BYTES
+    key_shares = signed + DIGEST_BYTES + members * shared
+    masked = signed + DIGEST_BYTES + dimension * ring_bits // 8
+    confirmation = signed + DIGEST_BYTES
+    unmask_shares = signed + DIGEST_BYTES + members * (id_bytes + SHARE_BYTES)
+    inbox = head + num_parties * id_bytes + members * shared
+    return SessionVolume(
+        sent=advert + key_shares + masked + confirmation + unmask_shares,
+        received=num_parties * (advert + id_bytes + confirmation) + inbox,
+    )

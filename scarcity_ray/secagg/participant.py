@@ -15,7 +15,7 @@ import numpy as np
 
 from scarcity_ray.errors import ProtocolViolation, UsageError
 from scarcity_ray.secagg import commitments
-from scarcity_ray.secagg.admission import require_joinable, require_roll
+from scarcity_ray.secagg.admission import SessionGuard, require_joinable, require_roll
 from scarcity_ray.secagg.commitments import Secret
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.dealing import deal, halves, open_shares
@@ -23,20 +23,19 @@ from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
 from scarcity_ray.secagg.identity import IdentityKeyPair
 from scarcity_ray.secagg.key_agreement import Entropy
 from scarcity_ray.secagg.keyring import Keyring
-from scarcity_ray.secagg.mask_terms import terms_to_apply
-from scarcity_ray.secagg.masking import MaskTerm, apply_masks
+from scarcity_ray.secagg.masking import MaskTerm, apply_masks, terms_to_apply
 from scarcity_ray.secagg.messages import (
     Advert,
     Confirmation,
     Inbox,
     KeyShares,
     MaskedInput,
+    S,
     UnmaskShares,
     checked,
 )
 from scarcity_ray.secagg.phases import PARTICIPANT_TRANSITIONS, State
 from scarcity_ray.secagg.public_view import PublicView
-from scarcity_ray.secagg.session_guard import SessionGuard
 
 
 class Participant:
@@ -105,16 +104,9 @@ class Participant:
     def advertise(self) -> Advert:
         """Phase 1: makes this attempt's keys and seed, and announces their public side."""
         after = self._next("advertise")
-        advert = Advert(
-            party_id=self._party_id,
-            context_digest=self._digest,
-            cipher_public=self._keyring.cipher_public,
-            mask_public=self._keyring.mask_public,
-            seed_commitment=commitments.commit_to_seed(
-                self._digest, self._party_id, bytes(self._keyring.seed)
-            ),
-        )
-        self._advert = replace(advert, signature=self._identity.sign(advert.signed_content()))
+        keys, me = self._keyring, self._party_id
+        seed = commitments.commit_to_seed(self._digest, me, bytes(keys.seed))
+        self._advert = self._signed(Advert(me, self._digest, keys.cipher_public, keys.mask_public, seed))
         self._state = after
         return self._advert
 
@@ -149,7 +141,7 @@ class Participant:
         self._roll = roll
         self._keyring.wipe_private_keys()
         self._state = after
-        return replace(message, signature=self._identity.sign(message.signed_content()))
+        return self._signed(message)
 
     def mask(self, inbox: Inbox, vector: RingArray) -> MaskedInput:
         """Phase 3: checks the shares it was sent, and masks its input.
@@ -173,13 +165,7 @@ class Participant:
         sharers_digest = self._view.sharers_digest(self._roll, inbox.sharers)
         masked: RingArray = np.array(vector, order="C")
         apply_masks(masked, self._mask_terms(sharers_digest, inbox.senders))
-        message = MaskedInput(
-            party_id=self._party_id,
-            context_digest=self._digest,
-            sharers_digest=sharers_digest,
-            vector=masked,
-        )
-        message = replace(message, signature=self._identity.sign(message.signed_content()))
+        message = self._signed(MaskedInput(self._party_id, self._digest, sharers_digest, masked))
         self._keyring.wipe_mask_secrets()
         self._keyring.held = held
         self._sharers, self._sharers_digest = inbox.sharers, sharers_digest
@@ -206,9 +192,8 @@ class Participant:
         for party in graph.present(self._party_id, alone):
             raise ProtocolViolation(f"{party!r} has too few neighbours among the survivors")
         self._survivors, self._survivors_digest = present, digest
-        message = Confirmation(self._party_id, self._digest, self._survivors_digest)
         self._state = after
-        return replace(message, signature=self._identity.sign(message.signed_content()))
+        return self._signed(Confirmation(self._party_id, self._digest, digest))
 
     def unmask(self, confirmations: tuple[Confirmation, ...]) -> UnmaskShares:
         """Phase 5: gives one share for each neighbour, once: the seed's if it survived, else the key's.
@@ -237,18 +222,18 @@ class Participant:
         seed_owners = tuple(owner for owner in held if owner in self._survivors)
         key_owners = tuple(owner for owner in held if owner not in self._survivors)
         message_out = UnmaskShares(
-            party_id=self._party_id,
-            context_digest=self._digest,
-            survivors_digest=self._survivors_digest,
-            seed_owners=seed_owners,
+            self._party_id,
+            self._digest,
+            self._survivors_digest,
+            seed_owners,
             seed_shares=tuple(halves(held[owner])[0] for owner in seed_owners),
             key_owners=key_owners,
             key_shares=tuple(halves(held[owner])[1] for owner in key_owners),
         )
-        message_out = replace(message_out, signature=self._identity.sign(message_out.signed_content()))
+        signed = self._signed(message_out)
         self._keyring.wipe()
         self._state = after
-        return message_out
+        return signed
 
     def close(self) -> None:
         """Wipes every key, seed and share. May be called at any time, more than once."""
@@ -266,6 +251,9 @@ class Participant:
 
     def __reduce__(self) -> NoReturn:
         raise UsageError("a participant holds keys and is not pickled")
+
+    def _signed(self, message: S) -> S:
+        return replace(message, signature=self._identity.sign(message.signed_content()))
 
     def _next(self, step: str) -> State:
         before, after = PARTICIPANT_TRANSITIONS[step]

@@ -1,6 +1,7 @@
 """The five phases of an attempt, as the tables that participant and coordinator obey.
 
-A participant::
+Bonawitz et al. 2017 call them advertise keys, share keys, masked input collection, consistency check and
+unmasking. A participant::
 
     step        from        to          says                 learns
     advertise   NEW         ADVERTISED  Advert               nothing

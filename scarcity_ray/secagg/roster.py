@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.secagg.context import MAX_ID_LENGTH, Party
-from scarcity_ray.secagg.identity import PUBLIC_BYTES, SIGNATURE_BYTES, IdentityKeyPair
+from scarcity_ray.secagg.context import Party, is_party
+from scarcity_ray.secagg.identity import SIGNATURE_BYTES, IdentityKeyPair
 from scarcity_ray.secagg.transcript import DIGEST_BYTES, digest, encode
 
 KEPT = 64
@@ -270,11 +270,6 @@ def is_sound(roster: object) -> bool:
         return False
     if type(roster.signature) is not bytes or len(roster.signature) not in (0, SIGNATURE_BYTES):
         return False
-    for party in roster.parties:
-        if type(party) is not Party or type(party.party_id) is not str:
-            return False
-        if not 1 <= len(party.party_id) <= MAX_ID_LENGTH or type(party.identity_public) is not bytes:
-            return False
-        if len(party.identity_public) != PUBLIC_BYTES:
-            return False
+    if not all(is_party(party) for party in roster.parties):
+        return False
     return len(roster.keys()) == len(roster.parties)

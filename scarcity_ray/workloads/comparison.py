@@ -1,4 +1,8 @@
-"""The runs that a federation's accuracy is set beside: same clients, same training, same attack."""
+"""The simulated runs that a federation's accuracy is compared with: other defences, the same everything else.
+
+`comparisons` and `gossip_comparisons` say which runs to make, with Layer 2 and without; `compare` and
+`compare_gossip` make one, as a task of the runtime.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,13 @@ from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig, AttackName
 from scarcity_ray.workloads.gossip_training import GossipRun, simulate_gossip
-from scarcity_ray.workloads.scene import Scene
+from scarcity_ray.workloads.population import Scene
 from scarcity_ray.workloads.simulate import Defence, simulate
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One simulated run.
-
-    Attributes:
-        name: A key of `DEFENCES` or `GOSSIP_DEFENCES`.
-        attack: What the Byzantine clients do in it.
-    """
+    """One simulated run; its name is a key of `DEFENCES` or `GOSSIP_DEFENCES`."""
 
     name: str
     attack: AttackConfig
@@ -28,12 +27,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ComparisonInputs:
-    """What the comparison tasks share.
-
-    Attributes:
-        scene: Clients, data and rounds.
-        federation: The federation's config.
-    """
+    """What the comparison tasks share."""
 
     scene: Scene
     federation: HierarchicalFederationConfig

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictFloat, StrictStr
 
-from scarcity_ray.config import HierarchicalFederationConfig, load, read_yaml, settings
-from scarcity_ray.config.fields import (
-    Flag,
-    Float,
-    Int,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Text,
-)
-from scarcity_ray.config.refusals import LONGEST
+from scarcity_ray.config import HierarchicalFederationConfig, load, parse_yaml, read_yaml, settings
+from scarcity_ray.config.fields import Int, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from scarcity_ray.config.validation import LONGEST
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.ledger_url import without_password
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig, AttackName
 from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS
@@ -41,19 +31,19 @@ class WorkloadConfig:
     """Projected features; the model has (features + 1) * 10 coordinates, unless there are random ones."""
     random_features: NonNegativeInt = 0
     """Random Fourier features made of the projected ones; the model then has (random_features + 1) * 10."""
-    test_share: Annotated[Float, Field(gt=0, lt=1)] = 0.25
+    test_share: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.25
     """Share of the examples that no client holds; accuracy is measured on it."""
     domains: Annotated[Int, Field(ge=1, le=MOST_CLIENTS)] = 4
     clients: Annotated[Int, Field(ge=1, le=MOST_CLIENTS)] = 260
     label_skew: PositiveFloat = 1.0
     """Dirichlet parameter of the domains' labels; the smaller, the less alike the domains."""
-    byzantine_share: Annotated[Float, Field(ge=0, lt=1)] = 0.2
+    byzantine_share: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.2
     """Share of all clients that attack, drawn at random."""
     attack: AttackConfig = field(default_factory=AttackConfig)
     compare_attacks: tuple[AttackName, ...] = ()
     """Attacks under which comparison runs are reported, beside the run's own and ALIE."""
     rounds: PositiveInt = 60
-    gossip: Flag = True
+    gossip: StrictBool = True
     """Whether each round holds a gossip round."""
     local_steps: PositiveInt = 5
     """Gradient steps that a client takes in a round."""
@@ -88,9 +78,9 @@ class PlaceConfig:
     """Where a job runs and where it writes."""
 
     runtime: Literal["ray", "local"] = "ray"
-    address: Text | None = None
+    address: StrictStr | None = None
     """Address of a Ray cluster; None: RAY_ADDRESS, or a cluster of this machine's own."""
-    out: Text = "runs"
+    out: StrictStr = "runs"
     """Folder in which each run makes its own."""
 
 
@@ -98,7 +88,7 @@ class PlaceConfig:
 class RunConfig:
     """A whole file in `configs/`."""
 
-    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     federation: HierarchicalFederationConfig = field(
         default_factory=lambda: HierarchicalFederationConfig(**_fitting(WorkloadConfig()))
     )
@@ -131,7 +121,7 @@ class RunConfig:
         try:
             plan = make_plan(self.federation)
         except ConfigError as error:
-            raise ConfigError(f"federation.{error.path}", error.value, error.accepted) from None
+            raise error.under("federation") from None
         smallest = min(self.basket_sizes)
         if smallest < plan.least_rows(smallest):
             raise ConfigError(
@@ -185,10 +175,6 @@ def _fitting(workload: WorkloadConfig) -> dict[str, Any]:
     return {"vector_dim": workload.dimension, "auto_aggregate": False}
 
 
-_SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
-"""Numbers that YAML 1.1 takes for text, and `read_yaml` for numbers."""
-
-
 def _replace(content: dict[str, Any], override: str) -> None:
     where, equals, text = override.partition("=")
     *sections, key = where.strip().split(".")
@@ -200,7 +186,6 @@ def _replace(content: dict[str, Any], override: str) -> None:
             raise ConfigError(where, text, f"a path through sections; {section} is {inner!r}")
         content = inner
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(where, text[:LONGEST], "a YAML value") from None
-    content[key] = float(text) if _SCIENTIFIC.fullmatch(text.strip()) else value
+        content[key] = parse_yaml(text)
+    except ValueError:
+        raise ConfigError(where, without_password(text)[:LONGEST], "a YAML value") from None

@@ -69,13 +69,12 @@ def random_fourier(features: NDArray[np.float64], count: int) -> NDArray[np.floa
 
     Args:
         features: (n, k) float64.
-        count: Random features.
 
     Returns:
         (n, count) float64: sqrt(2 / count) cos(w x / `KERNEL_WIDTH` + b), w normal, b uniform in 0..2 pi.
 
-    *Guarantees*
-        their products approach the Gaussian kernel
+    Guarantees:
+        Their products approach the Gaussian kernel.
     """
     rng = stream(0, "digits", "random features")
     frequencies = rng.standard_normal((features.shape[1], count)) / KERNEL_WIDTH

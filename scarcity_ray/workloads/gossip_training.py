@@ -26,7 +26,7 @@ from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.robust import clip_rows, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig, craft
-from scarcity_ray.workloads.scene import Scene
+from scarcity_ray.workloads.population import Scene
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray.workloads.softmax import right_answers, train_clients
 
@@ -52,10 +52,6 @@ class BasketStanding:
     members_at_home: float
     model: float | None = None
     model_at_home: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,7 @@ class GossipTraining:
 
     def by_name(self, standings: Mapping[int, BasketStanding]) -> dict[str, dict[str, Any]]:
         """Standings as plain data, by basket id."""
-        return {self._basket_ids[number]: standing.as_json() for number, standing in standings.items()}
+        return {self._basket_ids[number]: asdict(standing) for number, standing in standings.items()}
 
 
 def simulate_gossip(
@@ -181,13 +177,7 @@ def simulate_gossip(
     Every client is charged until its budget is spent, as in a federation. Basket models are left out.
 
     Guarantees:
-        the_same_arguments_give_the_same_accuracies
-
-    Args:
-        scene: Clients, data and rounds.
-        attack: What the Byzantine clients do.
-        federation: The federation's config.
-        gossip: Whether clients gossip at all.
+        The same arguments give the same accuracies.
     """
     plan = FederationPlan(federation)
     population, rule = scene.population, basket_rule(plan)
@@ -222,14 +212,3 @@ def _gossip_once(protocol: GossipProtocol, models: Rows, rows: NDArray[np.intp],
     wanting = protocol.begin(ids, list(models[order]), number, float(number))
     pushing = protocol.test_drift(wanting)
     models[order] = protocol.exchange(pushing, ids, float(number)).states
-
-
-__all__ = [
-    "BasketStanding",
-    "GossipRun",
-    "GossipTraining",
-    "mean_accuracy",
-    "simulate_gossip",
-    "standings_of",
-    "starting_models",
-]

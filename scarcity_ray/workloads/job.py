@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,13 +27,39 @@ from scarcity_ray.workloads.comparison import (
 )
 from scarcity_ray.workloads.config import RunConfig
 from scarcity_ray.workloads.gossip_training import BasketStanding, GossipTraining, mean_accuracy
-from scarcity_ray.workloads.outputs import RunFolder
+from scarcity_ray.workloads.population import Scene, make_scene
 from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
-from scarcity_ray.workloads.report.claim import privacy_claim
-from scarcity_ray.workloads.scene import Scene, make_scene
+from scarcity_ray.workloads.report.privacy_claim import privacy_claim
+from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray.workloads.softmax import accuracy, train_clients
-from scarcity_ray.workloads.stopwatch import Stopwatch
+
+
+class Stopwatch:
+    """Where a job's wall time goes: seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._began
+
+    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Seconds by phase since `seconds` was `before`, phases without any left out."""
+        spans = {phase: total - before.get(phase, 0.0) for phase, total in self.seconds.items()}
+        return {phase: span for phase, span in spans.items() if span > 0.0}
+
+    @contextmanager
+    def time(self, phase: str) -> Iterator[None]:
+        """Add the time of the block to a phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - began
 
 
 class Watcher(Protocol):
@@ -42,19 +70,6 @@ class Watcher(Protocol):
 
     def round(self, record: RoundRecord) -> None:
         """A round is over."""
-
-
-@dataclass
-class Progress:
-    """Where the federated training stands."""
-
-    model: RunningModel
-    records: list[RoundRecord]
-    clip_norm: float
-    gossip: GossipTraining | None = None
-    epsilon_spent: float = 0.0
-    budget_spent_early: bool = False
-    warnings: Sequence[Mapping[str, Any]] = ()
 
 
 def run_job(
@@ -90,126 +105,137 @@ def run_job(
             names, places = np.unique(federation.register_clients(clients), return_inverse=True)
         scene = replace(scene, baskets=places.astype(np.int64))
         watcher.phase("Training")
-        progress = _train(config, federation, scene, folder, watcher, watch, names.tolist())
+        training = Training(config, federation, scene, names.tolist(), watch)
+        for record in training.rounds():
+            folder.append_round(record)
+            watcher.round(record)
         watcher.phase("Comparison runs")
         with watch.time("comparison"):
-            curves, alone = _compare(config, federation, scene, len(progress.records))
-    _write_models(progress, config, folder, names.tolist())
-    summary = _summarise(config, scene, progress, curves, len(names), watch)
-    standings = progress.records[-1].baskets if progress.records else {}
+            curves, alone = _compare(config, federation, scene, len(training.records))
+    training.write_models(folder)
+    summary = _summarise(config, scene, training, curves, len(names), watch)
+    standings = training.records[-1].baskets if training.records else {}
     together = {
-        name: {**standing, **({"alone": alone[number].as_json()} if number in alone else {})}
+        name: {**standing, **({"alone": asdict(alone[number])} if number in alone else {})}
         for number, (name, standing) in enumerate(sorted(standings.items()))
     }
     summary = replace(summary, basket_standings=together)
     folder.write_summary(summary)
-    return Outcome(summary, tuple(progress.records), curves)
+    return Outcome(summary, tuple(training.records), curves)
 
 
-def _train(
-    config: RunConfig,
-    federation: Any,
-    scene: Scene,
-    folder: RunFolder,
-    watcher: Watcher,
-    watch: Stopwatch,
-    basket_ids: list[str],
-) -> Progress:
-    progress = Progress(RunningModel.zeros(config.workload.dimension), [], config.federation.layer1.clip_norm)
-    if not config.federation.layer2.enabled:
-        progress.gossip = GossipTraining(scene, federation, config.federation, basket_ids)
-    for number in range(config.workload.rounds):
-        stats = federation.get_stats()
-        progress.epsilon_spent = stats["privacy_consumed_epsilon"]
-        if stats["read_only"]:
-            progress.budget_spent_early = True
-            break
-        try:
-            record = _round(config, federation, scene, progress, number, watch)
-        except PrivacyBudgetExhausted:
-            progress.budget_spent_early = True
-            break
-        progress.records.append(record)
-        progress.epsilon_spent = record.epsilon_spent
-        folder.append_round(record)
-        watcher.round(record)
-    return progress
+class Training:
+    """Rounds of training through a federation, and where they stand.
 
+    Attributes:
+        records: Of the rounds made.
+        epsilon_spent: By the client that has spent most.
+        budget_spent_early: Whether the budget ended before the last round.
+        warnings: What the federation warned of.
+    """
 
-def _round(
-    config: RunConfig, federation: Any, scene: Scene, progress: Progress, number: int, watch: Stopwatch
-) -> RoundRecord:
-    workload, population, gossip = config.workload, scene.population, progress.gossip
-    before = dict(watch.seconds)
-    delta, standings = None, {}
-    with watch.time("training"):
-        if gossip is not None:
-            sent = gossip.train(number)
+    def __init__(
+        self, config: RunConfig, federation: Any, scene: Scene, basket_ids: list[str], watch: Stopwatch
+    ) -> None:
+        self.records: list[RoundRecord] = []
+        self.epsilon_spent = 0.0
+        self.budget_spent_early = False
+        self.warnings: Sequence[Mapping[str, Any]] = ()
+        self._config, self._federation, self._watch = config, federation, watch
+        self._scene, self._basket_ids = scene, basket_ids
+        self._model = RunningModel.zeros(config.workload.dimension)
+        self._clip_norm = config.federation.layer1.clip_norm
+        self._gossip: GossipTraining | None = None
+        if not config.federation.layer2.enabled:
+            self._gossip = GossipTraining(scene, federation, config.federation, basket_ids)
+
+    def rounds(self) -> Iterator[RoundRecord]:
+        """Make the rounds, one at a time, until the last or until the budget is spent."""
+        for number in range(self._config.workload.rounds):
+            stats = self._federation.get_stats()
+            self.epsilon_spent = stats["privacy_consumed_epsilon"]
+            try:
+                record = None if stats["read_only"] else self._round(number)
+            except PrivacyBudgetExhausted:
+                record = None
+            if record is None:
+                self.budget_spent_early = True
+                return
+            self.records.append(record)
+            self.epsilon_spent = record.epsilon_spent
+            yield record
+
+    def write_models(self, folder: RunFolder) -> None:
+        """Write the global model, or each basket's own where these are exposed."""
+        if self._gossip is None:
+            folder.write_model(self._model.average, self._config, self.epsilon_spent)
+        elif self._gossip.basket_models:
+            models = {self._basket_ids[n]: model for n, model in self._gossip.basket_models.items()}
+            folder.write_basket_models(models, self._config)
+
+    def _round(self, number: int) -> RoundRecord:
+        workload, scene, gossip = self._config.workload, self._scene, self._gossip
+        federation, watch = self._federation, self._watch
+        before = dict(watch.seconds)
+        delta, standings = None, {}
+        with watch.time("training"):
+            sent = self._deltas(number) if gossip is None else gossip.train(number)
+        with watch.time("submission"):
+            receipts = federation.submit_updates(scene.population.client_ids, sent, None)
+        with watch.time("gossip"):
+            messages = sum(federation.run_gossip_round().values()) if workload.gossip else 0
+        with watch.time("aggregation"):
+            if gossip is None:
+                delta = federation.force_aggregate()
+            else:
+                standings = gossip.collect()
+        with watch.time("accounting"):
+            epsilon_left, _ = federation.get_privacy_budget()
+            stats = federation.get_stats()
+            self.warnings = stats["warnings"]
+            federation.advance_round()
+        clip_norm = self._clip_norm
+        if delta is not None:
+            self._add(delta)
+        if gossip is None:
+            test = scene.dataset
+            reached = accuracy(self._model.average, test.test_features, test.test_labels)
         else:
-            sent = _updates(config, federation, scene, progress, number)
-    with watch.time("submission"):
-        receipts = federation.submit_updates(population.client_ids, sent, None)
-    with watch.time("gossip"):
-        messages = sum(federation.run_gossip_round().values()) if workload.gossip else 0
-    with watch.time("aggregation"):
-        if gossip is not None:
-            standings = gossip.collect()
-        else:
-            delta = federation.force_aggregate()
-    with watch.time("accounting"):
-        epsilon_left, _ = federation.get_privacy_budget()
-        stats = federation.get_stats()
-        epsilon_spent = stats["privacy_consumed_epsilon"]
-        progress.warnings = stats["warnings"]
-        federation.advance_round()
-    used, clip_norms = progress.clip_norm, None
-    if delta is not None:
-        if config.federation.layer2.adaptive_clipping:
-            progress.clip_norm = federation.get_meta_params()["clip_norm"]
-            clip_norms = used, progress.clip_norm
-        progress.model = progress.model.step(
+            reached = mean_accuracy(standings)
+        return RoundRecord(
+            round=number + 1,
+            accuracy=reached,
+            epsilon_spent=stats["privacy_consumed_epsilon"],
+            epsilon_left=epsilon_left,
+            accepted=sum(receipt.accepted for receipt in receipts),
+            rejected=dict(sorted(Counter(str(r.reason) for r in receipts if not r.accepted).items())),
+            gossip_messages=messages,
+            released=delta is not None,
+            clip_norm=clip_norm,
+            seconds=watch.since(before),
+            elapsed=watch.elapsed,
+            baskets={} if gossip is None else gossip.by_name(standings),
+            waits_for=stats["waiting_for"]["text"] if delta is None and gossip is None else "",
+        )
+
+    def _deltas(self, number: int) -> NDArray[np.float32]:
+        """What clients send when they start from the global model: their deltas, or an attack."""
+        scene, attack = self._scene, self._config.workload.attack
+        inputs = scene.training(self._model.current, attack)
+        deltas = np.concatenate(self._federation.map_tasks(train_clients, scene.tasks, inputs))
+        rng = stream(scene.seed, "attack", number)
+        rule = basket_rule(make_plan(self._config.federation).at(self._clip_norm))
+        return craft(attack, deltas, scene.population.byzantine, scene.baskets, rng, rule)
+
+    def _add(self, delta: NDArray[np.float32]) -> None:
+        """Add a global delta to the model, and follow the clip norm where it adapts."""
+        workload, clip_norms = self._config.workload, None
+        if self._config.federation.layer2.adaptive_clipping:
+            used, self._clip_norm = self._clip_norm, self._federation.get_meta_params()["clip_norm"]
+            clip_norms = used, self._clip_norm
+        self._model = self._model.step(
             delta, workload.server_learning_rate, workload.averaging_decay, clip_norms
         )
-    return RoundRecord(
-        round=number + 1,
-        accuracy=mean_accuracy(standings) if standings else _test_accuracy(progress.model.average, scene),
-        epsilon_spent=epsilon_spent,
-        epsilon_left=epsilon_left,
-        accepted=sum(receipt.accepted for receipt in receipts),
-        rejected=dict(sorted(Counter(str(r.reason) for r in receipts if not r.accepted).items())),
-        gossip_messages=messages,
-        released=delta is not None,
-        clip_norm=used,
-        seconds=watch.since(before),
-        elapsed=watch.elapsed,
-        baskets=gossip.by_name(standings) if gossip is not None else {},
-        waits_for=stats["waiting_for"]["text"] if delta is None and gossip is None else "",
-    )
-
-
-def _updates(
-    config: RunConfig, federation: Any, scene: Scene, progress: Progress, number: int
-) -> NDArray[np.float32]:
-    """What clients send when they start from the global model: their deltas, or an attack."""
-    workload = config.workload
-    inputs = scene.training(progress.model.current, workload.attack)
-    deltas = np.concatenate(federation.map_tasks(train_clients, scene.tasks, inputs))
-    rng = stream(scene.seed, "attack", number)
-    rule = basket_rule(make_plan(config.federation).at(progress.clip_norm))
-    return craft(workload.attack, deltas, scene.population.byzantine, scene.baskets, rng, rule)
-
-
-def _write_models(progress: Progress, config: RunConfig, folder: RunFolder, basket_ids: list[str]) -> None:
-    """The global model, or each basket's own where these are exposed."""
-    if progress.gossip is None:
-        folder.write_model(progress.model.average, config, progress.epsilon_spent)
-    elif progress.gossip.basket_models:
-        models = {basket_ids[number]: model for number, model in progress.gossip.basket_models.items()}
-        folder.write_basket_models(models, config)
-
-
-def _test_accuracy(model: NDArray[np.float32], scene: Scene) -> float:
-    return accuracy(model, scene.dataset.test_features, scene.dataset.test_labels)
 
 
 def _compare(
@@ -234,13 +260,13 @@ def _compare(
 def _summarise(
     config: RunConfig,
     scene: Scene,
-    progress: Progress,
+    training: Training,
     curves: dict[tuple[str, str], list[float]],
     num_baskets: int,
     watch: Stopwatch,
 ) -> Summary:
     workload, federation = config.workload, config.federation
-    attack, records = workload.attack.name, progress.records
+    attack, records = workload.attack.name, training.records
     final = {key: curve[-1] for key, curve in curves.items()}
     rejected: Counter[str] = Counter()
     for record in records:
@@ -256,10 +282,10 @@ def _summarise(
         accuracy_clean=final.get(("clean", "none")),
         accuracy_under_alie=final.get(("federation", "alie")),
         accuracy_simulated=final.get(("federation", attack), final.get(("gossip", attack))),
-        epsilon_spent=progress.epsilon_spent,
+        epsilon_spent=training.epsilon_spent,
         delta=federation.total_delta,
         total_epsilon=federation.total_epsilon,
-        budget_spent_early=progress.budget_spent_early,
+        budget_spent_early=training.budget_spent_early,
         rounds=len(records),
         rounds_configured=workload.rounds,
         releases=sum(record.released for record in records),
@@ -273,7 +299,7 @@ def _summarise(
         wall_seconds=watch.elapsed,
         seconds=dict(watch.seconds),
         attacks=attacks,
-        privacy_claim=privacy_claim(federation, progress.epsilon_spent),
-        warnings=tuple(progress.warnings),
+        privacy_claim=privacy_claim(federation, training.epsilon_spent),
+        warnings=tuple(training.warnings),
         waits_for=records[-1].waits_for if records and not any(r.released for r in records) else "",
     )

@@ -1,4 +1,8 @@
-"""Who holds which examples: domains differ, clients of one resemble each other, attackers are anywhere."""
+"""Who trains on what: the clients of a job, their examples and their baskets.
+
+Domains differ, clients of one domain resemble each other, and attackers are anywhere. A `Scene` is the same
+for the federation and for the runs that it is compared with.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,10 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config import stream
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.workloads.attacks import AttackConfig, flip_labels
+from scarcity_ray.workloads.config import RunConfig, WorkloadConfig
+from scarcity_ray.workloads.digits import NUM_CLASSES, Dataset, load_digits
+from scarcity_ray.workloads.softmax import TrainingInputs
 
 BALANCING_STEPS = 200
 
@@ -45,8 +53,8 @@ def domain_shares(labels: NDArray[np.int64], num_domains: int, skew: float, seed
     Rows of Dirichlet(skew) proportions (Hsu, Qi, Brown 2019), balanced by alternating scaling (Sinkhorn,
     Knopp 1967) until every domain holds as many examples as the others and every class is used up.
 
-    *Guarantees*
-        every class is used up; domains are of like size
+    Guarantees:
+        Every class is used up and domains are of like size.
     """
     classes = np.bincount(labels).astype(np.float64)
     rng = stream(seed, "population", "label skew")
@@ -91,15 +99,14 @@ def make_population(
         labels: (n,) int64.
         domain_sizes: Clients of each domain.
         skew: Dirichlet parameter of the domains' labels.
-        byzantine_share: Share of all clients that attack.
-        seed: Decides all of it.
 
     Raises:
         ConfigError: If some domain has fewer examples than clients.
 
-    *Guarantees*
-        every example has one client; clients of a domain hold like numbers;
-        the byzantine number is exact
+    Guarantees:
+        Every example has one client.
+        Clients of a domain hold like numbers.
+        The Byzantine number is exact.
     """
     num_clients = sum(domain_sizes)
     owners: list[tuple[str, str, NDArray[np.int64]]] = []
@@ -146,3 +153,63 @@ def baskets_in_order(domains: tuple[str, ...], max_clients: int) -> NDArray[np.i
         seen[domain] = place + 1
         baskets[row] = numbers.setdefault((domain, place // max_clients), len(numbers))
     return baskets
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Who trains on what.
+
+    Attributes:
+        dataset: For its test part.
+        population: The clients and their examples.
+        baskets: (clients,) int64, the basket of each client.
+        workload: Rounds, steps and rates.
+        seed: Of the attacks' draws and of simulated noise.
+    """
+
+    dataset: Dataset
+    population: Population
+    baskets: NDArray[np.int64]
+    workload: WorkloadConfig
+    seed: int
+
+    @property
+    def tasks(self) -> list[tuple[int, int]]:
+        """The rows that each training task trains."""
+        clients, each = self.workload.clients, self.workload.clients_per_task
+        return [(first, min(first + each, clients)) for first in range(0, clients, each)]
+
+    def training(self, model: NDArray[np.float32], attack: AttackConfig) -> TrainingInputs:
+        """What the training tasks of a round share, when clients start from `model`, (d,) or one a client."""
+        population = self.population
+        return TrainingInputs(
+            model=model,
+            features=population.features,
+            labels=flip_labels(attack, population.labels, population.byzantine, NUM_CLASSES),
+            present=population.present,
+            num_classes=NUM_CLASSES,
+            local_steps=self.workload.local_steps,
+            learning_rate=self.workload.learning_rate,
+        )
+
+
+def make_scene(config: RunConfig) -> Scene:
+    """Load the data, deal it out, and place every client in the basket that it will be assigned to.
+
+    Raises:
+        UsageError: If the workload's extra is not installed.
+        ConfigError: If there are more clients than examples in some domain.
+    """
+    workload, seed = config.workload, config.federation.seed
+    dataset = load_digits(workload.features, workload.test_share, seed, workload.random_features)
+    population = make_population(
+        dataset.train_features,
+        dataset.train_labels,
+        domain_sizes=workload.domain_sizes,
+        skew=workload.label_skew,
+        byzantine_share=workload.byzantine_share,
+        seed=seed,
+    )
+    basket = config.federation.basket
+    domains = ("any",) * workload.clients if basket.allow_cross_domain else population.domains
+    return Scene(dataset, population, baskets_in_order(domains, basket.max_clients), workload, seed)

@@ -1,4 +1,4 @@
-"""What a job reports: a record a round, and a summary at the end."""
+"""What a job reports: a record a round (``metrics.jsonl``) and a summary at the end (``summary.json``)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.robust import clip_vector, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft
 from scarcity_ray.workloads.averaging import RunningModel
-from scarcity_ray.workloads.scene import Scene
+from scarcity_ray.workloads.population import Scene
 from scarcity_ray.workloads.softmax import accuracy, train_clients
 
 
@@ -39,8 +39,8 @@ class Defence:
 def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> list[float]:
     """Train under an attack and a defence; return the test accuracy after each round.
 
-    *Guarantees*
-        the same arguments give the same accuracies
+    Guarantees:
+        The same arguments give the same accuracies.
     """
     population, workload = scene.population, scene.workload
     model = RunningModel.zeros(workload.dimension)

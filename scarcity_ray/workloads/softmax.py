@@ -41,13 +41,12 @@ def train_clients(rows: tuple[int, int], inputs: TrainingInputs) -> NDArray[np.f
 
     Args:
         rows: First row, and the one after the last.
-        inputs: What the tasks share.
 
     Returns:
         (rows, d) float32, each client's model minus the one that it started from.
 
-    *Guarantees*
-        a client's delta does not depend on the others in its task
+    Guarantees:
+        A client's delta does not depend on the others in its task.
     """
     first, last = rows
     features = inputs.features[first:last]

@@ -268,7 +268,9 @@ GENESIS = ("genesis", {"format": 1, "total_epsilon": 1.0, "total_delta": 1e-5, "
         [GENESIS, ("release", {"mu": "nan"}, b"")],
         [GENESIS, ("gossip", {"mu": 0.1}, b"")],
         [GENESIS, ("gossip", {"mu": 0.1}, b"L" + (4).to_bytes(8, "little") + b"\xff\xff\xff\xff[]")],
+        [GENESIS, ("release", {"mu": 0.1, "details": {}}, b"")],
         [GENESIS, ("renewal", {"total_epsilon": [1]}, b"")],
+        [GENESIS, ("writer", {"pid": "one"}, b"")],
     ],
 )
 def test_a_chain_of_rows_that_say_nothing_is_corrupted(path, rows):
@@ -278,7 +280,12 @@ def test_a_chain_of_rows_that_say_nothing_is_corrupted(path, rows):
 
 
 def test_a_chain_of_odd_but_readable_rows_is_shown(path):
-    odd = [GENESIS, ("release", {"mu": 0.1, "details": [1]}, b""), ("unheard", {}, b""), GENESIS]
+    odd = [
+        GENESIS,
+        ("release", {"mu": 0.1, "epsilon_spent": 0.2, "details": [1]}, b""),
+        ("unheard", {}, b""),
+        GENESIS,
+    ]
     shown = command("show", chained(path, *odd))
     assert shown.exit_code == 0
     assert "unheard" in shown.stdout

@@ -267,7 +267,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("part", OTHERS)
-def test_model_of_another_structure_is_refused_by_name(part):
+def test_a_model_of_another_structure_is_refused_by_name(part):
     codec = ModelCodec(DUE)
     for call in (codec.encode, codec.read_delta, lambda model: codec.delta(DUE, model)):
         if part == "array" and call == codec.read_delta:

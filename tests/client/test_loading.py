@@ -71,7 +71,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("spec", REFUSED)
-def test_loading_error_names_the_path_the_cause_and_the_remedy(folder, spec):
+def test_a_loading_error_names_the_path_the_cause_and_the_remedy(folder, spec):
     with pytest.raises(UsageError) as refused:
         load_workload(spec, {}, folder)
     for words in (f"workload {spec!r}: ", *REFUSED[spec]):
@@ -91,7 +91,7 @@ def test_wrong_arguments_are_told_with_what_is_taken(folder):
         load_workload("sr_wards:Mortality", {"folder": "x", "seed": -1}, folder)
 
 
-def test_module_of_the_folder_comes_first(folder, tmp_path_factory):
+def test_a_module_of_the_folder_comes_first(folder, tmp_path_factory):
     load_workload("sr_wards:Mortality", {"folder": "x"}, folder)
     other = tmp_path_factory.mktemp("other")
     (other / "sr_wards.py").write_text(SOURCE.format(word="second"))

@@ -253,7 +253,7 @@ def test_a_module_is_trained_in_place_or_as_a_delta():
 
 
 @pytest.mark.parametrize("kind", ["module", "in place"])
-def test_model_given_as_delta_is_refused_where_it_can_be_told(kind):
+def test_a_model_given_as_delta_is_refused_where_it_can_be_told(kind):
     workload = Images(kind)
     codec = workload.codec()
     refusal = train_client(workload, codec, codec.encode(network()), workload.clients()[0], 3)

@@ -70,7 +70,7 @@ def moved(model):
         lambda model: Trained(model={"w": [2.0, 3.0] * np.ones(2), "b": np.array(3.5), "steps": 0}),
     ],
 )
-def test_delta_is_what_training_changed(training):
+def test_a_delta_is_what_training_changed(training):
     update = tried(training)
     assert isinstance(update, Update), update
     assert update.delta.tolist() == [1.0, 1.0, 0.5]
@@ -148,7 +148,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_refusal_names_client_round_and_cause(what):
+def test_a_refusal_names_client_round_and_cause(what):
     training, cause, words = REFUSED[what]
     refusal = tried(training)
     assert isinstance(refusal, Refusal)
@@ -177,7 +177,7 @@ def test_the_line_that_is_told_is_the_workloads_own():
         lambda model: Trained(delta=VECTOR.copy()),
     ],
 )
-def test_model_given_as_delta_is_refused_where_it_can_be_told(training):
+def test_a_model_given_as_delta_is_refused_where_it_can_be_told(training):
     refusal = tried(training)
     assert isinstance(refusal, Refusal)
     assert refusal.cause is Cause.WRONG_RESULT

@@ -112,10 +112,29 @@ def nested(times):
 
 @pytest.mark.parametrize("value", [nested(12), "x" * 10_000, 10**400, {"a": nested(12)}, [10**9000]])
 def test_a_long_value_is_not_repeated_at_length(value):
-    for content in ({"seed": value}, {"sed": value}, {"layer1": {"num_byzantine": value}}, {"layer1": value}):
+    for content in (
+        *({"seed": value}, {"sed": value}, {"layer1": value}, {"layer2": {"noise": value}}),
+        *({"layer1": {"num_byzantine": value}}, {"layer1": {"aggregation_method": value}}),
+    ):
         with pytest.raises(ConfigError) as refusal:
             load(HierarchicalFederationConfig, content)
         assert len(str(refusal.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"postgresql://ann:secret@db/budgets": 1},
+        {"layer2": {"basket_trust": {"postgresql://ann:secret@db/budgets": "x"}}},
+        {"operator_key": "postgresql://ann:secret@db/budgets"},
+        {"ledger_path": ["postgresql://ann:secret@db/budgets"]},
+        {"ledger_path": "postgresql:ann:secret@db/budgets"},
+    ],
+)
+def test_a_password_in_a_wrong_place_is_not_repeated(content):
+    with pytest.raises(ConfigError) as refusal:
+        load(HierarchicalFederationConfig, content)
+    assert "secret" not in repr(refusal.value) + str(refusal.value)
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "\ud800"])

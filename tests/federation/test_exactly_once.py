@@ -41,38 +41,39 @@ def test_an_accepted_update_is_in_exactly_one_aggregate(seed: int, open_federati
     left: set[int] = set()
     found: dict[int, int] = {}
     read: set[tuple[str, float]] = set()
-    attempts = 0
+    attempts = current_round = 0
+
+    def baskets() -> list[str]:
+        return [b for entry in fed.get_stats()["basket_stats"].values() for b in entry["baskets"]]
 
     def read_new_models() -> None:
-        for entry in fed.get_stats()["basket_stats"].values():
-            for basket in entry["baskets"]:
-                model = fed.get_basket_meta_model(basket)
-                if model is None or (basket, model.timestamp) in read:
-                    continue
-                read.add((basket, model.timestamp))
-                inside = np.flatnonzero(model.aggregate).tolist()
-                assert len({sender[update] for update in inside}) == model.n_contributors
-                for update in inside:
-                    found[update] = found.get(update, 0) + 1
-                    waiting[sender[update]].discard(update)
+        for basket in baskets():
+            model = fed.get_basket_meta_model(basket)
+            if model is None or (basket, model.timestamp) in read:
+                continue
+            read.add((basket, model.timestamp))
+            inside = np.flatnonzero(model.aggregate).tolist()
+            assert len({sender[update] for update in inside}) == model.n_contributors
+            for update in inside:
+                found[update] = found.get(update, 0) + 1
+                waiting[sender[update]].discard(update)
 
     for _ in range(STEPS):
         clock.advance(float(rng.uniform(0.5, 4.0)))
         action = rng.choice(
             ["send"] * 12 + ["round", "maybe", "force", "leave", "join", "split", "disband", "gossip"]
         )
-        baskets = [b for entry in fed.get_stats()["basket_stats"].values() for b in entry["baskets"]]
         if action == "send":
             client = str(rng.choice(members))
             vector = np.zeros(DIMENSION)
             vector[attempts] = 1.0
             sender[attempts] = client
-            round_id = int(fed.get_stats()["current_round"]) - int(rng.integers(0, 4))
+            round_id = current_round - int(rng.integers(0, 4))
             if fed.submit_update(client, vector, round_id):
                 waiting[client].add(attempts)
             attempts += 1
         elif action == "round":
-            fed.advance_round()
+            current_round = fed.advance_round()
         elif action == "maybe":
             fed.maybe_aggregate()
         elif action == "gossip":
@@ -89,12 +90,12 @@ def test_an_accepted_update_is_in_exactly_one_aggregate(seed: int, open_federati
             if fed.get_client(client) is None:
                 fed.register_client(client, "a" if members.index(client) % 3 else "b")
         elif action == "split":
-            basket = str(rng.choice(baskets))
+            basket = str(rng.choice(baskets()))
             info = fed.get_basket(basket)
             if info is not None and len(info.clients) >= 2:
                 fed.split_basket(basket)
         else:
-            fed.disband_basket(str(rng.choice(baskets)))
+            fed.disband_basket(str(rng.choice(baskets())))
         read_new_models()
 
     stats = fed.get_stats()

@@ -24,7 +24,7 @@ from scarcity_ray.actors.session_terms import SessionTerms, agreement_hash
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.layers.layer2 import noised_mean
 from scarcity_ray.plan import BasketFacts, ReleasePlan
-from scarcity_ray.privacy.accounting.distributed import rho_of_shares
+from scarcity_ray.privacy.accounting.zcdp import rho_of_shares
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import Roster, SessionContext
 

@@ -22,7 +22,7 @@ from scarcity_ray.actors import secure_parties
 from scarcity_ray.actors.secure_session import SecureSession
 from scarcity_ray.actors.session_terms import agreement_hash
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.privacy.accounting.distributed import rho_of_shares
+from scarcity_ray.privacy.accounting.zcdp import rho_of_shares
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.privacy.sampling.noise import SeededNoise, SystemNoise
 from scarcity_ray.secagg import to_signed

@@ -12,7 +12,7 @@ import numpy as np
 
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.actors.names import DIRECTORY, GLOBAL, basket_actor
-from scarcity_ray.forecast.telling import Told
+from scarcity_ray.forecast import Told
 
 CLIENTS = tuple((f"{domain}{i}", domain) for domain, n in (("c", 5), ("e", 3)) for i in range(n))
 IDS = tuple(client for client, _ in CLIENTS)

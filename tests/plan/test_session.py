@@ -23,7 +23,7 @@ from scarcity_ray.plan import (
     masking_warning,
     session_shape,
 )
-from scarcity_ray.privacy.accounting.distributed import rho_of_shares
+from scarcity_ray.privacy.accounting.zcdp import rho_of_shares
 from scarcity_ray.secagg import threshold_for
 
 SHARES = "distributed_discrete_gaussian"

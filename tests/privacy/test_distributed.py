@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.accounting.distributed import LEAST_SIGMA, departure, rho_of_shares, share_sigma
+from scarcity_ray.privacy.accounting.zcdp import LEAST_SIGMA, departure, rho_of_shares, share_sigma
 
 mpmath.mp.dps = 60
 ORDERS = [mpmath.mpf("1.0001"), mpmath.mpf("1.5"), 2, 3, 8]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 
 import numpy as np
@@ -10,29 +12,48 @@ import pytest
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
 from scarcity_ray.privacy import Ledger
-from scarcity_ray.privacy.ledger.members import pack_gossip, unpack_gossip
+from scarcity_ray.privacy.ledger.events import (
+    Genesis,
+    GossipCharge,
+    ReleaseCharge,
+    pack_gossip,
+    unpack_gossip,
+)
 from scarcity_ray.privacy.ledger.store import address_of, exists
 
+GENESIS = Genesis(format=1, total_epsilon=10.0, total_delta=1e-5, gossip_share=0.0, name="hospital")
+RELEASE = ReleaseCharge(0.1, 0.5, {})
 
-def filled(path, rows=6, federation_id=None):
-    body = {"total_epsilon": 10.0}
-    ledger = Ledger.create(path, "hospital", now=1.0, body=body, federation_id=federation_id)
+
+def filled(path, rows=6, federation_id=""):
+    genesis = dataclasses.replace(GENESIS, federation_id=federation_id)
+    ledger = Ledger.create(path, genesis, now=1.0)
     for k in range(rows):
-        ledger.append("release", charge_id=f"r{k}", now=2.0 + k, body={"mu": 0.1 * k}, payload=bytes([k]))
+        ledger.append(ReleaseCharge(0.1 * k, 0.5, {}), charge_id=f"r{k}", now=2.0 + k)
     return ledger
 
 
 def test_what_was_appended_is_found_again(path):
     ledger = filled(path)
+    charge = GossipCharge(0.1 * 3, 1, 2, {}, pack_gossip(np.array([4]), ["ann"]))
+    ledger.append(charge, charge_id="g0", now=5.0)
     written = list(ledger.rows())
     ledger.close()
     again = Ledger.open(path, now=9.0)
     assert list(again.rows())[:-1] == written
-    assert [row.kind for row in again.rows()] == ["genesis", "writer"] + ["release"] * 6 + ["writer"]
+    assert [row.kind for row in again.rows()] == [
+        *("genesis", "writer"),
+        *["release"] * 6,
+        *("gossip", "writer"),
+    ]
     assert again.standing.name == "hospital"
-    assert again.genesis.body["total_epsilon"] == 10.0
+    assert again.genesis.total_epsilon == 10.0
     row = again.find("r3")
-    assert (row.at, row.body, row.payload, row.epoch) == (5.0, {"mu": 0.1 * 3}, b"\x03", 1)
+    assert (row.at, row.event, row.payload, row.epoch) == (5.0, ReleaseCharge(0.1 * 3, 0.5, {}), b"", 1)
+    row = again.find("g0")
+    assert row.body == {"mu": 0.1 * 3, "charged": 1, "asked": 2, "details": {}}
+    assert (row.event, row.payload) == (charge, charge.payload)
+    assert (row.event.members.places.tolist(), row.event.members.newcomers) == ([4], ("ann",))
     assert again.find("r9") is None
     assert again.verify() == again.head_hash
 
@@ -41,7 +62,7 @@ def test_each_row_moves_the_head(path):
     ledger = filled(path, rows=0)
     heads = [ledger.head_hash]
     for k in range(3):
-        row = ledger.append("release", charge_id=f"r{k}", now=1.0, body={})
+        row = ledger.append(RELEASE, charge_id=f"r{k}", now=1.0)
         assert row.hash == ledger.head_hash
         heads.append(row.hash)
     assert len(set(heads)) == 4
@@ -110,9 +131,9 @@ def test_a_superseded_writer_is_refused(path):
     before = list(second.rows())
     for _ in range(2):
         with pytest.raises(LedgerError, match="moved on without this writer"):
-            first.append("release", charge_id="late", now=9.0, body={})
+            first.append(RELEASE, charge_id="late", now=9.0)
     assert list(second.rows()) == before
-    second.append("release", charge_id="late", now=9.0, body={})
+    second.append(RELEASE, charge_id="late", now=9.0)
     with pytest.raises(LedgerError, match="moved on"):
         first.find("late")
 
@@ -121,17 +142,17 @@ def test_a_charge_id_is_recorded_once(path):
     ledger = filled(path)
     before = ledger.head_hash
     with pytest.raises(LedgerError, match="'r1' is recorded already"):
-        ledger.append("release", charge_id="r1", now=9.0, body={})
+        ledger.append(RELEASE, charge_id="r1", now=9.0)
     assert ledger.head_hash == ledger.verify() == before
-    ledger.append("release", charge_id="fresh", now=9.0, body={})
+    ledger.append(RELEASE, charge_id="fresh", now=9.0)
 
 
 def test_a_reader_disturbs_nobody(path):
     writer = filled(path)
     reader = Ledger.read(path)
     with pytest.raises(LedgerError):
-        reader.append("release", charge_id="x", now=1.0, body={})
-    writer.append("release", charge_id="more", now=1.0, body={})
+        reader.append(RELEASE, charge_id="x", now=1.0)
+    writer.append(RELEASE, charge_id="more", now=1.0)
     assert reader.find("more") is not None
     assert reader.verify() == writer.head_hash
 
@@ -148,20 +169,21 @@ def test_a_missing_ledger_is_told_with_its_path_and_a_remedy(path):
 def test_a_new_ledger_replaces_none(path):
     filled(path)
     with pytest.raises(LedgerError, match="there already"):
-        Ledger.create(path, "hospital", now=1.0, body={})
+        Ledger.create(path, GENESIS, now=1.0)
 
 
 def test_plain_data_is_recorded_exactly(path):
     ledger = filled(path, rows=0)
     body = {"mu": 0.1 + 0.2, "sigma": float("inf"), "n": np.int64(3), "x": np.float32(0.5), 2: (1, [None])}
-    row = ledger.append("release", now=1.0, body=body)
+    row = ledger.append(ReleaseCharge(0.1, math.inf, body), now=1.0)
     expected = {"mu": 0.1 + 0.2, "sigma": "inf", "n": 3, "x": 0.5, "2": [1, [None]]}
-    assert row.body == list(ledger.rows())[-1].body == expected
+    assert row.event == list(ledger.rows())[-1].event == ReleaseCharge(0.1, math.inf, expected)
+    assert row.body["epsilon_spent"] == "inf"
     ledger.verify()
     for foreign in (object(), np.zeros(3), {1, 2}, b"bytes"):
         with pytest.raises(UsageError, match="plain data"):
-            ledger.append("release", now=1.0, body={"x": foreign})
-    ledger.append("release", now=1.0, body={})
+            ledger.append(ReleaseCharge(0.1, 0.5, {"x": foreign}), now=1.0)
+    ledger.append(RELEASE, now=1.0)
 
 
 @pytest.mark.parametrize("known", [1, 10, 1000, 100_000])
@@ -193,13 +215,13 @@ def test_what_a_lost_commit_left_is_settled(path, monkeypatch, recorded):
 
     monkeypatch.setattr(ledger._store, "commit", lost)
     with pytest.raises(Interrupted):
-        ledger.append("release", charge_id="doubtful", now=9.0, body={})
+        ledger.append(RELEASE, charge_id="doubtful", now=9.0)
     monkeypatch.undo()
     assert ledger.head_hash == head
     row = ledger.settle()
     assert (row is not None) == recorded == (ledger.find("doubtful") is not None)
     assert ledger.settle() is None
-    ledger.append("release", charge_id="next", now=9.0, body={})
+    ledger.append(RELEASE, charge_id="next", now=9.0)
     assert ledger.verify() == ledger.head_hash
 
 
@@ -211,7 +233,7 @@ def test_nothing_is_settled_behind_a_successor(path, monkeypatch):
 
     monkeypatch.setattr(ledger._store, "commit", lost)
     with pytest.raises(Interrupted):
-        ledger.append("release", charge_id="doubtful", now=9.0, body={})
+        ledger.append(RELEASE, charge_id="doubtful", now=9.0)
     monkeypatch.undo()
     Ledger.open(path, now=10.0, take_over=True).close()
     for _ in range(2):
@@ -224,12 +246,12 @@ def test_any_charge_id_is_kept(place, path, charge_id):
     if place.kind == "sqlite" and charge_id == "\udc80":
         pytest.skip("SQLite keeps no half of a surrogate pair")
     ledger = filled(path, rows=0)
-    ledger.append("release", charge_id=charge_id, now=1.0, body={})
+    ledger.append(RELEASE, charge_id=charge_id, now=1.0)
     ledger.close()
     again = Ledger.open(path, now=2.0)
     assert again.find(charge_id).charge_id == charge_id
     with pytest.raises(LedgerError, match="recorded already"):
-        again.append("release", charge_id=charge_id, now=1.0, body={})
+        again.append(RELEASE, charge_id=charge_id, now=1.0)
 
 
 def test_the_chain_is_the_same_wherever_it_is_kept(tmp_path, postgres_url, monkeypatch):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from scarcity_ray.errors import LedgerError
 from scarcity_ray.privacy import Accounting, DurableBudget, Ledger, PrivacyAccountant
+from scarcity_ray.privacy.ledger.events import Genesis
 from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of
 
 TOTALS = {"name": "hospital", "total_epsilon": 10.0, "total_delta": 1e-5, "gossip_share": 0.25}
@@ -137,8 +138,7 @@ def test_a_ledger_of_another_accounting_is_refused(tmp_path, mode):
 
 def test_a_ledger_of_before_the_choice_adds_up_gaussian_dp(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    states = {name: value for name, value in TOTALS.items() if name != "name"}
-    Ledger.create(path, "hospital", now=0.0, body=states).close()
+    Ledger.create(path, Genesis(format=1, **TOTALS), now=0.0).close()
     with pytest.raises(LedgerError, match="adds up gaussian_dp"):
         opened(path, Accounting.ZCDP, must_exist=True)
     assert opened(path, Accounting.GAUSSIAN_DP).status(0.1).accounting is Accounting.GAUSSIAN_DP
@@ -147,8 +147,7 @@ def test_a_ledger_of_before_the_choice_adds_up_gaussian_dp(tmp_path):
 
 def test_an_unknown_accounting_is_refused_by_name(tmp_path):
     path = tmp_path / "ledger.sqlite"
-    states = {name: value for name, value in TOTALS.items() if name != "name"}
-    Ledger.create(path, "hospital", now=0.0, body={**states, "accounting": "renyi"}).close()
+    Ledger.create(path, Genesis(format=1, **TOTALS, accounting="renyi"), now=0.0).close()
     for attempt in (
         lambda: opened(path, Accounting.ZCDP, must_exist=True),
         lambda: accounting_of(Ledger.read(path).genesis),

@@ -9,7 +9,7 @@ import pytest
 
 from scarcity_ray.errors import LedgerError, LedgerHeld, LedgerMissing, LedgerRolledBack
 from scarcity_ray.privacy import DurableBudget, Ledger
-from scarcity_ray.privacy.ledger.file_lock import FileLock
+from scarcity_ray.privacy.ledger.file_access import FileLock
 
 
 @pytest.fixture

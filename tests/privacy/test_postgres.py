@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 from scarcity_ray.errors import LedgerError, LedgerMissing, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.privacy import DurableBudget, Ledger, PrivacyAccountant
+from scarcity_ray.privacy.ledger.events import Genesis
 
 psycopg = pytest.importorskip("psycopg", reason="the extra 'postgresql' is not installed")
 
@@ -45,8 +46,8 @@ def recorded(url):
     return ids
 
 
-def session_of(budget):
-    return budget._ledger._store._session
+def server_of(budget):
+    return budget._ledger._store._server
 
 
 def told(call, kind=LedgerError):
@@ -92,12 +93,12 @@ def test_a_commit_is_on_the_servers_disk(postgres_url, change):
     change(synchronous_commit="off")
     budget = begin(postgres_url)
     assert release(budget, "r0").allowed
-    with session_of(budget).transaction(0):
-        assert session_of(budget).ask("SHOW synchronous_commit") == [("on",)]
-    assert session_of(budget).ask("SHOW synchronous_commit") == [("off",)], "for our transactions only"
+    with server_of(budget).transaction(0):
+        assert server_of(budget).ask("SHOW synchronous_commit") == [("on",)]
+    assert server_of(budget).ask("SHOW synchronous_commit") == [("off",)], "for our transactions only"
     change(synchronous_commit="remote_apply")
-    with session_of(budget).transaction(0):
-        assert session_of(budget).ask("SHOW synchronous_commit") == [("remote_apply",)]
+    with server_of(budget).transaction(0):
+        assert server_of(budget).ask("SHOW synchronous_commit") == [("remote_apply",)]
 
 
 def test_a_server_that_does_not_sync_is_refused(postgres_url, change):
@@ -201,10 +202,11 @@ def test_federations_share_a_database_and_nothing_else(postgres_url):
 
 def test_two_that_begin_at_once_make_one_ledger(postgres_url):
     made, refused = [], []
+    genesis = Genesis(format=1, total_epsilon=1.0, total_delta=1e-5, gossip_share=0.0, name="hospital")
 
     def one():
         try:
-            made.append(Ledger.create(postgres_url, "hospital", now=1.0, body={}))
+            made.append(Ledger.create(postgres_url, genesis, now=1.0))
         except LedgerError as error:
             refused.append(str(error))
 
@@ -218,9 +220,9 @@ def test_two_that_begin_at_once_make_one_ledger(postgres_url):
 
 
 def test_a_frozen_writer_does_not_block_its_successor(postgres_url, monkeypatch):
-    import scarcity_ray.privacy.ledger.postgres_session as session
+    from scarcity_ray.privacy.ledger import postgres
 
-    monkeypatch.setattr(session, "_BEGIN", session._BEGIN.replace("'10s'", "'200ms'"))
+    monkeypatch.setattr(postgres, "_BEGIN", postgres._BEGIN.replace("'10s'", "'200ms'"))
     first = begin(postgres_url)
     ledger = first._ledger
 
@@ -236,10 +238,10 @@ def test_a_frozen_writer_does_not_block_its_successor(postgres_url, monkeypatch)
 
 
 def test_a_lock_that_is_never_given_back_is_told(postgres_url, monkeypatch):
-    import scarcity_ray.privacy.ledger.postgres_session as session
+    from scarcity_ray.privacy.ledger import postgres
 
     first = begin(postgres_url)
-    monkeypatch.setattr(session, "_BEGIN", session._BEGIN.replace("'15s'", "'100ms'"))
+    monkeypatch.setattr(postgres, "_BEGIN", postgres._BEGIN.replace("'15s'", "'100ms'"))
     with first._ledger._store.writing():
         assert "another writer holds the ledger" in told(lambda: begin(postgres_url))[0]
     assert release(first, "r0").allowed
@@ -515,7 +517,7 @@ def certificate(folder, name):
 def test_tls_is_what_the_url_says(postgres_server, postgres_url, change):
     assert "server does not support SSL" in told(lambda: begin(f"{postgres_url}?sslmode=require"))[0]
     plain = begin(f"{postgres_url}?sslmode=disable&application_name=mine&connect_timeout=3")
-    assert session_of(plain).ask("SHOW application_name") == [("mine",)]
+    assert server_of(plain).ask("SHOW application_name") == [("mine",)]
     (ours, key), (other, _) = (certificate(postgres_server.folder, name) for name in ("ours", "other"))
     postgres_server.give(key)
     change(ssl_cert_file=ours, ssl_key_file=key)
@@ -523,7 +525,7 @@ def test_tls_is_what_the_url_says(postgres_server, postgres_url, change):
     strict = f"{postgres_url}?sslmode=verify-full&sslrootcert="
     budget = begin(f"{strict}{ours}", take_over=True)
     query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
-    assert [session_of(one).ask(query) for one in (plain, budget)] == [[(False,)], [(True,)]]
+    assert [server_of(one).ask(query) for one in (plain, budget)] == [[(False,)], [(True,)]]
     assert release(budget, "r0").allowed
     assert "certificate verify failed" in told(lambda: begin(f"{strict}{other}"))[0]
     elsewhere = f"{strict}{ours}".replace("@127.0.0.1:", "@localhost:")

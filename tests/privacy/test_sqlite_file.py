@@ -10,6 +10,7 @@ import pytest
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing
 from scarcity_ray.privacy import DurableBudget, Ledger
+from scarcity_ray.privacy.ledger.events import Genesis, ReleaseCharge
 
 
 @pytest.fixture
@@ -17,10 +18,14 @@ def path(tmp_path):
     return tmp_path / "ledger.sqlite"
 
 
+GENESIS = Genesis(format=1, total_epsilon=10.0, total_delta=1e-5, gossip_share=0.0, name="hospital")
+RELEASE = ReleaseCharge(0.1, 0.5, {})
+
+
 def filled(path, rows=6):
-    ledger = Ledger.create(path, "hospital", now=1.0, body={"total_epsilon": 10.0})
+    ledger = Ledger.create(path, GENESIS, now=1.0)
     for k in range(rows):
-        ledger.append("release", charge_id=f"r{k}", now=2.0 + k, body={"mu": 0.1 * k})
+        ledger.append(ReleaseCharge(0.1 * k, 0.5, {}), charge_id=f"r{k}", now=2.0 + k)
     return ledger
 
 
@@ -28,10 +33,10 @@ def test_a_fork_is_found_against_a_head_hash(path, tmp_path):
     ledger = filled(path)
     with sqlite3.connect(tmp_path / "copy.sqlite") as copy:
         sqlite3.connect(path).backup(copy)
-    ledger.append("release", charge_id="mine", now=5.0, body={})
+    ledger.append(RELEASE, charge_id="mine", now=5.0)
     head = ledger.head_hash
     fork = Ledger.open(tmp_path / "copy.sqlite", now=6.0)
-    fork.append("release", charge_id="theirs", now=7.0, body={})
+    fork.append(RELEASE, charge_id="theirs", now=7.0)
     fork.verify()
     with pytest.raises(LedgerCorrupted, match="cut, rolled back or replaced"):
         fork.verify(head)
@@ -57,7 +62,7 @@ def test_a_torn_file_is_never_taken_for_a_shorter_one(path):
 
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(LedgerError, match="could not be made"):
-        Ledger.create(tmp_path / "no" / "ledger.sqlite", "hospital", now=1.0, body={})
+        Ledger.create(tmp_path / "no" / "ledger.sqlite", GENESIS, now=1.0)
 
 
 def test_what_cannot_be_seen_is_not_taken_for_absent(tmp_path, monkeypatch):
@@ -91,5 +96,5 @@ def test_only_the_owner_can_read_the_file(path):
 def test_a_draft_is_never_left_behind(path):
     filled(path)
     with pytest.raises(LedgerError, match="there already"):
-        Ledger.create(path, "hospital", now=1.0, body={})
+        Ledger.create(path, GENESIS, now=1.0)
     assert [p.name for p in path.parent.glob("*.new*")] == []

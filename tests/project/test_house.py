@@ -242,7 +242,7 @@ def test_no_tracked_file_names_a_package_registry():
     assert found == []
 
 
-def test_the_box_holds_the_package_its_types_and_nothing_else(tmp_path):
+def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_path):
     script = (
         "import sys; from setuptools import Distribution; import os;"
         "d = Distribution(); d.parse_config_files(['pyproject.toml']); d.set_defaults();"
@@ -250,7 +250,11 @@ def test_the_box_holds_the_package_its_types_and_nothing_else(tmp_path):
         "c.ensure_finalized(); print('\\n'.join(os.path.relpath(p, sys.argv[1]) for p in c.get_outputs(0)))"
     )
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert tools["package-data"] == {"scarcity_ray": ["py.typed"]}
+    templates = PACKAGE / "workloads" / "report" / "templates"
+    assert tools["package-data"] == {
+        "scarcity_ray": ["py.typed"],
+        "scarcity_ray.workloads.report": ["templates/*"],
+    }
     assert tools["packages"]["find"]["include"] == ["scarcity_ray*"]
     assert (PACKAGE / "py.typed").is_file()
     if importlib.util.find_spec("setuptools") is None:
@@ -259,7 +263,7 @@ def test_the_box_holds_the_package_its_types_and_nothing_else(tmp_path):
     assert done.returncode == 0, done.stderr
     shipped = {line for line in done.stdout.split() if line.startswith("scarcity_ray")}
     assert os.path.join("scarcity_ray", "py.typed") in shipped
-    assert {str(p.relative_to(ROOT)) for p in SOURCES} <= shipped
+    assert {str(p.relative_to(ROOT)) for p in (*SOURCES, *templates.iterdir())} <= shipped
     assert {line.split(os.sep)[0] for line in done.stdout.split()} == {"scarcity_ray"}
 
 

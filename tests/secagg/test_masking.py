@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.secagg import masking
-from scarcity_ray.secagg.mask_terms import pair_mask_key, self_mask_key
-from scarcity_ray.secagg.masking import MaskTerm, apply_masks
+from scarcity_ray.secagg.masking import MaskTerm, apply_masks, pair_mask_key, self_mask_key
 
 ACROSS_BLOCKS = masking.BLOCK_BYTES // 4 + 7
 

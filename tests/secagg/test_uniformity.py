@@ -13,8 +13,7 @@ import pytest
 from scipy import stats
 
 from scarcity_ray.secagg import Participant
-from scarcity_ray.secagg.mask_terms import self_mask_key
-from scarcity_ray.secagg.masking import MaskTerm, apply_masks
+from scarcity_ray.secagg.masking import MaskTerm, apply_masks, self_mask_key
 
 ALARM = 1e-7
 WORDS = 100_000

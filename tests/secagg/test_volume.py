@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray.secagg import Party
-from scarcity_ray.secagg.volume import session_volume
+from scarcity_ray.secagg.messages import session_volume
 
 
 def size_of(message):

@@ -22,9 +22,9 @@ from scarcity_ray.workloads.gossip_training import (
     starting_models,
 )
 from scarcity_ray.workloads.job import run_job
-from scarcity_ray.workloads.outputs import RunFolder, read_model
-from scarcity_ray.workloads.report.run import render_report
-from scarcity_ray.workloads.scene import make_scene
+from scarcity_ray.workloads.population import make_scene
+from scarcity_ray.workloads.report.page import render_report
+from scarcity_ray.workloads.run_folder import RunFolder, read_model
 from scarcity_ray.workloads.softmax import accuracy, train_clients
 
 pytest.importorskip("sklearn")

@@ -13,11 +13,17 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
 from scarcity_ray.workloads.report.charts import TEXT, require_matplotlib
-from scarcity_ray.workloads.report.claim import privacy_claim
-from scarcity_ray.workloads.report.run import headline, render_report
+from scarcity_ray.workloads.report.page import render_report
+from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 
 pytest.importorskip("matplotlib")
-CONFIG = load_run(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIG = load_run(CONFIGS / "quickstart.yaml")
+GOSSIP_CONFIG = load_run(CONFIGS / "decentralised.yaml")
+STANDING = {
+    **{"clients": 13, "byzantine": 2, "members": 0.5, "members_at_home": 0.6},
+    **{"model": 0.7, "model_at_home": 0.8, "alone": {"members_at_home": 0.4}},
+}
 
 
 def _outcome(rounds=4, **changes) -> Outcome:
@@ -134,6 +140,33 @@ def test_names_are_escaped():
     assert "<quick" not in page
 
 
+HOSTILE = "<script src='//evil'>$\\frac{&quot;</script>"
+
+
+@pytest.mark.parametrize("config", [CONFIG, GOSSIP_CONFIG])
+def test_nothing_that_a_run_was_given_becomes_markup(config):
+    quiet = _outcome(
+        name=HOSTILE,
+        attack=HOSTILE,
+        rule=HOSTILE,
+        waits_for=f"{HOSTILE}\n{HOSTILE}",
+        rejected={HOSTILE: 1},
+        seconds={HOSTILE: 1.0},
+        attacks={HOSTILE: {"clean": 0.5}},
+        privacy_claim=(HOSTILE,),
+        warnings=({"code": "refused", "message": f"client {HOSTILE} has no key"},),
+        basket_standings={HOSTILE: STANDING},
+    )
+    records = tuple(replace(r, rejected={HOSTILE: 1}, seconds={HOSTILE: 1.0}) for r in quiet.rounds)
+    page = render_report(config, replace(quiet, rounds=records, curves={}))
+    checker = _Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert not {"script", "link", "img", "iframe"} & set(checker.seen)
+    assert page.count("&lt;script") >= 9
+    assert "<script" not in page
+
+
 def test_plots_take_the_pages_colour_in_light_and_dark():
     page = render_report(CONFIG, _outcome())
     assert "prefers-color-scheme: dark" in page
@@ -168,8 +201,32 @@ def test_a_run_without_a_budget_has_no_budget_plot():
 
 
 def test_the_headline_leaves_attackers_out_where_there_are_none():
-    assert "without attackers" in headline(_outcome(attack="none").summary)
-    assert "52 of them attacked it (sign flip)" in headline(_outcome().summary)
+    assert "without attackers." in _words(render_report(CONFIG, _outcome(attack="none")))
+    page = _words(render_report(CONFIG, _outcome()))
+    assert "while 52 of them attacked it (sign flip)." in page
+    assert "without attackers." not in page
+
+
+def test_a_run_by_gossip_shows_its_baskets():
+    page = _words(
+        render_report(
+            GOSSIP_CONFIG,
+            _outcome(
+                attacks={"sign_flip": {"gossip": 0.5}}, basket_standings={"domain_1_basket_0": STANDING}
+            ),
+        )
+    )
+    for words in (
+        "trained by gossip alone",
+        "they reached 60.0 %, without gossip 40.0 %, while 52 attacked (sign flip).",
+        '<td>domain_1_basket_0</td><td class="n">2 of 13</td><td class="n">50.0 %</td>',
+        'aria-label="Accuracy of each basket"',
+    ):
+        assert words in page
+
+
+def _words(page):
+    return " ".join(page.split())
 
 
 def test_without_matplotlib_the_error_holds_the_command(monkeypatch):

@@ -15,7 +15,7 @@ from scarcity_ray.robust import aggregate
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import ComparisonInputs, compare, comparisons, defence
 from scarcity_ray.workloads.config import load_run
-from scarcity_ray.workloads.scene import make_scene
+from scarcity_ray.workloads.population import make_scene
 from scarcity_ray.workloads.simulate import basket_model, basket_rule, federated_delta, simulate
 
 pytest.importorskip("sklearn")

@@ -42,12 +42,12 @@ class ModelCodec(Generic[Model]):
 
     Guarantees:
         Float32 survives exactly and other floats to the nearest.
-        Names shapes and dtypes are kept.
+        Names, shapes and dtypes are kept.
         Integers are never averaged.
         Tied weights are counted once and stay tied.
         What cannot be carried is refused by name.
         Decoded models share no memory.
-        Model of another structure is refused by name.
+        A model of another structure is refused by name.
 
     Attributes:
         parts: Every part of the model, in order.

@@ -5,10 +5,10 @@ NumPy (bfloat16 and float8 of ml_dtypes), whatever gives itself as an array (``_
 JAX, TensorFlow) or by DLPack, and lists, tuples and object arrays of numbers. Booleans, complex numbers, text
 and objects are not numbers here, nor are masked arrays, which would give away what they hide.
 
-*Guarantees*
-    - Nothing that arrives raises.
-    - Many rows are read as each of them alone.
-    - What is read is finite float32 of the right length, and nobody else's memory.
+Guarantees:
+    No message raises and what is read is finite.
+    Many rows are read as each of them alone.
+    One row that waits does not keep the others in memory.
 """
 
 from __future__ import annotations
@@ -44,9 +44,6 @@ class Rejection(StrEnum):
 def read_array(message: object) -> Numbers | Rejection:
     """The numbers in what a client sent, of whatever shape and value, or why there are none. Never raises.
 
-    Args:
-        message: Anything at all.
-
     Returns:
         An array of NumPy's own integers or floats, perhaps the sender's memory; or `not_numeric`; for a list
         also `wrong_shape` (it is nested), or `not_finite` (a number beyond all floats).
@@ -71,10 +68,6 @@ def read_row(message: object, dimension: int) -> FloatRow | Rejection:
 
     Judged in this order: numbers (`not_numeric`, see `read_array`), then the shape (`wrong_shape`), then the
     values (`not_finite`). A value that float32 cannot hold is not finite.
-
-    Args:
-        message: Anything at all.
-        dimension: Length of a row.
 
     Returns:
         A new read-only float32 array (d,), or the reason.
@@ -192,6 +185,3 @@ def _entry(value: object) -> object:
         return Rejection.WRONG_SHAPE
     numbers = _numbers(given)
     return numbers if isinstance(numbers, Rejection) else numbers.item()
-
-
-__all__ = ["FloatRow", "Rejection", "given_array", "is_matrix", "read_array", "read_row", "read_rows"]

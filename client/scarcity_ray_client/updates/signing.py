@@ -19,11 +19,11 @@ and that many bytes of UTF-8; *maybe* is a byte 0, or a byte 1 and what follows:
 
 The vector is the one that is aggregated: little-endian float32 of shape (d,), whatever it was converted from.
 
-*Guarantees*
-    - Two statements that differ in any field have different messages.
-    - A message is decoded to the statement that it was made of, and nothing else is decoded.
-    - A torn, foreign, newer or differently written message is refused, and the refusal says which it is.
-    - A vector that is float32 already is hashed where it lies.
+Guarantees:
+    Two statements that differ in any field have different messages.
+    A message is decoded to the statement that it was made of.
+    Nothing else is decoded: a torn message is refused as torn, a foreign or newer message is refused as such.
+    A vector that is float32 already is hashed where it lies.
 """
 
 from __future__ import annotations
@@ -220,7 +220,6 @@ def update_statement(
 
     Args:
         scope: As `HierarchicalFederation.signing_scope` tells it.
-        client_id: The client.
         round_id: The round that the update was made for.
         update: Anything that `read_array` reads, shape (d,).
         sequence: The client's own number for it, unique within the round, if it counts.
@@ -275,15 +274,8 @@ def sign_update(
 ) -> bytes:
     """A client's signature of its update, as ``offer_update(..., signature=)`` takes it.
 
-    Args:
-        sign: Signs bytes with the client's Ed25519 key: `IdentityKeyPair.sign`, or any other.
-        scope: As in `update_statement`, and so are the others: those that the update is sent with.
-        client_id: The client.
-        round_id: The round that the update was made for.
-        update: Shape (d,).
-        sequence: The client's own number for it, if it counts.
-        num_examples: Examples behind it, if it says.
-        meta: Values of meta-parameters, if it reports.
+    `sign` signs bytes with the client's Ed25519 key: `IdentityKeyPair.sign`, or any other. The others are
+    those of `update_statement`, and the same that the update is sent with.
     """
     return sign(
         update_message(
@@ -372,14 +364,3 @@ def _float32(update: object) -> NDArray[np.float32]:
         raise UsageError(f"update: {update!r:.80} is not accepted; an array of numbers")
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(numbers, np.float32)
-
-
-__all__ = [
-    "SigningScope",
-    "UpdateStatement",
-    "canonical_report",
-    "content_digest",
-    "sign_update",
-    "update_message",
-    "update_statement",
-]

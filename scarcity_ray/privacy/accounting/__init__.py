@@ -1,1 +1,15 @@
-"""How much privacy releases cost: Gaussian DP, zero-concentrated DP, and the bounds between them."""
+"""Differential privacy added up: what was spent of a claim (epsilon, delta), and what may still be.
+
+::
+
+    gaussian_dp   mu of Gaussian releases: exact, both ways between mu and (epsilon, delta)
+    zcdp          rho of releases whose Renyi divergence is known, discrete and distributed noise among them
+    modes         which of the two a ledger adds up, behind one interface
+    accountant    the sums themselves: what fits, worst case over clients
+"""
+
+from __future__ import annotations
+
+from scarcity_ray.privacy.accounting.gaussian_dp import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
+
+__all__ = ["delta_of_mu", "epsilon_of_mu", "mu_of_gaussian", "mu_of_pure"]

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
+from scarcity_ray.privacy.accounting.gaussian_dp import check_delta, check_mu
 from scarcity_ray.privacy.accounting.modes import Accounting
-from scarcity_ray.privacy.accounting.roots import check_delta, check_mu
 
 _ROUNDING = 1.0 + 1e-12
 """A sum of mu^2 may pass its cap by this factor, which the margin in `Accounting.mu_of_claim` covers."""
@@ -295,6 +295,3 @@ class CompensatedSum:
             return high, 0.0
         lost = (self._sum - high) + term if self._sum >= term else (term - high) + self._sum
         return high, self._rest + lost
-
-
-__all__ = ["PrivacyAccountant"]

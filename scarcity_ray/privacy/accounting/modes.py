@@ -13,7 +13,7 @@ Thakurta (2022, theorem 3) for Gaussian DP, Feldman and Zrnic (2021, theorem 4.3
 for zCDP. What differs is what a claim (epsilon, delta) buys and what a sum amounts to: the methods here.
 
 Guarantees:
-    both_modes_plan_below_and_report_above: The sides of `accounting` and of `concentrated`.
+    both_modes_plan_below_and_report_above: The sides of `gaussian_dp` and of `zcdp`.
     concentrated_claims_buy_less_than_gaussian_ones: At every (epsilon, delta).
 """
 
@@ -93,6 +93,3 @@ def mu_of_rho(rho: float) -> float:
     True
     """
     return math.sqrt(2.0 * rho) * (1.0 + 2.0**-51)
-
-
-__all__ = ["Accounting", "mu_of_rho", "rho_of_mu"]

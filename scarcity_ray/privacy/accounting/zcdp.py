@@ -20,6 +20,20 @@ Since every u is valid, the error of the u that was found cannot make a claim to
 the formula could, and is added. "The bound" below is this one at its best u; what a mechanism truly gives is
 never worse.
 
+*Noise in shares*, or distributed noise: what a sum of several discrete Gaussians claims, and how large each
+must be. Parties who trust nobody to add the noise add a share each, h of them honest, each share the discrete
+Gaussian N_Z(0, sigma^2) in every coordinate. Their sum is no discrete Gaussian, but close to one (Kairouz,
+Liu, Steinke 2021, "The Distributed Discrete Gaussian Mechanism", proposition 14; its last bound of three is
+used here). With a = Delta / (sqrt(h) sigma) for an L2 sensitivity Delta of integer vectors of length d, and
+sigma >= 1/2, the sum is rho-zCDP with
+
+    rho = (a + tau sqrt(d))^2 / 2,    tau = 10 sum_{k=1}^{h-1} exp(-2 pi^2 sigma^2 k / (k + 1)).
+
+What more than h shares add is post-processing; shares that are known (of parties who collude with the
+reader) must not be counted in h. For one share tau = 0 and this is the discrete Gaussian's own rho; from
+sigma = 9 on tau is below 1e-340. ``docs/distributed_noise.md`` has the proof, and which h is certain when the
+reader chooses who takes part.
+
 Guarantees:
     planned_rho_is_never_above_the_bound: `rho_of_claim` lies below it by a relative 4e-12 to 6e-12 (for delta
         and epsilon of at least 1e-100), so a sum of rho that passes it by 1e-12 still keeps (epsilon, delta).
@@ -27,6 +41,12 @@ Guarantees:
         1e-12 (epsilon + 1 + rho + sqrt(rho log(1/delta))).
     concentrated_delta_is_never_below_the_bound: `delta_of_rho` lies above, by at most a relative 1e-10 for
         rho <= 500 and delta >= 1e-300; what underflows is 0.
+    the_exact_divergence_is_below_the_claim: Of sums of discrete Gaussians, convolved to 60 digits, where tau
+        matters and where it does not.
+    noise_in_shares_is_never_below_central_noise: And equals it for one share.
+    claim_falls_with_sigma_and_rises_with_sensitivity_and_length
+    the_scale_keeps_the_claim: `share_sigma` is such that `rho_of_shares` is at most the rho asked for, and
+        within a relative 1e-9 of the least that is.
 """
 
 from __future__ import annotations
@@ -34,7 +54,7 @@ from __future__ import annotations
 import math
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.accounting.roots import check_delta, check_epsilon, monotone_root
+from scarcity_ray.privacy.accounting.gaussian_dp import check_delta, check_epsilon, monotone_root
 
 _MARGIN = 5e-12
 """Relative distance that a planned rho keeps from the bound."""
@@ -42,6 +62,10 @@ _ROUNDING = 2.0**-50
 """Rounding of a sum of terms, relative to the sum of their magnitudes."""
 _WIDEST = 500.0
 """Greatest log u that is looked at, far from where floats end."""
+LEAST_SIGMA = 0.5
+"""Scale of a share from which the bound on several shares holds."""
+_SUM_ROUNDING = 1e-12
+"""Relative: what rounding can come to in the formulas of noise in shares, several times over."""
 
 
 def delta_of_rho(rho: float, epsilon: float) -> float:
@@ -165,4 +189,82 @@ def check_rho(rho: float) -> None:
         raise UsageError(f"rho: {rho!r} is not accepted; at least 0")
 
 
-__all__ = ["delta_of_rho", "epsilon_of_rho", "rho_of_claim", "rho_of_pure"]
+def departure(sigma: float, num_shares: int) -> float:
+    """How far a sum of shares is from a discrete Gaussian: tau, the sum of both log-ratios' bounds.
+
+    Args:
+        sigma: Scale of one share, at least 1/2 for more than one.
+        num_shares: Of them.
+    """
+    _check_shares(num_shares)
+    if num_shares == 1:
+        return 0.0
+    if not sigma >= LEAST_SIGMA:
+        raise UsageError(f"sigma: {sigma!r} is not accepted; at least {LEAST_SIGMA} for several shares")
+    # From the smallest term, k = num_shares - 1, on.
+    exponent = -2.0 * math.pi**2 * sigma * sigma
+    return 10.0 * math.fsum(math.exp(exponent * k / (k + 1)) for k in range(num_shares - 1, 0, -1))
+
+
+def rho_of_shares(sigma: float, num_shares: int, sensitivity: float, dimension: int) -> float:
+    """The zCDP parameter of a sum of integers with `num_shares` honest shares of noise in each coordinate.
+
+    Args:
+        sigma: Scale of one share, in integer steps; above 0, and at least 1/2 for more than one share.
+        num_shares: Honest shares in the sum, at least 1.
+        sensitivity: L2 bound on what one client changes in the sum, in integer steps.
+        dimension: Coordinates.
+
+    Returns:
+        rho, never below the claim's formula.
+
+    >>> round(rho_of_shares(10.0, 4, 2.0, 1000), 9)
+    0.005
+    """
+    if not (sigma > 0.0 and sensitivity >= 0.0 and dimension >= 1):
+        raise UsageError("sigma must be above 0, sensitivity at least 0 and dimension at least 1")
+    root = sensitivity / (math.sqrt(num_shares) * sigma) if num_shares > 0 else math.inf
+    root += departure(sigma, num_shares) * math.sqrt(dimension)
+    return 0.5 * root * root * (1.0 + _SUM_ROUNDING)
+
+
+def share_sigma(rho: float, num_shares: int, sensitivity: float, dimension: int) -> float:
+    """The scale that each party's share must have, so that `num_shares` honest ones keep `rho`.
+
+    Args:
+        rho: The zCDP parameter wanted, above 0; ``inf`` wants none, and the scale is 0.
+        num_shares: Honest shares that are certain to be in the sum, at least 1.
+        sensitivity: L2 bound on what one client changes in the sum, in integer steps, above 0.
+        dimension: Coordinates.
+
+    Returns:
+        sigma in integer steps, on the safe side of the root.
+
+    >>> sigma = share_sigma(0.005, 4, 2.0, 1000)
+    >>> round(sigma, 6), rho_of_shares(sigma, 4, 2.0, 1000) <= 0.005
+    (10.0, True)
+    """
+    _check_shares(num_shares)
+    if not (rho > 0.0 and sensitivity > 0.0 and dimension >= 1):
+        raise UsageError("rho and sensitivity must be above 0 and dimension at least 1")
+    if rho == math.inf:
+        return 0.0
+
+    def keeps(sigma: float) -> bool:
+        return rho_of_shares(sigma, num_shares, sensitivity, dimension) <= rho
+
+    low = sensitivity / math.sqrt(num_shares * 2.0 * rho)
+    if num_shares > 1:
+        low = max(low, LEAST_SIGMA)
+    high = low * (1.0 + 2.0 * _SUM_ROUNDING)
+    while not keeps(high):
+        low, high = high, 2.0 * high
+    while high - low > 1e-10 * high and not keeps(low):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if keeps(middle) else (middle, high)
+    return high
+
+
+def _check_shares(num_shares: int) -> None:
+    if num_shares < 1:
+        raise UsageError(f"num_shares: {num_shares!r} is not accepted; at least 1")

@@ -94,6 +94,3 @@ class BudgetStatus:
             "epsilon_total": self.total_epsilon,
             "head": self.head_hash,
         }
-
-
-__all__ = ["BudgetStatus", "Charge"]

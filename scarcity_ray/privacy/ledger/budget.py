@@ -23,7 +23,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,19 @@ from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.ledger.chain import Row
+from scarcity_ray.privacy.ledger.events import (
+    Genesis,
+    GossipCharge,
+    ReleaseCharge,
+    Renewal,
+    VoidedRelease,
+    pack_gossip,
+)
 from scarcity_ray.privacy.ledger.ledger import Ledger
-from scarcity_ray.privacy.ledger.members import pack_gossip, unpack_gossip
-from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of, replay, totals_of
+from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of, replay
 from scarcity_ray.privacy.ledger.store import address_of, exists
+
+_Charged = TypeVar("_Charged", ReleaseCharge, GossipCharge)
 
 
 class DurableBudget:
@@ -71,48 +80,34 @@ class DurableBudget:
     ) -> DurableBudget:
         """Continue the budget recorded at `path`, or begin it there.
 
-        The whole of `total_delta` serves releases whose mu is known.
+        The arguments that are not here are those of `Ledger.open`, and so are the errors. The whole of
+        `total_delta` serves releases whose mu is known.
 
         Args:
             path: The ledger's file, or the URL of a PostgreSQL database.
-            name: What people call the federation, if they do.
             total_epsilon: The claim of the first period, or of the one in force.
             total_delta: Its delta.
             gossip_share: Share of the cap set aside for each client's gossip, in [0, 1].
             accounting: What the ledger adds up, for good.
             must_exist: Whether this federation is known to have a ledger.
-            now: Seconds since 1970.
-            incarnation: Of the federation whose accountant comes back; None where a federation is opened.
-            take_over: Whether to take the ledger from an accountant that lives.
-            known_heads: Hashes that were the ledger's head at some time, each with who says so.
-            operator_key: The configured public key whose holder must sign renewals, in hexadecimal digits;
-                the ledger keeps the first one that it is opened with.
 
         Raises:
             LedgerMissing: If the ledger must exist and does not.
-            LedgerCorrupted: If its chain does not hold, or (`LedgerRolledBack`) lacks a known head.
-            LedgerHeld: If an accountant that lives holds it.
-            LedgerTakenOver: If another federation was opened on it since the one that comes back.
-            LedgerError: If it is another federation's, keeps another operator's key, or states another budget
-                or accounting.
+            LedgerError: If it states another budget or accounting.
         """
-        accountant = PrivacyAccountant(
-            total_epsilon,
-            total_delta,
+        asked = Genesis(
+            format=1,
+            total_epsilon=total_epsilon,
+            total_delta=total_delta,
             gossip_share=gossip_share,
-            delta_reserve=0.0,
-            accounting=accounting,
+            accounting=accounting.value,
+            neighbours="replace-one client",
+            name=name,
         )
+        accountant = accountant_of(asked)
         address = address_of(path, name)
         if not must_exist and not exists(address):
-            states = {
-                "total_epsilon": total_epsilon,
-                "total_delta": total_delta,
-                "gossip_share": gossip_share,
-                "accounting": accounting.value,
-                "neighbours": "replace-one client",
-            }
-            made = Ledger.create(address, name, now=now, body=states, operator_key=operator_key)
+            made = Ledger.create(address, asked, now=now, operator_key=operator_key)
             return cls(made, accountant, is_new=True)
         ledger = Ledger.open(
             address,
@@ -132,7 +127,8 @@ class DurableBudget:
                     "the noise that it was made for, or start another federation"
                 )
             budget = cls(ledger, accountant_of(ledger.genesis))
-            known, first = budget._accountant, totals_of(ledger.genesis)
+            known, genesis = budget._accountant, ledger.genesis
+            first = (genesis.total_epsilon, genesis.total_delta)
             in_force = (known.total_epsilon, known.total_delta)
             if (total_epsilon, total_delta) not in (first, in_force) or gossip_share != known.gossip_share:
                 raise LedgerError(
@@ -146,14 +142,16 @@ class DurableBudget:
             raise
         return budget
 
-    def charge_release(self, charge_id: str, mu: float, *, now: float, details: Mapping[str, Any]) -> Charge:
+    def charge_release(
+        self, charge_id: str, mu: float, *, now: float, details: Mapping[str, object]
+    ) -> Charge:
         """Charge one central release.
 
         Args:
             charge_id: The release's own name; asked again, it is given its first answer.
             mu: What the release is charged as (`modes`); for Gaussian noise, sensitivity over sigma.
-            now: Seconds since 1970.
-            details: What to record beside it (sigma, sensitivity, round), plain data.
+            now: Seconds since 1970, here and below.
+            details: What to record beside it (sigma, sensitivity, round), plain data, here and below.
 
         Raises:
             UsageError: If the id was recorded for something else.
@@ -161,28 +159,25 @@ class DurableBudget:
         """
         with self._current():
             row = self._ledger.find(charge_id)
-            if row is not None and row.kind == "void":
+            if row is not None and isinstance(row.event, VoidedRelease):
                 why = "this release was given up, and its name with it"
                 return Charge(False, why, self._accountant.epsilon_spent(), self._ledger.head_hash)
-            known = self._known(charge_id, "release", mu)
+            known = self._known(charge_id, ReleaseCharge, mu)
             if known is not None:
-                return Charge(True, "", float(known.body["epsilon_spent"]), known.hash, repeated=True)
+                event, head = known
+                return Charge(True, "", event.epsilon_spent, head, repeated=True)
             accountant = self._accountant
             if not accountant.check_release(mu):
                 return Charge(False, self._why_not(mu), accountant.epsilon_spent(), self._ledger.head_hash)
             spent = accountant.epsilon_spent(release=mu)
-            body = {"mu": mu, "epsilon_spent": spent, "details": details}
-            row = self._ledger.append("release", charge_id=self._free(charge_id), now=now, body=body)
+            row = self._ledger.append(
+                ReleaseCharge(mu, spent, details), charge_id=self._free(charge_id), now=now
+            )
             accountant.note_release(mu)
             return Charge(True, "", spent, row.hash)
 
-    def void_release(self, charge_id: str, *, now: float, details: Mapping[str, Any]) -> bool:
+    def void_release(self, charge_id: str, *, now: float, details: Mapping[str, object]) -> bool:
         """Give a release up before it is charged: from then on it is refused, durably.
-
-        Args:
-            charge_id: The release's own name.
-            now: Seconds since 1970.
-            details: What to record beside it, plain data.
 
         Returns:
             Whether it is given up; False if it was charged before, which stands.
@@ -190,8 +185,8 @@ class DurableBudget:
         with self._current():
             known = self._ledger.find(charge_id)
             if known is None:
-                self._ledger.append("void", charge_id=charge_id, now=now, body={"details": details})
-            return known is None or known.kind == "void"
+                self._ledger.append(VoidedRelease(details), charge_id=charge_id, now=now)
+            return known is None or isinstance(known.event, VoidedRelease)
 
     def charge_gossip(
         self,
@@ -200,16 +195,14 @@ class DurableBudget:
         mu: float,
         *,
         now: float,
-        details: Mapping[str, Any],
+        details: Mapping[str, object],
     ) -> tuple[str, ...]:
         """Charge one message to each of the clients that can afford it.
 
         Args:
             charge_id: The round's own name; asked again, those recorded are allowed again, and no others.
             client_ids: Distinct ids.
-            mu: Of one message, likewise.
-            now: Seconds since 1970.
-            details: What to record beside it, plain data.
+            mu: Of one message.
 
         Returns:
             The clients that may send, in the order given.
@@ -221,10 +214,9 @@ class DurableBudget:
         with self._current():
             accountant = self._accountant
             places = accountant.places(client_ids)
-            known = self._known(charge_id, "gossip", mu)
+            known = self._known(charge_id, GossipCharge, mu)
             if known is not None:
-                recorded = np.isin(places, unpack_gossip(known.payload).places)
-                return _chosen(client_ids, recorded)
+                return _chosen(client_ids, np.isin(places, known[0].members.places))
             allowed = accountant.affordable_at(places, mu)
             charged = _chosen(client_ids, allowed)
             if not charged:
@@ -232,11 +224,9 @@ class DurableBudget:
             newcomers = _chosen(client_ids, allowed & (places < 0))
             at = places[allowed]
             at[at < 0] = accountant.num_clients + np.arange(len(newcomers))
-            body = {"mu": mu, "charged": len(charged), "asked": len(client_ids), "details": details}
             payload = pack_gossip(at, newcomers)
-            self._ledger.append(
-                "gossip", charge_id=self._free(charge_id), now=now, body=body, payload=payload
-            )
+            event = GossipCharge(mu, len(charged), len(client_ids), details, payload)
+            self._ledger.append(event, charge_id=self._free(charge_id), now=now)
             accountant.enrol(newcomers)
             accountant.note_gossip(at, mu)
             return charged
@@ -249,7 +239,7 @@ class DurableBudget:
         now: float,
         operator: str,
         renewal_id: str | None = None,
-        details: Mapping[str, Any] | None = None,
+        details: Mapping[str, object] | None = None,
     ) -> None:
         """Begin a new period with new totals: the operator's act, recorded.
 
@@ -259,27 +249,20 @@ class DurableBudget:
             now: Seconds since 1970.
             operator: Who decided it.
             renewal_id: The act's own name, among those of the charges; asked again, nothing more happens.
-            details: What to record beside it, plain data.
+            details: What to record beside it.
 
         Raises:
             UsageError: If the id was recorded for something else.
         """
         with self._current():
             known = None if renewal_id is None else self._ledger.find(renewal_id)
-            if known is not None and known.kind != "renewal":
-                raise UsageError(f"renewal_id: {renewal_id!r} is recorded already, as {known.kind}")
             if known is not None:
+                if not isinstance(known.event, Renewal):
+                    raise UsageError(f"renewal_id: {renewal_id!r} is recorded already, as {known.kind}")
                 return
             asked = PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
-            total_epsilon, total_delta = asked.total_epsilon, asked.total_delta
-            body: dict[str, Any] = {
-                "total_epsilon": total_epsilon,
-                "total_delta": total_delta,
-                "operator": operator,
-            }
-            if details:
-                body["details"] = details
-            self._note(self._ledger.append("renewal", charge_id=renewal_id, now=now, body=body))
+            event = Renewal(asked.total_epsilon, asked.total_delta, operator, details or None)
+            self._note(self._ledger.append(event, charge_id=renewal_id, now=now))
 
     def status(self, next_release_mu: float) -> BudgetStatus:
         """Where the budget stands, given the mu of the next configured central release.
@@ -310,7 +293,7 @@ class DurableBudget:
                 federation_id=self._ledger.federation_id,
                 incarnation=self._ledger.standing.incarnation,
                 run=self._ledger.standing.run,
-                created=self._ledger.genesis.at,
+                created=self._ledger.created,
                 is_new=self._is_new,
             )
 
@@ -334,7 +317,7 @@ class DurableBudget:
         """Whether this renewal is recorded."""
         with self._current():
             known = self._ledger.find(renewal_id)
-            return known is not None and known.kind == "renewal"
+            return known is not None and isinstance(known.event, Renewal)
 
     @property
     def head_hash(self) -> str:
@@ -377,8 +360,8 @@ class DurableBudget:
             self._note(interrupted)
 
     def _note(self, row: Row) -> None:
-        replay(self._accountant, row)
-        if row.kind == "renewal":
+        replay(self._accountant, row, self._ledger.path)
+        if isinstance(row.event, Renewal):
             self._began = row.seq
 
     def _why_not(self, mu: float) -> str:
@@ -389,19 +372,22 @@ class DurableBudget:
             f"{accountant.total_delta:g}, does not fit into what is left of the privacy budget"
         )
 
-    def _known(self, charge_id: str, kind: str, mu: float) -> Row | None:
-        """The row of this charge, if it was recorded in this period."""
+    def _known(self, charge_id: str, kind: type[_Charged], mu: float) -> tuple[_Charged, str] | None:
+        """This charge as it was recorded in this period, if it was, and the hash of its row."""
         for name in (charge_id, self._again(charge_id)):
             row = self._ledger.find(name)
-            if row is None or (row.seq < self._began and row.kind == kind):
+            if row is None or (row.seq < self._began and isinstance(row.event, kind)):
                 continue
-            if row.kind != kind or float(row.body["mu"]) != mu:
-                mus = "" if "mu" not in row.body else f" with {self._in_words(float(row.body['mu']))}"
-                raise UsageError(
-                    f"charge_id: {charge_id!r} is recorded already, as {row.kind}{mus}; "
-                    "give each charge an id of its own"
-                )
-            return row
+            event = row.event
+            if isinstance(event, kind) and event.mu == mu:
+                return event, row.hash
+            mus = ""
+            if isinstance(event, ReleaseCharge | GossipCharge):
+                mus = f" with {self._accountant.accounting.in_words(event.mu)}"
+            raise UsageError(
+                f"charge_id: {charge_id!r} is recorded already, as {row.kind}{mus}; "
+                "give each charge an id of its own"
+            )
         return None
 
     def _free(self, charge_id: str) -> str:
@@ -411,12 +397,6 @@ class DurableBudget:
     def _again(self, charge_id: str) -> str:
         return f"{charge_id} in period {self._accountant.period}"
 
-    def _in_words(self, mu: float) -> str:
-        return self._accountant.accounting.in_words(mu)
-
 
 def _chosen(client_ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
     return tuple(itertools.compress(client_ids, mask.tolist()))
-
-
-__all__ = ["DurableBudget"]

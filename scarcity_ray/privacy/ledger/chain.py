@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scarcity_ray.errors import LedgerCorrupted, UsageError
+from scarcity_ray.privacy.ledger.events import Event, decode, encode, kind_of
 
 NO_HASH = "0" * 64
 """What the first row is chained to."""
@@ -26,25 +27,33 @@ class Row:
 
     Attributes:
         seq: 0, 1, 2, ...
-        kind: What it records, e.g. ``genesis``, ``writer``, ``release``.
+        event: What it records.
         charge_id: The charge's own name, or None for rows that are not charges.
         epoch: The writer's number.
         at: When, in seconds since 1970, as the writer said.
-        body: What, as plain data; infinities stand as ``"inf"``.
         record: All of the above as canonical JSON, the text that the hash covers.
         payload: Bytes that belong to the row.
         hash: The chain up to and including this row, as hexadecimal digits.
     """
 
     seq: int
-    kind: str
+    event: Event = field(compare=False)
     charge_id: str | None
     epoch: int
     at: float
-    body: dict[str, Any]
     record: str
     payload: bytes
     hash: str
+
+    @property
+    def kind(self) -> str:
+        """What the row calls its event, e.g. ``genesis``, ``writer``, ``release``."""
+        return kind_of(self.event)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The event as the row has it: plain data, infinities as ``"inf"``."""
+        return dict(json.loads(self.record)["body"])
 
 
 def canonical(
@@ -72,6 +81,17 @@ def canonical(
         raise UsageError(f"details: only plain data can be recorded: {error}") from error
 
 
+def sealed(previous: str, seq: int, event: Event, charge_id: str | None, epoch: int, at: float) -> Row:
+    """The row that records `event` after a row with the hash `previous`.
+
+    Raises:
+        UsageError: If the event's details are not plain data.
+    """
+    body, payload = encode(event)
+    record = canonical(seq, kind_of(event), charge_id, epoch, at, body)
+    return parse(record, payload, bytes.fromhex(seal(previous, record, payload)))
+
+
 def seal(previous: str, record: str, payload: bytes) -> str:
     """The hash of a row: over the hash before it, its payload and its record."""
     digest = hashlib.sha256(bytes.fromhex(previous))
@@ -84,17 +104,16 @@ def parse(record: str, payload: bytes, hash_: bytes) -> Row:
     """Read a row back.
 
     Raises:
-        ValueError: If it is not one.
+        ValueError: If it is not one, or does not state what its kind must; names the field.
     """
     try:
         content = json.loads(record, parse_float=_number, parse_constant=_number)
         return Row(
             seq=int(content["seq"]),
-            kind=str(content["kind"]),
+            event=decode(str(content["kind"]), dict(content["body"]), payload),
             charge_id=content["charge_id"],
             epoch=int(content["epoch"]),
             at=float(content["at"]),
-            body=dict(content["body"]),
             record=record,
             payload=payload,
             hash=hash_.hex(),
@@ -149,6 +168,3 @@ def _unboxed(value: Any) -> Any:
     if hasattr(value, "item") and not hasattr(value, "__len__"):
         return value.item()
     raise TypeError(f"{type(value).__name__} is not plain data")
-
-
-__all__ = ["NO_HASH", "NO_OLDER_COPY", "Row", "canonical", "parse", "read_back", "seal"]

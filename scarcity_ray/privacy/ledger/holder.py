@@ -6,9 +6,9 @@ import os
 import socket
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from scarcity_ray.privacy.ledger.chain import NO_HASH, Row
+from scarcity_ray.privacy.ledger.events import Genesis, WriterEpoch
 
 
 @dataclass(frozen=True)
@@ -70,24 +70,20 @@ class Standing:
     def note(self, row: Row) -> None:
         """Take account of a row."""
         self.seq, self.hash, self.epoch = row.seq, row.hash, row.epoch
-        if row.seq == 0:
-            # A ledger from before there were random ids states no name, and what people call it as its id.
-            self.has_random_id = "name" in row.body
-            self.federation_id = _text(row.body.get("federation_id")) or ""
-            self.name = _text(row.body["name"]) if self.has_random_id else self.federation_id
-        elif row.kind == "writer":
-            self.incarnation = _count(row.body.get("incarnation"), self.incarnation)
-            self.run = _count(row.body.get("run"), self.incarnation)
-            self.operator_key = self.operator_key or _text(row.body.get("operator_key"))
-            if not self.has_random_id and "federation_id" in row.body:
-                self.federation_id, self.has_random_id = str(row.body["federation_id"]), True
-            self.holder = Holder(
-                _count(row.body.get("pid"), None),
-                _text(row.body.get("host")),
-                row.at,
-                _text(row.body.get("name")) or self.name,
-                self.incarnation,
-            )
+        event = row.event
+        if isinstance(event, Genesis) and row.seq == 0:
+            self.has_random_id = event.name != ""
+            self.federation_id = event.federation_id
+            self.name = event.name if self.has_random_id else event.federation_id
+        elif isinstance(event, WriterEpoch):
+            if event.incarnation is not None:
+                self.incarnation = event.incarnation
+            self.run = self.incarnation if event.run is None else event.run
+            self.operator_key = self.operator_key or event.operator_key
+            if not self.has_random_id and event.federation_id is not None:
+                self.federation_id, self.has_random_id = event.federation_id, True
+            name = event.name or self.name
+            self.holder = Holder(event.pid, event.host, row.at, name, self.incarnation)
 
 
 def times(count: int) -> str:
@@ -109,14 +105,3 @@ def in_utc(at: float) -> str:
         return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):
         return f"{at:g} s"
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _count(value: Any, default: Any) -> Any:
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-
-__all__ = ["Holder", "Standing", "in_utc"]

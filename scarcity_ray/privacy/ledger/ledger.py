@@ -41,10 +41,11 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import replace
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerHeld, LedgerRolledBack, LedgerTakenOver
-from scarcity_ray.privacy.ledger.chain import NO_HASH, NO_OLDER_COPY, Row, canonical, parse, seal
+from scarcity_ray.privacy.ledger.chain import NO_HASH, NO_OLDER_COPY, Row, seal, sealed
+from scarcity_ray.privacy.ledger.events import Event, Genesis, WriterEpoch
 from scarcity_ray.privacy.ledger.holder import Standing, in_utc
 from scarcity_ray.privacy.ledger.store import Store, address_of, create_store, open_store
 
@@ -53,7 +54,6 @@ DYING_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 ANY_KEY = "any"
 """The operator's key of who opens a ledger without a configuration: an operator at a terminal."""
-_FORMAT = 1
 _PAGE = 1000
 _RUN_BITS = 63
 
@@ -67,9 +67,10 @@ class Ledger:
         self.epoch = 0
         self._doubt: Row | None = None
         first, last = store.page(0, 1), store.last()
-        if not first or last is None or first[0].body.get("format") != _FORMAT:
+        if not first or last is None or not isinstance(first[0].event, Genesis):
             raise LedgerCorrupted(f"{self.path}: its first row is not a ledger's; {NO_OLDER_COPY}")
-        self.genesis = first[0]
+        self.genesis, self.created = first[0].event, first[0].at
+        self._first_hash = first[0].hash
         self._standing: Standing | None = None
         self._pid = os.getpid()
         self._head, self._head_seq = last.hash, last.seq
@@ -78,31 +79,26 @@ class Ledger:
     def create(
         cls,
         path: str | os.PathLike[str],
-        name: str | None,
+        genesis: Genesis,
         *,
         now: float,
-        body: Mapping[str, Any],
-        federation_id: str | None = None,
         operator_key: str | None = ANY_KEY,
     ) -> Ledger:
         """Make a new ledger and open it for writing.
 
         Args:
             path: Where, a file or a URL; a file's folder must exist, the ledger must not.
-            name: What people call the federation, if they do.
+            genesis: What its first row states for good; without a federation's id a random one is made.
             now: Seconds since 1970.
-            body: What the genesis row states for good, plain data.
-            federation_id: The federation's id; a random one of 128 bits by default.
             operator_key: As in `open`.
 
         Raises:
             LedgerError: If it exists already or cannot be made.
         """
-        made = federation_id or secrets.token_hex(16)
-        states = {**body, "federation_id": made, "name": name, "format": _FORMAT}
-        address = address_of(path, name)
-        create_store(address, _sealed(NO_HASH, 0, "genesis", None, 0, now, states, b""))
-        return cls.open(address, now=now, name=name, operator_key=operator_key)
+        genesis = replace(genesis, federation_id=genesis.federation_id or secrets.token_hex(16))
+        address = address_of(path, genesis.name)
+        create_store(address, sealed(NO_HASH, 0, genesis, None, 0, now))
+        return cls.open(address, now=now, name=genesis.name, operator_key=operator_key)
 
     @classmethod
     def open(
@@ -208,29 +204,19 @@ class Ledger:
         """The number of the row that has the head hash."""
         return self._head_seq
 
-    def append(
-        self,
-        kind: str,
-        *,
-        now: float,
-        body: Mapping[str, Any],
-        charge_id: str | None = None,
-        payload: bytes = b"",
-    ) -> Row:
-        """Add a row, on disk before this returns.
+    def append(self, event: Event, *, now: float, charge_id: str | None = None) -> Row:
+        """Record an event, on disk before this returns.
 
         Args:
-            kind: What it records.
+            event: Its details must be plain data; infinities are written as ``"inf"``.
             now: Seconds since 1970.
-            body: Plain data; infinities are written as ``"inf"``.
             charge_id: The charge's own name, if it is one.
-            payload: Bytes that belong to it.
 
         Raises:
             LedgerError: If another writer has taken over, the charge id is there already, this process is a
                 child that the writer's forked, or the disk or the database fails. After such a failure
                 `settle` finds out whether the row is there.
-            UsageError: If `body` is not plain data.
+            UsageError: If the event's details are not plain data.
         """
         if os.getpid() != self._pid:
             raise LedgerError(
@@ -241,7 +227,7 @@ class Ledger:
             last = self._last()
             if last.epoch != self.epoch or last.hash != self._head:
                 raise self._moved_on(last)
-            return self._chain(last, kind, charge_id, now, body, payload)
+            return self._chain(last, event, charge_id, now)
 
     def settle(self) -> Row | None:
         """End the doubt that a failed `append` left: was its row recorded after all?
@@ -299,18 +285,7 @@ class Ledger:
             since = page[-1].seq + 1
 
     def verify(self, head_hash: str | None = None) -> str:
-        """Walk the chain.
-
-        Args:
-            head_hash: A hash that this ledger once had as its head, kept elsewhere.
-
-        Returns:
-            The head hash.
-
-        Raises:
-            LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
-            LedgerRolledBack: If `head_hash` is nowhere in the chain: it was cut, rolled back or replaced.
-        """
+        """As `survey`, for a hash that this ledger once had as its head, kept elsewhere; the head hash."""
         return self.survey({} if head_hash is None else {head_hash: "whoever kept it"}).hash
 
     def survey(self, known_heads: Mapping[str, str] | None = None) -> Standing:
@@ -335,15 +310,17 @@ class Ledger:
             )
         return standing
 
-    def checked(self) -> Iterator[Row]:
+    def checked(self, after: Standing | None = None) -> Iterator[Row]:
         """The rows, oldest first, each after the chain up to it was found whole.
+
+        Args:
+            after: Where it was found whole before, to go on from there.
 
         Raises:
             LedgerCorrupted: If a row was changed, removed or moved (the text names the row).
         """
-        return self._checked_after(-1, NO_HASH, 0)
-
-    def _checked_after(self, seq: int, previous: str, epoch: int) -> Iterator[Row]:
+        start = after or Standing()
+        seq, previous, epoch = start.seq, start.hash, start.epoch
         for expected, row in enumerate(self.rows(seq + 1), seq + 1):
             whole = row.hash == seal(previous, row.record, row.payload)
             if not whole or row.seq != expected or row.epoch < epoch:
@@ -376,7 +353,7 @@ class Ledger:
     ) -> bool:
         """Become the writer after all that stands in the ledger now; False if a living process holds it."""
         with self._store.writing():
-            self._extended(standing, self._checked_after(standing.seq, standing.hash, standing.epoch))
+            self._extended(standing, self.checked(standing))
             last = self._last()
             if last.hash != standing.hash:
                 raise LedgerCorrupted(f"{self.path}: its rows do not end where they do; {NO_OLDER_COPY}")
@@ -393,26 +370,24 @@ class Ledger:
             before, own = self._hold(standing.epoch), self._hold(standing.epoch + 1)
             if not self._store.hold(before, own, forced=take_over or comes_back):
                 return False
-            body: dict[str, Any] = {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "name": name,
-                "incarnation": standing.incarnation + (0 if comes_back else 1),
-                "run": standing.run if comes_back else secrets.randbits(_RUN_BITS),
-            }
-            if standing.operator_key is None and operator_key not in (None, ANY_KEY):
-                body["operator_key"] = operator_key
-            if operator is not None:
-                body["operator"] = operator
-            if not standing.has_random_id:
-                body["federation_id"] = secrets.token_hex(16)
+            states_key = standing.operator_key is None and operator_key != ANY_KEY
+            event = WriterEpoch(
+                pid=os.getpid(),
+                host=socket.gethostname(),
+                name=name,
+                incarnation=standing.incarnation + (0 if comes_back else 1),
+                run=standing.run if comes_back else secrets.randbits(_RUN_BITS),
+                operator_key=operator_key if states_key else None,
+                operator=operator,
+                federation_id=None if standing.has_random_id else secrets.token_hex(16),
+            )
             self.epoch = standing.epoch + 1
-            standing.note(self._chain(last, "writer", None, now, body, b""))
+            standing.note(self._chain(last, event, None, now))
         self._standing = standing
         return True
 
     def _hold(self, epoch: int) -> str:
-        return f"{self.genesis.hash}/{epoch}"
+        return f"{self._first_hash}/{epoch}"
 
     def _moved_on(self, row: Row) -> LedgerError:
         """Why this writer, which found `row` at the end, or after its own rows, writes no more."""
@@ -433,16 +408,8 @@ class Ledger:
             standing.note(row)
         return standing
 
-    def _chain(
-        self,
-        last: Row,
-        kind: str,
-        charge_id: str | None,
-        now: float,
-        body: Mapping[str, Any],
-        payload: bytes,
-    ) -> Row:
-        row = _sealed(last.hash, last.seq + 1, kind, charge_id, self.epoch, now, body, payload)
+    def _chain(self, last: Row, event: Event, charge_id: str | None, now: float) -> Row:
+        row = sealed(last.hash, last.seq + 1, event, charge_id, self.epoch, now)
         self._doubt = row
         self._store.commit(row)
         self._head, self._head_seq, self._doubt = row.hash, row.seq, None
@@ -465,20 +432,3 @@ def _taken_over(path: object, standing: Standing) -> str:
         f"{path}: the ledger has moved on without this writer: it was taken over{since} by {holder}; nothing "
         "is charged here any more, nothing may be released: end this federation, the other one goes on"
     )
-
-
-def _sealed(
-    previous: str,
-    seq: int,
-    kind: str,
-    charge_id: str | None,
-    epoch: int,
-    at: float,
-    body: Mapping[str, Any],
-    payload: bytes,
-) -> Row:
-    record = canonical(seq, kind, charge_id, epoch, at, body)
-    return parse(record, payload, bytes.fromhex(seal(previous, record, payload)))
-
-
-__all__ = ["Ledger"]

@@ -10,8 +10,8 @@ changes nothing.
 Guarantees:
     a_commit_is_on_the_servers_disk: ``synchronous_commit`` is forced, ``fsync=off`` and unlogged tables are
         refused, and so is a commit that the server did not confirm without a warning (a standby given up).
-    one_living_session_holds_a_federations_rows: By an advisory lock that the server ends with the session. A
-        pooler that gives a session to several clients cannot tell a dead holder from a living one.
+    one_living_connection_holds_a_federations_rows: By an advisory lock that the server ends with it. A pooler
+        that gives a connection to several clients cannot tell a dead holder from a living one.
     a_frozen_writer_does_not_block_its_successor: The server ends a transaction that says nothing for 10 s.
     rows_cannot_be_changed_by_accident: A trigger refuses UPDATE, DELETE and TRUNCATE, to their owner too.
     a_password_is_in_no_error: Nor in any row.
@@ -21,16 +21,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import LiteralString
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, LiteralString
 
+import psycopg
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 
-from scarcity_ray.errors import LedgerError, LedgerMissing, UsageError
+from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row, read_back
-from scarcity_ray.privacy.ledger.postgres_session import PostgresSession
 
 _DEFINITIONS: LiteralString = """
 CREATE SCHEMA IF NOT EXISTS scarcity_ray;
@@ -55,6 +57,30 @@ SELECT seq, charge_id, record, payload, hash FROM scarcity_ray.ledger WHERE fede
 """
 _INSERT: LiteralString = "INSERT INTO scarcity_ray.ledger VALUES (%s, %s, %s, %s, %s, %s)"
 
+_BEGIN: LiteralString = """
+BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+SET LOCAL lock_timeout = '15s';
+SET LOCAL idle_in_transaction_session_timeout = '10s';
+"""
+_SETTINGS: LiteralString = """
+SELECT current_setting('fsync'),
+    (SELECT relpersistence::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
+        ON n.oid = c.relnamespace WHERE nspname = 'scarcity_ray' AND relname = 'ledger'),
+    set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
+    pg_advisory_xact_lock(%s)
+"""
+_DEFAULTS: dict[str, Any] = {
+    "application_name": "scarcity_ray ledger",
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+_GRANT = "grant this user USAGE on schema scarcity_ray, and SELECT and INSERT on scarcity_ray.ledger"
+_QUIET = (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
+
 
 class PostgresStore:
     """The rows of one federation in a PostgreSQL database.
@@ -73,9 +99,9 @@ class PostgresStore:
     """
 
     def __init__(self, address: LedgerUrl, *, read_only: bool) -> None:
-        self._session = PostgresSession(address, read_only=read_only)
+        self._server = PostgresConnection(address, read_only=read_only)
         try:
-            self.path = address.of(_federation(self._session, address))
+            self.path = address.of(_federation(self._server, address))
         except BaseException:
             self.close()
             raise
@@ -99,18 +125,18 @@ class PostgresStore:
         """
         if address.federation is None:
             raise UsageError(f"{address}: say whose ledger to begin with federation=NAME in the URL")
-        session = PostgresSession(address, read_only=False)
+        server = PostgresConnection(address, read_only=False)
         try:
-            with session.transaction(_lock("")):
-                if not _has_table(session):
-                    session.execute(_DEFINITIONS)
+            with server.transaction(_lock("")):
+                if not _has_table(server):
+                    server.execute(_DEFINITIONS)
                 try:
-                    session.execute(_INSERT, _values(address, first))
+                    server.execute(_INSERT, _values(address, first))
                 except errors.UniqueViolation:
                     raise LedgerError(f"{address}: a ledger is there already; open it instead") from None
-                session.commit()
+                server.commit()
         finally:
-            session.close()
+            server.close()
 
     def hold(self, before: str, own: str, *, forced: bool) -> bool:
         """Take the lock `own`, if the lock `before` is free or `forced`; whether it was taken.
@@ -118,14 +144,14 @@ class PostgresStore:
         Each writer has a lock of its own, so that one that lives keeps nobody from taking over.
         """
         is_free = not self.is_held(before)
-        return (is_free or forced) and (self._session.hold(_lock(own)) or forced)
+        return (is_free or forced) and (self._server.hold(_lock(own)) or forced)
 
     def is_held(self, hold: str) -> bool | None:
-        """Whether a session has the lock `hold`."""
+        """Whether a connection has the lock `hold`."""
         lock = _lock(hold)
-        is_free = self._session.try_lock(lock)
+        is_free = self._server.try_lock(lock)
         if is_free:
-            self._session.unlock(lock)
+            self._server.unlock(lock)
         return not is_free
 
     def glance(self) -> Row | None:
@@ -135,7 +161,7 @@ class PostgresStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """One write transaction against all other writers; rolled back unless `commit` was called in it."""
-        with self._session.transaction(_lock(self.path.federation or "")):
+        with self._server.transaction(_lock(self.path.federation or "")):
             yield
 
     def commit(self, row: Row) -> None:
@@ -145,16 +171,16 @@ class PostgresStore:
             LedgerError: If its charge id is recorded already, or the server did not confirm the commit.
         """
         try:
-            self._session.execute(_INSERT, _values(self.path, row))
+            self._server.execute(_INSERT, _values(self.path, row))
         except errors.UniqueViolation as error:
             known = f"charge {row.charge_id!r}" if "ledger_charges" in str(error) else f"row {row.seq}"
             raise LedgerError(f"{self.path}: {known} is recorded already") from None
-        self._session.commit()
+        self._server.commit()
 
     def confirm(self) -> None:
         """Commit something after all rows that can be read now, which makes them durable too."""
-        self._session.execute("SELECT pg_logical_emit_message(true, 'scarcity_ray', 'settled')")
-        self._session.commit()
+        self._server.execute("SELECT pg_logical_emit_message(true, 'scarcity_ray', 'settled')")
+        self._server.commit()
 
     def last(self) -> Row | None:
         """The newest row."""
@@ -170,31 +196,31 @@ class PostgresStore:
 
     def close(self) -> None:
         """Close the connection."""
-        self._session.close()
+        self._server.close()
 
     def _select(self, clause: LiteralString, *parameters: object) -> list[Row]:
-        found = self._session.ask(_ROWS + clause, [self.path.federation, *parameters])
+        found = self._server.ask(_ROWS + clause, [self.path.federation, *parameters])
         return [read_back(self.path, stored, _plain) for stored in found]
 
 
-def _has_table(session: PostgresSession) -> bool:
+def _has_table(server: PostgresConnection) -> bool:
     # Not to_regclass, which may remember from before the lock was waited for that there was none.
     query: LiteralString = (
         "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = 'scarcity_ray' AND tablename = 'ledger'"
     )
-    return bool(session.ask(query))
+    return bool(server.ask(query))
 
 
-def _federation(session: PostgresSession, address: LedgerUrl) -> str:
+def _federation(server: PostgresConnection, address: LedgerUrl) -> str:
     """Whose rows `address` means; there are some."""
     wanted = address.federation
     known: list[str] = []
-    if _has_table(session):
+    if _has_table(server):
         query: LiteralString = (
             "SELECT federation FROM scarcity_ray.ledger WHERE coalesce(federation = %s, seq = 0) "
             "GROUP BY federation ORDER BY federation"
         )
-        known = [name for (name,) in session.ask(query, [wanted])]
+        known = [name for (name,) in server.ask(query, [wanted])]
     if len(known) > 1:
         raise UsageError(
             f"{address}: this database holds the ledgers of {', '.join(known[:20])}; say which with "
@@ -226,4 +252,152 @@ def _plain(charge_id: str | None) -> str | None:
     return None if charge_id is None else json.dumps(charge_id)[1:-1]
 
 
-__all__ = ["PostgresStore"]
+class PostgresConnection:
+    """A connection that is made again if it was lost while nothing was under way.
+
+    A lock that is held ends with the connection on the server's side, and is taken again with the next one.
+
+    Args:
+        url: The database.
+        read_only: Whether the server is to refuse writes.
+
+    Raises:
+        LedgerError: If the server cannot be reached or refuses; every method raises it.
+        UsageError: If libpq does not understand the URL.
+    """
+
+    def __init__(self, url: LedgerUrl, *, read_only: bool) -> None:
+        self._url = url
+        self._read_only = read_only
+        self._warnings: list[str] = []
+        self._held: int | None = None
+        self._connection = self._connect()
+
+    @contextmanager
+    def transaction(self, lock: int) -> Iterator[None]:
+        """A transaction that has `lock` to itself; rolled back unless `commit` was called in it."""
+        with self._told():
+            self._begin(lock)
+            try:
+                yield
+            finally:
+                if self._connection.info.transaction_status not in _QUIET:
+                    self._connection.execute("ROLLBACK")
+
+    def hold(self, lock: int) -> bool:
+        """Take `lock` for as long as this lasts; whether it was free."""
+        free = self.try_lock(lock)
+        if free:
+            self._held = lock
+        return free
+
+    def try_lock(self, lock: int) -> bool:
+        """Take `lock` until `unlock` or the connection's end; whether it was free."""
+        return bool(self.ask("SELECT pg_try_advisory_lock(%s)", [lock])[0][0])
+
+    def unlock(self, lock: int) -> None:
+        """Give `lock` back."""
+        self.ask("SELECT pg_advisory_unlock(%s)", [lock])
+
+    def execute(self, query: LiteralString, parameters: Sequence[object] | None = None) -> None:
+        """Run a statement of a transaction."""
+        self._connection.execute(query, parameters)
+
+    def commit(self) -> None:
+        """Commit; all is on the server's disk, and on its synchronous standbys', when this returns.
+
+        Raises:
+            LedgerError: Also if the server gave up waiting for a standby, which it tells by a warning only.
+        """
+        self._warnings.clear()
+        said = self._connection.execute("COMMIT").statusmessage
+        if said != "COMMIT" or self._warnings:
+            raise LedgerError(
+                f"{self._url}: the server did not confirm that the row is safe ({said}"
+                f"{''.join(f'; {one}' for one in self._warnings)}); try again"
+            )
+
+    def ask(self, query: LiteralString, parameters: Sequence[object] = ()) -> list[Any]:
+        """A query's rows; outside a transaction a lost connection is made again."""
+        with self._told():
+            alone = self._connection.info.transaction_status in _QUIET
+            try:
+                return self._connection.execute(query, parameters).fetchall()
+            except psycopg.Error:
+                if not (alone and self._connection.closed):
+                    raise
+            self._connection = self._connect()
+            return self._connection.execute(query, parameters).fetchall()
+
+    def close(self) -> None:
+        """Give back what is held, and close: the server notices that the connection ended later."""
+        if self._held is not None:
+            with suppress(psycopg.Error):
+                self._connection.rollback()
+                self._connection.execute("SELECT pg_advisory_unlock(%s)", [self._held])
+        self._connection.close()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        try:
+            given = conninfo_to_dict(self._url.conninfo)
+        except psycopg.Error:
+            raise UsageError(
+                f"{self._url}: libpq does not understand this URL; its parameters are those of a PostgreSQL "
+                "connection (host, sslmode, sslrootcert, passfile, ...), and federation"
+            ) from None
+        writes = {} if self._read_only else {"target_session_attrs": "read-write"}
+        settings: dict[str, Any] = {**_DEFAULTS, **writes, **given}
+        with self._told():
+            connection = psycopg.connect(**settings, autocommit=True, prepare_threshold=None)
+            connection.add_notice_handler(self._note)
+            connection.execute("SET client_encoding TO 'UTF8'")
+            if self._read_only:
+                connection.execute("SET default_transaction_read_only TO on")
+            if self._held is not None:
+                connection.execute("SELECT pg_try_advisory_lock(%s)", [self._held])
+            return connection
+
+    def _note(self, notice: errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._warnings.append(notice.message_primary or "a warning without words")
+
+    def _begin(self, lock: int) -> None:
+        try:
+            self._connection.execute(_BEGIN)
+        except psycopg.Error:
+            if not self._connection.closed:
+                raise
+            self._connection = self._connect()
+            self._connection.execute(_BEGIN)
+        fsync, persistence, *_ = self._connection.execute(_SETTINGS, [lock]).fetchone() or ("", "")
+        if fsync != "on" or persistence not in ("p", None):
+            self._connection.execute("ROLLBACK")
+            raise LedgerError(
+                f"{self._url}: this database does not keep what it confirms (fsync is {fsync}, the table is "
+                f"{'unlogged' if persistence == 'u' else 'logged'}); set fsync=on, and the table LOGGED"
+            )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raise the package's error for one of PostgreSQL's."""
+        try:
+            yield
+        except psycopg.Error as error:
+            raise _error(self._url, error) from None
+
+
+def _error(url: LedgerUrl, error: psycopg.Error) -> LedgerError:
+    text = url.hidden_in("; ".join(str(error).strip().splitlines()[:2])) or type(error).__name__
+    if isinstance(error, errors.DataCorrupted | errors.IndexCorrupted | psycopg.DataError):
+        return LedgerCorrupted(f"{url}: the table is damaged, or no ledger ({text}); {NO_OLDER_COPY}")
+    if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):
+        return LedgerMissing(f"{url}: the ledger is gone ({text}); {NO_OLDER_COPY}")
+    if isinstance(error, errors.InsufficientPrivilege):
+        return LedgerError(
+            f"{url}: the ledger cannot be used: {text}; {_GRANT}; for the first one, CREATE on the database"
+        )
+    if isinstance(error, errors.LockNotAvailable):
+        return LedgerError(f"{url}: another writer holds the ledger ({text}); end it, or try again")
+    return LedgerError(
+        f"{url}: the ledger cannot be used now: {text}; nothing may be released; try again once it answers"
+    )

@@ -4,57 +4,68 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row
+from scarcity_ray.privacy.ledger.events import Genesis, GossipCharge, ReleaseCharge, Renewal
 from scarcity_ray.privacy.ledger.ledger import Ledger
-from scarcity_ray.privacy.ledger.members import unpack_gossip
 
 
-def totals_of(row: Row) -> tuple[float, float]:
-    """The totals that a genesis or renewal row states: (total_epsilon, total_delta)."""
-    return float(row.body["total_epsilon"]), float(row.body["total_delta"])
-
-
-def accounting_of(genesis: Row) -> Accounting:
-    """What a ledger adds up; those of before there was a choice add up Gaussian DP.
+def accounting_of(genesis: Genesis) -> Accounting:
+    """What a ledger adds up: Gaussian DP in those of before there was a choice.
 
     Raises:
         LedgerError: If this version knows no such accounting.
     """
-    stated = genesis.body.get("accounting", Accounting.GAUSSIAN_DP.value)
     try:
-        return Accounting(stated)
+        return Accounting.GAUSSIAN_DP if genesis.accounting is None else Accounting(genesis.accounting)
     except ValueError:
         raise LedgerError(
-            f"the ledger states the accounting {stated!r}, and this version knows "
+            f"the ledger states the accounting {genesis.accounting!r}, and this version knows "
             f"{', '.join(Accounting)}; read it with the version that wrote it"
         ) from None
 
 
-def accountant_of(genesis: Row) -> PrivacyAccountant:
+def accountant_of(genesis: Genesis) -> PrivacyAccountant:
     """The accountant at a ledger's beginning; the whole of delta serves releases whose mu is known."""
     return PrivacyAccountant(
-        *totals_of(genesis),
-        gossip_share=float(genesis.body["gossip_share"]),
+        genesis.total_epsilon,
+        genesis.total_delta,
+        gossip_share=genesis.gossip_share,
         delta_reserve=0.0,
         accounting=accounting_of(genesis),
     )
 
 
-def replay(accountant: PrivacyAccountant, row: Row) -> None:
-    """Apply what a row recorded: it has happened, so it counts whether or not it fits."""
-    if row.kind == "release":
-        accountant.note_release(float(row.body["mu"]))
-    elif row.kind == "gossip":
-        members = unpack_gossip(row.payload)
-        accountant.enrol(members.newcomers)
-        accountant.note_gossip(members.places, float(row.body["mu"]))
-    elif row.kind == "renewal":
-        accountant.renew(*totals_of(row))
+def replay(accountant: PrivacyAccountant, row: Row, place: object) -> None:
+    """Apply what a row of the ledger at `place` recorded: it happened, so it counts whether or not it fits.
+
+    Raises:
+        LedgerCorrupted: If it states what cannot have happened.
+    """
+    with _stating(place, row.seq):
+        match row.event:
+            case ReleaseCharge(mu=mu):
+                accountant.note_release(mu)
+            case GossipCharge(mu=mu, members=members):
+                accountant.enrol(members.newcomers)
+                accountant.note_gossip(members.places, mu)
+            case Renewal(total_epsilon=total_epsilon, total_delta=total_delta):
+                accountant.renew(total_epsilon, total_delta)
+
+
+@contextmanager
+def _stating(place: object, seq: int) -> Iterator[None]:
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise LedgerCorrupted(
+            f"{place}: row {seq} does not state what its kind must ({error!r}); {NO_OLDER_COPY}"
+        ) from error
 
 
 def history(ledger: Ledger) -> Iterator[tuple[Row, PrivacyAccountant]]:
@@ -64,16 +75,10 @@ def history(ledger: Ledger) -> Iterator[tuple[Row, PrivacyAccountant]]:
         LedgerCorrupted: If the chain breaks, or a row does not state what its kind must; the rows before it
             have been given by then.
     """
-    accountant: PrivacyAccountant | None = None
+    with _stating(ledger.path, 0):
+        accountant = accountant_of(ledger.genesis)
     for row in ledger.checked():
-        try:
-            if accountant is None:
-                accountant = accountant_of(row)
-            replay(accountant, row)
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise LedgerCorrupted(
-                f"{ledger.path}: row {row.seq} does not state what its kind must ({error!r}); {NO_OLDER_COPY}"
-            ) from error
+        replay(accountant, row, ledger.path)
         yield row, accountant
 
 
@@ -107,11 +112,7 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
             "accounting": accountant.accounting.value,
             "hash": row.hash,
         }
-        if row.kind == "gossip":
-            members = unpack_gossip(row.payload)
-            names.extend(members.newcomers)
-            line["clients"] = [names[place] for place in members.places.tolist()]
+        if isinstance(row.event, GossipCharge):
+            names.extend(row.event.members.newcomers)
+            line["clients"] = [names[place] for place in row.event.members.places.tolist()]
         yield line
-
-
-__all__ = ["accountant_of", "accounting_of", "export", "history", "replay", "totals_of"]

@@ -6,7 +6,7 @@ refused, and after any other change by a stranger the rows are read afresh.
 
 Guarantees:
     a_file_that_is_gone_replaced_or_cut_is_not_written_to: The ``-wal`` file beside it included.
-    one_living_process_holds_a_file: By a lock on the ``.lock`` file beside it (`file_lock`).
+    one_living_process_holds_a_file: By a lock on the ``.lock`` file beside it (`file_access`).
     a_file_is_known_by_one_name: Links are followed once, to the file that the lock and ``-wal`` lie beside; a
         file with a second name (a hard link) is refused.
     a_lock_that_lost_its_name_is_taken_again_or_nothing_is_written: Before each write.
@@ -21,13 +21,12 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, LedgerRolledBack
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row, read_back
-from scarcity_ray.privacy.ledger.file_lock import FileLock
+from scarcity_ray.privacy.ledger.file_access import FileLock
 
 _TABLE = """
 CREATE TABLE ledger (
@@ -43,29 +42,6 @@ _ACCESS = "this user must be able to read the file and to write in its folder"
 _REMEDIES = (("unable to open", _ACCESS), ("readonly", _ACCESS), ("full", "make room on the disk"))
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """How a file looked.
-
-    Attributes:
-        place: Its device and inode.
-        size: In bytes.
-        changed: When, in nanoseconds.
-    """
-
-    place: tuple[int, int]
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, path: Path) -> _Trace | None:
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            return None
-        return cls((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
-
-
 class SqliteStore:
     """Rows in a SQLite file in WAL mode with ``synchronous=FULL``: a commit returns when it is on disk.
 
@@ -77,7 +53,7 @@ class SqliteStore:
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path = _followed(path)
         self._lock = FileLock(path.with_name(f"{path.name}.lock"))
-        self._traces: dict[Path, _Trace] = {}
+        self._traces: dict[Path, os.stat_result] = {}
         if not _is_file(path):
             raise LedgerMissing(
                 f"{path}: the ledger is not there, and without it nobody knows what was spent; bring the "
@@ -216,28 +192,29 @@ class SqliteStore:
     def _remember(self) -> None:
         """Note how the files look after this connection's own work."""
         for path in (self.path, self.path.with_name(f"{self.path.name}-wal")):
-            trace = _Trace.of(path)
-            if trace is not None:
-                self._traces[path] = trace
+            with suppress(FileNotFoundError):
+                self._traces[path] = path.stat()
 
     def _in_place(self) -> bool:
         """Refuse files that are not the ones remembered; whether anybody else changed them."""
         touched = False
         for path, known in self._traces.items():
-            now = _Trace.of(path)
-            if now is None:
+            try:
+                now = path.stat()
+            except FileNotFoundError:
                 raise LedgerMissing(
                     f"{path}: the ledger's file was removed under its accountant; nothing is charged any "
                     f"more, nothing may be released: {NO_OLDER_COPY}, and without one its budget counts as "
                     "spent"
-                )
-            if now.place != known.place or now.size < known.size:
-                what = "cut" if now.place == known.place else "replaced by another file"
+                ) from None
+            same = os.path.samestat(now, known)
+            if not same or now.st_size < known.st_size:
+                what = "cut" if same else "replaced by another file"
                 raise LedgerRolledBack(
                     f"{path}: the ledger's file was {what} under its accountant; nothing is charged any "
                     f"more, nothing may be released: {NO_OLDER_COPY}"
                 )
-            touched = touched or now != known
+            touched |= (now.st_size, now.st_mtime_ns) != (known.st_size, known.st_mtime_ns)
         return touched
 
     def _look(self) -> None:
@@ -352,6 +329,3 @@ def _told(path: Path, error: sqlite3.Error) -> LedgerError:
         remedy = next((remedy for words, remedy in _REMEDIES if words in text), "try again")
         return LedgerError(f"{path}: the ledger cannot be used now: {text}; {remedy}")
     return LedgerCorrupted(f"{path}: the file is damaged, or no ledger ({text}); {NO_OLDER_COPY}")
-
-
-__all__ = ["SqliteStore"]

@@ -135,6 +135,3 @@ def _postgres() -> type[PostgresStore]:
             "pip install 'scarcity-ray[postgresql]'"
         ) from None
     return PostgresStore
-
-
-__all__ = ["Address", "Store", "address_of", "create_store", "exists", "open_store"]

@@ -36,7 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.sampling.noise import NoiseSource, Words, random_words
+from scarcity_ray.privacy.sampling.noise import NoiseSource, random_words
+from scarcity_ray.privacy.sampling.ziggurat import Words
 
 _LONG = 192
 """Bits that follow the first 64 where those do not decide."""
@@ -208,6 +209,3 @@ def _fixed(value: decimal.Decimal) -> int:
 
 def _more_bits(words: Words) -> int:
     return int.from_bytes(words(_LONG // 64).tobytes(), "little")
-
-
-__all__ = ["DiscreteGaussian", "discrete_gaussian"]

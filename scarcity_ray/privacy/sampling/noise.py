@@ -180,14 +180,3 @@ _OVER = 15
 
 def _dimensions(shape: Shape) -> tuple[int, ...]:
     return (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(side) for side in shape)
-
-
-__all__ = [
-    "NoiseSource",
-    "SeededNoise",
-    "SystemNoise",
-    "Words",
-    "random_words",
-    "rounded_gaussian",
-    "word_blocks",
-]

@@ -150,6 +150,3 @@ def _finely_uniform(count: int, more: Words) -> Float64:
 def _uniform(words: NDArray[np.uint64]) -> Float64:
     """The midpoints of 2^53 cells of (0, 1)."""
     return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-__all__ = ["LAYERS", "Table", "normals", "table"]

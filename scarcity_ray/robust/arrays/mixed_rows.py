@@ -65,8 +65,9 @@ class Means:
         """The sums times the shares, (m, b) float64 scratch memory.
 
         A sum is 0 plus a sum within each group, in order, and a sum within a group runs in the order of its
-        rows. The compiled kernel (`column_kernel`) adds in that order; so does NumPy where the order matters,
-        and where it does not (`exactly_summed`) it leaves the sums to BLAS, whose order is its own.
+        rows. The compiled kernel (`order_statistics_kernel`) adds in that order; so does NumPy where the
+        order matters, and where it does not (`exactly_summed`) it leaves the sums to BLAS, whose order is its
+        own.
         """
         inexact = np.flatnonzero(~exactly_summed(rows))
         if len(inexact) > len(rows[0]) // MOST_INEXACT:

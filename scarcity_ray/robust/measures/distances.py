@@ -76,25 +76,25 @@ class Geometry:
         squared = np.diagonal(self.gram) - 2.0 * inner + coefficients @ inner
         return np.sqrt(np.maximum(squared, 0.0))
 
-    def mixed(self, mixing: Matrix) -> Geometry:
-        """The geometry of the rows `mixing` @ points; `mixing` is (m, p) float64, and its rows sum to 1."""
+    def mixed(self, coefficients: Matrix) -> Geometry:
+        """The geometry of the rows `coefficients` @ points, of (m, p) float64 whose rows sum to 1."""
         has_origin = len(self.squared) > self.num_rows
         if has_origin:
-            mixing = with_origin(mixing)
-        gram = mixing @ self.gram @ mixing.T
+            coefficients = with_origin(coefficients)
+        gram = coefficients @ self.gram @ coefficients.T
         gram = 0.5 * (gram + gram.T)
         squared = squared_distances(gram)
-        _, kind = np.unique(mixing, axis=0, return_inverse=True)
+        _, kind = np.unique(coefficients, axis=0, return_inverse=True)
         squared[np.equal.outer(kind.ravel(), kind.ravel())] = 0.0
         unite_equal_points(squared)
-        return Geometry(squared, gram, len(mixing) - has_origin)
+        return Geometry(squared, gram, len(coefficients) - has_origin)
 
 
-def with_origin(mixing: Matrix) -> Matrix:
+def with_origin(coefficients: Matrix) -> Matrix:
     """The mixed rows' coefficients and those of the origin, which is the last point and stays what it is."""
-    last = np.zeros((1, mixing.shape[1]))
+    last = np.zeros((1, coefficients.shape[1]))
     last[0, -1] = 1.0
-    return np.concatenate([mixing, last])
+    return np.concatenate([coefficients, last])
 
 
 def squared_distances(gram: Matrix) -> Matrix:

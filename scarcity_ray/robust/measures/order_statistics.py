@@ -1,9 +1,10 @@
 """Order statistics of the columns of a block, and what is averaged of them.
 
-A rule says which `Window` of each sorted column it averages. Where the compiled kernel is there
-(`native.column_kernel`), it does all of it; else few rows go through a sorting network, and more are
-transposed, so that each column is contiguous, sorted, and transposed back. The bits are the same whichever
-way was taken: sorted values are equal, sums run in the order of the ranks, and no zero in a mean has a sign.
+A rule says which `Window` of each sorted column it averages. The compiled kernel
+(`native.order_statistics_kernel`), where there is one, does all of it; else few rows go through a sorting
+network, and more are transposed, so that each column is contiguous, sorted, and transposed back. The bits are
+the same whichever way was taken: sorted values are equal, sums run in the order of the ranks, and no zero in
+a mean has a sign.
 
 Guarantees:
     Order statistics are those of each column, sorted.
@@ -26,8 +27,8 @@ from scarcity_ray.robust.arrays.blocks import Vector
 from scarcity_ray.robust.arrays.mixed_rows import MixedRows, mixture_of
 from scarcity_ray.robust.arrays.sorting_networks import apply_network, sorting_network
 from scarcity_ray.robust.arrays.threads import workspace
-from scarcity_ray.robust.native.column_kernel import ColumnKernel
 from scarcity_ray.robust.native.loader import checked_kernel
+from scarcity_ray.robust.native.order_statistics_kernel import OrderStatisticsKernel
 
 NETWORK_ROWS = 32
 """Rows up to which a network is faster than sorting transposed columns."""
@@ -64,7 +65,7 @@ def window_mean(rows: Sequence[NDArray[np.float32]], window: Window) -> Vector:
     Rows are without NaN and never written to; the window is not empty. Around the median, the sum runs over
     the ranks' residues modulo the count (`closest_to_median`).
     """
-    kernel = column_kernel()
+    kernel = order_statistics_kernel()
     if kernel is not None:
         mean: Vector = kernel(rows, window.start, window.stop, around_median=window.around_median)[0].copy()
         return mean
@@ -73,7 +74,7 @@ def window_mean(rows: Sequence[NDArray[np.float32]], window: Window) -> Vector:
 
 def window_summary(rows: Sequence[NDArray[np.float32]], window: Window) -> WindowSummary:
     """What `window_mean` gives, with the least and the largest of the values; arguments as there."""
-    kernel = column_kernel()
+    kernel = order_statistics_kernel()
     if kernel is not None:
         summary = kernel(rows, window.start, window.stop, around_median=window.around_median)
         return WindowSummary(*summary.copy())
@@ -94,12 +95,12 @@ def window_values(rows: Sequence[NDArray[np.float32]], window: Window) -> list[N
 
 
 @functools.cache
-def column_kernel() -> ColumnKernel | None:
+def order_statistics_kernel() -> OrderStatisticsKernel | None:
     """The compiled kernel, unless it cannot be had here or does not give NumPy's bits."""
-    return checked_kernel(ColumnKernel, _gives_numpys_bits, "columns are sorted by NumPy")
+    return checked_kernel(OrderStatisticsKernel, _gives_numpys_bits, "columns are sorted by NumPy")
 
 
-def _gives_numpys_bits(kernel: ColumnKernel) -> bool:
+def _gives_numpys_bits(kernel: OrderStatisticsKernel) -> bool:
     entries = np.arange(5700)
     sample = np.sin(entries) * 2.0 ** (entries % 61 - 30)
     rows = list(sample.astype(np.float32).reshape(19, 300))

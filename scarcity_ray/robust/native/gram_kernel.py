@@ -54,7 +54,6 @@ ROUNDINGS = 2 + CHAIN + 4
 """Roundings to float32 on a product's way: its two differences from the centre, the chain, and four halvings
 of 16 lanes."""
 
-
 LANES = 16
 """Sums a pair has: two vectors of float64, so that one multiply and add need not wait for the last."""
 
@@ -94,7 +93,7 @@ class GramKernel:
             dtype: MachineCode(partial(_assembly, precision), {"gram": "piippipipi"})
             for dtype, precision in PRECISIONS.items()
         }
-        self._pairs = MachineCode(_pairs_assembly, {"pairs": "piipip"})
+        self._pairs = MachineCode(lambda has_wide_vectors: pairs_code(), {"pairs": "piipip"})
 
     def products(
         self, block: Rows, centre: int | None, dtype: type[np.floating], *, origin: bool = False
@@ -177,10 +176,6 @@ def _assembly(precision: Precision, has_wide_vectors: bool) -> str:
     if not has_wide_vectors:
         raise UnsuitedProcessor("the kernel for inner products needs a processor with 512-bit vectors")
     return gram_code(precision)
-
-
-def _pairs_assembly(has_wide_vectors: bool) -> str:
-    return pairs_code()
 
 
 def _with_the_zero_vector(block: Rows) -> tuple[Rows, NDArray[np.intp]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scarcity_ray.robust.arrays.blocks import Matrix
 from scarcity_ray.robust.measures.order_statistics import Window
 from scarcity_ray.robust.rules.base import ExactRows, Selection, Setting
-from scarcity_ray.robust.rules.coordinatewise import ColumnRule
+from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 from scarcity_ray.robust.rules.krum import TIE, krum_scores
 
 EXACT = 2.0**-38
@@ -35,7 +35,6 @@ otherwise make it take far longer than distances in float64."""
 
 MOST_QUESTIONS = 3
 """Times that `Bulyan.settle` asks for exact rows: each is a pass over all rows, a fifth of the exact one."""
-
 
 STEPS_BETWEEN_SUMS = 256
 """Steps after which running sums are formed anew: until then they lose less than `krum.TIE`."""
@@ -209,7 +208,7 @@ def _possible_winners(path: ShrinkingScores, distances: Matrix, errors: NDArray[
     return [int(row) for row in possible[~np.tril(ties, -1).any(axis=1)]]
 
 
-class Bulyan(ColumnRule):
+class Bulyan(CoordinatewiseRule):
     """Repeated Krum, then a mean around the median in each coordinate."""
 
     name = "bulyan"

@@ -20,7 +20,7 @@ from scarcity_ray.robust.measures.order_statistics import Window, WindowSummary,
 from scarcity_ray.robust.rules.base import Rule, Selection, Setting, chosen
 
 
-class ColumnRule(Rule):
+class CoordinatewiseRule(Rule):
     """A rule that averages a window of each sorted column."""
 
     @abstractmethod
@@ -47,7 +47,7 @@ def _entering(block: Rows, selection: Selection) -> Sequence[NDArray[Any]]:
     return chosen(block, selection)
 
 
-class Median(ColumnRule):
+class Median(CoordinatewiseRule):
     """Coordinate-wise median (Yin et al. 2018, definition 1)."""
 
     name = "median"
@@ -57,7 +57,7 @@ class Median(ColumnRule):
         return Window((num_rows - 1) // 2, num_rows // 2 + 1)
 
 
-class TrimmedMean(ColumnRule):
+class TrimmedMean(CoordinatewiseRule):
     """Coordinate-wise trimmed mean (Yin et al. 2018, definition 2): f values go at either end."""
 
     name = "trimmed_mean"
@@ -67,7 +67,7 @@ class TrimmedMean(ColumnRule):
         return Window(num_byzantine, num_rows - num_byzantine)
 
 
-class MeanAroundMedian(ColumnRule):
+class MeanAroundMedian(CoordinatewiseRule):
     """MeaMed (Xie, Koyejo, Gupta 2018): per coordinate, the mean of the n - f values next to the median."""
 
     name = "meamed"

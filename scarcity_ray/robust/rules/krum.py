@@ -92,19 +92,26 @@ class Krum(RowRule):
 
     def _select(self, distances: Matrix, setting: Setting) -> Selection:
         scores = krum_scores(distances, _num_neighbours(setting))
-        return Selection((lowest(scores, np.ones(setting.num_rows, np.bool_)),), scores=scores)
+        taken = lowest_scores(scores, np.ones(setting.num_rows, np.bool_), self._num_selected(setting))
+        return Selection(tuple(np.flatnonzero(taken).tolist()), scores=scores)
 
     def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
         """See `Rule.settle`."""
-        return _settled(distances, error, setting, 1, exact)
+        num_neighbours = _num_neighbours(setting)
+        taken = settled_lowest(distances, error, num_neighbours, self._num_selected(setting), exact)
+        if taken is None:
+            return None
+        scores = krum_scores(distances, num_neighbours)
+        return Selection(tuple(np.flatnonzero(taken).tolist()), scores=scores)
+
+    def _num_selected(self, setting: Setting) -> int:
+        return 1
 
 
-class MultiKrum(RowRule):
+class MultiKrum(Krum):
     """The mean of the m rows with the lowest scores, scores computed once; m is n - f - 2 unless given."""
 
     name = "multi_krum"
-    needs_distances = True
-    may_settle = True
     takes_num_selected = True
 
     def check(self, setting: Setting) -> None:
@@ -114,29 +121,9 @@ class MultiKrum(RowRule):
         if count is not None and as_integer(count, "num_selected", 1) > most:
             raise UsageError(f"num_selected must be at most n - f - 2 = {most}, got {count}")
 
-    def _select(self, distances: Matrix, setting: Setting) -> Selection:
-        scores = krum_scores(distances, _num_neighbours(setting))
-        taken = lowest_scores(scores, np.ones(setting.num_rows, np.bool_), _num_selected(setting))
-        return Selection(tuple(np.flatnonzero(taken).tolist()), scores=scores)
-
-    def settle(self, distances: Matrix, error: float, setting: Setting, exact: ExactRows) -> Selection | None:
-        """See `Rule.settle`."""
-        return _settled(distances, error, setting, _num_selected(setting), exact)
+    def _num_selected(self, setting: Setting) -> int:
+        return _num_neighbours(setting) if setting.num_selected is None else setting.num_selected
 
 
 def _num_neighbours(setting: Setting) -> int:
     return setting.num_rows - setting.num_byzantine - 2
-
-
-def _num_selected(setting: Setting) -> int:
-    return _num_neighbours(setting) if setting.num_selected is None else setting.num_selected
-
-
-def _settled(
-    distances: Matrix, error: float, setting: Setting, count: int, exact: ExactRows
-) -> Selection | None:
-    num_neighbours = _num_neighbours(setting)
-    taken = settled_lowest(distances, error, num_neighbours, count, exact)
-    if taken is None:
-        return None
-    return Selection(tuple(np.flatnonzero(taken).tolist()), scores=krum_scores(distances, num_neighbours))

@@ -1,8 +1,8 @@
-"""Pre-aggregation: replace the rows by combinations of them before a rule sees them.
+"""Pre-aggregation: replace the rows by combinations of them, the *mixed rows*, before a rule sees them.
 
 Each step is a matrix of coefficients made from the rows' geometry, so that steps compose without forming a
-mixed row: a rule on whole rows ends in one weighted sum, and a column rule mixes each column block as it
-comes.
+mixed row: a rule on whole rows ends in one weighted sum, and a coordinate-wise rule mixes each column block
+as it comes.
 
 Guarantees:
     Nearest-neighbour mixing averages each row with its nearest others, n - f in all.
@@ -50,7 +50,7 @@ class PreAggregation(ABC):
     may_settle: bool = False
 
     @abstractmethod
-    def mixing(self, geometry: Geometry, num_byzantine: int) -> Matrix:
+    def coefficients(self, geometry: Geometry, num_byzantine: int) -> Matrix:
         """Coefficients (m, p) float64 of the new rows on the points, each row of which sums to 1.
 
         The geometry is of the n rows so far, and of the origin where some step or rule asks for it; f is less
@@ -75,9 +75,9 @@ class NearestNeighborMixing(PreAggregation):
     name = "nnm"
     may_settle = True
 
-    def mixing(self, geometry: Geometry, num_byzantine: int) -> Matrix:
-        """See `PreAggregation.mixing`."""
-        return _mixing_nearest(geometry.distances, geometry.num_rows - num_byzantine, len(geometry.squared))
+    def coefficients(self, geometry: Geometry, num_byzantine: int) -> Matrix:
+        """See `PreAggregation.coefficients`."""
+        return _nearest_means(geometry.distances, geometry.num_rows - num_byzantine, len(geometry.squared))
 
     def settle(self, distances: Matrix, error: float, num_byzantine: int, exact: ExactPairs) -> Matrix | None:
         """See `PreAggregation.settle`; a pair is in doubt if errors could move it past the last one taken."""
@@ -96,16 +96,16 @@ class NearestNeighborMixing(PreAggregation):
         if len(pairs):
             distances = distances.copy()
             distances[pairs[:, 0], pairs[:, 1]] = distances[pairs[:, 1], pairs[:, 0]] = exact(pairs)
-        return _mixing_nearest(distances, count, num_rows)
+        return _nearest_means(distances, count, num_rows)
 
 
-def _mixing_nearest(distances: Matrix, count: int, num_points: int) -> Matrix:
+def _nearest_means(distances: Matrix, count: int, num_points: int) -> Matrix:
     apart = np.array(distances)
     np.fill_diagonal(apart, -1.0)
     nearest = np.argsort(apart, axis=1, kind="stable")[:, :count]
-    mixing = np.zeros((len(distances), num_points))
-    np.put_along_axis(mixing, nearest, 1.0 / count, axis=1)
-    return mixing
+    coefficients = np.zeros((len(distances), num_points))
+    np.put_along_axis(coefficients, nearest, 1.0 / count, axis=1)
+    return coefficients
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ class Bucketing(PreAggregation):
         as_integer(self.size, "size", 1)
         as_integer(self.seed, "seed", 0)
 
-    def mixing(self, geometry: Geometry, num_byzantine: int) -> Matrix:
-        """See `PreAggregation.mixing`."""
+    def coefficients(self, geometry: Geometry, num_byzantine: int) -> Matrix:
+        """See `PreAggregation.coefficients`."""
         order = stream(self.seed, "bucketing").permutation(geometry.num_rows)
         buckets = [order[start : start + self.size] for start in range(0, len(order), self.size)]
-        mixing = np.zeros((len(buckets), len(geometry.squared)))
-        for bucket, coefficients in zip(buckets, mixing, strict=True):
-            coefficients[bucket] = 1.0 / len(bucket)
-        return mixing
+        coefficients = np.zeros((len(buckets), len(geometry.squared)))
+        for bucket, of_bucket in zip(buckets, coefficients, strict=True):
+            of_bucket[bucket] = 1.0 / len(bucket)
+        return coefficients
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class StaticClipping(PreAggregation):
         if not 0.0 < self.radius < np.inf:
             raise UsageError(f"radius must be positive and finite, got {self.radius!r}")
 
-    def mixing(self, geometry: Geometry, num_byzantine: int) -> Matrix:
-        """See `PreAggregation.mixing`."""
+    def coefficients(self, geometry: Geometry, num_byzantine: int) -> Matrix:
+        """See `PreAggregation.coefficients`."""
         return _scaled_to(geometry.norms, self.radius)
 
 
@@ -159,8 +159,8 @@ class AdaptiveClipping(PreAggregation):
     name = "arc"
     needs_origin = True
 
-    def mixing(self, geometry: Geometry, num_byzantine: int) -> Matrix:
-        """See `PreAggregation.mixing`."""
+    def coefficients(self, geometry: Geometry, num_byzantine: int) -> Matrix:
+        """See `PreAggregation.coefficients`."""
         num_rows, norms = geometry.num_rows, geometry.norms
         num_clipped = 2 * num_byzantine * (num_rows - num_byzantine) // num_rows
         return _scaled_to(norms, float(np.sort(norms)[num_rows - 1 - num_clipped]))
@@ -182,18 +182,18 @@ def mixed_geometry(
     geometry: Geometry, steps: Sequence[PreAggregation], num_byzantine: int
 ) -> tuple[Geometry, Matrix | None]:
     """The geometry after all steps, and the last rows' coefficients on the points that came in."""
-    mixing: Matrix | None = None
+    total: Matrix | None = None
     for step in steps:
-        coefficients = step.mixing(geometry, num_byzantine)
+        coefficients = step.coefficients(geometry, num_byzantine)
         geometry = geometry.mixed(coefficients)
-        if mixing is None:
-            mixing = coefficients
+        if total is None:
+            total = coefficients
         else:
-            has_origin = coefficients.shape[1] > len(mixing)
-            mixing = coefficients @ (with_origin(mixing) if has_origin else mixing)
-    return geometry, mixing
+            has_origin = coefficients.shape[1] > len(total)
+            total = coefficients @ (with_origin(total) if has_origin else total)
+    return geometry, total
 
 
-def unmixed(selection: Selection, mixing: Matrix) -> Selection:
+def unmixed(selection: Selection, coefficients: Matrix) -> Selection:
     """What a selection of mixed rows is of the rows that came in."""
-    return Selection.weighing(selection.shares @ mixing[list(selection.rows)])
+    return Selection.weighing(selection.shares @ coefficients[list(selection.rows)])

@@ -1,4 +1,4 @@
-"""Rules that average n - f rows: of least diameter, or nearest to a pivot.
+"""Rules that average n - f rows: those of least diameter (MDA), or those nearest to a trusted one (MoNNA).
 
 Guarantees:
     No set of n - f rows has a smaller diameter than the one that is averaged.

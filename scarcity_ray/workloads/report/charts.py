@@ -21,6 +21,15 @@ MISSING_EXTRA = "the report needs matplotlib; install it with: pip install 'scar
 TEXT = "#123456"
 """Stands for the page's text colour until the SVG is made."""
 GRID = "#8a8f98"
+RIGHT = 0.75
+"""Where a plot ends and what is written beside it begins, as a share of the width."""
+LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": 9,
+    "loc": "upper left",
+    "bbox_to_anchor": (1.0, 1.04),
+    "labelcolor": TEXT,
+}
 COLOURS = {
     "federation": "#3b82d6",
     "clean": "#2e9e6b",
@@ -51,7 +60,7 @@ def require_matplotlib() -> None:
 
 def accuracy_chart(records: Sequence[RoundRecord], curves: Mapping[str, Sequence[float]]) -> str:
     """Accuracy over rounds: the federation's, and the curves of `COLOURS` that there are."""
-    figure, axes = _figure(3.6, right=0.75)
+    figure, axes = _figure(3.6)
     rounds = [record.round for record in records]
     lines = {"federation": [record.accuracy for record in records], **curves}
     for name, values in lines.items():
@@ -64,17 +73,11 @@ def accuracy_chart(records: Sequence[RoundRecord], curves: Mapping[str, Sequence
             zorder=3 if name == "federation" else 2,
             marker="o" if len(values) == 1 else "",
         )
-    heights = _apart([100 * values[-1] for values in lines.values()], gap=6.5)
-    for (name, values), height in zip(lines.items(), heights, strict=True):
-        axes.annotate(
-            f"{LABELS[name]} {100 * values[-1]:.1f} %",
-            (1.015, height),
-            xycoords=("axes fraction", "data"),
-            color=COLOURS[name],
-            va="center",
-            fontsize=9,
-            fontweight="bold" if name == "federation" else "normal",
-        )
+    ends = [
+        (100 * values[-1], f"{LABELS[name]} {100 * values[-1]:.1f} %", COLOURS[name])
+        for name, values in lines.items()
+    ]
+    _label_ends(axes, ends, gap=6.5, main=0)
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy, %")
     return _svg(figure, "accuracy", "Accuracy over rounds")
@@ -82,7 +85,7 @@ def accuracy_chart(records: Sequence[RoundRecord], curves: Mapping[str, Sequence
 
 def basket_chart(standings: Mapping[str, Mapping[str, Any]]) -> str:
     """Each basket's members with gossip and without, and its own model, on its own domain's digits."""
-    figure, axes = _figure(1.1 + 0.32 * len(standings), right=0.75)
+    figure, axes = _figure(1.1 + 0.32 * len(standings), left=0.2)
     places = range(len(standings))
     series = {
         "members": [standing["members_at_home"] for standing in standings.values()],
@@ -98,33 +101,28 @@ def basket_chart(standings: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         if known:
             axes.plot(*zip(*known, strict=True), marker, color=colour, markersize=6, label=name)
-    axes.set_yticks(list(places), list(standings))
+    axes.set_yticks(list(places), list(standings), parse_math=False)
     axes.set_ylim(len(standings) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.grid(axis="x", color=GRID, alpha=0.25, linewidth=0.8)
     axes.set_xlabel("accuracy, %", color=TEXT, fontsize=9, loc="right", labelpad=2)
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.04), labelcolor=TEXT)
-    left = 0.2
-    axes.set_position((left, axes.get_position().y0, 0.75 - left, axes.get_position().height))
+    axes.legend(**LEGEND)
     return _svg(figure, "baskets", "Accuracy of each basket")
 
 
 def budget_chart(records: Sequence[RoundRecord], total_epsilon: float) -> str:
     """Epsilon spent over rounds, against the budget."""
-    figure, axes = _figure(2.6, right=0.75)
+    figure, axes = _figure(2.6)
     rounds = [record.round for record in records]
     spent = [record.epsilon_spent for record in records]
     axes.fill_between(rounds, spent, color=COLOURS["federation"], alpha=0.18, linewidth=0)
     axes.plot(rounds, spent, color=COLOURS["federation"], linewidth=2.2)
     axes.axhline(total_epsilon, color=COLOURS["plain_mean"], linewidth=1.3, linestyle="--")
-    heights = _apart([total_epsilon, spent[-1]], gap=0.1 * total_epsilon)
-    for height, text, colour in (
-        (heights[0], f"budget {total_epsilon:g}", COLOURS["plain_mean"]),
-        (heights[1], f"spent {spent[-1]:.2f}", COLOURS["federation"]),
-    ):
-        axes.annotate(
-            text, (1.015, height), xycoords=("axes fraction", "data"), color=colour, va="center", fontsize=9
-        )
+    ends = [
+        (total_epsilon, f"budget {total_epsilon:g}", COLOURS["plain_mean"]),
+        (spent[-1], f"spent {spent[-1]:.2f}", COLOURS["federation"]),
+    ]
+    _label_ends(axes, ends, gap=0.1 * total_epsilon)
     axes.set_ylim(0, 1.12 * total_epsilon)
     axes.set_ylabel("epsilon")
     return _svg(figure, "budget", "Epsilon spent over rounds")
@@ -157,7 +155,7 @@ def time_chart(records: Sequence[RoundRecord]) -> str:
 def _stacked(
     records: Sequence[RoundRecord], layers: Mapping[str, Sequence[float]], unit: str, key: str, title: str
 ) -> str:
-    figure, axes = _figure(2.6, right=0.75)
+    figure, axes = _figure(2.6)
     bottom = np.zeros(len(records))
     for place, (name, values) in enumerate(layers.items()):
         axes.bar(
@@ -171,27 +169,18 @@ def _stacked(
         )
         bottom += np.asarray(values, dtype=np.float64)
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1],
-        names[::-1],
-        frameon=False,
-        fontsize=9,
-        loc="upper left",
-        bbox_to_anchor=(1.0, 1.04),
-        labelcolor=TEXT,
-        handlelength=1.0,
-    )
+    axes.legend(handles[::-1], names[::-1], handlelength=1.0, **LEGEND)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(unit)
     return _svg(figure, key, title)
 
 
-def _figure(height: float, right: float) -> tuple[Figure, Axes]:
+def _figure(height: float, left: float = 0.075) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8.4, height))
-    axes = figure.add_axes((0.075, 0.52 / height, right - 0.075, 1 - 0.68 / height))
+    axes = figure.add_axes((left, 0.52 / height, RIGHT - left, 1 - 0.68 / height))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -207,25 +196,37 @@ def _figure(height: float, right: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights moved up as little as it takes for labels not to overlap, in the order given."""
-    placed = list(heights)
-    order = np.argsort(heights, kind="stable")
-    for below, above in pairwise(order):
+def _label_ends(
+    axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float, main: int | None = None
+) -> None:
+    """Write (height, text, colour) beside the plot, moved up as little as it takes not to overlap.
+
+    The label of number `main` is bold.
+    """
+    placed = [height for height, _, _ in ends]
+    for below, above in pairwise(np.argsort(placed, kind="stable")):
         placed[above] = max(placed[above], placed[below] + gap)
-    return placed
+    for place, (height, (_, text, colour)) in enumerate(zip(placed, ends, strict=True)):
+        axes.annotate(
+            text,
+            (1.015, height),
+            xycoords=("axes fraction", "data"),
+            color=colour,
+            va="center",
+            fontsize=9,
+            fontweight="bold" if place == main else "normal",
+        )
 
 
 def _svg(figure: Figure, key: str, title: str) -> str:
-    import matplotlib
+    from matplotlib import rc_context
 
-    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": key}
     out = io.StringIO()
-    with matplotlib.rc_context(settings):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(TEXT, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    for side in ("width", "height"):
+        text = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", text, count=1)
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

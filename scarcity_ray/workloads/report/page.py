@@ -1,83 +1,151 @@
-"""A self-contained HTML page and what it is made of."""
+"""A run as one self-contained HTML page: what came out, against what, at what privacy.
+
+The page's words and order are in `templates`: `page.html.j2` frames `run.html.j2` and, for a run without
+Layer 2, `gossip.html.j2`. Whatever they are given is escaped, but for the charts. The page loads nothing.
+"""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scarcity_ray.config import to_plain
+from scarcity_ray.workloads.comparison import DEFENCES, GOSSIP_DEFENCES
 from scarcity_ray.workloads.config import RunConfig
-from scarcity_ray.workloads.records import Summary
+from scarcity_ray.workloads.records import Outcome, Summary
+from scarcity_ray.workloads.report.charts import (
+    LABELS,
+    accuracy_chart,
+    basket_chart,
+    budget_chart,
+    rejection_chart,
+    time_chart,
+)
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #5c6675; --page: #fbfbfa; --line: #dcdfe4;
-        --card: #ffffff; --strong: #2566b0; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --soft: #9aa4b2; --page: #14171c;
-        --line: #30363f; --card: #1b1f26; --strong: #6ba6e8; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-       font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; letter-spacing: -.01em; }
-h2 { font-size: 1.12rem; margin: 2.6rem 0 .5rem; }
-p { margin: .4rem 0 .8rem; max-width: 46rem; }
-.soft { color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.6rem, 1fr)); gap: .8rem;
-         margin: 1.5rem 0; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
-.tile b { display: block; font-size: 1.4rem; white-space: nowrap; font-weight: 650; letter-spacing: -.01em; }
-.tile.main b { color: var(--strong); }
-.tile span { color: var(--soft); font-size: .86rem; }
-figure { margin: .6rem 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-         padding: .6rem .8rem; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !important; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .38rem .9rem .38rem 0; border-bottom: 1px solid var(--line);
-         vertical-align: top; }
-th { color: var(--soft); font-weight: 500; font-size: .88rem; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-tr.main td { font-weight: 650; }
-ul { padding-left: 1.2rem; max-width: 46rem; }
-li { margin: .35rem 0; }
-.note { border-left: 3px solid #d18a1c; padding: .1rem 0 .1rem .9rem; }
-pre { overflow-x: auto; font-size: .83rem; line-height: 1.45; background: var(--card);
-      border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1rem; }
-summary { cursor: pointer; }
-"""
+BASKET_COLUMNS = (
+    ("members", "members, all digits"),
+    ("members_at_home", "members, at home"),
+    ("alone_at_home", "without gossip"),
+    ("model_at_home", "basket's model"),
+)
+"""Keys of `standing_figures` and their headings."""
+
+LEAST_SECONDS = 0.05
+"""Phases that took less are left out of the table of times."""
 
 
-def page(config: RunConfig, body: Sequence[str]) -> str:
-    """The whole page, with the config at its end; it loads nothing from anywhere."""
-    settings = yaml.safe_dump(to_plain(config), sort_keys=False)
-    parts = [
-        *body,
-        f"<h2>Settings</h2><details><summary>config.yaml</summary><pre>{text(settings)}</pre></details>",
-    ]
+def render_report(config: RunConfig, outcome: Outcome) -> str:
+    """The page of a finished job."""
+    summary = outcome.summary
+    by_gossip = not config.federation.layer2.enabled
+    total = summary.total_epsilon
+    shown = ("alone", "clear_gossip", "clean") if by_gossip else ("clean", "clipped_mean", "plain_mean")
+    context = {
+        "summary": summary,
+        "rounds": outcome.rounds,
+        "curves": _curves(outcome, shown),
+        "attacked": bool(summary.byzantine_clients) and summary.attack != "none",
+        "budget": epsilon(total) if math.isinf(total) else f"{total:g}",
+        "settings": yaml.safe_dump(to_plain(config), sort_keys=False),
+        **(_of_gossip(summary) if by_gossip else _of_releases(summary)),
+    }
+    return _templates.get_template("gossip.html.j2" if by_gossip else "run.html.j2").render(context)
+
+
+def _curves(outcome: Outcome, names: Sequence[str]) -> dict[str, list[float]]:
+    """The comparison runs of these names, under the job's attack; the clean run has none."""
+    keys = {name: (name, "none" if name == "clean" else outcome.summary.attack) for name in names}
+    return {name: outcome.curves[key] for name, key in keys.items() if key in outcome.curves}
+
+
+def _of_releases(summary: Summary) -> dict[str, Any]:
+    """What `run.html.j2` shows in tables."""
+    noise = "central noise" if math.isfinite(summary.total_epsilon) else "no noise"
+    compared = {
+        "clean": summary.accuracy_clean,
+        "clipped_mean": summary.accuracy_clipped_mean,
+        "plain_mean": summary.accuracy_mean_under_attack,
+    }
+    rule = summary.rule.replace("_", " ")
+    return {
+        "comparison": [
+            ("this run", f"{rule} in each basket, gossip, {noise}", percent(summary.accuracy)),
+            *((LABELS[name], DEFENCES[name], percent(value)) for name, value in compared.items()),
+        ],
+        "attacks": [
+            (attack_name(name), *(percent(runs.get(d)) for d in ("federation", "clipped_mean", "plain_mean")))
+            for name, runs in summary.attacks.items()
+            if name != "none"
+        ],
+        "phases": [
+            (phase, f"{seconds:.1f}")
+            for phase, seconds in sorted(summary.seconds.items(), key=lambda item: -item[1])
+            if seconds >= LEAST_SECONDS
+        ],
+    }
+
+
+def _of_gossip(summary: Summary) -> dict[str, Any]:
+    """What `gossip.html.j2` shows in tables."""
+    return {
+        "basket_head": ("basket", "attackers", *(heading for _, heading in BASKET_COLUMNS)),
+        "basket_rows": [
+            (
+                basket,
+                f"{standing['byzantine']} of {standing['clients']}",
+                *(percent(standing_figures(standing).get(key)) for key, _ in BASKET_COLUMNS),
+            )
+            for basket, standing in summary.basket_standings.items()
+        ],
+        "comparison": [
+            ("this run", "through the federation", percent(summary.accuracy)),
+            *(
+                (
+                    LABELS.get(name, name)
+                    + (f" ({attack_name(attack)})" if attack != summary.attack else ""),
+                    GOSSIP_DEFENCES[name],
+                    percent(value),
+                )
+                for attack, runs in summary.attacks.items()
+                for name, value in runs.items()
+            ),
+        ],
+    }
+
+
+def standing_figures(standing: Mapping[str, Any]) -> dict[str, float | None]:
+    """A basket's figures by the keys of `BASKET_COLUMNS`."""
+    alone = standing.get("alone") or {}
+    return {**standing, "alone_at_home": alone.get("members_at_home")}
+
+
+def mean_of(summary: Summary, key: str) -> float | None:
+    """Mean of a basket's figure over all honest clients; None where some basket has none."""
+    total, honest = 0.0, 0
+    for standing in summary.basket_standings.values():
+        value = standing_figures(standing).get(key)
+        if value is None:
+            return None
+        count = standing["clients"] - standing["byzantine"]
+        total, honest = total + count * value, honest + count
+    return total / honest if honest else None
+
+
+def simulated_note(summary: Summary) -> str:
+    """Why the run and its simulation differ, in figures."""
+    if summary.accuracy is None or summary.accuracy_simulated is None:
+        return ""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(config.name)} · scarcity_ray</title><style>{STYLE}</style></head>\n"
-        f"<body><main>{chr(10).join(part for part in parts if part)}</main></body></html>\n"
+        f"This run reached {percent(summary.accuracy)} and the simulation of the same rule under the same "
+        f"attack {percent(summary.accuracy_simulated)}: one draw each. The run's noise is fresh from the "
+        "operating system and its clients gossip; the simulation's noise comes from the seed, and it leaves "
+        "gossip out. Another run gives another figure; `python -m pytest -m slow tests/workloads` measures "
+        "how far they spread."
     )
-
-
-def tiles(entries: Sequence[tuple[str, str]]) -> str:
-    """Big figures with what they are; the first is the main one."""
-    inner = "".join(
-        f'<div class="tile{"" if place else " main"}"><b>{big}</b><span>{small}</span></div>'
-        for place, (big, small) in enumerate(entries)
-    )
-    return f'<div class="tiles">{inner}</div>'
-
-
-def claim(summary: Summary) -> str:
-    """The privacy claim as a list."""
-    return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in summary.privacy_claim) + "</ul>"
 
 
 def percent(value: float | None) -> str:
@@ -108,55 +176,20 @@ def attack_name(name: str) -> str:
     return " ".join(words.get(word, word) for word in name.split("_"))
 
 
-def text(value: object) -> str:
-    """Escaped."""
-    return html.escape(str(value))
-
-
-def figure(svg: str) -> str:
-    """A chart in its frame."""
-    return f"<figure>{svg}</figure>"
-
-
-def early_end(summary: Summary) -> str:
-    """A note where the budget ended before the run."""
-    if not summary.budget_spent_early:
-        return ""
-    return (
-        f'<p class="note">The privacy budget was spent after round {summary.rounds} of '
-        f"{summary.rounds_configured}; the run ended there.</p>"
-    )
-
-
-def no_model(summary: Summary) -> str:
-    """A note where no round released a model: what the last one waited for."""
-    if not summary.waits_for:
-        return ""
-    lines = "<br>".join(text(line) for line in summary.waits_for.splitlines())
-    return f'<p class="note">No round released a model.<br>{lines}</p>'
-
-
-def warned(summary: Summary) -> str:
-    """What the federation warned of, as a list."""
-    if not summary.warnings:
-        return ""
-    return (
-        "<h2>To know</h2><ul>" + "".join(f"<li>{text(w['message'])}</li>" for w in summary.warnings) + "</ul>"
-    )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int], main: int | None) -> str:
-    """A table; columns of `numbers` are set right, and row `main` is bold."""
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(
-            f'<{tag} class="n">{cell}</{tag}>' if place in numbers else f"<{tag}>{cell}</{tag}>"
-            for place, cell in enumerate(row)
-        )
-
-    lines = "".join(
-        f"<tr{' class=main' if place == main else ''}>{cells('td', row)}</tr>"
-        for place, row in enumerate(rows)
-    )
-    head_line = f"<tr>{cells('th', head)}</tr>"
-    return f'<div class="wide"><table><thead>{head_line}</thead><tbody>{lines}</tbody></table></div>'
+_templates = Environment(
+    loader=PackageLoader("scarcity_ray.workloads.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters.update(percent=percent, epsilon=epsilon, attack_name=attack_name)
+_templates.globals.update(
+    accuracy_chart=accuracy_chart,
+    basket_chart=basket_chart,
+    budget_chart=budget_chart,
+    rejection_chart=rejection_chart,
+    time_chart=time_chart,
+    mean_of=mean_of,
+    simulated_note=simulated_note,
+)

@@ -151,14 +151,14 @@ def test_what_averages_rows_is_known_as_means():
     rows = np.random.default_rng(0).standard_normal((15, 40)).astype(np.float32)
     geometry = measure(inline_blocks(rows), origin=True)
     for step in (NearestNeighborMixing(), Bucketing(4, 0)):
-        coefficients = step.mixing(geometry, 3)[:, :15]
+        coefficients = step.coefficients(geometry, 3)[:, :15]
         made = mixture_of(coefficients)
         assert isinstance(made, Means)
         bits = np.unpackbits(made.patterns[:, :, np.newaxis], axis=2, bitorder="little")[:, :, :GROUP]
         np.testing.assert_array_equal(
             bits.reshape(len(made), -1)[:, :15] * made.shares[:, None], coefficients
         )
-    assert isinstance(mixture_of(StaticClipping(0.5).mixing(geometry, 3)[:, :15]), Combinations)
+    assert isinstance(mixture_of(StaticClipping(0.5).coefficients(geometry, 3)[:, :15]), Combinations)
 
 
 def test_scaled_rows_are_mixed_as_their_copies_are():

@@ -31,7 +31,7 @@ def test_order_statistics_are_those_of_each_column_sorted(m):
 
 
 def test_the_bits_do_not_depend_on_how_the_columns_were_sorted(monkeypatch):
-    """By a network or transposed; how the compiled kernel sorts them, `test_column_kernel` asks."""
+    """By a network or transposed; how the compiled kernel sorts them, `test_order_statistics_kernel` asks."""
     rows = list(np.random.default_rng(0).standard_normal((21, 500)).astype(np.float32))
     by_network = np.array(order_statistics(rows, 4, 17)).tobytes()
     monkeypatch.setattr("scarcity_ray.robust.measures.order_statistics.NETWORK_ROWS", 1)

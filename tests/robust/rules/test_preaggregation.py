@@ -28,7 +28,7 @@ def rows_for(seed, n=13, d=6):
 
 def mixed_rows(step, rows, f):
     geometry = measure(inline_blocks(rows), origin=True)
-    mixing = step.mixing(geometry, f)
+    mixing = step.coefficients(geometry, f)
     np.testing.assert_allclose(mixing.sum(axis=1), 1)
     return mixing[:, : len(rows)] @ rows.astype(np.float64)
 
@@ -49,12 +49,12 @@ def test_nearest_neighbour_mixing_averages_each_row_with_its_nearest_others(seed
 @settings(max_examples=30, deadline=None)
 def test_bucketing_averages_every_row_in_exactly_one_bucket(seed, size):
     rows = rows_for(seed)
-    mixing = Bucketing(size, seed).mixing(measure(inline_blocks(rows)), 1)
+    mixing = Bucketing(size, seed).coefficients(measure(inline_blocks(rows)), 1)
     sizes = np.count_nonzero(mixing, axis=1)
     assert len(mixing) == -(-13 // size)
     assert (np.count_nonzero(mixing, axis=0) == 1).all()
     np.testing.assert_allclose(mixing.max(axis=1), 1 / sizes)
-    assert (Bucketing(size, seed).mixing(measure(inline_blocks(rows)), 1) == mixing).all()
+    assert (Bucketing(size, seed).coefficients(measure(inline_blocks(rows)), 1) == mixing).all()
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 5))
@@ -83,7 +83,7 @@ def test_adaptive_clipping_shortens_the_longest_rows_to_the_length_of_the_next(s
 def test_a_mixed_geometry_is_that_of_the_mixed_rows(seed):
     rows = rows_for(seed)
     geometry = measure(inline_blocks(rows), origin=True)
-    mixing = NearestNeighborMixing().mixing(geometry, 3)
+    mixing = NearestNeighborMixing().coefficients(geometry, 3)
     mixed = (mixing[:, :13] @ rows.astype(np.float64)).astype(np.float32)
     expected = measure(inline_blocks(mixed), origin=True)
     np.testing.assert_allclose(geometry.mixed(mixing).squared, expected.squared, rtol=1e-4, atol=1e-6)

@@ -166,7 +166,7 @@ def test_mixing_that_approximate_distances_settle_on_is_that_of_the_exact_ones(s
     nnm = get_pre_aggregation("nnm")
     settled = nnm.settle(approximate, error, f, lambda pairs: exact[pairs[:, 0], pairs[:, 1]])
     if settled is not None:
-        expected = nnm.mixing(Geometry(exact, exact, n), f)
+        expected = nnm.coefficients(Geometry(exact, exact, n), f)
         assert settled.tobytes() == expected.tobytes()
 
 

@@ -1,0 +1,119 @@
+"""Settings: pydantic's dataclasses, whose every refusal is a `ConfigError` of path, value and range."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from scarcity_ray.errors import ConfigError
+from scarcity_ray.ledger_url import without_password
+
+T = TypeVar("T")
+
+LONGEST = 200
+"""Characters of a refused value that an error repeats."""
+_UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def settings(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass whose constructor checks types and ranges (`ConfigError`)."""
+    made = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    original = made.__init__
+
+    @functools.wraps(original)
+    def __init__(self: T, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        try:
+            original(self, *args, **kwargs)
+        except ValidationError as error:
+            raise _refusal(error, cls) from None
+
+    made.__init__ = __init__  # type: ignore[method-assign, assignment]
+    return made  # type: ignore[return-value]
+
+
+def load(cls: type[T], content: Mapping[str, Any], path: str = "") -> T:
+    """Build settings from plain data.
+
+    Args:
+        cls: One of the dataclasses made by `settings`.
+        content: Mappings, lists, strings and numbers, as YAML gives them.
+        path: What to put in front of the paths in errors.
+
+    Raises:
+        ConfigError: For an unknown key, a wrong type or a value out of range.
+
+    >>> from scarcity_ray.config import BasketConfig
+    >>> load(BasketConfig, {"min_clients": 5}).min_clients
+    5
+    >>> load(BasketConfig, {"min_client": 5})
+    Traceback (most recent call last):
+    ...
+    scarcity_ray.errors.ConfigError: min_client: 5 is not accepted; unknown key, did you mean 'min_clients'? \
+(known: allow_cross_domain, max_clients, min_clients, stale_threshold)
+    """
+    try:
+        return TypeAdapter(cls).validate_python(content)
+    except ValidationError as error:
+        raise _refusal(error, cls, path) from None
+
+
+def to_plain(config: object) -> Any:
+    """Settings as mappings, lists, strings and numbers, ready for YAML or JSON; without any password."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")
+
+
+def _refusal(error: ValidationError, cls: Any, prefix: str = "") -> ConfigError:
+    """The first of pydantic's complaints; an unknown key before a missing one, which it may be, misspelt."""
+    complaints = error.errors()
+    first = next((one for one in complaints if one["type"] in _UNKNOWN), complaints[0])
+    kind, location, value = first["type"], list(first["loc"]), first["input"]
+    if location and isinstance(location[0], int) and kind != "invalid_key":
+        location[:1] = list(cls.__pydantic_fields__)[location[0] :][:1] or location[:1]
+    path = without_password(".".join(map(str, [prefix, *location] if prefix else location)))
+    cause = (first.get("ctx") or {}).get("error")
+    if isinstance(cause, ConfigError):
+        return cause.under(path)
+    accepted = str(cause or first["msg"])
+    if kind == "missing":
+        value, accepted = None, "a value: this key has no default"
+    elif kind in _UNKNOWN:
+        for name in location[:-1]:
+            cls = cls.__pydantic_fields__[name].annotation
+        close = difflib.get_close_matches(str(location[-1]), cls.__pydantic_fields__, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        accepted = f"unknown key{hint} (known: {', '.join(sorted(cls.__pydantic_fields__))})"
+    return ConfigError(path or cls.__name__, _shown(value), accepted[0].lower() + accepted[1:])
+
+
+def _shown(value: object) -> object:
+    """The value for an error, or what it is if it is long or might hold a password."""
+    if isinstance(value, str):
+        text = without_password(value)
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    if _room_left(value, LONGEST) < 0:
+        return f"a long {type(value).__name__}"
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"
+    return value if without_password(repr(value)) == repr(value) else f"a {type(value).__name__}"
+
+
+def _room_left(value: object, room: int) -> int:
+    """Of so many characters, what is left once the value is written out; no more is looked at than fits."""
+    if isinstance(value, int):
+        return room - value.bit_length() // 3 - 1
+    if isinstance(value, str | bytes):
+        return room - len(value) - 1
+    parts: Any = value if isinstance(value, list | tuple | set | frozenset) else ()
+    for part in (part for item in value.items() for part in item) if isinstance(value, Mapping) else parts:
+        if room < 0:
+            break
+        room = _room_left(part, room - 1)
+    return room - 1

@@ -1,0 +1,134 @@
+"""A run's folder, and the privacy claim."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.errors import UsageError
+from scarcity_ray.workloads.config import load_run
+from scarcity_ray.workloads.records import RoundRecord
+from scarcity_ray.workloads.report.privacy_claim import privacy_claim
+from scarcity_ray.workloads.run_folder import RunFolder, read_model
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def test_a_runs_own_folder_has_its_name_and_time_and_is_never_shared(tmp_path):
+    config = load_run(QUICKSTART, [f"run.out={tmp_path}"])
+    first, second = (RunFolder.new(config, None, NOW).path for _ in range(2))
+    assert first == tmp_path / "quickstart-20260102-030405"
+    assert second == tmp_path / "quickstart-20260102-030405-2"
+
+
+def test_a_chosen_folder_may_be_new_or_empty_and_nothing_else(tmp_path):
+    config = load_run(QUICKSTART)
+    assert RunFolder.new(config, str(tmp_path / "a" / "b"), NOW).path.is_dir()
+    assert RunFolder.new(config, str(tmp_path / "a" / "b"), NOW).path.is_dir()
+    (tmp_path / "a" / "b" / "old.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"is not empty \(it holds old.json\); give a new or empty folder"):
+        RunFolder.new(config, str(tmp_path / "a" / "b"), NOW)
+    with pytest.raises(UsageError, match="give a folder that can be written"):
+        RunFolder.new(config, str(tmp_path / "a" / "b" / "old.json"), NOW)
+
+
+def test_the_folder_is_absolute_and_a_home_may_be_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = load_run(QUICKSTART)
+    assert RunFolder.new(config, None, NOW).path == tmp_path / "runs" / "quickstart-20260102-030405"
+    assert RunFolder.new(config, "here", NOW).path == tmp_path / "here"
+    assert RunFolder.new(config, "~/there", NOW).path == tmp_path / "home" / "there"
+
+
+def test_results_in_rays_cache_of_jobs_are_told_of_with_the_remedy(tmp_path):
+    config = load_run(QUICKSTART)
+    cache = tmp_path / "session_latest" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    told = RunFolder.new(config, str(cache / "runs"), NOW).passing
+    assert told is not None
+    assert "give --out with an absolute path" in told
+    assert RunFolder.new(config, str(tmp_path / "runs"), NOW).passing is None
+
+
+def test_the_model_comes_back_from_arrow_bit_for_bit(tmp_path):
+    config = load_run(QUICKSTART)
+    folder = RunFolder.new(config, str(tmp_path), NOW)
+    model = np.random.default_rng(0).standard_normal(250).astype(np.float32)
+    folder.write_model(model, config, 9.5)
+    assert read_model(tmp_path / "model.arrow").tobytes() == model.tobytes()
+    with pa.OSFile(str(tmp_path / "model.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    assert table["input"].to_pylist()[0] == "frequency_0_0"
+    assert table["input"].to_pylist()[-1] == "bias"
+    assert table.schema.metadata[b"epsilon_spent"] == b"9.5"
+
+
+def test_a_model_on_random_features_says_so(tmp_path):
+    config = load_run(QUICKSTART.with_name("research.yaml"))
+    model = np.random.default_rng(0).standard_normal(config.workload.dimension).astype(np.float32)
+    RunFolder.new(config, str(tmp_path), NOW).write_model(model, config, math.inf)
+    assert read_model(tmp_path / "model.arrow").tobytes() == model.tobytes()
+    with pa.OSFile(str(tmp_path / "model.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    assert table["input"].to_pylist()[0] == "fourier_0"
+    assert b"random_fourier" in table.schema.metadata[b"features"]
+
+
+def test_the_written_config_can_be_run_again(tmp_path):
+    config = load_run(QUICKSTART, ["workload.rounds=7"])
+    RunFolder.new(config, str(tmp_path), NOW).write_config(config)
+    assert load_run(tmp_path / "config.yaml") == config
+
+
+def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget(tmp_path):
+    folder = RunFolder.new(load_run(QUICKSTART), str(tmp_path), NOW)
+    for number in (1, 2):
+        folder.append_round(
+            RoundRecord(
+                number, 0.5, math.inf, math.inf, 9, {"not_finite": 1}, 3, True, 1.0, {"gossip": 0.1}, 1.0
+            )
+        )
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == number
+    assert json.loads(lines[1], parse_constant=pytest.fail) == {
+        "round": 2,
+        "accuracy": 0.5,
+        "epsilon_spent": None,
+        "epsilon_left": None,
+        "accepted": 9,
+        "rejected": {"not_finite": 1},
+        "gossip_messages": 3,
+        "released": True,
+        "clip_norm": 1.0,
+        "waits_for": "",
+        "seconds": {"gossip": 0.1},
+        "elapsed": 1.0,
+        "baskets": {},
+    }
+
+
+def test_the_claim_says_what_for_whom_and_against_whom():
+    claim = " ".join(privacy_claim(HierarchicalFederationConfig(total_delta=1e-5), 9.876))
+    for words in (
+        "(9.876, 1e-05)-differential privacy",
+        "one client's accepted updates",
+        "replace-one",
+        "Against: whoever sees every released global model",
+        "Not against: whoever operates the Ray cluster",
+        "Outside the claim: this is a simulation",
+        "Accuracy on the test part and the comparison runs",
+    ):
+        assert words in claim
+
+
+def test_without_a_budget_there_is_no_claim():
+    (only,) = privacy_claim(HierarchicalFederationConfig(total_epsilon=math.inf), math.inf)
+    assert only.startswith("No privacy claim")
