@@ -115,10 +115,10 @@ def write(name: str, leaf: Any, numbers: Numbers) -> Any:
     with np.errstate(over="ignore"):
         if tensors.is_tensor(leaf):
             made = tensors.tensor_like(leaf, numbers)
-            fits = bool(made.isfinite().all())
+            fits = made.itemsize >= numbers.itemsize or bool(made.isfinite().all())
         elif isinstance(leaf, np.ndarray):
             made = np.array(numbers, dtype=leaf.dtype)
-            fits = bool(np.isfinite(made).all())
+            fits = made.itemsize >= numbers.itemsize or bool(np.isfinite(made).all())
         else:
             made = type(leaf)(numbers.item())
             fits = bool(np.isfinite(made))
