@@ -7,8 +7,7 @@ central noise, and charges a privacy budget that is spent once and never forgott
 Importing this package imports no Ray.
 """
 
-from scarcity_ray.baskets import BufferedUpdate, Receipt, Rejection, ReplayGuard, TriggerEngine, UpdateBuffer
-from scarcity_ray.baskets.waiting import Missing, WaitingFor
+from scarcity_ray.baskets import BufferedUpdate, Receipt, Rejection, ReplayGuard, UpdateBuffer
 from scarcity_ray.config import (
     AggregationMethod,
     BasketConfig,
@@ -45,8 +44,15 @@ from scarcity_ray.errors import (
     UsageError,
 )
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
+from scarcity_ray.federation.waiting import Missing, WaitingFor
 from scarcity_ray.gossip import GossipMessage, GossipProtocol, MaterialityDetector, PeerSampler
-from scarcity_ray.layers import BasketModel, GlobalMetaModel, Layer1Aggregator, Layer2Aggregator
+from scarcity_ray.layers import (
+    BasketModel,
+    GlobalMetaModel,
+    Layer1Aggregator,
+    Layer2Aggregator,
+    TriggerEngine,
+)
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.mechanisms import CentralDPMechanism, LocalDPMechanism

@@ -28,14 +28,20 @@ from scarcity_ray.actors.parcels import ActorKey, Parcel, ParcelDesk
 from scarcity_ray.actors.session_host import SessionHost
 from scarcity_ray.actors.unattended_signing import Statement
 from scarcity_ray.baskets import Receipt, Rejection
-from scarcity_ray.baskets.basket import Basket, MemberCarry
+from scarcity_ray.baskets.basket import Basket, ClientMigration
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.local_state import Row
-from scarcity_ray.baskets.reports import ActivityReport, BasketReport, ConductReport, Layer1Outcome, Member
+from scarcity_ray.baskets.reports import (
+    ActivityReport,
+    Backlog,
+    BasketReport,
+    Layer1Outcome,
+    Member,
+    ReputationReport,
+)
 from scarcity_ray.baskets.reputation import merged_activity
 from scarcity_ray.baskets.submission import SubmissionBatch
-from scarcity_ray.baskets.waiting import Backlog
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
@@ -96,7 +102,7 @@ class BasketHost(SessionHost):
         state = state or SlotState((), (), OrderNumber())
         self._number = state.number
         self._order = state.order
-        self._leaving: dict[str, MemberCarry] = {}
+        self._leaving: dict[str, ClientMigration] = {}
         self._arrived: set[str] = set()
         self._memories = ClientMemories(state.memories)
         self._desk = ParcelDesk(os.urandom(32) if actors_key is None else actors_key)
@@ -176,10 +182,10 @@ class BasketHost(SessionHost):
         opened = True
         for parcel in parcels:
             if parcel.client_id not in self._arrived:
-                carry = self._desk.open(parcel, basket_id, order.operation_id)
-                opened = opened and carry is not None
-                if carry is not None:
-                    self._baskets[basket_id].put(carry)
+                moved = self._desk.open(parcel, basket_id, order.operation_id)
+                opened = opened and moved is not None
+                if moved is not None:
+                    self._baskets[basket_id].put(moved)
                     self._arrived.add(parcel.client_id)
         return opened
 
@@ -306,11 +312,11 @@ class BasketHost(SessionHost):
         """What every basket has for its next aggregate; asking changes nothing."""
         return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
 
-    def conduct(self) -> dict[str, ConductReport]:
+    def conduct(self) -> dict[str, ReputationReport]:
         """How all members stand to their basket's aggregates; nothing where basket models are private."""
         if not self._plan.config.expose_basket_models:
             return {}
-        return {basket_id: basket.conduct() for basket_id, basket in sorted(self._baskets.items())}
+        return {basket_id: basket.reputation() for basket_id, basket in sorted(self._baskets.items())}
 
     def take_activity(self) -> ActivityReport:
         """What was seen since this was last asked."""

@@ -31,9 +31,8 @@ from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport, Member, Registered
 from scarcity_ray.config import stream
 from scarcity_ray.directory import BasketInfo, BasketManager, ClientInfo, check_name
-from scarcity_ray.directory.order_number import OrderNumber
-from scarcity_ray.directory.slots import SlotLoads
-from scarcity_ray.directory.trust import FIRST_TRUST
+from scarcity_ray.directory.records import FIRST_TRUST, OrderNumber
+from scarcity_ray.directory.roster import SlotLoads
 from scarcity_ray.errors import UsageError
 from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import Role

@@ -12,7 +12,7 @@ from scarcity_ray.baskets import Receipt
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster

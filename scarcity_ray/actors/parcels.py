@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.baskets import BufferedUpdate, ClientUpdates, ReplayKey
-from scarcity_ray.baskets.basket import MemberCarry
-from scarcity_ray.baskets.local_state import StateCarry
-from scarcity_ray.baskets.reputation import Standing
+from scarcity_ray.baskets.basket import ClientMigration
+from scarcity_ray.baskets.reputation import Reputation
+from scarcity_ray.baskets.update_buffer import BufferedUpdate, ClientUpdates, ReplayKey
 from scarcity_ray.errors import ProtocolViolation
-from scarcity_ray.gossip import GossipCarry, GossipMessage, MemberRecord
+from scarcity_ray.gossip import GossipMessage, GossipMigration, GossipState
 from scarcity_ray.secagg.key_agreement import (
     KEY_BYTES,
     agree,
@@ -44,15 +43,14 @@ from scarcity_ray.secagg.transcript import encode
 _PARTS: dict[str, Callable[..., Any]] = {
     kind.__name__: kind
     for kind in (
-        MemberCarry,
+        ClientMigration,
         ClientUpdates,
         BufferedUpdate,
         ReplayKey,
-        GossipCarry,
-        MemberRecord,
+        GossipMigration,
+        GossipState,
         GossipMessage,
-        StateCarry,
-        Standing,
+        Reputation,
     )
 }
 _HEADER = 8
@@ -94,11 +92,11 @@ class ParcelDesk:
         public = public_key_of(self._private)
         self.key = ActorKey(public, self._tag(public))
 
-    def seal(self, carry: MemberCarry, basket_id: str, operation_id: str, to: ActorKey) -> Parcel:
+    def seal(self, moved: ClientMigration, basket_id: str, operation_id: str, to: ActorKey) -> Parcel:
         """Seal what belongs to a client.
 
         Args:
-            carry: It.
+            moved: It.
             basket_id: Where the client moves.
             operation_id: By which operation.
             to: Key of the actor that holds that basket.
@@ -110,11 +108,11 @@ class ParcelDesk:
             raise ProtocolViolation("what belongs to a client is sealed to this federation's actors only")
         private = private_key_from(os.urandom(KEY_BYTES))
         public = public_key_of(private)
-        bound = encode("parcel", carry.client_id, basket_id, operation_id, public, to.public)
+        bound = encode("parcel", moved.client_id, basket_id, operation_id, public, to.public)
         key = derive_key(agree(private, to.public), "parcel", bound)
-        return Parcel(carry.client_id, public, seal(key, packed(carry), bound))
+        return Parcel(moved.client_id, public, seal(key, packed(moved), bound))
 
-    def open(self, parcel: Parcel, basket_id: str, operation_id: str) -> MemberCarry | None:
+    def open(self, parcel: Parcel, basket_id: str, operation_id: str) -> ClientMigration | None:
         """What is in a parcel; None if it was sealed to another actor, basket or operation, or changed."""
         bound = encode("parcel", parcel.client_id, basket_id, operation_id, parcel.public, self.key.public)
         key = derive_key(agree(self._private, parcel.public), "parcel", bound)
@@ -125,21 +123,21 @@ class ParcelDesk:
         return hmac.digest(self._actors_key, encode("actor", public), "sha256")
 
 
-def packed(carry: MemberCarry) -> bytes:
-    """A carry as bytes: a JSON header, and the arrays behind it as they lie in memory."""
+def packed(moved: ClientMigration) -> bytes:
+    """A migration as bytes: a JSON header, and the arrays behind it as they lie in memory."""
     arrays: list[NDArray[Any]] = []
-    header = json.dumps(_written(carry, arrays), separators=(",", ":")).encode()
+    header = json.dumps(_written(moved, arrays), separators=(",", ":")).encode()
     return b"".join([len(header).to_bytes(_HEADER, "big"), header, *(a.tobytes() for a in arrays)])
 
 
-def unpacked(plain: bytes) -> MemberCarry:
-    """The carry of which `packed` made these bytes."""
+def unpacked(plain: bytes) -> ClientMigration:
+    """The migration of which `packed` made these bytes."""
     start = _HEADER + int.from_bytes(plain[:_HEADER], "big")
     reader = _Reader(memoryview(plain)[start:])
-    carry = reader.read(json.loads(plain[_HEADER:start]))
-    if not isinstance(carry, MemberCarry):
-        raise ProtocolViolation(f"a parcel of a client's belongings holds a {type(carry).__name__}")
-    return carry
+    moved = reader.read(json.loads(plain[_HEADER:start]))
+    if not isinstance(moved, ClientMigration):
+        raise ProtocolViolation(f"a parcel of a client's belongings holds a {type(moved).__name__}")
+    return moved
 
 
 def _written(value: Any, arrays: list[NDArray[Any]]) -> Any:

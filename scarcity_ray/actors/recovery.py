@@ -36,7 +36,7 @@ from scarcity_ray.actors.messages import (
 )
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import Member
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
 from scarcity_ray.secagg.roster import KEPT, is_sound
 

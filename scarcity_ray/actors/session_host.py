@@ -14,7 +14,7 @@ from scarcity_ray.actors.secure_parties import Belief, HostedSessions
 from scarcity_ray.actors.session_terms import SessionTerms
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.baskets.basket import Basket
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource

@@ -21,15 +21,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from scarcity_ray.baskets import ReplayKey
-from scarcity_ray.directory.order_number import OrderNumber
-from scarcity_ray.directory.trust import FIRST_TRUST
-from scarcity_ray.gossip import MemberRecord
+from scarcity_ray.baskets.update_buffer import ReplayKey
+from scarcity_ray.directory.records import FIRST_TRUST, OrderNumber
+from scarcity_ray.gossip import GossipState
 
 MOST_TRUSTS = 1_000_000
 """Clients that left of which nothing but less than full trust is remembered, at most: some 300 bytes each."""
 NO_OFFENCES: Mapping[int, frozenset[bytes]] = {}
-NO_GOSSIP = MemberRecord()
+NO_GOSSIP = GossipState()
 """Shared by all memories of trust alone; a memory's record is never changed, only replaced."""
 
 
@@ -38,7 +37,6 @@ class ClientMemory:
     """What is remembered of one client.
 
     Attributes:
-        client_id: Who.
         slot: The basket actor that keeps it.
         trust: How far it was trusted when it left.
         offences: Hashes of malformed updates that it had signed, by round, for which it was trusted less.
@@ -52,7 +50,7 @@ class ClientMemory:
     trust: float = FIRST_TRUST
     offences: Mapping[int, frozenset[bytes]] = field(default_factory=lambda: NO_OFFENCES)
     accepted: tuple[ReplayKey, ...] = ()
-    gossip: MemberRecord = field(default_factory=lambda: NO_GOSSIP)
+    gossip: GossipState = field(default_factory=lambda: NO_GOSSIP)
     number: OrderNumber = field(default_factory=OrderNumber)
 
     @property
@@ -79,12 +77,7 @@ class ClientMemory:
         return replace(newest, offences=offences, accepted=accepted, gossip=gossip)
 
     def since(self, round_id: int, now: float) -> ClientMemory | None:
-        """What still matters; None if nothing does.
-
-        Args:
-            round_id: The oldest round whose updates are accepted.
-            now: Seconds since the epoch.
-        """
+        """What still matters from the oldest round on whose updates are accepted; None if nothing does."""
         gossip = self.gossip.without_vectors()
         gossip.forget_old_releases(now)
         accepted = tuple(key for key in self.accepted if key.round_id >= round_id)
@@ -142,6 +135,3 @@ class ClientMemories:
         if len(self._trusts) > MOST_TRUSTS:
             del self._trusts[next(iter(self._trusts))]
             self.num_dropped += 1
-
-
-__all__ = ["MOST_TRUSTS", "ClientMemories", "ClientMemory"]

@@ -68,6 +68,3 @@ class LatestAggregate:
         if self._fresh and client_id in self._contributors:
             self._fresh = False
             self.discarded += 1
-
-
-__all__ = ["LatestAggregate"]

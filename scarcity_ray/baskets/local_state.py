@@ -12,53 +12,35 @@ the client trains on from, and an update that waits does not age: no global mode
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.baskets import UpdateBuffer
 from scarcity_ray.baskets.reports import ClippingReport
+from scarcity_ray.baskets.update_buffer import BasketBuffer
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.layers.meta_parameters import mean_reports
 from scarcity_ray.robust import clip_vector, row_norm
 
 Row = NDArray[np.float32]
-
-
-@dataclass(frozen=True, eq=False)
-class StateCarry:
-    """What goes with a client to another basket.
-
-    Attributes:
-        row: Its local state, if it has one.
-        meta: Its report of meta-parameters, if one waits.
-    """
-
-    row: Row | None
-    meta: NDArray[np.float64] | None
+MetaReport = NDArray[np.float64]
+"""A client's meta-parameters as `encode_report` gives them."""
 
 
 class LocalStates:
-    """The states of one basket.
-
-    Args:
-        config: The federation's.
-        basket_id: The basket.
-        buffer: Where its updates wait.
+    """The states of one basket, whose updates wait in `buffer`.
 
     Attributes:
         clip_norm: To which rows are clipped as they are formed.
     """
 
-    def __init__(self, config: HierarchicalFederationConfig, basket_id: str, buffer: UpdateBuffer) -> None:
+    def __init__(self, config: HierarchicalFederationConfig, buffer: BasketBuffer) -> None:
         self.clip_norm = config.layer1.clip_norm
         self._config = config
-        self._basket_id = basket_id
         self._buffer = buffer
         self._rows: dict[str, Row] = {}
-        self._meta: dict[str, NDArray[np.float64]] = {}
+        self._meta: dict[str, MetaReport] = {}
         self._norms: dict[str, float] = {}
 
     def ids(self) -> tuple[str, ...]:
@@ -73,10 +55,10 @@ class LocalStates:
         """A client's state."""
         return self._rows.get(client_id)
 
-    def form(self, client_id: str, meta: NDArray[np.float64] | None = None) -> None:
+    def form(self, client_id: str, meta: MetaReport | None = None) -> None:
         """Form a client's state from what it has buffered, and keep its report if there is a new one."""
         vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest
-        row = vote(self._basket_id, client_id)
+        row = vote(client_id)
         self._rows[client_id] = clip_vector(row, self.clip_norm)
         if self._config.expose_basket_models:
             self._norms[client_id] = row_norm(row)
@@ -88,14 +70,14 @@ class LocalStates:
 
         What gossip had mixed into them was meant against an older global model.
         """
-        for client_id in self._buffer.clients(self._basket_id) if self._config.layer2.enabled else ():
+        for client_id in self._buffer.clients() if self._config.layer2.enabled else ():
             self.form(client_id)
 
     def raw_norms(self, client_ids: Sequence[str]) -> list[float] | None:
         """Norms of the clients' rows before clipping and gossip, where the clip norm follows them."""
         if not self._config.layer2.adaptive_clipping:
             return None
-        return [row_norm(self._buffer.row(self._basket_id, client_id)) for client_id in client_ids]
+        return [row_norm(self._buffer.row(client_id)) for client_id in client_ids]
 
     def clipping(self, client_ids: Sequence[str]) -> ClippingReport | None:
         """How long the clients' rows were; None where basket models are private, or no length is known."""
@@ -105,7 +87,7 @@ class LocalStates:
         clipped = sum(norm > self.clip_norm for norm in norms)
         return ClippingReport(len(norms), clipped, median(norms), self.clip_norm)
 
-    def mean_meta(self, client_ids: Sequence[str]) -> NDArray[np.float64]:
+    def mean_meta(self, client_ids: Sequence[str]) -> MetaReport:
         """The mean of the clients' reports; one that reported nothing counts as zero."""
         length = len(self._config.meta_parameters)
         return mean_reports([self._meta.get(c, np.zeros(length)) for c in client_ids], length)
@@ -115,17 +97,14 @@ class LocalStates:
         for client_id in client_ids:
             self._meta.pop(client_id, None)
 
-    def take(self, client_id: str) -> StateCarry:
-        """Hand over what belongs to a client that goes."""
+    def take(self, client_id: str) -> tuple[Row | None, MetaReport | None]:
+        """Hand over the state of a client that goes, and its report that waits."""
         self._norms.pop(client_id, None)
-        return StateCarry(self._rows.pop(client_id, None), self._meta.pop(client_id, None))
+        return self._rows.pop(client_id, None), self._meta.pop(client_id, None)
 
-    def put(self, client_id: str, carry: StateCarry) -> None:
-        """Take over what belongs to a client that moved here."""
-        if carry.row is not None:
-            self._rows[client_id] = np.array(carry.row, np.float32)
-        if carry.meta is not None:
-            self._meta[client_id] = carry.meta
-
-
-__all__ = ["LocalStates", "Row", "StateCarry"]
+    def put(self, client_id: str, row: Row | None, meta: MetaReport | None) -> None:
+        """Take over what `take` gave elsewhere."""
+        if row is not None:
+            self._rows[client_id] = np.array(row, np.float32)
+        if meta is not None:
+            self._meta[client_id] = meta

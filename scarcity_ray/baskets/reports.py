@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.baskets.client_memory import ClientMemory
-from scarcity_ray.directory.trust import FIRST_TRUST
+from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.plan import BasketFacts
 
-T = TypeVar("T")
+NAMED = 10
+"""Absent clients of a basket that its backlog names; the others are counted."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -21,8 +22,6 @@ class Member:
     """A client as its basket knows it.
 
     Attributes:
-        client_id: Who.
-        domain_id: Its domain.
         public_key: Ed25519 public bytes, if its updates must be signed.
         features: What it said of itself for grouping.
         trust: What the directory was last told of it, or the basket knows, whoever sends this.
@@ -69,7 +68,7 @@ class ActivityReport:
 
 @dataclass(frozen=True)
 class ClippingReport:
-    """How long the rows behind an aggregate were. It is made of private values: see `directory.trust`.
+    """How long the rows behind an aggregate were. It is made of private values: see `baskets.reputation`.
 
     Attributes:
         num_rows: Rows whose length is known.
@@ -89,7 +88,6 @@ class Layer1Outcome:
     """What Layer 1 did in one basket.
 
     Attributes:
-        basket_id: The basket.
         aggregated: Whether there is a new basket model.
         reason: What triggered it, or why it waits.
         num_rows: Clients with buffered updates.
@@ -106,12 +104,10 @@ class Layer1Outcome:
 
 
 @dataclass(frozen=True)
-class ConductReport:
-    """How a basket's members stand to its aggregates. It is made of private values: see `directory.trust`.
+class ReputationReport:
+    """How a basket's members stand to its aggregates. It is made of private values: see `baskets.reputation`.
 
     Attributes:
-        mean_trust: Of its members.
-        least_trust: Likewise.
         outliers: Clients that did not agree with the latest aggregate at all, sorted.
         clipping: How long the rows behind the latest aggregate were; None before the first.
     """
@@ -153,6 +149,28 @@ class BasketReport:
             messages_delivered=past.messages_delivered + self.messages_delivered,
             sessions_refused=past.sessions_refused + self.sessions_refused,
         )
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """What a basket has, as its actor tells it; nothing in it depends on private values.
+
+    Attributes:
+        num_senders: Members with buffered updates.
+        absent: Up to `NAMED` of the others, sorted.
+        staleness: Rounds that the oldest buffered update lies back.
+        seconds: Since its last aggregation, or since its first update if there was none.
+        fresh: Whether it has an aggregate that is in no release yet.
+    """
+
+    basket_id: str
+    domain_id: str
+    num_members: int
+    num_senders: int
+    absent: tuple[str, ...]
+    staleness: int
+    seconds: float
+    fresh: bool
 
 
 @dataclass(frozen=True)

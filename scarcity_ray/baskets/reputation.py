@@ -1,10 +1,21 @@
-"""What a basket remembers of its clients' conduct: trust, and what the directory has not been told yet.
+"""Clients' reputation: how their trust follows what they do, and what of it the directory was not told yet.
+
+Trust is a number in [0, 1] that is reported and never weighs. Agreement with a basket's aggregate is made of
+private values, so what trust is made of it lies outside the privacy claim, as basket models do. Where
+``expose_basket_models`` is false nobody computes agreement, and trust follows from what anybody may know:
+malformed updates that the client has signed, and those that were accepted. What a driver sends on a client's
+behalf without its signature costs it nothing.
 
 The basket's memory is the one that counts. The directory keeps the last trust that it was told, so that a
 basket actor that comes back after its death continues from there, and a directory that comes back is told by
 the basket actors.
 
 *Guarantees*
+    - Trust stays in [0, 1].
+    - Trust is monotone in each agreement and in what it was before.
+    - Who always agrees tends to 1, who never does to 0, whatever the trust before.
+    - A malformed update that the client has signed halves trust (`Reputations.offend`: of a round, the first
+      ``buffer.participation_cap`` of them).
     - Trust goes with a client that moves, and leaving and coming back does not restore it.
     - What was seen is told once; trust is told as it stands, so telling it twice changes nothing.
     - Where agreement is not asked for, trust does not depend on the values of accepted updates.
@@ -17,20 +28,48 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import ActivityReport, ClientActivity
-from scarcity_ray.directory.trust import FIRST_TRUST, after_acceptance, after_agreement, after_refusal
+from scarcity_ray.directory.records import FIRST_TRUST
+from scarcity_ray.updates import Rejection
 
+AGREEMENT_RATE = 0.1
+"""Weight of the latest agreement: half of what trust knows is less than seven aggregates old."""
+REFUSAL_FACTOR = 0.5
+"""What one malformed update that the client has signed leaves of trust."""
+ACCEPTANCE_GAIN = 0.01
+"""What one accepted update gives back, up to 1, where agreement is not computed."""
 MISCONDUCT = frozenset({Rejection.WRONG_SHAPE, Rejection.NOT_FINITE})
 """Rejections that an honest client never earns, if it has signed what was refused."""
 
 
+def after_agreement(trust: float, agreement: float) -> float:
+    """The exponential average of agreement, one aggregate later.
+
+    Args:
+        trust: In [0, 1].
+        agreement: With the aggregate, in [0, 1]; see `robust.agreement`.
+
+    >>> round(after_agreement(1.0, 0.0), 3)
+    0.9
+    """
+    return (1.0 - AGREEMENT_RATE) * trust + AGREEMENT_RATE * agreement
+
+
+def after_refusal(trust: float) -> float:
+    """Trust after a malformed or non-finite update that the client itself has signed."""
+    return REFUSAL_FACTOR * trust
+
+
+def after_acceptance(trust: float) -> float:
+    """Trust after an accepted update, where agreement is not computed."""
+    return min(1.0, trust + ACCEPTANCE_GAIN)
+
+
 @dataclass
-class Standing:
-    """One client's conduct.
+class Reputation:
+    """What one client did, and the trust that it has.
 
     Attributes:
-        trust: In [0, 1].
         accepted: Updates accepted since the directory was last told.
         seen: Seconds since the epoch when the last of them came.
         offences: Hashes of the malformed updates that it has signed, by round.
@@ -42,8 +81,8 @@ class Standing:
     offences: dict[int, frozenset[bytes]] = field(default_factory=dict)
 
 
-class Standings:
-    """The conduct of a basket's clients.
+class Reputations:
+    """The reputation of each of a basket's clients.
 
     Args:
         by_agreement: Whether trust follows agreement with the basket's aggregates.
@@ -51,80 +90,79 @@ class Standings:
 
     def __init__(self, by_agreement: bool) -> None:
         self._by_agreement = by_agreement
-        self._clients: dict[str, Standing] = {}
+        self._clients: dict[str, Reputation] = {}
         self._untold: set[str] = set()
 
     def admit(self, client_id: str, trust: float, offences: Mapping[int, frozenset[bytes]] = {}) -> None:
         """Know a client, with what is remembered of it; what is known here already stands."""
         if trust != FIRST_TRUST or offences:
-            self._clients.setdefault(client_id, Standing(trust, offences=dict(offences)))
+            self._clients.setdefault(client_id, Reputation(trust, offences=dict(offences)))
 
     def trust(self, client_id: str) -> float:
         """A client's trust."""
-        standing = self._clients.get(client_id)
-        return FIRST_TRUST if standing is None else standing.trust
+        reputation = self._clients.get(client_id)
+        return FIRST_TRUST if reputation is None else reputation.trust
 
     def accept(self, client_id: str, now: float) -> None:
         """Note an accepted update."""
-        standing = self._touch(client_id)
-        standing.accepted += 1
-        standing.seen = now
+        reputation = self._touch(client_id)
+        reputation.accepted += 1
+        reputation.seen = now
         if not self._by_agreement:
-            standing.trust = after_acceptance(standing.trust)
+            reputation.trust = after_acceptance(reputation.trust)
 
     def refuse(self, client_id: str) -> None:
         """Note an update that anybody can see is none."""
-        standing = self._touch(client_id)
-        standing.trust = after_refusal(standing.trust)
+        reputation = self._touch(client_id)
+        reputation.trust = after_refusal(reputation.trust)
 
     def offend(self, client_id: str, round_id: int, message: bytes, *, since: int, most: int) -> None:
         """Note a malformed update that its client has signed, as the client's own act.
 
         Args:
-            client_id: The client.
             round_id: The round that it was signed for.
             message: What was signed.
             since: The first round for which anything is accepted; what was signed before is forgotten.
             most: Of a round are held against the client at most.
         """
-        standing = self._clients.setdefault(client_id, Standing())
-        known = standing.offences.get(round_id, frozenset())
+        reputation = self._clients.setdefault(client_id, Reputation())
+        known = reputation.offences.get(round_id, frozenset())
         mark = hashlib.sha256(message).digest()
         if mark in known or len(known) >= most:
             return
-        standing.offences = {r: marks for r, marks in standing.offences.items() if r >= since}
-        standing.offences[round_id] = known | {mark}
+        reputation.offences = {r: marks for r, marks in reputation.offences.items() if r >= since}
+        reputation.offences[round_id] = known | {mark}
         self.refuse(client_id)
 
     def agree(self, agreements: Mapping[str, float]) -> None:
         """Note how far each client agreed with an aggregate."""
         for client_id, agreement in agreements.items():
-            standing = self._touch(client_id)
-            standing.trust = after_agreement(standing.trust, agreement)
+            reputation = self._touch(client_id)
+            reputation.trust = after_agreement(reputation.trust, agreement)
 
-    def take(self, client_id: str) -> Standing | None:
+    def take(self, client_id: str) -> Reputation | None:
         """Hand over a client that moves or leaves."""
         self._untold.discard(client_id)
         return self._clients.pop(client_id, None)
 
-    def put(self, client_id: str, standing: Standing) -> None:
+    def put(self, client_id: str, reputation: Reputation) -> None:
         """Take over a client that moved here."""
-        self._clients[client_id] = standing
+        self._clients[client_id] = reputation
         self._untold.add(client_id)
 
     def tell(self) -> dict[str, ClientActivity]:
         """What the directory has not been told; it looks at clients of which there is news alone."""
         told = {}
         for client_id in sorted(self._untold):
-            standing = self._clients[client_id]
-            told[client_id] = ClientActivity(standing.accepted, standing.seen, standing.trust)
-            standing.accepted, standing.seen = 0, 0.0
+            reputation = self._clients[client_id]
+            told[client_id] = ClientActivity(reputation.accepted, reputation.seen, reputation.trust)
+            reputation.accepted, reputation.seen = 0, 0.0
         self._untold.clear()
         return told
 
-    def _touch(self, client_id: str) -> Standing:
+    def _touch(self, client_id: str) -> Reputation:
         self._untold.add(client_id)
-        return self._clients.setdefault(client_id, Standing())
+        return self._clients.setdefault(client_id, Reputation())
 
 
 def merged_activity(reports: Sequence[ActivityReport]) -> ActivityReport:
@@ -135,6 +173,3 @@ def merged_activity(reports: Sequence[ActivityReport]) -> ActivityReport:
         clients.update(report.clients)
         baskets.update(report.baskets)
     return ActivityReport(clients, baskets)
-
-
-__all__ = ["MISCONDUCT", "Standing", "Standings", "merged_activity"]

@@ -1,4 +1,4 @@
-"""Updates on their way from a driver to the baskets, and their clients' signatures."""
+"""Updates on their way from a driver to the baskets, their clients' signatures, and what clients are told."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.baskets import JudgedUpdate
+from scarcity_ray.baskets.update_buffer import JudgedUpdate
 from scarcity_ray.errors import UsageError
 from scarcity_ray.secagg import IdentityKeyPair
 from scarcity_ray.updates import (
@@ -24,12 +24,31 @@ from scarcity_ray.updates import (
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Receipt:
+    """What a client is told about its update; true if it was accepted.
+
+    Attributes:
+        accepted: Whether it was, in the sense of `BasketBuffer.accept`.
+        reason: Why not; None if accepted.
+        basket_id: The basket that judged it; None if the client is not known.
+        round_id: The round that it was sent for.
+    """
+
+    accepted: bool
+    reason: Rejection | None
+    basket_id: str | None
+    round_id: int
+
+    def __bool__(self) -> bool:
+        return self.accepted
+
+
 @dataclass(frozen=True, eq=False)
 class Submission:
     """One update as it reaches its basket.
 
     Attributes:
-        client_id: Who sends it.
         update: What was sent: an array of numbers, or why what was sent is none.
         round_id: The round that it was made for; None is the current one; anything but an integer is refused.
         signature: Ed25519 signature of `updates.update_message`, if the client registered a key.
@@ -52,13 +71,8 @@ class SubmissionBatch:
     """Updates of many clients; stacked into one array they travel fastest.
 
     Attributes:
-        client_ids: Who sends them.
-        rows: (n, d) array, or one entry an update as in `Submission`.
+        rows: (n, d) array, or one entry an update as in `Submission`; so are the columns below, or None.
         round_id: As in `Submission`, the same for all.
-        signatures: One an update, or None.
-        meta: One an update, or None.
-        sequences: One an update, or None.
-        num_examples: One an update, or None.
     """
 
     client_ids: tuple[str, ...]
@@ -104,13 +118,7 @@ def _taken(column: tuple[T, ...] | None, indices: Sequence[int]) -> tuple[T, ...
 
 
 def message_of(judged: JudgedUpdate, meta: Mapping[str, float] | None, scope: SigningScope) -> bytes:
-    """What the client of an update signs.
-
-    Args:
-        judged: The update.
-        meta: Its report of meta-parameters.
-        scope: Where and when.
-    """
+    """What the client of an update signs, with its report of meta-parameters."""
     return UpdateStatement(
         scope=scope,
         round_id=judged.round_id,
@@ -158,7 +166,7 @@ def signed(
     Args:
         batch: The updates.
         round_id: The round that they are made for, which is signed along.
-        keypairs: Keys by client.
+        keypairs: By client.
         scope: Where and when the signatures are worth something.
         dimension: Length of an update.
     """

@@ -1,38 +1,112 @@
-"""Updates that wait for Layer 1, basket by basket, and the judgement of those that arrive."""
+"""The accepted updates that wait for Layer 1, and the judgement of those that arrive.
+
+`BasketBuffer` is one basket's; `UpdateBuffer` holds several of them by basket id. What was accepted before is
+remembered by a `ReplayGuard`.
+"""
 
 from __future__ import annotations
 
+import heapq
 import operator
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.baskets.least import Least
-from scarcity_ray.baskets.replay import ReplayGuard, ReplayKey
-from scarcity_ray.baskets.update import BufferedUpdate, FloatRow, Rejection, content_digest, read_row
 from scarcity_ray.config import BufferConfig
 from scarcity_ray.errors import UsageError
-from scarcity_ray.updates import GREATEST
+from scarcity_ray.updates import GREATEST, FloatRow, Rejection, content_digest, read_row
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, eq=False)
-class ClientUpdates:
-    """What a client takes along when it moves to another basket; plain data.
+class BufferedUpdate:
+    """An accepted update.
 
     Attributes:
-        client_id: The client.
-        updates: What was buffered, in order of arrival.
-        accepted: Keys of all its accepted updates that are still remembered, so that a replay stays a replay
-            and the participation cap counts on.
+        update: The buffer's own copy, float32 (d,), read-only.
+        round_id: The round that it was sent for.
+        timestamp: When it was accepted, in seconds.
+        staleness: Rounds between `round_id` and the buffer's round when this was read.
+        num_examples: Examples that its client says are behind it; None: it does not say.
     """
 
     client_id: str
-    updates: tuple[BufferedUpdate, ...]
-    accepted: tuple[ReplayKey, ...]
+    basket_id: str
+    update: FloatRow
+    round_id: int
+    timestamp: float
+    staleness: int
+    num_examples: int | None = None
+
+
+class ReplayKey(NamedTuple):
+    """What makes two updates the same: client, round and content.
+
+    Attributes:
+        digest: `content_digest` of its float32 row.
+        sequence: The number that its client gave it within the round; None where the client does not count.
+    """
+
+    client_id: str
+    round_id: int
+    digest: bytes
+    sequence: int | None = None
+
+
+class ReplayGuard:
+    """Remembers accepted updates by client, round and content digest, and by the client's own numbers.
+
+    Guarantees:
+        - A marked key fails the check until its round is cleared, whatever became of the update.
+        - A sequence number that was marked is used: no other content of that client and round may have it.
+        - Memory is bounded: with the buffer's cap, at most cap digests for each client and round, and rounds
+          are cleared once their updates are too stale to be accepted at all.
+    """
+
+    def __init__(self) -> None:
+        self._rounds: dict[int, dict[str, dict[bytes, int | None]]] = {}
+        self._sequences: dict[int, set[tuple[str, int]]] = {}
+
+    def check(self, key: ReplayKey) -> bool:
+        """True if `key` is new, False if it is a replay; its sequence number makes no difference."""
+        return key.digest not in self._rounds.get(key.round_id, {}).get(key.client_id, ())
+
+    def has_used(self, client_id: str, round_id: int, sequence: int | None) -> bool:
+        """Whether an accepted update of the client and round bears that number."""
+        return sequence is not None and (client_id, sequence) in self._sequences.get(round_id, ())
+
+    def mark(self, key: ReplayKey) -> None:
+        """Remember `key` as accepted."""
+        client_id, round_id, digest, sequence = key
+        self._rounds.setdefault(round_id, {}).setdefault(client_id, {})[digest] = sequence
+        if sequence is not None:
+            self._sequences.setdefault(round_id, set()).add((client_id, sequence))
+
+    def count(self, client_id: str, round_id: int) -> int:
+        """How many updates of a client were accepted for a round."""
+        return len(self._rounds.get(round_id, {}).get(client_id, ()))
+
+    def clear_round(self, round_id: int) -> None:
+        """Forget a round."""
+        self._rounds.pop(round_id, None)
+        self._sequences.pop(round_id, None)
+
+    def clear_before(self, round_id: int) -> None:
+        """Forget all rounds before `round_id`."""
+        for old in [known for known in self._rounds if known < round_id]:
+            self.clear_round(old)
+
+    def keys_of(self, client_id: str) -> tuple[ReplayKey, ...]:
+        """All keys remembered of a client, by round and digest: they go with it to another basket."""
+        return tuple(
+            ReplayKey(client_id, round_id, digest, sequence)
+            for round_id, clients in sorted(self._rounds.items())
+            for digest, sequence in sorted(clients.get(client_id, {}).items(), key=lambda item: item[0])
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -40,7 +114,6 @@ class JudgedUpdate:
     """An update in good form, for a round that is open: all of it that must be kept if it is accepted.
 
     Attributes:
-        client_id: Who sent it.
         update: Finite float32 (d,), read-only, the basket's own.
         round_id: The round that it was sent for.
         digest: `content_digest` of it.
@@ -61,6 +134,21 @@ class JudgedUpdate:
         return ReplayKey(self.client_id, self.round_id, self.digest, self.sequence)
 
 
+@dataclass(frozen=True, eq=False)
+class ClientUpdates:
+    """What a client takes along when it moves to another basket; plain data.
+
+    Attributes:
+        updates: What was buffered, in order of arrival.
+        accepted: Keys of all its accepted updates that are still remembered, so that a replay stays a replay
+            and the participation cap counts on.
+    """
+
+    client_id: str
+    updates: tuple[BufferedUpdate, ...]
+    accepted: tuple[ReplayKey, ...]
+
+
 def staleness_weight(staleness: int) -> float:
     """s(tau) = (1 + tau)^-1/2, the weight of an update tau rounds old (Nguyen et al., FedBuff, 2022).
 
@@ -70,16 +158,16 @@ def staleness_weight(staleness: int) -> float:
     return float((1.0 + staleness) ** -0.5)
 
 
-class UpdateBuffer:
-    """Buffers the accepted updates of any number of baskets.
+class BasketBuffer:
+    """Buffers one basket's accepted updates.
 
     An arriving update is judged in this order: `not_numeric`, `wrong_shape`, `not_finite` (see `read_row`; a
     round or sequence number that is no integer, or a number of examples that is no positive one, is
     `not_numeric`), `future_round` (after the buffer's round), `too_stale` (more than `max_staleness` rounds
     before it, or negative), `replayed`, `sequence_used` (the client gave that number to another update of the
     round), `participation_cap`. The reasons that need to know clients, keys or budgets are the caller's to
-    give, and to report with `count_rejection`; who must look at a signature does so between `judge`, which
-    knows the round and the content, and `refusal`, which asks what was accepted before.
+    give, and to count in `rejections`; who must look at a signature does so between `judge`, which knows the
+    round and the content, and `refusal`, which asks what was accepted before.
 
     Guarantees:
         - No message raises; every refusal is counted under one reason.
@@ -96,28 +184,36 @@ class UpdateBuffer:
     Args:
         config: Staleness and cap.
         vector_dim: Length of an update.
+        basket_id: The basket.
         round_id: The round to start in.
+        guard: What was accepted, where several buffers share that.
+
+    Attributes:
+        counts: Updates since the start: accepted + put = `num_updates` + popped + withdrawn + taken.
+        rejections: Updates that were refused since the start, by reason.
     """
 
-    def __init__(self, config: BufferConfig, vector_dim: int, *, round_id: int = 0) -> None:
+    def __init__(
+        self,
+        config: BufferConfig,
+        vector_dim: int,
+        basket_id: str,
+        *,
+        round_id: int = 0,
+        guard: ReplayGuard | None = None,
+    ) -> None:
         self.config = config
         self.vector_dim = vector_dim
+        self.basket_id = basket_id
         self.round_id = round_id
-        self._guard = ReplayGuard()
-        self._baskets: dict[str, _Waiting] = {}
-        self._rejections: Counter[Rejection] = Counter()
-        self._counts: Counter[str] = Counter()
-
-    def add(
-        self, client_id: str, basket_id: str, update: object, round_id: object = None, *, now: float
-    ) -> bool:
-        """`offer`, for callers that need no reason: True if the update was accepted."""
-        return self.offer(client_id, basket_id, update, round_id, now=now) is None
+        self.counts: Counter[str] = Counter()
+        self.rejections: Counter[Rejection] = Counter()
+        self._guard = guard or ReplayGuard()
+        self._forget_waiting()
 
     def offer(
         self,
         client_id: str,
-        basket_id: str,
         update: object,
         round_id: object = None,
         *,
@@ -125,24 +221,19 @@ class UpdateBuffer:
         sequence: object = None,
         num_examples: object = None,
     ) -> Rejection | None:
-        """Accept an update (None), or count and return why not.
+        """Accept an update (None), or count and return why not; the arguments are those of `judge`.
 
         Args:
-            client_id: Who sent it; the caller knows that it is a member of the basket.
-            basket_id: Where it goes.
             update: Anything; a finite real (d,) vector is accepted.
-            round_id: The round that it was made for; None is the buffer's round.
             now: Seconds.
-            sequence: The client's own number for it, if it counts.
-            num_examples: Examples behind it, if the client says.
         """
         row = read_row(update, self.vector_dim)
         judged = self.judge(client_id, row, round_id, sequence=sequence, num_examples=num_examples)
         reason = judged if isinstance(judged, Rejection) else self.refusal(judged)
         if reason is not None:
-            self.count_rejection(reason)
+            self.rejections[reason] += 1
         elif isinstance(judged, JudgedUpdate):
-            self.accept(judged, basket_id, now=now)
+            self.accept(judged, now=now)
         return reason
 
     def judge(
@@ -157,7 +248,7 @@ class UpdateBuffer:
         """The update if it is in good form and its round is open, or why not. Changes nothing.
 
         Args:
-            client_id: Who sent it.
+            client_id: Who sent it; the caller knows that it is a member of the basket.
             row: What `read_row` made of it; kept as it is.
             round_id: The round that it was made for; None is the buffer's round.
             sequence: The client's own number for it, if it counts.
@@ -194,7 +285,7 @@ class UpdateBuffer:
             return Rejection.PARTICIPATION_CAP
         return None
 
-    def accept(self, judged: JudgedUpdate, basket_id: str, *, now: float) -> None:
+    def accept(self, judged: JudgedUpdate, *, now: float) -> None:
         """Accept an update: here alone, and this is what *accepted* means.
 
         The update was judged and nothing speaks against it (`judge`, `refusal`). From now on it counts
@@ -202,163 +293,114 @@ class UpdateBuffer:
         used; and it waits in the buffer, from which it leaves for exactly one aggregate, unless its client
         withdraws it. Whoever tells a client "accepted" (a receipt, a journal, a gateway) tells that this
         was done, and what must be written down to do it again is `judged`, the basket and the time.
-
-        Args:
-            judged: What `judge` gave and `refusal` has nothing against.
-            basket_id: Where it waits.
-            now: Seconds.
         """
         self._guard.mark(judged.key)
-        staleness = self.round_id - judged.round_id
-        self._waiting(basket_id).add(
+        self._wait(
             BufferedUpdate(
                 judged.client_id,
-                basket_id,
+                self.basket_id,
                 judged.update,
                 judged.round_id,
                 now,
-                staleness=staleness,
+                staleness=self.round_id - judged.round_id,
                 num_examples=judged.num_examples,
             )
         )
-        self._counts["accepted"] += 1
+        self.counts["accepted"] += 1
 
-    def count_rejection(self, reason: Rejection) -> None:
-        """Count an update that was refused before it came here."""
-        self._rejections[reason] += 1
-
-    def clients(self, basket_id: str) -> tuple[str, ...]:
+    def clients(self) -> tuple[str, ...]:
         """Clients with buffered updates, sorted: one vote each."""
-        return tuple(sorted(self._clients(basket_id)))
+        return tuple(sorted(self._waiting))
 
-    def num_clients(self, basket_id: str) -> int:
+    @property
+    def num_clients(self) -> int:
         """How many clients have buffered updates."""
-        return len(self._clients(basket_id))
+        return len(self._waiting)
 
-    def row(self, basket_id: str, client_id: str, current_round: int | None = None) -> FloatRow:
+    def row(self, client_id: str) -> FloatRow:
         """A client's one vote: (1/m) sum of s(tau_i) u_i over its m buffered updates, not renormalised.
 
         Accumulated in float64 in order of arrival and rounded once (FedBuff's staleness weights, Nguyen et
         al. 2022). All weights are at most 1, so rows only shrink and a clip bound stands.
 
-        Args:
-            basket_id: The basket.
-            client_id: One of `clients(basket_id)`.
-            current_round: The round to count staleness from; None is the buffer's.
-
         Returns:
             A new float32 array (d,).
 
         Raises:
-            UsageError: If the client has nothing buffered.
+            UsageError: If the client has nothing buffered, here and below.
         """
-        entries = self._entries(basket_id, client_id)
-        current = self.round_id if current_round is None else current_round
-        if len(entries) == 1 and entries[0].round_id >= current:
+        entries = self._entries(client_id)
+        if len(entries) == 1 and entries[0].round_id >= self.round_id:
             return entries[0].update + np.float32(0.0)  # the sum of one term, bit by bit
         total: npt.NDArray[np.float64] = np.zeros(self.vector_dim)
         for entry in entries:
-            total += staleness_weight(max(0, current - entry.round_id)) * entry.update.astype(np.float64)
+            weight = staleness_weight(max(0, self.round_id - entry.round_id))
+            total += weight * entry.update.astype(np.float64)
         return (total / len(entries)).astype(np.float32)
 
-    def newest(self, basket_id: str, client_id: str) -> FloatRow:
-        """The update of a client that was accepted last, float32 (d,).
+    def newest(self, client_id: str) -> FloatRow:
+        """The update of a client that was accepted last, float32 (d,)."""
+        return self._entries(client_id)[-1].update
 
-        Raises:
-            UsageError: If the client has nothing buffered.
-        """
-        return self._entries(basket_id, client_id)[-1].update
-
-    def num_examples(self, basket_id: str, client_id: str) -> int | None:
+    def num_examples(self, client_id: str) -> int | None:
         """What a client's newest buffered update that says so says of its examples; None if none does."""
-        told = (entry.num_examples for entry in reversed(self._entries(basket_id, client_id)))
+        told = (entry.num_examples for entry in reversed(self._entries(client_id)))
         return next((number for number in told if number is not None), None)
 
-    def get_basket_updates(self, basket_id: str) -> tuple[BufferedUpdate, ...]:
-        """A basket's buffered updates, by client id, then in order of arrival."""
-        clients = self._clients(basket_id)
-        return tuple(self._aged(entry) for client_id in sorted(clients) for entry in clients[client_id])
+    def updates(self) -> tuple[BufferedUpdate, ...]:
+        """What is buffered, by client id, then in order of arrival."""
+        return tuple(self._aged(entry) for client_id in self.clients() for entry in self._waiting[client_id])
 
-    def pop_basket_updates(self, basket_id: str) -> tuple[BufferedUpdate, ...]:
-        """What `get_basket_updates` returns, and remove it: it has gone into an aggregate."""
-        updates = self.get_basket_updates(basket_id)
-        self._baskets.pop(basket_id, None)
-        self._counts["popped"] += len(updates)
-        return updates
+    def pop(self) -> None:
+        """Remove all that is buffered: it has gone into an aggregate."""
+        self.counts["popped"] += self.num_updates
+        self._forget_waiting()
 
-    def num_updates(self, basket_id: str) -> int:
-        """Buffered updates of a basket."""
-        return self._baskets[basket_id].count if basket_id in self._baskets else 0
-
-    def oldest_staleness(self, basket_id: str) -> int:
-        """Rounds that the oldest buffered update of a basket lies back; 0 if there is none."""
-        oldest = self._baskets[basket_id].rounds.least() if basket_id in self._baskets else None
+    def oldest_staleness(self) -> int:
+        """Rounds that the oldest buffered update lies back; 0 if there is none."""
+        oldest = self._rounds.value
         return 0 if oldest is None else self.round_id - oldest
 
-    def oldest_timestamp(self, basket_id: str) -> float | None:
-        """When the oldest buffered update of a basket was accepted, in seconds; None if there is none."""
-        return self._baskets[basket_id].times.least() if basket_id in self._baskets else None
+    def oldest_timestamp(self) -> float | None:
+        """When the oldest buffered update was accepted, in seconds; None if there is none."""
+        return self._times.value
 
     def advance_round(self, round_id: int | None = None) -> None:
         """Move to a later round (the next one if None).
 
         What is buffered stays, with less weight: an accepted update is dropped by nobody but its client.
         """
-        target = self.round_id + 1 if round_id is None else round_id
-        if target < self.round_id:
-            raise UsageError(f"round {target} lies before the buffer's round {self.round_id}")
-        self.round_id = target
-        self._guard.clear_before(target - self.config.max_staleness)
+        self.round_id = _later(self.round_id, round_id)
+        self._guard.clear_before(self.round_id - self.config.max_staleness)
 
     def withdraw(self, client_id: str) -> int:
         """Remove what a leaving client has buffered, and return how many updates that were.
 
         Its accepted updates stay remembered, so that coming back neither replays them nor resets its cap.
         """
-        withdrawn = self._remove(client_id)
-        self._counts["withdrawn"] += len(withdrawn)
-        return len(withdrawn)
+        withdrawn = len(self._remove(client_id))
+        self.counts["withdrawn"] += withdrawn
+        return withdrawn
 
     def take_client(self, client_id: str) -> ClientUpdates:
         """Remove what a client has buffered and remembered here, for `put_client` elsewhere."""
-        updates = self._remove(client_id)
-        self._counts["taken"] += len(updates)
+        updates = tuple(map(self._aged, self._remove(client_id)))
+        self.counts["taken"] += len(updates)
         return ClientUpdates(client_id, updates, self._guard.keys_of(client_id))
 
-    def put_client(self, carry: ClientUpdates, basket_id: str) -> int:
-        """Take in what a client brings to a basket; how many updates are now buffered there."""
-        for key in carry.accepted:
+    def put_client(self, moved: ClientUpdates) -> None:
+        """Take in what a client brings along."""
+        for key in moved.accepted:
             if not self._is_stale(key.round_id):
                 self._guard.mark(key)
-        for entry in carry.updates:
-            self._waiting(basket_id).add(replace(entry, basket_id=basket_id))
-        self._counts["put"] += len(carry.updates)
-        return len(carry.updates)
+        for entry in moved.updates:
+            self._wait(replace(entry, basket_id=self.basket_id))
+        self.counts["put"] += len(moved.updates)
 
-    def get_stats(self) -> dict[str, Any]:
-        """Counts since the start: accepted + put = buffered + popped + withdrawn + taken."""
-        by_basket = {basket_id: self.num_updates(basket_id) for basket_id in sorted(self._baskets)}
-        return {
-            "round_id": self.round_id,
-            "buffered": sum(by_basket.values()),
-            "buffered_by_basket": by_basket,
-            **{name: self._counts[name] for name in _COUNTS},
-            "rejected": sum(self._rejections.values()),
-            "rejections": {str(reason): self._rejections[reason] for reason in Rejection},
-        }
-
-    def _clients(self, basket_id: str) -> Mapping[str, list[BufferedUpdate]]:
-        return self._baskets[basket_id].clients if basket_id in self._baskets else {}
-
-    def _waiting(self, basket_id: str) -> _Waiting:
-        if basket_id not in self._baskets:
-            self._baskets[basket_id] = _Waiting()
-        return self._baskets[basket_id]
-
-    def _entries(self, basket_id: str, client_id: str) -> list[BufferedUpdate]:
-        entries = self._clients(basket_id).get(client_id)
+    def _entries(self, client_id: str) -> list[BufferedUpdate]:
+        entries = self._waiting.get(client_id)
         if not entries:
-            raise UsageError(f"client {client_id!r} has no buffered update in basket {basket_id!r}")
+            raise UsageError(f"client {client_id!r} has no buffered update in basket {self.basket_id!r}")
         return entries
 
     def _is_stale(self, round_id: int) -> bool:
@@ -367,40 +409,120 @@ class UpdateBuffer:
     def _aged(self, entry: BufferedUpdate) -> BufferedUpdate:
         return replace(entry, staleness=self.round_id - entry.round_id)
 
-    def _remove(self, client_id: str) -> tuple[BufferedUpdate, ...]:
-        removed: list[BufferedUpdate] = []
-        for basket_id in [name for name, waiting in self._baskets.items() if client_id in waiting.clients]:
-            removed += map(self._aged, self._baskets[basket_id].remove(client_id))
-            if not self._baskets[basket_id].clients:
-                del self._baskets[basket_id]
-        return tuple(removed)
+    def _wait(self, entry: BufferedUpdate) -> None:
+        self._waiting.setdefault(entry.client_id, []).append(entry)
+        self.num_updates += 1
+        self._rounds.add(entry.round_id)
+        self._times.add(entry.timestamp)
 
-
-class _Waiting:
-    """What one basket has buffered, and what is asked of it at every update."""
-
-    def __init__(self) -> None:
-        self.clients: dict[str, list[BufferedUpdate]] = {}
-        self.count = 0
-        self.rounds: Least[int] = Least()
-        self.times: Least[float] = Least()
-
-    def add(self, entry: BufferedUpdate) -> None:
-        self.clients.setdefault(entry.client_id, []).append(entry)
-        self.count += 1
-        self.rounds.add(entry.round_id)
-        self.times.add(entry.timestamp)
-
-    def remove(self, client_id: str) -> list[BufferedUpdate]:
-        entries = self.clients.pop(client_id)
-        self.count -= len(entries)
+    def _remove(self, client_id: str) -> list[BufferedUpdate]:
+        entries = self._waiting.pop(client_id, [])
+        self.num_updates -= len(entries)
         for entry in entries:
-            self.rounds.remove(entry.round_id)
-            self.times.remove(entry.timestamp)
+            self._rounds.remove(entry.round_id)
+            self._times.remove(entry.timestamp)
         return entries
 
+    def _forget_waiting(self) -> None:
+        self._waiting: dict[str, list[BufferedUpdate]] = {}
+        self._rounds, self._times = Least[int](), Least[float]()
+        self.num_updates = 0
 
-_COUNTS = ("accepted", "popped", "withdrawn", "taken", "put")
+
+class Least(Generic[N]):
+    """The least of numbers that come and go: told in O(1), kept up in O(log n) a change.
+
+    Attributes:
+        value: The least of the values added and not removed; None if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.value: N | None = None
+        self._counts: dict[N, int] = {}
+        self._heap: list[N] = []
+
+    def add(self, value: N) -> None:
+        """Add a value once more."""
+        count = self._counts.get(value, 0)
+        self._counts[value] = count + 1
+        if not count:
+            heapq.heappush(self._heap, value)
+            self.value = self._heap[0]
+
+    def remove(self, value: N) -> None:
+        """Remove a value that is there, once; in the heap it stays until it comes to the top."""
+        self._counts[value] -= 1
+        if not self._counts[value]:
+            del self._counts[value]
+        while self._heap and self._heap[0] not in self._counts:
+            heapq.heappop(self._heap)
+        self.value = self._heap[0] if self._heap else None
+
+
+class UpdateBuffer:
+    """The buffers of several baskets; in a federation each basket holds its own `BasketBuffer`.
+
+    Args:
+        config: Staleness and cap.
+        vector_dim: Length of an update.
+        round_id: The round to start in.
+    """
+
+    def __init__(self, config: BufferConfig, vector_dim: int, *, round_id: int = 0) -> None:
+        self.config = config
+        self.vector_dim = vector_dim
+        self.round_id = round_id
+        self._guard = ReplayGuard()
+        self._baskets: dict[str, BasketBuffer] = {}
+
+    def add(
+        self, client_id: str, basket_id: str, update: object, round_id: object = None, *, now: float
+    ) -> bool:
+        """Whether an update was accepted into a basket; see `BasketBuffer.offer`."""
+        buffer = self._baskets.get(basket_id)
+        if buffer is None:
+            buffer = self._baskets[basket_id] = BasketBuffer(
+                self.config, self.vector_dim, basket_id, round_id=self.round_id, guard=self._guard
+            )
+        return buffer.offer(client_id, update, round_id, now=now) is None
+
+    def get_basket_updates(self, basket_id: str) -> tuple[BufferedUpdate, ...]:
+        """A basket's buffered updates, by client id, then in order of arrival."""
+        return self._baskets[basket_id].updates() if basket_id in self._baskets else ()
+
+    def pop_basket_updates(self, basket_id: str) -> tuple[BufferedUpdate, ...]:
+        """What `get_basket_updates` returns, and remove it: it has gone into an aggregate."""
+        updates = self.get_basket_updates(basket_id)
+        if updates:
+            self._baskets[basket_id].pop()
+        return updates
+
+    def advance_round(self, round_id: int | None = None) -> None:
+        """Move to a later round (the next one if None)."""
+        self.round_id = _later(self.round_id, round_id)
+        for buffer in self._baskets.values():
+            buffer.advance_round(self.round_id)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Counts since the start, over all baskets: accepted = buffered + popped."""
+        buffers = [buffer for _, buffer in sorted(self._baskets.items())]
+        rejections = sum((buffer.rejections for buffer in buffers), Counter[Rejection]())
+        return {
+            "round_id": self.round_id,
+            "buffered": sum(buffer.num_updates for buffer in buffers),
+            "buffered_by_basket": {b.basket_id: b.num_updates for b in buffers if b.num_updates},
+            "accepted": sum(buffer.counts["accepted"] for buffer in buffers),
+            "popped": sum(buffer.counts["popped"] for buffer in buffers),
+            "rejected": rejections.total(),
+            "rejections": {str(reason): rejections[reason] for reason in Rejection},
+        }
+
+
+def _later(current: int, round_id: int | None) -> int:
+    later = current + 1 if round_id is None else round_id
+    if later < current:
+        raise UsageError(f"round {later} lies before the buffer's round {current}")
+    return later
 
 
 def _integer(value: object) -> int | None:
@@ -412,6 +534,3 @@ def _integer(value: object) -> int | None:
 def _fits(value: object, least: int) -> bool:
     number = _integer(value)
     return number is not None and least <= number <= GREATEST
-
-
-__all__ = ["ClientUpdates", "JudgedUpdate", "UpdateBuffer", "staleness_weight"]

@@ -28,7 +28,7 @@ from scarcity_ray.forecast import (
     warnings_of,
     weak_settings,
 )
-from scarcity_ray.plan import BasketFacts, FederationPlan, fewest_parties, make_plan, session_shape
+from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.workloads.config import load_run, read_content
 
@@ -200,7 +200,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "releases_that_the_budget_buys": plan.num_releases,
             **({} if planned.rounds is None else {"rounds_configured": planned.rounds}),
             "sensitivity": forecast.sensitivity,
-            "sensitivity_at_most": _sensitivity_of_liars(forecast),
+            "sensitivity_at_most": forecast.sensitivity_of_liars,
             "noise_sigma_per_coordinate": forecast.sigma,
             "coordinates": release.length,
         },
@@ -255,22 +255,6 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     for title in SECTIONS:
         numbers[title] = _finite(numbers[title])
     return numbers
-
-
-def _sensitivity_of_liars(forecast: Forecast) -> float:
-    """What the sensitivity comes to, under the rule ``weighted``, if one client of each basket claims all.
-
-    It then claims as many examples as count, and no other any. For other rules it is the sensitivity itself.
-    """
-    plan = forecast.plan
-    if plan.worst_row_share(1) is None:
-        return forecast.sensitivity
-    facts = [
-        BasketFacts(str(place), "", size, num_rows=size, max_row_share=plan.worst_row_share(size))
-        for place, size in enumerate(forecast.sizes)
-    ]
-    release = plan.release(facts)
-    return max(weight * release.sensitivities[basket] for basket, weight in release.weights.items())
 
 
 def _adaptation(forecast: Forecast) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,13 +17,27 @@ MOST_SHOWN = 80
 """Characters of a refused value that an error repeats."""
 
 
+class _ShortRepr(reprlib.Repr):
+    def repr_int(self, number: int, level: int) -> str:
+        bits = number.bit_length()
+        return repr(number) if bits <= 4 * MOST_SHOWN else f"an integer of {bits} bits"
+
+
+_SHORT = _ShortRepr()
+_SHORT.maxlevel = 4
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 8
+_SHORT.maxstring = _SHORT.maxother = 2 * MOST_SHOWN
+
+
 def shown(value: object) -> str:
-    """A refused value as an error repeats it: its representation, cut short.
+    """A refused value as an error repeats it: its representation, cut short, however large or nested it is.
 
     >>> shown("x" * 1000) == "'" + 76 * "x" + "..."
     True
+    >>> shown(10**5000)
+    'an integer of 16610 bits'
     """
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 

@@ -15,10 +15,16 @@ import numpy.typing as npt
 
 from scarcity_ray.config import BasketConfig, stream
 from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of, shown
-from scarcity_ray.directory.fingerprints import check_features, order_of
-from scarcity_ray.directory.records import BasketInfo, ClientInfo, Departure, Move, check_name
-from scarcity_ray.directory.roster import Basket, Roster
-from scarcity_ray.directory.trust import FIRST_TRUST, check_trust
+from scarcity_ray.directory.records import (
+    FIRST_TRUST,
+    BasketInfo,
+    ClientInfo,
+    Departure,
+    Move,
+    check_name,
+    check_trust,
+)
+from scarcity_ray.directory.roster import Basket, Roster, check_features, order_by_features
 from scarcity_ray.errors import UsageError
 
 MOST_DEPARTURES = 100_000
@@ -162,7 +168,9 @@ class BasketManager:
         members = sorted(basket.clients)
         if len(members) < 2:
             raise UsageError(f"basket {basket.basket_id!r} holds {len(members)} clients; a split needs two")
-        order = order_of(members, {c: self._clients[c].features for c in members}, self._rng)
+        order = order_by_features(members, {c: self._clients[c].features for c in members})
+        if order is None:
+            order = [members[i] for i in self._rng.permutation(len(members))]
         self._roster.close(basket)
         now = self._clock()
         first, second = self._roster.open(basket.domain_id), self._roster.open(basket.domain_id)
@@ -186,7 +194,6 @@ class BasketManager:
         """Count accepted updates of a client, and mark it and its basket active.
 
         Args:
-            client_id: The client.
             n_updates: Updates accepted since the last call; 0 marks activity alone.
             at: When, in seconds on the manager's clock; now if None. Never moves activity back.
         """
@@ -311,6 +318,3 @@ class BasketManager:
         if client is None:
             raise UsageError(f"client {shown(client_id)} is not registered")
         return client
-
-
-__all__ = ["BasketManager"]

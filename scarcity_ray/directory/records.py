@@ -1,4 +1,4 @@
-"""What is known of a client and of a basket, as snapshots.
+"""What the directory knows of a client, a basket and an operation, as plain data.
 
 Lifecycle of a basket::
 
@@ -19,11 +19,13 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.directory.trust import FIRST_TRUST
+from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 
 MAX_NAME_LENGTH = 200
 """Characters in a client's or a domain's id at most."""
+FIRST_TRUST = 1.0
+"""Trust of a client that nothing is known of."""
 
 
 class BasketStatus(Enum):
@@ -40,14 +42,12 @@ class ClientInfo:
     """What is known of one client; a snapshot, the caller's to keep.
 
     Attributes:
-        client_id: The client.
         domain_id: The domain it registered in (its basket may be of another one with `allow_cross_domain`).
-        basket_id: Its basket.
         features: Its fingerprint, float64 (p,), or None.
         joined_at: Seconds on the manager's clock.
         last_active: Seconds on the manager's clock.
         n_updates: Updates accepted from it since it joined.
-        trust_score: In [0, 1], as the client's basket last reported it (`directory.trust`); it never weighs.
+        trust_score: In [0, 1], as its basket last reported it (`baskets.reputation`); it never weighs.
     """
 
     client_id: str
@@ -66,8 +66,6 @@ class BasketInfo:
 
     Attributes:
         basket_id: ``<domain>_basket_<k>``.
-        domain_id: Its domain.
-        status: Where it stands in its lifecycle.
         clients: Ids of its members.
         created_at: Seconds on the manager's clock.
         last_activity: Seconds on the manager's clock.
@@ -98,15 +96,24 @@ class Departure:
     trust_score: float
 
 
-def check_name(kind: str, value: object) -> str:
-    """Return `value` as a plain str if it can be an id.
+@dataclass(frozen=True, order=True, slots=True)
+class OrderNumber:
+    """Where an operation stands in the order of all: a directory that comes back counts in a new life.
 
-    Args:
-        kind: What it names, for the error.
-        value: A non-empty printable str of at most 200 characters.
+    Attributes:
+        life: Of the directory.
+        count: Operations that it began in this life.
+    """
+
+    life: int = 0
+    count: int = 0
+
+
+def check_name(kind: str, value: object) -> str:
+    """Return `value` as a plain str if it can be an id; `kind` is what it names, for the error.
 
     Raises:
-        UsageError: If it is anything else.
+        UsageError: If it is anything but a printable str of 1 to `MAX_NAME_LENGTH` characters.
 
     >>> check_name("client id", "hospital_1")
     'hospital_1'
@@ -118,4 +125,11 @@ def check_name(kind: str, value: object) -> str:
     return str(value)
 
 
-__all__ = ["BasketInfo", "BasketStatus", "ClientInfo", "Departure", "Move", "check_name"]
+def check_trust(trust: float) -> None:
+    """Refuse what is no trust.
+
+    Raises:
+        UsageError: If it is not in [0, 1].
+    """
+    if not 0.0 <= number_of("trust", trust) <= 1.0:
+        raise UsageError(f"trust must be in [0, 1], got {trust!r}")

@@ -1,5 +1,7 @@
 """The baskets there are: their ids, which are live, which have room, and where each stands in its lifecycle.
 
+Also in what order a split cuts a basket's clients, and which basket actor is the emptiest (`SlotLoads`).
+
 *Guarantees*
     - A basket id is never used again; indices count up within a domain.
     - A domain's name stands for its only live basket.
@@ -9,8 +11,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from scarcity_ray.config import BasketConfig
 from scarcity_ray.config.arguments import seconds_of, shown
@@ -24,13 +29,10 @@ class Basket:
 
     Attributes:
         basket_id: ``<domain>_basket_<k>``.
-        domain_id: Its domain.
         index: The k of its id.
         opened: How many baskets were there before it, over all domains.
         created_at: Seconds on the manager's clock.
-        last_activity: Likewise.
         clients: Ids of its members.
-        disbanded: Whether it was split or disbanded.
         emptied: Whether its last client has left it.
         moves: Where its clients went when it closed.
     """
@@ -76,12 +78,7 @@ class _Vacancies:
 
 
 class Roster:
-    """All baskets, by id and by domain.
-
-    Args:
-        config: Sizes and thresholds.
-        clock: Gives the time in seconds.
-    """
+    """All baskets, by id and by domain; `clock` gives the time in seconds."""
 
     def __init__(self, config: BasketConfig, clock: Callable[[], float]) -> None:
         self._config = config
@@ -247,4 +244,87 @@ def index_of(basket_id: str, domain_id: str) -> int:
     return int(index)
 
 
-__all__ = ["Basket", "Roster", "index_of"]
+def check_features(client_id: str, features: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """A client's features as a new float64 vector (p,).
+
+    Raises:
+        UsageError: If they are anything but a non-empty vector of finite numbers.
+    """
+    try:
+        given = np.asarray(features)
+        vector = np.array(given if given.dtype.kind in "fiu" else [], dtype=np.float64)
+    except (TypeError, ValueError):
+        vector = np.empty(0)
+    if vector.ndim != 1 or vector.size == 0 or not np.isfinite(vector).all():
+        raise UsageError(f"features of client {client_id!r} must be a non-empty vector of finite numbers")
+    return vector
+
+
+def order_by_features(
+    members: Sequence[str], features: Mapping[str, npt.NDArray[np.float64] | None]
+) -> list[str] | None:
+    """Members along the first principal direction of their features; None if that says nothing.
+
+    So it is where a member has no features, their lengths differ, or all are equal.
+    """
+    known = [f for f in (features[c] for c in members) if f is not None]
+    if len(known) < len(members) or len({f.size for f in known}) > 1:
+        return None
+    matrix = np.stack(known)
+    matrix = matrix / max(float(np.abs(matrix).max()), np.finfo(np.float64).tiny)
+    centred = matrix - matrix.mean(axis=0)
+    if not (matrix != matrix[0]).any():
+        return None
+    direction = np.linalg.svd(centred, full_matrices=False)[2][0]
+    direction = direction * np.sign(direction[np.argmax(np.abs(direction))])
+    projection = centred @ direction
+    return [members[i] for i in np.argsort(projection, kind="stable")]
+
+
+class SlotLoads:
+    """How many live baskets each basket actor holds; the emptiest is found without looking at all.
+
+    Args:
+        num_slots: Basket actors that there are, numbered from 0.
+        most: Baskets that an actor may hold.
+    """
+
+    def __init__(self, num_slots: int, most: int | None) -> None:
+        self._most = most
+        self._loads: list[int] = []
+        self._queue: list[tuple[int, int]] = []
+        self.extend(num_slots)
+
+    def __len__(self) -> int:
+        return len(self._loads)
+
+    def extend(self, num_slots: int) -> None:
+        """Have at least so many actors."""
+        while len(self._loads) < num_slots:
+            self._loads.append(0)
+            heapq.heappush(self._queue, (0, len(self._loads) - 1))
+
+    def take(self) -> int:
+        """Put a basket into the emptiest actor (a new one if all are full); the first of several such."""
+        while self._queue and self._queue[0][0] != self._loads[self._queue[0][1]]:
+            heapq.heappop(self._queue)
+        is_full = not self._queue or (self._most is not None and self._queue[0][0] >= self._most)
+        slot = len(self._loads) if is_full else self._queue[0][1]
+        self.add(slot)
+        return slot
+
+    def add(self, slot: int) -> None:
+        """Note that an actor holds one more."""
+        self.extend(slot + 1)
+        self._change(slot, 1)
+
+    def remove(self, slot: int) -> None:
+        """Note that an actor holds one less."""
+        self._change(slot, -1)
+
+    def _change(self, slot: int, by: int) -> None:
+        self._loads[slot] += by
+        heapq.heappush(self._queue, (self._loads[slot], slot))
+        if len(self._queue) > 2 * len(self._loads) + 64:
+            self._queue = [(load, number) for number, load in enumerate(self._loads)]
+            heapq.heapify(self._queue)

@@ -20,7 +20,6 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
 from scarcity_ray.baskets import Receipt, Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import SubmissionBatch, signed
-from scarcity_ray.baskets.waiting import WaitingFor
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.directory import BasketInfo, ClientInfo, check_name
@@ -48,6 +47,7 @@ from scarcity_ray.federation.opening import (
 from scarcity_ray.federation.session import DriverSession
 from scarcity_ray.federation.statistics import federation_stats, warnings_of_clipping
 from scarcity_ray.federation.supervisor import Assembly
+from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import (
     Told,
     Warned,

@@ -28,7 +28,7 @@ from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.actors.parcels import ActorKey, Parcel
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.federation.calls import RECOVERIES, P, RoleCalls, T
 from scarcity_ray.runtime.rpc import Call

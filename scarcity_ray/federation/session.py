@@ -22,14 +22,14 @@ from scarcity_ray.actors.messages import Layer2Outcome, PartyKnowledge, Registry
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.unattended_signing import objection
 from scarcity_ray.baskets import Receipt, Rejection
-from scarcity_ray.baskets.reports import BasketReport, ConductReport, Layer1Outcome, Member
+from scarcity_ray.baskets.reports import BasketReport, Layer1Outcome, Member, ReputationReport
 from scarcity_ray.baskets.submission import SubmissionBatch
-from scarcity_ray.baskets.waiting import WaitingFor, waiting_for
 from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.calls import RECOVERIES, logger
 from scarcity_ray.federation.operations import Operations
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2
 from scarcity_ray.federation.supervisor import Assembly
+from scarcity_ray.federation.waiting import WaitingFor, waiting_for
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.runtime.rpc import Call
@@ -229,7 +229,7 @@ class DriverSession(Operations):
         """What Layer 2 counted."""
         return self.ask(GLOBAL, GlobalAggregator.stats) if self.assembly.has_layer2 else WITHOUT_LAYER2
 
-    def conduct(self) -> dict[str, ConductReport]:
+    def conduct(self) -> dict[str, ReputationReport]:
         """How every basket's members stand to its aggregates; nothing where basket models are private."""
         answers = self.poll_baskets(BasketHost.conduct)
         return {basket: report for answer in answers.values() for basket, report in answer.items()}

@@ -9,8 +9,8 @@ from statistics import median
 from typing import Any
 
 from scarcity_ray.actors.messages import BasketPlace
-from scarcity_ray.baskets.reports import BasketReport, ClippingReport, ConductReport
-from scarcity_ray.baskets.waiting import WaitingFor
+from scarcity_ray.baskets.reports import BasketReport, ClippingReport, ReputationReport
+from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Warned, warning_of_clipping
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 
@@ -34,7 +34,7 @@ def federation_stats(
     layer2: Mapping[str, Any],
     budget: BudgetStatus,
     faults: Sequence[str],
-    conduct: Mapping[str, ConductReport],
+    conduct: Mapping[str, ReputationReport],
     waiting: WaitingFor,
     warned: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _by_domain(
     sizes: Mapping[str, int],
     reports: Mapping[str, BasketReport],
     places: Sequence[BasketPlace],
-    conduct: Mapping[str, ConductReport],
+    conduct: Mapping[str, ReputationReport],
 ) -> dict[str, Any]:
     domains: dict[str, Any] = {}
     for place in places:
@@ -147,7 +147,7 @@ def _by_domain(
     return domains
 
 
-def _conduct(report: ConductReport | None) -> dict[str, Any]:
+def _conduct(report: ReputationReport | None) -> dict[str, Any]:
     if report is None:
         return {}
     return {

@@ -82,7 +82,21 @@ class Forecast:
     @property
     def sensitivity(self) -> float:
         """The most by which one client moves the release."""
-        return max(self.release.weights[b] * self.release.sensitivities[b] for b in self.release.weights)
+        return _sensitivity(self.release)
+
+    @property
+    def sensitivity_of_liars(self) -> float:
+        """What it comes to, under the rule ``weighted``, if one client of each basket claims all examples.
+
+        It then claims as many as count, and no other any. For other rules it is the sensitivity itself.
+        """
+        if self.plan.worst_row_share(1) is None:
+            return self.sensitivity
+        facts = [
+            BasketFacts(str(place), "", size, num_rows=size, max_row_share=self.plan.worst_row_share(size))
+            for place, size in enumerate(self.sizes)
+        ]
+        return _sensitivity(self.plan.release(facts))
 
     @property
     def sigma(self) -> float:
@@ -251,6 +265,10 @@ class RuleCost:
     sensitivity: float | None = None
     noise_norm: float | None = None
     signal_to_noise: float | None = None
+
+
+def _sensitivity(release: ReleasePlan) -> float:
+    return max(weight * release.sensitivities[basket] for basket, weight in release.weights.items())
 
 
 def signal_bound(config: HierarchicalFederationConfig) -> float:

@@ -58,12 +58,13 @@ def remedies(forecast: Forecast, most: int = 3) -> tuple[Remedy, ...]:
 
 def _tried(forecast: Forecast) -> Iterator[Remedy]:
     quiet = _quieter(forecast)
-    prefix = "" if quiet is None else f"layer1.aggregation_method: {_rule(quiet)} and "
     bases: list[tuple[Forecast, tuple[str, ...], str]] = [(forecast, (), "")]
-    if quiet is not None and quiet.signal_to_noise >= 1.0:
-        yield _remedy(quiet, ("rule",), f"layer1.aggregation_method: {_rule(quiet)}")
-    elif quiet is not None:
-        bases.append((quiet, ("rule",), prefix))
+    if quiet is not None:
+        change = f"layer1.aggregation_method: {quiet.config.layer1.aggregation_method.value}"
+        if quiet.signal_to_noise >= 1.0:
+            yield _remedy(quiet, ("rule",), change)
+        else:
+            bases.append((quiet, ("rule",), f"{change} and "))
     for kind, way in _WAYS.items():
         for base, before, words in bases:
             tried = way(base)
@@ -74,10 +75,6 @@ def _tried(forecast: Forecast) -> Iterator[Remedy]:
 
 def _remedy(tried: Forecast, kinds: tuple[str, ...], change: str) -> Remedy:
     return Remedy(kinds, change, tried.config, tried.sizes, tried.noise_norm)
-
-
-def _rule(forecast: Forecast) -> str:
-    return forecast.config.layer1.aggregation_method.value
 
 
 def _quieter(forecast: Forecast) -> Forecast | None:

@@ -18,7 +18,7 @@ DAY = 86_400.0
 
 
 @dataclass
-class MemberRecord:
+class GossipState:
     """One client's gossip.
 
     Attributes:
@@ -62,8 +62,8 @@ class MemberRecord:
         self.num_releases += 1
         self.release_times.append(message.timestamp)
 
-    def absorb(self, other: MemberRecord) -> None:
-        """Take over what another record of the same client knows beyond this one."""
+    def absorb(self, other: GossipState) -> None:
+        """Take over what another state of the same client knows beyond this one."""
         if other.tested_round > self.tested_round:
             self.tested_round, self.wants_push = other.tested_round, other.wants_push
         self.released_round = max(self.released_round, other.released_round)
@@ -76,84 +76,75 @@ class MemberRecord:
         pulls = [time for time in (self.last_pull, other.last_pull) if time is not None]
         self.last_pull = max(pulls, default=None)
 
-    def without_vectors(self) -> MemberRecord:
+    def without_vectors(self) -> GossipState:
         """What it says of rounds, times and counts alone."""
         return replace(self, release=None, recipients=set(), release_times=list(self.release_times))
 
 
 @dataclass(frozen=True, eq=False)
-class GossipCarry:
+class GossipMigration:
     """What a client takes along to another basket, so that it releases nothing twice; plain data.
 
     Attributes:
-        client_id: The client.
-        record: Its drift decision, release and counters.
+        state: Its drift decision, release and counters.
         last_pushed: The clipped state it last pushed, as the detector remembers it, float32 (d,); None before
             the first push.
     """
 
     client_id: str
-    record: MemberRecord
+    state: GossipState
     last_pushed: npt.NDArray[np.float32] | None
 
 
-class Members:
-    """The records of a basket's clients, past and present.
-
-    Args:
-        basket_id: The basket.
-        detector: Holds their last pushed states.
-    """
+class GossipStates:
+    """The gossip states of a basket's clients, past and present; `detector` holds what they last pushed."""
 
     def __init__(self, basket_id: str, detector: MaterialityDetector) -> None:
-        self.records: dict[str, MemberRecord] = {}
+        self.by_client: dict[str, GossipState] = {}
         self._basket_id = basket_id
         self._detector = detector
 
-    def present(self, client_id: str, now: float) -> MemberRecord:
-        """The record of a client that takes part now."""
-        record = self.records.setdefault(client_id, MemberRecord())
-        record.has_left = False
-        record.forget_old_releases(now)
-        return record
+    def present(self, client_id: str, now: float) -> GossipState:
+        """The state of a client that takes part now."""
+        state = self.by_client.setdefault(client_id, GossipState())
+        state.has_left = False
+        state.forget_old_releases(now)
+        return state
 
     def live_releases(
         self, client_ids: Iterable[str], round_id: int, ttl: float, now: float
     ) -> dict[str, GossipMessage]:
         """What these clients released in a federation round and has not expired, by sender."""
-        known = {c: self.records[c].released_in(round_id) for c in client_ids if c in self.records}
+        known = {c: self.by_client[c].released_in(round_id) for c in client_ids if c in self.by_client}
         return {c: m for c, m in known.items() if m is not None and not m.is_expired(ttl, now)}
 
     def leave(self, client_id: str) -> None:
         """Note that a client left."""
-        if client_id in self.records:
-            self.records[client_id].has_left = True
+        if client_id in self.by_client:
+            self.by_client[client_id].has_left = True
 
-    def take(self, client_id: str) -> GossipCarry:
+    def take(self, client_id: str) -> GossipMigration:
         """Remove a client and give what must go along with it."""
-        record = self.records.pop(client_id, MemberRecord())
-        carry = GossipCarry(client_id, record, self._detector.last_pushed(client_id))
+        state = self.by_client.pop(client_id, GossipState())
+        moved = GossipMigration(client_id, state, self._detector.last_pushed(client_id))
         self._detector.forget(client_id)
-        return carry
+        return moved
 
-    def put(self, carry: GossipCarry) -> None:
+    def put(self, moved: GossipMigration) -> None:
         """Take in a client with what it brings; what is known of it here is kept where it is newer."""
-        arriving = deepcopy(carry.record)
+        arriving = deepcopy(moved.state)
         if arriving.release is not None:
             arriving.release = replace(arriving.release, basket_id=self._basket_id)
-        record = self.records.setdefault(carry.client_id, MemberRecord())
-        if carry.last_pushed is not None and record.num_releases <= arriving.num_releases:
-            self._detector.update_state(carry.client_id, carry.last_pushed)
-        record.absorb(arriving)
-        record.has_left = False
+        state = self.by_client.setdefault(moved.client_id, GossipState())
+        if moved.last_pushed is not None and state.num_releases <= arriving.num_releases:
+            self._detector.update_state(moved.client_id, moved.last_pushed)
+        state.absorb(arriving)
+        state.has_left = False
 
     def forget_gone(self, round_id: int, now: float) -> None:
         """Forget who left, once neither the round nor the daily limit can be evaded by it."""
-        for client_id, record in list(self.records.items()):
-            record.forget_old_releases(now)
-            if record.has_left and record.tested_round < round_id and not record.release_times:
-                del self.records[client_id]
+        for client_id, state in list(self.by_client.items()):
+            state.forget_old_releases(now)
+            if state.has_left and state.tested_round < round_id and not state.release_times:
+                del self.by_client[client_id]
                 self._detector.forget(client_id)
-
-
-__all__ = ["DAY", "GossipCarry", "MemberRecord", "Members"]

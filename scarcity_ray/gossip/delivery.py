@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from scarcity_ray.gossip.client_state import MemberRecord
+from scarcity_ray.gossip.client_state import GossipState
 from scarcity_ray.gossip.message import GossipMessage
 from scarcity_ray.gossip.peers import PeerSampler
 
@@ -79,7 +79,6 @@ class Delivery:
         - A client receives a released vector at most once.
 
     Args:
-        sampler: Chooses peers.
         peers_per_round: K.
         pull_interval: Seconds between two pulls of a client.
     """
@@ -94,7 +93,7 @@ class Delivery:
     def run(
         self,
         live: Mapping[str, GossipMessage],
-        records: Mapping[str, MemberRecord],
+        clients: Mapping[str, GossipState],
         members: Sequence[str],
         receivers: Sequence[str],
         now: float,
@@ -103,41 +102,37 @@ class Delivery:
 
         Args:
             live: The federation round's released vectors, by sender.
-            records: Records of all senders and receivers.
+            clients: The gossip states of all senders and receivers.
             members: All members of the basket, sorted.
             receivers: Those with a local state, who may pull.
-            now: Seconds.
         """
         for row, sender in zip(
             self._sampler.sample_all(members, self._peers_per_round), members, strict=True
         ):
             for peer in row if sender in live else ():
-                self._send(live[sender], records[sender], members[peer])
+                self._send(live[sender], clients[sender], members[peer])
         for client_id in receivers:
-            self._pull(client_id, live, records, now)
+            self._pull(client_id, live, clients, now)
         self._sampler.advance_round()
 
     def _pull(
         self,
         client_id: str,
         live: Mapping[str, GossipMessage],
-        records: Mapping[str, MemberRecord],
+        clients: Mapping[str, GossipState],
         now: float,
     ) -> None:
-        last = records[client_id].last_pull
+        last = clients[client_id].last_pull
         if not self.inboxes.is_empty(client_id) or (last is not None and now - last < self._pull_interval):
             return
-        fresh = [s for s in live if s != client_id and client_id not in records[s].recipients]
+        fresh = [s for s in live if s != client_id and client_id not in clients[s].recipients]
         if fresh:
-            records[client_id].last_pull = now
+            clients[client_id].last_pull = now
             self.pulls += 1
         for sender in sorted(self._sampler.sample(fresh, self._peers_per_round, exclude=client_id)):
-            self._send(live[sender], records[sender], client_id)
+            self._send(live[sender], clients[sender], client_id)
 
-    def _send(self, message: GossipMessage, sender: MemberRecord, receiver_id: str) -> None:
+    def _send(self, message: GossipMessage, sender: GossipState, receiver_id: str) -> None:
         if receiver_id not in sender.recipients:
             sender.recipients.add(receiver_id)
             self.inboxes.put(receiver_id, message)
-
-
-__all__ = ["Delivery", "Inboxes"]

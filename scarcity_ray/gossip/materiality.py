@@ -93,7 +93,6 @@ class MaterialityDetector:
         """Whether drift + sigma noise reaches the threshold.
 
         Args:
-            client_id: Whose state.
             state: Clipped, float32 (d,).
             sigma: Standard deviation of the drift's noise.
             noise: One standard normal sample.
@@ -141,6 +140,3 @@ class MaterialityDetector:
     def forget(self, client_id: str) -> None:
         """Drop what is remembered of a client."""
         self._pushed.pop(client_id, None)
-
-
-__all__ = ["ROUGHNESS", "HalfVector", "MaterialityDetector"]

@@ -1,11 +1,15 @@
-"""What one client tells another: a noised summary of its local state."""
+"""What one client tells another: its local state, clipped and noised, once a federation round."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+GRID_BITS = 17
+"""Grid steps to a standard deviation of the noise: at least 2^GRID_BITS, less than twice that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -13,8 +17,6 @@ class GossipMessage:
     """A client's released vector; the same one goes to all its peers of a federation round.
 
     Attributes:
-        sender_id: Who released it.
-        basket_id: The basket in which it travels.
         summary_vector: The clipped and noised state, float32 (d,), read-only.
         sequence_number: Counts the sender's releases from 0.
         timestamp: When it was released, in seconds.
@@ -37,4 +39,36 @@ class GossipMessage:
         return self.age(now) > ttl
 
 
-__all__ = ["GossipMessage"]
+def noised(
+    clipped: npt.NDArray[np.float32], noise: npt.NDArray[np.float64], sigma: float
+) -> npt.NDArray[np.float32]:
+    """A clipped state with noise of standard deviation sigma, on a grid that the state has no part in.
+
+    The low-order bits of a float sum betray its terms (Mironov 2012). Rounding to multiples of a power of two
+    that follows from sigma alone is post-processing of the Gaussian mechanism, and so is the rounding to
+    float32 after it: mu stands exactly, and the bits below the grid say nothing.
+
+    Guarantees:
+        - A released vector lies on the grid.
+        - Without noise the state is released as it is.
+
+    Args:
+        clipped: float32 (d,).
+        noise: Standard normal, float64 (d,).
+        sigma: At least 0.
+
+    Returns:
+        Read-only float32 (d,).
+    """
+    if sigma == 0.0:
+        vector = clipped.copy()
+    else:
+        step = 2.0 ** (math.frexp(sigma)[1] - 1 - GRID_BITS)
+        values = np.multiply(noise, sigma)
+        values += clipped
+        values /= step
+        np.rint(values, out=values)
+        values *= step
+        vector = values.astype(np.float32)
+    vector.setflags(write=False)
+    return vector

@@ -5,7 +5,7 @@ Each mixing makes x_i <- x_i + sum_j c_ij (y_j - x_i) out of what client i recei
 
 - ``average``: the literal mean of the state and the vectors, whatever their noise and length.
 - ``noise_aware``: c_ij = w / K with the weight of `GossipPlan.mixing_weight`, for the spread that released
-  vectors show (`gossip.spread`) and what Layer 1 has to gain (`gossip.excess`; where clients train
+  vectors show (`estimate_spread`) and what Layer 1 has to gain (`excess_error`; where clients train
   on from their own states, each of them gains as a rule does that picks one row: kappa = 1).
 - ``clipped_gossip``: ClippedGossip (He, Karimireddy, Jaggi 2022), x_i + (w / K) sum_j clip(y_j - x_i, tau_i).
   Their tau_i^2 = (1 / delta) sum over honest j of W_ij |x_i - x_j|^2 takes the K - b shortest steps for the
@@ -35,16 +35,15 @@ Guarantees:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.config import Layer1Config
-from scarcity_ray.gossip.excess import excess_error
-from scarcity_ray.gossip.neighbour_sums import Received, Scales
-from scarcity_ray.gossip.spread import Spread
+from scarcity_ray.config import AggregationMethod, Layer1Config
+from scarcity_ray.gossip.neighbour_sums import Received, Scales, column_steps, scaled_block
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.robust.arrays.blocks import Rows
 
@@ -54,12 +53,33 @@ EXCEED = 0.1
 IMPLAUSIBLE = 2.0
 """Distance to a received vector, over the usual one, from which the robust mixings ignore it."""
 
+MARGIN = 3.0
+"""Standard errors that the estimate is lowered by."""
 
+DEPENDENCE = 1.5
+"""Standard error of the median of m halved squared differences of pure noise over N sqrt(2 / (d m)), at most;
+neighbours share vectors (simulated: 1 for m = 1, up to 1.46 else)."""
+
+_NORMAL = NormalDist()
 Coefficients = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Spread:
+    """What released vectors say of the states behind them.
+
+    Attributes:
+        lower: Lower bound of the states' spread S, a squared norm; 0 if nothing can be said.
+        typical: A squared distance of two honest states, one of them noised, 2 S + N, as released vectors
+            suggest it; 0 with fewer than two of them.
+    """
+
+    lower: float
+    typical: float
+
+
 @dataclass(frozen=True, eq=False)
-class Scene:
+class MixingInput:
     """What a mixing may look at.
 
     Attributes:
@@ -127,66 +147,66 @@ class Scene:
         return plausible
 
 
-Mixing = Callable[[Scene], Coefficients]
+Mixing = Callable[[MixingInput], Coefficients]
 """Gives c, (n, K); entries where nothing was received are ignored."""
 
 
-def noise_aware(scene: Scene) -> Coefficients:
+def noise_aware(given: MixingInput) -> Coefficients:
     """Equal shares of the weight that noise and spread allow; see the module."""
-    counts = scene.received.counts
-    return np.broadcast_to((scene.weights(counts) / counts)[:, np.newaxis], scene.received.index.shape)
+    counts = given.received.counts
+    return np.broadcast_to((given.weights(counts) / counts)[:, np.newaxis], given.received.index.shape)
 
 
-def clipped_gossip(scene: Scene) -> Coefficients:
+def clipped_gossip(given: MixingInput) -> Coefficients:
     """As `noise_aware`, with each step clipped to tau_i; see the module.
 
     Where all that a client received may be lies (b = K, so K is 1 or f large), tau is the distance that the
     round's released vectors suggest for honest clients.
     """
-    counts, lies = scene.received.counts, scene.lies()
+    counts, lies = given.received.counts, given.lies()
     if not lies.any():
-        return noise_aware(scene)
+        return noise_aware(given)
     reach = np.where(lies > 0, np.maximum(1.0, (counts - lies) / np.maximum(lies, 1)), 0.0)
-    shares = (scene.weights(counts, reach) / counts)[:, np.newaxis]
+    shares = (given.weights(counts, reach) / counts)[:, np.newaxis]
     if not shares.any():
-        return np.zeros(scene.received.index.shape)
-    squared = scene.distances()
+        return np.zeros(given.received.index.shape)
+    squared = given.distances()
     nearest = np.arange(squared.shape[1]) < (counts - lies)[:, np.newaxis]
     radius = np.sum(np.sort(squared, axis=1), axis=1, where=nearest) / np.maximum(lies, 1)
     radius[lies == 0] = math.inf
-    radius[lies >= counts] = scene.spread.typical / scene.plan.clip_norm**2
+    radius[lies >= counts] = given.spread.typical / given.plan.clip_norm**2
     radii = np.broadcast_to(radius[:, np.newaxis], squared.shape)
     factors = np.sqrt(np.divide(radii, squared, out=np.ones(squared.shape), where=squared > radii))
-    clipped: Coefficients = np.where(scene.plausible(squared), shares * factors, 0.0)
+    clipped: Coefficients = np.where(given.plausible(squared), shares * factors, 0.0)
     return clipped
 
 
-def nearest_neighbors(scene: Scene) -> Coefficients:
+def nearest_neighbors(given: MixingInput) -> Coefficients:
     """Equal shares for all but the b vectors furthest from the client's own state; see the module."""
-    counts, lies = scene.received.counts, scene.lies()
+    counts, lies = given.received.counts, given.lies()
     if not lies.any():
-        return noise_aware(scene)
+        return noise_aware(given)
     kept = counts - lies
     reach = np.where(lies > 0, (counts / np.maximum(kept, 1)) ** 2, 0.0)
-    shares = scene.weights(kept, reach) / np.maximum(kept, 1)
-    coefficients = np.zeros(scene.received.index.shape)
+    shares = given.weights(kept, reach) / np.maximum(kept, 1)
+    coefficients = np.zeros(given.received.index.shape)
     if not shares.any():
         return coefficients
-    squared = scene.distances()
+    squared = given.distances()
     order = np.argsort(squared, axis=1, kind="stable")
     ranked = np.where(np.arange(order.shape[1]) < kept[:, np.newaxis], shares[:, np.newaxis], 0.0)
     np.put_along_axis(coefficients, order, ranked, axis=1)
-    coefficients[~scene.plausible(squared)] = 0.0
+    coefficients[~given.plausible(squared)] = 0.0
     return coefficients
 
 
-def average(scene: Scene) -> Coefficients:
+def average(given: MixingInput) -> Coefficients:
     """1 / (K + 1) for each vector and the state (docs/specification.md#gossip).
 
     Under a local epsilon of ordinary size this destroys the state: noise of norm sigma sqrt(d) / sqrt(K + 1)
     comes in.
     """
-    return np.broadcast_to(1.0 / (scene.received.counts + 1.0)[:, np.newaxis], scene.received.index.shape)
+    return np.broadcast_to(1.0 / (given.received.counts + 1.0)[:, np.newaxis], given.received.index.shape)
 
 
 MIXINGS: dict[str, Mixing] = {
@@ -198,31 +218,30 @@ MIXINGS: dict[str, Mixing] = {
 """By the names of ``GossipConfig.mixing``."""
 
 
-def mix(name: str, scene: Scene, out: Rows) -> None:
+def mix(name: str, given: MixingInput, out: Rows) -> None:
     """Mix what was received into the states.
 
     Args:
         name: One of `MIXINGS`.
-        scene: States and what they received.
-        out: n float32 rows for the result; may be ``scene.states``.
+        out: n float32 rows for the result; may be ``given.states``.
     """
-    coefficients = np.where(scene.received.present, MIXINGS[name](scene), 0.0)
-    vector_scales, state_scales = scene.vector_scales, scene.state_scales
+    coefficients = np.where(given.received.present, MIXINGS[name](given), 0.0)
+    vector_scales, state_scales = given.vector_scales, given.state_scales
     if name == "average":
         vector_scales, state_scales = np.ones_like(vector_scales), np.ones_like(state_scales)
     own = 1.0 - state_scales * coefficients.sum(axis=1)
     moved = np.flatnonzero(coefficients.any(axis=1)).tolist()
-    received = scene.received
+    received = given.received
     if len(moved) < len(own):
-        for row, state in zip(out, scene.states, strict=True):
+        for row, state in zip(out, given.states, strict=True):
             if row is not state:
                 row[...] = state
         received = Received(received.vectors, received.index[moved], received.counts[moved])
     if len(moved):
         received.combine(
-            [scene.states[i] for i in moved],
+            [given.states[i] for i in moved],
             own[moved],
-            (coefficients * vector_scales[scene.received.index])[moved],
+            (coefficients * vector_scales[given.received.index])[moved],
             [out[i] for i in moved],
         )
 
@@ -249,15 +268,125 @@ def tolerated_lies(num_peers: int, num_byzantine: int, num_received: int) -> int
     return min(lies, num_received)
 
 
-__all__ = [
-    "EXCEED",
-    "MIXINGS",
-    "Scene",
-    "average",
-    "clipped_gossip",
-    "default_mixing",
-    "mix",
-    "nearest_neighbors",
-    "noise_aware",
-    "tolerated_lies",
-]
+def estimate_spread(
+    vectors: Sequence[NDArray[np.float32]], scales: Scales, plan: GossipPlan, num_byzantine: int
+) -> Spread:
+    """How far apart the clients' states are, judged from nothing but what they released.
+
+    Released vectors are y_i = x_i + sigma z_i. Half the squared difference of two of them has the expectation
+    S + N, where S is the states' spread (the trace of their covariance) and N = sigma^2 d is known: the
+    moment estimate with known within-variance of DerSimonian and Laird (1986), from successive differences
+    (von Neumann 1941), which need one pass and of which one liar spoils two. Everything here is a function of
+    released vectors, so it is post-processing and costs no budget.
+
+    A wrong S costs: `GossipPlan.mixing_weight` does harm once S is overrated by more than 2, so the estimate
+    is a lower bound. It takes a quantile of the differences that f liars cannot lift above the honest median,
+    and goes down from there by `MARGIN` standard errors of what the noise alone does to it. Where noise hides
+    the spread, S is 0 and nobody moves; what is forgone there is at most about K S / N of the error.
+
+    Guarantees:
+        - Without spread the lower bound is 0 but for one time in a hundred, whatever f clients release.
+        - The lower bound is at most that of the clip norm.
+        - Nothing but released vectors enters.
+
+    Args:
+        vectors: m float32 vectors of length d, one a sender, in an order that their values did not choose.
+        scales: (m,) factors that clip them to ``plan.receive_norm``.
+        num_byzantine: f, how many of the senders may lie.
+    """
+    halves = np.sort(successive_differences(vectors, scales, plan.clip_norm)) / 2.0
+    honest = len(halves) - 2 * num_byzantine
+    if honest < 1:
+        return Spread(0.0, 0.0)
+    unit, dimension = plan.clip_norm**2, plan.dimension
+    noise = plan.noise_energy / unit
+    median = float(halves[(honest - 1) // 2] + halves[honest // 2]) / 2.0
+    error = DEPENDENCE * max(noise, median) * math.sqrt(2.0 / (dimension * honest)) if noise else 0.0
+    lower = median - noise * _chi_square_median(dimension) - MARGIN * error
+    return Spread(unit * min(max(0.0, lower), 1.0), unit * max(0.0, 2.0 * median - noise))
+
+
+def successive_differences(
+    vectors: Sequence[NDArray[np.float32]], scales: Scales, unit: float
+) -> NDArray[np.float64]:
+    """Squared distances of neighbours in the sequence, the last and the first among them, in unit^2.
+
+    Returns:
+        (m,) float64; (1,) for two vectors and (0,) for fewer.
+    """
+    count = len(vectors)
+    if count < 2:
+        return np.zeros(0)
+    squared = np.zeros(count)
+    for columns in column_steps(len(vectors[0]), count):
+        block = scaled_block("vectors", vectors, columns, scales / unit)
+        for first, second in ((slice(1, None), slice(None, -1)), (slice(0, 1), slice(-1, None))):
+            difference = block[first] - block[second]
+            squared[first] += np.einsum("ij,ij->i", difference, difference)
+    return squared if count > 2 else squared[:1]
+
+
+def _chi_square_median(dimension: int) -> float:
+    """Median of a chi-squared variable over its mean (Wilson and Hilferty 1931)."""
+    return (1.0 - 2.0 / (9.0 * dimension)) ** 3
+
+
+def excess_error(layer1: Layer1Config, num_rows: int, num_byzantine: int, dimension: int) -> float:
+    """kappa: E |rule - mean|^2 / E |x_i - m|^2 for n independent Gaussian rows around m.
+
+    It is what gossip could save. Proven worst cases (`robust.tolerance`) are far above what a rule loses on a
+    quiet day; weights made for them would pay with noise for errors that are not there. Too small a kappa
+    only forgoes gain, so this is the least that the rule is known to lose, where nobody attacks:
+
+    - Mean: 0.
+    - Krum, Multi-Krum: a mean of k of n rows, (1/k - 1/n) for any k of them; it takes central ones, whose
+      squared distances are the lowest of n chi-squared values (Wilson and Hilferty 1931).
+    - Trimmed mean and median: the mean is complete and sufficient, so (Basu 1955) the difference has the
+      rule's variance less the mean's; the trimmed mean's is Tukey's (1960), and a median keeps one or two.
+    - Bulyan: at least as much as a trimmed mean that drops the same 2f of the selected values.
+
+    Guarantees:
+        - No rule loses less on Gaussian rows than its excess says.
+        - A rule that is not listed has excess 0.
+
+    >>> mean = Layer1Config(aggregation_method=AggregationMethod.MEAN)
+    >>> excess_error(mean, 10, 2, 64)
+    0.0
+    """
+    method, n = layer1.aggregation_method, max(1, num_rows)
+    if method is AggregationMethod.KRUM:
+        return _chosen(1, n, dimension)
+    if method is AggregationMethod.MULTI_KRUM:
+        chosen = n - num_byzantine - 2 if layer1.num_selected is None else layer1.num_selected
+        return _chosen(min(n, max(1, chosen)), n, dimension)
+    if method in (AggregationMethod.TRIMMED_MEAN, AggregationMethod.BULYAN):
+        return (trimmed_variance(min(num_byzantine / n, 0.5)) - 1.0) / n
+    if method is AggregationMethod.MEDIAN:
+        return (trimmed_variance((n - 1) // 2 / n) - 1.0) / n
+    return 0.0
+
+
+def _chosen(k: int, n: int, dimension: int) -> float:
+    if k >= n:
+        return 0.0
+    below = n * _NORMAL.pdf(_NORMAL.inv_cdf(k / n)) / k
+    scale = 2.0 / (9.0 * dimension)
+    return (1.0 / k - 1.0 / n) * max(0.0, 1.0 - scale - below * math.sqrt(scale)) ** 3
+
+
+def trimmed_variance(share: float) -> float:
+    """Variance, times n, of the trimmed mean of n standard normal values, for large n (Tukey 1960).
+
+    Args:
+        share: Dropped at each end, from 0 (the mean) to 0.5 (the median).
+
+    >>> trimmed_variance(0.0)
+    1.0
+    """
+    if share <= 0.0:
+        return 1.0
+    kept = 1.0 - 2.0 * share
+    if kept < 1e-3:
+        return math.pi / 2.0
+    q = -_NORMAL.inv_cdf(share)
+    return (kept - 2.0 * q * _NORMAL.pdf(q) + 2.0 * share * q * q) / kept**2

@@ -179,6 +179,3 @@ def column_steps(dimension: int, *num_rows: int) -> Iterator[slice]:
     width = max(64, BLOCK_ENTRIES // max(num_rows))
     for start in range(0, dimension, width):
         yield slice(start, min(start + width, dimension))
-
-
-__all__ = ["Received", "column_steps", "scaled_block"]

@@ -45,8 +45,6 @@ class PeerSampler:
         """Up to `k` of `basket_peers` without those of `exclude`, in random order.
 
         Args:
-            basket_peers: Ids to choose from.
-            k: How many.
             exclude: The asking client's id; or several ids, of which the first in order counts as asking.
         """
         excluded = {exclude} if isinstance(exclude, str) else set(exclude)
@@ -67,7 +65,6 @@ class PeerSampler:
 
         Args:
             members: All members of the basket, sorted.
-            k: Peers each.
 
         Returns:
             (n, min(k, n - 1)) indices into `members`; row i holds the peers of ``members[i]``.
@@ -87,6 +84,3 @@ class PeerSampler:
 
     def _offset(self, k: int, num_distances: int) -> int:
         return (self.round % self.rotation_window) * k % num_distances if num_distances else 0
-
-
-__all__ = ["PeerSampler"]

@@ -13,7 +13,8 @@ is remembered, and the next `begin` goes on from there.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,65 @@ import numpy.typing as npt
 
 from scarcity_ray.config import GossipConfig
 from scarcity_ray.errors import UsageError
-from scarcity_ray.gossip.client_state import GossipCarry, Members
+from scarcity_ray.gossip.client_state import GossipMigration, GossipStates
 from scarcity_ray.gossip.delivery import Delivery
 from scarcity_ray.gossip.materiality import MaterialityDetector
-from scarcity_ray.gossip.message import GossipMessage
-from scarcity_ray.gossip.mixing import default_mixing
+from scarcity_ray.gossip.message import GossipMessage, noised
+from scarcity_ray.gossip.mixing import MixingInput, default_mixing, estimate_spread, mix
+from scarcity_ray.gossip.neighbour_sums import Received
 from scarcity_ray.gossip.peers import PeerSampler
-from scarcity_ray.gossip.release import noised
-from scarcity_ray.gossip.step import GossipOutcome, GossipStep
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.robust.arrays.blocks import Rows
-from scarcity_ray.robust.measures.rows import row_norms
+from scarcity_ray.robust.measures.rows import clip_rows, row_norms
+
+
+@dataclass(frozen=True, eq=False)
+class GossipOutcome:
+    """What one gossip round of a basket did.
+
+    Attributes:
+        delivered: Messages that reached a local state.
+        sent: Messages put into inboxes, by push or pull.
+        expired: Messages that grew too old.
+        released: Clients that released a new vector.
+        client_ids: The members with a state, as given to `begin`.
+        states: Their states after mixing, n float32 rows: a new (n, d) array, or the `out` of `exchange`.
+        mixed: Those who received something.
+    """
+
+    delivered: int
+    sent: int
+    expired: int
+    released: tuple[str, ...]
+    client_ids: tuple[str, ...]
+    states: Rows
+    mixed: tuple[str, ...]
+
+
+@dataclass
+class GossipStep:
+    """A gossip round under way.
+
+    Attributes:
+        client_ids: Members with a state, sorted.
+        norms: (n,) norms of their states.
+        to_test: Clients whose drift test is to be charged.
+        to_push: Clients whose vector is to be charged.
+    """
+
+    client_ids: tuple[str, ...]
+    states: Rows
+    norms: npt.NDArray[np.float64]
+    to_test: frozenset[str]
+    to_push: frozenset[str] = frozenset()
+
+    def clipped(self, ids: Collection[str], clip_norm: float) -> Iterator[npt.NDArray[np.float32]]:
+        """The clipped states of `ids`, in the order of `client_ids`, one at a time."""
+        wanted = set(ids)
+        for index, client_id in enumerate(self.client_ids):
+            if client_id in wanted:
+                yield clip_rows([self.states[index]], self.norms[index : index + 1], clip_norm)[0]
 
 
 class GossipProtocol:
@@ -69,7 +117,7 @@ class GossipProtocol:
         self.mixing = config.mixing or default_mixing(plan.layer1)
         self._noise = noise
         self._detector = MaterialityDetector(config.push_drift_threshold)
-        self._members = Members(basket_id, self._detector)
+        self._clients = GossipStates(basket_id, self._detector)
         sampler = PeerSampler(config.rotation_window, seed=seed, basket_id=basket_id)
         self._delivery = Delivery(sampler, config.peers_per_round, config.pull_interval)
         self._inboxes = self._delivery.inboxes
@@ -94,7 +142,6 @@ class GossipProtocol:
             client_ids: Members with a local state, sorted.
             states: Their states, n finite float32 rows (d,), kept until `exchange`.
             round_id: The federation round; later than the last one advances this protocol.
-            now: Seconds.
             num_members: Members of the basket, with or without a state; the number of states if None.
 
         Raises:
@@ -107,12 +154,12 @@ class GossipProtocol:
         norms = row_norms(states)
         if not np.isfinite(norms).all():
             raise UsageError(f"states of basket {self.basket_id!r} must be finite")
-        self._members.forget_gone(round_id, now)
+        self._clients.forget_gone(round_id, now)
         size, untested = max(num_members or 0, len(ids)), []
         for client_id in ids:
-            record = self._members.present(client_id, now)
-            if record.tested_round < round_id and size > 1:
-                untested.append((client_id, len(record.release_times) >= self.config.max_messages_per_day))
+            client = self._clients.present(client_id, now)
+            if client.tested_round < round_id and size > 1:
+                untested.append((client_id, len(client.release_times) >= self.config.max_messages_per_day))
         to_test = tuple(client_id for client_id, is_limited in untested if not is_limited)
         self._counts["rate_limited"] += len(untested) - len(to_test)
         self._step = GossipStep(ids, states, norms, frozenset(to_test))
@@ -138,11 +185,11 @@ class GossipProtocol:
                 allowed, step.clipped(allowed, self.plan.clip_norm), sigma, noise
             )
             for client_id, wants_push in zip(allowed, decisions, strict=True):
-                record = self._members.records[client_id]
-                record.tested_round, record.wants_push = self.round_id, bool(wants_push)
+                client = self._clients.by_client[client_id]
+                client.tested_round, client.wants_push = self.round_id, bool(wants_push)
         self._counts["drift_tests"] += len(allowed)
-        records = self._members.records
-        wanting = tuple(c for c in step.client_ids if records[c].must_push(self.round_id))
+        known = self._clients.by_client
+        wanting = tuple(c for c in step.client_ids if known[c].must_push(self.round_id))
         step.to_push = frozenset(wanting)
         return wanting
 
@@ -164,7 +211,6 @@ class GossipProtocol:
         Args:
             allowed_ids: Clients of `test_drift`'s answer whose charge was allowed.
             all_members: All members of the basket, with or without a state.
-            now: Seconds.
             out: Where the mixed states go, n float32 rows; may be the states given to `begin`. None: a new
                 array.
 
@@ -184,13 +230,13 @@ class GossipProtocol:
         sent_before = self._inboxes.sent
         for client_id, row in zip(allowed, step.clipped(allowed, self.plan.clip_norm), strict=True):
             self._release(client_id, row, now)
-        live = self._members.live_releases(members, self.round_id, self.config.message_ttl, now)
+        live = self._clients.live_releases(members, self.round_id, self.config.message_ttl, now)
         if len(members) > 1:
-            self._delivery.run(live, self._members.records, members, step.client_ids, now)
+            self._delivery.run(live, self._clients.by_client, members, step.client_ids, now)
         if out is None:
             out = np.empty((len(step.client_ids), self.plan.dimension), np.float32)
         inboxes = [self._inboxes.collect(client_id) for client_id in step.client_ids]
-        step.mix(inboxes, live, self.mixing, self.plan, len(members), out)
+        self._mix(step, inboxes, live, len(members), out)
         return GossipOutcome(
             delivered=sum(map(len, inboxes)),
             sent=self._inboxes.sent - sent_before,
@@ -215,23 +261,23 @@ class GossipProtocol:
         or the day gains nothing.
         """
         self._step = None
-        self._members.leave(client_id)
+        self._clients.leave(client_id)
         return self._inboxes.drop(client_id)
 
-    def take_client(self, client_id: str) -> GossipCarry:
+    def take_client(self, client_id: str) -> GossipMigration:
         """A client moves away: give what it must take along, and drop its pending messages, counted.
 
-        Works for a client that has left, too, so that its record can follow it when it comes back elsewhere.
+        Works for a client that has left, too, so that its state can follow it when it comes back elsewhere.
         """
         self.drop_client(client_id)
-        carry = self._members.take(client_id)
-        carry.record.has_left = False
-        return carry
+        moved = self._clients.take(client_id)
+        moved.state.has_left = False
+        return moved
 
-    def put_client(self, carry: GossipCarry) -> None:
+    def put_client(self, moved: GossipMigration) -> None:
         """A client moves in with what `take_client` gave elsewhere, or with what was remembered of it."""
         self._step = None
-        self._members.put(carry)
+        self._clients.put(moved)
 
     def get_stats(self) -> dict[str, Any]:
         """Counts since the start, and the messages that wait."""
@@ -245,6 +291,41 @@ class GossipProtocol:
             "pulls": self._delivery.pulls,
             **{name: self._counts[name] for name in ("drift_tests", "releases", "rate_limited")},
         }
+
+    def _mix(
+        self,
+        step: GossipStep,
+        inboxes: Sequence[Sequence[GossipMessage]],
+        live: Mapping[str, GossipMessage],
+        num_members: int,
+        out: Rows,
+    ) -> None:
+        """Mix each client's inbox into its state, in `out`; `live` is what the spread is judged by."""
+        for row, state in zip(out, step.states, strict=True):
+            if row is not state:
+                row[...] = state
+        messages = {id(m): m for m in live.values()}
+        messages.update((id(m), m) for inbox in inboxes for m in inbox)
+        if not messages:
+            return
+        plan = self.plan
+        number = {key: index for index, key in enumerate(messages)}
+        vectors = [message.summary_vector for message in messages.values()]
+        scales = _clip_scales(row_norms(vectors), plan.receive_norm)
+        mixed = [place for place, inbox in enumerate(inboxes) if inbox]
+        given = MixingInput(
+            states=[out[place] for place in mixed],
+            state_scales=_clip_scales(step.norms[mixed], plan.clip_norm),
+            received=Received.of(vectors, [[number[id(m)] for m in inboxes[place]] for place in mixed]),
+            vector_scales=scales,
+            spread=estimate_spread(
+                vectors[: len(live)], scales[: len(live)], plan, plan.num_byzantine(num_members)
+            ),
+            plan=plan,
+            num_members=num_members,
+            num_rows=len(step.client_ids),
+        )
+        mix(self.mixing, given, given.states)
 
     def _current(self, call: str) -> GossipStep:
         if self._step is None:
@@ -260,9 +341,9 @@ class GossipProtocol:
         sigma = self.plan.sigma_vector
         noise = self._draw(self.plan.dimension, "vector", client_id, sigma)
         vector = noised(clipped, noise, sigma)
-        record = self._members.records[client_id]
-        record.note_release(
-            GossipMessage(client_id, self.basket_id, vector, record.num_releases, now, self.round_id)
+        client = self._clients.by_client[client_id]
+        client.note_release(
+            GossipMessage(client_id, self.basket_id, vector, client.num_releases, now, self.round_id)
         )
         self._detector.update_state(client_id, clipped)
         self._counts["releases"] += 1
@@ -276,4 +357,8 @@ def _allowed(what: str, allowed_ids: Collection[str], entitled: frozenset[str]) 
     return allowed
 
 
-__all__ = ["GossipOutcome", "GossipProtocol"]
+def _clip_scales(norms: npt.NDArray[np.float64], clip_norm: float) -> npt.NDArray[np.float64]:
+    scales: npt.NDArray[np.float64] = np.divide(
+        clip_norm, norms, out=np.ones_like(norms), where=norms > clip_norm
+    )
+    return scales

@@ -1,7 +1,18 @@
-"""The two layers of aggregation: within baskets, then across them."""
+"""The two layers of aggregation: within baskets, then across them; and when each is due."""
 
-from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.layer2 import Layer2Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.layers.triggers import TriggerEngine, TriggerReason, basket_due, global_due
 
-__all__ = ["BasketModel", "GlobalMetaModel", "Layer1Aggregator", "Layer2Aggregator"]
+__all__ = [
+    "BasketModel",
+    "GlobalMetaModel",
+    "Layer1Aggregator",
+    "Layer1Input",
+    "Layer2Aggregator",
+    "TriggerEngine",
+    "TriggerReason",
+    "basket_due",
+    "global_due",
+]

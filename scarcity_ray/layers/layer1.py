@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,13 +48,32 @@ from scarcity_ray.robust.measures.rows import as_rows
 BlocksOf = Callable[[Rows, float], MapBlocks]
 """Makes a driver over the column blocks of rows, given the seconds that one core is estimated to take."""
 
-
-def _inline(rows: Rows, seconds: float) -> MapBlocks:
-    return inline_blocks(rows)
-
-
 CLIP_ROUNDING = 2.0**-23
 """What a row that was clipped in float32 may exceed the clip norm by; `plan.FLOAT32_SLACK` covers it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer1Input:
+    """What a basket gives to Layer 1: one row a client, and what goes into the result beside them.
+
+    Attributes:
+        rows: n finite rows of length d.
+        weights: (n,) public weights, for the ``weighted`` method only.
+        client_ids: Who sent the rows; their indices as text by default.
+        num_members: Registered members, which f is a fraction of; n by default.
+        raw_norms: (n,) norms of the rows before anything clipped them, for adaptive clipping.
+        meta: Mean of the reported meta-parameters.
+    """
+
+    rows: ArrayLike | Sequence[ArrayLike]
+    weights: ArrayLike | None = None
+    client_ids: Sequence[str] | None = None
+    num_members: int | None = None
+    raw_norms: ArrayLike | None = None
+    meta: NDArray[np.float64] | None = None
+    basket_id: str = ""
+    round_id: int = 0
+    timestamp: float = 0.0
 
 
 class Layer1Aggregator:
@@ -64,33 +84,13 @@ class Layer1Aggregator:
         blocks_of: Where column blocks are computed: in this thread by default, or as tasks.
     """
 
-    def __init__(self, config: Layer1Config | None = None, *, blocks_of: BlocksOf = _inline) -> None:
+    def __init__(self, config: Layer1Config | None = None, *, blocks_of: BlocksOf | None = None) -> None:
         self._config = config or Layer1Config()
         self._plan = FederationPlan(HierarchicalFederationConfig(layer1=self._config))
-        self._blocks_of = blocks_of
-        self._rule: str | Rule = self._config.aggregation_method.value
+        self._blocks_of: BlocksOf = blocks_of or (lambda rows, seconds: inline_blocks(rows))
+        self._rule: Rule = get_rule(self._config.aggregation_method)
         if self._config.aggregation_method is AggregationMethod.CENTERED_CLIPPING:
             self._rule = CenteredClipping(radius=self._config.clipping_radius or self._config.clip_norm)
-
-    def _pre(self, seed: int) -> list[str | PreAggregation]:
-        size = self._config.bucket_size
-        return [Bucketing(size, seed) if step == "bucketing" else step for step in self._config.pre]
-
-    def _seconds(self, rows: Rows, pre: Sequence[str | PreAggregation]) -> float:
-        steps = [get_pre_aggregation(step) for step in pre]
-        return estimated_seconds(get_rule(self._rule), len(rows), num_columns(rows), steps)
-
-    def seed(self, noise: NoiseSource, name: str) -> int:
-        """A seed for bucketing that no client can foresee: who knows it can fill buckets at will.
-
-        Args:
-            noise: Where it comes from.
-            name: Of the aggregate, unique.
-        """
-        if "bucketing" not in self._config.pre:
-            return 0
-        draw = noise.standard_normal(4, f"bucketing/{name}")
-        return int.from_bytes(hashlib.sha256(draw.tobytes()).digest()[:7], "little")
 
     def aggregate(
         self,
@@ -98,76 +98,98 @@ class Layer1Aggregator:
         weights: ArrayLike | None = None,
         *,
         basket_id: str = "",
-        client_ids: Sequence[str] | None = None,
-        num_members: int | None = None,
-        round_id: int = 0,
-        timestamp: float = 0.0,
-        meta: NDArray[np.float64] | None = None,
-        bucketing_seed: int = 0,
-        raw_norms: ArrayLike | None = None,
-        report: bool = False,
+    ) -> BasketModel:
+        """`aggregate_basket` of n finite rows alone, and of (n,) public weights where the rule weighs."""
+        return self.aggregate_basket(Layer1Input(updates, weights, basket_id=basket_id))
+
+    def aggregate_basket(
+        self, given: Layer1Input, *, bucketing_seed: int = 0, report: bool = False
     ) -> BasketModel:
         """Aggregate one row a client.
 
         Args:
-            updates: n finite rows of length d.
-            weights: (n,) public weights, for the ``weighted`` method only.
-            basket_id: Goes into the result.
-            client_ids: Who sent the rows; their indices as text by default.
-            num_members: Registered members, which f is a fraction of; n by default.
-            round_id: Goes into the result.
-            timestamp: Goes into the result.
-            meta: Mean of the reported meta-parameters.
-            bucketing_seed: Of bucketing's permutation; one that nobody could foresee.
-            raw_norms: (n,) norms of the rows before anything clipped them, for adaptive clipping.
+            given: The rows, and whose they are.
+            bucketing_seed: Of bucketing's permutation; one that nobody could foresee (`bucketing_seed`).
             report: Whether the result says how each row stood to it.
 
         Raises:
             UsageError: For rows of another kind, or rows that are not finite.
             TooFewUpdates: With fewer rows than the rule needs for f, or fewer than ``min_updates``.
         """
-        rows = as_rows(updates)
-        count = len(rows)
-        members = count if num_members is None else num_members
-        method, least = self._config.aggregation_method, self._plan.least_rows(members)
-        if count < least:
-            raise TooFewUpdates(method.value, count, least)
-        norms = row_norms(rows)
-        if not np.isfinite(norms).all():
-            raise UsageError(f"rows {np.flatnonzero(~np.isfinite(norms)).tolist()} are not finite")
-        clip_norm = self._config.clip_norm
-        clipped, norms = _clipped(rows, norms, clip_norm)
-        shares = _shares(weights, count) if method is AggregationMethod.WEIGHTED else None
+        rows = as_rows(given.rows)
+        count, clip_norm, raw = len(rows), self._config.clip_norm, given.raw_norms
+        members = count if given.num_members is None else given.num_members
+        if count < (least := self._plan.least_rows(members)):
+            raise TooFewUpdates(self._config.aggregation_method.value, count, least)
+        clipped, norms = _clipped(rows, _finite_norms(rows), clip_norm)
+        weighs = self._config.aggregation_method is AggregationMethod.WEIGHTED
+        shares = _shares(given.weights, count) if weighs else None
         f = self._plan.num_byzantine(members)
-        pre = self._pre(bucketing_seed)
-        result = aggregate_blocks(
-            self._blocks_of(clipped, self._seconds(clipped, pre)),
-            count,
-            method=self._rule,
-            num_byzantine=f,
-            pre=pre,
-            weights=shares,
-            num_selected=self._config.num_selected if method is AggregationMethod.MULTI_KRUM else None,
-            norms=norms,
-            report=report,
-        )
-        ids = tuple(client_ids) if client_ids is not None else tuple(map(str, range(count)))
+        result = self._run_rule(clipped, norms, f, shares, bucketing_seed, report)
+        ids = tuple(map(str, range(count)) if given.client_ids is None else given.client_ids)
         return BasketModel(
-            basket_id=basket_id,
+            basket_id=given.basket_id,
             aggregate=clip_vector(result.vector, clip_norm),
             n_contributors=count,
-            round_id=round_id,
-            timestamp=timestamp,
+            round_id=given.round_id,
+            timestamp=given.timestamp,
             confidence=min(1.0, count / max(1, members)),
             num_byzantine=f,
             n_members=members,
             selected=tuple(ids[index] for index in result.selected),
             max_row_share=None if shares is None else float(shares.max()),
-            meta=np.zeros(0) if meta is None else meta,
+            meta=np.zeros(0) if given.meta is None else given.meta,
             clip_norm=clip_norm,
-            bit=0.0 if raw_norms is None else float(np.mean(np.asarray(raw_norms) <= clip_norm)) - 0.5,
+            bit=0.0 if raw is None else float(np.mean(np.asarray(raw) <= clip_norm)) - 0.5,
             placings=_placings(ids, result),
         )
+
+    def bucketing_seed(self, noise: NoiseSource, name: str) -> int:
+        """A seed for bucketing that no client can foresee: who knows it can fill buckets at will.
+
+        `name` is the aggregate's, and unique.
+        """
+        if "bucketing" not in self._config.pre:
+            return 0
+        draw = noise.standard_normal(4, f"bucketing/{name}")
+        return int.from_bytes(hashlib.sha256(draw.tobytes()).digest()[:7], "little")
+
+    def _run_rule(
+        self,
+        rows: Rows,
+        norms: NDArray[np.float64],
+        num_byzantine: int,
+        shares: NDArray[np.float64] | None,
+        bucketing_seed: int,
+        report: bool,
+    ) -> AggregationResult:
+        config = self._config
+        pre: list[PreAggregation] = [
+            Bucketing(config.bucket_size, bucketing_seed)
+            if step == "bucketing"
+            else get_pre_aggregation(step)
+            for step in config.pre
+        ]
+        seconds = estimated_seconds(self._rule, len(rows), num_columns(rows), pre)
+        selects = config.aggregation_method is AggregationMethod.MULTI_KRUM
+        return aggregate_blocks(
+            self._blocks_of(rows, seconds),
+            len(rows),
+            method=self._rule,
+            num_byzantine=num_byzantine,
+            pre=pre,
+            weights=shares,
+            num_selected=config.num_selected if selects else None,
+            norms=norms,
+            report=report,
+        )
+
+
+def _finite_norms(rows: Rows) -> NDArray[np.float64]:
+    norms = row_norms(rows)
+    if not np.isfinite(norms).all():
+        raise UsageError(f"rows {np.flatnonzero(~np.isfinite(norms)).tolist()} are not finite")
+    return norms
 
 
 def _clipped(rows: Rows, norms: NDArray[np.float64], clip_norm: float) -> tuple[Rows, NDArray[np.float64]]:

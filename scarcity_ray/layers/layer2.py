@@ -61,8 +61,6 @@ def add_share(part: NDArray[Any], release: ReleasePlan, noise: NoiseSource, stre
 
     Args:
         part: uint32 or uint64, shape (release.length,); not changed.
-        release: The numbers of this release.
-        noise: Where the noise comes from.
         stream: Name of the share, unique to this basket and this attempt at the release.
     """
     if release.share_sigma == 0.0:
@@ -85,9 +83,7 @@ def noised_mean(
 
     Args:
         ring_sum: uint32 or uint64, shape (release.length,).
-        release: The numbers of this release.
         survivors: Baskets whose parts are in the sum.
-        noise: Where the noise comes from.
         stream: Name of the noise, unique to this release.
 
     Returns:
@@ -136,8 +132,6 @@ class Layer2Aggregator:
         Args:
             basket_models: One a basket.
             domains: Basket id to domain, for the operator's trust.
-            round_id: Goes into the result.
-            timestamp: Goes into the result.
 
         Raises:
             UsageError: For too few models, two of one basket, or models of different lengths.
@@ -164,9 +158,8 @@ class Layer2Aggregator:
         ]
         ring_sum = np.add.reduce(parts, dtype=parts[0].dtype)
         vector, sigma = noised_mean(ring_sum, release, ids, self._noise, name)
-        dimension = plan.config.vector_dim
         return GlobalMetaModel(
-            aggregate=vector[:dimension].astype(np.float32),
+            aggregate=vector[: plan.config.vector_dim].astype(np.float32),
             n_baskets=len(ids),
             n_clients_total=sum(m.n_contributors for m in basket_models),
             round_id=round_id,
@@ -186,11 +179,7 @@ class Layer2Aggregator:
                 raise UsageError(f"models have length {lengths[0]}, vector_dim is {self._config.vector_dim}")
             return make_plan(self._config)
         return make_plan(
-            HierarchicalFederationConfig(
-                layer2=self._config,
-                vector_dim=lengths[0],
-                total_epsilon=math.inf,
-            )
+            HierarchicalFederationConfig(layer2=self._config, vector_dim=lengths[0], total_epsilon=math.inf)
         )
 
 

@@ -38,7 +38,6 @@ class BasketModel:
     `HierarchicalFederation.get_basket_model` shows it only where the config allows.
 
     Attributes:
-        basket_id: The basket.
         aggregate: float32, shape (d,), norm at most ``layer1.clip_norm``.
         n_contributors: Clients whose rows went into the rule.
         round_id: Round in which it was made.

@@ -34,13 +34,11 @@ def basket_due(
     their states would be aggregated before they have met. The other triggers do not wait for it.
 
     Args:
-        config: The thresholds.
         n_updates: Clients with buffered updates, one row each.
         time_since_last: Seconds since the basket's last aggregation, or since its first update if none yet.
         n_active: Members of the basket; None if not known, and then only `min_updates_trigger` counts.
         least: Rows that the basket's rule needs.
         oldest_staleness: Rounds that the oldest buffered update lies back.
-        gossip_to_come: Whether the round's gossip may still move the rows.
     """
     if n_updates < max(1, least):
         return None
@@ -64,9 +62,7 @@ def global_due(
 
     Args:
         num_fresh: Baskets with an aggregate that entered no release yet.
-        num_active: Active baskets.
-        seconds_since_last: Seconds since the last release, or since the federation began.
-        config: The thresholds.
+        seconds_since_last: Since the last release, or since the federation began.
     """
     if num_fresh < config.min_baskets:
         return None
@@ -77,11 +73,7 @@ def global_due(
 
 
 class TriggerEngine:
-    """Asks `basket_due` and remembers, a basket, a trigger that fired until somebody acts on it.
-
-    Args:
-        config: The thresholds.
-    """
+    """Asks `basket_due` and remembers, a basket, a trigger that fired until somebody acts on it."""
 
     def __init__(self, config: BufferConfig) -> None:
         self.config = config
@@ -114,6 +106,3 @@ class TriggerEngine:
     def check_and_clear(self, basket_id: str) -> TriggerReason | None:
         """The trigger of a basket that has fired and was not acted on yet; asking again gives None."""
         return self._fired.pop(basket_id, None)
-
-
-__all__ = ["TriggerEngine", "TriggerReason", "basket_due", "global_due"]

@@ -76,7 +76,7 @@ class GossipPlan:
         Args:
             num_received: K.
             spread: S; None: clip_norm^2, the most that clipped states can have.
-            excess: kappa; see `gossip.excess`.
+            excess: kappa; see `gossip.mixing.excess_error`.
             num_rows: n.
             bias: B; see `gossip.mixing`.
 

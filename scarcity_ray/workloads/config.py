@@ -122,20 +122,20 @@ class RunConfig:
             plan = make_plan(self.federation)
         except ConfigError as error:
             raise error.under("federation") from None
+        federation, layer2 = self.federation, self.federation.layer2
         smallest = min(self.basket_sizes)
         if smallest < plan.least_rows(smallest):
             raise ConfigError(
                 "federation.basket.max_clients",
-                self.federation.basket.max_clients,
+                federation.basket.max_clients,
                 f"a value that divides the {max(self.workload.domain_sizes)} clients of a domain: "
                 f"the smallest basket would have {smallest}, and "
-                f"{self.federation.layer1.aggregation_method.value} needs {plan.least_rows(smallest)}",
+                f"{federation.layer1.aggregation_method.value} needs {plan.least_rows(smallest)}",
             )
-        layer2 = self.federation.layer2
         if layer2.enabled and len(self.basket_sizes) < layer2.min_baskets:
             raise ConfigError(
                 "federation.layer2.min_baskets",
-                self.federation.layer2.min_baskets,
+                layer2.min_baskets,
                 f"at most {len(self.basket_sizes)}, the baskets that {self.workload.clients} clients fill",
             )
 
@@ -183,7 +183,8 @@ def _replace(content: dict[str, Any], override: str) -> None:
     for section in sections:
         inner = content.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigError(where, text, f"a path through sections; {section} is {inner!r}")
+            found = f"{section} holds a {type(inner).__name__}"
+            raise ConfigError(where, without_password(text)[:LONGEST], f"a path through sections; {found}")
         content = inner
     try:
         content[key] = parse_yaml(text)

@@ -26,7 +26,7 @@ class RoundRecord:
         seconds: Time by phase.
         elapsed: Seconds since the job began.
         baskets: Without Layer 2, how each basket stands (`gossip_training.BasketStanding` as plain data).
-        waits_for: Where there was no global model, what it waited for (`baskets.waiting`).
+        waits_for: Where there was no global model, what it waited for (`federation.waiting`).
     """
 
     round: int

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import AggregationMethod, stream
-from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.robust import clip_vector, row_norms
@@ -134,7 +134,9 @@ def basket_model(
     present = int(finite.sum())
     if present < plan.least_rows(len(rows)):
         return present, None
-    return present, aggregator.aggregate(rows[finite], num_members=len(rows), raw_norms=norms[finite])
+    return present, aggregator.aggregate_basket(
+        Layer1Input(rows[finite], num_members=len(rows), raw_norms=norms[finite])
+    )
 
 
 def clipped_vector(model: BasketModel, plan: FederationPlan) -> NDArray[np.float32]:

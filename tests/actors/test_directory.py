@@ -14,7 +14,7 @@ from scarcity_ray.actors.recovery import recovered_from
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport, ClientActivity, Member
 from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, RuntimeConfig
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.sampling.noise import SystemNoise
 from scarcity_ray.secagg import IdentityKeyPair, Party, Roster

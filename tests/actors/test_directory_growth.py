@@ -13,7 +13,7 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import Begun, FederationIdentity, News, Whereabouts
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, RuntimeConfig
-from scarcity_ray.directory.slots import SlotLoads
+from scarcity_ray.directory.roster import SlotLoads
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.sampling.noise import SystemNoise
 from scarcity_ray.runtime.collector import collector_paused

@@ -15,7 +15,7 @@ from scarcity_ray.actors.basket_host import BasketHost
 from scarcity_ray.actors.messages import OperationKind, Order
 from scarcity_ray.actors.parcels import ParcelDesk, packed, unpacked
 from scarcity_ray.config import HierarchicalFederationConfig, load
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.runtime.rpc import CallId
 from tests.operations.stopping import Silence
 
@@ -66,11 +66,11 @@ def same(one: Any, other: Any) -> bool:
 def test_a_parcel_holds_all_that_belongs_to_a_client(host_of: Callable[..., BasketHost]) -> None:
     carry = host_of()._baskets["d_basket_0"].take("a")
     assert len(carry.updates.updates) == len(carry.updates.accepted) == 1
-    assert carry.gossip.record.release is not None
+    assert carry.gossip.state.release is not None
     assert carry.gossip.last_pushed is not None
-    assert carry.state.row is not None
-    assert carry.state.meta is not None
-    assert carry.standing is not None
+    assert carry.local_state is not None
+    assert carry.meta is not None
+    assert carry.reputation is not None
     there = ParcelDesk(KEY)
     opened = there.open(ParcelDesk(KEY).seal(carry, "x", "op", there.key), "x", "op")
     assert same(carry, opened)

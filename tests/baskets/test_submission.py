@@ -9,12 +9,11 @@ import numpy as np
 from hypothesis import given, settings
 
 from scarcity_ray import HierarchicalFederationConfig, make_plan
-from scarcity_ray.baskets import basket_due
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import Submission
 from scarcity_ray.config import load
-from scarcity_ray.layers import Layer1Aggregator
+from scarcity_ray.layers import Layer1Aggregator, basket_due
 from scarcity_ray.privacy.sampling.noise import SystemNoise
 
 PLAN = make_plan(
@@ -55,11 +54,10 @@ def test_a_submission_and_what_is_due_look_at_no_other_client() -> None:
     basket = basket_of(50)
     for i in range(40):
         assert submit(basket, i, 1.0, float(i))
-    waiting = basket._buffer._baskets["b"]
-    waiting.clients = Closed(waiting.clients)
+    basket._buffer._waiting = Closed(basket._buffer._waiting)
     basket.members = Closed(basket.members)
     basket.states._rows = Closed(basket.states._rows)
-    basket._standings._clients = Closed(basket._standings._clients)
+    basket._reputations._clients = Closed(basket._reputations._clients)
     assert basket.due(2.0) == "count"
     for i in range(40, 50):
         assert submit(basket, i, 1.0, 5.0)
@@ -93,7 +91,7 @@ def test_what_is_due_is_what_looking_at_every_update_says(program: list[tuple[st
             basket.dismiss(f"c{client}")
         elif basket.layer1(aggregator, False, now).aggregated:
             last = now
-        updates = basket._buffer.get_basket_updates("b")
+        updates = basket._buffer.updates()
         since = last if last is not None else min((u.timestamp for u in updates), default=now)
         members = len(basket.members)
         expected = basket_due(

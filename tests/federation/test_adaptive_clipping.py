@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation
-from scarcity_ray.layers import Layer1Aggregator
+from scarcity_ray.layers import Layer1Aggregator, Layer1Input
 
 DIMENSION = 6
 SIZES = {"a": 5, "b": 8, "c": 6}
@@ -238,7 +238,9 @@ def test_the_sum_of_bits_has_the_noise_that_the_accounting_says(open_federation:
 
 def test_layer1_counts_bits_of_the_norms_that_it_is_told() -> None:
     rows = np.eye(4, dtype=np.float32)
-    model = Layer1Aggregator().aggregate(rows, raw_norms=[0.5, 1.0, 1.0000001, 7.0], num_members=4)
+    model = Layer1Aggregator().aggregate_basket(
+        Layer1Input(rows, raw_norms=[0.5, 1.0, 1.0000001, 7.0], num_members=4)
+    )
     assert model.bit == 0.0
     assert model.clip_norm == 1.0
     assert Layer1Aggregator().aggregate(rows).bit == 0.0

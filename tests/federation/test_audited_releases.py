@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import scarcity_ray.gossip.step
+import scarcity_ray.gossip.protocol
 import scarcity_ray.layers.layer1
 import scarcity_ray.layers.layer2
 import scarcity_ray.plan.federation
@@ -164,7 +164,7 @@ def gossiped(states: np.ndarray, noise: Any, delta: float = DELTA) -> np.ndarray
         protocol = GossipProtocol(settings, plan, "a_basket_0", noise)
         ids = [f"c{i:02}" for i in range(len(rows))]
         protocol.exchange(protocol.test_drift(protocol.begin(ids, rows, 0, 0.0)), ids, 0.0)
-        released += [protocol._members.records[c].release.summary_vector[0] for c in ids]
+        released += [protocol._clients.by_client[c].release.summary_vector[0] for c in ids]
     return np.array(released)
 
 
@@ -186,7 +186,7 @@ def test_gossip_stays_below_its_claim(clients: int) -> None:
 def test_broken_gossip_is_exposed(broken: str, clients: int, monkeypatch: pytest.MonkeyPatch) -> None:
     claimed = make_plan(federation("mean")).gossip.mu_vector
     if broken == "clip skipped":
-        monkeypatch.setattr(scarcity_ray.gossip.step, "clip_rows", lambda rows, norms, clip_norm: rows)
+        monkeypatch.setattr(scarcity_ray.gossip.protocol, "clip_rows", lambda rows, norms, clip_norm: rows)
         bound = local_audit(clients, size=10.0)
     else:
         bound = local_audit(clients, factor=0.5 if broken == "noise halved" else 1 / 3)

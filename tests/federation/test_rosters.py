@@ -12,7 +12,7 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, PrivacyWarning, UsageError
 from scarcity_ray.actors.messages import Overtaken
-from scarcity_ray.directory.order_number import OrderNumber
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.secagg import Party
 

@@ -48,7 +48,7 @@ def test_what_was_signed_is_accepted_as_it_was_signed(fed: HierarchicalFederatio
     host = fed._runtime.peers.roles["basket:0"]  # type: ignore[attr-defined]
     basket = host._baskets["d_basket_0"]
     assert basket.states._meta["ann"].tolist() == [-0.5, 0.0]
-    assert basket._buffer.num_examples("d_basket_0", "ann") == 40
+    assert basket._buffer.num_examples("ann") == 40
 
 
 @pytest.mark.parametrize(

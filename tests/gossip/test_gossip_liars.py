@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray.config import GossipConfig, Layer1Config
-from scarcity_ray.gossip import GossipMessage, GossipProtocol, Received, Scene, Spread, mix
+from scarcity_ray.gossip import GossipMessage, GossipProtocol, MixingInput, Received, Spread, mix
 from scarcity_ray.gossip.delivery import Inboxes
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.privacy.sampling.noise import SeededNoise
@@ -116,7 +116,7 @@ def test_a_client_that_equivocates_moves_honest_clients_no_further_apart(mixing:
     plan = GossipPlan(math.inf, math.inf, 0.0, 0.0, 1.0, D, Layer1Config(byzantine_fraction=0.2))
     results = {}
     for name in (mixing, "average"):
-        scene = Scene(
+        scene = MixingInput(
             states=states,
             state_scales=np.ones(N),
             received=Received.of(vectors, index),

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from scipy import optimize, stats
 
 from scarcity_ray.config import AggregationMethod, Layer1Config
-from scarcity_ray.gossip import MIXINGS, Received, Scene, Spread, default_mixing, mix
-from scarcity_ray.gossip.excess import excess_error, trimmed_variance
-from scarcity_ray.gossip.mixing import EXCEED, tolerated_lies
+from scarcity_ray.gossip import MIXINGS, MixingInput, Received, Spread, default_mixing, mix
+from scarcity_ray.gossip.mixing import EXCEED, excess_error, tolerated_lies, trimmed_variance
 from scarcity_ray.plan import GossipPlan
 from scarcity_ray.robust import aggregate, least_rows
 
@@ -38,8 +37,8 @@ def scene(
     numbers: GossipPlan,
     num_members: int = 100,
     spread: Spread | None = None,
-) -> Scene:
-    return Scene(
+) -> MixingInput:
+    return MixingInput(
         states=states,
         state_scales=clip_scales(states, numbers.clip_norm),
         received=Received.of(list(vectors), index),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from scarcity_ray.gossip import estimate_spread
-from scarcity_ray.gossip.spread import DEPENDENCE, successive_differences
+from scarcity_ray.gossip.mixing import DEPENDENCE, successive_differences
 from scarcity_ray.plan import GossipPlan
 
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from scarcity_ray.config import AggregationMethod, Layer1Config
 from scarcity_ray.errors import TooFewUpdates, UsageError
-from scarcity_ray.layers import Layer1Aggregator
+from scarcity_ray.layers import Layer1Aggregator, Layer1Input
 from scarcity_ray.robust import clip_rows, column_blocks, row_norms, take_block
 
 CLIP = 1.5
@@ -142,10 +142,10 @@ def test_with_too_few_rows_it_refuses_and_never_weakens_itself(method):
 def test_f_is_a_fraction_of_the_members_not_of_the_rows():
     layer1 = Layer1Config(aggregation_method="krum", byzantine_fraction=0.2)
     rows = gaussian_rows(0, 8, 4, 1.0)
-    model = Layer1Aggregator(layer1).aggregate(rows, num_members=10)
+    model = Layer1Aggregator(layer1).aggregate_basket(Layer1Input(rows, num_members=10))
     assert (model.num_byzantine, model.n_members, model.confidence) == (2, 10, 0.8)
     with pytest.raises(TooFewUpdates):
-        Layer1Aggregator(layer1).aggregate(rows, num_members=20)
+        Layer1Aggregator(layer1).aggregate_basket(Layer1Input(rows, num_members=20))
     assert Layer1Aggregator(layer1).aggregate(rows).num_byzantine == 1
 
 
@@ -203,14 +203,16 @@ def test_a_basket_model_says_who_when_and_how_many():
     rows = gaussian_rows(0, 5, 3, 0.1)
     rows[3] += 50.0
     meta = np.array([0.25])
-    model = aggregator("multi_krum", 1).aggregate(
-        rows,
-        basket_id="health_basket_0",
-        client_ids=["a", "b", "c", "d", "e"],
-        num_members=8,
-        round_id=7,
-        timestamp=12.5,
-        meta=meta,
+    model = aggregator("multi_krum", 1).aggregate_basket(
+        Layer1Input(
+            rows,
+            basket_id="health_basket_0",
+            client_ids=["a", "b", "c", "d", "e"],
+            num_members=8,
+            round_id=7,
+            timestamp=12.5,
+            meta=meta,
+        )
     )
     assert (model.basket_id, model.n_contributors, model.round_id, model.timestamp) == (
         "health_basket_0",
@@ -228,7 +230,8 @@ def test_a_basket_model_says_who_when_and_how_many():
 
 
 def test_more_rows_than_members_are_no_more_than_full_confidence():
-    assert aggregator("mean").aggregate(gaussian_rows(0, 5, 3, 1.0), num_members=3).confidence == 1.0
+    given = Layer1Input(gaussian_rows(0, 5, 3, 1.0), num_members=3)
+    assert aggregator("mean").aggregate_basket(given).confidence == 1.0
 
 
 @pytest.mark.parametrize("method", [m.value for m in AggregationMethod])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray.config import AggregationMethod, Layer1Config
-from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 
 NAMES = [f"c{i:02d}" for i in range(24)]
 
@@ -26,8 +26,8 @@ def test_the_aggregate_is_bitwise_the_same_with_and_without_a_report(
         return
     config = Layer1Config(aggregation_method=method, pre=pre, num_byzantine=1)
     rows = rows_of(np.random.default_rng(0))
-    plain = Layer1Aggregator(config).aggregate(rows, client_ids=NAMES)
-    told = Layer1Aggregator(config).aggregate(rows, client_ids=NAMES, report=True)
+    plain = Layer1Aggregator(config).aggregate_basket(Layer1Input(rows, client_ids=NAMES))
+    told = Layer1Aggregator(config).aggregate_basket(Layer1Input(rows, client_ids=NAMES), report=True)
     assert plain.placings == {}
     assert told.aggregate.tobytes() == plain.aggregate.tobytes()
     assert list(told.placings) == NAMES
@@ -44,7 +44,11 @@ def test_what_was_trimmed_is_said_of_rules_that_trim() -> None:
     rows = rows_of(np.random.default_rng(0))
     for method, trims in (("trimmed_mean", True), ("median", True), ("bulyan", True), ("krum", False)):
         config = Layer1Config(aggregation_method=method, num_byzantine=1)
-        placings = Layer1Aggregator(config).aggregate(rows, client_ids=NAMES, report=True).placings
+        placings = (
+            Layer1Aggregator(config)
+            .aggregate_basket(Layer1Input(rows, client_ids=NAMES), report=True)
+            .placings
+        )
         assert {place.trimmed is not None for place in placings.values()} == {trims}
         if trims:
             assert placings["c03"].trimmed > 0.9

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray import ConfigError, HierarchicalFederationConfig, Layer1Aggregator, Layer1Config, make_plan
+from scarcity_ray.layers import Layer1Input
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.robust import Bucketing, CenteredClipping, aggregate
 
@@ -14,8 +15,8 @@ ROWS[:2] *= -10.0
 
 
 def of(**settings) -> np.ndarray:
-    return Layer1Aggregator(Layer1Config(clip_norm=100.0, num_byzantine=2, **settings)).aggregate(
-        ROWS, bucketing_seed=5
+    return Layer1Aggregator(Layer1Config(clip_norm=100.0, num_byzantine=2, **settings)).aggregate_basket(
+        Layer1Input(ROWS), bucketing_seed=5
     )
 
 

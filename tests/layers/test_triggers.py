@@ -4,8 +4,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from scarcity_ray.baskets import ReplayGuard, ReplayKey, TriggerEngine, TriggerReason, basket_due, global_due
 from scarcity_ray.config import BufferConfig, Layer2Config
+from scarcity_ray.layers import TriggerEngine, TriggerReason, basket_due, global_due
 
 CONFIG = BufferConfig(max_staleness=3, time_trigger_seconds=60.0)
 
@@ -92,34 +92,3 @@ def test_a_fired_trigger_is_given_once() -> None:
     assert engine.check_and_clear("b") is None
     assert engine.should_trigger("c", 0, 99.0) is None
     assert engine.check_and_clear("c") is None
-
-
-def test_the_replay_guard_checks_marks_and_clears() -> None:
-    guard = ReplayGuard()
-    key = ReplayKey("a", 3, b"digest")
-    assert guard.check(key)
-    guard.mark(key)
-    guard.mark(key)
-    assert not guard.check(key)
-    assert guard.check(key._replace(client_id="b"))
-    assert guard.check(key._replace(round_id=4))
-    assert guard.count("a", 3) == 1
-    assert guard.keys_of("a") == (key,)
-    guard.clear_round(3)
-    assert guard.check(key)
-    assert guard.count("a", 3) == 0
-
-
-def test_a_sequence_number_is_used_until_its_round_is_cleared() -> None:
-    guard = ReplayGuard()
-    key = ReplayKey("a", 3, b"digest", 7)
-    guard.mark(key)
-    assert guard.has_used("a", 3, 7)
-    assert not any(
-        guard.has_used(*other) for other in (("b", 3, 7), ("a", 4, 7), ("a", 3, 8), ("a", 3, None))
-    )
-    assert not guard.check(key._replace(sequence=8))
-    assert guard.keys_of("a") == (key,)
-    guard.clear_before(4)
-    assert not guard.has_used("a", 3, 7)
-    assert guard.check(key)

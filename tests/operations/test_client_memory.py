@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from scarcity_ray import FaultWarning, IdentityKeyPair, Rejection, sign_update
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY
-from scarcity_ray.baskets import ReplayKey, client_memory
+from scarcity_ray.baskets import client_memory
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
-from scarcity_ray.directory.order_number import OrderNumber
-from scarcity_ray.gossip import MemberRecord
+from scarcity_ray.baskets.update_buffer import ReplayKey
+from scarcity_ray.directory.records import OrderNumber
+from scarcity_ray.gossip import GossipState
 from tests.operations.stopping import IDS, ROWS, Scene, Stopper
 
 ENDS: dict[str, Callable[[Scene], Any]] = {
@@ -52,8 +53,8 @@ def test_leaving_and_coming_back_gains_nothing_whatever_ends(
     scene = scene_of()
     fed = scene.fed
     assert all(fed.submit_updates(IDS, ROWS))
-    standings = scene.role("basket:0")._baskets["c_basket_0"]._standings
-    standings.offend("c0", 0, b"malformed, and signed", since=0, most=1)
+    reputations = scene.role("basket:0")._baskets["c_basket_0"]._reputations
+    reputations.offend("c0", 0, b"malformed, and signed", since=0, most=1)
     fed.run_gossip_round()
     fed.unregister_client("c0")
     ENDS[end](scene)
@@ -64,8 +65,8 @@ def test_leaving_and_coming_back_gains_nothing_whatever_ends(
     assert client is not None
     assert client.trust_score == 0.5
     home = scene.role(f"basket:{scene.role(DIRECTORY)._slots[client.basket_id]}")._baskets[client.basket_id]
-    home._standings.offend("c0", 0, b"malformed, and signed", since=0, most=1)
-    assert home._standings.trust("c0") == 0.5, "held against it once, wherever it is"
+    home._reputations.offend("c0", 0, b"malformed, and signed", since=0, most=1)
+    assert home._reputations.trust("c0") == 0.5, "held against it once, wherever it is"
     # Not tested or released twice in the round, as soon as it has a state again.
     memory = scene.role(DIRECTORY)._memories.get("c0")
     assert (memory.gossip.tested_round, memory.gossip.released_round) == (0, 0)
@@ -119,7 +120,7 @@ def test_what_is_remembered_holds_no_value_of_an_update(scene_of: Callable[..., 
 
 keys = st.builds(ReplayKey, st.just("a"), st.integers(0, 9), st.binary(min_size=2, max_size=2))
 records = st.builds(
-    MemberRecord,
+    GossipState,
     tested_round=st.integers(-1, 9),
     released_round=st.integers(-1, 9),
     num_releases=st.integers(0, 9),
@@ -194,7 +195,7 @@ def test_a_leaver_whose_actor_dies_before_it_has_told_is_trusted_as_last_known(
         fed = scene.fed
         fed.unregister_client("c0")
         fed.register_client("c0", "c")
-        scene.role("basket:0")._baskets["c_basket_0"]._standings.offend("c0", 0, b"bad", since=0, most=1)
+        scene.role("basket:0")._baskets["c_basket_0"]._reputations.offend("c0", 0, b"bad", since=0, most=1)
         fed.get_stats()
         stopper = Stopper(fed)
         stopped = stopper.run(lambda fed=fed: fed.unregister_client("c0"), at)

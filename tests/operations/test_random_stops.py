@@ -77,7 +77,7 @@ def test_random_operations_with_stops_and_deaths(
     by_client: dict[tuple[str, int], int] = {}
     for members in scene.hosts():
         for basket in scene.role(members)._baskets.values():
-            for update in basket._buffer.get_basket_updates(basket.basket_id):
+            for update in basket._buffer.updates():
                 assert update.client_id in basket.members
                 key = update.client_id, update.round_id
                 by_client[key] = by_client.get(key, 0) + 1

@@ -21,7 +21,7 @@ from scarcity_ray.config import (
     Layer2Config,
 )
 from scarcity_ray.errors import ConfigError
-from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.layer2 import contribution
 from scarcity_ray.layers.meta_parameters import encode_report, mean_reports
 from scarcity_ray.plan import NOISE_TAIL, BasketFacts, FederationPlan, make_plan
@@ -55,12 +55,14 @@ def contributed(plan, sent, earlier, rows_at, now, reports, others=1):
     """
     norms = row_norms(sent)
     encoded = [encode_report(report, plan.config.meta_parameters) for report in reports]
-    model = Layer1Aggregator(plan.at(rows_at).config.layer1).aggregate(
-        clip_rows(sent, norms, earlier),
-        [3.0, *[1.0] * (len(sent) - 1)] if plan.config.layer1.aggregation_method == "weighted" else None,
-        num_members=len(sent),
-        meta=mean_reports(encoded, len(plan.config.meta_parameters)),
-        raw_norms=norms,
+    model = Layer1Aggregator(plan.at(rows_at).config.layer1).aggregate_basket(
+        Layer1Input(
+            clip_rows(sent, norms, earlier),
+            [3.0, *[1.0] * (len(sent) - 1)] if plan.config.layer1.aggregation_method == "weighted" else None,
+            num_members=len(sent),
+            meta=mean_reports(encoded, len(plan.config.meta_parameters)),
+            raw_norms=norms,
+        )
     )
     rest = [BasketFacts(f"b{i}", "", len(sent), len(sent), 0, 0.5) for i in range(others)]
     release = plan.at(now).release([model.facts("", len(sent)), *rest])

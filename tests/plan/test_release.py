@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, Layer2Config
-from scarcity_ray.layers.layer1 import Layer1Aggregator
+from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.layer2 import contribution
 from scarcity_ray.layers.meta_parameters import encode_report, mean_reports
 from scarcity_ray.plan import FLOAT32_SLACK, GRID_STEPS, NOISE_TAIL, BasketFacts, FederationPlan
@@ -41,12 +41,14 @@ def facts(basket="a", rows=5, members=5, f=1, domain="d", share=None):
 def encoded(plan, rows, reports=None, weights=None):
     """What basket a gives to the sum, as integers, with its release; basket b is there with other weight."""
     coordinates = [encode_report(report, plan.config.meta_parameters) for report in reports or []]
-    model = Layer1Aggregator(plan.config.layer1).aggregate(
-        rows,
-        weights,
-        basket_id="a",
-        num_members=len(rows),
-        meta=mean_reports(coordinates, len(plan.config.meta_parameters)),
+    model = Layer1Aggregator(plan.config.layer1).aggregate_basket(
+        Layer1Input(
+            rows,
+            weights,
+            basket_id="a",
+            num_members=len(rows),
+            meta=mean_reports(coordinates, len(plan.config.meta_parameters)),
+        )
     )
     other = facts("b", rows=2 * len(rows), members=2 * len(rows), f=0)
     release = plan.release([model.facts("d", len(rows)), other])
@@ -158,7 +160,7 @@ def test_a_hill_climb_does_not_beat_the_bound(method):
 
 def travelled(plan, rows):
     """The vector that Layer 2 would put on the grid, before weight and grid."""
-    model = Layer1Aggregator(plan.config.layer1).aggregate(rows, num_members=len(rows))
+    model = Layer1Aggregator(plan.config.layer1).aggregate_basket(Layer1Input(rows, num_members=len(rows)))
     return clip_vector(model.aggregate, plan.config.layer2.clip_norm).astype(np.float64)
 
 
@@ -258,8 +260,8 @@ def test_the_worst_vectors_and_the_noises_tail_do_not_overflow_the_ring(epsilon,
     half = 2 ** (release.ring_bits - 1)
     for rows in worst_vectors(3):
         reports = [encode_report({"rate": 5.0} if meta else None, plan.config.meta_parameters)]
-        model = Layer1Aggregator(plan.config.layer1).aggregate(
-            rows, meta=mean_reports(reports, 1 if meta else 0)
+        model = Layer1Aggregator(plan.config.layer1).aggregate_basket(
+            Layer1Input(rows, meta=mean_reports(reports, 1 if meta else 0))
         )
         parts = [contribution(model, b, release, plan) for b in ids]
         exact = sum(to_signed(part).astype(object) for part in parts)

@@ -32,7 +32,7 @@ from scarcity_ray import (
     UpdateBuffer,
     detect_outliers,
 )
-from scarcity_ray.baskets import ReplayKey
+from scarcity_ray.baskets.update_buffer import ReplayKey
 from scarcity_ray.layers import BasketModel
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 

@@ -154,3 +154,11 @@ def test_what_is_no_section_is_told_as_before(content, tmp_path):
     (tmp_path / "broken.yaml").write_text(f"name: mine\n{content}\n")
     with pytest.raises(ConfigError, match=f"^{content.split(':')[0]}: .* is not accepted"):
         load_run(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("text", ["[postgresql://ann:secret@db/x", "[postgresql://ann:secret@db/x]"])
+def test_an_override_that_is_refused_repeats_no_password(text):
+    for path in ("federation.ledger_path", "name.first"):
+        with pytest.raises(ConfigError) as refusal:
+            load_run(QUICKSTART, [f"{path}={text}"])
+        assert "secret" not in repr(refusal.value) + str(refusal.value)

@@ -7,25 +7,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from scarcity_ray.baskets.reports import Registered
-from scarcity_ray.config import AggregationMethod, Layer2Config
-from scarcity_ray.errors import ConfigError
+from scarcity_ray.baskets.reports import Backlog, Registered
+from scarcity_ray.forecast.shortage import SIGNING, ReleaseNeed, rows_needed, ways_for_few_members
 from scarcity_ray.layers.triggers import TriggerReason, basket_due, global_due
-from scarcity_ray.plan import FederationPlan, corrupt_of, make_plan, session_shape
-from scarcity_ray.plan.session import HIDDEN_AMONG
-
-NAMED = 10
-"""Absent clients of a basket that are named; the others are counted."""
-SIZES_LOOKED_AT = 1000
-"""Further members that are tried with a rule."""
-SIGNING = "`scarcity-ray roster sign`, then fed.sign_roster(...)"
-"""How an operator signs."""
+from scarcity_ray.plan import FederationPlan
 
 
 class Missing(StrEnum):
@@ -56,37 +46,10 @@ class Missing(StrEnum):
 
 
 @dataclass(frozen=True)
-class Backlog:
-    """What a basket has, as its actor tells it; nothing in it depends on private values.
-
-    Attributes:
-        basket_id: The basket.
-        domain_id: Its domain.
-        num_members: Its clients.
-        num_senders: Those with buffered updates.
-        absent: Up to `NAMED` of the others, sorted.
-        staleness: Rounds that the oldest buffered update lies back.
-        seconds: Since its last aggregation, or since its first update if there was none.
-        fresh: Whether it has an aggregate that is in no release yet.
-    """
-
-    basket_id: str
-    domain_id: str
-    num_members: int
-    num_senders: int
-    absent: tuple[str, ...]
-    staleness: int
-    seconds: float
-    fresh: bool
-
-
-@dataclass(frozen=True)
 class BasketWait:
     """What one basket waits for.
 
     Attributes:
-        basket_id: The basket.
-        missing: What it lacks.
         num_members: Its clients.
         num_senders: Those with updates that are in no aggregate yet.
         num_absent: The others.
@@ -116,7 +79,6 @@ class WaitingFor:
     """What the next global model waits for; ``str()`` says it to a newcomer.
 
     Attributes:
-        missing: What the release lacks.
         num_fresh: Baskets whose aggregate is in no release yet.
         least_baskets: Without which there is no release.
         wanted_baskets: Which make it due at once.
@@ -144,83 +106,6 @@ class WaitingFor:
         return {"text": str(self), **asdict(self), "missing": str(self.missing), "baskets": baskets}
 
 
-@dataclass(frozen=True)
-class _Need:
-    """How many baskets a release needs, and why.
-
-    Attributes:
-        layer2: Settings.
-        number: Baskets that are registered.
-        num_unsigned: Those that count as corrupt until they are signed for.
-        signed: Whether an operator signs rosters.
-    """
-
-    layer2: Layer2Config
-    number: int
-    num_unsigned: int
-    signed: bool
-
-    def least(self, number: int | None = None) -> int:
-        """Fresh baskets without which there is no release; if `number` were registered."""
-        if not self.layer2.use_secure_aggregation:
-            return self.layer2.min_baskets
-        parties = self.number if number is None else number
-        shape = session_shape(self.layer2, parties, registered=parties, unsigned=self.num_unsigned)
-        return max(self.layer2.min_baskets, shape.least_weighted)
-
-    @property
-    def binds(self) -> bool:
-        """Whether it is for the corrupt that so many are needed."""
-        return self.least() > self.layer2.min_baskets
-
-    @property
-    def why(self) -> str:
-        """The setting that asks for so many."""
-        if not self.binds:
-            return "layer2.min_baskets"
-        unsigned = f", and {self.num_unsigned} not signed for" if self.num_unsigned else ""
-        return (
-            f"{corrupt_of(self.layer2, self.number)} of the {self.number} registered may be corrupt, "
-            f"layer2.assumed_corrupt_fraction{unsigned}"
-        )
-
-    def ways(self, fresh: int, num_empty: int) -> Iterator[str]:
-        """What makes do with the fresh ones."""
-        if not self.binds:
-            return
-        signed = " (and have the next roster signed)" if self.signed else ""
-        if num_empty and self.least(self.number - num_empty) <= fresh:
-            yield (
-                "advance_round, until which a basket that has lost all its clients counts among those "
-                f"registered{signed}"
-            )
-        if self.num_unsigned:
-            yield f"sign the roster ({SIGNING})"
-        most = self._most_registered(fresh)
-        if most is not None:
-            hides = session_shape(self.layer2, most).hides
-            caution = "" if hides else ", too few to hide one from an aggregator that colludes with another"
-            yield (
-                f"close idle ones until {most} are registered (disband_basket where the domain has others, "
-                f"else unregister_client their clients, then advance_round){signed}{caution}"
-            )
-        if fresh >= self.layer2.min_baskets:
-            yield (
-                "set layer2.assumed_corrupt_fraction: 0, which protects no basket from an aggregator that "
-                "colludes with others"
-            )
-
-    def _most_registered(self, fresh: int) -> int | None:
-        """The most registered baskets with which so many fresh ones would do, if that takes closing some."""
-        if self.num_unsigned or fresh < self.layer2.min_baskets:
-            return None
-        for number in range(self.number - 1, fresh - 1, -1):
-            few_corrupt = corrupt_of(self.layer2, number) + HIDDEN_AMONG <= fresh
-            if (few_corrupt or number == fresh) and self.least(number) <= fresh:
-                return number
-        return None
-
-
 def waiting_for(
     plan: FederationPlan,
     backlogs: Sequence[Backlog],
@@ -245,7 +130,9 @@ def waiting_for(
     layer2 = plan.config.layer2
     if registered is None or not layer2.use_secure_aggregation:
         registered = Registered(len(backlogs), frozenset(backlog.basket_id for backlog in backlogs))
-    need = _Need(layer2, registered.number, registered.num_unsigned, plan.config.operator_key is not None)
+    need = ReleaseNeed(
+        layer2, registered.number, registered.num_unsigned, plan.config.operator_key is not None
+    )
     least = need.least()
     peopled = [backlog for backlog in backlogs if backlog.num_members]
     able = [backlog for backlog in backlogs if backlog.num_members or backlog.fresh]
@@ -363,9 +250,9 @@ def _due(plan: FederationPlan, backlog: Backlog) -> TriggerReason | None:
 
 def _too_few_members(plan: FederationPlan, backlog: Backlog) -> str:
     members, least = backlog.num_members, plan.least_rows(backlog.num_members)
-    ways = [*_more_members(plan, backlog), *_other_rules(plan, members)]
+    ways = ways_for_few_members(plan, members, backlog.domain_id)
     return (
-        f"{backlog.basket_id}: {_needs(plan, members)}, it has {members} "
+        f"{backlog.basket_id}: {rows_needed(plan, members)}, it has {members} "
         f"{'client' if members == 1 else 'clients'}, {least - members} too few: {', or '.join(ways)}."
     )
 
@@ -376,12 +263,12 @@ def _too_few_updates(plan: FederationPlan, backlog: Backlog) -> str:
     if senders and plan.least_rows(senders) <= senders:
         leave = ", or unregister_client those who are gone"
     return (
-        f"{backlog.basket_id}: {_needs(plan, members)}, {senders} of {members} clients have sent: have "
+        f"{backlog.basket_id}: {rows_needed(plan, members)}, {senders} of {members} clients have sent: have "
         f"{_names(backlog)} submit{leave}."
     )
 
 
-def _too_few_baskets(plan: FederationPlan, able: Sequence[Backlog], need: _Need, num_empty: int) -> str:
+def _too_few_baskets(plan: FederationPlan, able: Sequence[Backlog], need: ReleaseNeed, num_empty: int) -> str:
     ways = ["register clients in another domain"]
     large = [b.basket_id for b in able if (n := b.num_members // 2) and plan.least_rows(n) <= n]
     if large:
@@ -398,50 +285,6 @@ def _counted(number: int) -> str:
     return "1 basket has" if number == 1 else f"{number} baskets have"
 
 
-def _needs(plan: FederationPlan, members: int) -> str:
-    layer1, least, f = plan.config.layer1, plan.least_rows(members), plan.num_byzantine(members)
-    if least == layer1.min_updates and plan.rule_rows(f) < least:
-        return f"layer1.min_updates asks for {least} rows"
-    return f"{layer1.aggregation_method.value} with f = {f} needs {least} rows, one a client"
-
-
 def _names(backlog: Backlog) -> str:
     more = backlog.num_members - backlog.num_senders - len(backlog.absent)
     return ", ".join(backlog.absent) + (f" and {more} more" if more > 0 else "")
-
-
-def _more_members(plan: FederationPlan, backlog: Backlog) -> Iterator[str]:
-    """The fewest further clients with which the rule runs; f may grow with them."""
-    most = min(plan.config.basket.max_clients, backlog.num_members + SIZES_LOOKED_AT)
-    for size in range(backlog.num_members + 1, most + 1):
-        if plan.least_rows(size) <= size:
-            yield f"register {size - backlog.num_members} more in domain {backlog.domain_id}"
-            return
-
-
-def _other_rules(plan: FederationPlan, members: int) -> Iterator[str]:
-    """Other settings of Layer 1 with which so many members suffice, the gentlest; tried by the planner."""
-    config, layer1 = plan.config, plan.config.layer1
-    trusting = {"byzantine_fraction": 0.0, "num_byzantine": None, "num_selected": None}
-    candidates: list[dict[str, Any]] = [
-        trusting,
-        {**trusting, "aggregation_method": AggregationMethod.MEAN, "clipping_radius": None, "pre": ()},
-    ]
-    candidates += [{**candidate, "min_updates": members} for candidate in candidates]
-    for changes in candidates:
-        try:
-            tried = make_plan(replace(config, layer1=replace(layer1, **changes)))
-        except ConfigError:
-            continue
-        if tried.least_rows(members) <= members:
-            said = [
-                f"layer1.{name}: {value if not isinstance(value, AggregationMethod) else value.value}"
-                for name, value in changes.items()
-                if value is not None and value != () and value != getattr(layer1, name)
-            ]
-            caution = "" if math.isclose(layer1.byzantine_fraction, 0.0) else ", which stands no attacker"
-            yield f"set {' and '.join(said)}{caution}"
-            return
-
-
-__all__ = ["NAMED", "Backlog", "BasketWait", "Missing", "WaitingFor", "waiting_for"]

@@ -10,10 +10,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from scarcity_ray.baskets.reports import Registered
-from scarcity_ray.baskets.waiting import NAMED, Backlog, Missing, waiting_for
+from scarcity_ray.baskets.reports import NAMED, Backlog, Registered
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.federation.waiting import Missing, waiting_for
 from scarcity_ray.plan import FederationPlan, make_plan, session_shape
 from scarcity_ray.secagg import IdentityKeyPair
 
