@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 
 class ScarcityError(Exception):
     """Root of all errors that this package raises on purpose."""
@@ -64,3 +66,15 @@ class ScarcityWarning(UserWarning):
 
 class ModelWarning(ScarcityWarning):
     """A part of the model is carried, but not as its owner may believe."""
+
+
+def shown(value: object) -> str:
+    """A refused value as an error repeats it, cut short however large, nested or odd it is.
+
+    >>> shown(10**5000)
+    'something of type int'
+    """
+    try:
+        return reprlib.repr(value)[:80]
+    except Exception:
+        return f"something of type {type(value).__name__}"

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from scarcity_ray_client.errors import UsageError
+from scarcity_ray_client.errors import UsageError, shown
 from scarcity_ray_client.models import ModelCodec
 
 Model = TypeVar("Model")
@@ -82,7 +82,7 @@ class Client:
         if not holds:
             value = getattr(self, name)
             raise UsageError(
-                f"client {self.client_id!r:.80}: {name}: {value!r:.80} is not accepted; {accepted}"
+                f"client {shown(self.client_id)}: {name}: {shown(value)} is not accepted; {accepted}"
             )
 
 
@@ -117,7 +117,7 @@ class Trained(Generic[Model]):
         if (self.model is None) == (self.delta is None):
             raise UsageError("Trained takes either model= or delta=")
         if self.num_examples is not None and not (type(self.num_examples) is int and self.num_examples > 0):
-            raise UsageError(f"num_examples: {self.num_examples!r:.80} is not accepted; a positive int")
+            raise UsageError(f"num_examples: {shown(self.num_examples)} is not accepted; a positive int")
 
 
 class Workload(ABC, Generic[Model]):
@@ -242,7 +242,7 @@ def checked_metrics(metrics: object) -> dict[str, float]:
     for name, value in metrics.items():
         number = value.item() if getattr(value, "shape", None) == () else value
         if not _is_text(name) or not isinstance(number, int | float):
-            raise UsageError(f"metrics: {name!r:.80}: {value!r:.80} is not accepted; numbers by name")
+            raise UsageError(f"metrics: {shown(name)}: {shown(value)} is not accepted; numbers by name")
         read[name] = float(number) if abs(number) <= sys.float_info.max else math.inf
     return {name: number for name, number in read.items() if math.isfinite(number)}
 

@@ -38,6 +38,16 @@ def test_a_client_is_checked_as_it_is_made(name, value):
         assert "ward_3" in str(refused.value)
 
 
+def test_a_refused_value_is_told_of_however_large_or_nested_it_is():
+    nested: list = []
+    for _ in range(5000):
+        nested = [nested]
+    for name, value in (("num_examples", -(10**5000)), ("data", nested), ("data", {"x" * 10**6: Path()})):
+        with pytest.raises(UsageError, match=f"{name}: ") as refused:
+            Client(**{**GOOD, name: value})
+        assert len(str(refused.value)) < 300
+
+
 def test_a_client_has_what_it_was_given_and_travels():
     client = Client(
         "ward_3",

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from scarcity_ray_client.errors import ModelRefused
+from scarcity_ray_client.errors import ModelRefused, shown
 
 MOST_LEVELS = 64
 ROOT = "array"
@@ -36,7 +36,9 @@ def named_leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str
         raise ModelRefused(".".join(path[:4]) + "...", "unsupported", "it is nested too deep, or in itself")
     for key, child in inner:
         if not isinstance(key, str | int):
-            raise ModelRefused(".".join(path) or ROOT, "unsupported", f"the key {key!r:.80} is no str or int")
+            raise ModelRefused(
+                ".".join(path) or ROOT, "unsupported", f"the key {shown(key)} is no str or int"
+            )
         yield from named_leaves(child, (*path, str(key)))
 
 
