@@ -10,7 +10,9 @@ Counted is what a reader of the code has to follow:
   lambdas belong to whoever wrote them);
 * *files* that these stand in, and *changes of file*: calls whose file is not that of the call before;
 * *round trips*: messages to roles, from the driver and between roles; each would cross a process on Ray;
-* *asked again*: round trips beyond the first of one method of one role.
+* *asked again*: round trips beyond the first of one method of one role;
+* *to buffer*: such calls within one another from the operation to the deepest `UpdateBuffer.accept`, both
+  included; empty where nothing is buffered.
 
 ``--messages`` adds a row for each kind of message. ``n`` is the number of clients. The figures of the commit
 `BEFORE_AT` are there to compare with; calls change by some ten from run to run, as keys are drawn anew.
@@ -42,6 +44,7 @@ BEFORE_AT = "23073a8"
 BEFORE = {"submit_update": (89, 28), "maybe_aggregate": (4685, 88)}
 """Calls and files before the house was put in order."""
 OPERATIONS = ("submit_update", "maybe_aggregate")
+BUFFERED = "UpdateBuffer.accept"
 WIDTH = 58
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -54,10 +57,12 @@ class Trace:
     Attributes:
         files: The file of each call.
         messages: How often who sent which message: (sender, receiver, method) to its number.
+        to_buffer: Calls within one another until an update is buffered, at most.
     """
 
     files: list[str] = field(default_factory=list)
     messages: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    to_buffer: int = 0
 
     @property
     def changes_of_file(self) -> int:
@@ -80,10 +85,11 @@ def trace(operation: Callable[[], object]) -> Trace:
     def profile(frame: FrameType, event: str, _: object) -> None:
         if event == "return" and receivers and receivers[-1][0] is frame:
             receivers.pop()
-        code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(PACKAGE) or code.co_name.startswith("<"):
+        if event != "call" or not is_counted(frame):
             return
-        seen.files.append(code.co_filename)
+        seen.files.append(frame.f_code.co_filename)
+        if frame.f_code.co_qualname == BUFFERED:
+            seen.to_buffer = max(seen.to_buffer, depth(frame))
         if is_message(frame):
             receiver, method = addressed(frame)
             seen.messages[receivers[-1][1] if receivers else DRIVER, receiver, method] += 1
@@ -95,6 +101,21 @@ def trace(operation: Callable[[], object]) -> Trace:
     finally:
         sys.setprofile(None)
     return seen
+
+
+def is_counted(frame: FrameType) -> bool:
+    """Whether this is a named function or method of the package."""
+    return frame.f_code.co_filename.startswith(PACKAGE) and not frame.f_code.co_name.startswith("<")
+
+
+def depth(frame: FrameType) -> int:
+    """Counted calls that this one is within, itself included."""
+    number, at = 0, frame
+    while True:
+        number += is_counted(at)
+        if at.f_back is None:
+            return number
+        at = at.f_back
 
 
 def is_message(frame: FrameType) -> bool:
@@ -181,6 +202,7 @@ def rows(messages: bool = False) -> Iterator[Row]:
             "changes_of_file": seen.changes_of_file,
             "round_trips": seen.messages.total(),
             "asked_again": seen.asked_again,
+            "to_buffer": seen.to_buffer or "",
             "versus": f"{calls_before} calls in {files_before} files at {BEFORE_AT}",
             "ratio": calls / calls_before,
         }
@@ -196,7 +218,16 @@ def main() -> int:
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--messages", action="store_true", help="a row for each message, too")
     arguments = parser.parse_args()
-    columns = ("calls", "files", "changes_of_file", "round_trips", "asked_again", "ratio", "versus")
+    columns = (
+        "calls",
+        "files",
+        "changes_of_file",
+        "round_trips",
+        "asked_again",
+        "to_buffer",
+        "ratio",
+        "versus",
+    )
     if arguments.format == "table":
         print("  ".join(["".ljust(WIDTH), *columns]))
     for row in rows(arguments.messages):

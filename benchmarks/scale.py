@@ -80,7 +80,7 @@ def opened(runtime: str, most: int = 100) -> Iterator[tuple[HierarchicalFederati
 def ray_clock(federation: HierarchicalFederation) -> Callable[[], float]:
     import ray
 
-    from scarcity_ray.runtime.ray_handles import find_actor
+    from scarcity_ray.runtime.ray_runtime import find_actor
 
     place: Any = federation._runtime
 
@@ -148,11 +148,11 @@ def measure(part: str, runtime: str, count: int) -> list[Row]:
                 lambda: [federation.offer_update(c, row) for c, row in zip(ids, rows, strict=True)],
             )
             return done
-        session = federation._session
+        driver = federation._driver
         note("submit", clock, lambda: submit(federation, ids, rows))
         note("gossip", clock, federation.run_gossip_round)
-        note("layer1", clock, lambda: session.run_layer1(None, force=False))
-        note("layer2", clock, lambda: session.run_layer2(force=False))
+        note("layer1", clock, lambda: driver.run_layer1(None, force=False))
+        note("layer2", clock, lambda: driver.run_layer2(force=False))
         if federation.get_global_model() is None:
             raise RuntimeError(f"nothing was released: {federation.get_stats()}")
         return done

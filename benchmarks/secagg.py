@@ -327,11 +327,11 @@ def release_on_one_host(n: int, d: int) -> tuple[float, int]:
     with HierarchicalFederation(config, runtime="local") as federation:
         federation.register_clients(clients)
         federation.submit_updates([client for client, _ in clients], np.full((2 * n, d), 0.01))
-        federation._session.run_layer1(None, True)
+        federation._driver.run_layer1(None, True)
         IdentityKeyPair.verify_with = staticmethod(counting)  # type: ignore[method-assign, assignment]
         try:
             start = time.process_time()
-            outcome = federation._session.run_layer2(True)
+            outcome = federation._driver.run_layer2(True)
             seconds = time.process_time() - start
         finally:
             IdentityKeyPair.verify_with = staticmethod(verify)  # type: ignore[method-assign]

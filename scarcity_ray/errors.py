@@ -34,7 +34,12 @@ as its user may believe, is a warning, given once by each federation::
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 from scarcity_ray_client.errors import MessageRefused, ScarcityError, ScarcityWarning, UsageError
+
+_PACKAGE = f"{__name__.partition('.')[0]}."
 
 
 class ConfigError(ScarcityError, ValueError):
@@ -174,6 +179,14 @@ class FaultWarning(ScarcityWarning):
     """A role died and came back; the text says what was lost with it, and what to do."""
 
 
+def warn_caller(message: str, category: type[ScarcityWarning]) -> None:
+    """Warn, in the name of the line outside this package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
 __all__ = [
     "ActorLost",
     "ClippingWarning",
@@ -197,4 +210,5 @@ __all__ = [
     "SecureAggregationAborted",
     "TooFewUpdates",
     "UsageError",
+    "warn_caller",
 ]

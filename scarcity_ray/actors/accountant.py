@@ -16,6 +16,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.ledger.budget import DurableBudget
 from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
-from scarcity_ray.runtime.rpc import Role
+from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray.secagg.identity import IdentityKeyPair
 
 
@@ -35,17 +36,12 @@ class Accountant(Role):
 
     Args:
         path: The ledger's file on this node, or its database's URL.
-        name: What people call the federation, if they do.
-        total_epsilon: The budget.
-        total_delta: The budget.
         gossip_share: Share of the budget set aside for each client's gossip.
-        accounting: What the ledger adds up.
         mu_reserved: What a release is charged, 0 where none is made: once it does not fit, all is read-only.
         must_exist: Whether the federation is known to have a ledger there already.
         incarnation: Of the federation, where its accountant comes back; None where it is opened.
         take_over: Whether to take the ledger from a federation that lives.
         known_heads: Hashes that were the ledger's head at some time, each with the role that says so.
-        private_folder: Whether the ledger's folder must be this user's alone.
         operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: anybody may renew.
             A ledger that keeps one is opened with that one only.
     """
@@ -96,9 +92,10 @@ class Accountant(Role):
         """Charge one Layer 2 release; the answer is durable."""
         budget = self._opened(now)
         try:
-            return budget.charge_release(charge_id, mu, now=now, details=details)
+            charge = budget.charge_release(charge_id, mu, now=now, details=details)
         except LedgerTakenOver as error:
             return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
+        return replace(charge, is_last=budget.read_only_reason(self._mu_reserved) != "")
 
     def void_release(self, charge_id: str, now: float, details: dict[str, Any]) -> bool:
         """Refuse a release for good unless it was charged; whether it is refused. The answer is durable."""
@@ -123,19 +120,28 @@ class Accountant(Role):
             return (), budget.head_hash, str(error)
         return allowed, budget.head_hash, ""
 
+    @query
+    def read_only_reason(self, now: float) -> str:
+        """Why nothing more is released; empty while a release fits."""
+        return self._opened(now).read_only_reason(self._mu_reserved)
+
+    @query
     def status(self, now: float) -> BudgetStatus:
         """What is left and what was spent."""
         return self._opened(now).status(self._mu_reserved)
 
+    @query
     def budget_period(self, now: float) -> int:
         """0, and one more for each renewal: what clients sign their updates for."""
         return self._opened(now).period
 
+    @query
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
         budget = self._opened(now)
         return (0.0, 0.0) if budget.status(self._mu_reserved).read_only else budget.remaining(client_id)
 
+    @query
     def was_charged(self, client_id: str, now: float) -> bool:
         """Whether a client's own gossip was ever charged."""
         return self._opened(now).was_charged(client_id)

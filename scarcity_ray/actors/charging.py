@@ -29,10 +29,6 @@ from scarcity_ray.runtime.rpc import Call, Peers
 class BasketCharges:
     """One basket actor's charges.
 
-    Args:
-        slot: The actor's number.
-        peers: The other roles.
-
     Attributes:
         ledger_head: The ledger's head as the last answer told it; empty before the first.
         read_only_reason: Why the accountant charges nothing any more, as it said last; empty while it does.
@@ -40,6 +36,7 @@ class BasketCharges:
 
     def __init__(self, slot: int, peers: Peers) -> None:
         self._slot = slot
+        self._name = basket_actor(slot)
         self._peers = peers
         self._incarnation = uuid.uuid4().hex
         self.ledger_head = ""
@@ -63,11 +60,11 @@ class BasketCharges:
             kind: ``drift`` or ``vector``.
             clients: By basket.
             mu: What one message is charged.
-            sigma: Of its noise, for the record.
-            round_id: Likewise.
+            sigma: Of its noise, for the record, as the round is.
+            round_id: Current round.
             now: Seconds since the epoch.
         """
-        ids = tuple(sorted(Counter(client for basket in clients.values() for client in basket)))
+        ids = tuple(sorted({client for basket in clients.values() for client in basket}))
         if not ids:
             return frozenset()
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
@@ -81,55 +78,36 @@ class BasketCharges:
     def release(self, charge_id: str, mu: float, now: float) -> None:
         """Make sure that a session's release is charged, before any share is given.
 
-        Args:
-            charge_id: The name of the session's charge.
-            mu: What it must be charged.
-            now: Seconds since the epoch.
-
         Raises:
             ProtocolViolation: If it does not fit.
             ActorLost: If the accountant does not answer.
         """
-        name = basket_actor(self._slot)
-        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": name})
+        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": self._name})
         charge = asked.send(self._peers, ACCOUNTANT).result()
         self.ledger_head = charge.head_hash
         if not charge.allowed:
-            raise ProtocolViolation(f"{name}: nothing is charged for this session")
+            raise ProtocolViolation(f"{self._name}: nothing is charged for this session")
 
     def void(self, charge_id: str, now: float) -> bool:
         """Have a release refused for good, so that nobody gives a share of it; whether it is.
 
-        Args:
-            charge_id: The name of the session's charge.
-            now: Seconds since the epoch.
-
-        Returns:
-            False if it was charged, so that it may be unmasked, or may have been.
+        It is not if it was charged, so that it may be unmasked, or may have been.
 
         Raises:
             ActorLost: If the accountant does not answer.
         """
-        details = {"asked_by": basket_actor(self._slot)}
-        asked = Call(Accountant.void_release, charge_id, now, details)
+        asked = Call(Accountant.void_release, charge_id, now, {"asked_by": self._name})
         return asked.send(self._peers, ACCOUNTANT).result()
 
     def is_spent(self, now: float) -> bool:
         """Whether the accountant says that the budget is spent."""
-        return Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result().read_only
+        return Call(Accountant.read_only_reason, now).send(self._peers, ACCOUNTANT).result() != ""
 
 
 def charged_gossip(
     baskets: Mapping[str, Basket], plan: GossipPlan, charges: BasketCharges, round_id: int, now: float
 ) -> dict[str, int]:
     """One gossip round in every basket, with one charge of each kind for all; delivered messages a basket.
-
-    Args:
-        baskets: By id.
-        plan: The numbers of gossip.
-        charges: Of the actor that holds them.
-        round_id: Current round.
-        now: Seconds since the epoch.
 
     Raises:
         ActorLost: If the accountant does not answer; nothing was drawn or sent, and the same call may be

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -35,7 +35,7 @@ from scarcity_ray.directory.records import FIRST_TRUST, OrderNumber
 from scarcity_ray.directory.roster import SlotLoads
 from scarcity_ray.errors import UsageError
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import Role
+from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
 from scarcity_ray.secagg.identity import PUBLIC_BYTES
 
@@ -62,11 +62,8 @@ class Directory(Role):
         no_epoch_is_made_halfway_through_an_operation: While one is pending, the roster stays as it is.
 
     Args:
-        identity: The federation's own facts.
         num_slots: Basket actors to fill evenly; more are asked for only with ``runtime.baskets_per_actor``.
-        now: Seconds since the epoch.
         recovered: What the basket actors know, coming back after it was lost.
-        faults: What was lost with roles that died before.
     """
 
     def __init__(
@@ -109,18 +106,18 @@ class Directory(Role):
         if recovered is not None:
             self._restore(recovered)
 
+    @query
     def whereabouts(self, known: str | None = None) -> Whereabouts | News:
         """Round, live baskets and basket actors; the news alone if they are those of the version `known`."""
         version = f"{self._incarnation}/{self._changes}"
         if known == version:
-            return self.news()
+            return self._news()
         if self._told is None or self._told.version != version:
             places = tuple(self._place(basket_id) for basket_id in self._manager.live_basket_ids())
             self._told = Whereabouts(self._round_id, places, len(self._loads), version)
-        return replace(self._told, news=self.news())
+        return replace(self._told, news=self._news())
 
-    def news(self) -> News:
-        """What every driver is told."""
+    def _news(self) -> News:
         return News(self._pending, next(reversed(self._faults), None))
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
@@ -128,14 +125,17 @@ class Directory(Role):
         for fault in faults:
             self._faults.setdefault(fault.fault_id, fault)
 
+    @query
     def faults(self) -> tuple[Fault, ...]:
         """What was lost with roles that died, oldest first."""
         return tuple(self._faults.values())
 
+    @query
     def current_round(self) -> int:
         """The round, alone: what is asked once an update must not tell of all baskets."""
         return self._round_id
 
+    @query
     def locate(self, client_ids: Sequence[str]) -> Located:
         """Basket and slot of each client that is registered."""
         found: dict[str, tuple[str, int]] = {}
@@ -143,7 +143,7 @@ class Directory(Role):
             basket_id = self._manager.get_client_basket(client_id)
             if basket_id is not None:
                 found[client_id] = basket_id, self._slots[basket_id]
-        return Located(found, self.news())
+        return Located(found, self._news())
 
     def count_unknown(self, count: int) -> None:
         """Count updates of clients that are not registered."""
@@ -176,9 +176,7 @@ class Directory(Role):
             self._settle(basket_id)
             joined[basket_id].append(member.client_id)
             baskets.append(basket_id)
-        admissions = tuple(
-            Admission(self._place(b), tuple(self._member(c) for c in ids)) for b, ids in joined.items()
-        )
+        admissions = tuple(self._admission(b, ids) for b, ids in joined.items())
         return self._begin(Operation(self._order(OperationKind.REGISTER), admissions), tuple(baskets))
 
     def unregister(self, client_id: str, now: float) -> Begun[bool]:
@@ -189,7 +187,8 @@ class Directory(Role):
         basket_id = self._manager.get_client_basket(client_id)
         if basket_id is None:
             return Begun(None, answer=False)
-        trust = self._trust(client_id)
+        info = self._manager.get_client(client_id)
+        trust = FIRST_TRUST if info is None else info.trust_score
         self._manager.remove_client(client_id)
         self._keys.pop(client_id, None)
         self._examples.pop(client_id, None)
@@ -218,11 +217,11 @@ class Directory(Role):
         known = self._chain.known()
         return Registry(self._chain.since(since), endorsements, known, draft, self._number.life)
 
+    @query
     def registered(self, signs: bool) -> Registered:
         """Who counts as registered in the next release; asking begins no epoch.
 
-        Args:
-            signs: Whether who asks holds the operator's key, and so signs each roster as it comes.
+        Whoever holds the operator's key (`signs`) signs each roster as it comes.
         """
         parties, newest = self._parties(), self._chain.newest
         if newest is None or signs or not self._is_signed:
@@ -248,7 +247,7 @@ class Directory(Role):
         self._tick(now)
         basket_id = self._manager.resolve(basket_id)
         halves = self._manager.split_basket(basket_id)
-        return self._begin(self._rehousing(OperationKind.SPLIT, basket_id), halves)
+        return self._begin(self._migration(OperationKind.SPLIT, basket_id), halves)
 
     def disband(self, basket_id: str, now: float) -> Begun[None]:
         """Close a basket; its clients go to others of their domain.
@@ -262,7 +261,7 @@ class Directory(Role):
             return Begun(None)
         basket_id = self._manager.resolve(basket_id)
         self._manager.disband_basket(basket_id)
-        return self._begin(self._rehousing(OperationKind.DISBAND, basket_id), None)
+        return self._begin(self._migration(OperationKind.DISBAND, basket_id), None)
 
     def advance_round(self, now: float) -> Begun[int]:
         """Begin the next round, whose number is the answer; emptied baskets are removed."""
@@ -310,7 +309,9 @@ class Directory(Role):
             for slot, keys in identities.items():
                 self.record_identities(slot, keys)
             self._memories.note(memories)
-            self._forget_closed(pending)
+            for place in pending.closed:  # A basket's id is never used again.
+                self._slots.pop(place.basket_id, None)
+                self._identities.pop(place.basket_id, None)
             self._pending = None
             self._done.append(order.operation_id)
         return Closing(order.operation_id in self._done)
@@ -326,13 +327,9 @@ class Directory(Role):
             self._pending = replace(self._pending, order=order)
 
     def record_identities(self, slot: int, identities: Mapping[str, bytes]) -> None:
-        """Note the public keys under which baskets sign in secure aggregation.
+        """Note the public keys under which baskets sign in secure aggregation, as the actor of a slot says.
 
-        An actor speaks for the baskets that live in its slot; what it says of others is ignored.
-
-        Args:
-            slot: Of the actor that stated them.
-            identities: Ed25519 public bytes by basket.
+        It speaks for the baskets that live in its slot; what it says of others is ignored.
         """
         own = {
             basket_id: key
@@ -344,20 +341,16 @@ class Directory(Role):
         for basket_id in own:
             self._dead.pop(basket_id, None)
 
+    @query
     def resolve(self, basket_id: str) -> BasketPlace:
         """The place of a basket, named by its id or by a domain that has one basket."""
         return self._place(self._manager.resolve(basket_id))
 
+    @query
     def slot_state(self, slot: int) -> SlotState:
         """Everything that a basket actor must be told that starts, or comes back, empty."""
         baskets = [b for b in self._manager.live_basket_ids() if self._slots[b] == slot]
-        admissions = tuple(
-            Admission(
-                self._place(basket_id),
-                tuple(self._member(c) for c in sorted(self._manager.get_basket_clients(basket_id))),
-            )
-            for basket_id in baskets
-        )
+        admissions = tuple(self._admission(b, sorted(self._manager.get_basket_clients(b))) for b in baskets)
         number = replace(self._number, count=self._number.count + 1)
         if self._pending is not None:
             number = self._pending.order.number
@@ -383,21 +376,25 @@ class Directory(Role):
                 if self._manager.is_live(basket_id):
                     self._manager.touch_basket(basket_id, at=at)
 
+    @query
     def client(self, client_id: str, now: float) -> ClientInfo | None:
         """What is known of a client."""
         self._tick(now)
         return self._manager.get_client(client_id)
 
+    @query
     def basket(self, basket_id: str, now: float) -> BasketInfo | None:
         """What is known of a basket."""
         self._tick(now)
         return self._manager.get_basket(basket_id)
 
+    @query
     def stale_baskets(self, threshold: float | None, now: float) -> list[str]:
         """Baskets without activity for `threshold` seconds (the configured ones by default)."""
         self._tick(now)
         return list(self._manager.get_stale_baskets(threshold))
 
+    @query
     def stats(self, now: float) -> dict[str, Any]:
         """The manager's statistics, the round, and each live basket's status and size."""
         self._tick(now)
@@ -420,11 +417,8 @@ class Directory(Role):
     def _restore(self, recovered: Recovered) -> None:
         for admission in recovered.admissions:
             place = admission.place
-            self._manager.restore_basket(
-                place.basket_id,
-                place.domain_id,
-                [(m.client_id, m.domain_id, m.features) for m in admission.members],
-            )
+            members = [(m.client_id, m.domain_id, m.features) for m in admission.members]
+            self._manager.restore_basket(place.basket_id, place.domain_id, members)
             for member in admission.members:
                 self._manager.record_trust(member.client_id, member.trust)
             self._slots[place.basket_id] = place.slot
@@ -457,16 +451,6 @@ class Directory(Role):
         self._number = replace(self._number, count=self._number.count + 1)
         return self._number
 
-    def _forget_closed(self, operation: Operation) -> None:
-        """Forget the places of baskets that have closed; their ids are never used again."""
-        for place in operation.closed:
-            self._slots.pop(place.basket_id, None)
-            self._identities.pop(place.basket_id, None)
-
-    def _trust(self, client_id: str) -> float:
-        info = self._manager.get_client(client_id)
-        return FIRST_TRUST if info is None else info.trust_score
-
     def _tick(self, now: float) -> None:
         self._now = max(self._now, now)
 
@@ -476,15 +460,13 @@ class Directory(Role):
         known = self._manager.get_client(member.client_id)
         if known is None:
             return
+        where = ""
         if known.domain_id != member.domain_id:
-            raise UsageError(
-                f"client {member.client_id!r} is registered in domain {known.domain_id!r}; "
-                "unregister it first"
-            )
-        if self._keys.get(member.client_id) != member.public_key:
-            raise UsageError(
-                f"client {member.client_id!r} is registered under another key; unregister it first"
-            )
+            where = f"in domain {known.domain_id!r}"
+        elif self._keys.get(member.client_id) != member.public_key:
+            where = "under another key"
+        if where:
+            raise UsageError(f"client {member.client_id!r} is registered {where}; unregister it first")
 
     def _settle(self, basket_id: str) -> None:
         """Give a new basket its actor: the emptiest, or a new one if each may hold only so many."""
@@ -493,29 +475,20 @@ class Directory(Role):
             self._changes += 1
 
     def _place(self, basket_id: str) -> BasketPlace:
-        return BasketPlace(
-            basket_id=basket_id,
-            domain_id=self._manager.domain_of(basket_id) or "",
-            slot=self._slots[basket_id],
-            identity=self._identities.get(basket_id, b""),
-        )
+        domain_id, key = self._manager.domain_of(basket_id) or "", self._identities.get(basket_id, b"")
+        return BasketPlace(basket_id, domain_id, self._slots[basket_id], key)
+
+    def _admission(self, basket_id: str, clients: Iterable[str]) -> Admission:
+        return Admission(self._place(basket_id), tuple(map(self._member, clients)))
 
     def _member(self, client_id: str) -> Member:
         info, key = self._manager.get_client(client_id), self._keys.get(client_id)
-        memory = self._memories.get(client_id)
         if info is None:
             return Member(client_id, "", key)
-        return Member(
-            client_id=client_id,
-            domain_id=info.domain_id,
-            public_key=key,
-            features=info.features,
-            trust=info.trust_score,
-            num_examples=self._examples.get(client_id),
-            memory=memory,
-        )
+        examples, memory = self._examples.get(client_id), self._memories.get(client_id)
+        return Member(client_id, info.domain_id, key, info.features, info.trust_score, examples, memory)
 
-    def _rehousing(self, kind: OperationKind, closed: str) -> Operation:
+    def _migration(self, kind: OperationKind, closed: str) -> Operation:
         self._loads.remove(self._slots[closed])
         self._changes += 1
         moved: dict[str, list[str]] = defaultdict(list)
@@ -530,5 +503,5 @@ class Directory(Role):
             closing=closing,
             homes={client_id: homes[b] for b in targets for client_id in moved[b]},
         )
-        admissions = tuple(Admission(homes[b], tuple(self._member(c) for c in moved[b])) for b in targets)
+        admissions = tuple(self._admission(b, moved[b]) for b in targets)
         return Operation(order, admissions, closed=(closing,))

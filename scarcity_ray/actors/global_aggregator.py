@@ -1,7 +1,15 @@
 """The global aggregator: the server's side of secure aggregation, and the place where central noise is added.
 
-One release, in order: have each basket state and sign its public facts; run the session until the masked
-inputs are in; charge the accountant, durably; only then ask for unmask shares; draw the noise once; release.
+The phases of one release, in order:
+
+1. *gather facts*: which baskets are there and fresh; the trigger and the budget say whether to go on;
+2. *pin facts*: each basket signs its facts for this attempt;
+3. *agree*: the release's numbers and the session's shape follow from these;
+4. *advertise*, *share keys*, *mask*, *confirm*: the session until its inputs are in (`secure_session`);
+5. *charge* the accountant, durably;
+6. *unmask*: only now are unmask shares asked for;
+7. *release*: noise is drawn once.
+
 An abort before the charge costs nothing, keeps the baskets' aggregates and is retried at the next call, as
 another session. Once charged, a session is not repeated, since who has masked cannot know that nobody
 unmasks: what fails after that costs the charge and the aggregates. Where noise comes in shares
@@ -17,49 +25,57 @@ Guarantees:
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scarcity_ray.actors import signed_facts
 from scarcity_ray.actors.accountant import Accountant
-from scarcity_ray.actors.basket_host import BasketHost
-from scarcity_ray.actors.messages import BasketPlace, Layer2Outcome
-from scarcity_ray.actors.names import ACCOUNTANT, basket_actor
-from scarcity_ray.actors.secure_session import PartyCalls, SecureSession
-from scarcity_ray.actors.session_terms import SessionTerms, agreement_hash
+from scarcity_ray.actors.basket import BasketHost
+from scarcity_ray.actors.messages import BasketPlace
+from scarcity_ray.actors.names import ACCOUNTANT
+from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureSession
+from scarcity_ray.actors.session_terms import LastRelease, SessionTerms, agreement_hash, session_numbers
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
-from scarcity_ray.errors import ActorLost, ConfigError, SecureAggregationAborted
+from scarcity_ray.errors import ConfigError, ProtocolViolation, SecureAggregationAborted
 from scarcity_ray.layers.layer2 import decode_clip_norm, decode_meta, noised_mean
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.triggers import global_due
 from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.privacy.sampling.noise import NoiseSource
-from scarcity_ray.runtime.rpc import Call, Peers, Role
+from scarcity_ray.runtime.rpc import Call, Peers, Role, query
 from scarcity_ray.secagg import Party, Roster, SessionContext
 from scarcity_ray.secagg.transcript import DIGEST_BYTES
 
 SHOWN = 5
 """Latest aborts and violations that the statistics show."""
-HISTORY = 16
-"""Past global models that are kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer2Outcome:
+    """What Layer 2 did.
+
+    Attributes:
+        reason: What triggered it, or why there is none.
+        read_only: Whether the budget is spent.
+        dropped: Baskets that took part and dropped out.
+        aborted: Whether a session ended without a release.
+    """
+
+    model: GlobalMetaModel | None
+    reason: str
+    read_only: bool = False
+    lost_roles: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    aborted: bool = False
 
 
 class GlobalAggregator(Role):
-    """Layer 2 as a role.
-
-    Args:
-        plan: The federation's numbers.
-        federation_id: The federation.
-        peers: The other roles.
-        noise: Where the central noise comes from.
-        entropy: Where session ids come from.
-        latest: The last release, coming back after it was lost.
-    """
+    """Layer 2 as a role; one that comes back after it was lost is given the last release."""
 
     def __init__(
         self,
@@ -76,36 +92,34 @@ class GlobalAggregator(Role):
         self._peers = peers
         self._noise = noise
         self._entropy = entropy
-        self._models: list[GlobalMetaModel] = [] if latest is None else [latest]
+        self._last = LastRelease(plan, latest)
         self._attempt = 0
         self._started_at: float | None = None
         self._aborts: list[str] = []
         self._aborted: str | None = None
         self._violations: list[str] = []
 
+    @query
     def latest(self) -> GlobalMetaModel | None:
         """The last release."""
-        return self._models[-1] if self._models else None
+        return self._last.model
 
+    @query
     def ledger_heads(self) -> tuple[str, ...]:
         """Hashes that the ledger must hold: the last release was charged under it."""
-        return (self._models[-1].ledger_head,) if self._models else ()
+        return () if self._last.model is None else (self._last.model.ledger_head,)
 
-    def history(self) -> tuple[GlobalMetaModel, ...]:
-        """The last releases, oldest first."""
-        return tuple(self._models)
-
+    @query
     def stats(self) -> dict[str, Any]:
         """Releases, baskets in the last, why sessions ended without one, and since when one is waited for."""
-        version = self._models[-1].version if self._models else 0
         return {
-            "n_layer2_aggregations": version,
-            "n_baskets": self._models[-1].n_baskets if self._models else 0,
+            "n_layer2_aggregations": self._last.version,
+            "n_baskets": 0 if self._last.model is None else self._last.model.n_baskets,
             "n_layer2_aborts": len(self._aborts),
             "aborts": self._aborts[-SHOWN:],
             "n_layer2_violations": len(self._violations),
             "violations": self._violations[-SHOWN:],
-            "since": self._models[-1].timestamp if self._models else self._started_at,
+            "since": self._since,
             "aborted": self._aborted,
         }
 
@@ -131,180 +145,158 @@ class GlobalAggregator(Role):
         """
         if self._started_at is None:
             self._started_at = now
-        reports, lost = self._reports(places, now)
-        fresh = [facts for facts in reports if facts.fresh]
-        active = [facts for facts in reports if facts.num_members >= self._plan.config.basket.min_clients]
-        last = self._models[-1].timestamp if self._models else self._started_at
-        layer2 = self._plan.config.layer2
-        reason: str | None = global_due(len(fresh), len(active), now - last, layer2)
-        if force and len(fresh) >= layer2.min_baskets:
-            reason = "forced"
-        if reason is None:
-            return Layer2Outcome(
-                None, f"{len(fresh)} of {len(active)} active baskets are fresh", lost_roles=lost
-            )
-        status = Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result()
-        if status.read_only:
-            return Layer2Outcome(None, status.read_only_reason, read_only=True, lost_roles=lost)
-        present = {facts.basket_id for facts in reports}
-        parties = sorted(
-            (p for p in places if p.basket_id in present and p.identity), key=lambda p: p.basket_id
-        )
-        waits = self._waits(len(fresh), roster, parties)
-        if waits:
-            return Layer2Outcome(None, waits, lost_roles=lost)
-        return self._release(parties, roster, round_id, str(reason), now, lost)
-
-    def _release(
-        self,
-        invited: Sequence[BasketPlace],
-        roster: Roster | None,
-        round_id: int,
-        reason: str,
-        now: float,
-        lost: tuple[str, ...],
-    ) -> Layer2Outcome:
-        occasion = self._occasion(round_id, roster)
-        stated, calls = self._stated(invited, occasion)
-        lost = (*lost, *calls.lost_roles)
-        parties = [place for place in invited if place.basket_id in stated]
-        missing = tuple(place.basket_id for place in invited if place.basket_id not in stated)
+        calls = PartyCalls(places, self._peers)
         try:
-            terms = self._terms(parties, stated, roster, occasion)
+            outcome = self._attempt_release(calls, places, round_id, force, now, roster)
         except SecureAggregationAborted as abort:
-            return self._abort(abort, lost)
-        facts = {party: said.facts for party, said in stated.items()}
-        release = terms.release
-        least = self._shape(release, roster).least_weighted
-        session = SecureSession(terms, parties, self._peers, least)
+            self._aborted = abort.reason
+            self._aborts.append(abort.reason)
+            outcome = Layer2Outcome(None, abort.reason, aborted=True)
+        finally:
+            self._violations.extend(calls.violations)
+        return replace(outcome, lost_roles=tuple(calls.lost_roles))
+
+    def _attempt_release(
+        self,
+        calls: PartyCalls,
+        places: Sequence[BasketPlace],
+        round_id: int,
+        force: bool,
+        now: float,
+        roster: Roster | None,
+    ) -> Layer2Outcome:
+        """All phases, in order.
+
+        Raises:
+            SecureAggregationAborted: If no session can begin, or too few of its parties stay.
+        """
+        facts = self._gather_facts(calls, places, now)
+        is_due, reason = self._trigger(facts.values(), force, now)
+        if not is_due:
+            return Layer2Outcome(None, reason)
+        if spent := Call(Accountant.read_only_reason, now).send(self._peers, ACCOUNTANT).result():
+            return Layer2Outcome(None, spent, read_only=True)
+        there = [place for place in places if place.basket_id in facts and place.identity]
+        invited = sorted(there, key=lambda place: place.basket_id)
+        if waits := self._waits(facts.values(), _registered(roster, invited)):
+            return Layer2Outcome(None, waits)
+        occasion = self._occasion(round_id, roster)
+        stated = self._pin_facts(calls, invited, occasion)
+        parties = [place for place in invited if place.basket_id in stated]
+        release, shape = self._agree(parties, stated, roster)
+        terms = self._terms(parties, stated, occasion, release, shape)
+        session: SecureSession | PlainSession
+        kind = SecureSession if terms.masked else PlainSession
+        session = kind(terms, list(stated), calls, shape.least_weighted)
         try:
             survivors = session.collect()
-            counted = [b for b in survivors if release.weights[b] > 0.0]
             charge = self._charge(terms, survivors, now)
             if not charge.allowed:
-                return Layer2Outcome(None, charge.reason or "refused", read_only=True, lost_roles=lost)
+                return Layer2Outcome(None, charge.reason or "refused", read_only=True)
             ring_sum = session.unmask(now)
-        except SecureAggregationAborted as abort:
-            return self._abort(abort, (*lost, *session.lost_roles))
         finally:
             session.end()
-            self._violations.extend(session.violations)
-        vector, sigma = noised_mean(ring_sum, release, survivors, self._noise, f"layer2/{self._version}")
-        model = GlobalMetaModel(
-            aggregate=vector[: self._plan.config.vector_dim].astype(np.float32),
-            n_baskets=len(counted),
-            n_clients_total=sum(facts[b].num_rows for b in counted),
-            round_id=round_id,
-            timestamp=now,
-            privacy_spent=charge.epsilon_spent,
-            version=self._version,
-            noise_sigma=sigma,
-            meta_params=decode_meta(vector, self._round_plan),
-            ledger_head=charge.head_hash,
-            clip_norm=decode_clip_norm(vector, release, self._plan),
-        )
-        self._models = [*self._models[-HISTORY + 1 :], model]
-        self._aborted = None
-        dropped = missing + tuple(p.basket_id for p in parties if p.basket_id not in survivors)
-        return Layer2Outcome(model, reason, self._spent(now), (*lost, *session.lost_roles), dropped)
+        model = self._release(ring_sum, terms, survivors, charge, now)
+        dropped = tuple(p.basket_id for p in invited if p.basket_id not in survivors)
+        return Layer2Outcome(model, reason, read_only=charge.is_last, dropped=dropped)
 
-    def _waits(self, num_fresh: int, roster: Roster | None, parties: Sequence[BasketPlace]) -> str:
+    def _gather_facts(
+        self, calls: PartyCalls, places: Sequence[BasketPlace], now: float
+    ) -> dict[str, BasketFacts]:
+        """The facts of the baskets that answer, by which a release is due or not.
+
+        They are asked again in `_pin_facts`: each signature is for one attempt, and most calls begin none.
+        """
+        facts: dict[str, BasketFacts] = {}
+        asked = [place.basket_id for place in places]
+
+        def take(party: str, said: Any) -> None:
+            if type(said) is not BasketFacts:
+                raise ProtocolViolation(f"the facts of {party!r} are missing or malformed")
+            facts[party] = said
+
+        calls.phase(asked, lambda batch: Call(BasketHost.facts, batch, now), take)
+        return facts
+
+    def _trigger(self, facts: Collection[BasketFacts], force: bool, now: float) -> tuple[bool, str]:
+        """Whether a release is due, and what makes it so, or what it waits for."""
+        layer2 = self._plan.config.layer2
+        fresh = sum(said.fresh for said in facts)
+        active = sum(said.num_members >= self._plan.config.basket.min_clients for said in facts)
+        if force and fresh >= layer2.min_baskets:
+            return True, "forced"
+        since = self._since
+        reason = global_due(fresh, active, 0.0 if since is None else now - since, layer2)
+        return reason is not None, str(reason or f"{fresh} of {active} active baskets are fresh")
+
+    def _waits(self, facts: Collection[BasketFacts], registered: Collection[str]) -> str:
         """Why no session is worth beginning with so many fresh baskets, or nothing."""
         layer2 = self._plan.config.layer2
         if not layer2.use_secure_aggregation:
             return ""
-        registered = _registered(roster, [place.basket_id for place in parties])
-        return session_shape(layer2, len(registered), registered=len(registered)).too_few(num_fresh)
-
-    def _abort(self, abort: SecureAggregationAborted, lost: tuple[str, ...]) -> Layer2Outcome:
-        self._aborts.append(abort.reason)
-        self._aborted = abort.reason
-        return Layer2Outcome(None, abort.reason, lost_roles=lost, aborted=True)
-
-    def _spent(self, now: float) -> bool:
-        """Whether no further release fits; an accountant that is lost now answers before the next one."""
-        try:
-            return Call(Accountant.status, now).send(self._peers, ACCOUNTANT).result().read_only
-        except ActorLost:
-            return False
-
-    @property
-    def _round_plan(self) -> FederationPlan:
-        """The plan at the clip norm that the last release told."""
-        told = self._models[-1].clip_norm if self._models else None
-        return self._plan if told is None else self._plan.at(told)
-
-    @property
-    def _version(self) -> int:
-        return self._models[-1].version + 1 if self._models else 1
+        shape = session_shape(layer2, len(registered), registered=len(registered))
+        return shape.too_few(sum(said.fresh for said in facts))
 
     def _occasion(self, round_id: int, roster: Roster | None) -> Occasion:
         self._attempt += 1
-        told = self._models[-1] if self._models else None
-        distributed = self._plan.config.layer2.distribute_to_baskets
         return Occasion(
             federation_id=self._federation_id,
             session_id=self._entropy(16),
             round_id=round_id,
             attempt=self._attempt,
             roster=bytes(DIGEST_BYTES) if roster is None else roster.digest(),
-            ledger_head=told.ledger_head if told is not None and distributed else "",
+            ledger_head=self._last.ledger_head,
         )
 
-    def _stated(
-        self, invited: Sequence[BasketPlace], occasion: Occasion
-    ) -> tuple[dict[str, SignedFacts], PartyCalls]:
+    def _pin_facts(
+        self, calls: PartyCalls, invited: Sequence[BasketPlace], occasion: Occasion
+    ) -> dict[str, SignedFacts]:
         """What each party that is invited states of itself; who states nothing valid is left out."""
-        calls = PartyCalls(invited, self._peers)
-        said = calls.facts(occasion)
         stated: dict[str, SignedFacts] = {}
-        for place in invited:
-            party = place.basket_id
-            if party not in said:
-                continue
-            refusal = signed_facts.refusal(party, place.identity, said[party], occasion, self._plan)
-            if refusal:
-                calls.violations.append(refusal)
-            else:
-                stated[party] = said[party]
-        self._violations.extend(calls.violations)
-        return stated, calls
+        keys = {place.basket_id: place.identity for place in invited}
+
+        def take(party: str, said: Any) -> None:
+            if refusal := signed_facts.refusal(party, keys[party], said, occasion, self._plan):
+                raise ProtocolViolation(refusal)
+            stated[party] = said
+
+        calls.phase(keys, lambda batch: Call(BasketHost.sign_facts, occasion, batch), take)
+        return stated
+
+    def _agree(
+        self, parties: Sequence[BasketPlace], stated: Mapping[str, SignedFacts], roster: Roster | None
+    ) -> tuple[ReleasePlan, SessionShape]:
+        """The numbers that follow from what the parties have stated, which each of them computes itself.
+
+        Raises:
+            SecureAggregationAborted: If no session can begin with them.
+        """
+        if len(parties) < self._plan.config.layer2.min_baskets:
+            raise SecureAggregationAborted(f"{len(parties)} baskets stated their facts for this session")
+        facts = [stated[place.basket_id].facts for place in parties]
+        try:
+            release, shape = session_numbers(facts, self._last.plan, _registered(roster, parties))
+        except ConfigError as error:
+            raise SecureAggregationAborted(str(error)) from None
+        if refusal := shape.refusal(len(parties) - release.num_idle):
+            raise SecureAggregationAborted(refusal)
+        return release, shape
 
     def _terms(
         self,
         parties: Sequence[BasketPlace],
         stated: Mapping[str, SignedFacts],
-        roster: Roster | None,
         occasion: Occasion,
+        release: ReleasePlan,
+        shape: SessionShape,
     ) -> SessionTerms:
-        """What the parties are told, all of which follows from what they have stated.
-
-        Raises:
-            SecureAggregationAborted: If no session can begin with them.
-        """
-        layer2 = self._plan.config.layer2
-        latest = self._models[-1].aggregate if self._models else np.zeros(0, np.float32)
-        registered = _registered(roster, [place.basket_id for place in parties])
-        if len(parties) < layer2.min_baskets:
-            raise SecureAggregationAborted(f"{len(parties)} baskets stated their facts for this session")
-        try:
-            release = self._round_plan.release(
-                [stated[place.basket_id].facts for place in parties],
-                registered=len(registered),
-                unsigned=sum(place.basket_id not in registered for place in parties),
-            )
-        except ConfigError as error:
-            raise SecureAggregationAborted(str(error)) from None
-        shape = self._shape(release, roster)
-        refusal = shape.refusal(len(parties) - release.num_idle)
-        if refusal:
-            raise SecureAggregationAborted(refusal)
+        """What the parties are told."""
         context = SessionContext(
             federation_id=self._federation_id,
             session_id=occasion.session_id,
             round_id=occasion.round_id,
             attempt=occasion.attempt,
-            model_hash=agreement_hash(latest, release),
+            model_hash=agreement_hash(self._last.aggregate, release),
             dimension=release.length,
             ring_bits=release.ring_bits,
             threshold=shape.threshold,
@@ -314,21 +306,7 @@ class GlobalAggregator(Role):
             roster=occasion.roster,
             facts=signed_facts.facts_digest(stated, occasion),
         )
-        return SessionTerms(context, release, dict(stated), layer2.use_secure_aggregation)
-
-    def _shape(self, release: ReleasePlan, roster: Roster | None) -> SessionShape:
-        """The shape of a session of the release's parties; without masks nobody is hidden."""
-        layer2 = self._plan.config.layer2
-        if not layer2.use_secure_aggregation:
-            layer2 = replace(layer2, assumed_corrupt_fraction=0.0)
-        registered = _registered(roster, release.weights)
-        return session_shape(
-            layer2,
-            len(release.weights),
-            registered=len(registered),
-            idle=release.num_idle,
-            unsigned=sum(basket not in registered for basket in release.weights),
-        )
+        return SessionTerms(context, release, dict(stated), self._plan.config.layer2.use_secure_aggregation)
 
     def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float) -> Charge:
         release, context = terms.release, terms.context
@@ -347,25 +325,41 @@ class GlobalAggregator(Role):
         charge = Call(Accountant.charge_release, terms.charge_id, release.mu, now, details)
         return charge.send(self._peers, ACCOUNTANT).result()
 
-    def _reports(
-        self, places: Sequence[BasketPlace], now: float
-    ) -> tuple[list[BasketFacts], tuple[str, ...]]:
-        by_slot: dict[int, list[str]] = defaultdict(list)
-        for place in places:
-            by_slot[place.slot].append(place.basket_id)
-        asked = Call(BasketHost.reports, now)
-        calls = {slot: asked.send(self._peers, basket_actor(slot)) for slot in sorted(by_slot)}
-        facts: list[BasketFacts] = []
-        lost: list[str] = []
-        for slot, call in calls.items():
-            try:
-                reports = call.result()
-            except ActorLost:
-                lost.append(basket_actor(slot))
-                continue
-            facts.extend(reports[b].facts for b in by_slot[slot] if b in reports)
-        return sorted(facts, key=lambda f: f.basket_id), tuple(lost)
+    def _release(
+        self,
+        ring_sum: NDArray[Any],
+        terms: SessionTerms,
+        survivors: Sequence[str],
+        charge: Charge,
+        now: float,
+    ) -> GlobalMetaModel:
+        """Noise the sum once; what comes of it is public from here on."""
+        release = terms.release
+        counted = [basket for basket in survivors if release.weights[basket] > 0.0]
+        version = self._last.version + 1
+        vector, sigma = noised_mean(ring_sum, release, survivors, self._noise, f"layer2/{version}")
+        model = GlobalMetaModel(
+            aggregate=vector[: self._plan.config.vector_dim].astype(np.float32),
+            n_baskets=len(counted),
+            n_clients_total=sum(terms.facts[basket].facts.num_rows for basket in counted),
+            round_id=terms.context.round_id,
+            timestamp=now,
+            privacy_spent=charge.epsilon_spent,
+            version=version,
+            noise_sigma=sigma,
+            meta_params=decode_meta(vector, self._last.plan),
+            ledger_head=charge.head_hash,
+            clip_norm=decode_clip_norm(vector, release, self._plan),
+        )
+        self._last.model, self._aborted = model, None
+        return model
+
+    @property
+    def _since(self) -> float | None:
+        """When the last release was made, or else the first was asked for."""
+        return self._started_at if self._last.model is None else self._last.model.timestamp
 
 
-def _registered(roster: Roster | None, parties: Collection[str]) -> Collection[str]:
-    return parties if roster is None else roster.keys()
+def _registered(roster: Roster | None, places: Sequence[BasketPlace]) -> Collection[str]:
+    """Ids of the registered baskets."""
+    return [place.basket_id for place in places] if roster is None else roster.keys()

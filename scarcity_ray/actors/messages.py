@@ -1,4 +1,4 @@
-"""What the roles and the driver tell each other; plain frozen data."""
+"""What the directory, the basket actors and drivers tell each other of who is where; plain frozen data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from scarcity_ray.baskets import Receipt
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.directory.records import OrderNumber
-from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import Endorsement, IdentityKeyPair, Roster
 from scarcity_ray.secagg.transcript import encode
@@ -26,8 +24,6 @@ class BasketPlace:
     """Where a basket lives.
 
     Attributes:
-        basket_id: The basket.
-        domain_id: Its domain.
         slot: Number of the basket actor that holds it.
         identity: Ed25519 public bytes of the basket's key, once its actor has made one.
     """
@@ -70,7 +66,6 @@ class Order:
     Attributes:
         number: Calls of a lower number than the actor has heard of are refused: their operation is over.
         operation_id: Stays the same when a directory that came back begins the operation again.
-        kind: What it is.
         closing: The basket that its clients leave, where it is a split or a disband.
         homes: Their new baskets, by client.
         round_id: The new round, where it is one.
@@ -89,11 +84,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Overtaken:
-    """A basket actor's answer to a call of an operation that it knows to be over.
-
-    Attributes:
-        number: The lowest that it still obeys.
-    """
+    """A basket actor's answer to a call of an operation that is over: the lowest that it still obeys."""
 
     number: OrderNumber
 
@@ -141,7 +132,7 @@ class Closing:
     """The directory's answer to the word that an operation's steps are done, or were overtaken.
 
     Attributes:
-        stands: Whether the operation is done; if not, nobody who lives knows that it was begun.
+        stands: Whether it is done; if not, nobody who lives knows that it was begun.
         again: The same operation, begun again by a directory that came back.
     """
 
@@ -151,12 +142,7 @@ class Closing:
 
 @dataclass(frozen=True)
 class Fault:
-    """A role that died.
-
-    Attributes:
-        fault_id: One and the same for one death, whoever notes it.
-        loss: What was lost with it, and what to do, in a sentence.
-    """
+    """A death, under one id whoever notes it: what was lost with the role, and what to do, in a sentence."""
 
     fault_id: str
     loss: str
@@ -166,9 +152,7 @@ class Fault:
 class News:
     """What every driver is told when it asks the directory for something else.
 
-    Attributes:
-        pending: An operation to finish first.
-        last_fault: Id of the last fault that was noted.
+    It finishes what is pending first, and asks for the faults if it has not heard of the last.
     """
 
     pending: Operation | None = None
@@ -180,8 +164,6 @@ class SlotState:
     """What the directory knows of one basket actor, for one that starts in its place.
 
     Attributes:
-        admissions: Its baskets and their members.
-        memories: Of clients that left it.
         number: The lowest order that it must obey.
         order: Of the operation that is pending, whose effects are in the rest.
         baskets: What it had, one that is being closed included.
@@ -197,48 +179,19 @@ class SlotState:
 
 
 @dataclass(frozen=True, eq=False)
-class HostState:
-    """What one basket actor knows, for a directory that comes back empty.
-
-    Attributes:
-        round_id: Its round.
-        number: From now on it obeys no lower order.
-        order: The last operation that it took part in.
-        admissions: Its baskets and their members.
-        memories: Of clients that left it.
-        rosters: The newest epochs of the roster that it has pinned.
-        endorsements: Of baskets that are not signed for yet.
-        proofs: By each of its baskets, a signature that it lives here (`BasketPlace.holding`), 64 bytes.
-        closed: By each basket on the roster that was here, a signature that it has closed (`closed`).
-    """
-
-    round_id: int
-    number: OrderNumber
-    order: Order | None = None
-    admissions: tuple[Admission, ...] = ()
-    memories: tuple[ClientMemory, ...] = ()
-    rosters: tuple[Roster, ...] = ()
-    endorsements: tuple[Endorsement, ...] = ()
-    proofs: Mapping[str, bytes] = field(default_factory=dict)
-    closed: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
 class FederationIdentity:
     """What stays the same for a federation's whole life; a second driver reads it from the directory.
 
     Attributes:
         federation_id: Random, made with the ledger and kept in it; empty until that is open.
-        config: Its settings.
         ledger_path: The ledger's file on `ledger_node`, or its database's URL.
         ledger_node: The node that the accountant must run on; None: any, for the ledger is in a database.
-        noise: Where privacy noise comes from.
         name: What people call it, if they do.
         incarnation: How often a federation was opened on the ledger, this time included; 0 until it is.
         run: That opening's random number, which clients sign their updates for; 0 until it is open.
         private_ledger: Whether the ledger's folder must be this user's alone.
         actors_key: Held by drivers and basket actors alone: what tells an actor another one
-            (`actors.parcels`).
+            (`actors.migration`).
     """
 
     federation_id: str
@@ -258,9 +211,6 @@ class Whereabouts:
     """Round, live baskets and basket actors at one moment, and what else a driver should know.
 
     Attributes:
-        round_id: Current round.
-        places: All live baskets.
-        num_slots: Basket actors that there are.
         version: Another one whenever anything above has changed, or the directory was made anew.
         news: What else the driver should know, which has no part in the version.
     """
@@ -274,12 +224,7 @@ class Whereabouts:
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """Where clients are.
-
-    Attributes:
-        routes: Basket and slot of each client that is registered.
-        news: What else the driver should know.
-    """
+    """Basket and slot of each client that is registered, and what else the driver should know."""
 
     routes: dict[str, tuple[str, int]]
     news: News
@@ -307,59 +252,6 @@ class Registry:
     def newest(self) -> Roster | None:
         """The newest roster."""
         return self.rosters[-1] if self.rosters else None
-
-
-@dataclass(frozen=True)
-class PartyKnowledge:
-    """What a basket actor answers when it is told who is registered.
-
-    Attributes:
-        version: Of the last release that was distributed to it; 0 for none.
-        keys: Its own baskets' identity keys.
-        epoch: Of the roster that it has pinned; 0 for none.
-        refusal: Why it went no further, or nothing.
-        overtaken: If the roster was of a directory that it obeys no longer: the lowest order that it obeys.
-    """
-
-    version: int
-    keys: dict[str, bytes]
-    epoch: int
-    refusal: str = ""
-    overtaken: OrderNumber | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class SubmissionResult:
-    """A basket actor's answer to a batch of updates.
-
-    Attributes:
-        receipts: One an update, in order.
-        due: Baskets whose Layer 1 is due.
-    """
-
-    receipts: tuple[Receipt, ...]
-    due: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Layer2Outcome:
-    """What Layer 2 did.
-
-    Attributes:
-        model: The new global model, if there is one.
-        reason: What triggered it, or why there is none.
-        read_only: Whether the budget is spent.
-        lost_roles: Basket actors that did not answer.
-        dropped: Baskets that took part and dropped out.
-        aborted: Whether a session ended without a release.
-    """
-
-    model: GlobalMetaModel | None
-    reason: str
-    read_only: bool = False
-    lost_roles: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    aborted: bool = False
 
 
 def closed(basket_id: str) -> bytes:

@@ -8,7 +8,7 @@ from scarcity_ray.runtime.rpc import RoleName
 
 if TYPE_CHECKING:
     from scarcity_ray.actors.accountant import Accountant
-    from scarcity_ray.actors.basket_host import BasketHost
+    from scarcity_ray.actors.basket import BasketHost
     from scarcity_ray.actors.directory import Directory
     from scarcity_ray.actors.global_aggregator import GlobalAggregator
 

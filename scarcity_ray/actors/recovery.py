@@ -10,7 +10,7 @@ takes up where the last operation left them:
   it is told that the operation is void, and asks again. One that several baskets claim must register again;
 * what was done before the last operation, its order says: whoever asked for it may hear so late;
 * of an operation that no actor has heard of nothing was done, and nothing will be: as they are asked, the
-  actors stop obeying the directory that died (`basket_host.BasketHost.step_down`).
+  actors stop obeying the directory that died (`actors.basket.BasketHost.step_down`).
 
 No one actor is believed in what is another's. It says which baskets are in its own slot; a basket that two
 claim is that one's which signs for it with the key on the roster. What a closing basket's clients do says the
@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from scarcity_ray.actors.messages import (
     Admission,
     BasketPlace,
-    HostState,
     Operation,
     OperationKind,
     Order,
@@ -42,14 +41,36 @@ from scarcity_ray.secagg.roster import KEPT, is_sound
 
 
 @dataclass(frozen=True, eq=False)
+class HostState:
+    """What one basket actor knows, for a directory that comes back empty.
+
+    Attributes:
+        number: From now on it obeys no lower order.
+        order: The last operation that it took part in.
+        rosters: The newest epochs of the roster that it has pinned.
+        endorsements: Of baskets that are not signed for yet.
+        proofs: By each of its baskets, a signature that it lives here (`BasketPlace.holding`), 64 bytes.
+        closed: By each basket on the roster that was here, a signature that it has closed (`closed`).
+    """
+
+    round_id: int
+    number: OrderNumber
+    order: Order | None = None
+    admissions: tuple[Admission, ...] = ()
+    memories: tuple[ClientMemory, ...] = ()
+    rosters: tuple[Roster, ...] = ()
+    endorsements: tuple[Endorsement, ...] = ()
+    proofs: Mapping[str, bytes] = field(default_factory=dict)
+    closed: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class Recovered:
     """What a directory begins its next life with.
 
     Attributes:
-        round_id: Current round.
         number: Its orders come after this one.
         admissions: The baskets and their members, sorted; a client is in one of them at most.
-        memories: Of clients that left.
         done: Ids of operations that are known to be done.
         pending: The operation to begin again; its number is the directory's to give.
         rosters: The newest epochs of the roster that most of them have pinned, and what follows from it.
@@ -76,11 +97,7 @@ class Recovered:
 
 
 def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
-    """Put together what the basket actors know.
-
-    Args:
-        by_slot: What all basket actors that are there say.
-    """
+    """Put together what all basket actors that are there say."""
     states = [state for _, state in sorted(by_slot.items())]
     round_id = max((state.round_id for state in states), default=0)
     number = max((state.number for state in states), default=OrderNumber())
@@ -226,6 +243,3 @@ def _housed(
         ),
         tuple(strays),
     )
-
-
-__all__ = ["Recovered", "recovered_from"]

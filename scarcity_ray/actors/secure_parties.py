@@ -1,118 +1,94 @@
-"""A basket actor's side of the sessions of secure aggregation: its baskets' participants."""
+"""A basket actor's side of secure aggregation: its baskets as parties, phase by phase.
+
+`SecureParties` is told who is registered and what was released last (by drivers), has each basket state its
+facts for an attempt, and takes part in one attempt at a time with those baskets whose terms hold.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
 from scarcity_ray.actors import signed_facts
-from scarcity_ray.actors.session_terms import SessionTerms
+from scarcity_ray.actors.charging import BasketCharges
+from scarcity_ray.actors.messages import operator_key_of
+from scarcity_ray.actors.session_terms import LastRelease, SessionTerms, check_types, least_weighted
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.baskets.basket import Basket
-from scarcity_ray.errors import ActorLost, ConfigError, LedgerError, ProtocolViolation, UsageError
+from scarcity_ray.directory.records import OrderNumber
+from scarcity_ray.errors import ActorLost, LedgerError, ProtocolViolation, UsageError
 from scarcity_ray.layers.layer2 import add_share, contribution
 from scarcity_ray.layers.models import BasketModel
-from scarcity_ray.plan import FederationPlan, ReleasePlan, session_shape
+from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import (
     Advert,
     Confirmation,
+    Endorsement,
+    Inbox,
     MaskedInput,
     Participant,
     PublicView,
     Roster,
     RosterChain,
-    SessionContext,
+    UnmaskShares,
 )
+
+T = TypeVar("T")
+
+Answers: TypeAlias = dict[str, T | ProtocolViolation]
+"""What each party says in a phase, or why it says nothing."""
 
 
 @dataclass(frozen=True)
-class Belief:
-    """What a basket actor knows of a session by itself, from drivers and its own state.
+class PartyKnowledge:
+    """What a basket actor answers when it is told who is registered.
 
     Attributes:
-        plan: The federation's numbers after the last release that it was told of.
-        chain: The rosters that it has pinned.
-        ledger_head: Of that release; empty for none.
-        model_hash: Hash of the model that the session starts from; None where releases are not distributed.
+        version: Of the last release that was distributed to it; 0 for none.
+        epoch: Of the roster that it has pinned; 0 for none.
+        refusal: Why it went no further, or nothing.
+        overtaken: If the roster was of a directory that it obeys no longer: the lowest order that it obeys.
     """
 
-    plan: FederationPlan
-    chain: RosterChain
-    ledger_head: str = ""
-    model_hash: bytes | None = None
-
-    @property
-    def known(self) -> Mapping[str, bytes]:
-        """Identity keys of who may take part."""
-        return self.chain.known()
+    version: int
+    keys: dict[str, bytes]
+    epoch: int
+    refusal: str = ""
+    overtaken: OrderNumber | None = None
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """What a basket has stated for an attempt.
-
-    Attributes:
-        stated: Its signed facts.
-        model: The aggregate that they are about, that very one; None for a basket without a fresh one.
-    """
+    """What a basket has stated for an attempt, and the very aggregate that it is about, if it has one."""
 
     stated: SignedFacts
     model: BasketModel | None
 
 
-class HostedSession:
-    """The participants of one session that live in this actor, and what they contributed.
-
-    Args:
-        terms: What the global aggregator says of the session.
-        plan: The federation's numbers.
-        noise: Where shares of noise come from.
-        opened_at: Seconds since the epoch.
-    """
+class Attempt:
+    """One attempt at a session: this actor's participants, and what they have handed in to the sum."""
 
     def __init__(
-        self, terms: SessionTerms, plan: FederationPlan, noise: NoiseSource, opened_at: float
+        self,
+        terms: SessionTerms,
+        plan: FederationPlan,
+        noise: NoiseSource,
+        opened_at: float,
+        least_weighted: int = 0,
     ) -> None:
         self.terms = terms
+        self.session_id = terms.session_id
         self.opened_at = opened_at
+        self.participants: dict[str, Participant] = {}
+        self.handed_in: dict[str, BasketModel] = {}
         self._plan = plan
         self._noise = noise
-        self.participants: dict[str, Participant] = {}
-        self.contributed: dict[str, BasketModel | None] = {}
-        self.handed_in: dict[str, BasketModel] = {}
-        self.least_weighted = plan.config.layer2.min_baskets
-
-    def open(
-        self, party: str, basket: Basket, frozen: Frozen | None, belief: Belief, view: PublicView
-    ) -> Advert:
-        """Make a basket's participant and its advert.
-
-        Args:
-            party: The basket's id.
-            basket: It.
-            frozen: What it said of itself for this attempt, and of which aggregate.
-            belief: What this actor knows by itself.
-            view: What it has checked of this attempt, for all its baskets.
-
-        Raises:
-            ProtocolViolation: If the session is not one that the basket may join.
-        """
-        self.pin(party, basket, frozen)
-        participant = Participant(
-            self.terms.context,
-            party,
-            basket.identity,
-            guard=basket.guard,
-            known_parties=belief.known,
-            model_hash=belief.model_hash,
-            view=view,
-        )
-        self.participants[party] = participant
-        return participant.advertise()
+        self._least_weighted = least_weighted
+        self._contributed: dict[str, BasketModel | None] = {}
 
     def pin(self, party: str, basket: Basket, frozen: Frozen | None) -> None:
         """Fix what the party will contribute; the noise is scaled to the facts that it has stated.
@@ -124,50 +100,46 @@ class HostedSession:
         if frozen is None or self.terms.facts.get(party) != frozen.stated:
             raise ProtocolViolation(f"the session misstates the facts of basket {party!r}")
         if frozen.stated.facts != basket.facts() or frozen.model is not basket.latest.fresh:
-            raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
-        self.contributed[party] = frozen.model
+            raise _changed(party)
+        self._contributed[party] = frozen.model
 
-    def hand_in(self, party: str, basket: Basket) -> None:
-        """Note that the party's aggregate goes into the session's sum.
+    def hand_in(self, party: str, basket: Basket) -> NDArray[Any]:
+        """Note that the party's aggregate goes into the session's sum; its part of that sum, in the ring.
+
+        Where noise comes in shares the part holds one. A share is drawn anew whenever this is called, so once
+        an attempt. Of an attempt that was aborted the global aggregator keeps the masked inputs, and these
+        tell it nothing of input or share: the self mask on each is the keystream of a seed made for this
+        attempt, whose shares are given out as it unmasks alone, after which the attempt is not repeated. So
+        of all attempts at a release one noised sum is learned, and its shares are independent of whatever
+        else was ever masked.
 
         Raises:
-            ProtocolViolation: If it was replaced, discarded or handed in since the session froze it.
+            ProtocolViolation: If the aggregate was replaced, discarded or handed in since the session froze
+                it.
         """
-        model = self.contributed.get(party)
-        if model is None:
-            return
-        if model is not basket.latest.fresh:
-            raise ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
-        basket.latest.hand_in(model)
-        self.handed_in[party] = model
+        model = self._contributed[party]
+        if model is not None:
+            if model is not basket.latest.fresh:
+                raise _changed(party)
+            basket.latest.hand_in(model)
+            self.handed_in[party] = model
+        context, release = self.terms.context, self.terms.release
+        part = contribution(model, party, release, self._plan)
+        return add_share(part, release, self._noise, f"layer2/{context.round_id}/{context.attempt}/{party}")
 
     def confirm(self, party: str, survivors: tuple[str, ...]) -> Confirmation:
         """A party's signature on the survivors, of whom there must be enough with something to hide."""
-        participant, release = self.participants[party], self.terms.release
+        release = self.terms.release
         weighted = release.num_weighted(p for p in set(survivors) if p in release.weights)
-        if weighted < self.least_weighted:
+        if weighted < self._least_weighted:
             raise ProtocolViolation(
-                f"{weighted} survivors of weight; at least {self.least_weighted} are needed"
+                f"{weighted} survivors of weight; at least {self._least_weighted} are needed"
             )
-        return participant.confirm(survivors)
+        return self.participants[party].confirm(survivors)
 
-    def mask(self, party: str, inbox: Any) -> MaskedInput | None:
-        """A party's masked contribution; None if it is not here."""
-        participant = self.participants.get(party)
-        return None if participant is None else participant.mask(inbox, self.plain(party))
-
-    def plain(self, party: str) -> NDArray[Any]:
-        """The party's contribution in the ring, with its share of the noise where noise comes in shares.
-
-        A share is drawn anew whenever this is called, so once an attempt. Of an attempt that was aborted the
-        global aggregator keeps the masked inputs, and these tell it nothing of input or share: the self mask
-        on each is the keystream of a seed made for this attempt, whose shares are given out in `unmask`
-        alone, after which the attempt is not repeated. So of all attempts at a release one noised sum is
-        learned, and its shares are independent of whatever else was ever masked.
-        """
-        context, release = self.terms.context, self.terms.release
-        part = contribution(self.contributed[party], party, release, self._plan)
-        return add_share(part, release, self._noise, f"layer2/{context.round_id}/{context.attempt}/{party}")
+    def spend(self, party: str, basket: Basket) -> None:
+        """Note that the party's contribution may be released now."""
+        basket.latest.spend(self._contributed.get(party))
 
     def close(self) -> None:
         """Wipe every participant's secrets."""
@@ -176,8 +148,8 @@ class HostedSession:
         self.participants.clear()
 
 
-class HostedSessions:
-    """The session that an actor takes part in: at most one at a time, as the global aggregator runs them.
+class SecureParties:
+    """An actor's baskets in secure aggregation: in one attempt at a time, as the global aggregator runs them.
 
     A session whose global aggregator died is never ended. Its keys are wiped when the actor is told so, when
     the next session begins, or, where the drivers died too, when the actor is next told a time that lies
@@ -206,12 +178,9 @@ class HostedSessions:
         what_was_masked_is_masked_again_only_if_its_session_is_given_up: Whatever the aggregator says.
         what_is_masked_is_what_was_stated: The very aggregate, not one with the same counts.
 
-    Args:
-        plan: The federation's numbers.
-        federation_id: The federation.
-        baskets: The actor's baskets, now and later.
-        noise: Where shares of noise come from.
-        void: Has a charge given up at a time; whether it is. May raise `ActorLost` or `LedgerError`.
+    Attributes:
+        chain: The rosters that are pinned.
+        attempt: What the actor takes part in.
     """
 
     def __init__(
@@ -220,42 +189,59 @@ class HostedSessions:
         federation_id: str,
         baskets: Mapping[str, Basket],
         noise: NoiseSource,
-        void: Callable[[str, float], bool],
+        charges: BasketCharges,
+        last: LastRelease,
     ) -> None:
         self._plan = plan
         self._federation_id = federation_id
         self._baskets = baskets
-        self._frozen: dict[str, Frozen] = {}
-        self._void = void
-        self._unsettled: dict[str, dict[str, BasketModel]] = {}
         self._noise = noise
+        self._charges = charges
+        self._last = last
+        self.chain = RosterChain(federation_id, operator_key_of(plan.config))
+        self.attempt: Attempt | None = None
+        self._frozen: dict[str, Frozen] = {}
+        self._unsettled: dict[str, dict[str, BasketModel]] = {}
         self._now = 0.0
-        self._sessions: dict[str, HostedSession] = {}
+
+    def own_keys(self) -> dict[str, bytes]:
+        """Ed25519 public bytes of the baskets that are here."""
+        return {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
 
     def tick(self, now: float) -> None:
-        """Learn the time, wipe the keys of a session whose time is up, and settle what ended unsettled.
-
-        Args:
-            now: Seconds since the epoch.
-        """
+        """Learn the time, wipe the keys of a session whose time is up, and settle what ended unsettled."""
         self._now = now
         limit = self._plan.config.layer2.session_timeout_seconds
-        if any(not abs(now - session.opened_at) < limit for session in self._sessions.values()):
+        if self.attempt is not None and not abs(now - self.attempt.opened_at) < limit:
             self.abandon()
         self._settle()
 
-    def state(self, occasion: Occasion, parties: Sequence[str], belief: Belief) -> dict[str, SignedFacts]:
-        """Each party's signed statement of its facts, in place of any that it made before.
+    def know(
+        self, rosters: Sequence[Roster], endorsements: Sequence[Endorsement], life: int, obeyed: OrderNumber
+    ) -> PartyKnowledge:
+        """See `BasketHost.know_parties`; `obeyed` is the lowest order of a directory that the actor obeys."""
+        own = self.own_keys()
+        if rosters and life < obeyed.life:
+            late = "this roster is of a directory that has died since"
+            return PartyKnowledge(self._last.version, own, self.chain.epoch, late, obeyed)
+        stolen = self.chain.misnamed(rosters, own)
+        if stolen:
+            self._count_refusal(stolen)
+            refusal = (
+                f"the roster names its baskets under keys that are not theirs: {', '.join(stolen)}; "
+                "if it died and came back, the operator must sign the next roster"
+            )
+        else:
+            refusal = self.chain.follow(rosters)
+        self.chain.endorse(endorsements)
+        return PartyKnowledge(self._last.version, own, self.chain.epoch, refusal)
 
-        Args:
-            occasion: What the global aggregator asks for it.
-            parties: Who of this actor is asked.
-            belief: What this actor knows by itself.
-        """
-        refusal = _occasion_refusal(occasion, belief, self._federation_id)
+    def sign_facts(self, occasion: Occasion, parties: Sequence[str]) -> Answers[SignedFacts]:
+        """Each party's signed statement of its facts, in place of any that it made before."""
+        refusal = self._occasion_refusal(occasion)
         self._frozen.clear()
 
-        def say(party: str) -> SignedFacts:
+        def sign(party: str) -> SignedFacts:
             basket = self._baskets[party]
             if refusal:
                 basket.count_refused_session()
@@ -264,239 +250,171 @@ class HostedSessions:
             self._frozen[party] = Frozen(stated, basket.latest.fresh)
             return stated
 
-        return by_party([p for p in parties if p in self._baskets], say)
+        return _by_party(parties, self._baskets, sign)
 
-    def open(self, terms: SessionTerms, parties: Sequence[str], belief: Belief) -> dict[str, Advert]:
-        """Fresh keys for each party that is here; what is the same for all is checked once.
-
-        Args:
-            terms: The session's.
-            parties: Who of this actor is to take part.
-            belief: What this actor knows by itself.
-        """
+    def advertise(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[Advert]:
+        """Fresh keys for each party that is here; what is the same for all is checked once."""
         self.abandon()
-        session, view, refusal = None, None, ""
+        refusal: str | None = None
         try:
-            _require_terms(terms)
+            check_types(terms)
             view = PublicView(terms.context)
-            least_weighted = _least_weighted(terms, belief)
-            session = self._begin(terms)
-            session.least_weighted = least_weighted
+            least = least_weighted(terms, self._last.plan, self.chain.newest, self._last.ledger_head)
+            attempt = self._begin(terms, least)
+            known, model_hash = self.chain.known(), self._last.agreement_hash(terms.release)
         except ProtocolViolation as violation:
             refusal = str(violation)
 
         def join(party: str) -> Advert:
             basket = self._baskets[party]
             try:
-                if session is None or view is None:
+                if refusal is not None:
                     raise ProtocolViolation(refusal)
-                return session.open(party, basket, self._frozen.pop(party, None), belief, view)
+                attempt.pin(party, basket, self._frozen.pop(party, None))
+                participant = Participant(
+                    terms.context,
+                    party,
+                    basket.identity,
+                    guard=basket.guard,
+                    known_parties=known,
+                    model_hash=model_hash,
+                    view=view,
+                )
+                attempt.participants[party] = participant
+                return participant.advertise()
             except ProtocolViolation:
                 basket.count_refused_session()
                 raise
 
-        return by_party([p for p in parties if p in self._baskets], join)
+        return _by_party(parties, self._baskets, join)
 
-    def confirm(
-        self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
-    ) -> dict[str, Confirmation]:
-        """Each party's signature on the survivors that it was shown."""
-        session = self._sessions.get(session_id)
-        if session is None:
+    def each(self, session_id: str, parties: Sequence[str], step: Callable[[Attempt, str], T]) -> Answers[T]:
+        """What each of the parties that takes part says in a phase."""
+        attempt = self._current(session_id)
+        if attempt is None:
             return {}
-        here = [p for p in parties if p in session.participants]
-        return by_party(here, lambda p: session.confirm(p, survivors))
+        return _by_party(parties, attempt.participants, lambda party: step(attempt, party))
 
-    def each(
-        self, session_id: str, parties: Sequence[str], step: Callable[[Participant], Any]
-    ) -> dict[str, Any]:
-        """What each of the parties that takes part here says in a phase."""
-        session = self._sessions.get(session_id)
-        if session is None:
-            return {}
-        participants = session.participants
-        return by_party([p for p in parties if p in participants], lambda p: step(participants[p]))
-
-    def mask(self, session_id: str, party: str, inbox: Any) -> MaskedInput | None:
+    def mask(self, session_id: str, party: str, inbox: Inbox) -> MaskedInput | None:
         """A party's masked contribution; None if it is not here."""
-        session = self._sessions.get(session_id)
-        if session is None or party not in self._baskets:
+        attempt, basket = self._current(session_id), self._baskets.get(party)
+        if attempt is None or basket is None or party not in attempt.participants:
             return None
-        session.hand_in(party, self._baskets[party])
-        return session.mask(party, inbox)
+        return attempt.participants[party].mask(inbox, attempt.hand_in(party, basket))
 
-    def plain(self, terms: SessionTerms, parties: Sequence[str]) -> dict[str, tuple[str, NDArray[Any]]]:
+    def unmask(
+        self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
+    ) -> Answers[UnmaskShares]:
+        """Each party's shares, once the release is charged; from here on its aggregate is spent."""
+        self.tick(now)
+        attempt = self._current(session_id)
+        if attempt is None:
+            return {}
+        try:
+            self._charges.release(attempt.terms.charge_id, attempt.terms.release.mu, now)
+        except ProtocolViolation:
+            self._count_refusal(parties)
+            raise
+        self._spend(attempt, parties)
+        return self.each(session_id, parties, lambda at, party: at.participants[party].unmask(confirmations))
+
+    def contribute(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[tuple[str, NDArray[Any]]]:
         """The contributions as they are, where the federation's config has secure aggregation off."""
         if terms.masked:
             raise UsageError("this session is masked")
         if self._plan.config.layer2.use_secure_aggregation:
             raise UsageError("this federation releases nothing without secure aggregation")
-        session = self._begin(terms)
+        attempt = self._begin(terms)
 
         def hand_in(party: str) -> tuple[str, NDArray[Any]]:
-            session.pin(party, self._baskets[party], self._frozen.pop(party, None))
-            session.hand_in(party, self._baskets[party])
-            return party, session.plain(party)
+            basket = self._baskets[party]
+            attempt.pin(party, basket, self._frozen.pop(party, None))
+            return party, attempt.hand_in(party, basket)
 
-        return by_party([p for p in parties if p in self._baskets], hand_in)
-
-    def spend(self, session_id: str, parties: Sequence[str]) -> None:
-        """Note that the parties' contributions may be released now."""
-        session = self._sessions.get(session_id)
-        for party in parties:
-            if session is not None and party in self._baskets:
-                self._baskets[party].latest.spend(session.contributed.get(party))
+        return _by_party(parties, self._baskets, hand_in)
 
     def end(self, session_id: str, spent: Sequence[str]) -> None:
         """Wipe what is left of a session, and give back what is certain to be in no release.
 
-        Args:
-            session_id: The session.
-            spent: Parties whose aggregates may be in one, by the global aggregator's word; that the others'
-                are not is for the accountant to say. Without masks there is nothing to hide from it.
+        By the global aggregator's word the aggregates of the `spent` may be in one; that the others' are not
+        is for the accountant to say. Without masks there is nothing to hide from it.
         """
-        self.spend(session_id, spent)
-        session = self._sessions.pop(session_id, None)
-        if session is None:
+        attempt = self._current(session_id)
+        if attempt is None:
             return
-        session.close()
-        left = {party: model for party, model in session.handed_in.items() if party not in spent}
+        self._spend(attempt, spent)
+        self.abandon()
+        left = {party: model for party, model in attempt.handed_in.items() if party not in spent}
         if not self._plan.config.layer2.use_secure_aggregation:
-            self._give_back(left)
+            self._resolve(left, in_no_release=True)
         elif left:
-            self._unsettled[session.terms.charge_id] = left
+            self._unsettled[attempt.terms.charge_id] = left
             self._settle()
 
-    def terms_of(self, session_id: str) -> SessionTerms | None:
-        """What was said of a session; None if it is not here."""
-        session = self._sessions.get(session_id)
-        return None if session is None else session.terms
+    def abandon(self) -> None:
+        """Wipe the keys of a session that nobody will end."""
+        if self.attempt is not None:
+            self.attempt.close()
+        self.attempt = None
 
-    def count_refusal(self, parties: Sequence[str]) -> None:
+    def _begin(self, terms: SessionTerms, least: int = 0) -> Attempt:
+        self.abandon()
+        self.attempt = Attempt(terms, self._plan, self._noise, self._now, least)
+        return self.attempt
+
+    def _current(self, session_id: str) -> Attempt | None:
+        here = self.attempt is not None and self.attempt.session_id == session_id
+        return self.attempt if here else None
+
+    def _occasion_refusal(self, occasion: Occasion) -> str:
+        """Why nothing is stated for an occasion, or nothing."""
+        if type(occasion) is not Occasion or occasion.federation_id != self._federation_id:
+            return "the session is another federation's"
+        if occasion.ledger_head != self._last.ledger_head:
+            return "the session is about another last release than this basket actor was given"
+        pinned = b"" if self.chain.newest is None else self.chain.newest.digest()
+        if self._plan.config.layer2.use_secure_aggregation and occasion.roster != pinned:
+            return "the session is about another roster than this basket actor has pinned"
+        return ""
+
+    def _count_refusal(self, parties: Sequence[str]) -> None:
         """Count a session that the parties went no further with."""
         for party in set(parties) & set(self._baskets):
             self._baskets[party].count_refused_session()
 
-    def abandon(self) -> None:
-        """Wipe the keys of a session that nobody will end."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+    def _spend(self, attempt: Attempt, parties: Sequence[str]) -> None:
+        for party in parties:
+            if party in self._baskets:
+                attempt.spend(party, self._baskets[party])
 
     def _settle(self) -> None:
         """Have the charges of sessions that have ended given up; what cannot be is spent."""
         for charge_id, models in list(self._unsettled.items()):
             try:
-                given_up = self._void(charge_id, self._now)
+                given_up = self._charges.void(charge_id, self._now)
             except (ActorLost, LedgerError):
                 return
             del self._unsettled[charge_id]
-            if given_up:
-                self._give_back(models)
-            else:
-                for party, model in models.items():
-                    if party in self._baskets:
-                        self._baskets[party].latest.spend(model)
+            self._resolve(models, in_no_release=given_up)
 
-    def _give_back(self, models: Mapping[str, BasketModel]) -> None:
+    def _resolve(self, models: Mapping[str, BasketModel], *, in_no_release: bool) -> None:
         for party, model in models.items():
             if party in self._baskets:
-                self._baskets[party].latest.take_back(model)
-
-    def _begin(self, terms: SessionTerms) -> HostedSession:
-        self.abandon()
-        session = HostedSession(terms, self._plan, self._noise, self._now)
-        self._sessions[terms.session_id] = session
-        return session
+                latest = self._baskets[party].latest
+                (latest.take_back if in_no_release else latest.spend)(model)
 
 
-def _occasion_refusal(occasion: Occasion, belief: Belief, federation_id: str) -> str:
-    """Why nothing is stated for an occasion, or nothing."""
-    layer2 = belief.plan.config.layer2
-    if type(occasion) is not Occasion or occasion.federation_id != federation_id:
-        return "the session is another federation's"
-    if occasion.ledger_head != belief.ledger_head:
-        return "the session is about another last release than this basket actor was given"
-    if layer2.use_secure_aggregation and occasion.roster != _roster_digest(belief.chain.newest):
-        return "the session is about another roster than this basket actor has pinned"
-    return ""
+def _changed(party: str) -> ProtocolViolation:
+    return ProtocolViolation(f"basket {party!r} no longer has the aggregate that the session froze")
 
 
-def _require_terms(terms: object) -> None:
-    """Refuses what is not exactly of the types that it should be, before anything of it is called.
-
-    Raises:
-        ProtocolViolation: Naming what is not.
-    """
-    if type(terms) is not SessionTerms:
-        raise ProtocolViolation(f"these are no terms of a session: {type(terms).__name__}")
-    for name, wanted in (("context", SessionContext), ("release", ReleasePlan), ("facts", dict)):
-        if type(getattr(terms, name)) is not wanted:
-            raise ProtocolViolation(f"the session's {name} is no {wanted.__name__}")
-    if terms.masked is not True:
-        raise ProtocolViolation("the session's inputs are not to be masked")
-
-
-def _roster_digest(roster: Roster | None) -> bytes:
-    return b"" if roster is None else roster.digest()
-
-
-def _least_weighted(terms: SessionTerms, belief: Belief) -> int:
-    """Parties of weight that every sum of a session must hold, once its numbers are found to be right.
-
-    Nothing is taken from the global aggregator but the statements that the parties signed: who is registered
-    comes from the roster, and all numbers are computed from the statements.
-
-    Raises:
-        ProtocolViolation: If the session's numbers are not those of this federation and these statements.
-    """
-    context, plan, roster = terms.context, belief.plan, belief.chain.newest
-    layer2, ids = plan.config.layer2, [party.party_id for party in context.parties]
-    if roster is None or context.roster != roster.digest():
-        raise ProtocolViolation("the session is about another roster than this basket actor has pinned")
-    registered = roster.keys()
-    unsigned = sum(party not in registered for party in ids)
-    occasion = Occasion.of(context, belief.ledger_head)
-    if sorted(terms.facts) != ids:
-        raise ProtocolViolation("the session does not state the facts of exactly its parties")
-    for party in context.parties:
-        refusal = signed_facts.refusal(
-            party.party_id, party.identity_public, terms.facts[party.party_id], occasion, plan
-        )
-        if refusal:
-            raise ProtocolViolation(refusal)
-    if signed_facts.facts_digest(terms.facts, occasion) != context.facts:
-        raise ProtocolViolation("the facts are not those that the session is bound to")
-    try:
-        release = plan.release(
-            [terms.facts[party].facts for party in ids], registered=len(registered), unsigned=unsigned
-        )
-    except ConfigError as error:
-        raise ProtocolViolation(f"no release follows from the facts: {error}") from None
-    if not terms.release.agrees_with(release):
-        raise ProtocolViolation("the release's numbers do not follow from the facts that the parties signed")
-    shape = session_shape(
-        layer2, len(ids), registered=len(registered), idle=release.num_idle, unsigned=unsigned
-    )
-    if (context.threshold, context.degree, context.share_threshold) != (
-        shape.threshold,
-        shape.degree,
-        shape.share_threshold,
-    ):
-        raise ProtocolViolation(f"a session of {len(ids)} baskets needs another threshold or graph")
-    if (context.dimension, context.ring_bits) != (release.length, release.ring_bits):
-        raise ProtocolViolation("the session's ring is not the release's")
-    if refusal := shape.refusal(len(ids) - release.num_idle):
-        raise ProtocolViolation(refusal)
-    return shape.least_weighted
-
-
-def by_party(parties: Sequence[str], step: Callable[[str], Any]) -> dict[str, Any]:
-    """Each party's answer; one that refuses answers with its refusal and holds up no other."""
-    answers: dict[str, Any] = {}
+def _by_party(parties: Sequence[str], here: Mapping[str, object], step: Callable[[str], T]) -> Answers[T]:
+    """The answer of each party that is here; one that refuses answers with that, and holds up no other."""
+    answers: Answers[T] = {}
     for party in parties:
-        try:
-            answers[party] = step(party)
-        except ProtocolViolation as violation:
-            answers[party] = violation
+        if party in here:
+            try:
+                answers[party] = step(party)
+            except ProtocolViolation as violation:
+                answers[party] = violation
     return answers

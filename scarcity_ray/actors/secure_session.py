@@ -16,25 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.actors.names import basket_actor
-from scarcity_ray.actors.session_host import SessionHost
 from scarcity_ray.actors.session_terms import SessionTerms
-from scarcity_ray.actors.signed_facts import Occasion
 from scarcity_ray.errors import ActorLost, ProtocolViolation, SecureAggregationAborted
 from scarcity_ray.runtime.rpc import Call, Future, Peers
 from scarcity_ray.secagg import Coordinator
 
 Receive = Callable[[str, Any], None]
-"""Takes the message that was given for a party."""
+"""Takes the message that was given for a party; nothing in it is checked yet."""
 
 
 class PartyCalls:
     """Calls to the basket actors for their parties, side by side.
-
-    Args:
-        places: The parties' places.
-        peers: The basket actors.
 
     Attributes:
         lost_roles: Basket actors that did not answer.
@@ -47,18 +42,10 @@ class PartyCalls:
         self._peers = peers
         self._slots = {place.basket_id: place.slot for place in places}
 
-    def facts(self, occasion: Occasion) -> dict[str, Any]:
-        """What each party says is its signed statement of its facts; nothing in it is checked yet."""
-        stated: dict[str, Any] = {}
-        self._phase(
-            self._slots, lambda batch: Call(SessionHost.session_facts, occasion, batch), stated.__setitem__
-        )
-        return stated
-
-    def _phase(
+    def phase(
         self,
         parties: Iterable[str],
-        call_for: Callable[[tuple[str, ...]], Call[SessionHost, Any]],
+        call_for: Callable[[tuple[str, ...]], Call[BasketHost, Any]],
         receive: Receive,
     ) -> None:
         """One call an actor for all its parties; each answered message goes to `receive`, by party."""
@@ -71,9 +58,27 @@ class PartyCalls:
         }
         answers: dict[str, Any] = {}
         for slot, call in calls.items():
-            answers.update(self._own_messages(slot, batches[slot], self._answer(slot, call)))
+            answers |= self._own_messages(slot, batches[slot], self._answer(slot, call))
         for party in sorted(answers):
             self._take(receive, party, answers[party])
+
+    def each(
+        self, parties: Sequence[str], call_for: Callable[[str], Call[BasketHost, Any]], receive: Receive
+    ) -> None:
+        """One call a party, so that one answer at a time is held here."""
+        calls = [
+            (party, call_for(party).send(self._peers, basket_actor(self._slots[party]))) for party in parties
+        ]
+        for party, call in calls:
+            message = self._answer(self._slots[party], call)
+            if message is not None:
+                self._take(receive, party, message)
+
+    def end(self, parties: Iterable[str], session_id: str, spent: tuple[str, ...]) -> None:
+        """Tell the parties' actors that a session has ended, without waiting for them."""
+        wipe = Call(BasketHost.end_session, session_id, spent)
+        for slot in sorted({self._slots[party] for party in parties}):
+            wipe.send(self._peers, basket_actor(slot))
 
     def _own_messages(self, slot: int, parties: Sequence[str], answer: object) -> dict[str, Any]:
         if answer is None:
@@ -106,61 +111,69 @@ class PartyCalls:
             self.violations.append(str(violation))
 
 
-class SecureSession(PartyCalls):
-    """Drives one session: `collect`, then (once the charge is durable) `unmask`, then always `end`.
+class SecureSession:
+    """One masked sum: `collect`, then (once the charge is durable) `unmask`, then always `end`.
 
-    Args:
-        terms: What the parties are told.
-        places: The parties' places, in the order of the context.
-        peers: The basket actors.
-        least_weighted: Survivors of weight above 0 without which it aborts.
+    It aborts with fewer survivors of weight above 0 than `least_weighted`.
     """
 
     def __init__(
-        self, terms: SessionTerms, places: Sequence[BasketPlace], peers: Peers, least_weighted: int = 0
+        self, terms: SessionTerms, parties: Sequence[str], calls: PartyCalls, least_weighted: int = 0
     ) -> None:
-        super().__init__(places, peers)
-        self._least_weighted = least_weighted
-        self.session_id = terms.session_id
         self._terms = terms
+        self._parties = parties
+        self._id = terms.session_id
+        self._calls = calls
+        self._least_weighted = least_weighted
         self._coordinator = Coordinator(terms.context)
-        self._plain: NDArray[Any] | None = None
-        self._summed: tuple[str, ...] = ()
+        self._survivors: tuple[str, ...] = ()
         self._spent: tuple[str, ...] = ()
 
     def collect(self) -> tuple[str, ...]:
-        """Run all phases before unmasking; the parties whose inputs are in the sum.
+        """Run the phases before unmasking; the parties whose inputs are in the sum.
 
         Raises:
             SecureAggregationAborted: Below the threshold; nothing was asked for that cannot be asked again.
         """
-        if not self._terms.masked:
-            self._summed = self._collect_plain()
-            self._require_weight(self._summed)
-            return self._summed
-        coordinator = self._coordinator
-        self._phase(
-            self._slots,
-            lambda batch: Call(SessionHost.session_open, self._terms, batch),
-            _owned(coordinator.add_advert),
+        self._advertise()
+        self._share_keys()
+        self._mask()
+        self._confirm()
+        return self._survivors
+
+    def _advertise(self) -> None:
+        self._calls.phase(
+            self._parties,
+            lambda batch: Call(BasketHost.advertise, self._terms, batch),
+            _owned(self._coordinator.add_advert),
         )
-        adverts = coordinator.adverts()
-        self._phase(
+
+    def _share_keys(self) -> None:
+        adverts = self._coordinator.adverts()
+        self._calls.phase(
             [advert.party_id for advert in adverts],
-            lambda batch: Call(SessionHost.session_share, self.session_id, batch, adverts),
-            _owned(coordinator.add_key_shares),
+            lambda batch: Call(BasketHost.share_keys, self._id, batch, adverts),
+            _owned(self._coordinator.add_key_shares),
         )
-        self._each_mask(coordinator.sharers())
-        survivors = coordinator.survivors()
-        self._require_weight(survivors)
-        self._phase(
+
+    def _mask(self) -> None:
+        """One masked vector at a time is held beside the sum."""
+        inbox = self._coordinator.inbox
+        self._calls.each(
+            self._coordinator.sharers(),
+            lambda party: Call(BasketHost.mask, self._id, party, inbox(party)),
+            _owned(self._coordinator.add_masked),
+        )
+
+    def _confirm(self) -> None:
+        self._survivors = survivors = self._coordinator.survivors()
+        _require_weight(self._terms, survivors, self._least_weighted)
+        self._calls.phase(
             survivors,
-            lambda batch: Call(SessionHost.session_confirm, self.session_id, batch, survivors),
-            _owned(coordinator.add_confirmation),
+            lambda batch: Call(BasketHost.confirm, self._id, batch, survivors),
+            _owned(self._coordinator.add_confirmation),
         )
-        coordinator.require_threshold("confirm")
-        self._summed = survivors
-        return survivors
+        self._coordinator.require_threshold("confirm")
 
     def unmask(self, now: float) -> NDArray[Any]:
         """Ask for the unmask shares and return the survivors' sum in the ring.
@@ -171,18 +184,11 @@ class SecureSession(PartyCalls):
         Raises:
             SecureAggregationAborted: If too few answer; the inputs are spent all the same.
         """
-        self._spent = self._summed
-        if self._plain is not None:
-            self._phase(
-                self._slots,
-                lambda batch: Call(SessionHost.session_spend, self.session_id, batch),
-                lambda party, spent: None,
-            )
-            return self._plain
+        self._spent = self._survivors
         confirmations = self._coordinator.confirmations()
-        self._phase(
+        self._calls.phase(
             [confirmation.party_id for confirmation in confirmations],
-            lambda batch: Call(SessionHost.session_unmask, self.session_id, batch, confirmations, now),
+            lambda batch: Call(BasketHost.unmask, self._id, batch, confirmations, now),
             _owned(self._coordinator.add_unmask_shares),
         )
         return self._coordinator.finish()
@@ -190,50 +196,58 @@ class SecureSession(PartyCalls):
     def end(self) -> None:
         """Wipe what is left of the session, here and in every actor, and say whose inputs are spent."""
         self._coordinator.close()
-        wipe = Call(SessionHost.session_end, self.session_id, self._spent)
-        for slot in sorted(set(self._slots.values())):
-            wipe.send(self._peers, basket_actor(slot))
+        self._calls.end(self._parties, self._terms.session_id, self._spent)
 
-    def _require_weight(self, survivors: Sequence[str]) -> None:
-        weighted = self._terms.release.num_weighted(survivors)
-        if weighted < self._least_weighted:
-            raise SecureAggregationAborted(
-                f"{weighted} fresh baskets survived, a release needs {self._least_weighted}"
-            )
 
-    def _collect_plain(self) -> tuple[str, ...]:
-        survivors: list[str] = []
-        context = self._terms.context
-        total = np.zeros(context.dimension, np.uint32 if context.ring_bits == 32 else np.uint64)
+class PlainSession:
+    """A sum of inputs as they are, where secure aggregation is off; used as `SecureSession` is."""
 
-        def add(party: str, message: object) -> None:
-            owner, part = message if isinstance(message, tuple) and len(message) == 2 else (None, None)
-            if owner != party or not isinstance(part, np.ndarray):
-                raise ProtocolViolation(f"{party!r} gave no contribution of its own")
-            if part.dtype != total.dtype or part.shape != total.shape:
-                raise ProtocolViolation(f"the contribution of {party!r} has another type or shape")
-            np.add(total, part, out=total)
-            survivors.append(party)
+    def __init__(
+        self, terms: SessionTerms, parties: Sequence[str], calls: PartyCalls, least_weighted: int = 0
+    ) -> None:
+        self._terms = terms
+        self._parties = parties
+        self._calls = calls
+        self._least_weighted = least_weighted
+        context = terms.context
+        self._sum = np.zeros(context.dimension, np.uint32 if context.ring_bits == 32 else np.uint64)
+        self._survivors: list[str] = []
+        self._spent: tuple[str, ...] = ()
 
-        self._phase(self._slots, lambda batch: Call(SessionHost.session_plain, self._terms, batch), add)
-        self._plain = total
-        return tuple(sorted(survivors))
+    def collect(self) -> tuple[str, ...]:
+        """Add up what each party contributes."""
+        self._calls.phase(
+            self._parties,
+            lambda batch: Call(BasketHost.contribute, self._terms, batch),
+            self._add,
+        )
+        survivors = tuple(self._survivors)
+        _require_weight(self._terms, survivors, self._least_weighted)
+        return survivors
 
-    def _each_mask(self, parties: Sequence[str]) -> None:
-        """One call a party, so that one masked vector at a time is held beside the sum."""
-        calls = [
-            (
-                party,
-                Call(SessionHost.session_mask, self.session_id, party, self._coordinator.inbox(party)).send(
-                    self._peers, basket_actor(self._slots[party])
-                ),
-            )
-            for party in parties
-        ]
-        for party, call in calls:
-            masked = self._answer(self._slots[party], call)
-            if masked is not None:
-                self._take(_owned(self._coordinator.add_masked), party, masked)
+    def _add(self, party: str, message: object) -> None:
+        owner, part = message if isinstance(message, tuple) and len(message) == 2 else (None, None)
+        if owner != party or not isinstance(part, np.ndarray):
+            raise ProtocolViolation(f"{party!r} gave no contribution of its own")
+        if part.dtype != self._sum.dtype or part.shape != self._sum.shape:
+            raise ProtocolViolation(f"the contribution of {party!r} has another type or shape")
+        np.add(self._sum, part, out=self._sum)
+        self._survivors.append(party)
+
+    def unmask(self, now: float) -> NDArray[Any]:
+        """The sum, in which the contributions are spent from now on."""
+        self._spent = tuple(self._survivors)
+        return self._sum
+
+    def end(self) -> None:
+        """Say whose contributions are spent."""
+        self._calls.end(self._parties, self._terms.session_id, self._spent)
+
+
+def _require_weight(terms: SessionTerms, survivors: Sequence[str], least_weighted: int) -> None:
+    weighted = terms.release.num_weighted(survivors)
+    if weighted < least_weighted:
+        raise SecureAggregationAborted(f"{weighted} fresh baskets survived, a release needs {least_weighted}")
 
 
 def _owned(add: Callable[[Any], None]) -> Receive:

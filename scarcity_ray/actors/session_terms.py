@@ -1,17 +1,25 @@
-"""What a session of secure aggregation is about: what its parties are told, and must agree on."""
+"""What a session of secure aggregation is about: what its parties are told, and what each makes of it.
+
+All numbers of a session follow from the facts that the baskets have signed, the roster and the plan. The
+global aggregator computes them in order to propose a session; every basket actor computes them again, with
+the same function, and joins no session of others.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.actors.signed_facts import SignedFacts
-from scarcity_ray.plan import ReleasePlan
-from scarcity_ray.secagg import SessionContext
+from scarcity_ray.actors import signed_facts
+from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
+from scarcity_ray.errors import ConfigError, ProtocolViolation
+from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
+from scarcity_ray.secagg import Roster, SessionContext
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,76 @@ class SessionTerms:
         return f"layer2/{self.session_id}/{self.context.digest().hex()}"
 
 
+class LastRelease:
+    """The newest release that an actor knows of, and what follows from it.
+
+    Guarantees:
+        an_earlier_release_never_replaces_a_later_one: By its version.
+        a_clip_norm_that_the_config_does_not_allow_is_never_adopted
+
+    """
+
+    def __init__(self, plan: FederationPlan, model: GlobalMetaModel | None = None) -> None:
+        self._plan = plan
+        self.model = model
+
+    @property
+    def version(self) -> int:
+        """Its version; 0 for none."""
+        return self.model.version if self.model is not None else 0
+
+    @property
+    def ledger_head(self) -> str:
+        """The ledger's head at that release; empty before the first, and where none is distributed."""
+        if self.model is None or not self._plan.config.layer2.distribute_to_baskets:
+            return ""
+        return self.model.ledger_head
+
+    @property
+    def clip_norm(self) -> float:
+        """What rows are clipped to from now on; what waits is clipped again by Layer 1."""
+        if self.model is None or self.model.clip_norm is None:
+            return self._plan.config.layer1.clip_norm
+        return self.model.clip_norm
+
+    @property
+    def aggregate(self) -> NDArray[np.float32]:
+        """What was released; empty before the first."""
+        return np.zeros(0, np.float32) if self.model is None else self.model.aggregate
+
+    @property
+    def plan(self) -> FederationPlan:
+        """The federation's numbers at that clip norm."""
+        return self._plan.at(self.clip_norm)
+
+    def adopt(self, model: GlobalMetaModel) -> bool:
+        """Take a release, unless a later one is here already; whether it was taken.
+
+        Raises:
+            ProtocolViolation: If it is none of this federation's; the one before stays.
+        """
+        if type(model) is not GlobalMetaModel or type(model.version) is not int:
+            raise ProtocolViolation(f"this is no release: {type(model).__name__}")
+        if model.clip_norm is not None and not self._may_clip_to(model.clip_norm):
+            raise ProtocolViolation(
+                f"release {model.version} tells a clip norm that is none here: {model.clip_norm!r}"
+            )
+        newer = model.version >= self.version
+        if newer:
+            self.model = model
+        return newer
+
+    def _may_clip_to(self, clip_norm: object) -> bool:
+        adaptive = self._plan.config.layer2.adaptive_clipping
+        return adaptive and type(clip_norm) is float and self._plan.may_clip_to(clip_norm)
+
+    def agreement_hash(self, release: ReleasePlan) -> bytes | None:
+        """A session's hash by this actor's own reckoning; None where releases are not distributed."""
+        if not self._plan.config.layer2.distribute_to_baskets:
+            return None
+        return agreement_hash(self.aggregate, replace(release, clip_norm=self.clip_norm))
+
+
 def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
     """What all parties of a session must agree on before they mask: the last model, and every number.
 
@@ -57,4 +135,75 @@ def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
     return digest.digest()
 
 
-__all__ = ["SessionTerms", "agreement_hash"]
+def session_numbers(
+    facts: Sequence[BasketFacts], plan: FederationPlan, registered: Collection[str]
+) -> tuple[ReleasePlan, SessionShape]:
+    """The release that follows from the parties' facts, and the shape of its session.
+
+    Without masks nobody is hidden, so that no basket is counted as corrupt.
+
+    Raises:
+        ConfigError: If no release follows from them.
+    """
+    unsigned = sum(party.basket_id not in registered for party in facts)
+    release = plan.release(facts, registered=len(registered), unsigned=unsigned)
+    layer2 = plan.config.layer2
+    if not layer2.use_secure_aggregation:
+        layer2 = replace(layer2, assumed_corrupt_fraction=0.0)
+    shape = session_shape(
+        layer2, len(facts), registered=len(registered), idle=release.num_idle, unsigned=unsigned
+    )
+    return release, shape
+
+
+def check_types(terms: object) -> None:
+    """Refuses what is not exactly of the types that it should be, before anything of it is called.
+
+    Raises:
+        ProtocolViolation: Naming what is not.
+    """
+    if type(terms) is not SessionTerms:
+        raise ProtocolViolation(f"these are no terms of a session: {type(terms).__name__}")
+    for name, wanted in (("context", SessionContext), ("release", ReleasePlan), ("facts", dict)):
+        if type(getattr(terms, name)) is not wanted:
+            raise ProtocolViolation(f"the session's {name} is no {wanted.__name__}")
+    if terms.masked is not True:
+        raise ProtocolViolation("the session's inputs are not to be masked")
+
+
+def least_weighted(terms: SessionTerms, plan: FederationPlan, roster: Roster | None, ledger_head: str) -> int:
+    """Parties of weight that every sum of a session must hold, once its numbers are found to be right.
+
+    Nothing is taken from the global aggregator but the statements that the parties signed: who is registered
+    comes from the roster, and all numbers are computed from the statements.
+
+    Raises:
+        ProtocolViolation: If the session's numbers are not those of this federation and these statements.
+    """
+    context = terms.context
+    ids = [party.party_id for party in context.parties]
+    if roster is None or context.roster != roster.digest():
+        raise ProtocolViolation("the session is about another roster than this basket actor has pinned")
+    occasion = Occasion.of(context, ledger_head)
+    if sorted(terms.facts) != ids:
+        raise ProtocolViolation("the session does not state the facts of exactly its parties")
+    for party in context.parties:
+        stated = terms.facts[party.party_id]
+        if refusal := signed_facts.refusal(party.party_id, party.identity_public, stated, occasion, plan):
+            raise ProtocolViolation(refusal)
+    if signed_facts.facts_digest(terms.facts, occasion) != context.facts:
+        raise ProtocolViolation("the facts are not those that the session is bound to")
+    try:
+        release, shape = session_numbers([terms.facts[party].facts for party in ids], plan, roster.keys())
+    except ConfigError as error:
+        raise ProtocolViolation(f"no release follows from the facts: {error}") from None
+    if not terms.release.agrees_with(release):
+        raise ProtocolViolation("the release's numbers do not follow from the facts that the parties signed")
+    stated_shape = (context.threshold, context.degree, context.share_threshold)
+    if stated_shape != (shape.threshold, shape.degree, shape.share_threshold):
+        raise ProtocolViolation(f"a session of {len(ids)} baskets needs another threshold or graph")
+    if (context.dimension, context.ring_bits) != (release.length, release.ring_bits):
+        raise ProtocolViolation("the session's ring is not the release's")
+    if refusal := shape.refusal(len(ids) - release.num_idle):
+        raise ProtocolViolation(refusal)
+    return shape.least_weighted

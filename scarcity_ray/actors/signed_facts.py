@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.plan import BasketFacts, FederationPlan
@@ -37,9 +37,6 @@ class Occasion:
     """What facts are stated for.
 
     Attributes:
-        federation_id: The federation.
-        session_id: The session.
-        round_id: Its round.
         attempt: Within the session.
         roster: Digest of the roster, 32 bytes.
         ledger_head: Of the last release that baskets were told of; empty before the first, and where releases
@@ -56,25 +53,13 @@ class Occasion:
     @classmethod
     def of(cls, context: SessionContext, ledger_head: str) -> Occasion:
         """That of an attempt."""
-        return cls(
-            context.federation_id,
-            context.session_id,
-            context.round_id,
-            context.attempt,
-            context.roster,
-            ledger_head,
-        )
+        session = context.session_id, context.round_id, context.attempt
+        return cls(context.federation_id, *session, context.roster, ledger_head)
 
 
 @dataclass(frozen=True)
 class SignedFacts:
-    """Facts with their basket's signature.
-
-    Attributes:
-        facts: What is stated.
-        nonce: 16 bytes, new in each statement.
-        signature: By the basket's identity, 64 bytes.
-    """
+    """Facts with a nonce (16 bytes, new in each statement) and the basket's signature (64 bytes)."""
 
     facts: BasketFacts
     nonce: bytes = b""
@@ -85,19 +70,14 @@ class SignedFacts:
         facts = self.facts
         return encode(
             "facts",
-            occasion.federation_id,
-            occasion.session_id,
-            occasion.round_id,
-            occasion.attempt,
-            occasion.roster,
-            occasion.ledger_head,
+            *astuple(occasion),
             facts.basket_id,
             facts.domain_id,
             facts.num_members,
             facts.num_rows,
             facts.num_byzantine,
-            _written(facts.max_row_share),
-            _written(facts.clip_norm),
+            "" if facts.max_row_share is None else facts.max_row_share.hex(),
+            "" if facts.clip_norm is None else facts.clip_norm.hex(),
             self.nonce,
         )
 
@@ -109,14 +89,9 @@ def state(facts: BasketFacts, occasion: Occasion, identity: IdentityKeyPair) -> 
 
 
 def refusal(party: str, key: bytes, stated: object, occasion: Occasion, plan: FederationPlan) -> str:
-    """Why a statement is not accepted as that of `party`, or nothing.
+    """Why what is said to be a party's statement for an occasion is not accepted, or nothing.
 
-    Args:
-        party: The basket.
-        key: Its identity key, by the roster.
-        stated: What is said to be its statement.
-        occasion: What it must be for.
-        plan: The federation's numbers.
+    It must be signed with the key that the roster has for the party.
     """
     if type(stated) is not SignedFacts or not _is_formed(stated):
         return f"the facts of {party!r} are missing or malformed"
@@ -171,10 +146,3 @@ def _is_formed(stated: SignedFacts) -> bool:
         and type(stated.signature) is bytes
         and len(stated.signature) == SIGNATURE_BYTES
     )
-
-
-def _written(value: float | None) -> str:
-    return "" if value is None else value.hex()
-
-
-__all__ = ["Occasion", "SignedFacts", "facts_digest", "implausible", "refusal", "state"]

@@ -23,7 +23,6 @@ class Statement:
     """What a basket actor says of itself.
 
     Attributes:
-        keys: Its baskets' identity keys.
         closed: By each basket on the roster that was there, a signature that it has closed.
         rosters: The newest epochs that it has pinned.
     """
@@ -44,8 +43,6 @@ def objection(
         * `nothing_is_signed_twice_for_one_epoch`
 
     Args:
-        draft: The roster.
-        statements: Of the basket actors.
         seen: Other rosters that the driver knows of.
         operator_key: 32 bytes: what it has signed counts, whoever shows it.
     """
@@ -71,6 +68,3 @@ def objection(
         if name not in now and not any(has_closed(name, key, said.closed) for said in statements):
             return f"{name} is not on it any more, and has not signed that it closed"
     return ""
-
-
-__all__ = ["Statement", "objection"]

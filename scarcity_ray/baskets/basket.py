@@ -57,7 +57,7 @@ class ClientMigration:
 
 
 class Basket:
-    """A basket as a plain object; `actors.basket_host.BasketHost` holds several of them in one actor.
+    """A basket as a plain object; `actors.basket.BasketHost` holds several of them in one actor.
 
     Args:
         plan: The federation's numbers.

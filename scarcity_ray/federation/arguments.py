@@ -72,7 +72,7 @@ def basket_of(basket_id: object) -> str:
     return basket_id
 
 
-def members_of(clients: Iterable[object]) -> list[Member]:
+def members_of(clients: Iterable[object]) -> tuple[Member, ...]:
     """The clients to register, from pairs of their ids and domains.
 
     Raises:
@@ -87,7 +87,7 @@ def members_of(clients: Iterable[object]) -> list[Member]:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise UsageError(f"clients must be {wanted}, got {shown(pair)} at place {index}")
         members.append(Member(check_name("client id", pair[0]), check_name("domain id", pair[1])))
-    return members
+    return tuple(members)
 
 
 def signature_of(signature: object) -> bytes | None:
@@ -156,16 +156,42 @@ def rows_of(matrix: object) -> NDArray[Any] | tuple[NDArray[Any] | Rejection, ..
     return rows
 
 
+def single_update(
+    ranges: Ranges,
+    client_id: object,
+    update: object,
+    round_id: object,
+    signature: object,
+    meta: object,
+    sequence: object,
+    num_examples: object,
+) -> SubmissionBatch:
+    """One update as it travels.
+
+    Raises:
+        UsageError: For a meta-parameter that was not declared.
+    """
+    report = None if meta is None else report_of(meta, ranges)
+    return SubmissionBatch(
+        (id_of(client_id),),
+        (read_array(update),),
+        round_id,
+        None if signature is None else (signature_of(signature),),
+        None if report is None else (report,),
+        None if sequence is None else (sequence,),
+        None if num_examples is None else (num_examples,),
+    )
+
+
 def batch_of(
+    ranges: Ranges,
     client_ids: Iterable[object],
     matrix: object,
     round_id: object,
-    *,
-    signatures: Iterable[object] | None,
-    meta: Iterable[object] | None,
-    sequences: Iterable[object] | None,
-    num_examples: Iterable[object] | None,
-    ranges: Ranges,
+    signatures: object,
+    meta: object,
+    sequences: object,
+    num_examples: object,
 ) -> SubmissionBatch:
     """Many updates as they travel.
 
@@ -174,12 +200,10 @@ def batch_of(
             declared; never for what is in one row.
     """
     ids, rows = ids_of(client_ids), rows_of(matrix)
-    signed = None if signatures is None else _items("signatures", signatures, "bytes or None, one a row")
-    told = None if meta is None else _items("meta", meta, "reports or None, one a row")
-    numbers = None if sequences is None else _items("sequences", sequences, "integers or None, one a row")
-    counts = (
-        None if num_examples is None else _items("num_examples", num_examples, "integers or None, one a row")
-    )
+    signed = _column("signatures", signatures, "bytes or None")
+    told = _column("meta", meta, "reports or None")
+    numbers = _column("sequences", sequences, "integers or None")
+    counts = _column("num_examples", num_examples, "integers or None")
     columns = (ids, rows, signed, told, numbers, counts)
     lengths = {len(column) for column in columns if column is not None}
     if len(lengths) > 1:
@@ -192,27 +216,16 @@ def batch_of(
         round_id,
         None if signed is None else tuple(map(signature_of, signed)),
         None if told is None else tuple(report_of(one, ranges) for one in told),
-        None if numbers is None else tuple(numbers),
-        None if counts is None else tuple(counts),
+        numbers,
+        counts,
     )
+
+
+def _column(what: str, values: object, wanted: str) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(_items(what, values, f"{wanted}, one a row"))
 
 
 def _items(what: str, values: object, wanted: str) -> Sequence[Any]:
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
         raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}")
     return list(values)
-
-
-__all__ = [
-    "basket_of",
-    "batch_of",
-    "check_opening",
-    "examples_of",
-    "id_of",
-    "ids_of",
-    "members_of",
-    "numbers_of",
-    "report_of",
-    "rows_of",
-    "signature_of",
-]

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.actors.accountant import Accountant
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import FederationIdentity
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
-from scarcity_ray.baskets import Receipt, Rejection
+from scarcity_ray.baskets import Receipt
 from scarcity_ray.baskets.reports import Member
-from scarcity_ray.baskets.submission import SubmissionBatch, signed
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import check_clock, seconds_of, shown
 from scarcity_ray.directory import BasketInfo, ClientInfo, check_name
-from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
+from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.arguments import (
     basket_of,
     batch_of,
@@ -33,9 +31,10 @@ from scarcity_ray.federation.arguments import (
     ids_of,
     members_of,
     numbers_of,
-    report_of,
     signature_of,
+    single_update,
 )
+from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.opening import (
     check_federation_name,
     configured_ledger,
@@ -44,29 +43,22 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
-from scarcity_ray.federation.session import DriverSession
-from scarcity_ray.federation.statistics import federation_stats, warnings_of_clipping
-from scarcity_ray.federation.supervisor import Assembly
+from scarcity_ray.federation.supervisor import Supervisor
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import (
     Told,
-    Warned,
-    moot_warnings,
-    warning_of_weights,
-    warnings_at_release,
     warnings_at_start,
 )
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
-from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
 from scarcity_ray.runtime import Runtime
 from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import map_tasks
 from scarcity_ray.secagg import IdentityKeyPair, Roster
-from scarcity_ray.updates import SigningScope, read_array
+from scarcity_ray.updates import SigningScope
 
 Clock = Callable[[], float]
 
@@ -129,12 +121,9 @@ class HierarchicalFederation:
             identity = FederationIdentity(
                 "", config, ledger, node, noise or SystemNoise(), called, private_ledger=configured is None
             )
-            self._begin(place, identity, plan, clock, told, owner=True)
-            self._session.operator = operator_keypair
-            self._session.assembly.start_accountant(take_over_ledger)
-            opened = self._session.start()
+            self._begin(place, identity, plan, clock, told, owner=True, operator=operator_keypair)
+            opened = self._driver.start(take_over_ledger)
             tell_ledger(opened, is_default=configured is None, is_named=called is not None)
-            self._session.whereabouts()
         except BaseException as failure:
             self._undo(place, failure)
             raise
@@ -165,10 +154,7 @@ class HierarchicalFederation:
             self = cls.__new__(cls)
             plan, told = make_plan(identity.config), Told()
             told.note(warnings_at_start(plan))
-            self._begin(place, identity, plan, clock, told, owner=False)
-            self._session.operator = operator_keypair
-            where = self._session.whereabouts()
-            self._session.assembly.adopt(range(where.num_slots))
+            self._begin(place, identity, plan, clock, told, owner=False, operator=operator_keypair)
         except BaseException:
             place.close()
             raise
@@ -183,24 +169,23 @@ class HierarchicalFederation:
         told: Told,
         *,
         owner: bool,
+        operator: IdentityKeyPair | None = None,
     ) -> None:
         self.config = identity.config
         self.plan = plan
         self._runtime = runtime
         self._owner = owner
         self._closed = False
-        self._session = DriverSession(Assembly(runtime, identity, plan), clock)
-        self._keypairs: dict[str, IdentityKeyPair] = {}
-        self._given_version = 0
-        self._told = told
-        self._foreseen: tuple[Warned, ...] | None = None
+        self._driver = Driver(Supervisor(runtime, identity, plan), clock, told, operator)
+        if not owner:
+            self._driver.attach()
 
     def _undo(self, runtime: Runtime, failure: BaseException) -> None:
         """End what a start that failed had begun, if it was begun here; `failure` stays what is raised."""
         self._closed = True
         try:
             if runtime.has_begun:
-                self._session.assembly.stop()
+                self._driver.supervisor.stop()
         except Exception as error:
             failure.add_note(f"and what had started could not be ended: {error}")
         finally:
@@ -227,7 +212,7 @@ class HierarchicalFederation:
 
     def terminate(self) -> None:
         """End the federation's actors, whoever made them. Its ledger stays."""
-        self._open().assembly.stop()
+        self._open().supervisor.stop()
 
     def register_client(
         self,
@@ -257,30 +242,35 @@ class HierarchicalFederation:
         public = identity_keypair.public_bytes if identity_keypair is not None else None
         vector = None if features is None else numbers_of("features", features).astype(np.float64)
         member = Member(client_id, domain_id, public, vector, num_examples=examples_of(num_examples))
-        (basket_id,) = self._open().register([member])
+        driver = self._open()
+        (basket_id,) = driver.operations.run(Directory.register, (member,), driver.client.now())
         if identity_keypair is not None:
-            self._keypairs[client_id] = identity_keypair
+            driver.keypairs[client_id] = identity_keypair
         return basket_id
 
     @collector_paused()
     def register_clients(self, clients: Sequence[tuple[str, str]]) -> list[str]:
         """Add many clients, each with its domain, in two calls; their baskets."""
-        return list(self._open().register(members_of(clients)))
+        driver, members = self._open(), members_of(clients)
+        baskets = driver.operations.run(Directory.register, members, driver.client.now())
+        return list(baskets)
 
     def unregister_client(self, client_id: str) -> bool:
         """Remove a client; what it has buffered is withdrawn. True if it was found."""
-        client_id = id_of(client_id)
-        found = self._open().unregister(client_id)
-        self._keypairs.pop(client_id, None)
+        driver, client_id = self._open(), id_of(client_id)
+        found = driver.operations.run(Directory.unregister, client_id, driver.client.now())
+        driver.keypairs.pop(client_id, None)
         return found
 
     def split_basket(self, basket_id: str) -> tuple[str, str]:
         """Split a basket in two; its clients take their updates and gossip state along."""
-        return self._open().split(basket_of(basket_id))
+        driver = self._open()
+        return driver.operations.run(Directory.split, basket_of(basket_id), driver.client.now())
 
     def disband_basket(self, basket_id: str) -> None:
         """Close a basket; its clients go to others of their domain, with their updates and gossip state."""
-        self._open().disband(basket_of(basket_id))
+        driver = self._open()
+        driver.operations.run(Directory.disband, basket_of(basket_id), driver.client.now())
 
     def advance_round(self) -> int:
         """Move to the next round; its number.
@@ -289,9 +279,7 @@ class HierarchicalFederation:
         where gossip has a share of the budget, at the end of `run_gossip_round` and here. That all of a
         basket's members have sent then counts only from `run_gossip_round` on, so that their states have met.
         """
-        session = self._open()
-        self._aggregate_after_gossip()
-        return session.advance_round()
+        return self._open().advance_round()
 
     def submit_update(
         self,
@@ -305,15 +293,10 @@ class HierarchicalFederation:
         num_examples: int | None = None,
     ) -> bool:
         """Submit a client's update; whether it was accepted. `offer_update` also says why not."""
-        return self.offer_update(
-            client_id,
-            update,
-            round_id,
-            signature=signature,
-            meta=meta,
-            sequence=sequence,
-            num_examples=num_examples,
-        ).accepted
+        batch = single_update(
+            self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
+        )
+        return self._open().submit(batch)[0].accepted
 
     def offer_update(
         self,
@@ -342,17 +325,10 @@ class HierarchicalFederation:
             UsageError: For a meta-parameter that was not declared.
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
         """
-        report = report_of(meta, self.config.meta_parameters)
-        batch = SubmissionBatch(
-            (id_of(client_id),),
-            (read_array(update),),
-            round_id,
-            None if signature is None else (signature_of(signature),),
-            None if report is None else (report,),
-            None if sequence is None else (sequence,),
-            None if num_examples is None else (num_examples,),
+        batch = single_update(
+            self.config.meta_parameters, client_id, update, round_id, signature, meta, sequence, num_examples
         )
-        return self._submit(batch)[0]
+        return self._open().submit(batch)[0]
 
     def submit_updates(
         self,
@@ -367,41 +343,32 @@ class HierarchicalFederation:
     ) -> list[Receipt]:
         """Submit many updates at once, the fast way; the receipts that `offer_update` would give, in order.
 
-        Each row is judged by itself: one that is malformed costs no other.
+        Each row is judged by itself: one that is malformed costs no other. What `offer_update` takes for one
+        update is given here one a row.
 
         Args:
-            client_ids: One a row.
+            client_ids: Who sends them.
             matrix: (n, vector_dim) numbers, fastest as one float32 array; or n rows of any kind.
-            round_id: The round they were made for; the current one if None.
-            signatures: One a row, where this driver does not hold the keys.
-            meta: One report of declared meta-parameters a row.
-            sequences: One a row, of clients that count.
-            num_examples: One a row, of clients that say.
+            round_id: The round they were made for, the same for all; the current one if None.
+            signatures: None in place of one that this driver makes.
+            meta: Reports of declared meta-parameters.
+            sequences: None in place of one that a client does not give, as in the next.
+            num_examples: Examples behind each update.
 
         Raises:
             UsageError: If the arguments' lengths differ, one is no sequence, or a meta-parameter was not
                 declared.
         """
-        batch = batch_of(
-            client_ids,
-            matrix,
-            round_id,
-            signatures=signatures,
-            meta=meta,
-            sequences=sequences,
-            num_examples=num_examples,
-            ranges=self.config.meta_parameters,
-        )
-        return self._submit(batch)
+        ranges = self.config.meta_parameters
+        batch = batch_of(ranges, client_ids, matrix, round_id, signatures, meta, sequences, num_examples)
+        return self._open().submit(batch)
 
     def signing_scope(self) -> SigningScope:
         """What clients sign their updates for now, beside the updates: see `sign_update`.
 
         It changes with each renewal of the budget, and with each federation that is begun on the ledger.
         """
-        session = self._open()
-        identity = session.assembly.identity
-        return SigningScope(identity.federation_id, session.budget_period(), identity.run)
+        return self._open().signing_scope()
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain.
@@ -409,21 +376,14 @@ class HierarchicalFederation:
         With ``auto_aggregate``, baskets whose members have all sent (or that are due otherwise) aggregate at
         its end.
         """
-        session = self._open()
-        delivered: dict[str, int] = defaultdict(int)
-        counts = session.run_gossip()
-        self._aggregate_after_gossip()
-        for place in session.whereabouts().places:
-            delivered[place.domain_id] += counts.get(place.basket_id, 0)
-        self._refuse_if_spent()
-        return dict(delivered)
+        return self._open().run_gossip()
 
     def maybe_aggregate(self) -> NDArray[np.float32] | None:
         """Aggregate where triggers say so; the newest global model not yet given to this driver, or None.
 
         Without Layer 2 (``layer2.enabled: false``) baskets aggregate, and the answer is always None.
         """
-        return self._aggregate(force=False)
+        return self._open().aggregate(force=False)
 
     def force_aggregate(self) -> NDArray[np.float32] | None:
         """Aggregate wherever there are rows enough, whatever the triggers say.
@@ -431,7 +391,7 @@ class HierarchicalFederation:
         No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets; with
         secure aggregation nor with fewer than two more than may be corrupt (c + 2, `plan.session`).
         """
-        return self._aggregate(force=True)
+        return self._open().aggregate(force=True)
 
     def waiting_for(self) -> WaitingFor:
         """Why there is no (newer) global model: what it waits for, as data, and as ``str()`` in words.
@@ -460,9 +420,9 @@ class HierarchicalFederation:
 
     def get_basket_meta_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate with all that is known of it."""
-        session = self._open()
-        place = session.ask(DIRECTORY, Directory.resolve, basket_of(basket_id))
-        return session.ask(basket_actor(place.slot), BasketHost.basket_model, place.basket_id)
+        client = self._open().client
+        place = client.call(DIRECTORY, Directory.resolve, basket_of(basket_id))
+        return client.call(basket_actor(place.slot), BasketHost.basket_model, place.basket_id)
 
     def get_local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The clients' own states after gossip, which they train on from where there is no Layer 2.
@@ -489,22 +449,19 @@ class HierarchicalFederation:
 
     def get_client(self, client_id: str) -> ClientInfo | None:
         """What is known of a client."""
-        session = self._open()
-        session.report_activity()
-        return session.ask(DIRECTORY, Directory.client, id_of(client_id), session.now())
+        client = self._open().report_activity()
+        return client.call(DIRECTORY, Directory.client, id_of(client_id), client.now())
 
     def get_basket(self, basket_id: str) -> BasketInfo | None:
         """What is known of a basket."""
-        session = self._open()
-        session.report_activity()
-        return session.ask(DIRECTORY, Directory.basket, id_of(basket_id), session.now())
+        client = self._open().report_activity()
+        return client.call(DIRECTORY, Directory.basket, id_of(basket_id), client.now())
 
     def get_stale_baskets(self, threshold: float | None = None) -> list[str]:
         """Baskets without activity for `threshold` seconds (``basket.stale_threshold`` by default)."""
-        session = self._open()
         idle = None if threshold is None else seconds_of("threshold", threshold)
-        session.report_activity()
-        return session.ask(DIRECTORY, Directory.stale_baskets, idle, session.now())
+        client = self._open().report_activity()
+        return client.call(DIRECTORY, Directory.stale_baskets, idle, client.now())
 
     def get_privacy_budget(self, client_id: str | None = None) -> tuple[float, float]:
         """Remaining (epsilon, delta); (0, 0) once the next release does not fit.
@@ -517,15 +474,15 @@ class HierarchicalFederation:
             UsageError: For a client that neither is registered nor was ever charged.
         """
         if client_id is None:
-            status = self._budget()
+            status = self._open().budget()
             return status.remaining_epsilon, status.remaining_delta
-        session = self._open()
-        name, now = id_of(client_id), session.now()
-        if session.ask(DIRECTORY, Directory.client, name, now) is None and not session.ask(
+        client = self._open().client
+        name, now = id_of(client_id), client.now()
+        if client.call(DIRECTORY, Directory.client, name, now) is None and not client.call(
             ACCOUNTANT, Accountant.was_charged, name, now
         ):
             raise UsageError(f"client_id: {shown(client_id)} neither is registered nor was ever charged")
-        return session.ask(ACCOUNTANT, Accountant.remaining, name, now)
+        return client.call(ACCOUNTANT, Accountant.remaining, name, now)
 
     def renew_budget(
         self, total_epsilon: float, total_delta: float, *, operator: str, signature: bytes | None = None
@@ -549,15 +506,13 @@ class HierarchicalFederation:
         if signature is None and held is not None:
             signature = held.sign(self.renewal_message(total_epsilon, total_delta, operator=operator))
         given = None if signature is None else signature_of(signature)
-        act = total_epsilon, total_delta, self._open().now(), operator, f"renewal/{uuid.uuid4().hex}", given
-        status = self._session.call(ACCOUNTANT, Accountant.renew, *act)
-        self._session.budget_period()
-        self._session.tell_baskets(BasketHost.set_read_only, status.read_only)
+        call_id = f"renewal/{uuid.uuid4().hex}"
+        self._open().renew_budget(total_epsilon, total_delta, operator, call_id, given)
 
     def renewal_message(self, total_epsilon: float, total_delta: float, *, operator: str) -> bytes:
         """What the operator signs to renew the budget with these totals, in the period that there is now."""
         check_name("operator", operator)
-        period = self._budget().period
+        period = self._open().budget().period
         return renewal_message(self.federation_id, period, total_epsilon, total_delta, operator)
 
     def get_roster(self) -> Roster | None:
@@ -574,13 +529,13 @@ class HierarchicalFederation:
         Raises:
             UsageError: If none waits, or it is not the next one, or not signed by ``operator_key``.
         """
-        session = self._open()
+        driver = self._open()
         if isinstance(signed, IdentityKeyPair):
-            draft = session.registry().draft
+            draft = driver.registry().draft
             if draft is None:
                 raise UsageError("no roster waits for a signature")
             signed = draft.signed(signed)
-        session.adopt_roster(signed)
+        driver.adopt_roster(signed)
 
     def get_stats(self) -> dict[str, Any]:
         """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why.
@@ -589,23 +544,7 @@ class HierarchicalFederation:
         How many updates were clipped (``clipping``, by basket) is made of private values and lies outside the
         privacy claim, as trust and outliers do: it is there with ``expose_basket_models`` only.
         """
-        session = self._open()
-        session.report_activity()
-        directory = session.ask(DIRECTORY, Directory.stats, session.now())
-        layer2, waiting = session.layer2_stats(), session.waiting_for()
-        return federation_stats(
-            directory,
-            session.reports(),
-            session.whereabouts().places,
-            layer2,
-            self._budget(),
-            session.faults,
-            session.conduct() if self.config.expose_basket_models else {},
-            waiting,
-            self._told.as_json(
-                moot_warnings(self.config.layer2, waiting.num_registered, layer2["n_baskets"])
-            ),
-        )
+        return self._open().stats()
 
     def map_tasks(
         self, function: Callable[..., Any], items: Sequence[Any], shared: object | None = None
@@ -616,83 +555,22 @@ class HierarchicalFederation:
             raise UsageError(f"function must be callable, got {shown(function)}")
         return map_tasks(self._runtime.compute, function, items, shared)
 
-    def _open(self) -> DriverSession:
-        if self._closed:
-            raise UsageError("this federation is closed")
-        return self._session
-
-    def _submit(self, batch: SubmissionBatch) -> list[Receipt]:
-        session = self._open()
-        batch = self._signed(batch)
-        receipts, due = session.submit(batch)
-        if due and self.config.auto_aggregate:
-            self._run_layers(due)
-        if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts):
-            self._refuse_if_spent()
-        return receipts
-
-    def _aggregate_after_gossip(self) -> None:
-        if not (self.config.auto_aggregate and self.plan.waits_for_gossip):
-            return
-        self._run_layers(None)
-
-    def _run_layers(
-        self, baskets: Sequence[str] | None, *, force: bool = False, release: bool = False
-    ) -> None:
-        """Layer 1 where it is due, and Layer 2 if that has made an aggregate, or if a `release` is asked for.
-
-        Before the first release, which costs budget, this driver is told what it will be worth, and before
-        any of weighted means, whether unequal weights drown it.
-        """
-        session = self._open()
-        made = [outcome for outcome in session.run_layer1(baskets, force) if outcome.aggregated]
-        if made and self._foreseen is None:
-            sizes = session.ask(DIRECTORY, Directory.stats, session.now())["sizes"]
-            self._foreseen = warnings_at_release(self.config, list(sizes.values()))
-        # Each time: one that is an error stops each release.
-        self._told.tell(self._foreseen or ())
-        if made and self.config.layer1.aggregation_method is AggregationMethod.WEIGHTED:
-            drowned = warning_of_weights(self.plan, [report.facts for report in session.reports().values()])
-            self._told.tell(() if drowned is None else (drowned,))
-        self._told.tell(warnings_of_clipping([o.clipping for o in made if o.clipping is not None]))
-        if made or release:
-            session.run_layer2(force)
-
-    def _signed(self, batch: SubmissionBatch) -> SubmissionBatch:
-        if batch.signatures is not None and self._session.told_period is None:
-            self._session.budget_period()
-        if not any(client_id in self._keypairs for client_id in batch.client_ids):
-            return batch
-        round_id = self._session.current_round() if batch.round_id is None else batch.round_id
-        return signed(batch, round_id, self._keypairs, self.signing_scope(), self.config.vector_dim)
-
     @property
     def faults(self) -> tuple[str, ...]:
         """What was lost with roles that died, oldest first, whichever driver met it (`FaultWarning`)."""
         if not self._closed:
-            self._session.hear_faults()
-        return tuple(self._session.faults)
+            self._driver.client.hear_faults()
+        return tuple(self._driver.client.faults)
 
     @property
     def federation_id(self) -> str:
         """The federation's random id, made with its ledger and kept in it: what updates are signed for."""
-        return self._session.assembly.identity.federation_id
+        return self._driver.supervisor.identity.federation_id
 
-    def _aggregate(self, force: bool) -> NDArray[np.float32] | None:
-        self._run_layers(None, force=force, release=True)
-        latest = self.get_global_meta_model()
-        if latest is None or latest.version <= self._given_version:
-            self._refuse_if_spent()
-            return None
-        self._given_version = latest.version
-        return latest.aggregate
-
-    def _budget(self) -> BudgetStatus:
-        return self._open().budget()
-
-    def _refuse_if_spent(self) -> None:
-        if self.config.strict and self._budget().read_only:
-            _refuse(self._budget())
+    def _open(self) -> Driver:
+        if self._closed:
+            raise UsageError("this federation is closed")
+        return self._driver
 
 
 def _check_operator(config: HierarchicalFederationConfig, operator: IdentityKeyPair | None) -> None:
@@ -705,11 +583,3 @@ def _check_operator(config: HierarchicalFederationConfig, operator: IdentityKeyP
             f"operator_keypair is not that of operator_key = {config.operator_key!r}; its "
             f"public half is {operator.public_bytes.hex()!r}"
         )
-
-
-def _refuse(status: BudgetStatus) -> NoReturn:
-    if status.taken_over:
-        raise LedgerTakenOver(status.read_only_reason)
-    raise PrivacyBudgetExhausted(
-        f"the privacy budget is spent (epsilon {status.epsilon_spent:.4g}); renew_budget opens a new period"
-    )

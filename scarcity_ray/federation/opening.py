@@ -9,7 +9,6 @@ import os
 import re
 import tempfile
 import uuid
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from platformdirs import user_state_path
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.config.arguments import shown
-from scarcity_ray.errors import ConfigError, LedgerWarning, UsageError
+from scarcity_ray.errors import ConfigError, LedgerWarning, UsageError, warn_caller
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.privacy.ledger.file_access import is_this_users
@@ -78,11 +77,6 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
 
     What claims nothing (an infinite budget) may also lie in a temporary folder.
 
-    Args:
-        config: The federation's.
-        name: What people call it, if they do.
-        machines: How many the cluster spans.
-
     Raises:
         ConfigError: If the budget is finite and there is no such folder, or another machine has another one.
     """
@@ -123,29 +117,25 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
 def tell_ledger(opened: BudgetStatus, *, is_default: bool, is_named: bool) -> None:
     """Say which ledger a federation has, whether it is new, and how much is left; warn of what may surprise.
 
-    Args:
-        opened: Where the budget stands.
-        is_default: Whether nobody configured the ledger's place.
-        is_named: Whether its file goes by the federation's name.
+    What surprises is a place that nobody configured (`is_default`), be it named after the federation or not.
     """
     words = opened.in_words()
     logger.info("%s", words)
     if not is_default or math.isinf(opened.total_epsilon):
         return
     if not is_named:
-        warnings.warn(
-            f"{words}. No other run shares this budget, so what several runs release about the same clients "
-            "is bounded by none of them; configure ledger_path to keep one budget over all runs",
-            LedgerWarning,
-            stacklevel=3,
+        meaning = (
+            "No other run shares this budget, so what several runs release about the same clients is bounded "
+            "by none of them; configure ledger_path to keep one budget over all runs"
         )
     elif not opened.is_new:
-        warnings.warn(
-            f"{words}. It goes on from earlier federations of this name; for a budget of its own give "
-            "another name or ledger_path",
-            LedgerWarning,
-            stacklevel=3,
+        meaning = (
+            "It goes on from earlier federations of this name; for a budget of its own give another name or "
+            "ledger_path"
         )
+    else:
+        return
+    warn_caller(f"{words}. {meaning}", LedgerWarning)
 
 
 def open_runtime(kind: str, name: str | None, address: str | None) -> Runtime:

@@ -12,25 +12,26 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Concatenate, cast
 
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import (
     Admission,
     BasketPlace,
     Begun,
     Fault,
+    News,
     Operation,
     Order,
     Overtaken,
     Whereabouts,
 )
+from scarcity_ray.actors.migration import SealedBox
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
-from scarcity_ray.actors.parcels import ActorKey, Parcel
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport
 from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.federation.calls import RECOVERIES, P, RoleCalls, T
+from scarcity_ray.federation.client import RECOVERIES, ActorClient, P, T
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Party
 
@@ -44,7 +45,7 @@ class _OvertakenError(Exception):
         self.number = number
 
 
-class Operations(RoleCalls):
+class OperationRunner:
     """How one driver begins operations and finishes those that it finds.
 
     Guarantees:
@@ -52,23 +53,25 @@ class Operations(RoleCalls):
             left.
         finishing_twice_changes_nothing: Nor do two drivers that finish one operation side by side.
 
-    Attributes:
+    Args:
+        client: Calls the actors.
         operator: The operator's identity, where this driver holds it; it signs each new roster.
     """
 
-    operator: IdentityKeyPair | None = None
+    def __init__(self, client: ActorClient, operator: IdentityKeyPair | None = None) -> None:
+        self.client = client
+        self.operator = operator
 
-    def operate(self, begin: Callable[[float], Call[Directory, Begun[T]]]) -> T:
+    def run(
+        self, method: Callable[Concatenate[Directory, P], Begun[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Have the directory begin an operation, and do its steps; the directory's answer.
-
-        Args:
-            begin: What to ask of the directory at a time, in seconds since the epoch.
 
         Raises:
             UsageError: If the directory refuses it; then nothing has changed.
         """
         while True:
-            begun = self._until_answered(DIRECTORY, begin(self.now()), self._next_call())
+            begun = self.client.call(DIRECTORY, method, *args, **kwargs)
             stands = begun.operation is None or self.finish(begun.operation)
             if begun.is_asked_for and stands:
                 return cast(T, begun.answer)
@@ -79,19 +82,26 @@ class Operations(RoleCalls):
         Raises:
             ActorLost: If a basket actor obeys no order, however high.
         """
+        self.client.is_up_to_date = False
         refusals: Counter[int] = Counter()
         while True:
+            order = operation.order
             identities: dict[int, dict[str, bytes]] = {}
             memories: list[ClientMemory] = []
             seen: list[ActivityReport] = []
             overtaken: OrderNumber | None = None
             try:
                 identities = self._admit(operation)
-                self._rehouse(operation.order, identities)
+                self._rehouse(order, identities)
                 self._endorse(operation, identities)
-                memories = self._dismiss(operation)
-                seen = self._close(operation)
-                self._begin_round(operation)
+                for place, client_id in operation.leavers:
+                    memory = self._step(place.slot, BasketHost.dismiss, place.basket_id, client_id, order)
+                    memories += [] if memory is None else [memory]
+                for place in operation.closed:
+                    seen.append(self._step(place.slot, BasketHost.close_basket, place.basket_id, order))
+                if order.round_id is not None:
+                    told = Call(BasketHost.advance_round, order.round_id, self.client.now(), order)
+                    self._steps(dict.fromkeys(range(operation.num_slots), told))
             except _OvertakenError as error:
                 overtaken = error.number
                 refusals[error.slot] += 1
@@ -99,27 +109,40 @@ class Operations(RoleCalls):
                     raise ActorLost(
                         basket_actor(error.slot), "it obeys no order, however high", False
                     ) from None
-            order = operation.order
-            closing = self.call(
-                DIRECTORY, Directory.finish, order, overtaken, identities, memories, seen, self.now()
+            closing = self.client.call(
+                DIRECTORY, Directory.finish, order, overtaken, identities, memories, seen, self.client.now()
             )
             if closing.again is None:
                 return closing.stands
             operation = closing.again
 
-    def whereabouts(self) -> Whereabouts:
-        """Round, live baskets and basket actors, when nothing is pending any more."""
-        while True:
-            where = super().whereabouts()
-            if where.news.pending is None:
-                return where
-            self.finish(where.news.pending)
+    def whereabouts(self, *, fresh: bool = True) -> Whereabouts:
+        """Round, live baskets and basket actors, when nothing is pending any more.
 
-    def located(self, client_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        Args:
+            fresh: Whether to ask, also if this driver knows of nothing that has changed since it did.
+        """
+        client, where = self.client, self.client.whereabouts
+        while where is None or fresh or not client.is_up_to_date:
+            # They are sent again only when they have changed.
+            answer = client.call(DIRECTORY, Directory.whereabouts, None if where is None else where.version)
+            news = answer if isinstance(answer, News) else answer.news
+            if not isinstance(answer, News):
+                client.whereabouts = where = answer
+                client.supervisor.num_slots = where.num_slots
+            client.heed(news)
+            if news.pending is None:
+                client.is_up_to_date, fresh = True, False
+            else:
+                self.finish(news.pending)
+        return where
+
+    def locate(self, client_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
         """Basket and slot of each client that is registered, when nothing is pending any more."""
+        asked = tuple(sorted(set(client_ids)))
         while True:
-            found = self.ask(DIRECTORY, Directory.locate, tuple(client_ids))
-            self.heed(found.news)
+            found = self.client.call(DIRECTORY, Directory.locate, asked)
+            self.client.heed(found.news)
             if found.news.pending is None:
                 return found.routes
             self.finish(found.news.pending)
@@ -145,7 +168,7 @@ class Operations(RoleCalls):
             if missing:
                 role = basket_actor(slot)
                 loss = f"{role} states no key of {', '.join(missing)}, which take part in no session"
-                self.note_faults([Fault(f"{role}/keyless/{operation.order.operation_id}", loss)])
+                self.client.note_faults([Fault(f"{role}/keyless/{operation.order.operation_id}", loss)])
         return keys
 
     def _rehouse(self, order: Order, identities: Mapping[int, Mapping[str, bytes]]) -> None:
@@ -158,9 +181,10 @@ class Operations(RoleCalls):
         if source is None or not homes:
             return
         for _ in range(RECOVERIES):
-            keys = self._actor_keys(home.slot for home in homes.values())
+            slots = sorted({home.slot for home in homes.values()})
+            keys = self.client.call_baskets(dict.fromkeys(slots, Call(BasketHost.actor_key)))
             told = {c: (home.basket_id, keys[home.slot]) for c, home in homes.items()}
-            by_home: dict[tuple[int, str], list[Parcel]] = defaultdict(list)
+            by_home: dict[tuple[int, str], list[SealedBox]] = defaultdict(list)
             for parcel in self._step(source.slot, BasketHost.take, source.basket_id, told, order):
                 if parcel.client_id in homes:
                     home = homes[parcel.client_id]
@@ -173,46 +197,26 @@ class Operations(RoleCalls):
                 return
         raise ActorLost(basket_actor(source.slot), "the actors that its clients move to keep dying", False)
 
-    def _actor_keys(self, slots: Iterable[int]) -> Mapping[int, ActorKey]:
-        return self.ask_baskets(dict.fromkeys(sorted(set(slots)), Call(BasketHost.actor_key)))
-
     def _endorse(self, operation: Operation, identities: Mapping[int, Mapping[str, bytes]]) -> None:
         """Where an operator signs for baskets: a closing one vouches for those that its clients move to."""
         source = operation.order.closing
-        if source is None or self.assembly.identity.config.operator_key is None:
+        if source is None or self.client.supervisor.identity.config.operator_key is None:
             return
         parties = tuple(
             Party(basket_id, key) for keys in identities.values() for basket_id, key in keys.items()
         )
-        endorsed = self.call(basket_actor(source.slot), BasketHost.endorse, source.basket_id, parties)
+        endorsed = self.client.call(basket_actor(source.slot), BasketHost.endorse, source.basket_id, parties)
         endorsed = tuple(e for e in endorsed if e.party in parties and e.parent_id == source.basket_id)
         if endorsed:
-            self.call(DIRECTORY, Directory.record_endorsements, endorsed)
-        registry = self.call(DIRECTORY, Directory.registry)
+            self.client.call(DIRECTORY, Directory.record_endorsements, endorsed)
+        registry = self.client.call(DIRECTORY, Directory.registry)
         vain = sorted(p.party_id for p in parties if registry.known.get(p.party_id) != p.identity_public)
         if vain and registry.newest is not None and self.operator is None:
             loss = (
                 f"nobody who is signed for vouches for {', '.join(vain)}: the key of {source.basket_id} is "
                 f"not on the roster ({basket_actor(source.slot)} died?): they await the operator's signature"
             )
-            self.note_faults([Fault(f"unendorsed/{operation.order.operation_id}", loss)])
-
-    def _dismiss(self, operation: Operation) -> list[ClientMemory]:
-        order = operation.order
-        told = [self._step(p.slot, BasketHost.dismiss, p.basket_id, c, order) for p, c in operation.leavers]
-        return [memory for memory in told if memory is not None]
-
-    def _close(self, operation: Operation) -> list[ActivityReport]:
-        return [
-            self._step(place.slot, BasketHost.close_basket, place.basket_id, operation.order)
-            for place in operation.closed
-        ]
-
-    def _begin_round(self, operation: Operation) -> None:
-        order = operation.order
-        if order.round_id is not None:
-            told = Call(BasketHost.advance_round, order.round_id, self.now(), order)
-            self._steps(dict.fromkeys(range(operation.num_slots), told))
+            self.client.note_faults([Fault(f"unendorsed/{operation.order.operation_id}", loss)])
 
     def _step(
         self,
@@ -221,23 +225,22 @@ class Operations(RoleCalls):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        return _obeyed(slot, self.call(basket_actor(slot), method, *args, **kwargs))
+        return _obeyed(slot, self.client.call(basket_actor(slot), method, *args, **kwargs))
 
     def _steps(self, calls: Mapping[int, Call[BasketHost, T | Overtaken]]) -> dict[int, T]:
-        return {slot: _obeyed(slot, answer) for slot, answer in self.call_baskets(calls).items()}
+        return {slot: _obeyed(slot, answer) for slot, answer in self.client.call_baskets(calls).items()}
 
     def _house(self, places: Sequence[BasketPlace]) -> None:
         """Start the actors of new baskets."""
-        missing = self.assembly.missing(place.slot for place in places)
-        self.recover(*map(basket_actor, missing))
-        self.assembly.adopt(missing)
-        self.num_slots = max([self.num_slots, *(place.slot + 1 for place in places)])
+        supervisor = self.client.supervisor
+        missing = supervisor.missing(place.slot for place in places)
+        if missing:
+            self.client.recover(*map(basket_actor, missing))
+            supervisor.adopt(missing)
+        supervisor.num_slots = max([supervisor.num_slots, *(place.slot + 1 for place in places)])
 
 
 def _obeyed(slot: int, answer: T | Overtaken) -> T:
     if isinstance(answer, Overtaken):
         raise _OvertakenError(slot, answer.number)
     return answer
-
-
-__all__ = ["Operations"]

@@ -38,18 +38,7 @@ def federation_stats(
     waiting: WaitingFor,
     warned: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Put the roles' answers together.
-
-    Args:
-        directory: What `Directory.stats` gave.
-        reports: What the basket actors gave, by basket.
-        places: All live baskets.
-        layer2: What `GlobalAggregator.stats` gave.
-        budget: The accountant's status.
-        faults: Roles that died, and what was lost.
-        conduct: How the members stand to the aggregates, by basket; empty where that is private.
-        waiting: What the next global model waits for.
-        warned: What this driver was warned of.
+    """Put the roles' answers together; `conduct` is empty where it is private.
 
     Returns:
         The keys of docs/specification.md#models-and-statistics and, beside them, rejections by reason, what

@@ -10,33 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TypeVar
 
 from scarcity_ray.actors.accountant import Accountant
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import GlobalAggregator
-from scarcity_ray.actors.messages import Fault, FederationIdentity, HostState, SlotState
+from scarcity_ray.actors.messages import Fault, FederationIdentity, SlotState
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
-from scarcity_ray.actors.recovery import Recovered, recovered_from
+from scarcity_ray.actors.recovery import HostState, recovered_from
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.runtime.base import RoleSpec, Runtime
-from scarcity_ray.runtime.rpc import Call, Future, Handle, gather
-
-T = TypeVar("T")
+from scarcity_ray.runtime.rpc import Call, Future, gather
 
 OPENING = "opening"
 """The card of a federation whose roles are being started: nobody can attach to it yet."""
 
 
-class Assembly:
-    """Starts, recovers and ends the roles of one federation on a runtime.
+class Supervisor:
+    """Starts, restores and ends the roles of one federation on a runtime.
 
     Args:
         runtime: Where they live.
@@ -44,60 +41,54 @@ class Assembly:
         plan: Its numbers.
 
     Attributes:
-        ledger_head: The ledger's head as this driver was last told it; empty before.
+        peers: The roles, to call.
+        num_slots: Basket actors that this driver knows of.
+        latest: The newest global model that it has seen.
+        ledger_head: The ledger's head as it was last told it; empty before.
     """
 
     def __init__(self, runtime: Runtime, identity: FederationIdentity, plan: FederationPlan) -> None:
         self.runtime = runtime
+        self.peers = runtime.peers
         self.identity = identity
         self.plan = plan
-        config = identity.config
-        self._first_slots = 0 if config.runtime.baskets_per_actor else runtime.default_basket_actors
-        self._started: set[str] = set()
+        self.has_layer2 = identity.config.layer2.enabled
+        self.num_slots = 0
+        self.latest: GlobalMetaModel | None = None
         self.ledger_head = ""
+        self._started: set[str] = set()
 
-    @property
-    def has_layer2(self) -> bool:
-        """Whether there is a global aggregator."""
-        return self.identity.config.layer2.enabled
-
-    def handle(self, name: str) -> Handle:
-        """A role to call."""
-        return self.runtime.peers.handle(name)
-
-    def start_accountant(self, take_over: bool = False) -> None:
-        """Start a new federation's first role, which knows its id.
+    def start(self, take_over: bool, now: float) -> BudgetStatus:
+        """Start a new federation's accountant, which opens the ledger, then the others; the budget's status.
 
         Args:
             take_over: Whether to take the ledger from a federation that lives.
+            now: Seconds since the epoch.
 
         Raises:
             UsageError: If the federation is there already.
-            ActorLost: If it cannot be started.
-        """
-        self.runtime.start([self._accountant_spec(False, take_over=take_over)], card=OPENING)
-
-    def start(self, opened: BudgetStatus) -> None:
-        """Start a new federation's other roles side by side.
-
-        Args:
-            opened: What its ledger says as it is opened.
-
-        Raises:
+            LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
+        self.runtime.start([self._accountant_spec(must_exist=False, take_over=take_over)], card=OPENING)
+        opened = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
+        self.ledger_head = opened.head_hash
         self.identity = replace(
             self.identity,
             federation_id=opened.federation_id,
             incarnation=opened.incarnation,
             run=opened.run,
         )
-        slots = [self._basket_spec(slot, 0, opened) for slot in range(self._first_slots)]
-        roles = [self._directory_spec(self._first_slots)]
+        self.num_slots = (
+            0 if self.identity.config.runtime.baskets_per_actor else self.runtime.default_basket_actors
+        )
+        slots = [self._basket_spec(slot, opened) for slot in range(self.num_slots)]
+        roles = [self._directory_spec(self.num_slots)]
         if self.has_layer2:
             roles.append(self._global_spec())
         self.runtime.start([*roles, *slots], card=self.identity)
         self._started.update(spec.name for spec in slots)
+        return opened
 
     def adopt(self, slots: Iterable[int]) -> None:
         """Note basket actors that another driver has started."""
@@ -107,17 +98,8 @@ class Assembly:
         """The basket actors among `slots` that were not started yet, as far as this driver knows."""
         return [slot for slot in sorted(set(slots)) if basket_actor(slot) not in self._started]
 
-    def tell_baskets(self, call: Call[BasketHost, T], num_slots: int) -> list[T]:
-        """Call every basket actor; all answers."""
-        return gather([call.send(self, basket_actor(slot)) for slot in range(num_slots)])
-
     def recover(
-        self,
-        names: Collection[str],
-        num_slots: int,
-        now: float,
-        latest: GlobalMetaModel | None,
-        known: Sequence[Fault] = (),
+        self, names: Collection[str], now: float, known: Sequence[Fault] = ()
     ) -> Iterator[list[Fault]]:
         """Bring roles back that died; yields what was lost, for the directory to note.
 
@@ -129,10 +111,8 @@ class Assembly:
 
         Args:
             names: The roles.
-            num_slots: Basket actors that the driver knows of.
             now: Seconds since the epoch.
-            latest: The last release that the driver knows of.
-            known: The faults that the driver knows of.
+            known: The faults that this driver has heard of, for a directory that comes back.
 
         Raises:
             ActorLost: If one cannot come back; or for another role, which must come back first.
@@ -140,18 +120,18 @@ class Assembly:
                 head), or taken over by another federation.
         """
         if ACCOUNTANT in names:
-            heads = self._known_heads(names, num_slots, latest)
-            self._start([self._accountant_spec(True, known_heads=heads)])
-            Call(Accountant.status, now).send(self, ACCOUNTANT).result()
+            life = {"incarnation": self.identity.incarnation, "known_heads": self._known_heads(names)}
+            self._start([self._accountant_spec(must_exist=True, **life)])
+            Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
             yield [_fault("the accountant died; nothing is lost, it continues from its ledger")]
         if DIRECTORY in names:
-            self._recover_directory(num_slots, now, known)
+            self._recover_directory(now, known)
             yield []
         if GLOBAL in names:
-            yield [_fault(self._recover_global(num_slots, latest))]
+            yield [_fault(self._recover_global())]
         slots = sorted(slot for name in names if (slot := _slot(name)) is not None)
         if slots:
-            yield from self._recover_baskets(slots, now, latest)
+            yield from self._recover_baskets(slots, now)
 
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
@@ -164,40 +144,40 @@ class Assembly:
             self.runtime.kill(name)
         self.runtime.withdraw()
 
-    def _known_heads(
-        self, gone: Collection[str], num_slots: int, latest: GlobalMetaModel | None
-    ) -> dict[str, str]:
+    def _known_heads(self, gone: Collection[str]) -> dict[str, str]:
         """What the ledger must hold: hashes that were its head, each with who was told so.
 
         A role that lies here stops the budget and gives none of it away; the refusal names it.
         """
-        told = (self.ledger_head, "" if latest is None else latest.ledger_head)
+        told = (self.ledger_head, "" if self.latest is None else self.latest.ledger_head)
         heads = {head: "the driver" for head in told if head}
         answers: dict[str, Future[tuple[str, ...]]] = {}
         if self.has_layer2 and GLOBAL not in gone:
-            answers[GLOBAL] = Call(GlobalAggregator.ledger_heads).send(self, GLOBAL)
-        slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
-        baskets = {basket_actor(slot) for slot in slots | set(range(num_slots))}
-        for actor in sorted(baskets - set(gone)):
-            answers[actor] = Call(BasketHost.ledger_heads).send(self, actor)
+            answers[GLOBAL] = Call(GlobalAggregator.ledger_heads).send(self.peers, GLOBAL)
+        for actor in sorted({basket_actor(slot) for slot in self._slots()} - set(gone)):
+            answers[actor] = Call(BasketHost.ledger_heads).send(self.peers, actor)
         for name, answer in answers.items():
             # A role that is lost too knows nothing more: what the others know must do.
             with suppress(ActorLost):
                 heads |= {head: name for head in answer.result() if head not in heads}
         return heads
 
-    def _recover_baskets(
-        self, slots: Sequence[int], now: float, latest: GlobalMetaModel | None
-    ) -> Iterator[list[Fault]]:
-        round_id = Call(Directory.current_round).send(self, DIRECTORY).result()
-        budget = Call(Accountant.status, now).send(self, ACCOUNTANT).result()
-        states = {slot: Call(Directory.slot_state, slot).send(self, DIRECTORY).result() for slot in slots}
-        newest = self._newest(latest)
+    def _slots(self) -> set[int]:
+        """The basket actors that this driver or the runtime knows of."""
+        there = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
+        return there | set(range(self.num_slots))
+
+    def _recover_baskets(self, slots: Sequence[int], now: float) -> Iterator[list[Fault]]:
+        round_id = Call(Directory.current_round).send(self.peers, DIRECTORY).result()
+        budget = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
+        states = {s: Call(Directory.slot_state, s).send(self.peers, DIRECTORY).result() for s in slots}
+        last = self._released()
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         yield [_basket_fault(slot, states[slot]) for slot in was_there]
         failure: ActorLost | None = None
         try:
-            self._start([self._basket_spec(s, round_id, budget, states[s], newest) for s in slots])
+            life = {"round_id": round_id, "latest": last}
+            self._start([self._basket_spec(s, budget, state=states[s], **life) for s in slots])
         except ActorLost as lost:
             failure = lost
         back = [slot for slot in slots if failure is None or self.runtime.is_alive(basket_actor(slot))]
@@ -215,46 +195,44 @@ class Assembly:
         False if the directory died after it had told what the actor was made with, and came back before the
         actor was there: it knows nothing of it.
         """
-        state = Call(Directory.slot_state, slot).send(self, DIRECTORY).result()
-        number, identities = Call(BasketHost.check_in).send(self, basket_actor(slot)).result()
+        state = Call(Directory.slot_state, slot).send(self.peers, DIRECTORY).result()
+        number, identities = Call(BasketHost.check_in).send(self.peers, basket_actor(slot)).result()
         if number.life < state.number.life:
             return False
-        Call(Directory.record_identities, slot, identities).send(self, DIRECTORY).result()
+        Call(Directory.record_identities, slot, identities).send(self.peers, DIRECTORY).result()
         return True
 
-    def _recover_directory(self, num_slots: int, now: float, known: Sequence[Fault]) -> None:
-        slots = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
+    def _recover_directory(self, now: float, known: Sequence[Fault]) -> None:
+        slots = sorted(self._slots())
         lost: list[str] = []
         states: dict[int, HostState] = {}
-        for slot in sorted(slots | set(range(num_slots))):
+        for slot in slots:
             try:
-                states[slot] = Call(BasketHost.step_down).send(self, basket_actor(slot)).result()
+                states[slot] = Call(BasketHost.step_down).send(self.peers, basket_actor(slot)).result()
             except ActorLost:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
                 lost.append(basket_actor(slot))
+        recovered = recovered_from(states)
         both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
-        fault = _fault(
+        losses = [
             "the directory died; membership is restored from the basket actors, "
             f"clients' activity counts begin anew{both if lost else ''}"
-        )
-        highest = max(slots | {num_slots - 1}, default=-1) + 1
-        recovered = recovered_from(states)
-        faults = [*known, fault]
+        ]
         if recovered.dead:
             names = ", ".join(sorted(recovered.dead))
-            faults.append(
-                _fault(f"nobody holds {names} any more: registered until `disband_basket` names them")
-            )
+            losses.append(f"nobody holds {names} any more: registered until `disband_basket` names them")
         if recovered.contested:
             names = ", ".join(recovered.contested)
-            faults.append(_fault(f"several baskets claim {names}, who are in none now: register them again"))
-        self._start([self._directory_spec(highest, now, recovered, faults)])
+            losses.append(f"several baskets claim {names}, who are in none now: register them again")
+        faults = [*known, *map(_fault, losses)]
+        num_slots = max(slots, default=-1) + 1
+        self._start([self._directory_spec(num_slots, now=now, recovered=recovered, faults=faults)])
 
-    def _recover_global(self, num_slots: int, latest: GlobalMetaModel | None) -> str:
-        self.tell_baskets(Call(BasketHost.sessions_abandon), num_slots)
-        models = [latest, *self.tell_baskets(Call(BasketHost.last_global), num_slots)]
-        last = max((m for m in models if m is not None), key=lambda model: model.version, default=None)
+    def _recover_global(self) -> str:
+        actors = [basket_actor(slot) for slot in range(self.num_slots)]
+        told = gather([Call(BasketHost.abandon_session).send(self.peers, actor) for actor in actors])
+        last = _newest(self.latest, *told)
         self._start([self._global_spec(last)])
         if last is None:
             return "the global aggregator died; it knows of no release, and one that nobody has seen is lost"
@@ -263,23 +241,20 @@ class Assembly:
             "and a later one that nobody has seen is lost"
         )
 
-    def _newest(self, latest: GlobalMetaModel | None) -> GlobalMetaModel | None:
-        """The later of `latest` and what the global aggregator, if it is there, has released last."""
+    def _released(self) -> GlobalMetaModel | None:
+        """The last release that is distributed, as far as this driver and the global aggregator know."""
         if not self.has_layer2 or not self.identity.config.layer2.distribute_to_baskets:
             return None
         try:
-            told = Call(GlobalAggregator.latest).send(self, GLOBAL).result()
+            return _newest(self.latest, Call(GlobalAggregator.latest).send(self.peers, GLOBAL).result())
         except ActorLost:
-            return latest
-        return max((m for m in (latest, told) if m is not None), key=lambda m: m.version, default=None)
+            return self.latest
 
     def _start(self, specs: list[RoleSpec]) -> None:
         self.runtime.start(specs)
         self._started.update(spec.name for spec in specs)
 
-    def _accountant_spec(
-        self, must_exist: bool, *, take_over: bool = False, known_heads: Mapping[str, str] | None = None
-    ) -> RoleSpec:
+    def _accountant_spec(self, **life: object) -> RoleSpec:
         config = self.identity.config
         arguments = {
             "path": self.identity.ledger_path,
@@ -289,66 +264,31 @@ class Assembly:
             "gossip_share": self.plan.gossip_share,
             "accounting": self.plan.accounting,
             "mu_reserved": self.plan.mu_reserved,
-            "must_exist": must_exist,
-            "incarnation": self.identity.incarnation if must_exist else None,
-            "take_over": take_over,
-            "known_heads": known_heads,
             "private_folder": self.identity.private_ledger,
             "operator_key": config.operator_key,
+            **life,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
-    def _directory_spec(
-        self,
-        num_slots: int,
-        now: float = 0.0,
-        recovered: Recovered | None = None,
-        faults: Sequence[Fault] = (),
-    ) -> RoleSpec:
-        arguments = {
-            "identity": replace(self.identity, actors_key=b""),
-            "num_slots": num_slots,
-            "now": now,
-            "recovered": recovered,
-            "faults": faults,
-        }
-        return RoleSpec(DIRECTORY, Directory, arguments)
+    def _directory_spec(self, num_slots: int, **life: object) -> RoleSpec:
+        identity = replace(self.identity, actors_key=b"")
+        return RoleSpec(DIRECTORY, Directory, {"identity": identity, "num_slots": num_slots, **life})
 
     def _global_spec(self, latest: GlobalMetaModel | None = None) -> RoleSpec:
-        arguments = {
-            "plan": self.plan,
-            "federation_id": self.identity.federation_id,
-            "peers": self.runtime.peers,
-            "noise": self.identity.noise,
-            "latest": latest,
-        }
-        return RoleSpec(GLOBAL, GlobalAggregator, arguments)
+        return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
 
-    def _basket_spec(
-        self,
-        slot: int,
-        round_id: int,
-        budget: BudgetStatus,
-        state: SlotState | None = None,
-        latest: GlobalMetaModel | None = None,
-    ) -> RoleSpec:
-        config = self.identity.config
-        runtime = config.runtime
+    def _basket_spec(self, slot: int, budget: BudgetStatus, **life: object) -> RoleSpec:
         arguments = {
+            **self._shared(),
             "slot": slot,
-            "plan": self.plan,
-            "federation_id": self.identity.federation_id,
-            "peers": self.runtime.peers,
             "compute": self.runtime.compute,
-            "noise": self.identity.noise,
-            "round_id": round_id,
             "read_only": budget.read_only,
             "run": self.identity.run,
             "budget_period": budget.period,
-            "state": state,
-            "latest": latest if config.layer2.distribute_to_baskets else None,
             "actors_key": self.identity.actors_key,
+            **life,
         }
+        runtime = self.identity.config.runtime
         return RoleSpec(
             basket_actor(slot),
             BasketHost,
@@ -357,6 +297,18 @@ class Assembly:
             resources=dict(runtime.resources_per_actor),
             spread=True,
         )
+
+    def _shared(self) -> dict[str, object]:
+        return {
+            "plan": self.plan,
+            "federation_id": self.identity.federation_id,
+            "peers": self.runtime.peers,
+            "noise": self.identity.noise,
+        }
+
+
+def _newest(*models: GlobalMetaModel | None) -> GlobalMetaModel | None:
+    return max((m for m in models if m is not None), key=lambda model: model.version, default=None)
 
 
 def _slot(name: str) -> int | None:

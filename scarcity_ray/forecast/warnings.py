@@ -7,14 +7,12 @@
 from __future__ import annotations
 
 import math
-import sys
-import warnings
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
-from scarcity_ray.errors import ClippingWarning, NoiseWarning, PrivacyWarning, ScarcityWarning
+from scarcity_ray.errors import ClippingWarning, NoiseWarning, PrivacyWarning, ScarcityWarning, warn_caller
 from scarcity_ray.forecast.feasibility import Forecast, noise_norm_of, signal_bound
 from scarcity_ray.forecast.remedies import HUGE_EPSILON, listed, remedies
 from scarcity_ray.plan import BasketFacts, FederationPlan, hides_from, masking_warning
@@ -30,7 +28,6 @@ CATEGORIES: dict[About, type[ScarcityWarning]] = {
     "privacy": PrivacyWarning,
     "clipping": ClippingWarning,
 }
-PACKAGE = __name__.partition(".")[0]
 MOSTLY_CLIPPED = 0.9
 """Share of clipped updates from which it is said that nearly all are."""
 _EQUAL = 1e-6
@@ -232,19 +229,12 @@ class Told:
         for warning in found:
             if warning.code in self._told:
                 continue
-            level, frame = 1, sys._getframe()
-            while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
-                level, frame = level + 1, frame.f_back
-            warnings.warn(warning.message, CATEGORIES[warning.about], stacklevel=level)
+            warn_caller(warning.message, CATEGORIES[warning.about])
             self.note([warning])
 
     def as_json(self, moot: Collection[str] = ()) -> list[dict[str, Any]]:
         """All that was told, as plain data, but for the codes that have become `moot`."""
         return [asdict(warning) for warning in self._told.values() if warning.code not in moot]
-
-
-def _is_ours(module: object) -> bool:
-    return isinstance(module, str) and (module == PACKAGE or module.startswith(f"{PACKAGE}."))
 
 
 def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:

@@ -14,11 +14,9 @@ class RoleSpec:
     """One role to start.
 
     Attributes:
-        name: Its name, unique in the federation.
+        name: Unique in the federation.
         factory: The role's class; called as ``factory(**arguments)`` in the role's own process.
-        arguments: Picklable arguments.
-        cpus: CPUs that it reserves.
-        resources: Custom resources that it reserves.
+        resources: Custom resources that it reserves, beside `cpus`.
         spread: Whether to place it away from its like; otherwise it runs on `node`.
         node: The node it must run on (its data lie there); None: the runtime's home node.
     """

@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import socket
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from ray.exceptions import RayError
 from ray.util import client as ray_client
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.runtime.ray_handles import first_line
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -53,11 +51,7 @@ def connect(address: str | None) -> bool:
         options["include_dashboard"] = False
         _make_token()
     elif address != "auto":
-        host, port = _parts_of(address)
-        with closing(_connected(address, host, port)) as stream:
-            if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-                _expect_greeting(address, stream)
-                _expect_admission(address)
+        _expect_cluster(address)
     _warn_of_a_token_that_others_read()
     try:
         ray.init(address=address, **options)
@@ -109,32 +103,25 @@ def _same(address: str, here: str) -> bool:
     return port == port_here and (loopback or found == socket.gethostbyname(host_here))
 
 
-def _parts_of(address: str) -> tuple[str, int]:
+def _expect_cluster(address: str) -> None:
+    """Check that a gRPC server answers, whose first bytes are an HTTP/2 SETTINGS frame (TLS hides them)."""
     host, _, port = address.rpartition(":")
     if "://" in host or not host or not port.isdigit():
         raise UsageError(
             f"{address!r} is no address of a Ray cluster; accepted: HOST:PORT of its head "
             "(port 6379 by default), 'auto' for one that runs on this machine, 'local' for a new one"
         )
-    return host.strip("[]"), int(port)
-
-
-def _connected(address: str, host: str, port: int) -> socket.socket:
     try:
-        return socket.create_connection((host, port), ANSWER_SECONDS)
-    except OSError as error:
-        raise UsageError(f"no Ray cluster answers at {address!r}: {error}") from None
-
-
-def _expect_greeting(address: str, stream: socket.socket) -> None:
-    """Check that a gRPC server is there: its first bytes are an HTTP/2 SETTINGS frame."""
-    try:
-        stream.sendall(_HTTP2_PREFACE)
-        greeting = stream.recv(9)
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as stream:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            stream.sendall(_HTTP2_PREFACE)
+            greeting = stream.recv(9)
     except OSError as error:
         raise UsageError(f"no Ray cluster answers at {address!r}: {error}") from None
     if len(greeting) < 9 or greeting[3] != 4:
         raise UsageError(f"what answers at {address!r} is no Ray cluster (is it the dashboard's port?)")
+    _expect_admission(address)
 
 
 def _expect_admission(address: str) -> None:
@@ -206,4 +193,9 @@ def _warn_of_a_token_that_others_read() -> None:
         )
 
 
-__all__ = ["connect", "token_file"]
+def first_line(error: BaseException) -> str:
+    """What an error says, without the pages that follow."""
+    return str(error).strip().split("\n", 1)[0]
+
+
+__all__ = ["connect", "first_line", "token_file"]

@@ -26,7 +26,9 @@ class _Stored:
 
 def _isolated(value: Any) -> Any:
     """A deep copy as another process would see it: pickled, with contiguous arrays read-only."""
-    return _Stored(value).load()
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(head, buffers=[bytes(buffer.raw()) for buffer in buffers])
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class _Done:
         return self.value
 
 
+@dataclass(frozen=True)
 class _LocalHandle:
-    def __init__(self, roles: dict[str, Any], name: str) -> None:
-        self._roles = roles
-        self.name = name
+    roles: dict[str, Any]
+    name: str
 
     def call(self, method: str, *args: object) -> Future[Any]:
-        role = self._roles.get(self.name)
+        role = self.roles.get(self.name)
         if role is None:
             return _Done(error=ActorLost(self.name, "it is not running"))
         try:

@@ -1,32 +1,37 @@
-"""Roles as named Ray actors of one namespace."""
+"""Roles as named Ray actors of one namespace, calls as references, functions as tasks."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray.core.generated.gcs_pb2 import ActorTableData
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
     ActorUnschedulableError,
     GetTimeoutError,
     RayActorError,
+    RayError,
+    RayTaskError,
 )
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scarcity_ray.errors import ActorLost, UsageError
+from scarcity_ray.errors import ActorLost, ScarcityError, UsageError
 from scarcity_ray.runtime.base import RoleSpec
-from scarcity_ray.runtime.connect import connect
-from scarcity_ray.runtime.ray_handles import RayCompute, RayPeers, find_actor, first_line, forget
-from scarcity_ray.runtime.rpc import Compute, Peers
+from scarcity_ray.runtime.connect import connect, first_line
+from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers
 
 logger = logging.getLogger("scarcity_ray")
 
+TASK_CPUS = 0.8
+"""CPUs of one task: two of them and the idle actors beside them fit on two cores."""
 START_TIMEOUT_SECONDS = 120.0
 """A role that no node has taken by then is given up."""
 PATIENCE_SECONDS = 10.0
@@ -60,8 +65,8 @@ class RayRuntime:
         self._owns_connection = connect(address)
         try:
             self.home = ray.get_runtime_context().get_node_id()
-            self.peers: Peers = RayPeers(namespace)
-            self.compute: Compute = RayCompute(self.default_basket_actors)
+            self.peers: Peers = _RayPeers(namespace)
+            self.compute: Compute = _RayCompute(self.default_basket_actors)
         except BaseException:
             self.close()
             raise
@@ -87,7 +92,8 @@ class RayRuntime:
         try:
             for spec in specs:
                 made.append((spec, self._create(spec, get_if_exists=False)))
-            self._publish(card)
+            key, value = self._namespace.encode(), cloudpickle.dumps(card)
+            _internal_kv_put(key, value, overwrite=True, namespace=_CARDS)
             is_published = True
             self._await(made)
         except BaseException as failure:
@@ -153,21 +159,12 @@ class RayRuntime:
         if self._owns_connection and ray.is_initialized():
             ray.shutdown()
 
-    def _keep(self, name: str, actor: Any) -> None:
-        """Hold the handle that the actor lives by; one that was looked up by name does not keep it alive."""
-        if self._kept.get(name) != actor:
-            self._kept[name] = actor
-
     def _undo(self, made: Sequence[tuple[RoleSpec, Any]]) -> None:
         """End what a federation's start had made when it failed."""
         for spec, actor in made:
             self._kept.pop(spec.name, None)
             ray.kill(actor)
             self._wait_until_gone(spec.name, actor)
-
-    def _publish(self, card: object) -> None:
-        key, value = self._namespace.encode(), cloudpickle.dumps(card)
-        _internal_kv_put(key, value, overwrite=True, namespace=_CARDS)
 
     def _found(self, spec: RoleSpec) -> Any:
         """The actor of this name, which may be dying; None if there is none."""
@@ -179,7 +176,10 @@ class RayRuntime:
     def _create(self, spec: RoleSpec, *, get_if_exists: bool = True) -> Any:
         strategy: Any = "SPREAD"
         if not spec.spread:
-            strategy = NodeAffinitySchedulingStrategy(self._living_node(spec), soft=False)
+            node = spec.node or self.home
+            if not any(n["Alive"] and n["NodeID"] == node for n in ray.nodes()):
+                raise ActorLost(spec.name, f"it must run on node {node}, which is not in the cluster", False)
+            strategy = NodeAffinitySchedulingStrategy(node, soft=False)
         options: dict[str, Any] = {
             "name": spec.name,
             "namespace": self._namespace,
@@ -241,7 +241,9 @@ class RayRuntime:
                 raise ActorLost(spec.name, died, False) from None
             self._wait_until_gone(spec.name, actor)
             return self._create(spec)
-        self._keep(spec.name, actor)
+        # The handle that the actor lives by: one that was looked up by name does not keep it alive.
+        if self._kept.get(spec.name) != actor:
+            self._kept[spec.name] = actor
         return None
 
     def _give_up(self, waiting: Sequence[tuple[RoleSpec, Any]]) -> ActorLost:
@@ -263,12 +265,6 @@ class RayRuntime:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _living_node(self, spec: RoleSpec) -> str:
-        node = spec.node or self.home
-        if not any(n["Alive"] and n["NodeID"] == node for n in ray.nodes()):
-            raise ActorLost(spec.name, f"it must run on node {node}, which is not in the cluster", False)
-        return node
-
 
 def _why_waiting(spec: RoleSpec) -> str:
     """What keeps a role from starting, as far as the cluster's nodes tell."""
@@ -284,3 +280,134 @@ def _why_waiting(spec: RoleSpec) -> str:
 
 def _last_line(error: BaseException) -> str:
     return str(error).strip().rsplit("\n", 1)[-1].strip()
+
+
+def find_actor(namespace: str, name: str) -> Any:
+    """The living (or starting, or dying) actor of this name.
+
+    Ray's per-process cache of names keeps the dead ones of actors that are not detached, so that one that
+    came back would not be found; those that this process knows to be dead are forgotten.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    while True:
+        actor = ray.get_actor(name, namespace=namespace)
+        if not _is_known_dead(actor):
+            return actor
+        forget(actor)
+        time.sleep(0.002)
+
+
+def forget(actor: Any) -> None:
+    """Make this process forget a dead actor, so that its name stands for its successor."""
+    ray.kill(actor)
+
+
+def _is_known_dead(actor: Any) -> bool:
+    """Whether Ray has told this process that an actor died.
+
+    Ray has no public way to ask that without a call to the actor. Where this one is missing the answer is
+    False: a call finds out then (`_RayFuture`), as `ActorLost`, and the next lookup finds the successor.
+    """
+    state = getattr(actor, "_get_local_state", None)
+    return state is not None and state() == ActorTableData.DEAD
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether an error says that the actor called is dead: not one that it met itself in calling another."""
+    return isinstance(error, ActorDiedError) and not isinstance(error, RayTaskError)
+
+
+@dataclass(frozen=True)
+class _RayFuture:
+    """A pending call of `actor`, or a task where that is None; Ray's errors become ours."""
+
+    name: str
+    reference: Any
+    actor: Any = None
+
+    def result(self) -> Any:
+        try:
+            return ray.get(self.reference)
+        except RayError as error:
+            if self.actor is not None and is_death(error):
+                forget(self.actor)
+            raise translated(self.name, error) from None
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A call that could not be made."""
+
+    error: Exception
+
+    def result(self) -> Any:
+        raise self.error
+
+
+@dataclass(frozen=True)
+class _RayHandle:
+    """A named actor, looked up at each call (30 us, Ray remembers): one that came back is found at once."""
+
+    namespace: str
+    name: str
+
+    def call(self, method: str, *args: object) -> Future[Any]:
+        if not ray.is_initialized():
+            return _Failed(ActorLost(self.name, "this process is not connected to Ray any more", False))
+        try:
+            actor = find_actor(self.namespace, self.name)
+        except ValueError:
+            return _Failed(ActorLost(self.name, "it is not running"))
+        except RayError as error:
+            return _Failed(translated(self.name, error))
+        try:
+            # What Ray's tools call it: ``basket.submit``, also where it is to be done once.
+            shown = f"{self.name.partition(':')[0]}.{args[1] if method == 'once' else method}"
+            return _RayFuture(self.name, getattr(actor, method).options(name=shown).remote(*args), actor)
+        except RayError as error:
+            return _Failed(translated(self.name, error))
+        except Exception as error:
+            return _Failed(error)
+
+
+@dataclass(frozen=True)
+class _RayPeers:
+    namespace: str
+
+    def handle(self, name: str) -> Handle:
+        return _RayHandle(self.namespace, name)
+
+
+@ray.remote(num_cpus=TASK_CPUS)  # type: ignore[untyped-decorator]
+def _run(function: Callable[..., Any], *args: object) -> Any:
+    return function(*args)
+
+
+@dataclass
+class _RayCompute:
+    """Functions as tasks, which Ray tries again three times where they die; values in the object store."""
+
+    parallelism: int
+
+    def put(self, value: object) -> Any:
+        return ray.put(value)
+
+    def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
+        return _RayFuture(f"task {function.__name__}", _run.remote(function, *args))
+
+
+def translated(name: str, error: RayError) -> Exception:
+    """The callee's own exception, or `ActorLost` for whatever Ray has to say.
+
+    One that nobody raised on purpose keeps its traceback on the other side, as a note.
+    """
+    while isinstance(error, RayTaskError):
+        cause = error.cause
+        if not isinstance(cause, RayError):
+            if not isinstance(cause, ScarcityError):
+                cause.add_note(f"in {name}: {error}")
+            return cause if isinstance(cause, Exception) else error
+        error = cause
+    return ActorLost(name, first_line(error))

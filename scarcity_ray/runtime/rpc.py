@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
@@ -59,6 +60,15 @@ class _Answer:
     is_known: bool = False
 
 
+_QUERIES: set[Callable[..., Any]] = set()
+
+
+def query(method: Callable[P, T]) -> Callable[P, T]:
+    """Mark a role's method that changes nothing, so that it may be done again and no answer is kept."""
+    _QUERIES.add(method)
+    return method
+
+
 class Role:
     """A role's memory of the last answer to each of its callers.
 
@@ -75,8 +85,7 @@ class Role:
         """Call `method`, unless this call was answered before; its answer.
 
         Raises:
-            ProtocolViolation: If its caller has made a later call since, or for a method that is the role's
-            own.
+            ProtocolViolation: If its caller has made a later call since, or for a method that is private.
         """
         if method.startswith("_"):
             raise ProtocolViolation(f"{method} is the role's own")
@@ -116,8 +125,6 @@ class Future(Protocol[Answer]):
 class Handle(Protocol):
     """A role that can be called, by the name of its method: what a runtime does with a `Call`."""
 
-    name: str
-
     def call(self, method: str, *args: object) -> Future[Any]:
         """Start `method` with `args` on the role; never blocks and never raises."""
 
@@ -142,7 +149,7 @@ class Call(Generic[Called, Answer]):
         TypeError: For an argument by name.
     """
 
-    __slots__ = ("args", "method")
+    __slots__ = ("args", "is_query", "method")
 
     def __init__(
         self, method: Callable[Concatenate[Called, P], Answer], *args: P.args, **kwargs: P.kwargs
@@ -150,20 +157,18 @@ class Call(Generic[Called, Answer]):
         if kwargs:
             raise TypeError(f"{method.__name__}: arguments to a role go by position: {', '.join(kwargs)}")
         self.method = method.__name__
+        self.is_query = method in _QUERIES
         self.args: tuple[object, ...] = args
 
-    def send(self, peers: Peers, role: RoleName[Called], number: CallId | None = None) -> Future[Answer]:
-        """Make it; never blocks and never raises.
+    def send(self, peers: Peers, role: RoleName[Called]) -> Future[Answer]:
+        """Make it; never blocks and never raises."""
+        return peers.handle(role).call(self.method, *self.args)
 
-        Args:
-            peers: Where the role is found.
-            role: Its name.
-            number: Given, the call is done once however often it is made (`Role.once`).
-        """
-        handle = peers.handle(role)
-        if number is None:
-            return handle.call(self.method, *self.args)
-        return handle.call(Role.once.__name__, number, self.method, *self.args)
+    def numbered(self, number: CallId) -> Call[Called, Answer]:
+        """The same call, done once however often it is sent (`Role.once`); a `query` needs no number."""
+        once: Call[Called, Answer] = copy(self)
+        once.method, once.args = Role.once.__name__, (number, self.method, *self.args)
+        return once
 
 
 class Compute(Protocol):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Layer1Config, Layer2Config
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.global_aggregator import GlobalAggregator
+from scarcity_ray.actors.secure_session import PartyCalls
 from scarcity_ray.actors.session_terms import SessionTerms
 from scarcity_ray.baskets.submission import SubmissionBatch
 from scarcity_ray.errors import ProtocolViolation
@@ -37,7 +38,7 @@ def federation_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Hier
             fed = opened.enter_context(HierarchicalFederation(config, runtime="local"))
             fed.register_clients(CLIENTS)
             fed.submit_updates([client for client, _ in CLIENTS], np.ones((9, 4)))
-            fed._session.run_layer1(None, force=True)
+            fed._driver.run_layer1(None, force=True)
             return fed
 
         yield with_aggregates
@@ -45,12 +46,13 @@ def federation_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Hier
 
 def terms_of(fed: HierarchicalFederation, **said: Any) -> SessionTerms:
     """What the global aggregator would say as it opens a session; `said` is stated in place of the truth."""
-    where, roster = fed._session._tell_parties()
+    where, roster = fed._driver.tell_parties()
     places = sorted(where.places, key=lambda place: place.basket_id)
     aggregator = _roles(fed)[1]
     occasion = aggregator._occasion(0, roster)
-    stated, _ = aggregator._stated(places, occasion)
-    return aggregator._terms(places, {**stated, **said}, roster, occasion)
+    stated = aggregator._pin_facts(PartyCalls(places, fed._driver.supervisor.peers), places, occasion)
+    stated |= said
+    return aggregator._terms(places, stated, occasion, *aggregator._agree(places, stated, roster))
 
 
 def facts_of(host: BasketHost, now: float = 0.0) -> dict[str, BasketFacts]:
@@ -64,7 +66,7 @@ def test_a_stale_basket_is_left_out_and_its_neighbours_take_part(federation_of: 
     terms = terms_of(fed)
     stale = "b_basket_0"
     host._baskets[stale].latest._fresh = False
-    opened: dict[str, Any] = (host.session_open if masked else host.session_plain)(terms, tuple(terms.facts))
+    opened: dict[str, Any] = (host.advertise if masked else host.contribute)(terms, tuple(terms.facts))
     assert isinstance(opened.pop(stale), ProtocolViolation)
     assert set(opened) == {"a_basket_0", "c_basket_0"}
     assert all(isinstance(answer, Advert if masked else tuple) for answer in opened.values())
@@ -75,13 +77,13 @@ def masked_in(
 ) -> tuple[Coordinator, list[Participant]]:
     """Take a session up to its masked inputs."""
     coordinator = Coordinator(terms.context)
-    for advert in host.session_open(terms, parties).values():
+    for advert in host.advertise(terms, parties).values():
         coordinator.add_advert(advert)
-    keys = [*host._sessions._sessions[terms.session_id].participants.values()]
-    for shares in host.session_share(terms.session_id, parties, coordinator.adverts()).values():
+    keys = [*host._secure.attempt.participants.values()]
+    for shares in host.share_keys(terms.session_id, parties, coordinator.adverts()).values():
         coordinator.add_key_shares(shares)
     for party in coordinator.sharers():
-        masked = host.session_mask(terms.session_id, party, coordinator.inbox(party))
+        masked = host.mask(terms.session_id, party, coordinator.inbox(party))
         assert masked is not None
         coordinator.add_masked(masked)
     return coordinator, keys
@@ -97,7 +99,7 @@ TOUCHES: dict[str, Callable[[BasketHost, float], Any]] = {
     "submit": lambda host, at: host.submit((), SubmissionBatch((), np.zeros((0, 4))), at),
     "run_layer1": lambda host, at: host.run_layer1((), False, at),
     "run_gossip": lambda host, at: host.run_gossip(at),
-    "session_unmask": lambda host, at: host.session_unmask("another", (), (), at),
+    "unmask": lambda host, at: host.unmask("another", (), (), at),
 }
 
 
@@ -117,7 +119,7 @@ def test_a_session_whose_time_is_up_keeps_no_keys(
     touch(host, 1e9 + late)
     assert not any(has_secrets(participant) for participant in keys)
     assert [p.state for p in keys] == [State.CLOSED] * 3
-    assert host.session_confirm(terms.session_id, tuple(facts), tuple(facts)) == {}
+    assert host.confirm(terms.session_id, tuple(facts), tuple(facts)) == {}
     assert not any(f.fresh for f in facts_of(host, 1e9).values()), "what was handed in may be in a release"
 
 
@@ -126,7 +128,7 @@ def test_a_session_keeps_its_own_time(federation_of: Any) -> None:
     fed = federation_of(session_timeout_seconds=60.0)
     host, _ = _roles(fed)
     facts = facts_of(host, 1e9)
-    host.session_open(terms_of(fed), tuple(facts))
+    host.advertise(terms_of(fed), tuple(facts))
     facts_of(host, 1e9 + 50.0)
     _, keys = masked_in(host, terms_of(fed), tuple(facts))
     host.reports(1e9 + 100.0)
@@ -142,14 +144,14 @@ def test_a_session_that_nobody_ends_keeps_no_keys(federation_of: Any, how: str) 
     assert all(has_secrets(participant) for participant in keys)
     survivors = coordinator.survivors()
     if how == "it is abandoned":
-        host.sessions_abandon()
+        host.abandon_session()
     else:
-        opened = host.session_open(replace(terms, context=replace(terms.context, attempt=99)), tuple(facts))
+        opened = host.advertise(replace(terms, context=replace(terms.context, attempt=99)), tuple(facts))
         assert all(isinstance(answer, ProtocolViolation) for answer in opened.values())
     assert [p.state for p in keys] == [State.CLOSED] * 3
     assert not any(has_secrets(participant) for participant in keys)
-    assert host.session_confirm(terms.session_id, survivors, survivors) == {}
-    host.session_end(terms.session_id, ())
+    assert host.confirm(terms.session_id, survivors, survivors) == {}
+    host.end_session(terms.session_id, ())
     assert not any(f.fresh for f in facts_of(host).values()), "what was handed in may be in a release"
 
 
@@ -159,14 +161,14 @@ def test_one_aggregate_is_masked_in_one_session_at_a_time(federation_of: Any) ->
     first = terms_of(fed)
     parties = tuple(first.facts)
     coordinator = Coordinator(first.context)
-    for advert in host.session_open(first, parties).values():
+    for advert in host.advertise(first, parties).values():
         coordinator.add_advert(advert)
     second = terms_of(fed)
     assert first.session_id != second.session_id
     masked_in(host, second, parties)
-    assert host.session_share(first.session_id, parties, coordinator.adverts()) == {}
+    assert host.share_keys(first.session_id, parties, coordinator.adverts()) == {}
     assert not any(facts.fresh for facts in facts_of(host).values()), "it is handed in to one"
-    again = host.session_open(second, parties)
+    again = host.advertise(second, parties)
     assert all(isinstance(answer, ProtocolViolation) for answer in again.values())
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from scarcity_ray.actors.charging import BasketCharges, charged_gossip
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.plan import make_plan
-from scarcity_ray.privacy.ledger.answers import BudgetStatus
 
 
 @dataclass
@@ -37,9 +36,6 @@ class Accountant:
     def charge_gossip(self, charge_id: str, ids: tuple[str, ...], *more: Any) -> tuple[Any, str, str]:
         self.charged.append(ids)
         return ids, "head", ""
-
-    def status(self, now: float) -> BudgetStatus | None:
-        return None
 
 
 def test_one_drawing_a_charge(peers: Any) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.messages import Admission, BasketPlace, FederationIdentity, HostState, closed
-from scarcity_ray.actors.recovery import recovered_from
+from scarcity_ray.actors.messages import Admission, BasketPlace, FederationIdentity, closed
+from scarcity_ray.actors.recovery import HostState, recovered_from
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport, ClientActivity, Member
 from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, RuntimeConfig
@@ -151,11 +151,11 @@ def test_an_operation_outlives_the_directory(heard):
         per_actor=1, max_clients=6, num_slots=3, recovered=recovered_from(dict(enumerate(states)))
     )
     assert two.locate([*"abcdef"]).routes == one.locate([*"abcdef"]).routes
-    again = two.news().pending
+    again = two._news().pending
     assert (again.order.operation_id, again.order.homes) == (order.operation_id, order.homes)
     assert again.order.number > order.number
     assert two.finish(order, OrderNumber(1), {}, (), (), 3.0).again.order.operation_id == order.operation_id
-    assert two.finish(two.news().pending.order, None, {}, (), (), 3.0).stands
+    assert two.finish(two._news().pending.order, None, {}, (), (), 3.0).stands
     assert {p.basket_id for p in two.whereabouts().places} == set(begun.answer)
 
 
@@ -273,9 +273,9 @@ def test_a_client_that_two_actors_have_leaves_both_and_registers_again():
     )
     assert recovered_from(dict(enumerate(states))).contested == ("a",)
     assert two.locate(["a"]).routes == {}, "nobody who merely claims a client is sent its updates"
-    leavers = [(place.basket_id, client_id) for place, client_id in two.news().pending.leavers]
+    leavers = [(place.basket_id, client_id) for place, client_id in two._news().pending.leavers]
     assert leavers == [("d_basket_0", "a"), ("d_basket_1", "a")]
-    assert two.finish(two.news().pending.order, None, {}, (), (), 2.0).stands
+    assert two.finish(two._news().pending.order, None, {}, (), (), 2.0).stands
     assert two.register(members("a"), 3.0).answer == ("d_basket_0",)
 
 

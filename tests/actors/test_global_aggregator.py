@@ -9,8 +9,8 @@ import math
 import numpy as np
 import pytest
 
-from scarcity_ray.actors.basket_host import BasketHost
-from scarcity_ray.actors.global_aggregator import HISTORY, GlobalAggregator
+from scarcity_ray.actors.basket import BasketHost
+from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.actors.messages import Admission, BasketPlace
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import SubmissionBatch
@@ -23,7 +23,7 @@ from scarcity_ray.config import (
 )
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.plan import make_plan
-from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.secagg import Party, RosterChain
 
@@ -39,9 +39,10 @@ class Accountant:
         self.voided = set()
         self.refuse = False
         self.read_only = False
+        self.is_last = False
 
-    def status(self, now):
-        return BudgetStatus(1.0, 1e-5, 0.5, 0.5, self.read_only, 10.0, 1e-4, 0, "head", "path")
+    def read_only_reason(self, now):
+        return "the budget is spent" if self.read_only else ""
 
     def charge_release(self, charge_id, mu, now, details):
         if self.refuse:
@@ -50,7 +51,7 @@ class Accountant:
         if charge_id in self.voided:
             return Charge(False, "given up", 0.5, "head")
         self.charges[charge_id] = mu
-        return Charge(True, "", 0.5 * len(self.charges), f"head{len(self.charges)}", repeated)
+        return Charge(True, "", 0.5 * len(self.charges), f"head{len(self.charges)}", repeated, self.is_last)
 
     def void_release(self, charge_id, now, details):
         if charge_id in self.charges:
@@ -174,13 +175,11 @@ def test_a_release_is_charged_before_the_first_unmask_call_and_noised_once_after
     assert outcome.model is not None
     assert methods.count("charge_release") == 1 + len(BASKETS), "each basket actor makes sure of it"
     assert len(world.accountant.charges) == 1
-    assert methods.index("charge_release") > max(world.peers.calls("session_confirm"))
-    assert methods.index("charge_release") < min(world.peers.calls("session_unmask"))
+    assert methods.index("charge_release") > max(world.peers.calls("confirm"))
+    assert methods.index("charge_release") < min(world.peers.calls("unmask"))
     assert methods.count("draw") == 1
     assert methods.index("draw") > methods.index("charge_release")
-    assert max(world.peers.calls("session_end")) == max(
-        i for i, method in enumerate(methods) if method.startswith("session")
-    )
+    assert min(world.peers.calls("end_session")) > max(world.peers.calls("unmask"))
     assert (outcome.model.version, outcome.model.n_baskets, outcome.model.round_id) == (1, 4, 5)
     assert outcome.model.n_clients_total == 3 + 4 + 5 + 6
     assert outcome.model.ledger_head == "head1"
@@ -192,8 +191,10 @@ def test_a_plain_sum_is_charged_before_it_is_released_too(world_of):
     world = world_of(secure=False)
     assert world.run().model is not None
     methods = world.methods()
-    assert methods.index("charge_release") < min(world.peers.calls("session_spend"))
+    assert methods.index("charge_release") > max(world.peers.calls("contribute"))
     assert methods.index("draw") > methods.index("charge_release")
+    ended = [args[1] for _, method, args in world.peers.log if method == "end_session"]
+    assert ended == [BASKETS] * 4, "all are told that theirs may be released"
 
 
 @pytest.mark.parametrize("secure", [True, False])
@@ -222,7 +223,7 @@ def test_a_refused_charge_releases_nothing(world_of):
     assert outcome.model is None
     assert outcome.read_only
     assert outcome.reason == "it does not fit"
-    assert not {"session_unmask", "session_spend", "draw"} & set(world.methods())
+    assert not {"unmask", "draw"} & set(world.methods())
     assert world.aggregator.latest() is None
     assert world.fresh() == list(BASKETS)
 
@@ -233,7 +234,7 @@ def test_a_spent_budget_opens_no_session(world_of):
     outcome = world.run()
     assert outcome.model is None
     assert outcome.read_only
-    assert "session_open" not in world.methods()
+    assert "advertise" not in world.methods()
 
 
 @pytest.mark.parametrize("charged", [False, True])
@@ -245,8 +246,8 @@ def test_what_was_masked_is_masked_again_only_if_its_session_is_given_up(world_o
     with pytest.raises(ActorLost) as lost:
         world.run()
     assert lost.value.role == "accountant"
-    assert not {"session_unmask", "session_spend", "draw"} & set(world.methods())
-    assert world.methods().count("session_end") == 4
+    assert not {"unmask", "draw"} & set(world.methods())
+    assert world.methods().count("end_session") == 4
     assert world.fresh() == []
 
     world.peers.faults.clear()
@@ -261,20 +262,19 @@ def test_what_was_masked_is_masked_again_only_if_its_session_is_given_up(world_o
     assert len(world.accountant.charges) == 2
 
 
-def test_an_accountant_that_is_lost_after_the_charge_does_not_hide_the_release(world_of):
+@pytest.mark.parametrize("is_last", [True, False])
+def test_an_accountant_that_is_lost_after_the_charge_does_not_hide_the_release(world_of, is_last):
+    """The charge's answer says whether another fits: nothing is asked once all have charged."""
     world = world_of()
-
-    def first_only(args, work):
-        if len(world.peers.calls("status")) > 1:
-            raise ActorLost("accountant")
-        return work(*args)
-
-    world.peers.faults["accountant", "status"] = first_only
-    assert world.run().model is world.aggregator.latest() is not None
-    assert len(world.peers.calls("status")) == 2
+    world.accountant.is_last = is_last
+    outcome = world.run()
+    assert outcome.model is world.aggregator.latest() is not None
+    assert outcome.read_only is is_last
+    asked = [method for role, method, _ in world.peers.log if role == "accountant"]
+    assert asked == ["read_only_reason"] + ["charge_release"] * (1 + len(BASKETS))
 
 
-@pytest.mark.parametrize("phase", ["session_open", "session_share", "session_mask", "session_confirm"])
+@pytest.mark.parametrize("phase", ["advertise", "share_keys", "mask", "confirm"])
 def test_a_session_below_its_threshold_costs_nothing_and_is_retried(world_of, phase):
     world = world_of()
     for slot in (0, 1):
@@ -283,7 +283,7 @@ def test_a_session_below_its_threshold_costs_nothing_and_is_retried(world_of, ph
     assert outcome.model is None
     assert not outcome.read_only
     assert (outcome.aborted, outcome.lost_roles) == (True, ("basket:0", "basket:1"))
-    assert not {"charge_release", "session_unmask", "draw"} & set(world.methods())
+    assert not {"charge_release", "unmask", "draw"} & set(world.methods())
     assert world.aggregator.stats()["n_layer2_aborts"] == 1
     assert world.fresh() == list(BASKETS)
     world.peers.faults.clear()
@@ -293,7 +293,7 @@ def test_a_session_below_its_threshold_costs_nothing_and_is_retried(world_of, ph
 def test_an_abort_while_unmasking_keeps_its_charge_and_spends_the_models(world_of):
     world = world_of()
     for slot in (0, 1):
-        world.peers.lose(f"basket:{slot}", "session_unmask", after=True)
+        world.peers.lose(f"basket:{slot}", "unmask", after=True)
     assert world.run().model is None
     assert "draw" not in world.methods()
     assert len(world.accountant.charges) == 1
@@ -306,7 +306,7 @@ def test_an_abort_while_unmasking_keeps_its_charge_and_spends_the_models(world_o
 
 def test_a_dropout_within_the_threshold_is_left_out_and_named(world_of):
     world = world_of(epsilon=math.inf)
-    world.peers.lose("basket:2", "session_mask")
+    world.peers.lose("basket:2", "mask")
     outcome = world.run()
     left = [b for b in BASKETS if b != BASKETS[2]]
     assert outcome.model.n_baskets == 3
@@ -326,10 +326,10 @@ def test_a_basket_without_a_fresh_model_takes_part_with_nothing(world_of):
 def test_too_few_fresh_baskets_after_dropouts_release_nothing_though_the_threshold_is_met(world_of):
     world = world_of()
     world.reopen(0)
-    world.peers.lose("basket:3", "session_mask")
+    world.peers.lose("basket:3", "mask")
     outcome = world.run()
     assert outcome.model is None
-    assert not {"charge_release", "session_unmask", "draw"} & set(world.methods())
+    assert not {"charge_release", "unmask", "draw"} & set(world.methods())
     assert outcome.aborted
     world.peers.faults.clear()
     assert world.run().model.n_baskets == 3
@@ -343,7 +343,7 @@ def test_with_fewer_fresh_baskets_than_hide_each_other_from_the_corrupt_no_sessi
     outcome = world.run()
     assert (outcome.model, outcome.aborted) == (None, False)
     assert "2 fresh baskets; a release needs 3 while 1 of those registered may be corrupt" in outcome.reason
-    assert not {"session_facts", "session_open"} & set(world.methods())
+    assert not {"sign_facts", "advertise"} & set(world.methods())
 
 
 def test_it_waits_until_a_trigger_fires_unless_forced(world_of):
@@ -375,20 +375,17 @@ def test_it_holds_no_baskets_plain_aggregate_while_it_runs_or_after(world_of):
             arrays(vars(thing), depth + 1)
 
     for slot in range(4):
-        world.peers.say(f"basket:{slot}", "session_mask", lambda m: (arrays(m), m)[1])
+        world.peers.say(f"basket:{slot}", "mask", lambda m: (arrays(m), m)[1])
     world.run()
     arrays({k: v for k, v in vars(world.aggregator).items() if k != "_peers"})
     assert seen
     assert not set(plain) & set(seen)
 
 
-def test_the_history_is_short_and_comes_back_with_its_last_release(world_of):
+def test_it_comes_back_with_its_last_release(world_of):
     world = world_of()
-    for _ in range(HISTORY + 2):
-        world.train()
-        world.run()
-    assert [m.version for m in world.aggregator.history()] == list(range(3, HISTORY + 3))
+    world.run()
     again = GlobalAggregator(world.plan, "fed", world.peers, SeededNoise(1), latest=world.aggregator.latest())
     world.aggregator = again
     world.train()
-    assert world.run().model.version == HISTORY + 3
+    assert world.run().model.version == 2

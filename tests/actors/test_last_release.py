@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray.actors.last_release import LastRelease
+from scarcity_ray.actors.session_terms import LastRelease
 from scarcity_ray.config import HierarchicalFederationConfig, Layer1Config, Layer2Config
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.layers.models import GlobalMetaModel

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
-from scarcity_ray.runtime.rpc import Call, CallId, Role
+from scarcity_ray.federation.client import ActorClient
+from scarcity_ray.runtime.rpc import Call, CallId, Role, query
 
 
 class Counter(Role):
@@ -22,6 +24,10 @@ class Counter(Role):
 
     def add(self, what: str, times: int = 1) -> int:
         self.told += [what] * times
+        return len(self.told)
+
+    @query
+    def told_so_far(self) -> int:
         return len(self.told)
 
     @functools.wraps(add)
@@ -40,10 +46,20 @@ def test_a_message_is_the_methods_name_and_its_arguments_by_position(peers: Any)
 
 def test_a_call_with_a_number_is_sent_through_once(peers: Any) -> None:
     peers.roles["basket:0"] = Counter()
-    call, number = Call(Counter.add, "x"), CallId("ann", 1)
+    number = CallId("ann", 1)
+    call = Call(Counter.add, "x").numbered(number)
     for _ in range(2):
-        assert call.send(peers, basket_actor(0), number).result() == 1
+        assert call.send(peers, basket_actor(0)).result() == 1
     assert peers.log == [("basket:0", "once", (number, "add", "x"))] * 2
+
+
+def test_a_query_needs_no_number(peers: Any) -> None:
+    peers.roles["basket:0"] = Counter()
+    assert not Call(Counter.add, "x").is_query
+    client = ActorClient(SimpleNamespace(peers=peers), lambda: 0.0)
+    assert client.call(basket_actor(0), Counter.told_so_far) == 0
+    assert client.call(basket_actor(0), Counter.add, "x") == 1
+    assert [method for _, method, _ in peers.log] == ["told_so_far", "once"]
 
 
 def test_a_decorated_method_of_a_role_keeps_its_name() -> None:

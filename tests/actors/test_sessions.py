@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray.actors.messages import BasketPlace
-from scarcity_ray.actors.secure_session import SecureSession
+from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureSession
 from scarcity_ray.actors.session_terms import SessionTerms
 from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted
 from scarcity_ray.plan import ReleasePlan
 from scarcity_ray.secagg import IdentityKeyPair, Participant, Party, SessionContext
 
-PHASES = ("session_open", "session_share", "session_mask", "session_confirm", "session_unmask")
+PHASES = ("advertise", "share_keys", "mask", "confirm", "unmask")
 IN_THE_SUM = PHASES[3:]
 """Whoever falls silent from these phases on has its input in the sum."""
 D, BITS, N, T = 6, 32, 5, 3
@@ -37,29 +37,26 @@ class Host:
         self.people = {}
         self.ended = []
 
-    def session_open(self, terms, parties):
+    def advertise(self, terms, parties):
         self.people = {p: Participant(terms.context, p, identity(int(p[1:]))) for p in parties}
         return {p: person.advertise() for p, person in self.people.items()}
 
-    def session_share(self, session_id, parties, adverts):
+    def share_keys(self, session_id, parties, adverts):
         return {p: self.people[p].share_keys(adverts) for p in parties}
 
-    def session_mask(self, session_id, party, inbox):
+    def mask(self, session_id, party, inbox):
         return self.people[party].mask(inbox, self.vectors[party])
 
-    def session_confirm(self, session_id, parties, survivors):
+    def confirm(self, session_id, parties, survivors):
         return {p: self.people[p].confirm(survivors) for p in parties}
 
-    def session_unmask(self, session_id, parties, confirmations, now):
+    def unmask(self, session_id, parties, confirmations, now):
         return {p: self.people[p].unmask(confirmations) for p in parties}
 
-    def session_plain(self, terms, parties):
+    def contribute(self, terms, parties):
         return {p: (p, self.vectors[p]) for p in parties}
 
-    def session_spend(self, session_id, parties):
-        return {}
-
-    def session_end(self, session_id, spent):
+    def end_session(self, session_id, spent):
         self.ended.append(spent)
 
 
@@ -94,7 +91,9 @@ def start(peers, *, masked=True, slots=None, threshold=T, n=N):
         BasketPlace(p, "d", slot, identity(i).public_bytes)
         for i, (p, slot) in enumerate(zip(names(n), slots, strict=True))
     ]
-    return SecureSession(SessionTerms(context, release, {}, masked), places, peers), vectors
+    kind = SecureSession if masked else PlainSession
+    terms = SessionTerms(context, release, {}, masked)
+    return kind(terms, names(n), PartyCalls(places, peers)), vectors
 
 
 def total(vectors, parties):
@@ -107,7 +106,7 @@ def test_without_faults_the_sum_is_exact_and_every_actor_is_told_the_end(peers):
     assert (session.unmask(0.0) == total(vectors, names(N))).all()
     session.end()
     assert [host.ended for host in peers.roles.values()] == [[tuple(names(N))]] * 2
-    assert session.lost_roles == session.violations == []
+    assert session._calls.lost_roles == session._calls.violations == []
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -120,7 +119,7 @@ def test_dropouts_in_any_phase_down_to_the_threshold_give_the_exact_sum(peers, p
     left = [p for i, p in enumerate(names(N)) if phase in IN_THE_SUM or i not in silent]
     assert list(survivors) == left
     assert (session.unmask(0.0) == total(vectors, left)).all()
-    assert session.lost_roles == [f"basket:{index}" for index in silent]
+    assert session._calls.lost_roles == [f"basket:{index}" for index in silent]
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -128,7 +127,7 @@ def test_below_the_threshold_it_aborts_and_before_the_unmask_request_nothing_is_
     session, _ = start(peers)
     for index in (0, 2, 3):
         peers.lose(f"basket:{index}", phase)
-    if phase == "session_unmask":
+    if phase == "unmask":
         session.collect()
         with pytest.raises(SecureAggregationAborted) as abort:
             session.unmask(0.0)
@@ -137,9 +136,9 @@ def test_below_the_threshold_it_aborts_and_before_the_unmask_request_nothing_is_
         with pytest.raises(SecureAggregationAborted) as abort:
             session.collect()
         assert abort.value.retryable
-        assert not peers.calls("session_unmask") + peers.calls("session_spend")
+        assert not peers.calls("unmask")
     session.end()
-    spent = tuple(names(N)) if phase == "session_unmask" else ()
+    spent = tuple(names(N)) if phase == "unmask" else ()
     assert all(host.ended == [spent] for host in peers.roles.values())
 
 
@@ -168,13 +167,13 @@ def test_a_host_that_answers_garbage_is_left_out_and_counted(peers, phase, answe
     session.collect()
     left = names(N) if phase in IN_THE_SUM else names(N)[1:]
     assert (session.unmask(0.0) == total(vectors, left)).all()
-    if answer != {} or phase == "session_mask":
-        assert session.violations
-    assert session.lost_roles == []
+    if answer != {} or phase == "mask":
+        assert session._calls.violations
+    assert session._calls.lost_roles == []
 
 
 def swapped(message, phase):
-    return message if phase == "session_mask" else {"p0": message["p1"]}
+    return message if phase == "mask" else {"p0": message["p1"]}
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -193,17 +192,17 @@ def test_another_partys_message_is_counted_and_its_owner_keeps_its_place(peers, 
     again.collect()
     left = names(N) if phase in IN_THE_SUM else names(N)[1:]
     assert (again.unmask(0.0) == total(vectors, left)).all()
-    assert len(again.violations) == 1
+    assert len(again._calls.violations) == 1
 
 
-@pytest.mark.parametrize("phase", [p for p in PHASES if p != "session_mask"])
+@pytest.mark.parametrize("phase", [p for p in PHASES if p != "mask"])
 def test_a_host_cannot_speak_over_another(peers, phase):
     session, vectors = start(peers)
     peers.say("basket:4", phase, lambda honest: {**honest, "p0": 3, "p1": None})
     session.collect()
     assert (session.unmask(0.0) == total(vectors, names(N))).all()
-    assert len(session.violations) == 1
-    assert "basket:4" in session.violations[0]
+    assert len(session._calls.violations) == 1
+    assert "basket:4" in session._calls.violations[0]
 
 
 def test_a_party_that_refuses_is_left_out_and_counted(peers):
@@ -212,18 +211,18 @@ def test_a_party_that_refuses_is_left_out_and_counted(peers):
     def refuse(args, work):
         raise ProtocolViolation("no")
 
-    peers.faults["basket:2", "session_share"] = refuse
+    peers.faults["basket:2", "share_keys"] = refuse
     assert session.collect() == ("p0", "p1", "p3", "p4")
-    assert session.violations == ["no"]
+    assert session._calls.violations == ["no"]
     assert (session.unmask(0.0) == total(vectors, ["p0", "p1", "p3", "p4"])).all()
 
 
 def test_an_altered_masked_input_is_refused_by_its_signature(peers):
     session, vectors = start(peers)
-    peers.say("basket:1", "session_mask", lambda m: replace(m, vector=m.vector + np.uint32(1)))
+    peers.say("basket:1", "mask", lambda m: replace(m, vector=m.vector + np.uint32(1)))
     assert session.collect() == ("p0", "p2", "p3", "p4")
     assert (session.unmask(0.0) == total(vectors, ["p0", "p2", "p3", "p4"])).all()
-    assert len(session.violations) == 1
+    assert len(session._calls.violations) == 1
 
 
 @pytest.mark.parametrize(
@@ -242,21 +241,22 @@ def test_an_altered_masked_input_is_refused_by_its_signature(peers):
 )
 def test_a_plain_sum_takes_each_partys_own_vector_and_nothing_else(peers, answer):
     session, vectors = start(peers, masked=False)
-    peers.say("basket:0", "session_plain", answer)
+    peers.say("basket:0", "contribute", answer)
     assert session.collect() == tuple(names(N)[1:])
     assert (session.unmask(0.0) == total(vectors, names(N)[1:])).all()
-    assert len(session.violations) == 1
-    assert peers.calls("session_spend")
+    assert len(session._calls.violations) == 1
+    session.end()
+    assert all(host.ended == [tuple(names(N)[1:])] for host in peers.roles.values())
 
 
 def test_a_plain_sum_leaves_out_who_is_lost_and_equals_the_masked_one(peers):
     session, _ = start(peers, masked=False)
-    peers.lose("basket:3", "session_plain")
+    peers.lose("basket:3", "contribute")
     assert session.collect() == ("p0", "p1", "p2", "p4")
     plain = session.unmask(0.0)
     masked, _ = start(peers)
     peers.faults.clear()
-    peers.lose("basket:3", "session_open")
+    peers.lose("basket:3", "advertise")
     masked.collect()
     assert plain.tobytes() == masked.unmask(0.0).tobytes()
     assert plain.dtype == np.uint32

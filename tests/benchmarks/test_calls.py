@@ -23,7 +23,14 @@ def test_both_operations_are_counted_to_the_last_role(seen):
     for name, role in (("submit_update", basket_actor(0)), ("maybe_aggregate", "accountant")):
         receivers = {receiver for _, receiver, _ in seen[name].messages}
         assert role in receivers, receivers
+        assert bool(seen[name].to_buffer) == (name == "submit_update")
         assert len(set(seen[name].files)) <= seen[name].changes_of_file < len(seen[name].files)
+
+
+def test_a_driver_asks_each_role_for_each_thing_once(seen):
+    for operation in seen.values():
+        sent = {key: number for key, number in operation.messages.items() if key[0] == DRIVER}
+        assert sent == dict.fromkeys(sent, 1)
 
 
 class Asker:

@@ -138,7 +138,7 @@ def test_an_aggregate_that_waited_is_released_with_its_own_sensitivity(open_fede
     fed = open_federation(settings(layer2={"central_dp_epsilon": 8.0}, total_epsilon=50.0))
     crowd(fed)
     send(fed, np.random.default_rng(2))
-    fed._session.run_layer1(["a_basket_0"], True)
+    fed._driver.run_layer1(["a_basket_0"], True)
     held = fed.get_basket_meta_model("a")
     assert held.clip_norm == START
     plan = fed.plan.at(0.5)
@@ -254,8 +254,8 @@ def test_a_coordinator_that_clips_at_another_norm_than_it_released_is_refused(op
     assert fed.force_aggregate() is not None
     fed.advance_round()
     aggregator = fed._runtime.peers.roles["global"]
-    honest = aggregator._models[-1]
-    aggregator._models[-1] = replace(honest, clip_norm=2.0 * honest.clip_norm)
+    honest = aggregator._last.model
+    aggregator._last.model = replace(honest, clip_norm=2.0 * honest.clip_norm)
     send(fed, rng)
     assert fed.force_aggregate() is None
     assert fed.get_stats()["n_sessions_refused"] == len(SIZES)

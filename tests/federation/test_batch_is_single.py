@@ -240,8 +240,8 @@ def test_a_matrix_of_numbers_is_handed_on_as_it_lies(
 ) -> None:
     fed = opened(open_federation)
     seen: list[SubmissionBatch] = []
-    submit = fed._session.submit
-    monkeypatch.setattr(fed._session, "submit", lambda batch: seen.append(batch) or submit(batch))
+    submit = fed._driver.submit
+    monkeypatch.setattr(fed._driver, "submit", lambda batch: seen.append(batch) or submit(batch))
     matrix = GOOD.astype(np.float32)
     assert all(fed.submit_updates(NAMES[:3], matrix))
     (batch,) = seen

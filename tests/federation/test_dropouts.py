@@ -12,8 +12,8 @@ from scarcity_ray.errors import ActorLost
 
 DIMENSION = 4
 BASKETS = 6
-PHASES = ["session_open", "session_share", "session_mask", "session_confirm", "session_unmask"]
-CALLS = [*PHASES, "session_end"]
+PHASES = ["advertise", "share_keys", "mask", "confirm", "unmask"]
+CALLS = [*PHASES, "end_session"]
 
 
 class LossyPeers:
@@ -91,7 +91,7 @@ def test_one_dropout_of_six_is_tolerated_in_every_phase(phase: str, lossy: Any) 
     fed, peers = lossy
     peers.silent, peers.phase = {"basket:5"}, phase
     model = fed.force_aggregate()
-    counted = BASKETS if phase in ("session_confirm", "session_unmask") else BASKETS - 1
+    counted = BASKETS if phase in ("confirm", "unmask") else BASKETS - 1
     meta = fed.get_global_meta_model()
     assert meta.n_baskets == counted
     expected = np.mean([min(0.1 * (b + 1), 0.5) for b in range(counted)])  # rows are clipped to norm 1
@@ -121,7 +121,7 @@ def test_below_the_threshold_it_aborts_without_charge_and_retries(phase: str, lo
 
 def test_too_many_dropouts_while_unmasking_cost_the_charge_and_the_aggregates(lossy: Any) -> None:
     fed, peers = lossy
-    peers.silent, peers.phase = {"basket:4", "basket:5"}, "session_unmask"
+    peers.silent, peers.phase = {"basket:4", "basket:5"}, "unmask"
     assert fed.force_aggregate() is None
     stats = fed.get_stats()
     assert (stats["n_layer2_aborts"], stats["n_layer2_aggregations"]) == (1, 0)
@@ -131,7 +131,7 @@ def test_too_many_dropouts_while_unmasking_cost_the_charge_and_the_aggregates(lo
     assert fed.get_global_model() is None
 
 
-@pytest.mark.parametrize("phase", ["session_confirm", "session_unmask"])
+@pytest.mark.parametrize("phase", ["confirm", "unmask"])
 def test_an_aggregate_that_may_be_in_a_release_is_not_used_again_without_word(phase: str, lossy: Any) -> None:
     """Its actor hears nothing after it has handed in its masked aggregate, the session's end included."""
     fed, peers = lossy
@@ -146,7 +146,7 @@ def test_an_aggregate_that_may_be_in_a_release_is_not_used_again_without_word(ph
 def test_an_aggregate_whose_masked_form_was_lost_in_a_session_that_was_charged_is_spent(lossy: Any) -> None:
     """It is not in the sum, but for that its basket would have to believe the global aggregator."""
     fed, peers = lossy
-    peers.silent, peers.unheard = {"basket:5"}, "session_mask"
+    peers.silent, peers.unheard = {"basket:5"}, "mask"
     assert fed.force_aggregate() is not None
     assert fed.get_global_meta_model().n_baskets == BASKETS - 1
     assert fresh(fed) == 0
@@ -156,7 +156,7 @@ def test_an_aggregate_whose_masked_form_was_lost_in_a_session_that_was_given_up_
     lossy: Any,
 ) -> None:
     fed, peers = lossy
-    peers.silent, peers.unheard = {"basket:4", "basket:5"}, "session_mask"
+    peers.silent, peers.unheard = {"basket:4", "basket:5"}, "mask"
     assert fed.force_aggregate() is None
     assert fresh(fed) == BASKETS
     peers.silent = set()
@@ -174,7 +174,7 @@ def test_fresh_baskets_below_min_baskets_release_nothing_though_the_threshold_ho
         for i in range(3):
             assert fed.submit_update(f"{b}_{i}", np.full(DIMENSION, 0.3))
     spent = fed.get_stats()["privacy_consumed_epsilon"]
-    peers.silent, peers.phase = {"basket:5"}, "session_share"
+    peers.silent, peers.phase = {"basket:5"}, "share_keys"
     assert fed.force_aggregate() is None
     stats = fed.get_stats()
     assert (stats["n_layer2_aggregations"], stats["n_layer2_aborts"]) == (1, 1)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation
-from scarcity_ray.federation.session import DriverSession
+from scarcity_ray.federation.driver import Driver
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.secagg import IdentityKeyPair, Party, SessionContext
 
@@ -120,8 +120,8 @@ def test_a_session_that_is_not_what_the_baskets_were_told_is_refused_and_counted
 def test_a_coordinator_that_starts_from_another_release_is_refused(fed: HierarchicalFederation) -> None:
     release_of_all(fed)
     aggregator = role(fed, "global")
-    honest = aggregator._models[-1]
-    aggregator._models[-1] = replace(honest, aggregate=honest.aggregate + 1)
+    honest = aggregator._last.model
+    aggregator._last.model = replace(honest, aggregate=honest.aggregate + 1)
     fill(fed)
     assert fed.force_aggregate() is None
     assert fed.get_stats()["n_sessions_refused"] == BASKETS
@@ -148,7 +148,7 @@ def test_baskets_that_open_split_and_close_are_known_to_all(fed: HierarchicalFed
     assert all(fed.submit_updates(["new_0", "new_1"], np.full((2, DIMENSION), 0.1)))
     release_of_all(fed)
     assert latest(fed).n_baskets == BASKETS + 2
-    first = next(p.basket_id for p in fed._session.whereabouts().places if p.domain_id == "d0")
+    first = next(p.basket_id for p in fed._driver.operations.whereabouts().places if p.domain_id == "d0")
     fed.disband_basket(first)
     assert all(fed.submit_updates(["new_0", "new_1"], np.full((2, DIMENSION), 0.1)))
     release_of_all(fed)
@@ -175,9 +175,9 @@ def test_an_actor_that_dies_while_it_is_told_takes_part_under_its_new_key(
     fed.register_clients([("new_0", "elsewhere"), ("new_1", "elsewhere")])
     fill(fed)
     assert all(fed.submit_updates(["new_0", "new_1"], np.full((2, DIMENSION), 0.1)))
-    fed._session.run_layer1(None, True)
+    fed._driver.run_layer1(None, True)
     fed._runtime.kill("basket:0")
-    assert fed._session.run_layer2(True).dropped == ()
+    assert fed._driver.run_layer2(True).dropped == ()
     assert latest(fed).n_baskets == BASKETS
     stats = fed.get_stats()
     # It refuses the roster that still names its predecessor's key, and follows the next.
@@ -186,7 +186,7 @@ def test_an_actor_that_dies_while_it_is_told_takes_part_under_its_new_key(
 
 def test_two_drivers_keep_each_others_baskets_in_the_sessions(fed: HierarchicalFederation) -> None:
     release_of_all(fed)
-    other = DriverSession(fed._session.assembly, fed._session._clock)
+    other = Driver(fed._driver.supervisor, fed._driver.client._clock)
     fed.register_clients([(f"mine_{i}", "mine") for i in range(2)])
     fill(fed)
     other.run_layer1(None, True)
@@ -201,7 +201,7 @@ def test_what_a_driver_did_not_live_to_tell_is_told_after_the_first_refusal(
     fed: HierarchicalFederation,
 ) -> None:
     release_of_all(fed)
-    before = role(fed, "basket:0").last_global()
+    before = role(fed, "basket:0")._last.model
     release_of_all(fed)
     host = role(fed, "basket:0")
     host._last.model = before
@@ -220,18 +220,18 @@ def test_what_a_driver_did_not_live_to_tell_is_told_after_the_first_refusal(
 def test_a_late_word_of_an_older_release_changes_nothing(fed: HierarchicalFederation) -> None:
     release_of_all(fed)
     host = role(fed, "basket:0")
-    older = host.last_global()
+    older = host._last.model
     release_of_all(fed)
-    newer = host.last_global()
+    newer = host._last.model
     host.adopt(older)
-    assert host.last_global() is newer
+    assert host._last.model is newer
     release_of_all(fed)
 
 
 def test_an_actor_that_was_told_nothing_joins_no_strangers(fed: HierarchicalFederation) -> None:
     fill(fed)
-    fed._session.run_layer1(None, True)
-    where = fed._session.whereabouts()
-    outcome = role(fed, "global").run(where.places, where.round_id, True, fed._session.now())
+    fed._driver.run_layer1(None, True)
+    where = fed._driver.operations.whereabouts()
+    outcome = role(fed, "global").run(where.places, where.round_id, True, fed._driver.client.now())
     assert outcome.model is None
     assert fed.get_stats()["n_sessions_refused"] == BASKETS

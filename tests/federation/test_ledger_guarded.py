@@ -76,7 +76,7 @@ def test_a_backup_brought_back_under_a_running_federation_is_refused(
     for name in {*WITNESSES[1:]} - {witness}:
         fed._runtime.kill(name)
     if witness != "the driver":
-        fed._session.latest, fed._session.assembly.ledger_head = None, ""
+        fed._driver.supervisor.latest, fed._driver.supervisor.ledger_head = None, ""
     bring_back(ledger, copy)
     for _ in range(2):
         with pytest.raises(LedgerRolledBack, match=f"which {witness} knows as this ledger's"):
@@ -185,7 +185,7 @@ def test_a_federation_begun_anew_has_its_id_and_the_next_number(
     told = []
     for _ in range(2):
         fed = open_federation(settings)
-        identity = fed._session.assembly.identity
+        identity = fed._driver.supervisor.identity
         assert fed.federation_id == identity.federation_id
         assert fed._runtime.card().federation_id == fed.federation_id
         told.append((fed.federation_id, identity.incarnation))
@@ -205,7 +205,7 @@ def test_an_update_that_was_signed_before_a_backup_came_back_is_not_taken(
     for _ in range(2):
         fed = open_federation(settings)
         fed.register_client("x", "a", identity_keypair=key)
-        fed._keypairs.clear()
+        fed._driver.keypairs.clear()
         scopes.append(fed.signing_scope())
         signature = signature or sign_update(key.sign, scopes[0], "x", 0, update, sequence=1)
         reasons.append(fed.offer_update("x", update, 0, signature=signature, sequence=1).reason)

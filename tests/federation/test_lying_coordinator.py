@@ -17,9 +17,8 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.actors import global_aggregator, signed_facts
-from scarcity_ray.actors.basket_host import BasketHost
-from scarcity_ray.actors.secure_session import SecureSession
-from scarcity_ray.actors.session_host import SessionHost
+from scarcity_ray.actors.basket import BasketHost
+from scarcity_ray.actors.secure_session import PartyCalls, SecureSession
 from scarcity_ray.actors.session_terms import SessionTerms, agreement_hash
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.layers.layer2 import noised_mean
@@ -52,7 +51,7 @@ def fed_of(open_federation: Any) -> Callable[..., HierarchicalFederation]:
         fed.register_clients(clients)
         sending = [c for c, domain in clients if int(domain[1:]) >= silent]
         assert all(fed.submit_updates(sending, np.full((len(sending), D), 0.1)))
-        fed._session.run_layer1(None, force=True)
+        fed._driver.run_layer1(None, force=True)
         return fed
 
     return make
@@ -83,9 +82,13 @@ def without_its_own_checks(fed: HierarchicalFederation, monkeypatch: pytest.Monk
     """The aggregator as it would be if it did not mind; the baskets' side stays as it is."""
     aggregator = role(fed, "global")
     monkeypatch.setattr(aggregator, "_waits", lambda *args: "")
-    honest = aggregator._shape
-    willing = lambda *args: replace(honest(*args), hides=False, least_weighted=1, num_corrupt=0)  # noqa: E731
-    monkeypatch.setattr(aggregator, "_shape", willing)
+    honest = global_aggregator.session_numbers
+
+    def willing(*args: Any) -> Any:
+        release, shape = honest(*args)
+        return release, replace(shape, hides=False, least_weighted=1, num_corrupt=0)
+
+    monkeypatch.setattr(global_aggregator, "session_numbers", willing)
     return aggregator
 
 
@@ -103,10 +106,10 @@ def test_a_session_of_a_chosen_few_of_twenty_is_refused(
 ) -> None:
     """Of twenty baskets two may be corrupt: both are in a session of four, and of the rest one may go."""
     fed = fed_of(20, noise=noise)
-    where, roster = fed._session._tell_parties()
+    where, roster = fed._driver.tell_parties()
     aggregator = without_its_own_checks(fed, monkeypatch)
-    aggregator._noise = fed._session.assembly.identity.noise
-    outcome = aggregator.run(where.places[:invited], 0, True, fed._session.now(), roster)
+    aggregator._noise = fed._driver.supervisor.identity.noise
+    outcome = aggregator.run(where.places[:invited], 0, True, fed._driver.client.now(), roster)
     assert outcome.model is None
     assert sums == []
     # With shares honest code finds no scale for some, and does not even ask.
@@ -120,7 +123,7 @@ def test_a_roster_of_a_chosen_few_is_not_the_one_that_is_pinned(
 ) -> None:
     """It would have to be registered baskets only that the coordinator knows: the basket's roster decides."""
     fed = fed_of(20)
-    where, roster = fed._session._tell_parties()
+    where, roster = fed._driver.tell_parties()
     few = where.places[:2]
     names = {place.basket_id for place in few}
     aggregator = without_its_own_checks(fed, monkeypatch)
@@ -131,7 +134,7 @@ def test_a_roster_of_a_chosen_few_is_not_the_one_that_is_pinned(
         None,
     ):
         before = refused(fed)
-        assert aggregator.run(few, 0, True, fed._session.now(), forged).model is None
+        assert aggregator.run(few, 0, True, fed._driver.client.now(), forged).model is None
         assert refused(fed) == before + 2
     assert sums == []
 
@@ -142,7 +145,7 @@ def test_who_is_missing_is_made_up_for_in_the_shares(
 ) -> None:
     """The corrupt are a share of all, so fewer honest shares are counted on in a smaller session."""
     fed = fed_of(baskets, noise="distributed_discrete_gaussian", per_actor=50)
-    where, roster = fed._session._tell_parties()
+    where, roster = fed._driver.tell_parties()
     terms: list[SessionTerms] = []
     honest = SecureSession.__init__
 
@@ -152,7 +155,7 @@ def test_who_is_missing_is_made_up_for_in_the_shares(
 
     monkeypatch.setattr(SecureSession, "__init__", noting)
     present = where.places[missing:]
-    outcome = role(fed, "global").run(present, 0, True, fed._session.now(), roster)
+    outcome = role(fed, "global").run(present, 0, True, fed._driver.client.now(), roster)
     assert outcome.model is not None
     (said,) = terms
     corrupt = math.ceil(0.1 * baskets)
@@ -237,7 +240,7 @@ def test_a_basket_whose_own_facts_are_misstated_refuses(
 ) -> None:
     """Its own signature does not suffice for that: it must be what it said for this attempt, and still so."""
     fed = fed_of(6)
-    _, roster = fed._session._tell_parties()
+    _, roster = fed._driver.tell_parties()
     host = role(fed, "basket:0")
     basket = host._baskets[VICTIM]
 
@@ -302,11 +305,11 @@ def test_two_halves_that_are_told_two_stories_make_no_sum(
     fed = fed_of(8, per_actor=4)
     liar = "d07_basket_0"
     identity = role(fed, "basket:1")._baskets[liar].identity
-    honest = SecureSession._phase
+    honest = PartyCalls.phase
 
-    def two_stories(self: SecureSession, parties: Any, call_for: Any, receive: Any) -> None:
-        if call_for(()).method == "session_open":
-            terms = self._terms
+    def two_stories(self: PartyCalls, parties: Any, call_for: Any, receive: Any) -> None:
+        if call_for(()).method == "advertise":
+            terms = call_for(()).args[0]
             occasion = signed_facts.Occasion.of(terms.context, "")
             said = replace(terms.facts[liar].facts, num_members=50)
             told = {**terms.facts, liar: signed_facts.state(said, occasion, identity)}
@@ -322,13 +325,13 @@ def test_two_halves_that_are_told_two_stories_make_no_sum(
             )
             first = {f"d0{i}_basket_0" for i in range(4)}
 
-            def given(batch: tuple[str, ...]) -> Call[SessionHost, Any]:
-                return Call(SessionHost.session_open, terms if batch[0] in first else other, batch)
+            def given(batch: tuple[str, ...]) -> Call[BasketHost, Any]:
+                return Call(BasketHost.advertise, terms if batch[0] in first else other, batch)
 
             return honest(self, parties, given, receive)
         return honest(self, parties, call_for, receive)
 
-    monkeypatch.setattr(SecureSession, "_phase", two_stories)
+    monkeypatch.setattr(PartyCalls, "phase", two_stories)
     assert fed.force_aggregate() is None
     assert sums == []
     stats = role(fed, "global").stats()
@@ -347,13 +350,13 @@ def test_corrupt_baskets_that_call_themselves_fresh_are_not_counted(
     fed.advance_round()
     for b in range(7, 10):
         assert all(fed.submit_updates([f"{b}_0", f"{b}_1"], np.full((2, D), 0.1)))
-    fed._session.run_layer1(None, force=True)
+    fed._driver.run_layer1(None, force=True)
     host = next(
         h for n, h in fed._runtime.peers.roles.items() if "d09_basket_0" in getattr(h, "_baskets", {})
     )
-    honest = host.session_mask
+    honest = host.mask
     monkeypatch.setattr(
-        host, "session_mask", lambda s, party, i: None if party == "d09_basket_0" else honest(s, party, i)
+        host, "mask", lambda s, party, i: None if party == "d09_basket_0" else honest(s, party, i)
     )
     without_its_own_checks(fed, monkeypatch)
     assert fed.force_aggregate() is None, "nine of ten survive, two of them with weight"
@@ -372,7 +375,7 @@ def test_two_or_three_baskets_release_by_default(fed_of: Any, baskets: int, nois
 
 def test_two_baskets_of_three_wait_for_the_third_and_say_why(fed_of: Any) -> None:
     fed = fed_of(3, silent=1)
-    outcome = fed._session.run_layer2(True)
+    outcome = fed._driver.run_layer2(True)
     assert outcome.model is None
     assert "2 fresh baskets; a release needs 3 while 1 of those registered may be corrupt" in outcome.reason
     alone = fed_of(3, silent=1, assumed_corrupt_fraction=0.0)
@@ -387,8 +390,10 @@ def test_a_basket_that_does_not_sign_for_the_last_release_is_left_out(fed_of: An
     head = role(fed, "global").latest().ledger_head
     assert head
     assert host._last.ledger_head == head
-    occasion = signed_facts.Occasion(fed.federation_id, bytes(16), 0, 9, host.rosters()[-1].digest(), "")
-    answers = host.session_facts(occasion, tuple(host._baskets))
+    occasion = signed_facts.Occasion(
+        fed.federation_id, bytes(16), 0, 9, host._secure.chain.newest.digest(), ""
+    )
+    answers = host.sign_facts(occasion, tuple(host._baskets))
     assert all(isinstance(answer, ProtocolViolation) for answer in answers.values())
     assert refused(fed) == len(answers)
 
@@ -405,18 +410,18 @@ def hosts(fed: HierarchicalFederation) -> list[Any]:
 def send(fed: HierarchicalFederation, baskets: Any, value: float = 0.1) -> None:
     clients = [f"{b}_{i}" for b in baskets for i in range(2)]
     assert all(fed.submit_updates(clients, np.full((len(clients), D), value)))
-    fed._session.run_layer1(None, force=True)
+    fed._driver.run_layer1(None, force=True)
 
 
 def asking_only(monkeypatch: pytest.MonkeyPatch, signers: Any) -> None:
     """From the confirmations on these alone are asked; the others hear nothing more of the session."""
-    honest = SecureSession._phase
+    honest = PartyCalls.phase
 
     def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
-        confirming = call_for(()).method == "session_confirm"
+        confirming = call_for(()).method == "confirm"
         honest(self, [p for p in parties if p in signers or not confirming], call_for, receive)
 
-    monkeypatch.setattr(SecureSession, "_phase", phase)
+    monkeypatch.setattr(PartyCalls, "phase", phase)
 
 
 def saying_nothing_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,8 +435,8 @@ def saying_nothing_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(fed: HierarchicalFederation) -> Any:
-    where, roster = fed._session._tell_parties()
-    return role(fed, "global").run(where.places, 0, True, fed._session.now(), roster)
+    where, roster = fed._driver.tell_parties()
+    return role(fed, "global").run(where.places, 0, True, fed._driver.client.now(), roster)
 
 
 def test_two_sums_whose_difference_is_one_basket_are_never_made(
@@ -462,7 +467,7 @@ def test_a_session_that_was_given_up_is_never_unmasked(
 
     def collect(self: SecureSession) -> Any:
         survivors = honest(self)
-        fed._runtime.peers.handle("basket:2").call("session_end", self.session_id, ())  # type: ignore[attr-defined]
+        fed._runtime.peers.handle("basket:2").call("end_session", self._id, ())  # type: ignore[attr-defined]
         return survivors
 
     with monkeypatch.context() as patch:
@@ -484,8 +489,8 @@ def test_what_a_session_without_an_end_was_given_stays_given(
         asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
         patch.setattr(SecureSession, "end", lambda self: None)
         outcome = run(fed)
-        fed._session.tell_baskets(BasketHost.adopt, outcome.model)
-        fed._session.tell_baskets(BasketHost.sessions_abandon)
+        fed._driver.client.call_baskets(Call(BasketHost.adopt, outcome.model))
+        fed._driver.client.call_baskets(Call(BasketHost.abandon_session))
     send(fed, range(3))
     assert run(fed).model is not None
     assert fresh_of(fed) == []
@@ -496,7 +501,7 @@ def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(
 ) -> None:
     fed = fed_of(20, noise="distributed_discrete_gaussian")
     aggregator = role(fed, "global")
-    aggregator._noise = fed._session.assembly.identity.noise
+    aggregator._noise = fed._driver.supervisor.identity.noise
     aggregator._entropy = lambda size: b"S" * size
     aggregator._waits = lambda *args: ""
     saying_nothing_is_spent(monkeypatch)
@@ -505,12 +510,12 @@ def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(
         asking_only(patch, names[:14])
         assert run(fed).model is not None
     once = fed.get_stats()["privacy_consumed_epsilon"]
-    aggregator._models.clear()
+    aggregator._last.model = None
     assert fresh_of(fed) == [], "also the six that were not asked to sign"
     for latest in (h._baskets[b].latest for h in hosts(fed) for b in names[14:] if b in h._baskets):
         latest.replace(replace(latest.model), [])
-    where, roster = fed._session._tell_parties()
-    assert aggregator.run(where.places[14:], 0, True, fed._session.now(), roster).model is not None
+    where, roster = fed._driver.tell_parties()
+    assert aggregator.run(where.places[14:], 0, True, fed._driver.client.now(), roster).model is not None
     assert fed.get_stats()["privacy_consumed_epsilon"] > once
 
 
@@ -519,19 +524,19 @@ def test_what_is_masked_is_what_was_stated(fed_of: Any, monkeypatch: pytest.Monk
     fed = fed_of(3, per_actor=1)
     send(fed, range(3), 0.2)
     here, there = "d00_basket_0", "d01_basket_0"
-    honest = SecureSession._phase
+    honest = PartyCalls.phase
 
     def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
-        if call_for(()).method != "session_open":
+        if call_for(()).method != "advertise":
             return honest(self, parties, call_for, receive)
         honest(self, [here], call_for, receive)
-        fed._session.run_layer1(None, force=True)
+        fed._driver.run_layer1(None, force=True)
         role(fed, "basket:0")._baskets[here].latest.discard_if_of("0_0")
         latest = role(fed, "basket:1")._baskets[there].latest
         latest.replace(replace(latest.model), ["0_0", "1_0"])
         return honest(self, [p for p in parties if p != here], call_for, receive)
 
-    monkeypatch.setattr(SecureSession, "_phase", phase)
+    monkeypatch.setattr(PartyCalls, "phase", phase)
     aggregator = without_its_own_checks(fed, monkeypatch)
     assert run(fed).model is None
     told = " ".join(aggregator.stats()["violations"])
@@ -542,13 +547,13 @@ def test_an_aggregate_that_is_discarded_between_opening_and_masking_is_not_maske
     fed_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed = fed_of(6)
-    honest = SecureSession._each_mask
+    honest = SecureSession._mask
 
-    def each_mask(self: Any, parties: Any) -> None:
+    def mask(self: Any) -> None:
         role(fed, "basket:0")._baskets[VICTIM].latest.discard_if_of("0_0")
-        honest(self, parties)
+        honest(self)
 
-    monkeypatch.setattr(SecureSession, "_each_mask", each_mask)
+    monkeypatch.setattr(SecureSession, "_mask", mask)
     outcome = run(fed)
     assert outcome.model.n_baskets == 5
     assert outcome.dropped == (VICTIM,)
@@ -587,17 +592,17 @@ def test_only_what_is_of_the_very_type_is_asked_anything(
     fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, disguise: str
 ) -> None:
     fed = fed_of(6)
-    honest = SecureSession._phase
+    honest = PartyCalls.phase
 
     def phase(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
         def given(batch: Any) -> Any:
-            return Call(SessionHost.session_open, DISGUISES[disguise](self._terms), batch)
+            return Call(BasketHost.advertise, DISGUISES[disguise](call_for(batch).args[0]), batch)
 
-        opening = call_for(()).method == "session_open"
+        opening = call_for(()).method == "advertise"
         honest(self, parties, given if opening else call_for, receive)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SecureSession, "_phase", phase)
+        patch.setattr(PartyCalls, "phase", phase)
         assert run(fed).model is None
     assert sums == []
     assert refused(fed) == 6

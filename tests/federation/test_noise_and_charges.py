@@ -141,7 +141,7 @@ def draw_before_the_charge(monkeypatch: pytest.MonkeyPatch) -> None:
     charge = aggregator._charge
 
     def early(self: Any, *arguments: Any) -> Any:
-        self._noise.standard_normal(4, f"layer2/{self._version}")
+        self._noise.standard_normal(4, f"layer2/{self._last.version + 1}")
         return charge(self, *arguments)
 
     monkeypatch.setattr(aggregator, "_charge", early)

@@ -181,7 +181,7 @@ def test_a_basket_that_joins_with_the_zero_vector_adds_its_share(
     assert passes(own, release.share_sigma)
 
 
-@pytest.mark.parametrize("phase", ["session_open", "session_share", "session_mask"])
+@pytest.mark.parametrize("phase", ["advertise", "share_keys", "mask"])
 def test_dropouts_down_to_the_threshold_leave_the_noise_that_is_claimed(
     open_with: Any, sums: list[Any], phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,8 +215,8 @@ def test_below_the_threshold_nothing_is_unmasked_and_no_share_is_used_again(
         sums.clear()
         fed = open_with(noise)
         with monkeypatch.context() as patch:
-            lose(fed, 1, "session_confirm", patch)
-            lose(fed, 2, "session_confirm", patch)
+            lose(fed, 1, "confirm", patch)
+            lose(fed, 2, "confirm", patch)
             assert fed.force_aggregate() is None
         assert sums == []
         assert len(shares) == 4

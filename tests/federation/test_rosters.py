@@ -61,7 +61,7 @@ def hosts(fed: HierarchicalFederation) -> list[Any]:
 
 
 def epochs(fed: HierarchicalFederation) -> set[int]:
-    return {host._chain.epoch for host in hosts(fed)}
+    return {host._secure.chain.epoch for host in hosts(fed)}
 
 
 def test_every_change_of_baskets_or_keys_is_an_epoch_that_all_follow(fed_of: Any) -> None:
@@ -76,13 +76,15 @@ def test_every_change_of_baskets_or_keys_is_an_epoch_that_all_follow(fed_of: Any
     fed._runtime.kill("basket:1")
     assert release(fed) is not None
     assert epochs(fed) == {3}, "an actor that came back has a new key"
-    first = next(p.basket_id for p in fed._session.whereabouts().places if p.domain_id == "d0")
+    first = next(p.basket_id for p in fed._driver.operations.whereabouts().places if p.domain_id == "d0")
     fed.disband_basket(first)
     assert release(fed) is not None
     assert epochs(fed) == {4}
     assert first not in {party.party_id for party in fed.get_roster().parties}
-    assert [r.epoch for r in hosts(fed)[2].rosters()] == [1, 2, 3, 4]
-    for earlier, later in zip(hosts(fed)[2].rosters(), hosts(fed)[2].rosters()[1:], strict=False):
+    assert [r.epoch for r in hosts(fed)[2]._secure.chain.kept] == [1, 2, 3, 4]
+    for earlier, later in zip(
+        hosts(fed)[2]._secure.chain.kept, hosts(fed)[2]._secure.chain.kept[1:], strict=False
+    ):
         assert later.previous == earlier.digest()
 
 
@@ -128,7 +130,7 @@ def test_an_actor_that_missed_epochs_is_told_what_lies_between(fed_of: Any) -> N
     for i in range(3):
         fed.register_clients([(f"new{i}_0", f"n{i}"), (f"new{i}_1", f"n{i}")])
         directory.registry()
-    assert late._chain.epoch == 1
+    assert late._secure.chain.epoch == 1
     assert release(fed) is not None
     assert epochs(fed) == {4}
     assert fed.get_stats()["n_sessions_refused"] == 0
@@ -164,7 +166,7 @@ def test_a_basket_that_holds_another_roster_is_named_and_left_out(fed_of: Any) -
 def test_with_an_operators_key_nothing_is_released_before_its_signature(fed_of: Any) -> None:
     fed = fed_of(operator_key=OPERATOR.public_bytes.hex())
     assert release(fed) is None
-    assert "no roster is signed" in fed._session.run_layer2(True).reason
+    assert "no roster is signed" in fed._driver.run_layer2(True).reason
     assert fed.get_stats()["n_sessions_refused"] == 0
     draft = fed.get_roster()
     assert (draft.epoch, len(draft.parties), draft.signature) == (1, BASKETS, b"")
@@ -186,7 +188,7 @@ def test_a_driver_that_holds_the_operators_key_signs_as_it_goes(fed_of: Any) -> 
     assert release(fed) is not None
     fed._runtime.kill("directory")
     assert release(fed) is not None
-    assert all(roster.is_signed_by(OPERATOR.public_bytes) for roster in hosts(fed)[2].rosters())
+    assert all(roster.is_signed_by(OPERATOR.public_bytes) for roster in hosts(fed)[2]._secure.chain.kept)
     with pytest.raises(UsageError, match="operator_keypair is not that of"):
         fed_of(operator_keypair=OPERATOR)
 
@@ -244,7 +246,7 @@ def test_the_keys_of_a_basket_are_taken_from_its_own_actor_alone(fed_of: Any, mo
     fed = fed_of()
     thief, evil = IdentityKeyPair.generate().public_bytes, role(fed, "basket:4")
     knows, admits = evil.know_parties, evil.admit
-    names = [place.basket_id for place in fed._session.whereabouts().places if place.slot != 4]
+    names = [place.basket_id for place in fed._driver.operations.whereabouts().places if place.slot != 4]
     stolen = dict.fromkeys(names, thief)
 
     def lying(*args: Any) -> Any:
@@ -262,7 +264,7 @@ def test_an_actor_refuses_a_roster_that_names_its_baskets_under_other_keys(fed_o
     fed = fed_of()
     assert release(fed) is not None
     roster, host = fed.get_roster(), hosts(fed)[1]
-    (mine,) = host.own_keys()
+    (mine,) = host._secure.own_keys()
     thief = Party(mine, IdentityKeyPair.generate().public_bytes)
     false = roster.next([thief, *(party for party in roster.parties if party.party_id != mine)])
     answer = host.know_parties((false,))
@@ -289,7 +291,7 @@ def test_a_basket_actor_hijacks_no_basket_and_no_chain_as_the_directory_comes_ba
     monkeypatch.setattr(evil, "step_down", lying)
     fed._runtime.kill("directory")
     fed.advance_round()
-    slots = {place.domain_id: place.slot for place in fed._session.whereabouts().places}
+    slots = {place.domain_id: place.slot for place in fed._driver.operations.whereabouts().places}
     assert slots == {f"d{b}": b for b in range(BASKETS)}
     assert release(fed) is not None
     assert epochs(fed) == {1}
@@ -359,9 +361,9 @@ def test_a_directory_that_came_back_has_the_endorsements_again(fed_of: Any) -> N
     fed.sign_roster(OPERATOR)
     assert release(fed) is not None
     fed.split_basket("d0")
-    assert len(fed._session._tell_parties()[0].places) == BASKETS + 1
+    assert len(fed._driver.tell_parties()[0].places) == BASKETS + 1
     fed._runtime.kill("directory")
-    assert len(fed._session._tell_parties()[0].places) == BASKETS + 1
+    assert len(fed._driver.tell_parties()[0].places) == BASKETS + 1
 
 
 def test_halves_that_nobody_vouches_for_are_a_fault(fed_of: Any) -> None:
@@ -415,6 +417,6 @@ def test_without_masks_nobody_takes_a_directory_that_came_back_for_a_dead_one(fe
     fed._runtime.kill("directory")
     assert release(fed) is not None
     life = role(fed, "directory")._number.life
-    fed._session._told_registry = None
+    fed._driver._told_registry = None
     assert release(fed) is not None
     assert role(fed, "directory")._number.life == life

@@ -31,7 +31,7 @@ def fed(open_federation: Any) -> HierarchicalFederation:
 def joined(fed: HierarchicalFederation) -> HierarchicalFederation:
     fed.register_client("ann", "d", identity_keypair=KEY)
     fed.register_client("bob", "d", identity_keypair=KEY)
-    fed._keypairs.clear()
+    fed._driver.keypairs.clear()
     return fed
 
 

@@ -122,7 +122,7 @@ def test_releases_are_distributed_to_the_baskets_if_configured(open_federation: 
         crowd(fed, "ab")
         fill(fed, "ab")
         model = fed.force_aggregate()
-        held = fed._runtime.peers.handle("basket:0").call("last_global").result()
+        held = fed._runtime.peers.handle("basket:0").call("abandon_session").result()
         assert (held is not None) is wanted
         if wanted:
             np.testing.assert_array_equal(held.aggregate, model)

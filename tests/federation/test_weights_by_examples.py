@@ -84,7 +84,7 @@ def test_a_client_that_claims_everything_owns_what_the_cap_leaves_it(open_federa
 def test_examples_go_with_a_client_and_outlive_the_actors(open_federation: Any) -> None:
     fed = joined(open_federation(settings()), [1, 2, 3, 4, 10])
     fed._runtime.kill("basket:0")
-    fed._session.whereabouts()
+    fed._driver.operations.whereabouts()
     fed.submit_updates(NAMES[:5], ROWS)
     fed._runtime.kill("directory")
     fed.split_basket("a_basket_0")
@@ -166,7 +166,7 @@ def test_no_values_of_the_heaviest_client_move_its_basket_further_than_the_plan_
             for sign in (1.0, -1.0):
                 rows[heavy] = sign * 1e4 * towards
                 fed.submit_updates(NAMES[:5], rows if trial < 6 else rows * 1e-3)
-                fed._session.run_layer1(None, force=True)
+                fed._driver.run_layer1(None, force=True)
                 aggregates.append(basket_a(fed).aggregate.astype(float))
                 bounds.add(fed.plan.sensitivity(basket_a(fed).facts("a", 5)))
                 fed.advance_round()

@@ -13,8 +13,10 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.actors.accountant import Accountant
+from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.config import load
-from tests.operations.stopping import CLIENTS, SETTINGS, Scene, Silence
+from scarcity_ray.layers.models import GlobalMetaModel
+from tests.operations.stopping import CLIENTS, SETTINGS, Scene, Silence, releases_of
 
 
 @pytest.fixture
@@ -39,6 +41,14 @@ def scene_of(clock: Any, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         return answer
 
     monkeypatch.setattr(Accountant, "charge_gossip", noted)
+    release = GlobalAggregator._release
+
+    def noted_release(self: GlobalAggregator, *args: Any) -> GlobalMetaModel:
+        noted = releases_of(self)
+        noted.append(release(self, *args))
+        return noted[-1]
+
+    monkeypatch.setattr(GlobalAggregator, "_release", noted_release)
     opened: list[HierarchicalFederation] = []
 
     def scene(**settings: Any) -> Scene:

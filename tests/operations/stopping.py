@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.actors.names import DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.forecast import Told
+from scarcity_ray.layers.models import GlobalMetaModel
 
 CLIENTS = tuple((f"{domain}{i}", domain) for domain, n in (("c", 5), ("e", 3)) for i in range(n))
 IDS = tuple(client for client, _ in CLIENTS)
@@ -53,10 +55,9 @@ class Stopper:
         self.at: float = math.inf
         self.passed = 0
         self.happens: Callable[[], Any] = stop
-        assembly = fed._session.assembly
-        handle, place = assembly.handle, assembly.runtime
-        assembly.handle = lambda name: _Watched(handle(name), self)  # type: ignore[method-assign]
-        assembly.runtime = _WatchedPlace(place, self)
+        supervisor = fed._driver.supervisor
+        supervisor.peers = _WatchedPeers(supervisor.peers, self)
+        supervisor.runtime = _WatchedPlace(supervisor.runtime, self)
 
     def point(self) -> None:
         self.passed += 1
@@ -86,6 +87,15 @@ class _Watched:
         answer = self.handle.call(method, *args)
         self.stopper.point()
         return answer
+
+
+@dataclass
+class _WatchedPeers:
+    peers: Any
+    stopper: Stopper
+
+    def handle(self, name: str) -> _Watched:
+        return _Watched(self.peers.handle(name), self.stopper)
 
 
 @dataclass
@@ -125,9 +135,8 @@ class Scene:
     def another_driver(self) -> HierarchicalFederation:
         """One that has just attached."""
         first, other = self.fed, HierarchicalFederation.__new__(HierarchicalFederation)
-        identity = first._session.assembly.identity
+        identity = first._driver.supervisor.identity
         other._begin(first._runtime, identity, first.plan, self.clock, Told(), owner=False)
-        other._session.assembly.adopt(range(other._session.whereabouts().num_slots))
         return other
 
     def role(self, name: str) -> Any:
@@ -171,7 +180,14 @@ class Scene:
 
     def released(self) -> np.ndarray:
         """The sum of all releases; an update that entered once has its weight in it, 1/n."""
-        return np.sum([m.aggregate for m in self.role(GLOBAL).history()], axis=0, initial=0.0)
+        return np.sum([m.aggregate for m in releases_of(self.role(GLOBAL))], axis=0, initial=0.0)
+
+
+def releases_of(role: GlobalAggregator) -> list[GlobalMetaModel]:
+    """What a global aggregator began with and has released since, where `scene_of` notes it."""
+    began = [] if role.latest() is None else [role.latest()]
+    noted: list[GlobalMetaModel] = vars(role).setdefault("noted", began)
+    return noted
 
 
 SETTINGS: dict[str, Any] = {

@@ -267,9 +267,8 @@ def test_a_death_is_noted_once_and_also_if_the_driver_dies_that_met_it(
     scene = scene_of()
     fed, other = scene.fed, scene.another_driver()
     scene.kill("basket:0")
-    session = fed._session
-    faults = session.assembly.recover({"basket:0"}, session.num_slots, 0.0, None)
-    session.note_faults(next(faults))  # and the driver dies before the actor is there again
+    faults = fed._driver.supervisor.recover({"basket:0"}, 0.0)
+    fed._driver.client.note_faults(next(faults))  # and the driver dies before the actor is there again
     other.get_stats()
     assert len(other.faults) == 1
 
@@ -283,5 +282,5 @@ def test_a_renewal_reaches_basket_actors_that_were_not_told(scene_of: Callable[.
     fed.advance_round()
     assert {r.reason for r in fed.submit_updates(IDS, ROWS)} == {Rejection.READ_ONLY}
     # The driver that renews dies when the accountant has recorded it.
-    fed._session.call(ACCOUNTANT, Accountant.renew, 60.0, 1e-5, clock(), "op", "renewal/1")
+    fed._driver.client.call(ACCOUNTANT, Accountant.renew, 60.0, 1e-5, clock(), "op", "renewal/1")
     assert all(scene.another_driver().submit_updates(IDS, ROWS))

@@ -20,7 +20,7 @@ Act = Callable[[HierarchicalFederation, int], Any]
 
 
 def basket_of(fed: HierarchicalFederation, k: int) -> str:
-    places = fed._session.whereabouts().places
+    places = fed._driver.operations.whereabouts().places
     return places[k % len(places)].basket_id
 
 

@@ -234,7 +234,7 @@ def test_what_others_have_finished_is_not_done_again_once_the_directory_has_died
         if stopper.passed <= at:
             return
         (answer,), stats = answers, fed.get_stats()
-        live = {place.basket_id for place in fed._session.whereabouts().places}
+        live = {place.basket_id for place in fed._driver.operations.whereabouts().places}
         match name:
             case "advance_round":
                 assert answer == stats["current_round"] == 1, at
@@ -246,7 +246,7 @@ def test_what_others_have_finished_is_not_done_again_once_the_directory_has_died
                 assert "c_basket_0" not in live, at
             case _:
                 baskets = [answer] if isinstance(answer, str) else answer
-                assert baskets[0] == fed._session.located(["new"])["new"][0], at
+                assert baskets[0] == fed._driver.operations.locate(["new"])["new"][0], at
         scene.check_places()
     pytest.fail("it has more calls than are watched here")
 

@@ -71,10 +71,10 @@ def test_only_a_typed_call_has_a_role_called_by_a_string():
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr == "handle"
     }
-    assert found == {"runtime/rpc.py", "federation/supervisor.py"}
+    assert found == {"runtime/rpc.py", "federation/client.py"}
 
 
-@pytest.mark.parametrize("module", ["scarcity_ray", "scarcity_ray.actors.basket_host"])
+@pytest.mark.parametrize("module", ["scarcity_ray", "scarcity_ray.actors.basket"])
 def test_importing_the_package_imports_neither_ray_nor_what_is_in_the_extras(module):
     script = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     done = run("-c", script)

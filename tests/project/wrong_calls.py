@@ -7,59 +7,54 @@ hides no error: so it finds a wrong call that would pass.
 from __future__ import annotations
 
 from scarcity_ray.actors.accountant import Accountant
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
-from scarcity_ray.actors.session_host import SessionHost
-from scarcity_ray.federation.session import DriverSession
+from scarcity_ray.federation.driver import Driver
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.runtime.rpc import Call, Peers
 
 
-def right(peers: Peers, driver: DriverSession) -> tuple[BudgetStatus, BudgetStatus, dict[int, None]]:
+def right(peers: Peers, driver: Driver) -> tuple[BudgetStatus, BudgetStatus, dict[int, None]]:
     """Each call below differs from one of these in one thing."""
-    Call(SessionHost.session_end, "id", ()).send(peers, basket_actor(0))
-    driver.operate(lambda now: Call(Directory.disband, "basket", now))
+    Call(BasketHost.end_session, "id", ()).send(peers, basket_actor(0))
+    driver.operations.run(Directory.disband, "basket", 0.0)
     return (
         Call(Accountant.status, 0.0).send(peers, ACCOUNTANT).result(),
-        driver.ask(ACCOUNTANT, Accountant.status, 0.0),
-        driver.call_baskets({0: Call(BasketHost.set_read_only, True)}),
+        driver.client.call(ACCOUNTANT, Accountant.status, 0.0),
+        driver.client.call_baskets({0: Call(BasketHost.set_read_only, True)}),
     )
 
 
-def a_method_that_is_not_there(peers: Peers, driver: DriverSession) -> None:
+def a_method_that_is_not_there(peers: Peers, driver: Driver) -> None:
     Call(Accountant.state, 0.0)  # type: ignore[attr-defined]
-    driver.call(DIRECTORY, Directory.deregister, "ann", 0.0)  # type: ignore[attr-defined]
-    driver.call(ACCOUNTANT, "status", 0.0)  # type: ignore[arg-type]
+    driver.client.call(DIRECTORY, Directory.deregister, "ann", 0.0)  # type: ignore[attr-defined]
+    driver.client.call(ACCOUNTANT, "status", 0.0)  # type: ignore[arg-type]
 
 
-def asks_the_accountant(now: float) -> Call[Accountant, BudgetStatus]:
-    return Call(Accountant.status, now)
-
-
-def a_method_of_another_role(peers: Peers, driver: DriverSession) -> None:
+def a_method_of_another_role(peers: Peers, driver: Driver) -> None:
     Call(Accountant.status, 0.0).send(peers, DIRECTORY)  # type: ignore[arg-type]
     Call(Accountant.status, 0.0).send(peers, "accountant")  # type: ignore[arg-type]
-    driver.ask(DIRECTORY, Accountant.status, 0.0)  # type: ignore[misc]
-    driver.tell_baskets(Directory.stats, 0.0)  # type: ignore[arg-type]
-    driver.call_baskets({0: Call(Directory.faults)})  # type: ignore[arg-type]
-    driver.operate(asks_the_accountant)  # type: ignore[arg-type]
+    driver.client.call(DIRECTORY, Accountant.status, 0.0)  # type: ignore[misc]
+    driver.client.call_baskets(Call(Directory.stats, 0.0))  # type: ignore[arg-type]
+    driver.client.call_baskets({0: Call(Directory.faults)})  # type: ignore[arg-type]
+    driver.operations.run(Accountant.status, 0.0)  # type: ignore[arg-type]
 
 
-def a_wrong_argument(peers: Peers, driver: DriverSession) -> None:
+def a_wrong_argument(peers: Peers, driver: Driver) -> None:
     Call(Accountant.status, "now")  # type: ignore[arg-type]
-    Call(SessionHost.session_end, b"id", ())  # type: ignore[arg-type]
-    driver.ask(ACCOUNTANT, Accountant.status, "now")  # type: ignore[arg-type]
-    driver.tell_baskets(BasketHost.set_read_only, "yes")  # type: ignore[arg-type]
+    Call(BasketHost.end_session, b"id", ())  # type: ignore[arg-type]
+    driver.client.call(ACCOUNTANT, Accountant.status, "now")  # type: ignore[arg-type]
+    driver.client.call_baskets(Call(BasketHost.set_read_only, "yes"))  # type: ignore[arg-type]
 
 
-def too_few_or_too_many(peers: Peers, driver: DriverSession) -> None:
+def too_few_or_too_many(peers: Peers, driver: Driver) -> None:
     Call(Accountant.status)  # type: ignore[call-arg]
-    driver.ask(ACCOUNTANT, Accountant.status)  # type: ignore[call-arg]
-    driver.ask(ACCOUNTANT, Accountant.status, 0.0, 1.0)  # type: ignore[call-arg]
-    driver.operate(lambda now: Call(Directory.disband, now))  # type: ignore[call-arg]
+    driver.client.call(ACCOUNTANT, Accountant.status)  # type: ignore[call-arg]
+    driver.client.call(ACCOUNTANT, Accountant.status, 0.0, 1.0)  # type: ignore[call-arg]
+    driver.operations.run(Directory.disband, 0.0)  # type: ignore[call-arg]
 
 
-def another_answer(peers: Peers, driver: DriverSession) -> int:
-    float(driver.ask(ACCOUNTANT, Accountant.status, 0.0))  # type: ignore[arg-type]
+def another_answer(peers: Peers, driver: Driver) -> int:
+    float(driver.client.call(ACCOUNTANT, Accountant.status, 0.0))  # type: ignore[arg-type]
     return Call(Accountant.status, 0.0).send(peers, ACCOUNTANT).result()  # type: ignore[return-value]

@@ -67,7 +67,7 @@ class Harness:
         return pid_of(self.fed._runtime, name)
 
     def basket_role(self, basket_id: str) -> str:
-        where = self.fed._session.whereabouts()
+        where = self.fed._driver.operations.whereabouts()
         return next(f"basket:{p.slot}" for p in where.places if p.basket_id == basket_id)
 
 
@@ -75,7 +75,7 @@ def pid_of(place: Any, name: str) -> int:
     """The process of a role on Ray."""
     import ray
 
-    from scarcity_ray.runtime.ray_handles import find_actor
+    from scarcity_ray.runtime.ray_runtime import find_actor
 
     actor = find_actor(place._namespace, name)
     return int(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))

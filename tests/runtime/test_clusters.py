@@ -42,7 +42,7 @@ def config(ledger):
     })
 
 def pid(fed, name):
-    from scarcity_ray.runtime.ray_handles import find_actor
+    from scarcity_ray.runtime.ray_runtime import find_actor
     actor = find_actor(fed._runtime._namespace, name)
     return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
 

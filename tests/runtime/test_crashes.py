@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray.federation.session import DriverSession
-from scarcity_ray.federation.supervisor import Assembly
+from scarcity_ray.federation.driver import Driver
+from scarcity_ray.federation.supervisor import Supervisor
 
 ROLES = ["basket:1", "accountant", "directory", "global"]
 PAIRS = [
@@ -122,11 +122,10 @@ def test_an_actor_brought_back_by_a_driver_that_died_right_then_takes_part_again
     finish_round(harness, 15)
     harness.submit(16)
     harness.kill("basket:2")
-    session = harness.fed._session
-    parts = session.assembly
-    next(parts.recover({"basket:2"}, session.num_slots, session.now(), session.latest))
+    client, parts = harness.fed._driver.client, harness.fed._driver.supervisor
+    next(parts.recover({"basket:2"}, client.now()))
     harness.submit(16)
-    other = DriverSession(Assembly(parts.runtime, parts.identity, parts.plan), session.now)
+    other = Driver(Supervisor(parts.runtime, parts.identity, parts.plan), client.now)
     other.run_layer1(None, True)
     outcome = other.run_layer2(True)
     assert outcome.model is not None

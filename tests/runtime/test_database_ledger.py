@@ -57,7 +57,7 @@ def test_a_federation_keeps_its_ledger_in_a_database(
     assert len(first) == 1
     budget = fed.get_privacy_budget()
     # The accountant dies, and its first node with it: it comes back where the driver is.
-    assert fed._session.assembly.identity.ledger_node is None
+    assert fed._driver.supervisor.identity.ledger_node is None
     harness.kill("accountant")
     assert fed.get_privacy_budget() == budget
     # The server dies between rounds and is back before the next.
@@ -90,13 +90,13 @@ def test_the_password_is_shown_nowhere(
     fed = harness.fed
     harness.kill("accountant")
     assert fed.get_privacy_budget()[0] > 0
-    identity = fed._session.assembly.identity
+    identity = fed._driver.supervisor.identity
     shown = [
         repr(fed.config),
         str(to_plain(fed.config)),
         str(fed.get_stats()),
         repr(identity),
-        repr(fed._session.assembly._accountant_spec(True)),
+        repr(fed._driver.supervisor._accountant_spec(must_exist=True)),
         repr(fed.plan),
         caplog.text,
     ]

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.errors import ActorLost, LedgerMissing
 from scarcity_ray.federation import supervisor
 
 pytestmark = pytest.mark.ray
 
-PHASES = ["session_open", "session_share", "session_mask", "session_confirm", "session_unmask"]
+PHASES = ["advertise", "share_keys", "mask", "confirm", "unmask"]
 """Advertise, share, mask, confirm, unmask."""
 IN_THE_SUM = PHASES[3:]
 """Whoever dies in these has its input in the sum already."""
@@ -109,7 +109,7 @@ def train(harness: Any, accepted: int = 12) -> dict[str, Any]:
     """Give every basket that has none a new aggregate, in the round that is on; all four aggregates."""
     round_id = harness.fed.get_stats()["current_round"]
     assert sum(harness.submit(round_id)) == accepted
-    harness.fed._session.run_layer1(None, True)
+    harness.fed._driver.run_layer1(None, True)
     return {basket: harness.fed.get_basket_model(basket) for basket in BASKETS}
 
 
@@ -163,7 +163,7 @@ def test_below_the_threshold_it_aborts_for_nothing_and_is_retried(
 def test_an_abort_after_the_charge_wastes_it_and_releases_nothing(harness: Any, folder: Path) -> None:
     train(harness)
     before, version = len(charged(harness)), harness.fed.get_stats()["n_layer2_aggregations"]
-    assert kill_in(harness, folder, "session_unmask", victims=2) is None
+    assert kill_in(harness, folder, "unmask", victims=2) is None
     assert len(charged(harness)) == before + 1
     assert harness.fed.force_aggregate() is None, "what was asked for is never used again"
     harness.fed.advance_round()
@@ -174,22 +174,22 @@ def test_an_abort_after_the_charge_wastes_it_and_releases_nothing(harness: Any, 
 
 
 def secrets_of(harness: Any) -> list[tuple[int, list[str]]]:
-    """Sessions that each basket actor holds, and the states of their participants."""
+    """Attempts that each basket actor holds, and the states of their participants."""
     import ray
 
-    from scarcity_ray.runtime.ray_handles import find_actor
+    from scarcity_ray.runtime.ray_runtime import find_actor
 
     place = harness.fed._runtime
     actors = [find_actor(place._namespace, f"basket:{slot}") for slot in range(4)]
 
     def held(host: Any) -> tuple[int, list[str]]:
-        sessions = host._sessions._sessions.values()
-        return len(sessions), [p.state for session in sessions for p in session.participants.values()]
+        attempt = host._secure.attempt
+        return (0, []) if attempt is None else (1, [p.state for p in attempt.participants.values()])
 
     return [ray.get(actor.__ray_call__.remote(held)) for actor in actors]
 
 
-@pytest.mark.parametrize("phase", ["session_share", "session_confirm", "session_unmask"])
+@pytest.mark.parametrize("phase", ["share_keys", "confirm", "unmask"])
 def test_a_global_aggregator_killed_in_a_session_leaves_no_keys(
     harness: Any, folder: Path, phase: str
 ) -> None:
@@ -200,12 +200,12 @@ def test_a_global_aggregator_killed_in_a_session_leaves_no_keys(
     model = harness.fed.force_aggregate()
     assert "the global aggregator died" in harness.fed.get_stats()["faults"][-1]
     assert secrets_of(harness) == [(0, [])] * 4
-    if phase == "session_share":
+    if phase == "share_keys":
         np.testing.assert_array_equal(model, exact_sum(harness, models, BASKETS))
         version += 1
     else:
         assert model is None, "what was masked may be in a release that nobody has seen"
-    assert len(charged(harness)) == before + (phase != "session_confirm")
+    assert len(charged(harness)) == before + (phase != "confirm")
     assert harness.fed.force_aggregate() is None
     harness.fed.advance_round()
     models = train(harness)
@@ -219,9 +219,9 @@ def test_keys_that_nobody_is_left_to_wipe_are_wiped_at_the_first_touch_after_the
     """The global aggregator dies within a session, and the driver that would bring it back with it."""
     harness.fed.advance_round()
     train(harness)
-    session, peers = harness.fed._session, harness.fed._runtime.peers
-    (where, roster), now = session._tell_parties(), session.now()
-    (folder / "session_confirm-0-kills").write_text(str(harness.pid("global")))
+    driver, peers = harness.fed._driver, harness.fed._runtime.peers
+    (where, roster), now = driver.tell_parties(), driver.client.now()
+    (folder / "confirm-0-kills").write_text(str(harness.pid("global")))
     with pytest.raises(ActorLost):
         peers.handle("global").call("run", where.places, where.round_id, True, now, roster).result()
     limit = harness.fed.config.layer2.session_timeout_seconds
@@ -239,7 +239,7 @@ def test_keys_that_nobody_is_left_to_wipe_are_wiped_at_the_first_touch_after_the
 
 
 def test_an_accountant_whose_node_is_gone_is_lost_for_good(harness: Any) -> None:
-    parts = harness.fed._session.assembly
+    parts = harness.fed._driver.supervisor
     here = parts.identity
     parts.identity = replace(here, ledger_node="ab" * 28)
     harness.kill("accountant")

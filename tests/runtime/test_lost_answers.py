@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.federation.calls import RECOVERIES
+from scarcity_ray.federation.client import RECOVERIES
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 DIM = 8
@@ -44,7 +45,7 @@ def open_one(ledger: Path, runtime: Any, **place: Any) -> HierarchicalFederation
 
 def told(fed: HierarchicalFederation) -> list[Any]:
     """All that a driver is told which does everything that changes something."""
-    said: list[Any] = [fed._open().register([_member(*client) for client in CLIENTS])]
+    said: list[Any] = [tuple(fed.register_clients(CLIENTS))]
 
     def submit(seed: int) -> None:
         rows = np.random.default_rng(seed).normal(size=(12, DIM)).astype(np.float32)
@@ -80,12 +81,6 @@ def told(fed: HierarchicalFederation) -> list[Any]:
     said.append(fed.force_aggregate().tolist())
     look()
     return json.loads(json.dumps(said, default=str))
-
-
-def _member(client_id: str, domain_id: str) -> Any:
-    from scarcity_ray.baskets.reports import Member
-
-    return Member(client_id, domain_id)
 
 
 class Lossy:
@@ -129,7 +124,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], in
     with open_one(tmp_path_factory.mktemp("undisturbed") / "ledger.sqlite", "local") as fed:
         said = told(fed)
         assert not fed.get_stats()["faults"]
-        return said, fed._budget().period
+        return said, fed._driver.budget().period
 
 
 @pytest.mark.parametrize("how", ["answer", "request", "late"])
@@ -137,11 +132,12 @@ def test_a_call_whose_answer_is_lost_is_done_once(
     runtime: str, how: str, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_one(tmp_path / "ledger.sqlite", runtime) as fed:
-        parts = fed._session.assembly
-        handle: Callable[[str], Any] = parts.handle
+        parts = fed._driver.supervisor
+        handle: Callable[[str], Any] = parts.peers.handle
         tried: dict[tuple[Any, ...], int] = {}
         late: list[Any] = []
-        monkeypatch.setattr(parts, "handle", lambda name: Lossy(handle(name), how, tried, late))
+        lossy = SimpleNamespace(handle=lambda name: Lossy(handle(name), how, tried, late))
+        monkeypatch.setattr(parts, "peers", lossy)
         monkeypatch.setattr(parts.runtime, "is_alive", lambda name: True)
         said = told(fed)
         lost = {key[2] for key in tried if key[1] == "once"}
@@ -149,7 +145,7 @@ def test_a_call_whose_answer_is_lost_is_done_once(
             key[3] for key in tried if key[1] == "once"
         }
         assert len(lost) > 30
-        assert (said, fed._budget().period) == undisturbed
+        assert (said, fed._driver.budget().period) == undisturbed
         monkeypatch.undo()
 
 
@@ -165,18 +161,18 @@ os.environ["RAY_testing_rpc_failure"] = json.dumps(
     {"CoreWorkerService.grpc_client.PushTask": {"num_failures": 3, **json.loads(sys.argv[2])}}
 )
 import ray
-from scarcity_ray.runtime import ray_handles
+from scarcity_ray.runtime import ray_runtime
 import test_lost_answers as here
 
-count, translated = [0], ray_handles.translated
+count, translated = [0], ray_runtime.translated
 def counted(name, error):
     count[0] += isinstance(error, ActorUnavailableError)
     return translated(name, error)
-ray_handles.translated = counted
+ray_runtime.translated = counted
 try:
     with here.open_one(Path(sys.argv[1]), "ray", address=cluster.address) as fed:
         said = here.told(fed)
-        print("SAID", json.dumps([said, fed._budget().period, count[0]]), flush=True)
+        print("SAID", json.dumps([said, fed._driver.budget().period, count[0]]), flush=True)
 finally:
     ray.shutdown()
     cluster.shutdown()

@@ -26,14 +26,14 @@ from ray.cluster_utils import Cluster
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.federation import supervisor
 from scarcity_ray.runtime import ray_runtime
-from scarcity_ray.runtime.ray_handles import find_actor
+from scarcity_ray.runtime.ray_runtime import find_actor
 
 ledger, scenarios = sys.argv[1], sys.argv[2:]
 switches = Path(tempfile.mkdtemp())
-PHASES = ["session_mask", "session_unmask", "run_gossip", "submit"]
+PHASES = ["mask", "unmask", "run_gossip", "submit"]
 
 def stopping(phase):
     def method(self, *args):
@@ -273,14 +273,14 @@ def test_a_node_killed_in_mid_round_loses_what_its_baskets_held_and_nothing_else
 
 @pytest.mark.slow
 def test_a_node_killed_within_any_call_or_frozen_or_without_another_to_go_to(tmp_path: Path) -> None:
-    within = ("session_mask", "session_unmask", "run_gossip", "submit")
+    within = ("mask", "unmask", "run_gossip", "submit")
     said = run(tmp_path / "ledger.sqlite", *within, "frozen", "no_room")
     for phase in within:
         (made, _), (made_next, _) = said[phase]["next"]
         assert made, phase
         assert made_next, phase
         assert "basket:0" in said[phase]["faults"]
-    mask, unmask = said["session_mask"], said["session_unmask"]
+    mask, unmask = said["mask"], said["unmask"]
     assert mask["said"] is (mask["lost"] == 1), "three of four baskets are enough, two are not"
     assert unmask["said"] or unmask["lost"] > 1, "the others may have given their shares before they died"
     assert [said[phase]["charged"] for phase in within] == [int(mask["said"]), 1, 0, 0]

@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.runtime import RoleSpec
-from scarcity_ray.runtime.ray_handles import is_death
+from scarcity_ray.runtime.ray_runtime import is_death
 from scarcity_ray.runtime.rpc import CallId
 
 pytestmark = pytest.mark.ray
@@ -112,7 +112,7 @@ def test_an_actor_that_met_a_death_is_not_taken_for_dead() -> None:
 def test_where_ray_does_not_tell_who_is_dead_a_call_finds_out_once(
     place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scarcity_ray.runtime.ray_handles._is_known_dead", lambda actor: False)
+    monkeypatch.setattr("scarcity_ray.runtime.ray_runtime._is_known_dead", lambda actor: False)
     handle = place.peers.handle("mortal")
     place.start([RoleSpec("mortal", probe.Probe)])
     os.kill(handle.call("pid").result(), signal.SIGKILL)

@@ -38,7 +38,7 @@ try:
         fed.register_clients(clients)
         receipts = fed.submit_updates([c for c, _ in clients], np.ones((18, 16)) / 10)
         model = fed.maybe_aggregate()
-        from scarcity_ray.runtime.ray_handles import find_actor
+        from scarcity_ray.runtime.ray_runtime import find_actor
         nodes = Counter()
         for name in fed._runtime.names():
             actor = find_actor(fed._runtime._namespace, name)

@@ -20,6 +20,7 @@ class Charge:
         head_hash: The ledger's hash at the charge, hexadecimal: what the released model carries.
         repeated: Whether the charge was recorded before this call. It covers one drawing of noise: who finds
             it recorded and does not hold what was drawn must not draw again, but charge under a new id.
+        is_last: Whether no other release fits beside it.
     """
 
     allowed: bool
@@ -27,6 +28,7 @@ class Charge:
     epsilon_spent: float
     head_hash: str
     repeated: bool = field(default=False, compare=False)
+    is_last: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)

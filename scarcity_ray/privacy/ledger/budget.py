@@ -264,6 +264,15 @@ class DurableBudget:
             event = Renewal(asked.total_epsilon, asked.total_delta, operator, details or None)
             self._note(self._ledger.append(event, charge_id=renewal_id, now=now))
 
+    def read_only_reason(self, next_release_mu: float) -> str:
+        """Why the next configured central release cannot be charged, as in `status`; empty if it can."""
+        with self._standing():
+            return self._why_read_only(next_release_mu)
+
+    def _why_read_only(self, next_release_mu: float) -> str:
+        fits = self._accountant.check_release(next_release_mu)
+        return self._taken_over or ("" if fits else "the privacy budget is spent")
+
     def status(self, next_release_mu: float) -> BudgetStatus:
         """Where the budget stands, given the mu of the next configured central release.
 
@@ -271,9 +280,7 @@ class DurableBudget:
         """
         with self._standing():
             accountant = self._accountant
-            why = self._taken_over or (
-                "" if accountant.check_release(next_release_mu) else "the privacy budget is spent"
-            )
+            why = self._why_read_only(next_release_mu)
             read_only = why != ""
             epsilon, delta = (0.0, 0.0) if read_only else accountant.remaining()
             return BudgetStatus(

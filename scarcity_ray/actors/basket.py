@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from scarcity_ray.actors.charging import BasketCharges, charged_gossip
-from scarcity_ray.actors.last_release import LastRelease
 from scarcity_ray.actors.layer1_tasks import blocks_where_faster
 from scarcity_ray.actors.messages import (
     Admission,
     BasketPlace,
-    HostState,
     Order,
     Overtaken,
     SlotState,
-    SubmissionResult,
     closed,
 )
+from scarcity_ray.actors.migration import ActorKey, MigrationDesk, SealedBox
 from scarcity_ray.actors.names import basket_actor
-from scarcity_ray.actors.parcels import ActorKey, Parcel, ParcelDesk
-from scarcity_ray.actors.session_host import SessionHost
+from scarcity_ray.actors.recovery import HostState
+from scarcity_ray.actors.secure_parties import Answers, PartyKnowledge, SecureParties
+from scarcity_ray.actors.session_terms import LastRelease, SessionTerms
+from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.actors.unattended_signing import Statement
 from scarcity_ray.baskets import Receipt, Rejection
-from scarcity_ray.baskets.basket import Basket, ClientMigration
+from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.local_state import Row
 from scarcity_ray.baskets.reports import (
@@ -36,7 +39,6 @@ from scarcity_ray.baskets.reports import (
     Backlog,
     BasketReport,
     Layer1Outcome,
-    Member,
     ReputationReport,
 )
 from scarcity_ray.baskets.reputation import merged_activity
@@ -48,27 +50,38 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import Compute, Peers
+from scarcity_ray.runtime.rpc import Compute, Peers, Role, query
+from scarcity_ray.secagg import (
+    Advert,
+    Confirmation,
+    Endorsement,
+    Inbox,
+    KeyShares,
+    MaskedInput,
+    Party,
+    Roster,
+    UnmaskShares,
+)
 from scarcity_ray.updates import read_rows
 
 
-class BasketHost(SessionHost):
+@dataclass(frozen=True, eq=False)
+class SubmissionResult:
+    """The answer to a batch of updates: a receipt for each, in order, and baskets whose Layer 1 is due."""
+
+    receipts: tuple[Receipt, ...]
+    due: tuple[str, ...] = ()
+
+
+class BasketHost(Role):
     """Several baskets as a role.
 
     Args:
         slot: Its number among the basket actors.
-        plan: The federation's numbers.
-        federation_id: The federation.
-        peers: The other roles.
-        compute: Where Layer 1's tasks run.
-        noise: Where the noise of gossip and of the baskets' shares comes from.
-        round_id: Current round.
-        read_only: Whether the budget is spent.
         state: What the directory knows of it: an actor that comes back has its members from the start.
         latest: The last release, coming back after it was lost.
-        actors_key: What all basket actors hold (`actors.parcels`).
+        actors_key: What all basket actors hold (`actors.migration`).
         run: The random number of the federation's opening, which clients sign their updates for.
-        budget_period: The ledger's.
     """
 
     def __init__(
@@ -87,27 +100,31 @@ class BasketHost(SessionHost):
         run: int = 0,
         budget_period: int = 0,
     ) -> None:
-        super().__init__(
-            plan, federation_id, {}, noise, BasketCharges(slot, peers), LastRelease(plan, latest)
-        )
+        super().__init__()
         self._slot = slot
+        self._plan = plan
+        self._federation_id = federation_id
         self._noise = noise
         self._round_id = round_id
         self._read_only = read_only
         self._run = run
         self._budget_period = budget_period
         self._blocks_of = blocks_where_faster(compute)
+        self._baskets: dict[str, Basket] = {}
+        self._charges = BasketCharges(slot, peers)
+        self._last = LastRelease(plan, latest)
+        self._secure = SecureParties(plan, federation_id, self._baskets, noise, self._charges, self._last)
+        self._migration = MigrationDesk(os.urandom(32) if actors_key is None else actors_key)
         self._closed: BasketReport | None = None
         self._farewells: dict[str, bytes] = {}
         state = state or SlotState((), (), OrderNumber())
         self._number = state.number
         self._order = state.order
-        self._leaving: dict[str, ClientMigration] = {}
-        self._arrived: set[str] = set()
         self._memories = ClientMemories(state.memories)
-        self._desk = ParcelDesk(os.urandom(32) if actors_key is None else actors_key)
         self._clip()
         self.admit(state.admissions)
+
+    # Membership: steps of the operations that the directory decides. Each is told the operation's order.
 
     @collector_paused()
     def admit(
@@ -115,18 +132,17 @@ class BasketHost(SessionHost):
     ) -> dict[str, bytes] | Overtaken:
         """Open baskets that are not here yet, take in members; the baskets' identity keys.
 
-        Members that are here already keep what they have.
-
-        Args:
-            admissions: Baskets with clients that come into them.
-            order: The operation that this belongs to, here and below; None for an actor as it starts.
+        Members that are here already keep what they have. Without an order it is the actor that starts.
         """
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         for admission in admissions:
             basket = self._baskets.get(admission.place.basket_id) or self._open(admission.place)
             for member in admission.members:
-                basket.admit(self._remembered(member))
+                memory = self._memories.pop(member.client_id)
+                if memory is not None:
+                    member = replace(member, memory=memory.joined_with(member.memory))
+                basket.admit(member)
         return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
 
     def dismiss(self, basket_id: str, client_id: str, order: Order) -> ClientMemory | Overtaken | None:
@@ -139,61 +155,51 @@ class BasketHost(SessionHost):
             self._memories.note([replace(memory, slot=self._slot, number=order.number)])
         return self._memories.get(client_id)
 
+    @query
     def actor_key(self) -> ActorKey:
-        """To which parcels for this actor are sealed."""
-        return self._desk.key
+        """To which boxes for this actor are sealed."""
+        return self._migration.key
 
     def take(
         self, basket_id: str, homes: Mapping[str, tuple[str, ActorKey]], order: Order
-    ) -> tuple[Parcel, ...] | Overtaken:
+    ) -> tuple[SealedBox, ...] | Overtaken:
         """Hand over what belongs to clients that move, sealed; asked again, the same again.
-
-        It is kept here until the basket closes, for a parcel may be lost, or its addressee.
 
         Args:
             basket_id: The basket that they leave.
-            homes: Where each moves, and the key of the actor there.
-            order: As above.
+            homes: The basket that each moves to, and the key of the actor there.
+            order: The operation's.
 
         Raises:
             ProtocolViolation: If a key is no actor's.
         """
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
-        basket = self._baskets.get(basket_id)
-        if basket is not None:
-            for client_id in homes:
-                if client_id in basket.members:
-                    self._leaving[client_id] = basket.take(client_id)
-        return tuple(
-            self._desk.seal(self._leaving[client_id], home, order.operation_id, key)
-            for client_id, (home, key) in sorted(homes.items())
-            if client_id in self._leaving
-        )
+        return self._migration.take(self._baskets.get(basket_id), homes, order.operation_id)
 
-    def put(self, basket_id: str, parcels: Sequence[Parcel], order: Order) -> bool | Overtaken:
+    def put(self, basket_id: str, boxes: Sequence[SealedBox], order: Order) -> bool | Overtaken:
         """Take over what belongs to clients that were admitted here, once each.
 
         Returns:
-            Whether all parcels could be opened: one that was sealed to the actor that was here before cannot.
+            Whether all boxes could be opened: one that was sealed to the actor that was here before cannot.
         """
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
-        opened = True
-        for parcel in parcels:
-            if parcel.client_id not in self._arrived:
-                moved = self._desk.open(parcel, basket_id, order.operation_id)
-                opened = opened and moved is not None
-                if moved is not None:
-                    self._baskets[basket_id].put(moved)
-                    self._arrived.add(parcel.client_id)
-        return opened
+        return self._migration.put(self._baskets, basket_id, boxes, order.operation_id)
+
+    def endorse(self, basket_id: str, parties: Sequence[Party]) -> tuple[Endorsement, ...]:
+        """A basket vouches for the halves that it is split into."""
+        basket = self._baskets.get(basket_id)
+        if basket is None:
+            return ()
+        vouched = (Endorsement(self._federation_id, basket_id, party) for party in parties)
+        return tuple(endorsement.signed(basket.identity) for endorsement in vouched)
 
     def close_basket(self, basket_id: str, order: Order | None = None) -> ActivityReport | Overtaken:
         """Forget a basket that is no longer live, but not what it counted; what it had not told yet."""
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
-        self._leaving.clear()
+        self._migration.forget_left()
         basket = self._baskets.pop(basket_id, None)
         if basket is None:
             return ActivityReport()
@@ -201,13 +207,26 @@ class BasketHost(SessionHost):
         self._farewells[basket_id] = basket.identity.sign(closed(basket_id))
         return basket.take_activity()
 
+    def advance_round(self, round_id: int, now: float, order: Order) -> Overtaken | None:
+        """Move to a later round; nothing happens in one that is here already."""
+        if (overtaken := self._overtaken(order)) is not None:
+            return overtaken
+        if round_id > self._round_id:
+            self._round_id = round_id
+            for basket in self._baskets.values():
+                basket.advance_round(round_id)
+            self._memories.forget_before(round_id - self._plan.config.buffer.max_staleness, now)
+        return None
+
+    # Updates, Layer 1 and gossip.
+
     def submit(self, baskets: Sequence[str], batch: SubmissionBatch, now: float) -> SubmissionResult:
         """Judge a batch of updates, each for the basket at the same position.
 
         An update for a basket that is not here is answered as one of an unknown client: its sender's driver
         has an old address.
         """
-        self._sessions.tick(now)
+        self._secure.tick(now)
         read_only = self._is_read_only(now)
         receipts = []
         rows = read_rows(batch.rows, self._plan.config.vector_dim)
@@ -225,7 +244,7 @@ class BasketHost(SessionHost):
         self, basket_ids: Sequence[str] | None, force: bool, now: float
     ) -> tuple[Layer1Outcome, ...]:
         """Layer 1 in the given baskets (all by default) that are due, or that have enough if forced."""
-        self._sessions.tick(now)
+        self._secure.tick(now)
         if self._is_read_only(now):
             return ()
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
@@ -233,23 +252,12 @@ class BasketHost(SessionHost):
 
     def run_gossip(self, now: float) -> dict[str, int]:
         """One gossip round in every basket; delivered messages a basket. See `charged_gossip`."""
-        self._sessions.tick(now)
+        self._secure.tick(now)
         if self._plan.gossip_share == 0.0 or self._is_read_only(now):
             return dict.fromkeys(sorted(self._baskets), 0)
         sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
         self._read_only = self._charges.read_only_reason != ""
         return sent
-
-    def advance_round(self, round_id: int, now: float, order: Order) -> Overtaken | None:
-        """Move to a later round; nothing happens in one that is here already."""
-        if (overtaken := self._overtaken(order)) is not None:
-            return overtaken
-        if round_id > self._round_id:
-            self._round_id = round_id
-            for basket in self._baskets.values():
-                basket.advance_round(round_id)
-            self._memories.forget_before(round_id - self._plan.config.buffer.max_staleness, now)
-        return None
 
     def set_read_only(self, read_only: bool) -> None:
         """Refuse updates, gossip and aggregation from now on, or no longer."""
@@ -261,6 +269,86 @@ class BasketHost(SessionHost):
         for basket in self._baskets.values():
             basket.scope = replace(basket.scope, budget_period=budget_period)
 
+    # Layer 2: what drivers tell of the roster and of releases, and the phases of a secure session.
+
+    def know_parties(
+        self, rosters: Sequence[Roster], endorsements: Sequence[Endorsement] = (), life: int = 0
+    ) -> PartyKnowledge:
+        """Learn who is registered: the next epochs of the roster, oldest first, and who is vouched for.
+
+        They come from a driver, which has them from the directory: never from the global aggregator, whose
+        sessions they are held against. Until a roster is pinned, no session is joined.
+
+        Refused, and counted, is a roster that names a basket that is here under a key that is not its own;
+        and any of a directory that died (`life`), which the one after it knows nothing of.
+        """
+        return self._secure.know(rosters, endorsements, life, self._number)
+
+    def adopt(self, model: GlobalMetaModel) -> None:
+        """Take a release that is distributed to the baskets, unless a later one is here already."""
+        if self._last.adopt(model):
+            self._clip()
+
+    def facts(self, parties: Sequence[str], now: float) -> dict[str, BasketFacts]:
+        """What is public about each party that is here: whether a release is due follows from it."""
+        self._secure.tick(now)
+        return {party: self._baskets[party].facts() for party in parties if party in self._baskets}
+
+    def sign_facts(self, occasion: Occasion, parties: Sequence[str]) -> Answers[SignedFacts]:
+        """Before a session: what each party that is here states and signs about itself for this attempt.
+
+        Nothing is stated, and the refusal counted, for an occasion of another roster or last release than
+        this actor knows of.
+        """
+        return self._secure.sign_facts(occasion, parties)
+
+    def advertise(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[Advert]:
+        """Secure aggregation, phase 1: fresh keys for each party that is here.
+
+        A session is refused, and the refusal counted, that names a basket or a key that is not on the roster,
+        that is about another last release than the one that was distributed here, whose numbers do not follow
+        from what the parties have signed about themselves, or in which a corrupt few could read a basket.
+        """
+        return self._secure.advertise(terms, parties)
+
+    def share_keys(
+        self, session_id: str, parties: Sequence[str], adverts: tuple[Advert, ...]
+    ) -> Answers[KeyShares]:
+        """Phase 2: each party's encrypted shares."""
+        return self._secure.each(session_id, parties, lambda at, p: at.participants[p].share_keys(adverts))
+
+    def mask(self, session_id: str, party: str, inbox: Inbox) -> MaskedInput | None:
+        """Phase 3: one party's masked contribution; from here on its aggregate may be in the sum."""
+        return self._secure.mask(session_id, party, inbox)
+
+    def confirm(
+        self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
+    ) -> Answers[Confirmation]:
+        """Phase 4: each party signs the survivors that it was shown."""
+        return self._secure.each(session_id, parties, lambda attempt, p: attempt.confirm(p, survivors))
+
+    def unmask(
+        self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
+    ) -> Answers[UnmaskShares]:
+        """Phase 5: each party's shares, once the release is charged; from here on its aggregate is spent."""
+        return self._secure.unmask(session_id, parties, confirmations, now)
+
+    def contribute(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[tuple[str, NDArray[Any]]]:
+        """The contributions as they are, where secure aggregation is off."""
+        return self._secure.contribute(terms, parties)
+
+    def end_session(self, session_id: str, spent: Sequence[str]) -> None:
+        """Wipe what is left of a session; `spent` are the parties whose aggregates may have been released."""
+        self._secure.end(session_id, spent)
+
+    def abandon_session(self) -> GlobalMetaModel | None:
+        """Wipe the keys of a session whose global aggregator is gone; the last release, for the next one."""
+        self._secure.abandon()
+        return self._last.model
+
+    # What is told to drivers.
+
+    @query
     def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
         """The local states of clients, each of the basket at the same position; those that there are.
 
@@ -278,6 +366,7 @@ class BasketHost(SessionHost):
                 found[client_id] = state
         return found
 
+    @query
     def basket_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate.
 
@@ -288,30 +377,25 @@ class BasketHost(SessionHost):
             raise UsageError("basket models lie outside the privacy claim: expose_basket_models is false")
         return self._baskets[basket_id].latest.model if basket_id in self._baskets else None
 
-    def adopt(self, model: GlobalMetaModel) -> None:
-        """Take a release that is distributed to the baskets, unless a later one is here already."""
-        if self._last.adopt(model):
-            self._clip()
-
-    def last_global(self) -> GlobalMetaModel | None:
-        """The last release that was distributed here."""
-        return self._last.model
-
+    @query
     def ledger_heads(self) -> tuple[str, ...]:
         """Hashes that the ledger must hold: this actor was told them as its head."""
         released = "" if self._last.model is None else self._last.model.ledger_head
         return tuple(head for head in (self._charges.ledger_head, released) if head)
 
+    @query
     def reports(self, now: float) -> dict[str, BasketReport]:
         """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
-        self._sessions.tick(now)
+        self._secure.tick(now)
         reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
         return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
 
+    @query
     def backlogs(self, now: float) -> tuple[Backlog, ...]:
         """What every basket has for its next aggregate; asking changes nothing."""
         return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
 
+    @query
     def conduct(self) -> dict[str, ReputationReport]:
         """How all members stand to their basket's aggregates; nothing where basket models are private."""
         if not self._plan.config.expose_basket_models:
@@ -324,45 +408,39 @@ class BasketHost(SessionHost):
 
     def check_in(self) -> tuple[OrderNumber, dict[str, bytes]]:
         """The lowest order that this actor obeys, and its baskets' identity keys."""
-        return self._number, self.own_keys()
+        return self._number, self._secure.own_keys()
 
     def step_down(self) -> HostState:
         """What a directory that comes back must know; what the one before it began is obeyed no longer."""
         self._number = OrderNumber(self._number.life + 1)
-        held = tuple(
-            Admission(
-                BasketPlace(basket_id, basket.domain_id, self._slot, basket.identity.public_bytes),
-                basket.known_members(),
-            )
-            for basket_id, basket in sorted(self._baskets.items())
-        )
+        admissions, proofs = [], {}
+        for basket_id, basket in sorted(self._baskets.items()):
+            place = BasketPlace(basket_id, basket.domain_id, self._slot, basket.identity.public_bytes)
+            admissions.append(Admission(place, basket.known_members()))
+            proofs[basket_id] = basket.identity.sign(place.holding())
+        chain = self._secure.chain
         return HostState(
             self._round_id,
             self._number,
             self._order,
-            held,
+            tuple(admissions),
             self._memories.all(),
-            self.rosters(),
-            self._chain.endorsements(),
-            {
-                a.place.basket_id: self._baskets[a.place.basket_id].identity.sign(a.place.holding())
-                for a in held
-            },
-            self.farewells(),
+            chain.kept,
+            chain.endorsements(),
+            proofs,
+            self._signed_farewells(),
         )
 
+    @query
     def statement(self) -> Statement:
         """What a driver that signs rosters asks of the actor itself."""
-        return Statement(self.own_keys(), self.farewells(), self.rosters())
+        return Statement(self._secure.own_keys(), self._signed_farewells(), self._secure.chain.kept)
 
-    def farewells(self) -> dict[str, bytes]:
+    def _signed_farewells(self) -> dict[str, bytes]:
         """By each basket that has closed here and is on the roster still, a signature that it has."""
-        named = self._chain.known()
+        named = self._secure.chain.known()
         self._farewells = {b: sign for b, sign in self._farewells.items() if b in named}
         return dict(self._farewells)
-
-    def _obeys(self) -> OrderNumber:
-        return self._number
 
     def _is_read_only(self, now: float) -> bool:
         """Whether the budget is spent; who renewed it may have died before the word came here."""
@@ -376,21 +454,12 @@ class BasketHost(SessionHost):
         if order.number < self._number:
             return Overtaken(self._number)
         if self._order is None or order.operation_id != self._order.operation_id:
-            self._leaving.clear()
-            self._arrived.clear()
+            self._migration.begin()
         self._number, self._order = order.number, order
         return None
 
-    def _remembered(self, member: Member) -> Member:
-        """A client with what is remembered of it here, too."""
-        memory = self._memories.pop(member.client_id)
-        if memory is None:
-            return member
-        return replace(member, memory=memory.joined_with(member.memory))
-
     def _clip(self) -> None:
-        layer1 = self._plan.at(self._last.clip_norm).config.layer1
-        self._aggregator = Layer1Aggregator(layer1, blocks_of=self._blocks_of)
+        self._aggregator = Layer1Aggregator(self._last.plan.config.layer1, blocks_of=self._blocks_of)
         for basket in self._baskets.values():
             basket.states.clip_norm = self._last.clip_norm
 

@@ -1,4 +1,4 @@
-"""What belongs to a client, sealed by one basket actor for another: whoever carries it reads nothing of it.
+"""Migration of clients between basket actors, in sealed boxes: whoever carries one reads nothing of it.
 
 A client that moves takes its raw updates along. The actor that it leaves hands them out to any caller, but
 sealed to the key of an actor (X25519, HKDF, AES-256-GCM), and only to one that shows by a tag under the
@@ -6,10 +6,10 @@ federation's actors' key that it is one: drivers give that key to the basket act
 other role.
 
 *Guarantees*
-    - A parcel is opened by the actor that it is sealed to, for the client, the basket and the operation that
-      it was made for, and by nobody else.
+    - A box is opened by the actor that it is sealed to, for the client, the basket and the operation that it
+      was made for, and by nobody else.
     - A key without its tag is refused.
-    - What is opened is made of known plain data alone; nothing in a parcel is executed.
+    - What is opened is made of known plain data alone; nothing in a box is executed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from __future__ import annotations
 import hmac
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.baskets.basket import ClientMigration
+from scarcity_ray.baskets.basket import Basket, ClientMigration
 from scarcity_ray.baskets.reputation import Reputation
 from scarcity_ray.baskets.update_buffer import BufferedUpdate, ClientUpdates, ReplayKey
 from scarcity_ray.errors import ProtocolViolation
@@ -65,25 +65,25 @@ class ActorKey:
 
 
 @dataclass(frozen=True, eq=False)
-class Parcel:
-    """What belongs to one client, sealed.
-
-    Attributes:
-        client_id: Whose.
-        public: Public half of the key that this parcel was sealed with.
-        sealed: The ciphertext.
-    """
+class SealedBox:
+    """What belongs to one client, as ciphertext, with the public half of the key that it was sealed with."""
 
     client_id: str
     public: bytes
     sealed: bytes
 
 
-class ParcelDesk:
-    """Where one actor seals parcels and opens those that are sealed to it.
+class MigrationDesk:
+    """What one actor hands over and takes in during an operation.
+
+    Asked again it does the same again: what has left is kept until the basket closes, for a box may be lost,
+    or its addressee; what has arrived is taken in once.
 
     Args:
         actors_key: What all basket actors of the federation hold, 32 bytes.
+
+    Attributes:
+        key: To which boxes for this actor are sealed.
     """
 
     def __init__(self, actors_key: bytes) -> None:
@@ -91,15 +91,55 @@ class ParcelDesk:
         self._private = private_key_from(os.urandom(KEY_BYTES))
         public = public_key_of(self._private)
         self.key = ActorKey(public, self._tag(public))
+        self._left: dict[str, ClientMigration] = {}
+        self._arrived: set[str] = set()
 
-    def seal(self, moved: ClientMigration, basket_id: str, operation_id: str, to: ActorKey) -> Parcel:
-        """Seal what belongs to a client.
+    def begin(self) -> None:
+        """Forget the operation before this one."""
+        self._left.clear()
+        self._arrived.clear()
+
+    def forget_left(self) -> None:
+        """Forget who has left: the basket is closed."""
+        self._left.clear()
+
+    def take(
+        self, basket: Basket | None, homes: Mapping[str, tuple[str, ActorKey]], operation_id: str
+    ) -> tuple[SealedBox, ...]:
+        """Seal what belongs to clients of a basket that move.
 
         Args:
-            moved: It.
-            basket_id: Where the client moves.
+            basket: What they leave; None once it is closed.
+            homes: The basket that each moves to, and the key of the actor there.
             operation_id: By which operation.
-            to: Key of the actor that holds that basket.
+
+        Raises:
+            ProtocolViolation: If a key is no actor's.
+        """
+        if basket is not None:
+            self._left |= {c: basket.take(c) for c in homes if c in basket.members}
+        return tuple(
+            self.seal(self._left[client_id], home, operation_id, key)
+            for client_id, (home, key) in sorted(homes.items())
+            if client_id in self._left
+        )
+
+    def put(
+        self, baskets: Mapping[str, Basket], basket_id: str, boxes: Sequence[SealedBox], operation_id: str
+    ) -> bool:
+        """Take in what belongs to clients that move to a basket; whether all boxes could be opened."""
+        opened = True
+        for box in boxes:
+            if box.client_id not in self._arrived:
+                moved = self.open(box, basket_id, operation_id)
+                opened = opened and moved is not None
+                if moved is not None:
+                    baskets[basket_id].put(moved)
+                    self._arrived.add(box.client_id)
+        return opened
+
+    def seal(self, moved: ClientMigration, basket_id: str, operation_id: str, to: ActorKey) -> SealedBox:
+        """Seal what belongs to a client that moves to a basket, for the actor that holds that basket.
 
         Raises:
             ProtocolViolation: If the key is not an actor's of this federation.
@@ -110,13 +150,13 @@ class ParcelDesk:
         public = public_key_of(private)
         bound = encode("parcel", moved.client_id, basket_id, operation_id, public, to.public)
         key = derive_key(agree(private, to.public), "parcel", bound)
-        return Parcel(moved.client_id, public, seal(key, packed(moved), bound))
+        return SealedBox(moved.client_id, public, seal(key, packed(moved), bound))
 
-    def open(self, parcel: Parcel, basket_id: str, operation_id: str) -> ClientMigration | None:
-        """What is in a parcel; None if it was sealed to another actor, basket or operation, or changed."""
-        bound = encode("parcel", parcel.client_id, basket_id, operation_id, parcel.public, self.key.public)
-        key = derive_key(agree(self._private, parcel.public), "parcel", bound)
-        plain = unseal(key, parcel.sealed, bound)
+    def open(self, box: SealedBox, basket_id: str, operation_id: str) -> ClientMigration | None:
+        """What is in a box; None if it was sealed to another actor, basket or operation, or changed."""
+        bound = encode("parcel", box.client_id, basket_id, operation_id, box.public, self.key.public)
+        key = derive_key(agree(self._private, box.public), "parcel", bound)
+        plain = unseal(key, box.sealed, bound)
         return None if plain is None else unpacked(plain)
 
     def _tag(self, public: bytes) -> bytes:
@@ -136,7 +176,7 @@ def unpacked(plain: bytes) -> ClientMigration:
     reader = _Reader(memoryview(plain)[start:])
     moved = reader.read(json.loads(plain[_HEADER:start]))
     if not isinstance(moved, ClientMigration):
-        raise ProtocolViolation(f"a parcel of a client's belongings holds a {type(moved).__name__}")
+        raise ProtocolViolation(f"a box of a client's belongings holds a {type(moved).__name__}")
     return moved
 
 
@@ -161,7 +201,7 @@ def _written(value: Any, arrays: list[NDArray[Any]]) -> Any:
         if type(value) is kind:
             items = sorted(value) if kind in (set, frozenset) else value
             return {kind.__name__: [_written(item, arrays) for item in items]}
-    raise TypeError(f"a parcel cannot hold a {type(value).__name__}")
+    raise TypeError(f"a box cannot hold a {type(value).__name__}")
 
 
 class _Reader:
@@ -191,6 +231,3 @@ class _Reader:
         self._data = self._data[size:]
         array.setflags(write=False)
         return array
-
-
-__all__ = ["ActorKey", "Parcel", "ParcelDesk", "packed", "unpacked"]

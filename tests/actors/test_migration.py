@@ -1,4 +1,4 @@
-"""Who owns the data keeps it: parcels between basket actors, and what an actor answers to nobody."""
+"""Who owns the data keeps it: sealed boxes between basket actors, and what an actor answers to nobody."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, ProtocolViolation, UsageError
-from scarcity_ray.actors.basket_host import BasketHost
+from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.messages import OperationKind, Order
-from scarcity_ray.actors.parcels import ParcelDesk, packed, unpacked
+from scarcity_ray.actors.migration import MigrationDesk, packed, unpacked
 from scarcity_ray.config import HierarchicalFederationConfig, load
 from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.runtime.rpc import CallId
@@ -63,7 +63,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_a_parcel_holds_all_that_belongs_to_a_client(host_of: Callable[..., BasketHost]) -> None:
+def test_a_box_holds_all_that_belongs_to_a_client(host_of: Callable[..., BasketHost]) -> None:
     carry = host_of()._baskets["d_basket_0"].take("a")
     assert len(carry.updates.updates) == len(carry.updates.accepted) == 1
     assert carry.gossip.state.release is not None
@@ -71,31 +71,31 @@ def test_a_parcel_holds_all_that_belongs_to_a_client(host_of: Callable[..., Bask
     assert carry.local_state is not None
     assert carry.meta is not None
     assert carry.reputation is not None
-    there = ParcelDesk(KEY)
-    opened = there.open(ParcelDesk(KEY).seal(carry, "x", "op", there.key), "x", "op")
+    there = MigrationDesk(KEY)
+    opened = there.open(MigrationDesk(KEY).seal(carry, "x", "op", there.key), "x", "op")
     assert same(carry, opened)
     assert same(carry, unpacked(packed(carry)))
 
 
-def test_a_parcel_is_opened_by_its_addressee_alone(host_of: Callable[..., BasketHost]) -> None:
+def test_a_box_is_opened_by_its_addressee_alone(host_of: Callable[..., BasketHost]) -> None:
     carry = host_of()._baskets["d_basket_0"].take("a")
-    here, there = ParcelDesk(KEY), ParcelDesk(KEY)
-    parcel = here.seal(carry, "x", "op", there.key)
-    assert ROW.tobytes() not in parcel.sealed
-    assert here.open(parcel, "x", "op") is None
-    assert ParcelDesk(KEY).open(parcel, "x", "op") is None, "nor by another actor of the federation"
-    assert there.open(parcel, "y", "op") is None
-    assert there.open(parcel, "x", "another") is None
-    assert there.open(replace(parcel, client_id="b"), "x", "op") is None
-    changed = parcel.sealed[:-1] + bytes([parcel.sealed[-1] ^ 1])
-    assert there.open(replace(parcel, sealed=changed), "x", "op") is None
+    here, there = MigrationDesk(KEY), MigrationDesk(KEY)
+    box = here.seal(carry, "x", "op", there.key)
+    assert ROW.tobytes() not in box.sealed
+    assert here.open(box, "x", "op") is None
+    assert MigrationDesk(KEY).open(box, "x", "op") is None, "nor by another actor of the federation"
+    assert there.open(box, "y", "op") is None
+    assert there.open(box, "x", "another") is None
+    assert there.open(replace(box, client_id="b"), "x", "op") is None
+    changed = box.sealed[:-1] + bytes([box.sealed[-1] ^ 1])
+    assert there.open(replace(box, sealed=changed), "x", "op") is None
 
 
 def test_what_belongs_to_a_client_is_sealed_to_no_stranger(host_of: Callable[..., BasketHost]) -> None:
     """Whoever can call an actor can ask; it reads nothing without the key that only actors are given."""
     host = host_of()
     order = Order(OrderNumber(9, 9), "op", OperationKind.SPLIT)
-    stranger = ParcelDesk(KEY)
+    stranger = MigrationDesk(KEY)
     with pytest.raises(ProtocolViolation, match="this federation's actors"):
         host.take("d_basket_0", {"a": ("d_basket_1", stranger.key)}, order)
 

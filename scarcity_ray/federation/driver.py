@@ -1,0 +1,487 @@
+"""What one driver does to a federation: which actor is called with what, in which order.
+
+Every method ends when its effects are in place, so each call sees what the same driver did before. What a
+call does to the federation is decided in the actors; here it is only carried from one to the next. Where
+another driver may have changed who is where, a method asks the directory once, as it begins.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.actors.accountant import Accountant
+from scarcity_ray.actors.basket import BasketHost
+from scarcity_ray.actors.directory import Directory
+from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.messages import Registry, Whereabouts
+from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.actors.secure_parties import PartyKnowledge
+from scarcity_ray.actors.unattended_signing import objection
+from scarcity_ray.baskets import Receipt, Rejection
+from scarcity_ray.baskets.reports import BasketReport, Layer1Outcome, ReputationReport
+from scarcity_ray.baskets.submission import SubmissionBatch, signed
+from scarcity_ray.config import AggregationMethod
+from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
+from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
+from scarcity_ray.federation.operations import OperationRunner
+from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
+from scarcity_ray.federation.supervisor import Supervisor
+from scarcity_ray.federation.waiting import WaitingFor, waiting_for
+from scarcity_ray.forecast import Told, Warned, moot_warnings, warning_of_weights, warnings_at_release
+from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.privacy.ledger.answers import BudgetStatus
+from scarcity_ray.runtime.rpc import Call
+from scarcity_ray.secagg import IdentityKeyPair, Roster
+from scarcity_ray.updates import SigningScope
+
+
+class Driver:
+    """One driver of a federation.
+
+    Args:
+        supervisor: Starts the federation's actors, and brings them back.
+        clock: Gives the time in seconds since the epoch.
+        told: The warnings that this driver has given.
+        operator: The operator's identity, where this driver holds it; it signs each new roster.
+
+    Attributes:
+        client: Calls the actors.
+        operations: Begins and finishes operations of several calls.
+        keypairs: Of the clients that this driver signs for.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        clock: Callable[[], float],
+        told: Told | None = None,
+        operator: IdentityKeyPair | None = None,
+    ) -> None:
+        self.config = supervisor.identity.config
+        self.supervisor = supervisor
+        self.client = ActorClient(supervisor, clock)
+        self.operations = OperationRunner(self.client, operator)
+        self.told = told or Told()
+        self.operator = operator
+        self.keypairs: dict[str, IdentityKeyPair] = {}
+        self._told_registry: Registry | None = None
+        self._told_period: int | None = None
+        self._told_taken_over = False
+        self._foreseen: tuple[Warned, ...] | None = None
+        self._given_version = 0
+        self._signed: tuple[Roster, ...] = ()
+
+    def start(self, take_over: bool) -> BudgetStatus:
+        """As `Supervisor.start`, of a new federation."""
+        opened = self.supervisor.start(take_over, self.client.now())
+        self._told_period = opened.period
+        self.operations.whereabouts()
+        return opened
+
+    def attach(self) -> None:
+        """Find what another driver has started."""
+        self.supervisor.adopt(range(self.operations.whereabouts().num_slots))
+
+    def budget(self) -> BudgetStatus:
+        """Where the budget stands; baskets are told once the ledger was taken over."""
+        status = self.client.call(ACCOUNTANT, Accountant.status, self.client.now())
+        self.supervisor.ledger_head = status.head_hash
+        if status.taken_over and not self._told_taken_over:
+            self._told_taken_over = True
+            self._tell_baskets(Call(BasketHost.set_read_only, True))
+        return status
+
+    def refuse_if_spent(self) -> None:
+        """Raise what says so once the budget is spent, if the configuration is strict."""
+        status = self.budget() if self.config.strict else None
+        if status is None or not status.read_only:
+            return
+        if status.taken_over:
+            raise LedgerTakenOver(status.read_only_reason)
+        raise PrivacyBudgetExhausted(
+            f"the privacy budget is spent (epsilon {status.epsilon_spent:.4g}); renew_budget opens a new "
+            "period"
+        )
+
+    def renew_budget(
+        self, total_epsilon: float, total_delta: float, operator: str, call_id: str, signature: bytes | None
+    ) -> None:
+        """Open a new budget period, and tell the baskets."""
+        act = total_epsilon, total_delta, self.client.now(), operator, call_id, signature
+        status = self.client.call(ACCOUNTANT, Accountant.renew, *act)
+        self.budget_period()
+        self._tell_baskets(Call(BasketHost.set_read_only, status.read_only))
+
+    def budget_period(self) -> int:
+        """The budget's period, which clients sign their updates for.
+
+        Baskets are told if this driver has not told them: who renewed the budget may have died before.
+        """
+        period = self.client.call(ACCOUNTANT, Accountant.budget_period, self.client.now())
+        if period != self._told_period:
+            self._tell_baskets(Call(BasketHost.set_budget_period, period))
+            self._told_period = period
+        return period
+
+    def signing_scope(self) -> SigningScope:
+        """What clients sign their updates for now, beside the updates."""
+        identity = self.supervisor.identity
+        return SigningScope(identity.federation_id, self.budget_period(), identity.run)
+
+    def submit(self, batch: SubmissionBatch) -> list[Receipt]:
+        """Sign updates, send them to their baskets, and aggregate where that is due; receipts in order.
+
+        A client that has moved since it was looked up is looked up again, once.
+
+        Raises:
+            PrivacyBudgetExhausted: If the configuration is strict, once the budget is spent.
+        """
+        if self.keypairs or batch.signatures is not None:
+            batch = self._with_signatures(batch)
+        receipts: dict[int, Receipt] = {}
+        due: set[str] = set()
+        pending = list(range(len(batch.client_ids)))
+        for _ in range(2):
+            routes = self.operations.locate(batch.client_ids[i] for i in pending)
+            by_slot: dict[int, list[int]] = defaultdict(list)
+            for index in pending:
+                if batch.client_ids[index] in routes:
+                    by_slot[routes[batch.client_ids[index]][1]].append(index)
+            now = self.client.now()
+            calls = {
+                slot: Call(
+                    BasketHost.submit,
+                    tuple(routes[batch.client_ids[i]][0] for i in indices),
+                    batch.take(indices),
+                    now,
+                )
+                for slot, indices in by_slot.items()
+            }
+            for slot, answer in self.client.call_baskets(calls).items():
+                receipts.update(zip(by_slot[slot], answer.receipts, strict=True))
+                due.update(answer.due)
+            pending = [
+                i for i in pending if i not in receipts or receipts[i].reason is Rejection.UNKNOWN_CLIENT
+            ]
+            if not pending:
+                break
+        if pending:
+            asked = self.current_round() if batch.round_id is None else batch.round_id
+            round_id = int(asked) if isinstance(asked, int | np.integer) else -1
+            receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
+            self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
+        if due and self.config.auto_aggregate:
+            self._run_layers(sorted(due))
+        if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
+            self.refuse_if_spent()
+        return [receipts[i] for i in range(len(receipts))]
+
+    def current_round(self) -> int:
+        """The round of the federation."""
+        return self.client.call(DIRECTORY, Directory.current_round)
+
+    def aggregate(self, *, force: bool) -> NDArray[np.float32] | None:
+        """Aggregate where it is due; the newest global model that was not given yet."""
+        outcome = self._run_layers(None, force=force, release=True)
+        latest = outcome.model if outcome is not None and outcome.model is not None else self.latest_release()
+        if latest is None or latest.version <= self._given_version:
+            self.refuse_if_spent()
+            return None
+        self._given_version = latest.version
+        return latest.aggregate
+
+    def run_gossip(self) -> dict[str, int]:
+        """One gossip round everywhere, and what is due after it; delivered messages a domain."""
+        self.operations.whereabouts()
+        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now())))
+        self._run_layers_after_gossip()
+        delivered: dict[str, int] = defaultdict(int)
+        for place in self.operations.whereabouts(fresh=False).places:
+            delivered[place.domain_id] += counts.get(place.basket_id, 0)
+        self.refuse_if_spent()
+        return dict(delivered)
+
+    def advance_round(self) -> int:
+        """Move every actor to the next round, after what is due before it."""
+        self._run_layers_after_gossip()
+        self.report_activity()
+        return self.operations.run(Directory.advance_round, self.client.now())
+
+    def report_activity(self) -> ActorClient:
+        """Tell the directory what the basket actors saw; counts die with a driver that stops in between."""
+        self.operations.whereabouts()
+        reports = self.client.call_baskets(Call(BasketHost.take_activity))
+        seen = tuple(reports[slot] for slot in sorted(reports))
+        self.client.call(DIRECTORY, Directory.note_activity, seen, self.client.now())
+        return self.client
+
+    def run_layer1(self, baskets: Sequence[str] | None, force: bool) -> list[Layer1Outcome]:
+        """Layer 1 wherever it is due, side by side in all basket actors."""
+        self.operations.whereabouts(fresh=False)
+        chosen = None if baskets is None else tuple(baskets)
+        answers = self.client.call_baskets(Call(BasketHost.run_layer1, chosen, force, self.client.now()))
+        return [outcome for slot in sorted(answers) for outcome in answers[slot]]
+
+    def run_layer2(self, force: bool) -> Layer2Outcome:
+        """Layer 2 if it is due; a release is told to the baskets, and so is a spent budget."""
+        if not self.supervisor.has_layer2:
+            return Layer2Outcome(None, "Layer 2 is off (layer2.enabled: false)")
+        where, roster = self.tell_parties()
+        if roster is None and self.config.layer2.use_secure_aggregation:
+            return Layer2Outcome(None, "no roster is signed yet: see `scarcity-ray roster sign`")
+        # Until the baskets know of the release: who stops in between tells them all anew.
+        told, self._told_registry = self._told_registry, None
+        run = where.places, where.round_id, force, self.client.now(), roster
+        outcome = self.client.call(GLOBAL, GlobalAggregator.run, *run)
+        # A basket actor that another driver has started meanwhile: with masks it is on the next roster, and
+        # told then.
+        is_masked = self.config.layer2.use_secure_aggregation
+        self.operations.whereabouts(fresh=outcome.read_only or not is_masked)
+        if outcome.model is not None:
+            self.supervisor.latest = outcome.model
+            if self.config.layer2.distribute_to_baskets:
+                self.client.call_baskets(Call(BasketHost.adopt, outcome.model))
+        if outcome.read_only:
+            self.client.call_baskets(Call(BasketHost.set_read_only, True))
+        if outcome.lost_roles:
+            self.client.recover(*outcome.lost_roles)
+        if not (outcome.aborted or outcome.dropped):
+            self._told_registry = told
+        return outcome
+
+    def local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The local states of clients, those that there are."""
+        routes = self.operations.locate(client_ids)
+        by_slot: dict[int, list[str]] = defaultdict(list)
+        for client_id in sorted(routes):
+            by_slot[routes[client_id][1]].append(client_id)
+        calls = {
+            slot: Call(BasketHost.local_states, tuple(routes[c][0] for c in clients), tuple(clients))
+            for slot, clients in by_slot.items()
+        }
+        return _merged(self.client.call_baskets(calls))
+
+    def latest_release(self) -> GlobalMetaModel | None:
+        """The last release; None before the first, and without Layer 2."""
+        if self.supervisor.has_layer2:
+            told = self.client.call(GLOBAL, GlobalAggregator.latest)
+            self.supervisor.latest = told or self.supervisor.latest
+        return self.supervisor.latest
+
+    def waiting_for(self) -> WaitingFor:
+        """What the next global model waits for; asking changes nothing."""
+        self.operations.whereabouts()
+        budget = self.client.call(ACCOUNTANT, Accountant.status, self.client.now())
+        return self._waiting_for(self._layer2_stats(), budget)
+
+    def stats(self) -> dict[str, Any]:
+        """Health, from every actor's answer."""
+        self.report_activity()
+        now = self.client.now()
+        directory = self.client.call(DIRECTORY, Directory.stats, now)
+        layer2, budget, reports = self._layer2_stats(), self.budget(), self._reports()
+        waiting = self._waiting_for(layer2, budget)
+        conduct: dict[str, ReputationReport] = {}
+        if self.config.expose_basket_models:
+            conduct = _merged(self.client.call_baskets(Call(BasketHost.conduct)))
+        moot = moot_warnings(self.config.layer2, waiting.num_registered, layer2["n_baskets"])
+        return federation_stats(
+            directory,
+            reports,
+            self.operations.whereabouts(fresh=False).places,
+            layer2,
+            budget,
+            self.client.faults,
+            conduct,
+            waiting,
+            self.told.as_json(moot),
+        )
+
+    def registry(self) -> Registry:
+        """Who is registered; a new roster is signed where this driver holds the operator's identity.
+
+        It is held against what the basket actors state (`actors.unattended_signing`); one that is not what
+        they state is not signed, and that is a fault. Without masks nobody need be registered: it is empty.
+        """
+        if not self.config.layer2.use_secure_aggregation:
+            return Registry(())
+        registry = self.client.call(DIRECTORY, Directory.registry)
+        if registry.draft is None or self.operator is None:
+            return registry
+        why = ""
+        for _ in range(RECOVERIES):
+            where = self.operations.whereabouts()
+            statements = self.client.call_baskets(Call(BasketHost.statement))
+            self._record_keys(where, {slot: said.keys for slot, said in statements.items()})
+            registry = self.client.call(DIRECTORY, Directory.registry)
+            if registry.draft is None:
+                return registry
+            seen = (*registry.rosters, *self._signed)
+            why = objection(registry.draft, statements.values(), seen, self.operator.public_bytes)
+            if not why:
+                self._signed = (registry.draft.signed(self.operator),)
+                self.adopt_roster(self._signed[0])
+                return self.client.call(DIRECTORY, Directory.registry)
+        loss = f"the next roster is not signed: {why}; read it, and sign it with `scarcity-ray roster sign`"
+        if loss not in self.client.faults:
+            self.client.note_loss(loss)
+        return registry
+
+    def adopt_roster(self, roster: Roster) -> None:
+        """Have the directory take the next roster with the operator's signature.
+
+        Raises:
+            UsageError: If it is not the next one, or not signed by the operator of the config.
+        """
+        refusal = self.client.call(DIRECTORY, Directory.adopt_roster, roster)
+        if refusal:
+            raise UsageError(f"this roster is not adopted: {refusal}")
+
+    def tell_parties(self) -> tuple[Whereabouts, Roster | None]:
+        """Tell every basket actor who is registered, and the last release to those that lack it.
+
+        Told before this driver's first session, whenever the directory's roster differs from what was told
+        last (new baskets, a split, keys that changed with an actor that came back, also while they are being
+        told), after a session in which a basket was left out, which may have been told otherwise by another
+        driver, and after one that this driver has not seen to its end.
+
+        Returns:
+            Where those baskets are that may take part, and the newest roster; None without masks, and before
+            an operator has signed one.
+        """
+        layer2 = self.config.layer2
+        where, registry = self.operations.whereabouts(fresh=False), self.registry()
+        for turn in range(RECOVERIES):
+            if registry == self._told_registry:
+                break
+            held = self.client.call_baskets(
+                Call(BasketHost.know_parties, registry.rosters, registry.endorsements, registry.life)
+            )
+            # The last time, whoever states new keys must do with the roster that all are told.
+            is_news = turn < RECOVERIES - 1 and self._learn(where, held)
+            if not is_news:
+                self._bring_up(held, registry)
+            if layer2.distribute_to_baskets:
+                latest = self.client.call(GLOBAL, GlobalAggregator.latest)
+                behind = [s for s, known in held.items() if latest and known.version < latest.version]
+                if latest is not None:
+                    self.client.call_baskets(dict.fromkeys(behind, Call(BasketHost.adopt, latest)))
+            self._told_registry = registry
+            where, registry = self.operations.whereabouts(), self.registry()
+        if not layer2.use_secure_aggregation:
+            return where, None
+        known = registry.known
+        places = tuple(place for place in where.places if known.get(place.basket_id) == place.identity)
+        return replace(where, places=places), registry.newest
+
+    def _tell_baskets(self, call: Call[BasketHost, None]) -> None:
+        """Tell every basket actor, those that other drivers have started too."""
+        self.operations.whereabouts()
+        self.client.call_baskets(call)
+
+    def _bring_up(self, held: Mapping[int, PartyKnowledge], registry: Registry) -> None:
+        """Tell the epochs in between to basket actors that missed some."""
+        newest = registry.newest
+        for slot, known in held.items():
+            if newest is None or (known.epoch == newest.epoch and not known.refusal):
+                continue
+            missed = self.client.call(DIRECTORY, Directory.registry, known.epoch)
+            role = basket_actor(slot)
+            rosters = missed.rosters or registry.rosters
+            told = self.client.call(role, BasketHost.know_parties, rosters, missed.endorsements, missed.life)
+            if told.refusal:
+                self.client.note_loss(f"{role} follows no new roster, and joins no session: {told.refusal}")
+
+    def _learn(self, where: Whereabouts, held: Mapping[int, PartyKnowledge]) -> bool:
+        """Have the directory know the keys that the baskets have, and the life that the actors obey.
+
+        It may not: a driver that brings an actor back and dies before it has said so leaves the old keys; one
+        whose new directory did not come to be has fenced the actors off from this one. An actor is asked for
+        the baskets in its own slot alone.
+
+        Returns:
+            Whether the roster may be another one now.
+        """
+        changed = self._record_keys(where, {slot: known.keys for slot, known in held.items()})
+        overtaken = [known.overtaken for known in held.values() if known.overtaken is not None]
+        if overtaken:
+            self.client.call(DIRECTORY, Directory.outlive, max(overtaken))
+        return changed or bool(overtaken)
+
+    def _record_keys(self, where: Whereabouts, stated: Mapping[int, Mapping[str, bytes]]) -> bool:
+        changed: dict[int, dict[str, bytes]] = defaultdict(dict)
+        for place in where.places:
+            own = stated.get(place.slot, {})
+            if own.get(place.basket_id, place.identity) != place.identity:
+                changed[place.slot][place.basket_id] = own[place.basket_id]
+        for slot, keys in changed.items():
+            self.client.call(DIRECTORY, Directory.record_identities, slot, keys)
+        return bool(changed)
+
+    def _run_layers(
+        self, baskets: Sequence[str] | None, *, force: bool = False, release: bool = False
+    ) -> Layer2Outcome | None:
+        """Layer 1 where it is due, and Layer 2 if that has made an aggregate, or if a `release` is asked for.
+
+        Before the first release, which costs budget, this driver is told what it will be worth, and before
+        any of weighted means, whether unequal weights drown it.
+        """
+        self.operations.whereabouts()
+        made = [outcome for outcome in self.run_layer1(baskets, force) if outcome.aggregated]
+        if made and self._foreseen is None:
+            sizes = self.client.call(DIRECTORY, Directory.stats, self.client.now())["sizes"]
+            self._foreseen = warnings_at_release(self.config, list(sizes.values()))
+        # Each time: one that is an error stops each release.
+        found = list(self._foreseen or ())
+        if made and self.config.layer1.aggregation_method is AggregationMethod.WEIGHTED:
+            facts = [report.facts for report in self._reports().values()]
+            drowned = warning_of_weights(self.supervisor.plan, facts)
+            found += () if drowned is None else (drowned,)
+        found += warnings_of_clipping([o.clipping for o in made if o.clipping is not None])
+        self.told.tell(found)
+        return self.run_layer2(force) if made or release else None
+
+    def _run_layers_after_gossip(self) -> None:
+        if self.config.auto_aggregate and self.supervisor.plan.waits_for_gossip:
+            self._run_layers(None)
+
+    def _reports(self) -> dict[str, BasketReport]:
+        """Counts and public facts of every basket."""
+        return _merged(self.client.call_baskets(Call(BasketHost.reports, self.client.now())))
+
+    def _layer2_stats(self) -> Mapping[str, Any]:
+        if not self.supervisor.has_layer2:
+            return WITHOUT_LAYER2
+        return self.client.call(GLOBAL, GlobalAggregator.stats)
+
+    def _waiting_for(self, layer2: Mapping[str, Any], budget: BudgetStatus) -> WaitingFor:
+        now = self.client.now()
+        answers = self.client.call_baskets(Call(BasketHost.backlogs, now))
+        return waiting_for(
+            self.supervisor.plan,
+            [backlog for slot in sorted(answers) for backlog in answers[slot]],
+            None if layer2["since"] is None else now - layer2["since"],
+            registered=self.client.call(DIRECTORY, Directory.registered, self.operator is not None),
+            read_only=budget.read_only,
+            taken_over=budget.read_only_reason if budget.taken_over else "",
+            last_abort=layer2["aborted"],
+        )
+
+    def _with_signatures(self, batch: SubmissionBatch) -> SubmissionBatch:
+        """The batch, signed for the clients whose keys are held here."""
+        if batch.signatures is not None and self._told_period is None:
+            self.budget_period()
+        if not any(client_id in self.keypairs for client_id in batch.client_ids):
+            return batch
+        round_id = self.current_round() if batch.round_id is None else batch.round_id
+        return signed(batch, round_id, self.keypairs, self.signing_scope(), self.config.vector_dim)
+
+
+def _merged(answers: Mapping[int, Mapping[str, T]]) -> dict[str, T]:
+    return {key: value for answer in answers.values() for key, value in answer.items()}
