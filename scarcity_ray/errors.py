@@ -1,5 +1,7 @@
 """One small tree of errors; every one of them survives pickling across actors.
 
+The roots, and what a client meets without Ray, are `scarcity_ray_client.errors`'.
+
 ::
 
     ScarcityError
@@ -35,11 +37,9 @@ from __future__ import annotations
 import sys
 import warnings
 
+from scarcity_ray_client.errors import MessageRefused, ScarcityError, ScarcityWarning, UsageError
+
 _PACKAGE = f"{__name__.partition('.')[0]}."
-
-
-class ScarcityError(Exception):
-    """Root of all errors that this package raises on purpose."""
 
 
 class ConfigError(ScarcityError, ValueError):
@@ -70,10 +70,6 @@ class ConfigFileError(ConfigError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.value}; give {self.accepted}"
-
-
-class UsageError(ScarcityError, ValueError):
-    """A call that its caller can mend; the message says how."""
 
 
 class TooFewUpdates(ScarcityError, ValueError):
@@ -144,23 +140,6 @@ class ProtocolViolation(ScarcityError):
     """A peer sent a message that the protocol forbids; it is refused, and nothing else changes."""
 
 
-class MessageRefused(ScarcityError, ValueError):
-    """Bytes that are not a signed message of ours.
-
-    Attributes:
-        flaw: ``torn``, ``foreign`` or ``newer``.
-        detail: What is wrong, as a sentence about the message.
-    """
-
-    def __init__(self, flaw: str, detail: str) -> None:
-        super().__init__(flaw, detail)
-        self.flaw = flaw
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"the message is {self.flaw}: {self.detail}"
-
-
 class ActorLost(ScarcityError):
     """The process of a role died, or cannot be reached.
 
@@ -178,10 +157,6 @@ class ActorLost(ScarcityError):
 
     def __str__(self) -> str:
         return f"{self.role} was lost{': ' + self.detail if self.detail else ''}"
-
-
-class ScarcityWarning(UserWarning):
-    """Root of this package's warnings: something works, but not as its user may believe."""
 
 
 class NoiseWarning(ScarcityWarning):
@@ -210,3 +185,30 @@ def warn_caller(message: str, category: type[ScarcityWarning]) -> None:
     while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+__all__ = [
+    "ActorLost",
+    "ClippingWarning",
+    "ConfigError",
+    "ConfigFileError",
+    "FaultWarning",
+    "LedgerCorrupted",
+    "LedgerError",
+    "LedgerHeld",
+    "LedgerMissing",
+    "LedgerRolledBack",
+    "LedgerTakenOver",
+    "LedgerWarning",
+    "MessageRefused",
+    "NoiseWarning",
+    "PrivacyBudgetExhausted",
+    "PrivacyWarning",
+    "ProtocolViolation",
+    "ScarcityError",
+    "ScarcityWarning",
+    "SecureAggregationAborted",
+    "TooFewUpdates",
+    "UsageError",
+    "warn_caller",
+]

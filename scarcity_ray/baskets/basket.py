@@ -33,8 +33,7 @@ from scarcity_ray.layers.triggers import TriggerReason, basket_due
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
-from scarcity_ray.updates import Rejection, SigningScope, read_row
-from scarcity_ray.updates.reading import FloatRow
+from scarcity_ray.updates import FloatRow, Rejection, SigningScope, read_row
 
 
 @dataclass(frozen=True, eq=False)

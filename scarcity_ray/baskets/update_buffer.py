@@ -17,9 +17,7 @@ import numpy.typing as npt
 
 from scarcity_ray.config import BufferConfig
 from scarcity_ray.errors import UsageError
-from scarcity_ray.updates import Rejection, content_digest, read_row
-from scarcity_ray.updates.reading import FloatRow
-from scarcity_ray.updates.signing import GREATEST
+from scarcity_ray.updates import GREATEST, FloatRow, Rejection, content_digest, read_row
 
 N = TypeVar("N", int, float)
 

@@ -24,8 +24,7 @@ from scarcity_ray.directory import check_name
 from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.meta_parameters import Ranges, check_report
 from scarcity_ray.privacy.sampling.noise import NoiseSource
-from scarcity_ray.updates import Rejection, canonical_report, read_array
-from scarcity_ray.updates.reading import given_array
+from scarcity_ray.updates import Rejection, canonical_report, given_array, read_array
 
 
 def check_opening(config: object, clock: object, noise: object) -> None:

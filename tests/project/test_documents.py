@@ -14,7 +14,7 @@ DECISIONS = ROOT / "docs" / "decisions"
 
 def source_words() -> set[str]:
     words = set()
-    for path in (ROOT / "scarcity_ray").rglob("*.py"):
+    for path in (*(ROOT / "scarcity_ray").rglob("*.py"), *(ROOT / "client").rglob("*.py")):
         words |= set(re.findall(r"\w+", f"{path.stem} {path.read_text()}"))
     return words
 

@@ -51,7 +51,7 @@ def test_mypy_strict_finds_nothing():
     holds("-m", "mypy")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     assert settings["strict"] is True
-    assert settings["packages"] == ["scarcity_ray", "benchmarks"]
+    assert settings["packages"] == ["scarcity_ray", "scarcity_ray_client", "benchmarks"]
 
 
 def test_a_wrong_call_to_a_role_is_a_type_error():
@@ -273,6 +273,7 @@ def test_what_the_tests_import_is_declared():
     entries = [e for group in (project["dependencies"], *extras.values()) for e in group]
     declared = {re.split(r"[\[<>=~! ]", entry)[0].lower() for entry in entries}
     names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "dp_accounting": "dp-accounting"}
+    names["scarcity_ray_client"] = "scarcity-ray-client"
     names["grpc"] = "ray"  # a requirement of ray[default]
     imported = {
         (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scarcity_ray import IdentityKeyPair, MessageRefused, UsageError, sign_update, update_message
-from scarcity_ray.updates import (
+from scarcity_ray_client.updates import (
     SigningScope,
     UpdateStatement,
     canonical_report,
@@ -22,9 +22,9 @@ from scarcity_ray.updates import (
     read_row,
     update_statement,
 )
-from scarcity_ray.updates.signing import GREATEST, MAGIC, VERSION
+from scarcity_ray_client.updates.signing import GREATEST, MAGIC, VERSION
 
-PACKAGE = Path(__file__).resolve().parents[2] / "scarcity_ray"
+PACKAGE = Path(__file__).resolve().parents[2] / "client" / "scarcity_ray_client"
 GOLDEN = bytes.fromhex(
     "73636172636974795f7261792f75706461746500"  # scarcity_ray/update, zero
     "0001"  # version 1
@@ -223,11 +223,12 @@ def test_a_signature_is_the_keys_own_of_the_message() -> None:
 
 
 def test_signing_needs_numpy_and_the_standard_library_alone() -> None:
-    """Imported as a client library would, without this package's own `__init__`."""
+    """Imported as a client library would, without the package's own `__init__`."""
     script = (
-        "import sys, types; package = types.ModuleType('scarcity_ray'); package.__path__ = [sys.argv[1]];"
-        "sys.modules['scarcity_ray'] = package; before = set(sys.modules);"
-        "from scarcity_ray.updates import SigningScope, sign_update;"
+        "import sys, types; package = types.ModuleType('scarcity_ray_client');"
+        "package.__path__ = [sys.argv[1]];"
+        "sys.modules['scarcity_ray_client'] = package; before = set(sys.modules);"
+        "from scarcity_ray_client.updates import SigningScope, sign_update;"
         "assert sign_update(len, SigningScope('f'), 'c', 0, [1.0]) > 100;"
         "roots = {name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names);"
         "print(sorted(root for root in roots if not root.startswith('_')))"
@@ -236,4 +237,4 @@ def test_signing_needs_numpy_and_the_standard_library_alone() -> None:
         [sys.executable, "-c", script, str(PACKAGE)], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "['numpy', 'scarcity_ray']"
+    assert done.stdout.strip() == "['numpy', 'scarcity_ray_client']"

@@ -1,22 +1,31 @@
-"""An update on its way: what counts as one and what its client signs, by NumPy and the standard library."""
+"""An update on its way: what counts as one and what its client signs, from the client's own package."""
 
-from scarcity_ray.updates.reading import Rejection, read_array, read_row, read_rows
-from scarcity_ray.updates.signing import (
+from scarcity_ray_client.updates import (
+    GREATEST,
+    FloatRow,
+    Rejection,
     SigningScope,
     UpdateStatement,
     canonical_report,
     content_digest,
+    given_array,
+    read_array,
+    read_row,
+    read_rows,
     sign_update,
     update_message,
     update_statement,
 )
 
 __all__ = [
+    "GREATEST",
+    "FloatRow",
     "Rejection",
     "SigningScope",
     "UpdateStatement",
     "canonical_report",
     "content_digest",
+    "given_array",
     "read_array",
     "read_row",
     "read_rows",

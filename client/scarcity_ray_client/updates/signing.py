@@ -39,8 +39,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.errors import MessageRefused, UsageError
-from scarcity_ray.updates.reading import Rejection, read_array
+from scarcity_ray_client.errors import MessageRefused, UsageError
+from scarcity_ray_client.updates.reading import Rejection, read_array
 
 MAGIC = b"scarcity_ray/update\0"
 VERSION = 1

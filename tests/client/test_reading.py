@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from scarcity_ray.updates import Rejection, content_digest, read_array, read_row, read_rows
+from scarcity_ray_client.updates import Rejection, content_digest, read_array, read_row, read_rows
 
 DIMENSION = 3
 

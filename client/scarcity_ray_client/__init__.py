@@ -1,0 +1,50 @@
+"""The client's half of scarcity_ray: train your own model on your own data, without Ray.
+
+Derive from `Workload`; `ModelCodec` turns the model into the one float32 vector that is aggregated, and back.
+PyTorch and scikit-learn are used where a model is of theirs, and are not imported otherwise.
+"""
+
+from scarcity_ray_client.errors import (
+    MessageRefused,
+    ModelRefused,
+    ModelWarning,
+    ScarcityError,
+    ScarcityWarning,
+    UsageError,
+)
+from scarcity_ray_client.identity import IdentityKeyPair
+from scarcity_ray_client.loading import load_workload
+from scarcity_ray_client.models import ModelCodec, Part, export_model, initialised, load_model, save_model
+from scarcity_ray_client.training import Cause, Refusal, Update, train_client
+from scarcity_ray_client.updates import SigningScope, UpdateStatement, sign_update, update_message
+from scarcity_ray_client.workload import Client, Trained, Workload, checked_clients, checked_metrics
+
+__all__ = [
+    "Cause",
+    "Client",
+    "IdentityKeyPair",
+    "MessageRefused",
+    "ModelCodec",
+    "ModelRefused",
+    "ModelWarning",
+    "Part",
+    "Refusal",
+    "ScarcityError",
+    "ScarcityWarning",
+    "SigningScope",
+    "Trained",
+    "Update",
+    "UpdateStatement",
+    "UsageError",
+    "Workload",
+    "checked_clients",
+    "checked_metrics",
+    "export_model",
+    "initialised",
+    "load_model",
+    "load_workload",
+    "save_model",
+    "sign_update",
+    "train_client",
+    "update_message",
+]

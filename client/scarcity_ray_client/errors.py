@@ -1,0 +1,80 @@
+"""The errors and warnings of the client's half; each survives pickling.
+
+::
+
+    ScarcityError
+    ├── UsageError      a call that its caller can mend
+    ├── MessageRefused  bytes that are no message of ours (torn, foreign or newer)
+    └── ModelRefused    a model that the codec cannot carry, or that is not the one due
+
+    ScarcityWarning (a UserWarning)
+    └── ModelWarning    a model that is carried, but not as its owner may believe
+"""
+
+from __future__ import annotations
+
+import reprlib
+
+
+class ScarcityError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class UsageError(ScarcityError, ValueError):
+    """A call that its caller can mend; the message says how."""
+
+
+class MessageRefused(ScarcityError, ValueError):
+    """Bytes that are not a signed message of ours.
+
+    Attributes:
+        flaw: ``torn``, ``foreign`` or ``newer``.
+        detail: What is wrong, as a sentence about the message.
+    """
+
+    def __init__(self, flaw: str, detail: str) -> None:
+        super().__init__(flaw, detail)
+        self.flaw = flaw
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"the message is {self.flaw}: {self.detail}"
+
+
+class ModelRefused(ScarcityError, ValueError):
+    """A model that a codec cannot carry, or that differs from the one the codec was made of.
+
+    Attributes:
+        part: The name of the parameter or buffer, such as ``conv1.weight``.
+        flaw: ``unsupported``, ``different`` (structure, shape or kind of number) or ``not_finite``.
+        detail: What is wrong and what to do, as a sentence about the part.
+    """
+
+    def __init__(self, part: str, flaw: str, detail: str) -> None:
+        super().__init__(part, flaw, detail)
+        self.part = part
+        self.flaw = flaw
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.detail}"
+
+
+class ScarcityWarning(UserWarning):
+    """Root of this package's warnings: something works, but not as its user may believe."""
+
+
+class ModelWarning(ScarcityWarning):
+    """A part of the model is carried, but not as its owner may believe."""
+
+
+def shown(value: object) -> str:
+    """A refused value as an error repeats it, cut short however large, nested or odd it is.
+
+    >>> shown(10**5000)
+    'something of type int'
+    """
+    try:
+        return reprlib.repr(value)[:80]
+    except Exception:
+        return f"something of type {type(value).__name__}"

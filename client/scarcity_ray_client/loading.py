@@ -1,0 +1,146 @@
+"""A workload by its import path, ``my_module:Mortality``, as a job's file names it.
+
+Guarantees:
+    A loading error names the path, the cause and the remedy.
+    A module of the folder comes first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scarcity_ray_client.errors import UsageError
+from scarcity_ray_client.workload import Workload
+
+_loaded: set[str] = set()
+"""Modules that were imported here: another folder's of the same name takes their place."""
+
+
+def load_workload(
+    spec: str, args: Mapping[str, Any] | None = None, folder: str | os.PathLike[str] | None = None
+) -> Workload[Any]:
+    """Imports a workload's class and makes one.
+
+    Args:
+        spec: ``module:Class``; the module may be in a package (``site.tables:Mortality``).
+        args: What the class is made with, by name.
+        folder: Where its module is sought first, and put onto ``sys.path``; None: only ``sys.path`` is
+            searched.
+
+    Raises:
+        UsageError: If that cannot be done; the text names `spec`, what is wrong and what to do.
+    """
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", spec):
+        raise UsageError(
+            f"workload {spec!r}: this is no import path; write module:Class, such as my_module:Mortality"
+        )
+    module_name, class_name = spec.split(":")
+    module = _imported(spec, module_name, None if folder is None else Path(folder).resolve())
+    cls = getattr(module, class_name, None)
+    if cls is None:
+        names = [
+            name for name, thing in vars(module).items() if _is_workload(thing) and thing is not Workload
+        ]
+        near = difflib.get_close_matches(class_name, names, n=1, cutoff=0.5) or sorted(names)
+        remedy = (
+            f"its workloads: {', '.join(near)}" if near else "it has no workload; write class NAME(Workload)"
+        )
+        raise UsageError(f"workload {spec!r}: {module.__file__} has no {class_name}; {remedy}")
+    if not _is_workload(cls):
+        raise UsageError(
+            f"workload {spec!r}: {class_name} is no workload; derive it: "
+            f"class {class_name}(Workload), with from {__package__} import Workload"
+        )
+    if lacking := sorted(cls.__abstractmethods__):
+        raise UsageError(f"workload {spec!r}: {class_name} lacks {', '.join(lacking)}; write these methods")
+    given = dict(args or {})
+    try:
+        inspect.signature(cls).bind(**given)
+    except TypeError as error:
+        accepted = str(inspect.signature(cls)).partition(" ->")[0]
+        raise UsageError(
+            f"workload {spec!r}: wrong args: {error}; {class_name}{accepted} is what it takes"
+        ) from None
+    try:
+        made: Workload[Any] = cls(**given)
+    except Exception as error:
+        raise UsageError(f"workload {spec!r}: {class_name} could not be made: {told(error)}") from error
+    return made
+
+
+def told(error: BaseException) -> str:
+    """An error as one line: its type, its message, and the innermost line of the user's own code.
+
+    Frames of the standard library, of installed packages and of this one are not the user's.
+    """
+    foreign = (os.path.dirname(__file__), os.path.dirname(os.__file__), "<frozen")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(foreign) and "site-packages" not in f.filename]
+    last = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):
+        return f"{last} (line {error.lineno} of {error.filename})"
+    return f"{last[:500]} ({own[-1].filename}:{own[-1].lineno} in {own[-1].name})" if own else last[:500]
+
+
+def _is_workload(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, Workload)
+
+
+def _imported(spec: str, name: str, folder: Path | None) -> ModuleType:
+    top = name.partition(".")[0]
+    if folder is not None:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+        _make_way(spec, top, folder)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise _does_not_import(spec, error) from error
+        here = sorted(path.stem for path in folder.glob("*.py")) if folder else []
+        near = difflib.get_close_matches(top, here, n=1) or here
+        remedy = f"in {folder}: {', '.join(near)}" if near else f"write {top}.py there, or name its folder"
+        raise UsageError(
+            f"workload {spec!r}: no module {error.name!r} in {folder or 'sys.path'}; {remedy}"
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise _does_not_import(spec, error) from error
+    _loaded.add(top)
+    return module
+
+
+def _does_not_import(spec: str, error: BaseException) -> UsageError:
+    return UsageError(f"workload {spec!r}: its module does not import: {told(error)}; mend that line")
+
+
+def _make_way(spec: str, top: str, folder: Path) -> None:
+    """Forgets an earlier job's module of this name; refuses where the name is somebody else's."""
+    earlier = sys.modules.get(top)
+    place = folder / top if (folder / top).is_dir() else folder / f"{top}.py"
+    if earlier is None or not place.exists():
+        return
+    origin = getattr(earlier, "__file__", None) or next(iter(getattr(earlier, "__path__", [""])))
+    if Path(origin).resolve() in (place, place / "__init__.py"):
+        return
+    if top not in _loaded:
+        raise UsageError(
+            f"workload {spec!r}: a module {top!r} is loaded already, from {origin}; rename {place.name}"
+        )
+    for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
+        del sys.modules[name]
+    sys.path.remove(str(folder))
+    sys.path.insert(0, str(folder))
+
+
+__all__ = ["load_workload", "told"]
