@@ -396,7 +396,7 @@ class BasketHost(Role):
         return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
 
     @query
-    def conduct(self) -> dict[str, ReputationReport]:
+    def reputations(self) -> dict[str, ReputationReport]:
         """How all members stand to their basket's aggregates; nothing where basket models are private."""
         if not self._plan.config.expose_basket_models:
             return {}

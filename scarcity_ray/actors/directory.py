@@ -22,8 +22,8 @@ from scarcity_ray.actors.messages import (
     OperationKind,
     Order,
     Registry,
+    RoutingTable,
     SlotState,
-    Whereabouts,
     operator_key_of,
 )
 from scarcity_ray.actors.recovery import Recovered
@@ -91,7 +91,7 @@ class Directory(Role):
         self._unknown = 0
         self._incarnation = os.urandom(8).hex()
         self._changes = 0
-        self._told: Whereabouts | None = None
+        self._told: RoutingTable | None = None
         self._number = OrderNumber()
         self._pending: Operation | None = None
         self._done: deque[str] = deque(maxlen=REMEMBERED)
@@ -107,14 +107,14 @@ class Directory(Role):
             self._restore(recovered)
 
     @query
-    def whereabouts(self, known: str | None = None) -> Whereabouts | News:
+    def routing_table(self, known: str | None = None) -> RoutingTable | News:
         """Round, live baskets and basket actors; the news alone if they are those of the version `known`."""
         version = f"{self._incarnation}/{self._changes}"
         if known == version:
             return self._news()
         if self._told is None or self._told.version != version:
             places = tuple(self._place(basket_id) for basket_id in self._manager.live_basket_ids())
-            self._told = Whereabouts(self._round_id, places, len(self._loads), version)
+            self._told = RoutingTable(self._round_id, places, len(self._loads), version)
         return replace(self._told, news=self._news())
 
     def _news(self) -> News:

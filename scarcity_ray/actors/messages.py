@@ -61,7 +61,7 @@ class OperationKind(StrEnum):
 class Order:
     """What a basket actor is told of the operation that a call belongs to, and keeps of the last one.
 
-    It is enough to finish a rehousing when the directory has died that began it.
+    It is enough to finish a migration when the directory has died that began it.
 
     Attributes:
         number: Calls of a lower number than the actor has heard of are refused: their operation is over.
@@ -207,7 +207,7 @@ class FederationIdentity:
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class RoutingTable:
     """Round, live baskets and basket actors at one moment, and what else a driver should know.
 
     Attributes:

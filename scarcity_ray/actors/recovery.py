@@ -212,7 +212,7 @@ def _housed(
 ) -> tuple[tuple[Admission, ...], tuple[tuple[BasketPlace, str], ...]]:
     """The baskets with each client in one of them, and who is in another one besides.
 
-    A client is where the last rehousing takes it, else in the basket that has it. One that several have is
+    A client is where the last migration takes it, else in the basket that has it. One that several have is
     in none and registers again: its updates would be shown to whoever claims it.
     """
     homes = {} if last is None else last.homes

@@ -12,7 +12,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.messages import Fault, News, Whereabouts
+from scarcity_ray.actors.messages import Fault, News, RoutingTable
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
 from scarcity_ray.federation.supervisor import Supervisor
@@ -44,7 +44,7 @@ class ActorClient:
 
     Attributes:
         faults: What was lost with roles that died, oldest first, as far as this driver has heard.
-        whereabouts: Where the baskets are, as the directory said last.
+        routing_table: Where the baskets are, as the directory said last.
         is_up_to_date: Whether this driver knows of nothing that has changed since.
     """
 
@@ -53,7 +53,7 @@ class ActorClient:
         self.faults: list[str] = []
         self.is_up_to_date = False
         self._heard: dict[str, Fault] = {}
-        self.whereabouts: Whereabouts | None = None
+        self.routing_table: RoutingTable | None = None
         self._clock = clock
         self._driver = uuid.uuid4().hex
         self._numbers = itertools.count(1)

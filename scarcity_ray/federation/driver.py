@@ -19,7 +19,7 @@ from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
-from scarcity_ray.actors.messages import Registry, Whereabouts
+from scarcity_ray.actors.messages import Registry, RoutingTable
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
 from scarcity_ray.actors.unattended_signing import objection
@@ -81,12 +81,12 @@ class Driver:
         """As `Supervisor.start`, of a new federation."""
         opened = self.supervisor.start(take_over, self.client.now())
         self._told_period = opened.period
-        self.operations.whereabouts()
+        self.operations.routing_table()
         return opened
 
     def attach(self) -> None:
         """Find what another driver has started."""
-        self.supervisor.adopt(range(self.operations.whereabouts().num_slots))
+        self.supervisor.adopt(range(self.operations.routing_table().num_slots))
 
     def budget(self) -> BudgetStatus:
         """Where the budget stands; baskets are told once the ledger was taken over."""
@@ -198,11 +198,11 @@ class Driver:
 
     def run_gossip(self) -> dict[str, int]:
         """One gossip round everywhere, and what is due after it; delivered messages a domain."""
-        self.operations.whereabouts()
+        self.operations.routing_table()
         counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now())))
         self._run_layers_after_gossip()
         delivered: dict[str, int] = defaultdict(int)
-        for place in self.operations.whereabouts(fresh=False).places:
+        for place in self.operations.routing_table(fresh=False).places:
             delivered[place.domain_id] += counts.get(place.basket_id, 0)
         self.refuse_if_spent()
         return dict(delivered)
@@ -215,7 +215,7 @@ class Driver:
 
     def report_activity(self) -> ActorClient:
         """Tell the directory what the basket actors saw; counts die with a driver that stops in between."""
-        self.operations.whereabouts()
+        self.operations.routing_table()
         reports = self.client.call_baskets(Call(BasketHost.take_activity))
         seen = tuple(reports[slot] for slot in sorted(reports))
         self.client.call(DIRECTORY, Directory.note_activity, seen, self.client.now())
@@ -223,7 +223,7 @@ class Driver:
 
     def run_layer1(self, baskets: Sequence[str] | None, force: bool) -> list[Layer1Outcome]:
         """Layer 1 wherever it is due, side by side in all basket actors."""
-        self.operations.whereabouts(fresh=False)
+        self.operations.routing_table(fresh=False)
         chosen = None if baskets is None else tuple(baskets)
         answers = self.client.call_baskets(Call(BasketHost.run_layer1, chosen, force, self.client.now()))
         return [outcome for slot in sorted(answers) for outcome in answers[slot]]
@@ -242,7 +242,7 @@ class Driver:
         # A basket actor that another driver has started meanwhile: with masks it is on the next roster, and
         # told then.
         is_masked = self.config.layer2.use_secure_aggregation
-        self.operations.whereabouts(fresh=outcome.read_only or not is_masked)
+        self.operations.routing_table(fresh=outcome.read_only or not is_masked)
         if outcome.model is not None:
             self.supervisor.latest = outcome.model
             if self.config.layer2.distribute_to_baskets:
@@ -276,7 +276,7 @@ class Driver:
 
     def waiting_for(self) -> WaitingFor:
         """What the next global model waits for; asking changes nothing."""
-        self.operations.whereabouts()
+        self.operations.routing_table()
         budget = self.client.call(ACCOUNTANT, Accountant.status, self.client.now())
         return self._waiting_for(self._layer2_stats(), budget)
 
@@ -289,12 +289,12 @@ class Driver:
         waiting = self._waiting_for(layer2, budget)
         conduct: dict[str, ReputationReport] = {}
         if self.config.expose_basket_models:
-            conduct = _merged(self.client.call_baskets(Call(BasketHost.conduct)))
+            conduct = _merged(self.client.call_baskets(Call(BasketHost.reputations)))
         moot = moot_warnings(self.config.layer2, waiting.num_registered, layer2["n_baskets"])
         return federation_stats(
             directory,
             reports,
-            self.operations.whereabouts(fresh=False).places,
+            self.operations.routing_table(fresh=False).places,
             layer2,
             budget,
             self.client.faults,
@@ -316,7 +316,7 @@ class Driver:
             return registry
         why = ""
         for _ in range(RECOVERIES):
-            where = self.operations.whereabouts()
+            where = self.operations.routing_table()
             statements = self.client.call_baskets(Call(BasketHost.statement))
             self._record_keys(where, {slot: said.keys for slot, said in statements.items()})
             registry = self.client.call(DIRECTORY, Directory.registry)
@@ -343,7 +343,7 @@ class Driver:
         if refusal:
             raise UsageError(f"this roster is not adopted: {refusal}")
 
-    def tell_parties(self) -> tuple[Whereabouts, Roster | None]:
+    def tell_parties(self) -> tuple[RoutingTable, Roster | None]:
         """Tell every basket actor who is registered, and the last release to those that lack it.
 
         Told before this driver's first session, whenever the directory's roster differs from what was told
@@ -356,7 +356,7 @@ class Driver:
             an operator has signed one.
         """
         layer2 = self.config.layer2
-        where, registry = self.operations.whereabouts(fresh=False), self.registry()
+        where, registry = self.operations.routing_table(fresh=False), self.registry()
         for turn in range(RECOVERIES):
             if registry == self._told_registry:
                 break
@@ -373,7 +373,7 @@ class Driver:
                 if latest is not None:
                     self.client.call_baskets(dict.fromkeys(behind, Call(BasketHost.adopt, latest)))
             self._told_registry = registry
-            where, registry = self.operations.whereabouts(), self.registry()
+            where, registry = self.operations.routing_table(), self.registry()
         if not layer2.use_secure_aggregation:
             return where, None
         known = registry.known
@@ -382,7 +382,7 @@ class Driver:
 
     def _tell_baskets(self, call: Call[BasketHost, None]) -> None:
         """Tell every basket actor, those that other drivers have started too."""
-        self.operations.whereabouts()
+        self.operations.routing_table()
         self.client.call_baskets(call)
 
     def _bring_up(self, held: Mapping[int, PartyKnowledge], registry: Registry) -> None:
@@ -398,7 +398,7 @@ class Driver:
             if told.refusal:
                 self.client.note_loss(f"{role} follows no new roster, and joins no session: {told.refusal}")
 
-    def _learn(self, where: Whereabouts, held: Mapping[int, PartyKnowledge]) -> bool:
+    def _learn(self, where: RoutingTable, held: Mapping[int, PartyKnowledge]) -> bool:
         """Have the directory know the keys that the baskets have, and the life that the actors obey.
 
         It may not: a driver that brings an actor back and dies before it has said so leaves the old keys; one
@@ -414,7 +414,7 @@ class Driver:
             self.client.call(DIRECTORY, Directory.outlive, max(overtaken))
         return changed or bool(overtaken)
 
-    def _record_keys(self, where: Whereabouts, stated: Mapping[int, Mapping[str, bytes]]) -> bool:
+    def _record_keys(self, where: RoutingTable, stated: Mapping[int, Mapping[str, bytes]]) -> bool:
         changed: dict[int, dict[str, bytes]] = defaultdict(dict)
         for place in where.places:
             own = stated.get(place.slot, {})
@@ -432,7 +432,7 @@ class Driver:
         Before the first release, which costs budget, this driver is told what it will be worth, and before
         any of weighted means, whether unequal weights drown it.
         """
-        self.operations.whereabouts()
+        self.operations.routing_table()
         made = [outcome for outcome in self.run_layer1(baskets, force) if outcome.aggregated]
         if made and self._foreseen is None:
             sizes = self.client.call(DIRECTORY, Directory.stats, self.client.now())["sizes"]

@@ -23,7 +23,7 @@ from scarcity_ray.actors.messages import (
     Operation,
     Order,
     Overtaken,
-    Whereabouts,
+    RoutingTable,
 )
 from scarcity_ray.actors.migration import SealedBox
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
@@ -92,7 +92,7 @@ class OperationRunner:
             overtaken: OrderNumber | None = None
             try:
                 identities = self._admit(operation)
-                self._rehouse(order, identities)
+                self._migrate(order, identities)
                 self._endorse(operation, identities)
                 for place, client_id in operation.leavers:
                     memory = self._step(place.slot, BasketHost.dismiss, place.basket_id, client_id, order)
@@ -116,19 +116,19 @@ class OperationRunner:
                 return closing.stands
             operation = closing.again
 
-    def whereabouts(self, *, fresh: bool = True) -> Whereabouts:
+    def routing_table(self, *, fresh: bool = True) -> RoutingTable:
         """Round, live baskets and basket actors, when nothing is pending any more.
 
         Args:
             fresh: Whether to ask, also if this driver knows of nothing that has changed since it did.
         """
-        client, where = self.client, self.client.whereabouts
+        client, where = self.client, self.client.routing_table
         while where is None or fresh or not client.is_up_to_date:
             # They are sent again only when they have changed.
-            answer = client.call(DIRECTORY, Directory.whereabouts, None if where is None else where.version)
+            answer = client.call(DIRECTORY, Directory.routing_table, None if where is None else where.version)
             news = answer if isinstance(answer, News) else answer.news
             if not isinstance(answer, News):
-                client.whereabouts = where = answer
+                client.routing_table = where = answer
                 client.supervisor.num_slots = where.num_slots
             client.heed(news)
             if news.pending is None:
@@ -171,7 +171,7 @@ class OperationRunner:
                 self.client.note_faults([Fault(f"{role}/keyless/{operation.order.operation_id}", loss)])
         return keys
 
-    def _rehouse(self, order: Order, identities: Mapping[int, Mapping[str, bytes]]) -> None:
+    def _migrate(self, order: Order, identities: Mapping[int, Mapping[str, bytes]]) -> None:
         """Carry what belongs to clients of the closing basket to their new ones, sealed.
 
         Nothing is carried to a basket whose actor does not say that it has it.
@@ -185,13 +185,13 @@ class OperationRunner:
             keys = self.client.call_baskets(dict.fromkeys(slots, Call(BasketHost.actor_key)))
             told = {c: (home.basket_id, keys[home.slot]) for c, home in homes.items()}
             by_home: dict[tuple[int, str], list[SealedBox]] = defaultdict(list)
-            for parcel in self._step(source.slot, BasketHost.take, source.basket_id, told, order):
-                if parcel.client_id in homes:
-                    home = homes[parcel.client_id]
-                    by_home[home.slot, home.basket_id].append(parcel)
+            for box in self._step(source.slot, BasketHost.take, source.basket_id, told, order):
+                if box.client_id in homes:
+                    home = homes[box.client_id]
+                    by_home[home.slot, home.basket_id].append(box)
             opened = [
-                self._step(slot, BasketHost.put, basket_id, tuple(parcels), order)
-                for (slot, basket_id), parcels in sorted(by_home.items())
+                self._step(slot, BasketHost.put, basket_id, tuple(boxes), order)
+                for (slot, basket_id), boxes in sorted(by_home.items())
             ]
             if all(opened):
                 return

@@ -53,7 +53,7 @@ def test_a_client_is_found_where_it_was_put():
 def test_a_full_basket_opens_another_and_new_baskets_fill_the_emptiest_actor():
     one = directory(num_slots=2, max_clients=2)
     one.register(members(*"abcdefgh"), 1.0)
-    places = one.whereabouts().places
+    places = one.routing_table().places
     assert len(places) == 4
     assert sorted(p.slot for p in places) == [0, 0, 1, 1]
 
@@ -62,8 +62,8 @@ def test_a_full_basket_opens_another_and_new_baskets_fill_the_emptiest_actor():
 def test_baskets_per_actor_asks_for_more_actors(per_actor, slots):
     one = directory(num_slots=0, per_actor=per_actor, max_clients=2)
     one.register(members(*"abcdefgh"), 1.0)
-    assert one.whereabouts().num_slots == slots
-    counts = np.bincount([p.slot for p in one.whereabouts().places])
+    assert one.routing_table().num_slots == slots
+    counts = np.bincount([p.slot for p in one.routing_table().places])
     assert counts.max() <= per_actor
 
 
@@ -119,10 +119,10 @@ def test_one_operation_at_a_time():
     ):
         assert not other.is_asked_for
         assert other.operation is begun.operation
-    assert one.whereabouts().news.pending is one.locate(["a"]).news.pending is begun.operation
+    assert one.routing_table().news.pending is one.locate(["a"]).news.pending is begun.operation
     assert one.locate(["a", "c"]).routes == {"a": ("d_basket_0", 0)}
     done(one, begun)
-    assert one.whereabouts().news.pending is None
+    assert one.routing_table().news.pending is None
     assert one.finish(begun.operation.order, None, {}, (), (), 3.0).stands, "late, and said already"
 
 
@@ -156,7 +156,7 @@ def test_an_operation_outlives_the_directory(heard):
     assert again.order.number > order.number
     assert two.finish(order, OrderNumber(1), {}, (), (), 3.0).again.order.operation_id == order.operation_id
     assert two.finish(two._news().pending.order, None, {}, (), (), 3.0).stands
-    assert {p.basket_id for p in two.whereabouts().places} == set(begun.answer)
+    assert {p.basket_id for p in two.routing_table().places} == set(begun.answer)
 
 
 def test_that_a_basket_closes_is_believed_of_nobody_but_who_holds_it():
@@ -194,7 +194,7 @@ def test_no_epoch_is_made_halfway_through_an_operation():
     whole = one.registry()
     begun = one.split("d", 2.0)
     assert one.registry() == whole
-    keys = {p.slot: {p.basket_id: p.basket_id.encode().ljust(32)} for p in one.whereabouts().places}
+    keys = {p.slot: {p.basket_id: p.basket_id.encode().ljust(32)} for p in one.routing_table().places}
     one.finish(begun.operation.order, None, keys, (), (), 3.0)
     assert one.registry().newest.epoch == 2
     assert set(one.registry().newest.keys()) == set(begun.answer)
@@ -287,22 +287,22 @@ def test_an_operation_that_nobody_has_heard_of_is_void():
 
 
 @pytest.mark.parametrize("act", ["split", "disband"])
-def test_closing_a_basket_rehouses_every_client_once(act):
+def test_closing_a_basket_moves_every_client_once(act):
     one = directory(max_clients=6)
     done(one, one.register(members(*"abcdefghij"), 1.0))
     members_there = one.basket("d_basket_0", 1.0).clients
     closing = one.resolve("d_basket_0")
-    rehousing = getattr(one, act)("d_basket_0", 2.0).operation
-    assert [place.basket_id for place in rehousing.closed] == ["d_basket_0"]
-    assert rehousing.order.closing == closing == rehousing.closed[0]
-    assert set(rehousing.order.homes) == members_there
-    moved = [m.client_id for admission in rehousing.admissions for m in admission.members]
+    migration = getattr(one, act)("d_basket_0", 2.0).operation
+    assert [place.basket_id for place in migration.closed] == ["d_basket_0"]
+    assert migration.order.closing == closing == migration.closed[0]
+    assert set(migration.order.homes) == members_there
+    moved = [m.client_id for admission in migration.admissions for m in admission.members]
     assert sorted(moved) == sorted(members_there)
-    for admission in rehousing.admissions:
+    for admission in migration.admissions:
         for member in admission.members:
             found = one.locate([member.client_id]).routes[member.client_id]
             assert found == (admission.place.basket_id, admission.place.slot)
-    assert "d_basket_0" not in {p.basket_id for p in one.whereabouts().places}
+    assert "d_basket_0" not in {p.basket_id for p in one.routing_table().places}
 
 
 def test_the_round_moves_and_names_the_baskets_that_were_emptied():
@@ -313,7 +313,7 @@ def test_the_round_moves_and_names_the_baskets_that_were_emptied():
     begun = one.advance_round(3.0)
     assert begun.answer == begun.operation.order.round_id == 1
     assert [p.basket_id for p in begun.operation.closed] == ["e_basket_0"]
-    assert one.whereabouts().round_id == 1
+    assert one.routing_table().round_id == 1
 
 
 def test_coming_back_from_what_the_actors_know_changes_nothing():
@@ -326,7 +326,7 @@ def test_coming_back_from_what_the_actors_know_changes_nothing():
     known = [HostState(1, OrderNumber(1), None, one.slot_state(slot).admissions) for slot in range(2)]
     two = directory(max_clients=3, recovered=recovered_from(dict(enumerate(known))), now=3.0)
     assert [two.client(f"c{i}", 3.0).trust_score for i in range(7)] == [1.0, 0.25, *[1.0] * 5]
-    assert two.whereabouts() == one.whereabouts()
+    assert two.routing_table() == one.routing_table()
     ids = [m.client_id for m in keyed]
     assert two.locate(ids).routes == one.locate(ids).routes
     with pytest.raises(UsageError, match="another key"):
@@ -366,7 +366,7 @@ def test_what_the_directory_says_travels_between_processes():
     one = directory()
     answers = [
         one.register(members("a", "b"), 1.0),
-        one.whereabouts(),
+        one.routing_table(),
         one.split("d", 2.0),
         one.slot_state(0),
         one.advance_round(3.0),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.messages import Begun, FederationIdentity, News, Whereabouts
+from scarcity_ray.actors.messages import Begun, FederationIdentity, News, RoutingTable
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import BasketConfig, HierarchicalFederationConfig, RuntimeConfig
 from scarcity_ray.directory.roster import SlotLoads
@@ -28,10 +28,10 @@ def directory(per_actor: int | None = None, num_slots: int = 2) -> Directory:
     return Directory(FederationIdentity("fed", config, "ledger", "node", SystemNoise()), num_slots)
 
 
-def looked_up(one: Directory) -> Whereabouts:
-    """The whereabouts, found by asking for each basket by itself."""
+def looked_up(one: Directory) -> RoutingTable:
+    """The routing table, found by asking for each basket by itself."""
     live = list(one.stats(0.0)["statuses"])
-    return Whereabouts(one._round_id, tuple(one.resolve(b) for b in live), len(one._loads))
+    return RoutingTable(one._round_id, tuple(one.resolve(b) for b in live), len(one._loads))
 
 
 def done(one: Directory, begun: Begun) -> None:
@@ -53,10 +53,10 @@ ACTIONS = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(steps=st.lists(ACTIONS, max_size=40), per_actor=st.none() | st.integers(1, 3), slots=st.integers(0, 3))
-def test_whereabouts_by_version_are_the_whereabouts(steps, per_actor, slots) -> None:
+def test_routing_tables_by_version_are_the_routing_tables(steps, per_actor, slots) -> None:
     """Nothing that changes them goes untold, and baskets fill the emptiest actor."""
     one = directory(per_actor, max(slots, per_actor is None))
-    known = one.whereabouts()
+    known = one.routing_table()
     for action, which in steps:
         live = list(one.stats(0.0)["statuses"])
         before, old = Counter(place.slot for place in known.places), set(live)
@@ -74,10 +74,10 @@ def test_whereabouts_by_version_are_the_whereabouts(steps, per_actor, slots) -> 
                     one.record_identities(which % 2, {live[which % len(live)]: bytes([which]) * 32})
         except UsageError:
             pass
-        answer = one.whereabouts(known.version)
+        answer = one.routing_table(known.version)
         known = known if isinstance(answer, News) else answer
         assert known == looked_up(one)
-        assert one.whereabouts(known.version) == News()
+        assert one.routing_table(known.version) == News()
         held = Counter(place.slot for place in known.places)
         assert one._loads._loads == [held[slot] for slot in range(known.num_slots)]
         new = [place for place in known.places if place.basket_id not in old]
@@ -91,15 +91,15 @@ def test_baskets_that_have_closed_and_clients_that_left_are_not_kept_for_good() 
     one = directory()
     done(one, one.register([Member("a", "d"), Member("b", "d")], 0.0))
     for _ in range(5):
-        done(one, one.split(one.whereabouts().places[0].basket_id, 0.0))
-        for place in one.whereabouts().places:
+        done(one, one.split(one.routing_table().places[0].basket_id, 0.0))
+        for place in one.routing_table().places:
             one.record_identities(place.slot, {place.basket_id: b"k" * 32})
         done(one, one.unregister("b", 0.0))
         done(one, one.register([Member("x", "e")], 0.0))
         done(one, one.unregister("x", 0.0))
         done(one, one.advance_round(0.0))
         done(one, one.register([Member("b", "d")], 0.0))
-    live = {place.basket_id for place in one.whereabouts().places}
+    live = {place.basket_id for place in one.routing_table().places}
     assert set(one._slots) == live
     assert set(one._identities) <= live
     for _ in range(10):
@@ -110,18 +110,18 @@ def test_baskets_that_have_closed_and_clients_that_left_are_not_kept_for_good() 
 def test_registering_into_baskets_that_are_there_sends_nothing_anew() -> None:
     one = directory()
     done(one, one.register([Member("a", "d")], 0.0))
-    version = one.whereabouts().version
+    version = one.routing_table().version
     begun = one.register([Member("b", "d")], 0.0)
-    assert one.whereabouts(version) == News(pending=begun.operation)
+    assert one.routing_table(version) == News(pending=begun.operation)
     done(one, begun)
     done(one, one.unregister("a", 0.0))
-    assert one.whereabouts(version) == News()
+    assert one.routing_table(version) == News()
 
 
 def test_a_directory_made_anew_never_takes_an_old_version_for_its_own() -> None:
     one, two = directory(), directory()
-    assert one.whereabouts().version != two.whereabouts().version
-    assert two.whereabouts(one.whereabouts().version) == two.whereabouts()
+    assert one.routing_table().version != two.routing_table().version
+    assert two.routing_table(one.routing_table().version) == two.routing_table()
 
 
 @settings(max_examples=150, deadline=None)

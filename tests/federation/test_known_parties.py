@@ -148,7 +148,7 @@ def test_baskets_that_open_split_and_close_are_known_to_all(fed: HierarchicalFed
     assert all(fed.submit_updates(["new_0", "new_1"], np.full((2, DIMENSION), 0.1)))
     release_of_all(fed)
     assert latest(fed).n_baskets == BASKETS + 2
-    first = next(p.basket_id for p in fed._driver.operations.whereabouts().places if p.domain_id == "d0")
+    first = next(p.basket_id for p in fed._driver.operations.routing_table().places if p.domain_id == "d0")
     fed.disband_basket(first)
     assert all(fed.submit_updates(["new_0", "new_1"], np.full((2, DIMENSION), 0.1)))
     release_of_all(fed)
@@ -231,7 +231,7 @@ def test_a_late_word_of_an_older_release_changes_nothing(fed: HierarchicalFedera
 def test_an_actor_that_was_told_nothing_joins_no_strangers(fed: HierarchicalFederation) -> None:
     fill(fed)
     fed._driver.run_layer1(None, True)
-    where = fed._driver.operations.whereabouts()
+    where = fed._driver.operations.routing_table()
     outcome = role(fed, "global").run(where.places, where.round_id, True, fed._driver.client.now())
     assert outcome.model is None
     assert fed.get_stats()["n_sessions_refused"] == BASKETS

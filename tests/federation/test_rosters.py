@@ -76,7 +76,7 @@ def test_every_change_of_baskets_or_keys_is_an_epoch_that_all_follow(fed_of: Any
     fed._runtime.kill("basket:1")
     assert release(fed) is not None
     assert epochs(fed) == {3}, "an actor that came back has a new key"
-    first = next(p.basket_id for p in fed._driver.operations.whereabouts().places if p.domain_id == "d0")
+    first = next(p.basket_id for p in fed._driver.operations.routing_table().places if p.domain_id == "d0")
     fed.disband_basket(first)
     assert release(fed) is not None
     assert epochs(fed) == {4}
@@ -246,7 +246,7 @@ def test_the_keys_of_a_basket_are_taken_from_its_own_actor_alone(fed_of: Any, mo
     fed = fed_of()
     thief, evil = IdentityKeyPair.generate().public_bytes, role(fed, "basket:4")
     knows, admits = evil.know_parties, evil.admit
-    names = [place.basket_id for place in fed._driver.operations.whereabouts().places if place.slot != 4]
+    names = [place.basket_id for place in fed._driver.operations.routing_table().places if place.slot != 4]
     stolen = dict.fromkeys(names, thief)
 
     def lying(*args: Any) -> Any:
@@ -291,7 +291,7 @@ def test_a_basket_actor_hijacks_no_basket_and_no_chain_as_the_directory_comes_ba
     monkeypatch.setattr(evil, "step_down", lying)
     fed._runtime.kill("directory")
     fed.advance_round()
-    slots = {place.domain_id: place.slot for place in fed._driver.operations.whereabouts().places}
+    slots = {place.domain_id: place.slot for place in fed._driver.operations.routing_table().places}
     assert slots == {f"d{b}": b for b in range(BASKETS)}
     assert release(fed) is not None
     assert epochs(fed) == {1}

@@ -92,7 +92,7 @@ def test_where_basket_models_are_private_nothing_of_agreement_is_made(open_feder
         for basket in entry["baskets"].values():
             assert not {"outliers", "trust"} & set(basket)
     host = fed._runtime.peers.roles["basket:0"]
-    assert host.conduct() == {}
+    assert host.reputations() == {}
     models = [basket.latest.model for basket in host._baskets.values()]
     assert [model.placings for model in models] == [{}, {}]
 

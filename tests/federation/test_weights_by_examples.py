@@ -84,7 +84,7 @@ def test_a_client_that_claims_everything_owns_what_the_cap_leaves_it(open_federa
 def test_examples_go_with_a_client_and_outlive_the_actors(open_federation: Any) -> None:
     fed = joined(open_federation(settings()), [1, 2, 3, 4, 10])
     fed._runtime.kill("basket:0")
-    fed._driver.operations.whereabouts()
+    fed._driver.operations.routing_table()
     fed.submit_updates(NAMES[:5], ROWS)
     fed._runtime.kill("directory")
     fed.split_basket("a_basket_0")

@@ -156,7 +156,7 @@ class Scene:
 
     def check_places(self) -> None:
         """The directory and the basket actors agree on who is where, and everyone is in one place."""
-        where = self.role(DIRECTORY).whereabouts()
+        where = self.role(DIRECTORY).routing_table()
         assert where.news.pending is None
         decided: dict[str, dict[str, set[str]]] = {name: {} for name in self.hosts()}
         members: list[str] = []

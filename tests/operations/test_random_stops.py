@@ -20,7 +20,7 @@ Act = Callable[[HierarchicalFederation, int], Any]
 
 
 def basket_of(fed: HierarchicalFederation, k: int) -> str:
-    places = fed._driver.operations.whereabouts().places
+    places = fed._driver.operations.routing_table().places
     return places[k % len(places)].basket_id
 
 

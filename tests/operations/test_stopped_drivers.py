@@ -234,7 +234,7 @@ def test_what_others_have_finished_is_not_done_again_once_the_directory_has_died
         if stopper.passed <= at:
             return
         (answer,), stats = answers, fed.get_stats()
-        live = {place.basket_id for place in fed._driver.operations.whereabouts().places}
+        live = {place.basket_id for place in fed._driver.operations.routing_table().places}
         match name:
             case "advance_round":
                 assert answer == stats["current_round"] == 1, at

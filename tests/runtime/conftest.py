@@ -67,7 +67,7 @@ class Harness:
         return pid_of(self.fed._runtime, name)
 
     def basket_role(self, basket_id: str) -> str:
-        where = self.fed._driver.operations.whereabouts()
+        where = self.fed._driver.operations.routing_table()
         return next(f"basket:{p.slot}" for p in where.places if p.basket_id == basket_id)
 
 
