@@ -8,7 +8,6 @@
     sensitivity         how far one client's row moves each Layer 1 rule's result
     mechanisms          clip and noise, for a client's message and for the global model
     adaptive_clipping   a clip norm that follows a quantile of the norms, privately
-    audit               lower bounds on what a mechanism really gives, to hold claims against
 """
 
 from __future__ import annotations
