@@ -1,4 +1,4 @@
-"""``scarcity-ray plan``: what follows from a config, for people or machines; every number is `forecast`'s."""
+"""``scarcity-ray plan``: prints what follows from a config; every number comes from `forecast`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from scarcity_ray.forecast import (
 from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.workloads.config import load_run, read_content
+from scarcity_ray.workloads.records import finite
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
@@ -44,7 +45,6 @@ class Planned:
     """What is planned for.
 
     Attributes:
-        federation: The federation's settings.
         sizes: Clients of each basket.
         rounds: Rounds that are wanted; None: as many as the budget buys.
         assumed: What was assumed of the clients, in words; empty where the file or the options say it.
@@ -73,7 +73,6 @@ def plan_command(
     Args:
         config: The file: of a job, or a driver's, which has no workload.
         overrides: ``path=value`` each.
-        form: ``text`` or ``json``.
         rounds: Solve for the noise at which the budget buys as many.
         epsilon: Plan with this total epsilon instead of the file's.
         measure: Predict seconds by this machine's rates, which are probed first.
@@ -238,7 +237,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "baskets_until_noise_is_no_larger_than_signal": forecast.baskets_at_equal_noise,
         },
         "solved": {},
-        "rules": [_finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
+        "rules": [finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
         "warnings": [
             {**asdict(warning), "remedies": list(warning.remedies)}
             for warning in (
@@ -253,7 +252,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     if not federation.layer2.enabled:
         _leave_out_layer2(numbers, counted_on, planned.rounds)
     for title in SECTIONS:
-        numbers[title] = _finite(numbers[title])
+        numbers[title] = finite(numbers[title])
     return numbers
 
 
@@ -384,13 +383,6 @@ def _print(numbers: dict[str, Any], console: Console) -> None:
         name = f"{'*' if configured else ' '} {cost['rule']}"
         table.add_row(name, str(cost["least_rows"]), *figures, style="bold" if configured else "")
     console.print(table)
-
-
-def _finite(section: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in section.items()
-    }
 
 
 def _short(value: float | None) -> str:

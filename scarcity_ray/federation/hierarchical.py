@@ -19,7 +19,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
 from scarcity_ray.baskets import Receipt
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.config.arguments import check_clock, seconds_of, shown
+from scarcity_ray.config.arguments import check_clock, seconds_of
 from scarcity_ray.directory import BasketInfo, ClientInfo, check_name
 from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.arguments import (
@@ -59,6 +59,7 @@ from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import map_tasks
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
+from scarcity_ray_client.errors import shown
 
 Clock = Callable[[], float]
 

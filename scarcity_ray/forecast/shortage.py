@@ -1,6 +1,6 @@
 """What a basket of few clients, or a release of few baskets, needs, and the single changes that would help.
 
-Each change is tried by the planner before it is said.
+Each change is tried by the planner before it is proposed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from scarcity_ray.plan.session import HIDDEN_AMONG
 SIZES_LOOKED_AT = 1000
 """Further members that are tried with a rule."""
 SIGNING = "`scarcity-ray roster sign`, then fed.sign_roster(...)"
-"""How an operator signs."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ReleaseNeed:
 
     @property
     def binds(self) -> bool:
-        """Whether it is for the corrupt that so many are needed."""
+        """Whether the assumed corrupt baskets are the reason that so many are needed."""
         return self.least() > self.layer2.min_baskets
 
     @property
@@ -61,7 +60,7 @@ class ReleaseNeed:
         )
 
     def ways(self, fresh: int, num_empty: int) -> Iterator[str]:
-        """What makes do with the fresh ones."""
+        """Changes with which the fresh baskets suffice."""
         if not self.binds:
             return
         signed = " (and have the next roster signed)" if self.signed else ""

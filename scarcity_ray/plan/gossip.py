@@ -1,4 +1,4 @@
-"""What one client's gossip costs, how noisy it is and how much what it receives may weigh."""
+"""What one client's gossip costs, how noisy it is, and how much weight received states get."""
 
 from __future__ import annotations
 
@@ -97,5 +97,5 @@ class GossipPlan:
         return min(most, spread / (spread * (1.0 + share) + harm))
 
     def num_byzantine(self, num_members: int) -> int:
-        """As `FederationPlan.num_byzantine`."""
+        """The f for a basket of `num_members` registered clients."""
         return self.layer1.byzantine_among(num_members)

@@ -1,9 +1,9 @@
 """What Byzantine clients do: attacks by name, and the rows that a federation receives under one.
 
-The attackers of a basket know everything: the honest updates of this round, the rule, and each other. An
-attack is a pure function of that; what it learns in one round and keeps for later is another attack
-(`Attack.learned`), so that nothing changes in place. First come the attacks that a client can make alone,
-then those of colluders who all send one row, then those that try out their own strength on the rule.
+The attackers of a basket are omniscient: they know the honest updates of this round, the rule, and each
+other. An attack is a pure function of that. What it learns in one round and keeps is a new attack
+(`Attack.learned`). First come the attacks that a client can make alone, then those of colluders who all send
+one row, then those that optimise their strength against the rule.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class View:
     Attributes:
         own: (b, d) float32, what they would send if they were honest.
         honest: (h, d) float32, what the honest clients send, h at least 1.
-        rng: For attacks that draw.
         outcome: The basket's aggregate if the attackers send these (b, d) rows; None where they do not know
             the rule.
     """
@@ -71,7 +70,7 @@ class Attack(ABC):
         """The (b, d) float32 rows that the attackers send."""
 
     def learned(self, view: View) -> Attack:
-        """The attack with what a round teaches fixed: a strength, a victim. Itself where there is nothing."""
+        """The attack with what it found in a round, a strength or a victim, fixed for later rounds."""
         return self
 
     def labels(self, labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
@@ -349,7 +348,6 @@ def craft(
         deltas: (clients, d) float32, never changed.
         byzantine: (clients,) bool.
         baskets: (clients,) the basket of each client.
-        rng: For the attacks that draw.
         rule: What a basket makes of its rows, for the attacks that know it.
 
     Returns:

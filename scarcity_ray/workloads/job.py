@@ -1,4 +1,4 @@
-"""The main job: train through a federation under attack, then make the runs that it is compared with."""
+"""The job: train through a federation under attack, then make the runs that it is compared with."""
 
 from __future__ import annotations
 
@@ -80,10 +80,9 @@ def run_job(
 ) -> Outcome:
     """Run a job and write everything but its report into its folder.
 
+    Metrics are flushed round by round.
+
     Args:
-        config: The job.
-        folder: Where it writes; metrics are flushed round by round.
-        watcher: Told of phases and rounds.
         open_federation: Makes the federation; tests put a stand-in here.
 
     Raises:

@@ -40,7 +40,6 @@ class RunFolder:
         Args:
             config: Its name and ``run.out`` make the folder's name, with the time.
             chosen: A folder to use instead; it must be empty or not there yet.
-            now: The time.
 
         Raises:
             UsageError: If the chosen folder holds something, or the folder cannot be made.

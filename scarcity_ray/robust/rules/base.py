@@ -1,4 +1,4 @@
-"""What a rule is: selection once in n-space, then a combination of each column block on its own."""
+"""The interface of a rule: one selection from n x n distances, then a combination of each column block."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a rule selects for: n and f, and what only some rules take or look at.
+    """The input of a rule's selection besides the distances: n and f, and what only some rules use.
 
     Attributes:
         num_rows: n.

@@ -1,8 +1,8 @@
-"""Pre-aggregation: replace the rows by combinations of them, the *mixed rows*, before a rule sees them.
+"""Pre-aggregation: replace the rows by combinations of them, the *mixed rows*, before a rule is applied.
 
-Each step is a matrix of coefficients made from the rows' geometry, so that steps compose without forming a
-mixed row: a rule on whole rows ends in one weighted sum, and a coordinate-wise rule mixes each column block
-as it comes.
+Each step is a matrix of coefficients computed from the rows' geometry, so steps compose without forming a
+mixed row: a rule on whole rows ends in one weighted sum, and a coordinate-wise rule mixes one column block at
+a time.
 
 Guarantees:
     Nearest-neighbour mixing averages each row with its nearest others, n - f in all.
