@@ -42,7 +42,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """What is planned for.
+    """The federation, its baskets and rounds that a plan is made for.
 
     Attributes:
         sizes: Clients of each basket.
@@ -257,7 +257,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
 
 
 def _adaptation(forecast: Forecast) -> dict[str, Any]:
-    """What adaptive clipping does and costs; the release's numbers are those of its first clip norm."""
+    """The effect and cost of adaptive clipping; the release's numbers are those of its first clip norm."""
     layer2 = forecast.config.layer2
     low, high = layer2.clip_norm_range
     return {
@@ -338,7 +338,7 @@ def _plan_of(federation: HierarchicalFederationConfig, where: str) -> Federation
 
 
 def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:
-    """What to set, by path, and what it buys."""
+    """The settings that were solved for, by path, and what they buy."""
     solved: dict[str, Any] = {}
     if epsilon is not None:
         solved["federation.total_epsilon"] = numbers["budget"]["epsilon"]

@@ -171,7 +171,7 @@ class RoundSeconds:
 
     @property
     def on_one_core(self) -> float:
-        """All of it."""
+        """The sum of all phases."""
         return math.fsum(getattr(self, field.name) for field in fields(self))
 
 

@@ -118,7 +118,7 @@ class Forecast:
 
     @property
     def signal_to_noise(self) -> float:
-        """Of one release; inf without noise."""
+        """Signal's bound over noise norm of one release; inf without noise."""
         return self.signal_bound / self.noise_norm if self.noise_norm else math.inf
 
     @property
@@ -135,7 +135,7 @@ class Forecast:
 
     @property
     def signal_to_noise_over_all_rounds(self) -> float:
-        """Of the sum of all releases, if every round says the same as loudly as it can."""
+        """The same for the sum of all releases, if all have the greatest signal in the same direction."""
         return self.signal_to_noise * math.sqrt(self.rounds_possible)
 
     @property
@@ -175,7 +175,7 @@ class Forecast:
         return count
 
     def _excess(self, baskets: int) -> float:
-        """By what factor noise in shares exceeds what one party would add; 1 where one party does."""
+        """Noise in shares over the noise that one party would add; 1 where one party adds it."""
         if not self.release.share_sigma:
             return 1.0
         return math.sqrt(baskets / honest_shares(self.config.layer2, baskets))
@@ -242,7 +242,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class RuleCost:
-    """What one Layer 1 rule would cost in noise; a weighted mean with equal weights.
+    """The noise that one Layer 1 rule would need; a weighted mean with equal weights.
 
     Attributes:
         least_rows: Rows that it needs in the smallest basket.

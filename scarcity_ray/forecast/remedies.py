@@ -1,4 +1,4 @@
-"""What would bring a release's noise within its signal: single changes, each tried by the planner.
+"""Changes that would bring a release's noise within its signal, each tried by the planner.
 
 They come in the order of what they cost: another rule, fewer rounds, more clients, more baskets, a larger
 epsilon, a smaller model. Where no single change suffices and a less noisy rule fits, each is tried with that
@@ -32,7 +32,7 @@ _CLOSE = 1.0 + 1e-5
 
 @dataclass(frozen=True)
 class Remedy:
-    """One way out, with what it comes to.
+    """One change, and the noise that it leaves.
 
     Attributes:
         kinds: What it changes, of ``rule``, ``rounds``, ``clients``, ``baskets``, ``epsilon``, ``dimension``.

@@ -1,4 +1,4 @@
-"""What a basket of few clients, or a release of few baskets, needs, and the single changes that would help.
+"""Why a basket has too few clients, or a release too few baskets, and the single changes that would help.
 
 Each change is tried by the planner before it is proposed.
 """
@@ -105,7 +105,7 @@ def rows_needed(plan: FederationPlan, members: int) -> str:
 
 
 def ways_for_few_members(plan: FederationPlan, members: int, domain_id: str) -> Iterator[str]:
-    """What lets a basket of so few clients aggregate: more of them, or a gentler rule."""
+    """Changes that let a basket of so few clients aggregate: more clients, or a rule that needs fewer."""
     most = min(plan.config.basket.max_clients, members + SIZES_LOOKED_AT)
     size = next((n for n in range(members + 1, most + 1) if plan.least_rows(n) <= n), None)
     if size is not None:  # f may grow with the members

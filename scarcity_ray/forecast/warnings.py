@@ -54,7 +54,7 @@ class Warned:
 
 
 def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
-    """All that is amiss, the worst first."""
+    """All warnings on a forecast, the worst first."""
     found = (
         _drowned(forecast),
         _stuck(forecast),
@@ -232,12 +232,12 @@ class Told:
             self.note([warning])
 
     def as_json(self, moot: Collection[str] = ()) -> list[dict[str, Any]]:
-        """All that was told, as plain data, but for the codes that have become `moot`."""
+        """All warnings given, as plain data, except those with a code in `moot`."""
         return [asdict(warning) for warning in self._told.values() if warning.code not in moot]
 
 
 def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:
-    """What the config alone says, before anybody is registered."""
+    """The warnings on the config alone, before anybody is registered."""
     found = (weakly_masked(plan), gossip_drowned(plan))
     return weak_settings(plan.config) + tuple(warning for warning in found if warning is not None)
 

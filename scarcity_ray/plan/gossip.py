@@ -1,4 +1,4 @@
-"""What one client's gossip costs, how noisy it is, and how much weight received states get."""
+"""Cost and noise of one client's gossip, and the weight of received states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scarcity_ray.config import Layer1Config
 
 @dataclass(frozen=True)
 class GossipPlan:
-    """What one client's gossip costs and how noisy it is.
+    """Cost and noise of one client's gossip, in a round.
 
     Attributes:
         mu_drift: Gaussian-DP parameter of the materiality test; rho = mu^2 / 2 in zCDP.

@@ -14,7 +14,7 @@ _ROUNDED_UP = 1.0 + 2.0**-51
 
 @dataclass(frozen=True)
 class BasketFacts:
-    """What is public about one basket's part in a release.
+    """The public facts about one basket's part in a release.
 
     Attributes:
         domain_id: What the operator's trust is given for.
@@ -104,7 +104,7 @@ class ReleasePlan:
         return all(_close(mine[name], theirs[name]) for name in mine)
 
     def surviving_weight(self, survivors: Sequence[str]) -> float:
-        """What the sum is divided by."""
+        """The survivors' total weight, by which the sum is divided."""
         return math.fsum(self.weights[b] for b in survivors)
 
 

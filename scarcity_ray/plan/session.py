@@ -1,4 +1,4 @@
-"""Who must stay in a session of secure aggregation, and how many honest baskets any sum of it holds.
+"""How many baskets a session of secure aggregation needs, and how many honest ones any of its sums holds.
 
 R baskets are registered (`secagg.roster`), and c of them may collude with the global aggregator: the assumed
 share of *R*, rounded up. The aggregator invites n of them, so it may invite all of the c whatever n is;
@@ -48,7 +48,7 @@ HIDDEN_AMONG = 2
 
 @dataclass(frozen=True)
 class SessionShape:
-    """What the size of a session settles.
+    """The numbers that follow from the size of a session.
 
     Attributes:
         threshold: Parties without which it aborts.
@@ -180,7 +180,7 @@ def hides_from(layer2: Layer2Config) -> int | None:
 
 
 def masking_warning(layer2: Layer2Config, baskets: int | None = None) -> str | None:
-    """What secure aggregation does not do for a federation of so few baskets, and from how many on it does.
+    """A warning if a federation has too few baskets for masks to hide one from colluders.
 
     Args:
         baskets: Registered ones; None before that is known.

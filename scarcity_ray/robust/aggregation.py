@@ -55,7 +55,7 @@ from scarcity_ray.robust.rules.registry import get_pre_aggregation, get_rule
 
 @dataclass(frozen=True, eq=False)
 class AggregationResult:
-    """What a rule made of n rows.
+    """The result of a rule.
 
     Attributes:
         vector: (d,) float32.
@@ -81,7 +81,7 @@ class AggregationResult:
 
 
 class Decision(NamedTuple):
-    """What enters the result.
+    """The rows that enter the result, and with what coefficients.
 
     Attributes:
         selection: Of the rows, or of the mixed rows.

@@ -1,4 +1,4 @@
-"""What a party checks before it joins an attempt, and of every list of parties that it is shown.
+"""The checks of a party before it joins an attempt, and of every list of parties that it is shown.
 
 A malicious coordinator can attack in three ways. It can invent parties (a Sybil session), so that an honest
 input stands alone among invented ones: a party compares the ids with identities that it knows from elsewhere.

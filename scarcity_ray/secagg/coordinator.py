@@ -67,11 +67,11 @@ class Coordinator:
 
     @property
     def phase(self) -> Phase:
-        """What it is waiting for."""
+        """The phase whose messages it takes now."""
         return self._phase
 
     def awaited(self) -> tuple[str, ...]:
-        """Whose message the present phase still lacks, sorted; empty when all have spoken."""
+        """Sorted ids of the parties whose message the present phase still lacks."""
         if self._phase not in PHASES[:-1]:
             return ()
         return tuple(sorted(set(self._expected(self._phase)) - set(self._heard(self._phase))))
@@ -252,7 +252,7 @@ class Coordinator:
         return True
 
     def _expected(self, phase: Phase) -> Collection[str]:
-        """Who may speak in a phase: whoever spoke in the one before."""
+        """The parties that may send in a phase: those that sent in the one before."""
         if phase is Phase.ADVERTISE:
             return [party.party_id for party in self._context.parties]
         return self._heard(PHASES[PHASES.index(phase) - 1])

@@ -87,7 +87,7 @@ def require_dealt_to(message: KeyShares, holders: tuple[str, ...]) -> None:
 def gather(
     holder: str, context_digest: bytes, sharers: tuple[str, ...], dealt: Mapping[str, KeyShares]
 ) -> Inbox:
-    """What each dealer dealt to one holder.
+    """Collects what each dealer dealt to one holder.
 
     Args:
         sharers: All who shared, sorted.
@@ -167,7 +167,7 @@ class Unmasking:
 
     @property
     def holders(self) -> Collection[str]:
-        """Who gave their shares."""
+        """The parties that gave their shares."""
         return self._given[Secret.SEED].keys()
 
     def add(self, message: UnmaskShares) -> None:

@@ -85,7 +85,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class GraphChoice:
-    """What to give to `SessionContext`.
+    """The graph's fields of `SessionContext`, and what they promise.
 
     Attributes:
         degree: Neighbours of each party, or None for the complete graph.

@@ -1,4 +1,4 @@
-"""One party's side of one attempt: messages in, messages out, no I/O, no clock.
+"""One party's side of one attempt: a state machine of messages, without I/O or clock.
 
 A step that is out of order, or whose input is not sound, raises `ProtocolViolation`, says nothing, and
 leaves the state as it was. A step that succeeds cannot be repeated: one attempt gives one answer a phase.
@@ -94,7 +94,7 @@ class Participant:
 
     @property
     def state(self) -> State:
-        """Where it stands."""
+        """The last step that it completed."""
         return self._state
 
     def advertise(self) -> Advert:

@@ -1,4 +1,4 @@
-"""What a host has checked of an attempt's public messages, once for all the participants that it hosts.
+"""Checks an attempt's public messages once for all the participants that one host has.
 
 Adverts, lists of who spoke, and confirmations are the same for every party, and so is what is computed from
 them: whether they are well formed and authentic, their digests, and the graph. A participant gets these from
@@ -40,7 +40,7 @@ class Roll:
 
 
 class PublicView:
-    """One context's public messages as one host has seen them.
+    """The public messages of one attempt, checked once for all participants of one host.
 
     Attributes:
         digest: Of the context.

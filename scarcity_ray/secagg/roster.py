@@ -31,7 +31,7 @@ NOBODY_BEFORE = bytes(DIGEST_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """One epoch.
+    """The registered parties in one epoch.
 
     Attributes:
         epoch: 1 for the first, then one more each.
@@ -84,7 +84,7 @@ class Roster:
         return IdentityKeyPair.verify_with(operator_key, self.content(), self.signature)
 
     def to_json(self) -> str:
-        """As text, for a file that is carried to where the operator's key lies."""
+        """The roster as JSON, to be carried to where the operator's key is."""
         return json.dumps(
             {
                 "federation_id": self.federation_id,
@@ -170,12 +170,12 @@ class RosterChain:
 
     @property
     def newest(self) -> Roster | None:
-        """What is pinned; None before the first."""
+        """The newest pinned roster; None before the first."""
         return self.kept[-1] if self.kept else None
 
     @property
     def epoch(self) -> int:
-        """Of what is pinned; 0 before the first."""
+        """The newest pinned epoch; 0 before the first."""
         return self.kept[-1].epoch if self.kept else 0
 
     def next(self, parties: Iterable[Party]) -> Roster:
@@ -202,7 +202,7 @@ class RosterChain:
         return ""
 
     def misnamed(self, rosters: Sequence[Roster], own: Mapping[str, bytes]) -> tuple[str, ...]:
-        """Who of `own` stands under another key on the last of `rosters`, where that is not pinned already.
+        """Those of `own` that the last of `rosters` lists with another key, if it is not pinned already.
 
         The epochs before it may name those who had the id earlier.
         """

@@ -1,4 +1,4 @@
-"""What Byzantine clients do: attacks by name, and the rows that a federation receives under one.
+"""Attacks of Byzantine clients by name, and the rows that a federation receives under one.
 
 The attackers of a basket are omniscient: they know the honest updates of this round, the rule, and each
 other. An attack is a pure function of that. What it learns in one round and keeps is a new attack
@@ -28,7 +28,7 @@ BasketRule = Callable[[Rows], Rows]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What the attackers of one basket see in one round.
+    """The knowledge of one basket's attackers in one round.
 
     Attributes:
         own: (b, d) float32, what they would send if they were honest.
@@ -55,7 +55,7 @@ class View:
 
 
 class Attack(ABC):
-    """What the attackers of a basket send.
+    """An attack: the rows that the attackers of a basket send.
 
     Attributes:
         colludes: Whether the rows depend on other clients' updates.
@@ -74,7 +74,7 @@ class Attack(ABC):
         return self
 
     def labels(self, labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-        """What the attackers take for their examples' labels."""
+        """The labels that the attackers train on."""
         return labels
 
 
@@ -342,7 +342,7 @@ def craft(
     rng: np.random.Generator,
     rule: BasketRule | None = None,
 ) -> Rows:
-    """What is sent when every client computed `deltas` and the Byzantine ones attack.
+    """The rows that are sent if every client computed `deltas` and the Byzantine ones attack.
 
     Args:
         deltas: (clients, d) float32, never changed.

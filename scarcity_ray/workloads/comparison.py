@@ -27,7 +27,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ComparisonInputs:
-    """What the comparison tasks share."""
+    """The inputs that all comparison tasks share."""
 
     scene: Scene
     federation: HierarchicalFederationConfig

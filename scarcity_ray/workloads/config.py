@@ -75,7 +75,7 @@ class WorkloadConfig:
 
 @settings
 class PlaceConfig:
-    """Where a job runs and where it writes."""
+    """The runtime of a job, and the folder of its results."""
 
     runtime: Literal["ray", "local"] = "ray"
     address: StrictStr | None = None

@@ -67,7 +67,7 @@ class GossipRun:
 
 
 def starting_models(models: Rows, scene: Scene) -> Rows:
-    """What clients train from: their own models; the Byzantine, who know all, their basket's honest mean."""
+    """The models that clients train from: their own; attackers, who know all, take the honest mean."""
     starts, byzantine = models.copy(), scene.population.byzantine
     for basket in np.unique(scene.baskets[byzantine]):
         inside = scene.baskets == basket
@@ -137,7 +137,7 @@ class GossipTraining:
         self._rule = basket_rule(make_plan(config))
 
     def train(self, number: int) -> Rows:
-        """What clients send in a round: their own models after local steps, or an attack."""
+        """The rows that clients send in a round: their own models after local steps, or an attack."""
         scene, workload = self._scene, self._scene.workload
         starts = starting_models(self.models, scene)
         inputs = scene.training(starts, workload.attack)

@@ -36,7 +36,7 @@ from scarcity_ray.workloads.softmax import accuracy, train_clients
 
 
 class Stopwatch:
-    """Where a job's wall time goes: seconds by phase."""
+    """Wall time of a job by phase, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -63,7 +63,7 @@ class Stopwatch:
 
 
 class Watcher(Protocol):
-    """Who is told how a job goes."""
+    """Receives the progress of a job."""
 
     def phase(self, name: str) -> None:
         """A phase begins."""
@@ -218,7 +218,7 @@ class Training:
         )
 
     def _deltas(self, number: int) -> NDArray[np.float32]:
-        """What clients send when they start from the global model: their deltas, or an attack."""
+        """The rows that clients send after training from the global model: their deltas, or an attack."""
         scene, attack = self._scene, self._config.workload.attack
         inputs = scene.training(self._model.current, attack)
         deltas = np.concatenate(self._federation.map_tasks(train_clients, scene.tasks, inputs))

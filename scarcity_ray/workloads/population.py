@@ -154,7 +154,7 @@ def baskets_in_order(domains: tuple[str, ...], max_clients: int) -> NDArray[np.i
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a run trains and is tested on.
+    """The data, clients and settings of a run.
 
     Attributes:
         dataset: For its test part.
@@ -175,7 +175,7 @@ class Scene:
         return [(first, min(first + each, clients)) for first in range(0, clients, each)]
 
     def training(self, model: NDArray[np.float32], attack: AttackConfig) -> TrainingInputs:
-        """What the training tasks of a round share, when clients start from `model`, (d,) or one a client."""
+        """The inputs of a round's training tasks, if clients start from `model`, (d,) or one a client."""
         population = self.population
         return TrainingInputs(
             model=model,

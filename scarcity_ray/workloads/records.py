@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round.
+    """The record of one round.
 
     Attributes:
         round: Number, from 1.
@@ -54,7 +54,7 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job came to; the contents of ``summary.json``. Counts are of the whole job.
+    """The result of a job; the contents of ``summary.json``. Counts are of the whole job.
 
     Attributes:
         accuracy: The federation's, under attack, with noise; without Layer 2 the mean over honest clients.

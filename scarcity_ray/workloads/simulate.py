@@ -144,7 +144,7 @@ def clipped_vector(model: BasketModel, plan: FederationPlan) -> NDArray[np.float
 
 
 def basket_rule(plan: FederationPlan | None) -> BasketRule:
-    """What attackers know of a basket: its rule without noise, zero where it waits; None: the plain mean."""
+    """The rule of a basket as attackers know it: without noise, zero where it waits; None: the plain mean."""
     aggregator = None if plan is None else Layer1Aggregator(plan.config.layer1)
 
     def rule(rows: NDArray[np.float32]) -> NDArray[np.float32]:

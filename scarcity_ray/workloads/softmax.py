@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a training task shares with all others of a round.
+    """The inputs that all training tasks of a round share.
 
     Attributes:
         model: (d,) float32, the round's global model; or (clients, d), each client's own.

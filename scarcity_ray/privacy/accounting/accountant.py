@@ -209,7 +209,7 @@ class PrivacyAccountant:
         return self.accounting.delta_of(self.mu_spent(client_id), self.total_epsilon) + self._delta.value
 
     def remaining(self, client_id: str | None = None) -> tuple[float, float]:
-        """What is left of (epsilon, delta): the worst case over all clients, or one client's own.
+        """The (epsilon, delta) left: the worst case over all clients, or one client's own.
 
         Returns:
             `total_epsilon` less the epsilon spent at `total_delta`, and `total_delta` less the delta spent at

@@ -27,7 +27,7 @@ from scarcity_ray.privacy.accounting.zcdp import delta_of_rho, epsilon_of_rho, r
 
 
 class Accounting(StrEnum):
-    """What a ledger's sum of mu^2 means, fixed when it is made."""
+    """The meaning of a ledger's sum of mu^2, fixed when the ledger is made."""
 
     GAUSSIAN_DP = "gaussian_dp"
     ZCDP = "zcdp"
@@ -67,7 +67,7 @@ class Accounting(StrEnum):
         return f"rho {rho_of_mu(mu):.6g}"
 
     def mu_of_pure(self, epsilon: float) -> float:
-        """What a release is charged of which only epsilon-DP is known."""
+        """The mu of a release of which only epsilon-DP is known."""
         if self is Accounting.GAUSSIAN_DP:
             return mu_of_pure(epsilon)
         return mu_of_rho(rho_of_pure(epsilon))

@@ -33,7 +33,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class BudgetStatus:
-    """Where the budget stands.
+    """The state of a budget: what was spent, what is left, and on which ledger.
 
     Attributes:
         remaining_epsilon: Worst case over all clients; 0 once the next release does not fit.

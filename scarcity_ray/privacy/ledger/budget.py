@@ -260,7 +260,7 @@ class DurableBudget:
         return self._taken_over or ("" if fits else "the privacy budget is spent")
 
     def status(self, next_release_mu: float) -> BudgetStatus:
-        """Where the budget stands, given the mu of the next configured central release.
+        """The state of the budget, given the mu of the next configured central release.
 
         A ledger that was taken over is no error here: what it said last stands, and is read-only.
         """
@@ -297,7 +297,7 @@ class DurableBudget:
             return self._accountant.period
 
     def remaining(self, client_id: str) -> tuple[float, float]:
-        """What is left of (epsilon, delta) for one client."""
+        """The (epsilon, delta) left for one client."""
         with self._standing():
             return self._accountant.remaining(client_id)
 

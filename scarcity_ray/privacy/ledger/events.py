@@ -1,4 +1,4 @@
-"""What a ledger records: one frozen type for each kind of row, and how it is encoded.
+"""The events that a ledger records: one frozen type for each kind of row, and its encoding.
 
 A row states an event by its ``kind``, by its ``body``, which has the fields below as plain data, and for a
 gossip charge by a payload. A field that is None is left out, except ``name``. Unknown fields are not read.
@@ -86,7 +86,7 @@ class ReleaseCharge:
 
 @dataclass(frozen=True)
 class GossipMembers:
-    """Who a gossip charge covers.
+    """The clients that a gossip charge covers.
 
     Attributes:
         places: int64, sorted: where the clients stand in the accountant's list.
@@ -99,7 +99,7 @@ class GossipMembers:
 
 @dataclass(frozen=True)
 class GossipCharge:
-    """One message of each of some clients, charged to each of them.
+    """One gossip message of each of some clients, charged to that client alone.
 
     Attributes:
         mu: Of one message.
@@ -116,7 +116,7 @@ class GossipCharge:
 
     @cached_property
     def members(self) -> GossipMembers:
-        """Who is charged.
+        """The clients charged.
 
         Raises:
             ValueError: If the payload does not say it.
@@ -226,7 +226,7 @@ def unpack_gossip(payload: bytes) -> GossipMembers:
 def renewal_message(
     federation_id: str, period: int, total_epsilon: float, total_delta: float, operator: str
 ) -> bytes:
-    r"""What an operator signs to open a new budget period: good for one federation, one period, and so once.
+    r"""The message that an operator signs to open a new budget period; it is valid for one federation, once.
 
     Args:
         period: The period that ends.

@@ -1,4 +1,4 @@
-"""Whose a ledger is and who holds it, according to its rows."""
+"""The federation and the writer that a ledger's rows name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Holder:
 
 @dataclass
 class Standing:
-    """What the rows up to `seq` say; `note` takes the next one.
+    """The facts that the rows up to `seq` state about the ledger; `note` adds the next row.
 
     Attributes:
         seq, hash, epoch: Of the last row; -1, `NO_HASH` and 0 before the first.

@@ -60,7 +60,7 @@ _RUN_BITS = 63
 
 
 class Opening(TypedDict, total=False):
-    """Who opens a ledger to write, and with what right; `Ledger.open` explains each."""
+    """The arguments of `Ledger.open` that say who opens the ledger, and with what right."""
 
     name: str | None
     incarnation: int | None
@@ -191,12 +191,12 @@ class Ledger:
 
     @property
     def standing(self) -> Standing:
-        """Whose it is and who opened it last, as known when this writer opened it, or as read now."""
+        """The federation and the last writer: as they were when this writer opened it, or as read now."""
         return self._standing or self._extended(Standing(), self.rows())
 
     @property
     def federation_id(self) -> str:
-        """Whose ledger it is: random, made with it."""
+        """The federation's random id."""
         return self.standing.federation_id
 
     def is_held(self) -> bool | None:
@@ -293,7 +293,7 @@ class Ledger:
             since = page[-1].seq + 1
 
     def verify(self, head_hash: str | None = None) -> str:
-        """As `survey`, for a hash that this ledger once had as its head, kept elsewhere; the head hash."""
+        """Walk the chain as `survey` does, look for an earlier head hash, and return the newest one."""
         return self.survey({} if head_hash is None else {head_hash: "whoever kept it"}).hash
 
     def survey(self, known_heads: Mapping[str, str] | None = None) -> Standing:

@@ -16,7 +16,7 @@ from scarcity_ray.privacy.ledger.ledger import Ledger
 
 
 def accounting_of(genesis: Genesis) -> Accounting:
-    """What a ledger adds up: Gaussian DP in those of before there was a choice.
+    """The accounting of a ledger; Gaussian DP in ledgers from before there was a choice.
 
     Raises:
         LedgerError: If this version knows no such accounting.

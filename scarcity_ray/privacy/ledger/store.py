@@ -1,4 +1,4 @@
-"""What a ledger asks of the place that stores its rows: a SQLite file or a PostgreSQL database."""
+"""The interface to the place that stores a ledger's rows: a SQLite file or a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Store(Protocol):
 
 
 def address_of(path: str | os.PathLike[str], name: str | None = None) -> Address:
-    """Where a ledger is: a file, or the rows of the federation `name` in the database that a URL names.
+    """The address of a ledger: a file, or the rows of the federation `name` in the database that a URL names.
 
     Raises:
         UsageError: For a URL that cannot be read, or that names another federation.

@@ -39,7 +39,7 @@ Shape = int | Sequence[int]
 
 
 class NoiseSource(Protocol):
-    """Where noise comes from."""
+    """A source of noise, secure or seeded."""
 
     def standard_normal(self, shape: Shape, stream: str) -> Float64:
         """Draw standard normal noise as float64.
@@ -50,7 +50,7 @@ class NoiseSource(Protocol):
         ...
 
     def uniform_words(self, stream: str) -> Words:
-        """Where the uniform words of one drawing come from, for noise that is not normal."""
+        """A generator of uniform words for one drawing, for noise that is not normal."""
         ...
 
 

@@ -52,7 +52,7 @@ class Window(NamedTuple):
 
 
 class WindowSummary(NamedTuple):
-    """What was averaged in each column: the mean, and the least and the largest value, (b,) float32 each."""
+    """The mean, the least and the largest of the values averaged in each column, (b,) float32 each."""
 
     mean: Vector
     least: Vector

@@ -22,7 +22,7 @@ ExactRows: TypeAlias = Callable[[NDArray[np.intp]], Matrix]
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What a rule decided from the distances, all that `Rule.combine` needs besides the rows.
+    """The decision of a rule from the distances: all that `Rule.combine` needs besides the rows.
 
     Attributes:
         rows: Indices of the rows that enter the result, ascending.

@@ -37,7 +37,7 @@ MOST_PAIRS = 2
 
 
 class PreAggregation(ABC):
-    """One step.
+    """One step of pre-aggregation.
 
     Attributes:
         name: The name in `registry.PRE_AGGREGATIONS`, and in errors.
@@ -195,5 +195,5 @@ def mixed_geometry(
 
 
 def unmixed(selection: Selection, coefficients: Matrix) -> Selection:
-    """What a selection of mixed rows is of the rows that came in."""
+    """The selection of original rows that equals a selection of mixed rows."""
     return Selection.weighing(selection.shares @ coefficients[list(selection.rows)])

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a rule tolerates.
+    """How many Byzantine rows a rule tolerates, and its bound.
 
     Attributes:
         rows_per_byzantine: a of the least n, a f + b.
