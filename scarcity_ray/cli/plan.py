@@ -77,7 +77,7 @@ def plan_command(
         epsilon: Plan with this total epsilon instead of the file's.
         measure: Predict seconds by this machine's rates, which are probed first.
         clients: Plan for so many, whatever the file says.
-        baskets: In which they are, evenly.
+        baskets: Plan for so many, of equal size.
     """
     planned = _solved(load_planned(config, overrides, clients, baskets), rounds, epsilon)
     rates = scaled(probe(time.process_time)) if measure else MEASURED

@@ -63,7 +63,6 @@ class Forecast:
 
     Args:
         sizes: Members of each basket, all of which send an update.
-        rounds: Rounds that are wanted.
 
     Raises:
         ConfigError: If the config's values cannot work together.
@@ -248,7 +247,6 @@ class RuleCost:
         least_rows: Rows that it needs in the smallest basket.
         fits: Whether every basket has the rows that it needs; where not, the other numbers are None.
         sensitivity: How far one client's row moves a basket's vector, the most over the baskets.
-        noise_norm: Norm of a release's noise.
         signal_to_noise: The greatest norm of a release without noise over that.
     """
 

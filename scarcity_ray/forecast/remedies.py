@@ -36,10 +36,10 @@ class Remedy:
 
     Attributes:
         kinds: What it changes, of ``rule``, ``rounds``, ``clients``, ``baskets``, ``epsilon``, ``dimension``.
-        change: What to do, in words.
-        config: The federation with it.
-        sizes: Its baskets.
-        noise_norm: Of a release then.
+        change: The change in words.
+        config: The federation's settings with the change.
+        sizes: Clients of each basket with the change.
+        noise_norm: Norm of a release's noise with the change.
     """
 
     kinds: tuple[str, ...]

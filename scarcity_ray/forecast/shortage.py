@@ -27,7 +27,7 @@ class ReleaseNeed:
     Attributes:
         number: Baskets that are registered.
         num_unsigned: Those that count as corrupt until they are signed for.
-        signed: Whether an operator signs rosters.
+        signed: Whether rosters need the operator's signature.
     """
 
     layer2: Layer2Config

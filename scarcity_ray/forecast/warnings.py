@@ -39,7 +39,7 @@ class Warned:
     """Something that a config's owner should know.
 
     Attributes:
-        code: A name for machines.
+        code: A fixed name, for programs.
         message: What is wrong, and what would change it.
         loud: Whether a run says it as well before it starts.
         remedies: What would end it, each tried, the cheapest first; some warnings have them in words alone.

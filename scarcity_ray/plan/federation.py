@@ -54,7 +54,6 @@ class FederationPlan:
         mu_total: As `mu_release`, of the whole budget.
         gossip_share: Of the budget, in mu squared: all of it without Layer 2, unless gossip is off.
         central_mu_cap, gossip_mu_cap: The budget's two shares (their squares add up).
-        gossip: The numbers of gossip.
         num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon; 0 without
             Layer 2).
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.

@@ -18,7 +18,6 @@ class GossipPlan:
         sigma_drift: Standard deviation added to the drift (its sensitivity is 2 clip_norm, its range).
         sigma_vector: Standard deviation added to each coordinate (replace-one sensitivity 2 clip_norm).
         clip_norm: Norm to which a state is clipped before noise.
-        dimension: Length of a state.
         layer1: What becomes of the states afterwards, and how many of them may lie.
         own_states: Whether clients train on from their own states, so that each of these is to come close to
             the mean (there is no Layer 2), not Layer 1's result alone.

@@ -106,7 +106,6 @@ class BlockReport(NamedTuple):
         squares: (n,) float64, each row's squared distance to the vector, or that less its own square.
         outside: (n,) int64, coordinates looked at in which it lies beyond what was averaged; None where rows
             are averaged.
-        looked: Coordinates looked at.
     """
 
     vector: Vector

@@ -33,7 +33,6 @@ def encode(vector: npt.ArrayLike, scale: float, ring_bits: int) -> RingArray:
     Args:
         vector: Finite real numbers, shape (d,).
         scale: Units a real 1.0 is worth; finite and > 0. A power of two keeps the product exact.
-        ring_bits: 32 or 64.
 
     Returns:
         uint32 or uint64 (d,), negative numbers in two's complement.

@@ -245,7 +245,6 @@ def session_volume(
 
     Args:
         degree: Neighbours of each party; None: all others.
-        id_bytes: Bytes of a party's id.
     """
     members = num_parties if degree is None else degree + 1
     head = id_bytes + DIGEST_BYTES

@@ -240,7 +240,7 @@ class StrongestOf(Attack):
         No strength on the grid does more harm.
 
     Attributes:
-        family: From a strength to an attack.
+        family: Makes the attack of a given strength.
         most: The greatest strength tried.
     """
 

@@ -127,10 +127,9 @@ class Training:
     """Rounds of training through a federation, and where they stand.
 
     Attributes:
-        records: Of the rounds made.
+        records: One for each round made.
         epsilon_spent: By the client that has spent most.
         budget_spent_early: Whether the budget ended before the last round.
-        warnings: What the federation warned of.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Population:
     """The clients in order of registration, their examples padded to one rectangle.
 
     Attributes:
-        domains: Of each client.
+        domains: The domain of each client.
         features: (clients, examples, features + 1) float32; the last feature is 1 (bias), padding is 0.
         labels: (clients, examples) int64; padding is 0.
         present: (clients, examples) float32; 1 for an example, 0 for padding.
@@ -157,7 +157,7 @@ class Scene:
     """The data, clients and settings of a run.
 
     Attributes:
-        dataset: For its test part.
+        dataset: Of which a run uses the test part.
         baskets: (clients,) int64, the basket of each client.
         seed: Of the attacks' draws and of simulated noise.
     """

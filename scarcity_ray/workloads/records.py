@@ -115,8 +115,7 @@ class Outcome:
     """A finished job.
 
     Attributes:
-        summary: What it came to.
-        rounds: A record a round.
+        rounds: The records, one for each round.
         curves: Accuracy after each round of the simulated runs, by (defence, attack).
     """
 

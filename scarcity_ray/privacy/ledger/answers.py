@@ -14,7 +14,6 @@ class Charge:
     """The answer to one charge.
 
     Attributes:
-        allowed: Whether the release may be made.
         reason: Why not, as a short sentence; empty if allowed.
         epsilon_spent: Of this period, worst case over all clients, this charge included if allowed.
         head_hash: The ledger's hash at the charge, hexadecimal: what the released model carries.

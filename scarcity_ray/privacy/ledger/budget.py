@@ -191,7 +191,6 @@ class DurableBudget:
 
         Args:
             charge_id: The round's own name; asked again, those recorded are allowed again, and no others.
-            client_ids: Distinct ids.
             mu: Of one message.
 
         Returns:

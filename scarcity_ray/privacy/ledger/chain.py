@@ -27,12 +27,10 @@ class Row:
 
     Attributes:
         seq: 0, 1, 2, ...
-        event: What it records.
         charge_id: The charge's own name, or None for rows that are not charges.
         epoch: The writer's number.
         at: When, in seconds since 1970, as the writer said.
         record: All of the above as canonical JSON, the text that the hash covers.
-        payload: Bytes that belong to the row.
         hash: The chain up to and including this row, as hexadecimal digits.
     """
 

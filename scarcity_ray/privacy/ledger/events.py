@@ -103,9 +103,9 @@ class GossipCharge:
 
     Attributes:
         mu: Of one message.
-        charged: How many they are.
-        asked: Of how many that wanted to send.
-        payload: Who they are, packed (`pack_gossip`).
+        charged: Number of clients charged.
+        asked: Number of clients that wanted to send.
+        payload: The clients charged, packed (`pack_gossip`).
     """
 
     mu: Number
