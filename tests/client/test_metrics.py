@@ -44,7 +44,7 @@ ALL = (auc, brier_score, calibration_error, log_loss)
 
 @settings(max_examples=200)
 @given(table=tables())
-def test_each_metric_is_that_of_scikit_learn(table):
+def test_where_scikit_learn_has_the_metric_the_number_is_the_same(table):
     labels, chance, weights = table
     predicted = (chance >= 0.5).astype(int)
     given_weights = {"sample_weight": weights}
@@ -203,7 +203,7 @@ def test_all_by_name_leaves_out_what_is_not_defined():
         (1, 1, None),
     ],
 )
-def test_what_is_no_metrics_input_is_refused(metric, labels, told, weights):
+def test_input_of_the_wrong_kind_is_refused(metric, labels, told, weights):
     with pytest.raises(UsageError):
         metric(labels, told, weights)
 
