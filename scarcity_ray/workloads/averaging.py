@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scarcity_ray.layers.server_optimizers import polynomial_average
+
 
 @dataclass(frozen=True)
 class RunningModel:
     """The model that clients train from, and the one that is handed out.
 
-    Clients train from `current`. `average` is handed out: the iterates averaged with weights that grow like
-    t^decay (Shamir, Zhang 2013, polynomial decay). Averaging reduces the noise of the releases and costs no
-    privacy, since it is post-processing.
+    Clients train from `current`. `average` is handed out: the iterates' `polynomial_average`.
 
     With adaptive clipping a delta is scaled by the least clip norm since its release over its own clip norm.
     Noise is proportional to the clip norm and signal is not, so what was released while the clip norm was ten
     times too large is mostly noise, which would stay in the sum. Scaled, it has the noise of the present clip
-    norm. This is post-processing too.
+    norm. This is post-processing of releases.
 
     Attributes:
         current: (d,) float32, the sum of all global deltas so far.
@@ -63,8 +63,7 @@ class RunningModel:
             used, following = clip_norms
             parts = _counted_at(following, (*self.parts, (used, learning_rate * delta.astype(np.float64))))
             current = np.sum([vector for _, vector in parts], axis=0).astype(np.float32)
-        share = np.float32((decay + 1.0) / (rounds + decay))
-        average = ((1 - share) * self.average + share * current).astype(np.float32)
+        average = polynomial_average(self.average, current, rounds, decay)
         return RunningModel(current, average, rounds, parts)
 
 
