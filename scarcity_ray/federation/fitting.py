@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,17 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
-from scarcity_ray.config.arguments import number_of, shown
+from scarcity_ray.config.arguments import instance_of, number_of, shown
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
 from scarcity_ray.federation.driver import Driver
+from scarcity_ray.federation.evaluation import (
+    ClientEvaluation,
+    EarlyStopping,
+    MeanMetrics,
+    Progress,
+    mean_metrics_by_domain,
+)
+from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
 from scarcity_ray.runtime.base import TaskEnd, Tasks, TaskSpec
 from scarcity_ray.updates import content_digest
 from scarcity_ray_client import (
@@ -56,32 +64,6 @@ MOST_TOLD = 20
 """Refusals that a round keeps in full."""
 
 
-class Optimizer(Protocol):
-    """How a released delta becomes the next model."""
-
-    def init(self, dimension: int) -> Any:
-        """The state before the first round."""
-
-    def step(self, state: Any, model: Any, delta: Any, round_id: int) -> tuple[Any, FloatVector]:
-        """The state and the model after a released delta."""
-
-
-@dataclass(frozen=True)
-class PlainSum:
-    """Adds `learning_rate` times the delta (FedAvg)."""
-
-    learning_rate: float = 1.0
-
-    def init(self, dimension: int) -> None:
-        """It remembers nothing."""
-
-    def step(
-        self, state: None, model: FloatVector, delta: FloatVector, round_id: int
-    ) -> tuple[None, FloatVector]:
-        """The model after a released delta."""
-        return None, (model + np.float32(self.learning_rate) * delta).astype(np.float32)
-
-
 class Stopped(StrEnum):
     """Why `fit` ended."""
 
@@ -90,7 +72,7 @@ class Stopped(StrEnum):
     BUDGET = "budget"
     """The next release does not fit into the privacy budget."""
     NO_IMPROVEMENT = "no_improvement"
-    """`patience` evaluations in a row were no better than the best."""
+    """`EarlyStopping` said so."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +83,8 @@ class FitTerms:
     clients_per_round: int | None = None
     extra_clients: int = 0
     deadline_seconds: float | None = None
-    optimizer: Optimizer = field(default_factory=PlainSum)
-    monitor: str | None = None
-    lower_is_better: bool = False
-    patience: int | None = None
+    optimizer: ServerOptimizer = field(default_factory=ServerSGD)
+    stopping: EarlyStopping | None = None
     seed: int = 0
     on_round: Callable[[RoundRecord], None] | None = None
 
@@ -112,19 +92,16 @@ class FitTerms:
         _whole("rounds", self.rounds, 1)
         _whole("extra_clients", self.extra_clients, 0)
         _whole("seed", self.seed, 0)
-        for name in ("clients_per_round", "patience"):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1)
+        if self.clients_per_round is not None:
+            _whole("clients_per_round", self.clients_per_round, 1)
         if self.deadline_seconds is not None:
             seconds = number_of("deadline_seconds", self.deadline_seconds)
             if not 0 < seconds < np.inf:
                 raise UsageError(f"deadline_seconds: {shown(seconds)} is not accepted; a number above 0")
-        if not all(callable(getattr(self.optimizer, name, None)) for name in ("init", "step")):
-            raise UsageError(f"optimizer must have init and step, got {shown(self.optimizer)}")
-        if self.monitor is not None and not isinstance(self.monitor, str):
-            raise UsageError(f"monitor must name a metric of evaluate, got {shown(self.monitor)}")
-        if self.patience is not None and self.monitor is None:
-            raise UsageError("patience needs monitor=, the metric of evaluate that is to improve")
+        if not isinstance(self.optimizer, ServerOptimizer):
+            raise UsageError(f"optimizer must be a ServerOptimizer, got {shown(self.optimizer)}")
+        if self.stopping is not None:
+            instance_of("stopping", self.stopping, EarlyStopping)
         if self.on_round is not None and not callable(self.on_round):
             raise UsageError(f"on_round must be callable, got {shown(self.on_round)}")
 
@@ -140,7 +117,7 @@ class RoundRecord:
         num_surplus: That were not waited for, as enough had answered.
         refusals: Updates that did not come or were refused, by reason.
         first_refusals: Up to `MOST_TOLD` of the trainings that gave none, to read: client, cause, detail.
-        metrics: Those of `train`, averaged over accepted updates by examples.
+        metrics: Those of `train`, by domain, averaged over accepted updates by examples: outside the claim.
         evaluation: Those of `evaluate` after the release; empty without one.
         versions: Of the releases that were made.
         waiting_for: What the next release waits for, where there was none.
@@ -155,7 +132,7 @@ class RoundRecord:
     num_surplus: int
     refusals: Mapping[str, int]
     first_refusals: tuple[Refusal, ...]
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, MeanMetrics]
     evaluation: Mapping[str, float]
     versions: tuple[int, ...]
     waiting_for: str
@@ -176,7 +153,7 @@ class FitResult(Generic[Model]):
         stopped: Why it ended.
         explanation: That in words, or what the last round's release waited for; empty if all is well.
         epsilon_spent: Of this budget period.
-        best_model: The best by `monitor`; None without one.
+        best_model: The best by `stopping`; None without it.
         best_round: The federation's round that made it.
     """
 
@@ -323,6 +300,7 @@ class Fitting(Generic[Model]):
         self._clock = clock
         self._rng = np.random.default_rng(terms.seed)
         self._clients = checked_clients(workload.clients())
+        self._domains = {client.client_id: client.domain_id for client in self._clients}
         self._codec = workload.codec()
         self._vector = self._codec.encode(workload.initial_model())
         dimension = self._codec.dimension
@@ -350,8 +328,7 @@ class Fitting(Generic[Model]):
         self._refusals: dict[str, Counter[str]] = {}
         self._num_steps = 0
         self._version = 0
-        self._best: tuple[float, int, FloatVector] | None = None
-        self._since_best = 0
+        self._progress = Progress()
 
     def run(self) -> FitResult[Model]:
         """All rounds."""
@@ -372,12 +349,15 @@ class Fitting(Generic[Model]):
             if self._terms.on_round is not None:
                 self._terms.on_round(record)
             explanation = record.waiting_for
-            if self._is_best_long_ago(record):
-                stopped = Stopped.NO_IMPROVEMENT
-                explanation = f"{self._terms.monitor} has not improved in {self._since_best} evaluations"
-                break
+            if self._terms.stopping is not None and record.versions:
+                self._progress = self._terms.stopping.step(
+                    self._progress, record.round_id, record.evaluation, self._vector
+                )
+                if self._progress.stop is not None:
+                    stopped, explanation = Stopped.NO_IMPROVEMENT, self._progress.stop
+                    break
             budget = self._driver.budget()
-        best = self._best
+        best = self._progress.best
         return FitResult(
             self._codec.decode(self._vector),
             self._vector,
@@ -386,8 +366,8 @@ class Fitting(Generic[Model]):
             stopped,
             explanation,
             budget.epsilon_spent,
-            None if best is None else self._codec.decode(best[2]),
-            None if best is None else best[1],
+            None if best is None else self._codec.decode(best.model),
+            None if best is None else best.round_id,
         )
 
     def _register(self) -> None:
@@ -413,7 +393,7 @@ class Fitting(Generic[Model]):
     def _round(self) -> RoundRecord:
         begun = self._clock()
         training = self._sampled(self._driver.current_round())
-        accepted: list[Answer] = []
+        accepted: list[ClientEvaluation] = []
         reasons: Counter[str] = Counter()
         versions: list[int] = []
         driver_bytes, waiting_for = 0, ""
@@ -436,7 +416,7 @@ class Fitting(Generic[Model]):
             training.num_surplus,
             {str(reason): count for reason, count in sorted(reasons.items())},
             tuple(training.refusals[:MOST_TOLD]),
-            _means(accepted),
+            mean_metrics_by_domain(accepted),
             self._evaluated(training.round_id) if versions else {},
             tuple(versions),
             waiting_for if not versions else "",
@@ -445,7 +425,7 @@ class Fitting(Generic[Model]):
             self._clock() - begun,
         )
 
-    def _train(self, training: TrainingRound, accepted: list[Answer], reasons: Counter[str]) -> int:
+    def _train(self, training: TrainingRound, accepted: list[ClientEvaluation], reasons: Counter[str]) -> int:
         """Have clients train and submit what they give; the bytes that came to this process."""
         allowed, num_bytes = self._terms.deadline_seconds, 0
         deadline = None if allowed is None else self._clock() + allowed
@@ -488,7 +468,7 @@ class Fitting(Generic[Model]):
         self,
         training: TrainingRound,
         held: Sequence[tuple[Answer, Any]],
-        accepted: list[Answer],
+        accepted: list[ClientEvaluation],
         reasons: Counter[str],
     ) -> None:
         if not held:
@@ -502,7 +482,10 @@ class Fitting(Generic[Model]):
         receipts = self._driver.submit(batch, aggregate=False)
         for (answer, _), receipt in zip(held, receipts, strict=True):
             if receipt.reason is None:
-                accepted.append(answer)
+                domain = self._domains[answer.client_id]
+                accepted.append(
+                    ClientEvaluation(answer.client_id, domain, answer.metrics, answer.num_examples)
+                )
                 continue
             # What `train_client` gives is a row of numbers: one that is none was lost on its way.
             reason = Cause.LOST if receipt.reason is Rejection.NOT_NUMERIC else receipt.reason
@@ -524,7 +507,7 @@ class Fitting(Generic[Model]):
         self._state, vector = self._terms.optimizer.step(
             self._state, self._vector, latest.aggregate, self._num_steps
         )
-        self._vector = np.asarray(vector, np.float32)
+        self._vector = vector
         self._version = latest.version
         self._num_steps += 1
         versions.append(latest.version)
@@ -535,34 +518,8 @@ class Fitting(Generic[Model]):
         except Exception as error:
             raise UsageError(f"evaluate, after round {round_id}: {told(error)}") from error
 
-    def _is_best_long_ago(self, record: RoundRecord) -> bool:
-        """Keep the model if it is the best so far; whether none has been for too long."""
-        monitor = self._terms.monitor
-        if monitor is None or not record.versions:
-            return False
-        if monitor not in record.evaluation:
-            given = ", ".join(record.evaluation) or "no finite number"
-            raise UsageError(f"monitor: {shown(monitor)} is not accepted; evaluate gave {given}")
-        value = record.evaluation[monitor] * (-1.0 if self._terms.lower_is_better else 1.0)
-        if self._best is None or value > self._best[0]:
-            self._best, self._since_best = (value, record.round_id, self._vector), 0
-        else:
-            self._since_best += 1
-        return self._terms.patience is not None and self._since_best >= self._terms.patience
-
     def _count(self, client_id: str, reason: str) -> None:
         self._refusals.setdefault(client_id, Counter())[str(reason)] += 1
-
-
-def _means(answers: Sequence[Answer]) -> dict[str, float]:
-    """Metrics averaged by examples over those that have them."""
-    names = sorted({name for answer in answers for name in answer.metrics})
-    means = {}
-    for name in names:
-        having = [answer for answer in answers if name in answer.metrics]
-        weights = [answer.num_examples for answer in having]
-        means[name] = float(np.average([answer.metrics[name] for answer in having], weights=weights))
-    return means
 
 
 def _whole(what: str, value: object, least: int) -> None:

@@ -35,12 +35,11 @@ from scarcity_ray.federation.arguments import (
     single_update,
 )
 from scarcity_ray.federation.driver import Driver
+from scarcity_ray.federation.evaluation import EarlyStopping
 from scarcity_ray.federation.fitting import (
     FitResult,
     FitTerms,
     Fitting,
-    Optimizer,
-    PlainSum,
     RoundRecord,
 )
 from scarcity_ray.federation.opening import (
@@ -58,6 +57,7 @@ from scarcity_ray.forecast import (
     warnings_at_start,
 )
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.ledger.events import renewal_message
@@ -290,10 +290,8 @@ class HierarchicalFederation:
         clients_per_round: int | None = None,
         extra_clients: int = 0,
         deadline_seconds: float | None = None,
-        optimizer: Optimizer | None = None,
-        monitor: str | None = None,
-        lower_is_better: bool = False,
-        patience: int | None = None,
+        optimizer: ServerOptimizer | None = None,
+        stopping: EarlyStopping | None = None,
         seed: int | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
     ) -> FitResult[Model]:
@@ -309,10 +307,8 @@ class HierarchicalFederation:
             extra_clients: Drawn beside them; the round ends when `clients_per_round` have trained.
             deadline_seconds: Of a round's training: who has not answered is counted, and stopped. None: all
                 are waited for.
-            optimizer: Turns each release into the next model; plain addition if None.
-            monitor: The metric of `evaluate` by which the best model is kept.
-            lower_is_better: Of `monitor`.
-            patience: Evaluations in a row without a better model that end it.
+            optimizer: Turns each release into the next model; adds it if None.
+            stopping: Keeps the best model, and ends the rounds without improvement.
             seed: Of the drawing of clients; ``seed`` of the configuration if None.
             on_round: Told of each round.
 
@@ -326,10 +322,8 @@ class HierarchicalFederation:
             clients_per_round,
             extra_clients,
             deadline_seconds,
-            PlainSum() if optimizer is None else optimizer,
-            monitor,
-            lower_is_better,
-            patience,
+            ServerSGD() if optimizer is None else optimizer,
+            stopping,
             self.config.seed if seed is None else seed,
             on_round,
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, UsageError
+from scarcity_ray.federation.evaluation import EarlyStopping
 from scarcity_ray.federation.fitting import Answer, Stopped, TrainingRound
 from scarcity_ray.runtime.base import TaskEnd
 from scarcity_ray_client import Cause, Client, Refusal, Trained, Workload
@@ -29,6 +31,7 @@ SETTINGS: dict[str, Any] = {
         "min_baskets": 2,
     },
 }
+DISTANCE = EarlyStopping("distance", "min")
 TARGET = np.array([0.5, -0.5], np.float32)
 
 
@@ -76,7 +79,7 @@ class Towards(Workload[dict[str, Any]]):
 def test_a_model_is_trained(open_federation: Open) -> None:
     fed = open_federation({**SETTINGS, "layer2": {**SETTINGS["layer2"], "central_dp_epsilon": 30.0}})
     seen = []
-    result = fed.fit(Towards(), rounds=4, monitor="distance", lower_is_better=True, on_round=seen.append)
+    result = fed.fit(Towards(), rounds=4, stopping=DISTANCE, on_round=seen.append)
     assert result.stopped is Stopped.ROUNDS
     assert seen == list(result.history)
     assert [record.versions for record in seen] == [(1,), (2,), (3,), (4,)]
@@ -90,8 +93,9 @@ def test_a_model_is_trained(open_federation: Open) -> None:
     assert result.best_round == int(np.argmin(distances))
     assert result.best_model is not None
     assert Towards().evaluate(result.best_model)["distance"] == min(distances)
-    weights = 10 + np.arange(6)
-    assert seen[0].metrics["examples"] == pytest.approx(np.average(weights, weights=weights))
+    for domain, weights in {"domain0": 10 + np.arange(3), "domain1": 13 + np.arange(3)}.items():
+        mean = np.average(weights, weights=weights)
+        assert seen[0].metrics[domain].metrics["examples"] == pytest.approx(mean)
 
 
 def test_the_model_is_the_sum_of_what_was_released(open_federation: Open) -> None:
@@ -164,7 +168,7 @@ def test_a_round_without_a_release_says_what_it_waits_for(open_federation: Open)
 
 
 def test_clients_are_drawn_anew_each_round_and_reproducibly(open_federation: Open) -> None:
-    def drawn(seed: int) -> list[dict[str, float]]:
+    def drawn(seed: int) -> list[Any]:
         fed = open_federation({**SETTINGS, "layer1": {**SETTINGS["layer1"], "min_updates": 1}})
         result = fed.fit(Towards(), rounds=4, clients_per_round=2, seed=seed)
         assert [record.num_sampled for record in result.history] == [2] * 4
@@ -185,7 +189,7 @@ def test_a_round_ends_when_enough_have_trained(open_federation: Open) -> None:
 
 
 def test_it_ends_without_improvement(open_federation: Open) -> None:
-    result = open_federation(SETTINGS).fit(Towards(), rounds=30, monitor="distance", patience=2)
+    result = open_federation(SETTINGS).fit(Towards(), rounds=30, stopping=EarlyStopping("distance", "max", 2))
     assert result.stopped is Stopped.NO_IMPROVEMENT
     assert len(result.history) < 30
     assert result.history[-3].round_id == result.best_round
@@ -216,8 +220,7 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
         "extra_clients": [-1, None, 6],
         "deadline_seconds": [0, -1, np.nan, np.inf, "x"],
         "optimizer": [3, "adam", object()],
-        "monitor": [3],
-        "patience": [0, 2],
+        "stopping": [3, "distance"],
         "seed": [-1, "x"],
         "on_round": [3],
     }
@@ -228,14 +231,24 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
     for nothing in (None, "my_module:Mortality", Towards):
         with pytest.raises(UsageError, match="workload"):
             fed.fit(nothing, rounds=1)  # type: ignore[type-var]
-    with pytest.raises(UsageError, match="evaluate gave distance"):
-        fed.fit(Towards(), rounds=1, monitor="accuracy")
     with pytest.raises(UsageError, match="set vector_dim: 2"):
         open_federation({**SETTINGS, "vector_dim": 3}).fit(Towards(), rounds=1)
     held = Towards()
     held.file = open(__file__)  # type: ignore[attr-defined]  # noqa: SIM115
     with held.file, pytest.raises(UsageError, match="open files and connections in train"):  # type: ignore[attr-defined]
         fed.fit(held, rounds=1)
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "workloads.md").read_text()
+    example = page.partition("## Train")[2].partition("```python\n")[2].partition("```")[0]
+    assert len(example.splitlines()) <= 25
+    found: dict[str, Any] = {}
+    exec(compile(example, "docs/workloads.md", "exec"), found)
+    result = found["result"]
+    assert result.history[-1].versions == (15,)
+    assert result.history[-1].evaluation["loss"] < 1.0 < result.history[0].evaluation["loss"]
+    assert "weights" in capsys.readouterr().out
 
 
 # A round's training, without a runtime.
