@@ -114,7 +114,7 @@ class RoundRecord:
         round_id: The federation's.
         num_sampled: Clients that were to train.
         num_accepted: Whose update was accepted.
-        num_surplus: That were not waited for, as enough had answered.
+        num_surplus: That were not waited for: enough had answered, or the budget was spent.
         refusals: Updates that did not come or were refused, by reason.
         first_refusals: Up to `MOST_TOLD` of the trainings that gave none, to read: client, cause, detail.
         metrics: Those of `train`, by domain, averaged over accepted updates by examples: outside the claim.
@@ -248,18 +248,21 @@ class TrainingRound:
         taken, self.unsubmitted = self.unsubmitted, []
         return taken
 
-    def close(self, why_waiting: Callable[[Client], str]) -> list[str]:
-        """Give up whoever has not answered: too late, or not needed any more; keys of tasks to stop."""
-        left = [*self.in_flight.values(), *self._waiting]
-        keys = list(self.in_flight)
-        if self.num_answers >= self._enough:
+    def close(self, why_waiting: Callable[[Sequence[Client]], Sequence[str]] | None) -> list[str]:
+        """Give up whoever has not answered; keys of tasks to stop.
+
+        Args:
+            why_waiting: What kept each of those who are too late, if anything is known; None: the deadline
+                has not passed, and nobody is late.
+        """
+        left, keys = [*self.in_flight.values(), *self._waiting], list(self.in_flight)
+        if why_waiting is None:
             self.num_surplus = len(left)
-            left = []
-        for client in left:
-            begun = "it had not ended" if self.key(client) in self.in_flight else "it had not begun"
-            self._refuse(
-                client, Cause.TIMED_OUT, f"{begun} at the deadline; {why_waiting(client)}".rstrip("; ")
-            )
+        else:
+            for client, why in zip(left, why_waiting(left), strict=True):
+                stage = "ended" if self.key(client) in self.in_flight else "begun"
+                detail = f"it had not {stage} at the deadline; {why}".rstrip("; ")
+                self._refuse(client, Cause.TIMED_OUT, detail)
         self.in_flight.clear()
         self._waiting.clear()
         return keys
@@ -430,21 +433,25 @@ class Fitting(Generic[Model]):
         allowed, num_bytes = self._terms.deadline_seconds, 0
         deadline = None if allowed is None else self._clock() + allowed
         vector = self._tasks.put(self._vector)
+
+        def why_waiting(late: Sequence[Client]) -> Sequence[str]:
+            return self._tasks.why_waiting([self._task(training, client, vector) for client in late])
+
+        is_late = False
         try:
             while not training.is_over:
                 for client in training.next():
                     self._tasks.start(self._task(training, client, vector))
                 left = None if deadline is None else deadline - self._clock()
                 if left is not None and left <= 0:
+                    is_late = True
                     break
                 for end in self._tasks.ended(left):
                     num_bytes += end.num_bytes
                     training.note(end, is_late=deadline is not None and self._clock() > deadline)
                 self._submit(training, training.take(), accepted, reasons)
         finally:
-            self._tasks.stop(
-                training.close(lambda client: self._tasks.why_waiting(self._task(training, client, vector)))
-            )
+            self._tasks.stop(training.close(why_waiting if is_late else None))
         self._submit(training, training.take(), accepted, reasons)
         if (first := training.all_raised()) is not None:
             raise UsageError(

@@ -96,8 +96,8 @@ class Tasks(Protocol):
     def stop(self, keys: Iterable[str]) -> None:
         """End tasks at once and forget them, by force where they hang."""
 
-    def why_waiting(self, spec: TaskSpec) -> str:
-        """What keeps a task from starting, if no node can ever run it; else nothing."""
+    def why_waiting(self, specs: Sequence[TaskSpec]) -> list[str]:
+        """What keeps each task from starting, if no node that is there can run it; else nothing."""
 
 
 class Runtime(Protocol):

@@ -117,8 +117,8 @@ class _LocalTasks:
         for key in keys:
             self._waiting.pop(key, None)
 
-    def why_waiting(self, spec: TaskSpec) -> str:
-        return ""
+    def why_waiting(self, specs: Sequence[TaskSpec]) -> list[str]:
+        return [""] * len(specs)
 
 
 class LocalRuntime:

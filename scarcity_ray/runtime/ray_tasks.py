@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -85,10 +85,10 @@ class RayTasks:
             del self._running[reference]
             ray.cancel(reference, force=True)
 
-    def why_waiting(self, spec: TaskSpec) -> str:
-        """What keeps a task from starting, if no node can ever run it."""
-        demand = {"CPU": spec.cpus, "GPU": spec.gpus, **spec.resources}
-        return why_unplaceable({name: amount for name, amount in demand.items() if amount}, spec.labels)
+    def why_waiting(self, specs: Sequence[TaskSpec]) -> list[str]:
+        """What keeps each task from starting, if no node that is there can run it."""
+        nodes = ray.nodes()
+        return [why_unplaceable(_demand(spec), spec.labels, nodes) for spec in specs]
 
     def _end(self, reference: Any) -> TaskEnd:
         spec, stored = self._running.pop(reference)
@@ -105,10 +105,16 @@ class RayTasks:
         return TaskEnd(spec.key, answer, stored, len(pickle.dumps(answer)) + inlined)
 
     def _warn(self) -> None:
-        for spec, _ in self._running.values():
-            if spec.key not in self._warned and (why := self.why_waiting(spec)):
+        specs = [spec for spec, _ in self._running.values() if spec.key not in self._warned]
+        for spec, why in zip(specs, self.why_waiting(specs), strict=True):
+            if why:
                 logger.warning("%s waits: %s", spec.key, why)
                 self._warned.add(spec.key)
+
+
+def _demand(spec: TaskSpec) -> dict[str, float]:
+    demand = {"CPU": spec.cpus, "GPU": spec.gpus, **spec.resources}
+    return {name: amount for name, amount in demand.items() if amount}
 
 
 def _cause(error: RayError) -> Cause:
@@ -130,9 +136,13 @@ def listed(demand: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {amount:g}" for name, amount in demand.items())
 
 
-def why_unplaceable(demand: Mapping[str, float], labels: Mapping[str, str] | None = None) -> str:
-    """Why no node that is there now can run what demands this; nothing if one can."""
-    for node in ray.nodes():
+def why_unplaceable(
+    demand: Mapping[str, float],
+    labels: Mapping[str, str] | None = None,
+    nodes: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """Why no node can run what demands this; nothing if one can. `nodes` are Ray's, those of now if None."""
+    for node in ray.nodes() if nodes is None else nodes:
         offer, named = node["Resources"], node.get("Labels", {})
         if (
             node["Alive"]

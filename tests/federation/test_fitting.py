@@ -282,7 +282,7 @@ def test_whoever_has_not_answered_is_counted_once() -> None:
     first, second, third = training.next()
     answered(training, first)
     training.note(TaskEnd(training.key(second), cause=Cause.LOST, detail="killed"), is_late=False)
-    assert training.close(lambda client: "no node") == [training.key(third)]
+    assert training.close(lambda late: ["no node"] * len(late)) == [training.key(third)]
     assert training.is_over
     assert [(r.client_id, r.cause) for r in training.refusals] == [
         ("c1", Cause.LOST),
@@ -296,6 +296,17 @@ def test_whoever_has_not_answered_is_counted_once() -> None:
     )
     assert [answer.client_id for answer, _ in training.take()] == ["c0"]
     assert training.all_raised() is None
+
+
+def test_nobody_is_late_before_the_deadline() -> None:
+    training = TrainingRound(0, clients(5), 2, most_in_flight=3)
+    first, second, third = training.next()
+    answered(training, first)
+    answered(training, second)
+    assert training.is_over
+    assert training.close(None) == [training.key(third)]
+    assert training.refusals == []
+    assert training.num_surplus == 3
 
 
 def test_all_raised_means_all_that_were_drawn() -> None:

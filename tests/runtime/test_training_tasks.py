@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from scarcity_ray import IdentityKeyPair
+from scarcity_ray import IdentityKeyPair, UsageError
 from scarcity_ray.federation.fitting import FitTerms, Fitting
 from scarcity_ray.runtime.base import TaskEnd, TaskSpec
 from scarcity_ray_client import Cause, Client, Trained, Workload
@@ -33,7 +35,9 @@ class Ones(Workload[dict[str, Any]]):
 
     def __init__(self, dimension: int = DIMENSION, **faults: str) -> None:
         self.dimension, self.faults = dimension, faults
-        self.cpus, self.resources = 0.5, dict[str, dict[str, float]]()
+        self.cpus = 0.5
+        self.resources: dict[str, dict[str, float]] = {}
+        self.labels: dict[str, dict[str, str]] = {}
 
     def clients(self) -> list[Client]:
         return [
@@ -42,6 +46,7 @@ class Ones(Workload[dict[str, Any]]):
                 f"domain{i // 3}",
                 num_cpus=self.cpus,
                 resources=self.resources.get(f"c{i:02d}", {}),
+                labels=self.labels.get(f"c{i:02d}", {}),
             )
             for i in range(12)
         ]
@@ -119,12 +124,32 @@ def test_updates_never_come_to_the_driver(open_ray: Any, monkeypatch: pytest.Mon
 
 @pytest.mark.ray
 def test_what_no_node_offers_is_named_at_the_deadline(open_ray: Any) -> None:
+    import ray
+
     workload = Ones(8)
     workload.resources = {"c02": {"hospital_a": 1.0}}
+    here = ray.get_runtime_context().get_node_id()
+    workload.labels = {"c03": {"region": "nowhere"}, "c04": {"ray.io/node-id": here}}
     result = open_ray(vector_dim=8).fit(workload, rounds=1, deadline_seconds=15.0)
-    assert result.refusals == {"c02": {"timed_out": 1}}
-    assert "no node offered CPU 0.5, hospital_a 1" in result.history[0].first_refusals[0].detail
-    assert result.history[0].num_accepted == 11
+    assert result.refusals == {"c02": {"timed_out": 1}, "c03": {"timed_out": 1}}
+    told = {refusal.client_id: refusal.detail for refusal in result.history[0].first_refusals}
+    assert "no node offered CPU 0.5, hospital_a 1" in told["c02"]
+    assert "region=nowhere" in told["c03"]
+    assert result.history[0].num_accepted == 10
+
+
+@pytest.mark.ray
+def test_a_workload_that_no_worker_can_import_is_an_error_that_says_so(
+    open_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here_module.py").write_text(
+        "from tests_of_training import Ones\nclass Mine(Ones):\n    pass\n"
+    )
+    monkeypatch.setitem(sys.modules, "tests_of_training", sys.modules[__name__])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = importlib.import_module("only_here_module").Mine(8)
+    with pytest.raises(UsageError, match="only_here_module"):
+        open_ray(vector_dim=8).fit(mine, rounds=1)
 
 
 @pytest.mark.ray
