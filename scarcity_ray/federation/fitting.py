@@ -14,6 +14,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +56,8 @@ from scarcity_ray_client.loading import told
 
 Model = TypeVar("Model")
 FloatVector = NDArray[np.float32]
+
+logger = logging.getLogger("scarcity_ray")
 
 MOST_IN_FLIGHT = 256
 """Clients that train or have trained and are not submitted yet."""
@@ -277,7 +280,7 @@ class TrainingRound:
 
 
 class Fitting(Generic[Model]):
-    """One `fit`: `begin`, then `run`.
+    """One `fit`: all of it is checked as it is made, and `run` does it.
 
     Args:
         driver: Of the federation.
@@ -312,10 +315,9 @@ class Fitting(Generic[Model]):
                 f"the model has {dimension} numbers, vector_dim is {driver.config.vector_dim}; "
                 f"set vector_dim: {dimension}"
             )
-        if (terms.clients_per_round or 1) + terms.extra_clients > len(self._clients):
-            raise UsageError(
-                f"clients_per_round and extra_clients: {len(self._clients)} clients are fewer than that"
-            )
+        count = len(self._clients)
+        if (terms.clients_per_round or count) + terms.extra_clients > count:
+            raise UsageError(f"clients_per_round and extra_clients: together more than the {count} clients")
         try:
             self._held = tasks.put((workload, self._codec))
         except Exception as error:
@@ -368,7 +370,7 @@ class Fitting(Generic[Model]):
             {client: dict(counts) for client, counts in sorted(self._refusals.items())},
             stopped,
             explanation,
-            budget.epsilon_spent,
+            self._driver.budget().epsilon_spent,
             None if best is None else self._codec.decode(best.model),
             None if best is None else best.round_id,
         )
@@ -511,6 +513,12 @@ class Fitting(Generic[Model]):
         latest = self._driver.latest_release()
         if latest is None or latest.version <= self._version:
             return
+        if latest.version > self._version + 1:
+            logger.warning(
+                "releases %d to %d are not in this fit's model: another driver has made them",
+                self._version + 1,
+                latest.version - 1,
+            )
         self._state, vector = self._terms.optimizer.step(
             self._state, self._vector, latest.aggregate, self._num_steps
         )
