@@ -79,20 +79,34 @@ def open_ray(open_harness: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.ray
-def test_a_process_that_dies_or_hangs_is_counted_and_the_next_round_has_all(open_ray: Any) -> None:
-    fed = open_ray(vector_dim=8)
-    workload = Ones(8, c01="dies", c04="hangs", c07="raises")
-    result = fed.fit(workload, rounds=2, deadline_seconds=20.0)
-    first, second = result.history
-    assert result.refusals == {"c01": {"lost": 1}, "c04": {"timed_out": 1}, "c07": {"raised": 1}}
-    assert (first.num_accepted, second.num_accepted) == (9, 12)
-    assert (first.versions, second.versions) == ((1,), (2,))
+def test_who_dies_hangs_or_finds_no_node_is_counted_and_the_next_round_has_all(open_ray: Any) -> None:
+    import ray
+
+    fed, workload = open_ray(vector_dim=8), Ones(8, c01="dies", c04="hangs", c07="raises")
+    workload.resources = {"c02": {"hospital_a": 1.0}}
+    here = ray.get_runtime_context().get_node_id()
+    workload.labels = {"c03": {"region": "nowhere"}, "c05": {"ray.io/node-id": here}}
+    result = fed.fit(workload, rounds=1, deadline_seconds=20.0)
+    assert result.refusals == {
+        "c01": {"lost": 1},
+        "c02": {"timed_out": 1},
+        "c03": {"timed_out": 1},
+        "c04": {"timed_out": 1},
+        "c07": {"raised": 1},
+    }
+    (first,) = result.history
+    assert first.num_accepted == 7
     assert first.seconds >= 20.0
-    assert second.seconds < 15.0, "the process that hung is gone"
-    told = {refusal.client_id: refusal for refusal in first.first_refusals}
-    assert "no data" in told["c07"].detail
-    assert "had not ended at the deadline" in told["c04"].detail
-    assert told["c01"].cause is Cause.LOST
+    told = {refusal.client_id: refusal.detail for refusal in first.first_refusals}
+    assert "no data" in told["c07"]
+    assert "had not ended at the deadline" in told["c04"]
+    assert "no node offered CPU 0.5, hospital_a 1" in told["c02"]
+    assert "region=nowhere" in told["c03"]
+
+    (second,) = fed.fit(Ones(8), rounds=1).history
+    assert second.num_accepted == 12
+    assert second.versions
+    assert second.seconds < 60.0, "the process that hung is gone"
 
 
 @pytest.mark.ray
@@ -120,22 +134,6 @@ def test_updates_never_come_to_the_driver(open_ray: Any, monkeypatch: pytest.Mon
     assert all(isinstance(end.stored, ray.ObjectRef) for end in ends)
     assert 0 < result.history[0].driver_bytes == sum(end.num_bytes for end in ends) < 12 * 1000
     assert fed.get_stats()["rejections"] == {}
-
-
-@pytest.mark.ray
-def test_what_no_node_offers_is_named_at_the_deadline(open_ray: Any) -> None:
-    import ray
-
-    workload = Ones(8)
-    workload.resources = {"c02": {"hospital_a": 1.0}}
-    here = ray.get_runtime_context().get_node_id()
-    workload.labels = {"c03": {"region": "nowhere"}, "c04": {"ray.io/node-id": here}}
-    result = open_ray(vector_dim=8).fit(workload, rounds=1, deadline_seconds=15.0)
-    assert result.refusals == {"c02": {"timed_out": 1}, "c03": {"timed_out": 1}}
-    told = {refusal.client_id: refusal.detail for refusal in result.history[0].first_refusals}
-    assert "no node offered CPU 0.5, hospital_a 1" in told["c02"]
-    assert "region=nowhere" in told["c03"]
-    assert result.history[0].num_accepted == 10
 
 
 @pytest.mark.ray
