@@ -6,11 +6,11 @@ default 1 each. A metric that the data do not define, such as the AUC of one cla
 `checked_metrics` leaves out.
 
 Guarantees:
-    Each metric is that of scikit-learn.
+    Where scikit-learn has the metric the number is the same.
     The AUC is the share of pairs in order with ties counted half.
     An integer weight counts as that many copies.
     The order of examples does not matter.
-    What is no metric's input is refused.
+    Input of the wrong kind is refused.
 """
 
 from __future__ import annotations
