@@ -134,10 +134,11 @@ class Driver:
         identity = self.supervisor.identity
         return SigningScope(identity.federation_id, self.budget_period(), identity.run)
 
-    def submit(self, batch: SubmissionBatch) -> list[Receipt]:
+    def submit(self, batch: SubmissionBatch, *, aggregate: bool = True) -> list[Receipt]:
         """Sign updates, send them to their baskets, and aggregate where that is due; receipts in order.
 
-        A client that has moved since it was looked up is looked up again, once.
+        A client that has moved since it was looked up is looked up again, once. Without `aggregate` nothing
+        is aggregated: more of the round is to come.
 
         Raises:
             PrivacyBudgetExhausted: If the configuration is strict, once the budget is spent.
@@ -176,7 +177,7 @@ class Driver:
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
-        if due and self.config.auto_aggregate:
+        if due and aggregate and self.config.auto_aggregate:
             self._run_layers(sorted(due))
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
             self.refuse_if_spent()
