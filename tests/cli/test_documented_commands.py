@@ -198,10 +198,10 @@ def cluster(sandbox: Sandbox) -> str:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 pytest.skip(f"something listens at port {port}, which `ray start --head` takes by default")
     printed = sandbox.run("umask 022\n" + "\n".join(WITH_A_CLUSTER[:-1]), 240.0)
-    for _ in range(6):
+    for _ in range(30):
         if "No available agent" not in printed.stderr:  # a head that has just begun says to try again later
             break
-        time.sleep(5.0)
+        time.sleep(1.0)
         printed = sandbox.run(f"export RAY_AUTH_MODE=token\n{SUBMIT}", 240.0)
     assert printed.returncode == 0, printed.stdout + printed.stderr
     return printed.stdout + printed.stderr
