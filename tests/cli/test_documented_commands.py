@@ -226,7 +226,7 @@ from scarcity_ray import HierarchicalFederation, UsageError
 while sys.argv[1] == "client" and not ray.is_initialized():
     try:
         ray.init("ray://127.0.0.1:10001", logging_level="ERROR")
-    except ConnectionError as not_yet:  # Ray's proxy starts a server for each client; under load one may die
+    except ConnectionError as not_yet:  # the proxy's server for this client died: 45 s, then another
         print(not_yet, file=sys.stderr)
         time.sleep(1.0)
 try:
@@ -249,5 +249,5 @@ def test_who_is_refused_is_told_why(sandbox: Sandbox, cluster: str) -> None:
         "ray job submit": ("client", {"RAY_AUTH_MODE": "token"}),
     }
     for words, (address, environment) in refused.items():
-        said = sandbox.works(f"python driver.py {address}", 120.0, **environment)
+        said = sandbox.works(f"python driver.py {address}", 240.0, **environment)
         assert words in said
