@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scarcity_ray.config import BasketConfig, stream
-from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of, shown
+from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of
 from scarcity_ray.directory.records import (
     FIRST_TRUST,
     BasketInfo,
@@ -26,6 +26,7 @@ from scarcity_ray.directory.records import (
 )
 from scarcity_ray.directory.roster import Basket, Roster, check_features, order_by_features
 from scarcity_ray.errors import UsageError
+from scarcity_ray_client.errors import shown
 
 MOST_DEPARTURES = 100_000
 """Clients that unregistered and of which a manager knows where from and how far trusted: the last ones."""

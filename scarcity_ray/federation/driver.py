@@ -134,10 +134,11 @@ class Driver:
         identity = self.supervisor.identity
         return SigningScope(identity.federation_id, self.budget_period(), identity.run)
 
-    def submit(self, batch: SubmissionBatch) -> list[Receipt]:
+    def submit(self, batch: SubmissionBatch, *, aggregate: bool = True) -> list[Receipt]:
         """Sign updates, send them to their baskets, and aggregate where that is due; receipts in order.
 
-        A client that has moved since it was looked up is looked up again, once.
+        A client that has moved since it was looked up is looked up again, once. Without `aggregate` nothing
+        is aggregated: more of the round is to come.
 
         Raises:
             PrivacyBudgetExhausted: If the configuration is strict, once the budget is spent.
@@ -176,7 +177,7 @@ class Driver:
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
-        if due and self.config.auto_aggregate:
+        if due and aggregate and self.config.auto_aggregate:
             self._run_layers(sorted(due))
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
             self.refuse_if_spent()
@@ -360,6 +361,8 @@ class Driver:
         for turn in range(RECOVERIES):
             if registry == self._told_registry:
                 break
+            # Who is new there may live in an actor that another driver has started.
+            where = self.operations.routing_table()
             held = self.client.call_baskets(
                 Call(BasketHost.know_parties, registry.rosters, registry.endorsements, registry.life)
             )
@@ -372,8 +375,7 @@ class Driver:
                 behind = [s for s, known in held.items() if latest and known.version < latest.version]
                 if latest is not None:
                     self.client.call_baskets(dict.fromkeys(behind, Call(BasketHost.adopt, latest)))
-            self._told_registry = registry
-            where, registry = self.operations.routing_table(), self.registry()
+            self._told_registry, registry = registry, self.registry()
         if not layer2.use_secure_aggregation:
             return where, None
         known = registry.known
