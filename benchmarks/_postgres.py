@@ -113,7 +113,7 @@ class PrivateServer:
                     os.kill(pid, signal.SIGKILL)
             self._process.wait()
             deadline = time.monotonic() + 10
-            while any(Path(f"/proc/{pid}").exists() for pid in others) and time.monotonic() < deadline:
+            while any(map(_is_running, others)) and time.monotonic() < deadline:
                 time.sleep(0.005)
             self._process = None
 
@@ -176,3 +176,11 @@ def _children(pid: int) -> list[int]:
     """Where the system tells; elsewhere they end by themselves once they see their parent gone."""
     told = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in told.read_text().split()] if told.exists() else []
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process has not ended. A zombie has; init may take seconds to reap it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -34,10 +34,9 @@ def settings(**more: Any) -> dict[str, Any]:
 
 def play(fed: HierarchicalFederation, value: float) -> np.ndarray[Any, Any] | None:
     """One round in which everybody sends; the new model."""
-    for i in range(10):
-        fed.register_client(f"c{i}", "a" if i < 5 else "b")
-    for i in range(10):
-        fed.submit_update(f"c{i}", np.full(DIMENSION, value + 0.001 * i))
+    clients = [f"c{i}" for i in range(10)]
+    fed.register_clients([(client, "a" if i < 5 else "b") for i, client in enumerate(clients)])
+    fed.submit_updates(clients, [np.full(DIMENSION, value + 0.001 * i) for i in range(10)])
     model = fed.maybe_aggregate()
     fed.advance_round()
     return model

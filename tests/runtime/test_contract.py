@@ -73,10 +73,13 @@ def place(request: pytest.FixtureRequest) -> Iterator[Runtime]:
 @pytest.fixture
 def role(place: Runtime) -> str:
     """A role that has seen nothing yet."""
-    arguments = {"peers": place.peers, "compute": place.compute}
-    place.start([RoleSpec("probe:0", probe.Probe, arguments)])
+    place.start([spec_of(place, "probe:0")])
     call(place, "probe:0", "reset")
     return "probe:0"
+
+
+def spec_of(place: Runtime, name: str) -> RoleSpec:
+    return RoleSpec(name, probe.Probe, {"peers": place.peers, "compute": place.compute})
 
 
 def call(place: Runtime, name: str, method: str, *args: object) -> Any:
@@ -172,18 +175,16 @@ def test_a_killed_role_answers_actor_lost_until_it_is_started_again(place: Runti
             handle.call("all").result()
         assert lost.value.role == role
         assert lost.value.retryable
-    place.start([RoleSpec(role, probe.Probe)])
+    place.start([spec_of(place, role)])
     assert place.is_alive(role)
     assert handle.call("all").result() == []
-    place.kill(role)
 
 
 def test_a_role_can_be_killed_and_started_over_and_over(place: Runtime, role: str) -> None:
     for _ in range(3):
         place.kill(role)
-        place.start([RoleSpec(role, probe.Probe)])
+        place.start([spec_of(place, role)])
         assert call(place, role, "all") == []
-    place.kill(role)
 
 
 def test_a_role_that_was_never_there_is_lost(place: Runtime) -> None:
@@ -224,17 +225,15 @@ def test_a_federations_first_roles_start_all_or_none(place: Runtime, role: str) 
 
 
 def test_peers_reach_each_other_from_inside(place: Runtime, role: str) -> None:
-    arguments = {"peers": place.peers}
-    place.start([RoleSpec("probe:1", probe.Probe, arguments)])
+    place.start([spec_of(place, "probe:1")])
     assert call(place, "probe:1", "ask", role, "add", 5) == 1
     assert call(place, role, "all") == [5]
     place.kill(role)
     with pytest.raises(errors.ActorLost):
         call(place, "probe:1", "ask", role, "all")
-    place.start([RoleSpec(role, probe.Probe)])
+    place.start([spec_of(place, role)])
     assert call(place, "probe:1", "ask", role, "add", 6) == 1, "a peer finds the role that came back"
     place.kill("probe:1")
-    place.kill(role)
 
 
 def test_names_are_what_is_there(place: Runtime, role: str) -> None:

@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from scarcity_ray.federation.client import RECOVERIES
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 
 DIM = 8
+HOW = ["answer", "request", "late"]
 CLIENTS = [(f"c{i:02d}", f"d{i // 4}") for i in range(12)]
 
 
@@ -88,11 +90,13 @@ class Lossy:
 
     Args:
         handle: The role.
-        how: ``answer``: it is done, and its answer lost. ``request``: it never arrives. ``late``: it is given
-            up, and arrives after the try that is answered.
+        how: Of each loss in turn. ``answer``: it is done, and its answer lost. ``request``: it never arrives.
+            ``late``: it is given up, and arrives after the try that is answered.
     """
 
-    def __init__(self, handle: Any, how: str, tried: dict[tuple[Any, ...], int], late: list[Any]) -> None:
+    def __init__(
+        self, handle: Any, how: Iterator[str], tried: dict[tuple[Any, ...], int], late: list[Any]
+    ) -> None:
         self.handle, self.how, self.tried, self.late = handle, how, tried, late
 
     def call(self, method: str, *args: Any) -> Any:
@@ -104,9 +108,10 @@ class Lossy:
                 handle, message = self.late.pop()
                 handle.call(*message)
             return answered
-        if self.how == "answer":
+        how = next(self.how)
+        if how == "answer":
             self.handle.call(method, *args)
-        if self.how == "late":
+        if how == "late":
             self.late.append((self.handle, (method, *args)))
         return _Lost(self.handle.name)
 
@@ -127,15 +132,31 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], in
         return said, fed._driver.budget().period
 
 
-@pytest.mark.parametrize("how", ["answer", "request", "late"])
+@pytest.mark.parametrize(
+    ("runtime", "losses"),
+    [
+        *(("local", [how]) for how in HOW),
+        ("local", HOW),
+        pytest.param("ray", HOW, marks=pytest.mark.ray),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "+".join(given),
+)
 def test_a_call_whose_answer_is_lost_is_done_once(
-    runtime: str, how: str, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+    runtime: str,
+    losses: list[str],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    undisturbed: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if runtime == "ray":
+        request.getfixturevalue("ray_cluster")
     with open_one(tmp_path / "ledger.sqlite", runtime) as fed:
         parts = fed._driver.supervisor
         handle: Callable[[str], Any] = parts.peers.handle
         tried: dict[tuple[Any, ...], int] = {}
         late: list[Any] = []
+        how = cycle(losses)
         lossy = SimpleNamespace(handle=lambda name: Lossy(handle(name), how, tried, late))
         monkeypatch.setattr(parts, "peers", lossy)
         monkeypatch.setattr(parts.runtime, "is_alive", lambda name: True)

@@ -43,10 +43,20 @@ def spread(states: dict[str, np.ndarray]) -> float:
     return float(np.square(rows - rows.mean(axis=1, keepdims=True)).sum())
 
 
-def test_nothing_is_released_and_only_gossip_is_charged(
-    open_harness: Callable[..., Any], runtime: str
-) -> None:
-    h = open_harness(runtime, **ALONE)
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def alone(request: pytest.FixtureRequest, open_harnesses: Callable[..., Any]) -> Any:
+    """One federation a runtime, with gossip's noise."""
+    return open_harnesses(request.param, **ALONE)
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def clear(request: pytest.FixtureRequest, open_harnesses: Callable[..., Any]) -> Any:
+    """One federation a runtime, without noise."""
+    return open_harnesses(request.param, **CLEAR)
+
+
+def test_nothing_is_released_and_only_gossip_is_charged(alone: Any) -> None:
+    h = alone
     delivered = 0
     for round_id in range(2):
         assert all(h.submit(round_id))
@@ -64,10 +74,8 @@ def test_nothing_is_released_and_only_gossip_is_charged(
     assert least < stats["privacy_consumed_epsilon"] <= most * (1 + 1e-9)
 
 
-def test_clients_train_on_from_states_that_come_together(
-    open_harness: Callable[..., Any], runtime: str
-) -> None:
-    h = open_harness(runtime, **CLEAR)
+def test_clients_train_on_from_states_that_come_together(clear: Any) -> None:
+    h = clear
     clients = [c for c, _ in h.clients]
     assert h.fed.get_local_states(clients) == {}
     rows = np.random.default_rng(3).normal(size=(12, DIM)).astype(np.float32)
@@ -85,8 +93,8 @@ def test_clients_train_on_from_states_that_come_together(
     assert all((again[c] == after[c]).all() for c in clients), "a state outlives its round"
 
 
-def test_there_is_no_global_aggregator(open_harness: Callable[..., Any], runtime: str) -> None:
-    h = open_harness(runtime, **ALONE)
+def test_there_is_no_global_aggregator(alone: Any, open_harness: Callable[..., Any]) -> None:
+    h = alone
     assert "global" not in h.fed._runtime.names()
     assert {"accountant", "directory", "basket:0"} <= set(h.fed._runtime.names())
     with_layer2 = open_harness("local").fed.get_stats()
@@ -106,9 +114,10 @@ def test_there_is_no_global_aggregator(open_harness: Callable[..., Any], runtime
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_role_that_dies_comes_back(open_harness: Callable[..., Any], runtime: str, role: str) -> None:
-    h = open_harness(runtime, **CLEAR)
+def test_a_role_that_dies_comes_back(clear: Any, role: str) -> None:
+    h = clear
     clients = [c for c, _ in h.clients]
+    round_id = h.fed.get_stats()["current_round"]
     h.submit(1)
     h.fed.run_gossip_round()
     h.kill(role)
@@ -116,13 +125,14 @@ def test_a_role_that_dies_comes_back(open_harness: Callable[..., Any], runtime: 
     lost = set(clients) - known
     assert len(lost) == (3 if role.startswith("basket") else 0)
     assert h.submit(1) == [c in lost for c in clients]
-    assert h.fed.advance_round() == 1
+    assert h.fed.advance_round() == round_id + 1
     assert all(h.submit(2))
     assert sum(h.fed.run_gossip_round().values()) > 0
     assert h.fed.force_aggregate() is None
     assert h.fed.get_basket_model("domain0") is not None
     assert h.fed.get_stats()["n_layer2_aggregations"] == 0
     assert set(h.fed.get_local_states(clients)) == set(clients)
+    h.fed.advance_round()
 
 
 def test_the_whole_budget_buys_gossip_and_its_end_stops_messages_alone(
@@ -176,9 +186,9 @@ def test_auto_aggregation_makes_basket_models(open_harness: Callable[..., Any]) 
     assert h.fed.maybe_aggregate() is None
 
 
-def test_local_states_are_refused_with_layer_2(harness: Any) -> None:
+def test_local_states_are_refused_with_layer_2(open_harness: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match=r"layer2\.enabled"):
-        harness.fed.get_local_states(["c00"])
+        open_harness("local").fed.get_local_states(["c00"])
 
 
 def test_a_ledger_of_releases_is_not_continued(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,18 +38,44 @@ def members(fed: HierarchicalFederation, domain: str, size: int, value: float = 
     send(fed, *(f"{domain}{i}" for i in range(size)), value=value)
 
 
-def test_a_single_clients_gossip_is_a_no_op_and_its_layer_1_waits(open_federation: Any) -> None:
-    fed = open_federation(QUIET)
-    members(fed, "single", 1)
-    members(fed, "a", 3)
-    assert fed.run_gossip_round() == {"single": 0, "a": 6}
+@pytest.fixture(scope="module")
+def quiet(open_federation: Any) -> HierarchicalFederation:
+    """One federation a runtime for all tests of the module that ask for `fed`."""
+    fed: HierarchicalFederation = open_federation(QUIET)
+    return fed
+
+
+@pytest.fixture
+def fed(quiet: HierarchicalFederation) -> Iterator[HierarchicalFederation]:
+    """A federation without baskets: a test's clients leave with it. Each test has domains of its own."""
+    yield quiet
+    for domain, said in quiet.get_stats()["basket_stats"].items():
+        for basket_id in said["baskets"]:
+            for client_id in quiet.get_basket(basket_id).clients:
+                quiet.unregister_client(client_id)
+            quiet.disband_basket(basket_id)
+        assert quiet.get_basket(domain) is None
+
+
+def test_a_domain_without_clients_has_no_basket(fed: HierarchicalFederation) -> None:
+    assert fed.run_gossip_round() == {}
+    assert fed.get_basket("retail") is None
+    stats = fed.get_stats()
+    assert (stats["n_baskets"], stats["basket_stats"]) == (0, {})
+    assert fed.force_aggregate() is None
+    assert fed.register_client("shop", "retail") == "retail_basket_0"
+
+
+def test_a_single_clients_gossip_is_a_no_op_and_its_layer_1_waits(fed: HierarchicalFederation) -> None:
+    members(fed, "only", 1)
+    members(fed, "many", 3)
+    assert fed.run_gossip_round() == {"only": 0, "many": 6}
     fed.force_aggregate()
-    assert fed.get_basket_model("single") is None
-    assert fed.get_stats()["basket_stats"]["single"]["updates"] == 1
+    assert fed.get_basket_model("only") is None
+    assert fed.get_stats()["basket_stats"]["only"]["updates"] == 1
 
 
-def test_a_single_clients_basket_still_takes_part_in_layer_2(open_federation: Any) -> None:
-    fed = open_federation(QUIET)
+def test_a_single_clients_basket_still_takes_part_in_layer_2(fed: HierarchicalFederation) -> None:
     members(fed, "single", 1, value=0.4)
     members(fed, "a", 3, value=0.1)
     members(fed, "b", 3, value=0.3)
@@ -63,44 +90,41 @@ def test_a_single_clients_basket_still_takes_part_in_layer_2(open_federation: An
     assert fed.get_global_meta_model().n_baskets == 2
 
 
-def test_who_joins_takes_part_in_the_next_gossip_round(open_federation: Any) -> None:
-    fed = open_federation(QUIET)
-    members(fed, "a", 2)
-    assert fed.run_gossip_round() == {"a": 2}
-    fed.register_client("late", "a")
+def test_who_joins_takes_part_in_the_next_gossip_round(fed: HierarchicalFederation) -> None:
+    members(fed, "growing", 2)
+    assert fed.run_gossip_round() == {"growing": 2}
+    fed.register_client("late", "growing")
     send(fed, "late", value=0.3)
     fed.advance_round()
-    send(fed, "a0", "a1", value=0.8)  # far enough from what they sent before to be sent again
-    assert fed.run_gossip_round() == {"a": 6}
+    send(fed, "growing0", "growing1", value=0.8)  # far enough from what they sent before to be sent again
+    assert fed.run_gossip_round() == {"growing": 6}
 
 
-def test_who_leaves_is_missed_by_nobody(open_federation: Any) -> None:
-    fed = open_federation(QUIET)
-    members(fed, "a", 4)
-    fed.unregister_client("a0")
-    assert fed.run_gossip_round() == {"a": 6}
+def test_who_leaves_is_missed_by_nobody(fed: HierarchicalFederation) -> None:
+    members(fed, "left", 4)
+    fed.unregister_client("left0")
+    assert fed.run_gossip_round() == {"left": 6}
     assert fed.force_aggregate() is None
-    assert fed.get_basket_meta_model("a").n_contributors == 3
-    assert fed.get_basket("a").clients == {"a1", "a2", "a3"}
+    assert fed.get_basket_meta_model("left").n_contributors == 3
+    assert fed.get_basket("left").clients == {"left1", "left2", "left3"}
 
 
-def test_a_domain_without_clients_has_no_basket(open_federation: Any) -> None:
-    fed = open_federation(QUIET)
-    assert fed.run_gossip_round() == {}
-    assert fed.get_basket("retail") is None
-    stats = fed.get_stats()
-    assert (stats["n_baskets"], stats["basket_stats"]) == (0, {})
-    assert fed.force_aggregate() is None
-    assert fed.register_client("shop", "retail") == "retail_basket_0"
+def test_disbanding_the_only_basket_of_a_domain_opens_another(fed: HierarchicalFederation) -> None:
+    members(fed, "moved", 3)
+    fed.disband_basket("moved")
+    assert fed.get_basket("moved_basket_0").status.value == "disbanded"
+    assert fed.get_basket("moved_basket_1").clients == {"moved0", "moved1", "moved2"}
+    assert fed.get_stats()["basket_stats"]["moved"]["updates"] == 3
 
 
-def test_disbanding_the_only_basket_of_a_domain_opens_another(open_federation: Any) -> None:
-    fed = open_federation(QUIET)
-    members(fed, "a", 3)
-    fed.disband_basket("a")
-    assert fed.get_basket("a_basket_0").status.value == "disbanded"
-    assert fed.get_basket("a_basket_1").clients == {"a0", "a1", "a2"}
-    assert fed.get_stats()["basket_stats"]["a"]["updates"] == 3
+def test_gossip_and_aggregation_mark_a_basket_active(fed: HierarchicalFederation, clock: Any) -> None:
+    members(fed, "active", 3)
+    for act in (fed.run_gossip_round, fed.force_aggregate):
+        clock.advance(601.0)
+        assert fed.get_stale_baskets() == ["active_basket_0"]
+        act()
+        assert fed.get_basket("active").last_activity == clock.now
+        assert fed.get_stale_baskets() == []
 
 
 def test_a_new_round_clears_what_belongs_to_a_round(open_federation: Any) -> None:
@@ -113,17 +137,6 @@ def test_a_new_round_clears_what_belongs_to_a_round(open_federation: Any) -> Non
         assert fed.offer_update("a0", 2 * same).reason is Rejection.PARTICIPATION_CAP
         assert fed.offer_update("a0", same, round_id=round_id + 1).reason is Rejection.FUTURE_ROUND
         assert fed.advance_round() == round_id + 1
-
-
-def test_gossip_and_aggregation_mark_a_basket_active(open_federation: Any, clock: Any) -> None:
-    fed = open_federation(QUIET)
-    members(fed, "a", 3)
-    for act in (fed.run_gossip_round, fed.force_aggregate):
-        clock.advance(601.0)
-        assert fed.get_stale_baskets() == ["a_basket_0"]
-        act()
-        assert fed.get_basket("a").last_activity == clock.now
-        assert fed.get_stale_baskets() == []
 
 
 @pytest.mark.parametrize("secure", [True, False])
