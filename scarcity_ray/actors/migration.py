@@ -5,11 +5,11 @@ sealed to the key of an actor (X25519, HKDF, AES-256-GCM), and only to one that 
 federation's actors' key that it is one: drivers give that key to the basket actors that they start, and to no
 other role.
 
-*Guarantees*
-    - A box is opened by the actor that it is sealed to, for the client, the basket and the operation that it
-      was made for, and by nobody else.
-    - A key without its tag is refused.
-    - What is opened is made of known plain data alone; nothing in a box is executed.
+Guarantees:
+    A box is opened by the actor that it is sealed to, for the client, the basket and the operation that it
+        was made for, and by nobody else.
+    A key without its tag is refused.
+    What is opened is made of known plain data alone; nothing in a box is executed.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ def objection(
     """Why a draft is not to be signed unseen, or nothing.
 
     Guarantees:
-        * `who_is_added_says_so_itself`
-        * `who_is_removed_has_signed_that_it_closed`
-        * `nothing_is_signed_twice_for_one_epoch`
+        who_is_added_says_so_itself
+        who_is_removed_has_signed_that_it_closed
+        nothing_is_signed_twice_for_one_epoch
 
     Args:
         seen: Other rosters that the driver knows of.

@@ -5,15 +5,15 @@ told it as well: when either dies the other has it, and gives it to the one that
 client that comes back, to whichever basket, is admitted with it. It holds no value of any update: digests,
 counts and times.
 
-*Guarantees*
-    - Leaving and coming back neither replays an update nor resets a participation cap, a drift test, a
-      release or a daily limit: not through a closed basket, a split, or the death of the directory or of a
-      basket actor.
-    - Of two memories of a client the one of its last leaving says its trust, in whatever order they are told.
-    - Memory is bounded: keys of rounds whose updates are too stale to be accepted are dropped, so are release
-      times of yesterday, and a client of which nothing is left but full trust is forgotten. Of others the
-      trust is kept, of the last `MOST_TRUSTS` that left; who is dropped is counted.
-    - A new round looks at clients that left lately, and at no other.
+Guarantees:
+    Leaving and coming back neither replays an update nor resets a participation cap, a drift test, a release
+        or a daily limit: not through a closed basket, a split, or the death of the directory or of a basket
+        actor.
+    Of two memories of a client the one of its last leaving says its trust, in whatever order they are told.
+    Memory is bounded: keys of rounds whose updates are too stale to be accepted are dropped, so are release
+        times of yesterday, and a client of which nothing is left but full trust is forgotten. Of others the
+        trust is kept, of the last `MOST_TRUSTS` that left; who is dropped is counted.
+    A new round looks at clients that left lately, and at no other.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ for another basket or altogether: it may come back elsewhere, and must not be in
 was handed in to a session may be in a release until it is certain that the session never makes one
 (`actors.secure_parties`); if that never is, it is never used again.
 
-*Guarantees*
-    - An aggregate enters at most one release.
-    - One that holds a client who has left the basket enters none from then on.
+Guarantees:
+    An aggregate enters at most one release.
+    One that holds a client who has left the basket enters none from then on.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ A client's local state is its latest row. It outlives the buffer: gossip moves i
 and Layer 1 aggregates the local states of the clients that have buffered updates. Without Layer 2 it is what
 the client trains on from, and an update that waits does not age: no global model moves away from it.
 
-*Guarantees*
-    - A state that is formed has at most the clip norm.
-    - A report of meta-parameters enters one aggregate.
+Guarantees:
+    A state that is formed has at most the clip norm.
+    A report of meta-parameters enters one aggregate.
 """
 
 from __future__ import annotations

@@ -10,16 +10,16 @@ The basket's memory is the one that counts. The directory keeps the last trust t
 basket actor that comes back after its death continues from there, and a directory that comes back is told by
 the basket actors.
 
-*Guarantees*
-    - Trust stays in [0, 1].
-    - Trust is monotone in each agreement and in what it was before.
-    - Who always agrees tends to 1, who never does to 0, whatever the trust before.
-    - A malformed update that the client has signed halves trust (`Reputations.offend`: of a round, the first
-      ``buffer.participation_cap`` of them).
-    - Trust goes with a client that moves, and leaving and coming back does not restore it.
-    - What was seen is told once; trust is told as it stands, so telling it twice changes nothing.
-    - Where agreement is not asked for, trust does not depend on the values of accepted updates.
-    - A malformed update that its client has signed costs trust once, however often somebody sends it again.
+Guarantees:
+    trust_stays_in_0_1
+    trust_is_monotone_in_each_agreement_and_in_what_it_was_before
+    who_always_agrees_tends_to_1_who_never_does_to_0_whatever_the_trust_before
+    A malformed update that the client has signed halves trust (`Reputations.offend`: of a round, the first
+        ``buffer.participation_cap`` of them).
+    trust_goes_with_a_client_that_moves: Leaving and coming back does not restore it.
+    What was seen is told once; trust is told as it stands, so telling it twice changes nothing.
+    Where agreement is not asked for, trust does not depend on the values of accepted updates.
+    A malformed update that its client has signed costs trust once, however often somebody sends it again.
 """
 
 from __future__ import annotations

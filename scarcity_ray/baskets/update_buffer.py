@@ -61,10 +61,10 @@ class ReplayGuard:
     """Remembers accepted updates by client, round and content digest, and by the client's own numbers.
 
     Guarantees:
-        - A marked key fails the check until its round is cleared, whatever became of the update.
-        - A sequence number that was marked is used: no other content of that client and round may have it.
-        - Memory is bounded: with the buffer's cap, at most cap digests for each client and round, and rounds
-          are cleared once their updates are too stale to be accepted at all.
+        A marked key fails the check until its round is cleared, whatever became of the update.
+        A sequence number that was marked is used: no other content of that client and round may have it.
+        Memory is bounded: with the buffer's cap, at most cap digests for each client and round, and rounds
+            are cleared once their updates are too stale to be accepted at all.
     """
 
     def __init__(self) -> None:
@@ -170,16 +170,16 @@ class BasketBuffer:
     round and the content, and `refusal`, which asks what was accepted before.
 
     Guarantees:
-        - No message raises; every refusal is counted under one reason.
-        - An update has been accepted exactly if it is counted, counts against its client's cap, is a replay
-          from now on, and was buffered.
-        - An accepted update leaves exactly once: popped, withdrawn, or taken to another basket.
-        - A replay stays a replay after its update was popped.
-        - The participation cap counts accepted updates, also popped and withdrawn ones.
-        - A row never exceeds the largest norm of the updates behind it.
-        - The buffer keeps its own copy: what a client does to its array afterwards changes nothing.
-        - Nothing that happens once an update or a client looks at the others that wait: counts, the oldest
-          round and the oldest time are kept up with every change.
+        No message raises; every refusal is counted under one reason.
+        An update has been accepted exactly if it is counted, counts against its client's cap, is a replay
+            from now on, and was buffered.
+        an_accepted_update_leaves_exactly_once: Popped, withdrawn, or taken to another basket.
+        a_replay_stays_a_replay_after_its_update_was_popped
+        the_participation_cap_counts_accepted_updates_also_popped_and_withdrawn_ones
+        a_row_never_exceeds_the_largest_norm_of_the_updates_behind_it
+        the_buffer_keeps_its_own_copy: What a client does to its array afterwards changes nothing.
+        nothing_that_happens_once_an_update_or_a_client_looks_at_the_others_that_wait: Counts, the oldest
+            round and the oldest time are kept up with every change.
 
     Args:
         config: Staleness and cap.

@@ -39,11 +39,11 @@ class BasketManager:
     everything that would change something raises `UsageError`.
 
     Guarantees:
-        - Every client is in exactly one live basket, one of its own domain unless `allow_cross_domain`.
-        - No basket is above its maximum, `max_clients`.
-        - A basket id is never used again (`roster`).
-        - What a caller does to a returned object changes nothing here.
-        - Leaving and coming back does not restore trust, unless `MOST_DEPARTURES` others have left since.
+        Every client is in exactly one live basket, one of its own domain unless `allow_cross_domain`.
+        No basket is above its maximum, `max_clients`.
+        A basket id is never used again (`roster`).
+        what_a_caller_does_to_a_returned_object_changes_nothing_here
+        leaving_and_coming_back_does_not_restore_trust: Unless `MOST_DEPARTURES` others have left since.
 
     Args:
         config: Sizes and thresholds; the defaults if None.

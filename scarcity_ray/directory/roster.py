@@ -2,10 +2,10 @@
 
 Also in what order a split cuts a basket's clients, and which basket actor is the emptiest (`SlotLoads`).
 
-*Guarantees*
-    - A basket id is never used again; indices count up within a domain.
-    - A domain's name stands for its only live basket.
-    - Finding the oldest basket with room looks at one basket, and once more at each that has filled up.
+Guarantees:
+    A basket id is never used again; indices count up within a domain.
+    A domain's name stands for its only live basket.
+    Finding the oldest basket with room looks at one basket, and once more at each that has filled up.
 """
 
 from __future__ import annotations

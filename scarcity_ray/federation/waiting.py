@@ -1,8 +1,8 @@
 """Why there is no model: what the next aggregate and the next release wait for, in data and in words.
 
-*Guarantees*
-    - What is said to be missing is missing: with it, the basket aggregates, or the release is made.
-    - Asking changes nothing.
+Guarantees:
+    what_is_said_to_be_missing_is_missing: With it, the basket aggregates, or the release is made.
+    asking_changes_nothing
 """
 
 from __future__ import annotations

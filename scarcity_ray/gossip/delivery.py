@@ -16,8 +16,8 @@ class Inboxes:
     old (expired), its sender or receiver leaves, or its sender has newer news (dropped).
 
     Guarantees:
-        - sent = delivered + expired + dropped + pending, always.
-        - A receiver is never delivered two messages of one sender at once: the newest counts.
+        sent = delivered + expired + dropped + pending, always.
+        A receiver is never delivered two messages of one sender at once: the newest counts.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Delivery:
     """Carries the released vectors of one gossip round to peers.
 
     Guarantees:
-        - A client receives a released vector at most once.
+        a_client_receives_a_released_vector_at_most_once
 
     Args:
         peers_per_round: K.

@@ -29,7 +29,7 @@ class HalfVector:
     """A float32 vector in half the room: eleven bits an entry, cut off, never rounded up.
 
     Guarantees:
-        - It lies within ROUGHNESS of the vector, over its norm, if that is above 1e-30; and is no longer.
+        It lies within ROUGHNESS of the vector, over its norm, if that is above 1e-30; and is no longer.
 
     Attributes:
         halves: float16 (d,).
@@ -75,9 +75,9 @@ class MaterialityDetector:
     noised drift may decide.
 
     Guarantees:
-        - The drift of clipped states never leaves [0, 2C], to float32 rounding.
-        - Without noise a state is pushed if and only if its drift reaches the threshold, to within ROUGHNESS
-          of the norm of the state last pushed.
+        The drift of clipped states never leaves [0, 2C], to float32 rounding.
+        Without noise a state is pushed if and only if its drift reaches the threshold, to within ROUGHNESS of
+            the norm of the state last pushed.
 
     Args:
         drift_threshold: L2 distance from which a state is material.

@@ -49,8 +49,8 @@ def noised(
     float32 after it: mu stands exactly, and the bits below the grid say nothing.
 
     Guarantees:
-        - A released vector lies on the grid.
-        - Without noise the state is released as it is.
+        A released vector lies on the grid.
+        Without noise the state is released as it is.
 
     Args:
         clipped: float32 (d,).

@@ -25,11 +25,11 @@ Steps are taken from the client's own state as it would be released (clipped to 
 clip norm below the states' own length does not pull everybody to the origin.
 
 Guarantees:
-    - Without noise and liars the mean of all states is kept, if everybody receives as often as it is heard.
-    - A liar moves a clipped state by no more than its share of the radius.
-    - The b vectors furthest away do not count in nearest-neighbour averaging.
-    - A grossly implausible vector moves nobody.
-    - What is received and not noised can be trusted fully: without noise w = K / (K + 1).
+    without_noise_and_liars_the_mean_of_all_states_is_kept: If everybody receives as often as it is heard.
+    A liar moves a clipped state by no more than its share of the radius.
+    the_b_vectors_furthest_away_do_not_count_in_nearest_neighbour_averaging
+    a_grossly_implausible_vector_moves_nobody
+    What is received and not noised can be trusted fully: without noise w = K / (K + 1).
 """
 
 from __future__ import annotations
@@ -285,9 +285,9 @@ def estimate_spread(
     the spread, S is 0 and nobody moves; what is forgone there is at most about K S / N of the error.
 
     Guarantees:
-        - Without spread the lower bound is 0 but for one time in a hundred, whatever f clients release.
-        - The lower bound is at most that of the clip norm.
-        - Nothing but released vectors enters.
+        without_spread_the_lower_bound_is_0_but_for_one_time_in_a_hundred: Whatever f clients release.
+        The lower bound is at most that of the clip norm.
+        Nothing but released vectors enters.
 
     Args:
         vectors: m float32 vectors of length d, one a sender, in an order that their values did not choose.
@@ -346,8 +346,8 @@ def excess_error(layer1: Layer1Config, num_rows: int, num_byzantine: int, dimens
     - Bulyan: at least as much as a trimmed mean that drops the same 2f of the selected values.
 
     Guarantees:
-        - No rule loses less on Gaussian rows than its excess says.
-        - A rule that is not listed has excess 0.
+        no_rule_loses_less_on_gaussian_rows_than_its_excess_says
+        A rule that is not listed has excess 0.
 
     >>> mean = Layer1Config(aggregation_method=AggregationMethod.MEAN)
     >>> excess_error(mean, 10, 2, 64)

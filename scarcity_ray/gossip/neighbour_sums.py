@@ -5,8 +5,8 @@ Rows of `LONG` entries and more are worth a call each, which saves the gathering
 that of some blocks.
 
 Guarantees:
-    - Distances and sums are those of the definition, to float32 rounding.
-    - A state may be overwritten by its own sum.
+    distances_and_sums_are_those_of_the_definition: To float32 rounding.
+    A state may be overwritten by its own sum.
 """
 
 from __future__ import annotations

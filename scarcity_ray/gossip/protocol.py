@@ -87,16 +87,16 @@ class GossipProtocol:
     """Gossip within one basket (docs/gossip.md).
 
     Guarantees:
-        - A client releases one vector a federation round, however often gossip runs in it.
-        - Nothing is drawn or released for a client that was not allowed.
-        - The number of peers changes no charge.
-        - A basket of one client does nothing; two clients gossip.
-        - A client releases at most `max_messages_per_day` vectors in any 24 hours.
-        - A client receives a released vector at most once.
-        - A client that moves or comes back in mid-round does not release twice.
-        - States that are given are never written to, unless they are given again as `out`.
-        - Beside the states, a copy and a half of them is kept: the vectors released, and in half the room the
-          states last pushed.
+        a_client_releases_one_vector_a_federation_round: However often gossip runs in it.
+        nothing_is_drawn_or_released_for_a_client_that_was_not_allowed
+        the_number_of_peers_changes_no_charge
+        a_basket_of_one_client_does_nothing: Two clients gossip.
+        A client releases at most `max_messages_per_day` vectors in any 24 hours.
+        a_client_receives_a_released_vector_at_most_once
+        A client that moves or comes back in mid-round does not release twice.
+        States that are given are never written to, unless they are given again as `out`.
+        Beside the states, a copy and a half of them is kept: the vectors released, and in half the room the
+            states last pushed.
 
     Args:
         config: Peers, intervals, limits, mixing; a mixing of None is ``clipped_gossip`` if the plan's Layer 1

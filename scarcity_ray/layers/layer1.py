@@ -4,9 +4,9 @@ Each row is clipped to ``clip_norm``, the configured rule runs with the configur
 clipped to ``clip_norm`` again, since median, trimmed mean and Bulyan can leave the ball.
 
 Guarantees:
-    The aggregate has at most the clip norm, to float32 rounding.
+    the_aggregate_has_at_most_the_clip_norm: To float32 rounding.
     With fewer rows than the rule needs it refuses; it never falls back to a weaker rule.
-    The aggregate is bitwise the same for any driver of blocks, and with and without a report.
+    the_aggregate_is_bitwise_the_same_for_any_driver_of_blocks: With and without a report.
 """
 
 from __future__ import annotations

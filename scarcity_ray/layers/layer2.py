@@ -11,7 +11,7 @@ share of such noise to its own part (`add_share`), and nothing is added to the s
 Guarantees:
     A contribution never exceeds its weight times the clip norm by more than half a step a coordinate.
     The noise has the scale and the law of the release plan over the survivors.
-    The plain sum and the secure sum give the same bytes.
+    the_plain_sum_and_the_secure_sum_give_the_same_bytes
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ travel as extra coordinates of the basket's vector, under the same noise.
 
 Guarantees:
     One client moves a basket's mean by at most two over the number of clients, per parameter.
-    What is learned lies in the declared range.
+    what_is_learned_lies_in_the_declared_range
 """
 
 from __future__ import annotations

@@ -31,18 +31,18 @@ class RoleSpec:
 
 
 class Runtime(Protocol):
-    """A place where the roles of one federation live.
+    """A place where the roles of one federation live; `tests/runtime` holds every runtime to it.
 
-    Guarantees (one contract suite, `tests/runtime`, runs on every runtime):
-        A role started twice keeps its state.
-        A call sees the effects of the caller's earlier calls.
-        Arrays arrive read-only and unshared.
-        An exception keeps its type.
+    Guarantees:
+        a_role_started_twice_keeps_its_state
+        a_call_sees_the_effects_of_the_callers_earlier_calls
+        arrays_arrive_read_only_and_unshared
+        an_exception_keeps_its_type
         A killed role answers ActorLost until it is started again.
-        A role that fails as it starts is lost for good.
-        Roles start beside one that fails.
-        A federation's first roles start all or none.
-        The card is found until it is withdrawn.
+        a_role_that_fails_as_it_starts_is_lost_for_good
+        roles_start_beside_one_that_fails
+        a_federations_first_roles_start_all_or_none
+        the_card_is_found_until_it_is_withdrawn
     """
 
     peers: Peers
