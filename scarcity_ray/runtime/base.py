@@ -17,8 +17,8 @@ class RoleSpec:
         name: Unique in the federation.
         factory: The role's class; called as ``factory(**arguments)`` in the role's own process.
         resources: Custom resources that it reserves, beside `cpus`.
-        spread: Whether to place it away from its like; otherwise it runs on `node`.
-        node: The node it must run on (its data lie there); None: the runtime's home node.
+        spread: Whether to spread such roles over the nodes; otherwise it runs on `node`.
+        node: The node that holds its data; None: the runtime's home node.
     """
 
     name: str
@@ -61,33 +61,32 @@ class Runtime(Protocol):
         """How many basket actors suit this machine or cluster."""
 
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
-        """Start the roles that are not alive, side by side, and wait until they answer.
+        """Start the roles that are not running, in parallel, and wait until they answer.
 
         Args:
-            specs: The roles.
-            card: Given with a federation's first roles, none of which may be there yet: what every driver of
-                it finds from now on.
+            card: Given with a federation's first roles, none of which may be running yet: what every driver
+                that attaches to the federation gets from `card`.
 
         Raises:
-            ActorLost: If a role cannot be placed or fails as it starts; the error says why. The others are
-                started all the same, but of a federation's first roles none stays.
-            UsageError: If a role is there already and a card is given.
+            ActorLost: If a role cannot be placed or fails as it starts. The other roles are started all the
+                same; of a federation's first roles none stays.
+            UsageError: If a card is given and a role is running already.
         """
 
     def is_alive(self, name: str) -> bool:
-        """Whether the role is there: one that is busy, or waits for a node, is alive."""
+        """Whether the role is running; one that is busy, or waits for a node, is."""
 
     def names(self) -> tuple[str, ...]:
-        """Names of the roles that are there, sorted."""
+        """Names of the running roles, sorted."""
 
     def kill(self, name: str) -> None:
-        """End a role at once, as a crash would; nothing happens if it is not there."""
+        """End a role at once, as a crash would; nothing happens if it is not running."""
 
     def card(self) -> Any:
-        """The card that the federation was started with, for as long as the cluster runs; else None."""
+        """The card that the federation was started with; None if there is none."""
 
     def withdraw(self) -> None:
-        """Take the card away."""
+        """Remove the card."""
 
     def close(self) -> None:
-        """Let go of what this runtime opened; roles are ended by `kill`, not here."""
+        """Release what this runtime opened; roles are ended by `kill`, not here."""
