@@ -1,4 +1,4 @@
-"""Messages on their way: who gets what, by push or pull, and what became of it."""
+"""Delivery of messages by push and pull, with counts of what became of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scarcity_ray.gossip.peers import PeerSampler
 class Inboxes:
     """One inbox for each member of a basket.
 
-    A message waits in its inbox until its receiver has a local state to mix it into (delivered), it grows too
-    old (expired), its sender or receiver leaves, or its sender has newer news (dropped).
+    A message waits in its inbox until its receiver has a local state to mix it into (delivered), it is too
+    old (expired), or its sender or receiver leaves or its sender sends a newer one (dropped).
 
     Guarantees:
         sent = delivered + expired + dropped + pending, always.
@@ -98,7 +98,7 @@ class Delivery:
         receivers: Sequence[str],
         now: float,
     ) -> None:
-        """Push every vector to K members; then let those that got nothing pull.
+        """Push every vector to K members; then receivers with an empty inbox pull.
 
         Args:
             live: The federation round's released vectors, by sender.

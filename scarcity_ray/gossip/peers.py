@@ -1,4 +1,4 @@
-"""Who talks to whom: K peers a client, rotating through the basket."""
+"""Peer sampling: K peers for each client, rotating through the basket."""
 
 from __future__ import annotations
 
