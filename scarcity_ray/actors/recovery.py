@@ -220,16 +220,18 @@ def _housed(
     places |= {basket_id: admission.place for basket_id, admission in held.items()}
     members: dict[str, dict[str, Member]] = {basket_id: {} for basket_id in places if basket_id != closing}
     claims: dict[str, set[str]] = defaultdict(set)
+
+    def home_of(basket_id: str, client_id: str) -> str:
+        moves = basket_id == closing and client_id in homes
+        return homes[client_id].basket_id if moves else basket_id
+
     for basket_id, admission in held.items():
         for member in admission.members:
-            moves = basket_id == closing and member.client_id in homes
-            claims[member.client_id].add(homes[member.client_id].basket_id if moves else basket_id)
+            claims[member.client_id].add(home_of(basket_id, member.client_id))
     strays = []
     for basket_id, admission in sorted(held.items()):
         for member in admission.members:
-            client_id = member.client_id
-            moves = basket_id == closing and client_id in homes
-            home = homes[client_id].basket_id if moves else basket_id
+            client_id, home = member.client_id, home_of(basket_id, member.client_id)
             if home == closing or len(claims[client_id]) > 1:
                 strays.append((admission.place, client_id))
                 continue
