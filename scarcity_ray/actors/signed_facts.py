@@ -87,7 +87,10 @@ def state(facts: BasketFacts, occasion: Occasion, identity: IdentityKeyPair) -> 
 
 
 def refusal(party: str, key: bytes, stated: object, occasion: Occasion, plan: FederationPlan) -> str:
-    """Why a party's statement for an occasion is not accepted; empty if it is. `key` is from the roster."""
+    """Why a party's statement for an occasion is not accepted; empty if it is.
+
+    It must be signed with the key that the roster has for the party.
+    """
     if type(stated) is not SignedFacts or not _is_formed(stated):
         return f"the facts of {party!r} are missing or malformed"
     if stated.facts.basket_id != party:

@@ -30,7 +30,7 @@ from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.updates import Rejection
 
 AGREEMENT_RATE = 0.1
-"""Weight of the latest agreement: the average has a half-life of seven aggregates."""
+"""Weight of the latest agreement: the average has a half-life of about seven aggregates."""
 REFUSAL_FACTOR = 0.5
 """Factor on trust for one malformed update that the client has signed."""
 ACCEPTANCE_GAIN = 0.01
