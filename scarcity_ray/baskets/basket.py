@@ -38,14 +38,12 @@ from scarcity_ray.updates import FloatRow, Rejection, SigningScope, read_row
 
 @dataclass(frozen=True, eq=False)
 class ClientMigration:
-    """All that goes with a client to another basket.
+    """The state that a client takes along to another basket.
 
     Attributes:
-        updates: Those that wait, and what is remembered of those before.
-        gossip: What it tested and released.
-        local_state: Its local state, if it has one.
-        meta: Its report of meta-parameters, if one waits.
-        reputation: Its conduct so far; None where there is nothing to say.
+        updates: Its buffered updates, and the keys of all accepted ones.
+        meta: Its report of meta-parameters that is in no aggregate yet.
+        reputation: None if it has the trust of a new client.
     """
 
     client_id: str

@@ -75,7 +75,7 @@ class ClientMemory:
         return replace(newest, offences=offences, accepted=accepted, gossip=gossip)
 
     def since(self, round_id: int, now: float) -> ClientMemory | None:
-        """The memory without what is older than the round or the day; None if nothing is left."""
+        """The memory without what is older than the round or a day; None if nothing is left."""
         gossip = self.gossip.without_vectors()
         gossip.forget_old_releases(now)
         accepted = tuple(key for key in self.accepted if key.round_id >= round_id)

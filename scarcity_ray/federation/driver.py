@@ -231,7 +231,7 @@ class Driver:
         where, roster = self.tell_parties()
         if roster is None and self.config.layer2.use_secure_aggregation:
             return Layer2Outcome(None, "no roster is signed yet: see `scarcity-ray roster sign`")
-        # Restored once the baskets know of the release; if this fails in between, all are told again.
+        # Restored below; if this driver fails in between, it tells all baskets the registry again.
         told, self._told_registry = self._told_registry, None
         run = where.places, where.round_id, force, self.client.now(), roster
         outcome = self.client.call(GLOBAL, GlobalAggregator.run, *run)

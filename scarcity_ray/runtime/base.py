@@ -1,4 +1,4 @@
-"""What a runtime is: it starts roles by name, and says what is alive."""
+"""The interface of a runtime, which starts roles by name and finds them."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Runtime(Protocol):
     peers: Peers
     compute: Compute
     has_begun: bool
-    """Whether a federation's first roles were started here, so that they are this runtime's to end."""
+    """Whether this runtime has started a federation's first roles."""
     home: str
-    """The node of this process, for roles whose data lie on one node's disk."""
+    """The node of this process, for roles with data on one node's disk."""
 
     @property
     def machines(self) -> int:
