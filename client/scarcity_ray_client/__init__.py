@@ -15,6 +15,7 @@ from scarcity_ray_client.errors import (
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.loading import load_workload
 from scarcity_ray_client.models import ModelCodec, Part, export_model, initialised, load_model, save_model
+from scarcity_ray_client.proximal import proximal_gradient
 from scarcity_ray_client.training import Cause, Refusal, Update, train_client
 from scarcity_ray_client.updates import SigningScope, UpdateStatement, sign_update, update_message
 from scarcity_ray_client.workload import Client, Trained, Workload, checked_clients, checked_metrics
@@ -43,6 +44,7 @@ __all__ = [
     "initialised",
     "load_model",
     "load_workload",
+    "proximal_gradient",
     "save_model",
     "sign_update",
     "train_client",

@@ -212,7 +212,7 @@ class GlobalAggregator(Role):
         asked = [place.basket_id for place in places]
 
         def take(party: str, said: Any) -> None:
-            if type(said) is not BasketFacts:
+            if not signed_facts.is_formed(said):
                 raise ProtocolViolation(f"the facts of {party!r} are missing or malformed")
             facts[party] = said
 

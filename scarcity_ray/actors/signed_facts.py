@@ -91,7 +91,7 @@ def refusal(party: str, key: bytes, stated: object, occasion: Occasion, plan: Fe
 
     It must be signed with the key that the roster has for the party.
     """
-    if type(stated) is not SignedFacts or not _is_formed(stated):
+    if type(stated) is not SignedFacts or not is_formed(stated.facts) or not _is_signed(stated):
         return f"the facts of {party!r} are missing or malformed"
     if stated.facts.basket_id != party:
         return f"the facts given for {party!r} are about another basket"
@@ -127,8 +127,8 @@ def facts_digest(stated: Mapping[str, SignedFacts], occasion: Occasion) -> bytes
     return digest("all_facts", *(stated[party].content(occasion) for party in sorted(stated)))
 
 
-def _is_formed(stated: SignedFacts) -> bool:
-    facts = stated.facts
+def is_formed(facts: object) -> bool:
+    """Whether these are facts, each of the type and in the range that it must be."""
     if type(facts) is not BasketFacts:
         return False
     counts = (facts.num_members, facts.num_rows, facts.num_byzantine)
@@ -139,8 +139,9 @@ def _is_formed(stated: SignedFacts) -> bool:
         and all(type(count) is int and 0 <= count < 2**31 for count in counts)
         and (share is None or (type(share) is float and 0.0 < share <= 1.0))
         and (clip_norm is None or (type(clip_norm) is float and 0.0 < clip_norm < math.inf))
-        and type(stated.nonce) is bytes
-        and len(stated.nonce) == NONCE_BYTES
-        and type(stated.signature) is bytes
-        and len(stated.signature) == SIGNATURE_BYTES
     )
+
+
+def _is_signed(stated: SignedFacts) -> bool:
+    sized = ((stated.nonce, NONCE_BYTES), (stated.signature, SIGNATURE_BYTES))
+    return all(type(part) is bytes and len(part) == size for part, size in sized)

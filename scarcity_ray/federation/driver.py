@@ -355,6 +355,8 @@ class Driver:
         for turn in range(RECOVERIES):
             if registry == self._told_registry:
                 break
+            # Who is new there may live in an actor that another driver has started.
+            where = self.operations.routing_table()
             held = self.client.call_baskets(
                 Call(BasketHost.know_parties, registry.rosters, registry.endorsements, registry.life)
             )
@@ -367,8 +369,7 @@ class Driver:
                 behind = [s for s, known in held.items() if latest and known.version < latest.version]
                 if latest is not None:
                     self.client.call_baskets(dict.fromkeys(behind, Call(BasketHost.adopt, latest)))
-            self._told_registry = registry
-            where, registry = self.operations.routing_table(), self.registry()
+            self._told_registry, registry = registry, self.registry()
         if not layer2.use_secure_aggregation:
             return where, None
         known = registry.known

@@ -29,7 +29,7 @@ from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.reports import ActivityReport
 from scarcity_ray.directory.records import OrderNumber
-from scarcity_ray.errors import ActorLost
+from scarcity_ray.errors import ActorLost, ProtocolViolation
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, P, T
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Party
@@ -124,6 +124,8 @@ class OperationRunner:
             if not isinstance(answer, News):
                 client.routing_table = where = answer
                 client.supervisor.num_slots = where.num_slots
+            elif where is None:
+                raise ProtocolViolation("the directory has no routing table for a driver that has none")
             client.heed(news)
             if news.pending is None:
                 client.is_up_to_date, fresh = True, False

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scarcity_ray.layers.server_optimizers import polynomial_average
+
 
 @dataclass(frozen=True)
 class RunningModel:
     """Where training stands, and the model that is handed out.
 
-    Clients train from `current`. What is handed out is `average`, the iterates averaged with weights that
-    grow like t^decay (Shamir, Zhang 2013, polynomial decay): averaging evens out the noise of the releases,
-    and costs nothing, since it works on what was already released.
+    Clients train from `current`. What is handed out is `average`, the iterates' `polynomial_average`.
 
     With adaptive clipping a delta counts as if it had been clipped to the least clip norm since its release:
     it is scaled by that over its own. Noise is proportional to the clip norm and signal is not, so what was
@@ -65,8 +65,7 @@ class RunningModel:
             used, following = clip_norms
             parts = _counted_at(following, (*self.parts, (used, learning_rate * delta.astype(np.float64))))
             current = np.sum([vector for _, vector in parts], axis=0).astype(np.float32)
-        share = np.float32((decay + 1.0) / (rounds + decay))
-        average = ((1 - share) * self.average + share * current).astype(np.float32)
+        average = polynomial_average(self.average, current, rounds, decay)
         return RunningModel(current, average, rounds, parts)
 
 

@@ -68,6 +68,19 @@ def test_a_file_that_is_no_saved_model_is_refused(tmp_path):
         archive.writestr("header.npy", good.read("header.npy"))
         with archive.open("0.npy", "w") as file:
             np.save(file, np.ones(3))
+    deep = np.frombuffer(b"[" * 100_000, np.uint8)
+    np.savez(tmp_path / "deep.npz", header=deep)
+    np.savez_compressed(tmp_path / "deflated.npz", header=deep)
+    for name, place, byte in (("newer", 6, 213), ("encrypted", 8, 1)):
+        data = bytearray(content)
+        data[data.rindex(b"PK\1\2") + place] = byte
+        (tmp_path / f"{name}.npz").write_bytes(data)
+    data = bytearray((tmp_path / "deflated.npz").read_bytes())
+    data[60:90] = bytes(30)
+    (tmp_path / "torn_within.npz").write_bytes(data)
+    array = b"\x93NUMPY\1\0v\0{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000000,)}"
+    with zipfile.ZipFile(tmp_path / "endless.npz", "w") as archive:
+        archive.writestr("header.npy", array.ljust(127) + b"\n")
     for path in [*tmp_path.iterdir(), tmp_path / "absent.npz"]:
         if path != whole:
             with pytest.raises(UsageError, match=path.name):

@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.actors.directory import Directory
+from scarcity_ray.actors.messages import News
+from scarcity_ray.baskets.reports import Member
+from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.federation.driver import Driver
+from scarcity_ray.federation.supervisor import Supervisor
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.secagg import IdentityKeyPair, Party, SessionContext
 
@@ -235,3 +240,35 @@ def test_an_actor_that_was_told_nothing_joins_no_strangers(fed: HierarchicalFede
     outcome = role(fed, "global").run(where.places, where.round_id, True, fed._driver.client.now())
     assert outcome.model is None
     assert fed.get_stats()["n_sessions_refused"] == BASKETS
+
+
+def test_an_actor_that_another_driver_starts_before_a_session_is_told_too(
+    fed: HierarchicalFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between this driver's look at who is where, and at who is registered."""
+    fill(fed)
+    driver = fed._driver
+    other = Driver(Supervisor(fed._runtime, driver.supervisor.identity, fed.plan), driver.client.now)
+    other.attach()
+    run_layer1 = driver.run_layer1
+
+    def meanwhile(baskets: Any, force: bool) -> Any:
+        outcomes = run_layer1(baskets, force)
+        newcomers = Member("new_0", "new"), Member("new_1", "new")
+        other.operations.run(Directory.register, newcomers, driver.client.now())
+        return outcomes
+
+    monkeypatch.setattr(driver, "run_layer1", meanwhile)
+    assert fed.force_aggregate() is not None
+    assert role(fed, "global").stats()["violations"] == []
+    assert role(fed, f"basket:{BASKETS}").know_parties(()).epoch == 1
+
+
+def test_a_directory_that_has_no_table_for_a_driver_without_one_is_told_so(
+    fed: HierarchicalFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([News()] * 3)
+    monkeypatch.setattr(role(fed, "directory"), "routing_table", lambda known: next(answers))
+    fed._driver.client.routing_table = None
+    with pytest.raises(ProtocolViolation, match="no routing table"):
+        fed.get_stats()

@@ -620,3 +620,17 @@ def test_a_basket_with_facts_that_none_can_have_is_left_out_by_name(fed_of: Any,
     assert outcome.model is not None
     assert outcome.dropped == ("d07_basket_0",)
     assert "the facts of 'd07_basket_0'" in " ".join(role(fed, "global").stats()["violations"])
+
+
+@pytest.mark.parametrize("change", [{"num_members": None}, {"num_rows": "x"}, {"num_rows": [1]}], ids=repr)
+def test_a_basket_actor_whose_facts_are_none_stops_nobody(fed_of: Any, change: dict[str, Any]) -> None:
+    """Also where they are asked for without a signature, to see whether a release is due."""
+    fed = fed_of(8, per_actor=1)
+    liar = role(fed, "basket:7")
+    honest = liar.facts
+    liar.facts = lambda parties, now: {p: replace(f, **change) for p, f in honest(parties, now).items()}
+    outcome = run(fed)
+    assert outcome.model is not None
+    assert role(fed, "global").stats()["violations"] == [
+        "the facts of 'd07_basket_0' are missing or malformed"
+    ]

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +25,11 @@ from scarcity_ray_client.models.trees import named_leaves
 
 FORMAT = "scarcity_ray model"
 VERSION = 1
+_OTHER_FILES = (
+    *(zipfile.BadZipFile, zlib.error, EOFError),
+    *(KeyError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError),
+)
+"""What reading a file may raise that somebody has torn or made up."""
 Model = TypeVar("Model")
 
 
@@ -172,7 +178,7 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, object], list[Pa
         raise UsageError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from None
     except UsageError:
         raise
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, AttributeError, EOFError) as error:
+    except _OTHER_FILES as error:
         raise UsageError(f"{os.fspath(path)} is no model that save_model wrote: {error}") from None
 
 
