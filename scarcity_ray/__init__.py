@@ -43,6 +43,8 @@ from scarcity_ray.errors import (
     TooFewUpdates,
     UsageError,
 )
+from scarcity_ray.federation.evaluation import EarlyStopping
+from scarcity_ray.federation.fitting import FitResult, RoundRecord
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.waiting import Missing, WaitingFor
 from scarcity_ray.gossip import GossipMessage, GossipProtocol, MaterialityDetector, PeerSampler
@@ -77,8 +79,10 @@ __all__ = [
     "ClippingWarning",
     "ConfigError",
     "ConfigFileError",
+    "EarlyStopping",
     "FaultWarning",
     "FederationPlan",
+    "FitResult",
     "GlobalMetaModel",
     "GossipConfig",
     "GossipMessage",
@@ -110,6 +114,7 @@ __all__ = [
     "Receipt",
     "Rejection",
     "ReplayGuard",
+    "RoundRecord",
     "RuntimeConfig",
     "ScarcityError",
     "ScarcityWarning",

@@ -1,6 +1,6 @@
-"""One small tree of errors; every one of them survives pickling across actors.
+"""The tree of errors; each of them survives pickling across actors.
 
-The roots, and what a client meets without Ray, are `scarcity_ray_client.errors`'.
+The roots and the errors of the client's half are defined in `scarcity_ray_client.errors`.
 
 ::
 
@@ -21,8 +21,8 @@ The roots, and what a client meets without Ray, are `scarcity_ray_client.errors`
     ├── MessageRefused            bytes that are no message of ours (torn, foreign or newer)
     └── ActorLost                 a role's process died (``retryable`` says whether to call again)
 
-Refusals that are ordinary life (a stale update, a replay) are return values, not errors. What works, but not
-as its user may believe, is a warning, given once by each federation::
+Ordinary refusals (a stale update, a replay) are return values, not errors. What works, but not as its user
+may believe, is a warning, given once by each federation::
 
     ScarcityWarning (a UserWarning)
     ├── NoiseWarning      noise is as large as what it hides, or larger
@@ -37,7 +37,10 @@ from __future__ import annotations
 import sys
 import warnings
 
-from scarcity_ray_client.errors import MessageRefused, ScarcityError, ScarcityWarning, UsageError
+from scarcity_ray_client.errors import MessageRefused as MessageRefused
+from scarcity_ray_client.errors import ScarcityError as ScarcityError
+from scarcity_ray_client.errors import ScarcityWarning as ScarcityWarning
+from scarcity_ray_client.errors import UsageError as UsageError
 
 _PACKAGE = f"{__name__.partition('.')[0]}."
 
@@ -185,30 +188,3 @@ def warn_caller(message: str, category: type[ScarcityWarning]) -> None:
     while frame.f_back is not None and f"{frame.f_globals.get('__name__')}.".startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
-
-
-__all__ = [
-    "ActorLost",
-    "ClippingWarning",
-    "ConfigError",
-    "ConfigFileError",
-    "FaultWarning",
-    "LedgerCorrupted",
-    "LedgerError",
-    "LedgerHeld",
-    "LedgerMissing",
-    "LedgerRolledBack",
-    "LedgerTakenOver",
-    "LedgerWarning",
-    "MessageRefused",
-    "NoiseWarning",
-    "PrivacyBudgetExhausted",
-    "PrivacyWarning",
-    "ProtocolViolation",
-    "ScarcityError",
-    "ScarcityWarning",
-    "SecureAggregationAborted",
-    "TooFewUpdates",
-    "UsageError",
-    "warn_caller",
-]

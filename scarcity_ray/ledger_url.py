@@ -1,7 +1,7 @@
-"""Where a ledger is kept, as a URL of a PostgreSQL database, and how to speak of it without its password.
+"""The URL of a ledger in a PostgreSQL database, and how to print it without its password.
 
 ``postgresql://user:password@host:port/database?federation=hospitals&sslmode=verify-full``: libpq's own form
-with one parameter more, which says whose rows; everything else goes to libpq as it stands.
+with one more parameter, ``federation``, which says whose rows are meant. The rest goes to libpq unchanged.
 
 Guarantees:
     a_url_never_shows_its_password: Not as text, not as representation, not in what it refuses.
@@ -29,11 +29,11 @@ _PASSWORD = re.compile(r"(password=)[^\s'\"&]*", re.IGNORECASE)
 class LedgerUrl(str):
     """A PostgreSQL ledger's URL; as text and in every message it appears without its password.
 
-    It is a string that holds the whole URL, so that it travels and compares as one; only `conninfo` gives
-    the password away, to libpq.
+    It is a string that holds the whole URL, so it is pickled and compared as one. Only `conninfo` reveals the
+    password, to libpq.
 
     Raises:
-        UsageError: If it is no such URL. The text does not repeat it.
+        UsageError: If it is no such URL. The message does not repeat it.
 
     >>> url = LedgerUrl("postgresql://ann:secret@db.example/budgets?federation=hospitals")
     >>> print(url, url.federation)
@@ -126,7 +126,7 @@ class LedgerUrl(str):
 
 
 def is_ledger_url(text: object) -> bool:
-    """Whether this means a database, well written or not, and no file.
+    """Whether this is meant as a database's URL, well-formed or not, and not as a file.
 
     >>> is_ledger_url("postgresql://db/budgets"), is_ledger_url("ledger.sqlite")
     (True, False)
@@ -135,12 +135,9 @@ def is_ledger_url(text: object) -> bool:
 
 
 def without_password(text: str) -> str:
-    """Any text, with whatever may be a password in a ledger's URL struck out, and rather more than less.
+    """The text without what may be a password in a ledger's URL; it may strike out more than that.
 
     >>> without_password("no file postgresql://ann:secret@db/x?sslpassword=abc&a=b here")
     'no file postgresql://***@db/x?sslpassword=***&a=b here'
     """
     return _PASSWORD.sub(r"\1***", _LOGIN.sub(r"\1//***@", text))
-
-
-__all__ = ["LedgerUrl", "is_ledger_url", "without_password"]

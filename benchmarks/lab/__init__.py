@@ -1,1 +1,1 @@
-"""The research lab: accuracy under attack and under fixed clip norms, as plain array programs."""
+"""The research lab: accuracy under attack and under fixed clip norms, and audits of the privacy claim."""

@@ -5,7 +5,7 @@ all of its examples and sends its momentum m <- beta m + (1 - beta) gradient (wo
 He, Jaggi 2021; Farhadkhani et al. 2022); each group of clients applies the rule, and the model moves by the
 mean of the groups' vectors, weighted by their clients. One group is a flat federation, several are baskets.
 
-*Guarantees*
+Guarantees:
     the same case gives the same accuracy
     an unattacked mean in groups is the unattacked flat mean
 """

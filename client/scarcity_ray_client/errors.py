@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import reprlib
 
+MOST_SHOWN = 80
+"""Characters of a refused value that an error repeats."""
+
 
 class ScarcityError(Exception):
     """Root of all errors that this package raises on purpose."""
@@ -68,13 +71,28 @@ class ModelWarning(ScarcityWarning):
     """A part of the model is carried, but not as its owner may believe."""
 
 
+class _ShortRepr(reprlib.Repr):
+    def repr_int(self, number: int, level: int) -> str:
+        bits = number.bit_length()
+        return repr(number) if bits <= 4 * MOST_SHOWN else f"an integer of {bits} bits"
+
+
+_SHORT = _ShortRepr()
+_SHORT.maxlevel = 4
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = _SHORT.maxfrozenset = _SHORT.maxdict = 8
+_SHORT.maxstring = _SHORT.maxother = 2 * MOST_SHOWN
+
+
 def shown(value: object) -> str:
     """A refused value as an error repeats it, cut short however large, nested or odd it is.
 
+    >>> shown("x" * 1000) == "'" + 76 * "x" + "..."
+    True
     >>> shown(10**5000)
-    'something of type int'
+    'an integer of 16610 bits'
     """
     try:
-        return reprlib.repr(value)[:80]
+        text = _SHORT.repr(value)
     except Exception:
         return f"something of type {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."

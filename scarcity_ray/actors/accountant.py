@@ -13,66 +13,42 @@ Guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scarcity_ray.errors import LedgerTakenOver, UsageError
-from scarcity_ray.ledger_url import is_ledger_url
-from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.ledger.budget import DurableBudget
 from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
 from scarcity_ray.runtime.rpc import Role, query
-from scarcity_ray.secagg.identity import IdentityKeyPair
+from scarcity_ray_client.identity import IdentityKeyPair
 
 
 class Accountant(Role):
     """`privacy.DurableBudget` as a role; the ledger opens at the first call, so that errors keep their type.
 
     Args:
-        path: The ledger's file on this node, or its database's URL.
-        gossip_share: Share of the budget set aside for each client's gossip.
+        open_budget: `DurableBudget.open` with every argument but `now`.
         mu_reserved: The charge of one release, 0 if none is made; once it does not fit, all is read-only.
-        must_exist: Whether the federation must have a ledger there already.
-        incarnation: Of the federation, if its accountant is restarted; None if the federation is opened.
-        take_over: Whether to take the ledger from another running federation.
-        known_heads: Hashes that the ledger must contain, each with the role that knows it.
+        folder: The folder to make for a new ledger's file.
+        private_folder: Whether the folder must be this user's alone.
         operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: everybody may renew.
     """
 
     def __init__(
         self,
-        path: str,
-        name: str | None,
-        total_epsilon: float,
-        total_delta: float,
-        gossip_share: float,
-        accounting: Accounting,
+        open_budget: Callable[..., DurableBudget],
         mu_reserved: float,
-        must_exist: bool,
-        incarnation: int | None = None,
-        take_over: bool = False,
-        known_heads: Mapping[str, str] | None = None,
+        folder: Path | None = None,
         private_folder: bool = False,
         operator_key: str | None = None,
     ) -> None:
         super().__init__()
-        self._path = path
-        self._opening: dict[str, Any] = {
-            "name": name,
-            "total_epsilon": total_epsilon,
-            "total_delta": total_delta,
-            "gossip_share": gossip_share,
-            "accounting": accounting,
-            "must_exist": must_exist,
-            "incarnation": incarnation,
-            "take_over": take_over,
-            "known_heads": known_heads,
-            "operator_key": operator_key,
-        }
+        self._open_budget = open_budget
+        self._folder = folder
         self._make_folder = make_private_folder if private_folder else make_folder
         self._operator_key = None if operator_key is None else bytes.fromhex(operator_key)
         self._mu_reserved = mu_reserved
@@ -80,9 +56,9 @@ class Accountant(Role):
 
     def _opened(self, now: float) -> DurableBudget:
         if self._budget is None:
-            if not self._opening["must_exist"] and not is_ledger_url(self._path):
-                self._make_folder(Path(self._path).parent)
-            self._budget = DurableBudget.open(self._path, now=now, **self._opening)
+            if self._folder is not None:
+                self._make_folder(self._folder)
+            self._budget = self._open_budget(now=now)
         return self._budget
 
     def charge_release(self, charge_id: str, mu: float, now: float, details: dict[str, Any]) -> Charge:

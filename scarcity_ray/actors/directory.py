@@ -37,7 +37,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
-from scarcity_ray.secagg.identity import PUBLIC_BYTES
+from scarcity_ray_client.identity import PUBLIC_BYTES
 
 T = TypeVar("T")
 

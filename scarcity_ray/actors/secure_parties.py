@@ -168,8 +168,7 @@ class SecureParties:
 
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and noise scale must be those that
-            the
-            actor computes from the facts that the parties signed for this attempt.
+            the actor computes from the facts that the parties signed for this attempt.
         a_basket_whose_own_facts_are_misstated_refuses: Also if they are left out.
         no_sum_holds_fewer_of_weight_than_are_needed: Counted over the survivors.
         a_session_that_nobody_ends_keeps_no_keys

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -45,11 +45,24 @@ class Receipt:
 
 
 @dataclass(frozen=True, eq=False)
+class StoredRow:
+    """An update that lies in a runtime's object store, on its way from where it was made to its basket.
+
+    Attributes:
+        reference: The runtime's.
+        digest: `updates.content_digest`, made beside the update: what is signed for it.
+    """
+
+    reference: Any
+    digest: bytes
+
+
+@dataclass(frozen=True, eq=False)
 class Submission:
     """One update as it reaches its basket.
 
     Attributes:
-        update: An array of numbers, or why it is none.
+        update: An array of numbers, or why it is none. The basket sees no `StoredRow`.
         round_id: The round that it was made for; None is the current one; anything but an integer is refused.
         signature: Ed25519 signature of `updates.update_message`, if the client registered a key.
         meta: The client's report of meta-parameters.
@@ -58,7 +71,7 @@ class Submission:
     """
 
     client_id: str
-    update: NDArray[Any] | Rejection
+    update: NDArray[Any] | Rejection | StoredRow
     round_id: object = None
     signature: bytes | None = None
     meta: Mapping[str, float] | None = None
@@ -76,7 +89,7 @@ class SubmissionBatch:
     """
 
     client_ids: tuple[str, ...]
-    rows: NDArray[Any] | tuple[NDArray[Any] | Rejection, ...]
+    rows: NDArray[Any] | tuple[NDArray[Any] | Rejection | StoredRow, ...]
     round_id: object = None
     signatures: tuple[bytes | None, ...] | None = None
     meta: tuple[Mapping[str, float] | None, ...] | None = None
@@ -97,6 +110,13 @@ class SubmissionBatch:
             _taken(self.sequences, indices),
             _taken(self.num_examples, indices),
         )
+
+    def fetched(self, get: Callable[[Any], Any]) -> SubmissionBatch:
+        """The batch with its rows here; one that is lost is no row of numbers any more."""
+        if isinstance(self.rows, np.ndarray):
+            return self
+        rows = [get(row.reference) if isinstance(row, StoredRow) else row for row in self.rows]
+        return replace(self, rows=tuple(Rejection.NOT_NUMERIC if row is None else row for row in rows))
 
     def __getitem__(self, index: int) -> Submission:
         return Submission(
@@ -175,6 +195,17 @@ def signed(
         if keypair is None or signatures[index] is not None or not isinstance(round_id, int | np.integer):
             continue
         submission = batch[index]
+        if isinstance(submission.update, StoredRow):
+            statement = UpdateStatement(
+                scope=scope,
+                round_id=int(round_id),
+                client_id=client_id,
+                digest=submission.update.digest,
+                shape=(dimension,),
+                num_examples=submission.num_examples,  # type: ignore[arg-type]
+            )
+            signatures[index] = keypair.sign(statement.encode())
+            continue
         row = read_row(submission.update, dimension)
         if isinstance(row, Rejection):
             continue

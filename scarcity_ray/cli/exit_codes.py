@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, with errors as one line and a reader that has enough as no error."""
+"""How a command ends: its exit code, with errors as one line; a closed pipe is no error to show."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class ExitCode(IntEnum):
 
 
 def exits(command: Callable[P, ExitCode]) -> Callable[P, None]:
-    """A command that ends the process with its exit code; whoever reads its output must read to the end."""
+    """A command that ends the process with its exit code; it fails if its output is not read to the end."""
     return _ending(command, ExitCode.FAILED)
 
 
 def only_prints(command: Callable[P, ExitCode]) -> Callable[P, None]:
-    """As `exits`, of a command that has done its work once its reader has enough."""
+    """As `exits`, for a command that has done its work even if its output is not read to the end."""
     return _ending(command, ExitCode.DONE)
 
 

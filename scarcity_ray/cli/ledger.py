@@ -1,4 +1,4 @@
-"""``scarcity-ray ledger``: who was charged what and when, whether that record is whole, and who holds it.
+"""``scarcity-ray ledger``: who was charged what and when, whether that record is intact, and who holds it.
 
 Guarantees:
     reading_never_writes: No row, no epoch; a running federation goes on undisturbed. Only `take_over` writes.
@@ -171,7 +171,7 @@ def _target(out: str | None) -> Iterator[TextIO]:
 
 
 def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
-    """One row as who, what, when, sigma and sensitivity in the model's units, and epsilon after it."""
+    """One row as plain data: sigma and sensitivity in the model's units, epsilon spent after the row."""
     event = row.event
     given = getattr(event, "details", None)
     details: dict[str, object] = given if isinstance(given, dict) else {}
@@ -294,7 +294,7 @@ def _as_json(line: dict[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text with everything that could steer a terminal spelt out: names come from strangers."""
+    """The text with control characters escaped: names come from strangers, and could steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

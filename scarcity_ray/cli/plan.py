@@ -1,4 +1,4 @@
-"""``scarcity-ray plan``: what follows from a config, for people or machines; every number is `forecast`'s."""
+"""``scarcity-ray plan``: prints what follows from a config; every number comes from `forecast`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from scarcity_ray.forecast import (
 from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.workloads.config import load_run, read_content
+from scarcity_ray.workloads.records import finite
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
@@ -41,10 +42,9 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Planned:
-    """What is planned for.
+    """The federation, its baskets and rounds that a plan is made for.
 
     Attributes:
-        federation: The federation's settings.
         sizes: Clients of each basket.
         rounds: Rounds that are wanted; None: as many as the budget buys.
         assumed: What was assumed of the clients, in words; empty where the file or the options say it.
@@ -73,12 +73,11 @@ def plan_command(
     Args:
         config: The file: of a job, or a driver's, which has no workload.
         overrides: ``path=value`` each.
-        form: ``text`` or ``json``.
         rounds: Solve for the noise at which the budget buys as many.
         epsilon: Plan with this total epsilon instead of the file's.
         measure: Predict seconds by this machine's rates, which are probed first.
         clients: Plan for so many, whatever the file says.
-        baskets: In which they are, evenly.
+        baskets: Plan for so many, of equal size.
     """
     planned = _solved(load_planned(config, overrides, clients, baskets), rounds, epsilon)
     rates = scaled(probe(time.process_time)) if measure else MEASURED
@@ -238,7 +237,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "baskets_until_noise_is_no_larger_than_signal": forecast.baskets_at_equal_noise,
         },
         "solved": {},
-        "rules": [_finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
+        "rules": [finite({**asdict(cost), "rule": cost.rule.value}) for cost in forecast.rules],
         "warnings": [
             {**asdict(warning), "remedies": list(warning.remedies)}
             for warning in (
@@ -253,12 +252,12 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     if not federation.layer2.enabled:
         _leave_out_layer2(numbers, counted_on, planned.rounds)
     for title in SECTIONS:
-        numbers[title] = _finite(numbers[title])
+        numbers[title] = finite(numbers[title])
     return numbers
 
 
 def _adaptation(forecast: Forecast) -> dict[str, Any]:
-    """What adaptive clipping does and costs; the release's numbers are those of its first clip norm."""
+    """The effect and cost of adaptive clipping; the release's numbers are those of its first clip norm."""
     layer2 = forecast.config.layer2
     low, high = layer2.clip_norm_range
     return {
@@ -339,7 +338,7 @@ def _plan_of(federation: HierarchicalFederationConfig, where: str) -> Federation
 
 
 def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:
-    """What to set, by path, and what it buys."""
+    """The settings that were solved for, by path, and what they buy."""
     solved: dict[str, Any] = {}
     if epsilon is not None:
         solved["federation.total_epsilon"] = numbers["budget"]["epsilon"]
@@ -384,13 +383,6 @@ def _print(numbers: dict[str, Any], console: Console) -> None:
         name = f"{'*' if configured else ' '} {cost['rule']}"
         table.add_row(name, str(cost["least_rows"]), *figures, style="bold" if configured else "")
     console.print(table)
-
-
-def _finite(section: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in section.items()
-    }
 
 
 def _short(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""How a running job is shown: a live line on a terminal, plain lines elsewhere, or JSON lines."""
+"""The progress of a running job: a live line on a terminal, plain lines elsewhere, or JSON lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scarcity_ray.workloads.report.page import epsilon, percent
 
 
 class Lines:
-    """Lines need no beginning and no end."""
+    """A context manager that does nothing, as lines need no beginning and no end."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""``scarcity-ray roster``: the operator's signature on who the baskets are, made away from the cluster."""
+"""``scarcity-ray roster``: makes the operator's key and signs rosters, away from the cluster."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from scarcity_ray.secagg import IdentityKeyPair, Roster
 
 
 def key_command(path: str, password: str) -> ExitCode:
-    """Make the operator's identity and print its public half.
-
-    Args:
-        path: Of the new file.
-        password: That encrypts it, 16 bytes or more.
-    """
+    """Make the operator's identity, encrypted with a password of 16 bytes or more; print its public half."""
     operator = IdentityKeyPair.generate()
     operator.save(path, password.encode())
     click.echo(operator.public_bytes.hex())
@@ -25,13 +20,12 @@ def key_command(path: str, password: str) -> ExitCode:
 
 
 def sign_command(path: str, key: str, out: str | None, password: str) -> ExitCode:
-    """Sign a roster; who is on it is shown, since that is what the signature says.
+    """Sign a roster, and show who is on it, since that is what the signature says.
 
     Args:
         path: Of the roster, as `Roster.to_json` wrote it.
-        key: Of the operator's identity.
+        key: The file of the operator's identity.
         out: Where the signed roster goes; standard output if None.
-        password: Of the identity.
     """
     try:
         text = Path(path).read_text()

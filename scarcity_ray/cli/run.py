@@ -1,4 +1,4 @@
-"""``scarcity-ray run``: a job from its file to its folder and its last table."""
+"""``scarcity-ray run``: runs the job of a config file, and prints what it came to."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from scarcity_ray.workloads.records import Summary
 from scarcity_ray.workloads.report.charts import require_matplotlib
 from scarcity_ray.workloads.report.page import (
     BASKET_COLUMNS,
+    BASKET_HEAD,
     attack_name,
+    basket_rows,
     epsilon,
     mean_of,
     percent,
     render_report,
     simulated_note,
-    standing_figures,
 )
 from scarcity_ray.workloads.run_folder import RunFolder
 
@@ -41,9 +42,8 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
 
     Args:
         config: The file.
-        out: The run's folder; None: one of its own under ``run.out``.
+        out: The run's folder; None: a new one under ``run.out``.
         overrides: ``path=value`` each.
-        form: ``text`` or ``json``.
     """
     job = load_run(config, overrides)
     forecast = forecast_of(Planned(job.federation, job.basket_sizes, job.workload.rounds))
@@ -71,7 +71,7 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
 
 
 def _opening(display: Display, console: Console) -> Callable[..., HierarchicalFederation]:
-    """Open a federation and print which ledger it has, in place of what is warned of it."""
+    """Opens a federation and prints which ledger it has, in place of a `LedgerWarning`."""
 
     def opened(*arguments: Any, **named: Any) -> HierarchicalFederation:
         with warnings.catch_warnings():
@@ -157,11 +157,10 @@ def _comparison_table(summary: Summary, attack: str) -> Table:
 def _basket_table(summary: Summary) -> Table:
     table = Table(title=f"{summary.name}: accuracy on unseen digits", title_justify="left", box=None)
     table.add_column("basket", no_wrap=True)
-    for heading in ("attackers", *(heading for _, heading in BASKET_COLUMNS)):
+    for heading in BASKET_HEAD[1:]:
         table.add_column(heading, justify="right")
-    for basket, standing in summary.basket_standings.items():
-        figures = [percent(standing_figures(standing).get(key)) for key, _ in BASKET_COLUMNS]
-        table.add_row(basket, f"{standing['byzantine']} of {standing['clients']}", *figures)
+    for row in basket_rows(summary):
+        table.add_row(*row)
     means = [percent(mean_of(summary, key)) for key, _ in BASKET_COLUMNS]
     share = f"{summary.byzantine_clients} of {summary.clients}"
     table.add_row("all honest clients", share, *means, style="bold")

@@ -50,7 +50,7 @@ def _unbox_integer(value: object) -> object:
 
 
 def _member_of(kind: type[StrEnum]) -> Callable[[object], StrEnum]:
-    """By our own look-up: an enum that is called with what it lacks writes it out, however long."""
+    """A validator that, unlike the enum itself, never writes out a refused value, however long."""
 
     def member(value: object) -> StrEnum:
         if isinstance(value, str) and value in set(kind):

@@ -164,7 +164,7 @@ class Layer2Config:
 
 @settings
 class RuntimeConfig:
-    """Where the roles run."""
+    """The placement of the roles' processes."""
 
     baskets_per_actor: PositiveInt | None = None
     """Baskets in one actor; None: as many actors as the cluster has CPUs share all baskets."""

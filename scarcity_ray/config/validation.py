@@ -43,7 +43,6 @@ def load(cls: type[T], content: Mapping[str, Any], path: str = "") -> T:
     """Build settings from plain data.
 
     Args:
-        cls: One of the dataclasses made by `settings`.
         content: Mappings, lists, strings and numbers, as YAML gives them.
         path: What to put in front of the paths in errors.
 
@@ -94,7 +93,7 @@ def _refusal(error: ValidationError, cls: Any, prefix: str = "") -> ConfigError:
 
 
 def _shown(value: object) -> object:
-    """The value for an error, or what it is if it is long or might hold a password."""
+    """The value for an error, or its type if it is long or might hold a password."""
     if isinstance(value, str):
         text = without_password(value)
         return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
@@ -106,7 +105,7 @@ def _shown(value: object) -> object:
 
 
 def _room_left(value: object, room: int) -> int:
-    """Of so many characters, what is left once the value is written out; no more is looked at than fits."""
+    """How many of `room` characters remain once the value is written out; it stops where none do."""
     if isinstance(value, int):
         return room - value.bit_length() // 3 - 1
     if isinstance(value, str | bytes):

@@ -35,7 +35,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML document says.
+    """Parse a YAML document.
 
     Raises:
         ConfigError: If a key is given twice.

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from scarcity_ray.config import BasketConfig, stream
-from scarcity_ray.config.arguments import check_clock, instance_of, number_of, seconds_of, shown
+from scarcity_ray.config.arguments import check_clock, instance_of, number_of, seconds_of
 from scarcity_ray.directory.records import FIRST_TRUST, BasketInfo, ClientInfo, Departure, Move, check_name
 from scarcity_ray.directory.roster import Basket, Roster, check_features, order_by_features
 from scarcity_ray.errors import UsageError
+from scarcity_ray_client.errors import shown
 
 MOST_DEPARTURES = 100_000
 """Unregistered clients whose last basket and trust are remembered; beyond that the oldest are forgotten."""

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from scarcity_ray.config import BasketConfig
-from scarcity_ray.config.arguments import seconds_of, shown
+from scarcity_ray.config.arguments import seconds_of
 from scarcity_ray.directory.records import BasketInfo, BasketStatus, Move, check_name
 from scarcity_ray.errors import UsageError
+from scarcity_ray_client.errors import shown
 
 
 @dataclass

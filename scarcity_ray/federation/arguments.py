@@ -19,12 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import SubmissionBatch
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.config.arguments import check_clock, shown
+from scarcity_ray.config.arguments import check_clock
 from scarcity_ray.directory import check_name
 from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.meta_parameters import Ranges, check_report
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.updates import Rejection, canonical_report, given_array, read_array
+from scarcity_ray_client.errors import shown
 
 
 def check_opening(config: object, clock: object, noise: object) -> None:

@@ -130,10 +130,11 @@ class Driver:
         identity = self.supervisor.identity
         return SigningScope(identity.federation_id, self.budget_period(), identity.run)
 
-    def submit(self, batch: SubmissionBatch) -> list[Receipt]:
+    def submit(self, batch: SubmissionBatch, *, aggregate: bool = True) -> list[Receipt]:
         """Sign updates, send them to their baskets, and aggregate where that is due; receipts in order.
 
-        A client that has moved since it was located is located again, once.
+        A client that has moved since it was located is located again, once. Without `aggregate` nothing is
+        aggregated, since more updates of the round are to come.
 
         Raises:
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
@@ -172,7 +173,7 @@ class Driver:
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
-        if due and self.config.auto_aggregate:
+        if due and aggregate and self.config.auto_aggregate:
             self._run_layers(sorted(due))
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
             self.refuse_if_spent()

@@ -24,9 +24,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scarcity_ray.config.arguments import number_of, shown
+from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 from scarcity_ray_client import checked_metrics
+from scarcity_ray_client.errors import shown
 
 OUTSIDE_CLAIM = "Measured on clients' data and sent without noise: outside the privacy claim."
 

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
 from scarcity_ray.baskets import Receipt
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.config.arguments import check_clock, seconds_of, shown
+from scarcity_ray.config.arguments import check_clock, seconds_of
 from scarcity_ray.directory import BasketInfo, ClientInfo, check_name
 from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.arguments import (
@@ -35,6 +35,13 @@ from scarcity_ray.federation.arguments import (
     single_update,
 )
 from scarcity_ray.federation.driver import Driver
+from scarcity_ray.federation.evaluation import EarlyStopping
+from scarcity_ray.federation.fitting import (
+    FitResult,
+    FitTerms,
+    Fitting,
+    RoundRecord,
+)
 from scarcity_ray.federation.opening import (
     check_federation_name,
     configured_ledger,
@@ -47,6 +54,7 @@ from scarcity_ray.federation.supervisor import Supervisor
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
+from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.ledger.events import renewal_message
@@ -56,8 +64,11 @@ from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import map_tasks
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
+from scarcity_ray_client import Workload
+from scarcity_ray_client.errors import shown
 
 Clock = Callable[[], float]
+Model = TypeVar("Model")
 
 
 class HierarchicalFederation:
@@ -267,6 +278,53 @@ class HierarchicalFederation:
         """Close a basket; its clients go to others of their domain, with their updates and gossip state."""
         driver = self._open()
         driver.operations.run(Directory.disband, basket_of(basket_id), driver.client.now())
+
+    def fit(
+        self,
+        workload: Workload[Model],
+        *,
+        rounds: int,
+        clients_per_round: int | None = None,
+        extra_clients: int = 0,
+        deadline_seconds: float | None = None,
+        optimizer: ServerOptimizer | None = None,
+        stopping: EarlyStopping | None = None,
+        seed: int | None = None,
+        on_round: Callable[[RoundRecord], None] | None = None,
+    ) -> FitResult[Model]:
+        """Train a workload's model: its clients are registered, train where their data lies, and send.
+
+        It ends early when the privacy budget is spent. The local runtime trains one client after another and
+        cannot interrupt one: what ends after the deadline is too late there, too.
+
+        Args:
+            workload: Model, clients and training (docs/workloads.md).
+            rounds: At most.
+            clients_per_round: Drawn anew each round; None: all. No privacy amplification is claimed for it.
+            extra_clients: Drawn beside them; the round ends when `clients_per_round` have trained.
+            deadline_seconds: Of a round's training: who has not answered is counted, and stopped. None: all
+                are waited for.
+            optimizer: Turns each release into the next model; adds it if None.
+            stopping: Keeps the best model, and ends the rounds without improvement.
+            seed: Of the drawing of clients; ``seed`` of the configuration if None.
+            on_round: Told of each round.
+
+        Raises:
+            UsageError: For a workload or argument that cannot work, `evaluate` that raises, or a round in
+                which every client raised; the text has the first one's traceback.
+        """
+        driver = self._open()
+        terms = FitTerms(
+            rounds,
+            clients_per_round,
+            extra_clients,
+            deadline_seconds,
+            ServerSGD() if optimizer is None else optimizer,
+            stopping,
+            self.config.seed if seed is None else seed,
+            on_round,
+        )
+        return Fitting(driver, self._runtime.tasks(), workload, terms).run()
 
     def advance_round(self) -> int:
         """Move to the next round; its number.

@@ -15,13 +15,13 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import ConfigError, LedgerWarning, UsageError, warn_caller
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.privacy.ledger.file_access import is_this_users
 from scarcity_ray.runtime.base import Runtime
 from scarcity_ray.runtime.local import LocalRuntime
+from scarcity_ray_client.errors import shown
 
 logger = logging.getLogger("scarcity_ray")
 

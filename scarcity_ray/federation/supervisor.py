@@ -13,6 +13,9 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Unpack
 
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
@@ -23,8 +26,11 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_acto
 from scarcity_ray.actors.recovery import HostState, recovered_from
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
+from scarcity_ray.privacy.ledger.budget import DurableBudget
+from scarcity_ray.privacy.ledger.ledger import Opening
 from scarcity_ray.runtime.base import RoleSpec, Runtime
 from scarcity_ray.runtime.rpc import Call, Future, gather
 
@@ -112,8 +118,10 @@ class Supervisor:
                 head), or taken over by another federation.
         """
         if ACCOUNTANT in names:
-            life = {"incarnation": self.identity.incarnation, "known_heads": self._known_heads(names)}
-            self._start([self._accountant_spec(must_exist=True, **life)])
+            known_heads, incarnation = self._known_heads(names), self.identity.incarnation
+            self._start(
+                [self._accountant_spec(must_exist=True, incarnation=incarnation, known_heads=known_heads)]
+            )
             Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
             yield [_fault("the accountant died; nothing is lost, it continues from its ledger")]
         if DIRECTORY in names:
@@ -245,19 +253,25 @@ class Supervisor:
         self.runtime.start(specs)
         self._started.update(spec.name for spec in specs)
 
-    def _accountant_spec(self, **life: object) -> RoleSpec:
-        config = self.identity.config
+    def _accountant_spec(self, *, must_exist: bool, **opening: Unpack[Opening]) -> RoleSpec:
+        config, path = self.identity.config, self.identity.ledger_path
+        opening |= {"name": self.identity.name, "operator_key": config.operator_key}
+        open_budget = partial(
+            DurableBudget.open,
+            path,
+            total_epsilon=config.total_epsilon,
+            total_delta=config.total_delta,
+            gossip_share=self.plan.gossip_share,
+            accounting=self.plan.accounting,
+            must_exist=must_exist,
+            **opening,
+        )
         arguments = {
-            "path": self.identity.ledger_path,
-            "name": self.identity.name,
-            "total_epsilon": config.total_epsilon,
-            "total_delta": config.total_delta,
-            "gossip_share": self.plan.gossip_share,
-            "accounting": self.plan.accounting,
+            "open_budget": open_budget,
             "mu_reserved": self.plan.mu_reserved,
+            "folder": None if must_exist or is_ledger_url(path) else Path(path).parent,
             "private_folder": self.identity.private_ledger,
             "operator_key": config.operator_key,
-            **life,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 

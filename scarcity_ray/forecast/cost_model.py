@@ -1,9 +1,8 @@
 """The cost model: seconds of a round on one core, by phase, as counts (entries, pairs, clients) times rates.
 
-Not in it are the clients' own training and what other machines add: a network, other tenants, Ray's calls
-(a basket actor's call takes 1 to 2 ms). Gossip, Layer 1 and the parties' masking run side by side on as many
-cores as there are basket actors; what one process does for all (checking receipts, the sum, the noise on the
-release, durable charges) does not.
+It leaves out the clients' own training, the network, other tenants, and Ray's calls (a basket actor's call
+takes 1 to 2 ms). Gossip, Layer 1 and the parties' masking run in parallel on as many cores as there are
+basket actors; checking receipts, the sum, the noise on the release and durable charges do not.
 
 `MEASURED` was fitted to the processor time of whole rounds in one process (LocalRuntime) of 2 to 40 baskets
 of 5 to 100 clients and 250 to 1e6 coordinates, on one core of a shared virtual AMD EPYC (2 cores, AES-NI),
@@ -118,11 +117,7 @@ def scaled(probes: Probes, rates: Rates = MEASURED, reference: Probes = REFERENC
 
 
 def probe(clock: Callable[[], float]) -> Probes:
-    """Run the probes in this process; about a tenth of a second.
-
-    Args:
-        clock: Gives seconds of processor time of this process, so that other processes do not count.
-    """
+    """Run the probes in this process, by a clock of its processor time; takes about a tenth of a second."""
     entries = 1 << 18
     noise, keys, block = SystemNoise(), IdentityKeyPair.generate(), bytes(4 * entries)
     rows = stream(0, "probe").standard_normal((32, 1 << 15), np.float32)
@@ -176,7 +171,7 @@ class RoundSeconds:
 
     @property
     def on_one_core(self) -> float:
-        """All of it."""
+        """The sum of all phases."""
         return math.fsum(getattr(self, field.name) for field in fields(self))
 
 

@@ -16,8 +16,6 @@ from functools import cached_property
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import (
-    FLOAT32_SLACK,
-    NOISE_TAIL,
     BasketFacts,
     FederationPlan,
     ReleasePlan,
@@ -64,9 +62,7 @@ class Forecast:
         stuck_sizes_are_those_at_which_the_rule_waits_for_ever: By the rule's own least rows.
 
     Args:
-        config: The federation.
         sizes: Members of each basket, all of which send an update.
-        rounds: Rounds that are wanted.
 
     Raises:
         ConfigError: If the config's values cannot work together.
@@ -86,9 +82,9 @@ class Forecast:
 
     @property
     def sensitivity_of_liars(self) -> float:
-        """What it comes to, under the rule ``weighted``, if one client of each basket claims all examples.
+        """The sensitivity if, under the rule ``weighted``, one client of each basket claims all examples.
 
-        It then claims as many as count, and no other any. For other rules it is the sensitivity itself.
+        For other rules it is `sensitivity`.
         """
         if self.plan.worst_row_share(1) is None:
             return self.sensitivity
@@ -106,13 +102,13 @@ class Forecast:
     @property
     def noise_norm(self) -> float:
         """Norm (root mean square) of a release's noise over the model's coordinates."""
-        return self.sigma * math.sqrt(self.config.vector_dim)
+        return noise_norm_of(self.plan, self.release)
 
     @property
     def noise_norm_at_least_rows(self) -> float:
         """As `noise_norm`, when no basket has more rows than Layer 1 waits for."""
         rows = [min(size, self.plan.least_rows(size)) for size in self.sizes]
-        return noise_norm(self.plan, self.sizes, rows)
+        return noise_norm_of(self.plan, full_release(self.plan, self.sizes, rows))
 
     @property
     def signal_bound(self) -> float:
@@ -121,7 +117,7 @@ class Forecast:
 
     @property
     def signal_to_noise(self) -> float:
-        """Of one release; inf without noise."""
+        """Signal's bound over noise norm of one release; inf without noise."""
         return self.signal_bound / self.noise_norm if self.noise_norm else math.inf
 
     @property
@@ -138,7 +134,7 @@ class Forecast:
 
     @property
     def signal_to_noise_over_all_rounds(self) -> float:
-        """Of the sum of all releases, if every round says the same as loudly as it can."""
+        """The same for the sum of all releases, if all have the greatest signal in the same direction."""
         return self.signal_to_noise * math.sqrt(self.rounds_possible)
 
     @property
@@ -178,7 +174,7 @@ class Forecast:
         return count
 
     def _excess(self, baskets: int) -> float:
-        """By what factor noise in shares exceeds what one party would add; 1 where one party does."""
+        """Noise in shares over the noise that one party would add; 1 where one party adds it."""
         if not self.release.share_sigma:
             return 1.0
         return math.sqrt(baskets / honest_shares(self.config.layer2, baskets))
@@ -187,7 +183,8 @@ class Forecast:
     def adaptation_factor(self) -> float:
         """By how much the bits of adaptive clipping enlarge the noise on everything else; 1 without them."""
         fixed = replace(self.config, layer2=replace(self.config.layer2, adaptive_clipping=False))
-        alone = noise_norm(FederationPlan(fixed), self.sizes)
+        plan = FederationPlan(fixed)
+        alone = noise_norm_of(plan, full_release(plan, self.sizes))
         return self.noise_norm / alone if alone else 1.0
 
     @property
@@ -197,13 +194,8 @@ class Forecast:
 
     @property
     def headroom_bits(self) -> float:
-        """Factor of two by which the ring exceeds the greatest sum, the tail of its noise included."""
-        release = self.release
-        radius = self.config.layer2.clip_norm * (1.0 + FLOAT32_SLACK)
-        radius *= math.sqrt(2.0) if self.config.meta_parameters else 1.0
-        noise = NOISE_TAIL * release.grid_sigma(list(release.weights))
-        reach = release.scale * max(radius, release.bit_radius / 2.0) + len(self.sizes) / 2 + noise
-        return release.ring_bits - 1 - math.log2(reach)
+        """By how many bits the ring exceeds the greatest sum, the tail of its noise included."""
+        return self.release.ring_bits - 1 - math.log2(self.plan.reach(self.release))
 
     @cached_property
     def rules(self) -> tuple[RuleCost, ...]:
@@ -249,13 +241,12 @@ class Forecast:
 
 @dataclass(frozen=True)
 class RuleCost:
-    """What one Layer 1 rule would cost in noise; a weighted mean with equal weights.
+    """The noise that one Layer 1 rule would need; a weighted mean with equal weights.
 
     Attributes:
         least_rows: Rows that it needs in the smallest basket.
         fits: Whether every basket has the rows that it needs; where not, the other numbers are None.
         sensitivity: How far one client's row moves a basket's vector, the most over the baskets.
-        noise_norm: Norm of a release's noise.
         signal_to_noise: The greatest norm of a release without noise over that.
     """
 
@@ -300,11 +291,6 @@ def full_release(
     )
 
 
-def noise_norm(plan: FederationPlan, sizes: Sequence[int], rows: Sequence[int] | None = None) -> float:
-    """Norm (root mean square) of that release's noise over the model's coordinates."""
-    return noise_norm_of(plan, full_release(plan, sizes, rows))
-
-
 def noise_norm_of(plan: FederationPlan, release: ReleasePlan) -> float:
     """Norm (root mean square) of a release's noise over the model's coordinates."""
     return release.grid_sigma(list(release.weights)) / release.scale * math.sqrt(plan.config.vector_dim)
@@ -334,8 +320,8 @@ def rule_cost(
     least = plan.least_rows(min(sizes))
     if any(size < plan.least_rows(size) for size in sizes):
         return RuleCost(rule, least, fits=False)
-    sensitivity = max(full_release(plan, sizes).sensitivities.values())
-    noise = noise_norm(plan, sizes)
+    release = full_release(plan, sizes)
+    sensitivity, noise = max(release.sensitivities.values()), noise_norm_of(plan, release)
     ratio = signal_bound(config) / noise if noise else math.inf
     return RuleCost(rule, least, True, sensitivity, noise, ratio)
 

@@ -1,9 +1,9 @@
-"""What would bring a release's noise within its signal: single changes, each tried by the planner.
+"""Changes that would bring a release's noise within its signal, each tried by the planner.
 
-In the order of what they cost their owner: another rule, fewer rounds, more clients, more baskets, a larger
-epsilon, a smaller model. Where no single change suffices and a quieter rule fits, each is tried with that
-rule, and fewer rounds with more clients. Nothing is proposed that makes a promise void: no rule that stands
-fewer liars, no total epsilon above `HUGE_EPSILON`.
+They come in the order of what they cost: another rule, fewer rounds, more clients, more baskets, a larger
+epsilon, a smaller model. Where no single change suffices and a less noisy rule fits, each is tried with that
+rule, and fewer rounds with more clients. No remedy weakens a promise: none takes a rule that tolerates fewer
+Byzantine clients, or a total epsilon above `HUGE_EPSILON`.
 
 Guarantees:
     every_remedy_does_what_it_says: With it, a forecast's noise is at most the signal's bound.
@@ -27,19 +27,19 @@ MOST_CLIENTS = 10_000
 FEW_ROUNDS = 10
 """Rounds that more clients are tried with, where clients alone do not suffice."""
 _CLOSE = 1.0 + 1e-5
-"""Epsilons are solved for to six digits."""
+"""Slack for epsilons, which are solved for to six digits."""
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """One way out, with what it comes to.
+    """One change, and the noise that it leaves.
 
     Attributes:
         kinds: What it changes, of ``rule``, ``rounds``, ``clients``, ``baskets``, ``epsilon``, ``dimension``.
-        change: What to do, in words.
-        config: The federation with it.
-        sizes: Its baskets.
-        noise_norm: Of a release then.
+        change: The change in words.
+        config: The federation's settings with the change.
+        sizes: Clients of each basket with the change.
+        noise_norm: Norm of a release's noise with the change.
     """
 
     kinds: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""What a basket of few clients, or a release of few baskets, needs, and the single changes that would help.
+"""Why a basket has too few clients, or a release too few baskets, and the single changes that would help.
 
-Each change is tried by the planner before it is said.
+Each change is tried by the planner before it is proposed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from scarcity_ray.plan.session import HIDDEN_AMONG
 SIZES_LOOKED_AT = 1000
 """Further members that are tried with a rule."""
 SIGNING = "`scarcity-ray roster sign`, then fed.sign_roster(...)"
-"""How an operator signs."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ReleaseNeed:
     Attributes:
         number: Baskets that are registered.
         num_unsigned: Those that count as corrupt until they are signed for.
-        signed: Whether an operator signs rosters.
+        signed: Whether rosters need the operator's signature.
     """
 
     layer2: Layer2Config
@@ -46,7 +45,7 @@ class ReleaseNeed:
 
     @property
     def binds(self) -> bool:
-        """Whether it is for the corrupt that so many are needed."""
+        """Whether the assumed corrupt baskets are the reason that so many are needed."""
         return self.least() > self.layer2.min_baskets
 
     @property
@@ -61,7 +60,7 @@ class ReleaseNeed:
         )
 
     def ways(self, fresh: int, num_empty: int) -> Iterator[str]:
-        """What makes do with the fresh ones."""
+        """Changes with which the fresh baskets suffice."""
         if not self.binds:
             return
         signed = " (and have the next roster signed)" if self.signed else ""
@@ -106,7 +105,7 @@ def rows_needed(plan: FederationPlan, members: int) -> str:
 
 
 def ways_for_few_members(plan: FederationPlan, members: int, domain_id: str) -> Iterator[str]:
-    """What lets a basket of so few clients aggregate: more of them, or a gentler rule."""
+    """Changes that let a basket of so few clients aggregate: more clients, or a rule that needs fewer."""
     most = min(plan.config.basket.max_clients, members + SIZES_LOOKED_AT)
     size = next((n for n in range(members + 1, most + 1) if plan.least_rows(n) <= n), None)
     if size is not None:  # f may grow with the members

@@ -1,7 +1,7 @@
-"""What a config's owner and a federation's driver are warned of, in words, each with what would change it.
+"""The warnings for a config's owner and a federation's driver, each with what would change it.
 
-`warnings_of` judges a forecast and `weak_settings` a config; the others what a driver learns as it works.
-`Told` says each of them once.
+`warnings_of` judges a forecast and `weak_settings` a config; the other functions judge what a driver learns
+in a run. `Told` gives each warning once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Warned:
     """Something that a config's owner should know.
 
     Attributes:
-        code: A name for machines.
+        code: A fixed name, for programs.
         message: What is wrong, and what would change it.
         loud: Whether a run says it as well before it starts.
         remedies: What would end it, each tried, the cheapest first; some warnings have them in words alone.
@@ -54,7 +54,7 @@ class Warned:
 
 
 def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
-    """All that is amiss, the worst first."""
+    """All warnings on a forecast, the worst first."""
     found = (
         _drowned(forecast),
         _stuck(forecast),
@@ -169,8 +169,7 @@ def weak_settings(config: HierarchicalFederationConfig, num_clients: int | None 
     """Settings with which the promises are weaker than a newcomer may take them for.
 
     Args:
-        config: The federation.
-        num_clients: Registered clients, which delta is measured against; None: not known yet.
+        num_clients: Registered clients, which delta is compared with; None: not known yet.
 
     >>> [warning.code for warning in weak_settings(HierarchicalFederationConfig(), 20_000)]
     ['basket_models_exposed', 'delta_not_small']
@@ -233,12 +232,12 @@ class Told:
             self.note([warning])
 
     def as_json(self, moot: Collection[str] = ()) -> list[dict[str, Any]]:
-        """All that was told, as plain data, but for the codes that have become `moot`."""
+        """All warnings given, as plain data, except those with a code in `moot`."""
         return [asdict(warning) for warning in self._told.values() if warning.code not in moot]
 
 
 def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:
-    """What the config alone says, before anybody is registered."""
+    """The warnings on the config alone, before anybody is registered."""
     found = (weakly_masked(plan), gossip_drowned(plan))
     return weak_settings(plan.config) + tuple(warning for warning in found if warning is not None)
 
@@ -246,10 +245,7 @@ def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:
 def moot_warnings(layer2: Layer2Config, registered: int, released: int) -> tuple[str, ...]:
     """Codes of warnings given at the start that nothing is left of.
 
-    Args:
-        layer2: Settings.
-        registered: Baskets that are registered.
-        released: Baskets in the last release; 0 before the first.
+    `registered` counts baskets; `released` those in the last release, 0 before the first.
     """
     enough = hides_from(layer2)
     hidden = (
@@ -264,7 +260,7 @@ def moot_warnings(layer2: Layer2Config, registered: int, released: int) -> tuple
 def warnings_at_release(
     config: HierarchicalFederationConfig, sizes: Sequence[int]
 ) -> tuple[Warned, ...] | None:
-    """What is known once baskets of these sizes are about to make a release, before it costs anything.
+    """The warnings for baskets of these sizes that are about to make a release, before it costs anything.
 
     Baskets that are too small for the rule are left out; None while too few are left to make a release.
     """
@@ -280,11 +276,10 @@ def warnings_at_release(
 
 
 def warning_of_weights(plan: FederationPlan, facts: Iterable[BasketFacts]) -> Warned | None:
-    """What to say where unequal claims of examples bring more noise than there is signal.
+    """A warning if unequal claims of examples bring more noise than there is signal.
 
-    One client's share of a weighted mean is what it can change, so one claim above all others is paid for in
-    noise by everybody; a forecast takes the claims to be equal. `facts` are of the baskets that may
-    take part in the next release.
+    The noise must hide the client with the greatest share of a weighted mean; a forecast takes the shares to
+    be equal. `facts` are of the baskets that may take part in the next release.
     """
     config = plan.config
     fresh = [replace(basket, clip_norm=None) for basket in facts if basket.fresh]
@@ -310,7 +305,7 @@ def warning_of_weights(plan: FederationPlan, facts: Iterable[BasketFacts]) -> Wa
 def warning_of_clipping(
     num_rows: int, num_clipped: int, median_norm: float, clip_norm: float
 ) -> Warned | None:
-    """What to say where nearly all of the updates in aggregates were longer than Layer 1's clip norm."""
+    """A warning if nearly all of the updates in aggregates were longer than Layer 1's clip norm."""
     if num_rows == 0 or num_clipped < MOSTLY_CLIPPED * num_rows:
         return None
     return Warned(

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import UsageError
 from scarcity_ray.updates import canonical_report
+from scarcity_ray_client.errors import shown
 
 Ranges = Mapping[str, tuple[float, float]]
 

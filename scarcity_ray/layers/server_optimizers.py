@@ -36,8 +36,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scarcity_ray.config.arguments import instance_of, number_of, shown
+from scarcity_ray.config.arguments import instance_of, number_of
 from scarcity_ray.errors import UsageError
+from scarcity_ray_client.errors import shown
 
 FloatVector = NDArray[np.float32]
 DoubleVector = NDArray[np.float64]

@@ -1,8 +1,8 @@
 """From a config to every number that follows from it, or a `ConfigError`.
 
-`make_plan` derives what a federation fixes once: noise scales, budget caps, least rows. What depends on
-who is there (basket weights, sensitivity, ring) follows per release from `FederationPlan.release`. Nothing
-else in the package re-derives any of these numbers.
+`make_plan` derives what is fixed for a federation: noise scales, budget caps, least rows. What depends on who
+takes part in a release (basket weights, sensitivity, ring) is derived by `FederationPlan.release`. No other
+module computes any of these numbers.
 """
 
 from scarcity_ray.plan.checks import make_plan

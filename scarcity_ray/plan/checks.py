@@ -1,4 +1,4 @@
-"""From a config to its plan, or the `ConfigError` that says which of its values cannot work together."""
+"""Makes the plan of a config, or a `ConfigError` that names values which cannot work together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers that a federation fixes once, and from which those of each release follow."""
+"""The numbers that are fixed for a federation, and how those of each release follow from them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ class FederationPlan:
         mu_total: As `mu_release`, of the whole budget.
         gossip_share: Of the budget, in mu squared: all of it without Layer 2, unless gossip is off.
         central_mu_cap, gossip_mu_cap: The budget's two shares (their squares add up).
-        gossip: The numbers of gossip.
         num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon; 0 without
             Layer 2).
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
@@ -182,18 +181,15 @@ class FederationPlan:
     def sensitivity(self, facts: BasketFacts) -> float:
         """L2 bound on the change of a basket's vector and meta-parameters when one client's values change.
 
-        The rule's own bound on rows of norm clip_norm (`privacy.sensitivity`), or none after a
-        pre-aggregation, which spreads one row over others; capped by the diameter of the
-        ball that its result is clipped to (clipping is 1-Lipschitz), both with what float32 adds
-        (`FLOAT32_SLACK`), and beside it the meta-parameters' mean of vectors of norm clip_norm, so their L2
-        sum.
+        It is the L2 sum of two bounds. The first is the rule's own on rows of norm clip_norm
+        (`privacy.sensitivity`), capped by the diameter of the ball that its result is clipped to; after a
+        pre-aggregation, which spreads one row over others, the diameter alone. Both include what float32 adds
+        (`FLOAT32_SLACK`). The second is that of the meta-parameters' mean of vectors of norm clip_norm.
 
-        The bound stands whatever clip norms went before. Layer 1 clips every row that it is given to the one
-        clip norm C that the facts name, the last thing that happens to a row before its rule: a row that was
-        clipped to a larger C before is clipped again, and one that was clipped to a smaller one lies inside.
-        So the rule's rows are of norm C for either neighbour, which is all that its bound asks for, and C is
-        the same for both, being made of releases alone. An aggregate that waited for a later release keeps
-        its rule's bound at the C of its rows, and is clipped to the ball of this release.
+        Earlier clip norms do not matter. The last step before the rule clips every row to the clip norm C
+        that the facts name, so the rule's rows have norm C at most for either neighbour. C is the same for
+        both, as it depends on releases alone. An aggregate that waited for a later release keeps its rule's
+        bound at the C of its rows, and is clipped to the ball of this release.
         """
         if not facts.fresh:
             return 0.0
@@ -228,11 +224,7 @@ class FederationPlan:
         one client moves it by at most s/n, beside the rest of its vector, so by at most
         sqrt(Delta^2 + s^2/n^2) jointly. The noise is scaled to that, so that all coordinates together cost
         mu, and s is chosen so that the bits take `BIT_SHARE` of mu squared at most
-        (`privacy.adaptive_clipping`).
-
-        No sum overflows: the weights add up to 1, so a coordinate of the integer sum is at most scale times
-        the norm of one vector (or half the bits' radius), plus half a step for each basket, plus the noise's
-        tail (`NOISE_TAIL` standard deviations).
+        (`privacy.adaptive_clipping`). No sum overflows (`reach`).
         """
         layer2 = self.config.layer2
         shares = {
@@ -243,11 +235,6 @@ class FederationPlan:
         }
         total = math.fsum(shares.values())
         weights = {basket: share / total if total else 0.0 for basket, share in shares.items()}
-        radius = (
-            layer2.clip_norm
-            * (1.0 + FLOAT32_SLACK)
-            * (math.sqrt(2.0) if self.config.meta_parameters else 1.0)
-        )
         sensitivities = {b.basket_id: self.sensitivity(b) for b in baskets}
         bits = 0.0
         if layer2.adaptive_clipping:
@@ -268,9 +255,18 @@ class FederationPlan:
         )
         if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
             draft = self._with_shares(draft, registered, unsigned)
-        noise = NOISE_TAIL * draft.grid_sigma(list(weights))
-        reach = draft.scale * max(radius, bits / 2.0) + len(baskets) / 2 + noise
-        return draft if reach < 2.0**31 else replace(draft, ring_bits=64)
+        return draft if self.reach(draft) < 2.0**31 else replace(draft, ring_bits=64)
+
+    def reach(self, release: ReleasePlan) -> float:
+        """The greatest coordinate of a release's integer sum, the tail of its noise included.
+
+        The weights add up to 1, so it is at most scale times the norm of one vector (or half the bits'
+        radius), plus half a step for each basket, plus `NOISE_TAIL` standard deviations of noise.
+        """
+        radius = self.config.layer2.clip_norm * (1.0 + FLOAT32_SLACK)
+        radius *= math.sqrt(2.0) if self.config.meta_parameters else 1.0
+        noise = NOISE_TAIL * release.grid_sigma(list(release.weights))
+        return release.scale * max(radius, release.bit_radius / 2.0) + len(release.weights) / 2 + noise
 
     def _with_shares(self, draft: ReleasePlan, registered: int | None, unsigned: int) -> ReleasePlan:
         """The release with noise in shares, on which the parties agree before they know who survives.

@@ -1,4 +1,4 @@
-"""What one client's gossip costs, how noisy it is and how much what it receives may weigh."""
+"""Cost and noise of one client's gossip, and the weight of received states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scarcity_ray.config import Layer1Config
 
 @dataclass(frozen=True)
 class GossipPlan:
-    """What one client's gossip costs and how noisy it is.
+    """Cost and noise of one client's gossip, in a round.
 
     Attributes:
         mu_drift: Gaussian-DP parameter of the materiality test; rho = mu^2 / 2 in zCDP.
@@ -18,7 +18,6 @@ class GossipPlan:
         sigma_drift: Standard deviation added to the drift (its sensitivity is 2 clip_norm, its range).
         sigma_vector: Standard deviation added to each coordinate (replace-one sensitivity 2 clip_norm).
         clip_norm: Norm to which a state is clipped before noise.
-        dimension: Length of a state.
         layer1: What becomes of the states afterwards, and how many of them may lie.
         own_states: Whether clients train on from their own states, so that each of these is to come close to
             the mean (there is no Layer 2), not Layer 1's result alone.
@@ -97,5 +96,5 @@ class GossipPlan:
         return min(most, spread / (spread * (1.0 + share) + harm))
 
     def num_byzantine(self, num_members: int) -> int:
-        """As `FederationPlan.num_byzantine`."""
+        """The f for a basket of `num_members` registered clients."""
         return self.layer1.byzantine_among(num_members)

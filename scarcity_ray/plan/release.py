@@ -1,4 +1,4 @@
-"""One Layer 2 release: who weighs how much, what one client can change, the ring and the noise on it."""
+"""One Layer 2 release: the baskets' weights, what one client can change, the ring and the noise."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ _ROUNDED_UP = 1.0 + 2.0**-51
 
 @dataclass(frozen=True)
 class BasketFacts:
-    """What is public about one basket's part in a release.
+    """The public facts about one basket's part in a release.
 
     Attributes:
-        basket_id: The basket.
-        domain_id: Its domain, which the operator's trust is given for.
+        domain_id: What the operator's trust is given for.
         num_members: Registered members when the session froze.
         num_rows: Clients behind its fresh aggregate; 0 for a basket that joins with the zero vector.
         num_byzantine: The f that its rule ran with.
@@ -45,9 +44,8 @@ class ReleasePlan:
     """Numbers of one Layer 2 release, all from public facts; every party of a session is given the same.
 
     Attributes:
-        weights: Basket id to weight: 0 without a fresh aggregate, the others sum to 1.
-        sensitivities: Basket id to the L2 bound on its vector's change when one client's values change.
-        ring_bits: 32 or 64.
+        weights: By basket id; 0 without a fresh aggregate, the others sum to 1.
+        sensitivities: By basket id, the L2 bound on its vector's change when one client's values change.
         scale: Grid steps to a unit.
         length: Coordinates that travel: the update's, one for each meta-parameter, and with adaptive clipping
             one for the share of norms below the clip norm.
@@ -55,10 +53,9 @@ class ReleasePlan:
             sqrt(2 rho).
         clip_norm: Layer 1's clip norm in this release.
         bit_radius: What the share's coordinate moves by when all norms pass the clip norm; 0 without it.
-        noise: Its kind.
         share_sigma: Scale, in grid steps, of the noise that each party adds to its own part; 0 where the
             noise is added to the sum.
-        num_honest: Shares of noise that are counted on for `mu`; 0 likewise.
+        num_honest: Shares of noise that `mu` counts on; 0 likewise.
     """
 
     weights: dict[str, float]
@@ -107,7 +104,7 @@ class ReleasePlan:
         return all(_close(mine[name], theirs[name]) for name in mine)
 
     def surviving_weight(self, survivors: Sequence[str]) -> float:
-        """What the sum is divided by."""
+        """The survivors' total weight, by which the sum is divided."""
         return math.fsum(self.weights[b] for b in survivors)
 
 

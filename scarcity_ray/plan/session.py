@@ -1,26 +1,26 @@
-"""Who must stay in a session of secure aggregation, and how many honest baskets any sum of it holds.
+"""How many baskets a session of secure aggregation needs, and how many honest ones any of its sums holds.
 
 R baskets are registered (`secagg.roster`), and c of them may collude with the global aggregator: the assumed
 share of *R*, rounded up. The aggregator invites n of them, so it may invite all of the c whatever n is;
 nothing is counted by the share of n. It cannot invite whom the roster does not name.
 
-With threshold t(n) a sum holds t parties or more. Against an aggregator that also deviates from the protocol
-at most one sum of an attempt is learned if 2t > n + c on the complete graph (`secagg.context`); on a sparse
-graph fewer parties are certain to be in it, except with probability 2^-40 (`secagg.graph`).
+With threshold t(n) a sum holds t parties or more. On the complete graph an aggregator that also deviates from
+the protocol learns at most one sum of an attempt if 2t > n + c (`secagg.context`). On a sparse graph fewer
+parties are certain to be in it, except with probability 2^-40 (`secagg.graph`).
 
-Only baskets of weight above 0 are counted: who has no fresh aggregate hides nobody, though it takes part and
-adds its share of noise. Of n parties let z be such. A basket unmasks no sum with fewer than L of weight,
+Only baskets of weight above 0 count: one without a fresh aggregate hides nobody, though it takes part and
+adds its share of noise. Let z of the n parties be such. A basket unmasks no sum with fewer than L of weight,
 
     L = max(c + 2, min_baskets, t - z),
 
-so that two honest aggregates or more are in every sum that is learned, even where all c corrupt baskets call
-themselves fresh and hand in zeros. L - c honest shares of noise are counted on. On the sparse graph the z are
-reckoned with the corrupt where the neighbours that one hides among are counted.
+so that every sum that is learned holds two honest aggregates or more, even if all c corrupt baskets call
+themselves fresh and send zeros. L - c honest shares of noise are counted on. On the sparse graph the z are
+counted with the corrupt among the neighbours that a party hides among.
 
-*Small federations.* Where even a session of all R counts on fewer than two honest baskets (R < c + 2, so one
-of two by default), no such promise can be kept: a corrupt basket of two subtracts its own part. There masking
-protects against an aggregator that colludes with nobody, a sum needs two baskets of weight, and noise in
-shares counts on one share, which carries the whole noise. `masking_warning` says so.
+*Small federations.* Where even a session of all R has fewer than two honest baskets for certain (R < c + 2,
+by default two baskets), this promise cannot be kept: one corrupt basket of two subtracts its own part.
+Masking then protects only against an aggregator that colludes with nobody, a sum needs two baskets of weight,
+and noise in shares counts on one share, which carries the whole noise. `masking_warning` says so.
 
 A party that the operator has not signed for yet (the halves of a split, `secagg.roster`) is counted as
 corrupt.
@@ -48,7 +48,7 @@ HIDDEN_AMONG = 2
 
 @dataclass(frozen=True)
 class SessionShape:
-    """What the size of a session settles.
+    """The numbers that follow from the size of a session.
 
     Attributes:
         threshold: Parties without which it aborts.
@@ -99,7 +99,6 @@ def session_shape(
     """The shape of a session.
 
     Args:
-        layer2: Settings.
         num_parties: Baskets that take part.
         registered: Baskets of the federation; those that take part if None.
         idle: Those of the parties that have weight 0.
@@ -170,7 +169,7 @@ def fewest_parties(layer2: Layer2Config, registered: int) -> int:
 def hides_from(layer2: Layer2Config) -> int | None:
     """From how many registered baskets on masks hide one from an aggregator that colludes with the corrupt.
 
-    2 without secure aggregation, of which nothing is hoped; None if so many are not known.
+    2 without secure aggregation, which promises nothing; None if 64 are too few.
     """
     if not (layer2.enabled and layer2.use_secure_aggregation):
         return 2
@@ -181,12 +180,10 @@ def hides_from(layer2: Layer2Config) -> int | None:
 
 
 def masking_warning(layer2: Layer2Config, baskets: int | None = None) -> str | None:
-    """What secure aggregation does not do for a federation of so few baskets, and from how many on it does.
+    """A warning if a federation has too few baskets for masks to hide one from colluders.
 
     Args:
-        layer2: Settings.
-        baskets: That are registered; None while nobody knows how many will be: it then speaks of those fewer
-            than enough, if so few could make a release.
+        baskets: Registered ones; None before that is known.
 
     Returns:
         A sentence for the config's owner; None where there is nothing to say.

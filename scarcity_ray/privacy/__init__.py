@@ -8,15 +8,16 @@
     sensitivity         how far one client's row moves each Layer 1 rule's result
     mechanisms          clip and noise, for a client's message and for the global model
     adaptive_clipping   a clip norm that follows a quantile of the norms, privately
-    audit               lower bounds on what a mechanism really gives, to hold claims against
 """
 
 from __future__ import annotations
 
-from scarcity_ray.privacy.accounting import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
+from scarcity_ray.privacy.accounting.gaussian_dp import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
 from scarcity_ray.privacy.accounting.modes import Accounting
-from scarcity_ray.privacy.ledger import BudgetStatus, Charge, DurableBudget, Ledger
+from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.ledger.budget import DurableBudget
+from scarcity_ray.privacy.ledger.ledger import Ledger
 from scarcity_ray.privacy.mechanisms import CentralDPMechanism, GaussianMechanism, LocalDPMechanism
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SeededNoise, SystemNoise
 from scarcity_ray.privacy.sensitivity import rule_sensitivity

@@ -71,9 +71,6 @@ def adapted_clip_norm(
         quantile: The share of norms that should lie below C, in [0, 1].
         learning_rate: Of the geometric step, > 0.
 
-    Returns:
-        The next C > 0.
-
     >>> adapted_clip_norm(1.0, 0.5)
     1.0
     """

@@ -2,12 +2,12 @@
 
 The noise scale is the smallest that the claim allows: sigma = sensitivity / mu with the largest mu whose
 Gaussian mechanism is (epsilon, delta)-DP (Balle, Wang 2018, the analytic Gaussian mechanism). The classic
-formula sqrt(2 log(1.25/delta)) / epsilon is looser, and no proof of anything above epsilon 1.
+formula sqrt(2 log(1.25/delta)) / epsilon is looser, and proves nothing above epsilon 1.
 
-What is returned is rounded to a grid of g = 2^floor(log2(sigma / 1024)), a power of two that depends on sigma
-alone: g rint((x + sigma z) / g). That is post-processing of the Gaussian mechanism, so the claim stands, and
-it leaves nothing of the low-order bits of x + sigma z, from which x can be read (Mironov 2012). It adds a
-variance of at most g^2 / 12, less than 1e-7 sigma^2.
+The result is rounded to a grid of g = 2^floor(log2(sigma / 1024)), a power of two that depends on sigma
+alone: g rint((x + sigma z) / g). Rounding is post-processing of the Gaussian mechanism, so the claim stands.
+It removes the low-order bits of x + sigma z, which would reveal x (Mironov 2012), and adds a variance of at
+most g^2 / 12, less than 1e-7 sigma^2.
 
 Guarantees:
     the_noise_has_the_claimed_scale: Two-sided test, which rejects a scale off by 3/2.
@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scarcity_ray.config.arguments import number_of, shown
+from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.accounting.gaussian_dp import mu_of_gaussian
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
+from scarcity_ray_client.errors import shown
 
 _TINY = float(np.finfo(np.float64).tiny)
 
@@ -84,11 +85,6 @@ class GaussianMechanism:
     def clip_and_noise(self, vector: ArrayLike, clip_norm: float, stream: str = "") -> NDArray[np.floating]:
         """Clip a vector (or each row of a matrix) to `clip_norm`, then `add_noise`.
 
-        Args:
-            vector: Finite values, shape (d,) or (n, d).
-            clip_norm: Greatest L2 norm, > 0.
-            stream: As for `add_noise`.
-
         Returns:
             A new array of the same shape and kind as `add_noise` gives.
 
@@ -112,10 +108,10 @@ class LocalDPMechanism(GaussianMechanism):
     Neighbours replace one client's values, so a state clipped to C moves by up to 2C: `sensitivity` is twice
     the clip norm.
 
-    Peers who pool all that they received from a client over T rounds learn what T releases tell: mu sqrt(T),
-    however many they are, if one noised vector a round goes to all of them. Noise drawn afresh for each of K
-    peers would tell them mu sqrt(T K): at epsilon 0.5, delta 1e-6 a message and K = 4, a hundred rounds come
-    to epsilon 5.6 at delta 1e-5 with one vector, and 13.1 with four. What a client charges covers the former.
+    If one noised vector a round goes to all peers, any number of peers who pool what they received over T
+    rounds learn mu sqrt(T). That is what a client is charged. Noise drawn afresh for each of K peers would
+    cost mu sqrt(T K): at epsilon 0.5, delta 1e-6 a message and K = 4, a hundred rounds come to epsilon 5.6 at
+    delta 1e-5 with one vector a round, and to 13.1 with four.
     """
 
     def clip_and_noise(self, vector: ArrayLike, clip_norm: float, stream: str = "") -> NDArray[np.floating]:
@@ -155,12 +151,7 @@ def _finite(vector: NDArray[Any]) -> NDArray[np.float64]:
 def on_grid(values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
     """Round noised values to multiples of 2^floor(log2(sigma / 1024)).
 
-    Args:
-        values: float64, any shape.
-        sigma: Standard deviation of the noise in them, > 0.
-
-    Returns:
-        float64 array of the same shape.
+    `sigma` > 0 is the standard deviation of the noise in them.
     """
     grid = 2.0 ** math.floor(math.log2(sigma / 1024.0))
     return np.rint(values / grid) * grid

@@ -1,16 +1,15 @@
-"""Byzantine-robust aggregation: n rows in, one vector out, whatever f of the rows are.
+"""Byzantine-robust aggregation: n rows in, one vector out, even if f of the rows are arbitrary.
 
-`aggregate(updates, method=..., num_byzantine=...)` does it in this process. Every rule works in two steps
-that column blocks can be computed apart for: selection from the n x n distances, then a combination of each
-block.
+`aggregate(updates, method=..., num_byzantine=...)` does it in this process. Every rule works in two steps:
+selection from the n x n distances, then a combination of each column block on its own.
 
 **Where things are**, from the ground up: `arrays` (column blocks, scratch memory, mixed rows, sorting
 networks), `native` (kernels that LLVM compiles), `measures` (norms, distances, order statistics), `rules` (a
 file a family, pre-aggregation, what each rule tolerates), `outliers` (how far rows are from a result), and
 `aggregation`, which drives all of it; `cost_model` estimates how long that takes.
 
-**Driving the blocks elsewhere.** `aggregate_blocks(map_blocks, num_rows, method=..., num_byzantine=...)` is
-the same code with the rows out of its reach. ``map_blocks(kernel, *args)`` must return, in block order, what
+**Computing the blocks elsewhere.** `aggregate_blocks(map_blocks, num_rows, method=..., num_byzantine=...)` is
+the same code without access to the rows. ``map_blocks(kernel, *args)`` must return, in block order, what
 ``kernel(block, *args)`` gives for each block of `column_blocks(d)`, as any iterable that is consumed once.
 Kernels are module-level functions and their arguments picklable. A block is an (n, b) float32 array or a list
 of n row slices, never written to; its rows are finite. A driver may compute consecutive blocks together in

@@ -1,7 +1,7 @@
 """From rows to one vector: `aggregate` in this process, `aggregate_blocks` for whoever drives the blocks.
 
-`aggregate_blocks` decides which rows enter (`Decision`), by approximate distances where they settle it and
-else by exact ones, then combines each block, and reports how far each row is from the result if asked.
+`aggregate_blocks` decides which rows enter (`Decision`), by approximate distances where these suffice and
+else by exact ones. Then it combines each block, and reports how far each row is from the result if asked.
 
 Guarantees:
     Both give bitwise the same vector, for any grouping of blocks into tasks.
@@ -55,7 +55,7 @@ from scarcity_ray.robust.rules.registry import get_pre_aggregation, get_rule
 
 @dataclass(frozen=True, eq=False)
 class AggregationResult:
-    """What a rule made of n rows.
+    """The result of a rule.
 
     Attributes:
         vector: (d,) float32.
@@ -81,7 +81,7 @@ class AggregationResult:
 
 
 class Decision(NamedTuple):
-    """What enters the result.
+    """The rows that enter the result, and with what coefficients.
 
     Attributes:
         selection: Of the rows, or of the mixed rows.
@@ -112,8 +112,6 @@ def aggregate(
 
     Args:
         updates: (n, d) array or a sequence of n rows of length d, of any real type; taken as float32.
-        method: The rule, e.g. ``"krum"``.
-        num_byzantine: f >= 0.
         weights: (n,) public weights, for ``weighted`` only.
         num_selected: m, for ``multi_krum`` only; n - f - 2 if not given.
         pre: Pre-aggregation in order, e.g. ``["nnm"]``.

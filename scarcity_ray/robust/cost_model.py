@@ -1,8 +1,8 @@
 """A cost model: the seconds that a rule takes on one core, to choose whether it runs inline or as tasks.
 
-A rule reads its rows in passes, each with a cost for an entry, in nanoseconds. The costs are what the passes
-were seen to take for n of 10 to 300 on a Zen 4 core; another core is faster or slower at all of them by about
-the same factor, and so is its copying into an object store, which the estimate is compared with.
+A rule reads its rows in passes, each of which costs some nanoseconds for each entry. The costs were measured
+for n of 10 to 300 on a Zen 4 core. Another core is faster or slower at all of them by about the same factor,
+and so is its copying into an object store, which the estimate is compared with.
 
 Guarantees:
     The estimate grows with rows and columns, and pre-aggregation never makes it less.

@@ -4,12 +4,12 @@
 hides the next. So distances are standardised by their median and their median absolute deviation, which fewer
 than half of the rows cannot move far.
 
-*Agreement.* A row agrees as long as it is about as far from the result as the middle row is, by the same
-deviation, but never less than a twentieth of the median distance: few rows that are all alike would else be
-told apart by accident. A row is nearer to a mean that holds it than to the mean of the others, the more so
-the fewer are averaged. With a share w in the result, its distance is taken to be 1/(1 - w) of what it is:
-that to the weighted mean of the others. So whether a rule selected a row decides nothing: Krum selects one
-row of n, whoever is honest.
+*Agreement.* A row agrees if it is about as far from the result as the middle row is, in units of the same
+deviation, which is taken to be at least a twentieth of the median distance: among few rows that are all alike
+some would otherwise disagree by accident. A row is nearer to a mean that holds it than to the mean of the
+others, and more so if few are averaged. So the distance of a row with a share w in the result is divided by
+1 - w, which gives that to the weighted mean of the others. Whether a rule selected a row therefore does not
+matter: Krum selects one row of n, whoever is honest.
 
 Guarantees:
     A row far from the others is reported, whatever the others beyond half of them do.
@@ -67,7 +67,7 @@ SQUARES = (2.0**-60, 2.0**60)
 
 @dataclass(frozen=True, eq=False)
 class OutlierReport:
-    """How far each row is from the result. It is made of private data: a report, never a weight.
+    """How far each row is from the result. It depends on private data, so it must never become a weight.
 
     Attributes:
         distances: (n,) float64 distances to the result, to a relative 2^-6 at worst, and seldom
@@ -106,7 +106,6 @@ class BlockReport(NamedTuple):
         squares: (n,) float64, each row's squared distance to the vector, or that less its own square.
         outside: (n,) int64, coordinates looked at in which it lies beyond what was averaged; None where rows
             are averaged.
-        looked: Coordinates looked at.
     """
 
     vector: Vector

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scarcity_ray.runtime.rpc import Compute, Peers
+from scarcity_ray_client import Cause
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,75 @@ class RoleSpec:
     resources: Mapping[str, float] = field(default_factory=dict)
     spread: bool = False
     node: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One function to run where its data lies.
+
+    Attributes:
+        key: Unique among the tasks that have not ended.
+        function: Importable where it runs; it gives two values: a small one, which comes to this process, and
+            one that stays in the object store.
+        arguments: Those made by `Tasks.put` arrive as their values.
+        cpus: That it reserves while it runs, and so the others.
+        gpus: A part of one may do.
+        resources: Custom resources.
+        labels: Of the nodes that may run it.
+    """
+
+    key: str
+    function: Callable[..., tuple[Any, Any]]
+    arguments: Sequence[Any] = ()
+    cpus: float = 1.0
+    gpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskEnd:
+    """How a task ended.
+
+    Attributes:
+        key: Which.
+        answer: The first of its two values.
+        stored: Where the second lies: the reference of a `baskets.submission.StoredRow`.
+        num_bytes: What came to this process.
+        cause: Why it gave nothing; None if it gave its values.
+        detail: What happened then, in one line.
+        traceback: The end of an error's traceback.
+    """
+
+    key: str
+    answer: Any = None
+    stored: Any = None
+    num_bytes: int = 0
+    cause: Cause | None = None
+    detail: str = ""
+    traceback: str = ""
+
+
+class Tasks(Protocol):
+    """Tasks that run where their resources are, each once: one that dies is told of and not tried again."""
+
+    parallelism: int
+    """CPUs for them."""
+
+    def put(self, value: object) -> Any:
+        """Store `value` once; the reference may be an argument of any number of tasks."""
+
+    def start(self, spec: TaskSpec) -> None:
+        """Run a task as soon as its resources are free."""
+
+    def ended(self, timeout_seconds: float | None) -> list[TaskEnd]:
+        """Wait until a task has ended; all that have. Empty after the time-out, or if there is no task."""
+
+    def stop(self, keys: Iterable[str]) -> None:
+        """End tasks at once and forget them, by force where they hang."""
+
+    def why_waiting(self, specs: Sequence[TaskSpec]) -> list[str]:
+        """What keeps each task from starting, if no node that is there can run it; else nothing."""
 
 
 class Runtime(Protocol):
@@ -72,6 +142,9 @@ class Runtime(Protocol):
                 same; of a federation's first roles none stays.
             UsageError: If a card is given and a role is running already.
         """
+
+    def tasks(self) -> Tasks:
+        """Tasks of one caller's own."""
 
     def is_alive(self, name: str) -> bool:
         """Whether the role is running; one that is busy, or waits for a node, is."""

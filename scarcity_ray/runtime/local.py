@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scarcity_ray.errors import ActorLost, UsageError
-from scarcity_ray.runtime.base import RoleSpec
-from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers
+from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec
+from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers, with_values
+from scarcity_ray_client import Cause
 
 
 class _Stored:
@@ -52,7 +55,7 @@ class _LocalHandle:
         if role is None:
             return _Done(error=ActorLost(self.name, "it is not running"))
         try:
-            return _Done(_isolated(getattr(role, method)(*_isolated(args))))
+            return _Done(_isolated(getattr(role, method)(*with_values(_isolated(args), _itself))))
         except Exception as error:
             return _Done(error=error)
 
@@ -77,6 +80,43 @@ class _LocalCompute:
             return _Done(_isolated(function(*loaded)))
         except Exception as error:
             return _Done(error=error)
+
+
+def _itself(reference: Any) -> Any:
+    return reference
+
+
+class _LocalTasks:
+    """Each task runs while it is waited for, and cannot be ended before it ends by itself."""
+
+    parallelism = 1
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, TaskSpec] = {}
+
+    def put(self, value: object) -> Any:
+        return copy.deepcopy(value)
+
+    def start(self, spec: TaskSpec) -> None:
+        self._waiting[spec.key] = spec
+
+    def ended(self, timeout_seconds: float | None) -> list[TaskEnd]:
+        if not self._waiting or (timeout_seconds is not None and timeout_seconds <= 0):
+            return []
+        key = next(iter(self._waiting))
+        spec = self._waiting.pop(key)
+        try:
+            answer, stored = spec.function(*copy.deepcopy(tuple(spec.arguments)))
+        except Exception as error:
+            return [TaskEnd(key, cause=Cause.RAISED, detail=repr(error), traceback=traceback.format_exc())]
+        return [TaskEnd(key, answer, stored)]
+
+    def stop(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._waiting.pop(key, None)
+
+    def why_waiting(self, specs: Sequence[TaskSpec]) -> list[str]:
+        return [""] * len(specs)
 
 
 class LocalRuntime:
@@ -109,6 +149,10 @@ class LocalRuntime:
             raise
         self._card = _Stored(card)
         self.has_begun = True
+
+    def tasks(self) -> Tasks:
+        """Tasks of one caller's own."""
+        return _LocalTasks()
 
     def is_alive(self, name: str) -> bool:
         """Whether the role is there."""

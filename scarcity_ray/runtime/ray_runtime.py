@@ -24,9 +24,10 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scarcity_ray.errors import ActorLost, ScarcityError, UsageError
-from scarcity_ray.runtime.base import RoleSpec
+from scarcity_ray.runtime.base import RoleSpec, Tasks
 from scarcity_ray.runtime.connect import connect, first_line
-from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers
+from scarcity_ray.runtime.ray_tasks import RayTasks, fetch, listed, why_unplaceable
+from scarcity_ray.runtime.rpc import CallId, Compute, Future, Handle, Peers, Role, with_values
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -104,6 +105,10 @@ class RayRuntime:
                 raise UsageError(f"a role is running already: {first_line(failure)}") from None
             raise
         self.has_begun = True
+
+    def tasks(self) -> Tasks:
+        """Tasks of one caller's own."""
+        return RayTasks(self.default_basket_actors)
 
     def is_alive(self, name: str) -> bool:
         """Whether the role is running; one that is busy, or waits for a node, is."""
@@ -190,7 +195,7 @@ class RayRuntime:
         }
         if self._detached:
             options["lifetime"] = "detached"
-        return ray.remote(spec.factory).options(**options).remote(**spec.arguments)
+        return ray.remote(_fetching(spec.factory)).options(**options).remote(**spec.arguments)
 
     def _await(self, started: Sequence[tuple[RoleSpec, Any]]) -> None:
         """Wait until the actors answer, and keep their handles; one that turns out dead is created again.
@@ -270,13 +275,24 @@ class RayRuntime:
 def _why_waiting(spec: RoleSpec) -> str:
     """Why a role has not started, by the resources of the cluster's nodes."""
     demand = {name: amount for name, amount in {"CPU": spec.cpus, **spec.resources}.items() if amount}
-    asked = ", ".join(f"{name} {amount:g}" for name, amount in demand.items())
-    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(offer.get(name, 0.0) >= amount for name, amount in demand.items()) for offer in offers):
-        return f"no node offered {asked}"
+    if why := why_unplaceable(demand):
+        return why
     if not demand:
         return "its process was slow to start"
-    return f"it waited for a node with {asked} free, or its process was slow to start"
+    return f"it waited for a node with {listed(demand)} free, or its process was slow to start"
+
+
+class _Fetching(Role):
+    """What a role's class is on Ray: it fetches the values of references nested in arguments."""
+
+    def once(self, call: CallId, method: str, *args: object) -> Any:
+        return super().once(call, method, *with_values(args, fetch))
+
+
+def _fetching(factory: Callable[..., Any]) -> Callable[..., Any]:
+    if not (isinstance(factory, type) and issubclass(factory, Role)):
+        return factory
+    return type(factory.__name__, (_Fetching, factory), {"__doc__": factory.__doc__})
 
 
 def find_actor(namespace: str, name: str) -> Any:

@@ -9,6 +9,9 @@ Contract of a call, in every runtime:
 
 * arguments and results are copied or read-only: neither side can change the other's data afterwards;
 * arrays arrive read-only, strided ones as private copies;
+* a value in the object store arrives as itself where an argument says so (`HoldsStored`): its reference is
+  nested in the argument, since Ray holds up an actor's later calls for a bare pending reference, and fails
+  the call for a failed one;
 * the callee's exception is raised by `Future.result` with its own type;
 * `ActorLost` is raised when the callee's process is gone or the connection to it broke; whether the call was
   executed is then unknown;
@@ -25,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from scarcity_ray.errors import ProtocolViolation
 
@@ -97,6 +100,19 @@ class Role:
         while len(self._answers) > CALLERS:
             self._answers.popitem(last=False)
         return last.value
+
+
+@runtime_checkable
+class HoldsStored(Protocol):
+    """An argument of a call some of whose values may still lie in the object store."""
+
+    def fetched(self, get: Callable[[Any], Any]) -> Any:
+        """The same with all values here; `get` gives the value of a reference, or None if it is lost."""
+
+
+def with_values(arguments: Sequence[object], get: Callable[[Any], Any]) -> list[object]:
+    """A call's arguments as the role is to see them; a runtime does this where the role lives."""
+    return [value.fetched(get) if isinstance(value, HoldsStored) else value for value in arguments]
 
 
 Named = TypeVar("Named", bound=Role, covariant=True)

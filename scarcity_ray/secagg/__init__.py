@@ -13,8 +13,10 @@ against whom, and which test shows it, is in ``docs/threat_model.md``.
     graph, masking, dealing    who masks with whom; the masks; shares of the secrets that make them
     keyring, key_agreement     a party's keys of one attempt, and what is derived from them
     shamir, fixed_point        secret sharing over GF(65537); real numbers in the ring
-    identity, roster           who signs, and whose keys are registered
+    roster                     whose keys are registered
     public_view                what a host checks once for all the parties that it hosts
+
+A party signs with its `scarcity_ray_client.identity`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,6 @@ from scarcity_ray.secagg.context import (
 from scarcity_ray.secagg.coordinator import Coordinator
 from scarcity_ray.secagg.fixed_point import decode, encode, ring_dtype, to_signed
 from scarcity_ray.secagg.graph import GraphChoice, choose_graph
-from scarcity_ray.secagg.identity import IdentityKeyPair
 from scarcity_ray.secagg.messages import (
     Advert,
     Confirmation,
@@ -43,6 +44,7 @@ from scarcity_ray.secagg.participant import Participant
 from scarcity_ray.secagg.phases import Phase, State
 from scarcity_ray.secagg.public_view import PublicView
 from scarcity_ray.secagg.roster import Endorsement, Roster, RosterChain
+from scarcity_ray_client.identity import IdentityKeyPair
 
 __all__ = [
     "Advert",

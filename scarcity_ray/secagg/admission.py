@@ -1,21 +1,21 @@
-"""What a party checks before it joins an attempt, and of every list of parties that it is shown.
+"""The checks of a party before it joins an attempt, and of every list of parties that it is shown.
 
-The coordinator names the parties. Against one that invents them (a Sybil session, in which an honest input
-would stand alone among invented ones) a party compares them with identities that it knows from elsewhere;
-against one that shows lists too small to hide in, it holds the threshold; and against one that asks for the
-same input again, to sum it in two ways, it remembers its sessions.
+A malicious coordinator can attack in three ways. It can invent parties (a Sybil session), so that an honest
+input stands alone among invented ones: a party compares the ids with identities that it knows from elsewhere.
+It can show lists too small to hide in: a party insists on the threshold. It can ask for the same input again,
+to sum it in two ways: a party remembers its sessions (`SessionGuard`).
 
-One guard lives as long as the identity. It admits the attempts of a session in rising order, and nothing more
-of a session once an unmask share of it was released: from then on the coordinator may hold the sum, and a
-second sum over the same inputs and another set of survivors would give their difference away.
+A guard lives as long as the identity. It admits the attempts of a session in rising order, and none once an
+unmask share of the session was released: the coordinator may hold the sum by then, and a second sum over the
+same inputs with other survivors would reveal the difference.
 
-An attempt that was not released has told nothing: its keys were made for it and are gone. So of those the
-newest few sessions are enough, and aborts, however many, use nothing up. What was released is what must not
-be forgotten; each release was charged, so nobody can have more of them made than the budget allows.
+An attempt that released nothing has revealed nothing, since its keys were made for it and are gone. So the
+guard keeps only the newest of these sessions, and aborts use nothing up. Released sessions must not be
+forgotten. Each of them was charged, so the budget limits how many there can be.
 
-A guard knows only of the shares that its own party gave. A threshold of others may have unmasked a sum that
-holds the party's input: whoever holds the party masks no input again before it knows that nobody will unmask
-the attempt in which it was masked before (`actors.secure_parties`).
+A guard knows only of the shares that its own party gave. A threshold of other parties may have unmasked a sum
+that holds the party's input. So whoever hosts the party masks no input again before it knows that nobody will
+unmask the attempt in which it was masked before (`actors.secure_parties`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Container, Mapping
 
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.secagg.context import SessionContext
-from scarcity_ray.secagg.identity import IdentityKeyPair
+from scarcity_ray_client.identity import IdentityKeyPair
 
 
 def require_joinable(
@@ -35,12 +35,9 @@ def require_joinable(
     known_parties: Mapping[str, bytes] | None,
     model_hash: bytes | None,
 ) -> None:
-    """Refuses a context that names not this party, names strangers, or another model.
+    """Refuses a well-formed context that leaves this party out, names strangers, or is about another model.
 
     Args:
-        context: As the coordinator announced it; well formed.
-        party_id: This party's id.
-        identity: This party's identity.
         known_parties: Identity keys by id, from another source than the coordinator; None skips that check.
         model_hash: Hash of the global model that this party started from; None skips that check.
     """
@@ -61,7 +58,6 @@ def require_roll(
     """Refuses a list of parties that is unsorted, doubled, foreign, without this party, or too short.
 
     Args:
-        party_ids: The list.
         what: What it lists, for the refusal.
         of: Who may be on it.
         including: Who must be on it: this party.
@@ -79,26 +75,20 @@ def require_roll(
 
 
 class SessionGuard:
-    """Refuses repeated sessions, attempts out of order, and attempts after a release.
+    """Refuses repeated sessions, attempts out of order, attempts after a release, and other federations'.
 
-    Memory is bounded: ``capacity`` sessions that released nothing, and as many that did; beyond that the
-    released ones of the oldest rounds are forgotten, and every session of such a round is refused from then
-    on. Those of the newest round that released anything are kept, however many were charged in it.
+    Memory is bounded: ``capacity`` sessions (>= 1) that released nothing, and as many that did. Beyond that
+    the released ones of the oldest rounds are forgotten, and every session of such a round is refused from
+    then on. Those of the newest round that released anything are always kept.
 
     Guarantees:
-        * `an_attempt_is_admitted_once`
-        * `nothing_is_admitted_after_a_release`
-        * `released_sessions_stay_refused`
-        * `aborts_use_nothing_up`
+        an_attempt_is_admitted_once
+        nothing_is_admitted_after_a_release
+        released_sessions_stay_refused
+        aborts_use_nothing_up
     """
 
     def __init__(self, federation_id: str, capacity: int = 1024) -> None:
-        """Starts with an empty memory.
-
-        Args:
-            federation_id: The only federation whose sessions are admitted.
-            capacity: Sessions of either kind that are remembered (>= 1).
-        """
         self._federation_id = federation_id
         self._capacity = capacity
         self._begun: OrderedDict[bytes, tuple[int, int]] = OrderedDict()

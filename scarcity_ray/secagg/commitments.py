@@ -1,7 +1,7 @@
-"""What the messages commit to: the hashes that tie the phases of one attempt together.
+"""Commitments, and the digests in messages that tie the phases of one attempt together.
 
-Each digest contains the one before it: context, roster (all adverts), sharers, survivors. Agreement on
-the last one is agreement on all of them. Commitments hide because what they hash has 256 bits of entropy.
+Each digest contains the one before it: context, roster (all adverts), sharers, survivors. Parties that agree
+on the last one agree on all of them. Commitments hide because what they hash has 256 bits of entropy.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from enum import StrEnum
 
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.secagg.context import SessionContext
-from scarcity_ray.secagg.identity import IdentityKeyPair
 from scarcity_ray.secagg.messages import Advert, SignedMessage
 from scarcity_ray.secagg.transcript import digest
+from scarcity_ray_client.identity import IdentityKeyPair
 
 
 class Secret(StrEnum):

@@ -1,8 +1,8 @@
-"""What one attempt of one session is about: the facts that every key and signature is bound to.
+"""The public parameters of one attempt of a session, to which every key and signature is bound.
 
-All parties must hold the same context. Its digest is in every signed message and in the derivation of
-every key, so a message, a share or a mask made for one federation, session, attempt, model, membership
-or parameter set is useless in any other.
+All parties must hold the same context. Its digest is in every signed message and in the derivation of every
+key, so a message, a share or a mask that was made for one federation, session, attempt, model, membership or
+parameter set is useless in any other.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.secagg.identity import PUBLIC_BYTES
 from scarcity_ray.secagg.transcript import DIGEST_BYTES, digest
+from scarcity_ray_client.identity import PUBLIC_BYTES
 
 RING_BITS = (32, 64)
 MAX_PARTIES = 10_000
@@ -26,8 +26,8 @@ class Party:
     """A party of secure aggregation: a basket and the public half of its identity.
 
     Attributes:
-        party_id: Its name, unique in the session.
-        identity_public: Its Ed25519 public key (32 bytes).
+        party_id: Unique in the session.
+        identity_public: Ed25519 public key (32 bytes).
     """
 
     party_id: str
@@ -39,9 +39,7 @@ class SessionContext:
     """The public parameters of one attempt.
 
     Attributes:
-        federation_id: The federation's name.
         session_id: 16 to 64 bytes, fresh for each sum that is wanted; shared by its attempts.
-        round_id: The federation's round (>= 0).
         attempt: 0, 1, ... within the session.
         model_hash: Hash of the global model that the inputs start from (32 bytes); parties who were
             shown different models derive masks that do not cancel (Pasquini et al. 2022).
@@ -49,7 +47,7 @@ class SessionContext:
         ring_bits: 32 or 64; sums are taken mod 2**ring_bits.
         threshold: Least number of parties whose inputs a sum may contain, and least number that must
             take part in every phase; more than half of the parties, and never one.
-        parties: The membership, kept sorted by id.
+        parties: Kept sorted by id.
         degree: Neighbours a party has in the graph of masks and shares (even), or None: all others.
         share_threshold: Shares that rebuild a secret within a neighbourhood (a party and its neighbours);
             None on the complete graph, where it is ``threshold``.
@@ -58,8 +56,8 @@ class SessionContext:
             signed back by each party with its advert, so that nobody can be told two stories.
 
     Guarantees:
-        * `any_changed_field_changes_the_digest`
-        * `threshold_is_a_majority_and_never_one`
+        any_changed_field_changes_the_digest
+        threshold_is_a_majority_and_never_one
     """
 
     federation_id: str
@@ -118,7 +116,6 @@ class SessionContext:
             "threshold",
             f"an int in {least}..{len(ids)} for {len(ids)} parties (a majority, and never one)",
         )
-
         self._check_graph(len(ids))
 
     def _check_graph(self, num_parties: int) -> None:
@@ -197,10 +194,6 @@ def threshold_for(num_parties: int, fraction: float) -> int:
 
     With ``fraction = 2/3`` it tolerates under a third of the parties dropping out, and under a third
     colluding with the coordinator (Bonawitz et al. 2017, theorem 6.5).
-
-    Args:
-        num_parties: Parties in the session (>= 2).
-        fraction: In [0, 1].
 
     Returns:
         ``floor(fraction * num_parties) + 1``, at most ``num_parties`` and at least `least_threshold`.

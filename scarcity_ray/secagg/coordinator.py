@@ -1,14 +1,14 @@
 """The coordinator's side of one attempt: it carries messages, sums masked inputs, and removes masks.
 
-What closes a phase may be called again and gives the same answer; a message for a closed phase is late and
-refused. Below the threshold the attempt aborts. Until `confirmations` has been handed out no unmask share
-can exist: an abort is free, and the inputs may be used in another attempt. From then on they may not.
+A method that closes a phase may be called again and gives the same answer; messages for a closed phase are
+refused. Below the threshold the attempt aborts. Before `confirmations` is called no unmask share can exist:
+an abort costs nothing, and the inputs may be used in another attempt. Afterwards they may not.
 
-It holds one vector, the running sum, and never a plain input: a masked input is added and dropped, and the
-self masks of survivors leave the sum, not an input. It learns the sum, and who dropped when.
+The coordinator holds one vector, the running sum, and never a plain input: each masked input is added and
+dropped, and masks are removed from the sum alone. It learns the sum, and who dropped when.
 
-It trusts no party: false signatures, malformed, late and doubled messages are refused one by one with
-`ProtocolViolation`, and leave the attempt as it was. A party whose messages are refused counts as dropped.
+It trusts no party. Messages that are malformed, late, doubled or falsely signed are refused with
+`ProtocolViolation` and leave the attempt as it was. A party whose messages are refused counts as dropped.
 """
 
 from __future__ import annotations
@@ -43,15 +43,14 @@ class Coordinator:
     """The coordinator of one attempt.
 
     Guarantees:
-        * `sum_is_exact_for_every_dropout_pattern_down_to_the_threshold`
-        * `aborts_below_the_threshold_in_every_phase`
-        * `abort_is_retryable_until_confirmations_are_handed_out`
-        * `refused_messages_change_nothing`
-        * `holds_no_vector_but_the_sum`
+        sum_is_exact_for_every_dropout_pattern_down_to_the_threshold
+        aborts_below_the_threshold_in_every_phase
+        abort_is_retryable_until_confirmations_are_handed_out
+        refused_messages_change_nothing
+        holds_no_vector_but_the_sum
     """
 
     def __init__(self, context: SessionContext) -> None:
-        """Opens an attempt."""
         context.check()
         self._context = context
         self._digest = context.digest()
@@ -68,11 +67,11 @@ class Coordinator:
 
     @property
     def phase(self) -> Phase:
-        """What it is waiting for."""
+        """The phase whose messages it takes now."""
         return self._phase
 
     def awaited(self) -> tuple[str, ...]:
-        """Whose message the present phase still lacks, sorted; empty when all have spoken."""
+        """Sorted ids of the parties whose message the present phase still lacks."""
         if self._phase not in PHASES[:-1]:
             return ()
         return tuple(sorted(set(self._expected(self._phase)) - set(self._heard(self._phase))))
@@ -150,10 +149,9 @@ class Coordinator:
         self._confirmations[message.party_id] = message
 
     def confirmations(self) -> tuple[Confirmation, ...]:
-        """Hands out the signed sets: the point of no return.
+        """Hands out the signed sets of survivors; parties may answer with unmask shares from then on.
 
-        Whoever is given them may answer with shares, so a privacy charge must be durable before this is
-        called, and an abort from here on is not retryable.
+        So a privacy charge must be durable before this is called, and a later abort is not retryable.
         """
         if self._closes("confirmations"):
             self._unmasking = Unmasking(
@@ -254,7 +252,7 @@ class Coordinator:
         return True
 
     def _expected(self, phase: Phase) -> Collection[str]:
-        """Who may speak in a phase: whoever spoke in the one before."""
+        """The parties that may send in a phase: those that sent in the one before."""
         if phase is Phase.ADVERTISE:
             return [party.party_id for party in self._context.parties]
         return self._heard(PHASES[PHASES.index(phase) - 1])

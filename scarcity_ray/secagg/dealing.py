@@ -1,14 +1,14 @@
 """Dealing, gathering, opening and rebuilding shares: what phases 2 and 5 do with a party's two secrets.
 
 Each holder gets one ciphertext with two shares, of the dealer's self-mask seed and of its mask key. The
-dealer also commits to every share, to all: a holder that was dealt another share than the one committed to
-says so before anything is unmasked, and a holder that later gives another share is found by the
-coordinator. So a wrong share has an author. That all committed shares lie on one polynomial shows only
+dealer also commits publicly to every share. A holder that was dealt another share than the committed one
+refuses before anything is unmasked; a holder that later gives another share is caught by the coordinator. So
+a wrong share can always be blamed on one party. Whether all committed shares lie on one polynomial shows only
 when the secret is rebuilt; a dealer whose shares do not is named, and that attempt is lost.
 
-Of a survivor only the seed is rebuilt, of a party that dropped only the mask key: the coordinator accepts
-exactly the shares it asked for, each holder gives one of the two a party, and a majority of each
-neighbourhood is needed, so no secret's other half can be gathered as well.
+Of a survivor only the seed is rebuilt, and of a party that dropped only the mask key. The coordinator accepts
+exactly the shares it asked for, each holder gives one of the two, and rebuilding needs a majority of the
+neighbourhood, so nobody can gather both secrets of a party.
 """
 
 from __future__ import annotations
@@ -44,17 +44,12 @@ def deal(
     roster_digest: bytes,
     entropy: Entropy,
 ) -> KeyShares:
-    """Shares both secrets among the holders; the message is not signed yet.
+    """Shares both secrets (32 bytes each) among the holders; the message is not signed yet.
 
     Args:
-        dealer: Its id.
-        secrets: Seed and mask key, 32 bytes each.
         holders: Shamir point of each holder, in sorted order of their ids.
         threshold: Shares that rebuild a secret.
         shared_secrets: The dealer's X25519 secret with each holder.
-        context_digest: Of the attempt.
-        roster_digest: Of all adverts.
-        entropy: For the polynomials.
     """
     seed_shares, key_shares = shamir.split(
         (secrets[Secret.SEED], secrets[Secret.KEY]), threshold, list(holders.values()), entropy
@@ -92,11 +87,9 @@ def require_dealt_to(message: KeyShares, holders: tuple[str, ...]) -> None:
 def gather(
     holder: str, context_digest: bytes, sharers: tuple[str, ...], dealt: Mapping[str, KeyShares]
 ) -> Inbox:
-    """What each dealer dealt to one holder.
+    """Collects what each dealer dealt to one holder.
 
     Args:
-        holder: Its id.
-        context_digest: Of the attempt.
         sharers: All who shared, sorted.
         dealt: By dealer in sorted order, messages that `require_dealt_to` let through.
     """
@@ -120,7 +113,6 @@ def open_shares(
     Args:
         inbox: Checked for type, recipient and senders.
         shared_secrets: The holder's X25519 secret with each dealer.
-        roster_digest: Of all adverts.
 
     Returns:
         By dealer, its seed share and its key share (68 bytes).
@@ -175,7 +167,7 @@ class Unmasking:
 
     @property
     def holders(self) -> Collection[str]:
-        """Who gave their shares."""
+        """The parties that gave their shares."""
         return self._given[Secret.SEED].keys()
 
     def add(self, message: UnmaskShares) -> None:

@@ -33,7 +33,6 @@ def encode(vector: npt.ArrayLike, scale: float, ring_bits: int) -> RingArray:
     Args:
         vector: Finite real numbers, shape (d,).
         scale: Units a real 1.0 is worth; finite and > 0. A power of two keeps the product exact.
-        ring_bits: 32 or 64.
 
     Returns:
         uint32 or uint64 (d,), negative numbers in two's complement.
@@ -42,8 +41,8 @@ def encode(vector: npt.ArrayLike, scale: float, ring_bits: int) -> RingArray:
         UsageError: if a value is not a finite real number, or does not fit into the ring's signed range.
 
     Guarantees:
-        * `rounding_error_is_at_most_half_a_unit`
-        * `sum_of_encodings_decodes_to_the_signed_sum`
+        rounding_error_is_at_most_half_a_unit
+        sum_of_encodings_decodes_to_the_signed_sum
     """
     dtype = ring_dtype(ring_bits)
     if not (np.isfinite(scale) and scale > 0):

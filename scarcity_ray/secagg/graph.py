@@ -1,4 +1,4 @@
-"""Who masks with whom: the complete graph, or the sparse graph of Bell et al. 2020 (SecAgg+), and its degree.
+"""Who masks with whom: the complete graph, or the sparse graph of SecAgg+ (Bell et al. 2020), and its degree.
 
 The graph is a function of the roster (all adverts) alone, so no party chooses it and each can compute it.
 On the sparse graph the parties are put into a pseudo-random order and each is joined to the degree/2
@@ -6,9 +6,9 @@ before it and after it around the ring (a Harary graph under a random permutatio
 algorithm 2): the neighbours of a party are a uniformly random set of ``degree`` others.
 
 How many neighbours suffice follows from exact hypergeometric tails. The neighbours of a party are ``degree``
-(k) others, drawn without replacement.
-Of n parties, C collude with a coordinator that deviates at will, and D others drop at random. A party and
-its neighbours are a neighbourhood; ``share_threshold`` (t) shares of it rebuild a secret.
+(k) others, drawn without replacement. Of n parties, C collude with a coordinator that deviates at will, and D
+others drop at random. A party and its neighbours are a neighbourhood; ``share_threshold`` (t) shares of it
+rebuild a secret.
 
 *Privacy.* Let c of an honest party's neighbours be corrupt. If 2t > k + 1 + c then
 
@@ -47,21 +47,14 @@ COMPLETE_UP_TO = 64
 
 
 class Graph:
-    """The neighbourhoods of one roster.
+    """The neighbourhoods of the parties that advertised, whose ids are given sorted.
 
     Guarantees:
-        * `neighbourhood_is_mutual_and_of_the_stated_degree`
-        * `graph_depends_on_every_advert`
+        neighbourhood_is_mutual_and_of_the_stated_degree
+        graph_depends_on_every_advert
     """
 
     def __init__(self, context: SessionContext, roster: tuple[str, ...], roster_digest: bytes) -> None:
-        """Computes the order; neighbourhoods are read off it when they are asked for.
-
-        Args:
-            context: Gives degree and threshold.
-            roster: Ids of the parties that advertised, sorted.
-            roster_digest: Hash of all their adverts.
-        """
         self._least = context.rebuild_threshold
         degree = len(roster) if context.degree is None else context.degree
         self._is_complete = len(roster) <= degree + 1
@@ -92,7 +85,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class GraphChoice:
-    """What to give to `SessionContext`.
+    """The graph's fields of `SessionContext`, and what they promise.
 
     Attributes:
         degree: Neighbours of each party, or None for the complete graph.
@@ -120,8 +113,6 @@ def choose_graph(
     """The smallest degree that meets both failure probabilities.
 
     Args:
-        num_parties: Parties in the session.
-        threshold: Its threshold.
         corrupt_fraction: Share of the parties that may collude with the coordinator.
         dropout_fraction: Share of the parties that may drop, at random.
         num_corrupt: How many of the parties may collude, where that is not a share of those in the session
@@ -134,8 +125,8 @@ def choose_graph(
         The complete graph for up to 64 parties, and where no smaller degree will do.
 
     Guarantees:
-        * `tails_are_below_the_stated_probabilities`
-        * `degree_grows_slowly_with_the_number_of_parties`
+        tails_are_below_the_stated_probabilities
+        degree_grows_slowly_with_the_number_of_parties
     """
     for name, value in (("corrupt_fraction", corrupt_fraction), ("dropout_fraction", dropout_fraction)):
         if not 0.0 <= value < 1.0:
@@ -160,13 +151,9 @@ def choose_graph(
 
 
 def least_excess(population: int, marked: int, drawn: int, bits: int) -> int:
-    """The least x with P[X >= x] <= 2**-bits, X hypergeometric (exact integer arithmetic).
+    """The least x with P[X >= x] <= 2**-bits, in exact integer arithmetic.
 
-    Args:
-        population: Items to draw from.
-        marked: Those of them that count.
-        drawn: Items drawn, without replacement.
-        bits: Of the failure probability.
+    X is hypergeometric: how many `marked` items are among those `drawn` from the `population`.
     """
     marked = min(marked, population)
     total = math.comb(population, drawn)

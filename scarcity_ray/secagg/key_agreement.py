@@ -64,7 +64,7 @@ def derive_key(secret: bytes, label: str, *binding: bytes | str | int) -> bytes:
 
 @functools.lru_cache(maxsize=4096)
 def _public_key(public: bytes) -> X25519PublicKey:
-    """Each neighbour of a party on this host agrees with the same key."""
+    """Cached, as all neighbours of a party on this host agree with the same key."""
     return X25519PublicKey.from_public_bytes(public)
 
 

@@ -1,4 +1,4 @@
-"""Everything of one attempt that a party must not let out, and when each part of it is wiped.
+"""The secrets of one party in one attempt, and when each of them is wiped.
 
 ::
 
@@ -8,9 +8,9 @@
     secrets agreed with neighbours    share_keys  mask
     others' shares that it holds      mask        unmask
 
-and all of it when the participant is closed. Wiping overwrites what Python lets us overwrite (seed, scalar
-and held shares are bytearrays) and drops the rest; OpenSSL clears the memory of a key object that is
-dropped. Copies that the interpreter made on the way are beyond our reach.
+and all of it when the participant is closed. Wiping overwrites what Python can overwrite (seed, scalar and
+held shares are bytearrays) and drops the rest; OpenSSL clears the memory of a key object that is dropped.
+Copies that the interpreter made on the way cannot be wiped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_KEY = private_key_from(bytes(KEY_BYTES))
 
 
 class Keyring:
-    """The secrets of one party in one attempt.
+    """Fresh keys and a fresh seed, and what is derived from them.
 
     Attributes:
         seed: Of its self mask (32 bytes).
@@ -47,7 +47,6 @@ class Keyring:
     )
 
     def __init__(self, entropy: Entropy) -> None:
-        """Makes fresh keys and a fresh seed."""
         self.seed = bytearray(entropy(KEY_BYTES))
         self.scalar = bytearray(entropy(KEY_BYTES))
         self._mask_private = private_key_from(bytes(self.scalar))

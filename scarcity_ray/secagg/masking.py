@@ -59,11 +59,8 @@ def terms_to_apply(
     """The masks that a party puts on its input.
 
     Args:
-        party: Its id.
-        seed: Its self-mask seed.
         secrets: Its X25519 secret with each neighbour, of their mask keys.
         others: Its neighbours who shared their keys.
-        sharers_digest: Hash of who shared their keys.
     """
     terms = [MaskTerm(self_mask_key(seed, sharers_digest, party), add=True)]
     for other in others:
@@ -85,10 +82,6 @@ def terms_to_remove(
     Args:
         seeds: Self-mask seed of each survivor.
         scalars: Mask key of each party that shared its keys and did not survive.
-        graph: Who masks with whom.
-        survivors: Whose masked inputs are in the sum.
-        adverts: Everyone's advert by id.
-        sharers_digest: Hash of who shared their keys.
     """
     terms = [MaskTerm(self_mask_key(seed, sharers_digest, owner), add=False) for owner, seed in seeds.items()]
     for dropped, scalar in scalars.items():
@@ -106,11 +99,10 @@ def apply_masks(vector: RingArray, terms: Sequence[MaskTerm]) -> None:
 
     Args:
         vector: uint32 or uint64 (d,), contiguous and writable.
-        terms: The masks.
 
     Guarantees:
-        * `opposite_masks_cancel_exactly`
-        * `mask_is_the_aes_ctr_keystream_of_its_key`
+        opposite_masks_cancel_exactly
+        mask_is_the_aes_ctr_keystream_of_its_key
     """
     ciphers = [
         (Cipher(algorithms.AES(term.key), modes.CTR(_COUNTER_START)).encryptor(), term.add) for term in terms

@@ -1,9 +1,8 @@
 """The messages: plain frozen records, and the checks that a record from outside must pass.
 
-Every message of a party names its sender and the context's digest, and is signed by the sender's
-identity over all of its content. `checked` holds every field to the type and length of its annotation before
-anything else touches it, so hostile content ends as a `ProtocolViolation` and never as a traceback from
-further inside.
+Every message of a party names its sender and the context's digest, and is signed by the sender's identity
+over all of its content. `checked` compares every field with the type and length of its annotation before
+anything else uses it, so hostile content ends as a `ProtocolViolation`.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ import numpy as np
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.secagg.context import MAX_ID_LENGTH
 from scarcity_ray.secagg.fixed_point import RingArray
-from scarcity_ray.secagg.identity import SIGNATURE_BYTES
 from scarcity_ray.secagg.key_agreement import GCM_TAG_BYTES, KEY_BYTES
 from scarcity_ray.secagg.shamir import SHARE_BYTES
 from scarcity_ray.secagg.transcript import DIGEST_BYTES, encode
+from scarcity_ray_client.identity import SIGNATURE_BYTES
 
 SEALED_BYTES = 2 * SHARE_BYTES + GCM_TAG_BYTES
 Check = Callable[[object], bool]
@@ -242,14 +241,10 @@ def session_volume(
     """Count one party's bytes; what carries the messages adds its own headers.
 
     Guarantees:
-        * `volume_is_that_of_the_messages_of_a_session`
+        volume_is_that_of_the_messages_of_a_session
 
     Args:
-        num_parties: Parties in the session.
         degree: Neighbours of each party; None: all others.
-        dimension: Words in each input.
-        ring_bits: 32 or 64, the bits of a word.
-        id_bytes: Bytes of a party's id.
     """
     members = num_parties if degree is None else degree + 1
     head = id_bytes + DIGEST_BYTES

@@ -1,4 +1,4 @@
-"""One party's side of one attempt: messages in, messages out, no I/O, no clock.
+"""One party's side of one attempt: a state machine of messages, without I/O or clock.
 
 A step that is out of order, or whose input is not sound, raises `ProtocolViolation`, says nothing, and
 leaves the state as it was. A step that succeeds cannot be repeated: one attempt gives one answer a phase.
@@ -20,7 +20,6 @@ from scarcity_ray.secagg.commitments import Secret
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.dealing import deal, halves, open_shares
 from scarcity_ray.secagg.fixed_point import RingArray, ring_dtype
-from scarcity_ray.secagg.identity import IdentityKeyPair
 from scarcity_ray.secagg.key_agreement import Entropy
 from scarcity_ray.secagg.keyring import Keyring
 from scarcity_ray.secagg.masking import MaskTerm, apply_masks, terms_to_apply
@@ -36,18 +35,19 @@ from scarcity_ray.secagg.messages import (
 )
 from scarcity_ray.secagg.phases import PARTICIPANT_TRANSITIONS, State
 from scarcity_ray.secagg.public_view import PublicView
+from scarcity_ray_client.identity import IdentityKeyPair
 
 
 class Participant:
     """A party of one attempt. Usable as a context manager, which closes it.
 
     Guarantees:
-        * `steps_out_of_order_are_refused`
-        * `unmasks_once`
-        * `never_gives_both_shares_of_one_party`
-        * `refuses_below_the_threshold`
-        * `masked_input_is_uniform_to_whoever_lacks_one_mask`
-        * `keys_are_in_no_repr_and_no_pickle_and_wiped_on_close`
+        steps_out_of_order_are_refused
+        unmasks_once
+        never_gives_both_shares_of_one_party
+        refuses_below_the_threshold
+        masked_input_is_uniform_to_whoever_lacks_one_mask
+        keys_are_in_no_repr_and_no_pickle_and_wiped_on_close
     """
 
     def __init__(
@@ -65,19 +65,15 @@ class Participant:
         """Enters an attempt.
 
         Args:
-            context: Its public parameters, as the coordinator announced them; not trusted.
-            party_id: Which of its parties this is.
-            identity: That party's identity.
+            context: As the coordinator announced it; not trusted.
             entropy: Gives that many unpredictable bytes. Anything but the operating system's is for tests.
             guard: This identity's memory of earlier sessions; without it a repeated session goes unnoticed.
             known_parties: Identity keys by id, from a source that is not the coordinator. With it a session
-                that names a stranger, or another key for a known id, is refused (a Sybil session would
-                leave this party's input alone among invented ones).
-            model_hash: Hash of the model that this party started from, by its own reckoning. With it a
-                coordinator that gave this party another model than the others is refused at once; without
-                it only if the contexts differ as well.
-            view: What this party's host has checked of the same context, for all that it hosts; None: this
-                party checks for itself.
+                that names a stranger, or another key for a known id, is refused.
+            model_hash: Hash of the model that this party started from, computed by itself. With it, a context
+                about another model is refused.
+            view: What this party's host has checked of the same context for all parties that it hosts; None:
+                this party checks for itself.
 
         Raises:
             ProtocolViolation: if the context is not one that this party may join.
@@ -98,7 +94,7 @@ class Participant:
 
     @property
     def state(self) -> State:
-        """Where it stands."""
+        """The last step that it completed."""
         return self._state
 
     def advertise(self) -> Advert:
@@ -221,7 +217,7 @@ class Participant:
         held = self._keyring.held
         seed_owners = tuple(owner for owner in held if owner in self._survivors)
         key_owners = tuple(owner for owner in held if owner not in self._survivors)
-        message_out = UnmaskShares(
+        unmask_shares = UnmaskShares(
             self._party_id,
             self._digest,
             self._survivors_digest,
@@ -230,7 +226,7 @@ class Participant:
             key_owners=key_owners,
             key_shares=tuple(halves(held[owner])[1] for owner in key_owners),
         )
-        signed = self._signed(message_out)
+        signed = self._signed(unmask_shares)
         self._keyring.wipe()
         self._state = after
         return signed
@@ -279,8 +275,6 @@ class Participant:
         return open_shares(inbox, self._keyring.share_secrets, self._roll.digest)
 
     def _mask_terms(self, sharers_digest: bytes, senders: tuple[str, ...]) -> list[MaskTerm]:
-        others = [sender for sender in senders if sender != self._party_id]
-        keyring = self._keyring
-        return terms_to_apply(
-            self._party_id, bytes(keyring.seed), keyring.mask_secrets, others, sharers_digest
-        )
+        keys, me = self._keyring, self._party_id
+        others = [sender for sender in senders if sender != me]
+        return terms_to_apply(me, bytes(keys.seed), keys.mask_secrets, others, sharers_digest)

@@ -27,7 +27,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a participant stands."""
+    """The states of a participant."""
 
     NEW = "new"
     ADVERTISED = "advertised"
@@ -48,7 +48,7 @@ PARTICIPANT_TRANSITIONS: dict[str, tuple[State, State]] = {
 
 
 class Phase(StrEnum):
-    """What the coordinator is waiting for."""
+    """The phases of the coordinator."""
 
     ADVERTISE = "advertise"
     SHARE_KEYS = "share_keys"

@@ -1,17 +1,14 @@
-"""What a host has checked of an attempt's public messages, once for all the participants that it hosts.
+"""Checks an attempt's public messages once for all the participants that one host has.
 
-Adverts, lists of who spoke, and confirmations are the same for every party, and so is what is computed of
-them: whether they are well formed and whose they are, their digests, the graph. A participant gets these from
-its host's view. What depends on the party stays with it: that its own advert is on the list, that its own
-neighbours' messages are authentic, whether *it* has neighbours enough, and everything of its keys.
+Adverts, lists of who spoke, and confirmations are the same for every party, and so is what is computed from
+them: whether they are well formed and authentic, their digests, and the graph. A participant gets these from
+its host's view. It checks for itself what depends on the party: that its own advert is on the list, which
+messages of its neighbours must be authentic, and whether it has neighbours enough.
 
-*Why that is as good.* A signature's validity is a function of key, content and signature, and a digest one of
-what it hashes, so asking again gives the same answer: the view answers only for a message that is equal in
-every field to one that it has checked, or for the very tuple (which nobody can change) that it has read. A
-view is of one context and belongs to one host, and participants of one host share its memory in any case:
-none of them could keep a secret from whoever writes into a neighbour's view. Participants of different hosts
-share nothing. One that is alone makes a view of its own, and then everything is checked as if there were
-none.
+This is as secure as checking everything again. A check is a function of the message, and the view answers
+only for a message that is equal in every field to one that it has checked, or for the same immutable tuple.
+Participants of one host share its memory in any case; those of different hosts share no view. A participant
+that is alone makes a view of its own.
 """
 
 from __future__ import annotations
@@ -32,9 +29,8 @@ class Roll:
 
     Attributes:
         adverts: By party.
-        ids: Of the parties, sorted.
+        ids: Sorted.
         digest: Of all adverts.
-        graph: Who masks with whom.
     """
 
     adverts: Mapping[str, Advert]
@@ -44,24 +40,21 @@ class Roll:
 
 
 class PublicView:
-    """One context's public messages as one host has seen them.
+    """The public messages of one attempt, checked once for all participants of one host.
 
     Attributes:
-        context: The attempt's.
         digest: Of the context.
         members: Ids of its parties.
 
+    Raises:
+        ProtocolViolation: if the context, as the coordinator announced it, is malformed.
+
     Guarantees:
-        * `a_host_verifies_each_signature_once`
-        * `what_one_party_alone_is_shown_is_checked_for_it`
+        a_host_verifies_each_signature_once
+        what_one_party_alone_is_shown_is_checked_for_it
     """
 
     def __init__(self, context: SessionContext) -> None:
-        """Checks the context, as the coordinator announced it.
-
-        Raises:
-            ProtocolViolation: if it is malformed.
-        """
         if type(context) is not SessionContext:
             raise ProtocolViolation(f"expected SessionContext, got {type(context).__name__}")
         try:

@@ -1,16 +1,15 @@
 """The roster: whose keys are registered, as a chain of epochs that each party pins.
 
-How many parties may be corrupt is a share of all that are registered, never of those whom a coordinator
-invites; so every party must know all of them, from somebody else. A roster lists the ids and keys, has an
-epoch, and names the roster before it by its hash. A party pins the first that it is given and follows the
-chain from there: it takes the next epoch if that names the one it has pinned, and refuses lower epochs,
-skipped ones and another roster of an epoch that it has seen. Who is dead stays registered until it is
-retired; a party that came back with a new key is a new epoch.
+The number of parties assumed corrupt is a share of all that are registered, not of those that a coordinator
+invites. So every party must know all registered parties from another source than the coordinator. A roster
+lists their ids and keys, has an epoch, and names the roster before it by its hash. A party pins the first
+roster that it is given and follows the chain from there: it takes the next epoch if that names the pinned
+one, and refuses lower or skipped epochs and another roster of an epoch that it has seen. A dead party stays
+registered until it is retired; a party that comes back with a new key needs a new epoch.
 
-Who makes the chain is believed in who is on it. With an operator's key nobody but the operator is: each
-roster carries its signature. A party that is not on a signed roster may be vouched for by one that is (a
-basket that is split endorses its halves); it may take part, and counts as corrupt until the operator has
-signed for it.
+Whoever makes the chain decides who is on it. Where an operator's key is configured, each roster must carry
+the operator's signature. A party that is not on a signed roster may be endorsed by one that is (a basket that
+is split endorses its halves). It may then take part, and counts as corrupt until the operator has signed.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from dataclasses import dataclass, replace
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.secagg.context import Party, is_party
-from scarcity_ray.secagg.identity import SIGNATURE_BYTES, IdentityKeyPair
 from scarcity_ray.secagg.transcript import DIGEST_BYTES, digest, encode
+from scarcity_ray_client.identity import SIGNATURE_BYTES, IdentityKeyPair
 
 KEPT = 64
 """Newest epochs that a chain keeps, for those who are behind."""
@@ -32,18 +31,17 @@ NOBODY_BEFORE = bytes(DIGEST_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """One epoch.
+    """The registered parties in one epoch.
 
     Attributes:
-        federation_id: The federation.
         epoch: 1 for the first, then one more each.
         previous: Digest of the roster before it, 32 bytes; zeros for the first.
-        parties: All registered parties, kept sorted by id.
+        parties: All that are registered, kept sorted by id.
         signature: The operator's, 64 bytes; empty without one.
 
     Guarantees:
-        * `any_changed_field_changes_the_rosters_digest`
-        * `a_roster_comes_back_from_its_text`
+        any_changed_field_changes_the_rosters_digest
+        a_roster_comes_back_from_its_text
     """
 
     federation_id: str
@@ -86,7 +84,7 @@ class Roster:
         return IdentityKeyPair.verify_with(operator_key, self.content(), self.signature)
 
     def to_json(self) -> str:
-        """As text, for a file that is carried to where the operator's key lies."""
+        """The roster as JSON, to be carried to where the operator's key is."""
         return json.dumps(
             {
                 "federation_id": self.federation_id,
@@ -123,12 +121,9 @@ class Roster:
 
 @dataclass(frozen=True, slots=True)
 class Endorsement:
-    """A registered party vouches for one that is not signed for yet.
+    """A registered party, the parent, vouches for `party`, which the operator has not signed for yet.
 
     Attributes:
-        federation_id: The federation.
-        parent_id: Who vouches.
-        party: For whom.
         signature: By the parent's identity, 64 bytes.
     """
 
@@ -151,9 +146,9 @@ class RosterChain:
     """The rosters that somebody has pinned.
 
     Guarantees:
-        * `lower_skipped_and_forked_epochs_are_refused`
-        * `without_the_operators_signature_nothing_is_pinned`
-        * `an_endorsed_party_is_known_and_not_registered`
+        lower_skipped_and_forked_epochs_are_refused
+        without_the_operators_signature_nothing_is_pinned
+        an_endorsed_party_is_known_and_not_registered
 
     Args:
         federation_id: The only federation whose rosters are taken.
@@ -175,12 +170,12 @@ class RosterChain:
 
     @property
     def newest(self) -> Roster | None:
-        """What is pinned; None before the first."""
+        """The newest pinned roster; None before the first."""
         return self.kept[-1] if self.kept else None
 
     @property
     def epoch(self) -> int:
-        """Of what is pinned; 0 before the first."""
+        """The newest pinned epoch; 0 before the first."""
         return self.kept[-1].epoch if self.kept else 0
 
     def next(self, parties: Iterable[Party]) -> Roster:
@@ -207,7 +202,7 @@ class RosterChain:
         return ""
 
     def misnamed(self, rosters: Sequence[Roster], own: Mapping[str, bytes]) -> tuple[str, ...]:
-        """Who of `own` stands under another key on the last of `rosters`, where that is not pinned already.
+        """Those of `own` that the last of `rosters` lists with another key, if it is not pinned already.
 
         The epochs before it may name those who had the id earlier.
         """

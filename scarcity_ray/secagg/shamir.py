@@ -38,16 +38,14 @@ def split(
 
     Args:
         secrets: m secrets of 32 bytes.
-        threshold: Shares that rebuild a secret; any fewer say nothing about it.
         points: Distinct field points in 1..65536, one a holder; at least ``threshold`` of them.
-        entropy: Gives that many unpredictable bytes, like `os.urandom`.
 
     Returns:
         For each secret, its 34-byte share for each point, in the order of ``points``.
 
     Guarantees:
-        * `any_threshold_shares_rebuild_the_secret`
-        * `fewer_shares_are_uniform_whatever_the_secret`
+        any_threshold_shares_rebuild_the_secret
+        fewer_shares_are_uniform_whatever_the_secret
     """
     limbs = np.frombuffer(b"".join(bytes(s) for s in secrets), dtype="<u2").astype(np.float64)
     coefficients = np.vstack([limbs, _uniform((threshold - 1) * limbs.size, entropy).reshape(-1, limbs.size)])
@@ -68,7 +66,7 @@ def rebuild(points: Sequence[int], shares: Sequence[Sequence[bytes]]) -> list[by
         may also give a wrong secret: compare with a commitment.
 
     Guarantees:
-        * `any_threshold_shares_rebuild_the_secret`
+        any_threshold_shares_rebuild_the_secret
     """
     flat = np.frombuffer(b"".join(b"".join(row) for row in shares), dtype=np.uint8)
     values = _from_bytes(flat.reshape(len(shares), len(points), SHARE_BYTES)).astype(np.float64)

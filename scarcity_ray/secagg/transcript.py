@@ -18,15 +18,10 @@ _HEADER = struct.Struct(">cQ").pack
 def encode(label: str, *fields: bytes | str | int) -> bytes:
     """Encodes ``label`` and ``fields`` injectively.
 
-    Args:
-        label: What the encoding is for.
-        fields: Byte strings, text, or integers >= 0.
-
-    Returns:
-        For each field its type, its length in 8 bytes, and its content.
+    Integers are >= 0. Each field is written as its type, its length in 8 bytes, and its content.
 
     Guarantees:
-        * `encodings_of_different_fields_differ`
+        encodings_of_different_fields_differ
     """
     parts: list[bytes] = [_text(_PREFIX + label)]
     for value in fields:

@@ -1,9 +1,9 @@
-"""What Byzantine clients do: attacks by name, and the rows that a federation receives under one.
+"""Attacks of Byzantine clients by name, and the rows that a federation receives under one.
 
-The attackers of a basket know everything: the honest updates of this round, the rule, and each other. An
-attack is a pure function of that; what it learns in one round and keeps for later is another attack
-(`Attack.learned`), so that nothing changes in place. First come the attacks that a client can make alone,
-then those of colluders who all send one row, then those that try out their own strength on the rule.
+The attackers of a basket are omniscient: they know the honest updates of this round, the rule, and each
+other. An attack is a pure function of that. What it learns in one round and keeps is a new attack
+(`Attack.learned`). First come the attacks that a client can make alone, then those of colluders who all send
+one row, then those that optimise their strength against the rule.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ BasketRule = Callable[[Rows], Rows]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What the attackers of one basket see in one round.
+    """The knowledge of one basket's attackers in one round.
 
     Attributes:
         own: (b, d) float32, what they would send if they were honest.
         honest: (h, d) float32, what the honest clients send, h at least 1.
-        rng: For attacks that draw.
         outcome: The basket's aggregate if the attackers send these (b, d) rows; None where they do not know
             the rule.
     """
@@ -56,7 +55,7 @@ class View:
 
 
 class Attack(ABC):
-    """What the attackers of a basket send.
+    """An attack: the rows that the attackers of a basket send.
 
     Attributes:
         colludes: Whether the rows depend on other clients' updates.
@@ -71,11 +70,11 @@ class Attack(ABC):
         """The (b, d) float32 rows that the attackers send."""
 
     def learned(self, view: View) -> Attack:
-        """The attack with what a round teaches fixed: a strength, a victim. Itself where there is nothing."""
+        """The attack with what it found in a round, a strength or a victim, fixed for later rounds."""
         return self
 
     def labels(self, labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-        """What the attackers take for their examples' labels."""
+        """The labels that the attackers train on."""
         return labels
 
 
@@ -241,7 +240,7 @@ class StrongestOf(Attack):
         No strength on the grid does more harm.
 
     Attributes:
-        family: From a strength to an attack.
+        family: Makes the attack of a given strength.
         most: The greatest strength tried.
     """
 
@@ -343,13 +342,12 @@ def craft(
     rng: np.random.Generator,
     rule: BasketRule | None = None,
 ) -> Rows:
-    """What is sent when every client computed `deltas` and the Byzantine ones attack.
+    """The rows that are sent if every client computed `deltas` and the Byzantine ones attack.
 
     Args:
         deltas: (clients, d) float32, never changed.
         byzantine: (clients,) bool.
         baskets: (clients,) the basket of each client.
-        rng: For the attacks that draw.
         rule: What a basket makes of its rows, for the attacks that know it.
 
     Returns:

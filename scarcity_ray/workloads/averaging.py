@@ -1,4 +1,4 @@
-"""The model that global deltas add up to, and the average of its iterates."""
+"""The global model as the sum of global deltas, and the average of its iterates."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scarcity_ray.layers.server_optimizers import polynomial_average
 
 @dataclass(frozen=True)
 class RunningModel:
-    """Where training stands, and the model that is handed out.
+    """The model that clients train from, and the one that is handed out.
 
-    Clients train from `current`. What is handed out is `average`, the iterates' `polynomial_average`.
+    Clients train from `current`. `average` is handed out: the iterates' `polynomial_average`.
 
-    With adaptive clipping a delta counts as if it had been clipped to the least clip norm since its release:
-    it is scaled by that over its own. Noise is proportional to the clip norm and signal is not, so what was
-    released while the clip norm was ten times too large is mostly noise, which would stay in the sum for
-    good; scaled, it has the noise of the present clip norm. That too works on releases alone.
+    With adaptive clipping a delta is scaled by the least clip norm since its release over its own clip norm.
+    Noise is proportional to the clip norm and signal is not, so what was released while the clip norm was ten
+    times too large is mostly noise, which would stay in the sum. Scaled, it has the noise of the present clip
+    norm. This is post-processing of releases.
 
     Attributes:
         current: (d,) float32, the sum of all global deltas so far.
@@ -48,8 +48,6 @@ class RunningModel:
         """Add `learning_rate` times a global delta and take the sum into the average.
 
         Args:
-            delta: (d,) as released.
-            learning_rate: The server's.
             decay: How fast early iterates lose weight.
             clip_norms: With adaptive clipping, that of the release and the one that follows from it.
 

@@ -1,4 +1,4 @@
-"""The simulated runs that a federation's accuracy is compared with: other defences, the same everything else.
+"""The simulated runs that a federation's accuracy is compared with, which differ in the defence alone.
 
 `comparisons` and `gossip_comparisons` say which runs to make, with Layer 2 and without; `compare` and
 `compare_gossip` make one, as a task of the runtime.
@@ -27,7 +27,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ComparisonInputs:
-    """What the comparison tasks share."""
+    """The inputs that all comparison tasks share."""
 
     scene: Scene
     federation: HierarchicalFederationConfig

@@ -1,4 +1,4 @@
-"""What a job trains, on what, under which attack, and where; and how its file is read."""
+"""The configuration of a job: its data, training, attack and place; and how its file is read."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class WorkloadConfig:
 
 @settings
 class PlaceConfig:
-    """Where a job runs and where it writes."""
+    """The runtime of a job, and the folder of its results."""
 
     runtime: Literal["ray", "local"] = "ray"
     address: StrictStr | None = None
@@ -171,7 +171,7 @@ def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, A
 
 
 def _fitting(workload: WorkloadConfig) -> dict[str, Any]:
-    """What a federation that trains this must have."""
+    """Settings that a federation needs to train this."""
     return {"vector_dim": workload.dimension, "auto_aggregate": False}
 
 

@@ -1,8 +1,7 @@
 """The digits that scikit-learn ships, behind a fixed public projection.
 
-Central noise is added to every coordinate of the model, so fewer coordinates mean less noise. An image goes
-through its lowest cosine frequencies, which are the same for every image and every data set: they are drawn
-from no data, so they cost no privacy.
+Central noise is added to every coordinate of the model, so fewer coordinates mean less noise. An image is
+reduced to its lowest cosine frequencies. The projection depends on no data, so it costs no privacy.
 """
 
 from __future__ import annotations
@@ -91,7 +90,6 @@ def load_digits(dimension: int, test_share: float, seed: int, random_features: i
     Args:
         dimension: Projected features, 1 to 64.
         test_share: Share of the examples kept for testing.
-        seed: Decides the split.
         random_features: If positive, so many random Fourier features take the projected ones' place.
 
     Raises:

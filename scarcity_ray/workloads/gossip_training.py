@@ -1,11 +1,11 @@
-"""Training without Layer 2: every client keeps a model of its own, and gossip is all that connects them.
+"""Training without Layer 2: every client keeps a model of its own, and gossip alone connects them.
 
 Decentralised gradient descent (Lian et al. 2017; Koloskova et al. 2020, algorithm 1): in a round each client
-takes its local steps from its own model and then moves towards what its peers tell it. Models are told as
-their difference to the public start that all share, clipped to ``layer1.clip_norm`` and, before noise, to
-``gossip.clip_norm``: clipping projects on a ball around that start, so that this is constrained consensus
-optimisation (Nedić, Ozdaglar, Parrilo 2010) and the ball's radius is the sensitivity's unit. A basket's own
-model is Layer 1's robust aggregate of its members' models, outside the privacy claim.
+takes its local steps from its own model and then moves towards its peers' models. A client sends the
+difference of its model to the public start that all share, clipped to ``layer1.clip_norm`` and, before noise,
+to ``gossip.clip_norm``. Clipping projects on a ball around that start, so this is constrained consensus
+optimisation (Nedić, Ozdaglar, Parrilo 2010). A basket's own model is Layer 1's robust aggregate of its
+members' models, outside the privacy claim.
 
 `GossipTraining` does it through a federation; `simulate_gossip` is the same as a plain array program with
 noise from a seed, for comparisons that no privacy claim covers.
@@ -38,9 +38,8 @@ class BasketStanding:
     """How one basket's members do on unseen examples.
 
     Attributes:
-        clients: Members.
-        byzantine: Of them.
-        members: Accuracy of the honest members' own models, their mean.
+        clients, byzantine: Members, and how many of them are Byzantine.
+        members: Mean accuracy of the honest members' own models.
         members_at_home: The same when labels are as frequent as in the basket's domain.
         model: Accuracy of the basket's own model; None where there is none or it is not exposed.
         model_at_home: The same when labels are as frequent as in the basket's domain.
@@ -68,7 +67,7 @@ class GossipRun:
 
 
 def starting_models(models: Rows, scene: Scene) -> Rows:
-    """What clients train from: their own models; the Byzantine, who know all, their basket's honest mean."""
+    """The models that clients train from: their own; attackers, who know all, take the honest mean."""
     starts, byzantine = models.copy(), scene.population.byzantine
     for basket in np.unique(scene.baskets[byzantine]):
         inside = scene.baskets == basket
@@ -82,10 +81,7 @@ def standings_of(
 ) -> dict[int, BasketStanding]:
     """How each basket stands, by its number.
 
-    Args:
-        scene: Clients and test examples.
-        models: (clients, d).
-        basket_models: The baskets' own models, those that are known.
+    `basket_models` are the baskets' own models, those that are known.
     """
     labels, classes = scene.dataset.test_labels, int(scene.dataset.train_labels.max()) + 1
     tested = np.bincount(labels, minlength=classes) / len(labels)
@@ -121,11 +117,8 @@ def mean_accuracy(standings: Mapping[int, BasketStanding]) -> float:
 class GossipTraining:
     """Rounds of training through a federation without Layer 2.
 
-    Args:
-        scene: Clients and data.
-        federation: A federation that they are registered with.
-        config: The federation's.
-        basket_ids: Ids of the baskets that ``scene.baskets`` numbers.
+    The scene's clients are registered with the federation, and `basket_ids` are of the baskets that
+    ``scene.baskets`` numbers.
 
     Attributes:
         models: (clients, d) float32, each client's own.
@@ -144,7 +137,7 @@ class GossipTraining:
         self._rule = basket_rule(make_plan(config))
 
     def train(self, number: int) -> Rows:
-        """What clients send in a round: their own models after local steps, or an attack."""
+        """The rows that clients send in a round: their own models after local steps, or an attack."""
         scene, workload = self._scene, self._scene.workload
         starts = starting_models(self.models, scene)
         inputs = scene.training(starts, workload.attack)

@@ -1,4 +1,4 @@
-"""The main job: train through a federation under attack, then make the runs that it is compared with."""
+"""The job: train through a federation under attack, then make the runs that it is compared with."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from scarcity_ray.workloads.softmax import accuracy, train_clients
 
 
 class Stopwatch:
-    """Where a job's wall time goes: seconds by phase."""
+    """Wall time of a job by phase, in seconds."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -63,7 +63,7 @@ class Stopwatch:
 
 
 class Watcher(Protocol):
-    """Who is told how a job goes."""
+    """Receives the progress of a job."""
 
     def phase(self, name: str) -> None:
         """A phase begins."""
@@ -80,10 +80,9 @@ def run_job(
 ) -> Outcome:
     """Run a job and write everything but its report into its folder.
 
+    Metrics are flushed round by round.
+
     Args:
-        config: The job.
-        folder: Where it writes; metrics are flushed round by round.
-        watcher: Told of phases and rounds.
         open_federation: Makes the federation; tests put a stand-in here.
 
     Raises:
@@ -128,10 +127,9 @@ class Training:
     """Rounds of training through a federation, and where they stand.
 
     Attributes:
-        records: Of the rounds made.
+        records: One for each round made.
         epsilon_spent: By the client that has spent most.
         budget_spent_early: Whether the budget ended before the last round.
-        warnings: What the federation warned of.
     """
 
     def __init__(
@@ -219,7 +217,7 @@ class Training:
         )
 
     def _deltas(self, number: int) -> NDArray[np.float32]:
-        """What clients send when they start from the global model: their deltas, or an attack."""
+        """The rows that clients send after training from the global model: their deltas, or an attack."""
         scene, attack = self._scene, self._config.workload.attack
         inputs = scene.training(self._model.current, attack)
         deltas = np.concatenate(self._federation.map_tasks(train_clients, scene.tasks, inputs))

@@ -1,7 +1,7 @@
-"""Who trains on what: the clients of a job, their examples and their baskets.
+"""The clients of a job, their examples and their baskets.
 
-Domains differ, clients of one domain resemble each other, and attackers are anywhere. A `Scene` is the same
-for the federation and for the runs that it is compared with.
+Domains differ in their labels, clients of one domain resemble each other, and attackers are drawn from all
+clients. A `Scene` is the same for the federation and for the runs that it is compared with.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ class Population:
     """The clients in order of registration, their examples padded to one rectangle.
 
     Attributes:
-        client_ids: One name a client.
         domains: The domain of each client.
         features: (clients, examples, features + 1) float32; the last feature is 1 (bias), padding is 0.
         labels: (clients, examples) int64; padding is 0.
@@ -95,8 +94,6 @@ def make_population(
     evenly, so that its clients resemble each other. Clients of all domains register in a random order.
 
     Args:
-        features: (n, features) float32.
-        labels: (n,) int64.
         domain_sizes: Clients of each domain.
         skew: Dirichlet parameter of the domains' labels.
 
@@ -157,13 +154,11 @@ def baskets_in_order(domains: tuple[str, ...], max_clients: int) -> NDArray[np.i
 
 @dataclass(frozen=True)
 class Scene:
-    """Who trains on what.
+    """The data, clients and settings of a run.
 
     Attributes:
-        dataset: For its test part.
-        population: The clients and their examples.
+        dataset: Of which a run uses the test part.
         baskets: (clients,) int64, the basket of each client.
-        workload: Rounds, steps and rates.
         seed: Of the attacks' draws and of simulated noise.
     """
 
@@ -180,7 +175,7 @@ class Scene:
         return [(first, min(first + each, clients)) for first in range(0, clients, each)]
 
     def training(self, model: NDArray[np.float32], attack: AttackConfig) -> TrainingInputs:
-        """What the training tasks of a round share, when clients start from `model`, (d,) or one a client."""
+        """The inputs of a round's training tasks, if clients start from `model`, (d,) or one a client."""
         population = self.population
         return TrainingInputs(
             model=model,

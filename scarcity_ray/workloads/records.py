@@ -1,4 +1,4 @@
-"""What a job reports: a record a round (``metrics.jsonl``) and a summary at the end (``summary.json``)."""
+"""The results of a job: a record of each round (``metrics.jsonl``) and a summary (``summary.json``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round.
+    """The record of one round.
 
     Attributes:
         round: Number, from 1.
@@ -18,7 +18,6 @@ class RoundRecord:
             honest clients, each with its own model.
         epsilon_spent: By the client that has spent most.
         epsilon_left: Of the budget; 0 once the next release does not fit.
-        accepted: Updates accepted.
         rejected: Updates refused, by reason.
         gossip_messages: Delivered in this round.
         released: Whether there was a global model.
@@ -55,10 +54,9 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a job came to; the contents of ``summary.json``.
+    """The result of a job; the contents of ``summary.json``. Counts are of the whole job.
 
     Attributes:
-        name: Of the run.
         accuracy: The federation's, under attack, with noise; without Layer 2 the mean over honest clients.
         accuracy_mean_under_attack: The plain mean's under the same attack.
         accuracy_clipped_mean: The mean of clipped updates, with its own noise, under the same attack.
@@ -66,21 +64,10 @@ class Summary:
         accuracy_under_alie: The federation's, simulated, under ALIE.
         accuracy_simulated: The federation's, simulated, under the same attack: a check on `accuracy`.
         epsilon_spent: By the client that has spent most.
-        delta: Of the claim.
-        total_epsilon: The budget.
         budget_spent_early: Whether the budget ended before the last round.
-        rounds: Made.
-        rounds_configured: Wanted.
         releases: Rounds with a global model.
-        clients: Registered.
-        baskets: That they fill.
-        byzantine_clients: Of all clients.
-        attack: Name of the attack.
-        rule: Layer 1's.
         rejected: Updates refused, by reason.
-        gossip_messages: Delivered.
         wall_seconds: From reading the data to the last comparison run, start of the runtime included.
-        seconds: Time by phase.
         attacks: For each attack, the accuracies of the simulated runs by defence.
         privacy_claim: What the figures claim, in sentences.
         basket_standings: Without Layer 2, how each basket ended, and under ``alone`` how it would have
@@ -128,8 +115,7 @@ class Outcome:
     """A finished job.
 
     Attributes:
-        summary: What it came to.
-        rounds: A record a round.
+        rounds: The records, one for each round.
         curves: Accuracy after each round of the simulated runs, by (defence, attack).
     """
 

@@ -24,7 +24,7 @@ _JOBS_CACHE = frozenset({"working_dir_files", "runtime_resources"})
 
 
 class RunFolder:
-    """Where one run writes.
+    """The folder of one run.
 
     Attributes:
         path: The folder, absolute; it exists, and was empty.
@@ -40,7 +40,6 @@ class RunFolder:
         Args:
             config: Its name and ``run.out`` make the folder's name, with the time.
             chosen: A folder to use instead; it must be empty or not there yet.
-            now: The time.
 
         Raises:
             UsageError: If the chosen folder holds something, or the folder cannot be made.
@@ -72,7 +71,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """Where the report goes."""
+        """The path of the report."""
         return self.path / "report.html"
 
     def write_config(self, config: RunConfig) -> None:

@@ -1,7 +1,7 @@
-"""The same federated training as plain array arithmetic: what the comparison runs are made of.
+"""The comparison runs: the same federated training as plain array arithmetic.
 
 One pure function runs the rounds: local training, attack, clipping, a rule in each basket, a weighted mean,
-Gaussian noise. It leaves gossip out, and its noise comes from a seed: no privacy claim covers its results.
+Gaussian noise. It leaves gossip out. Its noise comes from a seed, so no privacy claim covers its results.
 """
 
 from __future__ import annotations
@@ -96,7 +96,6 @@ def federated_delta(
     Args:
         rows: (clients, d) float32, as sent.
         baskets: (clients,) the basket of each client.
-        plan: The federation's numbers.
     """
     layer1 = plan.config.layer1
     aggregator = Layer1Aggregator(layer1)
@@ -145,7 +144,7 @@ def clipped_vector(model: BasketModel, plan: FederationPlan) -> NDArray[np.float
 
 
 def basket_rule(plan: FederationPlan | None) -> BasketRule:
-    """What attackers know of a basket: its rule without noise, zero where it waits; None: the plain mean."""
+    """The rule of a basket as attackers know it: without noise, zero where it waits; None: the plain mean."""
     aggregator = None if plan is None else Layer1Aggregator(plan.config.layer1)
 
     def rule(rows: NDArray[np.float32]) -> NDArray[np.float32]:

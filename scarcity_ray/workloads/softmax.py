@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a training task shares with all others of a round.
+    """The inputs that all training tasks of a round share.
 
     Attributes:
         model: (d,) float32, the round's global model; or (clients, d), each client's own.
         features: (clients, examples, features + 1) float32.
         labels: (clients, examples) int64.
-        present: (clients, examples) float32.
-        num_classes: Classes of the model.
+        present: (clients, examples) float32, 1 for an example and 0 for padding.
         local_steps: Gradient steps a client.
-        learning_rate: Step length.
     """
 
     model: NDArray[np.float32]

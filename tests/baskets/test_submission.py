@@ -8,13 +8,14 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given, settings
 
-from scarcity_ray import HierarchicalFederationConfig, make_plan
+from scarcity_ray import HierarchicalFederationConfig, IdentityKeyPair, Rejection, SigningScope, make_plan
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.reports import Member
-from scarcity_ray.baskets.submission import Submission
+from scarcity_ray.baskets.submission import StoredRow, Submission, SubmissionBatch, is_signed, signed
 from scarcity_ray.config import load
 from scarcity_ray.layers import Layer1Aggregator, basket_due
 from scarcity_ray.privacy.sampling.noise import SystemNoise
+from scarcity_ray.updates import content_digest, update_message
 
 PLAN = make_plan(
     load(
@@ -103,3 +104,34 @@ def test_what_is_due_is_what_looking_at_every_update_says(program: list[tuple[st
             oldest_staleness=max((round_id - u.round_id for u in updates), default=0),
         )
         assert basket.due(now) == expected
+
+
+# Rows that lie in a runtime's object store.
+
+
+def test_a_stored_row_is_signed_by_its_digest_as_it_would_be_by_itself() -> None:
+    pair, scope = IdentityKeyPair.generate(), SigningScope("f", 1, 2)
+    row = np.array([0.5, -1.0], np.float32)
+    stored = StoredRow("a reference", content_digest(row))
+    for batch in (
+        SubmissionBatch(("c0", "c1"), (stored, stored), num_examples=(7, 7)),
+        SubmissionBatch(("c0", "c1"), np.stack([row, row]), num_examples=(7, 7)),
+    ):
+        (signature, other) = signed(batch, 3, {"c0": pair}, scope, 2).signatures or ()
+        message = update_message(scope, "c0", 3, row, num_examples=7)
+        assert is_signed(pair.public_bytes, message, signature)
+        assert other is None
+
+
+def test_a_stored_row_arrives_as_itself_and_one_that_is_lost_costs_no_other() -> None:
+    there = {"one": np.ones(2, np.float32)}
+    batch = SubmissionBatch(("c0", "c1", "c2"), (StoredRow("one", b""), StoredRow("gone", b""), np.zeros(2)))
+    rows = batch.fetched(there.get).rows
+    np.testing.assert_array_equal(rows[0], 1)
+    assert rows[1] is Rejection.NOT_NUMERIC
+    np.testing.assert_array_equal(rows[2], 0)
+    stacked = SubmissionBatch(("c0",), np.zeros((1, 2)))
+    assert stacked.fetched(there.get) is stacked
+    basket = basket_of(3)
+    receipts = [basket.submit(batch.fetched(there.get)[i], False, 1.0) for i in range(3)]
+    assert [receipt.reason for receipt in receipts] == [None, Rejection.NOT_NUMERIC, None]

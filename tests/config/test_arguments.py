@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scarcity_ray.config.arguments import MOST_SHOWN, shown
+from scarcity_ray_client.errors import MOST_SHOWN, shown
 
 
 class Broken:

@@ -17,13 +17,13 @@ import scarcity_ray.gossip.protocol
 import scarcity_ray.layers.layer1
 import scarcity_ray.layers.layer2
 import scarcity_ray.plan.federation
+from benchmarks.lab.audit import ManyRunAudit, guess_coins, many_run_audit, one_run_epsilon
 from scarcity_ray.config import HierarchicalFederationConfig, load
 from scarcity_ray.gossip import GossipProtocol
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.layer2 import contribution, noised_mean
 from scarcity_ray.plan import ReleasePlan, make_plan
 from scarcity_ray.privacy import SystemNoise, rule_sensitivity
-from scarcity_ray.privacy.audit import ManyRunAudit, guess_coins, many_run_audit, one_run_epsilon
 
 SURE = 1 - 1e-6
 EPSILON, DELTA = 2.0, 1e-5

@@ -203,13 +203,14 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "get_basket": ("d",),
         "sign_roster": (IdentityKeyPair.generate(),),
         "map_tasks": (len, [()]),
+        "fit": (None,),
     }
     silent = {"close", "attach", "federation_id", "faults"}
     for name in sorted(set(vars(HierarchicalFederation)) - silent):
         if name.startswith("_"):
             continue
         is_renewal = name in ("renew_budget", "renewal_message")
-        given = {"operator": "ann"} if is_renewal else {}
+        given = {"operator": "ann"} if is_renewal else {"rounds": 1} if name == "fit" else {}
         arguments = (1.0, 1e-5) if is_renewal else asked.get(name, ())
         assert "closed" in refused(getattr(fed, name), *arguments, **given), name
     with pytest.raises(ScarcityError, match="closed"):

@@ -51,6 +51,7 @@ CALLS_NOBODY = {
     "faults": "asks the directory one thing",
     "get_local_states": "without Layer 2 (below)",
     "map_tasks": "tasks are no role's",
+    "fit": "registers, submits, gossips, aggregates and moves on, each as above",
     "signing_scope": "asks the accountant one thing, and tells what the baskets must know",
     "get_roster": "asks the directory one thing",
     "sign_roster": "has the directory do one thing, with an operator's key",

@@ -8,6 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.lab.audit import (
+    binomial_tail,
+    confidence_limits,
+    guess_coins,
+    many_run_audit,
+    one_run_epsilon,
+)
 from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.errors import UsageError
 from scarcity_ray.plan import BasketFacts, make_plan
@@ -16,13 +23,6 @@ from scarcity_ray.privacy import (
     LocalDPMechanism,
     SystemNoise,
     rule_sensitivity,
-)
-from scarcity_ray.privacy.audit import (
-    binomial_tail,
-    confidence_limits,
-    guess_coins,
-    many_run_audit,
-    one_run_epsilon,
 )
 from scarcity_ray.privacy.sampling.discrete_gaussian import discrete_gaussian
 

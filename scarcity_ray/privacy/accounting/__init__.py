@@ -7,9 +7,3 @@
     modes         which of the two a ledger adds up, behind one interface
     accountant    the sums themselves: what fits, worst case over clients
 """
-
-from __future__ import annotations
-
-from scarcity_ray.privacy.accounting.gaussian_dp import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
-
-__all__ = ["delta_of_mu", "epsilon_of_mu", "mu_of_gaussian", "mu_of_pure"]

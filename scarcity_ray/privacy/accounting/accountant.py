@@ -1,12 +1,12 @@
-"""How much of the privacy budget is spent, exactly, with one number for all releases and one for each client.
+"""How much of the privacy budget is spent, exactly: a sum for all releases, and one for each client's gossip.
 
-Releases compose in the sum of mu^2, and "a release is allowed iff its mu^2 still fits under the cap" is a
-valid filter even when each release is chosen in the light of all earlier ones. What mu is, and what a sum of
-mu^2 amounts to, is the ledger's `Accounting`: Gaussian DP, exact, or zCDP with mu^2 = 2 rho. The claim
-(total_epsilon, total_delta) becomes the cap mu_total^2 with mu_total the largest that keeps (total_epsilon,
-total_delta - delta_reserve). A share of the cap is set aside for gossip, for each client its own: what a
-client spent is central + its own gossip, so the caps of both parts add up to mu_total^2, and no client's
-gossip can starve the releases.
+Releases compose by adding mu^2. "A release is allowed iff its mu^2 still fits under the cap" is a valid
+privacy filter, even when each release is chosen in the light of all earlier ones. `Accounting` says what mu
+is and what a sum of mu^2 amounts to: Gaussian DP, exact, or zCDP with mu^2 = 2 rho. The claim (total_epsilon,
+total_delta) becomes the cap mu_total^2, with mu_total the largest that keeps (total_epsilon, total_delta -
+delta_reserve). A share of the cap is set aside for gossip, the same for each client. A client has spent the
+central releases and its own gossip, so the caps of both parts add up to mu_total^2, and no client's gossip
+can use up what the releases need.
 
 A general (epsilon, delta)-DP release is an epsilon-DP one except with probability delta (Dwork, Rothblum,
 Vadhan 2010, lemma): it is charged mu = `Accounting.mu_of_pure`(epsilon), and its delta is added up under the
@@ -137,27 +137,11 @@ class PrivacyAccountant:
         self._central.add(mu * mu)
 
     def affordable_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
-        """Which of the clients can send one more message of parameter `mu`.
-
-        Args:
-            client_ids: Distinct ids, known or new.
-            mu: Of one message.
-
-        Returns:
-            Boolean array, shape (len(client_ids),).
-        """
+        """Which of the distinct clients, known or new, can send one more message of parameter `mu`."""
         return self.affordable_at(self.places(client_ids), mu)
 
     def spend_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
-        """Charge one message to each of the clients that can afford it.
-
-        Args:
-            client_ids: Distinct ids, known or new.
-            mu: Of one message.
-
-        Returns:
-            Who was charged: boolean array, shape (len(client_ids),).
-        """
+        """Charge one message to each of the distinct clients that can afford it; who was charged."""
         places = self.places(client_ids)
         allowed = self.affordable_at(places, mu)
         newcomers = np.flatnonzero(allowed & (places < 0))
@@ -185,7 +169,7 @@ class PrivacyAccountant:
             self._places.setdefault(client, len(self._places))
         missing = len(self._places) - self._gossip.size
         if missing > 0:
-            # Doubled, so that clients who come one by one cost a constant time each.
+            # Doubled, so that adding clients one by one takes constant time each.
             room = np.zeros(max(missing, self._gossip.size))
             self._gossip = np.concatenate([self._gossip, room])
             self._past_gossip = np.concatenate([self._past_gossip, room])
@@ -225,7 +209,7 @@ class PrivacyAccountant:
         return self.accounting.delta_of(self.mu_spent(client_id), self.total_epsilon) + self._delta.value
 
     def remaining(self, client_id: str | None = None) -> tuple[float, float]:
-        """What is left of (epsilon, delta): the worst case over all clients, or one client's own.
+        """The (epsilon, delta) left: the worst case over all clients, or one client's own.
 
         Returns:
             `total_epsilon` less the epsilon spent at `total_delta`, and `total_delta` less the delta spent at

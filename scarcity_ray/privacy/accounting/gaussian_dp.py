@@ -96,7 +96,7 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def _least_epsilon(mu: float, delta: float) -> float:
-    """`epsilon_of_mu` of finite values, kept: every look at a budget asks for the same few."""
+    """`epsilon_of_mu` of finite values, cached, as statuses of a budget ask for the same few."""
     goal = math.log(delta)
     if _log_delta_above(mu, 0.0) <= goal:
         return 0.0
@@ -106,10 +106,9 @@ def _least_epsilon(mu: float, delta: float) -> float:
         return math.inf
 
     def step(epsilon: float) -> tuple[float, float]:
-        a, b = _ends(mu, epsilon)
+        _, b = _ends(mu, epsilon)
         value = _log_delta_above(mu, epsilon)
-        slope = math.exp(_log_phi(a) - value) if a < -3.0 else 1.0 / _mills_drop(mu, epsilon)
-        return value - goal, -slope * _mills(b)
+        return value - goal, -_slope(mu, epsilon, value) * _mills(b)
 
     root = monotone_root(step, high, 0.0)
     return min(high, root + _MARGIN * max(root, mu))
@@ -143,7 +142,7 @@ def mu_of_gaussian(epsilon: float, delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def _calibrated(epsilon: float, delta: float) -> float:
-    """`mu_of_gaussian` of finite values, kept: every plan of a federation asks for the same few."""
+    """`mu_of_gaussian` of finite values, cached, as plans of a federation ask for the same few."""
     goal = math.log(delta)
     tail = math.sqrt(-2.0 * goal)
     # delta(epsilon) <= exp(-a^2 / 2) for a >= 0, and delta(epsilon) <= delta(0) < 0.4 mu: both lie below.
@@ -155,10 +154,8 @@ def _calibrated(epsilon: float, delta: float) -> float:
         low, high = high, 2.0 * high
 
     def step(mu: float) -> tuple[float, float]:
-        a, _ = _ends(mu, epsilon)
         value = _log_delta_above(mu, epsilon)
-        slope = math.exp(_log_phi(a) - value) if a < -3.0 else 1.0 / _mills_drop(mu, epsilon)
-        return value - goal, slope
+        return value - goal, _slope(mu, epsilon, value)
 
     return monotone_root(step, low, high) * (1.0 - _MARGIN)
 
@@ -169,9 +166,6 @@ def mu_of_pure(epsilon: float) -> float:
     The trade-off curve of randomised response has one kink, at (p, p) with p = 1 / (1 + e^epsilon); a convex
     curve through (0, 1) that meets the kink lies below both of its chords, and the Gaussian curve through the
     kink has this mu (Dong, Roth, Su 2022, section 2.2).
-
-    Args:
-        epsilon: At least 0, may be ``inf``.
 
     Returns:
         mu, never below the truth.
@@ -191,13 +185,19 @@ def mu_of_pure(epsilon: float) -> float:
         goal = -epsilon - math.log1p(math.exp(-epsilon))
         x = math.sqrt(2.0 * epsilon)
         for _ in range(16):
-            x += (_log_tail(x) - goal) * _mills(x)
+            x += (_log_phi(x) + math.log(_mills(x)) - goal) * _mills(x)
     return 2.0 * x * (1.0 + 5e-14)
 
 
 def _ends(mu: float, epsilon: float) -> tuple[float, float]:
     ratio = epsilon / mu
     return ratio - 0.5 * mu, ratio + 0.5 * mu
+
+
+def _slope(mu: float, epsilon: float, log_delta: float) -> float:
+    """The derivative of log delta by mu."""
+    a, _ = _ends(mu, epsilon)
+    return math.exp(_log_phi(a) - log_delta) if a < -3.0 else 1.0 / _mills_drop(mu, epsilon)
 
 
 def _log_delta_above(mu: float, epsilon: float) -> float:
@@ -254,18 +254,12 @@ def _log_phi(x: float) -> float:
     return -0.5 * x * x - _LOG_ROOT_TWO_PI
 
 
-def _log_tail(x: float) -> float:
-    """Log Phi(-x) for x >= -3."""
-    return _log_phi(x) + math.log(_mills(x))
-
-
 def monotone_root(step: Callable[[float], tuple[float, float]], below: float, above: float) -> float:
     """The root of a monotone function: Newton's method, kept inside a bracket by bisection.
 
     Args:
         step: Gives value and derivative.
-        below: The end of the bracket where the value is at most 0.
-        above: The end where it is at least 0.
+        below: The end of the bracket where the value is at most 0; at `above` it is at least 0.
 
     Returns:
         A point within a relative 1e-13 of the root of `step`.
@@ -287,18 +281,18 @@ def monotone_root(step: Callable[[float], tuple[float, float]], below: float, ab
 
 
 def check_mu(mu: float) -> None:
-    """Refuse what is no mu."""
+    """Refuse a negative number or NaN."""
     if not number_of("mu", mu) >= 0.0:
         raise UsageError(f"mu: {mu!r} is not accepted; at least 0")
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Refuse what is no epsilon."""
+    """Refuse a negative number or NaN."""
     if not number_of("epsilon", epsilon) >= 0.0:
         raise UsageError(f"epsilon: {epsilon!r} is not accepted; at least 0")
 
 
 def check_delta(delta: float) -> None:
-    """Refuse what is no delta."""
+    """Refuse what is not in [0, 1]."""
     if not 0.0 <= number_of("delta", delta) <= 1.0:
         raise UsageError(f"delta: {delta!r} is not accepted; between 0 and 1")

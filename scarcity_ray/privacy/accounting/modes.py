@@ -1,4 +1,4 @@
-"""What a ledger adds up: Gaussian DP where all noise is Gaussian, zero-concentrated DP where some is not.
+"""The two accountings: Gaussian DP where all noise is Gaussian, zero-concentrated DP where some is not.
 
 Every charge is one number ``mu``, and what is added up is mu^2. For Gaussian noise mu is Delta / sigma in
 both modes; for other noise, allowed in `ZCDP` only, it is sqrt(2 rho), so that 2 rho is what is added up:
@@ -27,7 +27,7 @@ from scarcity_ray.privacy.accounting.zcdp import delta_of_rho, epsilon_of_rho, r
 
 
 class Accounting(StrEnum):
-    """What a ledger's sum of mu^2 means, fixed when it is made."""
+    """The meaning of a ledger's sum of mu^2, fixed when the ledger is made."""
 
     GAUSSIAN_DP = "gaussian_dp"
     ZCDP = "zcdp"
@@ -35,9 +35,7 @@ class Accounting(StrEnum):
     def mu_of_claim(self, epsilon: float, delta: float) -> float:
         """The largest mu that keeps (epsilon, delta): of a release, or of a whole budget.
 
-        Args:
-            epsilon: At least 0; ``inf`` claims nothing and gives ``inf``.
-            delta: In (0, 1).
+        An epsilon of ``inf`` claims nothing and gives ``inf``.
 
         >>> round(Accounting.ZCDP.mu_of_claim(1.0, 1e-5), 4)
         0.2472
@@ -59,7 +57,7 @@ class Accounting(StrEnum):
         return delta_of_rho(rho_of_mu(mu), epsilon)
 
     def in_words(self, mu: float) -> str:
-        """A charge by the name of what is added up, for messages: people plan in mu, or in rho.
+        """A charge as mu or as rho, for messages.
 
         >>> Accounting.GAUSSIAN_DP.in_words(0.3), Accounting.ZCDP.in_words(0.3)
         ('mu 0.3', 'rho 0.045')
@@ -69,25 +67,19 @@ class Accounting(StrEnum):
         return f"rho {rho_of_mu(mu):.6g}"
 
     def mu_of_pure(self, epsilon: float) -> float:
-        """What a release is charged of which only epsilon-DP is known."""
+        """The mu of a release of which only epsilon-DP is known."""
         if self is Accounting.GAUSSIAN_DP:
             return mu_of_pure(epsilon)
         return mu_of_rho(rho_of_pure(epsilon))
 
 
 def rho_of_mu(mu: float) -> float:
-    """The rho of rho-zCDP that a charge of `mu` stands for, mu^2 / 2; for Gaussian noise in either mode."""
+    """The rho-zCDP of a charge of `mu`: mu^2 / 2, for Gaussian noise in either mode."""
     return 0.5 * mu * mu
 
 
 def mu_of_rho(rho: float) -> float:
-    """The mu that a rho-zCDP release is charged: sqrt(2 rho).
-
-    Args:
-        rho: Of the release, >= 0.
-
-    Returns:
-        mu, which squares to no less than 2 rho.
+    """The mu that a rho-zCDP release is charged: sqrt(2 rho), rounded up.
 
     >>> mu_of_rho(0.5) >= 1.0
     True

@@ -174,28 +174,19 @@ def rho_of_claim(epsilon: float, delta: float) -> float:
 
 
 def rho_of_pure(epsilon: float) -> float:
-    """A rho that every epsilon-DP mechanism has: epsilon^2 / 2 (Bun, Steinke 2016, proposition 1.4).
-
-    Args:
-        epsilon: At least 0, may be ``inf``.
-    """
+    """A rho that every epsilon-DP mechanism has: epsilon^2 / 2 (Bun, Steinke 2016, proposition 1.4)."""
     check_epsilon(epsilon)
     return 0.5 * epsilon * epsilon
 
 
 def check_rho(rho: float) -> None:
-    """Refuse what is no rho."""
+    """Refuse a negative number or NaN."""
     if not rho >= 0.0:
         raise UsageError(f"rho: {rho!r} is not accepted; at least 0")
 
 
 def departure(sigma: float, num_shares: int) -> float:
-    """How far a sum of shares is from a discrete Gaussian: tau, the sum of both log-ratios' bounds.
-
-    Args:
-        sigma: Scale of one share, at least 1/2 for more than one.
-        num_shares: Of them.
-    """
+    """How far a sum of shares of scale `sigma` is from a discrete Gaussian: tau, see above."""
     _check_shares(num_shares)
     if num_shares == 1:
         return 0.0
@@ -213,7 +204,6 @@ def rho_of_shares(sigma: float, num_shares: int, sensitivity: float, dimension: 
         sigma: Scale of one share, in integer steps; above 0, and at least 1/2 for more than one share.
         num_shares: Honest shares in the sum, at least 1.
         sensitivity: L2 bound on what one client changes in the sum, in integer steps.
-        dimension: Coordinates.
 
     Returns:
         rho, never below the claim's formula.
@@ -235,7 +225,6 @@ def share_sigma(rho: float, num_shares: int, sensitivity: float, dimension: int)
         rho: The zCDP parameter wanted, above 0; ``inf`` wants none, and the scale is 0.
         num_shares: Honest shares that are certain to be in the sum, at least 1.
         sensitivity: L2 bound on what one client changes in the sum, in integer steps, above 0.
-        dimension: Coordinates.
 
     Returns:
         sigma in integer steps, on the safe side of the root.

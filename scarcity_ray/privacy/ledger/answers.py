@@ -1,4 +1,4 @@
-"""What the budget answers: plain values that travel between actors."""
+"""The return values of `DurableBudget`, plain values that travel between actors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ class Charge:
     """The answer to one charge.
 
     Attributes:
-        allowed: Whether the release may be made.
         reason: Why not, as a short sentence; empty if allowed.
         epsilon_spent: Of this period, worst case over all clients, this charge included if allowed.
         head_hash: The ledger's hash at the charge, hexadecimal: what the released model carries.
-        repeated: Whether the charge was recorded before this call. It covers one drawing of noise: who finds
-            it recorded and does not hold what was drawn must not draw again, but charge under a new id.
+        repeated: Whether the charge was recorded before this call. A charge covers one drawing of noise: a
+            caller that no longer has the noise must not draw again under it, but charge under a new id.
         is_last: Whether no other release fits beside it.
     """
 
@@ -33,7 +32,7 @@ class Charge:
 
 @dataclass(frozen=True)
 class BudgetStatus:
-    """Where the budget stands.
+    """The state of a budget: what was spent, what is left, and on which ledger.
 
     Attributes:
         remaining_epsilon: Worst case over all clients; 0 once the next release does not fit.
@@ -45,8 +44,6 @@ class BudgetStatus:
         total_delta: This period's delta.
         period: 0, and one more for each renewal.
         head_hash: The ledger's newest hash, hexadecimal.
-        ledger_path: Where the ledger is.
-        accounting: What the ledger adds up.
         read_only_reason: Why it is read-only, as a short sentence; empty if it is not.
         taken_over: Whether it is because another accountant has taken the ledger over.
         federation_id: The federation's random id, made with its ledger.

@@ -1,8 +1,8 @@
 """The budget on disk, or in a database: check, record durably, then allow.
 
-A charge that this has allowed is in the ledger before the caller learns of it, so a crash at any moment may
-waste budget and can never overspend it. Every charge has an id: asked again, also after a restart, it is
-given its first answer and charged once. A refusal writes nothing, and a smaller charge may still fit.
+A charge is in the ledger before the caller learns that it is allowed. So a crash at any moment may waste
+budget, and never overspends it. Every charge has an id: a charge that is asked for again, also after a
+restart, gets its first answer and is charged once. A refusal writes nothing; a smaller charge may still fit.
 
 Guarantees:
     an_allowed_charge_survives_sigkill: At any moment; reopening finds at least all that were allowed.
@@ -23,7 +23,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ from scarcity_ray.privacy.ledger.events import (
     VoidedRelease,
     pack_gossip,
 )
-from scarcity_ray.privacy.ledger.ledger import Ledger
+from scarcity_ray.privacy.ledger.ledger import Ledger, Opening
 from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of, replay
 from scarcity_ray.privacy.ledger.store import address_of, exists
 
@@ -66,27 +66,23 @@ class DurableBudget:
         cls,
         path: str | os.PathLike[str],
         *,
-        name: str | None = None,
         total_epsilon: float,
         total_delta: float,
         gossip_share: float,
         accounting: Accounting = Accounting.GAUSSIAN_DP,
         must_exist: bool,
         now: float,
-        incarnation: int | None = None,
-        take_over: bool = False,
-        known_heads: Mapping[str, str] | None = None,
-        operator_key: str | None = None,
+        **opening: Unpack[Opening],
     ) -> DurableBudget:
         """Continue the budget recorded at `path`, or begin it there.
 
-        The arguments that are not here are those of `Ledger.open`, and so are the errors. The whole of
-        `total_delta` serves releases whose mu is known.
+        The arguments that are not here are those of `Ledger.open`, and so are the errors; but an operator's
+        key that is not given is taken as not configured. The whole of `total_delta` serves releases whose mu
+        is known.
 
         Args:
             path: The ledger's file, or the URL of a PostgreSQL database.
             total_epsilon: The claim of the first period, or of the one in force.
-            total_delta: Its delta.
             gossip_share: Share of the cap set aside for each client's gossip, in [0, 1].
             accounting: What the ledger adds up, for good.
             must_exist: Whether this federation is known to have a ledger.
@@ -95,6 +91,8 @@ class DurableBudget:
             LedgerMissing: If the ledger must exist and does not.
             LedgerError: If it states another budget or accounting.
         """
+        name = opening.get("name")
+        opening.setdefault("operator_key", None)
         asked = Genesis(
             format=1,
             total_epsilon=total_epsilon,
@@ -107,17 +105,9 @@ class DurableBudget:
         accountant = accountant_of(asked)
         address = address_of(path, name)
         if not must_exist and not exists(address):
-            made = Ledger.create(address, asked, now=now, operator_key=operator_key)
+            made = Ledger.create(address, asked, now=now, operator_key=opening["operator_key"])
             return cls(made, accountant, is_new=True)
-        ledger = Ledger.open(
-            address,
-            now=now,
-            name=name,
-            incarnation=incarnation,
-            take_over=take_over,
-            known_heads=known_heads,
-            operator_key=operator_key,
-        )
+        ledger = Ledger.open(address, now=now, **opening)
         try:
             stated = accounting_of(ledger.genesis)
             if stated is not accounting:
@@ -150,8 +140,8 @@ class DurableBudget:
         Args:
             charge_id: The release's own name; asked again, it is given its first answer.
             mu: What the release is charged as (`modes`); for Gaussian noise, sensitivity over sigma.
-            now: Seconds since 1970, here and below.
-            details: What to record beside it (sigma, sensitivity, round), plain data, here and below.
+            now: Seconds since 1970, as in the methods below.
+            details: Plain data to record with it (sigma, sensitivity, round), as in the methods below.
 
         Raises:
             UsageError: If the id was recorded for something else.
@@ -177,10 +167,10 @@ class DurableBudget:
             return Charge(True, "", spent, row.hash)
 
     def void_release(self, charge_id: str, *, now: float, details: Mapping[str, object]) -> bool:
-        """Give a release up before it is charged: from then on it is refused, durably.
+        """Give a release up before it is charged; from then on it is refused, durably.
 
         Returns:
-            Whether it is given up; False if it was charged before, which stands.
+            Whether it is given up; False if it was charged before.
         """
         with self._current():
             known = self._ledger.find(charge_id)
@@ -201,7 +191,6 @@ class DurableBudget:
 
         Args:
             charge_id: The round's own name; asked again, those recorded are allowed again, and no others.
-            client_ids: Distinct ids.
             mu: Of one message.
 
         Returns:
@@ -244,12 +233,8 @@ class DurableBudget:
         """Begin a new period with new totals: the operator's act, recorded.
 
         Args:
-            total_epsilon: The new period's claim.
-            total_delta: Its delta.
-            now: Seconds since 1970.
             operator: Who decided it.
             renewal_id: The act's own name, among those of the charges; asked again, nothing more happens.
-            details: What to record beside it.
 
         Raises:
             UsageError: If the id was recorded for something else.
@@ -274,7 +259,7 @@ class DurableBudget:
         return self._taken_over or ("" if fits else "the privacy budget is spent")
 
     def status(self, next_release_mu: float) -> BudgetStatus:
-        """Where the budget stands, given the mu of the next configured central release.
+        """The state of the budget, given the mu of the next configured central release.
 
         A ledger that was taken over is no error here: what it said last stands, and is read-only.
         """
@@ -311,7 +296,7 @@ class DurableBudget:
             return self._accountant.period
 
     def remaining(self, client_id: str) -> tuple[float, float]:
-        """What is left of (epsilon, delta) for one client."""
+        """The (epsilon, delta) left for one client."""
         with self._standing():
             return self._accountant.remaining(client_id)
 
@@ -338,7 +323,7 @@ class DurableBudget:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Alone, and knowing of every charge: one whose recording was interrupted may be recorded."""
+        """Holds the lock, after an interrupted charge was settled: it may have been recorded."""
         with self._lock:
             try:
                 self._settle()
@@ -349,7 +334,7 @@ class DurableBudget:
 
     @contextmanager
     def _standing(self) -> Iterator[None]:
-        """As `_current`, for what may still be said once the ledger was taken over."""
+        """As `_current`, for what may still be answered once the ledger was taken over."""
         with self._lock:
             if not self._taken_over:
                 try:

@@ -1,4 +1,4 @@
-"""The rows of the ledger: canonical JSON, sealed with the hash of all rows before."""
+"""The rows of the ledger: canonical JSON in a hash chain, each with the hash of the row before it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,10 @@ class Row:
 
     Attributes:
         seq: 0, 1, 2, ...
-        event: What it records.
         charge_id: The charge's own name, or None for rows that are not charges.
         epoch: The writer's number.
         at: When, in seconds since 1970, as the writer said.
         record: All of the above as canonical JSON, the text that the hash covers.
-        payload: Bytes that belong to the row.
         hash: The chain up to and including this row, as hexadecimal digits.
     """
 
@@ -47,12 +45,12 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """What the row calls its event, e.g. ``genesis``, ``writer``, ``release``."""
+        """The kind of the event, e.g. ``genesis``, ``writer``, ``release``."""
         return kind_of(self.event)
 
     @property
     def body(self) -> dict[str, Any]:
-        """The event as the row has it: plain data, infinities as ``"inf"``."""
+        """The event as plain data, infinities as ``"inf"``."""
         return dict(json.loads(self.record)["body"])
 
 
@@ -127,11 +125,10 @@ def read_back(
     stored: tuple[int, str | None, str, bytes, bytes],
     spelt: Callable[[str | None], str | None] = lambda charge_id: charge_id,
 ) -> Row:
-    """A row as a store gives it back: number, charge's name, record, payload and hash.
+    """A row from a store's columns: number, charge's name, record, payload and hash.
 
     Args:
         place: The ledger, for the error.
-        stored: The columns.
         spelt: How the store spells a charge's name.
 
     Raises:

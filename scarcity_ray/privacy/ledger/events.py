@@ -1,7 +1,7 @@
-"""What a ledger records: one frozen type for each kind of row, and how each stands in a row.
+"""The events that a ledger records: one frozen type for each kind of row, and its encoding.
 
-An event is a row's ``kind`` and ``body``, the fields below as plain data, and a gossip charge's payload. A
-field that is None is left out, but for a ``name``. Fields that this version does not know are not read.
+A row states an event by its ``kind``, by its ``body``, which has the fields below as plain data, and for a
+gossip charge by a payload. A field that is None is left out, except ``name``. Unknown fields are not read.
 
 A gossip charge's payload says which clients it covers. The places of n clients out of N known ones are kept
 as a bitmap (N / 8 bytes) or as a list (4 n bytes), whichever is shorter, so a round of 1e5 clients takes
@@ -52,8 +52,7 @@ class WriterEpoch:
     """A process becomes the ledger's writer, and each earlier one is refused.
 
     Attributes:
-        host: Its machine.
-        name: Of its federation; empty where an earlier version wrote none, as the rest is None.
+        name: Of its federation; empty where an earlier version wrote none. The other fields are None then.
         incarnation: How often a federation had been opened on the ledger, this time included.
         run: This opening's random number.
         operator_key: Whose signature renewals need, where this opening is the first to state it.
@@ -78,7 +77,6 @@ class ReleaseCharge:
     Attributes:
         mu: What it is charged as; its square adds up.
         epsilon_spent: Of its period, worst case over all clients, this charge included.
-        details: What is recorded beside it, plain data.
     """
 
     mu: Number
@@ -88,7 +86,7 @@ class ReleaseCharge:
 
 @dataclass(frozen=True)
 class GossipMembers:
-    """Who a gossip charge covers.
+    """The clients that a gossip charge covers.
 
     Attributes:
         places: int64, sorted: where the clients stand in the accountant's list.
@@ -101,14 +99,13 @@ class GossipMembers:
 
 @dataclass(frozen=True)
 class GossipCharge:
-    """One message of each of some clients, charged to each of them.
+    """One gossip message of each of some clients, charged to that client alone.
 
     Attributes:
         mu: Of one message.
-        charged: How many they are.
-        asked: Of how many that wanted to send.
-        details: What is recorded beside it, plain data.
-        payload: Who they are, packed (`pack_gossip`).
+        charged: Number of clients charged.
+        asked: Number of clients that wanted to send.
+        payload: The clients charged, packed (`pack_gossip`).
     """
 
     mu: Number
@@ -119,7 +116,7 @@ class GossipCharge:
 
     @cached_property
     def members(self) -> GossipMembers:
-        """Who is charged.
+        """The clients charged.
 
         Raises:
             ValueError: If the payload does not say it.
@@ -166,7 +163,7 @@ _READERS: dict[str, TypeAdapter[Any]] = {kind: TypeAdapter(made) for kind, made 
 
 
 def kind_of(event: Event) -> str:
-    """What a row calls the event.
+    """The kind that a row states for the event.
 
     >>> kind_of(VoidedRelease(details={}))
     'void'
@@ -229,13 +226,10 @@ def unpack_gossip(payload: bytes) -> GossipMembers:
 def renewal_message(
     federation_id: str, period: int, total_epsilon: float, total_delta: float, operator: str
 ) -> bytes:
-    r"""What an operator signs to open a new budget period: good for one federation, one period, and so once.
+    r"""The message that an operator signs to open a new budget period; it is valid for one federation, once.
 
     Args:
-        federation_id: The federation's random id.
         period: The period that ends.
-        total_epsilon: The new period's claim.
-        total_delta: Its delta.
         operator: Who decides it, as the ledger will record.
 
     >>> renewal_message("ab", 0, 10, 1e-5, "ann")

@@ -1,9 +1,9 @@
-"""Whose a ledger's file is: a folder that is nobody else's, and a lock that one living process holds.
+"""Who may use a ledger's file: a folder private to this user, and a lock that one living process holds.
 
-The lock is `flock` on a file of its own beside what it guards, which holds nothing and stays where it is. The
-operating system gives it back when its holder's process ends, however it ends. A lock that a living process
-holds cannot be taken from it; who must have it all the same puts another file, locked already, in its place,
-and the name decides: a lock counts while its file has the name.
+The lock is `flock` on an empty file beside the ledger, which is never removed. The operating system releases
+it when the holder's process ends, however it ends. A lock that a living process holds cannot be taken from
+it. To take over all the same, a process puts another file, locked already, in its place: a lock counts only
+while its file has the lock's name.
 
 Guarantees:
     a_private_folder_is_this_users_alone: Another's, one that others may enter, and a link are refused.
@@ -41,9 +41,9 @@ def make_folder(folder: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """As `make_folder`, and see that nobody else can put a ledger there, take one away or read it.
+    """As `make_folder`, and check that nobody else can put a ledger there, remove it or read it.
 
-    What somebody else could have prepared would be a budget of their choosing.
+    A ledger that somebody else prepared could state any budget.
 
     Raises:
         LedgerError: If it is another user's, others have access to it, or it is a link; or if anybody may
@@ -181,7 +181,7 @@ _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
 def _let_go_in_child() -> None:
-    """A forked child has its parent's locks too, and would keep them when the parent is dead."""
+    """Release in a forked child the locks that it inherits, and would keep when its parent is dead."""
     for lock in list(_held):
         lock.release()
 

@@ -1,4 +1,4 @@
-"""What a ledger says of whose it is and who holds it, row by row."""
+"""The federation and the writer that a ledger's rows name."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ class Holder:
     """A process that opened a ledger to write.
 
     Attributes:
-        pid: Its number.
-        host: Its machine.
         since: When, in seconds since 1970, as it said.
         name: Of its federation, if it has one.
         incarnation: How often a federation had been opened on the ledger, this time included.
@@ -41,12 +39,10 @@ class Holder:
 
 @dataclass
 class Standing:
-    """What the rows up to `seq` say; `note` takes the next one.
+    """The facts that the rows up to `seq` state about the ledger; `note` adds the next row.
 
     Attributes:
-        seq: The last row's number; -1 before the first.
-        hash: Its hash.
-        epoch: Its writer's.
+        seq, hash, epoch: Of the last row; -1, `NO_HASH` and 0 before the first.
         federation_id: The federation's random id; that of a ledger from before there were such ids is its
             federation's name or its file's, until a newer version opens it to write.
         name: For people; None if it has none.
@@ -87,7 +83,7 @@ class Standing:
 
 
 def times(count: int) -> str:
-    """How often, for people.
+    """How often, as text.
 
     >>> times(1), times(3)
     ('once', '3 times')
@@ -96,7 +92,7 @@ def times(count: int) -> str:
 
 
 def in_utc(at: float) -> str:
-    """A time for people.
+    """A time as text, in UTC.
 
     >>> in_utc(0.0)
     '1970-01-01 00:00:00 UTC'

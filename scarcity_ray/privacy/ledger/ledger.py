@@ -1,22 +1,22 @@
-"""The budget's memory: append-only, hash-chained rows in a file or a database, which outlive their writer.
+"""The durable record of a budget: append-only, hash-chained rows in a file or a database.
 
-Each row carries the SHA-256 of the row before it and of its own canonical JSON, so an edit, a deletion or a
-reordering inside the chain is found by walking it, and truncation, rollback or a fork by looking for a head
-hash that was kept elsewhere (every global model carries one). An attacker who can write there can make a
-new chain, but not one that holds an old head.
+Each row carries the SHA-256 of the row before it and of its own canonical JSON. So walking the chain finds an
+edit, a deletion or a reordering, and looking for a head hash that was kept elsewhere (every global model
+carries one) finds truncation, rollback or a fork. An attacker who can write to the ledger can make a new
+chain, but not one that holds an old head.
 
-Opening it for writing appends a row with the next epoch, and every later write of an earlier writer is
-refused. That is what protects it; so that nobody does it by accident, a writer also holds a lock that the
-operating system, or the database's server, gives back when its process ends, and who finds it held must say
-that it means to take the ledger over. The accountant of a federation that comes back need not: it is the same
-federation, known by its incarnation, the number of times that one was opened here. What clients sign for is
-the opening's run, a random number: a count would recur where a backup is brought back.
+A process that opens the ledger for writing appends a row with the next epoch, and every later write of an
+earlier writer is refused. So that this does not happen by accident, a writer also holds a lock, which the
+operating system or the database's server releases when its process ends. To open a ledger whose lock is held,
+a caller must ask to take it over. The accountant of a federation that comes back need not ask: it is known by
+its incarnation, the number of times that a federation was opened on this ledger. Clients sign their updates
+for the opening's run, a random number, because a count would recur when a backup is restored.
 
-A ledger has a random id, made with it and kept in its first row. One from before there were such ids is given
-one by the first writer of a newer version.
+A ledger has a random id, made with it and kept in its first row. A ledger from before there were such ids is
+given one by the first writer of a newer version.
 
 The rows are kept in a SQLite file, or in PostgreSQL where the path is a URL; the chain is the same. A file's
-backup must be taken with SQLite's own ``.backup``: the newest rows may still stand in the ``-wal`` file
+backup must be taken with SQLite's own ``.backup``, as the newest rows may still be in the ``-wal`` file
 beside it.
 
 Guarantees:
@@ -42,6 +42,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypedDict
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerHeld, LedgerRolledBack, LedgerTakenOver
 from scarcity_ray.privacy.ledger.chain import NO_HASH, NO_OLDER_COPY, Row, seal, sealed
@@ -50,12 +51,23 @@ from scarcity_ray.privacy.ledger.holder import Standing, in_utc
 from scarcity_ray.privacy.ledger.store import Store, address_of, create_store, open_store
 
 DYING_SECONDS = 5.0
-"""A process may be dying that still holds the ledger: it is waited for as long, then believed to live."""
+"""How long to wait for a holder that may be dying, before it is taken to be alive."""
 _POLL_SECONDS = 0.05
 ANY_KEY = "any"
-"""The operator's key of who opens a ledger without a configuration: an operator at a terminal."""
+"""The operator's key where a ledger is opened without a configuration, at a terminal: none is checked."""
 _PAGE = 1000
 _RUN_BITS = 63
+
+
+class Opening(TypedDict, total=False):
+    """The arguments of `Ledger.open` that say who opens the ledger, and with what right."""
+
+    name: str | None
+    incarnation: int | None
+    take_over: bool
+    known_heads: Mapping[str, str] | None
+    operator: str | None
+    operator_key: str | None
 
 
 class Ledger:
@@ -84,13 +96,11 @@ class Ledger:
         now: float,
         operator_key: str | None = ANY_KEY,
     ) -> Ledger:
-        """Make a new ledger and open it for writing.
+        """Make a new ledger at a file or a URL, and open it for writing as `open` does.
 
         Args:
-            path: Where, a file or a URL; a file's folder must exist, the ledger must not.
-            genesis: What its first row states for good; without a federation's id a random one is made.
-            now: Seconds since 1970.
-            operator_key: As in `open`.
+            path: A file's folder must exist, the ledger must not.
+            genesis: Its first row; without a federation's id a random one is made.
 
         Raises:
             LedgerError: If it exists already or cannot be made.
@@ -116,11 +126,10 @@ class Ledger:
         """Verify the ledger at `path` and become its writer; the writer before is refused from now on.
 
         Args:
-            path: Where.
             now: Seconds since 1970.
-            name: What people call the federation that opens it, if they do.
-            incarnation: Of the federation whose accountant comes back, by which it takes its own ledger up
-                again, held or not; None where a federation is opened.
+            name: What people call the federation that opens it, if it has a name.
+            incarnation: Of the federation whose accountant comes back, which opens its own ledger again, held
+                or not; None where a federation is opened.
             take_over: Whether to take it from a living holder.
             known_heads: Hashes that were its head at some time, each with who says so.
             operator: Who takes it over, to be recorded.
@@ -182,12 +191,12 @@ class Ledger:
 
     @property
     def standing(self) -> Standing:
-        """Whose it is and who opened it last: as this writer knows it, or as the rows say now."""
+        """The federation and the last writer: as they were when this writer opened it, or as read now."""
         return self._standing or self._extended(Standing(), self.rows())
 
     @property
     def federation_id(self) -> str:
-        """Whose ledger it is: random, made with it."""
+        """The federation's random id."""
         return self.standing.federation_id
 
     def is_held(self) -> bool | None:
@@ -209,7 +218,6 @@ class Ledger:
 
         Args:
             event: Its details must be plain data; infinities are written as ``"inf"``.
-            now: Seconds since 1970.
             charge_id: The charge's own name, if it is one.
 
         Raises:
@@ -230,11 +238,11 @@ class Ledger:
             return self._chain(last, event, charge_id, now)
 
     def settle(self) -> Row | None:
-        """End the doubt that a failed `append` left: was its row recorded after all?
+        """Find out whether a failed `append` recorded its row after all.
 
         Returns:
-            The row if it was, once; None if it was not, or if there was no doubt. What is not there now never
-            will be: whatever still worked on it has ended when this writer has the ledger to itself.
+            The row if it was recorded, once; None if it was not, or if no append has failed. A row that is
+            not there now never will be: in its write transaction this writer has the ledger to itself.
 
         Raises:
             LedgerError: If the ledger cannot be used now, or another writer has taken over.
@@ -256,7 +264,7 @@ class Ledger:
         return doubt
 
     def look(self) -> None:
-        """See that this writer is still the one, where that costs nothing to speak of.
+        """Check that this writer was not superseded, where checking is cheap.
 
         Raises:
             LedgerError: As `append`.
@@ -285,11 +293,11 @@ class Ledger:
             since = page[-1].seq + 1
 
     def verify(self, head_hash: str | None = None) -> str:
-        """As `survey`, for a hash that this ledger once had as its head, kept elsewhere; the head hash."""
+        """Walk the chain as `survey` does, look for an earlier head hash, and return the newest one."""
         return self.survey({} if head_hash is None else {head_hash: "whoever kept it"}).hash
 
     def survey(self, known_heads: Mapping[str, str] | None = None) -> Standing:
-        """Walk the chain; whose the ledger is and who opened it last.
+        """Walk the chain, and say whose the ledger is and who opened it last.
 
         Args:
             known_heads: Hashes that were its head at some time, each with who says so.
@@ -311,10 +319,10 @@ class Ledger:
         return standing
 
     def checked(self, after: Standing | None = None) -> Iterator[Row]:
-        """The rows, oldest first, each after the chain up to it was found whole.
+        """The rows, oldest first, each given once the chain up to it was checked.
 
         Args:
-            after: Where it was found whole before, to go on from there.
+            after: Up to where it was checked before.
 
         Raises:
             LedgerCorrupted: If a row was changed, removed or moved (the text names the row).

@@ -1,11 +1,10 @@
 """A ledger in PostgreSQL: rows that outlive the node of their writer.
 
 All federations of a database share the table ``scarcity_ray.ledger``, each with rows of its own. A write is
-one transaction: take the federation's advisory lock, see that a commit will be on disk when it returns, read
-the newest row, insert the next one, commit. Two writers therefore never interleave, a successor waits until
-whatever its predecessor had begun is over, and after a connection that was lost in a commit the next
-transaction finds the row or never will. Settings are made in each transaction, so that a pooler in between
-changes nothing.
+one transaction: take the federation's advisory lock, check that a commit will be on disk when it returns,
+read the newest row, insert the next one, commit. So two writers never interleave, and a successor waits until
+its predecessor's transaction is over. If the connection is lost in a commit, the next transaction finds the
+row, or it never will be there. Settings are made in each transaction, so a connection pooler does no harm.
 
 Guarantees:
     a_commit_is_on_the_servers_disk: ``synchronous_commit`` is forced, ``fsync=off`` and unlogged tables are
@@ -155,7 +154,7 @@ class PostgresStore:
         return not is_free
 
     def glance(self) -> Row | None:
-        """Nothing: the server is asked when there is something to record."""
+        """None: asking the server is not cheap, so it is asked only when there is something to record."""
         return None
 
     @contextmanager
@@ -178,7 +177,7 @@ class PostgresStore:
         self._server.commit()
 
     def confirm(self) -> None:
-        """Commit something after all rows that can be read now, which makes them durable too."""
+        """Commit an empty message, which makes all earlier commits durable too."""
         self._server.execute("SELECT pg_logical_emit_message(true, 'scarcity_ray', 'settled')")
         self._server.commit()
 
@@ -212,7 +211,12 @@ def _has_table(server: PostgresConnection) -> bool:
 
 
 def _federation(server: PostgresConnection, address: LedgerUrl) -> str:
-    """Whose rows `address` means; there are some."""
+    """The federation whose rows `address` means.
+
+    Raises:
+        LedgerMissing: If there are none.
+        UsageError: If the address names none and there are several.
+    """
     wanted = address.federation
     known: list[str] = []
     if _has_table(server):
@@ -248,7 +252,7 @@ def _lock(federation: str) -> int:
 
 
 def _plain(charge_id: str | None) -> str | None:
-    """An id as PostgreSQL can keep it: spelt as in the record, where no character is special."""
+    """An id in characters that PostgreSQL can store: as in the record's JSON, with escapes."""
     return None if charge_id is None else json.dumps(charge_id)[1:-1]
 
 

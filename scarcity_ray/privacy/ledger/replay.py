@@ -16,7 +16,7 @@ from scarcity_ray.privacy.ledger.ledger import Ledger
 
 
 def accounting_of(genesis: Genesis) -> Accounting:
-    """What a ledger adds up: Gaussian DP in those of before there was a choice.
+    """The accounting of a ledger; Gaussian DP in ledgers from before there was a choice.
 
     Raises:
         LedgerError: If this version knows no such accounting.
@@ -31,7 +31,7 @@ def accounting_of(genesis: Genesis) -> Accounting:
 
 
 def accountant_of(genesis: Genesis) -> PrivacyAccountant:
-    """The accountant at a ledger's beginning; the whole of delta serves releases whose mu is known."""
+    """The accountant at a ledger's beginning, without a reserve of delta."""
     return PrivacyAccountant(
         genesis.total_epsilon,
         genesis.total_delta,
@@ -88,9 +88,8 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
     Returns:
         For each row its ``seq``, ``kind``, ``charge_id``, ``epoch``, ``at``, ``hash`` and ``body``; for a
         gossip charge the ``clients`` charged; the ``epsilon_spent`` of its period, worst case over all
-        clients; and the ``accounting`` by which it was added up. A charge's ``body`` states ``mu`` as the
-        chain has it, in zCDP sqrt(2 rho). Infinities stand as ``"inf"``, as in the
-        ledger.
+        clients; and the ``accounting`` by which it was added up. A charge's ``body`` states ``mu``, in zCDP
+        sqrt(2 rho). Infinities are written as ``"inf"``, as in the ledger.
 
     Raises:
         LedgerCorrupted: As `history`.

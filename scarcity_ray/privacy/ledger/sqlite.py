@@ -1,8 +1,8 @@
 """A ledger in a file: rows in SQLite, written so that a crash at any moment leaves a whole prefix of them.
 
-A connection goes on working on a file that has lost its name, and on pages that it remembers of one that was
-overwritten. So the files are looked at before each write and after it: what was removed, replaced or cut is
-refused, and after any other change by a stranger the rows are read afresh.
+A SQLite connection goes on working when its file was removed or replaced, and on cached pages when the file
+was overwritten. So the files are compared with what this connection left before each write and after it. One
+that was removed, replaced or cut is refused; after any other foreign change the rows are read afresh.
 
 Guarantees:
     a_file_that_is_gone_replaced_or_cut_is_not_written_to: The ``-wal`` file beside it included.
@@ -23,10 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scarcity_ray.config.arguments import shown
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, LedgerRolledBack
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row, read_back
 from scarcity_ray.privacy.ledger.file_access import FileLock
+from scarcity_ray_client.errors import shown
 
 _TABLE = """
 CREATE TABLE ledger (
@@ -64,11 +64,14 @@ class SqliteStore:
         try:
             self._connection = _connect(path, mode="ro" if read_only else "rw")
         except sqlite3.Error as error:
-            # Without a -wal file nobody writes and every row is in the file: it can be read where SQLite may
-            # not make the files that it coordinates readers and a writer with.
+            # Without a -wal file nobody writes, and every row is in the file. It can be read as immutable
+            # where SQLite may not make the files that coordinate readers and a writer.
             if not read_only or path.with_name(f"{path.name}-wal").exists():
                 raise _told(path, error) from error
-            self._connection = _immutable(path, error)
+            try:
+                self._connection = _connect(path, mode="ro&immutable=1")
+            except sqlite3.Error:
+                raise _told(path, error) from error
         if not read_only:
             try:
                 # Once it has read, the -wal file stays while this connection does.
@@ -170,7 +173,7 @@ class SqliteStore:
         self._remember()
 
     def confirm(self) -> None:
-        """Nothing: SQLite undoes a commit that it could not sync, so that no such row can be read."""
+        """Do nothing: SQLite undoes a commit that it could not sync, so every row that is read is durable."""
 
     def last(self) -> Row | None:
         """The newest row."""
@@ -196,7 +199,7 @@ class SqliteStore:
                 self._traces[path] = path.stat()
 
     def _in_place(self) -> bool:
-        """Refuse files that are not the ones remembered; whether anybody else changed them."""
+        """Refuse files that were removed, replaced or cut; whether anybody else changed them."""
         touched = False
         for path, known in self._traces.items():
             try:
@@ -218,7 +221,7 @@ class SqliteStore:
         return touched
 
     def _look(self) -> None:
-        """Refuse files that are not the ones remembered; read afresh what anybody else changed."""
+        """Refuse files that were removed, replaced or cut; reopen what anybody else changed."""
         if not self._in_place():
             return
         before = self._connection
@@ -241,7 +244,7 @@ class SqliteStore:
 
 
 def _followed(path: Path) -> Path:
-    """The file itself: SQLite names the ``-wal`` file after it, and so must whatever guards it be named.
+    """The file that links lead to: SQLite names the ``-wal`` file after it, so the lock file must be too.
 
     Raises:
         LedgerError: If no file can have this name.
@@ -268,9 +271,9 @@ def _is_file(path: Path) -> bool:
 
 
 def _refuse_other_names(path: Path) -> None:
-    """Refuse a file that has a second name: by that one nobody would see who holds it.
+    """Refuse a file that has a second name, under which nobody would see who holds it.
 
-    A draft's name is left where its maker died as it gave the file its own, and is taken away.
+    The name of a draft is removed: it is left over if a process died in `SqliteStore.create`.
 
     Raises:
         LedgerError: If it has.
@@ -300,13 +303,6 @@ def _connect(path: Path, *, mode: str) -> sqlite3.Connection:
     )
     connection.execute("PRAGMA synchronous=FULL")
     return connection
-
-
-def _immutable(path: Path, refusal: sqlite3.Error) -> sqlite3.Connection:
-    try:
-        return _connect(path, mode="ro&immutable=1")
-    except sqlite3.Error:
-        raise _told(path, refusal) from refusal
 
 
 def _insert(connection: sqlite3.Connection, row: Row) -> None:

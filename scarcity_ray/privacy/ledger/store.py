@@ -1,4 +1,4 @@
-"""What a ledger asks of the place that keeps its rows, and the two such places: a file and a database."""
+"""The interface to the place that stores a ledger's rows: a SQLite file or a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class Store(Protocol):
         """Where; as text without any secret."""
 
     def hold(self, before: str, own: str, *, forced: bool) -> bool:
-        """Within `writing`: be its holder, until `close` or the end of this process, whichever comes first.
+        """Within `writing`: take the writer's lock, until `close` or the end of this process.
 
         Args:
-            before: The name of the hold of the newest row's writer, who may live.
-            own: The name of the one to take.
-            forced: Whether to take it from one that lives.
+            before: The name of the lock of the newest row's writer, who may be alive.
+            own: The name of the lock to take.
+            forced: Whether to take it from a living writer.
 
         Returns:
             Whether this holds it now; False if another does.
         """
 
     def is_held(self, hold: str) -> bool | None:
-        """Whether the newest writer, whose hold has this name, lives; None if nobody can tell."""
+        """Whether the newest writer, whose lock has this name, is alive; None if that cannot be told."""
 
     def glance(self) -> Row | None:
-        """The newest row where looking costs nothing to speak of; None elsewhere.
+        """The newest row where reading it is cheap; None elsewhere.
 
         Raises:
             LedgerError: Also if the place is no longer the one that was opened.
@@ -66,7 +66,7 @@ class Store(Protocol):
         """
 
     def confirm(self) -> None:
-        """Within `writing`: all rows that can be read now are durable when this returns."""
+        """Within `writing`: make all rows that can be read now durable."""
 
     def last(self) -> Row | None:
         """The newest row."""
@@ -82,7 +82,7 @@ class Store(Protocol):
 
 
 def address_of(path: str | os.PathLike[str], name: str | None = None) -> Address:
-    """Where a ledger is: a file, or the rows of the federation `name` in the database that a URL names.
+    """The address of a ledger: a file, or the rows of the federation `name` in the database that a URL names.
 
     Raises:
         UsageError: For a URL that cannot be read, or that names another federation.

@@ -53,7 +53,6 @@ def discrete_gaussian(
     Args:
         total: int64, any shape: sums on the integer grid, whose L2 sensitivity Delta is in grid steps.
         sigma: Scale in grid steps, >= 0 and at most 2^50; 0 adds nothing.
-        noise: Where the noise comes from.
         stream: Name of the noise, unique to this release.
 
     Returns:
@@ -89,15 +88,7 @@ class DiscreteGaussian:
         self._guide[(self._firsts >> _CELL).astype(np.int64)] = -1
 
     def sample(self, shape: int | Sequence[int], words: Words = random_words) -> NDArray[np.int64]:
-        """Draw independent values.
-
-        Args:
-            shape: Of the result.
-            words: Where uniform words come from; the operating system's entropy by default.
-
-        Returns:
-            int64 array of the shape.
-        """
+        """Draw independent int64 values, by default from the operating system's entropy."""
         dimensions = (shape,) if isinstance(shape, int) else tuple(shape)
         result = np.empty(math.prod(dimensions), dtype=np.int64)
         filled = 0

@@ -1,8 +1,8 @@
 """Standard normal noise: from the operating system's entropy for privacy, from a seed for tests.
 
-Whoever can predict the noise can subtract it, so privacy noise comes from AES-256 in counter mode under a key
-drawn from `os.urandom` for each call and forgotten after it. Nothing is kept between calls: a fork, a pickle
-or a restored snapshot of the process cannot repeat what was drawn before.
+Whoever can predict the noise can subtract it. So privacy noise comes from AES-256 in counter mode under a key
+that is drawn from `os.urandom` for each call and then forgotten. As nothing is kept between calls, a fork, a
+pickle or a restored snapshot of the process cannot repeat earlier noise.
 
 The values come from a ziggurat (`privacy.sampling.ziggurat`), whose tail is dense: with 53 bits in all, past
 6.5 standard deviations values would lie further apart than the integers of a release, and which integers can
@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
@@ -39,26 +39,18 @@ Shape = int | Sequence[int]
 
 
 class NoiseSource(Protocol):
-    """Where noise comes from."""
+    """A source of noise, secure or seeded."""
 
     def standard_normal(self, shape: Shape, stream: str) -> Float64:
-        """Draw standard normal noise.
+        """Draw standard normal noise as float64.
 
         Args:
-            shape: Of the result.
             stream: What the noise is for, e.g. ``layer2/3``; sources of true randomness ignore it.
-
-        Returns:
-            float64 array of the shape.
         """
         ...
 
     def uniform_words(self, stream: str) -> Words:
-        """Where the uniform words of one drawing come from, for noise that is not normal.
-
-        Args:
-            stream: What the noise is for; sources of true randomness ignore it.
-        """
+        """A generator of uniform words for one drawing, for noise that is not normal."""
         ...
 
 
@@ -102,14 +94,7 @@ class SeededNoise:
 
 
 def random_words(count: int) -> NDArray[np.uint64]:
-    """Uniform 64-bit words: the AES-256-CTR keystream under a fresh key from `os.urandom`.
-
-    Args:
-        count: How many.
-
-    Returns:
-        uint64 array, shape (count,).
-    """
+    """Uniform 64-bit words, shape (count,): the AES-256-CTR keystream under a fresh key from `os.urandom`."""
     words = np.empty(count, dtype=np.uint64)
     start = 0
     for block in word_blocks(count):
@@ -120,16 +105,13 @@ def random_words(count: int) -> NDArray[np.uint64]:
 
 def word_blocks(count: int) -> Iterator[NDArray[np.uint64]]:
     """As `random_words`, in pieces that stay in the processor's cache; each is overwritten by the next."""
-    keystream, size = _keystream(), min(count, _BLOCK)
+    keystream = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
+    size = min(count, _BLOCK)
     zeros, room = memoryview(bytes(8 * size)), bytearray(8 * size + _OVER)
     for start in range(0, count, _BLOCK):
         length = min(size, count - start)
         keystream.update_into(zeros[: 8 * length], room)
         yield np.frombuffer(room, "<u8", length).astype(np.uint64, copy=False)
-
-
-def _keystream() -> CipherContext:
-    return Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16))).encryptor()
 
 
 def rounded_gaussian(
@@ -139,13 +121,12 @@ def rounded_gaussian(
 
     Rounding is post-processing of the Gaussian mechanism, so mu = sensitivity / sigma stands exactly; and the
     result, an integer, has no low-order bits that betray `total` (Mironov 2012). The coarser grid adds a
-    variance of at most g^2 / 12, less than 1e-7 sigma^2, and has so wide cells that the sampler's own
-    granularity is lost in them (see above).
+    variance of at most g^2 / 12, less than 1e-7 sigma^2, and its cells are so wide that the sampler's own
+    granularity does not matter (see above).
 
     Args:
         total: int64, any shape: sums on the integer grid.
         sigma: Standard deviation in grid steps, >= 0; 0 adds nothing.
-        noise: Where the noise comes from.
         stream: Name of the noise, unique to this release.
 
     Returns:
@@ -158,7 +139,7 @@ def rounded_gaussian(
         raise UsageError(f"sigma: {sigma!r} is not accepted; at least 0 and at most 2^58 grid steps")
     if sigma == 0.0:
         return total.copy()
-    # In place where it can be: a release may be as long as memory bears.
+    # In place where possible: a release may nearly fill the memory.
     reals = noise.standard_normal(total.shape, stream)
     reals *= sigma
     noised = np.rint(reals, out=reals).astype(np.int64)

@@ -72,21 +72,17 @@ def table() -> Table:
 
 
 def normals(count: int, blocks: Iterable[NDArray[np.uint64]], more: Words) -> Float64:
-    """Standard normal values.
+    """Standard normal values, float64 (count,).
 
     Args:
-        count: How many.
         blocks: Uniform words, `count` in all; a block may be overwritten once the next one is taken.
         more: Where further words come from, for about one value in 230.
-
-    Returns:
-        float64, shape (count,).
     """
     layers = table()
     scale = layers.width * 2.0**-63
     values = np.empty(count)
     beyond, theirs, start = [], [], 0
-    # Arrays for one block that are used again for the next: fresh ones cost more than what is done in them.
+    # Arrays of one block are used again for the next: allocating them costs more than the arithmetic.
     layer = np.empty(0, np.int64)
     for block in blocks:
         words = block.view(np.int64)
@@ -141,7 +137,7 @@ def _tail(count: int, more: Words) -> Float64:
 
 
 def _finely_uniform(count: int, more: Words) -> Float64:
-    """Uniform in (0, 1), however small with 53 significant bits."""
+    """Uniform in (0, 1), small values too with 53 significant bits."""
     leading = more(count)
     fine: Float64 = (leading + _uniform(more(count))) * 2.0**-64
     return fine

@@ -167,7 +167,7 @@ class RowSlices(Sequence[NDArray[Any]]):
 
 
 class ScaledRows(Sequence[NDArray[Any]]):
-    """Rows times factors, formed block by block when somebody asks for them: no scaled copy of all of them.
+    """Rows times factors, formed block by block on demand, without a scaled copy of all rows.
 
     The factors are (n,) float64; a row whose factor is 1 stands as it is. Another is formed once, in float64
     and rounded to float32, in scratch memory: of all blocks, one at a time is valid in a thread.

@@ -1,9 +1,9 @@
-"""Mixed rows, formed block by block when somebody asks for them: no mixed copy of all rows.
+"""Mixed rows, formed block by block on demand, without a mixed copy of all rows.
 
 Nearest-neighbour mixing and bucketing make *means*: a mixed row is the sum of some rows, times a share. Rows
 are taken in groups of `GROUP`; all sums within a group are formed once, and each mixed row adds up one of
 them a group ("Four Russians": Arlazarov, Dinic, Kronrod, Faradžev 1970), a quarter of the additions. Nothing
-is ever subtracted, so that a row of any size disturbs only those that it enters. Other combinations are a
+is subtracted, so a row of any size affects only the mixed rows that it enters. Other combinations are a
 float64 matrix product.
 
 Guarantees:

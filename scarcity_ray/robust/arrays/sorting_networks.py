@@ -32,7 +32,7 @@ from scarcity_ray.robust.arrays.threads import workspace
 
 
 class Comparator(NamedTuple):
-    """Puts the smaller of two wires on `low` and the larger on `high`, where somebody wants them."""
+    """Puts the smaller of two wires on `low` and the larger on `high`, each only if it is kept."""
 
     low: int
     high: int

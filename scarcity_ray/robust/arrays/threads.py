@@ -1,4 +1,4 @@
-"""What a thread computes with: scratch memory of its own, and BLAS on one thread.
+"""Scratch memory for each thread, and BLAS on one thread.
 
 Guarantees:
     One BLAS thread is used inside `one_blas_thread`, and the earlier number is back after it.
@@ -33,7 +33,7 @@ def workspace(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDA
 class _Scratch(threading.local):
     """Each thread's buffers by name, and the views of them that were asked for.
 
-    A fresh page of memory costs more than the work on it.
+    Allocating a page of memory costs more than the arithmetic on it.
     """
 
     def __init__(self) -> None:

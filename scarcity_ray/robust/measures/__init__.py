@@ -1,1 +1,1 @@
-"""What rules look at: norms of rows, distances between them, order statistics of their columns."""
+"""The measures that rules use: norms of rows, distances between them, order statistics of their columns."""

@@ -1,8 +1,8 @@
 """Squared distances from float32 products: nearly twice as fast as `distances.measure`, with an error bound.
 
 Rules that select rows may use them if their choice is the same for all distances within the bound
-(`Rule.settle`); otherwise they are measured in float64. Near ties, bad centres and rows of extreme norms
-therefore cost time, never a row.
+(`Rule.settle`); otherwise distances are measured in float64. So near ties, bad centres and rows of extreme
+norms cost time, but do not change the choice.
 
 The bound is proved where the compiled kernel forms the products. Its g_ij is off by at most R u (1 + o(1))
 sum_k |a_k b_k| <= R u (g_ii + g_jj) / 2, with u = 2^-24 and R = `gram_kernel.ROUNDINGS`, so that

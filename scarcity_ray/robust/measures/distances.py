@@ -1,15 +1,15 @@
 """All pairwise squared distances of n rows, from Gram matrices of column blocks.
 
-The rows are centred on one of them, so that d_ij = g_ii + g_jj - 2 g_ij loses little; what a pair loses all
-the same is bounded by its (g_ii + g_jj), and a pair whose distance is not well above that bound is *near*.
-Many near pairs mean a bad centre (raw weights around a large mean, a Byzantine row): the rows are centred
-once more, on the row with the most near pairs. The few that remain (duplicates, colluders far away) are
-computed from their differences. A row of norm 1e25 therefore disturbs no distance but its own.
+The rows are centred on one of them, so that d_ij = g_ii + g_jj - 2 g_ij loses few digits to cancellation. The
+loss is bounded by (g_ii + g_jj), and a pair whose distance is not well above that bound is *near*. Many near
+pairs mean a bad centre (raw weights around a large mean, a Byzantine row): the rows are centred once more, on
+the row with the most near pairs. The few that remain (duplicates, colluders far away) are computed from their
+differences. A row of norm 1e25 therefore spoils no distance but its own.
 
-A `Geometry` is what n rows look like from within: distances and inner products, without the rows. Rules and
-pre-aggregation that work on whole rows need no more. A point is a row or, if somebody asked for it, the zero
-vector (the *origin*, the last point), and every result is an affine combination of points. So norms are
-distances to the origin, and what pre-aggregation makes of the rows is again a geometry.
+A `Geometry` holds the distances and inner products of n rows, without the rows. Rules and pre-aggregation
+that work on whole rows need no more. A point is a row or, on request, the zero vector (the *origin*, the last
+point), and every result is an affine combination of points. So norms are distances to the origin, and the
+mixed rows of a pre-aggregation have a geometry again.
 
 Guarantees:
     Distances equal the float64 definition to a relative 1e-9, for any finite float32 rows.
@@ -196,7 +196,6 @@ def measure(
 
     Args:
         norms: (n,) float64, the rows' norms where they are known already (one pass less).
-        origin: Whether the zero vector is one more point.
     """
     squares = ordered_sum(map_blocks(squares_block)) if norms is None else np.square(norms)
     num_rows = len(squares)

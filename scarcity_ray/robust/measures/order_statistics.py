@@ -1,4 +1,4 @@
-"""Order statistics of the columns of a block, and what is averaged of them.
+"""Order statistics of the columns of a block, and the mean of a window of them.
 
 A rule says which `Window` of each sorted column it averages. The compiled kernel
 (`native.order_statistics_kernel`), where there is one, does all of it; else few rows go through a sorting
@@ -52,7 +52,7 @@ class Window(NamedTuple):
 
 
 class WindowSummary(NamedTuple):
-    """What was averaged in each column: the mean, and the least and the largest value, (b,) float32 each."""
+    """The mean, the least and the largest of the values averaged in each column, (b,) float32 each."""
 
     mean: Vector
     least: Vector

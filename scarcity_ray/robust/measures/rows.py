@@ -1,4 +1,4 @@
-"""Single rows: their norm, their clipping, how far they are from one of them, and what may come in as rows.
+"""Single rows: their norms, clipping, distances from one of them, and the checks of what is given as rows.
 
 Guarantees:
     A norm is exact to float64 rounding for every float32 row, and not finite if and only if the row is not.

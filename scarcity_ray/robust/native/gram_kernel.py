@@ -59,7 +59,7 @@ LANES = 16
 
 
 class Precision(NamedTuple):
-    """What points are held in: LLVM's name of the type, and its entries in a vector."""
+    """The type of the points: LLVM's name, and its entries in a vector."""
 
     kind: str
     lanes: int

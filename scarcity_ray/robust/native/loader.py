@@ -1,4 +1,4 @@
-"""LLVM assembly made into functions of this process (the extra ``fast``), and phrases of that assembly.
+"""Compiles LLVM assembly into functions of this process (the extra ``fast``), and common pieces of assembly.
 
 The code is compiled in memory, for the processor at hand; nothing is written to disk and no compiler is
 called. It takes some hundredths of a second, once, when a process first needs a kernel. No kernel has a
@@ -101,7 +101,7 @@ def aligned(name: str, shape: tuple[int, int], dtype: type[np.generic]) -> NDArr
 
 
 def _check_execution() -> None:
-    """Raises PermissionError where a hardened Linux refuses executable memory: LLVM would crash then."""
+    """Raise PermissionError where a hardened Linux refuses executable memory, on which LLVM would crash."""
     if sys.platform == "linux":
         private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         executable = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC

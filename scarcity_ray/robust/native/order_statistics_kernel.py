@@ -99,7 +99,7 @@ class OrderStatisticsKernel:
 
 
 def _offsets(means: Means) -> NDArray[np.int32]:
-    """Where the kernel finds the sum of each group that enters a mixed row, (m, groups) in bytes."""
+    """Offsets in bytes of the sums of groups that enter each mixed row, (m, groups)."""
     places = np.arange(means.patterns.shape[1], dtype=np.int32) % PASS_GROUPS
     return means.patterns * np.int32(ENTRY_BYTES) + places * np.int32(GROUP_BYTES)
 

@@ -1,4 +1,4 @@
-"""The aggregation rules, a file a family; `registry` has them by name, `tolerance` what each one bears."""
+"""The aggregation rules, a file a family; `registry` has them by name, `tolerance` what each tolerates."""
 
 from scarcity_ray.robust.rules.registry import (
     PRE_AGGREGATIONS,

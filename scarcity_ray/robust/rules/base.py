@@ -1,4 +1,4 @@
-"""What a rule is: selection once in n-space, then a combination of each column block on its own."""
+"""The interface of a rule: one selection from n x n distances, then a combination of each column block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ExactRows: TypeAlias = Callable[[NDArray[np.intp]], Matrix]
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What a rule decided from the distances, all that `Rule.combine` needs besides the rows.
+    """The decision of a rule from the distances: all that `Rule.combine` needs besides the rows.
 
     Attributes:
         rows: Indices of the rows that enter the result, ascending.
@@ -50,7 +50,7 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a rule selects for: n and f, and what only some rules take or look at.
+    """The input of a rule's selection besides the distances: n and f, and what only some rules use.
 
     Attributes:
         num_rows: n.

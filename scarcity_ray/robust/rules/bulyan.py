@@ -21,7 +21,7 @@ from scarcity_ray.robust.arrays.blocks import Matrix
 from scarcity_ray.robust.measures.order_statistics import Window
 from scarcity_ray.robust.rules.base import ExactRows, Selection, Setting
 from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
-from scarcity_ray.robust.rules.krum import TIE, krum_scores
+from scarcity_ray.robust.rules.krum import krum_scores, lowest
 
 EXACT = 2.0**-38
 """Relative error to allow for in exact distances."""
@@ -127,21 +127,15 @@ def bulyan_selection(distances: Matrix, num_byzantine: int) -> tuple[list[int], 
     theta = num_rows - 2 * num_byzantine
     running = ShrinkingScores(distances, num_rows - num_byzantine - 2)
     first = running.scores.copy()
-    picked = [_lowest(running.scores)]
+    picked = [lowest(running.scores)]
     while len(picked) < theta and running.num_neighbours > 1:
         running.remove(picked[-1])
-        picked.append(_lowest(running.scores))
+        picked.append(lowest(running.scores))
     while len(picked) < theta:
         left = np.delete(np.arange(num_rows), picked)
         scores = krum_scores(distances[np.ix_(left, left)], min(1, len(left) - 1))
-        picked.append(int(left[_lowest(scores)]))
+        picked.append(int(left[lowest(scores)]))
     return picked, first
-
-
-def _lowest(scores: NDArray[np.float64]) -> int:
-    """The lowest index whose score ties with the least (see `krum.lowest`); infinite ones are not asked."""
-    least = scores.min()
-    return int(np.argmax(scores <= least + TIE * least))
 
 
 def settled_selection(

@@ -32,10 +32,10 @@ def krum_scores(distances: Matrix, num_neighbours: int) -> NDArray[np.float64]:
     return scores
 
 
-def lowest(scores: NDArray[np.float64], candidates: NDArray[np.bool_]) -> int:
-    """The lowest index among the candidates whose score ties with their least."""
-    least = scores[candidates].min()
-    return int(np.argmax(candidates & (scores <= least + TIE * least)))
+def lowest(scores: NDArray[np.float64]) -> int:
+    """The lowest index whose score ties with the least; rows that must not be taken have infinite scores."""
+    least = scores.min()
+    return int(np.argmax(scores <= least + TIE * least))
 
 
 def settled_lowest(
@@ -77,10 +77,11 @@ def lowest_scores(
     scores: NDArray[np.float64], candidates: NDArray[np.bool_], count: int
 ) -> NDArray[np.bool_]:
     """Mask of the `count` candidates with the lowest scores, a tie going to the lowest index."""
-    left = candidates.copy()
+    left, taken = np.where(candidates, scores, np.inf), np.zeros(len(scores), np.bool_)
     for _ in range(count):
-        left[lowest(scores, left)] = False
-    return candidates & ~left
+        row = lowest(left)
+        left[row], taken[row] = np.inf, True
+    return taken
 
 
 class Krum(RowRule):

@@ -1,8 +1,8 @@
-"""Pre-aggregation: replace the rows by combinations of them, the *mixed rows*, before a rule sees them.
+"""Pre-aggregation: replace the rows by combinations of them, the *mixed rows*, before a rule is applied.
 
-Each step is a matrix of coefficients made from the rows' geometry, so that steps compose without forming a
-mixed row: a rule on whole rows ends in one weighted sum, and a coordinate-wise rule mixes each column block
-as it comes.
+Each step is a matrix of coefficients computed from the rows' geometry, so steps compose without forming a
+mixed row: a rule on whole rows ends in one weighted sum, and a coordinate-wise rule mixes one column block at
+a time.
 
 Guarantees:
     Nearest-neighbour mixing averages each row with its nearest others, n - f in all.
@@ -37,7 +37,7 @@ MOST_PAIRS = 2
 
 
 class PreAggregation(ABC):
-    """One step.
+    """One step of pre-aggregation.
 
     Attributes:
         name: The name in `registry.PRE_AGGREGATIONS`, and in errors.
@@ -195,5 +195,5 @@ def mixed_geometry(
 
 
 def unmixed(selection: Selection, coefficients: Matrix) -> Selection:
-    """What a selection of mixed rows is of the rows that came in."""
+    """The selection of original rows that equals a selection of mixed rows."""
     return Selection.weighing(selection.shares @ coefficients[list(selection.rows)])

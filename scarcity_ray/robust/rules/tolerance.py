@@ -1,14 +1,14 @@
-"""What each rule tolerates, as data: one table that rules, plans, errors, documents and tests all read.
+"""What each rule tolerates: one table that rules, plans, errors, documents and tests all use.
 
 *Robust* is meant as in Allouah et al. 2023 ("Fixing by Mixing", definition 2): a rule is (f, kappa)-robust
 if, for every set S of n - f rows with mean m, |result - m|^2 <= kappa var, where var is the mean of |x_i -
 m|^2 over S. No rule has a kappa below f / (n - 2f). Bounds that no paper gives for the rule exactly as it is
 defined here are proved in the docstring of their function.
 
-Centred clipping has no kappa, and can have none: from the zero vector it moves by at most its radius a step,
-so that equal rows further away than that leave an error where var is zero. What its paper proves holds for a
-start near m and a radius chosen from the variance, which nobody here knows. MoNNA has one only against the
-distances to its pivot, and while that is honest (`NearestToPivot`); the weighted mean has none.
+Centred clipping can have no kappa: from the zero vector it moves by at most its radius a step, so equal rows
+further away than that leave an error although var is zero. Its paper's bound holds for a start near m and a
+radius chosen from the variance, which is unknown here. MoNNA has a bound only in the distances to its pivot,
+and only if that is honest (`NearestToPivot`); the weighted mean has none.
 
 Guarantees:
     Every rule has an entry.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a rule tolerates.
+    """How many Byzantine rows a rule tolerates, and its bound.
 
     Attributes:
         rows_per_byzantine: a of the least n, a f + b.

@@ -1,1 +1,1 @@
-"""What a run shows: its page, its charts and its words."""
+"""The report of a run: its page, its charts and its privacy claim."""

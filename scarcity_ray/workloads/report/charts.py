@@ -1,4 +1,4 @@
-"""A run's plots as inline SVG that takes its text colour from the page around it."""
+"""A run's plots as inline SVG in the page's text colour."""
 
 from __future__ import annotations
 

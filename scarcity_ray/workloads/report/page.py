@@ -1,7 +1,7 @@
-"""A run as one self-contained HTML page: what came out, against what, at what privacy.
+"""A run as one self-contained HTML page: its accuracy, what that is compared with, and its privacy.
 
-The page's words and order are in `templates`: `page.html.j2` frames `run.html.j2` and, for a run without
-Layer 2, `gossip.html.j2`. Whatever they are given is escaped, but for the charts. The page loads nothing.
+The text is in `templates`: `page.html.j2` is the frame of `run.html.j2` and, for a run without Layer 2,
+`gossip.html.j2`. All values but the charts are escaped. The page loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ BASKET_COLUMNS = (
     ("model_at_home", "basket's model"),
 )
 """Keys of `standing_figures` and their headings."""
+BASKET_HEAD = ("basket", "attackers", *(heading for _, heading in BASKET_COLUMNS))
 
 LEAST_SECONDS = 0.05
 """Phases that took less are left out of the table of times."""
@@ -92,15 +93,8 @@ def _of_releases(summary: Summary) -> dict[str, Any]:
 def _of_gossip(summary: Summary) -> dict[str, Any]:
     """What `gossip.html.j2` shows in tables."""
     return {
-        "basket_head": ("basket", "attackers", *(heading for _, heading in BASKET_COLUMNS)),
-        "basket_rows": [
-            (
-                basket,
-                f"{standing['byzantine']} of {standing['clients']}",
-                *(percent(standing_figures(standing).get(key)) for key, _ in BASKET_COLUMNS),
-            )
-            for basket, standing in summary.basket_standings.items()
-        ],
+        "basket_head": BASKET_HEAD,
+        "basket_rows": basket_rows(summary),
         "comparison": [
             ("this run", "through the federation", percent(summary.accuracy)),
             *(
@@ -115,6 +109,18 @@ def _of_gossip(summary: Summary) -> dict[str, Any]:
             ),
         ],
     }
+
+
+def basket_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """The rows of the table of baskets, under `BASKET_HEAD`."""
+    return [
+        (
+            basket,
+            f"{standing['byzantine']} of {standing['clients']}",
+            *(percent(standing_figures(standing).get(key)) for key, _ in BASKET_COLUMNS),
+        )
+        for basket, standing in summary.basket_standings.items()
+    ]
 
 
 def standing_figures(standing: Mapping[str, Any]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""What a run's privacy figures claim, for whom, and against whom."""
+"""The privacy claim of a run in sentences: what is claimed, for whom, and against whom."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ _HOW_ADDED_UP = {
 
 
 def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) -> tuple[str, ...]:
-    """The claim in sentences; the first one holds the figures.
+    """The claim in sentences, the first of which has the figures.
 
-    Args:
-        config: The federation's.
-        epsilon_spent: By the client that has spent most.
+    `epsilon_spent` is that of the client that has spent most.
     """
     if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
         return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)

@@ -1,0 +1,153 @@
+"""Tasks on Ray: each once, where its resources and labels are, with results that stay in the object store."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    GetTimeoutError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+)
+
+from scarcity_ray.runtime.base import TaskEnd, TaskSpec
+from scarcity_ray.runtime.connect import first_line
+from scarcity_ray_client import Cause
+
+logger = logging.getLogger("scarcity_ray")
+
+PATIENCE_SECONDS = 10.0
+"""Without any task's end for so long, those that no node can run are named."""
+FETCH_SECONDS = 120.0
+"""A result that was there and does not arrive by then is lost."""
+INLINED_BYTES = 100 * 1024
+"""Results up to this size Ray sends to the process that started the task, wherever they are wanted."""
+MOST_TOLD = 4000
+
+
+@ray.remote(num_returns=2, max_retries=0)  # type: ignore[untyped-decorator]
+def _run(function: Callable[..., tuple[Any, Any]], *args: object) -> tuple[Any, Any]:
+    answer, stored = function(*args)
+    return (answer, getattr(stored, "nbytes", 0)), stored
+
+
+class RayTasks:
+    """`runtime.base.Tasks` on a cluster.
+
+    The driver holds references to what stays in the store, and reads the small answers only; `ray.wait` tells
+    which tasks are over, and pulls no result here.
+    """
+
+    def __init__(self, parallelism: int) -> None:
+        self.parallelism = parallelism
+        self._running: dict[Any, tuple[TaskSpec, Any]] = {}
+        self._warned: set[str] = set()
+
+    def put(self, value: object) -> Any:
+        """Store `value` once."""
+        return ray.put(value)
+
+    def start(self, spec: TaskSpec) -> None:
+        """Run a task as soon as its resources are free."""
+        options: dict[str, Any] = {
+            "name": f"{spec.function.__name__}.{spec.key}",
+            "num_cpus": spec.cpus,
+            "num_gpus": spec.gpus,
+            "resources": {name: amount for name, amount in spec.resources.items() if amount},
+        }
+        if spec.labels:
+            options["label_selector"] = dict(spec.labels)
+        answer, stored = _run.options(**options).remote(spec.function, *spec.arguments)
+        self._running[answer] = spec, stored
+
+    def ended(self, timeout_seconds: float | None) -> list[TaskEnd]:
+        """Wait until a task has ended; all that have."""
+        references = list(self._running)
+        if not references or (timeout_seconds is not None and timeout_seconds <= 0):
+            return []
+        patience = PATIENCE_SECONDS if timeout_seconds is None else min(PATIENCE_SECONDS, timeout_seconds)
+        ready, _ = ray.wait(references, timeout=patience, fetch_local=False)
+        if ready:
+            ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        else:
+            self._warn()
+        return [self._end(reference) for reference in ready]
+
+    def stop(self, keys: Iterable[str]) -> None:
+        """End tasks at once, by force where they hang, and forget them."""
+        ending = set(keys)
+        for reference in [ref for ref, (spec, _) in self._running.items() if spec.key in ending]:
+            del self._running[reference]
+            ray.cancel(reference, force=True)
+
+    def why_waiting(self, specs: Sequence[TaskSpec]) -> list[str]:
+        """What keeps each task from starting, if no node that is there can run it."""
+        nodes = ray.nodes()
+        return [why_unplaceable(_demand(spec), spec.labels, nodes) for spec in specs]
+
+    def _end(self, reference: Any) -> TaskEnd:
+        spec, stored = self._running.pop(reference)
+        try:
+            answer, size = ray.get(reference)
+        except RayError as error:
+            return TaskEnd(
+                spec.key,
+                cause=_cause(error),
+                detail=first_line(error)[:500],
+                traceback=str(error)[-MOST_TOLD:] if isinstance(error, RayTaskError) else "",
+            )
+        inlined = size if size <= INLINED_BYTES else 0
+        return TaskEnd(spec.key, answer, stored, len(pickle.dumps(answer)) + inlined)
+
+    def _warn(self) -> None:
+        specs = [spec for spec, _ in self._running.values() if spec.key not in self._warned]
+        for spec, why in zip(specs, self.why_waiting(specs), strict=True):
+            if why:
+                logger.warning("%s waits: %s", spec.key, why)
+                self._warned.add(spec.key)
+
+
+def _demand(spec: TaskSpec) -> dict[str, float]:
+    demand = {"CPU": spec.cpus, "GPU": spec.gpus, **spec.resources}
+    return {name: amount for name, amount in demand.items() if amount}
+
+
+def _cause(error: RayError) -> Cause:
+    if isinstance(error, OutOfMemoryError):
+        return Cause.OUT_OF_MEMORY
+    return Cause.RAISED if isinstance(error, RayTaskError) else Cause.LOST
+
+
+def fetch(reference: Any) -> Any:
+    """The value of a reference whose task has ended; None if it is lost."""
+    try:
+        return ray.get(reference, timeout=FETCH_SECONDS)
+    except (RayError, GetTimeoutError):
+        return None
+
+
+def listed(demand: Mapping[str, float]) -> str:
+    """Resources in words."""
+    return ", ".join(f"{name} {amount:g}" for name, amount in demand.items())
+
+
+def why_unplaceable(
+    demand: Mapping[str, float],
+    labels: Mapping[str, str] | None = None,
+    nodes: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """Why no node can run what demands this; nothing if one can. `nodes` are Ray's, those of now if None."""
+    for node in ray.nodes() if nodes is None else nodes:
+        offer, named = node["Resources"], node.get("Labels", {})
+        if (
+            node["Alive"]
+            and all(offer.get(name, 0.0) >= amount for name, amount in demand.items())
+            and all(named.get(name) == value for name, value in (labels or {}).items())
+        ):
+            return ""
+    return ", ".join([f"no node offered {listed(demand)}", *(f"{k}={v}" for k, v in (labels or {}).items())])

@@ -1,0 +1,235 @@
+"""Training as tasks: on Ray a process may die or hang, results stay in the store, resources are kept to."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scarcity_ray import IdentityKeyPair, UsageError
+from scarcity_ray.federation.fitting import FitTerms, Fitting
+from scarcity_ray.runtime.base import TaskEnd, TaskSpec
+from scarcity_ray_client import Cause, Client, Trained, Workload
+
+DIMENSION = 300_000
+SETTINGS: dict[str, Any] = {
+    "vector_dim": DIMENSION,
+    "layer2": {"central_dp_epsilon": 8.0, "use_secure_aggregation": False, "min_baskets": 2},
+    "total_epsilon": 200.0,
+    "gossip_budget_share": 0.0,
+    "gossip": {},
+    "layer1": {"aggregation_method": "mean", "min_updates": 2},
+}
+
+
+class Ones(Workload[dict[str, Any]]):
+    """Each client adds one; some die, hang, or ask for what no node has."""
+
+    def __init__(self, dimension: int = DIMENSION, **faults: str) -> None:
+        self.dimension, self.faults = dimension, faults
+        self.cpus = 0.5
+        self.resources: dict[str, dict[str, float]] = {}
+        self.labels: dict[str, dict[str, str]] = {}
+
+    def clients(self) -> list[Client]:
+        return [
+            Client(
+                f"c{i:02d}",
+                f"domain{i // 3}",
+                num_cpus=self.cpus,
+                resources=self.resources.get(f"c{i:02d}", {}),
+                labels=self.labels.get(f"c{i:02d}", {}),
+            )
+            for i in range(12)
+        ]
+
+    def initial_model(self) -> dict[str, Any]:
+        return {"w": np.zeros(self.dimension, np.float32)}
+
+    def train(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
+        begun = time.time()
+        fault = self.faults.get(client.client_id, "") if round_id == 0 else ""
+        if fault == "dies":
+            os._exit(1)
+        if fault == "hangs":
+            time.sleep(600)
+        if fault == "raises":
+            raise RuntimeError("no data")
+        model["w"] += 1 / self.dimension
+        return Trained(model=model, metrics={"begun": begun, "ended": time.time(), "pid": os.getpid()})
+
+    def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
+        return {"mean": float(model["w"].mean())}
+
+
+@pytest.fixture
+def open_ray(open_harness: Callable[..., Any]) -> Callable[..., Any]:
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return lambda **changes: open_harness("ray", **{**SETTINGS, **changes}).fed
+
+
+@pytest.mark.ray
+def test_who_dies_hangs_or_finds_no_node_is_counted_and_the_next_round_has_all(open_ray: Any) -> None:
+    import ray
+
+    fed, workload = open_ray(vector_dim=8), Ones(8, c01="dies", c04="hangs", c07="raises")
+    workload.resources = {"c02": {"hospital_a": 1.0}}
+    here = ray.get_runtime_context().get_node_id()
+    workload.labels = {"c03": {"region": "nowhere"}, "c05": {"ray.io/node-id": here}}
+    result = fed.fit(workload, rounds=1, deadline_seconds=20.0)
+    assert result.refusals == {
+        "c01": {"lost": 1},
+        "c02": {"timed_out": 1},
+        "c03": {"timed_out": 1},
+        "c04": {"timed_out": 1},
+        "c07": {"raised": 1},
+    }
+    (first,) = result.history
+    assert first.num_accepted == 7
+    assert first.seconds >= 20.0
+    told = {refusal.client_id: refusal.detail for refusal in first.first_refusals}
+    assert "no data" in told["c07"]
+    assert "had not ended at the deadline" in told["c04"]
+    assert "no node offered CPU 0.5, hospital_a 1" in told["c02"]
+    assert "region=nowhere" in told["c03"]
+
+    (second,) = fed.fit(Ones(8), rounds=1).history
+    assert second.num_accepted == 12
+    assert second.versions
+    assert second.seconds < 60.0, "the process that hung is gone"
+
+
+@pytest.mark.ray
+def test_updates_never_come_to_the_driver(open_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 updates of 1.2 MB each, it receives some hundred bytes; what it signs is their digest."""
+    import ray
+
+    from scarcity_ray.runtime.ray_tasks import RayTasks
+
+    fed, ends = open_ray(), list[TaskEnd]()
+    fed.register_client("c00", "domain0")
+    fed.unregister_client("c00")
+    fed.register_client("c00", "domain0", identity_keypair=IdentityKeyPair.generate())
+    ended = RayTasks.ended
+
+    def noted(self: RayTasks, timeout: float | None) -> list[TaskEnd]:
+        found = ended(self, timeout)
+        ends.extend(found)
+        return found
+
+    monkeypatch.setattr(RayTasks, "ended", noted)
+    result = fed.fit(Ones(), rounds=1)
+    assert result.history[0].num_accepted == 12
+    assert result.history[0].versions == (1,)
+    assert all(isinstance(end.stored, ray.ObjectRef) for end in ends)
+    assert 0 < result.history[0].driver_bytes == sum(end.num_bytes for end in ends) < 12 * 1000
+    assert fed.get_stats()["rejections"] == {}
+
+
+@pytest.mark.ray
+def test_a_workload_that_no_worker_can_import_is_an_error_that_says_so(
+    open_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here_module.py").write_text(
+        "from tests_of_training import Ones\nclass Mine(Ones):\n    pass\n"
+    )
+    monkeypatch.setitem(sys.modules, "tests_of_training", sys.modules[__name__])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = importlib.import_module("only_here_module").Mine(8)
+    with pytest.raises(UsageError, match="only_here_module"):
+        open_ray(vector_dim=8).fit(mine, rounds=1)
+
+
+@pytest.mark.ray
+def test_a_client_has_its_cpus_to_itself(ray_cluster: None) -> None:
+    """Two CPUs, and 1.5 for each: one trains after the other."""
+    from scarcity_ray.runtime.ray_tasks import RayTasks
+
+    tasks = RayTasks(2)
+    for key in ("a", "b", "c"):
+        tasks.start(TaskSpec(key, span, (0.3,), cpus=1.5))
+    ends = collected(tasks, 3)
+    spans = sorted(end.answer for end in ends)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+@pytest.mark.ray
+def test_a_row_that_is_lost_on_its_way_is_refused_alone(open_ray: Any) -> None:
+    """Its process dies with what it held after it has said that it trained."""
+    import ray
+
+    fed = open_ray(vector_dim=8)
+    fitting = Fitting(fed._driver, fed._runtime.tasks(), Ones(8), FitTerms(1))
+    submit = fed._driver.submit
+
+    def losing(batch: Any, **given: Any) -> Any:
+        bad = ray.remote(max_retries=0)(lost).remote()
+        ray.wait([bad])
+        for row in batch.rows[:1]:
+            object.__setattr__(row, "reference", bad)
+        return submit(batch, **given)
+
+    fed._driver.submit = losing
+    result = fitting.run()
+    assert [set(counts) for counts in result.refusals.values()] == [{"lost"}]
+    assert result.history[0].num_accepted == 11
+
+
+def test_tasks_keep_their_contract(runtime: str) -> None:
+    from scarcity_ray.runtime import LocalRuntime
+
+    if runtime == "local":
+        tasks = LocalRuntime().tasks()
+    else:
+        from ray import cloudpickle
+
+        from scarcity_ray.runtime.ray_tasks import RayTasks
+
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        tasks = RayTasks(2)
+    assert tasks.ended(None) == []
+    shared = tasks.put(np.ones(3))
+    for key in ("a", "b"):
+        tasks.start(TaskSpec(key, add, (shared, key)))
+    tasks.start(TaskSpec("bad", add, (shared, 3)))
+    ends = {end.key: end for end in collected(tasks, 3)}
+    assert {key: ends[key].answer for key in "ab"} == {"a": "a3.0", "b": "b3.0"}
+    assert ends["bad"].cause is Cause.RAISED
+    assert "TypeError" in ends["bad"].detail + ends["bad"].traceback
+    assert ends["a"].cause is None
+    assert tasks.ended(None) == []
+    tasks.start(TaskSpec("slow", span, (60.0,)))
+    tasks.stop(["slow", "unknown"])
+    assert tasks.ended(0.5) == []
+
+
+def collected(tasks: Any, count: int) -> list[TaskEnd]:
+    ends: list[TaskEnd] = []
+    deadline = time.monotonic() + 60
+    while len(ends) < count and time.monotonic() < deadline:
+        ends += tasks.ended(5.0)
+    return ends
+
+
+def span(seconds: float) -> tuple[tuple[float, float], None]:
+    begun = time.time()
+    time.sleep(seconds)
+    return (begun, time.time()), None
+
+
+def add(shared: Any, key: str) -> tuple[str, Any]:
+    return key + str(shared.sum()), shared
+
+
+def lost() -> None:
+    os._exit(1)
