@@ -1,14 +1,12 @@
-"""The accountant: one process that checks, records durably, and only then allows.
+"""The accountant: checks each charge against the budget and records it durably before it allows it.
 
-It answers whoever can call it. A charge that anybody asks for wastes budget and gives nothing away; a renewal
-would grant budget anew. With ``operator_key`` in the configuration it takes the operator's signature over
-`privacy.ledger.events.renewal_message`, whoever sends it. Without one, who can renew is who can call an
-actor: whoever can reach the Ray cluster.
+Whoever can reach the Ray cluster can call it. A false charge only wastes budget, but a renewal grants new
+budget. So with ``operator_key`` in the configuration a renewal needs the operator's signature over
+`privacy.ledger.events.renewal_message`, whoever sends it; without that key everybody can renew.
 
 Guarantees:
-    a_renewal_needs_the_operators_signature: Where there is an operator's key; for this federation, this
-        period, these totals and this name, once. The ledger keeps the key: without it, or with another, no
-        federation is opened on it.
+    a_renewal_needs_the_operators_signature: With an operator's key; the signature is for one federation,
+        period, name and pair of totals. The ledger keeps the key and is opened with no other.
     a_release_is_charged_or_given_up_never_both
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
 """
@@ -30,14 +28,14 @@ from scarcity_ray_client.identity import IdentityKeyPair
 
 
 class Accountant(Role):
-    """`privacy.DurableBudget` as a role; its ledger opens at the first call, so that errors keep their type.
+    """`privacy.DurableBudget` as a role; the ledger opens at the first call, so that errors keep their type.
 
     Args:
         open_budget: `DurableBudget.open` with every argument but `now`.
-        mu_reserved: What a release is charged, 0 where none is made: once it does not fit, all is read-only.
+        mu_reserved: The charge of one release, 0 if none is made; once it does not fit, all is read-only.
         folder: The folder to make for a new ledger's file.
-        private_folder: Whether nobody else may have access to it.
-        operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: anybody may renew.
+        private_folder: Whether the folder must be this user's alone.
+        operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: everybody may renew.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class Accountant(Role):
         return replace(charge, is_last=budget.read_only_reason(self._mu_reserved) != "")
 
     def void_release(self, charge_id: str, now: float, details: dict[str, Any]) -> bool:
-        """Refuse a release for good unless it was charged; whether it is refused. The answer is durable."""
+        """Refuse a release for ever unless it was charged; whether it is refused. The answer is durable."""
         try:
             return self._opened(now).void_release(charge_id, now=now, details=details)
         except LedgerTakenOver:
@@ -85,8 +83,8 @@ class Accountant(Role):
         """Charge each client's own gossip.
 
         Returns:
-            Whose charge fitted, durably recorded; the ledger's head; and why nothing is charged here any
-            more, empty while the ledger was not taken over.
+            The clients whose charge fitted, durably recorded; the ledger's head; and why nothing is charged
+            any more, empty unless the ledger was taken over.
         """
         budget = self._opened(now)
         try:
@@ -107,7 +105,7 @@ class Accountant(Role):
 
     @query
     def budget_period(self, now: float) -> int:
-        """0, and one more for each renewal: what clients sign their updates for."""
+        """The number of renewals so far; clients sign their updates for it."""
         return self._opened(now).period
 
     @query
@@ -130,7 +128,7 @@ class Accountant(Role):
         renewal_id: str,
         signature: bytes | None = None,
     ) -> BudgetStatus:
-        """Open a new budget period: the operator's act, recorded, once for each `renewal_id`.
+        """Open a new budget period, once for each `renewal_id`; the operator is recorded.
 
         Raises:
             UsageError: If the operator's signature is needed and `signature` is not that.
@@ -153,16 +151,11 @@ class Accountant(Role):
                 )
             details["signature"] = signature.hex()
         budget.renew(
-            total_epsilon,
-            total_delta,
-            now=now,
-            operator=operator,
-            renewal_id=renewal_id,
-            details=details,
+            total_epsilon, total_delta, now=now, operator=operator, renewal_id=renewal_id, details=details
         )
         return budget.status(self._mu_reserved)
 
     def close(self) -> None:
-        """Let go of the ledger, as the end of the process does."""
+        """Close the ledger, as the end of the process would."""
         if self._budget is not None:
             self._budget.close()

@@ -1,7 +1,6 @@
-"""The basket actor: a share of the federation's baskets, and their side of everything.
+"""The basket actor: it holds a share of the federation's baskets, with their keys.
 
-It starts Layer 1's tasks, charges gossip to the accountant before anything is drawn, and keeps each basket's
-keys. It calls the accountant and nobody else, so no two roles ever wait for each other.
+It calls the accountant and no other role, so no two roles ever wait for each other.
 """
 
 from __future__ import annotations
@@ -15,14 +14,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.actors.charging import BasketCharges, charged_gossip
 from scarcity_ray.actors.layer1_tasks import blocks_where_faster
-from scarcity_ray.actors.messages import (
-    Admission,
-    BasketPlace,
-    Order,
-    Overtaken,
-    SlotState,
-    closed,
-)
+from scarcity_ray.actors.messages import Admission, BasketPlace, Order, Overtaken, SlotState, closed
 from scarcity_ray.actors.migration import ActorKey, MigrationDesk, SealedBox
 from scarcity_ray.actors.names import basket_actor
 from scarcity_ray.actors.recovery import HostState
@@ -78,9 +70,9 @@ class BasketHost(Role):
 
     Args:
         slot: Its number among the basket actors.
-        state: What the directory knows of it: an actor that comes back has its members from the start.
-        latest: The last release, coming back after it was lost.
-        actors_key: What all basket actors hold (`actors.migration`).
+        state: What the directory knows of it, such as its members, if it is restarted.
+        latest: The last release, if it is restarted.
+        actors_key: Shared by all basket actors (`actors.migration`).
         run: The random number of the federation's opening, which clients sign their updates for.
     """
 
@@ -124,15 +116,15 @@ class BasketHost(Role):
         self._clip()
         self.admit(state.admissions)
 
-    # Membership: steps of the operations that the directory decides. Each is told the operation's order.
+    # Membership: steps of the operations that the directory decides, each with the operation's order.
 
     @collector_paused()
     def admit(
         self, admissions: Sequence[Admission], order: Order | None = None
     ) -> dict[str, bytes] | Overtaken:
-        """Open baskets that are not here yet, take in members; the baskets' identity keys.
+        """Open baskets that are not here yet and add members; the baskets' identity keys.
 
-        Members that are here already keep what they have. Without an order it is the actor that starts.
+        A member that is here already keeps its state. The actor's own start has no order.
         """
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
@@ -146,7 +138,7 @@ class BasketHost(Role):
         return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
 
     def dismiss(self, basket_id: str, client_id: str, order: Order) -> ClientMemory | Overtaken | None:
-        """Let a client go; what must be remembered of it, which is kept here too."""
+        """Remove a client; what must be remembered of it, which is kept here too."""
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         basket = self._baskets.get(basket_id)
@@ -157,13 +149,13 @@ class BasketHost(Role):
 
     @query
     def actor_key(self) -> ActorKey:
-        """To which boxes for this actor are sealed."""
+        """The key that boxes for this actor are sealed to."""
         return self._migration.key
 
     def take(
         self, basket_id: str, homes: Mapping[str, tuple[str, ActorKey]], order: Order
     ) -> tuple[SealedBox, ...] | Overtaken:
-        """Hand over what belongs to clients that move, sealed; asked again, the same again.
+        """The sealed states of clients that move; a repeated call returns them again.
 
         Args:
             basket_id: The basket that they leave.
@@ -178,17 +170,17 @@ class BasketHost(Role):
         return self._migration.take(self._baskets.get(basket_id), homes, order.operation_id)
 
     def put(self, basket_id: str, boxes: Sequence[SealedBox], order: Order) -> bool | Overtaken:
-        """Take over what belongs to clients that were admitted here, once each.
+        """Add the states of clients that were admitted here, once each.
 
         Returns:
-            Whether all boxes could be opened: one that was sealed to the actor that was here before cannot.
+            Whether all boxes could be opened; one that is sealed to this actor's predecessor cannot.
         """
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         return self._migration.put(self._baskets, basket_id, boxes, order.operation_id)
 
     def endorse(self, basket_id: str, parties: Sequence[Party]) -> tuple[Endorsement, ...]:
-        """A basket vouches for the halves that it is split into."""
+        """A closing basket's endorsements of the baskets that its clients move to."""
         basket = self._baskets.get(basket_id)
         if basket is None:
             return ()
@@ -196,7 +188,7 @@ class BasketHost(Role):
         return tuple(endorsement.signed(basket.identity) for endorsement in vouched)
 
     def close_basket(self, basket_id: str, order: Order | None = None) -> ActivityReport | Overtaken:
-        """Forget a basket that is no longer live, but not what it counted; what it had not told yet."""
+        """Forget a basket that is no longer live, except for its counts; its last activity."""
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         self._migration.forget_left()
@@ -208,7 +200,7 @@ class BasketHost(Role):
         return basket.take_activity()
 
     def advance_round(self, round_id: int, now: float, order: Order) -> Overtaken | None:
-        """Move to a later round; nothing happens in one that is here already."""
+        """Move to a later round; nothing happens if the actor is there already."""
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         if round_id > self._round_id:
@@ -223,8 +215,8 @@ class BasketHost(Role):
     def submit(self, baskets: Sequence[str], batch: SubmissionBatch, now: float) -> SubmissionResult:
         """Judge a batch of updates, each for the basket at the same position.
 
-        An update for a basket that is not here is answered as one of an unknown client: its sender's driver
-        has an old address.
+        An update for a basket that is not here is answered as one of an unknown client, so that the driver
+        locates the client again.
         """
         self._secure.tick(now)
         read_only = self._is_read_only(now)
@@ -251,7 +243,7 @@ class BasketHost(Role):
         return tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
 
     def run_gossip(self, now: float) -> dict[str, int]:
-        """One gossip round in every basket; delivered messages a basket. See `charged_gossip`."""
+        """One gossip round in every basket; delivered messages by basket. See `charged_gossip`."""
         self._secure.tick(now)
         if self._plan.gossip_share == 0.0 or self._is_read_only(now):
             return dict.fromkeys(sorted(self._baskets), 0)
@@ -260,54 +252,53 @@ class BasketHost(Role):
         return sent
 
     def set_read_only(self, read_only: bool) -> None:
-        """Refuse updates, gossip and aggregation from now on, or no longer."""
+        """Set whether updates, gossip and aggregation are refused."""
         self._read_only = read_only
 
     def set_budget_period(self, budget_period: int) -> None:
-        """Take updates that are signed for this period of the budget, and no others, from now on."""
+        """Accept only updates that are signed for this budget period, from now on."""
         self._budget_period = budget_period = max(self._budget_period, budget_period)
         for basket in self._baskets.values():
             basket.scope = replace(basket.scope, budget_period=budget_period)
 
-    # Layer 2: what drivers tell of the roster and of releases, and the phases of a secure session.
+    # Layer 2: rosters and releases from drivers, and the phases of a secure session.
 
     def know_parties(
         self, rosters: Sequence[Roster], endorsements: Sequence[Endorsement] = (), life: int = 0
     ) -> PartyKnowledge:
-        """Learn who is registered: the next epochs of the roster, oldest first, and who is vouched for.
+        """Pin the next epochs of the roster, oldest first, and learn the endorsements.
 
-        They come from a driver, which has them from the directory: never from the global aggregator, whose
-        sessions they are held against. Until a roster is pinned, no session is joined.
+        A driver brings them from the directory; the global aggregator, whose sessions are checked against
+        them, has no part in it. Until a roster is pinned, no session is joined.
 
-        Refused, and counted, is a roster that names a basket that is here under a key that is not its own;
-        and any of a directory that died (`life`), which the one after it knows nothing of.
+        A roster with a wrong key for one of this actor's baskets is refused and counted, and so is one of a
+        directory that died (`life`).
         """
         return self._secure.know(rosters, endorsements, life, self._number)
 
     def adopt(self, model: GlobalMetaModel) -> None:
-        """Take a release that is distributed to the baskets, unless a later one is here already."""
+        """Adopt a distributed release, unless a later one is here already."""
         if self._last.adopt(model):
             self._clip()
 
     def facts(self, parties: Sequence[str], now: float) -> dict[str, BasketFacts]:
-        """What is public about each party that is here: whether a release is due follows from it."""
+        """The public facts of each party that is here, for Layer 2's trigger."""
         self._secure.tick(now)
         return {party: self._baskets[party].facts() for party in parties if party in self._baskets}
 
     def sign_facts(self, occasion: Occasion, parties: Sequence[str]) -> Answers[SignedFacts]:
-        """Before a session: what each party that is here states and signs about itself for this attempt.
+        """Before a session: the facts that each party that is here signs for this attempt.
 
-        Nothing is stated, and the refusal counted, for an occasion of another roster or last release than
-        this actor knows of.
+        For another roster or last release than this actor's none are signed, and the refusal is counted.
         """
         return self._secure.sign_facts(occasion, parties)
 
     def advertise(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[Advert]:
         """Secure aggregation, phase 1: fresh keys for each party that is here.
 
-        A session is refused, and the refusal counted, that names a basket or a key that is not on the roster,
-        that is about another last release than the one that was distributed here, whose numbers do not follow
-        from what the parties have signed about themselves, or in which a corrupt few could read a basket.
+        A session is refused, and the refusal counted, if it names a basket or a key that is not on the
+        roster, is about another last release than the one distributed here, has numbers that do not follow
+        from the signed facts, or is so small that the corrupt baskets could read another one.
         """
         return self._secure.advertise(terms, parties)
 
@@ -324,7 +315,7 @@ class BasketHost(Role):
     def confirm(
         self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
     ) -> Answers[Confirmation]:
-        """Phase 4: each party signs the survivors that it was shown."""
+        """Phase 4: each party's signature on the survivors."""
         return self._secure.each(session_id, parties, lambda attempt, p: attempt.confirm(p, survivors))
 
     def unmask(
@@ -334,27 +325,26 @@ class BasketHost(Role):
         return self._secure.unmask(session_id, parties, confirmations, now)
 
     def contribute(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[tuple[str, NDArray[Any]]]:
-        """The contributions as they are, where secure aggregation is off."""
+        """The unmasked contributions, if secure aggregation is off."""
         return self._secure.contribute(terms, parties)
 
     def end_session(self, session_id: str, spent: Sequence[str]) -> None:
-        """Wipe what is left of a session; `spent` are the parties whose aggregates may have been released."""
+        """Wipe a session's keys; `spent` are the parties whose aggregates may have been released."""
         self._secure.end(session_id, spent)
 
     def abandon_session(self) -> GlobalMetaModel | None:
-        """Wipe the keys of a session whose global aggregator is gone; the last release, for the next one."""
+        """Wipe the keys of a session whose global aggregator died; the last release, for its successor."""
         self._secure.abandon()
         return self._last.model
 
-    # What is told to drivers.
+    # Queries and reports of drivers.
 
     @query
     def local_states(self, baskets: Sequence[str], client_ids: Sequence[str]) -> dict[str, Row]:
-        """The local states of clients, each of the basket at the same position; those that there are.
+        """The local states of those clients that have one, each in the basket at the same position.
 
         Raises:
-            UsageError: With Layer 2, where clients train on from the global model and a state is its
-                client's.
+            UsageError: With Layer 2, where clients train on from the global model.
         """
         if self._plan.config.layer2.enabled:
             raise UsageError("local states are for training without Layer 2: layer2.enabled is true")
@@ -379,31 +369,31 @@ class BasketHost(Role):
 
     @query
     def ledger_heads(self) -> tuple[str, ...]:
-        """Hashes that the ledger must hold: this actor was told them as its head."""
+        """Hashes that the ledger must contain: its heads in the last answers to this actor."""
         released = "" if self._last.model is None else self._last.model.ledger_head
         return tuple(head for head in (self._charges.ledger_head, released) if head)
 
     @query
     def reports(self, now: float) -> dict[str, BasketReport]:
-        """Counts and public facts of every basket; under this actor's name, what closed baskets counted."""
+        """Counts and public facts of every basket; those of closed baskets under this actor's name."""
         self._secure.tick(now)
         reports = {basket_id: basket.report() for basket_id, basket in sorted(self._baskets.items())}
         return reports if self._closed is None else {basket_actor(self._slot): self._closed, **reports}
 
     @query
     def backlogs(self, now: float) -> tuple[Backlog, ...]:
-        """What every basket has for its next aggregate; asking changes nothing."""
+        """What every basket has for its next aggregate."""
         return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
 
     @query
     def reputations(self) -> dict[str, ReputationReport]:
-        """How all members stand to their basket's aggregates; nothing where basket models are private."""
+        """Trust of the members of every basket; empty if basket models are private."""
         if not self._plan.config.expose_basket_models:
             return {}
         return {basket_id: basket.reputation() for basket_id, basket in sorted(self._baskets.items())}
 
     def take_activity(self) -> ActivityReport:
-        """What was seen since this was last asked."""
+        """Activity of clients and baskets since the last call."""
         return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
 
     def check_in(self) -> tuple[OrderNumber, dict[str, bytes]]:
@@ -411,7 +401,7 @@ class BasketHost(Role):
         return self._number, self._secure.own_keys()
 
     def step_down(self) -> HostState:
-        """What a directory that comes back must know; what the one before it began is obeyed no longer."""
+        """The actor's state for a restarted directory; orders of the one before are refused from now on."""
         self._number = OrderNumber(self._number.life + 1)
         admissions, proofs = [], {}
         for basket_id, basket in sorted(self._baskets.items()):
@@ -433,22 +423,22 @@ class BasketHost(Role):
 
     @query
     def statement(self) -> Statement:
-        """What a driver that signs rosters asks of the actor itself."""
+        """The actor's statement for a driver that signs rosters."""
         return Statement(self._secure.own_keys(), self._signed_farewells(), self._secure.chain.kept)
 
     def _signed_farewells(self) -> dict[str, bytes]:
-        """By each basket that has closed here and is on the roster still, a signature that it has."""
+        """By each basket that has closed here and is still on the roster, its signature of that."""
         named = self._secure.chain.known()
         self._farewells = {b: sign for b, sign in self._farewells.items() if b in named}
         return dict(self._farewells)
 
     def _is_read_only(self, now: float) -> bool:
-        """Whether the budget is spent; who renewed it may have died before the word came here."""
+        """Whether the budget is spent; a renewal may not have been told here, so the accountant is asked."""
         self._read_only = self._read_only and self._charges.is_spent(now)
         return self._read_only
 
     def _overtaken(self, order: Order | None) -> Overtaken | None:
-        """Why a call is refused; else its operation is from now on the one that this actor takes part in."""
+        """The refusal of a call whose operation is over; else note its operation as the current one."""
         if order is None:
             return None
         if order.number < self._number:

@@ -1,13 +1,13 @@
-"""What a basket actor asks of the accountant: gossip before it is drawn, a release before it is unmasked.
+"""A basket actor's charges: gossip before its noise is drawn, a release before it is unmasked.
 
-The global aggregator has a release charged before it asks for unmask shares. A basket actor takes its word
-for that no more than for the noise: it asks for the same charge by the attempt's name, which is recorded once
-whoever asks first, and gives no share without it. The name holds the digest of the attempt's whole context,
-and an attempt is unmasked once (`secagg.participant`), so there is a charge for each sum. An attempt that was
-given up before it was charged (`BasketCharges.void`) is charged never.
+The global aggregator charges a release before it asks for unmask shares. A basket actor does not trust it to:
+it asks for the same charge, by the attempt's name, and gives no share without it. The accountant records a
+charge once, whoever asks first. The name contains the digest of the attempt's whole context, and an attempt
+is unmasked once (`secagg.participant`), so every sum has its own charge. An attempt that was given up before
+it was charged (`BasketCharges.void`) is never charged.
 
 Guarantees:
-    one_drawing_a_charge: A client that two baskets of the actor name is charged, and drawn for, once.
+    one_drawing_a_charge: For a client named by two baskets of the actor, too.
     a_ledger_that_was_taken_over_is_told: By the first charge, with the reason.
     nothing_is_unmasked_that_was_not_charged: A basket actor gives no share of a release that does not fit.
 """
@@ -30,8 +30,8 @@ class BasketCharges:
     """One basket actor's charges.
 
     Attributes:
-        ledger_head: The ledger's head as the last answer told it; empty before the first.
-        read_only_reason: Why the accountant charges nothing any more, as it said last; empty while it does.
+        ledger_head: The ledger's head in the last answer; empty before the first.
+        read_only_reason: Why the accountant charges nothing any more; empty while it does.
     """
 
     def __init__(self, slot: int, peers: Peers) -> None:
@@ -52,17 +52,15 @@ class BasketCharges:
         round_id: int,
         now: float,
     ) -> frozenset[str]:
-        """Charge each client's own message; those whose charge fitted.
+        """Charge each client's own message; the clients whose charge fitted.
 
-        Asked again after no answer came, it is given the first one; an answer is good for one drawing.
+        A call repeated because no answer came gets the first answer; each answer allows one drawing.
 
         Args:
             kind: ``drift`` or ``vector``.
             clients: By basket.
-            mu: What one message is charged.
-            sigma: Of its noise, for the record, as the round is.
-            round_id: Current round.
-            now: Seconds since the epoch.
+            mu: The charge of one message.
+            sigma: Of its noise, for the ledger's record.
         """
         ids = tuple(sorted({client for basket in clients.values() for client in basket}))
         if not ids:
@@ -71,12 +69,12 @@ class BasketCharges:
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         charge = Call(Accountant.charge_gossip, charge_id, ids, mu, now, details)
         allowed, self.ledger_head, self.read_only_reason = charge.send(self._peers, ACCOUNTANT).result()
-        # Its number is used up: a charge that is asked for again covers no second drawing.
+        # The next call gets a charge of its own: this one covers no second drawing.
         self._answered[kind] += 1
         return frozenset(allowed)
 
     def release(self, charge_id: str, mu: float, now: float) -> None:
-        """Make sure that a session's release is charged, before any share is given.
+        """Ensure that a session's release is charged, before any share is given.
 
         Raises:
             ProtocolViolation: If it does not fit.
@@ -89,9 +87,9 @@ class BasketCharges:
             raise ProtocolViolation(f"{self._name}: nothing is charged for this session")
 
     def void(self, charge_id: str, now: float) -> bool:
-        """Have a release refused for good, so that nobody gives a share of it; whether it is.
+        """Have a release refused for ever, so that no honest basket gives a share of it; whether it is.
 
-        It is not if it was charged, so that it may be unmasked, or may have been.
+        False if it was charged: then it may be unmasked, or already was.
 
         Raises:
             ActorLost: If the accountant does not answer.
@@ -107,11 +105,10 @@ class BasketCharges:
 def charged_gossip(
     baskets: Mapping[str, Basket], plan: GossipPlan, charges: BasketCharges, round_id: int, now: float
 ) -> dict[str, int]:
-    """One gossip round in every basket, with one charge of each kind for all; delivered messages a basket.
+    """One gossip round in every basket, with one charge of each kind for all; delivered messages by basket.
 
     Raises:
-        ActorLost: If the accountant does not answer; nothing was drawn or sent, and the same call may be
-            made again.
+        ActorLost: If the accountant does not answer; nothing was drawn or sent, and the call may be repeated.
     """
     ordered, at = sorted(baskets.items()), (round_id, now)
     to_test = _each_once({b: basket.gossip_begin(round_id, now) for b, basket in ordered})
@@ -124,7 +121,7 @@ def charged_gossip(
 
 
 def _each_once(clients: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """A charge covers one drawing: a client that two baskets name is drawn for in the first of them."""
+    """The clients by basket, each in the first basket that names it: a charge covers one drawing."""
     seen: set[str] = set()
     kept: dict[str, list[str]] = {}
     for basket_id, ids in clients.items():

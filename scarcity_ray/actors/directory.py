@@ -42,28 +42,28 @@ from scarcity_ray_client.identity import PUBLIC_BYTES
 T = TypeVar("T")
 
 REMEMBERED = 256
-"""Operations that a directory remembers to be done, for drivers that say so late."""
+"""Finished operations that a directory remembers, for drivers that report late."""
 TOLD = 64
-"""Of these, the last, which each order tells the basket actors, who outlive the directory."""
+"""Of these, the last ones that each order lists, so that the basket actors remember them too."""
 
 
 class Directory(Role):
     """`BasketManager` as a role, with the place of each basket and the clients' public keys.
 
-    What changes who is in which basket takes calls to several roles. The directory decides it in one step,
-    and keeps it as the one operation that is pending until a driver says that all its steps are done; whoever
-    asks anything meanwhile is told, and finishes it.
+    A change of membership takes calls to several roles. The directory decides it in one step and keeps it as
+    the pending operation until a driver reports that all its steps are done. Drivers that ask anything
+    meanwhile get the operation and finish it first.
 
     Guarantees:
-        one_operation_at_a_time: Asked for another, the directory names the one that is pending.
-        an_operation_outlives_the_directory: Begun again from what the basket actors know of it, or void if no
-            step of it was done, and then none is done any more.
+        one_operation_at_a_time: A request for another one returns the pending one.
+        an_operation_outlives_the_directory: It is begun again from what the basket actors know of it. If no
+            step of it was done, it is void.
         an_actor_speaks_for_the_baskets_in_its_slot_alone: Keys that it states for others are ignored.
-        no_epoch_is_made_halfway_through_an_operation: While one is pending, the roster stays as it is.
+        no_epoch_is_made_halfway_through_an_operation: The roster stays as it is while one is pending.
 
     Args:
-        num_slots: Basket actors to fill evenly; more are asked for only with ``runtime.baskets_per_actor``.
-        recovered: What the basket actors know, coming back after it was lost.
+        num_slots: Basket actors to fill evenly; more are started only with ``runtime.baskets_per_actor``.
+        recovered: What the basket actors know, if the directory is restarted.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Directory(Role):
 
     @query
     def routing_table(self, known: str | None = None) -> RoutingTable | News:
-        """Round, live baskets and basket actors; the news alone if they are those of the version `known`."""
+        """Round, live baskets and basket actors; only the news if the version is still `known`."""
         version = f"{self._incarnation}/{self._changes}"
         if known == version:
             return self._news()
@@ -121,7 +121,7 @@ class Directory(Role):
         return News(self._pending, next(reversed(self._faults), None))
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
-        """Keep what was lost with a role, for all drivers, once however many of them met it."""
+        """Keep faults for all drivers, each once."""
         for fault in faults:
             self._faults.setdefault(fault.fault_id, fault)
 
@@ -132,7 +132,7 @@ class Directory(Role):
 
     @query
     def current_round(self) -> int:
-        """The round, alone: what is asked once an update must not tell of all baskets."""
+        """The current round."""
         return self._round_id
 
     @query
@@ -193,16 +193,16 @@ class Directory(Role):
         self._keys.pop(client_id, None)
         self._examples.pop(client_id, None)
         place, order = self._place(basket_id), self._order(OperationKind.UNREGISTER)
-        # What is known here, in case that the actor that knows more dies before it has said so.
+        # In case that the basket actor, which remembers more, dies before it has reported.
         self._memories.note([ClientMemory(client_id, place.slot, trust, number=order.number)])
         return self._begin(Operation(order, leavers=((place, client_id),)), True)
 
     def registry(self, since: int = 0) -> Registry:
-        """Who is registered: the roster's epochs after `since`, or the newest alone.
+        """The registered baskets: the roster's epochs after `since`, or the newest alone.
 
-        All live baskets are, whether their actors answer or not, under the keys that they last had. What has
-        changed since the last epoch makes a new one, once no operation is pending: halfway through a split
-        neither the basket nor its halves would be on it. With an operator's key it waits for its signature.
+        All live baskets are registered under their last keys, even if their actors do not answer. A change
+        since the last epoch makes a new one, once no operation is pending: halfway through a split neither
+        the basket nor its halves would be on it. With an operator's key the new epoch waits for a signature.
         """
         parties = self._parties()
         draft = None
@@ -219,9 +219,10 @@ class Directory(Role):
 
     @query
     def registered(self, signs: bool) -> Registered:
-        """Who counts as registered in the next release; asking begins no epoch.
+        """The baskets that count as registered in the next release; this begins no epoch.
 
-        Whoever holds the operator's key (`signs`) signs each roster as it comes.
+        Args:
+            signs: Whether the caller holds the operator's key, and so signs each new roster.
         """
         parties, newest = self._parties(), self._chain.newest
         if newest is None or signs or not self._is_signed:
@@ -233,11 +234,11 @@ class Directory(Role):
         return Registered(len(newest.parties), frozenset(known), len(known - newest.keys().keys()))
 
     def adopt_roster(self, roster: Roster) -> str:
-        """Take the next epoch with the operator's signature; why not, or nothing."""
+        """Adopt the next epoch with the operator's signature; why not, or empty."""
         return self._chain.follow((roster,))
 
     def record_endorsements(self, endorsements: Sequence[Endorsement]) -> None:
-        """Note for which new baskets the ones that they came from vouch."""
+        """Store endorsements of new baskets by the baskets that they came from."""
         self._endorsements.update({endorsed.party.party_id: endorsed for endorsed in endorsements})
 
     def split(self, basket_id: str, now: float) -> Begun[tuple[str, str]]:
@@ -252,7 +253,7 @@ class Directory(Role):
     def disband(self, basket_id: str, now: float) -> Begun[None]:
         """Close a basket; its clients go to others of their domain.
 
-        One that died with the directory has none any more, and is registered no longer.
+        A basket that no actor holds any more is only removed from the roster.
         """
         if self._pending is not None:
             return Begun(self._pending, False)
@@ -288,14 +289,14 @@ class Directory(Role):
         seen: Sequence[ActivityReport],
         now: float,
     ) -> Closing:
-        """Learn that an operation's steps are done.
+        """Note that a driver has done an operation's steps.
 
         Args:
             order: The operation's.
-            overtaken: If a basket actor obeys no order as low as this one: the lowest that it obeys.
-            identities: Public keys of the baskets that were opened, by the slot whose actor stated them.
+            overtaken: If a basket actor refused the order: the lowest that it obeys.
+            identities: Public keys of the baskets that were opened, by slot, as the actors stated them.
             memories: What must be remembered of the clients that left.
-            seen: What the baskets that were closed saw last.
+            seen: The last activity of the baskets that were closed.
             now: Seconds since the epoch.
         """
         self.note_activity(seen, now)
@@ -317,9 +318,9 @@ class Directory(Role):
         return Closing(order.operation_id in self._done)
 
     def outlive(self, number: OrderNumber) -> None:
-        """Begin a new life after `number`, which an actor has heard of, and the pending operation again.
+        """Begin a new life after `number`, which an actor obeys, and the pending operation again.
 
-        A directory that did not come to be has fenced the actors off from this one.
+        So it is if a restart of the directory failed after the actors had stepped down from this one.
         """
         self._number = OrderNumber(max(self._number, number).life + 1)
         if self._pending is not None:
@@ -327,10 +328,7 @@ class Directory(Role):
             self._pending = replace(self._pending, order=order)
 
     def record_identities(self, slot: int, identities: Mapping[str, bytes]) -> None:
-        """Note the public keys under which baskets sign in secure aggregation, as the actor of a slot says.
-
-        It speaks for the baskets that live in its slot; what it says of others is ignored.
-        """
+        """Store the identity keys of baskets, as the actor of their slot states them; others are ignored."""
         own = {
             basket_id: key
             for basket_id, key in identities.items()
@@ -348,7 +346,7 @@ class Directory(Role):
 
     @query
     def slot_state(self, slot: int) -> SlotState:
-        """Everything that a basket actor must be told that starts, or comes back, empty."""
+        """All that a basket actor needs to know when it starts, or is restarted."""
         baskets = [b for b in self._manager.live_basket_ids() if self._slots[b] == slot]
         admissions = tuple(self._admission(b, sorted(self._manager.get_basket_clients(b))) for b in baskets)
         number = replace(self._number, count=self._number.count + 1)
@@ -365,7 +363,7 @@ class Directory(Role):
         )
 
     def note_activity(self, reports: Sequence[ActivityReport], now: float) -> None:
-        """Take over what basket actors saw."""
+        """Record the activity that basket actors report."""
         self._tick(now)
         for report in reports:
             for client_id, activity in report.clients.items():
@@ -390,7 +388,7 @@ class Directory(Role):
 
     @query
     def stale_baskets(self, threshold: float | None, now: float) -> list[str]:
-        """Baskets without activity for `threshold` seconds (the configured ones by default)."""
+        """Baskets without activity for `threshold` seconds (the configured time if None)."""
         self._tick(now)
         return list(self._manager.get_stale_baskets(threshold))
 
@@ -409,7 +407,7 @@ class Directory(Role):
         }
 
     def _parties(self) -> list[Party]:
-        """All live baskets under the keys that they last had, and those that nobody has closed, by id."""
+        """All live baskets, and dead ones that were not closed, under their last keys; sorted by id."""
         live = self._manager.live_basket_ids()
         keys = {b: self._identities[b] for b in live if b in self._identities}
         return sorted(Party(basket_id, key) for basket_id, key in {**self._dead, **keys}.items())
@@ -469,7 +467,7 @@ class Directory(Role):
             raise UsageError(f"client {member.client_id!r} is registered {where}; unregister it first")
 
     def _settle(self, basket_id: str) -> None:
-        """Give a new basket its actor: the emptiest, or a new one if each may hold only so many."""
+        """Assign an actor to a new basket (`SlotLoads.take`)."""
         if basket_id not in self._slots:
             self._slots[basket_id] = self._loads.take()
             self._changes += 1

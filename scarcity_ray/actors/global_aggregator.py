@@ -1,20 +1,19 @@
-"""The global aggregator: the server's side of secure aggregation, and the place where central noise is added.
+"""The global aggregator: the server of secure aggregation, which also adds the central noise.
 
 The phases of one release, in order:
 
-1. *gather facts*: which baskets are there and fresh; the trigger and the budget say whether to go on;
+1. *gather facts*: which baskets are fresh; the trigger and the budget decide whether to go on;
 2. *pin facts*: each basket signs its facts for this attempt;
-3. *agree*: the release's numbers and the session's shape follow from these;
+3. *agree*: the release's numbers and the session's shape follow from these facts;
 4. *advertise*, *share keys*, *mask*, *confirm*: the session until its inputs are in (`secure_session`);
-5. *charge* the accountant, durably;
+5. *charge*: the accountant records the release durably;
 6. *unmask*: only now are unmask shares asked for;
 7. *release*: noise is drawn once.
 
-An abort before the charge costs nothing, keeps the baskets' aggregates and is retried at the next call, as
-another session. Once charged, a session is not repeated, since who has masked cannot know that nobody
-unmasks: what fails after that costs the charge and the aggregates. Where noise comes in shares
-(``layer2.noise: distributed_discrete_gaussian``) the baskets have added it before they masked, this role adds
-none, and what it unmasks may be released as it is.
+An abort before the charge costs nothing: the baskets keep their aggregates, and the next call tries again in
+another session. A failure after the charge costs the charge and the aggregates, since the parties cannot know
+that nobody has unmasked. With ``layer2.noise: distributed_discrete_gaussian`` the baskets add noise shares
+before they mask, and this role adds no noise.
 
 Guarantees:
     It never holds a basket's plain aggregate while secure aggregation is on.
@@ -60,8 +59,10 @@ class Layer2Outcome:
     """What Layer 2 did.
 
     Attributes:
+        model: The release, if one was made.
         reason: What triggered it, or why there is none.
         read_only: Whether the budget is spent.
+        lost_roles: Basket actors that did not answer.
         dropped: Baskets that took part and dropped out.
         aborted: Whether a session ended without a release.
     """
@@ -75,7 +76,7 @@ class Layer2Outcome:
 
 
 class GlobalAggregator(Role):
-    """Layer 2 as a role; one that comes back after it was lost is given the last release."""
+    """Layer 2 as a role; when it is restarted, `latest` is the last release."""
 
     def __init__(
         self,
@@ -106,12 +107,12 @@ class GlobalAggregator(Role):
 
     @query
     def ledger_heads(self) -> tuple[str, ...]:
-        """Hashes that the ledger must hold: the last release was charged under it."""
+        """Hashes that the ledger must contain: the head when the last release was charged."""
         return () if self._last.model is None else (self._last.model.ledger_head,)
 
     @query
     def stats(self) -> dict[str, Any]:
-        """Releases, baskets in the last, why sessions ended without one, and since when one is waited for."""
+        """Counts of releases, aborts and violations; `since` is when waiting for the next release began."""
         return {
             "n_layer2_aggregations": self._last.version,
             "n_baskets": 0 if self._last.model is None else self._last.model.n_baskets,
@@ -203,9 +204,9 @@ class GlobalAggregator(Role):
     def _gather_facts(
         self, calls: PartyCalls, places: Sequence[BasketPlace], now: float
     ) -> dict[str, BasketFacts]:
-        """The facts of the baskets that answer, by which a release is due or not.
+        """The facts of the baskets that answer, for the trigger.
 
-        They are asked again in `_pin_facts`: each signature is for one attempt, and most calls begin none.
+        They are unsigned: a signature is for one attempt, and most calls begin none (`_pin_facts`).
         """
         facts: dict[str, BasketFacts] = {}
         asked = [place.basket_id for place in places]
@@ -230,7 +231,7 @@ class GlobalAggregator(Role):
         return reason is not None, str(reason or f"{fresh} of {active} active baskets are fresh")
 
     def _waits(self, facts: Collection[BasketFacts], registered: Collection[str]) -> str:
-        """Why no session is worth beginning with so many fresh baskets, or nothing."""
+        """Why too few baskets are fresh to begin a session; empty if there are enough."""
         layer2 = self._plan.config.layer2
         if not layer2.use_secure_aggregation:
             return ""
@@ -251,7 +252,7 @@ class GlobalAggregator(Role):
     def _pin_facts(
         self, calls: PartyCalls, invited: Sequence[BasketPlace], occasion: Occasion
     ) -> dict[str, SignedFacts]:
-        """What each party that is invited states of itself; who states nothing valid is left out."""
+        """The signed facts of the invited parties; one without valid facts is left out."""
         stated: dict[str, SignedFacts] = {}
         keys = {place.basket_id: place.identity for place in invited}
 
@@ -266,7 +267,7 @@ class GlobalAggregator(Role):
     def _agree(
         self, parties: Sequence[BasketPlace], stated: Mapping[str, SignedFacts], roster: Roster | None
     ) -> tuple[ReleasePlan, SessionShape]:
-        """The numbers that follow from what the parties have stated, which each of them computes itself.
+        """The numbers that follow from the parties' facts; each party computes them, too.
 
         Raises:
             SecureAggregationAborted: If no session can begin with them.
@@ -333,7 +334,7 @@ class GlobalAggregator(Role):
         charge: Charge,
         now: float,
     ) -> GlobalMetaModel:
-        """Noise the sum once; what comes of it is public from here on."""
+        """Noise the sum once; the result is public from here on."""
         release = terms.release
         counted = [basket for basket in survivors if release.weights[basket] > 0.0]
         version = self._last.version + 1

@@ -1,10 +1,8 @@
-"""Layer 1's column blocks over the cluster's cores, when there is work enough for it.
+"""Layer 1's column blocks as tasks on the cluster's cores, if there is enough work.
 
-The rows lie in the basket's own memory: each is a client's state, which clipping, staleness and gossip made
-of what it sent, so that the object store had the update but never the row. Storing rows costs more than
-reading them for a mean does, and while the store's memory is fresh, several times that.
-So the caller takes the first share of the columns itself and stores only the others, each for the task that
-reads it, which starts while the next is being stored.
+The rows (local states) are in the basket actor's memory, and must be put into the object store for tasks.
+That costs more than reading them for a mean. So the caller computes the first share of the columns itself and
+stores only the others, each for one task, which starts while the next share is being stored.
 """
 
 from __future__ import annotations
@@ -37,21 +35,20 @@ TASKS_SECONDS = 0.01
 
 
 def blocks_where_faster(compute: Compute) -> BlocksOf:
-    """A driver that shares the columns out if that is estimated to save time, and else computes them inline.
+    """Shares the columns out to tasks if that is estimated to save time, and else computes them inline.
 
-    With p workers the shares that others take are (p - 1) / p of the rule's work, and as much of the rows
-    must be stored for them. Sharing out therefore pays if
+    With p workers, tasks do (p - 1) / p of the rule's work, and as much of the rows must be stored for them.
+    Sharing out therefore pays if
 
-        (1 - 1/p) (seconds on one core - `STORE_SECONDS` times entries) > `TASKS_SECONDS`,
+        (1 - 1/p) (seconds on one core - `STORE_SECONDS` times entries) > `TASKS_SECONDS`.
 
-    that is never for the mean, and with the compiled kernels never for the median, the trimmed mean and, at
-    n = 100, Krum: they cost less than storing their rows. For two workers and n = 100 these prices cross at
-    1.5e7 entries for Bulyan and 7e6 for nearest-neighbour mixing with a trimmed mean; without the kernels at
-    2e7 for Krum, 5e6 for Bulyan and 1.2e7 for the median. ``python -m benchmarks layer1 --part tasks``
-    measures both sides (*storing its rows*).
+    With the compiled kernels that is never so for the mean, the median, the trimmed mean and, at n = 100,
+    Krum. For two workers and n = 100 it pays from 1.5e7 entries for Bulyan and 7e6 for nearest-neighbour
+    mixing with a trimmed mean; without the kernels from 2e7 for Krum, 5e6 for Bulyan and 1.2e7 for the
+    median. ``python -m benchmarks layer1 --part tasks`` measures both sides.
 
-    The other workers are taken to be idle, as they are when one basket is due. If every basket actor is at
-    work, sharing out only adds the storing, at most (1 - 1/p) `STORE_SECONDS` an entry.
+    The other workers are assumed to be idle, as they are when one basket is due. If all are busy, sharing out
+    only adds the storing.
     """
 
     def blocks_of(rows: Rows, seconds: float) -> MapBlocks:
@@ -64,10 +61,9 @@ def blocks_where_faster(compute: Compute) -> BlocksOf:
 
 
 def shared_blocks(compute: Compute, rows: Rows) -> MapBlocks:
-    """A driver that shares the columns out among this thread and tasks, one share a worker.
+    """Shares the columns out among this thread and tasks, one large share for each worker.
 
-    A task pays for finding its rows, so that few large ones are faster than many small. The rows of a share
-    are stored at the first pass and read by all of them.
+    The rows of a share are stored at the rule's first pass and read by all of them.
     """
     if isinstance(rows, np.ndarray):
         rows = list(rows)
@@ -92,7 +88,7 @@ def shared_blocks(compute: Compute, rows: Rows) -> MapBlocks:
 
 
 class _Here:
-    """A future that is computed by whoever waits for it."""
+    """A future that is computed when its result is asked for."""
 
     def __init__(self, compute: Callable[[], Any]) -> None:
         self._compute = compute

@@ -1,4 +1,4 @@
-"""What the directory, the basket actors and drivers tell each other of who is where; plain frozen data."""
+"""Messages between the directory, the basket actors and drivers about baskets and clients; frozen data."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BasketPlace:
-    """Where a basket lives.
+    """A basket and the actor that holds it.
 
     Attributes:
-        slot: Number of the basket actor that holds it.
+        slot: Number of the basket actor.
         identity: Ed25519 public bytes of the basket's key, once its actor has made one.
     """
 
@@ -34,7 +34,7 @@ class BasketPlace:
     identity: bytes = b""
 
     def holding(self) -> bytes:
-        """What the basket signs to show that it lives here."""
+        """The bytes that the basket signs to prove that this actor holds it."""
         return encode("basket lives here", self.basket_id, self.slot)
 
 
@@ -59,18 +59,18 @@ class OperationKind(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """What a basket actor is told of the operation that a call belongs to, and keeps of the last one.
+    """An operation as basket actors are told of it, in each call that belongs to it.
 
-    It is enough to finish a migration when the directory has died that began it.
+    An actor keeps the last one, which is enough for a restarted directory to finish a migration.
 
     Attributes:
-        number: Calls of a lower number than the actor has heard of are refused: their operation is over.
-        operation_id: Stays the same when a directory that came back begins the operation again.
-        closing: The basket that its clients leave, where it is a split or a disband.
+        number: An actor refuses calls with a lower number than it knows: their operation is over.
+        operation_id: Stays the same when a restarted directory begins the operation again.
+        closing: In a split or disband, the basket that its clients leave.
         homes: Their new baskets, by client.
-        round_id: The new round, where it is one.
-        done: Ids of the operations before it that were last done, so that a directory that comes back can
-            tell a slow driver that what it asked for is done.
+        round_id: The new round, if the operation begins one.
+        done: Ids of the last operations before it, so that a restarted directory can answer the drivers that
+            finished them.
     """
 
     number: OrderNumber
@@ -84,25 +84,25 @@ class Order:
 
 @dataclass(frozen=True)
 class Overtaken:
-    """A basket actor's answer to a call of an operation that is over: the lowest that it still obeys."""
+    """A basket actor's refusal of a call of an operation that is over; `number` is the lowest it obeys."""
 
     number: OrderNumber
 
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """An operation on the federation that the directory has decided and the basket actors must follow.
+    """A change to the federation that the directory has decided, as the steps that a driver has to do.
 
-    The directory begins one at a time. Every driver that asks it anything is told of one that is not
-    finished, and finishes it first. Its steps are done in the order of the attributes; each may be done any
-    number of times, by any number of drivers at once.
+    The directory begins one at a time. It tells every driver of an unfinished one, and the driver finishes it
+    first. The steps are done in the order of the attributes; each may be repeated, by several drivers at
+    once.
 
     Attributes:
         order: What the basket actors are told of it.
-        admissions: Clients that come into baskets, which are opened where they are new.
-        leavers: Clients that leave a basket for good, each with that basket.
-        closed: Baskets that end; the one that the order names, once its clients have moved.
-        num_slots: Basket actors that there must be, all of which are told of a new round.
+        admissions: Clients to add to baskets; new baskets are opened.
+        leavers: Clients that leave the federation, each with its basket.
+        closed: Baskets to close, once their clients have moved.
+        num_slots: Number of basket actors, all of which are told of a new round.
     """
 
     order: Order
@@ -118,8 +118,9 @@ class Begun(Generic[T]):
 
     Attributes:
         operation: What to do now; None if there is nothing to do.
-        is_asked_for: Whether that is what was asked for; else it was pending, and comes first.
-        answer: What the caller is told once it is done; None before another.
+        is_asked_for: Whether that is what was asked for; else an earlier one is pending and must be done
+            first.
+        answer: The caller's answer once it is done; None if `is_asked_for` is False.
     """
 
     operation: Operation | None
@@ -129,11 +130,11 @@ class Begun(Generic[T]):
 
 @dataclass(frozen=True, eq=False)
 class Closing:
-    """The directory's answer to the word that an operation's steps are done, or were overtaken.
+    """The directory's answer when a driver reports that an operation's steps are done, or were overtaken.
 
     Attributes:
-        stands: Whether it is done; if not, nobody who lives knows that it was begun.
-        again: The same operation, begun again by a directory that came back.
+        stands: Whether it is done; if not, it is void: a restarted directory does not know it.
+        again: The same operation, begun again by a restarted directory.
     """
 
     stands: bool
@@ -142,7 +143,7 @@ class Closing:
 
 @dataclass(frozen=True)
 class Fault:
-    """A death, under one id whoever notes it: what was lost with the role, and what to do, in a sentence."""
+    """A role's death: what was lost and what to do, in a sentence; all drivers note it under the same id."""
 
     fault_id: str
     loss: str
@@ -150,9 +151,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class News:
-    """What every driver is told when it asks the directory for something else.
+    """The pending operation and the last fault, which the directory adds to its other answers.
 
-    It finishes what is pending first, and asks for the faults if it has not heard of the last.
+    The driver finishes the operation first, and asks for the faults if it does not know the last one.
     """
 
     pending: Operation | None = None
@@ -161,13 +162,13 @@ class News:
 
 @dataclass(frozen=True, eq=False)
 class SlotState:
-    """What the directory knows of one basket actor, for one that starts in its place.
+    """What the directory knows of one basket actor, for its successor.
 
     Attributes:
         number: The lowest order that it must obey.
-        order: Of the operation that is pending, whose effects are in the rest.
-        baskets: What it had, one that is being closed included.
-        keys: Identity keys of those of them that are known: none before it was first started.
+        order: Of the pending operation, whose effects the other fields include.
+        baskets: Ids of its baskets, with one that is being closed.
+        keys: Their known identity keys; none before the actor's first start.
     """
 
     admissions: tuple[Admission, ...]
@@ -180,17 +181,17 @@ class SlotState:
 
 @dataclass(frozen=True, eq=False)
 class FederationIdentity:
-    """What stays the same for a federation's whole life; a second driver reads it from the directory.
+    """What stays the same while a federation runs; it is the card that other drivers find.
 
     Attributes:
         federation_id: Random, made with the ledger and kept in it; empty until that is open.
         ledger_path: The ledger's file on `ledger_node`, or its database's URL.
-        ledger_node: The node that the accountant must run on; None: any, for the ledger is in a database.
-        name: What people call it, if they do.
-        incarnation: How often a federation was opened on the ledger, this time included; 0 until it is.
-        run: That opening's random number, which clients sign their updates for; 0 until it is open.
+        ledger_node: The node that the accountant must run on; None: any, since the ledger is in a database.
+        name: The federation's name, if it has one.
+        incarnation: How often a federation was opened on the ledger, with this time; 0 until it is open.
+        run: This opening's random number, which clients sign their updates for; 0 until it is open.
         private_ledger: Whether the ledger's folder must be this user's alone.
-        actors_key: Held by drivers and basket actors alone: what tells an actor another one
+        actors_key: Shared by drivers and basket actors; it authenticates actors to each other
             (`actors.migration`).
     """
 
@@ -208,11 +209,11 @@ class FederationIdentity:
 
 @dataclass(frozen=True)
 class RoutingTable:
-    """Round, live baskets and basket actors at one moment, and what else a driver should know.
+    """Round, live baskets and basket actors at one moment.
 
     Attributes:
-        version: Another one whenever anything above has changed, or the directory was made anew.
-        news: What else the driver should know, which has no part in the version.
+        version: Changes with each of the fields above, and when the directory is restarted.
+        news: Is no part of the version.
     """
 
     round_id: int
@@ -224,7 +225,7 @@ class RoutingTable:
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """Basket and slot of each client that is registered, and what else the driver should know."""
+    """Basket and slot of each registered client, by id."""
 
     routes: dict[str, tuple[str, int]]
     news: News
@@ -232,14 +233,14 @@ class Located:
 
 @dataclass(frozen=True)
 class Registry:
-    """Who is registered, as the directory tells a driver.
+    """The registered baskets, as the directory tells a driver.
 
     Attributes:
         rosters: The epochs asked for, the newest last; none before the first.
-        endorsements: Of baskets that are not signed for yet.
-        known: Identity keys of all who may take part.
-        draft: With an operator's key, the next epoch, which waits for its signature.
-        life: Of the directory (`OrderNumber`): a basket actor follows no roster of an earlier one.
+        endorsements: Of baskets that are not on a signed roster yet.
+        known: Identity keys of all baskets that may take part.
+        draft: With an operator's key, the next epoch, if it waits for a signature.
+        life: Of the directory (`OrderNumber`); a basket actor follows no roster of an earlier life.
     """
 
     rosters: tuple[Roster, ...]
@@ -255,7 +256,7 @@ class Registry:
 
 
 def closed(basket_id: str) -> bytes:
-    """What a basket signs as it closes."""
+    """The bytes that a basket signs as it closes."""
     return encode("basket closed", basket_id)
 
 

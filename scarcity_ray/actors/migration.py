@@ -1,15 +1,14 @@
-"""Migration of clients between basket actors, in sealed boxes: whoever carries one reads nothing of it.
+"""Migration of clients between basket actors, in sealed boxes that the carrying driver cannot read.
 
-A client that moves takes its raw updates along. The actor that it leaves hands them out to any caller, but
-sealed to the key of an actor (X25519, HKDF, AES-256-GCM), and only to one that shows by a tag under the
-federation's actors' key that it is one: drivers give that key to the basket actors that they start, and to no
-other role.
+A client's state holds its raw updates. The actor that it leaves seals the state to the key of another actor
+(X25519, HKDF, AES-256-GCM). That key must have a tag under the federation's actors' key, which drivers give
+to the basket actors that they start, and to no other role.
 
-*Guarantees*
-    - A box is opened by the actor that it is sealed to, for the client, the basket and the operation that it
-      was made for, and by nobody else.
-    - A key without its tag is refused.
-    - What is opened is made of known plain data alone; nothing in a box is executed.
+Guarantees:
+    Only the actor that a box is sealed to can open it, for the client, basket and operation that it was made
+        for.
+    A key without its tag is refused.
+    A box holds known plain data types alone; nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ _HEADER = 8
 
 @dataclass(frozen=True)
 class ActorKey:
-    """The public half of an actor's key, 32 bytes, with the tag that says that it is an actor's."""
+    """The public half of an actor's key, 32 bytes, with the tag that proves that it is an actor's."""
 
     public: bytes
     tag: bytes
@@ -66,7 +65,7 @@ class ActorKey:
 
 @dataclass(frozen=True, eq=False)
 class SealedBox:
-    """What belongs to one client, as ciphertext, with the public half of the key that it was sealed with."""
+    """One client's state as ciphertext, with the public half of the key that it was sealed with."""
 
     client_id: str
     public: bytes
@@ -74,16 +73,16 @@ class SealedBox:
 
 
 class MigrationDesk:
-    """What one actor hands over and takes in during an operation.
+    """One actor's side of the migrations of an operation.
 
-    Asked again it does the same again: what has left is kept until the basket closes, for a box may be lost,
-    or its addressee; what has arrived is taken in once.
+    Calls may be repeated: the state of clients that left is kept until the basket closes, in case a box or
+    its addressee is lost; a client that arrived is added once.
 
     Args:
-        actors_key: What all basket actors of the federation hold, 32 bytes.
+        actors_key: Shared by all basket actors of the federation, 32 bytes.
 
     Attributes:
-        key: To which boxes for this actor are sealed.
+        key: Boxes for this actor are sealed to it.
     """
 
     def __init__(self, actors_key: bytes) -> None:
@@ -100,18 +99,17 @@ class MigrationDesk:
         self._arrived.clear()
 
     def forget_left(self) -> None:
-        """Forget who has left: the basket is closed."""
+        """Forget the clients that left: their basket is closed."""
         self._left.clear()
 
     def take(
         self, basket: Basket | None, homes: Mapping[str, tuple[str, ActorKey]], operation_id: str
     ) -> tuple[SealedBox, ...]:
-        """Seal what belongs to clients of a basket that move.
+        """Seal the states of clients that move.
 
         Args:
-            basket: What they leave; None once it is closed.
+            basket: The basket that they leave; None once it is closed.
             homes: The basket that each moves to, and the key of the actor there.
-            operation_id: By which operation.
 
         Raises:
             ProtocolViolation: If a key is no actor's.
@@ -127,7 +125,7 @@ class MigrationDesk:
     def put(
         self, baskets: Mapping[str, Basket], basket_id: str, boxes: Sequence[SealedBox], operation_id: str
     ) -> bool:
-        """Take in what belongs to clients that move to a basket; whether all boxes could be opened."""
+        """Add the states of clients that move to a basket; whether all boxes could be opened."""
         opened = True
         for box in boxes:
             if box.client_id not in self._arrived:
@@ -139,10 +137,10 @@ class MigrationDesk:
         return opened
 
     def seal(self, moved: ClientMigration, basket_id: str, operation_id: str, to: ActorKey) -> SealedBox:
-        """Seal what belongs to a client that moves to a basket, for the actor that holds that basket.
+        """Seal a client's state for the actor of its new basket.
 
         Raises:
-            ProtocolViolation: If the key is not an actor's of this federation.
+            ProtocolViolation: If the key is not that of an actor of this federation.
         """
         if not hmac.compare_digest(to.tag, self._tag(to.public)):
             raise ProtocolViolation("what belongs to a client is sealed to this federation's actors only")
@@ -153,7 +151,7 @@ class MigrationDesk:
         return SealedBox(moved.client_id, public, seal(key, packed(moved), bound))
 
     def open(self, box: SealedBox, basket_id: str, operation_id: str) -> ClientMigration | None:
-        """What is in a box; None if it was sealed to another actor, basket or operation, or changed."""
+        """The content of a box; None if it was made for another actor, basket or operation, or changed."""
         bound = encode("parcel", box.client_id, basket_id, operation_id, box.public, self.key.public)
         key = derive_key(agree(self._private, box.public), "parcel", bound)
         plain = unseal(key, box.sealed, bound)
@@ -218,16 +216,14 @@ class _Reader:
         if "bytes" in value:
             return bytes.fromhex(value["bytes"])
         if "array" in value:
-            return self._array(np.dtype(value["array"]), tuple(value["shape"]))
+            dtype, shape = np.dtype(value["array"]), tuple(value["shape"])
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            array: NDArray[Any] = np.ndarray(shape, dtype, self._data[:size]).copy()
+            self._data = self._data[size:]
+            array.setflags(write=False)
+            return array
         ((kind, items),) = value.items()
         if kind == "dict":
             return {self.read(key): self.read(item) for key, item in items}
         kinds = {"tuple": tuple, "list": list, "set": set, "frozenset": frozenset}
         return kinds[kind](self.read(item) for item in items)
-
-    def _array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        array: NDArray[Any] = np.ndarray(shape, dtype, self._data[:size]).copy()
-        self._data = self._data[size:]
-        array.setflags(write=False)
-        return array

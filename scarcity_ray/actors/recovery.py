@@ -1,21 +1,20 @@
-"""What a directory that comes back makes of what the basket actors know.
+"""Rebuilds a restarted directory's state from what the basket actors know.
 
-A directory dies with the operation that it had begun, which some basket actors may have followed in part, and
-takes up where the last operation left them:
+When a directory dies, some basket actors may have done steps of its pending operation. The new one continues:
 
-* of a split or a disband, each actor that did a step keeps the whole record: it is begun again, from the
-  start, for every step may be done twice;
-* a round that some actors are in and others not is begun again;
-* a client that left, left if its actor knows; one that registered is there if its actor knows. Who asked for
-  it is told that the operation is void, and asks again. One that several baskets claim must register again;
-* what was done before the last operation, its order says: whoever asked for it may hear so late;
-* of an operation that no actor has heard of nothing was done, and nothing will be: as they are asked, the
-  actors stop obeying the directory that died (`actors.basket.BasketHost.step_down`).
+* A split or a disband is begun again from the start, since every step may be repeated. Each actor that did a
+  step keeps the whole order.
+* A round that only some actors have reached is begun again.
+* A client has left, or is registered, if its actor says so. The driver that asked for it is told that the
+  operation is void, and asks again. A client that several baskets claim must register again.
+* Operations that were done before the last one are listed in its order, for drivers that report late.
+* An operation that no actor has heard of is void: when asked for their state, the actors stop obeying the
+  directory that died (`actors.basket.BasketHost.step_down`).
 
-No one actor is believed in what is another's. It says which baskets are in its own slot; a basket that two
-claim is that one's which signs for it with the key on the roster. What a closing basket's clients do says the
-actor that holds it, which hears of it first. The roster is what most of the actors have pinned, and what
-follows from that; who is on it stays on it until it is closed, by an operation or by its own signature.
+An actor is believed only about the baskets in its own slot. A basket that two actors claim belongs to the one
+that signs with the basket's key on the roster. Where a closing basket's clients go is believed from the actor
+that holds it, which is told first. The roster is the one that most actors have pinned, with its successors;
+a basket stays on it until it is closed by an operation or by its own signature.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ from scarcity_ray.secagg.roster import KEPT, is_sound
 
 @dataclass(frozen=True, eq=False)
 class HostState:
-    """What one basket actor knows, for a directory that comes back empty.
+    """What one basket actor knows, for a restarted directory.
 
     Attributes:
-        number: From now on it obeys no lower order.
+        number: The lowest order that it obeys from now on.
         order: The last operation that it took part in.
         rosters: The newest epochs of the roster that it has pinned.
-        endorsements: Of baskets that are not signed for yet.
-        proofs: By each of its baskets, a signature that it lives here (`BasketPlace.holding`), 64 bytes.
-        closed: By each basket on the roster that was here, a signature that it has closed (`closed`).
+        endorsements: Of baskets that are not on a signed roster yet.
+        proofs: By each of its baskets, a signature of `BasketPlace.holding`, 64 bytes.
+        closed: By its former baskets that are still on the roster, a signature that the basket has closed.
     """
 
     round_id: int
@@ -66,16 +65,16 @@ class HostState:
 
 @dataclass(frozen=True, eq=False)
 class Recovered:
-    """What a directory begins its next life with.
+    """The state that a restarted directory begins with.
 
     Attributes:
         number: Its orders come after this one.
-        admissions: The baskets and their members, sorted; a client is in one of them at most.
+        admissions: The baskets and their members, sorted; a client is in at most one of them.
         done: Ids of operations that are known to be done.
-        pending: The operation to begin again; its number is the directory's to give.
-        rosters: The newest epochs of the roster that most of them have pinned, and what follows from it.
-        endorsements: Of the baskets that are there, as they have heard them.
-        dead: Baskets on the roster that nobody holds and nobody has closed, with their keys.
+        pending: The operation to begin again; the directory gives it a new number.
+        rosters: The newest epochs of the roster that most actors have pinned, and its successors.
+        endorsements: Of the baskets that exist.
+        dead: Baskets on the roster that no actor holds and that are not closed, with their keys.
     """
 
     round_id: int
@@ -97,7 +96,7 @@ class Recovered:
 
 
 def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
-    """Put together what all basket actors that are there say."""
+    """The directory's state, from the states of all basket actors that answer."""
     states = [state for _, state in sorted(by_slot.items())]
     round_id = max((state.round_id for state in states), default=0)
     number = max((state.number for state in states), default=OrderNumber())
@@ -142,10 +141,10 @@ def recovered_from(by_slot: Mapping[int, HostState]) -> Recovered:
 
 
 def _pinned_by_most(chains: Sequence[tuple[Roster, ...]]) -> tuple[tuple[Roster, ...], Mapping[str, bytes]]:
-    """The chain that most actors have pinned, with what follows from it, and who is on what most pinned.
+    """The chain of rosters that most actors have pinned, and the keys on the last one that a majority has.
 
-    From the epoch that most hold, step by step, to the one after it that most hold; of as many, the later.
-    A chain with a broken link counts for nothing, and so does one that does not come by that epoch.
+    It goes from the epoch that most actors hold (the later one of equals) on to its successors, at each step
+    the one that most hold. A chain with a broken link, or without that epoch, is ignored.
     """
     sound = [chain for chain in chains if chain and _is_linked(chain)]
     votes = Counter(roster.digest() for chain in sound for roster in chain)
@@ -172,10 +171,10 @@ def _is_linked(chain: Sequence[Roster]) -> bool:
 
 
 def _held(by_slot: Mapping[int, HostState], pinned: Mapping[str, bytes]) -> dict[str, Admission]:
-    """The baskets that each actor holds in its own slot.
+    """The baskets that the actors hold in their own slots.
 
-    One that two claim is that one's which signs with the key on the roster that it lives there, else the
-    first's.
+    A basket that two actors claim belongs to the one that signs for it with the key on the roster, else to
+    the first.
     """
     held: dict[str, Admission] = {}
     for slot, state in sorted(by_slot.items()):
@@ -194,7 +193,7 @@ def _held(by_slot: Mapping[int, HostState], pinned: Mapping[str, bytes]) -> dict
 def _believed(
     order: Order, slot: int, by_slot: Mapping[int, HostState], held: Mapping[str, Admission]
 ) -> bool:
-    """Whether an actor may say so: that a basket closes, only who holds it, or with it, if it is there."""
+    """Whether an actor's order is believed: that a basket closes, only if the basket's own actor agrees."""
     closing = order.closing
     if closing is None:
         return True
@@ -210,10 +209,10 @@ def _believed(
 def _housed(
     held: dict[str, Admission], last: Order | None
 ) -> tuple[tuple[Admission, ...], tuple[tuple[BasketPlace, str], ...]]:
-    """The baskets with each client in one of them, and who is in another one besides.
+    """The baskets with each client in at most one of them, and clients to remove from baskets.
 
-    A client is where the last migration takes it, else in the basket that has it. One that several have is
-    in none and registers again: its updates would be shown to whoever claims it.
+    A client is in the basket to which the last migration takes it, else in the one that has it. A client that
+    several baskets claim is in none and must register again, so that a false claim gets none of its updates.
     """
     homes = {} if last is None else last.homes
     closing = None if last is None or last.closing is None else last.closing.basket_id
@@ -221,16 +220,18 @@ def _housed(
     places |= {basket_id: admission.place for basket_id, admission in held.items()}
     members: dict[str, dict[str, Member]] = {basket_id: {} for basket_id in places if basket_id != closing}
     claims: dict[str, set[str]] = defaultdict(set)
+
+    def home_of(basket_id: str, client_id: str) -> str:
+        moves = basket_id == closing and client_id in homes
+        return homes[client_id].basket_id if moves else basket_id
+
     for basket_id, admission in held.items():
         for member in admission.members:
-            moves = basket_id == closing and member.client_id in homes
-            claims[member.client_id].add(homes[member.client_id].basket_id if moves else basket_id)
+            claims[member.client_id].add(home_of(basket_id, member.client_id))
     strays = []
     for basket_id, admission in sorted(held.items()):
         for member in admission.members:
-            client_id = member.client_id
-            moves = basket_id == closing and client_id in homes
-            home = homes[client_id].basket_id if moves else basket_id
+            client_id, home = member.client_id, home_of(basket_id, member.client_id)
             if home == closing or len(claims[client_id]) > 1:
                 strays.append((admission.place, client_id))
                 continue

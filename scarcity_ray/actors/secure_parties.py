@@ -1,7 +1,8 @@
 """A basket actor's side of secure aggregation: its baskets as parties, phase by phase.
 
-`SecureParties` is told who is registered and what was released last (by drivers), has each basket state its
-facts for an attempt, and takes part in one attempt at a time with those baskets whose terms hold.
+Drivers tell `SecureParties` which baskets are registered and what was released last. Each basket signs its
+facts for an attempt, and joins it if the session's terms are right. An actor takes part in one attempt at a
+time.
 """
 
 from __future__ import annotations
@@ -40,18 +41,19 @@ from scarcity_ray.secagg import (
 T = TypeVar("T")
 
 Answers: TypeAlias = dict[str, T | ProtocolViolation]
-"""What each party says in a phase, or why it says nothing."""
+"""Each party's message in a phase, or why it refuses."""
 
 
 @dataclass(frozen=True)
 class PartyKnowledge:
-    """What a basket actor answers when it is told who is registered.
+    """A basket actor's answer to `BasketHost.know_parties`.
 
     Attributes:
         version: Of the last release that was distributed to it; 0 for none.
+        keys: Identity keys of its baskets.
         epoch: Of the roster that it has pinned; 0 for none.
-        refusal: Why it went no further, or nothing.
-        overtaken: If the roster was of a directory that it obeys no longer: the lowest order that it obeys.
+        refusal: Why it pinned no newer one, or empty.
+        overtaken: If the roster came from a directory that died: the lowest order that the actor obeys.
     """
 
     version: int
@@ -63,14 +65,14 @@ class PartyKnowledge:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What a basket has stated for an attempt, and the very aggregate that it is about, if it has one."""
+    """The facts that a basket has signed for an attempt, and the aggregate that they are about, if any."""
 
     stated: SignedFacts
     model: BasketModel | None
 
 
 class Attempt:
-    """One attempt at a session: this actor's participants, and what they have handed in to the sum."""
+    """One attempt at a session: this actor's participants, and the aggregates that they have handed in."""
 
     def __init__(
         self,
@@ -94,8 +96,8 @@ class Attempt:
         """Fix what the party will contribute; the noise is scaled to the facts that it has stated.
 
         Raises:
-            ProtocolViolation: If the session says anything else of the party than it said itself, or if what
-                it said is no longer true.
+            ProtocolViolation: If the session's facts of the party are not those that it signed, or are no
+                longer true.
         """
         if frozen is None or self.terms.facts.get(party) != frozen.stated:
             raise ProtocolViolation(f"the session misstates the facts of basket {party!r}")
@@ -106,15 +108,14 @@ class Attempt:
     def hand_in(self, party: str, basket: Basket) -> NDArray[Any]:
         """Note that the party's aggregate goes into the session's sum; its part of that sum, in the ring.
 
-        Where noise comes in shares the part holds one. A share is drawn anew whenever this is called, so once
-        an attempt. Of an attempt that was aborted the global aggregator keeps the masked inputs, and these
-        tell it nothing of input or share: the self mask on each is the keystream of a seed made for this
-        attempt, whose shares are given out as it unmasks alone, after which the attempt is not repeated. So
-        of all attempts at a release one noised sum is learned, and its shares are independent of whatever
-        else was ever masked.
+        Where noise comes in shares, the part contains a new one. The masked inputs of an aborted attempt tell
+        the global aggregator nothing of input or share: each has a self mask from a seed made for this
+        attempt, whose shares are only given out to unmask it, and an attempt that was unmasked is not
+        repeated. So of all attempts at a release one noised sum is learned, with noise shares that are in no
+        other.
 
         Raises:
-            ProtocolViolation: If the aggregate was replaced, discarded or handed in since the session froze
+            ProtocolViolation: If the aggregate was replaced, discarded or handed in after the session froze
                 it.
         """
         model = self._contributed[party]
@@ -128,7 +129,7 @@ class Attempt:
         return add_share(part, release, self._noise, f"layer2/{context.round_id}/{context.attempt}/{party}")
 
     def confirm(self, party: str, survivors: tuple[str, ...]) -> Confirmation:
-        """A party's signature on the survivors, of whom there must be enough with something to hide."""
+        """A party's signature on the survivors, of whom enough must have weight."""
         release = self.terms.release
         weighted = release.num_weighted(p for p in set(survivors) if p in release.weights)
         if weighted < self._least_weighted:
@@ -138,7 +139,7 @@ class Attempt:
         return self.participants[party].confirm(survivors)
 
     def spend(self, party: str, basket: Basket) -> None:
-        """Note that the party's contribution may be released now."""
+        """Note that the party's contribution may be released from now on."""
         basket.latest.spend(self._contributed.get(party))
 
     def close(self) -> None:
@@ -149,38 +150,35 @@ class Attempt:
 
 
 class SecureParties:
-    """An actor's baskets in secure aggregation: in one attempt at a time, as the global aggregator runs them.
+    """An actor's baskets as parties of secure aggregation.
 
-    A session whose global aggregator died is never ended. Its keys are wiped when the actor is told so, when
-    the next session begins, or, where the drivers died too, when the actor is next told a time that lies
-    ``layer2.session_timeout_seconds`` from when it began (before it, too: a time that was wrong once keeps no
-    keys for ever). What was handed in to it may be in a release that nobody here
-    has heard of (other actors may have unmasked it), so it stays handed in.
+    *Keys of a session that nobody ends* (its global aggregator died) are wiped when the actor is told so,
+    when the next session begins, or when the actor is next told a time that is at least
+    ``layer2.session_timeout_seconds`` away from the session's begin. Other actors may have unmasked that
+    session, so its aggregates stay handed in.
 
-    *What was masked is used again only once nobody can unmask it.* The global aggregator's word that a
-    session ended without a release is worth nothing: a threshold of other baskets may have unmasked a sum
-    with this basket's part in it, of which it has heard nothing since it masked, and a second sum over the
-    others would give that part away. So the actor asks the accountant to give up the charge of the attempt. A
-    charge and a giving up exclude each other, durably. Where it was charged, the aggregate is spent. Where it
-    is given up, no honest basket ever gives a share of the attempt, since each asks for that charge first
-    (`actors.charging`), by the digest of the attempt's whole context: the corrupt are fewer than the shares
-    that a mask takes, so the masked input stays a uniform vector to all. While the accountant does not
-    answer, the aggregate stays handed in. That takes the accountant for what it is, as the charge does.
+    *A masked aggregate is used again only once its session can no longer be unmasked.* The actor does not
+    believe the global aggregator that a session ended without a release: a threshold of other baskets may
+    have unmasked a sum with this basket's part, and a second sum over the others would reveal that part. So
+    the actor asks the accountant to void the attempt's charge. A charge is either made or voided, durably. If
+    it was made, the aggregate is spent. If it is voided, no honest basket gives a share of the attempt, since
+    each asks for that charge first (`actors.charging`); the corrupt baskets are fewer than the shares that a
+    mask needs, so the masked input stays uniformly random to them. While the accountant does not answer, the
+    aggregate stays handed in.
 
     Guarantees:
-        a_session_of_other_numbers_is_refused: Weights, threshold, graph and scale of the noise are those that
-            the actor makes of the facts that each party has signed for this attempt.
-        a_basket_whose_own_facts_are_misstated_refuses: In whatever way, left out too.
-        no_sum_holds_fewer_of_weight_than_are_needed: Of the survivors; the rest is extra.
-        a_session_that_nobody_ends_keeps_no_keys: They are wiped when it is abandoned, the next begins, or its
-            time is up.
+        a_session_of_other_numbers_is_refused: Weights, threshold, graph and noise scale must be those that
+            the actor computes from the facts that the parties signed for this attempt.
+        a_basket_whose_own_facts_are_misstated_refuses: Also if they are left out.
+        no_sum_holds_fewer_of_weight_than_are_needed: Counted over the survivors.
+        a_session_that_nobody_ends_keeps_no_keys
         one_aggregate_is_masked_in_one_session_at_a_time
         what_was_masked_is_masked_again_only_if_its_session_is_given_up: Whatever the aggregator says.
-        what_is_masked_is_what_was_stated: The very aggregate, not one with the same counts.
+        what_is_masked_is_what_was_stated: The same aggregate, not one with the same counts.
 
     Attributes:
-        chain: The rosters that are pinned.
-        attempt: What the actor takes part in.
+        chain: The pinned rosters.
+        attempt: The attempt that the actor takes part in.
     """
 
     def __init__(
@@ -205,11 +203,11 @@ class SecureParties:
         self._now = 0.0
 
     def own_keys(self) -> dict[str, bytes]:
-        """Ed25519 public bytes of the baskets that are here."""
+        """Identity keys of the actor's baskets, Ed25519 public bytes."""
         return {basket_id: basket.identity.public_bytes for basket_id, basket in self._baskets.items()}
 
     def tick(self, now: float) -> None:
-        """Learn the time, wipe the keys of a session whose time is up, and settle what ended unsettled."""
+        """Take the time, wipe the keys of a session that has timed out, and settle ended sessions."""
         self._now = now
         limit = self._plan.config.layer2.session_timeout_seconds
         if self.attempt is not None and not abs(now - self.attempt.opened_at) < limit:
@@ -219,7 +217,7 @@ class SecureParties:
     def know(
         self, rosters: Sequence[Roster], endorsements: Sequence[Endorsement], life: int, obeyed: OrderNumber
     ) -> PartyKnowledge:
-        """See `BasketHost.know_parties`; `obeyed` is the lowest order of a directory that the actor obeys."""
+        """See `BasketHost.know_parties`; `obeyed` is the lowest order that the actor obeys."""
         own = self.own_keys()
         if rosters and life < obeyed.life:
             late = "this roster is of a directory that has died since"
@@ -237,7 +235,7 @@ class SecureParties:
         return PartyKnowledge(self._last.version, own, self.chain.epoch, refusal)
 
     def sign_facts(self, occasion: Occasion, parties: Sequence[str]) -> Answers[SignedFacts]:
-        """Each party's signed statement of its facts, in place of any that it made before."""
+        """Each party's signed facts, which replace earlier ones."""
         refusal = self._occasion_refusal(occasion)
         self._frozen.clear()
 
@@ -253,7 +251,7 @@ class SecureParties:
         return _by_party(parties, self._baskets, sign)
 
     def advertise(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[Advert]:
-        """Fresh keys for each party that is here; what is the same for all is checked once."""
+        """Fresh keys for each party that is here; checks that are the same for all are made once."""
         self.abandon()
         refusal: str | None = None
         try:
@@ -289,7 +287,7 @@ class SecureParties:
         return _by_party(parties, self._baskets, join)
 
     def each(self, session_id: str, parties: Sequence[str], step: Callable[[Attempt, str], T]) -> Answers[T]:
-        """What each of the parties that takes part says in a phase."""
+        """The message of each party that takes part in the session."""
         attempt = self._current(session_id)
         if attempt is None:
             return {}
@@ -319,7 +317,7 @@ class SecureParties:
         return self.each(session_id, parties, lambda at, party: at.participants[party].unmask(confirmations))
 
     def contribute(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[tuple[str, NDArray[Any]]]:
-        """The contributions as they are, where the federation's config has secure aggregation off."""
+        """The unmasked contributions, if the federation's config has secure aggregation off."""
         if terms.masked:
             raise UsageError("this session is masked")
         if self._plan.config.layer2.use_secure_aggregation:
@@ -334,10 +332,10 @@ class SecureParties:
         return _by_party(parties, self._baskets, hand_in)
 
     def end(self, session_id: str, spent: Sequence[str]) -> None:
-        """Wipe what is left of a session, and give back what is certain to be in no release.
+        """Wipe a session's keys, and free the aggregates that are certainly in no release.
 
-        By the global aggregator's word the aggregates of the `spent` may be in one; that the others' are not
-        is for the accountant to say. Without masks there is nothing to hide from it.
+        Those of the `spent` parties may be in one. For the others the accountant is asked; without secure
+        aggregation the global aggregator is believed.
         """
         attempt = self._current(session_id)
         if attempt is None:
@@ -352,7 +350,7 @@ class SecureParties:
             self._settle()
 
     def abandon(self) -> None:
-        """Wipe the keys of a session that nobody will end."""
+        """Wipe the keys of the current session."""
         if self.attempt is not None:
             self.attempt.close()
         self.attempt = None
@@ -367,7 +365,7 @@ class SecureParties:
         return self.attempt if here else None
 
     def _occasion_refusal(self, occasion: Occasion) -> str:
-        """Why nothing is stated for an occasion, or nothing."""
+        """Why no facts are signed for an occasion; empty if they are."""
         if type(occasion) is not Occasion or occasion.federation_id != self._federation_id:
             return "the session is another federation's"
         if occasion.ledger_head != self._last.ledger_head:
@@ -378,7 +376,7 @@ class SecureParties:
         return ""
 
     def _count_refusal(self, parties: Sequence[str]) -> None:
-        """Count a session that the parties went no further with."""
+        """Count a session that the parties refused."""
         for party in set(parties) & set(self._baskets):
             self._baskets[party].count_refused_session()
 
@@ -388,7 +386,7 @@ class SecureParties:
                 attempt.spend(party, self._baskets[party])
 
     def _settle(self) -> None:
-        """Have the charges of sessions that have ended given up; what cannot be is spent."""
+        """Void the charges of ended sessions; where one was made already, the aggregates are spent."""
         for charge_id, models in list(self._unsettled.items()):
             try:
                 given_up = self._charges.void(charge_id, self._now)
@@ -409,7 +407,7 @@ def _changed(party: str) -> ProtocolViolation:
 
 
 def _by_party(parties: Sequence[str], here: Mapping[str, object], step: Callable[[str], T]) -> Answers[T]:
-    """The answer of each party that is here; one that refuses answers with that, and holds up no other."""
+    """The answer of each party that is here: its message, or its refusal, which stops no other party."""
     answers: Answers[T] = {}
     for party in parties:
         if party in here:

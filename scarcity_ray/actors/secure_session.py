@@ -1,10 +1,10 @@
 """One session of secure aggregation as the global aggregator drives it: phases of calls to the basket actors.
 
-What a basket actor that does not answer means, and what the messages hold, is decided by `secagg`; here calls
-are made side by side, and whoever fails to answer is left out of the next phase.
+`secagg` defines the messages and the thresholds. Here the calls of a phase are made in parallel, and a party
+that does not answer is left out of the next phase.
 
-A basket actor speaks for its own parties only: what it says beside that, or in another party's name, is noted
-as a violation and dropped, and so is what is no message at all.
+A basket actor speaks for its own parties only: an answer for any other party, or one that is no message, is
+noted as a violation and dropped.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Receive = Callable[[str, Any], None]
 
 
 class PartyCalls:
-    """Calls to the basket actors for their parties, side by side.
+    """Calls to the basket actors for their parties, in parallel.
 
     Attributes:
         lost_roles: Basket actors that did not answer.
-        violations: What was refused, in words.
+        violations: Descriptions of what was refused.
     """
 
     def __init__(self, places: Iterable[BasketPlace], peers: Peers) -> None:
@@ -48,7 +48,7 @@ class PartyCalls:
         call_for: Callable[[tuple[str, ...]], Call[BasketHost, Any]],
         receive: Receive,
     ) -> None:
-        """One call an actor for all its parties; each answered message goes to `receive`, by party."""
+        """One call to each actor for all its parties; each answer goes to `receive`, by party."""
         batches: dict[int, list[str]] = defaultdict(list)
         for party in sorted(parties):
             batches[self._slots[party]].append(party)
@@ -65,7 +65,7 @@ class PartyCalls:
     def each(
         self, parties: Sequence[str], call_for: Callable[[str], Call[BasketHost, Any]], receive: Receive
     ) -> None:
-        """One call a party, so that one answer at a time is held here."""
+        """One call for each party, so that one answer at a time is held here."""
         calls = [
             (party, call_for(party).send(self._peers, basket_actor(self._slots[party]))) for party in parties
         ]
@@ -133,53 +133,40 @@ class SecureSession:
         """Run the phases before unmasking; the parties whose inputs are in the sum.
 
         Raises:
-            SecureAggregationAborted: Below the threshold; nothing was asked for that cannot be asked again.
+            SecureAggregationAborted: Below the threshold; the inputs may be used in another session.
         """
-        self._advertise()
-        self._share_keys()
-        self._mask()
-        self._confirm()
-        return self._survivors
-
-    def _advertise(self) -> None:
+        coordinator = self._coordinator
         self._calls.phase(
             self._parties,
             lambda batch: Call(BasketHost.advertise, self._terms, batch),
-            _owned(self._coordinator.add_advert),
+            _owned(coordinator.add_advert),
         )
-
-    def _share_keys(self) -> None:
-        adverts = self._coordinator.adverts()
+        adverts = coordinator.adverts()
         self._calls.phase(
             [advert.party_id for advert in adverts],
             lambda batch: Call(BasketHost.share_keys, self._id, batch, adverts),
-            _owned(self._coordinator.add_key_shares),
+            _owned(coordinator.add_key_shares),
         )
-
-    def _mask(self) -> None:
-        """One masked vector at a time is held beside the sum."""
-        inbox = self._coordinator.inbox
         self._calls.each(
-            self._coordinator.sharers(),
-            lambda party: Call(BasketHost.mask, self._id, party, inbox(party)),
-            _owned(self._coordinator.add_masked),
+            coordinator.sharers(),
+            lambda party: Call(BasketHost.mask, self._id, party, coordinator.inbox(party)),
+            _owned(coordinator.add_masked),
         )
-
-    def _confirm(self) -> None:
-        self._survivors = survivors = self._coordinator.survivors()
+        self._survivors = survivors = coordinator.survivors()
         _require_weight(self._terms, survivors, self._least_weighted)
         self._calls.phase(
             survivors,
             lambda batch: Call(BasketHost.confirm, self._id, batch, survivors),
-            _owned(self._coordinator.add_confirmation),
+            _owned(coordinator.add_confirmation),
         )
-        self._coordinator.require_threshold("confirm")
+        coordinator.require_threshold("confirm")
+        return survivors
 
     def unmask(self, now: float) -> NDArray[Any]:
         """Ask for the unmask shares and return the survivors' sum in the ring.
 
         Args:
-            now: Seconds since the epoch, for the basket actors, who ask the accountant for the charge.
+            now: Seconds since the epoch, for the basket actors' own charges.
 
         Raises:
             SecureAggregationAborted: If too few answer; the inputs are spent all the same.
@@ -194,7 +181,7 @@ class SecureSession:
         return self._coordinator.finish()
 
     def end(self) -> None:
-        """Wipe what is left of the session, here and in every actor, and say whose inputs are spent."""
+        """Wipe the session's secrets, here and in every actor, and tell the actors whose inputs are spent."""
         self._coordinator.close()
         self._calls.end(self._parties, self._terms.session_id, self._spent)
 
@@ -235,12 +222,12 @@ class PlainSession:
         self._survivors.append(party)
 
     def unmask(self, now: float) -> NDArray[Any]:
-        """The sum, in which the contributions are spent from now on."""
+        """The sum; the contributions are spent from now on."""
         self._spent = tuple(self._survivors)
         return self._sum
 
     def end(self) -> None:
-        """Say whose contributions are spent."""
+        """Tell the actors whose contributions are spent."""
         self._calls.end(self._parties, self._terms.session_id, self._spent)
 
 
@@ -251,7 +238,7 @@ def _require_weight(terms: SessionTerms, survivors: Sequence[str], least_weighte
 
 
 def _owned(add: Callable[[Any], None]) -> Receive:
-    """Pass a message on if it is in the name of the party that it was given for."""
+    """Pass a message on if it names the party that it was given for."""
 
     def receive(party: str, message: Any) -> None:
         if getattr(message, "party_id", None) != party:

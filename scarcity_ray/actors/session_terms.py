@@ -1,8 +1,8 @@
-"""What a session of secure aggregation is about: what its parties are told, and what each makes of it.
+"""The terms of a secure aggregation session: what its parties are told, and how each of them checks it.
 
 All numbers of a session follow from the facts that the baskets have signed, the roster and the plan. The
-global aggregator computes them in order to propose a session; every basket actor computes them again, with
-the same function, and joins no session of others.
+global aggregator computes them to propose a session. Every basket actor computes them again, with the same
+function, and refuses a session with other numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SessionTerms:
     Attributes:
         context: Parties, ring, threshold and the hash of what they agree on.
         release: Weights and scale.
-        facts: Each party's public facts as it has signed them; the release's numbers follow from these.
+        facts: Each party's public facts as it has signed them; all numbers follow from these.
         masked: Whether inputs are masked; if not, they are added up as they are.
     """
 
@@ -45,7 +45,7 @@ class SessionTerms:
 
     @property
     def charge_id(self) -> str:
-        """The name of the charge of this one attempt: whatever differs between two is in the digest."""
+        """The name of this attempt's charge; the digest distinguishes it from any other attempt."""
         return f"layer2/{self.session_id}/{self.context.digest().hex()}"
 
 
@@ -55,7 +55,6 @@ class LastRelease:
     Guarantees:
         an_earlier_release_never_replaces_a_later_one: By its version.
         a_clip_norm_that_the_config_does_not_allow_is_never_adopted
-
     """
 
     def __init__(self, plan: FederationPlan, model: GlobalMetaModel | None = None) -> None:
@@ -69,21 +68,21 @@ class LastRelease:
 
     @property
     def ledger_head(self) -> str:
-        """The ledger's head at that release; empty before the first, and where none is distributed."""
+        """The ledger's head at that release; empty before the first, and if releases are not distributed."""
         if self.model is None or not self._plan.config.layer2.distribute_to_baskets:
             return ""
         return self.model.ledger_head
 
     @property
     def clip_norm(self) -> float:
-        """What rows are clipped to from now on; what waits is clipped again by Layer 1."""
+        """The clip norm of new rows; Layer 1 clips older ones again."""
         if self.model is None or self.model.clip_norm is None:
             return self._plan.config.layer1.clip_norm
         return self.model.clip_norm
 
     @property
     def aggregate(self) -> NDArray[np.float32]:
-        """What was released; empty before the first."""
+        """The released vector; empty before the first."""
         return np.zeros(0, np.float32) if self.model is None else self.model.aggregate
 
     @property
@@ -92,38 +91,37 @@ class LastRelease:
         return self._plan.at(self.clip_norm)
 
     def adopt(self, model: GlobalMetaModel) -> bool:
-        """Take a release, unless a later one is here already; whether it was taken.
+        """Adopt a release, unless a later one is here already; whether it was adopted.
 
         Raises:
-            ProtocolViolation: If it is none of this federation's; the one before stays.
+            ProtocolViolation: If it cannot be this federation's; nothing changes then.
         """
         if type(model) is not GlobalMetaModel or type(model.version) is not int:
             raise ProtocolViolation(f"this is no release: {type(model).__name__}")
-        if model.clip_norm is not None and not self._may_clip_to(model.clip_norm):
-            raise ProtocolViolation(
-                f"release {model.version} tells a clip norm that is none here: {model.clip_norm!r}"
-            )
+        clip_norm = model.clip_norm
+        if clip_norm is not None:
+            adaptive = self._plan.config.layer2.adaptive_clipping
+            if not (adaptive and type(clip_norm) is float and self._plan.may_clip_to(clip_norm)):
+                raise ProtocolViolation(
+                    f"release {model.version} tells a clip norm that is none here: {clip_norm!r}"
+                )
         newer = model.version >= self.version
         if newer:
             self.model = model
         return newer
 
-    def _may_clip_to(self, clip_norm: object) -> bool:
-        adaptive = self._plan.config.layer2.adaptive_clipping
-        return adaptive and type(clip_norm) is float and self._plan.may_clip_to(clip_norm)
-
     def agreement_hash(self, release: ReleasePlan) -> bytes | None:
-        """A session's hash by this actor's own reckoning; None where releases are not distributed."""
+        """A session's hash as this actor computes it; None if releases are not distributed."""
         if not self._plan.config.layer2.distribute_to_baskets:
             return None
         return agreement_hash(self.aggregate, replace(release, clip_norm=self.clip_norm))
 
 
 def agreement_hash(latest: NDArray[np.float32], release: ReleasePlan) -> bytes:
-    """What all parties of a session must agree on before they mask: the last model, and every number.
+    """SHA-256 of what all parties must agree on before they mask: the last model and the session's numbers.
 
-    SHA-256; a party refuses a session whose hash is not what it makes of its own last release, and parties
-    whose hashes differ derive different masks, so that nothing unmasks.
+    A party refuses a session with another hash than its own. Parties with different hashes derive different
+    masks, so that nothing unmasks.
 
     Args:
         latest: The last release, float32, shape (d,); empty before the first.
@@ -140,7 +138,7 @@ def session_numbers(
 ) -> tuple[ReleasePlan, SessionShape]:
     """The release that follows from the parties' facts, and the shape of its session.
 
-    Without masks nobody is hidden, so that no basket is counted as corrupt.
+    Without secure aggregation no basket is counted as corrupt.
 
     Raises:
         ConfigError: If no release follows from them.
@@ -157,10 +155,10 @@ def session_numbers(
 
 
 def check_types(terms: object) -> None:
-    """Refuses what is not exactly of the types that it should be, before anything of it is called.
+    """Refuse terms that are not exactly of the right types, before any of their methods is called.
 
     Raises:
-        ProtocolViolation: Naming what is not.
+        ProtocolViolation: Names what is not.
     """
     if type(terms) is not SessionTerms:
         raise ProtocolViolation(f"these are no terms of a session: {type(terms).__name__}")
@@ -172,13 +170,13 @@ def check_types(terms: object) -> None:
 
 
 def least_weighted(terms: SessionTerms, plan: FederationPlan, roster: Roster | None, ledger_head: str) -> int:
-    """Parties of weight that every sum of a session must hold, once its numbers are found to be right.
+    """Check a session's numbers; the number of parties of weight that its sum must have at least.
 
-    Nothing is taken from the global aggregator but the statements that the parties signed: who is registered
-    comes from the roster, and all numbers are computed from the statements.
+    The global aggregator is trusted for nothing: the registered baskets come from the roster, and all numbers
+    are computed from the facts that the parties signed.
 
     Raises:
-        ProtocolViolation: If the session's numbers are not those of this federation and these statements.
+        ProtocolViolation: If the session's numbers do not follow from the roster and the signed facts.
     """
     context = terms.context
     ids = [party.party_id for party in context.parties]

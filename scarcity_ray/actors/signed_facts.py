@@ -1,14 +1,13 @@
-"""A basket's public facts, as it states and signs them for one attempt at a release.
+"""A basket's public facts, which it signs for one attempt at a release.
 
-Weights, sensitivity, noise and whether there are baskets enough follow from these facts, so whoever may state
-them for another could leave a basket's aggregate alone in the sum. Each basket states its own, and signs them
-for one occasion: federation, session, attempt, round, roster (whose digest holds the epoch) and the ledger's
-head at the last release that it knows of. A nonce makes each statement new, so that not even the same words
-of an earlier call will do. Everybody checks every statement, and computes the release from them alone.
+Weights, sensitivity, noise and the least number of baskets follow from these facts. Someone who could forge
+them could leave a basket's aggregate alone in the sum. So each basket signs its own facts, for one occasion:
+federation, session, attempt, round, roster and the ledger's head at the last release that it knows. A nonce
+makes each statement unique. All parties check every statement, and compute the release from these alone.
 
-What a signature does not show is whether a corrupt basket speaks the truth about itself. What it can gain is
-bounded: its facts must be such as a basket can have (`implausible`), it is never counted among the honest
-(`plan.session`), and the noise keeps the claim of every other basket's clients whatever it says.
+A corrupt basket can still lie about itself, with bounded gain: its facts must be possible ones
+(`implausible`), it is not counted among the honest (`plan.session`), and the noise protects the clients of
+every other basket whatever it says.
 
 Guarantees:
     facts_of_another_occasion_are_refused: Of another session, attempt, round, roster, federation or head.
@@ -34,13 +33,12 @@ SIGNATURE_BYTES = 64
 
 @dataclass(frozen=True)
 class Occasion:
-    """What facts are stated for.
+    """The attempt that facts are stated for.
 
     Attributes:
         attempt: Within the session.
-        roster: Digest of the roster, 32 bytes.
-        ledger_head: Of the last release that baskets were told of; empty before the first, and where releases
-            are not distributed.
+        roster: Digest of the roster, 32 bytes; it covers the epoch.
+        ledger_head: Of the last distributed release; empty if there is none.
     """
 
     federation_id: str
@@ -52,7 +50,7 @@ class Occasion:
 
     @classmethod
     def of(cls, context: SessionContext, ledger_head: str) -> Occasion:
-        """That of an attempt."""
+        """The occasion of a session's attempt."""
         session = context.session_id, context.round_id, context.attempt
         return cls(context.federation_id, *session, context.roster, ledger_head)
 
@@ -89,7 +87,7 @@ def state(facts: BasketFacts, occasion: Occasion, identity: IdentityKeyPair) -> 
 
 
 def refusal(party: str, key: bytes, stated: object, occasion: Occasion, plan: FederationPlan) -> str:
-    """Why what is said to be a party's statement for an occasion is not accepted, or nothing.
+    """Why a party's statement for an occasion is not accepted; empty if it is.
 
     It must be signed with the key that the roster has for the party.
     """
@@ -106,7 +104,7 @@ def refusal(party: str, key: bytes, stated: object, occasion: Occasion, plan: Fe
 
 
 def implausible(facts: BasketFacts, plan: FederationPlan) -> str:
-    """What in well-formed facts no basket of this federation can have, or nothing."""
+    """Why no basket of this federation can have these well-formed facts; empty if one can."""
     most = plan.config.basket.max_clients
     if facts.basket_id.rpartition("_basket_")[0] != facts.domain_id:
         return f"its domain is not {facts.domain_id!r}"

@@ -1,10 +1,10 @@
-"""What a driver that holds the operator's key looks at before it signs a roster that nobody has read.
+"""Checks of a driver with the operator's key, before it signs a roster that no operator has read.
 
-The directory drafts a roster, and would have anything signed. So the driver asks the basket actors
-themselves: each states the keys of its own baskets, which of them have closed, and what it has pinned.
+The directory drafts the roster and is not trusted. So the driver asks the basket actors themselves: each
+states the keys of its own baskets, which of them have closed, and the rosters that it has pinned.
 
-This is worth what the actors are: one that colludes with the directory may state as many baskets as it likes,
-and all are its own. Who does not believe that either reads the draft and signs it by hand.
+An actor that colludes with the directory can still invent baskets of its own. An operator who does not trust
+the actors reads the draft and signs it by hand.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from scarcity_ray.secagg.roster import NOBODY_BEFORE, is_sound
 
 @dataclass(frozen=True)
 class Statement:
-    """What a basket actor says of itself.
+    """What a basket actor states about its baskets.
 
     Attributes:
-        closed: By each basket on the roster that was there, a signature that it has closed.
+        keys: Identity keys of its baskets.
+        closed: By its former baskets that are still on the roster, a signature that the basket has closed.
         rosters: The newest epochs that it has pinned.
     """
 
@@ -35,16 +36,16 @@ class Statement:
 def objection(
     draft: Roster, statements: Iterable[Statement], seen: Iterable[Roster], operator_key: bytes
 ) -> str:
-    """Why a draft is not to be signed unseen, or nothing.
+    """Why a draft must not be signed without an operator's reading it; empty if it may.
 
     Guarantees:
-        * `who_is_added_says_so_itself`
-        * `who_is_removed_has_signed_that_it_closed`
-        * `nothing_is_signed_twice_for_one_epoch`
+        who_is_added_says_so_itself
+        who_is_removed_has_signed_that_it_closed
+        nothing_is_signed_twice_for_one_epoch
 
     Args:
         seen: Other rosters that the driver knows of.
-        operator_key: 32 bytes: what it has signed counts, whoever shows it.
+        operator_key: 32 bytes; a roster that it has signed counts, whoever shows it.
     """
     statements = list(statements)
     shown = (*seen, *(roster for said in statements for roster in said.rosters))

@@ -38,14 +38,12 @@ from scarcity_ray.updates import FloatRow, Rejection, SigningScope, read_row
 
 @dataclass(frozen=True, eq=False)
 class ClientMigration:
-    """All that goes with a client to another basket.
+    """The state that a client takes along to another basket.
 
     Attributes:
-        updates: Those that wait, and what is remembered of those before.
-        gossip: What it tested and released.
-        local_state: Its local state, if it has one.
-        meta: Its report of meta-parameters, if one waits.
-        reputation: Its conduct so far; None where there is nothing to say.
+        updates: Its buffered updates, and the keys of all accepted ones.
+        meta: Its report of meta-parameters that is in no aggregate yet.
+        reputation: None if it has the trust of a new client.
     """
 
     client_id: str
@@ -59,20 +57,11 @@ class ClientMigration:
 class Basket:
     """A basket as a plain object; `actors.basket.BasketHost` holds several of them in one actor.
 
-    Args:
-        plan: The federation's numbers.
-        noise: Where gossip's noise comes from.
-        round_id: Current round.
-        run: Random, of the federation as it was begun: updates are signed for it.
-        budget_period: Updates are signed for it.
-
     Attributes:
         identity: Its key in secure aggregation.
-        guard: Against sessions that repeat.
+        guard: Refuses sessions that repeat.
         members: Its clients by id.
-        states: Their local states.
-        latest: Its latest aggregate.
-        scope: What its clients' signatures are for.
+        scope: The federation, its run and the budget period that clients sign their updates for.
     """
 
     def __init__(
@@ -108,7 +97,7 @@ class Basket:
         self._clipping: ClippingReport | None = None
 
     def admit(self, member: Member) -> None:
-        """Take in a client with what is remembered of it, or what is new about one that is here."""
+        """Add a client with its memory, or update a member."""
         self.members[member.client_id] = replace(member, memory=None)
         offences = {} if member.memory is None else member.memory.offences
         self._reputations.admit(member.client_id, member.trust, offences)
@@ -117,15 +106,15 @@ class Basket:
             self._gossip.put_client(GossipMigration(member.client_id, member.memory.gossip, None))
 
     def known_members(self) -> tuple[Member, ...]:
-        """The members, sorted, each with the trust that it has here."""
+        """The members, sorted, each with its current trust."""
         trust = self._reputations.trust
         return tuple(replace(member, trust=trust(c)) for c, member in sorted(self.members.items()))
 
     def dismiss(self, client_id: str) -> ClientMemory | None:
-        """Let a client go; what must be remembered of it, or None if it is not here.
+        """Remove a client; what must be remembered of it, or None if it is no member.
 
-        Its buffered updates are withdrawn, counted, and a fresh aggregate that holds it is discarded: it may
-        be in another by the time of the next release.
+        Its buffered updates are withdrawn. A fresh aggregate that contains it is discarded, since the client
+        may be in another one by the next release.
         """
         if self.members.pop(client_id, None) is None:
             return None
@@ -142,7 +131,7 @@ class Basket:
         )
 
     def take(self, client_id: str) -> ClientMigration:
-        """Hand over a client that moves; a fresh aggregate that holds it is discarded."""
+        """Remove a client that moves, with its state; a fresh aggregate that contains it is discarded."""
         self.members.pop(client_id, None)
         self.latest.discard_if_of(client_id)
         return ClientMigration(
@@ -154,7 +143,7 @@ class Basket:
         )
 
     def put(self, moved: ClientMigration) -> None:
-        """Take over what belongs to a member that moved here."""
+        """Add the state of a member that moved here."""
         self._buffer.put_client(moved.updates)
         self._gossip.put_client(moved.gossip)
         self.states.put(moved.client_id, moved.local_state, moved.meta)
@@ -166,8 +155,10 @@ class Basket:
     ) -> Receipt:
         """Judge one update; an accepted one is buffered and becomes the client's local state.
 
-        One of an unknown client is not counted here: the driver finds out first whether it moved. `row` is
-        what `read_row` makes of the update, if somebody has asked already.
+        One of an unknown client is not counted here: the driver first looks up whether the client moved.
+
+        Args:
+            row: The result of `read_row` on the update, if the caller has it.
         """
         member = self.members.get(submission.client_id)
         round_id = self._buffer.round_id if submission.round_id is None else submission.round_id
@@ -192,7 +183,7 @@ class Basket:
         return None if state is None else state.copy()
 
     def backlog(self, now: float) -> Backlog:
-        """What is here for the next aggregate, and who is missing."""
+        """What the basket has for its next aggregate, and which members are missing."""
         senders = set(self._buffer.clients())
         return Backlog(
             basket_id=self.basket_id,
@@ -201,23 +192,21 @@ class Basket:
             num_senders=len(senders),
             absent=tuple(nsmallest(NAMED, self.members.keys() - senders)),
             staleness=self._buffer.oldest_staleness(),
-            seconds=now - self._waits_since(now),
+            seconds=self._waiting_seconds(now),
             fresh=self.latest.fresh is not None,
         )
 
-    def _waits_since(self, now: float) -> float:
-        """When it last aggregated, or else when its first update came."""
-        if self._last_layer1 is not None:
-            return self._last_layer1
-        oldest = self._buffer.oldest_timestamp()
-        return now if oldest is None else oldest
+    def _waiting_seconds(self, now: float) -> float:
+        """Seconds since it last aggregated, or else since its first update."""
+        since = self._buffer.oldest_timestamp() if self._last_layer1 is None else self._last_layer1
+        return 0.0 if since is None else now - since
 
     def due(self, now: float, *, submitting: bool = False) -> TriggerReason | None:
-        """What makes Layer 1 due, or None; while updates are being submitted gossip is still to come."""
+        """What makes Layer 1 due, or None; `submitting` says that the round's gossip is still to come."""
         return basket_due(
             self._plan.config.buffer,
             self._buffer.num_clients,
-            now - self._waits_since(now),
+            self._waiting_seconds(now),
             n_active=len(self.members),
             least=self._plan.least_rows(len(self.members)),
             oldest_staleness=self._buffer.oldest_staleness(),
@@ -225,7 +214,7 @@ class Basket:
         )
 
     def layer1(self, aggregator: Layer1Aggregator, force: bool, now: float) -> Layer1Outcome:
-        """Aggregate the local states of the clients with buffered updates, if due (or forced) and enough."""
+        """Aggregate the local states of the clients with buffered updates, if it is due or forced."""
         clients = self._buffer.clients()
         members = len(self.members)
         least = self._plan.least_rows(members)
@@ -271,7 +260,7 @@ class Basket:
         return self._gossip.test_drift(allowed)
 
     def gossip_exchange(self, allowed: Sequence[str], now: float) -> int:
-        """Noise, deliver and mix; the messages that were delivered."""
+        """Noise, deliver and mix; the number of delivered messages."""
         states = self.states.rows(self.states.ids())
         delivered = self._gossip.exchange(allowed, self.members, now, out=states).delivered
         if delivered:
@@ -285,7 +274,7 @@ class Basket:
         self.states.age()
 
     def facts(self) -> BasketFacts:
-        """What is public about its part in a release, now."""
+        """What is public about its part in a release made now."""
         model, members = self.latest.fresh, len(self.members)
         if model is None:
             return BasketFacts(self.basket_id, self.domain_id, members)
@@ -309,13 +298,13 @@ class Basket:
         )
 
     def take_activity(self) -> ActivityReport:
-        """What was seen since this was last asked."""
+        """Activity of clients and basket since the last call."""
         baskets = {self.basket_id: self._last_active} if self._last_active is not None else {}
         self._last_active = None
         return ActivityReport(self._reputations.tell(), baskets)
 
     def reputation(self) -> ReputationReport:
-        """How the members stand to the aggregates."""
+        """Trust of the members, and outliers of the latest aggregate."""
         placings = {} if self.latest.model is None else self.latest.model.placings
         trust = [self._reputations.trust(client_id) for client_id in self.members] or [FIRST_TRUST]
         return ReputationReport(
@@ -330,8 +319,8 @@ class Basket:
     ) -> JudgedUpdate | Rejection:
         """The update if it can be accepted now, or why not.
 
-        A client with a key must have signed it. What is malformed costs a client's trust only where the
-        client has signed that very thing: anybody else may have sent it in the client's name.
+        A client with a key must have signed it. A malformed update lowers a client's trust only if the client
+        has signed it: anybody could send one in the client's name.
         """
         buffer, meta = self._buffer, submission.meta
         if row is None:
@@ -354,7 +343,7 @@ class Basket:
         return buffer.refusal(judged) or judged
 
     def _hold_against(self, public_key: bytes, submission: Submission) -> None:
-        """Lower the client's trust if it has signed this malformed update for a round that is open."""
+        """Lower the client's trust if it has signed this malformed update for an open round."""
         asked = submission.round_id
         round_id = self._buffer.round_id if asked is None else asked
         if not isinstance(round_id, int | np.integer) or not self._buffer.is_open(int(round_id)):
@@ -371,7 +360,7 @@ class Basket:
             )
 
     def _weights(self, clients: Sequence[str]) -> list[float] | None:
-        """The clients' weights, of what they say of their examples; None for rules that do not weigh."""
+        """The clients' weights by their numbers of examples; None for rules without weights."""
         if self._plan.config.layer1.aggregation_method is not AggregationMethod.WEIGHTED:
             return None
         told = (self._buffer.num_examples(client) for client in clients)

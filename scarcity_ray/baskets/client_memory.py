@@ -1,19 +1,17 @@
-"""What must be remembered of a client that leaves, so that coming back gains it nothing.
+"""What is remembered of a client that leaves, so that it gains nothing by coming back.
 
-The basket actor that a client leaves keeps its memory, whatever becomes of the basket, and the directory is
-told it as well: when either dies the other has it, and gives it to the one that comes back in its place. A
-client that comes back, to whichever basket, is admitted with it. It holds no value of any update: digests,
-counts and times.
+Both the basket actor that the client leaves and the directory keep the memory; if one dies, its successor
+gets it from the other. A client that comes back, to any basket, is admitted with it. A memory holds digests,
+counts and times, and no values of updates.
 
-*Guarantees*
-    - Leaving and coming back neither replays an update nor resets a participation cap, a drift test, a
-      release or a daily limit: not through a closed basket, a split, or the death of the directory or of a
-      basket actor.
-    - Of two memories of a client the one of its last leaving says its trust, in whatever order they are told.
-    - Memory is bounded: keys of rounds whose updates are too stale to be accepted are dropped, so are release
-      times of yesterday, and a client of which nothing is left but full trust is forgotten. Of others the
-      trust is kept, of the last `MOST_TRUSTS` that left; who is dropped is counted.
-    - A new round looks at clients that left lately, and at no other.
+Guarantees:
+    Leaving and coming back neither replays an update nor resets a participation cap, a drift test, a release
+        or a daily limit, also if a basket was closed or split, or the directory or a basket actor died.
+    When two memories of a client are joined, its trust is that of its last leaving.
+    Memory is bounded: keys of rounds that are too stale and release times older than a day are dropped. A
+        client with nothing left but full trust is forgotten; of the others, the trust of the last
+        `MOST_TRUSTS` that left is kept.
+    A new round looks only at clients that left recently.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ from scarcity_ray.directory.records import FIRST_TRUST, OrderNumber
 from scarcity_ray.gossip import GossipState
 
 MOST_TRUSTS = 1_000_000
-"""Clients that left of which nothing but less than full trust is remembered, at most: some 300 bytes each."""
+"""Former clients of which only the (lowered) trust is remembered, at some 300 bytes each."""
 NO_OFFENCES: Mapping[int, frozenset[bytes]] = {}
 NO_GOSSIP = GossipState()
-"""Shared by all memories of trust alone; a memory's record is never changed, only replaced."""
+"""Shared by all memories of trust alone, and never changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +36,10 @@ class ClientMemory:
 
     Attributes:
         slot: The basket actor that keeps it.
-        trust: How far it was trusted when it left.
-        offences: Hashes of malformed updates that it had signed, by round, for which it was trusted less.
+        trust: In [0, 1], when it left.
+        offences: Hashes of the malformed updates that it had signed, by round (`Reputations.offend`).
         accepted: Keys of its accepted updates, for replays and the cap.
-        gossip: What it tested and released, without the vectors.
+        gossip: Its tests and releases, without the vectors.
         number: Of the operation in which it left.
     """
 
@@ -59,9 +57,9 @@ class ClientMemory:
         return not self.accepted and not self.offences and self.gossip == NO_GOSSIP
 
     def joined_with(self, other: ClientMemory | None) -> ClientMemory:
-        """What this memory and another of the same client know; trust is that of the later leaving.
+        """This memory joined with another one of the same client.
 
-        Where both are of one leaving this one's trust counts.
+        The trust is that of the later leaving; if both are of one leaving, this memory's.
         """
         if other is None:
             return self
@@ -77,7 +75,7 @@ class ClientMemory:
         return replace(newest, offences=offences, accepted=accepted, gossip=gossip)
 
     def since(self, round_id: int, now: float) -> ClientMemory | None:
-        """What still matters from the oldest round on whose updates are accepted; None if nothing does."""
+        """The memory without what is older than the round or a day; None if nothing is left."""
         gossip = self.gossip.without_vectors()
         gossip.forget_old_releases(now)
         accepted = tuple(key for key in self.accepted if key.round_id >= round_id)
@@ -93,7 +91,7 @@ class ClientMemories:
     """The memories that one role keeps, by client.
 
     Attributes:
-        num_dropped: Clients whose trust was forgotten since too many others left later.
+        num_dropped: Clients whose trust was forgotten because too many others left later.
     """
 
     def __init__(self, memories: Iterable[ClientMemory] = ()) -> None:
@@ -103,7 +101,7 @@ class ClientMemories:
         self.note(memories)
 
     def note(self, memories: Iterable[ClientMemory]) -> None:
-        """Keep memories, each together with what was kept of its client before."""
+        """Keep memories, each joined with an earlier one of its client."""
         for memory in memories:
             self._keep(memory.joined_with(self.pop(memory.client_id)))
 
@@ -112,7 +110,7 @@ class ClientMemories:
         return self._recent.get(client_id) or self._trusts.get(client_id)
 
     def pop(self, client_id: str) -> ClientMemory | None:
-        """What is remembered of a client, which is forgotten here."""
+        """What is remembered of a client, which is then forgotten here."""
         return self._recent.pop(client_id, None) or self._trusts.pop(client_id, None)
 
     def all(self) -> tuple[ClientMemory, ...]:
@@ -120,7 +118,7 @@ class ClientMemories:
         return (*self._trusts.values(), *(memory for _, memory in sorted(self._recent.items())))
 
     def forget_before(self, round_id: int, now: float) -> None:
-        """Forget what can make no difference any more (`ClientMemory.since`)."""
+        """Drop what is no longer needed (`ClientMemory.since`)."""
         known, self._recent = self._recent, {}
         for memory in known.values():
             kept = memory.since(round_id, now)

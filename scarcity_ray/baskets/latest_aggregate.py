@@ -1,13 +1,13 @@
 """A basket's latest aggregate, and whether a release may still use it.
 
-An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a client behind it leaves,
-for another basket or altogether: it may come back elsewhere, and must not be in one release twice. One that
-was handed in to a session may be in a release until it is certain that the session never makes one
-(`actors.secure_parties`); if that never is, it is never used again.
+An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a contributor leaves the
+basket: the client may join another one, and must not be in one release twice. An aggregate that was handed in
+    to a session is not used again until it is certain that the session made no release
+    (`actors.secure_parties`).
 
-*Guarantees*
-    - An aggregate enters at most one release.
-    - One that holds a client who has left the basket enters none from then on.
+Guarantees:
+    An aggregate enters at most one release.
+    An aggregate that contains a client who left the basket enters no further release.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class LatestAggregate:
     """The aggregate of one basket.
 
     Attributes:
-        model: It, fresh or not; None before the first.
-        made: Aggregates that were made.
+        model: The latest aggregate, fresh or not; None before the first.
+        made: Aggregates made so far.
         superseded: Fresh ones that a newer one replaced.
-        discarded: Fresh ones that a client's leaving has made unusable.
+        discarded: Fresh ones discarded because a contributor left.
     """
 
     def __init__(self) -> None:
@@ -42,29 +42,29 @@ class LatestAggregate:
         return self.model if self._fresh and self.model is not self._handed_in else None
 
     def replace(self, model: BasketModel, contributors: Sequence[str]) -> None:
-        """Put a new one in the place of the last."""
+        """Replace the aggregate by a new one."""
         self.superseded += self.fresh is not None
         self.made += 1
         self.model, self._fresh = model, True
         self._contributors = frozenset(contributors)
 
     def hand_in(self, model: BasketModel | None) -> None:
-        """Note that `model` goes into a session, and no other may use it; None: nothing changes."""
+        """Note that `model` goes into a session, and no other may use it; None changes nothing."""
         if model is not None:
             self._handed_in = model
 
     def take_back(self, model: BasketModel | None) -> None:
-        """Note that what `model` was handed in to is certain to be released never."""
+        """Note that the session that `model` was handed in to certainly makes no release."""
         if model is self._handed_in:
             self._handed_in = None
 
     def spend(self, model: BasketModel | None) -> None:
-        """Note that `model` has entered a release (or may have): it never enters another."""
+        """Note that `model` has entered a release, or may have; it never enters another."""
         if model is not None and model is self.model:
             self._fresh = False
 
     def discard_if_of(self, client_id: str) -> None:
-        """Discard it if the client, who leaves, is behind it."""
+        """Discard a fresh aggregate to which the client contributed."""
         if self._fresh and client_id in self._contributors:
             self._fresh = False
             self.discarded += 1

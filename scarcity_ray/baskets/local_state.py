@@ -1,12 +1,12 @@
-"""The local states of a basket's clients, and what they report of meta-parameters.
+"""The local states of a basket's clients, and their reports of meta-parameters.
 
-A client's local state is its latest row. It outlives the buffer: gossip moves it towards what it receives,
-and Layer 1 aggregates the local states of the clients that have buffered updates. Without Layer 2 it is what
-the client trains on from, and an update that waits does not age: no global model moves away from it.
+A client's local state is formed from its buffered updates and outlives the buffer. Gossip mixes received
+vectors into it, and Layer 1 aggregates the states of the clients with buffered updates. Without Layer 2 the
+client trains on from its state, and updates do not become stale, since there is no global model.
 
-*Guarantees*
-    - A state that is formed has at most the clip norm.
-    - A report of meta-parameters enters one aggregate.
+Guarantees:
+    A newly formed state has at most the clip norm.
+    A report of meta-parameters enters one aggregate.
 """
 
 from __future__ import annotations
@@ -29,11 +29,7 @@ MetaReport = NDArray[np.float64]
 
 
 class LocalStates:
-    """The states of one basket, whose updates wait in `buffer`.
-
-    Attributes:
-        clip_norm: To which rows are clipped as they are formed.
-    """
+    """The states of one basket, whose updates wait in `buffer`; new ones are clipped to `clip_norm`."""
 
     def __init__(self, config: HierarchicalFederationConfig, buffer: BasketBuffer) -> None:
         self.clip_norm = config.layer1.clip_norm
@@ -66,21 +62,21 @@ class LocalStates:
             self._meta[client_id] = meta
 
     def age(self) -> None:
-        """Form the rows of clients whose updates still wait again, with the weight of their new staleness.
+        """Form the states of clients with buffered updates again, with their new staleness weights.
 
-        What gossip had mixed into them was meant against an older global model.
+        The effect of earlier gossip is dropped: it was relative to an older global model.
         """
         for client_id in self._buffer.clients() if self._config.layer2.enabled else ():
             self.form(client_id)
 
     def raw_norms(self, client_ids: Sequence[str]) -> list[float] | None:
-        """Norms of the clients' rows before clipping and gossip, where the clip norm follows them."""
+        """Norms of the clients' rows before clipping and gossip; None without adaptive clipping."""
         if not self._config.layer2.adaptive_clipping:
             return None
         return [row_norm(self._buffer.row(client_id)) for client_id in client_ids]
 
     def clipping(self, client_ids: Sequence[str]) -> ClippingReport | None:
-        """How long the clients' rows were; None where basket models are private, or no length is known."""
+        """Norms of the clients' rows; None if basket models are private, or no norm is known."""
         norms = [self._norms[client_id] for client_id in client_ids if client_id in self._norms]
         if not norms:
             return None
@@ -88,7 +84,7 @@ class LocalStates:
         return ClippingReport(len(norms), clipped, median(norms), self.clip_norm)
 
     def mean_meta(self, client_ids: Sequence[str]) -> MetaReport:
-        """The mean of the clients' reports; one that reported nothing counts as zero."""
+        """The mean of the clients' reports; a client without one counts as zero."""
         length = len(self._config.meta_parameters)
         return mean_reports([self._meta.get(c, np.zeros(length)) for c in client_ids], length)
 
@@ -98,12 +94,12 @@ class LocalStates:
             self._meta.pop(client_id, None)
 
     def take(self, client_id: str) -> tuple[Row | None, MetaReport | None]:
-        """Hand over the state of a client that goes, and its report that waits."""
+        """Remove and return a client's state and waiting report."""
         self._norms.pop(client_id, None)
         return self._rows.pop(client_id, None), self._meta.pop(client_id, None)
 
     def put(self, client_id: str, row: Row | None, meta: MetaReport | None) -> None:
-        """Take over what `take` gave elsewhere."""
+        """Add what `take` returned elsewhere."""
         if row is not None:
             self._rows[client_id] = np.array(row, np.float32)
         if meta is not None:

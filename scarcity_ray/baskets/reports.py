@@ -1,4 +1,4 @@
-"""What a basket tells of itself: its members, what it counted, and how an aggregation ended."""
+"""What a basket reports: its members, its counts, and how an aggregation ended."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.plan import BasketFacts
 
 NAMED = 10
-"""Absent clients of a basket that its backlog names; the others are counted."""
+"""Absent clients that a basket's backlog names; the others are counted."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -23,9 +23,10 @@ class Member:
 
     Attributes:
         public_key: Ed25519 public bytes, if its updates must be signed.
-        features: What it said of itself for grouping.
-        trust: What the directory was last told of it, or the basket knows, whoever sends this.
-        num_examples: Examples that it said are behind its updates, when it registered; None: it did not say.
+        features: Its fingerprint for splits, if it gave one.
+        trust: In [0, 1], as the sender of this record knows it.
+        num_examples: Training examples behind its updates, as it stated when it registered; None if it did
+            not.
         memory: What is remembered of it from before it last left, if it did.
     """
 
@@ -40,12 +41,12 @@ class Member:
 
 @dataclass(frozen=True)
 class ClientActivity:
-    """What a basket saw of a client since it last reported.
+    """A client's activity since its basket last reported.
 
     Attributes:
-        accepted: Updates that were accepted.
-        seen: Seconds since the epoch when the last of them came.
-        trust: Trust as it stands now.
+        accepted: Number of accepted updates.
+        seen: When the last of them came, in seconds since the epoch.
+        trust: Its current trust.
     """
 
     accepted: int
@@ -55,10 +56,10 @@ class ClientActivity:
 
 @dataclass(frozen=True)
 class ActivityReport:
-    """What a basket actor saw since it last reported; updates never pass the directory, counts do.
+    """Activity in a basket actor since it last reported to the directory.
 
     Attributes:
-        clients: What it saw of each client of which there is news.
+        clients: By id, those whose activity or trust has changed.
         baskets: Basket id to time last active.
     """
 
@@ -68,13 +69,12 @@ class ActivityReport:
 
 @dataclass(frozen=True)
 class ClippingReport:
-    """How long the rows behind an aggregate were. It is made of private values: see `baskets.reputation`.
+    """Norms of the rows behind an aggregate. They are private values: see `baskets.reputation`.
 
     Attributes:
-        num_rows: Rows whose length is known.
-        num_clipped: Those that were longer than the clip norm.
-        median_norm: Of all of them, before they were clipped and gossip moved them.
-        clip_norm: To which they were clipped.
+        num_rows: Rows whose norm is known.
+        num_clipped: Those with a norm above the clip norm.
+        median_norm: Of all of them, before clipping and gossip.
     """
 
     num_rows: int
@@ -92,7 +92,7 @@ class Layer1Outcome:
         reason: What triggered it, or why it waits.
         num_rows: Clients with buffered updates.
         least_rows: Clients that the rule needs.
-        clipping: How long their rows were; None where basket models are private.
+        clipping: Norms of their rows; None if basket models are private.
     """
 
     basket_id: str
@@ -105,11 +105,11 @@ class Layer1Outcome:
 
 @dataclass(frozen=True)
 class ReputationReport:
-    """How a basket's members stand to its aggregates. It is made of private values: see `baskets.reputation`.
+    """Trust of a basket's members, computed from private values: see `baskets.reputation`.
 
     Attributes:
-        outliers: Clients that did not agree with the latest aggregate at all, sorted.
-        clipping: How long the rows behind the latest aggregate were; None before the first.
+        outliers: Clients whose agreement with the latest aggregate was 0, sorted.
+        clipping: Norms of the rows behind the latest aggregate; None before the first.
     """
 
     mean_trust: float
@@ -135,7 +135,7 @@ class BasketReport:
     gossip: dict[str, Any] = field(default_factory=dict)
 
     def closed(self, facts: BasketFacts, earlier: BasketReport | None) -> BasketReport:
-        """What stays of it in the counts after its basket has closed, added to those that closed before."""
+        """Its counts after the basket has closed, added to those of baskets that closed before."""
         past = earlier or BasketReport(facts, 0, 0)
         return BasketReport(
             facts=facts,
@@ -153,12 +153,12 @@ class BasketReport:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What a basket has, as its actor tells it; nothing in it depends on private values.
+    """What a basket has for its next aggregate; nothing in it depends on private values.
 
     Attributes:
         num_senders: Members with buffered updates.
         absent: Up to `NAMED` of the others, sorted.
-        staleness: Rounds that the oldest buffered update lies back.
+        staleness: Age of the oldest buffered update, in rounds.
         seconds: Since its last aggregation, or since its first update if there was none.
         fresh: Whether it has an aggregate that is in no release yet.
     """
@@ -175,13 +175,13 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Registered:
-    """Who the next release counts as registered; asked without beginning an epoch.
+    """Which baskets the next release counts as registered.
 
     Attributes:
-        number: Baskets on its roster: all live ones, or with an operator's key those that are signed for.
-        known: Those live ones that may take part.
-        num_unsigned: Those of the known that are not signed for, and count as corrupt.
-        has_roster: Whether there is a roster to release under, or will be without anybody's signature.
+        number: Baskets on the roster: all live ones, or with an operator's key those that it has signed.
+        known: Live baskets that may take part.
+        num_unsigned: Known baskets that are not on a signed roster, and count as corrupt.
+        has_roster: Whether there is a roster to release under, or one needs no signature.
     """
 
     number: int

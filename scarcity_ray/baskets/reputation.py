@@ -1,25 +1,22 @@
-"""Clients' reputation: how their trust follows what they do, and what of it the directory was not told yet.
+"""Clients' reputation: a trust in [0, 1] that follows their conduct. It is reported; no aggregate uses it.
 
-Trust is a number in [0, 1] that is reported and never weighs. Agreement with a basket's aggregate is made of
-private values, so what trust is made of it lies outside the privacy claim, as basket models do. Where
-``expose_basket_models`` is false nobody computes agreement, and trust follows from what anybody may know:
-malformed updates that the client has signed, and those that were accepted. What a driver sends on a client's
-behalf without its signature costs it nothing.
+Agreement with a basket's aggregate is computed from private values, so trust that follows it lies outside the
+privacy claim, as basket models do. With ``expose_basket_models: false`` trust follows from public facts
+alone: accepted updates, and malformed ones that the client has signed. An unsigned update never lowers trust.
 
-The basket's memory is the one that counts. The directory keeps the last trust that it was told, so that a
-basket actor that comes back after its death continues from there, and a directory that comes back is told by
-the basket actors.
+The basket decides a client's trust. The directory keeps what it was last told, from which a restarted basket
+actor continues; a restarted directory is told by the basket actors.
 
-*Guarantees*
-    - Trust stays in [0, 1].
-    - Trust is monotone in each agreement and in what it was before.
-    - Who always agrees tends to 1, who never does to 0, whatever the trust before.
-    - A malformed update that the client has signed halves trust (`Reputations.offend`: of a round, the first
-      ``buffer.participation_cap`` of them).
-    - Trust goes with a client that moves, and leaving and coming back does not restore it.
-    - What was seen is told once; trust is told as it stands, so telling it twice changes nothing.
-    - Where agreement is not asked for, trust does not depend on the values of accepted updates.
-    - A malformed update that its client has signed costs trust once, however often somebody sends it again.
+Guarantees:
+    trust_stays_in_0_1
+    trust_is_monotone_in_each_agreement_and_in_what_it_was_before
+    who_always_agrees_tends_to_1_who_never_does_to_0_whatever_the_trust_before
+    A malformed update that the client has signed halves trust, at most ``buffer.participation_cap`` times a
+        round.
+    trust_goes_with_a_client_that_moves: Leaving and coming back does not restore it.
+    Activity is reported once; trust is reported as it stands.
+    Without agreement, trust does not depend on the values of accepted updates.
+    A malformed update that its client has signed costs trust once, however often it is sent.
 """
 
 from __future__ import annotations
@@ -33,21 +30,17 @@ from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.updates import Rejection
 
 AGREEMENT_RATE = 0.1
-"""Weight of the latest agreement: half of what trust knows is less than seven aggregates old."""
+"""Weight of the latest agreement: the average has a half-life of about seven aggregates."""
 REFUSAL_FACTOR = 0.5
-"""What one malformed update that the client has signed leaves of trust."""
+"""Factor on trust for one malformed update that the client has signed."""
 ACCEPTANCE_GAIN = 0.01
-"""What one accepted update gives back, up to 1, where agreement is not computed."""
+"""Trust gained by one accepted update, up to 1, where agreement is not computed."""
 MISCONDUCT = frozenset({Rejection.WRONG_SHAPE, Rejection.NOT_FINITE})
-"""Rejections that an honest client never earns, if it has signed what was refused."""
+"""Rejections that an honest client never gets for an update that it signed."""
 
 
 def after_agreement(trust: float, agreement: float) -> float:
-    """The exponential average of agreement, one aggregate later.
-
-    Args:
-        trust: In [0, 1].
-        agreement: With the aggregate, in [0, 1]; see `robust.agreement`.
+    """The exponential average of agreement (in [0, 1], see `robust.agreement`), one aggregate later.
 
     >>> round(after_agreement(1.0, 0.0), 3)
     0.9
@@ -67,11 +60,11 @@ def after_acceptance(trust: float) -> float:
 
 @dataclass
 class Reputation:
-    """What one client did, and the trust that it has.
+    """A client's trust and conduct.
 
     Attributes:
-        accepted: Updates accepted since the directory was last told.
-        seen: Seconds since the epoch when the last of them came.
+        accepted: Updates accepted since the last report to the directory.
+        seen: When the last of them came, in seconds since the epoch.
         offences: Hashes of the malformed updates that it has signed, by round.
     """
 
@@ -94,7 +87,7 @@ class Reputations:
         self._untold: set[str] = set()
 
     def admit(self, client_id: str, trust: float, offences: Mapping[int, frozenset[bytes]] = {}) -> None:
-        """Know a client, with what is remembered of it; what is known here already stands."""
+        """Add a client with what is remembered of it; a known client keeps its record."""
         if trust != FIRST_TRUST or offences:
             self._clients.setdefault(client_id, Reputation(trust, offences=dict(offences)))
 
@@ -112,18 +105,18 @@ class Reputations:
             reputation.trust = after_acceptance(reputation.trust)
 
     def refuse(self, client_id: str) -> None:
-        """Note an update that anybody can see is none."""
+        """Note a malformed update."""
         reputation = self._touch(client_id)
         reputation.trust = after_refusal(reputation.trust)
 
     def offend(self, client_id: str, round_id: int, message: bytes, *, since: int, most: int) -> None:
-        """Note a malformed update that its client has signed, as the client's own act.
+        """Note a malformed update that its client has signed.
 
         Args:
             round_id: The round that it was signed for.
-            message: What was signed.
-            since: The first round for which anything is accepted; what was signed before is forgotten.
-            most: Of a round are held against the client at most.
+            message: The signed bytes.
+            since: The first open round; offences of earlier ones are forgotten.
+            most: Offences of one round that count.
         """
         reputation = self._clients.setdefault(client_id, Reputation())
         known = reputation.offences.get(round_id, frozenset())
@@ -141,17 +134,17 @@ class Reputations:
             reputation.trust = after_agreement(reputation.trust, agreement)
 
     def take(self, client_id: str) -> Reputation | None:
-        """Hand over a client that moves or leaves."""
+        """Remove and return the reputation of a client that moves or leaves."""
         self._untold.discard(client_id)
         return self._clients.pop(client_id, None)
 
     def put(self, client_id: str, reputation: Reputation) -> None:
-        """Take over a client that moved here."""
+        """Add a client that moved here."""
         self._clients[client_id] = reputation
         self._untold.add(client_id)
 
     def tell(self) -> dict[str, ClientActivity]:
-        """What the directory has not been told; it looks at clients of which there is news alone."""
+        """The clients' activity since the last call, for those that have any."""
         told = {}
         for client_id in sorted(self._untold):
             reputation = self._clients[client_id]
@@ -167,9 +160,7 @@ class Reputations:
 
 def merged_activity(reports: Sequence[ActivityReport]) -> ActivityReport:
     """One report of several baskets; a client is in one of them."""
-    clients: dict[str, ClientActivity] = {}
-    baskets: dict[str, float] = {}
-    for report in reports:
-        clients.update(report.clients)
-        baskets.update(report.baskets)
-    return ActivityReport(clients, baskets)
+    return ActivityReport(
+        {client: activity for report in reports for client, activity in report.clients.items()},
+        {basket: at for report in reports for basket, at in report.baskets.items()},
+    )

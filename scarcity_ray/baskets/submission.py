@@ -1,4 +1,4 @@
-"""Updates on their way from a driver to the baskets, their clients' signatures, and what clients are told."""
+"""Updates as a driver sends them to the baskets, with their signatures, and the receipts for them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a client is told about its update; true if it was accepted.
+    """The answer to a client's update; true if it was accepted.
 
     Attributes:
-        accepted: Whether it was, in the sense of `BasketBuffer.accept`.
+        accepted: As `BasketBuffer.accept` defines it.
         reason: Why not; None if accepted.
         basket_id: The basket that judged it; None if the client is not known.
         round_id: The round that it was sent for.
@@ -62,13 +62,12 @@ class Submission:
     """One update as it reaches its basket.
 
     Attributes:
-        update: What was sent: an array of numbers, or why what was sent is none. The basket sees no
-            `StoredRow`.
+        update: An array of numbers, or why it is none. The basket sees no `StoredRow`.
         round_id: The round that it was made for; None is the current one; anything but an integer is refused.
         signature: Ed25519 signature of `updates.update_message`, if the client registered a key.
-        meta: The client's report of meta-parameters, or None.
-        sequence: The client's own number for it, unique within the round, or None.
-        num_examples: Examples that the client says are behind it, or None.
+        meta: The client's report of meta-parameters.
+        sequence: The client's own number for it, unique within the round.
+        num_examples: Training examples behind it.
     """
 
     client_id: str
@@ -82,11 +81,11 @@ class Submission:
 
 @dataclass(frozen=True, eq=False)
 class SubmissionBatch:
-    """Updates of many clients; stacked into one array they travel fastest.
+    """Updates of many clients, one a row; the columns are as in `Submission`, or None.
 
     Attributes:
-        rows: (n, d) array, or one entry an update as in `Submission`; so are the columns below, or None.
-        round_id: As in `Submission`, the same for all.
+        rows: (n, d) array, which is fastest, or one entry for each update.
+        round_id: The same for all.
     """
 
     client_ids: tuple[str, ...]
@@ -139,7 +138,7 @@ def _taken(column: tuple[T, ...] | None, indices: Sequence[int]) -> tuple[T, ...
 
 
 def message_of(judged: JudgedUpdate, meta: Mapping[str, float] | None, scope: SigningScope) -> bytes:
-    """What the client of an update signs, with its report of meta-parameters."""
+    """The bytes that a client signs for an update and its report of meta-parameters."""
     return UpdateStatement(
         scope=scope,
         round_id=judged.round_id,
@@ -153,7 +152,7 @@ def message_of(judged: JudgedUpdate, meta: Mapping[str, float] | None, scope: Si
 
 
 def message_as_sent(submission: Submission, round_id: int, scope: SigningScope) -> bytes | None:
-    """What the client of a submission signs, be it an update or not; None if nobody can sign it."""
+    """The bytes that a client signs for a submission, also a malformed one; None if there are none."""
     try:
         return update_message(
             scope,
@@ -180,15 +179,13 @@ def signed(
     scope: SigningScope,
     dimension: int,
 ) -> SubmissionBatch:
-    """The batch with a signature for every update whose key is held here and that has none yet.
+    """The batch with a signature for every update whose key is in `keypairs` and that has none yet.
 
-    What cannot be an update is left unsigned: it is refused for what it is, and nobody has signed it.
+    What is no update is left unsigned, so that its rejection costs its client no trust.
 
     Args:
-        batch: The updates.
-        round_id: The round that they are made for, which is signed along.
+        round_id: The round that the updates are made for; it is signed too.
         keypairs: By client.
-        scope: Where and when the signatures are worth something.
         dimension: Length of an update.
     """
     batch = replace(batch, round_id=round_id)

@@ -1,7 +1,7 @@
-"""The accepted updates that wait for Layer 1, and the judgement of those that arrive.
+"""Buffers of accepted updates that wait for Layer 1, and the checks on those that arrive.
 
-`BasketBuffer` is one basket's; `UpdateBuffer` holds several of them by basket id. What was accepted before is
-remembered by a `ReplayGuard`.
+`BasketBuffer` is one basket's; `UpdateBuffer` holds several by basket id. A `ReplayGuard` remembers what was
+accepted before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BufferedUpdate:
         round_id: The round that it was sent for.
         timestamp: When it was accepted, in seconds.
         staleness: Rounds between `round_id` and the buffer's round when this was read.
-        num_examples: Examples that its client says are behind it; None: it does not say.
+        num_examples: Training examples behind it, if its client says.
     """
 
     client_id: str
@@ -48,7 +48,7 @@ class ReplayKey(NamedTuple):
 
     Attributes:
         digest: `content_digest` of its float32 row.
-        sequence: The number that its client gave it within the round; None where the client does not count.
+        sequence: The client's own number for it within the round, if the client counts.
     """
 
     client_id: str
@@ -61,10 +61,10 @@ class ReplayGuard:
     """Remembers accepted updates by client, round and content digest, and by the client's own numbers.
 
     Guarantees:
-        - A marked key fails the check until its round is cleared, whatever became of the update.
-        - A sequence number that was marked is used: no other content of that client and round may have it.
-        - Memory is bounded: with the buffer's cap, at most cap digests for each client and round, and rounds
-          are cleared once their updates are too stale to be accepted at all.
+        A marked key fails the check until its round is cleared, whatever became of the update.
+        A marked sequence number is used: no other content of that client and round may have it.
+        Memory is bounded: with the buffer's cap, at most cap digests for each client and round, and rounds
+            are cleared once their updates are too stale to be accepted at all.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class ReplayGuard:
         self._sequences: dict[int, set[tuple[str, int]]] = {}
 
     def check(self, key: ReplayKey) -> bool:
-        """True if `key` is new, False if it is a replay; its sequence number makes no difference."""
+        """True if `key` is new, False if it is a replay, whatever its sequence number."""
         return key.digest not in self._rounds.get(key.round_id, {}).get(key.client_id, ())
 
     def has_used(self, client_id: str, round_id: int, sequence: int | None) -> bool:
@@ -101,7 +101,7 @@ class ReplayGuard:
             self.clear_round(old)
 
     def keys_of(self, client_id: str) -> tuple[ReplayKey, ...]:
-        """All keys remembered of a client, by round and digest: they go with it to another basket."""
+        """All keys remembered of a client, by round and digest."""
         return tuple(
             ReplayKey(client_id, round_id, digest, sequence)
             for round_id, clients in sorted(self._rounds.items())
@@ -111,14 +111,14 @@ class ReplayGuard:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class JudgedUpdate:
-    """An update in good form, for a round that is open: all of it that must be kept if it is accepted.
+    """A well-formed update for an open round, as it can be accepted (and journalled).
 
     Attributes:
         update: Finite float32 (d,), read-only, the basket's own.
         round_id: The round that it was sent for.
         digest: `content_digest` of it.
-        sequence: The client's own number for it; None: the client does not count.
-        num_examples: Examples that the client says are behind it; None: it does not say.
+        sequence: The client's own number for it, if the client counts.
+        num_examples: Training examples behind it, if the client says.
     """
 
     client_id: str
@@ -130,7 +130,7 @@ class JudgedUpdate:
 
     @property
     def key(self) -> ReplayKey:
-        """What it is remembered by."""
+        """The key of the `ReplayGuard` for it."""
         return ReplayKey(self.client_id, self.round_id, self.digest, self.sequence)
 
 
@@ -139,9 +139,8 @@ class ClientUpdates:
     """What a client takes along when it moves to another basket; plain data.
 
     Attributes:
-        updates: What was buffered, in order of arrival.
-        accepted: Keys of all its accepted updates that are still remembered, so that a replay stays a replay
-            and the participation cap counts on.
+        updates: Its buffered updates, in order of arrival.
+        accepted: Keys of all its accepted updates, for replays and the participation cap.
     """
 
     client_id: str
@@ -161,36 +160,32 @@ def staleness_weight(staleness: int) -> float:
 class BasketBuffer:
     """Buffers one basket's accepted updates.
 
-    An arriving update is judged in this order: `not_numeric`, `wrong_shape`, `not_finite` (see `read_row`; a
+    An arriving update is checked in this order: `not_numeric`, `wrong_shape`, `not_finite` (see `read_row`; a
     round or sequence number that is no integer, or a number of examples that is no positive one, is
     `not_numeric`), `future_round` (after the buffer's round), `too_stale` (more than `max_staleness` rounds
     before it, or negative), `replayed`, `sequence_used` (the client gave that number to another update of the
-    round), `participation_cap`. The reasons that need to know clients, keys or budgets are the caller's to
-    give, and to count in `rejections`; who must look at a signature does so between `judge`, which knows the
-    round and the content, and `refusal`, which asks what was accepted before.
+    round), `participation_cap`. `judge` makes the checks before `replayed`, `refusal` the others; a caller
+    checks a signature between the two. Rejections that depend on clients, keys or budgets are made by the
+    caller, which counts them in `rejections`.
 
     Guarantees:
-        - No message raises; every refusal is counted under one reason.
-        - An update has been accepted exactly if it is counted, counts against its client's cap, is a replay
-          from now on, and was buffered.
-        - An accepted update leaves exactly once: popped, withdrawn, or taken to another basket.
-        - A replay stays a replay after its update was popped.
-        - The participation cap counts accepted updates, also popped and withdrawn ones.
-        - A row never exceeds the largest norm of the updates behind it.
-        - The buffer keeps its own copy: what a client does to its array afterwards changes nothing.
-        - Nothing that happens once an update or a client looks at the others that wait: counts, the oldest
-          round and the oldest time are kept up with every change.
+        No update makes it raise; every refusal is counted under one reason.
+        An accepted update is counted, counts against its client's cap, is a replay from then on, and is
+            buffered; any other is none of these.
+        an_accepted_update_leaves_exactly_once: Popped, withdrawn, or taken to another basket.
+        a_replay_stays_a_replay_after_its_update_was_popped
+        the_participation_cap_counts_accepted_updates_also_popped_and_withdrawn_ones
+        a_row_never_exceeds_the_largest_norm_of_the_updates_behind_it
+        the_buffer_keeps_its_own_copy: What a client does to its array afterwards changes nothing.
+        nothing_that_happens_once_an_update_or_a_client_looks_at_the_others_that_wait: Counts, the oldest
+            round and the oldest time are kept up to date with every change.
 
     Args:
-        config: Staleness and cap.
-        vector_dim: Length of an update.
-        basket_id: The basket.
-        round_id: The round to start in.
-        guard: What was accepted, where several buffers share that.
+        guard: What was accepted, if several buffers share that.
 
     Attributes:
         counts: Updates since the start: accepted + put = `num_updates` + popped + withdrawn + taken.
-        rejections: Updates that were refused since the start, by reason.
+        rejections: Refused updates since the start, by reason.
     """
 
     def __init__(
@@ -221,11 +216,10 @@ class BasketBuffer:
         sequence: object = None,
         num_examples: object = None,
     ) -> Rejection | None:
-        """Accept an update (None), or count and return why not; the arguments are those of `judge`.
+        """Accept an update (None), or count and return why not; `judge` has the arguments.
 
         Args:
             update: Anything; a finite real (d,) vector is accepted.
-            now: Seconds.
         """
         row = read_row(update, self.vector_dim)
         judged = self.judge(client_id, row, round_id, sequence=sequence, num_examples=num_examples)
@@ -245,11 +239,11 @@ class BasketBuffer:
         sequence: object = None,
         num_examples: object = None,
     ) -> JudgedUpdate | Rejection:
-        """The update if it is in good form and its round is open, or why not. Changes nothing.
+        """The update if it is well formed and its round is open, or why not. Changes nothing.
 
         Args:
-            client_id: Who sent it; the caller knows that it is a member of the basket.
-            row: What `read_row` made of it; kept as it is.
+            client_id: A member of the basket.
+            row: The result of `read_row` on the update; not copied.
             round_id: The round that it was made for; None is the buffer's round.
             sequence: The client's own number for it, if it counts.
             num_examples: Examples behind it, if the client says.
@@ -276,7 +270,7 @@ class BasketBuffer:
         return 0 <= round_id <= self.round_id and not self._is_stale(round_id)
 
     def refusal(self, judged: JudgedUpdate) -> Rejection | None:
-        """Why an update cannot be accepted after those that were; None if it can. Changes nothing."""
+        """Why an update cannot be accepted after the earlier ones; None if it can. Changes nothing."""
         if not self._guard.check(judged.key):
             return Rejection.REPLAYED
         if self._guard.has_used(judged.client_id, judged.round_id, judged.sequence):
@@ -286,13 +280,11 @@ class BasketBuffer:
         return None
 
     def accept(self, judged: JudgedUpdate, *, now: float) -> None:
-        """Accept an update: here alone, and this is what *accepted* means.
+        """Accept an update that passed `judge` and `refusal`. This is what *accepted* means everywhere.
 
-        The update was judged and nothing speaks against it (`judge`, `refusal`). From now on it counts
-        against its client's participation cap and is a replay if it comes again, with its sequence number
-        used; and it waits in the buffer, from which it leaves for exactly one aggregate, unless its client
-        withdraws it. Whoever tells a client "accepted" (a receipt, a journal, a gateway) tells that this
-        was done, and what must be written down to do it again is `judged`, the basket and the time.
+        From now on the update counts against its client's participation cap, is a replay if it comes again,
+        and its sequence number is used. It waits in the buffer for exactly one aggregate, unless its client
+        withdraws it. To do it again (from a journal), `judged`, the basket and the time suffice.
         """
         self._guard.mark(judged.key)
         self._wait(
@@ -321,7 +313,7 @@ class BasketBuffer:
         """A client's one vote: (1/m) sum of s(tau_i) u_i over its m buffered updates, not renormalised.
 
         Accumulated in float64 in order of arrival and rounded once (FedBuff's staleness weights, Nguyen et
-        al. 2022). All weights are at most 1, so rows only shrink and a clip bound stands.
+        al. 2022). All weights are at most 1, so the norm never exceeds the largest of the updates'.
 
         Returns:
             A new float32 array (d,).
@@ -339,25 +331,25 @@ class BasketBuffer:
         return (total / len(entries)).astype(np.float32)
 
     def newest(self, client_id: str) -> FloatRow:
-        """The update of a client that was accepted last, float32 (d,)."""
+        """A client's update that was accepted last, float32 (d,)."""
         return self._entries(client_id)[-1].update
 
     def num_examples(self, client_id: str) -> int | None:
-        """What a client's newest buffered update that says so says of its examples; None if none does."""
-        told = (entry.num_examples for entry in reversed(self._entries(client_id)))
-        return next((number for number in told if number is not None), None)
+        """The number of examples from a client's newest buffered update that states one, else None."""
+        stated = (entry.num_examples for entry in reversed(self._entries(client_id)))
+        return next((number for number in stated if number is not None), None)
 
     def updates(self) -> tuple[BufferedUpdate, ...]:
-        """What is buffered, by client id, then in order of arrival."""
+        """The buffered updates, by client id, then in order of arrival."""
         return tuple(self._aged(entry) for client_id in self.clients() for entry in self._waiting[client_id])
 
     def pop(self) -> None:
-        """Remove all that is buffered: it has gone into an aggregate."""
+        """Remove all buffered updates: they have gone into an aggregate."""
         self.counts["popped"] += self.num_updates
         self._forget_waiting()
 
     def oldest_staleness(self) -> int:
-        """Rounds that the oldest buffered update lies back; 0 if there is none."""
+        """Age of the oldest buffered update, in rounds; 0 if there is none."""
         oldest = self._rounds.value
         return 0 if oldest is None else self.round_id - oldest
 
@@ -366,30 +358,27 @@ class BasketBuffer:
         return self._times.value
 
     def advance_round(self, round_id: int | None = None) -> None:
-        """Move to a later round (the next one if None).
-
-        What is buffered stays, with less weight: an accepted update is dropped by nobody but its client.
-        """
+        """Move to a later round (the next one if None); buffered updates stay, with less weight."""
         self.round_id = _later(self.round_id, round_id)
         self._guard.clear_before(self.round_id - self.config.max_staleness)
 
     def withdraw(self, client_id: str) -> int:
-        """Remove what a leaving client has buffered, and return how many updates that were.
+        """Remove a leaving client's buffered updates, and return how many they were.
 
-        Its accepted updates stay remembered, so that coming back neither replays them nor resets its cap.
+        Their keys stay, so that coming back neither replays them nor resets the client's cap.
         """
         withdrawn = len(self._remove(client_id))
         self.counts["withdrawn"] += withdrawn
         return withdrawn
 
     def take_client(self, client_id: str) -> ClientUpdates:
-        """Remove what a client has buffered and remembered here, for `put_client` elsewhere."""
+        """Remove a client's buffered updates; these and its keys, for `put_client` elsewhere."""
         updates = tuple(map(self._aged, self._remove(client_id)))
         self.counts["taken"] += len(updates)
         return ClientUpdates(client_id, updates, self._guard.keys_of(client_id))
 
     def put_client(self, moved: ClientUpdates) -> None:
-        """Take in what a client brings along."""
+        """Add what `take_client` returned elsewhere."""
         for key in moved.accepted:
             if not self._is_stale(key.round_id):
                 self._guard.mark(key)
@@ -430,7 +419,7 @@ class BasketBuffer:
 
 
 class Least(Generic[N]):
-    """The least of numbers that come and go: told in O(1), kept up in O(log n) a change.
+    """The least of a changing multiset of numbers, in O(log n) a change.
 
     Attributes:
         value: The least of the values added and not removed; None if there is none.
@@ -450,7 +439,7 @@ class Least(Generic[N]):
             self.value = self._heap[0]
 
     def remove(self, value: N) -> None:
-        """Remove a value that is there, once; in the heap it stays until it comes to the top."""
+        """Remove a value once; its heap entry stays until it comes to the top."""
         self._counts[value] -= 1
         if not self._counts[value]:
             del self._counts[value]
@@ -460,13 +449,7 @@ class Least(Generic[N]):
 
 
 class UpdateBuffer:
-    """The buffers of several baskets; in a federation each basket holds its own `BasketBuffer`.
-
-    Args:
-        config: Staleness and cap.
-        vector_dim: Length of an update.
-        round_id: The round to start in.
-    """
+    """The buffers of several baskets; in a federation each basket holds its own `BasketBuffer`."""
 
     def __init__(self, config: BufferConfig, vector_dim: int, *, round_id: int = 0) -> None:
         self.config = config

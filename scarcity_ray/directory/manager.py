@@ -1,7 +1,4 @@
-"""Who is in which basket: groups of clients of one domain that share information more freely.
-
-`BasketManager` assigns clients to baskets, and splits, disbands and cleans up baskets. It holds no updates.
-"""
+"""Assigns clients to baskets: groups of clients of one domain, within which they gossip."""
 
 from __future__ import annotations
 
@@ -14,41 +11,31 @@ import numpy as np
 import numpy.typing as npt
 
 from scarcity_ray.config import BasketConfig, stream
-from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of
-from scarcity_ray.directory.records import (
-    FIRST_TRUST,
-    BasketInfo,
-    ClientInfo,
-    Departure,
-    Move,
-    check_name,
-    check_trust,
-)
+from scarcity_ray.config.arguments import check_clock, instance_of, number_of, seconds_of
+from scarcity_ray.directory.records import FIRST_TRUST, BasketInfo, ClientInfo, Departure, Move, check_name
 from scarcity_ray.directory.roster import Basket, Roster, check_features, order_by_features
 from scarcity_ray.errors import UsageError
 from scarcity_ray_client.errors import shown
 
 MOST_DEPARTURES = 100_000
-"""Clients that unregistered and of which a manager knows where from and how far trusted: the last ones."""
+"""Unregistered clients whose last basket and trust are remembered; beyond that the oldest are forgotten."""
 
 
 class BasketManager:
     """Groups clients into baskets (docs/specification.md#baskets).
 
-    Wherever a basket id is asked for, a domain's name stands for its only live basket; with several of them
-    it is a `UsageError` that lists them. For an id that is not known, getters answer None or an empty set and
-    everything that would change something raises `UsageError`.
+    A domain's name may stand in for a basket id if the domain has one live basket; if it has several, the
+    `UsageError` lists them. For an unknown id, getters return None or an empty set, and methods that change
+    something raise `UsageError`.
 
     Guarantees:
-        - Every client is in exactly one live basket, one of its own domain unless `allow_cross_domain`.
-        - No basket is above its maximum, `max_clients`.
-        - A basket id is never used again (`roster`).
-        - What a caller does to a returned object changes nothing here.
-        - Leaving and coming back does not restore trust, unless `MOST_DEPARTURES` others have left since.
+        Every client is in exactly one live basket, one of its own domain unless `allow_cross_domain`.
+        No basket is above its maximum, `max_clients`.
+        A basket id is never used again (`roster`).
+        what_a_caller_does_to_a_returned_object_changes_nothing_here
+        leaving_and_coming_back_does_not_restore_trust: Unless `MOST_DEPARTURES` others have left since.
 
     Args:
-        config: Sizes and thresholds; the defaults if None.
-        clock: Gives the time in seconds.
         rng: For splits; a fixed simulation stream if None.
     """
 
@@ -69,13 +56,12 @@ class BasketManager:
     def add_client(self, client_id: str, domain_id: str, features: npt.ArrayLike | None = None) -> str:
         """Register a client and return its basket's id.
 
-        It goes to the oldest basket of its domain with room (of any domain with `allow_cross_domain`; the
-        basket keeps its own domain), and a new basket opens if there is none. Registering a client again in
-        the same domain touches it and returns the basket that it has.
+        The client joins the oldest basket of its domain with room (of any domain, with
+        `allow_cross_domain`); if there is none, a new basket opens. Registering a client again in the same
+        domain marks it active and returns its basket.
 
         Args:
-            client_id: A printable str of 1 to 200 characters.
-            domain_id: Likewise.
+            client_id: A printable str of 1 to 200 characters, as `domain_id` is.
             features: A fingerprint for splits, finite (p,) with p >= 1; replaces an earlier one.
 
         Raises:
@@ -119,18 +105,17 @@ class BasketManager:
     def restore_basket(
         self, basket_id: str, domain_id: str, clients: Iterable[tuple[str, str, npt.ArrayLike | None]]
     ) -> None:
-        """Take over a basket and its clients as others knew them, after this manager came back empty.
+        """Recreate a basket with its members, in a manager that lost its state.
 
-        Activity, trust and counts of updates begin anew. Later baskets get later indices.
+        Activity, trust and update counts start again. New baskets get higher indices.
 
         Args:
-            basket_id: ``<domain_id>_basket_<k>``, not known here.
-            domain_id: Its domain.
-            clients: (client id, its domain, its features) for clients not known here.
+            basket_id: ``<domain_id>_basket_<k>``.
+            clients: (client id, its domain, its features) of each member.
 
         Raises:
-            UsageError: If the id is of another form or a basket or client is known already; then nothing
-                is taken over.
+            UsageError: If the id has another form, or the basket or a client is known already; nothing
+                changes then.
         """
         members = [(c, d, None if f is None else check_features(c, f)) for c, d, f in clients]
         known = [client_id for client_id, _, _ in members if client_id in self._clients]
@@ -155,9 +140,9 @@ class BasketManager:
     def split_basket(self, basket_id: str) -> tuple[str, str]:
         """Close a basket and divide its clients between two new ones of the same domain.
 
-        Where all clients have features of one length, they are sorted along the features' first principal
-        direction and cut in the middle, so that the halves differ by one client at most; otherwise, or if all
-        features are equal, they are divided at random. `moves_from` tells who went where.
+        If all clients have features of one length, they are sorted along the features' first principal
+        direction and cut in the middle. Otherwise, or if all features are equal, they are divided at random.
+        The halves differ by at most one client. `moves_from` tells who went where.
 
         Returns:
             The ids of the two new baskets.
@@ -185,9 +170,8 @@ class BasketManager:
     def cleanup(self) -> tuple[str, ...]:
         """Forget the live baskets that their last client has left, and return their ids.
 
-        Nothing here calls it by itself: the directory does so when a round advances. Until then a newcomer
-        may still move into an emptied basket. A basket opened with `create_basket` is not marked before it
-        has held a client.
+        The directory calls it when a round advances. Until then a new client may still join an emptied
+        basket. A basket from `create_basket` stays until it has held a client.
         """
         return self._roster.forget_emptied()
 
@@ -198,7 +182,9 @@ class BasketManager:
             n_updates: Updates accepted since the last call; 0 marks activity alone.
             at: When, in seconds on the manager's clock; now if None. Never moves activity back.
         """
-        client = self._find_client(client_id)
+        client = self._known(client_id)
+        if client is None:
+            raise UsageError(f"client {shown(client_id)} is not registered")
         if not isinstance(n_updates, int | np.integer) or n_updates < 0:
             raise UsageError(f"n_updates: {shown(n_updates)} is not accepted; an integer of at least 0")
         at = self._clock() if at is None else seconds_of("at", at)
@@ -211,8 +197,9 @@ class BasketManager:
         self._roster.find(basket_id).touch(self._clock() if at is None else seconds_of("at", at))
 
     def record_trust(self, client_id: str, trust_score: float) -> None:
-        """Note how far, in [0, 1], a client is trusted, also one that has left; one never seen is ignored."""
-        check_trust(trust_score)
+        """Set the trust, in [0, 1], of a client or a former client; others are ignored."""
+        if not 0.0 <= number_of("trust", trust_score) <= 1.0:
+            raise UsageError(f"trust must be in [0, 1], got {trust_score!r}")
         if self._known(client_id) is not None:
             self._clients[client_id].trust_score = trust_score
         elif self.former_basket(client_id) is not None:
@@ -251,8 +238,7 @@ class BasketManager:
     def former_basket(self, client_id: str) -> str | None:
         """The basket from which a client last unregistered, also after it came back; None if it never did.
 
-        Nor is it known once `MOST_DEPARTURES` others have. Whoever keeps aggregates needs it: that basket's
-        latest one may still hold the client.
+        It is forgotten once `MOST_DEPARTURES` other clients have left.
         """
         departure = self._departures.get(client_id) if isinstance(client_id, str) else None
         return None if departure is None else departure.basket_id
@@ -313,9 +299,3 @@ class BasketManager:
 
     def _known(self, client_id: object) -> ClientInfo | None:
         return self._clients.get(client_id) if isinstance(client_id, str) else None
-
-    def _find_client(self, client_id: str) -> ClientInfo:
-        client = self._known(client_id)
-        if client is None:
-            raise UsageError(f"client {shown(client_id)} is not registered")
-        return client

@@ -6,9 +6,9 @@ Lifecycle of a basket::
     ACTIVE  -> STALE      after more than `stale_threshold` seconds without activity (and back on activity)
     any     -> DISBANDED  by `disband_basket` or `split_basket`; terminal
 
-The status follows from members, time and activity whenever it is read, so nothing has to refresh it. A
-basket that never reached `min_clients` is STALE too when it lies idle. DISBANDED baskets stay as records, for
-which `get_basket` and `moves_from` still answer; they are not live and appear in no list or count.
+The status is computed from members, time and activity whenever it is read. A basket that never reached
+`min_clients` is STALE too when it is idle. A DISBANDED basket is in no list or count, but `get_basket` and
+`moves_from` still answer for it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 
 MAX_NAME_LENGTH = 200
-"""Characters in a client's or a domain's id at most."""
+"""Characters that a client's or a domain's id may have."""
 FIRST_TRUST = 1.0
 """Trust of a client that nothing is known of."""
 
@@ -47,7 +46,7 @@ class ClientInfo:
         joined_at: Seconds on the manager's clock.
         last_active: Seconds on the manager's clock.
         n_updates: Updates accepted from it since it joined.
-        trust_score: In [0, 1], as its basket last reported it (`baskets.reputation`); it never weighs.
+        trust_score: In [0, 1], as its basket last reported it (`baskets.reputation`); no aggregate uses it.
     """
 
     client_id: str
@@ -98,11 +97,11 @@ class Departure:
 
 @dataclass(frozen=True, order=True, slots=True)
 class OrderNumber:
-    """Where an operation stands in the order of all: a directory that comes back counts in a new life.
+    """The place of an operation in the order of all operations.
 
     Attributes:
-        life: Of the directory.
-        count: Operations that it began in this life.
+        life: Of the directory; a restarted directory begins a later one.
+        count: Operations begun in this life.
     """
 
     life: int = 0
@@ -123,13 +122,3 @@ def check_name(kind: str, value: object) -> str:
             f"{kind} must be a printable str of 1 to {MAX_NAME_LENGTH} characters, got {repr(value)[:80]}"
         )
     return str(value)
-
-
-def check_trust(trust: float) -> None:
-    """Refuse what is no trust.
-
-    Raises:
-        UsageError: If it is not in [0, 1].
-    """
-    if not 0.0 <= number_of("trust", trust) <= 1.0:
-        raise UsageError(f"trust must be in [0, 1], got {trust!r}")

@@ -1,11 +1,11 @@
-"""The baskets there are: their ids, which are live, which have room, and where each stands in its lifecycle.
+"""The baskets that exist: their ids, which are live, and which have room.
 
-Also in what order a split cuts a basket's clients, and which basket actor is the emptiest (`SlotLoads`).
+Also in what order a split cuts a basket's clients, and which basket actor holds the fewest (`SlotLoads`).
 
-*Guarantees*
-    - A basket id is never used again; indices count up within a domain.
-    - A domain's name stands for its only live basket.
-    - Finding the oldest basket with room looks at one basket, and once more at each that has filled up.
+Guarantees:
+    A basket id is never used again; indices count up within a domain.
+    A domain's name stands for its only live basket.
+    Finding the oldest basket with room looks at one basket, and once more at each that has filled up.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Basket:
 
 
 class _Vacancies:
-    """Baskets that may have room, oldest first; one that has none any more is dropped when its turn comes."""
+    """Baskets that may have room, oldest first; a full one is dropped when it comes to the front."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[int, str]] = []
         self._queued: dict[str, Basket] = {}
 
     def add(self, order: int, basket: Basket) -> None:
-        """Note that a basket has room; `order` rises from older to younger and is the basket's own."""
+        """Note that a basket has room; `order` is unique to it and rises from older to younger."""
         if basket.basket_id not in self._queued:
             self._queued[basket.basket_id] = basket
             heapq.heappush(self._queue, (order, basket.basket_id))
@@ -104,10 +104,10 @@ class Roster:
         return self._add(f"{domain_id}_basket_{index}", domain_id, index)
 
     def reopen(self, basket_id: str, domain_id: str) -> Basket:
-        """Take over an id that was used before this roster began; later baskets get later indices.
+        """Open a basket under an id that was used before this roster began.
 
         Raises:
-            UsageError: If it is no id of a basket of the domain, or known here already.
+            UsageError: If it is no id of a basket of the domain, or known already.
         """
         index = index_of(basket_id, domain_id)
         if basket_id in self._baskets:
@@ -141,16 +141,15 @@ class Roster:
         return tuple(basket.basket_id for basket in emptied)
 
     def with_room(self, domain_id: str) -> Basket | None:
-        """The oldest live basket with room of a domain, or of all with `allow_cross_domain`; else None.
+        """The oldest live basket with room in a domain, or in all with `allow_cross_domain`; else None.
 
-        Older is, within a domain, which has the lower index; across domains, which was opened (or taken over)
-        first.
+        Age goes by index within a domain, and by the order of opening across domains.
         """
         vacancies = self._vacancies.get(None if self._config.allow_cross_domain else domain_id)
         return None if vacancies is None else vacancies.oldest(self._config.max_clients)
 
     def live(self) -> list[Basket]:
-        """All live baskets, in the order in which they were opened or taken over."""
+        """All live baskets, in the order of opening."""
         return list(self._live.values())
 
     def of_domain(self, domain_id: str) -> list[Basket]:
@@ -185,10 +184,10 @@ class Roster:
         return next(iter(live.values()), None)
 
     def find(self, name: str) -> Basket:
-        """As `lookup`, for baskets that must be live.
+        """As `lookup`, for a basket that must be live.
 
         Raises:
-            UsageError: If it is not, or there is none.
+            UsageError: If it is disbanded, or does not exist.
         """
         basket = self.lookup(name)
         if basket is None:
@@ -199,10 +198,17 @@ class Roster:
 
     def snapshot(self, basket: Basket, now: float) -> BasketInfo:
         """What is known of a basket at a moment; the caller's to keep."""
+        if basket.disbanded:
+            status = BasketStatus.DISBANDED
+        elif now - basket.last_activity > self._config.stale_threshold:
+            status = BasketStatus.STALE
+        else:
+            is_active = len(basket.clients) >= self._config.min_clients
+            status = BasketStatus.ACTIVE if is_active else BasketStatus.FORMING
         return BasketInfo(
             basket_id=basket.basket_id,
             domain_id=basket.domain_id,
-            status=self._status(basket, now),
+            status=status,
             clients=set(basket.clients),
             created_at=basket.created_at,
             last_activity=basket.last_activity,
@@ -222,14 +228,6 @@ class Roster:
         cross = self._config.allow_cross_domain
         vacancies = self._vacancies.setdefault(None if cross else basket.domain_id, _Vacancies())
         vacancies.add(basket.opened if cross else basket.index, basket)
-
-    def _status(self, basket: Basket, now: float) -> BasketStatus:
-        if basket.disbanded:
-            return BasketStatus.DISBANDED
-        if now - basket.last_activity > self._config.stale_threshold:
-            return BasketStatus.STALE
-        is_active = len(basket.clients) >= self._config.min_clients
-        return BasketStatus.ACTIVE if is_active else BasketStatus.FORMING
 
 
 def index_of(basket_id: str, domain_id: str) -> int:
@@ -264,9 +262,9 @@ def check_features(client_id: str, features: npt.ArrayLike) -> npt.NDArray[np.fl
 def order_by_features(
     members: Sequence[str], features: Mapping[str, npt.NDArray[np.float64] | None]
 ) -> list[str] | None:
-    """Members along the first principal direction of their features; None if that says nothing.
+    """Members sorted along the first principal direction of their features.
 
-    So it is where a member has no features, their lengths differ, or all are equal.
+    None if a member has no features, their lengths differ, or all are equal.
     """
     known = [f for f in (features[c] for c in members) if f is not None]
     if len(known) < len(members) or len({f.size for f in known}) > 1:
@@ -283,11 +281,11 @@ def order_by_features(
 
 
 class SlotLoads:
-    """How many live baskets each basket actor holds; the emptiest is found without looking at all.
+    """How many live baskets each basket actor holds; a heap gives the one that holds the fewest.
 
     Args:
-        num_slots: Basket actors that there are, numbered from 0.
-        most: Baskets that an actor may hold.
+        num_slots: Basket actors, numbered from 0.
+        most: Baskets that an actor may hold; None for any number.
     """
 
     def __init__(self, num_slots: int, most: int | None) -> None:
@@ -306,7 +304,7 @@ class SlotLoads:
             heapq.heappush(self._queue, (0, len(self._loads) - 1))
 
     def take(self) -> int:
-        """Put a basket into the emptiest actor (a new one if all are full); the first of several such."""
+        """Give a basket to the first of the actors that hold the fewest; to a new one if all are full."""
         while self._queue and self._queue[0][0] != self._loads[self._queue[0][1]]:
             heapq.heappop(self._queue)
         is_full = not self._queue or (self._most is not None and self._queue[0][0] >= self._most)

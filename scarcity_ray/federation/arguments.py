@@ -1,8 +1,8 @@
-"""What a driver hands in, judged before any of it goes to a role.
+"""Checks of a driver's arguments, before they go to a role.
 
-What a client did is answered (`Receipt`, None, False), never raised: an id of the wrong kind becomes the
-empty one, which nobody can have. What the driver itself got wrong is a `UsageError` that says what was given
-and what belongs there.
+A client's mistake is answered (`Receipt`, None, False), never raised: an id of the wrong type becomes the
+empty one, which no client has. The driver's own mistake is a `UsageError` that names the value and what is
+accepted.
 
 Guarantees:
     rubbish_is_refused_or_a_usage_error: On either runtime, whatever its type, and nothing is changed by it.
@@ -29,10 +29,10 @@ from scarcity_ray_client.errors import shown
 
 
 def check_opening(config: object, clock: object, noise: object) -> None:
-    """Refuse what no federation can be made of; None stands for the default of config and noise.
+    """Check what a federation is made of; config and noise may be None.
 
     Raises:
-        UsageError: That says which of them, and what it must be.
+        UsageError: For a value of the wrong type.
     """
     if config is not None and not isinstance(config, HierarchicalFederationConfig):
         raise UsageError(
@@ -46,15 +46,15 @@ def check_opening(config: object, clock: object, noise: object) -> None:
 
 
 def id_of(client_id: object) -> str:
-    """The client's id; what is no name becomes the empty one, which nobody can register."""
+    """The client's id; what is no str becomes the empty one, which nobody can register."""
     return client_id if isinstance(client_id, str) else ""
 
 
 def ids_of(client_ids: Iterable[object]) -> tuple[str, ...]:
-    """As `id_of`, of each of several clients.
+    """`id_of` each of several clients.
 
     Raises:
-        UsageError: If it is no sequence of ids; a single str would be read letter by letter.
+        UsageError: If it is no sequence of ids, such as a single str.
 
     >>> ids_of(["ann", 3])
     ('ann', '')
@@ -66,7 +66,7 @@ def basket_of(basket_id: object) -> str:
     """The name of a basket, or of a domain with one basket.
 
     Raises:
-        UsageError: If it is no name.
+        UsageError: If it is no str.
     """
     if not isinstance(basket_id, str):
         raise UsageError(f"there is no basket or domain {shown(basket_id)}; name one with a str")
@@ -77,7 +77,7 @@ def members_of(clients: Iterable[object]) -> tuple[Member, ...]:
     """The clients to register, from pairs of their ids and domains.
 
     Raises:
-        UsageError: If these are no pairs; whether they are names is the directory's to judge.
+        UsageError: If these are no pairs of names.
 
     >>> members_of([("ann", "healthcare")])[0].domain_id
     'healthcare'
@@ -92,7 +92,7 @@ def members_of(clients: Iterable[object]) -> tuple[Member, ...]:
 
 
 def signature_of(signature: object) -> bytes | None:
-    """A signature, or None where there is none; what is no bytes becomes the empty one, which is nobody's."""
+    """A signature, or None; what is no bytes becomes the empty signature, which is never valid."""
     return signature if signature is None or isinstance(signature, bytes) else b""
 
 
@@ -128,19 +128,19 @@ def report_of(meta: object, ranges: Ranges) -> Mapping[str, float] | None:
     """A client's report of meta-parameters as plain data, or None if there is none.
 
     Raises:
-        UsageError: For a name that was not declared, or what is no mapping.
+        UsageError: As `check_report`.
     """
     check_report(meta, ranges)
     return dict(canonical_report(meta)) if isinstance(meta, Mapping) else None
 
 
 def rows_of(matrix: object) -> NDArray[Any] | tuple[NDArray[Any] | Rejection, ...]:
-    """Many updates: one array (n, d) of numbers if they are one or can be stacked, else each by itself.
+    """Many updates: one array (n, d) of numbers if they can be stacked, else one entry each.
 
-    An array of numbers is not copied. What is no row of numbers is told at its place.
+    An array of numbers is not copied. A row that is no numbers is a `Rejection` at its place.
 
     Raises:
-        UsageError: If these are not many of anything.
+        UsageError: If this is no sequence.
     """
     given = given_array(matrix)
     if given is not None and given.ndim != 2 and not (given.ndim == 1 and given.dtype.kind == "O"):
@@ -167,7 +167,7 @@ def single_update(
     sequence: object,
     num_examples: object,
 ) -> SubmissionBatch:
-    """One update as it travels.
+    """A batch of one update.
 
     Raises:
         UsageError: For a meta-parameter that was not declared.
@@ -194,11 +194,11 @@ def batch_of(
     sequences: object,
     num_examples: object,
 ) -> SubmissionBatch:
-    """Many updates as they travel.
+    """A batch of many updates; what is wrong in one row raises nothing.
 
     Raises:
-        UsageError: If a column is of the wrong kind, they differ in length, or a meta-parameter was not
-            declared; never for what is in one row.
+        UsageError: If a column is of the wrong type, they differ in length, or a meta-parameter was not
+            declared.
     """
     ids, rows = ids_of(client_ids), rows_of(matrix)
     signed = _column("signatures", signatures, "bytes or None")

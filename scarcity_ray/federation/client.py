@@ -1,4 +1,4 @@
-"""A driver's calls to the actors: one that died is brought back, and the call made again."""
+"""A driver's calls to the actors: a dead actor is restarted, and the call repeated."""
 
 from __future__ import annotations
 
@@ -27,25 +27,21 @@ R = TypeVar("R", bound=Role)
 warnings.simplefilter("always", FaultWarning, append=True)
 
 RECOVERIES = 3
-"""Times that one call may bring roles back before it gives up."""
+"""Times that one call may restart roles before it gives up."""
 
 
 class ActorClient:
     """How one driver calls the actors.
 
     Guarantees:
-        a_call_whose_answer_is_lost_is_done_once: It is made again under its number (`runtime.rpc`).
-        a_death_is_told_where_it_is_met: The call that brings a role back warns (`FaultWarning`), and so does
-            the next call of every other driver that asks the directory where something is.
-
-    Args:
-        supervisor: Brings actors back.
-        clock: Gives the time in seconds since the epoch.
+        a_call_whose_answer_is_lost_is_done_once: It is repeated under its number (`runtime.rpc`).
+        a_death_is_told_where_it_is_met: The call that restarts a role warns (`FaultWarning`), and so does the
+            next lookup of every other driver in the directory.
 
     Attributes:
-        faults: What was lost with roles that died, oldest first, as far as this driver has heard.
-        routing_table: Where the baskets are, as the directory said last.
-        is_up_to_date: Whether this driver knows of nothing that has changed since.
+        faults: What was lost with roles that died, oldest first, as far as this driver knows.
+        routing_table: As the directory sent it last.
+        is_up_to_date: Whether this driver has made no change since.
     """
 
     def __init__(self, supervisor: Supervisor, clock: Callable[[], float]) -> None:
@@ -65,19 +61,19 @@ class ActorClient:
     def call(
         self, role: RoleName[R], method: Callable[Concatenate[R, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Have an actor do something, once, or say something; one that died is brought back first.
+        """Call an actor's method, which is executed once; a dead actor is restarted first.
 
         Raises:
-            ActorLost: If it cannot be brought back.
+            ActorLost: If it cannot be restarted.
         """
         call = Call(method, *args, **kwargs)
         return self._answer(role, call if call.is_query else call.numbered(self._next_id()))
 
     def call_baskets(self, asked: Call[BasketHost, T] | Mapping[int, Call[BasketHost, T]]) -> dict[int, T]:
-        """As `call`, for basket actors side by side.
+        """As `call`, for several basket actors in parallel; answers by slot.
 
         Args:
-            asked: One call for all that this driver knows of, or by slot a call for each.
+            asked: One call for all actors that this driver knows of, or a call for each slot.
         """
         if isinstance(asked, Call):
             asked = dict.fromkeys(range(self.supervisor.num_slots), asked)
@@ -104,10 +100,10 @@ class ActorClient:
         return answers
 
     def recover(self, *names: str) -> None:
-        """Bring roles back that died, after any others that these need; note and log what was lost.
+        """Restart dead roles, and others that these need first; note and log what was lost.
 
         Raises:
-            ActorLost: If one cannot come back (not retryable); the others that can are back.
+            ActorLost: If a role cannot be restarted (not retryable); the others are.
             LedgerError: If the accountant's ledger is missing or damaged.
         """
         self.is_up_to_date = False
@@ -126,14 +122,14 @@ class ActorClient:
                     self.recover(other.role)
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
-        """Have the directory keep what was lost, for all drivers, and warn this one's user."""
+        """Store faults in the directory, for all drivers, and warn this driver's user."""
         if faults:
-            # Without a number, as it may interrupt a call to the directory: a fault's id is noted once.
+            # Without a call number, as it may interrupt a numbered call; a fault's id is noted once anyway.
             self._answer(DIRECTORY, Call(Directory.note_faults, tuple(faults)))
         self.hear_faults()
 
     def hear_faults(self) -> None:
-        """Warn of what the directory has noted and this driver has not heard of."""
+        """Warn of the directory's faults that this driver has not warned of yet."""
         known = self._answer(DIRECTORY, Call(Directory.faults))
         new = [fault for fault in known if fault.fault_id not in self._heard]
         self._heard |= {fault.fault_id: fault for fault in new}
@@ -148,12 +144,12 @@ class ActorClient:
         logger.warning(loss)
 
     def heed(self, news: News) -> None:
-        """Tell the user of faults that other drivers met."""
+        """Warn of faults that other drivers noted."""
         if news.last_fault is not None and news.last_fault not in self._heard:
             self.hear_faults()
 
     def _next_id(self) -> CallId:
-        """Each thread is a caller of its own: a role remembers the last answer to each."""
+        """The next call's id; each thread is a caller of its own (`runtime.rpc.CallId`)."""
         return CallId(f"{self._driver}/{threading.get_ident()}", next(self._numbers))
 
     def _answer(self, role: RoleName[R], call: Call[R, T]) -> T:

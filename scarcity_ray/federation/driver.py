@@ -1,8 +1,8 @@
-"""What one driver does to a federation: which actor is called with what, in which order.
+"""The driver's protocol: which actors each method calls, in which order.
 
-Every method ends when its effects are in place, so each call sees what the same driver did before. What a
-call does to the federation is decided in the actors; here it is only carried from one to the next. Where
-another driver may have changed who is where, a method asks the directory once, as it begins.
+A method returns when its effects are in place, so the driver's next call sees them. All decisions are made in
+the actors. Since other drivers may have moved clients or baskets, a method asks the directory once as it
+begins.
 """
 
 from __future__ import annotations
@@ -45,14 +45,10 @@ class Driver:
     """One driver of a federation.
 
     Args:
-        supervisor: Starts the federation's actors, and brings them back.
-        clock: Gives the time in seconds since the epoch.
         told: The warnings that this driver has given.
-        operator: The operator's identity, where this driver holds it; it signs each new roster.
+        operator: The operator's identity, if this driver holds it; it signs each new roster.
 
     Attributes:
-        client: Calls the actors.
-        operations: Begins and finishes operations of several calls.
         keypairs: Of the clients that this driver signs for.
     """
 
@@ -78,18 +74,18 @@ class Driver:
         self._signed: tuple[Roster, ...] = ()
 
     def start(self, take_over: bool) -> BudgetStatus:
-        """As `Supervisor.start`, of a new federation."""
+        """Start a new federation (`Supervisor.start`)."""
         opened = self.supervisor.start(take_over, self.client.now())
         self._told_period = opened.period
         self.operations.routing_table()
         return opened
 
     def attach(self) -> None:
-        """Find what another driver has started."""
+        """Join a federation that another driver has started."""
         self.supervisor.adopt(range(self.operations.routing_table().num_slots))
 
     def budget(self) -> BudgetStatus:
-        """Where the budget stands; baskets are told once the ledger was taken over."""
+        """The budget's status; once the ledger was taken over, baskets become read-only."""
         status = self.client.call(ACCOUNTANT, Accountant.status, self.client.now())
         self.supervisor.ledger_head = status.head_hash
         if status.taken_over and not self._told_taken_over:
@@ -98,7 +94,7 @@ class Driver:
         return status
 
     def refuse_if_spent(self) -> None:
-        """Raise what says so once the budget is spent, if the configuration is strict."""
+        """With ``strict``, raise an error once the budget is spent."""
         status = self.budget() if self.config.strict else None
         if status is None or not status.read_only:
             return
@@ -121,7 +117,7 @@ class Driver:
     def budget_period(self) -> int:
         """The budget's period, which clients sign their updates for.
 
-        Baskets are told if this driver has not told them: who renewed the budget may have died before.
+        A new period is told to the baskets, in case the driver that renewed the budget died before it did.
         """
         period = self.client.call(ACCOUNTANT, Accountant.budget_period, self.client.now())
         if period != self._told_period:
@@ -130,18 +126,18 @@ class Driver:
         return period
 
     def signing_scope(self) -> SigningScope:
-        """What clients sign their updates for now, beside the updates."""
+        """The scope that clients sign with their updates."""
         identity = self.supervisor.identity
         return SigningScope(identity.federation_id, self.budget_period(), identity.run)
 
     def submit(self, batch: SubmissionBatch, *, aggregate: bool = True) -> list[Receipt]:
         """Sign updates, send them to their baskets, and aggregate where that is due; receipts in order.
 
-        A client that has moved since it was looked up is looked up again, once. Without `aggregate` nothing
-        is aggregated: more of the round is to come.
+        A client that has moved since it was located is located again, once. Without `aggregate` nothing is
+        aggregated, since more updates of the round are to come.
 
         Raises:
-            PrivacyBudgetExhausted: If the configuration is strict, once the budget is spent.
+            PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
         """
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
@@ -188,7 +184,7 @@ class Driver:
         return self.client.call(DIRECTORY, Directory.current_round)
 
     def aggregate(self, *, force: bool) -> NDArray[np.float32] | None:
-        """Aggregate where it is due; the newest global model that was not given yet."""
+        """Aggregate where it is due; the newest global model if this driver has not had it yet."""
         outcome = self._run_layers(None, force=force, release=True)
         latest = outcome.model if outcome is not None and outcome.model is not None else self.latest_release()
         if latest is None or latest.version <= self._given_version:
@@ -198,7 +194,7 @@ class Driver:
         return latest.aggregate
 
     def run_gossip(self) -> dict[str, int]:
-        """One gossip round everywhere, and what is due after it; delivered messages a domain."""
+        """One gossip round in all baskets, then layers that are due; delivered messages by domain."""
         self.operations.routing_table()
         counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now())))
         self._run_layers_after_gossip()
@@ -209,13 +205,13 @@ class Driver:
         return dict(delivered)
 
     def advance_round(self) -> int:
-        """Move every actor to the next round, after what is due before it."""
+        """Run layers that are due, then move every actor to the next round."""
         self._run_layers_after_gossip()
         self.report_activity()
         return self.operations.run(Directory.advance_round, self.client.now())
 
     def report_activity(self) -> ActorClient:
-        """Tell the directory what the basket actors saw; counts die with a driver that stops in between."""
+        """Carry the basket actors' activity to the directory; it is lost if this driver stops in between."""
         self.operations.routing_table()
         reports = self.client.call_baskets(Call(BasketHost.take_activity))
         seen = tuple(reports[slot] for slot in sorted(reports))
@@ -223,25 +219,25 @@ class Driver:
         return self.client
 
     def run_layer1(self, baskets: Sequence[str] | None, force: bool) -> list[Layer1Outcome]:
-        """Layer 1 wherever it is due, side by side in all basket actors."""
+        """Layer 1 wherever it is due, in all basket actors in parallel."""
         self.operations.routing_table(fresh=False)
         chosen = None if baskets is None else tuple(baskets)
         answers = self.client.call_baskets(Call(BasketHost.run_layer1, chosen, force, self.client.now()))
         return [outcome for slot in sorted(answers) for outcome in answers[slot]]
 
     def run_layer2(self, force: bool) -> Layer2Outcome:
-        """Layer 2 if it is due; a release is told to the baskets, and so is a spent budget."""
+        """Layer 2 if it is due; baskets are told of a release, and of a spent budget."""
         if not self.supervisor.has_layer2:
             return Layer2Outcome(None, "Layer 2 is off (layer2.enabled: false)")
         where, roster = self.tell_parties()
         if roster is None and self.config.layer2.use_secure_aggregation:
             return Layer2Outcome(None, "no roster is signed yet: see `scarcity-ray roster sign`")
-        # Until the baskets know of the release: who stops in between tells them all anew.
+        # Restored below; if this driver fails in between, it tells all baskets the registry again.
         told, self._told_registry = self._told_registry, None
         run = where.places, where.round_id, force, self.client.now(), roster
         outcome = self.client.call(GLOBAL, GlobalAggregator.run, *run)
-        # A basket actor that another driver has started meanwhile: with masks it is on the next roster, and
-        # told then.
+        # For basket actors that another driver has started meanwhile; with masks they are told with the next
+        # roster.
         is_masked = self.config.layer2.use_secure_aggregation
         self.operations.routing_table(fresh=outcome.read_only or not is_masked)
         if outcome.model is not None:
@@ -257,7 +253,7 @@ class Driver:
         return outcome
 
     def local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The local states of clients, those that there are."""
+        """The local states of those clients that have one."""
         routes = self.operations.locate(client_ids)
         by_slot: dict[int, list[str]] = defaultdict(list)
         for client_id in sorted(routes):
@@ -305,10 +301,10 @@ class Driver:
         )
 
     def registry(self) -> Registry:
-        """Who is registered; a new roster is signed where this driver holds the operator's identity.
+        """The registered baskets; a new roster is signed if this driver holds the operator's identity.
 
-        It is held against what the basket actors state (`actors.unattended_signing`); one that is not what
-        they state is not signed, and that is a fault. Without masks nobody need be registered: it is empty.
+        It is signed only if it agrees with what the basket actors state (`actors.unattended_signing`); if
+        not, that is noted as a fault. Without secure aggregation the registry is empty.
         """
         if not self.config.layer2.use_secure_aggregation:
             return Registry(())
@@ -335,26 +331,25 @@ class Driver:
         return registry
 
     def adopt_roster(self, roster: Roster) -> None:
-        """Have the directory take the next roster with the operator's signature.
+        """Give the directory the next roster with the operator's signature.
 
         Raises:
-            UsageError: If it is not the next one, or not signed by the operator of the config.
+            UsageError: If it is not the next one, or not signed by ``operator_key``.
         """
         refusal = self.client.call(DIRECTORY, Directory.adopt_roster, roster)
         if refusal:
             raise UsageError(f"this roster is not adopted: {refusal}")
 
     def tell_parties(self) -> tuple[RoutingTable, Roster | None]:
-        """Tell every basket actor who is registered, and the last release to those that lack it.
+        """Send every basket actor the rosters, and the last release to those that lack it.
 
-        Told before this driver's first session, whenever the directory's roster differs from what was told
-        last (new baskets, a split, keys that changed with an actor that came back, also while they are being
-        told), after a session in which a basket was left out, which may have been told otherwise by another
-        driver, and after one that this driver has not seen to its end.
+        That is done before this driver's first session, whenever the directory's roster has changed since
+        (new baskets, a split, new keys of a restarted actor), and after a session that failed or left out a
+        basket, which another driver may have told otherwise.
 
         Returns:
-            Where those baskets are that may take part, and the newest roster; None without masks, and before
-            an operator has signed one.
+            The places of the baskets that may take part, and the newest roster; None without secure
+            aggregation, and before an operator has signed one.
         """
         layer2 = self.config.layer2
         where, registry = self.operations.routing_table(fresh=False), self.registry()
@@ -366,7 +361,7 @@ class Driver:
             held = self.client.call_baskets(
                 Call(BasketHost.know_parties, registry.rosters, registry.endorsements, registry.life)
             )
-            # The last time, whoever states new keys must do with the roster that all are told.
+            # New keys are not recorded in the last turn: that roster is final.
             is_news = turn < RECOVERIES - 1 and self._learn(where, held)
             if not is_news:
                 self._bring_up(held, registry)
@@ -383,12 +378,12 @@ class Driver:
         return replace(where, places=places), registry.newest
 
     def _tell_baskets(self, call: Call[BasketHost, None]) -> None:
-        """Tell every basket actor, those that other drivers have started too."""
+        """Call every basket actor, including those that other drivers have started."""
         self.operations.routing_table()
         self.client.call_baskets(call)
 
     def _bring_up(self, held: Mapping[int, PartyKnowledge], registry: Registry) -> None:
-        """Tell the epochs in between to basket actors that missed some."""
+        """Send the missing epochs to basket actors that are behind."""
         newest = registry.newest
         for slot, known in held.items():
             if newest is None or (known.epoch == newest.epoch and not known.refusal):
@@ -401,14 +396,13 @@ class Driver:
                 self.client.note_loss(f"{role} follows no new roster, and joins no session: {told.refusal}")
 
     def _learn(self, where: RoutingTable, held: Mapping[int, PartyKnowledge]) -> bool:
-        """Have the directory know the keys that the baskets have, and the life that the actors obey.
+        """Update the directory with the baskets' keys and the life that the actors obey.
 
-        It may not: a driver that brings an actor back and dies before it has said so leaves the old keys; one
-        whose new directory did not come to be has fenced the actors off from this one. An actor is asked for
-        the baskets in its own slot alone.
+        The directory's may be old: a driver may die after it has restarted an actor and before it has
+        recorded the keys, or after `BasketHost.step_down` and before it has started a new directory.
 
         Returns:
-            Whether the roster may be another one now.
+            Whether the roster may have changed.
         """
         changed = self._record_keys(where, {slot: known.keys for slot, known in held.items()})
         overtaken = [known.overtaken for known in held.values() if known.overtaken is not None]
@@ -429,17 +423,17 @@ class Driver:
     def _run_layers(
         self, baskets: Sequence[str] | None, *, force: bool = False, release: bool = False
     ) -> Layer2Outcome | None:
-        """Layer 1 where it is due, and Layer 2 if that has made an aggregate, or if a `release` is asked for.
+        """Layer 1 where it is due, and Layer 2 if that has made an aggregate or `release` is set.
 
-        Before the first release, which costs budget, this driver is told what it will be worth, and before
-        any of weighted means, whether unequal weights drown it.
+        Warns before the first release if noise will drown it, and before each release of weighted means if
+        unequal weights do.
         """
         self.operations.routing_table()
         made = [outcome for outcome in self.run_layer1(baskets, force) if outcome.aggregated]
         if made and self._foreseen is None:
             sizes = self.client.call(DIRECTORY, Directory.stats, self.client.now())["sizes"]
             self._foreseen = warnings_at_release(self.config, list(sizes.values()))
-        # Each time: one that is an error stops each release.
+        # Each time, since a warning that is turned into an error stops each release.
         found = list(self._foreseen or ())
         if made and self.config.layer1.aggregation_method is AggregationMethod.WEIGHTED:
             facts = [report.facts for report in self._reports().values()]

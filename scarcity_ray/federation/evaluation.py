@@ -6,12 +6,12 @@ them, a decision to stop included, lies outside the privacy claim (`OUTSIDE_CLAI
 which was released: post-processing.
 
 Guarantees:
-    A mean weighs each client by its examples.
-    Each client counts in its own domain and once overall.
-    A client that lacks a metric does not count in its mean.
-    The best model is that of the best value and the first of equals.
-    It stops after patience evaluations in a row without improvement.
-    The machine changes nothing that it is given.
+    a_mean_weighs_each_client_by_its_examples
+    each_client_counts_in_its_own_domain_and_once_overall
+    a_client_that_lacks_a_metric_does_not_count_in_its_mean
+    the_best_model_is_that_of_the_best_value_and_the_first_of_equals
+    it_stops_after_patience_evaluations_in_a_row_without_improvement
+    the_machine_changes_nothing_that_it_is_given
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ metrics. The server's optimiser and the evaluation see released deltas alone, so
 that `train` returns reach this driver as they are: they lie outside the privacy claim.
 
 Guarantees:
-    A client without an update is counted by reason while the round goes on.
-    A round in which every client raised is an error with the first traceback.
-    A spent budget ends the rounds and is told.
-    A round without a release says what it waits for.
-    Clients in flight are bounded.
+    a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
+    a_round_in_which_every_client_raised_is_an_error_with_the_first_traceback
+    a_spent_budget_ends_the_rounds_and_is_told
+    a_round_without_a_release_says_what_it_waits_for
+    clients_in_flight_are_bounded
 """
 
 from __future__ import annotations

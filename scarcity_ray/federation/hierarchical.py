@@ -1,4 +1,4 @@
-"""`HierarchicalFederation`: the driver's face of a federation (docs/specification.md#the-federation)."""
+"""`HierarchicalFederation`: the driver's API of a federation (docs/specification.md#the-federation)."""
 
 from __future__ import annotations
 
@@ -52,10 +52,7 @@ from scarcity_ray.federation.opening import (
 )
 from scarcity_ray.federation.supervisor import Supervisor
 from scarcity_ray.federation.waiting import WaitingFor
-from scarcity_ray.forecast import (
-    Told,
-    warnings_at_start,
-)
+from scarcity_ray.forecast import Told, warnings_at_start
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
 from scarcity_ray.ledger_url import is_ledger_url
@@ -86,16 +83,16 @@ class HierarchicalFederation:
         clock: Gives the time in seconds since the epoch.
         noise: Where privacy noise comes from. For tests only: anything but the operating system's entropy
             voids the privacy claim.
-        take_over_ledger: Whether to take the ledger from another federation that lives, which charges and
-            releases nothing from then on.
+        take_over_ledger: Whether to take the ledger from another running federation, which can then charge
+            and release nothing.
         operator_keypair: The operator's identity, whose public half is ``operator_key``: this driver signs
-            each new roster of baskets with it, and renewals. Without it an operator signs elsewhere
-            (`sign_roster`, `renewal_message`).
+            new rosters and renewals with it. Without it an operator signs elsewhere (`sign_roster`,
+            `renewal_message`).
 
     Raises:
-        ConfigError: If the config's values cannot work together, or a finite budget's ledger has no place
-            where it would be found again.
-        LedgerHeld: If a federation that lives holds the ledger.
+        ConfigError: If the config's values cannot work together, or there is no durable place for the ledger
+            of a finite budget.
+        LedgerHeld: If another running federation holds the ledger.
         LedgerError: If the ledger cannot be used.
         UsageError: If a federation of this name is running already, or no cluster answers.
     """
@@ -192,7 +189,7 @@ class HierarchicalFederation:
             self._driver.attach()
 
     def _undo(self, runtime: Runtime, failure: BaseException) -> None:
-        """End what a start that failed had begun, if it was begun here; `failure` stays what is raised."""
+        """End the roles that a failed start has begun here; the caller raises `failure`."""
         self._closed = True
         try:
             if runtime.has_begun:
@@ -212,7 +209,7 @@ class HierarchicalFederation:
         self.close()
 
     def close(self) -> None:
-        """Let go: whoever made the federation ends its actors, whoever attached leaves them running."""
+        """Leave the federation; the driver that made it ends its actors, one that attached does not."""
         if not self._closed:
             try:
                 if self._owner:
@@ -222,7 +219,7 @@ class HierarchicalFederation:
                 self._runtime.close()
 
     def terminate(self) -> None:
-        """End the federation's actors, whoever made them. Its ledger stays."""
+        """End the federation's actors, whichever driver made them. Its ledger stays."""
         self._open().supervisor.stop()
 
     def register_client(
@@ -236,15 +233,14 @@ class HierarchicalFederation:
     ) -> str:
         """Add a client to a basket of its domain; the basket's id.
 
-        With a keypair, every update of the client must be signed: this driver keeps the key and signs,
-        another passes ``signature=``. Only the public half leaves this driver.
+        With a keypair, every update of the client must be signed. This driver keeps the keypair and signs;
+        other drivers pass ``signature=``. Only the public half leaves this driver.
 
-        Under the rule ``weighted`` a client weighs as many examples as it says, here for all its updates or
-        with one of them, ``layer1.max_examples`` at most; one that does not say weighs one.
+        Under the rule ``weighted`` a client's weight is its number of examples, given here for all its
+        updates or with a single one, and at most ``layer1.max_examples``; without a number it is 1.
 
         Raises:
-            UsageError: For an id that cannot be one, or a client registered in another domain or with another
-                key.
+            UsageError: For an invalid id, or a client registered in another domain or with another key.
         """
         if identity_keypair is not None and not isinstance(identity_keypair, IdentityKeyPair):
             raise UsageError(
@@ -333,9 +329,9 @@ class HierarchicalFederation:
     def advance_round(self) -> int:
         """Move to the next round; its number.
 
-        ``auto_aggregate`` says whether triggers are asked without `maybe_aggregate`: at each submission, and,
-        where gossip has a share of the budget, at the end of `run_gossip_round` and here. That all of a
-        basket's members have sent then counts only from `run_gossip_round` on, so that their states have met.
+        With ``auto_aggregate``, triggers are checked at each submission and, where gossip has a share of the
+        budget, at the end of `run_gossip_round` and here. In that case the trigger "all members have sent"
+        counts only after the round's gossip.
         """
         return self._open().advance_round()
 
@@ -370,14 +366,13 @@ class HierarchicalFederation:
         """Submit a client's update and get a receipt.
 
         Args:
-            client_id: Who sends it.
             update: Finite numbers of shape (vector_dim,): an array of NumPy, pandas, PyTorch or JAX, a list.
             round_id: The round it was made for; the current one if None.
-            signature: What `sign_update` gives the client, where this driver does not hold its key; it is for
-                all that is given here and for `signing_scope`.
+            signature: The client's, by `sign_update` over all arguments and `signing_scope`; needed if the
+                client has a key that this driver does not hold.
             meta: Values of declared meta-parameters.
-            sequence: The client's own number for this update, unique within the round, if it counts.
-            num_examples: Examples behind this update, if the client says; see `register_client`.
+            sequence: The client's own number for this update, unique within the round.
+            num_examples: Training examples behind this update; see `register_client`.
 
         Raises:
             UsageError: For a meta-parameter that was not declared.
@@ -399,19 +394,14 @@ class HierarchicalFederation:
         sequences: Sequence[int | None] | None = None,
         num_examples: Sequence[int | None] | None = None,
     ) -> list[Receipt]:
-        """Submit many updates at once, the fast way; the receipts that `offer_update` would give, in order.
+        """Submit many updates at once, which is fast; receipts as from `offer_update`, in order.
 
-        Each row is judged by itself: one that is malformed costs no other. What `offer_update` takes for one
-        update is given here one a row.
+        Each row is judged by itself. The arguments are those of `offer_update`, one entry a row; None stands
+        for a missing entry.
 
         Args:
-            client_ids: Who sends them.
             matrix: (n, vector_dim) numbers, fastest as one float32 array; or n rows of any kind.
-            round_id: The round they were made for, the same for all; the current one if None.
-            signatures: None in place of one that this driver makes.
-            meta: Reports of declared meta-parameters.
-            sequences: None in place of one that a client does not give, as in the next.
-            num_examples: Examples behind each update.
+            round_id: The same for all; the current round if None.
 
         Raises:
             UsageError: If the arguments' lengths differ, one is no sequence, or a meta-parameter was not
@@ -422,39 +412,38 @@ class HierarchicalFederation:
         return self._open().submit(batch)
 
     def signing_scope(self) -> SigningScope:
-        """What clients sign their updates for now, beside the updates: see `sign_update`.
+        """The scope that clients sign with their updates; see `sign_update`.
 
-        It changes with each renewal of the budget, and with each federation that is begun on the ledger.
+        It changes when the budget is renewed, and when a federation is opened again on the ledger.
         """
         return self._open().signing_scope()
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain.
 
-        With ``auto_aggregate``, baskets whose members have all sent (or that are due otherwise) aggregate at
-        its end.
+        With ``auto_aggregate``, baskets that are due aggregate at its end.
         """
         return self._open().run_gossip()
 
     def maybe_aggregate(self) -> NDArray[np.float32] | None:
-        """Aggregate where triggers say so; the newest global model not yet given to this driver, or None.
+        """Aggregate where triggers say so; the newest global model if this driver has not had it yet.
 
-        Without Layer 2 (``layer2.enabled: false``) baskets aggregate, and the answer is always None.
+        Without Layer 2 (``layer2.enabled: false``) baskets aggregate and None is returned.
         """
         return self._open().aggregate(force=False)
 
     def force_aggregate(self) -> NDArray[np.float32] | None:
-        """Aggregate wherever there are rows enough, whatever the triggers say.
+        """As `maybe_aggregate`, whatever the triggers say.
 
-        No rule is weakened for it, and no release has fewer than ``layer2.min_baskets`` baskets; with
-        secure aggregation nor with fewer than two more than may be corrupt (c + 2, `plan.session`).
+        Each rule still needs its rows, and a release at least ``layer2.min_baskets`` baskets; with secure
+        aggregation also two more than may be corrupt (c + 2, `plan.session`).
         """
         return self._open().aggregate(force=True)
 
     def waiting_for(self) -> WaitingFor:
-        """Why there is no (newer) global model: what it waits for, as data, and as ``str()`` in words.
+        """Why there is no (newer) global model, as data, and as ``str()`` in words.
 
-        Asking changes nothing. `get_stats` has the same under ``waiting_for``, as plain data.
+        `get_stats` has the same under ``waiting_for``, as plain data.
         """
         return self._open().waiting_for()
 
@@ -485,9 +474,9 @@ class HierarchicalFederation:
     def get_local_states(self, client_ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The clients' own states after gossip, which they train on from where there is no Layer 2.
 
-        Each is its client's last update, clipped, moved by what its peers released: towards the others'
-        values it is as private as what they released, towards the client's own not at all. Clients without a
-        state (no update yet, or lost with its basket's actor) are left out.
+        A state is the client's last update, clipped and mixed with vectors that its peers released. It
+        reveals no more of the peers than these vectors do, but all of the client's own update. Clients
+        without a state (no update yet, or lost with the basket's actor) are left out.
 
         Raises:
             UsageError: With Layer 2, where clients train on from the global model.
@@ -495,10 +484,7 @@ class HierarchicalFederation:
         return self._open().local_states(ids_of(client_ids))
 
     def get_meta_params(self) -> dict[str, float]:
-        """What was learned of the declared meta-parameters, and with adaptive clipping ``clip_norm``.
-
-        Empty before the first release.
-        """
+        """The learned meta-parameters, with ``clip_norm`` if it adapts; empty before the first release."""
         model = self.get_global_meta_model()
         if model is None:
             return {}
@@ -525,8 +511,8 @@ class HierarchicalFederation:
         """Remaining (epsilon, delta); (0, 0) once the next release does not fit.
 
         Args:
-            client_id: Whose own: less all releases and this client's gossip. None: the client's that has
-                spent most, which is what the claim is about.
+            client_id: The client whose gossip is counted beside the releases; None: the one that has spent
+                most, which is the federation's claim.
 
         Raises:
             UsageError: For a client that neither is registered nor was ever charged.
@@ -548,41 +534,35 @@ class HierarchicalFederation:
         """Open a new budget period: the operator's act, recorded in the ledger under the operator's name.
 
         Args:
-            total_epsilon: The new period's claim.
-            total_delta: Its delta.
-            operator: Who decides it.
-            signature: The operator's, over `renewal_message`; needed where ``operator_key`` is configured.
-                A driver that holds the operator's keypair makes it. Without that key in the configuration
-                whoever can reach the Ray cluster can renew.
+            total_epsilon: The new period's, as `total_delta` is.
+            operator: The name of who decides it.
+            signature: The operator's, over `renewal_message`; needed if ``operator_key`` is configured, and
+                made here if this driver holds the operator's keypair. Without ``operator_key`` everybody who
+                can reach the Ray cluster can renew.
 
         Raises:
-            UsageError: For totals that no budget can have, an operator without a name, or a signature that
-                is needed and not given, or not the operator's.
+            UsageError: For impossible totals, an operator without a name, or a missing or wrong signature.
         """
         check_name("operator", operator)
         held = self._open().operator
         if signature is None and held is not None:
             signature = held.sign(self.renewal_message(total_epsilon, total_delta, operator=operator))
-        given = None if signature is None else signature_of(signature)
         call_id = f"renewal/{uuid.uuid4().hex}"
-        self._open().renew_budget(total_epsilon, total_delta, operator, call_id, given)
+        self._open().renew_budget(total_epsilon, total_delta, operator, call_id, signature_of(signature))
 
     def renewal_message(self, total_epsilon: float, total_delta: float, *, operator: str) -> bytes:
-        """What the operator signs to renew the budget with these totals, in the period that there is now."""
+        """What the operator signs to renew the budget with these totals in the current period."""
         check_name("operator", operator)
         period = self._open().budget().period
         return renewal_message(self.federation_id, period, total_epsilon, total_delta, operator)
 
     def get_roster(self) -> Roster | None:
-        """Who is registered: the roster that waits for the operator's signature if one does, else the newest.
-
-        None before the first basket.
-        """
+        """The roster that waits for a signature, else the newest; None before the first basket."""
         registry = self._open().registry()
         return registry.draft or registry.newest
 
     def sign_roster(self, signed: Roster | IdentityKeyPair) -> None:
-        """Take a roster that the operator has signed, or sign the one that waits with the operator's keypair.
+        """Adopt a roster that the operator has signed, or sign the waiting one with the operator's keypair.
 
         Raises:
             UsageError: If none waits, or it is not the next one, or not signed by ``operator_key``.
@@ -596,11 +576,11 @@ class HierarchicalFederation:
         driver.adopt_roster(signed)
 
     def get_stats(self) -> dict[str, Any]:
-        """Health (docs/specification.md#models-and-statistics), and what was refused, lost and why.
+        """Health (docs/specification.md#models-and-statistics), and what was refused or lost.
 
         ``waiting_for`` says what the next global model lacks, ``warnings`` what this driver was warned of.
-        How many updates were clipped (``clipping``, by basket) is made of private values and lies outside the
-        privacy claim, as trust and outliers do: it is there with ``expose_basket_models`` only.
+        ``clipping``, ``trust`` and ``outliers`` of each basket are computed from private values, lie outside
+        the privacy claim, and are there with ``expose_basket_models`` only.
         """
         return self._open().stats()
 
@@ -615,14 +595,14 @@ class HierarchicalFederation:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What was lost with roles that died, oldest first, whichever driver met it (`FaultWarning`)."""
+        """What was lost with roles that died, oldest first, whichever driver noticed (`FaultWarning`)."""
         if not self._closed:
             self._driver.client.hear_faults()
         return tuple(self._driver.client.faults)
 
     @property
     def federation_id(self) -> str:
-        """The federation's random id, made with its ledger and kept in it: what updates are signed for."""
+        """The federation's random id, which is made with its ledger and kept in it."""
         return self._driver.supervisor.identity.federation_id
 
     def _open(self) -> Driver:

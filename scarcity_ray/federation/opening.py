@@ -1,4 +1,4 @@
-"""Opening a federation: on which runtime, under what name, with its ledger where."""
+"""Opening a federation: its runtime, its name and the place of its ledger."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_federation_name(name: str) -> str:
 
 
 def federation_name(config: HierarchicalFederationConfig, name: str | None) -> str | None:
-    """What people call the federation: its name, else whose rows a database's URL means; None for neither.
+    """The federation's name, else the one in the URL of its ledger's database; None for neither.
 
     Raises:
         UsageError: If it cannot be a name.
@@ -73,12 +73,13 @@ def configured_ledger(config: HierarchicalFederationConfig, name: str | None) ->
 
 
 def default_ledger(config: HierarchicalFederationConfig, name: str | None, machines: int) -> str:
-    """A file in this user's state folder: by name, to be found again, else a fresh one.
+    """A file in this user's state folder: by the federation's name, else a new one.
 
-    What claims nothing (an infinite budget) may also lie in a temporary folder.
+    With an infinite budget it may also be in a temporary folder.
 
     Raises:
-        ConfigError: If the budget is finite and there is no such folder, or another machine has another one.
+        ConfigError: If the budget is finite and there is no such folder, or the cluster has several machines,
+            each with its own.
     """
     state = user_state_path("scarcity-ray", appauthor=False)
     at_home = "XDG_STATE_HOME" in os.environ or Path(os.path.expanduser("~")).is_dir()
@@ -115,10 +116,7 @@ def default_ledger(config: HierarchicalFederationConfig, name: str | None, machi
 
 
 def tell_ledger(opened: BudgetStatus, *, is_default: bool, is_named: bool) -> None:
-    """Say which ledger a federation has, whether it is new, and how much is left; warn of what may surprise.
-
-    What surprises is a place that nobody configured (`is_default`), be it named after the federation or not.
-    """
+    """Log which ledger a federation has and how much is left; warn if a finite budget's is not configured."""
     words = opened.in_words()
     logger.info("%s", words)
     if not is_default or math.isinf(opened.total_epsilon):

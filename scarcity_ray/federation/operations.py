@@ -1,9 +1,8 @@
 """Operations of several calls, which any driver can finish.
 
-The directory decides an operation and keeps it until it is told that all its steps are done
-(`actors.directory`). Whoever asks the directory where something is learns in the same answer of an operation
-that another driver has left unfinished, or is about to finish, and finishes it first. So a driver may die
-before or after any call.
+The directory decides an operation and keeps it until a driver reports that all its steps are done
+(`actors.directory`). Each lookup in the directory returns the pending operation, and a driver that sees one
+finishes it first. So a driver may die before or after any call.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from scarcity_ray.secagg import IdentityKeyPair, Party
 
 
 class _OvertakenError(Exception):
-    """A basket actor obeys no order as low as the one that it was given."""
+    """A basket actor has refused an order because its number is too low."""
 
     def __init__(self, slot: int, number: OrderNumber) -> None:
         super().__init__(slot, number)
@@ -46,16 +45,11 @@ class _OvertakenError(Exception):
 
 
 class OperationRunner:
-    """How one driver begins operations and finishes those that it finds.
+    """Begins operations for one driver, and finishes those that it finds pending.
 
     Guarantees:
-        a_driver_may_stop_anywhere: Before a call or after it; the next driver that calls finishes what it
-            left.
-        finishing_twice_changes_nothing: Nor do two drivers that finish one operation side by side.
-
-    Args:
-        client: Calls the actors.
-        operator: The operator's identity, where this driver holds it; it signs each new roster.
+        a_driver_may_stop_anywhere: Before a call or after it; the next driver finishes the operation.
+        finishing_twice_changes_nothing: Nor do two drivers that finish one operation at the same time.
     """
 
     def __init__(self, client: ActorClient, operator: IdentityKeyPair | None = None) -> None:
@@ -65,10 +59,10 @@ class OperationRunner:
     def run(
         self, method: Callable[Concatenate[Directory, P], Begun[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Have the directory begin an operation, and do its steps; the directory's answer.
+        """Begin an operation in the directory, and do its steps; the directory's answer.
 
         Raises:
-            UsageError: If the directory refuses it; then nothing has changed.
+            UsageError: If the directory refuses it, which changes nothing.
         """
         while True:
             begun = self.client.call(DIRECTORY, method, *args, **kwargs)
@@ -77,10 +71,10 @@ class OperationRunner:
                 return cast(T, begun.answer)
 
     def finish(self, operation: Operation) -> bool:
-        """Do an operation's steps; whether it stands, or is void since the directory that began it died.
+        """Do an operation's steps; False if it is void, since the directory that began it died.
 
         Raises:
-            ActorLost: If a basket actor obeys no order, however high.
+            ActorLost: If a basket actor refuses every order.
         """
         self.client.is_up_to_date = False
         refusals: Counter[int] = Counter()
@@ -117,14 +111,14 @@ class OperationRunner:
             operation = closing.again
 
     def routing_table(self, *, fresh: bool = True) -> RoutingTable:
-        """Round, live baskets and basket actors, when nothing is pending any more.
+        """Round, live baskets and basket actors, after pending operations are finished.
 
         Args:
-            fresh: Whether to ask, also if this driver knows of nothing that has changed since it did.
+            fresh: Whether to ask the directory even if this driver knows of no change.
         """
         client, where = self.client, self.client.routing_table
         while where is None or fresh or not client.is_up_to_date:
-            # They are sent again only when they have changed.
+            # The table is sent again only if it has changed.
             answer = client.call(DIRECTORY, Directory.routing_table, None if where is None else where.version)
             news = answer if isinstance(answer, News) else answer.news
             if not isinstance(answer, News):
@@ -140,7 +134,7 @@ class OperationRunner:
         return where
 
     def locate(self, client_ids: Iterable[str]) -> dict[str, tuple[str, int]]:
-        """Basket and slot of each client that is registered, when nothing is pending any more."""
+        """Basket and slot of each registered client, after pending operations are finished."""
         asked = tuple(sorted(set(client_ids)))
         while True:
             found = self.client.call(DIRECTORY, Directory.locate, asked)
@@ -150,10 +144,10 @@ class OperationRunner:
             self.finish(found.news.pending)
 
     def _admit(self, operation: Operation) -> dict[int, dict[str, bytes]]:
-        """Have the actors take clients in; the keys of the baskets that they were asked for, by slot."""
+        """Admit clients to their baskets; the baskets' identity keys, by slot."""
         admissions, source = operation.admissions, operation.order.closing
         if source is not None:
-            # Who holds the closing basket hears of it first: nobody else is believed that it closes.
+            # The actor of the closing basket is told first: recovery believes no other (`actors.recovery`).
             self._step(source.slot, BasketHost.take, source.basket_id, {}, operation.order)
         self._house([admission.place for admission in admissions])
         by_slot: dict[int, list[Admission]] = defaultdict(list)
@@ -174,10 +168,7 @@ class OperationRunner:
         return keys
 
     def _migrate(self, order: Order, identities: Mapping[int, Mapping[str, bytes]]) -> None:
-        """Carry what belongs to clients of the closing basket to their new ones, sealed.
-
-        Nothing is carried to a basket whose actor does not say that it has it.
-        """
+        """Carry the sealed state of the closing basket's clients to their new baskets that exist."""
         source, there = order.closing, {b for keys in identities.values() for b in keys}
         homes = {c: home for c, home in order.homes.items() if home.basket_id in there}
         if source is None or not homes:
@@ -200,7 +191,7 @@ class OperationRunner:
         raise ActorLost(basket_actor(source.slot), "the actors that its clients move to keep dying", False)
 
     def _endorse(self, operation: Operation, identities: Mapping[int, Mapping[str, bytes]]) -> None:
-        """Where an operator signs for baskets: a closing one vouches for those that its clients move to."""
+        """With an operator's key, have the closing basket vouch for the new baskets of its clients."""
         source = operation.order.closing
         if source is None or self.client.supervisor.identity.config.operator_key is None:
             return

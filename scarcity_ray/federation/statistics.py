@@ -1,4 +1,4 @@
-"""The federation's statistics, put together from the roles' answers under the spec's keys."""
+"""The federation's statistics, from the roles' answers, under the specification's keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WITHOUT_LAYER2: Mapping[str, Any] = {
     "since": None,
     "aborted": None,
 }
-"""What `GlobalAggregator.stats` would say where there is none."""
+"""`GlobalAggregator.stats` for a federation without Layer 2."""
 
 
 def federation_stats(
@@ -38,12 +38,7 @@ def federation_stats(
     waiting: WaitingFor,
     warned: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Put the roles' answers together; `conduct` is empty where it is private.
-
-    Returns:
-        The keys of docs/specification.md#models-and-statistics and, beside them, rejections by reason, what
-        is missing for the next aggregation, and faults.
-    """
+    """The keys of docs/specification.md#models-and-statistics, and more; `conduct` is empty if private."""
     rejections: Counter[str] = Counter()
     for report in reports.values():
         rejections.update(report.rejections)
@@ -86,7 +81,7 @@ def federation_stats(
 
 
 def warnings_of_clipping(reports: Sequence[ClippingReport]) -> tuple[Warned, ...]:
-    """What to say of the lengths of the rows behind some aggregates, made at one clip norm."""
+    """Warnings about the clipping of the rows behind some aggregates with one clip norm."""
     if not reports:
         return ()
     found = warning_of_clipping(

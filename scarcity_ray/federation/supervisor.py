@@ -1,9 +1,9 @@
-"""The roles of one federation: which there are, in what order they start, and how one that died comes back.
+"""Starts, restarts and ends the roles of one federation.
 
-What a role held in memory dies with it. Coming back, it is made with what the others know, so that it is
-never there and empty: a basket actor with its members (buffered updates, gossip states and aggregates of its
-baskets are lost), the directory with the baskets that the actors hold, the global aggregator with the last
-release that anybody has, the accountant with its ledger.
+A role loses its memory when it dies. It is restarted with what the other roles know: a basket actor with its
+members (buffered updates, gossip states and aggregates of its baskets are lost), the directory with the
+baskets that the actors hold, the global aggregator with the last release that any role has, and the
+accountant with its ledger.
 """
 
 from __future__ import annotations
@@ -35,22 +35,16 @@ from scarcity_ray.runtime.base import RoleSpec, Runtime
 from scarcity_ray.runtime.rpc import Call, Future, gather
 
 OPENING = "opening"
-"""The card of a federation whose roles are being started: nobody can attach to it yet."""
+"""The card of a federation while its roles are being started; no driver can attach to it yet."""
 
 
 class Supervisor:
-    """Starts, restores and ends the roles of one federation on a runtime.
-
-    Args:
-        runtime: Where they live.
-        identity: The federation's own facts.
-        plan: Its numbers.
+    """Starts, restarts and ends the roles of one federation on a runtime.
 
     Attributes:
-        peers: The roles, to call.
-        num_slots: Basket actors that this driver knows of.
+        num_slots: Number of basket actors that this driver knows of.
         latest: The newest global model that it has seen.
-        ledger_head: The ledger's head as it was last told it; empty before.
+        ledger_head: The last head of the ledger that it was told; empty before.
     """
 
     def __init__(self, runtime: Runtime, identity: FederationIdentity, plan: FederationPlan) -> None:
@@ -68,11 +62,11 @@ class Supervisor:
         """Start a new federation's accountant, which opens the ledger, then the others; the budget's status.
 
         Args:
-            take_over: Whether to take the ledger from a federation that lives.
+            take_over: Whether to take the ledger from another running federation.
             now: Seconds since the epoch.
 
         Raises:
-            UsageError: If the federation is there already.
+            UsageError: If the federation is running already.
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
@@ -107,21 +101,19 @@ class Supervisor:
     def recover(
         self, names: Collection[str], now: float, known: Sequence[Fault] = ()
     ) -> Iterator[list[Fault]]:
-        """Bring roles back that died; yields what was lost, for the directory to note.
+        """Restart dead roles; yields what was lost, for the caller to note in the directory.
 
-        What was lost with basket actors is to be noted before they are there again: who brings them back may
-        die in between, and nobody would hear of it. The directory notes its own death.
-
-        Basket actors start side by side: a node that dies takes many. A role that another driver has already
-        brought back is left as it is.
+        The faults of basket actors are yielded before these are restarted, so that they are noted even if
+        this driver dies in between. The directory is restarted with its own. Basket actors start in parallel.
+        A role that another driver has already restarted is left as it is.
 
         Args:
             names: The roles.
             now: Seconds since the epoch.
-            known: The faults that this driver has heard of, for a directory that comes back.
+            known: The faults that this driver knows, for a restarted directory.
 
         Raises:
-            ActorLost: If one cannot come back; or for another role, which must come back first.
+            ActorLost: If a role cannot be restarted; or for another role, which must be restarted first.
             LedgerError: If the accountant's ledger is missing or damaged, an older copy (a role knows a newer
                 head), or taken over by another federation.
         """
@@ -153,9 +145,9 @@ class Supervisor:
         self.runtime.withdraw()
 
     def _known_heads(self, gone: Collection[str]) -> dict[str, str]:
-        """What the ledger must hold: hashes that were its head, each with who was told so.
+        """Former heads of the ledger, which it must contain, each with the role that knows it.
 
-        A role that lies here stops the budget and gives none of it away; the refusal names it.
+        A role that lies here can only make the ledger be refused; the error names it.
         """
         told = (self.ledger_head, "" if self.latest is None else self.latest.ledger_head)
         heads = {head: "the driver" for head in told if head}
@@ -165,13 +157,13 @@ class Supervisor:
         for actor in sorted({basket_actor(slot) for slot in self._slots()} - set(gone)):
             answers[actor] = Call(BasketHost.ledger_heads).send(self.peers, actor)
         for name, answer in answers.items():
-            # A role that is lost too knows nothing more: what the others know must do.
+            # A role that is lost too is left out.
             with suppress(ActorLost):
                 heads |= {head: name for head in answer.result() if head not in heads}
         return heads
 
     def _slots(self) -> set[int]:
-        """The basket actors that this driver or the runtime knows of."""
+        """The slots of the basket actors that this driver or the runtime knows of."""
         there = {slot for name in self.runtime.names() if (slot := _slot(name)) is not None}
         return there | set(range(self.num_slots))
 
@@ -198,10 +190,9 @@ class Supervisor:
             raise failure
 
     def _checked_in(self, slot: int) -> bool:
-        """Have the directory know the keys of an actor that has started.
+        """Record the keys of a restarted actor in the directory.
 
-        False if the directory died after it had told what the actor was made with, and came back before the
-        actor was there: it knows nothing of it.
+        False if the directory died and was restarted while the actor started: it does not know the actor.
         """
         state = Call(Directory.slot_state, slot).send(self.peers, DIRECTORY).result()
         number, identities = Call(BasketHost.check_in).send(self.peers, basket_actor(slot)).result()
@@ -250,7 +241,7 @@ class Supervisor:
         )
 
     def _released(self) -> GlobalMetaModel | None:
-        """The last release that is distributed, as far as this driver and the global aggregator know."""
+        """The last distributed release that this driver or the global aggregator knows of."""
         if not self.has_layer2 or not self.identity.config.layer2.distribute_to_baskets:
             return None
         try:
@@ -335,7 +326,7 @@ def _fault(loss: str) -> Fault:
 
 
 def _basket_fault(slot: int, state: SlotState) -> Fault:
-    """What was lost with a basket actor; its baskets' keys tell this death from others."""
+    """What was lost with a basket actor; the id holds its baskets' keys, which are new after each death."""
     name = basket_actor(slot)
     baskets = ", ".join(state.baskets) or "none that is known"
     keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex

@@ -1,8 +1,8 @@
-"""Why there is no model: what the next aggregate and the next release wait for, in data and in words.
+"""Why there is no model: what the next aggregate and the next release wait for, as data and in words.
 
-*Guarantees*
-    - What is said to be missing is missing: with it, the basket aggregates, or the release is made.
-    - Asking changes nothing.
+Guarantees:
+    what_is_said_to_be_missing_is_missing: With it, the basket aggregates, or the release is made.
+    asking_changes_nothing
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class BasketWait:
         num_senders: Those with updates that are in no aggregate yet.
         num_absent: The others.
         absent: Up to `NAMED` of them, sorted.
-        rule: Of Layer 1.
+        rule: Layer 1's aggregation method.
         num_byzantine: The rule's f in this basket.
         least_rows: Clients that must have sent.
-        seconds_left: Until time makes it due; None where time does not help.
-        sentence: All that in words, with what to do.
+        seconds_left: Until it is due by time; None if time does not help.
+        sentence: The same in words, with what to do.
     """
 
     basket_id: str
@@ -80,12 +80,12 @@ class WaitingFor:
 
     Attributes:
         num_fresh: Baskets whose aggregate is in no release yet.
-        least_baskets: Without which there is no release.
-        wanted_baskets: Which make it due at once.
-        num_registered: Baskets that count as registered, of which some may be corrupt.
-        seconds_left: Until time makes it due; None where time does not help.
-        sentence: That in words, with what to do.
-        baskets: What each basket waits for, those that lack something first; none where nothing is accepted.
+        least_baskets: Baskets that a release needs.
+        wanted_baskets: Baskets that make it due at once.
+        num_registered: Baskets that count as registered.
+        seconds_left: Until it is due by time; None if time does not help.
+        sentence: The same in words, with what to do.
+        baskets: What each basket waits for, those that lack something first; empty if nothing is accepted.
     """
 
     missing: Missing
@@ -121,11 +121,11 @@ def waiting_for(
     Args:
         plan: The federation's numbers.
         backlogs: Of every live basket.
-        seconds: Since the last release, or since the first was looked for; None if none ever was.
-        registered: Who is; None: those of `backlogs`.
+        seconds: Since the last release, or since the first was tried; None if none ever was.
+        registered: The registered baskets; None: those of `backlogs`.
         read_only: Whether nothing is accepted any more.
-        taken_over: Why, if that is because the ledger was taken over.
-        last_abort: Why the last session ended, if it did without a release.
+        taken_over: The reason, if the ledger was taken over.
+        last_abort: Why the last session ended, if it did so without a release.
     """
     layer2 = plan.config.layer2
     if registered is None or not layer2.use_secure_aggregation:

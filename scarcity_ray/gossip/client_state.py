@@ -25,12 +25,12 @@ class GossipState:
         tested_round: Federation round of its last drift test; -1 before the first.
         wants_push: What that test decided.
         released_round: Federation round of its last release; -1 before the first.
-        release: Its last released message, if it is still here.
-        recipients: Who has had that message.
+        release: Its last released message, if it is still kept.
+        recipients: Who has received that message.
         num_releases: Releases so far; the next sequence number.
-        release_times: When it released, seconds, within the last day.
-        last_pull: When it last pulled, seconds.
-        has_left: Whether it left the basket; the record stays until it can make no difference.
+        release_times: Of its releases within the last day, in seconds.
+        last_pull: When it last pulled, in seconds.
+        has_left: Whether it left the basket; the record stays while the round or the daily limit needs it.
     """
 
     tested_round: int = -1
@@ -52,7 +52,7 @@ class GossipState:
         return self.release if self.release is not None and self.release.round_id == round_id else None
 
     def must_push(self, round_id: int) -> bool:
-        """Whether the round's drift test said push and nothing was released yet."""
+        """Whether the round's drift test decided to push and nothing was released yet."""
         return self.tested_round == round_id and self.wants_push and self.released_round != round_id
 
     def note_release(self, message: GossipMessage) -> None:
@@ -63,7 +63,7 @@ class GossipState:
         self.release_times.append(message.timestamp)
 
     def absorb(self, other: GossipState) -> None:
-        """Take over what another state of the same client knows beyond this one."""
+        """Merge another state of the same client into this one; the newer value counts."""
         if other.tested_round > self.tested_round:
             self.tested_round, self.wants_push = other.tested_round, other.wants_push
         self.released_round = max(self.released_round, other.released_round)
@@ -77,7 +77,7 @@ class GossipState:
         self.last_pull = max(pulls, default=None)
 
     def without_vectors(self) -> GossipState:
-        """What it says of rounds, times and counts alone."""
+        """A copy without the released vector and its recipients."""
         return replace(self, release=None, recipients=set(), release_times=list(self.release_times))
 
 
@@ -86,7 +86,6 @@ class GossipMigration:
     """What a client takes along to another basket, so that it releases nothing twice; plain data.
 
     Attributes:
-        state: Its drift decision, release and counters.
         last_pushed: The clipped state it last pushed, as the detector remembers it, float32 (d,); None before
             the first push.
     """
@@ -97,7 +96,7 @@ class GossipMigration:
 
 
 class GossipStates:
-    """The gossip states of a basket's clients, past and present; `detector` holds what they last pushed."""
+    """The gossip states of a basket's present and former clients; `detector` holds what they last pushed."""
 
     def __init__(self, basket_id: str, detector: MaterialityDetector) -> None:
         self.by_client: dict[str, GossipState] = {}
@@ -114,7 +113,7 @@ class GossipStates:
     def live_releases(
         self, client_ids: Iterable[str], round_id: int, ttl: float, now: float
     ) -> dict[str, GossipMessage]:
-        """What these clients released in a federation round and has not expired, by sender."""
+        """The unexpired messages that these clients released in a federation round, by sender."""
         known = {c: self.by_client[c].released_in(round_id) for c in client_ids if c in self.by_client}
         return {c: m for c, m in known.items() if m is not None and not m.is_expired(ttl, now)}
 
@@ -131,7 +130,7 @@ class GossipStates:
         return moved
 
     def put(self, moved: GossipMigration) -> None:
-        """Take in a client with what it brings; what is known of it here is kept where it is newer."""
+        """Add a client with the state that it brings, merged with an earlier state of it here."""
         arriving = deepcopy(moved.state)
         if arriving.release is not None:
             arriving.release = replace(arriving.release, basket_id=self._basket_id)
@@ -142,7 +141,7 @@ class GossipStates:
         state.has_left = False
 
     def forget_gone(self, round_id: int, now: float) -> None:
-        """Forget who left, once neither the round nor the daily limit can be evaded by it."""
+        """Forget clients that left, once neither the round nor the daily limit needs their state."""
         for client_id, state in list(self.by_client.items()):
             state.forget_old_releases(now)
             if state.has_left and state.tested_round < round_id and not state.release_times:

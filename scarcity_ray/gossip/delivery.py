@@ -1,4 +1,4 @@
-"""Messages on their way: who gets what, by push or pull, and what became of it."""
+"""Delivery of messages by push and pull, with counts of what became of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scarcity_ray.gossip.peers import PeerSampler
 class Inboxes:
     """One inbox for each member of a basket.
 
-    A message waits in its inbox until its receiver has a local state to mix it into (delivered), it grows too
-    old (expired), its sender or receiver leaves, or its sender has newer news (dropped).
+    A message waits in its inbox until its receiver has a local state to mix it into (delivered), it is too
+    old (expired), or its sender or receiver leaves or its sender sends a newer one (dropped).
 
     Guarantees:
-        - sent = delivered + expired + dropped + pending, always.
-        - A receiver is never delivered two messages of one sender at once: the newest counts.
+        sent = delivered + expired + dropped + pending, always.
+        A receiver is never delivered two messages of one sender at once: the newest counts.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Delivery:
     """Carries the released vectors of one gossip round to peers.
 
     Guarantees:
-        - A client receives a released vector at most once.
+        a_client_receives_a_released_vector_at_most_once
 
     Args:
         peers_per_round: K.
@@ -98,7 +98,7 @@ class Delivery:
         receivers: Sequence[str],
         now: float,
     ) -> None:
-        """Push every vector to K members; then let those that got nothing pull.
+        """Push every vector to K members; then receivers with an empty inbox pull.
 
         Args:
             live: The federation round's released vectors, by sender.

@@ -14,7 +14,7 @@ from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.measures.rows import row_norm
 
 ROUGHNESS = 2.0**-10
-"""How far a remembered state may lie from the true one, over the norm of it."""
+"""Largest distance of a remembered state from the true one, relative to its norm."""
 
 _TOP = 15
 """A remembered vector is scaled until its greatest entry lies just below 2^15; float16 ends at 2^16."""
@@ -26,10 +26,10 @@ _KEPT_BITS = np.uint32(0xFFFFE000)
 
 @dataclass(frozen=True, eq=False)
 class HalfVector:
-    """A float32 vector in half the room: eleven bits an entry, cut off, never rounded up.
+    """A float32 vector in half the memory: each entry is truncated to eleven significant bits.
 
     Guarantees:
-        - It lies within ROUGHNESS of the vector, over its norm, if that is above 1e-30; and is no longer.
+        It lies within ROUGHNESS of the vector, over its norm, if that is above 1e-30; and is no longer.
 
     Attributes:
         halves: float16 (d,).
@@ -41,7 +41,7 @@ class HalfVector:
 
     @classmethod
     def of(cls, vector: npt.NDArray[np.float32], into: npt.NDArray[np.float16] | None = None) -> HalfVector:
-        """Halve a finite vector (d,); `into` is room that may be used again."""
+        """From a finite vector (d,); `into` is memory to reuse."""
         top = max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0)))
         scale = 2.0 ** max(math.frexp(top)[1] - _TOP, _LEAST)
         halves = np.empty(len(vector), np.float16) if into is None or len(into) != len(vector) else into
@@ -66,18 +66,17 @@ class HalfVector:
 
 
 class MaterialityDetector:
-    """Compares the drift of a state since its last push with a threshold, under noise if it is given.
+    """Compares the (noised) drift of a state since its last push with a threshold.
 
-    The drift is the L2 distance to the state last pushed, which is remembered in half the room
-    (`HalfVector`); to the zero vector before the first push. For states clipped to C it lies in [0, 2C], so
-    replacing all of a client's data changes it by at most 2C: the sensitivity to which `sigma` must be
-    calibrated. That a client pushes is seen by others, so the decision is a release of its own, and only the
-    noised drift may decide.
+    The drift is the L2 distance to the state last pushed, which is kept as a `HalfVector`; to the zero vector
+    before the first push. For states clipped to C it lies in [0, 2C], so replacing all of a client's data
+    changes it by at most 2C: the sensitivity that `sigma` is calibrated to. Others see that a client pushes,
+    so the decision is a release of its own and is made from the noised drift alone.
 
     Guarantees:
-        - The drift of clipped states never leaves [0, 2C], to float32 rounding.
-        - Without noise a state is pushed if and only if its drift reaches the threshold, to within ROUGHNESS
-          of the norm of the state last pushed.
+        The drift of clipped states never leaves [0, 2C], to float32 rounding.
+        Without noise a state is pushed if and only if its drift reaches the threshold, to within ROUGHNESS of
+            the norm of the state last pushed.
 
     Args:
         drift_threshold: L2 distance from which a state is material.

@@ -1,4 +1,4 @@
-"""What one client tells another: its local state, clipped and noised, once a federation round."""
+"""A gossip message: a client's local state, clipped and noised, once a federation round."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ class GossipMessage:
 def noised(
     clipped: npt.NDArray[np.float32], noise: npt.NDArray[np.float64], sigma: float
 ) -> npt.NDArray[np.float32]:
-    """A clipped state with noise of standard deviation sigma, on a grid that the state has no part in.
+    """A clipped state with noise of standard deviation sigma, rounded to a grid that depends on sigma alone.
 
-    The low-order bits of a float sum betray its terms (Mironov 2012). Rounding to multiples of a power of two
-    that follows from sigma alone is post-processing of the Gaussian mechanism, and so is the rounding to
-    float32 after it: mu stands exactly, and the bits below the grid say nothing.
+    The low-order bits of a float sum leak its terms (Mironov 2012). Rounding to multiples of a power of two
+    that follows from sigma alone is post-processing of the Gaussian mechanism, as is the rounding to float32
+    after it, so mu is unchanged.
 
     Guarantees:
-        - A released vector lies on the grid.
-        - Without noise the state is released as it is.
+        A released vector lies on the grid.
+        Without noise the state is released as it is.
 
     Args:
         clipped: float32 (d,).

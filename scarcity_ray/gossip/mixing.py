@@ -17,19 +17,18 @@ b is how many of K received vectors may be lies: the least number that a random 
 exceed with probability at most `EXCEED`. The last two weigh as ``noise_aware`` does, so that with b = 0 they
 are the same, but reckon with colluders who all push one way as far as they are let: a share f / (n - 1) of
 all steps of squared length r (2 S + N), with r = max(1, (K - b) / b) when clipped and (K / (K - b))^2 among
-nearest neighbours, shifts the mean of all states by w^2 B, B = (f / (n - 1))^2 r (2 S + N). And a vector
-further from the client's state than `IMPLAUSIBLE` times what released vectors show to be usual counts not at
-all, so that whoever lies grossly is not even heard.
+nearest neighbours, shifts the mean of all states by w^2 B, B = (f / (n - 1))^2 r (2 S + N). A vector further
+from the client's state than `IMPLAUSIBLE` times the typical distance is ignored.
 
-Steps are taken from the client's own state as it would be released (clipped to ``plan.clip_norm``), so that a
-clip norm below the states' own length does not pull everybody to the origin.
+Steps are taken from the client's own state clipped to ``plan.clip_norm``, as it would be released, so that a
+clip norm below the states' norms does not pull all states to the origin.
 
 Guarantees:
-    - Without noise and liars the mean of all states is kept, if everybody receives as often as it is heard.
-    - A liar moves a clipped state by no more than its share of the radius.
-    - The b vectors furthest away do not count in nearest-neighbour averaging.
-    - A grossly implausible vector moves nobody.
-    - What is received and not noised can be trusted fully: without noise w = K / (K + 1).
+    without_noise_and_liars_the_mean_of_all_states_is_kept: If everybody receives as often as it is heard.
+    A liar moves a clipped state by no more than its share of the radius.
+    the_b_vectors_furthest_away_do_not_count_in_nearest_neighbour_averaging
+    a_grossly_implausible_vector_moves_nobody
+    What is received and not noised can be trusted fully: without noise w = K / (K + 1).
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from scarcity_ray.plan import GossipPlan
 from scarcity_ray.robust.arrays.blocks import Rows
 
 EXCEED = 0.1
-"""Probability that a client receives more lies than it is ready for."""
+"""Probability that a client receives more lies than b."""
 
 IMPLAUSIBLE = 2.0
 """Distance to a received vector, over the usual one, from which the robust mixings ignore it."""
@@ -66,10 +65,10 @@ Coefficients = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """What released vectors say of the states behind them.
+    """How far the states are apart, as estimated from released vectors.
 
     Attributes:
-        lower: Lower bound of the states' spread S, a squared norm; 0 if nothing can be said.
+        lower: Lower bound of the states' spread S, a squared norm; 0 if unknown.
         typical: A squared distance of two honest states, one of them noised, 2 S + N, as released vectors
             suggest it; 0 with fewer than two of them.
     """
@@ -83,7 +82,7 @@ class MixingInput:
     """What a mixing may look at.
 
     Attributes:
-        states: n float32 rows (d,) of those who received something.
+        states: n float32 rows (d,) of the clients that received something.
         state_scales: (n,) factors that clip them to ``plan.clip_norm``.
         received: What they received.
         vector_scales: (m,) factors that clip the vectors to ``plan.receive_norm``.
@@ -279,15 +278,15 @@ def estimate_spread(
     (von Neumann 1941), which need one pass and of which one liar spoils two. Everything here is a function of
     released vectors, so it is post-processing and costs no budget.
 
-    A wrong S costs: `GossipPlan.mixing_weight` does harm once S is overrated by more than 2, so the estimate
-    is a lower bound. It takes a quantile of the differences that f liars cannot lift above the honest median,
-    and goes down from there by `MARGIN` standard errors of what the noise alone does to it. Where noise hides
-    the spread, S is 0 and nobody moves; what is forgone there is at most about K S / N of the error.
+    `GossipPlan.mixing_weight` does harm once S is overestimated by more than a factor of 2, so the estimate
+    is a lower bound: a quantile of the differences that f liars cannot lift above the honest median, less
+    `MARGIN` standard errors of the noise. Where noise hides the spread, S is 0 and no state moves, which
+    costs at most about K S / N of the error.
 
     Guarantees:
-        - Without spread the lower bound is 0 but for one time in a hundred, whatever f clients release.
-        - The lower bound is at most that of the clip norm.
-        - Nothing but released vectors enters.
+        without_spread_the_lower_bound_is_0_but_for_one_time_in_a_hundred: Whatever f clients release.
+        The lower bound is at most that of the clip norm.
+        Nothing but released vectors enters.
 
     Args:
         vectors: m float32 vectors of length d, one a sender, in an order that their values did not choose.
@@ -302,7 +301,9 @@ def estimate_spread(
     noise = plan.noise_energy / unit
     median = float(halves[(honest - 1) // 2] + halves[honest // 2]) / 2.0
     error = DEPENDENCE * max(noise, median) * math.sqrt(2.0 / (dimension * honest)) if noise else 0.0
-    lower = median - noise * _chi_square_median(dimension) - MARGIN * error
+    # Median of a chi-squared variable over its mean (Wilson and Hilferty 1931).
+    chi_square_median = (1.0 - 2.0 / (9.0 * dimension)) ** 3
+    lower = median - noise * chi_square_median - MARGIN * error
     return Spread(unit * min(max(0.0, lower), 1.0), unit * max(0.0, 2.0 * median - noise))
 
 
@@ -326,17 +327,12 @@ def successive_differences(
     return squared if count > 2 else squared[:1]
 
 
-def _chi_square_median(dimension: int) -> float:
-    """Median of a chi-squared variable over its mean (Wilson and Hilferty 1931)."""
-    return (1.0 - 2.0 / (9.0 * dimension)) ** 3
-
-
 def excess_error(layer1: Layer1Config, num_rows: int, num_byzantine: int, dimension: int) -> float:
     """kappa: E |rule - mean|^2 / E |x_i - m|^2 for n independent Gaussian rows around m.
 
-    It is what gossip could save. Proven worst cases (`robust.tolerance`) are far above what a rule loses on a
-    quiet day; weights made for them would pay with noise for errors that are not there. Too small a kappa
-    only forgoes gain, so this is the least that the rule is known to lose, where nobody attacks:
+    It is the error that gossip could save. Proven worst cases (`robust.tolerance`) are far above the error
+    without an attack, and weights made for them would let in too much noise. A kappa that is too small only
+    loses gain, so this is a lower bound of the rule's error without an attack:
 
     - Mean: 0.
     - Krum, Multi-Krum: a mean of k of n rows, (1/k - 1/n) for any k of them; it takes central ones, whose
@@ -346,8 +342,8 @@ def excess_error(layer1: Layer1Config, num_rows: int, num_byzantine: int, dimens
     - Bulyan: at least as much as a trimmed mean that drops the same 2f of the selected values.
 
     Guarantees:
-        - No rule loses less on Gaussian rows than its excess says.
-        - A rule that is not listed has excess 0.
+        no_rule_loses_less_on_gaussian_rows_than_its_excess_says
+        A rule that is not listed has excess 0.
 
     >>> mean = Layer1Config(aggregation_method=AggregationMethod.MEAN)
     >>> excess_error(mean, 10, 2, 64)

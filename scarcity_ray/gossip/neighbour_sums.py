@@ -1,12 +1,12 @@
-"""Who received which vector, and the two passes over all of that: distances, and weighted sums.
+"""Distances to, and weighted sums of, the vectors that each client received.
 
-Short rows are gathered, so that a basket's n x K receipts cost a few array operations a block of columns.
-Rows of `LONG` entries and more are worth a call each, which saves the gathering. Either way the memory is
-that of some blocks.
+Short rows are gathered, so that a basket's n x K receipts cost a few array operations for each block of
+columns. Rows of `LONG` entries and more are processed one by one, without gathering. Both ways need the
+memory of a few blocks.
 
 Guarantees:
-    - Distances and sums are those of the definition, to float32 rounding.
-    - A state may be overwritten by its own sum.
+    distances_and_sums_are_those_of_the_definition: To float32 rounding.
+    A state may be overwritten by its own sum.
 """
 
 from __future__ import annotations

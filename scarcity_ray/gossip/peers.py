@@ -1,4 +1,4 @@
-"""Who talks to whom: K peers a client, rotating through the basket."""
+"""Peer sampling: K peers for each client, rotating through the basket."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class PeerSampler:
     1..n-1 on it. In the window's j-th round a client's peers stand at the next K of those distances from it.
 
     Guarantees:
-        - Peers are never oneself nor twice, and balanced: if all members of a basket ask for K peers, each of
-          them is chosen exactly K times.
-        - A client meets everybody before it meets anybody again, within a window of unchanged membership.
-        - Every peer is equally likely.
-        - The same seed, basket, round and members give the same peers, in whatever order clients ask.
+        peers_are_never_oneself_nor_twice_and_balanced: If all members of a basket ask for K peers, each of
+            them is chosen exactly K times.
+        a_client_meets_everybody_before_it_meets_anybody_again: Within a window of unchanged membership.
+        every_peer_is_equally_likely
+        The same seed, basket, round and members give the same peers, in whatever order clients ask.
 
     Args:
         rotation_window: Rounds between two shuffles.

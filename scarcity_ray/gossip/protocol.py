@@ -1,4 +1,4 @@
-"""One basket's gossip as a conversation with its caller, who charges the budget between the steps.
+"""One basket's gossip as a state machine; its caller charges the budget between the steps.
 
 ::
 
@@ -6,8 +6,8 @@
     ids   = protocol.test_drift(allowed)                                       charge ids for a vector
     result = protocol.exchange(allowed, all_members, now)                      nothing more to charge
 
-Nothing is drawn before its charge is allowed. The caller may stop after any step: what was tested or released
-is remembered, and the next `begin` goes on from there.
+No noise is drawn before its charge is allowed. The caller may stop after any step: tests and releases are
+remembered, and the next `begin` continues from there.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class GossipOutcome:
     Attributes:
         delivered: Messages that reached a local state.
         sent: Messages put into inboxes, by push or pull.
-        expired: Messages that grew too old.
+        expired: Messages that were too old to deliver.
         released: Clients that released a new vector.
         client_ids: The members with a state, as given to `begin`.
         states: Their states after mixing, n float32 rows: a new (n, d) array, or the `out` of `exchange`.
-        mixed: Those who received something.
+        mixed: Clients that received something.
     """
 
     delivered: int
@@ -87,23 +87,22 @@ class GossipProtocol:
     """Gossip within one basket (docs/gossip.md).
 
     Guarantees:
-        - A client releases one vector a federation round, however often gossip runs in it.
-        - Nothing is drawn or released for a client that was not allowed.
-        - The number of peers changes no charge.
-        - A basket of one client does nothing; two clients gossip.
-        - A client releases at most `max_messages_per_day` vectors in any 24 hours.
-        - A client receives a released vector at most once.
-        - A client that moves or comes back in mid-round does not release twice.
-        - States that are given are never written to, unless they are given again as `out`.
-        - Beside the states, a copy and a half of them is kept: the vectors released, and in half the room the
-          states last pushed.
+        a_client_releases_one_vector_a_federation_round: However often gossip runs in it.
+        nothing_is_drawn_or_released_for_a_client_that_was_not_allowed
+        the_number_of_peers_changes_no_charge
+        a_basket_of_one_client_does_nothing: Two clients gossip.
+        A client releases at most `max_messages_per_day` vectors in any 24 hours.
+        a_client_receives_a_released_vector_at_most_once
+        A client that moves or comes back in mid-round does not release twice.
+        States that are given are never written to, unless they are given again as `out`.
+        The protocol keeps one and a half copies of the states: the released vectors, and the states last
+            pushed at half precision.
 
     Args:
         config: Peers, intervals, limits, mixing; a mixing of None is ``clipped_gossip`` if the plan's Layer 1
             reckons with Byzantine clients, else ``noise_aware``.
         plan: Noise scales, clip norm, Layer 1's rule.
-        basket_id: The basket.
-        noise: Where privacy noise comes from; its streams are named by kind, client and round alone.
+        noise: Source of privacy noise; its streams are named by kind, client and round alone.
         seed: Of the peers' simulation stream.
     """
 
@@ -203,10 +202,10 @@ class GossipProtocol:
     ) -> GossipOutcome:
         """Release the allowed vectors, deliver messages, and mix what each member received into its state.
 
-        A released vector goes to K peers; if gossip runs again in the same federation round it goes, free of
-        charge, to the next K that have not had it. A client that got nothing pulls the round's released
-        vectors of up to K peers, at most every `pull_interval` seconds: post-processing, also free. What
-        waits for a member without a state stays until it has one or the message expires.
+        A released vector goes to K peers. If gossip runs again in the same federation round, it goes to the
+        next K that have not received it. A client that received nothing pulls the round's released vectors of
+        up to K peers, at most every `pull_interval` seconds. Both are post-processing and cost no budget. A
+        message to a member without a state waits until it has one or the message expires.
 
         Args:
             allowed_ids: Clients of `test_drift`'s answer whose charge was allowed.
@@ -248,24 +247,24 @@ class GossipProtocol:
         )
 
     def advance_round(self, round_id: int) -> None:
-        """Go on to a later federation round; drift decisions and releases of earlier ones lapse."""
+        """Move to a later federation round; drift decisions and releases of earlier ones lapse."""
         if round_id < self.round_id:
             raise UsageError(f"round {round_id} lies before the gossip's round {self.round_id}")
         if round_id > self.round_id:
             self.round_id, self._step = round_id, None
 
     def drop_client(self, client_id: str) -> int:
-        """A client leaves: drop the pending messages to and from it, and return how many they were.
+        """Drop the pending messages to and from a client that leaves, and return how many they were.
 
-        What it tested and released is remembered while it could matter, so that coming back within the round
-        or the day gains nothing.
+        Its tests and releases are remembered for the round and the day, so that it gains nothing by leaving
+        and coming back.
         """
         self._step = None
         self._clients.leave(client_id)
         return self._inboxes.drop(client_id)
 
     def take_client(self, client_id: str) -> GossipMigration:
-        """A client moves away: give what it must take along, and drop its pending messages, counted.
+        """Drop a client that moves, and return the state that it takes along.
 
         Works for a client that has left, too, so that its state can follow it when it comes back elsewhere.
         """
@@ -275,7 +274,7 @@ class GossipProtocol:
         return moved
 
     def put_client(self, moved: GossipMigration) -> None:
-        """A client moves in with what `take_client` gave elsewhere, or with what was remembered of it."""
+        """Add a client with the state that `take_client` returned elsewhere, or that was remembered of it."""
         self._step = None
         self._clients.put(moved)
 
@@ -300,7 +299,7 @@ class GossipProtocol:
         num_members: int,
         out: Rows,
     ) -> None:
-        """Mix each client's inbox into its state, in `out`; `live` is what the spread is judged by."""
+        """Mix each client's inbox into its state, in `out`; the spread is estimated from `live`."""
         for row, state in zip(out, step.states, strict=True):
             if row is not state:
                 row[...] = state

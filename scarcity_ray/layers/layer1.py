@@ -4,9 +4,9 @@ Each row is clipped to ``clip_norm``, the configured rule runs with the configur
 clipped to ``clip_norm`` again, since median, trimmed mean and Bulyan can leave the ball.
 
 Guarantees:
-    The aggregate has at most the clip norm, to float32 rounding.
+    the_aggregate_has_at_most_the_clip_norm: To float32 rounding.
     With fewer rows than the rule needs it refuses; it never falls back to a weaker rule.
-    The aggregate is bitwise the same for any driver of blocks, and with and without a report.
+    the_aggregate_is_bitwise_the_same_for_any_driver_of_blocks: With and without a report.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ from scarcity_ray.robust.arrays.blocks import Rows
 from scarcity_ray.robust.measures.rows import as_rows
 
 BlocksOf = Callable[[Rows, float], MapBlocks]
-"""Makes a driver over the column blocks of rows, given the seconds that one core is estimated to take."""
+"""Chooses how the column blocks of rows are mapped, given the seconds that one core is estimated to take."""
 
 CLIP_ROUNDING = 2.0**-23
-"""What a row that was clipped in float32 may exceed the clip norm by; `plan.FLOAT32_SLACK` covers it."""
+"""Relative excess over the clip norm of a row clipped in float32; `plan.FLOAT32_SLACK` covers it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer1Input:
-    """What a basket gives to Layer 1: one row a client, and what goes into the result beside them.
+    """What a basket gives to Layer 1.
 
     Attributes:
-        rows: n finite rows of length d.
+        rows: n finite rows of length d, one a client.
         weights: (n,) public weights, for the ``weighted`` method only.
         client_ids: Who sent the rows; their indices as text by default.
         num_members: Registered members, which f is a fraction of; n by default.
-        raw_norms: (n,) norms of the rows before anything clipped them, for adaptive clipping.
+        raw_norms: (n,) norms of the rows before clipping, for adaptive clipping.
         meta: Mean of the reported meta-parameters.
     """
 
@@ -80,7 +80,6 @@ class Layer1Aggregator:
     """Aggregates one basket at a time.
 
     Args:
-        config: Layer 1's settings.
         blocks_of: Where column blocks are computed: in this thread by default, or as tasks.
     """
 
@@ -108,12 +107,11 @@ class Layer1Aggregator:
         """Aggregate one row a client.
 
         Args:
-            given: The rows, and whose they are.
-            bucketing_seed: Of bucketing's permutation; one that nobody could foresee (`bucketing_seed`).
-            report: Whether the result says how each row stood to it.
+            bucketing_seed: Of bucketing's permutation; see `bucketing_seed`.
+            report: Whether to place each row relative to the result (`Placing`).
 
         Raises:
-            UsageError: For rows of another kind, or rows that are not finite.
+            UsageError: For rows that are no finite vectors.
             TooFewUpdates: With fewer rows than the rule needs for f, or fewer than ``min_updates``.
         """
         rows = as_rows(given.rows)
@@ -121,7 +119,10 @@ class Layer1Aggregator:
         members = count if given.num_members is None else given.num_members
         if count < (least := self._plan.least_rows(members)):
             raise TooFewUpdates(self._config.aggregation_method.value, count, least)
-        clipped, norms = _clipped(rows, _finite_norms(rows), clip_norm)
+        norms = row_norms(rows)
+        if not np.isfinite(norms).all():
+            raise UsageError(f"rows {np.flatnonzero(~np.isfinite(norms)).tolist()} are not finite")
+        clipped, norms = _clipped(rows, norms, clip_norm)
         weighs = self._config.aggregation_method is AggregationMethod.WEIGHTED
         shares = _shares(given.weights, count) if weighs else None
         f = self._plan.num_byzantine(members)
@@ -145,9 +146,9 @@ class Layer1Aggregator:
         )
 
     def bucketing_seed(self, noise: NoiseSource, name: str) -> int:
-        """A seed for bucketing that no client can foresee: who knows it can fill buckets at will.
+        """A seed for bucketing that no client can foresee, since one that knows it can choose its bucket.
 
-        `name` is the aggregate's, and unique.
+        `name` is unique to the aggregate.
         """
         if "bucketing" not in self._config.pre:
             return 0
@@ -185,17 +186,10 @@ class Layer1Aggregator:
         )
 
 
-def _finite_norms(rows: Rows) -> NDArray[np.float64]:
-    norms = row_norms(rows)
-    if not np.isfinite(norms).all():
-        raise UsageError(f"rows {np.flatnonzero(~np.isfinite(norms)).tolist()} are not finite")
-    return norms
-
-
 def _clipped(rows: Rows, norms: NDArray[np.float64], clip_norm: float) -> tuple[Rows, NDArray[np.float64]]:
     """The rows and their norms, with those above `clip_norm` (by more than rounding) scaled to it.
 
-    No row is copied: what is above is scaled within each block, to the bits that `clip_vector` gives.
+    Rows are scaled block by block, without a copy, to the bits that `clip_vector` gives.
     """
     above = norms > clip_norm * (1.0 + CLIP_ROUNDING)
     if not above.any():

@@ -2,16 +2,19 @@
 
 A basket's part is its clipped aggregate times its public weight, rounded to the grid of the ring
 (`contribution`). Parts add up in the ring, masked or not, without error. The sum gets noise on the grid and
-is divided by the surviving weight (`noised_mean`). Adding ``rint(sigma z)`` to an integer is rounding the
-Gaussian mechanism's output, so post-processing, and leaks no low-order bits (Mironov 2012); with
-``layer2.noise: discrete_gaussian`` the integers get exact discrete Gaussian noise, whose claim rests on no
-property of floats (Canonne, Kamath, Steinke 2020). With ``distributed_discrete_gaussian`` each basket adds a
-share of such noise to its own part (`add_share`), and nothing is added to the sum, which is noised already.
+is divided by the surviving weight (`noised_mean`). The noise, by ``layer2.noise``:
+
+- ``gaussian``: ``rint(sigma z)`` is added to the integers. That rounds the Gaussian mechanism's output, so it
+  is post-processing, and leaks no low-order bits (Mironov 2012).
+- ``discrete_gaussian``: exact discrete Gaussian noise, which relies on no property of floats (Canonne,
+  Kamath, Steinke 2020).
+- ``distributed_discrete_gaussian``: each basket adds a share of such noise to its own part (`add_share`), and
+  the sum gets none.
 
 Guarantees:
     A contribution never exceeds its weight times the clip norm by more than half a step a coordinate.
     The noise has the scale and the law of the release plan over the survivors.
-    The plain sum and the secure sum give the same bytes.
+    the_plain_sum_and_the_secure_sum_give_the_same_bytes
 """
 
 from __future__ import annotations
@@ -57,10 +60,10 @@ def contribution(
 def add_share(part: NDArray[Any], release: ReleasePlan, noise: NoiseSource, stream: str) -> NDArray[Any]:
     """A basket's part with its share of the noise, where noise comes in shares; else the part as it is.
 
-    Baskets that join with the zero vector add a share as well: the scale counts on every honest survivor.
+    Baskets that join with the zero vector add a share too: the noise scale counts on every honest survivor.
 
     Args:
-        part: uint32 or uint64, shape (release.length,); not changed.
+        part: uint32 or uint64, shape (release.length,).
         stream: Name of the share, unique to this basket and this attempt at the release.
     """
     if release.share_sigma == 0.0:
@@ -78,8 +81,6 @@ def noised_mean(
     stream: str,
 ) -> tuple[NDArray[np.float64], float]:
     """The released vector: the sum of the survivors' parts plus noise, over their weight.
-
-    Noise that came in shares is in the sum already.
 
     Args:
         ring_sum: uint32 or uint64, shape (release.length,).
@@ -102,8 +103,8 @@ def noised_mean(
 class Layer2Aggregator:
     """Layer 2 in one process, from plain basket models: for tests, notebooks and plain sums.
 
-    In a federation the same functions run behind secure aggregation, driven by the global aggregator, and
-    each release is charged first; here nothing is charged.
+    Here nothing is charged. In a federation the global aggregator runs the same functions behind secure
+    aggregation, and charges each release first.
 
     Args:
         config: Layer 2's settings, or a whole federation's (then Layer 1's rule sets the sensitivity).
@@ -191,7 +192,7 @@ def decode_meta(vector: NDArray[np.float64], plan: FederationPlan) -> dict[str, 
 
 
 def decode_clip_norm(vector: NDArray[np.float64], release: ReleasePlan, plan: FederationPlan) -> float | None:
-    """What a released vector makes the next clip norm: post-processing; None without adaptive clipping."""
+    """The next clip norm, by post-processing of a released vector; None without adaptive clipping."""
     if not plan.config.layer2.adaptive_clipping:
         return None
     return plan.next_clip_norm(release.clip_norm, float(vector[-1]) / release.bit_radius + 0.5)

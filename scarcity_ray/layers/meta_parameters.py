@@ -1,12 +1,12 @@
-"""Meta-parameters: named scalars that clients report beside their updates, and what is learned of them.
+"""Meta-parameters: named scalars that clients report beside their updates, and the noised mean of them.
 
 A report is mapped to [-1, 1] by its declared range. A basket takes the plain mean over the clients behind its
-aggregate (a client without a report counts as the middle of the range), outside the selection rule; the means
-travel as extra coordinates of the basket's vector, under the same noise.
+aggregate, whatever the aggregation rule selects; a client without a report counts as the middle of the range.
+The means are extra coordinates of the basket's vector and get the same noise.
 
 Guarantees:
     One client moves a basket's mean by at most two over the number of clients, per parameter.
-    What is learned lies in the declared range.
+    what_is_learned_lies_in_the_declared_range
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Ranges = Mapping[str, tuple[float, float]]
 
 
 def check_report(report: object, ranges: Ranges) -> None:
-    """Refuse what is no report of declared meta-parameters.
+    """Check a report of meta-parameters.
 
     Raises:
-        UsageError: For a name that was not declared, or what is no mapping.
+        UsageError: If it is no mapping, or has a name that was not declared.
     """
     if not isinstance(report, Mapping | None):
         raise UsageError(f"meta must map meta-parameters to numbers, got {shown(report)}")
@@ -42,10 +42,10 @@ def check_report(report: object, ranges: Ranges) -> None:
 def encode_report(report: Mapping[str, float] | None, ranges: Ranges) -> NDArray[np.float64]:
     """One client's report as coordinates in [-1, 1], in the order of `ranges`.
 
-    Values outside their range are clipped to it; what is not a finite number counts as not reported.
+    Values are clipped to their range; one that is no finite number counts as not reported.
 
     Raises:
-        UsageError: For a name that was not declared, or what is no mapping.
+        UsageError: As `check_report`.
 
     >>> encode_report({"learning_rate": 0.75}, {"learning_rate": (0.0, 1.0), "decay": (0.0, 2.0)}).tolist()
     [0.5, 0.0]

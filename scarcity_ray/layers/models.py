@@ -12,14 +12,14 @@ from scarcity_ray.plan import BasketFacts
 
 @dataclass(frozen=True)
 class Placing:
-    """How one client's row stood to a basket's aggregate. It is made of private values: a report.
+    """How one client's row relates to a basket's aggregate. It is computed from private values.
 
     Attributes:
         selected: Whether it entered the aggregate, as a whole or with some of its values.
         distance: From the aggregate as the rule gave it, before it was clipped.
         z: How many robust standard deviations that lies above the median distance.
-        trimmed: Share of coordinates in which it lies beyond all values averaged (estimated above 1024
-            coordinates); None for rules that average whole rows, and behind a pre-aggregation.
+        trimmed: Share of coordinates in which it lies outside all values averaged (estimated above 1024
+            coordinates); None for rules that average whole rows, and after a pre-aggregation.
         agreement: In [0, 1]; see `robust.agreement`.
     """
 
@@ -34,8 +34,8 @@ class Placing:
 class BasketModel:
     """A basket's aggregate: the result of Layer 1.
 
-    It lies outside the central privacy claim: it is not noised. Only the basket's own actor holds it, and
-    `HierarchicalFederation.get_basket_model` shows it only where the config allows.
+    It is not noised, so it lies outside the central privacy claim. Only the basket's own actor holds it, and
+    `HierarchicalFederation.get_basket_model` shows it only if the config allows.
 
     Attributes:
         aggregate: float32, shape (d,), norm at most ``layer1.clip_norm``.
@@ -48,10 +48,10 @@ class BasketModel:
         selected: Client ids that a selecting rule chose; all contributors for the others.
         max_row_share: Largest share of one row in a weighted mean; None for every other rule.
         meta: Means of the reported meta-parameters, each mapped to [-1, 1]; float64, shape (k,).
-        clip_norm: To which its rows were clipped; None: ``layer1.clip_norm``.
+        clip_norm: Of its rows; None: ``layer1.clip_norm``.
         bit: With adaptive clipping, the share of its clients' rows whose norm was at most `clip_norm` before
             clipping, less 1/2; else 0.
-        placings: How each contributor's row stood to it, by client id; empty where no report was asked for.
+        placings: By client id; empty where no report was asked for.
     """
 
     basket_id: str
@@ -70,7 +70,7 @@ class BasketModel:
     placings: dict[str, Placing] = field(default_factory=dict)
 
     def facts(self, domain_id: str, num_members: int) -> BasketFacts:
-        """What is public about it in a release that freezes `num_members`."""
+        """What is public about it in a release for which the basket has `num_members`."""
         return BasketFacts(
             basket_id=self.basket_id,
             domain_id=domain_id,
@@ -97,7 +97,7 @@ class GlobalMetaModel:
         noise_sigma: Standard deviation of the noise on each coordinate of `aggregate`.
         meta_params: What was learned of each declared meta-parameter.
         ledger_head: Hash of the ledger after this release was charged.
-        clip_norm: With adaptive clipping, to what the next rows are clipped, by this release; else None.
+        clip_norm: With adaptive clipping, the clip norm of the next rows; else None.
     """
 
     aggregate: NDArray[np.float32]

@@ -16,12 +16,12 @@ The last three share m <- beta_1 m + (1 - beta_1) g and then x <- x + eta m / (s
 m and v. As in the paper there is no bias correction; m begins at 0 and v at tau^2, the least it allows.
 
 Guarantees:
-    Each step is the formula of the paper.
-    Nothing given is changed and nothing given back can be.
-    What is not finite is refused.
-    The same arguments give the same bytes.
-    Plain SGD adds the delta.
-    A schedule lies between zero and one and begins at one.
+    each_step_is_the_formula_of_the_paper
+    nothing_given_is_changed_and_nothing_given_back_can_be
+    what_is_not_finite_is_refused
+    the_same_arguments_give_the_same_bytes
+    plain_sgd_adds_the_delta
+    a_schedule_lies_between_zero_and_one_and_begins_at_one
 """
 
 from __future__ import annotations

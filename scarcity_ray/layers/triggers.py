@@ -1,4 +1,4 @@
-"""When Layer 1 and Layer 2 are due: decisions about counts and times, nothing else."""
+"""When Layer 1 and Layer 2 are due, by counts and times."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def basket_due(
 ) -> TriggerReason | None:
     """Whether a basket's Layer 1 is due, and why; None if it must wait.
 
-    With fewer than `least` rows it never is: a robust rule waits rather than weaken itself. Otherwise it is
-    due by COUNT once `min_updates_trigger` clients (all `n_active` members if that is None) have updates
-    buffered, by STALENESS when the oldest update is `max_staleness` rounds old (at least one), and by TIME
-    after `time_trigger_seconds`. That all have sent is not enough while the round's gossip is still to come:
-    their states would be aggregated before they have met. The other triggers do not wait for it.
+    It is never due with fewer than `least` rows. Otherwise it is due by COUNT once `min_updates_trigger`
+    clients (all `n_active` members if that is None) have updates buffered, by STALENESS when the oldest
+    update is `max_staleness` rounds old (at least one), and by TIME after `time_trigger_seconds`.
 
     Args:
         n_updates: Clients with buffered updates, one row each.
         time_since_last: Seconds since the basket's last aggregation, or since its first update if none yet.
         n_active: Members of the basket; None if not known, and then only `min_updates_trigger` counts.
         least: Rows that the basket's rule needs.
-        oldest_staleness: Rounds that the oldest buffered update lies back.
+        oldest_staleness: Age of the oldest buffered update, in rounds.
+        gossip_to_come: Whether the round's gossip is still to run; then that all members have sent is not
+            enough, so that states are mixed before they are aggregated.
     """
     if n_updates < max(1, least):
         return None
@@ -57,7 +57,7 @@ def global_due(
 ) -> TriggerReason | None:
     """Whether Layer 2 is due, and why; None if it must wait.
 
-    Due iff at least `min_baskets` baskets have a fresh aggregate, and either `min_baskets_trigger` of them
+    Due if at least `min_baskets` baskets have a fresh aggregate, and either `min_baskets_trigger` of them
     (all active ones if that is None) have one (COUNT) or `update_interval_seconds` have passed (TIME).
 
     Args:
@@ -73,7 +73,7 @@ def global_due(
 
 
 class TriggerEngine:
-    """Asks `basket_due` and remembers, a basket, a trigger that fired until somebody acts on it."""
+    """Asks `basket_due` and remembers, for each basket, a trigger that fired until it is acted on."""
 
     def __init__(self, config: BufferConfig) -> None:
         self.config = config

@@ -1,4 +1,4 @@
-"""What a runtime is: it starts roles by name, and says what is alive."""
+"""The interface of a runtime, which starts roles by name and finds them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class RoleSpec:
         name: Unique in the federation.
         factory: The role's class; called as ``factory(**arguments)`` in the role's own process.
         resources: Custom resources that it reserves, beside `cpus`.
-        spread: Whether to place it away from its like; otherwise it runs on `node`.
-        node: The node it must run on (its data lie there); None: the runtime's home node.
+        spread: Whether to spread such roles over the nodes; otherwise it runs on `node`.
+        node: The node that holds its data; None: the runtime's home node.
     """
 
     name: str
@@ -101,26 +101,26 @@ class Tasks(Protocol):
 
 
 class Runtime(Protocol):
-    """A place where the roles of one federation live.
+    """A place where the roles of one federation live; `tests/runtime` holds every runtime to it.
 
-    Guarantees (one contract suite, `tests/runtime`, runs on every runtime):
-        A role started twice keeps its state.
-        A call sees the effects of the caller's earlier calls.
-        Arrays arrive read-only and unshared.
-        An exception keeps its type.
+    Guarantees:
+        a_role_started_twice_keeps_its_state
+        a_call_sees_the_effects_of_the_callers_earlier_calls
+        arrays_arrive_read_only_and_unshared
+        an_exception_keeps_its_type
         A killed role answers ActorLost until it is started again.
-        A role that fails as it starts is lost for good.
-        Roles start beside one that fails.
-        A federation's first roles start all or none.
-        The card is found until it is withdrawn.
+        a_role_that_fails_as_it_starts_is_lost_for_good
+        roles_start_beside_one_that_fails
+        a_federations_first_roles_start_all_or_none
+        the_card_is_found_until_it_is_withdrawn
     """
 
     peers: Peers
     compute: Compute
     has_begun: bool
-    """Whether a federation's first roles were started here, so that they are this runtime's to end."""
+    """Whether this runtime has started a federation's first roles."""
     home: str
-    """The node of this process, for roles whose data lie on one node's disk."""
+    """The node of this process, for roles with data on one node's disk."""
 
     @property
     def machines(self) -> int:
@@ -131,36 +131,35 @@ class Runtime(Protocol):
         """How many basket actors suit this machine or cluster."""
 
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
-        """Start the roles that are not alive, side by side, and wait until they answer.
+        """Start the roles that are not running, in parallel, and wait until they answer.
 
         Args:
-            specs: The roles.
-            card: Given with a federation's first roles, none of which may be there yet: what every driver of
-                it finds from now on.
+            card: Given with a federation's first roles, none of which may be running yet: what every driver
+                that attaches to the federation gets from `card`.
 
         Raises:
-            ActorLost: If a role cannot be placed or fails as it starts; the error says why. The others are
-                started all the same, but of a federation's first roles none stays.
-            UsageError: If a role is there already and a card is given.
+            ActorLost: If a role cannot be placed or fails as it starts. The other roles are started all the
+                same; of a federation's first roles none stays.
+            UsageError: If a card is given and a role is running already.
         """
 
     def tasks(self) -> Tasks:
         """Tasks of one caller's own."""
 
     def is_alive(self, name: str) -> bool:
-        """Whether the role is there: one that is busy, or waits for a node, is alive."""
+        """Whether the role is running; one that is busy, or waits for a node, is."""
 
     def names(self) -> tuple[str, ...]:
-        """Names of the roles that are there, sorted."""
+        """Names of the running roles, sorted."""
 
     def kill(self, name: str) -> None:
-        """End a role at once, as a crash would; nothing happens if it is not there."""
+        """End a role at once, as a crash would; nothing happens if it is not running."""
 
     def card(self) -> Any:
-        """The card that the federation was started with, for as long as the cluster runs; else None."""
+        """The card that the federation was started with; None if there is none."""
 
     def withdraw(self) -> None:
-        """Take the card away."""
+        """Remove the card."""
 
     def close(self) -> None:
-        """Let go of what this runtime opened; roles are ended by `kill`, not here."""
+        """Release what this runtime opened; roles are ended by `kill`, not here."""

@@ -1,9 +1,8 @@
-"""Finding a Ray cluster: the address given, else the connection there is, else ``RAY_ADDRESS``, else a new.
+"""Connects to a Ray cluster: the given address, an open connection, ``RAY_ADDRESS``, or a new cluster.
 
-Never a stale cluster file: without any address a cluster is started, not guessed. What cannot work is a
-`UsageError` within seconds, before Ray is asked, which waits for minutes and may end the process then: an
-address where no cluster answers, a token that the cluster does not take, and ``ray://``, over which a driver
-cannot own its roles.
+Ray itself waits for minutes at an address where no cluster answers, and may then end the process. So an
+address is checked first: one where no cluster answers, a token that the cluster refuses, or ``ray://`` (over
+which a driver cannot own its roles) is a `UsageError` within seconds.
 """
 
 from __future__ import annotations
@@ -24,14 +23,17 @@ from scarcity_ray.errors import UsageError
 logger = logging.getLogger("scarcity_ray")
 
 ANSWER_SECONDS = 5.0
-"""Within this time a cluster's port must accept a connection and greet."""
+"""Time in which a cluster's port must accept a connection and greet."""
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _QUESTION = "/ray.rpc.NodeInfoGcsService/GetClusterId"
-"""What every Ray client asks the head first."""
+"""The first call of every Ray client to the head."""
 
 
 def connect(address: str | None) -> bool:
-    """Connect this process to a cluster; whether that was needed, so that `ray.shutdown` is ours to call.
+    """Connect this process to a cluster.
+
+    Returns:
+        Whether a connection was opened, which the caller must then close with `ray.shutdown`.
 
     Raises:
         UsageError: If no cluster answers at the address, it refuses this process's token, the connection is
@@ -125,7 +127,7 @@ def _expect_cluster(address: str) -> None:
 
 
 def _expect_admission(address: str) -> None:
-    """Check that the cluster takes what this process would show it, a token or nothing."""
+    """Check that the cluster accepts this process's token, or none."""
     if _is_admitted(address, ""):
         return
     mode, path = os.environ.get("RAY_AUTH_MODE", ""), token_file()
@@ -165,7 +167,7 @@ def _read(path: Path) -> str:
 
 
 def _make_token() -> None:
-    """Write the token of a cluster to be started before Ray does, which would let every user read it."""
+    """Write the token of a new cluster for this user alone; Ray would write one that every user can read."""
     path = token_file()
     if path is None or os.environ.get("RAY_AUTH_MODE", "token") != "token" or path.exists():
         return
@@ -196,6 +198,3 @@ def _warn_of_a_token_that_others_read() -> None:
 def first_line(error: BaseException) -> str:
     """What an error says, without the pages that follow."""
     return str(error).strip().split("\n", 1)[0]
-
-
-__all__ = ["connect", "first_line", "token_file"]

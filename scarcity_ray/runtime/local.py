@@ -16,7 +16,7 @@ from scarcity_ray_client import Cause
 
 
 class _Stored:
-    """A value as the object store keeps it: whoever loads it gets containers of its own over shared bytes."""
+    """A value as the object store keeps it: pickled, with arrays as bytes that all loaded copies share."""
 
     def __init__(self, value: Any) -> None:
         buffers: list[pickle.PickleBuffer] = []
@@ -28,10 +28,8 @@ class _Stored:
 
 
 def _isolated(value: Any) -> Any:
-    """A deep copy as another process would see it: pickled, with contiguous arrays read-only."""
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return pickle.loads(head, buffers=[bytes(buffer.raw()) for buffer in buffers])
+    """A deep copy as another process would see it, with contiguous arrays read-only."""
+    return _Stored(value).load()
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class LocalRuntime:
         return tuple(sorted(self._peers.roles))
 
     def kill(self, name: str) -> None:
-        """Drop the role and all it held, what an operating system holds for a process included."""
+        """Drop the role; what the operating system would free at the end of a process is freed."""
         role = self._peers.roles.pop(name, None)
         if hasattr(role, "close"):
             role.close()
@@ -179,22 +177,17 @@ class LocalRuntime:
         self._card = None
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: this runtime opens nothing."""
 
     def _start(self, specs: Sequence[RoleSpec]) -> None:
         failure: ActorLost | None = None
         for spec in specs:
             try:
                 if spec.name not in self._peers.roles:
-                    self._peers.roles[spec.name] = self._made(spec)
-            except ActorLost as lost:
-                failure = failure or lost
+                    self._peers.roles[spec.name] = spec.factory(**spec.arguments)
+            except Exception as error:
+                if failure is None:
+                    failure = ActorLost(spec.name, f"it failed as it started: {error!r}", False)
+                    failure.__cause__ = error
         if failure is not None:
             raise failure
-
-    @staticmethod
-    def _made(spec: RoleSpec) -> Any:
-        try:
-            return spec.factory(**spec.arguments)
-        except Exception as error:
-            raise ActorLost(spec.name, f"it failed as it started: {error!r}", False) from error

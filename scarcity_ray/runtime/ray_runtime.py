@@ -32,13 +32,13 @@ from scarcity_ray.runtime.rpc import CallId, Compute, Future, Handle, Peers, Rol
 logger = logging.getLogger("scarcity_ray")
 
 TASK_CPUS = 0.8
-"""CPUs of one task: two of them and the idle actors beside them fit on two cores."""
+"""CPUs of one task: two tasks and the idle actors fit on two cores."""
 START_TIMEOUT_SECONDS = 120.0
-"""A role that no node has taken by then is given up."""
+"""After this time without a node, a role is given up."""
 PATIENCE_SECONDS = 10.0
-"""A role that no node has taken by then is worth a warning."""
+"""After this time without a node, a warning names the role."""
 DEATH_TIMEOUT_SECONDS = 60.0
-"""Time that a cluster may take to find out that a role died: at once for a process, about 17 s for a node."""
+"""Time that a cluster may take to notice a death: at once for a process, about 17 s for a node."""
 POLL_SECONDS = 0.005
 START_ATTEMPTS = 3
 _CARDS = b"scarcity_ray"
@@ -49,10 +49,10 @@ class RayRuntime:
 
     Args:
         namespace: The Ray namespace of the federation's actors.
-        address: A cluster's address. Without one, a connection that exists already or ``RAY_ADDRESS`` is
-            used, else a cluster is started on this machine; `close` ends that one, whoever else uses it.
-        detached: Whether the actors outlive this process; otherwise they end with the last handle to them,
-            which this runtime keeps.
+        address: A cluster's address. Without one, an open connection or ``RAY_ADDRESS`` is used, else a
+            cluster is started on this machine, which `close` ends.
+        detached: Whether the actors outlive this process; otherwise they end with this runtime, which keeps
+            the handles to them.
 
     Raises:
         UsageError: If there is no cluster at the address.
@@ -79,12 +79,12 @@ class RayRuntime:
 
     @property
     def machines(self) -> int:
-        """Addresses and host names of the living nodes; several raylets may share one machine."""
+        """How many machines the living nodes are on; several nodes may share one."""
         living = (node for node in ray.nodes() if node["Alive"])
         return len({(node["NodeManagerAddress"], node["NodeManagerHostname"]) for node in living})
 
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
-        """Start the roles that are not alive, side by side, and wait until they answer."""
+        """Start the roles that are not running, in parallel, and wait until they answer."""
         if card is None:
             self._await([(spec, self._found(spec) or self._create(spec)) for spec in specs])
             return
@@ -111,7 +111,7 @@ class RayRuntime:
         return RayTasks(self.default_basket_actors)
 
     def is_alive(self, name: str) -> bool:
-        """Whether the role is there: one that is busy, or waits for a node, is alive."""
+        """Whether the role is running; one that is busy, or waits for a node, is."""
         deadline = time.monotonic() + DEATH_TIMEOUT_SECONDS
         while ray.is_initialized() and time.monotonic() < deadline:
             try:
@@ -130,14 +130,14 @@ class RayRuntime:
         return False
 
     def names(self) -> tuple[str, ...]:
-        """Names of the roles that are there, sorted."""
+        """Names of the running roles, sorted."""
         if not ray.is_initialized():
             return ()
         actors = ray.util.list_named_actors(all_namespaces=True)
         return tuple(sorted(a["name"] for a in actors if a["namespace"] == self._namespace))
 
     def kill(self, name: str) -> None:
-        """End a role at once; nothing happens if it is not there."""
+        """End a role at once; nothing happens if it is not running."""
         self._kept.pop(name, None)
         if not ray.is_initialized():
             return
@@ -149,12 +149,12 @@ class RayRuntime:
         self._wait_until_gone(name, actor)
 
     def card(self) -> Any:
-        """The card that the federation was started with, for as long as the cluster runs; else None."""
+        """The card that the federation was started with, while the cluster runs; else None."""
         card = _internal_kv_get(self._namespace.encode(), namespace=_CARDS)
         return None if card is None else cloudpickle.loads(card)
 
     def withdraw(self) -> None:
-        """Take the card away."""
+        """Remove the card."""
         if ray.is_initialized():
             _internal_kv_del(self._namespace.encode(), namespace=_CARDS)
 
@@ -165,7 +165,7 @@ class RayRuntime:
             ray.shutdown()
 
     def _undo(self, made: Sequence[tuple[RoleSpec, Any]]) -> None:
-        """End what a federation's start had made when it failed."""
+        """End the roles that a failed start had made."""
         for spec, actor in made:
             self._kept.pop(spec.name, None)
             ray.kill(actor)
@@ -198,9 +198,9 @@ class RayRuntime:
         return ray.remote(_fetching(spec.factory)).options(**options).remote(**spec.arguments)
 
     def _await(self, started: Sequence[tuple[RoleSpec, Any]]) -> None:
-        """Wait until the actors answer, and keep them; one whose name still stood for a corpse is made anew.
+        """Wait until the actors answer, and keep their handles; one that turns out dead is created again.
 
-        Those that no node takes are given up together, once nothing has come up for a while.
+        Once no actor has come up for a while, all that still wait for a node are given up.
         """
         waiting = {actor.__ray_ready__.remote(): (spec, actor, 1) for spec, actor in started}
         failure: ActorLost | None = None
@@ -230,7 +230,7 @@ class RayRuntime:
             raise failure
 
     def _answered(self, spec: RoleSpec, actor: Any, answer: Any, attempt: int) -> Any:
-        """Keep an actor that answered; one to wait for in its place if it did not, else None."""
+        """Keep the handle of an actor that answered (None), or return the actor to wait for in its place."""
         try:
             ray.get(answer)
         except ActorUnschedulableError as error:
@@ -239,20 +239,21 @@ class RayRuntime:
             return actor
         except RayActorError as error:
             if error.actor_init_failed:
-                raise ActorLost(spec.name, f"it failed as it started: {_last_line(error)}", False) from None
+                why = str(error).strip().rsplit("\n", 1)[-1].strip()
+                raise ActorLost(spec.name, f"it failed as it started: {why}", False) from None
             forget(actor)
             if attempt == START_ATTEMPTS:
                 died = f"it died {attempt} times as it started: {first_line(error)}"
                 raise ActorLost(spec.name, died, False) from None
             self._wait_until_gone(spec.name, actor)
             return self._create(spec)
-        # The handle that the actor lives by: one that was looked up by name does not keep it alive.
+        # Ray keeps the actor alive for this handle; one that was looked up by name would not do.
         if self._kept.get(spec.name) != actor:
             self._kept[spec.name] = actor
         return None
 
     def _give_up(self, waiting: Sequence[tuple[RoleSpec, Any]]) -> ActorLost:
-        """End actors that no node takes; what is to be said of the first."""
+        """End actors that no node takes; the error for the first."""
         for _, actor in waiting:
             ray.kill(actor)
         spec, _ = waiting[0]
@@ -272,7 +273,7 @@ class RayRuntime:
 
 
 def _why_waiting(spec: RoleSpec) -> str:
-    """What keeps a role from starting, as far as the cluster's nodes tell."""
+    """Why a role has not started, by the resources of the cluster's nodes."""
     demand = {name: amount for name, amount in {"CPU": spec.cpus, **spec.resources}.items() if amount}
     if why := why_unplaceable(demand):
         return why
@@ -294,15 +295,11 @@ def _fetching(factory: Callable[..., Any]) -> Callable[..., Any]:
     return type(factory.__name__, (_Fetching, factory), {"__doc__": factory.__doc__})
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().rsplit("\n", 1)[-1].strip()
-
-
 def find_actor(namespace: str, name: str) -> Any:
     """The living (or starting, or dying) actor of this name.
 
-    Ray's per-process cache of names keeps the dead ones of actors that are not detached, so that one that
-    came back would not be found; those that this process knows to be dead are forgotten.
+    Ray caches names in each process, and keeps dead actors that are not detached there, so that a restarted
+    actor would not be found. Actors that this process knows to be dead are removed from the cache.
 
     Raises:
         ValueError: If there is none.
@@ -316,28 +313,28 @@ def find_actor(namespace: str, name: str) -> Any:
 
 
 def forget(actor: Any) -> None:
-    """Make this process forget a dead actor, so that its name stands for its successor."""
+    """Remove a dead actor from this process's cache, so that its name finds its successor."""
     ray.kill(actor)
 
 
 def _is_known_dead(actor: Any) -> bool:
     """Whether Ray has told this process that an actor died.
 
-    Ray has no public way to ask that without a call to the actor. Where this one is missing the answer is
-    False: a call finds out then (`_RayFuture`), as `ActorLost`, and the next lookup finds the successor.
+    Ray has no public way to ask that without a call to the actor. If this private one is missing the answer
+    is False; the next call then raises `ActorLost` (`_RayFuture`), and a later lookup finds the successor.
     """
     state = getattr(actor, "_get_local_state", None)
     return state is not None and state() == ActorTableData.DEAD
 
 
 def is_death(error: BaseException) -> bool:
-    """Whether an error says that the actor called is dead: not one that it met itself in calling another."""
+    """Whether an error says that the called actor is dead, and not another one that it called in turn."""
     return isinstance(error, ActorDiedError) and not isinstance(error, RayTaskError)
 
 
 @dataclass(frozen=True)
 class _RayFuture:
-    """A pending call of `actor`, or a task where that is None; Ray's errors become ours."""
+    """A pending call of `actor`, or a task if that is None; Ray's errors are `translated`."""
 
     name: str
     reference: Any
@@ -364,7 +361,7 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _RayHandle:
-    """A named actor, looked up at each call (30 us, Ray remembers): one that came back is found at once."""
+    """A named actor, looked up at each call (30 us from Ray's cache), so that a restarted one is found."""
 
     namespace: str
     name: str
@@ -379,7 +376,7 @@ class _RayHandle:
         except RayError as error:
             return _Failed(translated(self.name, error))
         try:
-            # What Ray's tools call it: ``basket.submit``, also where it is to be done once.
+            # Its name in Ray's tools, such as ``basket.submit``, also within `Role.once`.
             shown = f"{self.name.partition(':')[0]}.{args[1] if method == 'once' else method}"
             return _RayFuture(self.name, getattr(actor, method).options(name=shown).remote(*args), actor)
         except RayError as error:
@@ -403,7 +400,7 @@ def _run(function: Callable[..., Any], *args: object) -> Any:
 
 @dataclass
 class _RayCompute:
-    """Functions as tasks, which Ray tries again three times where they die; values in the object store."""
+    """Functions as tasks, which Ray retries three times if they die; values in the object store."""
 
     parallelism: int
 
@@ -415,9 +412,9 @@ class _RayCompute:
 
 
 def translated(name: str, error: RayError) -> Exception:
-    """The callee's own exception, or `ActorLost` for whatever Ray has to say.
+    """The callee's own exception, or `ActorLost` for any error of Ray's.
 
-    One that nobody raised on purpose keeps its traceback on the other side, as a note.
+    One that is no `ScarcityError` gets the callee's traceback as a note.
     """
     while isinstance(error, RayTaskError):
         cause = error.cause

@@ -1,28 +1,25 @@
-"""What a role sees of the others: handles to call, and a place to run tasks.
+"""Calls between roles, and tasks that run beside them.
 
-Roles are plain classes that reach each other by name:
-``Call(Accountant.status, now).send(peers, ACCOUNTANT)`` gives a `Future`. A type checker holds the
-arguments and the answer to the method, and the method to the class of the role that has the name. The message
-itself names its method by a string, by which a runtime calls it (`Handle`). Functions run beside a role
-through `Compute`. A runtime supplies `Peers` and `Compute`; which one it is, a role cannot tell.
+Roles are plain classes that reach each other by name: ``Call(Accountant.status, now).send(peers,
+ACCOUNTANT)`` gives a `Future`. A type checker checks arguments and answer against the method, and the method
+against the role's class. The message itself names its method by a string, by which a runtime calls it
+(`Handle`). A runtime supplies `Peers` and `Compute`; a role cannot tell which runtime it is.
 
 Contract of a call, in every runtime:
 
 * arguments and results are copied or read-only: neither side can change the other's data afterwards;
-* arrays arrive read-only, strided ones as private copies: whoever wants to change one makes a copy;
-* a value that lies in the object store arrives as itself where an argument says so (`HoldsStored`): its
-  reference travels nested in the argument, since Ray holds up an actor's later calls for a bare one that is
-  pending, and fails the call for one that failed;
+* arrays arrive read-only, strided ones as private copies;
+* a value in the object store arrives as itself where an argument says so (`HoldsStored`): its reference is
+  nested in the argument, since Ray holds up an actor's later calls for a bare pending reference, and fails
+  the call for a failed one;
 * the callee's exception is raised by `Future.result` with its own type;
 * `ActorLost` is raised when the callee's process is gone or the connection to it broke; whether the call was
-  executed is then unknown, and `Role.once` is how to make it again;
+  executed is then unknown;
 * calls of one caller to one role are executed in the order in which they were made.
 
-A connection can break when a role has done what it was asked and its answer is on the way; the caller cannot
-tell that from a call that never arrived (Ray's ``ActorUnavailableError`` says nothing about it). It makes the
-call again under the same `CallId`, and a role that has done it gives the answer that was lost (`Role.once`).
-What a role remembers dies with it, and so does what the call did: whoever finds it back, or made anew, makes
-the call again and has it done once.
+A connection can break after a role has done a call and before its answer arrives. The caller then repeats the
+call under the same `CallId`, and the role returns the answer that was lost (`Role.once`). A role that dies
+loses its answers together with the effects of the calls, so a repeated call is again done once.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runt
 from scarcity_ray.errors import ProtocolViolation
 
 CALLERS = 256
-"""Callers whose last answer a role remembers; beyond them the longest silent are forgotten."""
+"""Callers whose last answer a role remembers; beyond that the longest silent are forgotten."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,7 +45,7 @@ class CallId:
     """One call of one caller, however often it is made.
 
     Attributes:
-        caller: Who calls; it makes its next call when it has the answer to the last, or has given it up.
+        caller: Makes one call at a time.
         number: Rises from call to call.
     """
 
@@ -67,7 +64,7 @@ _QUERIES: set[Callable[..., Any]] = set()
 
 
 def query(method: Callable[P, T]) -> Callable[P, T]:
-    """Mark a role's method that changes nothing, so that it may be done again and no answer is kept."""
+    """Mark a role's method that changes nothing: it may be repeated, and no answer is kept."""
     _QUERIES.add(method)
     return method
 
@@ -77,8 +74,8 @@ class Role:
 
     Guarantees:
         a_call_made_again_is_answered_and_not_done_again
-        a_call_that_failed_is_done_again: What raises has changed nothing, or can go on from where it stopped.
-        an_overtaken_call_is_refused: One that arrives after its caller has made the next.
+        a_call_that_failed_is_done_again: A method that raises has changed nothing, or can be resumed.
+        an_overtaken_call_is_refused: One that arrives after its caller's next call.
     """
 
     def __init__(self) -> None:
@@ -88,7 +85,7 @@ class Role:
         """Call `method`, unless this call was answered before; its answer.
 
         Raises:
-            ProtocolViolation: If its caller has made a later call since, or for a method that is private.
+            ProtocolViolation: If its caller has made a later call since, or for a private method.
         """
         if method.startswith("_"):
             raise ProtocolViolation(f"{method} is the role's own")
@@ -123,7 +120,7 @@ Called = TypeVar("Called", bound=Role, contravariant=True)
 
 
 class RoleName(str, Generic[Named]):
-    """The name of a role, of which a type checker knows the class; it arrives elsewhere as a plain string."""
+    """The name of a role, with its class for the type checker; pickled, it is a plain string."""
 
     __slots__ = ()
 
@@ -139,7 +136,7 @@ class Future(Protocol[Answer]):
 
 
 class Handle(Protocol):
-    """A role that can be called, by the name of its method: what a runtime does with a `Call`."""
+    """A role whose methods can be called by their names; how a runtime sends a `Call`."""
 
     def call(self, method: str, *args: object) -> Future[Any]:
         """Start `method` with `args` on the role; never blocks and never raises."""
@@ -149,20 +146,14 @@ class Peers(Protocol):
     """The roles of one federation, by name. Picklable."""
 
     def handle(self, name: str) -> Handle:
-        """The role called `name`; one that is not there answers every call with `ActorLost`."""
+        """The role called `name`; one that is not running answers every call with `ActorLost`."""
 
 
 class Call(Generic[Called, Answer]):
-    """A method of a role with its arguments, which has not been made yet.
-
-    Args:
-        method: The role's method, as its class has it: ``Directory.locate``; one that is decorated has kept
-            its name (`functools.wraps`).
-        *args: What it is given, by position.
-        **kwargs: None, though a type checker would take them: a message has no names for its arguments.
+    """A call that can be sent: a method of a role, such as ``Directory.locate``, with its arguments.
 
     Raises:
-        TypeError: For an argument by name.
+        TypeError: For an argument by name, which the types allow: a message has positions alone.
     """
 
     __slots__ = ("args", "is_query", "method")
@@ -177,11 +168,11 @@ class Call(Generic[Called, Answer]):
         self.args: tuple[object, ...] = args
 
     def send(self, peers: Peers, role: RoleName[Called]) -> Future[Answer]:
-        """Make it; never blocks and never raises."""
+        """Start the call; never blocks and never raises."""
         return peers.handle(role).call(self.method, *self.args)
 
     def numbered(self, number: CallId) -> Call[Called, Answer]:
-        """The same call, done once however often it is sent (`Role.once`); a `query` needs no number."""
+        """The same call, executed once however often it is sent (`Role.once`); a `query` needs no number."""
         once: Call[Called, Answer] = copy(self)
         once.method, once.args = Role.once.__name__, (number, self.method, *self.args)
         return once

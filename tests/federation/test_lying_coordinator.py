@@ -547,13 +547,13 @@ def test_an_aggregate_that_is_discarded_between_opening_and_masking_is_not_maske
     fed_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed = fed_of(6)
-    honest = SecureSession._mask
+    honest = PartyCalls.each
 
-    def mask(self: Any) -> None:
+    def mask(self: Any, parties: Any, call_for: Any, receive: Any) -> None:
         role(fed, "basket:0")._baskets[VICTIM].latest.discard_if_of("0_0")
-        honest(self)
+        honest(self, parties, call_for, receive)
 
-    monkeypatch.setattr(SecureSession, "_mask", mask)
+    monkeypatch.setattr(PartyCalls, "each", mask)
     outcome = run(fed)
     assert outcome.model.n_baskets == 5
     assert outcome.dropped == (VICTIM,)

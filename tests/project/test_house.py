@@ -291,3 +291,15 @@ def test_sizes_of_files_are_reported(record_property):
     large = {name: lines for name, lines in sorted(sizes.items(), key=lambda item: -item[1]) if lines > 300}
     record_property("files_over_300_lines", json.dumps(large))
     print("files over 300 lines:", large)
+
+
+def test_guarantees_are_spelled_in_one_way():
+    """A reader who looks for what a module promises searches for one word."""
+    spelled = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for package in (PACKAGE, ROOT / "client" / "scarcity_ray_client")
+        for path in sorted(package.rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.match(r"\W*guarantee", line, re.IGNORECASE) and line.strip() != "Guarantees:"
+    ]
+    assert spelled == []
