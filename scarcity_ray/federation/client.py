@@ -16,7 +16,7 @@ from scarcity_ray.actors.messages import Fault, News, RoutingTable
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
 from scarcity_ray.federation.supervisor import Supervisor
-from scarcity_ray.runtime.rpc import Call, CallId, Role, RoleName
+from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -148,9 +148,9 @@ class ActorClient:
         if news.last_fault is not None and news.last_fault not in self._heard:
             self.hear_faults()
 
-    def _next_id(self) -> CallId:
-        """The next call's id; each thread is a caller of its own (`runtime.rpc.CallId`)."""
-        return CallId(f"{self._driver}/{threading.get_ident()}", next(self._numbers))
+    def _next_id(self) -> IdempotencyKey:
+        """The next call's id; each thread is a caller of its own (`runtime.rpc.IdempotencyKey`)."""
+        return IdempotencyKey(f"{self._driver}/{threading.get_ident()}", next(self._numbers))
 
     def _answer(self, role: RoleName[R], call: Call[R, T]) -> T:
         for attempt in range(RECOVERIES + 1):

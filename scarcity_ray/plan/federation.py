@@ -97,6 +97,7 @@ class FederationPlan:
         num_meta = len(config.meta_parameters)
         self.vector_length = config.vector_dim + num_meta + layer2.adaptive_clipping
         self.meta_radius = layer2.clip_norm / math.sqrt(num_meta) if num_meta else 0.0
+        self._least_rows: dict[int, int] = {}
 
     def at(self, clip_norm: float) -> FederationPlan:
         """The plan of a round in which Layer 1 clips to `clip_norm`; all lengths keep their ratio to it.
@@ -153,12 +154,14 @@ class FederationPlan:
         return max(rows, 2 * num_byzantine + 1) if layer1.pre else rows
 
     def least_rows(self, num_members: int) -> int:
-        """Rows without which Layer 1 of such a basket waits."""
-        layer1, f = self.config.layer1, self.num_byzantine(num_members)
-        by_rule = self.rule_rows(f)
-        if layer1.aggregation_method is AggregationMethod.MULTI_KRUM and layer1.num_selected is not None:
-            by_rule = max(by_rule, layer1.num_selected + f + 2)
-        return max(layer1.min_updates, by_rule)
+        """Rows without which Layer 1 of such a basket waits; remembered, as each submission asks."""
+        if num_members not in self._least_rows:
+            layer1, f = self.config.layer1, self.num_byzantine(num_members)
+            by_rule = self.rule_rows(f)
+            if layer1.aggregation_method is AggregationMethod.MULTI_KRUM and layer1.num_selected is not None:
+                by_rule = max(by_rule, layer1.num_selected + f + 2)
+            self._least_rows[num_members] = max(layer1.min_updates, by_rule)
+        return self._least_rows[num_members]
 
     def row_weight(self, num_examples: int | None) -> float:
         """A client's weight under the rule ``weighted``: its examples, `max_examples` at most.

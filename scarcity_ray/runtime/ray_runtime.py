@@ -27,7 +27,7 @@ from scarcity_ray.errors import ActorLost, ScarcityError, UsageError
 from scarcity_ray.runtime.base import RoleSpec, Tasks
 from scarcity_ray.runtime.connect import connect, first_line
 from scarcity_ray.runtime.ray_tasks import RayTasks, fetch, listed, why_unplaceable
-from scarcity_ray.runtime.rpc import CallId, Compute, Future, Handle, Peers, Role, with_values
+from scarcity_ray.runtime.rpc import Compute, Future, Handle, IdempotencyKey, Peers, Role, with_values
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -285,7 +285,7 @@ def _why_waiting(spec: RoleSpec) -> str:
 class _Fetching(Role):
     """What a role's class is on Ray: it fetches the values of references nested in arguments."""
 
-    def once(self, call: CallId, method: str, *args: object) -> Any:
+    def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         return super().once(call, method, *with_values(args, fetch))
 
 

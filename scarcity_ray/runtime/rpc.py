@@ -17,9 +17,9 @@ Contract of a call, in every runtime:
   executed is then unknown;
 * calls of one caller to one role are executed in the order in which they were made.
 
-A connection can break after a role has done a call and before its answer arrives. The caller then repeats the
-call under the same `CallId`, and the role returns the answer that was lost (`Role.once`). A role that dies
-loses its answers together with the effects of the calls, so a repeated call is again done once.
+A connection can break after a role has done a call and before its answer arrives. The caller then repeats
+the call under the same `IdempotencyKey`, and the role returns the answer that was lost (`Role.once`). A role
+that dies loses its answers together with the effects of the calls, so a repeated call is again done once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Answer = TypeVar("Answer", covariant=True)
 
 
 @dataclass(frozen=True)
-class CallId:
+class IdempotencyKey:
     """One call of one caller, however often it is made.
 
     Attributes:
@@ -81,7 +81,7 @@ class Role:
     def __init__(self) -> None:
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
 
-    def once(self, call: CallId, method: str, *args: object) -> Any:
+    def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """Call `method`, unless this call was answered before; its answer.
 
         Raises:
@@ -171,7 +171,7 @@ class Call(Generic[Called, Answer]):
         """Start the call; never blocks and never raises."""
         return peers.handle(role).call(self.method, *self.args)
 
-    def numbered(self, number: CallId) -> Call[Called, Answer]:
+    def numbered(self, number: IdempotencyKey) -> Call[Called, Answer]:
         """The same call, executed once however often it is sent (`Role.once`); a `query` needs no number."""
         once: Call[Called, Answer] = copy(self)
         once.method, once.args = Role.once.__name__, (number, self.method, *self.args)

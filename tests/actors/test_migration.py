@@ -16,7 +16,7 @@ from scarcity_ray.actors.messages import OperationKind, Order
 from scarcity_ray.actors.migration import MigrationDesk, packed, unpacked
 from scarcity_ray.config import HierarchicalFederationConfig, load
 from scarcity_ray.directory.records import OrderNumber
-from scarcity_ray.runtime.rpc import CallId
+from scarcity_ray.runtime.rpc import IdempotencyKey
 from tests.operations.stopping import Silence
 
 KEY = b"k" * 32
@@ -107,4 +107,4 @@ def test_an_actor_answers_raw_values_to_nobody(host_of: Callable[..., BasketHost
     with pytest.raises(UsageError, match=r"layer2\.enabled is true"):
         host.local_states(("d_basket_0",), ("a",))
     with pytest.raises(ProtocolViolation, match="role's own"):
-        host.once(CallId("x", 1), "__getattribute__", "_baskets")
+        host.once(IdempotencyKey("x", 1), "__getattribute__", "_baskets")

@@ -12,7 +12,7 @@ import pytest
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.federation.client import ActorClient
-from scarcity_ray.runtime.rpc import Call, CallId, Role, query
+from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, query
 
 
 class Counter(Role):
@@ -46,7 +46,7 @@ def test_a_message_is_the_methods_name_and_its_arguments_by_position(peers: Any)
 
 def test_a_call_with_a_number_is_sent_through_once(peers: Any) -> None:
     peers.roles["basket:0"] = Counter()
-    number = CallId("ann", 1)
+    number = IdempotencyKey("ann", 1)
     call = Call(Counter.add, "x").numbered(number)
     for _ in range(2):
         assert call.send(peers, basket_actor(0)).result() == 1

@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.runtime import RoleSpec
 from scarcity_ray.runtime.ray_runtime import is_death
-from scarcity_ray.runtime.rpc import CallId
+from scarcity_ray.runtime.rpc import IdempotencyKey
 
 pytestmark = pytest.mark.ray
 ray_runtime = pytest.importorskip("scarcity_ray.runtime.ray_runtime")
@@ -156,7 +156,7 @@ def test_rays_tools_show_which_method_was_called(place) -> None:
     place.start([RoleSpec("shown:3", probe.Once)])
     handle = place.peers.handle("shown:3")
     assert handle.call("task_name").result() == "shown.task_name"
-    assert handle.call("once", CallId("driver", 1), "task_name").result() == "shown.task_name"
+    assert handle.call("once", IdempotencyKey("driver", 1), "task_name").result() == "shown.task_name"
     place.kill("shown:3")
 
 

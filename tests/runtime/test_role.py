@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.runtime import rpc
-from scarcity_ray.runtime.rpc import CallId, Role
+from scarcity_ray.runtime.rpc import IdempotencyKey, Role
 
 
 class Counter(Role):
@@ -32,33 +32,33 @@ class Counter(Role):
 
 def test_a_call_made_again_is_answered_and_not_done_again() -> None:
     counter = Counter()
-    assert [counter.once(CallId("a", 1), "add", "x") for _ in range(3)] == [1, 1, 1]
-    assert counter.once(CallId("a", 2), "add", "x") == 2, "the same again, and another call"
+    assert [counter.once(IdempotencyKey("a", 1), "add", "x") for _ in range(3)] == [1, 1, 1]
+    assert counter.once(IdempotencyKey("a", 2), "add", "x") == 2, "the same again, and another call"
     assert counter.done == ["x", "x"]
 
 
 def test_a_call_that_failed_is_done_again() -> None:
     counter = Counter()
     with pytest.raises(KeyError):
-        counter.once(CallId("a", 1), "stumble", "x")
-    assert [counter.once(CallId("a", 1), "stumble", "x") for _ in range(2)] == [2, 2]
+        counter.once(IdempotencyKey("a", 1), "stumble", "x")
+    assert [counter.once(IdempotencyKey("a", 1), "stumble", "x") for _ in range(2)] == [2, 2]
 
 
 def test_an_overtaken_call_is_refused() -> None:
     counter = Counter()
-    counter.once(CallId("a", 1), "add", "first")
-    counter.once(CallId("a", 2), "add", "second")
+    counter.once(IdempotencyKey("a", 1), "add", "first")
+    counter.once(IdempotencyKey("a", 2), "add", "second")
     with pytest.raises(ProtocolViolation, match="gone on"):
-        counter.once(CallId("a", 1), "add", "first")
+        counter.once(IdempotencyKey("a", 1), "add", "first")
     with pytest.raises(KeyError):
-        Counter().once(CallId("a", 3), "stumble", "x")
+        Counter().once(IdempotencyKey("a", 3), "stumble", "x")
     assert counter.done == ["first", "second"]
 
 
 def test_an_answer_of_none_is_an_answer() -> None:
     counter = Counter()
     counter.nothing = lambda: counter.done.append(0)  # type: ignore[attr-defined]
-    assert [counter.once(CallId("a", 1), "nothing") for _ in range(2)] == [None, None]
+    assert [counter.once(IdempotencyKey("a", 1), "nothing") for _ in range(2)] == [None, None]
     assert counter.done == [0]
 
 
@@ -66,12 +66,12 @@ def test_memory_is_bounded_and_the_longest_silent_are_forgotten(monkeypatch: pyt
     monkeypatch.setattr(rpc, "CALLERS", 2)
     counter = Counter()
     for caller in ("a", "b"):
-        counter.once(CallId(caller, 1), "add", caller)
-    counter.once(CallId("a", 1), "add", "a")
-    counter.once(CallId("c", 1), "add", "c")
+        counter.once(IdempotencyKey(caller, 1), "add", caller)
+    counter.once(IdempotencyKey("a", 1), "add", "a")
+    counter.once(IdempotencyKey("c", 1), "add", "c")
     assert counter.done == ["a", "b", "c"]
-    counter.once(CallId("a", 1), "add", "a")
-    counter.once(CallId("b", 1), "add", "b again")
+    counter.once(IdempotencyKey("a", 1), "add", "a")
+    counter.once(IdempotencyKey("b", 1), "add", "b again")
     assert counter.done == ["a", "b", "c", "b again"]
     assert len(counter._answers) == 2
 
@@ -81,7 +81,7 @@ def test_each_callers_calls_are_done_once_and_in_order(steps: list[tuple[str, in
     """Each step makes its caller's next call, as often as it says; then all calls ever made arrive again."""
     counter, numbers, made = Counter(), itertools.count(1), []
     for caller, times in steps:
-        call = CallId(caller, next(numbers))
+        call = IdempotencyKey(caller, next(numbers))
         answers = {counter.once(call, "add", call) for _ in range(times)}
         made.append(call)
         assert answers == {len(made)}

@@ -108,7 +108,7 @@ def _least_epsilon(mu: float, delta: float) -> float:
     def step(epsilon: float) -> tuple[float, float]:
         _, b = _ends(mu, epsilon)
         value = _log_delta_above(mu, epsilon)
-        return value - goal, -_slope(mu, epsilon, value) * _mills(b)
+        return value - goal, -_slope(mu, epsilon, value) * _mills(b)[0]
 
     root = monotone_root(step, high, 0.0)
     return min(high, root + _MARGIN * max(root, mu))
@@ -185,7 +185,8 @@ def mu_of_pure(epsilon: float) -> float:
         goal = -epsilon - math.log1p(math.exp(-epsilon))
         x = math.sqrt(2.0 * epsilon)
         for _ in range(16):
-            x += (_log_phi(x) + math.log(_mills(x)) - goal) * _mills(x)
+            ratio, _ = _mills(x)
+            x += (_log_phi(x) + math.log(ratio) - goal) * ratio
     return 2.0 * x * (1.0 + 5e-14)
 
 
@@ -205,7 +206,7 @@ def _log_delta_above(mu: float, epsilon: float) -> float:
     a, b = _ends(mu, epsilon)
     if a < -3.0:
         # 1 - delta = phi(a) (M(-a) + M(b)) is small and has no cancellation.
-        value = math.log1p(-math.exp(_log_phi(a)) * (_mills(-a) + _mills(b)))
+        value = math.log1p(-math.exp(_log_phi(a)) * (_mills(-a)[0] + _mills(b)[0]))
     elif a > 1e6:
         return -math.inf
     else:
@@ -217,37 +218,28 @@ def _log_delta_above(mu: float, epsilon: float) -> float:
 def _mills_drop(mu: float, epsilon: float) -> float:
     """M(a) - M(b) for a >= -3, without cancellation however close a and b lie."""
     a, b = _ends(mu, epsilon)
-    at_a, at_b = _mills(a), _mills(b)
+    (at_a, _), (at_b, _) = _mills(a), _mills(b)
     if at_b < 0.5 * at_a:
         return at_a - at_b
     half, middle = 0.5 * mu, epsilon / mu
     return half * sum(
-        weight * (_mills_slope(middle - half * node) + _mills_slope(middle + half * node))
+        weight * (_mills(middle - half * node)[1] + _mills(middle + half * node)[1])
         for node, weight in _GAUSS_LEGENDRE
     )
 
 
-def _mills(x: float) -> float:
-    """The Mills ratio Phi(-x) / phi(x), for x >= -38."""
+def _mills(x: float) -> tuple[float, float]:
+    """The Mills ratio M(x) = Phi(-x) / phi(x) and its negative derivative 1 - x M(x), for x >= -38.
+
+    From 3 on by Laplace's continued fraction 1/(x + 1/(x + 2/(x + ...))), of which `tail` is the rest.
+    """
     if x < 3.0:
-        return math.sqrt(0.5 * math.pi) * math.erfc(x * math.sqrt(0.5)) * math.exp(0.5 * x * x)
-    return 1.0 / (x + _mills_tail(x))
-
-
-def _mills_slope(x: float) -> float:
-    """1 - x M(x), the negative derivative of the Mills ratio."""
-    if x < 3.0:
-        return 1.0 - x * _mills(x)
-    tail = _mills_tail(x)
-    return tail / (x + tail)
-
-
-def _mills_tail(x: float) -> float:
-    """1/(x + 2/(x + 3/(x + ...))), the rest of Laplace's continued fraction 1/(x + 1/(x + 2/(x + ...)))."""
+        ratio = math.sqrt(0.5 * math.pi) * math.erfc(x * math.sqrt(0.5)) * math.exp(0.5 * x * x)
+        return ratio, 1.0 - x * ratio
     tail = 0.0
     for k in range(int(24 + 700 / (x * x)), 0, -1):
         tail = k / (x + tail)
-    return tail
+    return 1.0 / (x + tail), tail / (x + tail)
 
 
 def _log_phi(x: float) -> float:
