@@ -39,8 +39,8 @@ MACHINES = "it needs machines reached over ssh; test_cluster_files.py reads the 
 NOT_RUN = {
     'pip install ./client ".[quickstart]" && scarcity-ray run configs/quickstart.yaml': PIP,
     'pip install ./client ".[test]" && python -m pytest': PIP,
-    'pip install ".[fast]"': PIP,
-    'pip install ".[bench]"': PIP,
+    'pip install ./client ".[fast]"': PIP,
+    'pip install ./client ".[bench]"': PIP,
     'pip install "scarcity-ray[postgresql]"': PIP,
     "python -m pytest": "you are looking at it",
     "python -m pytest -m slow": MINUTES,
