@@ -1,35 +1,6 @@
 """An update on its way: what counts as one and what its client signs, from the client's own package."""
 
-from scarcity_ray_client.updates import (
-    GREATEST,
-    FloatRow,
-    Rejection,
-    SigningScope,
-    UpdateStatement,
-    canonical_report,
-    content_digest,
-    given_array,
-    read_array,
-    read_row,
-    read_rows,
-    sign_update,
-    update_message,
-    update_statement,
-)
+import scarcity_ray_client.updates
+from scarcity_ray_client.updates import *  # noqa: F403
 
-__all__ = [
-    "GREATEST",
-    "FloatRow",
-    "Rejection",
-    "SigningScope",
-    "UpdateStatement",
-    "canonical_report",
-    "content_digest",
-    "given_array",
-    "read_array",
-    "read_row",
-    "read_rows",
-    "sign_update",
-    "update_message",
-    "update_statement",
-]
+__all__ = scarcity_ray_client.updates.__all__
