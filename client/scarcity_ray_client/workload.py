@@ -92,11 +92,9 @@ class Trained(Generic[Model]):
 
     An update is a *delta*, model after - model before, and the federation adds the deltas' aggregate to its
     model. A `model` is turned into one; a `delta` is taken as it is. A model given as a delta is refused
-    where it can be
-    told: it is a module or an estimator, lies in the memory of the model that was handed in, or equals it.
-        Another
-    one cannot be told (from a model of zeros, the first delta *is* the model): give `model` unless you
-    subtract.
+    where it can be told: it is a module or an estimator, lies in the memory of the model that was handed in,
+    or equals it. Another one cannot be told (from a model of zeros, the first delta *is* the model): give
+    `model` unless you subtract.
 
     Attributes:
         model: The trained model, of the structure of `Workload.initial_model`; it may be the one handed in.

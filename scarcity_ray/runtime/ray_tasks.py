@@ -8,12 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    OutOfMemoryError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from scarcity_ray.runtime.base import TaskEnd, TaskSpec
 from scarcity_ray.runtime.connect import first_line
@@ -127,7 +122,7 @@ def fetch(reference: Any) -> Any:
     """The value of a reference whose task has ended; None if it is lost."""
     try:
         return ray.get(reference, timeout=FETCH_SECONDS)
-    except (RayError, GetTimeoutError):
+    except RayError:
         return None
 
 
