@@ -276,7 +276,7 @@ def _update(
                 "delta= lies where the model that was handed in does; give model=, "
                 "or subtract into new arrays"
             )
-        if np.array_equal(delta, start.numbers) and delta.any():
+        if (delta == start.numbers).all() and delta.any():
             raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
     return Update(client.client_id, round_id, delta, trained.num_examples or client.num_examples, metrics)
 
