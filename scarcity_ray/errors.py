@@ -199,7 +199,7 @@ class LedgerWarning(ScarcityWarning):
 
 
 class FaultWarning(ScarcityWarning):
-    """A role died and came back, or a rule from outside failed; the text says what was lost and what to do."""
+    """A role died and came back, or a rule from outside failed; the text says what was lost, what to do."""
 
 
 def warn_caller(message: str, category: type[ScarcityWarning]) -> None:

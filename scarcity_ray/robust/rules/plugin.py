@@ -119,6 +119,9 @@ class PluginRule(Rule):
     Args:
         make: Makes the user's object.
         origin: None for an object that was given as such.
+
+    Attributes:
+        stated: A user's object, for what it states; none that aggregates.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class PluginRule(Rule):
     ) -> None:
         self.name = name
         self._make = make
-        self._stated = make()
+        self.stated = make()
         self._timeout_seconds = timeout_seconds
         self._origin = origin
         self._running: threading.Thread | None = None
@@ -136,10 +139,15 @@ class PluginRule(Rule):
             raise UsageError(f"rule {self.name}: give its import path, so that other processes find it too")
         return load_rule, tuple(self._origin)
 
+    def holding(self) -> PluginRule:
+        """The same rule, all of whose calls are made of one object."""
+        held = self._make()
+        return PluginRule(self.name, lambda: held, self._timeout_seconds, None)
+
     @property
     def reference(self) -> str:
         """Where its author says that its sensitivity is proved; empty for 2C."""
-        return self._stated.sensitivity_reference
+        return self.stated.sensitivity_reference
 
     def least_rows(self, num_byzantine: int) -> int:
         """See `Rule.least_rows`.
@@ -184,7 +192,7 @@ class PluginRule(Rule):
 
     def _ask(self, method: str, *args: float) -> Any:
         try:
-            return getattr(self._stated, method)(*args)
+            return getattr(self.stated, method)(*args)
         except Exception as error:
             raise UsageError(f"rule {self.name}: {method}{args} raised {told(error)}") from error
 
