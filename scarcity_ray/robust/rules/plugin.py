@@ -25,7 +25,9 @@ Guarantees:
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -137,7 +139,7 @@ class PluginRule(Rule):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._origin is None:
             raise UsageError(f"rule {self.name}: give its import path, so that other processes find it too")
-        return load_rule, tuple(self._origin)
+        return _load_elsewhere, tuple(self._origin)
 
     def holding(self) -> PluginRule:
         """The same rule, all of whose calls are made of one object."""
@@ -265,7 +267,7 @@ def load_rule(
         path: ``module:Class``, or the name of an entry point.
         args: What it is made with, by name.
         timeout_seconds: None: `TIMEOUT_SECONDS`.
-        folder: Where its module is sought first, if there is such a folder here.
+        folder: Where its module is sought first.
 
     Raises:
         UsageError: If that cannot be done; the text names the path, the cause and the remedy.
@@ -285,3 +287,19 @@ def load_rule(
     rule = PluginRule(path, lambda: cls(**copy.deepcopy(kept)), limit, origin)
     rule.least_rows(0)
     return rule
+
+
+def _load_elsewhere(path: str, args: Mapping[str, Any], timeout_seconds: float, folder: str | None) -> Rule:
+    """`load_rule` in the process of a role, which may be on another machine than the driver.
+
+    The driver's folder helps only where the module is not found without it.
+    """
+    module = path.partition(".")[0].partition(":")[0]
+    is_here = module in sys.modules or importlib.util.find_spec(module) is not None
+    try:
+        return load_rule(path, args, timeout_seconds, None if is_here else folder)
+    except UsageError as error:
+        raise UsageError(
+            f"{error} (this is a role's process: its machine must find the module too; install it there, or "
+            "start with Ray's runtime_env, working_dir or py_modules)"
+        ) from error
