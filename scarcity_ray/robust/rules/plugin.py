@@ -25,9 +25,7 @@ Guarantees:
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
-import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -41,7 +39,7 @@ from scarcity_ray.config import RULES_GROUP
 from scarcity_ray.errors import RuleFailed, UsageError
 from scarcity_ray.robust.arrays.blocks import Matrix, Rows, Vector
 from scarcity_ray.robust.rules.base import Rule, Selection, Setting
-from scarcity_ray_client.loading import Plugin, home_of, load_plugin, told
+from scarcity_ray_client.loading import Plugin, SourceFolder, load_plugin, source_folder, told
 
 TIMEOUT_SECONDS = 300.0
 """What ``layer1.rule_timeout_seconds: null`` means."""
@@ -106,17 +104,16 @@ class Origin(NamedTuple):
 
     Attributes:
         path: Its import path, or the name of its entry point.
-        folder: The folder on ``sys.path`` that has its module here; None if it is in no file.
+        args: What it is made with.
     """
 
     path: str
     args: Mapping[str, Any]
     timeout_seconds: float
-    folder: str | None
 
 
 class PluginRule(Rule):
-    """A rule from outside, as `robust` runs it; it is sent to another process by its import path.
+    """A rule from outside, as `robust` runs it; another process loads it again, from its module's folder as it travels.
 
     Args:
         make: Makes the user's object.
@@ -139,7 +136,7 @@ class PluginRule(Rule):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._origin is None:
             raise UsageError(f"rule {self.name}: give its import path, so that other processes find it too")
-        return _load_elsewhere, tuple(self._origin)
+        return _load_elsewhere, (*self._origin, source_folder(self.stated))
 
     def holding(self) -> PluginRule:
         """The same rule, all of whose calls are made of one object."""
@@ -259,7 +256,6 @@ def load_rule(
     path: str,
     args: Mapping[str, Any] | None = None,
     timeout_seconds: float | None = None,
-    folder: str | None = None,
 ) -> PluginRule:
     """Import a rule from outside, and make it once.
 
@@ -267,7 +263,6 @@ def load_rule(
         path: ``module:Class``, or the name of an entry point.
         args: What it is made with, by name.
         timeout_seconds: None: `TIMEOUT_SECONDS`.
-        folder: Where its module is sought first.
 
     Raises:
         UsageError: If that cannot be done; the text names the path, the cause and the remedy.
@@ -276,30 +271,25 @@ def load_rule(
     for offered in entry_points(group=RULES_GROUP, name=path):
         spec = offered.value
     kept = copy.deepcopy(dict(args or {}))
-
-    def load() -> AggregationRule:
-        return load_plugin(PLUGIN, spec, copy.deepcopy(kept), folder)
-
-    made = load()
+    made = load_plugin(PLUGIN, spec, copy.deepcopy(kept))
     cls = type(made)
     limit = TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
-    origin = Origin(path, kept, limit, home_of(cls))
+    origin = Origin(path, kept, limit)
     rule = PluginRule(path, lambda: cls(**copy.deepcopy(kept)), limit, origin)
     rule.least_rows(0)
     return rule
 
 
-def _load_elsewhere(path: str, args: Mapping[str, Any], timeout_seconds: float, folder: str | None) -> Rule:
-    """`load_rule` in the process of a role, which may be on another machine than the driver.
-
-    The driver's folder helps only where the module is not found without it.
-    """
-    module = path.partition(".")[0].partition(":")[0]
-    is_here = module in sys.modules or importlib.util.find_spec(module) is not None
+def _load_elsewhere(
+    path: str, args: Mapping[str, Any], timeout_seconds: float, source: SourceFolder | None
+) -> PluginRule:
+    """`load_rule` in the process of a role, which may be on another machine than the driver."""
+    if source is not None:
+        source.install()
     try:
-        return load_rule(path, args, timeout_seconds, None if is_here else folder)
+        return load_rule(path, args, timeout_seconds)
     except UsageError as error:
         raise UsageError(
-            f"{error} (this is a role's process: its machine must find the module too; install it there, or "
-            "start with Ray's runtime_env, working_dir or py_modules)"
+            f"{error} (this is a role's process, whose machine must have the module too: install it there, "
+            "or start with Ray's runtime_env, working_dir or py_modules)"
         ) from error
