@@ -123,6 +123,12 @@ def load_plugin(
     return made
 
 
+def search_beside(file: str | os.PathLike[str]) -> None:
+    """Has modules sought in the folder of a job's file first, then in the working folder."""
+    for folder in (Path.cwd(), Path(file).resolve().parent):
+        _put_first(folder)
+
+
 def is_import_path(spec: str) -> bool:
     """Whether this is written as ``module:Class``.
 
@@ -296,6 +302,7 @@ __all__ = [
     "is_import_path",
     "load_plugin",
     "load_workload",
+    "search_beside",
     "source_folder",
     "told",
 ]

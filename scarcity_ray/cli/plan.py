@@ -33,6 +33,7 @@ from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.robust import PluginRule
 from scarcity_ray.workloads.config import load_run, read_content
 from scarcity_ray.workloads.records import finite
+from scarcity_ray_client.loading import search_beside
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
@@ -101,6 +102,7 @@ def load_planned(
         ConfigError: If the file, an override or a number of clients or baskets is not accepted.
     """
     content = read_content(path, overrides)
+    search_beside(path)
     if "workload" in content or not content.keys() & {"federation", *_FEDERATION}:
         config = load_run(path, overrides)
         if clients is None and baskets is None:

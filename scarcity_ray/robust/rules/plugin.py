@@ -113,7 +113,9 @@ class Origin(NamedTuple):
 
 
 class PluginRule(Rule):
-    """A rule from outside, as `robust` runs it; another process loads it again, from its module's folder as it travels.
+    """A rule from outside, as `robust` runs it.
+
+    Another process loads it again, from its module's folder as that travels.
 
     Args:
         make: Makes the user's object.
