@@ -11,8 +11,8 @@ from scarcity_ray import AggregationRule
 class MedianOfMeans(AggregationRule):
     """The coordinate-wise median of 2f + 1 groups' means, drawn anew each time (Chen, Su, Xu 2017).
 
-    Each of f Byzantine rows spoils one group at most, so most groups are honest. It states no sensitivity, and
-    is charged 2C like every rule without a proof.
+    Each of f Byzantine rows spoils one group at most, so most groups are honest. It states no sensitivity,
+    and is charged 2C like every rule without a proof.
     """
 
     permutation_invariant = False  # which rows share a group is drawn by their place
@@ -20,11 +20,13 @@ class MedianOfMeans(AggregationRule):
     scale_equivariant = True
 
     def least_rows(self, num_byzantine: int) -> int:
+        """See `AggregationRule.least_rows`."""
         return 2 * num_byzantine + 1
 
     def aggregate(
         self, rows: NDArray[np.float32], num_byzantine: int, rng: np.random.Generator
     ) -> NDArray[np.float64]:
+        """See `AggregationRule.aggregate`."""
         groups = np.array_split(rng.permutation(len(rows)), 2 * num_byzantine + 1)
         means = np.stack([rows[group].mean(axis=0, dtype=np.float64) for group in groups])
         middle: NDArray[np.float64] = np.median(means, axis=0)
@@ -49,14 +51,17 @@ class ThresholdedMean(AggregationRule):
         self.radius = radius
 
     def least_rows(self, num_byzantine: int) -> int:
+        """See `AggregationRule.least_rows`."""
         return 2 * num_byzantine + 1
 
     def sensitivity(self, num_rows: int, num_byzantine: int, clip_norm: float) -> float:
+        """See `AggregationRule.sensitivity`."""
         return 2.0 * min(self.radius, clip_norm) / num_rows
 
     def aggregate(
         self, rows: NDArray[np.float32], num_byzantine: int, rng: np.random.Generator
     ) -> NDArray[np.float64]:
+        """See `AggregationRule.aggregate`."""
         norms = np.linalg.norm(rows.astype(np.float64), axis=1)
         factors = np.minimum(1.0, self.radius / np.maximum(norms, 1e-300))
         mean: NDArray[np.float64] = factors @ rows / len(rows)

@@ -39,7 +39,7 @@ from scarcity_ray.config import RULES_GROUP
 from scarcity_ray.errors import RuleFailed, UsageError
 from scarcity_ray.robust.arrays.blocks import Matrix, Rows, Vector
 from scarcity_ray.robust.rules.base import Rule, Selection, Setting
-from scarcity_ray_client.loading import Plugin, SourceFolder, load_plugin, source_folder, told
+from scarcity_ray_client.loading import Plugin, SourceFolder, is_import_path, load_plugin, source_folder, told
 
 TIMEOUT_SECONDS = 300.0
 """What ``layer1.rule_timeout_seconds: null`` means."""
@@ -269,9 +269,8 @@ def load_rule(
     Raises:
         UsageError: If that cannot be done; the text names the path, the cause and the remedy.
     """
-    spec = path
-    for offered in entry_points(group=RULES_GROUP, name=path):
-        spec = offered.value
+    offered = () if is_import_path(path) else entry_points(group=RULES_GROUP, name=path)
+    spec = next((found.value for found in offered), path)
     kept = copy.deepcopy(dict(args or {}))
     made = load_plugin(PLUGIN, spec, copy.deepcopy(kept))
     cls = type(made)
