@@ -350,7 +350,7 @@ class Basket:
                 self._hold_against(member.public_key, submission)
             return judged
         if member.public_key is not None:
-            message = message_of(judged, meta, self.scope)
+            message = message_of(judged, meta, self.scope, is_joined=submission.is_joined)
             if not is_signed(member.public_key, message, submission.signature):
                 return Rejection.BAD_SIGNATURE
         return buffer.refusal(judged) or judged

@@ -288,5 +288,5 @@ def test_a_release_with_meta_parameters_has_a_coordinate_for_each():
     plan = federation(meta=True, dimension=7)
     release = plan.release([facts()])
     assert release.length == plan.vector_length == 9
-    assert plan.meta_radius == pytest.approx(C1 / math.sqrt(2))
+    assert release.meta_radius == pytest.approx(C1 / math.sqrt(2))
     assert federation(dimension=7).release([facts()]).length == 7
