@@ -225,7 +225,7 @@ def test_a_deeply_nested_row_is_only_a_broken_one(path):
     assert "row 2" in refused(1, "verify", broken)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seq=st.integers(0, 4), place=st.floats(0, 1, exclude_max=True), new=st.text(max_size=3))
 def test_any_change_of_a_row_is_told_in_one_line(path, seq, place, new):
     record = rows_of(path)[seq][2]

@@ -205,7 +205,7 @@ CHARGE = st.one_of(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(st.lists(CHARGE, max_size=14), st.sampled_from(Accounting))
 def test_any_history_is_the_accountants_own(tmp_path_factory, history, mode):
     path = tmp_path_factory.mktemp("history") / "ledger.sqlite"
