@@ -293,6 +293,7 @@ AttackName = Literal[
     "inf",
     "nan",
     "label_flip",
+    "poison",
     "ipm",
     "alie",
     "mimic",
@@ -318,6 +319,7 @@ ATTACKS: dict[str, Callable[[float | None], Attack]] = {
     "inf": lambda scale: NotFinite(np.inf),
     "nan": lambda scale: NotFinite(np.nan),
     "label_flip": lambda scale: LabelFlip(),
+    "poison": lambda scale: LabelFlip(),
     "ipm": lambda scale: InnerProductManipulation(scale or 1.0),
     "alie": LittleIsEnough,
     "mimic": lambda scale: Mimic(),
@@ -332,6 +334,11 @@ NAMES: tuple[AttackName, ...] = get_args(AttackName)
 def make_attack(attack: AttackConfig) -> Attack:
     """The attack that a config names."""
     return ATTACKS[attack.name](attack.scale)
+
+
+def poisons(attack: AttackConfig) -> bool:
+    """Whether attackers train on poisoned data, in a job by `Workload.poison`."""
+    return attack.name in ("poison", "label_flip")
 
 
 def craft(
