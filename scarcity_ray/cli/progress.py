@@ -84,9 +84,7 @@ class JsonLines(Lines):
 class PlainLines(Lines):
     """A line a phase and a round, for logs and pipes."""
 
-    def __init__(
-        self, console: Console, rounds: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, rounds: int, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(10.0, clock)
         self._console = console
         self._rounds = rounds
@@ -148,10 +146,7 @@ class LiveLine:
     def round(self, record: RoundRecord) -> None:
         """Show where the training stands."""
         self._rejected += record.num_rejected
-        figures = (
-            f"{reached(record)}  ε left {epsilon(record.epsilon_left)}  "
-            f"rejected {self._rejected}"
-        )
+        figures = f"{reached(record)}  ε left {epsilon(record.epsilon_left)}  rejected {self._rejected}"
         self._progress.update(self._task, completed=record.round, figures=figures, clients="")
 
 

@@ -25,7 +25,6 @@ from scarcity_ray.workloads.records import Summary
 from scarcity_ray.workloads.report.charts import as_figure, require_matplotlib
 from scarcity_ray.workloads.report.page import (
     BASKET_COLUMNS,
-    attack_name,
     attack_rows,
     basket_rows,
     comparison_rows,
@@ -35,7 +34,6 @@ from scarcity_ray.workloads.report.page import (
     simulated_note,
 )
 from scarcity_ray.workloads.run_folder import RunFolder
-
 
 MOST_REFUSALS = 5
 """Refused trainings that are told on the terminal."""

@@ -34,7 +34,7 @@ MOVED = {
         ("features", "random_features", "test_share", "domains", "clients", "label_skew", "local_steps"),
         "workload.args.{}",
     ),
-    "learning_rate": "workload.args.learning_rate",
+    "learning_rate": "workload.args.{}",
     **dict.fromkeys(("rounds", "averaging_decay", "clients_per_task"), "training.{}"),
     "server_learning_rate": "training.optimizer.learning_rate",
     **dict.fromkeys(("byzantine_share", "attack", "compare_attacks"), "lab.{}"),
@@ -249,17 +249,15 @@ def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, A
 
 
 def _refuse_moved(content: Mapping[str, Any]) -> None:
-    """Refuse a file from before `Workload` by name, with what to write now."""
+    """Refuse keys from before `Workload` by name, with what to write now."""
     section = content.get("workload")
     old = [key for key in section if key in MOVED] if isinstance(section, dict) else []
-    if not old or "class" in section:
+    if not old:
         return
     now = "; ".join(f"{key}: {MOVED[key].format(key)}" for key in old)
+    first = "" if "class" in section else f"a job names its class now, workload.class: {DIGITS}. "
     raise ConfigError(
-        f"workload.{old[0]}",
-        section[old[0]],
-        f"a job names a class since every job is a Workload (docs/workloads.md). Write workload.class: "
-        f"{DIGITS}, and move {now}",
+        f"workload.{old[0]}", section[old[0]], f"{first}moved (docs/workloads.md), write instead: {now}"
     )
 
 

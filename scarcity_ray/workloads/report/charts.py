@@ -76,9 +76,7 @@ def require_matplotlib() -> None:
         raise UsageError(MISSING_EXTRA) from None
 
 
-def metric_chart(
-    records: Sequence[RoundRecord], beside: Sequence[RunBeside], metric: str
-) -> str:
+def metric_chart(records: Sequence[RoundRecord], beside: Sequence[RunBeside], metric: str) -> str:
     """The headline metric over rounds: this run's, and that of the runs beside it."""
     figure, axes = _figure(3.6)
     rounds = [record.round for record in records]
@@ -113,7 +111,7 @@ def metric_chart(
 
 
 def basket_chart(standings: Mapping[str, Mapping[str, Any]], metric: str) -> str:
-    """Each basket's members with gossip and without, and its own model, on their own data if that is known."""
+    """Each basket's members with gossip and without, and its own model, on own data if known."""
     figure, axes = _figure(1.1 + 0.32 * len(standings), left=0.2)
     places = range(len(standings))
     key = "members_at_home" if at_home(standings) else "members"
@@ -121,7 +119,8 @@ def basket_chart(standings: Mapping[str, Mapping[str, Any]], metric: str) -> str
         "members": [standing[key] for standing in standings.values()],
         "no gossip": [(standing.get("alone") or {}).get(key) for standing in standings.values()],
         "basket's model": [
-            standing["model_at_home" if key == "members_at_home" else "model"] for standing in standings.values()
+            standing["model_at_home" if key == "members_at_home" else "model"]
+            for standing in standings.values()
         ],
     }
     colours = (COLOURS["this run"], COLOURS["plain_mean"], COLOURS["clean"])

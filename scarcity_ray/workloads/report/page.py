@@ -81,7 +81,14 @@ def is_attacked(summary: Summary) -> bool:
 def comparison_rows(summary: Summary, meaning: Mapping[Any, str] = RUNS) -> list[tuple[str, ...]]:
     """The run and those beside it, under its attack or none: name, what it is, attack, headline metric."""
     own = attack_name(summary.attack)
-    rows = [("this run", "as configured, through the federation", own, as_figure(summary.metric, summary.headline))]
+    rows = [
+        (
+            "this run",
+            "as configured, through the federation",
+            own,
+            as_figure(summary.metric, summary.headline),
+        )
+    ]
     for run in summary.runs:
         if run.attack == summary.attack or run.run in UNATTACKED:
             value = as_figure(summary.metric, run.metrics.get(summary.metric))
@@ -146,7 +153,7 @@ def basket_rows(summary: Summary) -> list[tuple[str, ...]]:
 
 
 def standing_figures(standing: Mapping[str, Any]) -> dict[str, float | None]:
-    """A basket's figures by the keys of `BASKET_COLUMNS`, its own model's and those alone at home if known."""
+    """A basket's figures by the keys of `BASKET_COLUMNS`, the last two on own data if known."""
     alone = standing.get("alone") or {}
     is_home = standing["members_at_home"] is not None
     return {
