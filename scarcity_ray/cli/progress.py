@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from scarcity_ray.federation.fitting import TrainingProgress
+from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.workloads.records import RoundRecord
 from scarcity_ray.workloads.report.charts import as_figure
 from scarcity_ray.workloads.report.page import epsilon

@@ -111,17 +111,16 @@ class LabConfig:
     """Attacks under which the configured federation, and the means of `compare`, are simulated too."""
 
     def __post_init__(self) -> None:
-        for name in self.compare_attacks:
-            try:
-                AttackConfig(name=name)
-            except ConfigError as error:
-                raise ConfigError("compare_attacks", error.value, error.accepted) from None
+        try:
+            self.attacks  # noqa: B018
+        except ConfigError as error:
+            raise ConfigError("compare_attacks", error.value, error.accepted) from None
 
     @property
     def attacks(self) -> tuple[AttackConfig, ...]:
         """The job's attack, and those of `compare_attacks` that are others."""
         others = [name for name in dict.fromkeys(self.compare_attacks) if name != self.attack.name]
-        return (self.attack, *(AttackConfig(name=name) for name in others))
+        return (self.attack, *(load(AttackConfig, {"name": name}) for name in others))
 
 
 @settings
@@ -251,8 +250,7 @@ def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, A
 def _refuse_moved(content: Mapping[str, Any]) -> None:
     """Refuse keys from before `Workload` by name, with what to write now."""
     section = content.get("workload")
-    old = [key for key in section if key in MOVED] if isinstance(section, dict) else []
-    if not old:
+    if not isinstance(section, dict) or not (old := [key for key in section if key in MOVED]):
         return
     now = "; ".join(f"{key}: {MOVED[key].format(key)}" for key in old)
     first = "" if "class" in section else f"a job names its class now, workload.class: {DIGITS}. "

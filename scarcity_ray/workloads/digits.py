@@ -47,6 +47,7 @@ class Digits(Workload[Model]):
         self._examples = PaddedExamples.of(
             self.data.train_features, labels, [share.indices for share in shares]
         )
+        self._turned = replace(self._examples, labels=NUM_CLASSES - 1 - self._examples.labels)
         self._clients, held = [], np.zeros((domains, NUM_CLASSES))
         for row, share in enumerate(shares):
             domain, count = f"domain_{share.domain}", len(share.indices)
@@ -77,8 +78,7 @@ class Digits(Workload[Model]):
 
     def poison(self, model: Model, client: Client, round_id: int) -> Trained[Model]:
         """Training on turned labels: c becomes 9 - c (Karimireddy, He, Jaggi 2022)."""
-        turned = replace(self._examples, labels=NUM_CLASSES - 1 - self._examples.labels)
-        return self._trained([model], [client], turned)[0]
+        return self._trained([model], [client], self._turned)[0]
 
     def evaluate(self, model: Model) -> dict[str, float]:
         """On digits that no client holds."""

@@ -67,7 +67,8 @@ class TrainingInputs:
 def train_some(places: Sequence[int], inputs: TrainingInputs) -> Rows:
     """The models of some clients after training from their own, NaN if it failed; a task of the runtime."""
     starts = inputs.vectors[np.asarray(places)]
-    return starts + inputs.scene.read().trained(starts, places, inputs.number, inputs.attack)
+    trained: Rows = starts + inputs.scene.read().trained(starts, places, inputs.number, inputs.attack)
+    return trained
 
 
 def starting_models(models: Rows, scene: Scene) -> Rows:

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
-from scarcity_ray.federation.fitting import FitResult, Stopped, TrainingProgress
-from scarcity_ray.federation.fitting import RoundRecord as FitRecord
+from scarcity_ray.federation.fit_terms import FitResult, Stopped
+from scarcity_ray.federation.fit_terms import RoundRecord as FitRecord
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
+from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.comparison import Compared, Comparison, ComparisonInputs, compare, comparisons
 from scarcity_ray.workloads.config import Job

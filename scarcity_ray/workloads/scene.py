@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,14 +72,15 @@ class Scene:
             return np.arange(len(self.clients))
         return np.sort(stream(self.seed, "clients", number).permutation(len(self.clients))[:count])
 
-    def trained(self, vectors: Rows, places: Sequence[int], number: int, attack: AttackConfig) -> Rows:
+    def trained(self, vectors: Rows, places: Iterable[int], number: int, attack: AttackConfig) -> Rows:
         """The deltas of some clients after training from a vector (d,), or (n, d), one each.
 
         Returns:
             (n, d) float32; NaN where a training gave no update.
         """
-        clients = [self.clients[place] for place in places]
-        lying = [c.client_id for c, place in zip(clients, places, strict=True) if self.byzantine[place]]
+        chosen = list(places)
+        clients = [self.clients[place] for place in chosen]
+        lying = (self.clients[place].client_id for place in chosen if self.byzantine[place])
         poisoned = frozenset(lying if poisons(attack) else ())
         rows = np.full((len(clients), self.codec.dimension), np.nan, np.float32)
         outcomes = train_clients(self.workload, self.codec, vectors, clients, number, poisoned)

@@ -190,6 +190,8 @@ class ModelCodec(Generic[Model]):
 
     def share_memory(self, one: object, other: object) -> bool:
         """Whether any trained part of one lies where the same part of the other does."""
+        if isinstance(one, np.ndarray) is not isinstance(other, np.ndarray):
+            return False  # a vector has no part of a tree's names
         others = dict(named_leaves(self._form.tree(other)))
         both = [(leaf, others[name]) for name, leaf in named_leaves(self._form.tree(one)) if name in others]
         places = [(memory(leaf), memory(same)) for leaf, same in both]

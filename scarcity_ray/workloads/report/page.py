@@ -81,7 +81,7 @@ def is_attacked(summary: Summary) -> bool:
 def comparison_rows(summary: Summary, meaning: Mapping[Any, str] = RUNS) -> list[tuple[str, ...]]:
     """The run and those beside it, under its attack or none: name, what it is, attack, headline metric."""
     own = attack_name(summary.attack)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "this run",
             "as configured, through the federation",
@@ -110,7 +110,7 @@ def attack_rows(summary: Summary) -> tuple[tuple[str, ...], list[tuple[str, ...]
 
 def domain_rows(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Domains by their clients and what these told last, in training and of the release."""
-    told = [
+    told: list[tuple[str, Mapping[str, Mapping[str, float]]]] = [
         (title, next((found for record in reversed(outcome.rounds) if (found := getattr(record, key))), {}))
         for title, key in (("in training", "training"), ("of the release", "clients"))
     ]
