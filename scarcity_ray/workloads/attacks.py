@@ -375,18 +375,6 @@ def craft(
     return sent
 
 
-def flip_labels(
-    attack: AttackConfig, labels: NDArray[np.int64], byzantine: NDArray[np.bool_], num_classes: int
-) -> NDArray[np.int64]:
-    """Labels to train on: the Byzantine clients may see others than there are."""
-    made = make_attack(attack)
-    if not isinstance(made, LabelFlip):
-        return labels
-    flipped = labels.copy()
-    flipped[byzantine] = made.labels(labels[byzantine], num_classes)
-    return flipped
-
-
 def views(
     deltas: Rows,
     byzantine: NDArray[np.bool_],

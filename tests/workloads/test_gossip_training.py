@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scarcity_ray.workloads.population import make_scene
 
 from scarcity_ray.config import stream
 from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
@@ -22,7 +23,6 @@ from scarcity_ray.workloads.gossip_training import (
     starting_models,
 )
 from scarcity_ray.workloads.job import run_job
-from scarcity_ray.workloads.population import make_scene
 from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.run_folder import RunFolder, read_model
 from scarcity_ray.workloads.softmax import accuracy, train_clients

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scarcity_ray.workloads.population import make_scene
 
 from scarcity_ray.errors import PrivacyBudgetExhausted
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.job import run_job
-from scarcity_ray.workloads.population import make_scene
 from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.run_folder import RunFolder, read_model
 from scarcity_ray.workloads.softmax import accuracy
