@@ -94,20 +94,27 @@ class SourceFolder:
 
     Attributes:
         path: The folder, where it was read.
+        inside: The same from the working folder of the process that read it; "" if it is not in there.
         files: Their contents, by their path in it.
     """
 
     path: str
+    inside: str
     files: Mapping[str, bytes]
 
     def install(self) -> Path:
-        """Puts the folder first on ``sys.path``, or a copy where this machine has no such files; which."""
-        folder = Path(self.path)
-        if not all(_holds(folder / name, content) for name, content in self.files.items()):
-            folder = self._copy()
+        """Puts the folder first on ``sys.path``, or a copy where there are no such files; which.
+
+        It is sought at its path, and from this process's working folder, where Ray lays a submitted job's.
+        """
+        places = [Path(self.path), *([Path.cwd() / self.inside] if self.inside else [])]
+        folder = next((place for place in places if self._is_at(place)), None) or self._copy()
         _put_first(folder)
         _folders.add(folder)
         return folder
+
+    def _is_at(self, place: Path) -> bool:
+        return all(_holds(place / name, content) for name, content in self.files.items())
 
     def _copy(self) -> Path:
         """This user's own copy, named by its contents: whole or not there at all."""
@@ -150,7 +157,9 @@ def source_folder(workload: object) -> SourceFolder | None:
                 f"{folder} and its packages hold more than {MOST_SOURCE_BYTES} bytes of Python, which would "
                 "travel to where clients train; give the workload a folder of its own"
             )
-    return SourceFolder(str(folder), files)
+    here = Path.cwd()
+    inside = folder.relative_to(here).as_posix() if folder.is_relative_to(here) else ""
+    return SourceFolder(str(folder), inside, files)
 
 
 def told(error: BaseException) -> str:
