@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,8 +17,9 @@ from scarcity_ray.federation.evaluation import EarlyStopping
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, server_optimizer
 from scarcity_ray.ledger_url import without_password
 from scarcity_ray.plan import make_plan
-from scarcity_ray.workloads.attacks import AttackConfig, poisons
+from scarcity_ray.workloads.attacks import AttackConfig, make_attack, poisons
 from scarcity_ray_client import Client, ModelCodec, Workload, checked_clients, load_workload
+from scarcity_ray_client.loading import search_beside
 
 RunName = Literal[
     "federation", "noiseless", "clean", "plain_mean", "clipped_mean", "centralised", "local_only"
@@ -213,10 +212,10 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     is_given = isinstance(federation, dict) and "vector_dim" in federation
     if isinstance(federation, dict):
         content["federation"] = {"auto_aggregate": False, **federation}
+    folder = _folder(content, Path(path).resolve().parent)
+    search_beside(folder / "job.yaml")
     config = load(RunConfig, content)
-    beside = Path(path).resolve().parent
-    folder = beside if config.workload.folder is None else beside / Path(config.workload.folder).expanduser()
-    workload = _made(config.workload, folder)
+    workload = load_workload(config.workload.class_, config.workload.args, folder)
     clients, codec = checked_clients(workload.clients()), workload.codec()
     due = codec.dimension
     if is_given and config.federation.vector_dim != due:
@@ -259,11 +258,11 @@ def _refuse_moved(content: Mapping[str, Any]) -> None:
     )
 
 
-def _made(section: WorkloadConfig, folder: Path) -> Workload[Any]:
-    working = os.getcwd()
-    if working not in sys.path:
-        sys.path.insert(0, working)
-    return load_workload(section.class_, section.args, folder)
+def _folder(content: Mapping[str, Any], beside: Path) -> Path:
+    """Where the job's modules are sought first."""
+    section = content.get("workload")
+    named = section.get("folder") if isinstance(section, dict) else None
+    return beside / Path(named).expanduser() if isinstance(named, str) else beside
 
 
 def _home(workload: Workload[Any], folder: Path) -> str | None:
@@ -327,6 +326,8 @@ def _check_lab(job: Job) -> None:
             lab.byzantine_share,
             f"0, or a share that makes at least one of the {count} clients Byzantine and leaves one honest",
         )
+    for attack in lab.attacks:
+        make_attack(attack)
     offers = type(job.workload)
     for place, wanted, method in (
         ("lab.attack.name", poisons(lab.attack), "poison"),

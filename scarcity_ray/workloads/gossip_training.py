@@ -146,7 +146,7 @@ class GossipTraining:
         basket_ids: list[str],
     ) -> None:
         self.models: NDArray[np.float32] = np.repeat(scene.start[None], len(scene.clients), axis=0)
-        self._scene, self._travelling, self._attack = scene, Travelling.of(scene), attack
+        self._scene, self._travelling, self._attack = scene, Travelling.of(scene, attack), attack
         self._federation, self._config = federation, config
         self._basket_ids = basket_ids
         self._rule = basket_rule(make_plan(config))

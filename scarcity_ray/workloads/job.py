@@ -297,10 +297,10 @@ def _compare(job: Job, scene: Scene, federation: Any, rounds: int) -> list[tuple
     """The runs beside, with as many rounds as the job made."""
     lab = job.config.lab
     runs = comparisons(lab) if lab is not None and rounds else []
-    if not runs:
+    if lab is None or not runs:
         return []
     scene = replace(scene, training=replace(scene.training, rounds=rounds))
-    found = federation.map_tasks(compare, runs, ComparisonInputs(Travelling.of(scene), job.config.federation))
+    found = federation.map_tasks(compare, runs, ComparisonInputs(Travelling.of(scene, *lab.attacks), job.config.federation))
     return list(zip(runs, found, strict=True))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import stream
-from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft, poisons
+from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft, make_attack, poisons
 from scarcity_ray.workloads.config import Job, TrainingConfig
 from scarcity_ray_client import Client, ModelCodec, Update, Workload, checked_metrics, train_clients
 from scarcity_ray_client.loading import SourceFolder, source_folder
@@ -115,25 +115,27 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Travelling:
-    """A scene on its way to a task, with its workload's modules.
+    """A scene on its way to a task, with the modules of its workload and attackers.
 
     Attributes:
         content: The scene, pickled.
-        sources: What must be found before it is read; None: it is installed everywhere.
+        sources: What must be found before it is read and attacked.
     """
 
     content: bytes
-    sources: SourceFolder | None
+    sources: tuple[SourceFolder, ...]
 
     @classmethod
-    def of(cls, scene: Scene) -> Travelling:
-        """The scene, ready to go."""
-        return cls(pickle.dumps(scene), source_folder(scene.workload))
+    def of(cls, scene: Scene, *attacks: AttackConfig) -> Travelling:
+        """The scene, ready to go where it will be under these attacks."""
+        folders = [source_folder(found) for found in (*map(make_attack, attacks), scene.workload)]
+        sources = {folder.path: folder for folder in folders if folder is not None}
+        return cls(pickle.dumps(scene), tuple(sources.values()))
 
     def read(self) -> Scene:
         """The scene, where it has arrived."""
-        if self.sources is not None:
-            self.sources.install()
+        for folder in self.sources:
+            folder.install()
         scene: Scene = pickle.loads(self.content)
         return scene
 
