@@ -300,7 +300,9 @@ def _compare(job: Job, scene: Scene, federation: Any, rounds: int) -> list[tuple
     if lab is None or not runs:
         return []
     scene = replace(scene, training=replace(scene.training, rounds=rounds))
-    found = federation.map_tasks(compare, runs, ComparisonInputs(Travelling.of(scene, *lab.attacks), job.config.federation))
+    found = federation.map_tasks(
+        compare, runs, ComparisonInputs(Travelling.of(scene, *lab.attacks), job.config.federation)
+    )
     return list(zip(runs, found, strict=True))
 
 
