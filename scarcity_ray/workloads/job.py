@@ -364,7 +364,9 @@ def _summarise(
             )
             for run, compared in made
         ),
-        privacy_claim=privacy_claim(config.federation, stats["privacy_consumed_epsilon"]),
+        privacy_claim=privacy_claim(
+            config.federation, stats["privacy_consumed_epsilon"], is_lab=config.lab is not None
+        ),
         basket_standings=standings,
         warnings=tuple(stats["warnings"]),
         waits_for=records[-1].waits_for if records and not any(r.released for r in records) else "",

@@ -112,10 +112,18 @@ def test_the_claim_says_what_for_whom_and_against_whom():
         "replace-one",
         "Against: whoever sees every released global model",
         "Not against: whoever operates the Ray cluster",
-        "Outside the claim: this is a simulation",
-        "Accuracy on the test part and the comparison runs",
+        "Outside the claim: what clients' training and evaluation tell",
+        "basket models, outlier reports and how many updates were clipped",
     ):
         assert words in claim
+
+
+def test_a_laboratory_is_said_to_be_one():
+    config = HierarchicalFederationConfig(total_delta=1e-5)
+    assert "This is a laboratory" not in " ".join(privacy_claim(config, 9.876))
+    assert "This is a laboratory: the driver sees updates" in " ".join(
+        privacy_claim(config, 9.876, is_lab=True)
+    )
 
 
 def test_without_a_budget_there_is_no_claim():
