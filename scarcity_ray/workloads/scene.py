@@ -65,6 +65,11 @@ class Scene:
         """(d,) the initial model."""
         return self.codec.encode(self.workload.initial_model())
 
+    @property
+    def num_examples(self) -> list[int]:
+        """Of each client."""
+        return [client.num_examples for client in self.clients]
+
     def chosen(self, number: int) -> NDArray[np.int64]:
         """The places of the clients that train in a round."""
         count = self.training.clients_per_round

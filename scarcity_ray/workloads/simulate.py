@@ -73,7 +73,9 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedR
                 came = np.isfinite(rows).all(axis=1)
                 delta = sent[came].mean(axis=0) if came.any() else np.zeros(model.current.size, np.float32)
             else:
-                made = federated_delta(sent, scene.baskets[places], plan)
+                everyone = np.full((len(scene.clients), sent.shape[1]), np.nan, np.float32)
+                everyone[places] = sent
+                made = federated_delta(everyone, scene.baskets, plan, scene.num_examples)
                 delta = made.delta
                 if defence.noisy:
                     delta = (delta + made.sigma * rng.standard_normal(delta.size)).astype(np.float32)
@@ -125,7 +127,10 @@ class SimulatedRelease:
 
 
 def federated_delta(
-    rows: NDArray[np.float32], baskets: NDArray[np.int64], plan: FederationPlan
+    rows: NDArray[np.float32],
+    baskets: NDArray[np.int64],
+    plan: FederationPlan,
+    num_examples: Sequence[int] | None = None,
 ) -> SimulatedRelease:
     """The noiseless global delta of a round, and the noise that it needs.
 
@@ -133,21 +138,27 @@ def federated_delta(
     than its rule needs waits.
 
     Args:
-        rows: (clients, d) float32, as sent.
+        rows: (clients, d) float32, as sent; NaN of clients that sent nothing.
         baskets: (clients,) the basket of each client.
+        num_examples: Of each client, for the rule ``weighted``; None: alike.
     """
     layer1 = plan.config.layer1
     aggregator = Layer1Aggregator(layer1)
+    weights = None
+    if layer1.aggregation_method is AggregationMethod.WEIGHTED:
+        weights = np.array([plan.row_weight(count) for count in num_examples or [1] * len(rows)])
     facts, models = [], {}
     for basket in np.unique(baskets):
-        inside = rows[baskets == basket]
+        here = baskets == basket
+        inside, own = rows[here], None if weights is None else weights[here]
         members, name = len(inside), str(basket)
-        present, model = basket_model(inside, plan, aggregator)
+        present, model = basket_model(inside, plan, aggregator, own)
         if model is None:
             facts.append(BasketFacts(name, "", members))
             continue
         models[name] = model
-        share = 1.0 / present if layer1.aggregation_method is AggregationMethod.WEIGHTED else None
+        came = None if own is None else own[np.isfinite(inside).all(axis=1)]
+        share = None if came is None else float(came.max() / came.sum())
         facts.append(BasketFacts(name, "", members, present, plan.num_byzantine(members), share))
     if not models:
         return SimulatedRelease(np.zeros(rows.shape[1], dtype=np.float32), 0.0)
@@ -164,7 +175,10 @@ def federated_delta(
 
 
 def basket_model(
-    rows: NDArray[np.float32], plan: FederationPlan, aggregator: Layer1Aggregator
+    rows: NDArray[np.float32],
+    plan: FederationPlan,
+    aggregator: Layer1Aggregator,
+    weights: NDArray[np.float64] | None = None,
 ) -> tuple[int, BasketModel | None]:
     """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more."""
     norms = row_norms(rows)
@@ -173,7 +187,12 @@ def basket_model(
     if present < plan.least_rows(len(rows)):
         return present, None
     return present, aggregator.aggregate_basket(
-        Layer1Input(rows[finite], num_members=len(rows), raw_norms=norms[finite])
+        Layer1Input(
+            rows[finite],
+            weights=None if weights is None else weights[finite],
+            num_members=len(rows),
+            raw_norms=norms[finite],
+        )
     )
 
 

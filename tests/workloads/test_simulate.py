@@ -72,6 +72,18 @@ def test_rows_that_are_not_finite_are_left_out_and_a_short_basket_waits():
     assert none.sigma == 0.0
 
 
+def test_a_weighted_mean_weighs_by_examples_and_its_noise_covers_the_heaviest():
+    rows = np.random.default_rng(3).standard_normal((8, 250)).astype(np.float32)
+    rows /= 2 * np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[3] = np.nan
+    examples = [1, 2, 3, 50, 4, 30, 5000, 6]
+    plan = _plan(aggregation_method=AggregationMethod.WEIGHTED, byzantine_fraction=0.0, max_examples=40)
+    made = federated_delta(rows, np.repeat([0, 1], 4), plan, examples)
+    heavy = np.array([4, 30, 40, 6]) @ rows[4:] / 80
+    np.testing.assert_allclose(made.delta, (np.array([1, 2, 3]) @ rows[:3] / 6 + heavy) / 2, atol=1e-6)
+    assert made.sigma == pytest.approx(2 * 0.5 * max(3 / 6, 40 / 80) / plan.mu_release, rel=1e-3)
+
+
 def test_a_baskets_vector_is_mixed_as_the_config_says():
     rows = np.random.default_rng(2).standard_normal((13, 250)).astype(np.float32)
     rows /= 2 * np.linalg.norm(rows, axis=1, keepdims=True)
