@@ -112,7 +112,7 @@ def test_the_claim_says_what_for_whom_and_against_whom():
         "replace-one",
         "Against: whoever sees every released global model",
         "Not against: whoever operates the Ray cluster",
-        "Outside the claim: what clients' training and evaluation tell",
+        "Outside the claim: what clients tell",
         "basket models, outlier reports and how many updates were clipped",
     ):
         assert words in claim

@@ -59,7 +59,7 @@ def privacy_claim(
         "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
         "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
         *((_LAB,) if is_lab else ()),
-        "Outside the claim: what clients' training and evaluation tell (metrics, examples, errors) reach the "
+        "Outside the claim: what clients tell (metrics, numbers of examples, errors) reaches the "
         "driver as it is, and settings may have been chosen by clients' data; basket models, outlier "
         "reports and how many updates were clipped are not covered either. Metrics on test "
         "data cost nothing if no client's data are among them: they see released models alone.",
