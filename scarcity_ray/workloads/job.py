@@ -210,7 +210,7 @@ def _fit(
         note(
             RoundRecord(
                 round=len(training.records) + 1,
-                metrics=record.evaluation or before,
+                metrics=headline_first(training.metric, record.evaluation or before),
                 epsilon_spent=record.epsilon_spent,
                 epsilon_left=record.epsilon_left,
                 sampled=record.num_sampled,
@@ -279,7 +279,7 @@ def _gossip_rounds(
         reasons = Counter(str(receipt.reason) for receipt in receipts if not receipt.accepted)
         yield RoundRecord(
             round=number + 1,
-            metrics=metrics,
+            metrics=headline_first(training.metric, metrics),
             epsilon_spent=stats["privacy_consumed_epsilon"],
             epsilon_left=left,
             sampled=len(gossip.chosen(number)),
@@ -291,6 +291,11 @@ def _gossip_rounds(
             seconds=dict(phases.seconds),
             elapsed=watch.elapsed,
         )
+
+
+def headline_first(metric: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics, the headline in front."""
+    return {name: metrics[name] for name in sorted(metrics, key=metric.__ne__)}
 
 
 def _compare(job: Job, scene: Scene, federation: Any, rounds: int) -> list[tuple[Comparison, Compared]]:

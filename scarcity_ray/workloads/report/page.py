@@ -181,11 +181,12 @@ def simulated_note(summary: Summary) -> str:
     simulated = summary.beside("federation", summary.attack)
     if summary.headline is None or simulated is None:
         return ""
+    gossip = ", and it leaves gossip out" if summary.gossip_messages else ""
     return (
         f"This run reached {as_figure(summary.metric, summary.headline)} and the simulation of the same rule "
         f"under the same attack {as_figure(summary.metric, simulated)}: one draw each. The run's noise is "
-        "fresh from the operating system and its clients gossip; the simulation's noise comes from the seed, "
-        "and it leaves gossip out. Another run gives another figure."
+        f"fresh from the operating system, the simulation's comes from the seed{gossip}. Another run gives "
+        "another figure."
     )
 
 
