@@ -230,7 +230,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     _check_clients(job)
     _check_lab(job)
     if not config.federation.layer2.enabled:
-        _check_without_layer2(config)
+        _check_without_layer2(job)
     return job
 
 
@@ -301,9 +301,16 @@ def _check_clients(job: Job) -> None:
         )
 
 
-def _check_without_layer2(config: RunConfig) -> None:
-    """Without a global model there is nothing that these settings could act on."""
-    given, default = config.training, TrainingConfig()
+def _check_without_layer2(job: Job) -> None:
+    """Without a global model some settings have nothing to act on, and clients train on any node."""
+    config, default = job.config, TrainingConfig()
+    given = config.training
+    if any(client.resources or client.labels or client.num_gpus for client in job.clients):
+        raise ConfigError(
+            "federation.layer2.enabled",
+            False,
+            "true: clients ask for resources, labels or GPUs, and without Layer 2 they train on any node",
+        )
     for name in sorted({setting.name for setting in fields(default)} - WITHOUT_LAYER2):
         if getattr(given, name) != getattr(default, name):
             raise ConfigError(

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import HierarchicalFederationConfig, stream
+from scarcity_ray.errors import UsageError
 from scarcity_ray.gossip import GossipProtocol
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.sampling.noise import SeededNoise
@@ -29,6 +30,7 @@ from scarcity_ray.robust import clip_rows, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.scene import Rows, Scene, Travelling
 from scarcity_ray.workloads.simulate import SimulatedRun, basket_rule, mean_of_metrics
+from scarcity_ray_client import Refusal
 
 SAMPLE = 20
 """Honest clients whose mean stands for all after a round; at the end all are evaluated."""
@@ -64,11 +66,11 @@ class TrainingInputs:
     attack: AttackConfig
 
 
-def train_some(places: Sequence[int], inputs: TrainingInputs) -> Rows:
+def train_some(places: Sequence[int], inputs: TrainingInputs) -> tuple[Rows, list[Refusal]]:
     """The models of some clients after training from their own, NaN if it failed; a task of the runtime."""
-    starts = inputs.vectors[np.asarray(places)]
-    trained: Rows = starts + inputs.scene.read().trained(starts, places, inputs.number, inputs.attack)
-    return trained
+    starts, refusals = inputs.vectors[np.asarray(places)], list[Refusal]()
+    scene = inputs.scene.read()
+    return starts + scene.trained(starts, places, inputs.number, inputs.attack, refusals), refusals
 
 
 def starting_models(models: Rows, scene: Scene) -> Rows:
@@ -151,16 +153,26 @@ class GossipTraining:
         self._basket_ids = basket_ids
         self._rule = basket_rule(make_plan(config))
 
-    def train(self, number: int) -> tuple[list[str], Rows]:
-        """Who sends in a round, and the rows: own models after local steps less the start, or an attack."""
+    def train(self, number: int) -> tuple[list[str], Rows, list[Refusal]]:
+        """Who sends in a round, and the rows: own models after local steps less the start, or an attack.
+
+        Third come the trainings that gave none.
+
+        Raises:
+            UsageError: If all trainings failed; the text has the first one's traceback.
+        """
         scene, each = self._scene, self._scene.training.clients_per_task
         places = scene.chosen(number)
         inputs = TrainingInputs(self._travelling, starting_models(self.models, scene), number, self._attack)
         tasks = [places[first : first + each].tolist() for first in range(0, len(places), each)]
-        rows = np.concatenate(self._federation.map_tasks(train_some, tasks, inputs)) - scene.start
+        made, refused = zip(*self._federation.map_tasks(train_some, tasks, inputs), strict=True)
+        refusals = [refusal for some in refused for refusal in some]
+        if len(refusals) == len(places):
+            raise UsageError(f"no client trained; the first: {refusals[0]}\n{refusals[0].traceback}")
+        rows = np.concatenate(made) - scene.start
         came = np.isfinite(rows).all(axis=1)
         sent = scene.sent(rows, places, self._attack, stream(scene.seed, "attack", number), self._rule)
-        return [scene.clients[place].client_id for place in places[came]], sent[came]
+        return [scene.clients[place].client_id for place in places[came]], sent[came], refusals
 
     def chosen(self, number: int) -> NDArray[np.int64]:
         """The places of the clients that train in a round."""

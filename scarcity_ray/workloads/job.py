@@ -28,7 +28,7 @@ from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray.workloads.scene import NO_ATTACK, Scene, SimulatedAttackers, Travelling
 from scarcity_ray.workloads.simulate import basket_rule
-from scarcity_ray_client import Refusal, checked_metrics
+from scarcity_ray_client import Client, Refusal, checked_metrics
 from scarcity_ray_client.loading import told
 
 MOST_TOLD = 20
@@ -139,8 +139,7 @@ def run_job(
             _fit(job, scene, federation, training, watch, watcher, note)
         else:
             with watch.time("start"):
-                clients = [(client.client_id, client.domain_id) for client in job.clients]
-                names, places = np.unique(federation.register_clients(clients), return_inverse=True)
+                names, places = np.unique(_registered(job.clients, federation), return_inverse=True)
             scene = replace(scene, baskets=places.astype(np.int64))
             watcher.phase("Training")
             gossip = GossipTraining(scene, attack, federation, config.federation, names.tolist())
@@ -248,6 +247,13 @@ def _fit(
     training.metrics = training.records[-1].metrics if training.records else None
 
 
+def _registered(clients: Sequence[Client], federation: Any) -> list[str]:
+    """Register clients; the basket of each."""
+    if all(client.features is None for client in clients):
+        return list(federation.register_clients([(client.client_id, client.domain_id) for client in clients]))
+    return [federation.register_client(c.client_id, c.domain_id, c.features) for c in clients]
+
+
 def _gossip_rounds(
     job: Job, gossip: GossipTraining, federation: Any, training: Training, watch: Stopwatch
 ) -> Iterator[RoundRecord]:
@@ -261,9 +267,9 @@ def _gossip_rounds(
                 training.budget_spent_early = True
                 return
             with phases.time("training"):
-                sent = gossip.train(number)
+                client_ids, rows, refusals = gossip.train(number)
             with phases.time("submission"):
-                receipts = federation.submit_updates(*sent, None)
+                receipts = federation.submit_updates(client_ids, rows, None)
             with phases.time("gossip"):
                 messages = sum(federation.run_gossip_round().values())
         except PrivacyBudgetExhausted:
@@ -273,10 +279,12 @@ def _gossip_rounds(
             metrics = gossip.collect()
         stats, (left, _) = federation.get_stats(), federation.get_privacy_budget()
         federation.advance_round()
-        for client_id, receipt in zip(sent[0], receipts, strict=True):
-            if not receipt.accepted:
-                refused.setdefault(client_id, Counter())[str(receipt.reason)] += 1
-        reasons = Counter(str(receipt.reason) for receipt in receipts if not receipt.accepted)
+        training.first_refusals += refusals[: MOST_TOLD - len(training.first_refusals)]
+        given = zip(client_ids, receipts, strict=True)
+        reasons = [(client_id, str(receipt.reason)) for client_id, receipt in given if not receipt.accepted]
+        reasons += [(refusal.client_id, str(refusal.cause)) for refusal in refusals]
+        for client_id, reason in reasons:
+            refused.setdefault(client_id, Counter())[reason] += 1
         yield RoundRecord(
             round=number + 1,
             metrics=headline_first(training.metric, metrics),
@@ -284,7 +292,7 @@ def _gossip_rounds(
             epsilon_left=left,
             sampled=len(gossip.chosen(number)),
             accepted=sum(receipt.accepted for receipt in receipts),
-            rejected=dict(sorted(reasons.items())),
+            rejected=dict(sorted(Counter(reason for _, reason in reasons).items())),
             gossip_messages=messages,
             released=False,
             clip_norm=job.config.federation.layer1.clip_norm,

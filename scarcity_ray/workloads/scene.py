@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scarcity_ray.config import stream
 from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft, make_attack, poisons
 from scarcity_ray.workloads.config import Job, TrainingConfig
-from scarcity_ray_client import Client, ModelCodec, Update, Workload, checked_metrics, train_clients
+from scarcity_ray_client import Client, ModelCodec, Refusal, Update, Workload, checked_metrics, train_clients
 from scarcity_ray_client.loading import SourceFolder, source_folder
 
 Rows = NDArray[np.float32]
@@ -77,8 +77,18 @@ class Scene:
             return np.arange(len(self.clients))
         return np.sort(stream(self.seed, "clients", number).permutation(len(self.clients))[:count])
 
-    def trained(self, vectors: Rows, places: Iterable[int], number: int, attack: AttackConfig) -> Rows:
+    def trained(
+        self,
+        vectors: Rows,
+        places: Iterable[int],
+        number: int,
+        attack: AttackConfig,
+        refusals: list[Refusal] | None = None,
+    ) -> Rows:
         """The deltas of some clients after training from a vector (d,), or (n, d), one each.
+
+        Args:
+            refusals: Takes up those of clients that gave no update.
 
         Returns:
             (n, d) float32; NaN where a training gave no update.
@@ -92,6 +102,8 @@ class Scene:
         for row, outcome in zip(rows, outcomes, strict=True):
             if isinstance(outcome, Update):
                 row[:] = outcome.delta
+            elif refusals is not None:
+                refusals.append(outcome)
         return rows
 
     def sent(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray.config import stream
+from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.config import load_job
@@ -145,9 +146,10 @@ def test_clients_train_from_their_own_models():
     scene, _, _ = scene_of()
     models = stream(1, "models").standard_normal((260, 250)).astype(np.float32)
     inputs = TrainingInputs(Travelling.of(scene), models, 0, NO_ATTACK)
-    together = train_some([10, 11, 12, 13], inputs)
+    together, refusals = train_some([10, 11, 12, 13], inputs)
+    assert refusals == []
     for row in range(10, 14):
-        np.testing.assert_array_equal(together[row - 10], train_some([row], inputs)[0])
+        np.testing.assert_array_equal(together[row - 10], train_some([row], inputs)[0][0])
     starts, byzantine = starting_models(models, scene), scene.byzantine
     np.testing.assert_array_equal(starts[~byzantine], models[~byzantine])
     first = int(np.flatnonzero(byzantine)[0])
@@ -173,3 +175,30 @@ def test_standings_are_means_over_the_honest_members():
     assert standings[0].model_at_home == pytest.approx(standings[0].members_at_home)
     assert standings[1].model is None
     assert mean_over_honest(standings) == pytest.approx(tested)
+
+
+STUBBORN = '''
+from scarcity_ray.workloads.digits import Digits
+
+class Stubborn(Digits):
+    """Some clients cannot read their data."""
+    def __init__(self, failing=0, **args):
+        super().__init__(**args)
+        self.failing = failing
+    def train_many(self, models, clients, round_id):
+        if any(client.data[0] < self.failing for client in clients):
+            raise OSError("no such file")
+        return super().train_many(models, clients, round_id)
+'''
+
+
+def test_a_training_that_fails_is_counted_and_all_failing_is_an_error(tmp_path):
+    (tmp_path / "stubborn_workload.py").write_text(STUBBORN)
+    workload = (f"workload.folder={tmp_path}", "workload.class=stubborn_workload:Stubborn")
+    short = (*workload, "training.rounds=1", "lab.compare=[]", "federation.seed=1")
+    _, outcome = job(tmp_path / "some", *short, "workload.args.failing=2")
+    assert outcome.summary.rejected == {"raised": 2}
+    assert outcome.rounds[0].accepted == 258
+    assert "OSError: no such file" in outcome.summary.first_refusals[0]["detail"]
+    with pytest.raises(UsageError, match=r"no client trained; the first: .*OSError: no such file"):
+        job(tmp_path / "all", *short, "workload.args.failing=260")
