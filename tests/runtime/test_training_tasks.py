@@ -283,6 +283,8 @@ def test_tasks_keep_their_contract(runtime: str) -> None:
     assert ends["bad"].cause is Cause.RAISED
     assert "TypeError" in ends["bad"].detail + ends["bad"].traceback
     assert ends["a"].cause is None
+    stored, num_bytes = tasks.fetch(ends["a"].stored)
+    assert (stored.tolist(), num_bytes) == ([1.0, 1.0, 1.0], 0), "so small a value came with its answer"
     assert tasks.ended(None) == []
     tasks.start(TaskSpec("slow", span, (60.0,)))
     tasks.stop(["slow", "unknown"])
