@@ -385,7 +385,7 @@ def _summarise(
         waits_for=records[-1].waits_for if records and not any(r.released for r in records) else "",
         date=folder.begun.isoformat(timespec="seconds"),
         versions=versions(config.workload.class_),
-        load_model=_how_to_load(job, folder) if fitted is not None else "",
+        load_model=_how_to_load(job, folder),
     )
 
 
@@ -401,7 +401,10 @@ def versions(workload: str) -> dict[str, str]:
 
 
 def _how_to_load(job: Job, folder: RunFolder) -> str:
-    """Python that reads the model back as the workload's own kind."""
+    """Python that reads the model, or the first basket's, back as the workload's own kind; "" without one."""
+    written = sorted(folder.path.glob("model*.npz"))
+    if not written:
+        return ""
     section = job.config.workload
     arguments = [
         repr(section.class_),
@@ -411,5 +414,5 @@ def _how_to_load(job: Job, folder: RunFolder) -> str:
     return (
         "from scarcity_ray_client import load_model, load_workload\n"
         f"workload = load_workload({', '.join(arguments)})\n"
-        f"model = load_model({str(folder.path / 'model.npz')!r}, like=workload.initial_model())"
+        f"model = load_model({str(written[0])!r}, like=workload.initial_model())"
     )

@@ -126,7 +126,7 @@ def domain_rows(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]
             str(count),
             *(as_figure(name, by_domain.get(domain, {}).get(name)) for _, by_domain, name in columns),
         )
-        for domain, count in outcome.summary.domains.items()
+        for domain, count in sorted(outcome.summary.domains.items())
     ]
     return head, rows
 
