@@ -117,9 +117,10 @@ class LabConfig:
 
     @property
     def attacks(self) -> tuple[AttackConfig, ...]:
-        """The job's attack, and those of `compare_attacks` that are others."""
-        others = [name for name in dict.fromkeys(self.compare_attacks) if name != self.attack.name]
-        return (self.attack, *(load(AttackConfig, {"name": name}) for name in others))
+        """The job's attack, none without attackers, and those of `compare_attacks` that are others."""
+        own = self.attack if self.byzantine_share else AttackConfig(name="none")
+        others = [name for name in dict.fromkeys(self.compare_attacks) if name != own.name]
+        return (own, *(load(AttackConfig, {"name": name}) for name in others))
 
 
 @settings
@@ -337,7 +338,7 @@ def _check_lab(job: Job) -> None:
         make_attack(attack)
     offers = type(job.workload)
     for place, wanted, method in (
-        ("lab.attack.name", poisons(lab.attack), "poison"),
+        ("lab.attack.name", poisons(lab.attacks[0]), "poison"),
         ("lab.compare_attacks", any(map(poisons, lab.attacks[1:])), "poison"),
         ("lab.compare", "centralised" in lab.compare, "centralised"),
     ):

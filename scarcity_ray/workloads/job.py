@@ -20,6 +20,7 @@ from scarcity_ray.federation.fit_terms import RoundRecord as FitRecord
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.plan import make_plan
+from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import Compared, Comparison, ComparisonInputs, compare, comparisons
 from scarcity_ray.workloads.config import Job
 from scarcity_ray.workloads.gossip_training import GossipTraining, mean_over_honest, standings_of
@@ -116,7 +117,7 @@ def run_job(
     with watch.time("start"):
         initial, metric = _initial(job)
         scene = Scene.of(job, metric)
-    attack = NO_ATTACK if config.lab is None else config.lab.attack
+    attack = NO_ATTACK if config.lab is None else config.lab.attacks[0]
     folder.write_config(config)
     watcher.phase("Starting the federation")
     with watch.time("start"):
@@ -136,7 +137,7 @@ def run_job(
     with federation:
         if config.federation.layer2.enabled:
             watcher.phase("Training")
-            _fit(job, scene, federation, training, watch, watcher, note)
+            _fit(job, scene, attack, federation, training, watch, watcher, note)
         else:
             with watch.time("start"):
                 names, places = np.unique(_registered(job.clients, federation), return_inverse=True)
@@ -189,6 +190,7 @@ def _initial(job: Job) -> tuple[dict[str, float], str]:
 def _fit(
     job: Job,
     scene: Scene,
+    attack: AttackConfig,
     federation: Any,
     training: Training,
     watch: Stopwatch,
@@ -196,11 +198,10 @@ def _fit(
     note: Callable[[RoundRecord], None],
 ) -> None:
     """Train through `fit`."""
-    terms, lab = job.config.training, job.config.lab
-    plan = make_plan(job.config.federation)
+    terms, plan = job.config.training, make_plan(job.config.federation)
     adversary = None
-    if scene.byzantine.any() and lab is not None and lab.attack.name != "none":
-        adversary = SimulatedAttackers(scene, lab.attack, lambda clip_norm: basket_rule(plan.at(clip_norm)))
+    if attack.name != "none":
+        adversary = SimulatedAttackers(scene, attack, lambda clip_norm: basket_rule(plan.at(clip_norm)))
 
     def on_round(record: FitRecord) -> None:
         before = training.records[-1].metrics if training.records else training.initial
@@ -357,7 +358,7 @@ def _summarise(
         domains=job.domain_sizes,
         baskets=stats["n_baskets"],
         byzantine_clients=int(scene.byzantine.sum()),
-        attack="none" if config.lab is None else config.lab.attack.name,
+        attack="none" if config.lab is None else config.lab.attacks[0].name,
         rule=str(config.federation.layer1.aggregation_method),
         rejected=dict(sorted(rejected.items())),
         refused={client: dict(counts) for client, counts in sorted(training.refused.items())},

@@ -400,7 +400,7 @@ def means(tmp_path):
 def test_anyones_model_is_trained_and_reported_by_its_own_metrics(tmp_path, means):
     config, outcome = _job(tmp_path / "out", path=means, small=())
     summary = outcome.summary
-    assert summary.metric == "error"
+    assert (summary.metric, summary.attack) == ("error", "none")
     assert summary.headline < 0.5 < summary.initial["error"]
     assert summary.refused == {"site_03": {"raised": 8}}
     assert "ValueError: the disk is full" in summary.first_refusals[0]["detail"]
