@@ -27,7 +27,7 @@ OVERRIDES = click.option(
     "overrides",
     multiple=True,
     metavar="PATH=VALUE",
-    help="Replace a value of the config, e.g. --set workload.attack.name=alie; may be repeated.",
+    help="Replace a value of the config, e.g. --set lab.attack.name=alie; may be repeated.",
 )
 
 
@@ -57,7 +57,7 @@ def run(
     """Train through a federation, as the file CONFIG says, and report."""
     from scarcity_ray.cli.run import run_command
 
-    options = {"run.runtime": runtime, "run.address": address, "workload.rounds": rounds}
+    options = {"run.runtime": runtime, "run.address": address, "training.rounds": rounds}
     shorthands = tuple(f"{path}={value}" for path, value in options.items() if value is not None)
     return run_command(overrides=(*overrides, *shorthands), **given)
 

@@ -288,7 +288,9 @@ def test_an_impossible_config_is_exit_code_2():
 
 
 def test_without_layer_2_the_plan_speaks_of_gossip_alone():
-    alone = ("--set", "federation.layer2.enabled=false", "--rounds", "40")
+    left_out = ("lab.compare=[]", "training.averaging_decay=null", "training.optimizer.learning_rate=1.0")
+    changes = ("federation.layer2.enabled=false", *left_out)
+    alone = (*(word for change in changes for word in ("--set", change)), "--rounds", "40")
     result = _plan("--format", "json", *alone)
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
