@@ -1,6 +1,6 @@
 """Which rule learns most: rules over clients, budgets, attackers, coordinates and likeness, seeds stated.
 
-``python -m benchmarks choosing [--seeds 1] [--part noise|attackers|coordinates|back_doors] [--format json]``.
+``python -m benchmarks choosing [--seeds 1] [--part PART] [--format json]``.
 Accuracy on new examples under the worst attack that was run, mean over seeds 0, 1, ... (data, attackers and
 noise differ), and in brackets the ratio of signal to noise that `plan --recommend` expects of that setting;
 of back doors the share of examples that the trigger turns. ``regret`` is how far the rule with the highest
@@ -18,7 +18,7 @@ from dataclasses import asdict
 import numpy as np
 
 from benchmarks.lab.choosing_sweep import Cell, at_seed, run
-from scarcity_ray.forecast.choosing import Likeness
+from scarcity_ray.forecast.choosing import Likeness, preference
 
 NO_NOISE = math.inf
 PARTS: dict[str, list[Cell]] = {
@@ -33,6 +33,11 @@ PARTS: dict[str, list[Cell]] = {
         for likeness in Likeness
         for share in (0.0, 0.3)
         for epsilon in (8.0, NO_NOISE)
+    ],
+    "many_attackers": [
+        Cell(400, 8, epsilon, 0.4, likeness, per_basket=40)
+        for likeness in (Likeness.ALIKE, Likeness.MIXED)
+        for epsilon in (8.0, 32.0, NO_NOISE)
     ],
     "coordinates": [Cell(200, features, 8.0, 0.2, Likeness.ALIKE) for features in (2, 32, 128)],
     "back_doors": [
@@ -54,10 +59,11 @@ def lines(part: str, seeds: Iterable[int]) -> Iterable[dict[str, object]]:
             rules[each[0].rule] = {
                 "accuracy": round(float(np.mean([result.accuracy for result in each])), 3),
                 "planted": round(float(np.mean([result.planted for result in each])), 3),
-                "ratio": round(each[0].ratio, 2),
+                "ratio": round(each[0].expected[0], 2),
+                "signal": round(each[0].expected[1], 3),
             }
         accuracies = {rule: found["accuracy"] for rule, found in rules.items()}
-        expected = max(rules, key=lambda rule: rules[rule]["ratio"])
+        expected = max(rules, key=lambda rule: preference(rules[rule]["ratio"], rules[rule]["signal"]))
         yield {
             "part": part,
             **asdict(cell),

@@ -1,4 +1,4 @@
-"""An example's table: centralised, local only, plain FedAvg, clipping alone and rules; attacked or not, noise or not.
+"""An example's table: centralised, local only, plain FedAvg, clipping alone, rules; attacks and noise.
 
 ``python -m benchmarks tables hospitals [--seeds 5] [--format json]``. Reads ``examples/NAME/job.yaml`` and
 trains its workload as arithmetic, without Ray: the job's rounds, baskets, clip norms and budget, each rule
@@ -102,7 +102,7 @@ def federated(scene: Scene, rule: str, attack: str, noisy: bool) -> dict[str, fl
             rows[place] = codec.encode(trained.model).astype(np.float64) - vector
         if attack not in ("none", "poison"):
             known = _mean if releases is None else releases.of_basket
-            rows = craft(AttackConfig(name=attack), rows, liars, baskets, rng, known)
+            rows = craft(load(AttackConfig, {"name": attack}), rows, liars, baskets, rng, known)
         if releases is None:
             delta: NDArray[np.float64] = shares @ rows.astype(np.float64)
         else:
@@ -135,7 +135,7 @@ def lines(job: dict[str, Any], folder: Path, seeds: int) -> Iterator[dict[str, A
     for seed in range(seeds):
         scene = scene_of(job, folder, seed)
         about = {"seed": seed, "n": len(scene.clients), "d": scene.federation.vector_dim}
-        pooled = scene.workload.evaluate(scene.workload.centralised())
+        pooled = scene.workload.evaluate(scene.workload.centralised())  # type: ignore[attr-defined]
         yield about | {"name": "centralised", "attack": "none", "noise": False} | dict(pooled)
         alone = local_only(scene)
         means = {key: float(np.mean([each.get(key, math.nan) for each in alone])) for key in alone[0]}

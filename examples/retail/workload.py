@@ -24,7 +24,7 @@ from scarcity_ray_client.models import initialised
 
 REGIONS = 10
 KNOWN_DAYS = 273
-"""Days from 1 January 1997 that the shops look back on; the purchases of the 272 days after them are guessed."""
+"""Days from 1 January 1997 that the shops look back on; who buys in the 272 days after them is guessed."""
 SCALES = np.array([[1.0, 0.0, 0.0, 1.0, 3.0, 0.5], [0.5, 1.0, 100.0, 0.5, 1.0, 0.3]]).T
 """Centre and scale of the features, the same in all shops: logarithm of the number of purchases, days between
 the first and the last, days since the last, logarithm of CDs, of dollars, and of dollars a CD."""

@@ -57,6 +57,8 @@ FEWEST_BASKETS = 4
 """So that one may be missing from a secure sum; fewer only where clients are too few for it."""
 HELD_OFF = 0.25
 """Of a back door's pull on the mean, from which on down a rule holds it off."""
+NOTHING = 0.1
+"""Ratio below which nothing is learned: the angle between what is released and the signal is 84 degrees."""
 WORTH = 1.02
 """By which a setting with more baskets must be better than one with fewer, which hide a client among more."""
 CLIP_QUANTILE, CLIP_LEARNING_RATE = 0.3, 1.0
@@ -77,6 +79,21 @@ class Likeness(StrEnum):
     UNLIKE = "unlike"
 
 
+class Verdict(StrEnum):
+    """What is to be expected of a setting.
+
+    TEACHES: Over all rounds its signal is above its noise.
+    LITTLE: It is below, by less than `NOTHING`.
+    NOTHING: It is further below.
+    OUTWEIGHED: Under the worst attack tried nothing is left of the honest clients' direction.
+    """
+
+    TEACHES = "teaches"
+    LITTLE = "little"
+    NOTHING = "nothing"
+    OUTWEIGHED = "outweighed"
+
+
 @dataclass(frozen=True)
 class Choice:
     """One setting, and what is to be expected of it.
@@ -87,9 +104,10 @@ class Choice:
         sizes: Clients of each basket.
         federation: The settings with all that, and with the release's epsilon that buys the rounds.
         noise_norm: Norm of a release's noise.
-        signal_norm: Norm of what a release moves in the honest direction, under the worst attack tried.
+        signal_norm: What a release moves in the honest direction, under the worst attack tried; below 0, it
+            moves against them.
         back_door: Of the clip norm, what attackers move along a coordinate that no honest client moves.
-        ratio: Signal over noise of all rounds together.
+        ratio: Signal over noise of all rounds together; 0 without signal.
     """
 
     rule: AggregationMethod
@@ -123,9 +141,13 @@ class Recommendation:
     rounds: int
 
     @property
-    def teaches(self) -> bool:
-        """Whether the chosen setting's signal is above its noise over all rounds."""
-        return self.chosen is not None and self.chosen.ratio >= 1.0
+    def verdict(self) -> Verdict:
+        """What is to be expected of the chosen setting."""
+        if self.chosen is None or self.chosen.ratio == 0.0:
+            return Verdict.OUTWEIGHED
+        if self.chosen.ratio >= 1.0:
+            return Verdict.TEACHES
+        return Verdict.LITTLE if self.chosen.ratio >= NOTHING else Verdict.NOTHING
 
 
 def recommend(
@@ -143,7 +165,7 @@ def recommend(
         config: Of which the budget, the model's dimension, the clip norms and the noise's kind are kept.
         clients: All of the federation; attackers among them are spread over baskets at random.
         attackers: How many may attack.
-        back_doors: Choose only among rules that hold off what few attackers plant where the others are silent.
+        back_doors: Choose only among rules that hold off what attackers plant where the others are silent.
 
     Raises:
         ConfigError: If there are too few clients for two baskets, too many attackers, or no budget for the
@@ -151,82 +173,96 @@ def recommend(
     """
     if not 0 <= attackers < clients / 2:
         raise ConfigError("attackers", attackers, f"fewer than half of the {clients} clients")
-    found = []
-    for rule, pre in RULES:
-        best = _best_of(rule, pre, config, clients, attackers, rounds, likeness)
-        if best is not None:
-            found.append(best)
+    asked = Asked(config, clients, attackers, rounds, likeness, back_doors)
+    found = [best for rule, pre in RULES if (best := _best_of(rule, pre, asked)) is not None]
     if not found:
         raise ConfigError("clients", clients, f"more, or fewer attackers than {attackers}: no rule fits")
-    found.sort(key=lambda choice: (-choice.ratio, -choice.signal_norm))
-    eligible = found
-    if back_doors:
-        plain = attackers / clients
-        eligible = [choice for choice in found if choice.back_door <= HELD_OFF * plain]
-    return Recommendation(eligible[0] if eligible else None, tuple(found), rounds)
+    found.sort(key=lambda choice: preference(choice.ratio, choice.signal_norm), reverse=True)
+    chosen = next((choice for choice in found if asked.accepts(choice.back_door)), None)
+    return Recommendation(chosen, tuple(found), rounds)
 
 
-def _best_of(
-    rule: AggregationMethod,
-    pre: tuple[str, ...],
-    config: HierarchicalFederationConfig,
-    clients: int,
-    attackers: int,
-    rounds: int,
-    likeness: Likeness,
-) -> Choice | None:
-    """A rule at the number of baskets and the f that suit it best; none if it suits none."""
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of `recommend`."""
+
+    config: HierarchicalFederationConfig
+    clients: int
+    attackers: int
+    rounds: int
+    likeness: Likeness
+    back_doors: bool
+
+    def accepts(self, back_door: float) -> bool:
+        """Whether so strong a back door may pass."""
+        return not self.back_doors or back_door <= HELD_OFF * self.attackers / self.clients
+
+
+def _best_of(rule: AggregationMethod, pre: tuple[str, ...], asked: Asked) -> Choice | None:
+    """A rule at the baskets and the f that suit it best, of those that are accepted if any are."""
     settings = []
-    for sizes, f in _settings(config, clients, attackers):
-        federation = _with(config, rule, pre, f, sizes)
+    for sizes, f in _settings(asked):
+        federation = _with(asked.config, rule, pre, f, sizes)
         plan = FederationPlan(federation)
-        if any(size < plan.least_rows(size) for size in sizes):
-            continue
-        solved = solve_for_rounds(federation, rounds)
-        settings.append((Forecast(solved, sizes, rounds), f))
+        if all(size >= plan.least_rows(size) for size in sizes):
+            settings.append((Forecast(solve_for_rounds(federation, asked.rounds), sizes, asked.rounds), f))
     # A release moves hardly further than the honest mean: what its noise already rules out is not drawn.
-    bound = min(1.0, LEEWAY * LENGTHS[likeness])
+    settings.sort(key=lambda setting: (float(f"{setting[0].noise_norm:.2g}"), len(setting[0].sizes)))
+    bound = min(1.0, LEEWAY * LENGTHS[asked.likeness])
     best: Choice | None = None
     for forecast, f in settings:
         unit, noise = forecast.signal_bound, forecast.noise_norm
-        if best is not None and _order(bound * unit, noise, rounds) <= (best.ratio, best.signal_norm):
+        holds = best is not None and asked.accepts(best.back_door)
+        if best is not None and holds and not _is_better(bound * unit, noise, best, asked.rounds):
             continue
-        size = min(forecast.sizes)
-        moved, planted = expected(rule.value, pre, size, f, clients, attackers, likeness)
-        signal = max(0.0, moved) * unit
-        ratio, _ = _order(signal, noise, rounds)
-        if best is None or (ratio, signal) > (WORTH * best.ratio, WORTH * best.signal_norm):
+        moved, planted = expected(
+            rule.value, pre, min(forecast.sizes), f, asked.clients, asked.attackers, asked.likeness
+        )
+        signal = moved * unit
+        accepted = asked.accepts(planted)
+        gains = best is None or _is_better(signal, noise, best, asked.rounds)
+        if (accepted, gains) > (holds, False) or best is None:
+            ratio, _ = ratio_of(signal, noise, asked.rounds)
             best = Choice(rule, pre, f, forecast.sizes, forecast.config, noise, signal, planted, ratio)
     return best
 
 
-def _order(signal: float, noise: float, rounds: int) -> tuple[float, float]:
-    """Signal over noise of all rounds together, and the signal, which decides where there is no noise."""
-    if noise == 0.0:
-        return (math.inf if signal > 0.0 else 0.0), signal
-    return math.sqrt(rounds) * signal / noise, signal
+def _is_better(signal: float, noise: float, than: Choice, rounds: int) -> bool:
+    gain = (WORTH - 1.0) * abs(than.signal_norm)
+    return ratio_of(signal, noise, rounds) > (WORTH * than.ratio, than.signal_norm + gain)
 
 
-def _settings(
-    config: HierarchicalFederationConfig, clients: int, attackers: int
-) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Sizes of baskets, and the f of each: of the attackers' share, and a standard deviation more."""
-    fewest = config.layer2.min_baskets
-    if clients >= FEWEST_BASKETS * config.layer1.min_updates:
+def ratio_of(signal: float, noise: float, rounds: int) -> tuple[float, float]:
+    """Signal over noise of all rounds together, and the signal: it decides without noise, and below 0."""
+    if signal <= 0.0:
+        return 0.0, signal
+    return (math.sqrt(rounds) * signal / noise if noise else math.inf), signal
+
+
+def preference(ratio: float, signal: float) -> tuple[float, float]:
+    """What rules are ordered by; of equals the first of `RULES`, which are simple before they are costly.
+
+    Without noise every rule with a signal learns, and in the sweep one with more of it learned no better.
+    """
+    return ratio, min(signal, 0.0)
+
+
+def _settings(asked: Asked) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Sizes of baskets, and the f of each: of the attackers' share, and a standard deviation or two more."""
+    config, clients = asked.config, asked.clients
+    fewest, least = config.layer2.min_baskets, config.layer1.min_updates
+    if clients >= FEWEST_BASKETS * least:
         fewest = max(fewest, FEWEST_BASKETS)
     fewest = max(fewest, math.ceil(clients / LARGEST))
-    most = clients // config.layer1.min_updates
+    most = clients // least
     if most < fewest:
-        raise ConfigError(
-            "clients", clients, f"at least {fewest * config.layer1.min_updates} (min_baskets times min_updates)"
-        )
-    numbers = np.unique(np.geomspace(fewest, most, MOST_SIZES).round().astype(int)).tolist()
-    for number in numbers:
+        raise ConfigError("clients", clients, f"at least {fewest * least} (min_baskets times min_updates)")
+    for number in np.unique(np.geomspace(fewest, most, MOST_SIZES).round().astype(int)).tolist():
         fewer, more = divmod(clients, number)
         sizes = tuple(fewer + (place < more) for place in range(number))
-        mean = attackers / number
-        spread = math.sqrt(mean * (1.0 - attackers / clients))
-        for f in sorted({math.ceil(mean), math.ceil(mean + spread)}):
+        mean = asked.attackers / number
+        spread = math.sqrt(mean * (1.0 - asked.attackers / clients))
+        for f in sorted({math.ceil(mean + steps * spread) for steps in range(2 + asked.back_doors)}):
             yield sizes, f
 
 
@@ -276,8 +312,8 @@ def measured(
 
     Returns:
         The progress: the part of the result along the direction that all honest clients have in common, under
-        the worst of `attacks_on`. And the pull of a back door: the result along a coordinate that is 0 in every honest
-        row, the most over the attacks that plant it.
+        the worst of `attacks_on`. And the pull of a back door: the result along a coordinate that is 0 in every
+        honest row, the most over the attacks that plant it.
     """
     rng = np.random.default_rng([SEED, size, liars])
     moved, planted = [], []
@@ -317,7 +353,8 @@ def drawn_rows(count: int, likeness: Likeness, rng: np.random.Generator) -> Rows
 
 
 def _unit(rows: NDArray[np.float64]) -> Rows:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    unit: Rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def attacks_on(honest: Rows) -> list[Rows]:
@@ -344,7 +381,18 @@ def back_doors_in(honest: Rows) -> list[Rows]:
 
 
 def _clipped(row: Rows) -> Rows:
-    return (row / max(1.0, float(np.linalg.norm(row)))).astype(np.float32)
+    clipped: Rows = (row / max(1.0, float(np.linalg.norm(row)))).astype(np.float32)
+    return clipped
 
 
-__all__ = ["RULES", "Choice", "Likeness", "Recommendation", "measured", "recommend"]
+__all__ = [
+    "RULES",
+    "Choice",
+    "Likeness",
+    "Recommendation",
+    "expected",
+    "measured",
+    "preference",
+    "ratio_of",
+    "recommend",
+]
