@@ -118,9 +118,9 @@ def reasons(found: Recommendation, clients: int, attackers: int) -> list[str]:
         signal, more = math.sqrt(found.rounds) * chosen.signal_norm, 1.0 / chosen.ratio
         told.append(
             ("no setting teaches anything here" if found.verdict is Verdict.NOTHING else "expect little")
-            + f": noise norm {chosen.noise_norm:.3g} against signal {signal:.3g}, that of a release times the "
-            f"root of {found.rounds} rounds; {more:.2g} times as many clients or as large a mu, or a model of "
-            f"1/{more**2:.2g} of the coordinates would bring the signal up to it"
+            + f": noise norm {chosen.noise_norm:.3g} against signal {signal:.3g}, that of a release times "
+            f"the root of {found.rounds} rounds; {more:.2g} times as many clients or as large a mu, or a "
+            f"model of 1/{more**2:.2g} of the coordinates would bring the signal up to it"
         )
     elif found.verdict is Verdict.OUTWEIGHED:
         told.append(

@@ -311,9 +311,9 @@ def measured(
     """What one basket with so many liars makes of drawn rows of length 1.
 
     Returns:
-        The progress: the part of the result along the direction that all honest clients have in common, under
-        the worst of `attacks_on`. And the pull of a back door: the result along a coordinate that is 0 in every
-        honest row, the most over the attacks that plant it.
+        The progress: the part of the result along the direction that all honest clients have in
+        common, under the worst of `attacks_on`. And the pull of a back door: the result along
+        a coordinate that is 0 in every honest row, the most over the attacks that plant it.
     """
     rng = np.random.default_rng([SEED, size, liars])
     moved, planted = [], []
