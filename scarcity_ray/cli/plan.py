@@ -69,6 +69,11 @@ def plan_command(
     measure: bool = False,
     clients: int | None = None,
     baskets: int | None = None,
+    recommend: bool = False,
+    attackers: int | None = None,
+    likeness: str | None = None,
+    update_norm: float | None = None,
+    back_doors: bool = False,
 ) -> ExitCode:
     """Print the plan of a config file.
 
@@ -80,8 +85,29 @@ def plan_command(
         measure: Predict seconds by this machine's rates, which are probed first.
         clients: Plan for so many, whatever the file says.
         baskets: Plan for so many, of equal size.
+        recommend: Print which rule, clip norm and baskets to choose instead (`cli.recommend`).
+        attackers, likeness, update_norm, back_doors: For that alone.
     """
+    asked = {
+        "--attackers": attackers,
+        "--clients-are": likeness,
+        "--update-norm": update_norm,
+        "--back-doors": back_doors or None,
+    }
+    if not recommend and (alone := [name for name, value in asked.items() if value is not None]):
+        raise ConfigError(alone[0], asked[alone[0]], "only with --recommend")
     planned = _solved(load_planned(config, overrides, clients, baskets), rounds, epsilon)
+    if recommend:
+        from scarcity_ray.cli.recommend import recommend_command
+
+        return recommend_command(
+            planned,
+            form,
+            attackers=attackers,
+            likeness=likeness or "mixed",
+            update_norm=update_norm,
+            back_doors=back_doors,
+        )
     rates = scaled(probe(time.process_time)) if measure else MEASURED
     numbers = planned_numbers(planned, rates)
     if rounds is not None or epsilon is not None:
