@@ -1,16 +1,19 @@
 """Flower's half of ``python -m benchmarks flower``, run by the peer's Python: one line of JSON at the end.
 
-``PYTHON benchmarks/_flower_peer.py ROUNDS CPUS WORKLOAD_ARGS``, with the folders of the workload and of
+``PYTHON benchmarks/_flower_peer.py ROUNDS CPUS``, with the folders of the workload and of
 `scarcity_ray_client` on ``PYTHONPATH``. It needs neither this package nor its Ray.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from importlib.metadata import version
+from itertools import pairwise
 
+from _memory import cpu_seconds_below
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -18,11 +21,12 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from workload import Digits
 
-ROUNDS, CPUS, ARGUMENTS = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-WORKLOAD = Digits(**ARGUMENTS)
+ROUNDS, CPUS = int(sys.argv[1]), int(sys.argv[2])
+WORKLOAD = Digits()
 CLIENTS = WORKLOAD.clients()
 client_app, server_app = ClientApp(), ServerApp()
 ends: list[float] = []
+cpu_seconds: list[float] = []
 num_bytes: list[int] = []
 accuracy: list[float] = []
 
@@ -43,9 +47,7 @@ class Counted(FedAvg):
 
     def aggregate_train(self, server_round, replies):
         held = list(replies)
-        num_bytes.append(
-            sum(len(array.data) for reply in held for array in reply.content["arrays"].values())
-        )
+        num_bytes.append(sum(len(array.data) for reply in held for array in reply.content["arrays"].values()))
         return super().aggregate_train(server_round, held)
 
 
@@ -57,6 +59,8 @@ def serve(grid: Grid, context: Context) -> None:
         metrics = WORKLOAD.evaluate(model)
         ends.append(time.monotonic())
         accuracy.append(metrics["accuracy"])
+        if server_round == ROUNDS:
+            cpu_seconds.append(cpu_seconds_below(os.getpid()))
         return MetricRecord(dict(metrics))
 
     strategy = Counted(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=len(CLIENTS))
@@ -77,9 +81,10 @@ print(
     json.dumps(
         {
             "version": f"flwr {version('flwr')}, Ray {version('ray')}, torch {version('torch')}",
-            "seconds": [after - before for before, after in zip(ends, ends[1:], strict=False)],
+            "seconds": [after - before for before, after in pairwise(ends)],
             "driver_bytes": num_bytes,
             "accuracy": accuracy[-1],
+            "cpu_seconds": cpu_seconds[-1],
         }
     )
 )

