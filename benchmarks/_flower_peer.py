@@ -10,16 +10,19 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from itertools import pairwise
+from typing import Any
 
-from _memory import cpu_seconds_below
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from workload import Digits
+
+from benchmarks._memory import cpu_seconds_below
 
 ROUNDS, CPUS = int(sys.argv[1]), int(sys.argv[2])
 WORKLOAD = Digits()
@@ -31,7 +34,7 @@ num_bytes: list[int] = []
 accuracy: list[float] = []
 
 
-@client_app.train()
+@client_app.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
     client = CLIENTS[int(context.node_config["partition-id"])]
     model = WORKLOAD.initial_model()
@@ -42,16 +45,16 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
-class Counted(FedAvg):
+class Counted(FedAvg):  # type: ignore[misc]
     """FedAvg that adds up what its replies hold: the arrays alone, in bytes."""
 
-    def aggregate_train(self, server_round, replies):
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         held = list(replies)
         num_bytes.append(sum(len(array.data) for reply in held for array in reply.content["arrays"].values()))
         return super().aggregate_train(server_round, held)
 
 
-@server_app.main()
+@server_app.main()  # type: ignore[untyped-decorator]
 def serve(grid: Grid, context: Context) -> None:
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model = WORKLOAD.initial_model()

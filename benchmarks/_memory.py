@@ -78,7 +78,7 @@ def cpu_seconds_below(root: int) -> float:
 
 
 def main() -> None:
-    root, pause = int(sys.argv[1]), float((*sys.argv, PAUSE_SECONDS)[2])
+    root, pause = int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else PAUSE_SECONDS
     processes = family(root, os.getpid())
     level = sum(proportional_bytes(process, "Pss_Anon", "Pss_File") for process in processes)
     print("watching", flush=True)

@@ -17,8 +17,9 @@ clients in each round, one CPU a client or task, evaluation on the driver after 
 
 ``rounds/h`` is by the median round, without each run's first, in which workers start and read their data
 (``first``). ``CPU s`` is the processor time of all living processes over the whole run: other work on the
-machine changes it less than the clock. ``GB`` is the peak memory of all processes together (proportional set
-size), ``driver MB`` what a round brings to the driver: of Flower the arrays alone.
+machine changes it less than the clock. Both Rays' workers run at their driver's priority here, not at Ray's
+lower one, for the same reason. ``GB`` is the peak memory of all processes together (proportional set size),
+``driver MB`` what a round brings to the driver: of Flower the arrays alone.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def measured(name: str, command: Sequence[str], paths: Sequence[Path]) -> Row:
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "FLWR_TELEMETRY_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
     }
     progress(name)
     with tempfile.TemporaryFile("w+") as told:
@@ -87,7 +89,7 @@ def measured(name: str, command: Sequence[str], paths: Sequence[Path]) -> Row:
 def ours(rounds: int, cpus: int, per_task: int, protected: bool) -> Row:
     """A run of `fit` on a Ray of its own, in this process."""
     import ray
-    from workload import Digits  # type: ignore[import-not-found]
+    from workload import Digits
 
     from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
     from scarcity_ray.config import load
@@ -129,7 +131,7 @@ def runs(rounds: int, pairs: int, cpus: int, peer_python: str | None) -> Iterato
     for _ in range(pairs):
         if peer_python is not None:
             command = [peer_python, str(HERE / "_flower_peer.py"), str(rounds), str(cpus)]
-            yield measured("flower", command, [HERE, *paths[1:]])
+            yield measured("flower", command, paths)
         for name in OURS:
             command = [
                 sys.executable,
