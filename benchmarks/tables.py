@@ -135,7 +135,7 @@ def lines(job: dict[str, Any], folder: Path, seeds: int) -> Iterator[dict[str, A
     for seed in range(seeds):
         scene = scene_of(job, folder, seed)
         about = {"seed": seed, "n": len(scene.clients), "d": scene.federation.vector_dim}
-        pooled = scene.workload.evaluate(scene.workload.centralised())  # type: ignore[attr-defined]
+        pooled = scene.workload.evaluate(scene.workload.centralised())
         yield about | {"name": "centralised", "attack": "none", "noise": False} | dict(pooled)
         alone = local_only(scene)
         means = {key: float(np.mean([each.get(key, math.nan) for each in alone])) for key in alone[0]}
