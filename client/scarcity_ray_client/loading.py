@@ -1,20 +1,27 @@
 """A workload by its import path, ``my_module:Mortality``, as a job's file names it.
 
+Where it trains its module must be found too: `source_folder` has a job's modules as they travel there.
+
 Guarantees:
     A loading error names the path, the cause and the remedy.
     A module of the folder comes first.
+    A workload of a folder is read in a process that lacks the folder.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
 import os
 import re
+import shutil
 import sys
+import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +29,11 @@ from typing import Any
 from scarcity_ray_client.errors import UsageError
 from scarcity_ray_client.workload import Workload
 
-_loaded: set[str] = set()
-"""Modules that were imported here: another folder's of the same name takes their place."""
+MOST_SOURCE_BYTES = 16 * 2**20
+"""Of a job's Python files."""
+_STANDARD = os.path.dirname(os.__file__)
+_folders: set[Path] = set()
+"""Where workloads' modules were found: another folder's module of the same name takes the place of one."""
 
 
 def load_workload(
@@ -78,6 +88,71 @@ def load_workload(
     return made
 
 
+@dataclass(frozen=True)
+class SourceFolder:
+    """The Python files of a folder, for a process on a machine that may not have it.
+
+    Attributes:
+        path: The folder, where it was read.
+        files: Their contents, by their path in it.
+    """
+
+    path: str
+    files: Mapping[str, bytes]
+
+    def install(self) -> Path:
+        """Puts the folder first on ``sys.path``, or a copy where this machine has no such files; which."""
+        folder = Path(self.path)
+        if not all(_holds(folder / name, content) for name, content in self.files.items()):
+            folder = self._copy()
+        _put_first(folder)
+        _folders.add(folder)
+        return folder
+
+    def _copy(self) -> Path:
+        """This user's own copy, named by its contents: whole or not there at all."""
+        digest = hashlib.sha256(repr(sorted(self.files.items())).encode()).hexdigest()[:24]
+        home = Path(tempfile.gettempdir()) / f"scarcity_ray_sources_{os.getuid()}"
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.is_symlink() or home.stat().st_uid != os.getuid():
+            raise UsageError(f"{home}: it belongs to another user; remove it")
+        target = home / digest
+        if not target.exists():
+            unfinished = Path(tempfile.mkdtemp(dir=home))
+            for name, content in self.files.items():
+                (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                (unfinished / name).write_bytes(content)
+            try:
+                unfinished.rename(target)
+            except OSError:  # another process was quicker
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return target
+
+
+def source_folder(workload: object) -> SourceFolder | None:
+    """The Python files of the folder in which `load_workload` found a workload's module.
+
+    They are the folder's own and those of its packages; None for a module that is installed, or that was
+    imported otherwise.
+
+    Raises:
+        UsageError: If they are more than `MOST_SOURCE_BYTES`.
+    """
+    folder = _home(type(workload).__module__)
+    if folder not in _folders:
+        return None
+    files, size = dict[str, bytes](), 0
+    for path in _sources(folder):
+        files[path.relative_to(folder).as_posix()] = content = path.read_bytes()
+        size += len(content)
+        if size > MOST_SOURCE_BYTES:
+            raise UsageError(
+                f"{folder} and its packages hold more than {MOST_SOURCE_BYTES} bytes of Python, which would "
+                "travel to where clients train; give the workload a folder of its own"
+            )
+    return SourceFolder(str(folder), files)
+
+
 def told(error: BaseException) -> str:
     """An error as one line: its type, its message, and the innermost line of the user's own code.
 
@@ -99,10 +174,13 @@ def _is_workload(thing: object) -> bool:
 def _imported(spec: str, name: str, folder: Path | None) -> ModuleType:
     top = name.partition(".")[0]
     if folder is not None:
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
-        importlib.invalidate_caches()
-        _make_way(spec, top, folder)
+        _put_first(folder)
+        place = folder / top if (folder / top).is_dir() else folder / f"{top}.py"
+        origin = None if top not in sys.modules else _origin(sys.modules[top])
+        if origin is not None and place.exists() and origin not in (place, place / "__init__.py"):
+            raise UsageError(
+                f"workload {spec!r}: a module {top!r} is loaded already, from {origin}; rename {place.name}"
+            )
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -116,31 +194,56 @@ def _imported(spec: str, name: str, folder: Path | None) -> ModuleType:
         ) from None
     except (Exception, SystemExit) as error:
         raise _does_not_import(spec, error) from error
-    _loaded.add(top)
+    if (home := _home(name)) is not None:
+        _folders.add(home)
     return module
+
+
+def _origin(module: ModuleType) -> Path:
+    return Path(getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ["/"])))).resolve()
+
+
+def _home(name: str) -> Path | None:
+    """The folder on the path in which a loaded module lies; None for one that every machine has installed."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    top, *inner = name.split(".")
+    if file is None or top in ("scarcity_ray", __package__) or file.startswith(_STANDARD):
+        return None
+    if "site-packages" in file or "dist-packages" in file:
+        return None
+    path = Path(file).resolve()
+    return path.parents[len(inner) + (path.name == "__init__.py")]
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    yield from sorted(folder.glob("*.py"))
+    for package in sorted(folder.glob("*/__init__.py")):
+        yield from _sources(package.parent)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _does_not_import(spec: str, error: BaseException) -> UsageError:
     return UsageError(f"workload {spec!r}: its module does not import: {told(error)}; mend that line")
 
 
-def _make_way(spec: str, top: str, folder: Path) -> None:
-    """Forgets an earlier job's module of this name; refuses where the name is somebody else's."""
-    earlier = sys.modules.get(top)
-    place = folder / top if (folder / top).is_dir() else folder / f"{top}.py"
-    if earlier is None or not place.exists():
-        return
-    origin = getattr(earlier, "__file__", None) or next(iter(getattr(earlier, "__path__", [""])))
-    if Path(origin).resolve() in (place, place / "__init__.py"):
-        return
-    if top not in _loaded:
-        raise UsageError(
-            f"workload {spec!r}: a module {top!r} is loaded already, from {origin}; rename {place.name}"
-        )
-    for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
-        del sys.modules[name]
-    sys.path.remove(str(folder))
-    sys.path.insert(0, str(folder))
+def _put_first(folder: Path) -> None:
+    """Puts a folder first on the path, and forgets what an earlier job's folder gave for its names."""
+    if sys.path[:1] != [str(folder)]:
+        sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
+    importlib.invalidate_caches()
+    earlier = _folders - {folder}
+    tops = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
+    for top in tops & sys.modules.keys():
+        if earlier.isdisjoint(_origin(sys.modules[top]).parents[:2]):
+            continue
+        for name in [name for name in sys.modules if name == top or name.startswith(f"{top}.")]:
+            del sys.modules[name]
 
 
-__all__ = ["load_workload", "told"]
+__all__ = ["SourceFolder", "load_workload", "source_folder", "told"]

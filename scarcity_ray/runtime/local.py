@@ -13,6 +13,7 @@ from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers, with_values
 from scarcity_ray_client import Cause
+from scarcity_ray_client.loading import SourceFolder
 
 
 class _Stored:
@@ -29,7 +30,9 @@ class _Stored:
 
 def _isolated(value: Any) -> Any:
     """A deep copy as another process would see it, with contiguous arrays read-only."""
-    return _Stored(value).load()
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(head, buffers=[bytes(buffer.raw()) for buffer in buffers])
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,11 @@ class _LocalTasks:
     def __init__(self) -> None:
         self._waiting: dict[str, TaskSpec] = {}
 
-    def put(self, value: object) -> Any:
+    def put(self, value: object, sources: SourceFolder | None = None) -> Any:
         return copy.deepcopy(value)
+
+    def fetch(self, stored: Any) -> Any:
+        return stored
 
     def start(self, spec: TaskSpec) -> None:
         self._waiting[spec.key] = spec

@@ -155,6 +155,19 @@ class ModelCodec(Generic[Model]):
             _put(vector[span], np.subtract(new, old, dtype=np.float64), part.name)
         return vector
 
+    def delta_from(self, start: FloatVector, after: Model) -> FloatVector:
+        """As `delta`, from the model that `encode` made `start` of: quicker where many start from one.
+
+        Raises:
+            ModelRefused: As `encode` does.
+        """
+        vector = np.empty(self.dimension, np.float32)
+        for part, span, new in self._read(after, "model"):
+            if not np.isfinite(new).all():
+                raise ModelRefused(part.name, "not_finite", _not_finite(new))
+            _put(vector[span], np.subtract(new.reshape(-1), start[span], dtype=np.float64), part.name)
+        return vector
+
     def read_delta(self, delta: object) -> FloatVector:
         """A delta made by the workload as one new vector (d,): in the model's structure, or a vector already.
 
@@ -177,12 +190,10 @@ class ModelCodec(Generic[Model]):
 
     def share_memory(self, one: object, other: object) -> bool:
         """Whether any trained part of one lies where the same part of the other does."""
-        places = [
-            {name: memory(leaf) for name, leaf in named_leaves(self._form.tree(model))}
-            for model in (one, other)
-        ]
-        common = [(place, places[1].get(name)) for name, place in places[0].items()]
-        return any(a is not None and b is not None and a[:2] == b[:2] for a, b in common)
+        others = dict(named_leaves(self._form.tree(other)))
+        both = [(leaf, others[name]) for name, leaf in named_leaves(self._form.tree(one)) if name in others]
+        places = [(memory(leaf), memory(same)) for leaf, same in both]
+        return any(a is not None and b is not None and a[:2] == b[:2] for a, b in places)
 
     def _spans(self) -> Iterator[tuple[Part, slice]]:
         start = 0
@@ -205,14 +216,18 @@ class ModelCodec(Generic[Model]):
         for part, span in self._spans():
             if part.name not in leaves:
                 raise ModelRefused(part.name, "different", f"the {what} lacks it")
-            given = describe([(part.name, leaves[part.name])])[0]
+            leaf = leaves[part.name]
+            if type(leaf) is np.ndarray and leaf.shape == part.shape and leaf.dtype.char in "efd":
+                yield part, span, leaf
+                continue
+            given = describe([(part.name, leaf)])[0]
             if not given.is_float or given.shape != part.shape:
                 raise ModelRefused(
                     part.name,
                     "different",
                     f"it is {given.dtype} of shape {given.shape}; {part.dtype} of shape {part.shape} is due",
                 )
-            yield part, span, read(leaves[part.name])
+            yield part, span, read(leaf)
         for name, first in tied.items():
             if first in leaves and name in leaves and not _same(leaves[name], leaves[first]):
                 raise ModelRefused(name, "different", f"it was tied to {first} and now differs from it")
