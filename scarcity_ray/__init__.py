@@ -44,7 +44,7 @@ from scarcity_ray.errors import (
     UsageError,
 )
 from scarcity_ray.federation.evaluation import EarlyStopping
-from scarcity_ray.federation.fitting import FitResult, RoundRecord
+from scarcity_ray.federation.fit_terms import FitResult, RoundRecord
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.waiting import Missing, WaitingFor
 from scarcity_ray.gossip import GossipMessage, GossipProtocol, MaterialityDetector, PeerSampler

@@ -93,8 +93,8 @@ class Tasks(Protocol):
             sources: The modules that it needs where it is read, if they are not installed there.
         """
 
-    def fetch(self, stored: Any) -> Any:
-        """The value of a `TaskEnd.stored`; None if it is lost."""
+    def fetch(self, stored: Any) -> tuple[Any, int]:
+        """The value of a `TaskEnd.stored`, None if it is lost; and the bytes that came here for it now."""
 
     def start(self, spec: TaskSpec) -> None:
         """Run a task as soon as its resources are free."""

@@ -100,8 +100,8 @@ class _LocalTasks:
     def put(self, value: object, sources: SourceFolder | None = None) -> Any:
         return copy.deepcopy(value)
 
-    def fetch(self, stored: Any) -> Any:
-        return stored
+    def fetch(self, stored: Any) -> tuple[Any, int]:
+        return stored, 0
 
     def start(self, spec: TaskSpec) -> None:
         self._waiting[spec.key] = spec

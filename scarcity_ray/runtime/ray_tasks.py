@@ -66,9 +66,11 @@ class RayTasks:
         """Store `value` once, with the modules that it needs where it is read."""
         return ray.put(value if sources is None else _Sourced(cloudpickle.dumps(value), sources))
 
-    def fetch(self, stored: Any) -> Any:
-        """The value of what a task has stored; None if it is lost."""
-        return fetch(stored)
+    def fetch(self, stored: Any) -> tuple[Any, int]:
+        """What a task has stored, None if it is lost; and the bytes that came here for it now."""
+        value = fetch(stored)
+        size = getattr(value, "nbytes", 0)
+        return value, size if size > INLINED_BYTES else 0
 
     def start(self, spec: TaskSpec) -> None:
         """Run a task as soon as its resources are free."""

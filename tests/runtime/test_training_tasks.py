@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from scarcity_ray import IdentityKeyPair, UsageError
-from scarcity_ray.federation.fitting import FitTerms, Fitting
+from scarcity_ray.federation.fit_terms import FitTerms
+from scarcity_ray.federation.fitting import Fitting
 from scarcity_ray.runtime.base import TaskEnd, TaskSpec
 from scarcity_ray_client import Cause, Client, Trained, Workload
 
@@ -169,7 +170,7 @@ def test_a_row_that_is_lost_on_its_way_is_refused_alone(open_ray: Any) -> None:
     import ray
 
     fed = open_ray(vector_dim=8)
-    fitting = Fitting(fed._driver, fed._runtime.tasks(), Ones(8), FitTerms(1))
+    fitting = Fitting(fed._driver, fed._runtime.tasks(), Ones(8), FitTerms(rounds=1))
     submit = fed._driver.submit
 
     def losing(batch: Any, **given: Any) -> Any:
