@@ -58,7 +58,9 @@ def test_each_kind_trains_a_client_and_is_measured(call, kind):
     deltas = [train_client(workload, codec, vector, client, 0).delta for client in clients[:20]]
     after = codec.decode(vector + sum(deltas) / len(deltas))
     assert workload.evaluate(after)["log_loss"] < workload.evaluate(model)["log_loss"]
-    assert 40 <= len(Path("wards/workload.py").read_text().splitlines()) <= 70
+    lines = Path("wards/workload.py").read_text().splitlines()
+    assert 40 <= len([line for line in lines if line.strip()]) <= 62
+    assert max(map(len, lines)) <= 110
 
 
 def test_a_made_folder_learns_under_its_budget(call):
@@ -86,8 +88,8 @@ def test_the_table_is_the_same_each_time(call):
             ("practice,region", "practice,county"),
             "data.csv has no column ['region']; it has ['practice', 'county'",
         ),
-        (("north,72,", "north,,"), "data.csv, row 2: a feature is no number"),
-        ((",no\n", ",maybe\n"), "or the label no class of job.yaml"),
+        (("north,72,", "north,,"), "data.csv, row 2: age is not a number"),
+        ((",no\n", ",maybe\n"), "data.csv, row 2: readmitted is not one of ['no', 'yes']"),
     ],
 )
 def test_a_table_that_is_not_as_the_job_says_is_named(call, change, words):
