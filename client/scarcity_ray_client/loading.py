@@ -1,4 +1,4 @@
-"""A workload by its import path, ``my_module:Mortality``, as a job's file names it.
+"""A workload, or another class that users write, by its import path as a job's file names it.
 
 Where it trains its module must be found too: `source_folder` has a job's modules as they travel there.
 
@@ -24,10 +24,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from scarcity_ray_client.errors import UsageError
 from scarcity_ray_client.workload import Workload
+
+T = TypeVar("T")
 
 MOST_SOURCE_BYTES = 16 * 2**20
 """Of a job's Python files."""
@@ -36,10 +38,42 @@ _folders: set[Path] = set()
 """Where workloads' modules were found: another folder's module of the same name takes the place of one."""
 
 
+@dataclass(frozen=True)
+class Plugin(Generic[T]):
+    """A kind of class that users write and a configuration names by its import path.
+
+    Attributes:
+        noun: What errors call it, such as ``workload``.
+        base: What such a class derives from.
+        home: The module that `base` is imported from.
+    """
+
+    noun: str
+    base: type[T]
+    home: str
+
+
+WORKLOAD: Plugin[Workload[Any]] = Plugin(
+    "workload",
+    Workload,  # type: ignore[type-abstract]
+    "scarcity_ray_client",
+)
+
+
 def load_workload(
     spec: str, args: Mapping[str, Any] | None = None, folder: str | os.PathLike[str] | None = None
 ) -> Workload[Any]:
-    """Imports a workload's class and makes one.
+    """Imports a workload's class and makes one; arguments and errors are those of `load_plugin`."""
+    return load_plugin(WORKLOAD, spec, args, folder)
+
+
+def load_plugin(
+    plugin: Plugin[T],
+    spec: str,
+    args: Mapping[str, Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> T:
+    """Imports a class and makes one.
 
     Args:
         spec: ``module:Class``; the module may be in a package (``site.tables:Mortality``).
@@ -50,42 +84,58 @@ def load_workload(
     Raises:
         UsageError: If that cannot be done; the text names `spec`, what is wrong and what to do.
     """
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", spec):
+    noun, base = plugin.noun, plugin.base
+    if not is_import_path(spec):
         raise UsageError(
-            f"workload {spec!r}: this is no import path; write module:Class, such as my_module:Mortality"
+            f"{noun} {spec!r}: this is no import path; write module:Class, such as my_module:Mortality"
         )
     module_name, class_name = spec.split(":")
-    module = _imported(spec, module_name, None if folder is None else Path(folder).resolve())
+    module = _imported(noun, spec, module_name, None if folder is None else Path(folder).resolve())
     cls = getattr(module, class_name, None)
     if cls is None:
-        names = [
-            name for name, thing in vars(module).items() if _is_workload(thing) and thing is not Workload
-        ]
+        names = [name for name, thing in vars(module).items() if _is_one(base, thing) and thing is not base]
         near = difflib.get_close_matches(class_name, names, n=1, cutoff=0.5) or sorted(names)
         remedy = (
-            f"its workloads: {', '.join(near)}" if near else "it has no workload; write class NAME(Workload)"
+            f"its {noun}s: {', '.join(near)}"
+            if near
+            else f"it has no {noun}; write class NAME({base.__name__})"
         )
-        raise UsageError(f"workload {spec!r}: {module.__file__} has no {class_name}; {remedy}")
-    if not _is_workload(cls):
+        raise UsageError(f"{noun} {spec!r}: {module.__file__} has no {class_name}; {remedy}")
+    if not _is_one(base, cls):
         raise UsageError(
-            f"workload {spec!r}: {class_name} is no workload; derive it: "
-            f"class {class_name}(Workload), with from {__package__} import Workload"
+            f"{noun} {spec!r}: {class_name} is no {noun}; derive it: "
+            f"class {class_name}({base.__name__}), with from {plugin.home} import {base.__name__}"
         )
     if lacking := sorted(cls.__abstractmethods__):
-        raise UsageError(f"workload {spec!r}: {class_name} lacks {', '.join(lacking)}; write these methods")
+        raise UsageError(f"{noun} {spec!r}: {class_name} lacks {', '.join(lacking)}; write these methods")
     given = dict(args or {})
     try:
         inspect.signature(cls).bind(**given)
     except TypeError as error:
         accepted = str(inspect.signature(cls)).partition(" ->")[0]
         raise UsageError(
-            f"workload {spec!r}: wrong args: {error}; {class_name}{accepted} is what it takes"
+            f"{noun} {spec!r}: wrong args: {error}; {class_name}{accepted} is what it takes"
         ) from None
     try:
-        made: Workload[Any] = cls(**given)
+        made: T = cls(**given)
     except Exception as error:
-        raise UsageError(f"workload {spec!r}: {class_name} could not be made: {told(error)}") from error
+        raise UsageError(f"{noun} {spec!r}: {class_name} could not be made: {told(error)}") from error
     return made
+
+
+def search_beside(file: str | os.PathLike[str]) -> None:
+    """Has modules sought in the folder of a job's file first, then in the working folder."""
+    for folder in (Path.cwd(), Path(file).resolve().parent):
+        _put_first(folder)
+
+
+def is_import_path(spec: str) -> bool:
+    """Whether this is written as ``module:Class``.
+
+    >>> is_import_path("site.tables:Mortality"), is_import_path("krum")
+    (True, False)
+    """
+    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", spec) is not None
 
 
 @dataclass(frozen=True)
@@ -94,20 +144,27 @@ class SourceFolder:
 
     Attributes:
         path: The folder, where it was read.
+        inside: The same from the working folder of the process that read it; "" if it is not in there.
         files: Their contents, by their path in it.
     """
 
     path: str
+    inside: str
     files: Mapping[str, bytes]
 
     def install(self) -> Path:
-        """Puts the folder first on ``sys.path``, or a copy where this machine has no such files; which."""
-        folder = Path(self.path)
-        if not all(_holds(folder / name, content) for name, content in self.files.items()):
-            folder = self._copy()
+        """Puts the folder first on ``sys.path``, or a copy where there are no such files; which.
+
+        It is sought at its path, and from this process's working folder, where Ray lays a submitted job's.
+        """
+        places = [Path(self.path), *([Path.cwd() / self.inside] if self.inside else [])]
+        folder = next((place for place in places if self._is_at(place)), None) or self._copy()
         _put_first(folder)
         _folders.add(folder)
         return folder
+
+    def _is_at(self, place: Path) -> bool:
+        return all(_holds(place / name, content) for name, content in self.files.items())
 
     def _copy(self) -> Path:
         """This user's own copy, named by its contents: whole or not there at all."""
@@ -150,7 +207,9 @@ def source_folder(workload: object) -> SourceFolder | None:
                 f"{folder} and its packages hold more than {MOST_SOURCE_BYTES} bytes of Python, which would "
                 "travel to where clients train; give the workload a folder of its own"
             )
-    return SourceFolder(str(folder), files)
+    here = Path.cwd()
+    inside = folder.relative_to(here).as_posix() if folder.is_relative_to(here) else ""
+    return SourceFolder(str(folder), inside, files)
 
 
 def told(error: BaseException) -> str:
@@ -167,11 +226,11 @@ def told(error: BaseException) -> str:
     return f"{last[:500]} ({own[-1].filename}:{own[-1].lineno} in {own[-1].name})" if own else last[:500]
 
 
-def _is_workload(thing: object) -> bool:
-    return isinstance(thing, type) and issubclass(thing, Workload)
+def _is_one(base: type, thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, base)
 
 
-def _imported(spec: str, name: str, folder: Path | None) -> ModuleType:
+def _imported(noun: str, spec: str, name: str, folder: Path | None) -> ModuleType:
     top = name.partition(".")[0]
     if folder is not None:
         _put_first(folder)
@@ -179,21 +238,21 @@ def _imported(spec: str, name: str, folder: Path | None) -> ModuleType:
         origin = None if top not in sys.modules else _origin(sys.modules[top])
         if origin is not None and place.exists() and origin not in (place, place / "__init__.py"):
             raise UsageError(
-                f"workload {spec!r}: a module {top!r} is loaded already, from {origin}; rename {place.name}"
+                f"{noun} {spec!r}: a module {top!r} is loaded already, from {origin}; rename {place.name}"
             )
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise _does_not_import(spec, error) from error
+            raise _does_not_import(noun, spec, error) from error
         here = sorted(path.stem for path in folder.glob("*.py")) if folder else []
         near = difflib.get_close_matches(top, here, n=1) or here
         remedy = f"in {folder}: {', '.join(near)}" if near else f"write {top}.py there, or name its folder"
         raise UsageError(
-            f"workload {spec!r}: no module {error.name!r} in {folder or 'sys.path'}; {remedy}"
+            f"{noun} {spec!r}: no module {error.name!r} in {folder or 'sys.path'}; {remedy}"
         ) from None
     except (Exception, SystemExit) as error:
-        raise _does_not_import(spec, error) from error
+        raise _does_not_import(noun, spec, error) from error
     if (home := _home(name)) is not None:
         _folders.add(home)
     return module
@@ -228,8 +287,8 @@ def _holds(path: Path, content: bytes) -> bool:
         return False
 
 
-def _does_not_import(spec: str, error: BaseException) -> UsageError:
-    return UsageError(f"workload {spec!r}: its module does not import: {told(error)}; mend that line")
+def _does_not_import(noun: str, spec: str, error: BaseException) -> UsageError:
+    return UsageError(f"{noun} {spec!r}: its module does not import: {told(error)}; mend that line")
 
 
 def _put_first(folder: Path) -> None:
@@ -246,4 +305,13 @@ def _put_first(folder: Path) -> None:
             del sys.modules[name]
 
 
-__all__ = ["SourceFolder", "load_workload", "source_folder", "told"]
+__all__ = [
+    "Plugin",
+    "SourceFolder",
+    "is_import_path",
+    "load_plugin",
+    "load_workload",
+    "search_beside",
+    "source_folder",
+    "told",
+]

@@ -134,6 +134,7 @@ def train_clients(
     clients: Sequence[Client],
     round_id: int,
     poisoned: Collection[str] = frozenset(),
+    on_failure: Callable[[str], None] | None = None,
 ) -> list[Update | Refusal]:
     """Trains many clients: by `Workload.train_many` where the workload has one, else one after another.
 
@@ -150,6 +151,7 @@ def train_clients(
         clients: n of them.
         round_id: The round.
         poisoned: Ids of clients that attack: `Workload.poison` is called for each of them.
+        on_failure: Told if `train_many` as a whole failed, and why; None: a warning is logged.
 
     Returns:
         One for each client, in their order.
@@ -171,7 +173,8 @@ def train_clients(
             starts = [_Start(codec, rows[place]) for place in honest]
         else:
             starts = [_Start(codec, given)] * len(honest)
-        together = _together(workload, codec, starts, [clients[place] for place in honest], round_id)
+        heard = on_failure or logger.warning
+        together = _together(workload, codec, starts, [clients[place] for place in honest], round_id, heard)
         outcomes = dict(zip(honest, together, strict=False))
     for place, client in enumerate(clients):
         if place not in outcomes:
@@ -233,6 +236,7 @@ def _together(
     starts: Sequence[_Start[Model]],
     clients: Sequence[Client],
     round_id: int,
+    heard: Callable[[str], None],
 ) -> list[Update | Refusal]:
     """One outcome for each client; none at all where `train_many` as a whole failed."""
     try:
@@ -244,9 +248,8 @@ def _together(
         if starts[0] is starts[-1] and not np.array_equal(codec.encode(starts[0].model), starts[0].numbers):
             raise _WrongResult("it changed the model that its clients share; copy it first")
     except (Exception, SystemExit) as error:
-        logger.warning(
-            "round %d: train_many of %d clients failed and each is trained alone: %s",
-            *(round_id, len(clients), told(error)),
+        heard(
+            f"train_many of {type(workload).__name__} fails and each client is trained alone: {told(error)}"
         )
         return []
 
@@ -273,7 +276,7 @@ def _update(
                 "delta= lies where the model that was handed in does; give model=, "
                 "or subtract into new arrays"
             )
-        if np.array_equal(delta, start.numbers) and delta.any():
+        if (delta == start.numbers).all() and delta.any():
             raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
     return Update(client.client_id, round_id, delta, trained.num_examples or client.num_examples, metrics)
 

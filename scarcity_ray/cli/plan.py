@@ -30,8 +30,10 @@ from scarcity_ray.forecast import (
 )
 from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
+from scarcity_ray.robust import PluginRule
 from scarcity_ray.workloads.config import load_run, read_content
 from scarcity_ray.workloads.records import finite
+from scarcity_ray_client.loading import search_beside
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
@@ -100,6 +102,7 @@ def load_planned(
         ConfigError: If the file, an override or a number of clients or baskets is not accepted.
     """
     content = read_content(path, overrides)
+    search_beside(path)
     if "workload" in content or not content.keys() & {"federation", *_FEDERATION}:
         config = load_run(path, overrides)
         if clients is None and baskets is None:
@@ -200,6 +203,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             **({} if planned.rounds is None else {"rounds_configured": planned.rounds}),
             "sensitivity": forecast.sensitivity,
             "sensitivity_at_most": forecast.sensitivity_of_liars,
+            **_stated(forecast),
             "noise_sigma_per_coordinate": forecast.sigma,
             "coordinates": release.length,
         },
@@ -254,6 +258,18 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     for title in SECTIONS:
         numbers[title] = finite(numbers[title])
     return numbers
+
+
+def _stated(forecast: Forecast) -> dict[str, Any]:
+    """What a rule from outside states of itself, which only its author answers for."""
+    rule, plan, size = forecast.plan.rule, forecast.plan, min(forecast.sizes)
+    if not isinstance(rule, PluginRule):
+        return {}
+    stated = rule.sensitivity(size, plan.num_byzantine(size), forecast.config.layer1.clip_norm)
+    return {
+        "rule_sensitivity_its_author_claims": stated,
+        "rule_sensitivity_proof": rule.reference or "none needed: twice the clip norm",
+    }
 
 
 def _adaptation(forecast: Forecast) -> dict[str, Any]:

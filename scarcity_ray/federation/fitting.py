@@ -126,6 +126,7 @@ class Fitting(Generic[Model]):
         self._history: list[RoundRecord] = []
         self._refusals: dict[str, Counter[str]] = {}
         self._phases: defaultdict[str, float] = defaultdict(float)
+        self._noted: set[str] = set()
         self._num_bytes = 0
         self._version = 0
         self._clip_norm = driver.config.layer1.clip_norm
@@ -235,6 +236,9 @@ class Fitting(Generic[Model]):
             self._driver.advance_round()
             self._take_releases(versions)
             budget = self._driver.budget()
+        for note in sorted(training.notes - self._noted):
+            logger.warning("%s", note)
+        self._noted |= training.notes
         reasons = self._counted(training.refusals, submitting)
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
         refusals = list(training.refusals)

@@ -45,6 +45,10 @@ class Answer:
     """Of its update."""
 
 
+Told = Answer | Refusal | str
+"""What a task tells the driver: of a client, or in words of the workload."""
+
+
 @dataclass(frozen=True)
 class TrainingProgress:
     """How far a round's training is.
@@ -67,11 +71,11 @@ class TrainingProgress:
 
 def train_group(
     held: Held[Model], vector: Rows, clients: Group, round_id: int, poisoned: frozenset[str]
-) -> tuple[list[Answer | Refusal], Rows | None]:
+) -> tuple[list[Told], Rows | None]:
     """The task of clients that train: an answer for each, and the updates (n, d) of those that have one."""
-    told: list[Answer | Refusal] = []
+    told: list[Told] = []
     deltas = []
-    for outcome in train_clients(*held, vector, clients, round_id, poisoned):
+    for outcome in train_clients(*held, vector, clients, round_id, poisoned, on_failure=told.append):
         if isinstance(outcome, Refusal):
             told.append(outcome)
             continue
@@ -83,11 +87,9 @@ def train_group(
     return told, np.stack(deltas) if deltas else None
 
 
-def evaluate_group(
-    held: Held[Model], vector: Rows, clients: Group, round_id: int
-) -> tuple[list[Answer | Refusal], None]:
+def evaluate_group(held: Held[Model], vector: Rows, clients: Group, round_id: int) -> tuple[list[Told], None]:
     """The task of clients that evaluate: an answer for each."""
-    told: list[Answer | Refusal] = []
+    told: list[Told] = []
     for client in clients:
         found = evaluate_client(*held, vector, client, round_id)
         if isinstance(found, Refusal):
@@ -117,6 +119,15 @@ def grouped(clients: Sequence[Client], most: int, parallelism: int) -> list[Grou
 class TrainingRound:
     """Who of a round's clients waits, trains, and has answered; it knows no runtime and no clock.
 
+    Attributes:
+        num_sampled: Clients that were to train.
+        refusals: Of those that gave no update.
+        in_flight: Groups that train, by key.
+        unsubmitted: Updates that nobody has taken.
+        notes: What tasks said of the workload.
+        num_answers: Updates so far.
+        num_surplus: Clients that were given up before the deadline.
+
     Args:
         round_id: The round.
         groups: Of clients, in the order in which they start.
@@ -130,6 +141,7 @@ class TrainingRound:
         self.refusals: list[Refusal] = []
         self.in_flight: dict[str, Group] = {}
         self.unsubmitted: list[tuple[Answer, StoredRow]] = []
+        self.notes: set[str] = set()
         self.num_answers = 0
         self.num_surplus = 0
         self._waiting = deque(groups)
@@ -167,6 +179,7 @@ class TrainingRound:
         else:
             answers = [answer for answer in end.answer if isinstance(answer, Answer)]
             self.refusals += [refusal for refusal in end.answer if isinstance(refusal, Refusal)]
+            self.notes.update(note for note in end.answer if isinstance(note, str))
             self.num_answers += len(answers)
             for index, answer in enumerate(answers):
                 self.unsubmitted.append((answer, StoredRow(end.stored, answer.digest, index)))

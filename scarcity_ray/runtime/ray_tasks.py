@@ -115,11 +115,12 @@ class RayTasks:
         try:
             answer, size = ray.get(reference)
         except RayError as error:
+            text, is_raised = str(error).strip(), isinstance(error, RayTaskError)
             return TaskEnd(
                 spec.key,
                 cause=_cause(error),
-                detail=first_line(error)[:500],
-                traceback=str(error)[-MOST_TOLD:] if isinstance(error, RayTaskError) else "",
+                detail=(text.rpartition("\n")[2] if is_raised else first_line(error))[:500],
+                traceback=text[-MOST_TOLD:] if is_raised else "",
             )
         inlined = size if size <= INLINED_BYTES else 0
         return TaskEnd(spec.key, answer, stored, len(pickle.dumps(answer)) + inlined)

@@ -85,6 +85,11 @@ def defence(name: str, federation: HierarchicalFederationConfig) -> Defence:
     if name == "plain_mean":
         return Defence(plan=None)
     if name == "clipped_mean":
-        layer1 = replace(federation.layer1, aggregation_method=AggregationMethod.MEAN)
+        layer1 = replace(
+            federation.layer1,
+            aggregation_method=AggregationMethod.MEAN,
+            rule_args={},
+            rule_timeout_seconds=None,
+        )
         return Defence(plan=make_plan(replace(federation, layer1=layer1)))
     return Defence(plan=make_plan(federation), noisy=name != "clean")

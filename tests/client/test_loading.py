@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -128,7 +129,9 @@ print(made.word, type(made).__module__, made.late())
 """
 
 
-def test_a_workload_of_a_folder_is_read_in_a_process_that_lacks_the_folder(folder, tmp_path_factory):
+def test_a_workload_of_a_folder_is_read_in_a_process_that_lacks_the_folder(
+    folder, tmp_path_factory, monkeypatch
+):
     """With a module beside it, one that is imported late, and a cache that cannot be pickled by value."""
     (folder / "sr_tables.py").write_text(
         "from functools import lru_cache\n@lru_cache\ndef word(): return 'late'\n"
@@ -142,24 +145,32 @@ def test_a_workload_of_a_folder_is_read_in_a_process_that_lacks_the_folder(folde
         source.replace("    def clients", late + "    def clients")
     )
     made = load_workload("sr_package.tables:Mortality", {"folder": "x"}, folder)
+    monkeypatch.chdir(folder.parent)
     sources = source_folder(made)
-    assert sources.path == str(folder)
+    assert (sources.path, sources.inside) == (str(folder), folder.name)
     assert {"sr_tables.py", "sr_package/__init__.py", "sr_package/tables.py"} < sources.files.keys()
     assert not {"notes.txt", "data/script.py"} & sources.files.keys()
     sent = tmp_path_factory.mktemp("sent") / "sent"
     sent.write_bytes(pickle.dumps((sources, pickle.dumps(made))))
-    told = {}
-    for where in ("here", "elsewhere", "elsewhere"):
-        if where == "elsewhere" and folder.exists():
-            folder.rename(folder.with_name("gone"))
-        command = [sys.executable, "-c", READ, str(sent)]
-        temporary = {"TMPDIR": str(sent.parent)}
+    told = set()
+    for where in ("here", "elsewhere", "nowhere", "nowhere"):
+        if where == "elsewhere":
+            folder.rename(sent.parent / folder.name)
+        if where == "nowhere" and (sent.parent / folder.name).exists():
+            shutil.rmtree(sent.parent / folder.name)
         done = subprocess.run(
-            command, env={**os.environ, **temporary}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", READ, str(sent)],
+            env={**os.environ, "TMPDIR": str(sent.parent)},
+            cwd=sent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
-        place, told[where] = done.stdout.splitlines()
+        place, said = done.stdout.splitlines()
+        told.add(said)
         assert (place == str(folder)) == (where == "here")
-    assert told["here"] == told["elsewhere"] == "packed sr_package.tables late"
+        assert (place == str(sent.parent / folder.name)) == (where == "elsewhere")
+    assert told == {"packed sr_package.tables late"}
 
 
 def test_only_modules_of_a_jobs_folder_travel(folder, monkeypatch):

@@ -314,7 +314,7 @@ def test_clients_of_a_train_many_that_fails_are_trained_alone(fault, caplog):
     assert workload.calls == [5, "c0", "c1", "c2", "c3", "c4"]
     failed = [outcome.client_id for outcome in outcomes if isinstance(outcome, Refusal)]
     assert failed == (["c2"] if fault == "raises" else [])
-    assert "round 5: train_many of 5 clients failed and each is trained alone" in caplog.text
+    assert "train_many of Together fails and each client is trained alone: " in caplog.text
     assert outcomes[4].delta.tolist() == [5.0, 5.0, 5.0]
 
 

@@ -138,6 +138,21 @@ def test_clients_that_share_a_task_fare_as_each_does_alone(open_federation: Open
     assert many.history[0].metrics == one.history[0].metrics
 
 
+def test_a_train_many_that_fails_is_told_once(
+    open_federation: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Towards):
+        def train_many(self, models: Any, clients: Any, round_id: int) -> Any:
+            raise RuntimeError("no product")
+
+    result = open_federation(SETTINGS).fit(Slow(), rounds=2, clients_per_task=3)
+    assert result.refusals == {}
+    (told,) = [record.getMessage() for record in caplog.records if "train_many" in record.getMessage()]
+    assert told.startswith(
+        "train_many of Slow fails and each client is trained alone: RuntimeError: no product"
+    )
+
+
 class Tricks:
     """The lab's attackers: they poison, and send what they see turned round."""
 

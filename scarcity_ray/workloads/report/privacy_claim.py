@@ -36,13 +36,15 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
             "members' own states, so they and all accuracies are computed without protection, and so was "
             "the choice of the settings.",
         )
+    plan = make_plan(config)
+    word = f" On trust: {plan.rule_claim}." if plan.rule_claim else ""
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
         f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
-        + _HOW_ADDED_UP[make_plan(config).accounting],
+        + _HOW_ADDED_UP[plan.accounting],
         "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
         "in one client's values: replace-one). That a client took part, and which of its updates were "
-        "accepted, is public.",
+        f"accepted, is public.{word}",
         "Against: whoever sees every released global model. A client's own noised gossip is counted in; each "
         f"round of it is by itself ({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-"
         "private against whoever sees every message.",
