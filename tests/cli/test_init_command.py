@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -15,6 +16,7 @@ from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.cli import init
 from scarcity_ray.cli.main import main
 from scarcity_ray.config import load
+from scarcity_ray.workloads import config as job_file
 from scarcity_ray_client import load_workload, train_client
 
 KINDS = {"numpy": "numpy", "sklearn": "sklearn", "torch": "torch"}
@@ -73,6 +75,18 @@ def test_a_made_folder_learns_under_its_budget(call):
         result = federation.fit(workload, rounds=3)
     assert result.history[-1].evaluation["accuracy"] > 0.7
     assert not result.refusals
+
+
+@pytest.mark.skipif(not hasattr(job_file, "load_job"), reason="jobs name no workload yet")
+def test_a_made_job_runs_by_command(call):
+    made(call, "numpy")
+    arguments = ["run", "wards/job.yaml", "--runtime", "local", "--rounds", "2", "--out", "out"]
+    done = CliRunner().invoke(main, [*arguments, "--set", "federation.ledger_path=ledger.sqlite"])
+    assert done.exit_code == 0, done.output
+    exported = CliRunner().invoke(main, ["export", "out/model.npz", "--to", "numpy"])
+    assert exported.exit_code == 0
+    with np.load("out/model.arrays.npz") as arrays:
+        assert {name: arrays[name].shape for name in arrays} == {"weights": (6, 2), "bias": (2,)}
 
 
 def test_the_table_is_the_same_each_time(call):
