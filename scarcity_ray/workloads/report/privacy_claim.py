@@ -13,12 +13,21 @@ _HOW_ADDED_UP = {
     Accounting.ZCDP: "The releases' noise is drawn on the integers; what was spent is added up in "
     "zero-concentrated DP, an upper bound.",
 }
+_LAB = (
+    "This is a laboratory: the driver sees updates where there are simulated attackers, and the comparison "
+    "runs are computed from the clients' data, all without protection."
+)
 
 
-def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) -> tuple[str, ...]:
+def privacy_claim(
+    config: HierarchicalFederationConfig, epsilon_spent: float, *, is_lab: bool = False
+) -> tuple[str, ...]:
     """The claim in sentences, the first of which has the figures.
 
-    `epsilon_spent` is that of the client that has spent most.
+    Args:
+        config: The federation's.
+        epsilon_spent: By the client that has spent most.
+        is_lab: Whether there were simulated attackers or comparison runs.
     """
     if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
         return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)
@@ -32,9 +41,8 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
             "else leaves a client, and there is no global model.",
             "Not against: whoever operates the Ray cluster or can read its memory, where the clients' own "
             "states lie.",
-            "Outside the claim: this is a simulation. Baskets' own models are robust means of their "
-            "members' own states, so they and all accuracies are computed without protection, and so was "
-            "the choice of the settings.",
+            "Outside the claim: baskets' own models are robust means of their members' own states, so they "
+            "and all metrics are computed without protection, and so was the choice of the settings.",
         )
     plan = make_plan(config)
     word = f" On trust: {plan.rule_claim}." if plan.rule_claim else ""
@@ -50,7 +58,9 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
         "private against whoever sees every message.",
         "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
         "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
-        "Outside the claim: this is a simulation. Accuracy on the test part and the comparison runs are "
-        "computed from the clients' data without protection, and so was the choice of the settings; basket "
-        "models, outlier reports and how many updates were clipped are not covered either.",
+        *((_LAB,) if is_lab else ()),
+        "Outside the claim: what clients tell (metrics, numbers of examples, errors) reaches the "
+        "driver as it is, and settings may have been chosen by clients' data; basket models, outlier "
+        "reports and how many updates were clipped are not covered either. Metrics on test "
+        "data cost nothing if no client's data are among them: they see released models alone.",
     )
