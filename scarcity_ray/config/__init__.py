@@ -5,7 +5,7 @@ Every value is checked when a config is made, from Python or from a file, and ev
 checked by `scarcity_ray.plan`, which knows what follows from them.
 """
 
-from scarcity_ray.config.fields import AggregationMethod, CentralNoise, stream
+from scarcity_ray.config.fields import AggregationMethod, CentralNoise, PrivacyUnit, stream
 from scarcity_ray.config.sections import (
     BasketConfig,
     BufferConfig,
@@ -13,6 +13,7 @@ from scarcity_ray.config.sections import (
     HierarchicalFederationConfig,
     Layer1Config,
     Layer2Config,
+    PrivacyConfig,
     RuntimeConfig,
 )
 from scarcity_ray.config.validation import load, settings, to_plain
@@ -27,6 +28,8 @@ __all__ = [
     "HierarchicalFederationConfig",
     "Layer1Config",
     "Layer2Config",
+    "PrivacyConfig",
+    "PrivacyUnit",
     "RuntimeConfig",
     "load",
     "parse_yaml",

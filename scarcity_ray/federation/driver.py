@@ -35,6 +35,7 @@ from scarcity_ray.federation.supervisor import Supervisor
 from scarcity_ray.federation.waiting import WaitingFor, waiting_for
 from scarcity_ray.forecast import Told, Warned, moot_warnings, warning_of_weights, warnings_at_release
 from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
@@ -298,6 +299,7 @@ class Driver:
             conduct,
             waiting,
             self.told.as_json(moot),
+            person_claim(self.config, budget.epsilon_spent, budget.total_delta),
         )
 
     def registry(self) -> Registry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.plan import make_plan
+from scarcity_ray.plan import make_plan, person_claim
 from scarcity_ray.privacy.accounting.modes import Accounting
 
 _HOW_ADDED_UP = {
@@ -40,15 +40,25 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
         f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
         + _HOW_ADDED_UP[make_plan(config).accounting],
+        *_whom(config, epsilon_spent),
+        "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
+        "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
+        "Outside the claim: this is a simulation. Accuracy on the test part and the comparison runs are "
+        "computed from the clients' data without protection, and so was the choice of the settings; basket "
+        "models, outlier reports and how many updates were clipped are not covered either.",
+    )
+
+
+def _whom(config: HierarchicalFederationConfig, epsilon_spent: float) -> tuple[str, ...]:
+    """Whom the claim on releases protects, and against whom."""
+    claim = person_claim(config, epsilon_spent)
+    if claim is not None:
+        return (*claim.sentences(), "Against: whoever sees every released global model. There is no gossip.")
+    return (
         "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
         "in one client's values: replace-one). That a client took part, and which of its updates were "
         "accepted, is public.",
         "Against: whoever sees every released global model. A client's own noised gossip is counted in; each "
         f"round of it is by itself ({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-"
         "private against whoever sees every message.",
-        "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
-        "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
-        "Outside the claim: this is a simulation. Accuracy on the test part and the comparison runs are "
-        "computed from the clients' data without protection, and so was the choice of the settings; basket "
-        "models, outlier reports and how many updates were clipped are not covered either.",
     )
