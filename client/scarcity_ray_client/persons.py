@@ -112,9 +112,9 @@ def person_mean(
         raise UsageError(f"contributions: the shape {rows.shape} is not accepted; (records, coordinates)")
     groups = _Persons(persons, len(rows), min_persons)
     _check_clip_norm(clip_norm)
-    total, clipped = _clipped_sum(
-        np.add.reduceat(rows[groups.order], groups.starts, axis=0), groups, clip_norm
-    )
+    with np.errstate(all="ignore"):
+        sums = np.add.reduceat(rows[groups.order], groups.starts, axis=0)
+    total, clipped = _clipped_sum(sums, groups, clip_norm)
     return PersonMean(total / groups.number, groups.number, clip_norm, clipped / groups.number)
 
 
@@ -145,9 +145,9 @@ def person_gradient(
 
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(600, 3)); y = x @ [1.0, -2.0, 0.5] > 0.0
-    >>> model, w = LinearModel("logistic"), np.zeros(4)
+    >>> model, w, persons = LinearModel("logistic"), np.zeros(4), np.arange(600) // 2
     >>> for _ in range(50):
-    ...     w -= 2.0 * person_gradient(model, w, x, y, np.arange(600) // 2, clip_norm=1.0, min_persons=100).row
+    ...     w -= 2.0 * person_gradient(model, w, x, y, persons, clip_norm=1.0, min_persons=100).row
     >>> bool(np.mean((model.scores(w, x) > 0.0) == y) > 0.95)
     True
     """
@@ -157,8 +157,9 @@ def person_gradient(
     total, clipped = np.zeros(len(weights)), 0
     for block in groups.blocks(max(1, BLOCK // len(weights))):
         records = groups.order[block.records]
-        gradients = model.gradients(weights, x[records], y[records])
-        sums = np.add.reduceat(gradients, groups.starts[block.persons] - block.records.start, axis=0)
+        with np.errstate(all="ignore"):
+            gradients = model.gradients(weights, x[records], y[records])
+            sums = np.add.reduceat(gradients, groups.starts[block.persons] - block.records.start, axis=0)
         part, above = _clipped_sum(sums, groups, clip_norm, block.persons)
         total += part
         clipped += above
@@ -181,8 +182,8 @@ def local_steps(
 ) -> PersonMean:
     """Several steps of gradient descent on all of the data, without noise between them: `LinearModel` alone.
 
-    `row` is the change of the parameters, and `contribution_norm` is K eta C for K steps of rate eta: one of n
-    persons moves the change by at most 2 K eta C / n.
+    `row` is the change of the parameters, and `contribution_norm` is K eta C for K steps of rate eta: one of
+    n persons moves the change by at most 2 K eta C / n. A record that is not finite has gradient zero.
 
     *Proof.* Each record's features are scaled to norm `feature_norm` at most, so with the intercept's 1 to a
     norm B that is public. A record's gradient is l'(z) x with the score z = <w, x>; it is clipped by limiting
@@ -194,9 +195,9 @@ def local_steps(
     lemma 3.7). Neighbours' objectives differ in one person's mean gradient, of norm C at most, over n. So
     their iterates' distance grows in each step by eta 2 C / n at most, from 0 at the released model.
 
-    The gradient of softmax regression or an MLP, once clipped, is not that of a convex function (for softmax,
-    clipping shrinks a matrix; for an MLP the loss is not convex to begin with): one person's influence may
-    grow from step to step, so for these only one step a release is offered.
+    The gradient of softmax regression, once clipped, is not that of a convex function in general (it is a
+    matrix that is shrunk, not a slope that is limited), and an MLP's loss is not convex to begin with. One
+    person's influence may grow from step to step, so they have one step a release.
 
     Args:
         steps: K >= 1.
@@ -236,16 +237,19 @@ def local_steps(
             f"learning_rate: {shown(learning_rate)} is not accepted; at most 2 / (beta + l2) = "
             f"{2.0 / (steepest + l2):.6g} with beta = {steepest:.6g}, or one person's influence could grow"
         )
-    # Rounding of scores, in units of 2^-53, is at most d |w| B; of a step, eta beta d |w| <= 2 d |w|.
+    # A score is rounded by at most d B |w| 2^-53, which moves a step by eta beta / B as much: 2 d |w| 2^-53.
+    # With the line below that is less than 2^-25 of a step's eta C, as float32's rounding of the row is.
     if len(start) * float(np.linalg.norm(start)) > 2.0**26 * learning_rate * clip_norm:
         raise UsageError(
             "parameters: their norm is too large for such small steps: rounding would move the row; raise "
             "learning_rate times clip_norm"
         )
     groups = _Persons(persons, len(x), min_persons)
-    extended = model.extended(_at_most(x, feature_norm))
-    limits = clip_norm / np.maximum(np.sqrt((extended**2).sum(axis=1)), np.finfo(np.float64).tiny)
-    shares = groups.record_shares()
+    known = np.isfinite(x).all(axis=1) & np.isfinite(y)
+    extended = model.extended(_at_most(np.where(known[:, None], x, 0.0), feature_norm))
+    lengths = np.sqrt((extended**2).sum(axis=1))
+    limits = np.where(known, clip_norm / np.where(lengths > 0.0, lengths, 1.0), 0.0)
+    shares, y = groups.record_shares(), np.where(known, y, 0.0)
     moved, clipped = np.zeros(len(start)), np.zeros(len(x), np.bool_)
     for _ in range(steps):
         weights = start + moved
@@ -443,7 +447,9 @@ class _Persons:
             raise UsageError(
                 f"persons: the shape {keys.shape} is not accepted; ({num_records},), a key a record"
             )
-        if keys.dtype.kind not in "biuUS" and not (keys.dtype.kind == "f" and np.isfinite(keys).all()):
+        if keys.dtype.kind == "O" and all(isinstance(key, str) for key in keys):
+            keys = keys.astype(str)
+        if keys.dtype.kind not in "iuUS" and not (keys.dtype.kind == "f" and np.isfinite(keys).all()):
             raise UsageError("persons: keys are integers or texts, and none is missing")
         _, self.codes, self.counts = np.unique(keys, return_inverse=True, return_counts=True)
         self.number = len(self.counts)
@@ -485,8 +491,10 @@ def _clipped_sum(
 
 def _at_most(rows: Floats, norm: float) -> Floats:
     """Each row scaled to this norm at most."""
-    norms = np.sqrt((rows**2).sum(axis=1, keepdims=True))
-    return rows * np.minimum(1.0, norm / np.maximum(norms, np.finfo(np.float64).tiny))
+    with np.errstate(over="ignore"):
+        norms = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    scaled: Floats = rows * np.minimum(1.0, norm / np.maximum(norms, np.finfo(np.float64).tiny))
+    return scaled
 
 
 def _checked(
@@ -496,12 +504,12 @@ def _checked(
     y = np.asarray(targets, np.float64)
     if x.ndim != 2 or y.shape != x.shape[:1]:
         raise UsageError(
-            f"features, targets: the shapes {x.shape}, {y.shape} are not accepted; (records, k) and (records,)"
+            f"features, targets: the shapes {x.shape}, {y.shape} are not accepted; (records, k) and "
+            "(records,)"
         )
-    if weights.shape != (model.num_parameters(x.shape[1]),):
+    if weights.shape != (due := (model.num_parameters(x.shape[1]),)):
         raise UsageError(
-            f"parameters: the shape {weights.shape} is not accepted; ({model.num_parameters(x.shape[1])},) for "
-            f"{x.shape[1]} features"
+            f"parameters: the shape {weights.shape} is not accepted; {due} for {x.shape[1]} features"
         )
     return weights, x, y
 

@@ -75,7 +75,8 @@ class PersonClaim:
             )
         whole = (
             f"A whole client is not protected so: for all of its {unit}s at once the same noise gives "
-            f"epsilon {self.client_epsilon:.4g}, or more where the smallest client has more than {self.min_persons}."
+            f"epsilon {self.client_epsilon:.4g}, or more where the smallest client has more than "
+            f"{self.min_persons}."
         )
         relied_on = (
             f"Relied on: each client's row is the mean over its {unit}s of contributions of norm at most "

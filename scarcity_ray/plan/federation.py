@@ -218,7 +218,8 @@ class FederationPlan:
         *Where the client is the unit* it is the L2 sum of two bounds. The first is the rule's own on rows of
         norm clip_norm (`privacy.sensitivity`), capped by the diameter of the ball that its result is clipped
         to; after a pre-aggregation, which spreads one row over others, the diameter alone. Both include what
-        float32 adds (`FLOAT32_SLACK`). The second is that of the meta-parameters' mean of vectors of norm clip_norm.
+        float32 adds (`FLOAT32_SLACK`). The second is that of the meta-parameters' mean of vectors of norm
+        clip_norm.
 
         Earlier clip norms do not matter. The last step before the rule clips every row to the clip norm C
         that the facts name, so the rule's rows have norm C at most for either neighbour. C is the same for

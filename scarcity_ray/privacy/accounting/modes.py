@@ -91,7 +91,7 @@ class Accounting(StrEnum):
             false_positives: In (0, 1).
 
         >>> round(Accounting.GAUSSIAN_DP.true_positives_of(0.648, 0.01), 4)
-        0.0467
+        0.0466
         """
         if self is Accounting.GAUSSIAN_DP:
             return min(1.0, _NORMAL.cdf(mu + _NORMAL.inv_cdf(false_positives)) * _ROUNDED_UP)
