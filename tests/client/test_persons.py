@@ -224,7 +224,7 @@ def test_a_larger_rate_would_let_one_person_grow():
         for _ in range(steps):
             w -= rate * float(np.mean(np.clip(w - y, -limit, limit)))
         sides.append(w)
-    assert abs(sides[0] - sides[1]) > 2 * 2 * steps * rate * limit / 40
+    assert abs(sides[0] - sides[1]) > 2 * steps * rate * limit / 40
 
 
 @pytest.mark.parametrize("model", [LinearModel(), SoftmaxModel(2)])
