@@ -6,7 +6,7 @@ module computes any of these numbers.
 """
 
 from scarcity_ray.plan.checks import make_plan
-from scarcity_ray.plan.claims import PersonClaim, person_claim
+from scarcity_ray.plan.claims import PersonClaim, person_claim, persons_of_a_client
 from scarcity_ray.plan.federation import DRIFT_SHARE, FLOAT32_SLACK, GRID_STEPS, NOISE_TAIL, FederationPlan
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan, persons_of
@@ -39,5 +39,6 @@ __all__ = [
     "masking_warning",
     "person_claim",
     "persons_of",
+    "persons_of_a_client",
     "session_shape",
 ]

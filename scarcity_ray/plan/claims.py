@@ -86,6 +86,22 @@ class PersonClaim:
         return protected, worth, elsewhere, whole, relied_on
 
 
+def persons_of_a_client(plan: FederationPlan) -> float:
+    """How many times as far as one person a whole client moves a release, where all have the least persons.
+
+    For rules with a constant that is ``min_persons`` (times layer1.clip_norm over the person's, if they
+    differ); for the others 1, since their noise hides a whole client whatever the unit is.
+    """
+    config = plan.config
+    rows = max(config.basket.min_clients, plan.least_rows(config.basket.min_clients))
+    weighted = config.layer1.aggregation_method is AggregationMethod.WEIGHTED
+    facts = BasketFacts(
+        "", "", rows, rows, plan.num_byzantine(rows), max_row_share=1.0 / rows if weighted else None
+    )
+    of_clients = FederationPlan(replace(config, privacy=PrivacyConfig()))
+    return of_clients.sensitivity(facts) / plan.sensitivity(facts)
+
+
 def person_claim(
     config: HierarchicalFederationConfig, epsilon: float, delta: float | None = None
 ) -> PersonClaim | None:
@@ -110,13 +126,7 @@ def person_claim(
     def times(factor: float) -> float:
         return accounting.epsilon_of(mu * factor, delta)
 
-    rows = max(config.basket.min_clients, plan.least_rows(config.basket.min_clients))
-    weighted = config.layer1.aggregation_method is AggregationMethod.WEIGHTED
-    facts = BasketFacts(
-        "", "", rows, rows, plan.num_byzantine(rows), max_row_share=1.0 / rows if weighted else None
-    )
-    of_a_client = FederationPlan(replace(config, privacy=PrivacyConfig())).sensitivity(facts)
-    whole = of_a_client / plan.sensitivity(facts)
+    whole = persons_of_a_client(plan)
     records = min(RECORDS_OF_ONE, whole) if privacy.unit is PrivacyUnit.RECORD else 1.0
     return PersonClaim(
         unit=privacy.unit,

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, LedgerError, UsageError
-from scarcity_ray_client.persons import person_mean
+from scarcity_ray.layers.server_optimizers import server_optimizer
+from scarcity_ray_client import Client, Trained, Workload
+from scarcity_ray_client.persons import LinearModel, person_gradient, person_mean
 
 DIMENSION = 6
 NAMES = [f"{domain}{i}" for domain in "ab" for i in range(3)]
@@ -131,3 +133,43 @@ def test_statistics_name_unit_mode_and_whom_it_is_against(open_federation: Any) 
     assert claim["epsilon"] < claim["two_clients_epsilon"] < claim["client_epsilon"]
     of_clients = open_federation(settings("client")).get_stats()["privacy_claim"]
     assert of_clients == {"unit": "client", **stated}
+
+
+class Hospitals(Workload[dict[str, Any]]):
+    """Logistic regression at sites of 300 patients with two visits each; a full-batch step a round."""
+
+    def visits(self, seed: int) -> tuple[Any, Any, Any]:
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(600, DIMENSION - 1))
+        return x, x @ [2.0, -2.0, 1.0, 0.0, 0.0] > rng.logistic(scale=0.3, size=600), np.arange(600) // 2
+
+    def clients(self) -> list[Client]:
+        return [Client(name, name[0], data=seed) for seed, name in enumerate(NAMES)]
+
+    def initial_model(self) -> dict[str, Any]:
+        return {"weights": np.zeros(DIMENSION, np.float32)}
+
+    def train(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
+        mean = person_gradient(
+            LinearModel(), model["weights"], *self.visits(client.data), clip_norm=1.0, min_persons=LEAST
+        )
+        return Trained(delta=-mean.row, num_examples=mean.num_persons)
+
+    def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
+        x, y, _ = self.visits(99)
+        return {"accuracy": float(np.mean((LinearModel().scores(model["weights"], x) > 0.0) == y))}
+
+
+def test_persons_are_learned_from_at_an_epsilon_at_which_clients_drown(open_federation: Any) -> None:
+    accuracy = {}
+    for unit in ("person", "client"):
+        given = settings(unit, layer1={"aggregation_method": "median"}, total_epsilon=3.0, total_delta=1e-6)
+        given["layer2"]["central_dp_epsilon"] = 0.5
+        fed = open_federation(given)
+        result = fed.fit(Hospitals(), rounds=12, optimizer=server_optimizer("sgd", learning_rate=3.0))
+        accuracy[unit] = [record.evaluation["accuracy"] for record in result.history if record.evaluation]
+        assert fed.get_stats()["privacy_consumed_epsilon"] <= 3.0
+        if unit == "person":
+            assert facts_of(fed, "a").num_persons == 300
+    assert accuracy["person"][-1] > 0.88
+    assert np.mean(accuracy["client"]) < 0.75

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scarcity_ray.actors.signed_facts import implausible
 from scarcity_ray.config import HierarchicalFederationConfig, load
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.forecast import weak_settings
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.layer2 import contribution
 from scarcity_ray.plan import (
@@ -237,3 +238,19 @@ def test_the_claim_says_unit_mode_and_whom_it_does_not_protect(unit):
     ):
         assert words in text
     assert ("A record is not a person" in text) == (unit == "record")
+
+
+@pytest.mark.parametrize(
+    ("layer1", "warned"),
+    [
+        ({"aggregation_method": "krum"}, True),
+        ({"aggregation_method": "mean", "pre": ["nnm"]}, True),
+        ({"aggregation_method": "median"}, False),
+        ({"aggregation_method": "weighted"}, False),
+    ],
+)
+def test_a_rule_that_gains_nothing_from_the_unit_is_named(layer1, warned):
+    given = config(layer1=layer1 | {"num_byzantine": 0}, privacy={"unit": "person", "min_persons": 100})
+    found = {warning.code: warning.message for warning in weak_settings(given, 20_000)}
+    assert ("unit_without_gain" in found) == warned
+    assert "with 2000000 persons" in found["delta_not_small"]
