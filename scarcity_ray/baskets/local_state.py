@@ -55,9 +55,10 @@ class LocalStates:
         """Form a client's state from what it has buffered, and keep its report if there is a new one."""
         vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest
         row = vote(client_id)
-        self._rows[client_id] = clip_vector(row, self.clip_norm)
+        norm = row_norm(row)
+        self._rows[client_id] = clip_vector(row, self.clip_norm, norm)
         if self._config.expose_basket_models:
-            self._norms[client_id] = row_norm(row)
+            self._norms[client_id] = norm
         if meta is not None:
             self._meta[client_id] = meta
 

@@ -29,7 +29,9 @@ class _Stored:
 
 def _isolated(value: Any) -> Any:
     """A deep copy as another process would see it, with contiguous arrays read-only."""
-    return _Stored(value).load()
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(head, buffers=[bytes(buffer.raw()) for buffer in buffers])
 
 
 @dataclass(frozen=True)

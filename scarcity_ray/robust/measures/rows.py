@@ -70,13 +70,15 @@ def squares_from_block(block: Rows, pivot: int) -> NDArray[np.float64]:
     return squares
 
 
-def clip_vector(vector: NDArray[Any], clip_norm: float) -> Vector:
+def clip_vector(vector: NDArray[Any], clip_norm: float, norm: float | None = None) -> Vector:
     """The finite vector scaled by min(1, clip_norm / norm), as a new float32 array; `clip_norm` is positive.
+
+    `norm` is what `row_norm` gives for it, where that is known.
 
     >>> clip_vector(np.array([3.0, 4.0], np.float32), 1.0)
     array([0.6, 0.8], dtype=float32)
     """
-    return _scaled(vector, row_norm(vector), clip_norm)
+    return _scaled(vector, row_norm(vector) if norm is None else norm, clip_norm)
 
 
 def clip_rows(matrix: Rows, norms: NDArray[np.float64], clip_norm: float) -> NDArray[np.float32]:
