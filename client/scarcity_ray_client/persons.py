@@ -190,10 +190,12 @@ def local_steps(
     l' to [-C / |x|, C / |x|]. That is the gradient of another loss, whose derivative in z still never falls
     and rises no faster: convex, and smooth with beta = c B^2, c being the link's curvature (1/4 logistic, 1
     least squares). The means over a person's records, then over the persons, are convex and beta-smooth
-    likewise; with (l2 / 2) |w|^2 the objective is convex and (beta + l2)-smooth. For such a function, and for
-    eta <= 2 / (beta + l2), a gradient step moves no two points further apart (Hardt, Recht, Singer 2016,
-    lemma 3.7). Neighbours' objectives differ in one person's mean gradient, of norm C at most, over n. So
-    their iterates' distance grows in each step by eta 2 C / n at most, from 0 at the released model.
+    likewise; with (l2 / 2) |w|^2 the objective is convex and L-smooth, L = beta + l2. Its gradient g is then
+    co-coercive, <g(v) - g(w), v - w> >= |g(v) - g(w)|^2 / L (Nesterov 2004, theorem 2.1.5). So a gradient
+    step of rate eta <= 2 / L changes the squared distance of v and w by at most
+    -eta (2 / L - eta) |g(v) - g(w)|^2, which is not above 0. Neighbours' objectives differ in one person's
+    mean gradient, of norm C at most, over n. So their iterates' distance grows in each step by eta 2 C / n at
+    most, from 0 at the released model.
 
     The gradient of softmax regression, once clipped, is not that of a convex function in general (it is a
     matrix that is shrunk, not a slope that is limited), and an MLP's loss is not convex to begin with. One

@@ -44,15 +44,8 @@ from scarcity_ray.privacy.ledger.events import (
     pack_gossip,
 )
 from scarcity_ray.privacy.ledger.ledger import Ledger, Opening
-from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of, replay
+from scarcity_ray.privacy.ledger.replay import NEIGHBOURS, accountant_of, accounting_of, neighbours_of, replay
 from scarcity_ray.privacy.ledger.store import address_of, exists
-
-NEIGHBOURS = {
-    PrivacyUnit.CLIENT: "replace-one client",
-    PrivacyUnit.PERSON: "replace-one person of one client",
-    PrivacyUnit.RECORD: "replace-one record of one client",
-}
-"""What neighbours differ in, as a ledger's first row states it."""
 
 _Charged = TypeVar("_Charged", ReleaseCharge, GossipCharge)
 
@@ -127,7 +120,7 @@ class DurableBudget:
                     f"needs {accounting.value}; what a ledger adds up is chosen when it is made: configure "
                     "the noise that it was made for, or start another federation"
                 )
-            neighbours = ledger.genesis.neighbours or NEIGHBOURS[PrivacyUnit.CLIENT]
+            neighbours = neighbours_of(ledger.genesis)
             if neighbours != NEIGHBOURS[unit]:
                 raise LedgerError(
                     f"{address}: the ledger's neighbours are {neighbours!r}, and the configuration "
