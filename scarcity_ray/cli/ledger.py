@@ -105,7 +105,8 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
         click.echo(_as_json(facts))
         return ExitCode.DONE
     click.echo(f"{ledger.path}: the chain holds, {rows} rows; none was changed, removed or moved.")
-    click.echo(f"It adds up {accounting}, for neighbours by {neighbours}.")
+    click.echo(f"It adds up {accounting}.")
+    click.echo(f"Its neighbours are {neighbours}.")
     click.echo(f"It is in budget period {accountant.period}.")
     for line in _whose(standing, is_held):
         click.echo(line)

@@ -74,6 +74,41 @@ def test_what_an_update_states_goes_before_what_was_registered(open_federation: 
     assert [facts_of(fed, d).num_persons for d in "ab"] == [115, 110]
 
 
+@pytest.mark.parametrize("method", ["mean", "weighted", "median", "trimmed_mean", "centered_clipping"])
+def test_no_person_moves_its_basket_further_than_the_plan_says_however_its_site_sends(
+    method: str, open_federation: Any
+) -> None:
+    """Updates of several rounds and sizes become one row; person 0 of site a0 is replaced in all of them."""
+    layer1 = {"aggregation_method": method, "num_byzantine": int(method == "trimmed_mean")}
+    rng, furthest = np.random.default_rng(4), 0.0
+    for trial in range(6):
+        sizes = [[120, 300, 101], [400, 150], [250]][trial % 3]
+        towards = rng.standard_normal(DIMENSION)
+        rest = [rng.normal(size=(n, DIMENSION)) * 0.1 for n in sizes]
+        others = rng.normal(size=(2, DIMENSION)) * 0.05
+        aggregates, bounds = [], set()
+        for sign in (1.0, -1.0):
+            fed = joined(open_federation(settings(layer1=layer1)))
+            for number, records in enumerate(rest):
+                records[0] = sign * 1e6 * towards
+                mean = person_mean(records, clip_norm=1.0, min_persons=LEAST)
+                assert fed.offer_update("a0", mean.row, num_examples=mean.num_persons)
+                if number % 2:
+                    fed.advance_round()
+            fed.submit_updates(NAMES[1:3], others)
+            fed._driver.run_layer1(None, force=True)
+            model = fed.get_basket_meta_model("a")
+            assert model is not None
+            aggregates.append(model.aggregate.astype(float))
+            bounds.add((fed.plan.sensitivity(facts_of(fed, "a")), facts_of(fed, "a").num_persons))
+        ((bound, persons),) = bounds
+        assert persons == min(*sizes, *COUNTS[1:3]) or method == "weighted"
+        moved = float(np.linalg.norm(aggregates[0] - aggregates[1]))
+        assert moved <= bound
+        furthest = max(furthest, moved / bound)
+    assert furthest > 0.95 or method in ("weighted", "median", "trimmed_mean")
+
+
 def test_weights_by_persons_count_each_person_alike(open_federation: Any) -> None:
     """Below the cap a person's share is one of all persons, whatever site it is of."""
     layer1 = {"aggregation_method": "weighted", "byzantine_fraction": 0.0, "max_examples": 1000}
