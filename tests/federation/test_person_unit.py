@@ -81,6 +81,7 @@ def test_no_person_moves_its_basket_further_than_the_plan_says_however_its_site_
     """Updates of several rounds and sizes become one row; person 0 of site a0 is replaced in all of them."""
     layer1 = {"aggregation_method": method, "num_byzantine": int(method == "trimmed_mean")}
     rng, furthest = np.random.default_rng(4), 0.0
+    fed = joined(open_federation(settings(layer1=layer1)))
     for trial in range(6):
         sizes = [[120, 300, 101], [400, 150], [250]][trial % 3]
         towards = rng.standard_normal(DIMENSION)
@@ -88,7 +89,7 @@ def test_no_person_moves_its_basket_further_than_the_plan_says_however_its_site_
         others = rng.normal(size=(2, DIMENSION)) * 0.05
         aggregates, bounds = [], set()
         for sign in (1.0, -1.0):
-            fed = joined(open_federation(settings(layer1=layer1)))
+            fed.advance_round()
             for number, records in enumerate(rest):
                 records[0] = sign * 1e6 * towards
                 mean = person_mean(records, clip_norm=1.0, min_persons=LEAST)

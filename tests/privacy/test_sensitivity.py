@@ -242,7 +242,7 @@ def person_bound(name, n, f, move, **share):
 
 
 @pytest.mark.parametrize("name", sorted(LIPSCHITZ))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_person_moves_a_rule_further_than_its_constant(name, data):
     f, d = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 4))
@@ -267,7 +267,7 @@ def test_the_constants_are_reached(name):
     assert moved == pytest.approx(person_bound(name, n, f, move), rel=1e-9)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_person_moves_a_weighted_mean_further_than_its_share(data):
     n = data.draw(st.integers(1, 6))
