@@ -37,6 +37,7 @@ from scarcity_ray.errors import (
     PrivacyBudgetExhausted,
     PrivacyWarning,
     ProtocolViolation,
+    RuleFailed,
     ScarcityError,
     ScarcityWarning,
     SecureAggregationAborted,
@@ -44,7 +45,7 @@ from scarcity_ray.errors import (
     UsageError,
 )
 from scarcity_ray.federation.evaluation import EarlyStopping
-from scarcity_ray.federation.fitting import FitResult, RoundRecord
+from scarcity_ray.federation.fit_terms import FitResult, RoundRecord
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.waiting import Missing, WaitingFor
 from scarcity_ray.gossip import GossipMessage, GossipProtocol, MaterialityDetector, PeerSampler
@@ -58,7 +59,7 @@ from scarcity_ray.layers import (
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.mechanisms import CentralDPMechanism, LocalDPMechanism
-from scarcity_ray.robust import aggregate, detect_outliers
+from scarcity_ray.robust import AggregationRule, aggregate, detect_outliers
 from scarcity_ray.secagg import IdentityKeyPair
 from scarcity_ray.updates import SigningScope, UpdateStatement, sign_update, update_message
 
@@ -67,6 +68,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActorLost",
     "AggregationMethod",
+    "AggregationRule",
     "BasketConfig",
     "BasketInfo",
     "BasketManager",
@@ -115,6 +117,7 @@ __all__ = [
     "Rejection",
     "ReplayGuard",
     "RoundRecord",
+    "RuleFailed",
     "RuntimeConfig",
     "ScarcityError",
     "ScarcityWarning",

@@ -9,6 +9,7 @@ The roots and the errors of the client's half are defined in `scarcity_ray_clien
     │   └── ConfigFileError       ... because its file cannot be read as one
     ├── UsageError                a call that its caller can mend
     ├── TooFewUpdates             a robust rule was given fewer rows than it needs
+    ├── RuleFailed                a rule from outside raised, hung, or gave no finite vector
     ├── PrivacyBudgetExhausted    a charge does not fit into the budget (only with ``strict=True``)
     ├── LedgerError               the ledger cannot be used
     │   ├── LedgerCorrupted       ... because its contents were changed or torn
@@ -29,7 +30,7 @@ may believe, is a warning, given once by each federation::
     ├── PrivacyWarning    a setting promises little
     ├── ClippingWarning   nearly all updates are longer than the clip norm
     ├── LedgerWarning     nobody chose a place for the ledger, and what follows for the budget
-    └── FaultWarning      a role died and came back; the call that met it has done what it was asked
+    └── FaultWarning      a role died and came back, or a rule from outside fails; the text says what to do
 """
 
 from __future__ import annotations
@@ -92,6 +93,25 @@ class TooFewUpdates(ScarcityError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.rule} needs at least {self.least} finite rows, got {self.rows}"
+
+
+class RuleFailed(ScarcityError):
+    """A rule from outside the package gave no result; its basket waits and keeps its updates.
+
+    Attributes:
+        rule: Its import path.
+        why: What it did, as a sentence.
+        detail: What it said itself, which may hold private values.
+    """
+
+    def __init__(self, rule: str, why: str, detail: str = "") -> None:
+        super().__init__(rule, why, detail)
+        self.rule = rule
+        self.why = why
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"rule {self.rule}: {self.why}{f': {self.detail}' if self.detail else ''}"
 
 
 class PrivacyBudgetExhausted(ScarcityError):
@@ -179,7 +199,7 @@ class LedgerWarning(ScarcityWarning):
 
 
 class FaultWarning(ScarcityWarning):
-    """A role died and came back; the text says what was lost with it, and what to do."""
+    """A role died and came back, or a rule from outside failed; the text says what was lost, what to do."""
 
 
 def warn_caller(message: str, category: type[ScarcityWarning]) -> None:

@@ -16,7 +16,14 @@ from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.loading import load_workload
 from scarcity_ray_client.models import ModelCodec, Part, export_model, initialised, load_model, save_model
 from scarcity_ray_client.proximal import proximal_gradient
-from scarcity_ray_client.training import Cause, Refusal, Update, train_client
+from scarcity_ray_client.training import (
+    Cause,
+    Refusal,
+    Update,
+    evaluate_client,
+    train_client,
+    train_clients,
+)
 from scarcity_ray_client.updates import SigningScope, UpdateStatement, sign_update, update_message
 from scarcity_ray_client.workload import Client, Trained, Workload, checked_clients, checked_metrics
 
@@ -40,6 +47,7 @@ __all__ = [
     "Workload",
     "checked_clients",
     "checked_metrics",
+    "evaluate_client",
     "export_model",
     "initialised",
     "load_model",
@@ -48,5 +56,6 @@ __all__ = [
     "save_model",
     "sign_update",
     "train_client",
+    "train_clients",
     "update_message",
 ]

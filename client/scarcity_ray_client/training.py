@@ -1,15 +1,17 @@
-"""One client's training, from the federation's vector to an update or a counted refusal."""
+"""Clients' training, from the federation's vector to an update or a counted refusal for each."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import logging
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TextIO, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,10 @@ from scarcity_ray_client.models import FloatVector, ModelCodec
 from scarcity_ray_client.workload import Client, Trained, Workload, checked_metrics
 
 Model = TypeVar("Model")
+Made = TypeVar("Made")
+
+logger = logging.getLogger("scarcity_ray")
+
 MOST_PRINTED = 64 * 1024
 """Characters that one training may print."""
 MOST_TOLD = 4000
@@ -109,12 +115,108 @@ def train_client(
         UsageError: If `vector` is none of this codec's, which is no fault of the client.
         ModelRefused: If the model's dtypes cannot hold the vector.
     """
-    start, before = codec.decode(vector), codec.decode(vector)
+    start = _Start(codec, vector)
+
+    def train() -> Update:
+        with _bounded_output(f"client {client.client_id!r}"):
+            trained = (workload.poison if attacker else workload.train)(start.model, client, round_id)
+        if trained is None and attacker:
+            raise _WrongResult("the workload has no poison for it; write poison(model, client, round_id)")
+        return _update(codec, trained, start, client, round_id)
+
+    return _or_refusal(train, client, round_id)
+
+
+def train_clients(
+    workload: Workload[Model],
+    codec: ModelCodec[Model],
+    vectors: npt.ArrayLike,
+    clients: Sequence[Client],
+    round_id: int,
+    poisoned: Collection[str] = frozenset(),
+    on_failure: Callable[[str], None] | None = None,
+) -> list[Update | Refusal]:
+    """Trains many clients: by `Workload.train_many` where the workload has one, else one after another.
+
+    Guarantees:
+        A failure of one client refuses that client alone.
+        Clients of a train_many that fails are trained alone.
+        Clients trained together give what each gives alone.
+        Poisoned clients send what poison gives.
+
+    Args:
+        workload: Whose `train_many` or `train` is called.
+        codec: The workload's.
+        vectors: The federation's model, (d,), or (n, d), one a client.
+        clients: n of them.
+        round_id: The round.
+        poisoned: Ids of clients that attack: `Workload.poison` is called for each of them.
+        on_failure: Told if `train_many` as a whole failed, and why; None: a warning is logged.
+
+    Returns:
+        One for each client, in their order.
+
+    Raises:
+        UsageError: If `vectors` are none of this codec's.
+        ModelRefused: If the model's dtypes cannot hold a vector.
+    """
+    given = np.asarray(vectors)
+    if given.ndim == 2 and len(given) != len(clients):
+        raise UsageError(
+            f"vectors: {len(given)} rows are not accepted; one for each of {len(clients)} clients"
+        )
+    rows = given if given.ndim == 2 else [given] * len(clients)
+    outcomes: dict[int, Update | Refusal] = {}
+    honest = [place for place, client in enumerate(clients) if client.client_id not in poisoned]
+    if honest and type(workload).train_many is not Workload.train_many:
+        if given.ndim == 2:
+            starts = [_Start(codec, rows[place]) for place in honest]
+        else:
+            starts = [_Start(codec, given)] * len(honest)
+        heard = on_failure or logger.warning
+        together = _together(workload, codec, starts, [clients[place] for place in honest], round_id, heard)
+        outcomes = dict(zip(honest, together, strict=False))
+    for place, client in enumerate(clients):
+        if place not in outcomes:
+            attacker = client.client_id in poisoned
+            outcomes[place] = train_client(workload, codec, rows[place], client, round_id, attacker=attacker)
+    return [outcomes[place] for place in range(len(clients))]
+
+
+def evaluate_client(
+    workload: Workload[Model], codec: ModelCodec[Model], vector: npt.ArrayLike, client: Client, round_id: int
+) -> dict[str, float] | Refusal:
+    """What `Workload.evaluate_client` measures of the federation's model; empty where it gives None.
+
+    Raises:
+        UsageError: If `vector` is none of this codec's.
+        ModelRefused: If the model's dtypes cannot hold the vector.
+    """
+    model = codec.decode(vector)
+
+    def evaluate() -> dict[str, float]:
+        with _bounded_output(f"client {client.client_id!r}"):
+            found = workload.evaluate_client(model, client)
+        return {} if found is None else _metrics(found)
+
+    return _or_refusal(evaluate, client, round_id)
+
+
+class _WrongResult(Exception):
+    """What a method of the workload gave is not what is due."""
+
+
+class _Start(Generic[Model]):
+    """A model that is handed to a training, and its numbers (d,) before."""
+
+    def __init__(self, codec: ModelCodec[Model], vector: npt.ArrayLike) -> None:
+        self.model = codec.decode(vector)
+        self.numbers = codec.encode(self.model)
+
+
+def _or_refusal(made: Callable[[], Made], client: Client, round_id: int) -> Made | Refusal:
     try:
-        with _bounded_output(client.client_id):
-            trained = (workload.poison if attacker else workload.train)(start, client, round_id)
-        delta, metrics, num_examples = _checked(codec, trained, start, before)
-        return Update(client.client_id, round_id, delta, num_examples or client.num_examples, metrics)
+        return made()
     except ModelRefused as error:
         cause, detail = Cause.NOT_FINITE if error.flaw == "not_finite" else Cause.WRONG_MODEL, str(error)
     except _WrongResult as error:
@@ -128,31 +230,62 @@ def train_client(
     return Refusal(client.client_id, round_id, cause, detail)
 
 
-class _WrongResult(Exception):
-    """What `train` gave is no `Trained`, or not a good one."""
+def _together(
+    workload: Workload[Model],
+    codec: ModelCodec[Model],
+    starts: Sequence[_Start[Model]],
+    clients: Sequence[Client],
+    round_id: int,
+    heard: Callable[[str], None],
+) -> list[Update | Refusal]:
+    """One outcome for each client; none at all where `train_many` as a whole failed."""
+    try:
+        with _bounded_output(f"train_many of {len(clients)} clients"):
+            given = workload.train_many([start.model for start in starts], clients, round_id)
+            many = list(itertools.islice(given, len(clients) + 1))
+        if len(many) != len(clients):
+            raise _WrongResult(f"it gave {'more' if len(many) > len(clients) else len(many)} results")
+        if starts[0] is starts[-1] and not np.array_equal(codec.encode(starts[0].model), starts[0].numbers):
+            raise _WrongResult("it changed the model that its clients share; copy it first")
+    except (Exception, SystemExit) as error:
+        heard(
+            f"train_many of {type(workload).__name__} fails and each client is trained alone: {told(error)}"
+        )
+        return []
+
+    def checked(trained: object, start: _Start[Model], client: Client) -> Update | Refusal:
+        return _or_refusal(lambda: _update(codec, trained, start, client, round_id), client, round_id)
+
+    return list(map(checked, many, starts, clients))
 
 
-def _checked(
-    codec: ModelCodec[Model], trained: object, start: Model, before: Model
-) -> tuple[FloatVector, dict[str, float], int | None]:
+def _update(
+    codec: ModelCodec[Model], trained: object, start: _Start[Model], client: Client, round_id: int
+) -> Update:
     if not isinstance(trained, Trained):
         raise _WrongResult(
             f"it gave a {type(trained).__name__}; return Trained(model=...) or Trained(delta=...)"
         )
+    metrics = _metrics(trained.metrics)
+    if trained.model is not None:
+        delta = codec.delta_from(start.numbers, trained.model)
+    else:
+        delta = codec.read_delta(trained.delta)
+        if trained.delta is start.model or codec.share_memory(trained.delta, start.model):
+            raise _WrongResult(
+                "delta= lies where the model that was handed in does; give model=, "
+                "or subtract into new arrays"
+            )
+        if (delta == start.numbers).all() and delta.any():
+            raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
+    return Update(client.client_id, round_id, delta, trained.num_examples or client.num_examples, metrics)
+
+
+def _metrics(metrics: object) -> dict[str, float]:
     try:
-        metrics = checked_metrics(trained.metrics)
+        return checked_metrics(metrics)
     except UsageError as error:
         raise _WrongResult(str(error)) from None
-    if trained.model is not None:
-        return codec.delta(before, trained.model), metrics, trained.num_examples
-    delta = codec.read_delta(trained.delta)
-    if trained.delta is start or codec.share_memory(trained.delta, start):
-        raise _WrongResult(
-            "delta= lies where the model that was handed in does; give model=, or subtract into new arrays"
-        )
-    if delta.any() and np.array_equal(delta, codec.encode(before)):
-        raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
-    return delta, metrics, trained.num_examples
 
 
 class _Bounded(io.TextIOBase):
@@ -166,9 +299,7 @@ class _Bounded(io.TextIOBase):
             self._target.write(text[: self._left])
             self._left -= len(text)
             if self._left <= 0:
-                self._target.write(
-                    f"\n[client {self._name!r} prints more than {MOST_PRINTED} characters: dropped]\n"
-                )
+                self._target.write(f"\n[{self._name} prints more than {MOST_PRINTED} characters: dropped]\n")
         return len(text)
 
     @property
@@ -190,4 +321,4 @@ def _bounded_output(name: str) -> Iterator[None]:
         yield
 
 
-__all__ = ["Cause", "Refusal", "Update", "train_client"]
+__all__ = ["Cause", "Refusal", "Update", "evaluate_client", "train_client", "train_clients"]

@@ -26,6 +26,7 @@ from scarcity_ray.baskets.submission import Receipt, Submission, is_signed, mess
 from scarcity_ray.baskets.update_buffer import BasketBuffer, ClientUpdates, JudgedUpdate
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.directory.records import FIRST_TRUST
+from scarcity_ray.errors import RuleFailed
 from scarcity_ray.gossip import GossipMigration, GossipProtocol
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.meta_parameters import encode_report
@@ -95,6 +96,8 @@ class Basket:
         self._reputations = Reputations(by_agreement=config.expose_basket_models)
         self._last_active: float | None = None
         self._clipping: ClippingReport | None = None
+        self._rule_failures = 0
+        self._failure = ""
 
     def admit(self, member: Member) -> None:
         """Add a client with its memory, or update a member."""
@@ -194,6 +197,7 @@ class Basket:
             staleness=self._buffer.oldest_staleness(),
             seconds=self._waiting_seconds(now),
             fresh=self.latest.fresh is not None,
+            failure=self._failure,
         )
 
     def _waiting_seconds(self, now: float) -> float:
@@ -222,22 +226,30 @@ class Basket:
         if len(clients) < least or reason is None:
             waits = f"{len(clients)} of {members} members have updates, the rule needs {least}"
             return Layer1Outcome(self.basket_id, False, waits, len(clients), least)
-        model = aggregator.aggregate_basket(
-            Layer1Input(
-                self.states.rows(clients),
-                self._weights(clients),
-                clients,
-                members,
-                self.states.raw_norms(clients),
-                self.states.mean_meta(clients),
-                self._num_persons(clients),
-                basket_id=self.basket_id,
-                round_id=self._buffer.round_id,
-                timestamp=now,
-            ),
-            bucketing_seed=aggregator.bucketing_seed(self._noise, f"{self.basket_id}/{self.latest.made}"),
-            report=self._plan.config.expose_basket_models,
+        given = Layer1Input(
+            self.states.rows(clients),
+            self._weights(clients),
+            clients,
+            members,
+            self.states.raw_norms(clients),
+            self.states.mean_meta(clients),
+            self._num_persons(clients),
+            basket_id=self.basket_id,
+            round_id=self._buffer.round_id,
+            timestamp=now,
         )
+        seed = aggregator.seed(self._noise, f"{self.basket_id}/{self.latest.made + self._rule_failures}")
+        exposed = self._plan.config.expose_basket_models
+        try:
+            model = aggregator.aggregate_basket(given, seed=seed, report=exposed)
+        except RuleFailed as failed:
+            self._rule_failures += 1
+            said = str(failed) if exposed else str(RuleFailed(failed.rule, failed.why))
+            self._failure = f"{self.basket_id}: {said}"
+            return Layer1Outcome(
+                self.basket_id, False, self._failure, len(clients), least, failure=self._failure
+            )
+        self._failure = ""
         self._reputations.agree({c: place.agreement for c, place in model.placings.items()})
         self._buffer.pop()
         self._clipping = self.states.clipping(clients)
@@ -295,6 +307,7 @@ class Basket:
             discarded=self.latest.discarded,
             messages_delivered=gossip["delivered"],
             sessions_refused=self._sessions_refused,
+            rule_failures=self._rule_failures,
             gossip=gossip,
         )
 

@@ -93,6 +93,7 @@ class Layer1Outcome:
         num_rows: Clients with buffered updates.
         least_rows: Clients that the rule needs.
         clipping: Norms of their rows; None if basket models are private.
+        failure: How a rule from outside failed, as a sentence; empty if it did not.
     """
 
     basket_id: str
@@ -101,6 +102,7 @@ class Layer1Outcome:
     num_rows: int
     least_rows: int
     clipping: ClippingReport | None = None
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class BasketReport:
     discarded: int = 0
     messages_delivered: int = 0
     sessions_refused: int = 0
+    rule_failures: int = 0
     gossip: dict[str, Any] = field(default_factory=dict)
 
     def closed(self, facts: BasketFacts, earlier: BasketReport | None) -> BasketReport:
@@ -148,6 +151,7 @@ class BasketReport:
             discarded=past.discarded + self.discarded,
             messages_delivered=past.messages_delivered + self.messages_delivered,
             sessions_refused=past.sessions_refused + self.sessions_refused,
+            rule_failures=past.rule_failures + self.rule_failures,
         )
 
 
@@ -161,6 +165,7 @@ class Backlog:
         staleness: Age of the oldest buffered update, in rounds.
         seconds: Since its last aggregation, or since its first update if there was none.
         fresh: Whether it has an aggregate that is in no release yet.
+        failure: How a rule from outside failed when it was last run; empty if it did not.
     """
 
     basket_id: str
@@ -171,6 +176,7 @@ class Backlog:
     staleness: int
     seconds: float
     fresh: bool
+    failure: str = ""
 
 
 @dataclass(frozen=True)

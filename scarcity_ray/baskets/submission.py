@@ -49,12 +49,14 @@ class StoredRow:
     """An update that lies in a runtime's object store, on its way from where it was made to its basket.
 
     Attributes:
-        reference: The runtime's.
+        reference: The runtime's, of an array (n, d).
         digest: `updates.content_digest`, made beside the update: what is signed for it.
+        index: Which row of it.
     """
 
     reference: Any
     digest: bytes
+    index: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ class SubmissionBatch:
 
     def take(self, indices: Sequence[int]) -> SubmissionBatch:
         """The updates at `indices`, in that order."""
-        if list(indices) == list(range(len(self))):
+        if list(indices) == list(range(len(self.client_ids))):
             return self
         rows = self.rows
         return SubmissionBatch(
@@ -115,8 +117,10 @@ class SubmissionBatch:
         """The batch with its rows here; one that is lost is no row of numbers any more."""
         if isinstance(self.rows, np.ndarray):
             return self
-        rows = [get(row.reference) if isinstance(row, StoredRow) else row for row in self.rows]
-        return replace(self, rows=tuple(Rejection.NOT_NUMERIC if row is None else row for row in rows))
+        stored = {id(row.reference): row.reference for row in self.rows if isinstance(row, StoredRow)}
+        arrays = {key: get(reference) for key, reference in stored.items()}
+        rows = [_row(row, arrays) if isinstance(row, StoredRow) else row for row in self.rows]
+        return replace(self, rows=tuple(rows))
 
     def __getitem__(self, index: int) -> Submission:
         return Submission(
@@ -131,6 +135,12 @@ class SubmissionBatch:
 
     def __len__(self) -> int:
         return len(self.client_ids)
+
+
+def _row(row: StoredRow, arrays: Mapping[int, Any]) -> NDArray[Any] | Rejection:
+    array = arrays[id(row.reference)]
+    is_there = isinstance(array, np.ndarray) and array.ndim == 2 and row.index < len(array)
+    return array[row.index] if is_there else Rejection.NOT_NUMERIC
 
 
 def _taken(column: tuple[T, ...] | None, indices: Sequence[int]) -> tuple[T, ...] | None:

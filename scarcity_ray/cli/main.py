@@ -27,7 +27,7 @@ OVERRIDES = click.option(
     "overrides",
     multiple=True,
     metavar="PATH=VALUE",
-    help="Replace a value of the config, e.g. --set workload.attack.name=alie; may be repeated.",
+    help="Replace a value of the config, e.g. --set lab.attack.name=alie; may be repeated.",
 )
 
 
@@ -57,7 +57,7 @@ def run(
     """Train through a federation, as the file CONFIG says, and report."""
     from scarcity_ray.cli.run import run_command
 
-    options = {"run.runtime": runtime, "run.address": address, "workload.rounds": rounds}
+    options = {"run.runtime": runtime, "run.address": address, "training.rounds": rounds}
     shorthands = tuple(f"{path}={value}" for path, value in options.items() if value is not None)
     return run_command(overrides=(*overrides, *shorthands), **given)
 
@@ -69,6 +69,21 @@ def run(
 @click.option("--clients", type=click.IntRange(min=1), metavar="N", help="Plan for so many clients.")
 @click.option("--baskets", type=click.IntRange(min=1), metavar="B", help="Plan for so many baskets.")
 @click.option("--measure", is_flag=True, help="Predict seconds by this machine's speed, probed in a moment.")
+@click.option("--recommend", is_flag=True, help="Choose rule, clip norm and baskets, and say why.")
+@click.option("--attackers", type=click.IntRange(min=0), metavar="F", help="Of all clients, for --recommend.")
+@click.option(
+    "--clients-are",
+    "likeness",
+    type=click.Choice(["alike", "mixed", "unlike"]),
+    help="How honest clients' updates resemble each other, for --recommend. [default: mixed]",
+)
+@click.option(
+    "--update-norm",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="C",
+    help="Of an honest update, if known.",
+)
+@click.option("--back-doors", is_flag=True, help="Recommend only rules that hold off back doors.")
 @OVERRIDES
 @FORMAT
 @only_prints

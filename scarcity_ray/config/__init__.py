@@ -5,7 +5,14 @@ Every value is checked when a config is made, from Python or from a file, and ev
 checked by `scarcity_ray.plan`, which knows what follows from them.
 """
 
-from scarcity_ray.config.fields import AggregationMethod, CentralNoise, PrivacyUnit, stream
+from scarcity_ray.config.fields import (
+    RULES_GROUP,
+    AggregationMethod,
+    CentralNoise,
+    PrivacyUnit,
+    RulePath,
+    stream,
+)
 from scarcity_ray.config.sections import (
     BasketConfig,
     BufferConfig,
@@ -20,6 +27,7 @@ from scarcity_ray.config.validation import load, settings, to_plain
 from scarcity_ray.config.yaml_text import parse_yaml, read_yaml
 
 __all__ = [
+    "RULES_GROUP",
     "AggregationMethod",
     "BasketConfig",
     "BufferConfig",
@@ -30,6 +38,7 @@ __all__ = [
     "Layer2Config",
     "PrivacyConfig",
     "PrivacyUnit",
+    "RulePath",
     "RuntimeConfig",
     "load",
     "parse_yaml",

@@ -7,12 +7,23 @@ import operator
 import os
 from collections.abc import Callable
 from enum import StrEnum
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Strict, StrictFloat, StrictStr
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+    StrictFloat,
+    StrictStr,
+)
 
 from scarcity_ray.ledger_url import LedgerUrl, is_ledger_url
+from scarcity_ray_client.loading import is_import_path
 
 
 class AggregationMethod(StrEnum):
@@ -31,6 +42,21 @@ class AggregationMethod(StrEnum):
     MEAMED = "meamed"
     MDA = "mda"
     CAF = "caf"
+
+
+class RulePath(str):
+    """A rule from outside the package: ``module:Class``, or the name of an installed entry point."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> str:
+        """The path as plain text, as a member of `AggregationMethod` has its name."""
+        return str(self)
+
+
+RULES_GROUP = "scarcity_ray.rules"
+"""The group of entry points by which an installed package offers rules under a name."""
 
 
 class CentralNoise(StrEnum):
@@ -66,6 +92,17 @@ def _member_of(kind: type[StrEnum]) -> Callable[[object], StrEnum]:
         raise ValueError(f"one of {', '.join(kind)}")
 
     return member
+
+
+def _method(value: object) -> AggregationMethod | RulePath:
+    if isinstance(value, RulePath):
+        return value
+    if isinstance(value, str) and value in set(AggregationMethod):
+        return AggregationMethod(value)
+    if isinstance(value, str) and (is_import_path(value) or entry_points(group=RULES_GROUP, name=value)):
+        return RulePath(value)
+    installed = "".join(f", {name}" for name in sorted(entry_points(group=RULES_GROUP).names))
+    raise ValueError(f"one of {', '.join(AggregationMethod)}{installed}, or module:Class for a rule of yours")
 
 
 def _ledger_path(value: str) -> str:
@@ -104,7 +141,8 @@ LedgerPath = Annotated[StrictStr, AfterValidator(_ledger_path), PlainSerializer(
 """A file, or a `LedgerUrl`, whose password is shown nowhere."""
 PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""
-Method = Annotated[AggregationMethod, BeforeValidator(_member_of(AggregationMethod))]
+Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainSerializer(str)]
+"""A rule by name, or by the path of one from outside."""
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
 Unit = Annotated[PrivacyUnit, BeforeValidator(_member_of(PrivacyUnit))]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictFloat
 
@@ -93,6 +93,12 @@ class Layer1Config:
     """How a basket's rows become one vector."""
 
     aggregation_method: Method = AggregationMethod.KRUM
+    """A rule's name; or ``module:Class``, or an installed entry point's name, of one from outside
+    (docs/custom_rules.md)."""
+    rule_args: Mapping[str, Any] = field(default_factory=dict)
+    """What a rule from outside is made with, by name."""
+    rule_timeout_seconds: PositiveFloat | None = None
+    """Seconds after which a rule from outside is given up, and its basket waits; None: 300."""
     min_updates: PositiveInt = 3
     clip_norm: ClipNorm = 1.0
     byzantine_fraction: Annotated[StrictFloat, Field(ge=0, lt=0.5)] = 0.2

@@ -33,7 +33,14 @@ from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
 from scarcity_ray.federation.supervisor import Supervisor
 from scarcity_ray.federation.waiting import WaitingFor, waiting_for
-from scarcity_ray.forecast import Told, Warned, moot_warnings, warning_of_weights, warnings_at_release
+from scarcity_ray.forecast import (
+    Told,
+    Warned,
+    moot_warnings,
+    warning_of_failures,
+    warning_of_weights,
+    warnings_at_release,
+)
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
@@ -431,7 +438,9 @@ class Driver:
         unequal weights do.
         """
         self.operations.routing_table()
-        made = [outcome for outcome in self.run_layer1(baskets, force) if outcome.aggregated]
+        outcomes = self.run_layer1(baskets, force)
+        failed = warning_of_failures([outcome.failure for outcome in outcomes if outcome.failure])
+        made = [outcome for outcome in outcomes if outcome.aggregated]
         if made and self._foreseen is None:
             sizes = self.client.call(DIRECTORY, Directory.stats, self.client.now())["sizes"]
             self._foreseen = warnings_at_release(self.config, list(sizes.values()))
@@ -442,6 +451,7 @@ class Driver:
             drowned = warning_of_weights(self.supervisor.plan, facts)
             found += () if drowned is None else (drowned,)
         found += warnings_of_clipping([o.clipping for o in made if o.clipping is not None])
+        found += () if failed is None else (failed,)
         self.told.tell(found)
         return self.run_layer2(force) if made or release else None
 

@@ -1,283 +1,74 @@
 """`fit`: in each round clients train, what they give is submitted, and the release moves the server's model.
 
 The driver holds references to updates and reads what is small: who trained, on how many examples, with which
-metrics. The server's optimiser and the evaluation see released deltas alone, so they cost no privacy. Metrics
-that `train` returns reach this driver as they are: they lie outside the privacy claim.
+metrics. Only an `Adversary` has them come here. The server's optimiser and the evaluation see released deltas
+alone, so they cost no privacy. Metrics that `train` and `evaluate_client` return reach this driver as they
+are: they lie outside the privacy claim.
 
 Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     a_round_in_which_every_client_raised_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
     a_round_without_a_release_says_what_it_waits_for
-    clients_in_flight_are_bounded
+    updates_come_to_the_driver_for_an_adversary_alone
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
-from scarcity_ray.config.arguments import instance_of, number_of
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import (
     ClientEvaluation,
-    EarlyStopping,
     MeanMetrics,
     Progress,
     mean_metrics_by_domain,
 )
-from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
-from scarcity_ray.runtime.base import TaskEnd, Tasks, TaskSpec
-from scarcity_ray.updates import content_digest
-from scarcity_ray_client import (
-    Cause,
-    Client,
-    ModelCodec,
-    Refusal,
-    Workload,
-    checked_clients,
-    checked_metrics,
-    train_client,
+from scarcity_ray.federation.fit_terms import (
+    MOST_TOLD,
+    Adversary,
+    FitResult,
+    FitTerms,
+    RoundRecord,
+    Rows,
+    Stopped,
 )
-from scarcity_ray_client.errors import shown
-from scarcity_ray_client.loading import told
+from scarcity_ray.federation.training_round import (
+    Answer,
+    Group,
+    TrainingProgress,
+    TrainingRound,
+    evaluate_group,
+    grouped,
+    train_group,
+)
+from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.layers.server_model import ServerModel
+from scarcity_ray.runtime.base import Tasks, TaskSpec
+from scarcity_ray_client import Cause, Refusal, Workload, checked_clients, checked_metrics
+from scarcity_ray_client.errors import ModelRefused, shown
+from scarcity_ray_client.loading import source_folder, told
 
 Model = TypeVar("Model")
-FloatVector = NDArray[np.float32]
 
 logger = logging.getLogger("scarcity_ray")
 
 MOST_IN_FLIGHT = 256
-"""Clients that train or have trained and are not submitted yet."""
+"""Tasks whose clients train or have trained and are not submitted yet."""
 IN_FLIGHT_BYTES = 2**30
-"""What their updates may take together, where two for each CPU take less."""
-MOST_TOLD = 20
-"""Refusals that a round keeps in full."""
-
-
-class Stopped(StrEnum):
-    """Why `fit` ended."""
-
-    ROUNDS = "rounds"
-    """All rounds are done."""
-    BUDGET = "budget"
-    """The next release does not fit into the privacy budget."""
-    NO_IMPROVEMENT = "no_improvement"
-    """`EarlyStopping` said so."""
-
-
-@dataclass(frozen=True)
-class FitTerms:
-    """How to fit, checked as it is made; see `HierarchicalFederation.fit`."""
-
-    rounds: int
-    clients_per_round: int | None = None
-    extra_clients: int = 0
-    deadline_seconds: float | None = None
-    optimizer: ServerOptimizer = field(default_factory=ServerSGD)
-    stopping: EarlyStopping | None = None
-    seed: int = 0
-    on_round: Callable[[RoundRecord], None] | None = None
-
-    def __post_init__(self) -> None:
-        _whole("rounds", self.rounds, 1)
-        _whole("extra_clients", self.extra_clients, 0)
-        _whole("seed", self.seed, 0)
-        if self.clients_per_round is not None:
-            _whole("clients_per_round", self.clients_per_round, 1)
-        if self.deadline_seconds is not None:
-            seconds = number_of("deadline_seconds", self.deadline_seconds)
-            if not 0 < seconds < np.inf:
-                raise UsageError(f"deadline_seconds: {shown(seconds)} is not accepted; a number above 0")
-        if not isinstance(self.optimizer, ServerOptimizer):
-            raise UsageError(f"optimizer must be a ServerOptimizer, got {shown(self.optimizer)}")
-        if self.stopping is not None:
-            instance_of("stopping", self.stopping, EarlyStopping)
-        if self.on_round is not None and not callable(self.on_round):
-            raise UsageError(f"on_round must be callable, got {shown(self.on_round)}")
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """What happened in one round.
-
-    Attributes:
-        round_id: The federation's.
-        num_sampled: Clients that were to train.
-        num_accepted: Whose update was accepted.
-        num_surplus: That were not waited for: enough had answered, or the budget was spent.
-        refusals: Updates that did not come or were refused, by reason.
-        first_refusals: Up to `MOST_TOLD` of the trainings that gave none, to read: client, cause, detail.
-        metrics: Those of `train`, by domain, averaged over accepted updates by examples: outside the claim.
-        evaluation: Those of `evaluate` after the release; empty without one.
-        versions: Of the releases that were made.
-        waiting_for: What the next release waits for, where there was none.
-        epsilon_spent: Of this budget period so far.
-        driver_bytes: What tasks sent to this driver.
-        seconds: That it took.
-    """
-
-    round_id: int
-    num_sampled: int
-    num_accepted: int
-    num_surplus: int
-    refusals: Mapping[str, int]
-    first_refusals: tuple[Refusal, ...]
-    metrics: Mapping[str, MeanMetrics]
-    evaluation: Mapping[str, float]
-    versions: tuple[int, ...]
-    waiting_for: str
-    epsilon_spent: float
-    driver_bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, eq=False)
-class FitResult(Generic[Model]):
-    """What `fit` gives.
-
-    Attributes:
-        model: After the last release, of the workload's own kind.
-        vector: The same as the codec has it.
-        history: Round by round.
-        refusals: By client and reason, of all rounds.
-        stopped: Why it ended.
-        explanation: That in words, or what the last round's release waited for; empty if all is well.
-        epsilon_spent: Of this budget period.
-        best_model: The best by `stopping`; None without it.
-        best_round: The federation's round that made it.
-    """
-
-    model: Model
-    vector: FloatVector
-    history: tuple[RoundRecord, ...]
-    refusals: Mapping[str, Mapping[str, int]]
-    stopped: Stopped
-    explanation: str
-    epsilon_spent: float
-    best_model: Model | None = None
-    best_round: int | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What of a client's update comes to the driver; the vector stays in the store."""
-
-    client_id: str
-    round_id: int
-    num_examples: int
-    metrics: Mapping[str, float]
-    digest: bytes
-
-
-def train(
-    held: tuple[Workload[Model], ModelCodec[Model]], vector: FloatVector, client: Client, round_id: int
-) -> tuple[Answer | Refusal, FloatVector | None]:
-    """One client's training, as a task: what the driver is told, and the update."""
-    outcome = train_client(*held, vector, client, round_id)
-    if isinstance(outcome, Refusal):
-        return outcome, None
-    digest = content_digest(outcome.delta)
-    return Answer(client.client_id, round_id, outcome.num_examples, outcome.metrics, digest), outcome.delta
-
-
-class TrainingRound:
-    """Who of a round's clients waits, trains, and has answered; it knows no runtime and no clock.
-
-    Args:
-        round_id: The round.
-        clients: In the order in which they start.
-        enough: Updates that end it.
-        most_in_flight: Clients that train, or whose update is not submitted yet.
-    """
-
-    def __init__(self, round_id: int, clients: Sequence[Client], enough: int, most_in_flight: int) -> None:
-        self.round_id = round_id
-        self.num_sampled = len(clients)
-        self.refusals: list[Refusal] = []
-        self.in_flight: dict[str, Client] = {}
-        self.unsubmitted: list[tuple[Answer, Any]] = []
-        self.num_answers = 0
-        self.num_surplus = 0
-        self._waiting = deque(clients)
-        self._enough = enough
-        self._most = most_in_flight
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody is waited for any more."""
-        return self.num_answers >= self._enough or not (self._waiting or self.in_flight)
-
-    def next(self) -> list[Client]:
-        """Clients to start now."""
-        room = max(0, self._most - len(self.in_flight) - len(self.unsubmitted))
-        started = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-        self.in_flight |= {self.key(client): client for client in started}
-        return started
-
-    def key(self, client: Client) -> str:
-        """The name of a client's task."""
-        return f"{self.round_id}.{client.client_id}"
-
-    def note(self, end: TaskEnd, *, is_late: bool) -> None:
-        """A client's task has ended."""
-        client = self.in_flight.pop(end.key)
-        if is_late:
-            self._refuse(client, Cause.TIMED_OUT, "it ended after the deadline")
-        elif end.cause is not None:
-            self._refuse(client, end.cause, end.detail, end.traceback)
-        elif isinstance(end.answer, Refusal):
-            self.refusals.append(end.answer)
-        else:
-            self.num_answers += 1
-            self.unsubmitted.append((end.answer, end.stored))
-
-    def take(self) -> list[tuple[Answer, Any]]:
-        """Updates to submit now: all once it is over, else once they are half of what may be in flight."""
-        if not self.is_over and 2 * len(self.unsubmitted) < self._most:
-            return []
-        taken, self.unsubmitted = self.unsubmitted, []
-        return taken
-
-    def close(self, why_waiting: Callable[[Sequence[Client]], Sequence[str]] | None) -> list[str]:
-        """Give up whoever has not answered; keys of tasks to stop.
-
-        Args:
-            why_waiting: What kept each of those who are too late, if anything is known; None: the deadline
-                has not passed, and nobody is late.
-        """
-        left, keys = [*self.in_flight.values(), *self._waiting], list(self.in_flight)
-        if why_waiting is None:
-            self.num_surplus = len(left)
-        else:
-            for client, why in zip(left, why_waiting(left), strict=True):
-                stage = "ended" if self.key(client) in self.in_flight else "begun"
-                detail = f"it had not {stage} at the deadline; {why}".rstrip("; ")
-                self._refuse(client, Cause.TIMED_OUT, detail)
-        self.in_flight.clear()
-        self._waiting.clear()
-        return keys
-
-    def all_raised(self) -> Refusal | None:
-        """The first refusal, if every client raised."""
-        raised = [refusal for refusal in self.refusals if refusal.cause is Cause.RAISED]
-        return raised[0] if len(raised) == self.num_sampled else None
-
-    def _refuse(self, client: Client, cause: Cause, detail: str, traceback: str = "") -> None:
-        self.refusals.append(Refusal(client.client_id, self.round_id, cause, detail, traceback))
+"""What their updates may take together, where two clients for each CPU take less."""
 
 
 class Fitting(Generic[Model]):
@@ -307,9 +98,9 @@ class Fitting(Generic[Model]):
         self._clock = clock
         self._rng = np.random.default_rng(terms.seed)
         self._clients = checked_clients(workload.clients())
-        self._domains = {client.client_id: client.domain_id for client in self._clients}
+        self._by_id = {client.client_id: client for client in self._clients}
+        self._check_hooks()
         self._codec = workload.codec()
-        self._vector = self._codec.encode(workload.initial_model())
         dimension = self._codec.dimension
         if dimension != driver.config.vector_dim:
             raise UsageError(
@@ -319,28 +110,34 @@ class Fitting(Generic[Model]):
         count = len(self._clients)
         if (terms.clients_per_round or count) + terms.extra_clients > count:
             raise UsageError(f"clients_per_round and extra_clients: together more than the {count} clients")
+        self._model = ServerModel.begin(self._first_vector(), terms.optimizer, terms.averaging_decay)
+        sources = source_folder(workload)
         try:
-            self._held = tasks.put((workload, self._codec))
+            self._held = tasks.put((workload, self._codec), sources)
         except Exception as error:
             raise UsageError(
                 f"the workload cannot be copied to where it trains: {error!r:.150}; open files and "
                 "connections in train"
             ) from error
         self._most_in_flight = max(
-            2 * tasks.parallelism, min(MOST_IN_FLIGHT, IN_FLIGHT_BYTES // (4 * dimension))
+            2 * tasks.parallelism,
+            min(MOST_IN_FLIGHT * terms.clients_per_task, IN_FLIGHT_BYTES // (4 * dimension)),
         )
-        self._state = terms.optimizer.init(dimension)
         self._history: list[RoundRecord] = []
         self._refusals: dict[str, Counter[str]] = {}
-        self._num_steps = 0
+        self._phases: defaultdict[str, float] = defaultdict(float)
+        self._noted: set[str] = set()
+        self._num_bytes = 0
         self._version = 0
+        self._clip_norm = driver.config.layer1.clip_norm
         self._progress = Progress()
 
     def run(self) -> FitResult[Model]:
         """All rounds."""
         self._register()
         latest = self._driver.latest_release()
-        self._version = 0 if latest is None else latest.version
+        if latest is not None:
+            self._version, self._clip_norm = latest.version, latest.clip_norm or self._clip_norm
         stopped, explanation = Stopped.ROUNDS, ""
         budget = self._driver.budget()
         for _ in range(self._terms.rounds):
@@ -357,24 +154,45 @@ class Fitting(Generic[Model]):
             explanation = record.waiting_for
             if self._terms.stopping is not None and record.versions:
                 self._progress = self._terms.stopping.step(
-                    self._progress, record.round_id, record.evaluation, self._vector
+                    self._progress, record.round_id, record.evaluation, self._model.handed_out
                 )
                 if self._progress.stop is not None:
                     stopped, explanation = Stopped.NO_IMPROVEMENT, self._progress.stop
                     break
             budget = self._driver.budget()
-        best = self._progress.best
+        best, is_average = self._progress.best, self._terms.averaging_decay is not None
         return FitResult(
-            self._codec.decode(self._vector),
-            self._vector,
-            tuple(self._history),
-            {client: dict(counts) for client, counts in sorted(self._refusals.items())},
-            stopped,
-            explanation,
-            self._driver.budget().epsilon_spent,
-            None if best is None else self._codec.decode(best.model),
-            None if best is None else best.round_id,
+            model=self._codec.decode(self._model.handed_out),
+            vector=self._model.handed_out,
+            last_model=self._codec.decode(self._model.current) if is_average else None,
+            history=tuple(self._history),
+            refusals={client: dict(counts) for client, counts in sorted(self._refusals.items())},
+            stopped=stopped,
+            explanation=explanation,
+            epsilon_spent=self._driver.budget().epsilon_spent,
+            best_model=None if best is None else self._codec.decode(best.model),
+            best_round=None if best is None else best.round_id,
         )
+
+    def _check_hooks(self) -> None:
+        """Refuse terms that ask for a method of the workload that it does not have."""
+        kind, adversary = type(self._workload), self._terms.adversary
+        if self._terms.evaluate_clients and kind.evaluate_client is Workload.evaluate_client:
+            raise UsageError(f"evaluate_clients: {kind.__name__} has no evaluate_client; write it")
+        if adversary is None:
+            return
+        if adversary.poisons and kind.poison is Workload.poison:
+            raise UsageError(f"adversary: it poisons, and {kind.__name__} has no poison; write it")
+        if unknown := sorted(adversary.byzantine - self._by_id.keys()):
+            raise UsageError(f"adversary: byzantine: {shown(unknown)} are no clients of the workload")
+
+    def _first_vector(self) -> Rows:
+        if self._terms.start is None:
+            return self._codec.encode(self._workload.initial_model())
+        try:
+            return self._codec.encode(self._terms.start)
+        except ModelRefused as error:
+            raise UsageError(f"start: {error}; give a model like initial_model's") from error
 
     def _register(self) -> None:
         keys = {client: pair.public_bytes for client, pair in self._driver.keypairs.items()}
@@ -390,128 +208,163 @@ class Fitting(Generic[Model]):
         )
         self._driver.operations.run(Directory.register, members, self._driver.client.now())
 
-    def _sampled(self, round_id: int) -> TrainingRound:
+    def _sampled(self, round_id: int) -> tuple[TrainingRound, list[Group]]:
         count = self._terms.clients_per_round or len(self._clients)
         order = self._rng.permutation(len(self._clients))[: count + self._terms.extra_clients]
         clients = [self._clients[place] for place in order]
-        return TrainingRound(round_id, clients, count, self._most_in_flight)
+        groups = grouped(clients, self._terms.clients_per_task, self._tasks.parallelism)
+        return TrainingRound(round_id, groups, count, self._most_in_flight), groups
 
     def _round(self) -> RoundRecord:
         begun = self._clock()
-        training = self._sampled(self._driver.current_round())
-        accepted: list[ClientEvaluation] = []
-        reasons: Counter[str] = Counter()
-        versions: list[int] = []
-        driver_bytes, waiting_for = 0, ""
+        self._num_bytes = 0
+        self._phases.clear()
+        training, groups = self._sampled(self._driver.current_round())
+        submitting = Submitting(self._driver, self._tasks, self._terms.adversary, training.round_id)
+        clip_norm, versions, waiting_for, messages = self._clip_norm, list[int](), "", 0
         try:
-            driver_bytes = self._train(training, accepted, reasons)
-            self._release(versions)
+            self._train(training, submitting)
+            messages = self._gossip(versions)
+            with self._timed("aggregation"):
+                self._driver.aggregate(force=True)
+                self._take_releases(versions)
         except PrivacyBudgetExhausted as spent:
             waiting_for = str(spent)
-        if not versions and not waiting_for:
-            waiting_for = str(self._driver.waiting_for())
-        for refusal in training.refusals:
-            reasons[refusal.cause] += 1
-            self._count(refusal.client_id, refusal.cause)
-        self._driver.advance_round()
-        self._take_releases(versions)
+        with self._timed("accounting"):
+            if not versions and not waiting_for:
+                waiting_for = str(self._driver.waiting_for())
+            self._driver.advance_round()
+            self._take_releases(versions)
+            budget = self._driver.budget()
+        for note in sorted(training.notes - self._noted):
+            logger.warning("%s", note)
+        self._noted |= training.notes
+        reasons = self._counted(training.refusals, submitting)
+        evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
+        refusals = list(training.refusals)
+        if versions:
+            with self._timed("evaluation"):
+                evaluation = self._evaluated(training.round_id)
+            if self._terms.evaluate_clients:
+                with self._timed("client_evaluation"):
+                    clients, refused = self._evaluated_by_clients(training.round_id, groups)
+                refusals += refused
+                for refusal in refused:
+                    reasons[f"evaluation_{refusal.cause}"] += 1
+                    self._count(refusal.client_id, f"evaluation_{refusal.cause}")
         return RoundRecord(
-            training.round_id,
-            training.num_sampled,
-            len(accepted),
-            training.num_surplus,
-            {str(reason): count for reason, count in sorted(reasons.items())},
-            tuple(training.refusals[:MOST_TOLD]),
-            mean_metrics_by_domain(accepted),
-            self._evaluated(training.round_id) if versions else {},
-            tuple(versions),
-            waiting_for if not versions else "",
-            self._driver.budget().epsilon_spent,
-            driver_bytes,
-            self._clock() - begun,
+            round_id=training.round_id,
+            num_sampled=training.num_sampled,
+            num_accepted=len(submitting.accepted),
+            num_surplus=training.num_surplus,
+            refusals={str(reason): count for reason, count in sorted(reasons.items())},
+            first_refusals=tuple(refusals[:MOST_TOLD]),
+            metrics=self._by_domain(submitting.accepted),
+            evaluation=evaluation,
+            clients=clients,
+            versions=tuple(versions),
+            waiting_for=waiting_for if not versions else "",
+            clip_norm=clip_norm,
+            gossip_messages=messages,
+            epsilon_spent=budget.epsilon_spent,
+            epsilon_left=budget.remaining_epsilon,
+            driver_bytes=self._num_bytes + submitting.num_bytes,
+            phases=dict(self._phases),
+            seconds=self._clock() - begun,
         )
 
-    def _train(self, training: TrainingRound, accepted: list[ClientEvaluation], reasons: Counter[str]) -> int:
-        """Have clients train and submit what they give; the bytes that came to this process."""
-        allowed, num_bytes = self._terms.deadline_seconds, 0
-        deadline = None if allowed is None else self._clock() + allowed
-        vector = self._tasks.put(self._vector)
+    def _train(self, training: TrainingRound, submitting: Submitting) -> None:
+        """Have clients train and submit what they give."""
+        vector, adversary = self._tasks.put(self._model.current), self._terms.adversary
+        poisoned = adversary.byzantine if adversary is not None and adversary.poisons else frozenset()
 
-        def why_waiting(late: Sequence[Client]) -> Sequence[str]:
-            return self._tasks.why_waiting([self._task(training, client, vector) for client in late])
+        def spec(group: Group) -> TaskSpec:
+            poison = poisoned.intersection(client.client_id for client in group)
+            return self._spec(training, group, train_group, vector, poison)
 
-        is_late = False
+        def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
+            with self._timed("submission"):
+                submitting.take(held)
+
+        began = self._clock()
+        try:
+            self._run_tasks(training, spec, deliver, self._terms.on_progress)
+        finally:
+            self._phases["training"] = self._clock() - began - self._phases["submission"]
+        _refuse_if_all_raised(training, "")
+        with self._timed("submission"):
+            submitting.finish(self._clip_norm)
+
+    def _run_tasks(
+        self,
+        training: TrainingRound,
+        spec: Callable[[Group], TaskSpec],
+        deliver: Callable[[Sequence[tuple[Answer, StoredRow]]], None],
+        on_progress: Callable[[TrainingProgress], None] | None = None,
+    ) -> None:
+        """Run the round's tasks until it is over or late."""
+        begun, is_late = self._clock(), False
+        allowed = self._terms.deadline_seconds
+        deadline = None if allowed is None else begun + allowed
+
+        def why_waiting(late: Sequence[Group]) -> Sequence[str]:
+            return self._tasks.why_waiting([spec(group) for group in late])
+
         try:
             while not training.is_over:
-                for client in training.next():
-                    self._tasks.start(self._task(training, client, vector))
+                for group in training.next():
+                    self._tasks.start(spec(group))
+                if on_progress is not None:
+                    on_progress(training.progress(self._clock() - begun))
                 left = None if deadline is None else deadline - self._clock()
                 if left is not None and left <= 0:
                     is_late = True
                     break
                 for end in self._tasks.ended(left):
-                    num_bytes += end.num_bytes
+                    self._num_bytes += end.num_bytes
                     training.note(end, is_late=deadline is not None and self._clock() > deadline)
-                self._submit(training, training.take(), accepted, reasons)
+                deliver(training.take())
         finally:
             self._tasks.stop(training.close(why_waiting if is_late else None))
-        self._submit(training, training.take(), accepted, reasons)
-        if (first := training.all_raised()) is not None:
-            raise UsageError(
-                f"all {training.num_sampled} clients of round {training.round_id} raised; the first: "
-                f"{first}\n{first.traceback}"
-            )
-        return num_bytes
+        if on_progress is not None:
+            on_progress(training.progress(self._clock() - begun))
+        deliver(training.take())
 
-    def _task(self, training: TrainingRound, client: Client, vector: Any) -> TaskSpec:
+    def _spec(
+        self, training: TrainingRound, group: Group, function: Callable[..., Any], vector: Any, *more: object
+    ) -> TaskSpec:
+        needs = group[0]
         return TaskSpec(
-            training.key(client),
-            train,
-            (self._held, vector, client, training.round_id),
-            client.num_cpus,
-            client.num_gpus,
-            client.resources,
-            client.labels,
+            training.key(group),
+            function,
+            (self._held, vector, group, training.round_id, *more),
+            needs.num_cpus,
+            needs.num_gpus,
+            needs.resources,
+            needs.labels,
         )
 
-    def _submit(
-        self,
-        training: TrainingRound,
-        held: Sequence[tuple[Answer, Any]],
-        accepted: list[ClientEvaluation],
-        reasons: Counter[str],
-    ) -> None:
-        if not held:
-            return
-        batch = SubmissionBatch(
-            tuple(answer.client_id for answer, _ in held),
-            tuple(StoredRow(stored, answer.digest) for answer, stored in held),
-            training.round_id,
-            num_examples=tuple(answer.num_examples for answer, _ in held),
-        )
-        receipts = self._driver.submit(batch, aggregate=False)
-        for (answer, _), receipt in zip(held, receipts, strict=True):
-            if receipt.reason is None:
-                domain = self._domains[answer.client_id]
-                accepted.append(
-                    ClientEvaluation(answer.client_id, domain, answer.metrics, answer.num_examples)
-                )
-                continue
-            # What `train_client` gives is a row of numbers: one that is none was lost on its way.
-            reason = Cause.LOST if receipt.reason is Rejection.NOT_NUMERIC else receipt.reason
+    def _counted(self, refusals: Sequence[Refusal], submitting: Submitting) -> Counter[str]:
+        """Updates that did not come or were refused, by reason; each is counted for its client."""
+        reasons: Counter[str] = Counter()
+        found = [(refusal.client_id, str(refusal.cause)) for refusal in refusals]
+        for client_id, reason in (*found, *submitting.refused):
             reasons[reason] += 1
-            self._count(answer.client_id, reason)
+            self._count(client_id, reason)
+        return reasons
 
-    def _release(self, versions: list[int]) -> None:
-        if self._driver.supervisor.plan.gossip_share > 0.0:
-            self._driver.run_gossip()
+    def _gossip(self, versions: list[int]) -> int:
+        """Gossip where it has a share of the budget; the messages that were delivered."""
+        if self._driver.supervisor.plan.gossip_share <= 0.0:
+            return 0
+        with self._timed("gossip"):
+            delivered = self._driver.run_gossip()
             self._take_releases(versions)
-        self._driver.aggregate(force=True)
-        self._take_releases(versions)
+        return sum(delivered.values())
 
     def _take_releases(self, versions: list[int]) -> None:
         """Step on a release that was not taken yet; one that another driver has made counts as well."""
-        latest = self._driver.latest_release()
+        latest: GlobalMetaModel | None = self._driver.latest_release()
         if latest is None or latest.version <= self._version:
             return
         if latest.version > self._version + 1:
@@ -520,27 +373,131 @@ class Fitting(Generic[Model]):
                 self._version + 1,
                 latest.version - 1,
             )
-        self._state, vector = self._terms.optimizer.step(
-            self._state, self._vector, latest.aggregate, self._num_steps
-        )
-        self._vector = vector
+        moved = None if latest.clip_norm is None else (self._clip_norm, latest.clip_norm)
+        self._model = self._model.step(latest.aggregate, moved)
+        self._clip_norm = latest.clip_norm or self._clip_norm
         self._version = latest.version
-        self._num_steps += 1
         versions.append(latest.version)
 
     def _evaluated(self, round_id: int) -> dict[str, float]:
         try:
-            return checked_metrics(self._workload.evaluate(self._codec.decode(self._vector)))
+            return checked_metrics(self._workload.evaluate(self._codec.decode(self._model.handed_out)))
         except Exception as error:
             raise UsageError(f"evaluate, after round {round_id}: {told(error)}") from error
 
+    def _evaluated_by_clients(
+        self, round_id: int, groups: Sequence[Group]
+    ) -> tuple[dict[str, MeanMetrics], list[Refusal]]:
+        """The round's clients evaluate the model that is handed out, where their data lie."""
+        count = sum(map(len, groups))
+        evaluating = TrainingRound(round_id, groups, count, self._most_in_flight)
+        vector, answers = self._tasks.put(self._model.handed_out), list[Answer]()
+
+        def spec(group: Group) -> TaskSpec:
+            return self._spec(evaluating, group, evaluate_group, vector)
+
+        self._run_tasks(evaluating, spec, lambda held: answers.extend(one for one, _ in held))
+        _refuse_if_all_raised(evaluating, "evaluate_client: ")
+        return self._by_domain([one for one in answers if one.metrics]), evaluating.refusals
+
+    def _by_domain(self, answers: Sequence[Answer]) -> dict[str, MeanMetrics]:
+        return mean_metrics_by_domain(
+            ClientEvaluation(
+                one.client_id, self._by_id[one.client_id].domain_id, one.metrics, one.num_examples
+            )
+            for one in sorted(answers, key=lambda one: one.client_id)
+        )
+
     def _count(self, client_id: str, reason: str) -> None:
-        self._refusals.setdefault(client_id, Counter())[str(reason)] += 1
+        self._refusals.setdefault(client_id, Counter())[reason] += 1
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._phases[phase] += self._clock() - began
 
 
-def _whole(what: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UsageError(f"{what}: {shown(value)} is not accepted; an integer from {least}")
+class Submitting:
+    """A round's updates on their way to the baskets: by reference, or with an adversary through this process.
+
+    Attributes:
+        accepted: Answers of clients whose update was accepted.
+        refused: Client and reason of each that was not.
+        num_bytes: Of updates that came to this process.
+    """
+
+    def __init__(self, driver: Driver, tasks: Tasks, adversary: Adversary | None, round_id: int) -> None:
+        self.accepted: list[Answer] = []
+        self.refused: list[tuple[str, str]] = []
+        self.num_bytes = 0
+        self._driver, self._tasks, self._adversary, self._round_id = driver, tasks, adversary, round_id
+        self._seen: dict[str, tuple[Answer, Rows]] = {}
+
+    def take(self, held: Sequence[tuple[Answer, StoredRow]]) -> None:
+        """Submit updates; with an adversary, have them here and keep them until `finish`."""
+        if not held:
+            return
+        answers, rows = [answer for answer, _ in held], tuple(row for _, row in held)
+        batch = self._batch(answers, rows)
+        if self._adversary is None:
+            self._submit(answers, batch)
+            return
+        for answer, row in zip(answers, batch.fetched(self._fetched).rows, strict=True):
+            if isinstance(row, np.ndarray):
+                self._seen[answer.client_id] = answer, np.array(row)
+            else:
+                self.refused.append((answer.client_id, Cause.LOST))
+
+    def finish(self, clip_norm: float) -> None:
+        """Submit what the adversary makes of the round's updates."""
+        if self._adversary is None or not self._seen:
+            return
+        client_ids = sorted(self._seen)
+        answers = [self._seen[client_id][0] for client_id in client_ids]
+        rows = np.stack([self._seen.pop(client_id)[1] for client_id in client_ids])
+        rows.setflags(write=False)
+        routes = self._driver.operations.locate(client_ids)
+        baskets = [routes[client_id][0] if client_id in routes else "" for client_id in client_ids]
+        given = self._adversary.sent(self._round_id, client_ids, baskets, rows, clip_norm)
+        sent = np.asarray(given)
+        if sent.shape != rows.shape or sent.dtype.kind != "f":
+            raise UsageError(
+                f"adversary: sent gave {sent.dtype} of shape {sent.shape}; float32 of {rows.shape} is due"
+            )
+        self._submit(answers, self._batch(answers, sent.astype(np.float32)))
+
+    def _fetched(self, stored: Any) -> Any:
+        value, num_bytes = self._tasks.fetch(stored)
+        self.num_bytes += num_bytes
+        return value
+
+    def _batch(self, answers: Sequence[Answer], rows: Rows | tuple[StoredRow, ...]) -> SubmissionBatch:
+        return SubmissionBatch(
+            tuple(answer.client_id for answer in answers),
+            rows,
+            self._round_id,
+            num_examples=tuple(answer.num_examples for answer in answers),
+        )
+
+    def _submit(self, answers: Sequence[Answer], batch: SubmissionBatch) -> None:
+        for answer, receipt in zip(answers, self._driver.submit(batch, aggregate=False), strict=True):
+            if receipt.reason is None:
+                self.accepted.append(answer)
+                continue
+            # What `train_clients` gives is a row of numbers: one that is none was lost on its way.
+            is_lost = receipt.reason is Rejection.NOT_NUMERIC
+            self.refused.append((answer.client_id, Cause.LOST if is_lost else str(receipt.reason)))
 
 
-__all__ = ["FitResult", "FitTerms", "Fitting", "RoundRecord", "Stopped", "TrainingRound"]
+def _refuse_if_all_raised(training: TrainingRound, what: str) -> None:
+    if (first := training.all_raised()) is not None:
+        raise UsageError(
+            f"{what}all {training.num_sampled} clients of round {training.round_id} raised; the first: "
+            f"{first}\n{first.traceback}"
+        )
+
+
+__all__ = ["Adversary", "FitResult", "FitTerms", "Fitting", "RoundRecord", "Stopped", "TrainingProgress"]

@@ -36,12 +36,8 @@ from scarcity_ray.federation.arguments import (
 )
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import EarlyStopping
-from scarcity_ray.federation.fitting import (
-    FitResult,
-    FitTerms,
-    Fitting,
-    RoundRecord,
-)
+from scarcity_ray.federation.fit_terms import Adversary, FitResult, FitTerms, RoundRecord
+from scarcity_ray.federation.fitting import Fitting
 from scarcity_ray.federation.opening import (
     check_federation_name,
     configured_ledger,
@@ -51,6 +47,7 @@ from scarcity_ray.federation.opening import (
     tell_ledger,
 )
 from scarcity_ray.federation.supervisor import Supervisor
+from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
@@ -295,10 +292,16 @@ class HierarchicalFederation:
         clients_per_round: int | None = None,
         extra_clients: int = 0,
         deadline_seconds: float | None = None,
+        clients_per_task: int = 1,
         optimizer: ServerOptimizer | None = None,
+        averaging_decay: float | None = None,
+        start: Model | None = None,
         stopping: EarlyStopping | None = None,
+        evaluate_clients: bool = False,
+        adversary: Adversary | None = None,
         seed: int | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
+        on_progress: Callable[[TrainingProgress], None] | None = None,
     ) -> FitResult[Model]:
         """Train a workload's model: its clients are registered, train where their data lies, and send.
 
@@ -312,10 +315,17 @@ class HierarchicalFederation:
             extra_clients: Drawn beside them; the round ends when `clients_per_round` have trained.
             deadline_seconds: Of a round's training: who has not answered is counted, and stopped. None: all
                 are waited for.
+            clients_per_task: Up to so many clients that need the same of a node share a task; for small ones.
             optimizer: Turns each release into the next model; adds it if None.
+            averaging_decay: Hand out the models' `polynomial_average` of this decay; None: the last model.
+            start: A model to go on from, such as the last one of a run before; None: `initial_model`.
             stopping: Keeps the best model, and ends the rounds without improvement.
+            evaluate_clients: Have a round's clients run `evaluate_client` on its model. What they measure
+                comes here without noise: **outside the privacy claim**.
+            adversary: Plays the lab's Byzantine clients. **Every update then comes to this process.**
             seed: Of the drawing of clients; ``seed`` of the configuration if None.
             on_round: Told of each round.
+            on_progress: Told how far a round's training is, at each change and at least every ten seconds.
 
         Raises:
             UsageError: For a workload or argument that cannot work, `evaluate` that raises, or a round in
@@ -323,14 +333,20 @@ class HierarchicalFederation:
         """
         driver = self._open()
         terms = FitTerms(
-            rounds,
-            clients_per_round,
-            extra_clients,
-            deadline_seconds,
-            ServerSGD() if optimizer is None else optimizer,
-            stopping,
-            self.config.seed if seed is None else seed,
-            on_round,
+            rounds=rounds,
+            clients_per_round=clients_per_round,
+            extra_clients=extra_clients,
+            deadline_seconds=deadline_seconds,
+            clients_per_task=clients_per_task,
+            optimizer=ServerSGD() if optimizer is None else optimizer,
+            averaging_decay=averaging_decay,
+            start=start,
+            stopping=stopping,
+            evaluate_clients=evaluate_clients,
+            adversary=adversary,
+            seed=self.config.seed if seed is None else seed,
+            on_round=on_round,
+            on_progress=on_progress,
         )
         return Fitting(driver, self._runtime.tasks(), workload, terms).run()
 

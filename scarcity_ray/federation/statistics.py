@@ -76,6 +76,7 @@ def federation_stats(
         "n_layer2_violations": layer2["n_layer2_violations"],
         "last_layer2_violations": list(layer2["violations"]),
         "n_sessions_refused": total["sessions_refused"],
+        "n_rule_failures": total["rule_failures"],
         "n_stale_baskets": directory["n_stale_baskets"],
         "n_trusts_dropped": directory["trusts_dropped"],
         "faults": list(faults),
@@ -113,6 +114,7 @@ _SUMMED = (
     "superseded",
     "discarded",
     "sessions_refused",
+    "rule_failures",
 )
 
 

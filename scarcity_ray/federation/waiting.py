@@ -41,6 +41,8 @@ class Missing(StrEnum):
     """Of the release: another federation has taken the ledger over."""
     LAYER2 = "layer2"
     """Of the release: Layer 2 is off, so that there never is one."""
+    RULE = "rule"
+    """Of a basket: a result of its rule, one from outside, which failed."""
     CALL = "call"
     """Nothing but the call that makes it."""
 
@@ -205,6 +207,12 @@ def _basket_wait(plan: FederationPlan, backlog: Backlog) -> BasketWait:
     elif senders < least:
         missing = Missing.RELEASE if backlog.fresh else Missing.UPDATES
         sentence = _too_few_updates(plan, backlog)
+    elif backlog.failure:
+        missing = Missing.RULE
+        sentence = (
+            f"{backlog.failure}; its {senders} updates are kept, and maybe_aggregate tries again: mend the "
+            "rule, or have the clients send others."
+        )
     elif (reason := _due(plan, backlog)) is None:
         missing = Missing.RELEASE if backlog.fresh else Missing.TRIGGER
         left = max(0.0, plan.config.buffer.time_trigger_seconds - backlog.seconds)

@@ -29,7 +29,7 @@ from scarcity_ray.config import CentralNoise, HierarchicalFederationConfig, stre
 from scarcity_ray.forecast.feasibility import Forecast
 from scarcity_ray.plan import session_shape
 from scarcity_ray.privacy.sampling.noise import SystemNoise
-from scarcity_ray.robust import aggregate, get_rule
+from scarcity_ray.robust import aggregate, configured_rule
 from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 from scarcity_ray.secagg import IdentityKeyPair
 from scarcity_ray.secagg.masking import MaskTerm, apply_masks
@@ -193,7 +193,7 @@ def round_seconds(forecast: Forecast, rates: Rates = MEASURED) -> RoundSeconds:
 
 def layer1_seconds(config: HierarchicalFederationConfig, size: int, rates: Rates = MEASURED) -> float:
     """Layer 1 of a basket all of whose members sent: n d for the rows, n^2 d and n d log2(n) by the rule."""
-    rule = get_rule(config.layer1.aggregation_method)
+    rule = configured_rule(config.layer1)
     entries = size * config.vector_dim
     by_columns = isinstance(rule, CoordinatewiseRule)
     seconds = rates.basket + entries * rates.row_element

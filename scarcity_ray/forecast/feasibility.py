@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, RulePath
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import (
     BasketFacts,
@@ -200,7 +200,8 @@ class Forecast:
     @cached_property
     def rules(self) -> tuple[RuleCost, ...]:
         """Every rule with these baskets, this f and this mu, each by itself; the configured one as it is."""
-        return tuple(rule_cost(self.config, rule, self.sizes) for rule in AggregationMethod)
+        outside = (method,) if isinstance(method := self.config.layer1.aggregation_method, RulePath) else ()
+        return tuple(rule_cost(self.config, rule, self.sizes) for rule in (*AggregationMethod, *outside))
 
     @cached_property
     def stuck_sizes(self) -> tuple[int, ...]:
@@ -250,7 +251,7 @@ class RuleCost:
         signal_to_noise: The greatest norm of a release without noise over that.
     """
 
-    rule: AggregationMethod
+    rule: AggregationMethod | RulePath
     least_rows: int
     fits: bool
     sensitivity: float | None = None
@@ -296,10 +297,12 @@ def noise_norm_of(plan: FederationPlan, release: ReleasePlan) -> float:
     return release.grid_sigma(list(release.weights)) / release.scale * math.sqrt(plan.config.vector_dim)
 
 
-def with_rule(config: HierarchicalFederationConfig, rule: AggregationMethod) -> HierarchicalFederationConfig:
+def with_rule(
+    config: HierarchicalFederationConfig, rule: AggregationMethod | RulePath
+) -> HierarchicalFederationConfig:
     """The config with another rule, by itself; the same config for the rule that it has."""
     layer1 = config.layer1
-    if rule is layer1.aggregation_method:
+    if rule == layer1.aggregation_method:
         return config
     alone = Layer1Config(
         aggregation_method=rule,
@@ -312,7 +315,7 @@ def with_rule(config: HierarchicalFederationConfig, rule: AggregationMethod) -> 
 
 
 def rule_cost(
-    config: HierarchicalFederationConfig, rule: AggregationMethod, sizes: Sequence[int]
+    config: HierarchicalFederationConfig, rule: AggregationMethod | RulePath, sizes: Sequence[int]
 ) -> RuleCost:
     """The cost of a rule by itself, without pre-aggregation; of the configured one as it is configured."""
     config = with_rule(config, rule)

@@ -119,7 +119,14 @@ def _other_rules(plan: FederationPlan, members: int) -> Iterator[str]:
     trusting = {"byzantine_fraction": 0.0, "num_byzantine": None, "num_selected": None}
     candidates: list[dict[str, Any]] = [
         trusting,
-        {**trusting, "aggregation_method": AggregationMethod.MEAN, "clipping_radius": None, "pre": ()},
+        {
+            **trusting,
+            "aggregation_method": AggregationMethod.MEAN,
+            "rule_args": {},
+            "rule_timeout_seconds": None,
+            "clipping_radius": None,
+            "pre": (),
+        },
     ]
     candidates += [{**candidate, "min_updates": members} for candidate in candidates]
     for changes in candidates:
@@ -131,7 +138,7 @@ def _other_rules(plan: FederationPlan, members: int) -> Iterator[str]:
             said = [
                 f"layer1.{name}: {value if not isinstance(value, AggregationMethod) else value.value}"
                 for name, value in changes.items()
-                if value is not None and value != () and value != getattr(layer1, name)
+                if value not in (None, (), {}) and value != getattr(layer1, name)
             ]
             caution = "" if math.isclose(layer1.byzantine_fraction, 0.0) else ", which stands no attacker"
             yield f"set {' and '.join(said)}{caution}"

@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config, PrivacyUnit
-from scarcity_ray.errors import ClippingWarning, NoiseWarning, PrivacyWarning, ScarcityWarning, warn_caller
+from scarcity_ray.errors import (
+    ClippingWarning,
+    FaultWarning,
+    NoiseWarning,
+    PrivacyWarning,
+    ScarcityWarning,
+    warn_caller,
+)
 from scarcity_ray.forecast.feasibility import Forecast, noise_norm_of, signal_bound
 from scarcity_ray.forecast.remedies import HUGE_EPSILON, listed, remedies
 from scarcity_ray.plan import (
@@ -28,11 +35,12 @@ WANDERING = 0.5
 WEAK_MASKING = "weak_masking"
 """The code of the warning that masks hide a basket only from an aggregator that colludes with none."""
 
-About = Literal["noise", "privacy", "clipping"]
+About = Literal["noise", "privacy", "clipping", "fault"]
 CATEGORIES: dict[About, type[ScarcityWarning]] = {
     "noise": NoiseWarning,
     "privacy": PrivacyWarning,
     "clipping": ClippingWarning,
+    "fault": FaultWarning,
 }
 MOSTLY_CLIPPED = 0.9
 """Share of clipped updates from which it is said that nearly all are."""
@@ -68,6 +76,7 @@ def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
         weakly_masked(forecast.plan, len(forecast.sizes)),
         gossip_drowned(forecast.plan),
         _clip_norm_wanders(forecast),
+        rule_from_outside(forecast.plan),
     )
     return tuple(warning for warning in found if warning is not None)
 
@@ -253,8 +262,25 @@ class Told:
 
 def warnings_at_start(plan: FederationPlan) -> tuple[Warned, ...]:
     """The warnings on the config alone, before anybody is registered."""
-    found = (weakly_masked(plan), gossip_drowned(plan))
+    found = (weakly_masked(plan), gossip_drowned(plan), rule_from_outside(plan))
     return weak_settings(plan.config) + tuple(warning for warning in found if warning is not None)
+
+
+def rule_from_outside(plan: FederationPlan) -> Warned | None:
+    """What the privacy claim takes on the word of a rule's author."""
+    if not plan.rule_claim:
+        return None
+    message = f"{plan.rule_claim}; scarcity_ray.testing.check_rule looks for the opposite"
+    return Warned("rule_from_outside", message, loud=False, about="privacy")
+
+
+def warning_of_failures(failures: Sequence[str]) -> Warned | None:
+    """A warning that Layer 1's rule, one from outside, failed in some baskets; a sentence for each."""
+    if not failures:
+        return None
+    more = f" (and in {len(failures) - 1} more baskets)" if len(failures) > 1 else ""
+    message = f"{failures[0]}{more}; these baskets wait and keep their updates, and nothing was charged"
+    return Warned("rule_failed", message, loud=True, about="fault")
 
 
 def moot_warnings(layer2: Layer2Config, registered: int, released: int) -> tuple[str, ...]:

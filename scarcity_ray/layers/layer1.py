@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, stream
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import FederationPlan, persons_of
@@ -27,17 +27,17 @@ from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.robust import (
     AggregationResult,
     Bucketing,
-    CenteredClipping,
     MapBlocks,
+    PluginRule,
     PreAggregation,
     Rule,
     ScaledRows,
     aggregate_blocks,
     agreement,
     clip_vector,
+    configured_rule,
     estimated_seconds,
     get_pre_aggregation,
-    get_rule,
     inline_blocks,
     num_columns,
     row_norms,
@@ -89,9 +89,7 @@ class Layer1Aggregator:
         self._config = config or Layer1Config()
         self._plan = FederationPlan(HierarchicalFederationConfig(layer1=self._config))
         self._blocks_of: BlocksOf = blocks_of or (lambda rows, seconds: inline_blocks(rows))
-        self._rule: Rule = get_rule(self._config.aggregation_method)
-        if self._config.aggregation_method is AggregationMethod.CENTERED_CLIPPING:
-            self._rule = CenteredClipping(radius=self._config.clipping_radius or self._config.clip_norm)
+        self._rule: Rule = configured_rule(self._config)
 
     def aggregate(
         self,
@@ -103,18 +101,17 @@ class Layer1Aggregator:
         """`aggregate_basket` of n finite rows alone, and of (n,) public weights where the rule weighs."""
         return self.aggregate_basket(Layer1Input(updates, weights, basket_id=basket_id))
 
-    def aggregate_basket(
-        self, given: Layer1Input, *, bucketing_seed: int = 0, report: bool = False
-    ) -> BasketModel:
+    def aggregate_basket(self, given: Layer1Input, *, seed: int = 0, report: bool = False) -> BasketModel:
         """Aggregate one row a client.
 
         Args:
-            bucketing_seed: Of bucketing's permutation; see `bucketing_seed`.
+            seed: Of bucketing's permutation, and of what a rule from outside draws; see `seed`.
             report: Whether to place each row relative to the result (`Placing`).
 
         Raises:
             UsageError: For rows that are no finite vectors.
             TooFewUpdates: With fewer rows than the rule needs for f, or fewer than ``min_updates``.
+            RuleFailed: If a rule from outside gives no result.
         """
         rows = as_rows(given.rows)
         count, clip_norm, raw = len(rows), self._config.clip_norm, given.raw_norms
@@ -128,7 +125,7 @@ class Layer1Aggregator:
         weighs = self._config.aggregation_method is AggregationMethod.WEIGHTED
         shares = _shares(given.weights, count) if weighs else None
         f = self._plan.num_byzantine(members)
-        result = self._run_rule(clipped, norms, f, shares, bucketing_seed, report)
+        result = self._run_rule(clipped, norms, f, shares, seed, report)
         ids = tuple(map(str, range(count)) if given.client_ids is None else given.client_ids)
         return BasketModel(
             basket_id=given.basket_id,
@@ -152,12 +149,12 @@ class Layer1Aggregator:
             ),
         )
 
-    def bucketing_seed(self, noise: NoiseSource, name: str) -> int:
-        """A seed for bucketing that no client can foresee, since one that knows it can choose its bucket.
+    def seed(self, noise: NoiseSource, name: str) -> int:
+        """A seed that no client can foresee, as one that knows it can choose its bucket; 0 if none is used.
 
         `name` is unique to the aggregate.
         """
-        if "bucketing" not in self._config.pre:
+        if "bucketing" not in self._config.pre and not isinstance(self._rule, PluginRule):
             return 0
         draw = noise.standard_normal(4, f"bucketing/{name}")
         return int.from_bytes(hashlib.sha256(draw.tobytes()).digest()[:7], "little")
@@ -168,14 +165,12 @@ class Layer1Aggregator:
         norms: NDArray[np.float64],
         num_byzantine: int,
         shares: NDArray[np.float64] | None,
-        bucketing_seed: int,
+        seed: int,
         report: bool,
     ) -> AggregationResult:
         config = self._config
         pre: list[PreAggregation] = [
-            Bucketing(config.bucket_size, bucketing_seed)
-            if step == "bucketing"
-            else get_pre_aggregation(step)
+            Bucketing(config.bucket_size, seed) if step == "bucketing" else get_pre_aggregation(step)
             for step in config.pre
         ]
         seconds = estimated_seconds(self._rule, len(rows), num_columns(rows), pre)
@@ -190,6 +185,7 @@ class Layer1Aggregator:
             num_selected=config.num_selected if selects else None,
             norms=norms,
             report=report,
+            rng=stream(seed, "rule"),
         )
 
 

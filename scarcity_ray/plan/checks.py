@@ -15,6 +15,7 @@ from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.robust import PluginRule
 from scarcity_ray.secagg.graph import COMPLETE_UP_TO
 
 NOISE_REACH = 2.0**53
@@ -26,6 +27,7 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
 
     Raises:
         ConfigError: If the config's values cannot work together; the error names the one to change.
+        UsageError: For a rule from outside that cannot be loaded, or states what it may not.
 
     >>> from scarcity_ray.config import HierarchicalFederationConfig
     >>> make_plan(HierarchicalFederationConfig()).least_rows(10)
@@ -78,6 +80,12 @@ def _check_layer1(plan: FederationPlan) -> None:
     ):
         if value is not None and rule is not only:
             raise ConfigError(f"layer1.{name}", value, f"null for {rule.value}; only {only.value} {use}")
+    if isinstance(plan.rule, PluginRule):
+        plan.rule.sensitivity(plan.least_rows(smallest), f, layer1.clip_norm)
+    elif layer1.rule_args or layer1.rule_timeout_seconds is not None:
+        name = "rule_args" if layer1.rule_args else "rule_timeout_seconds"
+        given = dict(layer1.rule_args) or layer1.rule_timeout_seconds
+        raise ConfigError(f"layer1.{name}", given, f"none for {rule.value}; only a rule from outside has it")
     if layer1.pre and rule is AggregationMethod.WEIGHTED:
         raise ConfigError("layer1.pre", layer1.pre, "none before weighted, whose weights are of single rows")
     by_rule = plan.rule_rows(f)

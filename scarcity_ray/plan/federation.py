@@ -21,7 +21,7 @@ from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.accounting.zcdp import share_sigma
 from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
-from scarcity_ray.robust import least_rows
+from scarcity_ray.robust import PluginRule, configured_rule
 
 DRIFT_SHARE = 0.1
 """Share of a gossip release's mu squared that the materiality test takes; the vector has the rest."""
@@ -82,12 +82,14 @@ class FederationPlan:
         vector_length: Coordinates that travel in Layer 2.
         meta_radius: Half the range of one meta-parameter's coordinate in Layer 2.
         max_examples: What a client's weight ends at, under the rule ``weighted``.
+        rule: Layer 1's, at the clip norm that the federation starts with.
         person_clip_norm: Norm that no contribution of a person (record) exceeds; None where the client is the
             unit of privacy.
     """
 
     def __init__(self, config: HierarchicalFederationConfig) -> None:
         self.config = config
+        self.rule = configured_rule(config.layer1)
         layer2, gossip = config.layer2, config.gossip
         gaussian = layer2.noise is CentralNoise.GAUSSIAN or not layer2.enabled
         self.max_examples = config.layer1.max_examples or MAX_EXAMPLES
@@ -175,7 +177,7 @@ class FederationPlan:
     def rule_rows(self, num_byzantine: int) -> int:
         """Rows that the rule needs behind a pre-aggregation, which itself needs a majority of honest ones."""
         layer1 = self.config.layer1
-        rows = least_rows(layer1.aggregation_method, num_byzantine)
+        rows = self.rule.least_rows(num_byzantine)
         for _ in range(layer1.pre.count("bucketing")):
             rows = layer1.bucket_size * (rows - 1) + 1
         return max(rows, 2 * num_byzantine + 1) if layer1.pre else rows
@@ -212,12 +214,22 @@ class FederationPlan:
             return None
         return self.max_examples / (self.max_examples + num_rows - 1)
 
+    @property
+    def rule_claim(self) -> str:
+        """What is taken on the word of the author of a rule from outside; empty for the package's own."""
+        if not isinstance(self.rule, PluginRule):
+            return ""
+        size = self.config.basket.min_clients
+        f = self.num_byzantine(size)
+        return self.rule.claim(max(size, self.least_rows(size)), f, self.config.layer1.clip_norm)
+
     def sensitivity(self, facts: BasketFacts) -> float:
         """L2 bound on the change of a basket's vector and meta-parameters when one unit of privacy changes.
 
         *Where the client is the unit* it is the L2 sum of two bounds. The first is the rule's own on rows of
         norm clip_norm (`privacy.sensitivity`), capped by the diameter of the ball that its result is clipped
-        to; after a pre-aggregation, which spreads one row over others, the diameter alone. Both include what
+        to; after a pre-aggregation, which spreads one row over others, the diameter alone. A rule from
+        outside has the diameter too, unless its author claims less (`robust.rules.plugin`). All include what
         float32 adds (`FLOAT32_SLACK`). The second is that of the meta-parameters' mean of vectors of norm
         clip_norm.
 
@@ -232,7 +244,8 @@ class FederationPlan:
         buffered updates add up to 1 at most) and a clipped one (a projection moves no two points further
         apart). All other rows are the same, since they are functions of earlier releases and of other
         clients' persons. `ROW_SLACK` is added, and the rule's own constant takes both to the basket's vector;
-        a rule without a constant keeps 2 C. There are no meta-parameters then.
+        a rule without a constant keeps 2 C, and one from outside what its author claims for a whole client.
+        There are no meta-parameters then.
 
         The facts state N = `persons_of` of the aggregate's rows, which is at most n_i for the client i that
         the person is of (times its share, where rows are weighted), so the bound from N covers it. *A false
@@ -244,17 +257,21 @@ class FederationPlan:
         layer2 = self.config.layer2
         layer1 = self.at(facts.clip_norm or self.config.layer1.clip_norm).config.layer1
         radius = min(layer1.clip_norm, layer2.clip_norm)
-        by_rule = rule_sensitivity(
-            layer1.aggregation_method,
-            num_rows=facts.num_rows,
-            num_byzantine=facts.num_byzantine,
-            clip_norm=min(layer1.clip_norm, layer1.clipping_radius or math.inf),
-            max_row_share=facts.max_row_share,
-            row_move=self._row_move(facts.num_persons),
-        )
+        stretched = 1.0 + FLOAT32_SLACK
         if layer1.pre:
             by_rule = math.inf
-        stretched = 1.0 + FLOAT32_SLACK
+        elif isinstance(self.rule, PluginRule):
+            longest = layer1.clip_norm * stretched
+            by_rule = self.rule.sensitivity(facts.num_rows, facts.num_byzantine, longest)
+        else:
+            by_rule = rule_sensitivity(
+                layer1.aggregation_method,
+                num_rows=facts.num_rows,
+                num_byzantine=facts.num_byzantine,
+                clip_norm=min(layer1.clip_norm, layer1.clipping_radius or math.inf),
+                max_row_share=facts.max_row_share,
+                row_move=self._row_move(facts.num_persons),
+            )
         model = min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
         meta = 2.0 * layer2.clip_norm * stretched / facts.num_rows if self.config.meta_parameters else 0.0
         return math.hypot(model, meta)

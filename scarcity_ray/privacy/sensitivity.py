@@ -17,6 +17,8 @@ apart, so it changes no bound below and caps each of them by the ball's diameter
     centered_clipping                    2C / n              yes (C: the lesser of clip norm and radius)
     geometric_median, meamed, mda, caf   2C                  no smaller one is claimed
 
+A rule from outside the package states its own (`robust.rules.plugin`): 2C, or its author's claim.
+
 f is the configured one, whatever was refused (``docs/refused_rows.md``). The proofs, and what a client can do
 that lies about its weight, are in ``docs/sensitivity.md``.
 

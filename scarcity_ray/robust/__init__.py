@@ -46,6 +46,7 @@ from scarcity_ray.robust.measures.rows import clip_rows, clip_vector, row_norm, 
 from scarcity_ray.robust.outliers import OutlierReport, agreement, detect_outliers
 from scarcity_ray.robust.rules.base import Rule, Selection, combine_block
 from scarcity_ray.robust.rules.iterative import CenteredClipping
+from scarcity_ray.robust.rules.plugin import AggregationRule, PluginRule
 from scarcity_ray.robust.rules.preaggregation import (
     AdaptiveClipping,
     Bucketing,
@@ -53,7 +54,7 @@ from scarcity_ray.robust.rules.preaggregation import (
     PreAggregation,
     StaticClipping,
 )
-from scarcity_ray.robust.rules.registry import get_pre_aggregation, get_rule, least_rows
+from scarcity_ray.robust.rules.registry import configured_rule, get_pre_aggregation, get_rule, least_rows
 from scarcity_ray.robust.rules.subset_averaging import NearestToPivot
 from scarcity_ray.robust.rules.tolerance import TOLERANCE, Tolerance
 
@@ -62,6 +63,7 @@ __all__ = [
     "TOLERANCE",
     "AdaptiveClipping",
     "AggregationResult",
+    "AggregationRule",
     "Bucketing",
     "CenteredClipping",
     "Geometry",
@@ -69,6 +71,7 @@ __all__ = [
     "NearestNeighborMixing",
     "NearestToPivot",
     "OutlierReport",
+    "PluginRule",
     "PreAggregation",
     "Rule",
     "ScaledRows",
@@ -82,6 +85,7 @@ __all__ = [
     "clip_vector",
     "column_blocks",
     "combine_block",
+    "configured_rule",
     "detect_outliers",
     "estimated_seconds",
     "get_pre_aggregation",

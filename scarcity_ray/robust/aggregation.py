@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scarcity_ray.config import AggregationMethod
+from scarcity_ray.config import stream
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Vector, inline_blocks
 from scarcity_ray.robust.arrays.mixed_rows import mixture_of
@@ -41,16 +41,23 @@ from scarcity_ray.robust.measures.rows import (
     squares_block,
     squares_from_block,
 )
-from scarcity_ray.robust.outliers import OutlierReport, combine_and_report, distances_report, spread
-from scarcity_ray.robust.rules.base import Rule, Selection, Setting, combine_block
+from scarcity_ray.robust.outliers import (
+    OutlierReport,
+    combine_and_report,
+    distances_report,
+    spread,
+    whole_report,
+)
+from scarcity_ray.robust.rules.base import Rule, Selection, Setting, combine_block, copied_block
 from scarcity_ray.robust.rules.mean import RowRule
+from scarcity_ray.robust.rules.plugin import PluginRule
 from scarcity_ray.robust.rules.preaggregation import (
     PreAggregation,
     may_approximate,
     mixed_geometry,
     unmixed,
 )
-from scarcity_ray.robust.rules.registry import get_pre_aggregation, get_rule
+from scarcity_ray.robust.rules.registry import AnyRule, get_pre_aggregation, get_rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +105,13 @@ class Decision(NamedTuple):
 def aggregate(
     updates: ArrayLike | Sequence[ArrayLike],
     *,
-    method: str | AggregationMethod | Rule,
+    method: AnyRule,
     num_byzantine: int,
     weights: ArrayLike | None = None,
     num_selected: int | None = None,
     pre: Sequence[str | PreAggregation] = (),
     report: bool = False,
+    rng: np.random.Generator | None = None,
 ) -> AggregationResult:
     """Aggregate rows, at most `num_byzantine` of which may be anything at all.
 
@@ -116,10 +124,12 @@ def aggregate(
         num_selected: m, for ``multi_krum`` only; n - f - 2 if not given.
         pre: Pre-aggregation in order, e.g. ``["nnm"]``.
         report: Whether the result says how far each row is from it.
+        rng: For a rule from outside that draws; None: always the same.
 
     Raises:
         UsageError: For a wrong type, shape or range, or more than f rows that are not finite.
         TooFewUpdates: If fewer finite rows are left than the rule needs.
+        RuleFailed: If a rule from outside gives no result.
 
     >>> rows = [[1.0, 0.0], [1.1, 0.1], [0.9, 0.0], [1.0, 0.1], [-1e8, 1e8]]
     >>> aggregate(rows, method="median", num_byzantine=1).vector
@@ -157,6 +167,7 @@ def aggregate(
         approximate=approximate,
         pre=pre,
         report=report,
+        rng=rng,
     )
     if not rejected:
         return result
@@ -174,7 +185,7 @@ def aggregate_blocks(
     map_blocks: MapBlocks,
     num_rows: int,
     *,
-    method: str | AggregationMethod | Rule,
+    method: AnyRule,
     num_byzantine: int,
     weights: NDArray[np.float64] | None = None,
     num_selected: int | None = None,
@@ -182,6 +193,7 @@ def aggregate_blocks(
     approximate: ApproximateDistances | None = None,
     pre: Sequence[str | PreAggregation] = (),
     report: bool = False,
+    rng: np.random.Generator | None = None,
 ) -> AggregationResult:
     """Aggregate finite rows that only `map_blocks` can reach; other arguments are those of `aggregate`.
 
@@ -193,6 +205,7 @@ def aggregate_blocks(
     Raises:
         UsageError: For a wrong type or range.
         TooFewUpdates: If n is below the rule's least n.
+        RuleFailed: If a rule from outside gives no result.
     """
     rule, steps = get_rule(method), [get_pre_aggregation(step) for step in pre]
     num_byzantine = as_integer(num_byzantine, "num_byzantine", 0)
@@ -206,7 +219,10 @@ def aggregate_blocks(
         decision = _decide_approximately(rule, steps, map_blocks, setting, approximate)
     if decision is None:
         decision = _decide_exactly(rule, steps, map_blocks, setting, norms)
-    vector, outliers = _combine(rule, map_blocks, setting, decision, norms, report)
+    if isinstance(rule, PluginRule):
+        vector, outliers = _combine_whole(rule, map_blocks, num_byzantine, decision, report, rng)
+    else:
+        vector, outliers = _combine(rule, map_blocks, setting, decision, norms, report)
     rows, shares, scores = decision.selection.rows, decision.selection.weights, decision.selection.scores
     entered = rows
     if decision.coefficients is not None:
@@ -303,3 +319,20 @@ def _combine(
     if report and found is None:
         return combine_and_report(map_blocks, norms, *combination)
     return np.concatenate(list(map_blocks(combine_block, *combination))), found
+
+
+def _combine_whole(
+    rule: PluginRule,
+    map_blocks: MapBlocks,
+    num_byzantine: int,
+    decision: Decision,
+    report: bool,
+    rng: np.random.Generator | None,
+) -> tuple[Vector, OutlierReport | None]:
+    """The result of a rule that sees whole rows, or mixed rows, as one new array; and its report."""
+    mixture = None if decision.coefficients is None else mixture_of(decision.coefficients)
+    rows = np.concatenate(list(map_blocks(copied_block, mixture)), axis=1)
+    vector = rule.whole(rows, num_byzantine, stream(0, "rule") if rng is None else rng)
+    if not report:
+        return vector, None
+    return vector, whole_report(map_blocks, vector)

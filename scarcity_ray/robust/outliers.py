@@ -33,13 +33,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, Vector
+from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows, Vector, column_blocks
 from scarcity_ray.robust.arrays.mixed_rows import Mixture
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.measures.approximate_distances import MOST_ERROR, NORMS
 from scarcity_ray.robust.measures.distances import ordered_sum, squares_to
 from scarcity_ray.robust.measures.rows import as_rows, row_norm
-from scarcity_ray.robust.rules.base import Rule, Selection, combine_block
+from scarcity_ray.robust.rules.base import Rule, Selection, combine_block, copied_block
 from scarcity_ray.robust.rules.coordinatewise import CoordinatewiseRule
 
 MAD_TO_SIGMA = 1.4826
@@ -144,6 +144,12 @@ def distances_report(selection: Selection, squared: Matrix | None, num_rows: int
         return None
     squares = squares_to(squared, weights)
     return None if squares is None else report_of_squares(squares[:num_rows])
+
+
+def whole_report(map_blocks: MapBlocks, vector: Vector) -> OutlierReport:
+    """The report on a result, (d,), that was not made in blocks."""
+    blocks = zip(map_blocks(copied_block, None), column_blocks(len(vector)), strict=True)
+    return report_of_squares(ordered_sum(_squares(block, vector[columns]) for block, columns in blocks))
 
 
 def report_block(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from scarcity_ray.runtime.rpc import Compute, Peers
 from scarcity_ray_client import Cause
+from scarcity_ray_client.loading import SourceFolder
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class TaskEnd:
     Attributes:
         key: Which.
         answer: The first of its two values.
-        stored: Where the second lies: the reference of a `baskets.submission.StoredRow`.
+        stored: Where the second lies: the reference of `baskets.submission.StoredRow`s.
         num_bytes: What came to this process.
         cause: Why it gave nothing; None if it gave its values.
         detail: What happened then, in one line.
@@ -84,8 +85,16 @@ class Tasks(Protocol):
     parallelism: int
     """CPUs for them."""
 
-    def put(self, value: object) -> Any:
-        """Store `value` once; the reference may be an argument of any number of tasks."""
+    def put(self, value: object, sources: SourceFolder | None = None) -> Any:
+        """Store `value` once; the reference may be an argument of any number of tasks.
+
+        Args:
+            value: Anything that can be pickled.
+            sources: The modules that it needs where it is read, if they are not installed there.
+        """
+
+    def fetch(self, stored: Any) -> tuple[Any, int]:
+        """The value of a `TaskEnd.stored`, None if it is lost; and the bytes that came here for it now."""
 
     def start(self, spec: TaskSpec) -> None:
         """Run a task as soon as its resources are free."""

@@ -13,6 +13,7 @@ from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers, with_values
 from scarcity_ray_client import Cause
+from scarcity_ray_client.loading import SourceFolder
 
 
 class _Stored:
@@ -96,8 +97,11 @@ class _LocalTasks:
     def __init__(self) -> None:
         self._waiting: dict[str, TaskSpec] = {}
 
-    def put(self, value: object) -> Any:
+    def put(self, value: object, sources: SourceFolder | None = None) -> Any:
         return copy.deepcopy(value)
+
+    def fetch(self, stored: Any) -> tuple[Any, int]:
+        return stored, 0
 
     def start(self, spec: TaskSpec) -> None:
         self._waiting[spec.key] = spec

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from scarcity_ray.runtime.base import TaskEnd, TaskSpec
 from scarcity_ray.runtime.connect import first_line
 from scarcity_ray_client import Cause
+from scarcity_ray_client.loading import SourceFolder
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -31,6 +34,22 @@ def _run(function: Callable[..., tuple[Any, Any]], *args: object) -> tuple[Any, 
     return (answer, getattr(stored, "nbytes", 0)), stored
 
 
+@dataclass(frozen=True)
+class _Sourced:
+    """A pickled value that a process reads once its modules are on its path; there it is the value itself."""
+
+    pickled: bytes
+    sources: SourceFolder
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[bytes, SourceFolder]]:
+        return _read_sourced, (self.pickled, self.sources)
+
+
+def _read_sourced(pickled: bytes, sources: SourceFolder) -> Any:
+    sources.install()
+    return cloudpickle.loads(pickled)
+
+
 class RayTasks:
     """`runtime.base.Tasks` on a cluster.
 
@@ -43,9 +62,15 @@ class RayTasks:
         self._running: dict[Any, tuple[TaskSpec, Any]] = {}
         self._warned: set[str] = set()
 
-    def put(self, value: object) -> Any:
-        """Store `value` once."""
-        return ray.put(value)
+    def put(self, value: object, sources: SourceFolder | None = None) -> Any:
+        """Store `value` once, with the modules that it needs where it is read."""
+        return ray.put(value if sources is None else _Sourced(cloudpickle.dumps(value), sources))
+
+    def fetch(self, stored: Any) -> tuple[Any, int]:
+        """What a task has stored, None if it is lost; and the bytes that came here for it now."""
+        value = fetch(stored)
+        size = getattr(value, "nbytes", 0)
+        return value, size if size > INLINED_BYTES else 0
 
     def start(self, spec: TaskSpec) -> None:
         """Run a task as soon as its resources are free."""
@@ -90,11 +115,12 @@ class RayTasks:
         try:
             answer, size = ray.get(reference)
         except RayError as error:
+            text, is_raised = str(error).strip(), isinstance(error, RayTaskError)
             return TaskEnd(
                 spec.key,
                 cause=_cause(error),
-                detail=first_line(error)[:500],
-                traceback=str(error)[-MOST_TOLD:] if isinstance(error, RayTaskError) else "",
+                detail=(text.rpartition("\n")[2] if is_raised else first_line(error))[:500],
+                traceback=text[-MOST_TOLD:] if is_raised else "",
             )
         inlined = size if size <= INLINED_BYTES else 0
         return TaskEnd(spec.key, answer, stored, len(pickle.dumps(answer)) + inlined)

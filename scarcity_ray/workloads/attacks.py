@@ -9,17 +9,19 @@ one row, then those that optimise their strength against the rule.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainValidator
 
 from scarcity_ray.config import settings
 from scarcity_ray.config.fields import PositiveFloat
-from scarcity_ray.errors import UsageError
+from scarcity_ray.errors import ConfigError, UsageError
+from scarcity_ray_client.loading import Plugin, is_import_path, load_plugin, told
 
 Rows = NDArray[np.float32]
 BasketRule = Callable[[Rows], Rows]
@@ -293,6 +295,7 @@ AttackName = Literal[
     "inf",
     "nan",
     "label_flip",
+    "poison",
     "ipm",
     "alie",
     "mimic",
@@ -301,13 +304,30 @@ AttackName = Literal[
 ]
 
 
+NAMES: tuple[AttackName, ...] = get_args(AttackName)
+
+
+def _attack_name(value: object) -> str:
+    if isinstance(value, str) and (value in NAMES or is_import_path(value)):
+        return value
+    raise ValueError(f"one of {', '.join(NAMES)}, or module:Class for an attack of yours")
+
+
 @settings
 class AttackConfig:
-    """Which attack the Byzantine clients make."""
+    """Which attack the Byzantine clients make: one of `NAMES`, or ``module:Class`` of an `Attack`."""
 
-    name: AttackName = "sign_flip"
+    name: Annotated[str, PlainValidator(_attack_name)] = "sign_flip"
     scale: PositiveFloat | None = None
     """The attack's strength; None: its own default (see `ATTACKS`)."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """What an attack from outside is made with, by name."""
+
+    def __post_init__(self) -> None:
+        if self.name in NAMES and self.args:
+            raise ConfigError("args", dict(self.args), f"none for {self.name}; only an attack from outside")
+        if self.name not in NAMES and self.scale is not None:
+            raise ConfigError("scale", self.scale, f"null for {self.name}; say it in args")
 
 
 ATTACKS: dict[str, Callable[[float | None], Attack]] = {
@@ -318,6 +338,7 @@ ATTACKS: dict[str, Callable[[float | None], Attack]] = {
     "inf": lambda scale: NotFinite(np.inf),
     "nan": lambda scale: NotFinite(np.nan),
     "label_flip": lambda scale: LabelFlip(),
+    "poison": lambda scale: LabelFlip(),
     "ipm": lambda scale: InnerProductManipulation(scale or 1.0),
     "alie": LittleIsEnough,
     "mimic": lambda scale: Mimic(),
@@ -326,12 +347,23 @@ ATTACKS: dict[str, Callable[[float | None], Attack]] = {
 }
 """From a name and a `scale` to the attack; `scale` is the greatest strength tried for the optimised ones."""
 
-NAMES: tuple[AttackName, ...] = get_args(AttackName)
+PLUGIN: Plugin[Attack] = Plugin("attack", Attack, __name__)  # type: ignore[type-abstract]
 
 
 def make_attack(attack: AttackConfig) -> Attack:
-    """The attack that a config names."""
+    """The attack that a config names.
+
+    Raises:
+        UsageError: For one from outside that cannot be loaded.
+    """
+    if attack.name not in NAMES:
+        return load_plugin(PLUGIN, attack.name, attack.args)
     return ATTACKS[attack.name](attack.scale)
+
+
+def poisons(attack: AttackConfig) -> bool:
+    """Whether attackers train on poisoned data, in a job by `Workload.poison`."""
+    return attack.name in ("poison", "label_flip")
 
 
 def craft(
@@ -354,7 +386,8 @@ def craft(
         (clients, d) float32.
 
     Raises:
-        UsageError: If the attack needs to know the rule, and none is given.
+        UsageError: If the attack needs to know the rule, and none is given; or if one from outside raises or
+            gives anything but such rows.
 
     Guarantees:
         Honest rows stay as they are.
@@ -364,20 +397,20 @@ def craft(
         return deltas
     sent = deltas.copy()
     for _, liars, view in views(deltas, byzantine, baskets, rng, rule):
-        sent[liars] = made.rows(view)
+        sent[liars] = made.rows(view) if attack.name in NAMES else _checked_rows(made, view, attack.name)
     return sent
 
 
-def flip_labels(
-    attack: AttackConfig, labels: NDArray[np.int64], byzantine: NDArray[np.bool_], num_classes: int
-) -> NDArray[np.int64]:
-    """Labels to train on: the Byzantine clients may see others than there are."""
-    made = make_attack(attack)
-    if not isinstance(made, LabelFlip):
-        return labels
-    flipped = labels.copy()
-    flipped[byzantine] = made.labels(labels[byzantine], num_classes)
-    return flipped
+def _checked_rows(made: Attack, view: View, name: str) -> Rows:
+    try:
+        rows = made.rows(view)
+    except Exception as error:
+        raise UsageError(f"attack {name!r} raised {told(error)}") from error
+    if not isinstance(rows, np.ndarray) or rows.shape != view.own.shape or rows.dtype.kind != "f":
+        found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise UsageError(f"attack {name!r} gave {found}, not rows of float32 {view.own.shape}")
+    with np.errstate(over="ignore"):
+        return rows.astype(np.float32)
 
 
 def views(

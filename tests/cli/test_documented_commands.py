@@ -157,7 +157,8 @@ def sandbox() -> Iterator[Sandbox]:
     shutil.copytree(ROOT / "configs", copy / "configs")
     quickstart = copy / "configs" / "quickstart.yaml"
     content = yaml.safe_load(quickstart.read_text(encoding="utf-8"))
-    content["workload"] |= {"rounds": 2, "compare_attacks": []}
+    content["training"] |= {"rounds": 2}
+    content["lab"] |= {"compare_attacks": []}
     quickstart.write_text(yaml.safe_dump(content), encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if k in ("LANG", "PYTHONPATH", "PATH")}
     environment |= {

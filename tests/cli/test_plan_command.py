@@ -314,7 +314,9 @@ def test_an_impossible_config_is_exit_code_2():
 
 
 def test_without_layer_2_the_plan_speaks_of_gossip_alone():
-    alone = ("--set", "federation.layer2.enabled=false", "--rounds", "40")
+    left_out = ("lab.compare=[]", "training.averaging_decay=null", "training.optimizer.learning_rate=1.0")
+    changes = ("federation.layer2.enabled=false", *left_out)
+    alone = (*(word for change in changes for word in ("--set", change)), "--rounds", "40")
     result = _plan("--format", "json", *alone)
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
@@ -403,3 +405,38 @@ def test_a_file_that_is_not_there_is_told_in_plain_words():
     result = CliRunner().invoke(main, ["plan", "nope.yaml"])
     assert result.exit_code == 2
     assert result.stderr == "scarcity-ray: nope.yaml: No such file or directory; give a readable YAML file\n"
+
+
+def test_a_recommendation_says_what_to_choose_and_why():
+    numbers = json.loads(
+        _plan("--recommend", "--attackers", "0", "--format", "json").stdout, parse_constant=pytest.fail
+    )
+    assert numbers["asked"]["clients"] == 260
+    assert numbers["recommended"]["rule"] == "mean"
+    assert numbers["why"] == ["nobody is reckoned to attack, and no rule needs less noise than the mean"]
+    assert numbers["settings"]["federation"]["layer2"]["adaptive_clipping"]
+    assert numbers["alternatives"][0]["rule"] == "mean"
+
+
+def test_the_recommended_settings_can_be_pasted(tmp_path):
+    written = "federation: {vector_dim: 10, total_epsilon: 8.0, gossip_budget_share: 0.0}"
+    asked = ("--clients", "24", "--attackers", "3", "--update-norm", "0.5")
+    result = _plan_of(written, tmp_path, "--recommend", *asked, "--format", "json")
+    settings = json.loads(result.stdout)["settings"]["federation"]
+    pasted = {"vector_dim": 10, "total_epsilon": 8.0, "gossip_budget_share": 0.0, **settings}
+    again = json.loads(_plan_of(json.dumps(pasted), tmp_path, "--clients", "24", "--format", "json").stdout)
+    assert again["release"]["releases_that_the_budget_buys"] >= 20
+    assert settings["layer1"]["clip_norm"] == settings["layer2"]["clip_norm"] == 0.5
+
+
+def test_where_no_setting_teaches_it_is_said(tmp_path):
+    written = "federation: {vector_dim: 100000, total_epsilon: 1.0, gossip_budget_share: 0.0}"
+    text = _plan_of(written, tmp_path, "--recommend", "--clients", "20", "--attackers", "0").stdout
+    assert "no setting teaches anything here: noise norm" in text
+    assert "the least bad: mean" in text
+
+
+def test_what_is_asked_of_a_recommendation_needs_one():
+    result = _plan("--attackers", "3")
+    assert result.exit_code == 2
+    assert "--attackers: 3 is not accepted; only with --recommend" in result.stderr

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import shutil
+import subprocess
 import sys
 
 import pytest
 
 from scarcity_ray_client import UsageError, Workload, load_workload
+from scarcity_ray_client.loading import source_folder
 
 SOURCE = """
 from scarcity_ray_client import Client, Trained, Workload
@@ -27,7 +32,7 @@ class HalfMade(Workload):
 
 class Table: pass
 """
-MODULES = ("sr_wards", "sr_broken", "sr_half", "sr_package", "sr_slip")
+MODULES = ("sr_tables", "sr_wards", "sr_broken", "sr_half", "sr_package", "sr_slip")
 
 
 @pytest.fixture
@@ -103,3 +108,77 @@ def test_a_name_that_is_somebody_elses_is_refused(folder):
     (folder / "json.py").write_text(SOURCE.format(word="third"))
     with pytest.raises(UsageError, match=r"a module 'json' is loaded already, from .*; rename json.py"):
         load_workload("json:Mortality", {"folder": "x"}, folder)
+
+
+def test_modules_beside_it_are_the_folders_own(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    for place, word in ((folder, "one"), (other, "two")):
+        (place / "sr_tables.py").write_text(f"WORD = {word!r}")
+        source = SOURCE.format(word="x").replace("'x'", "WORD").replace('"x"', "WORD")
+        (place / "sr_wards.py").write_text("from sr_tables import WORD\n" + source)
+    for place, word in ((folder, "one"), (other, "two"), (folder, "one")):
+        assert load_workload("sr_wards:Mortality", {"folder": "x"}, place).word == word
+
+
+READ = """
+import pickle, sys
+sources, pickled = pickle.load(open(sys.argv[1], "rb"))
+print(sources.install())
+made = pickle.loads(pickled)
+print(made.word, type(made).__module__, made.late())
+"""
+
+
+def test_a_workload_of_a_folder_is_read_in_a_process_that_lacks_the_folder(
+    folder, tmp_path_factory, monkeypatch
+):
+    """With a module beside it, one that is imported late, and a cache that cannot be pickled by value."""
+    (folder / "sr_tables.py").write_text(
+        "from functools import lru_cache\n@lru_cache\ndef word(): return 'late'\n"
+    )
+    (folder / "notes.txt").write_text("not Python")
+    (folder / "data").mkdir()
+    (folder / "data" / "script.py").write_text("no package")
+    source = (folder / "sr_package" / "tables.py").read_text()
+    late = "    def late(self):\n        from sr_tables import word\n        return word()\n"
+    (folder / "sr_package" / "tables.py").write_text(
+        source.replace("    def clients", late + "    def clients")
+    )
+    made = load_workload("sr_package.tables:Mortality", {"folder": "x"}, folder)
+    monkeypatch.chdir(folder.parent)
+    sources = source_folder(made)
+    assert (sources.path, sources.inside) == (str(folder), folder.name)
+    assert {"sr_tables.py", "sr_package/__init__.py", "sr_package/tables.py"} < sources.files.keys()
+    assert not {"notes.txt", "data/script.py"} & sources.files.keys()
+    sent = tmp_path_factory.mktemp("sent") / "sent"
+    sent.write_bytes(pickle.dumps((sources, pickle.dumps(made))))
+    told = set()
+    for where in ("here", "elsewhere", "nowhere", "nowhere"):
+        if where == "elsewhere":
+            folder.rename(sent.parent / folder.name)
+        if where == "nowhere" and (sent.parent / folder.name).exists():
+            shutil.rmtree(sent.parent / folder.name)
+        done = subprocess.run(
+            [sys.executable, "-c", READ, str(sent)],
+            env={**os.environ, "TMPDIR": str(sent.parent)},
+            cwd=sent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        place, said = done.stdout.splitlines()
+        told.add(said)
+        assert (place == str(folder)) == (where == "here")
+        assert (place == str(sent.parent / folder.name)) == (where == "elsewhere")
+    assert told == {"packed sr_package.tables late"}
+
+
+def test_only_modules_of_a_jobs_folder_travel(folder, monkeypatch):
+    class Mine(Workload): ...
+
+    assert source_folder(object()) is None
+    assert source_folder(Mine) is None
+    made = load_workload("sr_wards:Mortality", {"folder": "x"}, folder)
+    monkeypatch.setattr("scarcity_ray_client.loading.MOST_SOURCE_BYTES", 100)
+    with pytest.raises(UsageError, match="more than 100 bytes of Python"):
+        source_folder(made)

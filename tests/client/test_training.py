@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 import pickle
 import sys
 import warnings
@@ -21,7 +23,9 @@ from scarcity_ray_client import (
     Update,
     UsageError,
     Workload,
+    evaluate_client,
     train_client,
+    train_clients,
 )
 from scarcity_ray_client.training import MOST_PRINTED, MOST_TOLD
 
@@ -99,7 +103,7 @@ def test_an_attacker_is_asked_for_its_poison():
 
 
 def leaves_by(error):
-    def training(model):
+    def training(*given):
         raise error
 
     return training
@@ -225,6 +229,126 @@ def test_nothing_that_a_workload_does_raises(value, other, place):
     assert isinstance(given_back, Update | Refusal)
     if isinstance(given_back, Update):
         assert np.isfinite(given_back.delta).all()
+
+
+class Together(Tried):
+    """Client c adds 1 + c to each number, all in one product; `fault` is what client 2 or all do instead."""
+
+    def __init__(self, fault="", *, gives="delta") -> None:
+        super().__init__(None)
+        self.fault, self.gives, self.calls = fault, gives, []
+
+    def clients(self):
+        return [Client(f"c{i}", "d", data=i, num_examples=10 + i) for i in range(5)]
+
+    def row(self, client):
+        return np.float32(1 + client.data) * np.ones(3, np.float32)
+
+    def trained(self, model, client):
+        if self.gives == "delta":
+            return Trained(delta=self.row(client), metrics={"loss": client.data})
+        moved = {"w": model["w"] + self.row(client)[:2], "b": model["b"] + self.row(client)[2], "steps": 4}
+        return Trained(model=moved, metrics={"loss": client.data})
+
+    def train(self, model, client, round_id):
+        self.calls.append(client.client_id)
+        if self.fault == "raises" and client.data == 2:
+            raise RuntimeError("no data")
+        return self.trained(model, client)
+
+    def train_many(self, models, clients, round_id):
+        self.calls.append(len(clients))
+        if self.fault in ("raises", "exits"):
+            raise RuntimeError("no data") if self.fault == "raises" else SystemExit(3)
+        if self.fault == "in place":
+            models[0]["w"] += 1
+        made = [self.trained(model, client) for model, client in zip(models, clients, strict=True)]
+        made[2] = {
+            "nan": lambda: Trained(delta=np.full(3, np.nan)),
+            "shape": lambda: Trained(model={"w": np.zeros(3), "b": 0.0, "steps": 4}),
+            "model": lambda: Trained(delta=models[2]),
+            "nothing": lambda: None,
+        }.get(self.fault, lambda: made[2])()
+        return {"fewer": made[1:], "more": itertools.cycle(made), "no list": 3}.get(self.fault, made)
+
+    def evaluate_client(self, model, client):
+        return {"sum": model["w"].sum()} if client.data else None
+
+
+def together(fault="", vectors=VECTOR, gives="delta", **more):
+    workload = Together(fault, gives=gives)
+    return workload, train_clients(workload, workload.codec(), vectors, workload.clients(), 5, **more)
+
+
+@pytest.mark.parametrize("gives", ["delta", "model"])
+@pytest.mark.parametrize("vectors", [VECTOR, np.outer(np.arange(5), VECTOR).astype(np.float32)])
+def test_clients_trained_together_give_what_each_gives_alone(vectors, gives):
+    workload, updates = together(vectors=vectors, gives=gives)
+    assert workload.calls == [5]
+    rows = vectors if vectors.ndim == 2 else [vectors] * 5
+    for client, row, update in zip(workload.clients(), rows, updates, strict=True):
+        alone = train_client(workload, workload.codec(), row, client, 5)
+        assert update.delta.tolist() == alone.delta.tolist()
+        assert dataclasses.replace(update, delta=alone.delta) == alone
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        ("nan", Cause.NOT_FINITE),
+        ("shape", Cause.WRONG_MODEL),
+        ("model", Cause.WRONG_RESULT),
+        ("nothing", Cause.WRONG_RESULT),
+    ],
+)
+def test_a_failure_of_one_client_refuses_that_client_alone(fault, cause):
+    workload, outcomes = together(fault)
+    assert workload.calls == [5]
+    assert [type(outcome) for outcome in outcomes] == [Update, Update, Refusal, Update, Update]
+    assert str(outcomes[2]).startswith(f"client 'c2', round 5: {cause}: ")
+
+
+@pytest.mark.parametrize("fault", ["raises", "exits", "fewer", "more", "no list", "in place"])
+def test_clients_of_a_train_many_that_fails_are_trained_alone(fault, caplog):
+    workload, outcomes = together(fault)
+    assert workload.calls == [5, "c0", "c1", "c2", "c3", "c4"]
+    failed = [outcome.client_id for outcome in outcomes if isinstance(outcome, Refusal)]
+    assert failed == (["c2"] if fault == "raises" else [])
+    assert "train_many of Together fails and each client is trained alone: " in caplog.text
+    assert outcomes[4].delta.tolist() == [5.0, 5.0, 5.0]
+
+
+def test_poisoned_clients_send_what_poison_gives():
+    workload, outcomes = together(poisoned={"c1", "nobody"})
+    assert workload.calls == [4]
+    assert [outcome.delta[0] for outcome in outcomes] == [1.0, -1.0, 3.0, 4.0, 5.0]
+    assert outcomes[1].client_id == "c1"
+    workload.poison = lambda model, client, round_id: None
+    refused = train_clients(workload, workload.codec(), VECTOR, workload.clients(), 5, {"c1"})[1]
+    assert (refused.cause, "has no poison" in refused.detail) == (Cause.WRONG_RESULT, True)
+
+
+def test_without_a_train_many_each_client_has_a_model_of_its_own():
+    workload = Tried(lambda model: Trained(model=moved(model)))
+    updates = train_clients(workload, workload.codec(), VECTOR, [CLIENT] * 3, 5)
+    assert [update.delta.tolist() for update in updates] == [[1.0, 1.0, 0.5]] * 3
+    models = [copy.deepcopy(START)] * 3
+    assert [trained.model["w"][0] for trained in workload.train_many(models, [CLIENT] * 3, 5)] == [2.0] * 3
+    with pytest.raises(UsageError, match="2 rows are not accepted; one for each of 3 clients"):
+        train_clients(workload, workload.codec(), np.zeros((2, 3)), [CLIENT] * 3, 5)
+
+
+def test_a_client_evaluates_the_federations_model():
+    workload = Together()
+    codec, (first, second, *_) = workload.codec(), workload.clients()
+    assert evaluate_client(workload, codec, VECTOR, first, 5) == {}
+    assert evaluate_client(workload, codec, VECTOR, second, 5) == {"sum": 3.0}
+    for wrong, cause in (({"loss": "low"}, Cause.WRONG_RESULT), (3, Cause.WRONG_RESULT)):
+        workload.evaluate_client = lambda model, client, wrong=wrong: wrong
+        assert evaluate_client(workload, codec, VECTOR, second, 5).cause is cause
+    workload.evaluate_client = leaves_by(ValueError("no table"))
+    refused = evaluate_client(workload, codec, VECTOR, second, 5)
+    assert refused.cause is Cause.RAISED
 
 
 def test_an_interrupt_is_no_refusal():

@@ -1,4 +1,4 @@
-"""`fit` with workloads that behave and that do not; and a round's training by itself."""
+"""`fit` with workloads that behave and that do not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, UsageError
 from scarcity_ray.federation.evaluation import EarlyStopping
-from scarcity_ray.federation.fitting import Answer, Stopped, TrainingRound
-from scarcity_ray.runtime.base import TaskEnd
-from scarcity_ray_client import Cause, Client, Refusal, Trained, Workload
+from scarcity_ray.federation.fit_terms import Stopped
+from scarcity_ray_client import Cause, Client, Trained, Workload
 
 Open = Callable[..., HierarchicalFederation]
 SETTINGS: dict[str, Any] = {
@@ -128,6 +127,156 @@ def test_a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     assert [record.versions for record in result.history] == [(1,), (2,)]
 
 
+def test_clients_that_share_a_task_fare_as_each_does_alone(open_federation: Open) -> None:
+    faults = {"c1": "raises", "c4": "nan"}
+    one, many = (
+        open_federation(SETTINGS).fit(Towards(faults, 8), rounds=2, clients_per_task=count)
+        for count in (1, 5)
+    )
+    assert many.refusals == one.refusals == {"c1": {"raised": 2}, "c4": {"not_finite": 2}}
+    np.testing.assert_allclose(many.vector, one.vector, atol=1e-6)
+    assert many.history[0].metrics == one.history[0].metrics
+
+
+def test_a_train_many_that_fails_is_told_once(
+    open_federation: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Towards):
+        def train_many(self, models: Any, clients: Any, round_id: int) -> Any:
+            raise RuntimeError("no product")
+
+    result = open_federation(SETTINGS).fit(Slow(), rounds=2, clients_per_task=3)
+    assert result.refusals == {}
+    (told,) = [record.getMessage() for record in caplog.records if "train_many" in record.getMessage()]
+    assert told.startswith(
+        "train_many of Slow fails and each client is trained alone: RuntimeError: no product"
+    )
+
+
+class Tricks:
+    """The lab's attackers: they poison, and send what they see turned round."""
+
+    def __init__(self, *byzantine: str, poisons: bool = False, scale: float = -1.0) -> None:
+        self.byzantine, self.poisons, self.scale = frozenset(byzantine), poisons, scale
+        self.seen: list[tuple[Any, ...]] = []
+
+    def sent(self, round_id: int, client_ids: Any, basket_ids: Any, rows: Any, clip_norm: float) -> Any:
+        self.seen.append((round_id, tuple(client_ids), tuple(basket_ids), rows, clip_norm))
+        changed = rows.copy()
+        changed[[client_id in self.byzantine for client_id in client_ids]] *= np.float32(self.scale)
+        return changed
+
+
+class Poisonous(Towards):
+    def poison(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
+        return Trained(model={"w": model["w"] + 0.25})
+
+
+def test_updates_come_to_the_driver_for_an_adversary_alone(open_federation: Open) -> None:
+    tricks, fed = Tricks("c1", "c5", poisons=True, scale=np.nan), open_federation(SETTINGS)
+    result = fed.fit(Poisonous({"c2": "raises"}), rounds=2, adversary=tricks, clients_per_task=2)
+    assert result.refusals == {"c1": {"not_finite": 2}, "c2": {"raised": 2}, "c5": {"not_finite": 2}}
+    first, second = tricks.seen
+    assert [first[0], second[0]] == [0, 1]
+    assert first[1] == ("c0", "c1", "c3", "c4", "c5")
+    assert first[2] == ("domain0_basket_0",) * 2 + ("domain1_basket_0",) * 3
+    np.testing.assert_allclose(first[3], [TARGET / 3, [0.25] * 2, TARGET / 3, TARGET / 3, [0.25] * 2])
+    assert first[4] == SETTINGS["layer1"]["clip_norm"]
+
+
+def test_an_adversary_that_cannot_be_played_is_refused(open_federation: Open) -> None:
+    fed = open_federation(SETTINGS)
+    for adversary, words in (
+        (Tricks("c1", "nobody"), "nobody"),
+        (Tricks("c1", poisons=True), "Towards has no poison"),
+        (object(), "must be an Adversary"),
+    ):
+        with pytest.raises(UsageError, match=f"adversary.*{words}"):
+            fed.fit(Towards(), rounds=1, adversary=adversary)  # type: ignore[arg-type]
+    tricks = Tricks("c1")
+    tricks.sent = lambda *given: np.zeros(3)  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=r"adversary: sent gave float64 of shape \(3,\)"):
+        fed.fit(Towards(), rounds=1, adversary=tricks)
+
+
+def test_the_average_is_handed_out_and_clients_train_on_from_the_last_model(open_federation: Open) -> None:
+    fed, released = open_federation(SETTINGS), []
+    result = fed.fit(
+        Towards(),
+        rounds=3,
+        averaging_decay=1.0,
+        on_round=lambda record: released.append(fed.get_global_model()),
+    )
+    last = np.cumsum(released, axis=0)
+    assert result.last_model is not None
+    np.testing.assert_allclose(result.last_model["w"], last[-1], rtol=1e-5)
+    np.testing.assert_allclose(result.vector, np.average(last, axis=0, weights=[1, 2, 3]), rtol=1e-5)
+    np.testing.assert_array_equal(result.model["w"], result.vector)
+    assert result.history[-1].evaluation == pytest.approx(Towards().evaluate(result.model), rel=1e-6)
+    assert fed.fit(Towards(), rounds=1).last_model is None
+
+
+def test_it_goes_on_from_a_model(open_federation: Open) -> None:
+    fed = open_federation(SETTINGS)
+    start = {"w": np.array([3.0, 4.0], np.float32)}
+    result = fed.fit(Towards(), rounds=1, start=start)
+    np.testing.assert_allclose(result.vector, start["w"] + fed.get_global_model(), rtol=1e-6)
+    assert result.history[0].round_id == 0
+    with pytest.raises(UsageError, match="start: w: it is float64 of shape"):
+        fed.fit(Towards(), rounds=1, start={"w": np.zeros(3)})
+
+
+class Judged(Towards):
+    def evaluate_client(self, model: dict[str, Any], client: Client) -> dict[str, float] | None:
+        if client.client_id == self.faults.get("judge"):
+            raise RuntimeError("no table")
+        return None if client.data == 5 else {"data": client.data, "norm": np.linalg.norm(model["w"])}
+
+
+def test_clients_evaluate_the_model_of_their_round(open_federation: Open) -> None:
+    result = open_federation(SETTINGS).fit(
+        Judged({"c3": "raises", "judge": "c4"}), rounds=1, evaluate_clients=True, clients_per_task=2
+    )
+    (record,) = result.history
+    found = record.clients
+    assert found["domain0"].metrics["data"] == pytest.approx((11 * 1 + 12 * 2) / 33)
+    assert found["domain1"].num_clients == {"data": 1, "norm": 1}
+    assert found["domain0"].metrics["norm"] == pytest.approx(np.linalg.norm(result.model["w"]), rel=1e-6)
+    assert record.refusals == {"raised": 1, "evaluation_raised": 1}
+    assert result.refusals == {"c3": {"raised": 1}, "c4": {"evaluation_raised": 1}}
+    assert "no table" in record.first_refusals[1].detail
+    assert open_federation(SETTINGS).fit(Judged(), rounds=1).history[0].clients == {}
+    with pytest.raises(UsageError, match="Towards has no evaluate_client"):
+        open_federation(SETTINGS).fit(Towards(), rounds=1, evaluate_clients=True)
+
+
+def test_a_round_tells_its_progress_and_its_costs(open_federation: Open) -> None:
+    told: list[Any] = []
+    fed = open_federation(SETTINGS)
+    (record,) = fed.fit(Judged(), rounds=1, on_progress=told.append, evaluate_clients=True).history
+    assert [one.num_done for one in told] == [0, 1, 2, 3, 4, 5, 6]
+    assert {(one.round_id, one.num_due) for one in told} == {(0, 6)}
+    assert told[0].seconds_left is None
+    assert told[0].slowest_client in {f"c{i}" for i in range(6)}
+    assert (told[-1].seconds_left, told[-1].slowest_client) == (0.0, None)
+    assert record.clip_norm == 1.0
+    assert record.gossip_messages == 0
+    assert record.epsilon_left == fed.get_privacy_budget()[0]
+    phases = {"training", "submission", "aggregation", "accounting", "evaluation", "client_evaluation"}
+    assert record.phases.keys() == phases
+    assert 0.0 < sum(record.phases.values()) <= record.seconds
+
+
+def test_under_adaptive_clipping_the_model_follows_the_clip_norm(open_federation: Open) -> None:
+    adaptive = {**SETTINGS["layer2"], "adaptive_clipping": True}
+    fed = open_federation({**SETTINGS, "layer2": adaptive})
+    result = fed.fit(Towards(), rounds=3)
+    norms = [record.clip_norm for record in result.history]
+    assert norms[0] == 1.0
+    assert len(set(norms)) == 3
+    assert fed.get_meta_params()["clip_norm"] not in norms
+
+
 def test_a_hang_past_the_deadline_costs_whoever_is_late(open_federation: Open) -> None:
     result = open_federation(SETTINGS).fit(Towards({"c1": "hangs"}), rounds=1, deadline_seconds=0.4, seed=3)
     counted = result.refusals
@@ -209,7 +358,8 @@ def test_gossip_runs_where_it_has_a_share(open_federation: Open) -> None:
     fed = open_federation({**settings, "gossip_budget_share": 0.3, "gossip": {"local_dp_epsilon": 1.0}})
     result = fed.fit(Towards(), rounds=2)
     assert [record.versions for record in result.history] == [(1,), (2,)]
-    assert fed.get_stats()["n_gossip_messages"] > 0
+    messages = sum(record.gossip_messages for record in result.history)
+    assert fed.get_stats()["n_gossip_messages"] == messages > 0
 
 
 def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
@@ -223,6 +373,11 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
         "stopping": [3, "distance"],
         "seed": [-1, "x"],
         "on_round": [3],
+        "on_progress": ["x"],
+        "clients_per_task": [0, 1.5, None],
+        "averaging_decay": [-1, np.nan, "x"],
+        "start": [3, {"w": "x"}, {}],
+        "evaluate_clients": [1, None],
     }
     for name, values in rubbish.items():
         for value in values:
@@ -249,72 +404,3 @@ def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str
     assert result.history[-1].versions == (15,)
     assert result.history[-1].evaluation["loss"] < 1.0 < result.history[0].evaluation["loss"]
     assert "weights" in capsys.readouterr().out
-
-
-# A round's training, without a runtime.
-
-
-def clients(count: int) -> list[Client]:
-    return [Client(f"c{i}", "d") for i in range(count)]
-
-
-def answered(training: TrainingRound, client: Client) -> None:
-    answer = Answer(client.client_id, training.round_id, 1, {}, b"")
-    training.note(TaskEnd(training.key(client), answer, "ref"), is_late=False)
-
-
-def test_clients_in_flight_are_bounded() -> None:
-    training = TrainingRound(0, clients(10), 10, most_in_flight=4)
-    begun: list[Client] = training.next()
-    assert len(begun) == 4
-    assert training.next() == []
-    answered(training, begun[0])
-    assert training.next() == [], "an update that is not submitted takes its place"
-    assert training.take() == []
-    answered(training, begun[1])
-    assert len(training.take()) == 2
-    assert len(training.next()) == 2
-    assert not training.is_over
-
-
-def test_whoever_has_not_answered_is_counted_once() -> None:
-    training = TrainingRound(7, clients(5), 5, most_in_flight=3)
-    first, second, third = training.next()
-    answered(training, first)
-    training.note(TaskEnd(training.key(second), cause=Cause.LOST, detail="killed"), is_late=False)
-    assert training.close(lambda late: ["no node"] * len(late)) == [training.key(third)]
-    assert training.is_over
-    assert [(r.client_id, r.cause) for r in training.refusals] == [
-        ("c1", Cause.LOST),
-        ("c2", Cause.TIMED_OUT),
-        ("c3", Cause.TIMED_OUT),
-        ("c4", Cause.TIMED_OUT),
-    ]
-    assert (
-        str(training.refusals[1])
-        == "client 'c2', round 7: timed_out: it had not ended at the deadline; no node"
-    )
-    assert [answer.client_id for answer, _ in training.take()] == ["c0"]
-    assert training.all_raised() is None
-
-
-def test_nobody_is_late_before_the_deadline() -> None:
-    training = TrainingRound(0, clients(5), 2, most_in_flight=3)
-    first, second, third = training.next()
-    answered(training, first)
-    answered(training, second)
-    assert training.is_over
-    assert training.close(None) == [training.key(third)]
-    assert training.refusals == []
-    assert training.num_surplus == 3
-
-
-def test_all_raised_means_all_that_were_drawn() -> None:
-    training = TrainingRound(0, clients(2), 2, most_in_flight=8)
-    one, two = training.next()
-    training.note(TaskEnd(training.key(one), Refusal("c0", 0, Cause.RAISED, "x")), is_late=False)
-    assert training.all_raised() is None
-    training.note(TaskEnd(training.key(two), cause=Cause.RAISED, detail="y"), is_late=False)
-    first = training.all_raised()
-    assert first is not None
-    assert first.detail == "x"

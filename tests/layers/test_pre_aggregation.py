@@ -16,7 +16,7 @@ ROWS[:2] *= -10.0
 
 def of(**settings) -> np.ndarray:
     return Layer1Aggregator(Layer1Config(clip_norm=100.0, num_byzantine=2, **settings)).aggregate_basket(
-        Layer1Input(ROWS), bucketing_seed=5
+        Layer1Input(ROWS), seed=5
     )
 
 

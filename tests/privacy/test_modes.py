@@ -6,7 +6,7 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution as losses
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -88,7 +88,6 @@ def test_each_client_is_never_below_the_loss_of_its_own_sequence(seed):
         assert accountant.epsilon_spent() >= accountant.epsilon_spent(client)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(0.0, 0.6), max_size=12))
 def test_a_gaussian_sequence_costs_more_epsilon_and_the_same_sum(mus):
     zcdp = PrivacyAccountant(20.0, 1e-5, accounting=Accounting.ZCDP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -92,7 +92,6 @@ VALUES = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1.5, -1.5, 1e-9, 1e8, -1e8])
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
-@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_no_pair_of_neighbours_exceeds_the_bound(name, data):
     f = data.draw(st.integers(0, 2))
@@ -103,7 +102,6 @@ def test_no_pair_of_neighbours_exceeds_the_bound(name, data):
     assert moved(name, rows, replaced, f) <= bound(name, n, f) * (1 + 1e-12)
 
 
-@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_no_pair_of_neighbours_exceeds_the_bound_of_a_weighted_mean(data):
     n, d = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 4))
@@ -242,7 +240,6 @@ def person_bound(name, n, f, move, **share):
 
 
 @pytest.mark.parametrize("name", sorted(LIPSCHITZ))
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_person_moves_a_rule_further_than_its_constant(name, data):
     f, d = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 4))
@@ -267,7 +264,6 @@ def test_the_constants_are_reached(name):
     assert moved == pytest.approx(person_bound(name, n, f, move), rel=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_person_moves_a_weighted_mean_further_than_its_share(data):
     n = data.draw(st.integers(1, 6))

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from scarcity_ray import IdentityKeyPair, UsageError
-from scarcity_ray.federation.fitting import FitTerms, Fitting
+from scarcity_ray.federation.fit_terms import FitTerms
+from scarcity_ray.federation.fitting import Fitting
 from scarcity_ray.runtime.base import TaskEnd, TaskSpec
-from scarcity_ray_client import Cause, Client, Trained, Workload
+from scarcity_ray_client import Cause, Client, Trained, Workload, load_workload
 
 DIMENSION = 300_000
 SETTINGS: dict[str, Any] = {
@@ -31,40 +32,20 @@ SETTINGS: dict[str, Any] = {
 
 
 class Ones(Workload[dict[str, Any]]):
-    """Each client adds one; some die, hang, or ask for what no node has."""
+    """Each client adds one."""
 
-    def __init__(self, dimension: int = DIMENSION, **faults: str) -> None:
-        self.dimension, self.faults = dimension, faults
-        self.cpus = 0.5
-        self.resources: dict[str, dict[str, float]] = {}
-        self.labels: dict[str, dict[str, str]] = {}
+    def __init__(self, dimension: int = DIMENSION) -> None:
+        self.dimension = dimension
 
     def clients(self) -> list[Client]:
-        return [
-            Client(
-                f"c{i:02d}",
-                f"domain{i // 3}",
-                num_cpus=self.cpus,
-                resources=self.resources.get(f"c{i:02d}", {}),
-                labels=self.labels.get(f"c{i:02d}", {}),
-            )
-            for i in range(12)
-        ]
+        return [Client(f"c{i:02d}", f"domain{i // 3}", num_cpus=0.5) for i in range(12)]
 
     def initial_model(self) -> dict[str, Any]:
         return {"w": np.zeros(self.dimension, np.float32)}
 
     def train(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
-        begun = time.time()
-        fault = self.faults.get(client.client_id, "") if round_id == 0 else ""
-        if fault == "dies":
-            os._exit(1)
-        if fault == "hangs":
-            time.sleep(600)
-        if fault == "raises":
-            raise RuntimeError("no data")
         model["w"] += 1 / self.dimension
-        return Trained(model=model, metrics={"begun": begun, "ended": time.time(), "pid": os.getpid()})
+        return Trained(model=model)
 
     def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
         return {"mean": float(model["w"].mean())}
@@ -78,35 +59,130 @@ def open_ray(open_harness: Callable[..., Any]) -> Callable[..., Any]:
     return lambda **changes: open_harness("ray", **{**SETTINGS, **changes}).fed
 
 
-@pytest.mark.ray
-def test_who_dies_hangs_or_finds_no_node_is_counted_and_the_next_round_has_all(open_ray: Any) -> None:
-    import ray
+HOSTILE = """
+import os
+import time
 
-    fed, workload = open_ray(vector_dim=8), Ones(8, c01="dies", c04="hangs", c07="raises")
-    workload.resources = {"c02": {"hospital_a": 1.0}}
-    here = ray.get_runtime_context().get_node_id()
-    workload.labels = {"c03": {"region": "nowhere"}, "c05": {"ray.io/node-id": here}}
-    result = fed.fit(workload, rounds=1, deadline_seconds=20.0)
+import numpy as np
+from sr_ward_data import step
+
+from scarcity_ray_client import Client, Trained, Workload
+
+
+class Wards(Workload):
+    def __init__(self, faults):
+        self.faults = faults
+
+    def clients(self):
+        needs = {"c02": {"resources": {"hospital_a": 1.0}}, "c03": {"labels": {"region": "nowhere"}}}
+        needs = needs if self.faults else {}
+        return [
+            Client(client_id, f"domain{int(client_id[1:]) // 3}", num_cpus=0.5, **needs.get(client_id, {}))
+            for client_id in [f"c{i:02d}" for i in range(12)]
+        ]
+
+    def initial_model(self):
+        return {"w": np.zeros(8, np.float32)}
+
+    def train(self, model, client, round_id):
+        fault = self.faults.get(client.client_id)
+        if fault == "exits":
+            os._exit(1)
+        if fault == "hangs":
+            time.sleep(600)
+        if fault == "raises":
+            raise RuntimeError("no data")
+        if fault == "nan":
+            return Trained(delta=np.full(8, np.nan))
+        if fault == "shape":
+            return Trained(model={"w": np.zeros(9)})
+        if fault == "prints":
+            for _ in range(4):
+                print("x" * 2**20)
+        model["w"] += step()
+        return Trained(delta=model) if fault == "model" else Trained(model=model)
+
+    def evaluate(self, model):
+        return {"mean": model["w"].mean()}
+
+    def evaluate_client(self, model, client):
+        return {"mean": model["w"].mean()}
+"""
+
+
+@pytest.fixture
+def ward_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job's folder with a workload, and a module beside it whose function cannot be pickled by value."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "sr_wards.py").write_text(HOSTILE)
+    (folder / "sr_ward_data.py").write_text(
+        "from functools import lru_cache\n\n@lru_cache\ndef step():\n    return 1 / 8\n"
+    )
+    return folder
+
+
+@pytest.mark.ray
+def test_whatever_a_workload_does_is_counted_and_the_round_goes_on(open_ray: Any, ward_folder: Path) -> None:
+    """Its module lies in a folder that no worker has, and the driver was connected before it was loaded."""
+    fed = open_ray(vector_dim=8, basket={"min_clients": 3, "max_clients": 6})
+    faults = ["exits", "hangs", "raises", "nan", "shape", "prints", "model"]
+    given = dict(zip(("c01", "c04", "c05", "c06", "c07", "c08", "c09"), faults, strict=True))
+    workload = load_workload("sr_wards:Wards", {"faults": given}, ward_folder)
+    terms = FitTerms(rounds=1, deadline_seconds=20.0)
+    fitting = Fitting(fed._driver, fed._runtime.tasks(), workload, terms)
+    ward_folder.rename(ward_folder.with_name("gone"))
+    result = fitting.run()
     assert result.refusals == {
         "c01": {"lost": 1},
         "c02": {"timed_out": 1},
         "c03": {"timed_out": 1},
         "c04": {"timed_out": 1},
-        "c07": {"raised": 1},
+        "c05": {"raised": 1},
+        "c06": {"not_finite": 1},
+        "c07": {"wrong_model": 1},
+        "c09": {"wrong_result": 1},
     }
     (first,) = result.history
-    assert first.num_accepted == 7
+    assert first.num_accepted == 4
     assert first.seconds >= 20.0
-    told = {refusal.client_id: refusal.detail for refusal in first.first_refusals}
-    assert "no data" in told["c07"]
+    told = {refusal.client_id: str(refusal) for refusal in first.first_refusals}
+    assert all(told[client_id].startswith(f"client '{client_id}', round 0: ") for client_id in told)
     assert "had not ended at the deadline" in told["c04"]
     assert "no node offered CPU 0.5, hospital_a 1" in told["c02"]
     assert "region=nowhere" in told["c03"]
+    assert "no data" in told["c05"]
 
-    (second,) = fed.fit(Ones(8), rounds=1).history
+    ward_folder.with_name("gone").rename(ward_folder)
+    workload = load_workload("sr_wards:Wards", {"faults": {}}, ward_folder)
+    tricks, progress = Doubling(), list[Any]()
+    (second,) = fed.fit(
+        workload,
+        rounds=1,
+        clients_per_task=4,
+        evaluate_clients=True,
+        adversary=tricks,
+        on_progress=progress.append,
+    ).history
     assert second.num_accepted == 12
     assert second.versions
     assert second.seconds < 60.0, "the process that hung is gone"
+    assert tricks.rows.tolist() == [[1 / 8] * 8] * 12
+    assert second.driver_bytes > 12 * 8 * 4
+    assert progress[-1].num_done == progress[-1].num_due == 12
+    means = [found.metrics["mean"] for found in second.clients.values()]
+    assert means == pytest.approx([second.evaluation["mean"]] * 4)
+
+
+class Doubling:
+    """An adversary that notes what it sees."""
+
+    byzantine, poisons = frozenset({"c01"}), False
+
+    def sent(self, round_id: int, client_ids: Any, basket_ids: Any, rows: Any, clip_norm: float) -> Any:
+        self.rows = rows
+        return 2 * rows
 
 
 @pytest.mark.ray
@@ -169,7 +245,7 @@ def test_a_row_that_is_lost_on_its_way_is_refused_alone(open_ray: Any) -> None:
     import ray
 
     fed = open_ray(vector_dim=8)
-    fitting = Fitting(fed._driver, fed._runtime.tasks(), Ones(8), FitTerms(1))
+    fitting = Fitting(fed._driver, fed._runtime.tasks(), Ones(8), FitTerms(rounds=1))
     submit = fed._driver.submit
 
     def losing(batch: Any, **given: Any) -> Any:
@@ -207,6 +283,8 @@ def test_tasks_keep_their_contract(runtime: str) -> None:
     assert ends["bad"].cause is Cause.RAISED
     assert "TypeError" in ends["bad"].detail + ends["bad"].traceback
     assert ends["a"].cause is None
+    stored, num_bytes = tasks.fetch(ends["a"].stored)
+    assert (stored.tolist(), num_bytes) == ([1.0, 1.0, 1.0], 0), "so small a value came with its answer"
     assert tasks.ended(None) == []
     tasks.start(TaskSpec("slow", span, (60.0,)))
     tasks.stop(["slow", "unknown"])

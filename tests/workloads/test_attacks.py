@@ -11,12 +11,13 @@ from scarcity_ray.errors import ConfigError, UsageError
 from scarcity_ray.robust import aggregate
 from scarcity_ray.workloads.attacks import (
     ATTACKS,
+    Attack,
     AttackConfig,
     View,
     alie_strength,
     craft,
-    flip_labels,
     make_attack,
+    poisons,
     strongest,
 )
 
@@ -191,14 +192,51 @@ def test_alie_strength_is_the_papers():
     assert np.isfinite(alie_strength(10, 9))
 
 
-def test_labels_are_flipped_only_for_the_byzantine_under_label_flip():
-    labels = np.array([[0, 1, 9], [3, 4, 5]])
-    byzantine = np.array([True, False])
-    flipped = flip_labels(AttackConfig(name="label_flip"), labels, byzantine, 10)
-    assert flipped.tolist() == [[9, 8, 0], [3, 4, 5]]
-    assert flip_labels(AttackConfig(name="ipm"), labels, byzantine, 10) is labels
+def test_label_flip_turns_labels_and_sends_what_the_training_gives():
+    assert make_attack(AttackConfig(name="label_flip")).labels(np.array([0, 3]), 10).tolist() == [9, 6]
+    deltas, byzantine, baskets = _scene()
+    assert craft(AttackConfig(name="poison"), deltas, byzantine, baskets, np.random.default_rng(0)) is deltas
+    assert [name for name in ATTACKS if poisons(AttackConfig(name=name))] == ["label_flip", "poison"]
 
 
 def test_an_unknown_attack_is_an_error_that_names_the_choices():
     with pytest.raises(ConfigError, match="sign_flip"):
         AttackConfig(name="sybil")
+
+
+class Creep(Attack):
+    """An attack from outside: the honest mean and a little more, or something that is none."""
+
+    def __init__(self, gives: str = "rows", step: float = 1.0) -> None:
+        self.gives, self.step = gives, step
+
+    def rows(self, view):
+        if self.gives == "raise":
+            raise KeyError("no such client")
+        if self.gives == "short":
+            return view.own[:, :-1]
+        if self.gives == "list":
+            return view.own.tolist()
+        return view.own.astype(np.float64) + self.step
+
+
+def test_an_attack_from_outside_is_made_by_its_path_and_its_rows_are_checked():
+    path = f"{__name__}:Creep"
+    deltas, byzantine = np.zeros((4, 3), np.float32), np.array([True, False, False, False])
+    baskets, rng = np.zeros(4, np.int64), np.random.default_rng(0)
+    sent = craft(AttackConfig(name=path, args={"step": 2.0}), deltas, byzantine, baskets, rng)
+    assert sent.dtype == np.float32
+    assert sent[:, 0].tolist() == [2.0, 0.0, 0.0, 0.0]
+    for gives, why in (
+        ("raise", "raised KeyError"),
+        ("short", r"gave float32 \(1, 2\)"),
+        ("list", "gave list"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            craft(AttackConfig(name=path, args={"gives": gives}), deltas, byzantine, baskets, rng)
+    with pytest.raises(UsageError, match="its attacks: "):
+        make_attack(AttackConfig(name="scarcity_ray.workloads.attacks:SignFlop"))
+    with pytest.raises(ConfigError, match="say it in args"):
+        AttackConfig(name=path, scale=2.0)
+    with pytest.raises(ConfigError, match="only an attack from outside"):
+        AttackConfig(name="alie", args={"z": 1.0})

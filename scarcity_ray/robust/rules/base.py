@@ -186,3 +186,8 @@ def combine_block(
     """Kernel: the rule's result within the block, or that of the mixed rows; see `Rule.combine`."""
     rows = block if mixture is None else MixedRows(block, mixture)
     return rule.combine(rows, selection, num_byzantine)
+
+
+def copied_block(block: Rows, mixture: Mixture | None) -> NDArray[np.float32]:
+    """Kernel: the block's rows, or its mixed rows, as a new (n, b) float32 array."""
+    return np.array(list(block if mixture is None else MixedRows(block, mixture)), np.float32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scarcity_ray.config import AggregationMethod
+from typing import TypeAlias
+
+from scarcity_ray.config import AggregationMethod, Layer1Config, RulePath
 from scarcity_ray.errors import UsageError
 from scarcity_ray.robust.measures.rows import as_integer
 from scarcity_ray.robust.rules.base import Rule
@@ -11,8 +13,13 @@ from scarcity_ray.robust.rules.coordinatewise import MeanAroundMedian, Median, T
 from scarcity_ray.robust.rules.iterative import CenteredClipping, CovarianceFilter, GeometricMedian
 from scarcity_ray.robust.rules.krum import Krum, MultiKrum
 from scarcity_ray.robust.rules.mean import Mean, WeightedMean
+from scarcity_ray.robust.rules.plugin import TIMEOUT_SECONDS, AggregationRule, PluginRule, load_rule
 from scarcity_ray.robust.rules.preaggregation import AdaptiveClipping, NearestNeighborMixing, PreAggregation
 from scarcity_ray.robust.rules.subset_averaging import MinimumDiameterAveraging, NearestToPivot
+from scarcity_ray_client.loading import is_import_path
+
+AnyRule: TypeAlias = str | AggregationMethod | Rule | AggregationRule
+"""A rule by name, by import path, or as an object."""
 
 RULES: dict[str, Rule] = {
     "mean": Mean(),
@@ -38,8 +45,8 @@ PRE_AGGREGATIONS: dict[str, PreAggregation] = {
 """Those that need no numbers; `Bucketing(size, seed)` and `StaticClipping(radius)` are given as objects."""
 
 
-def get_rule(method: str | AggregationMethod | Rule) -> Rule:
-    """The rule of that name; a rule stands for itself, e.g. ``CenteredClipping(radius=0.5, steps=3)``.
+def get_rule(method: AnyRule) -> Rule:
+    """The rule of that name, or of that import path (``my_module:MyRule``); an object stands for itself.
 
     Raises:
         UsageError: If there is none.
@@ -49,11 +56,28 @@ def get_rule(method: str | AggregationMethod | Rule) -> Rule:
     """
     if isinstance(method, Rule):
         return method
+    if isinstance(method, AggregationRule):
+        return PluginRule(type(method).__name__, lambda: method, TIMEOUT_SECONDS, None)
+    if isinstance(method, RulePath) or (isinstance(method, str) and is_import_path(method)):
+        return load_rule(method)
     name = method.value if isinstance(method, AggregationMethod) else method
     rule = RULES.get(name) if isinstance(name, str) else None
     if rule is None:
         raise UsageError(f"unknown aggregation method {name!r}; known are {', '.join(sorted(RULES))}")
     return rule
+
+
+def configured_rule(layer1: Layer1Config) -> Rule:
+    """The rule of a config, with its settings.
+
+    Raises:
+        UsageError: For one from outside that cannot be loaded.
+    """
+    if isinstance(layer1.aggregation_method, RulePath):
+        return load_rule(layer1.aggregation_method, layer1.rule_args, layer1.rule_timeout_seconds)
+    if layer1.aggregation_method is AggregationMethod.CENTERED_CLIPPING:
+        return CenteredClipping(radius=layer1.clipping_radius or layer1.clip_norm)
+    return get_rule(layer1.aggregation_method)
 
 
 def get_pre_aggregation(step: str | PreAggregation) -> PreAggregation:
@@ -73,7 +97,7 @@ def get_pre_aggregation(step: str | PreAggregation) -> PreAggregation:
     return found
 
 
-def least_rows(method: str | AggregationMethod | Rule, num_byzantine: int) -> int:
+def least_rows(method: AnyRule, num_byzantine: int) -> int:
     """Rows without which the method refuses to tolerate `num_byzantine` Byzantine ones.
 
     >>> least_rows("bulyan", 2)
