@@ -162,6 +162,8 @@ class PlaceConfig:
     """Address of a Ray cluster; None: RAY_ADDRESS, or a cluster of this machine's own."""
     out: StrictStr = "runs"
     """Folder in which each run makes its own."""
+    tensorboard: StrictBool = False
+    """Whether the run's folder gets TensorBoard's events, too."""
 
 
 @settings
