@@ -165,9 +165,8 @@ class TrainingRound:
         return started
 
     def key(self, group: Group) -> str:
-        """The name of a group's task."""
-        more = f"+{len(group) - 1}" if len(group) > 1 else ""
-        return f"{self.round_id}.{group[0].client_id}{more}"
+        """The name of a group's task; no other group has this first client."""
+        return f"{self.round_id}.{group[0].client_id}"
 
     def note(self, end: TaskEnd, *, is_late: bool) -> None:
         """A group's task has ended."""
