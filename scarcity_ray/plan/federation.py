@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig
@@ -188,9 +188,15 @@ class FederationPlan:
         """What is taken on the word of the author of a rule from outside; empty for the package's own."""
         if not isinstance(self.rule, PluginRule):
             return ""
-        size = self.config.basket.min_clients
-        f = self.num_byzantine(size)
-        return self.rule.claim(max(size, self.least_rows(size)), f, self.config.layer1.clip_norm)
+        layer1 = self.config.layer1
+        return self.rule.claim(() if layer1.pre else self.rule_settings(), layer1.clip_norm)
+
+    def rule_settings(self) -> Iterator[tuple[int, int]]:
+        """(n, f) of each size of basket in which all members have sent, if the rule has rows enough there."""
+        basket = self.config.basket
+        for size in range(basket.min_clients, basket.max_clients + 1):
+            if size >= self.least_rows(size):
+                yield size, self.num_byzantine(size)
 
     def sensitivity(self, facts: BasketFacts) -> float:
         """L2 bound on the change of a basket's vector and meta-parameters when one client's values change.
