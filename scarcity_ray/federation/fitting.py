@@ -190,8 +190,8 @@ class Fitting(Generic[Model]):
         if unknown := sorted(adversary.byzantine - self._by_id.keys()):
             raise UsageError(f"adversary: byzantine: {shown(unknown)} are no clients of the workload")
         self._note(
-            f"adversary: {len(adversary.byzantine)} clients' updates are made up here, for the lab, and every "
-            "client's update comes to this process; leave it out where data matter"
+            f"adversary: {len(adversary.byzantine)} clients' updates are made up here, for the lab, and "
+            "every client's update comes to this process; leave it out where data matter"
         )
 
     def _first_vector(self) -> Rows:
