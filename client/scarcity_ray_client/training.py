@@ -67,6 +67,8 @@ class Update:
 class Refusal:
     """That a client's training gave no update, and why.
 
+    What an error says may hold values of the client's data, and travels as it is.
+
     Attributes:
         client_id: Whose.
         round_id: Of which round.
@@ -252,9 +254,8 @@ def _together(
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        heard(
-            f"train_many of {type(workload).__name__} fails and each client is trained alone: {told(error)}"
-        )
+        why = str(error) if isinstance(error, _WrongResult) else told(error)
+        heard(f"train_many of {type(workload).__name__} fails and each client is trained alone: {why}")
         return []
 
     def checked(trained: object, start: _Start[Model], client: Client) -> Update | Refusal:

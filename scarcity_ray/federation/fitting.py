@@ -2,8 +2,8 @@
 
 The driver holds references to updates and reads what is small: who trained, on how many examples, with which
 metrics. Only an `Adversary` has them come here. The server's optimiser and the evaluation see released deltas
-alone, so they cost no privacy. Metrics that `train` and `evaluate_client` return reach this driver as they
-are: they lie outside the privacy claim.
+alone, so they cost no privacy. Metrics that `train` and `evaluate_client` return, numbers of examples and
+what errors say reach this driver as they are: they lie outside the privacy claim.
 
 Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
@@ -37,7 +37,6 @@ from scarcity_ray.federation.evaluation import (
     mean_metrics_by_domain,
 )
 from scarcity_ray.federation.fit_terms import (
-    MOST_TOLD,
     Adversary,
     FitResult,
     FitTerms,
@@ -46,6 +45,7 @@ from scarcity_ray.federation.fit_terms import (
     Stopped,
 )
 from scarcity_ray.federation.training_round import (
+    MOST_TOLD,
     Answer,
     Group,
     TrainingProgress,
@@ -57,7 +57,7 @@ from scarcity_ray.federation.training_round import (
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
-from scarcity_ray_client import Cause, Refusal, Workload, checked_clients, checked_metrics
+from scarcity_ray_client import Cause, ModelCodec, Refusal, Workload, checked_clients, checked_metrics
 from scarcity_ray_client.errors import ModelRefused, ModelWarning, shown
 from scarcity_ray_client.loading import source_folder, told
 
@@ -102,6 +102,8 @@ class Fitting(Generic[Model]):
         self._noted: set[str] = set()
         self._check_hooks()
         self._codec = workload.codec()
+        if not isinstance(self._codec, ModelCodec):
+            raise UsageError(f"workload: codec() gave a {type(self._codec).__name__}; give a ModelCodec")
         dimension = self._codec.dimension
         if dimension != driver.config.vector_dim:
             raise UsageError(

@@ -192,11 +192,17 @@ class FederationPlan:
         return self.rule.claim(() if layer1.pre else self.rule_settings(), layer1.clip_norm)
 
     def rule_settings(self) -> Iterator[tuple[int, int]]:
-        """(n, f) of each size of basket in which all members have sent, if the rule has rows enough there."""
+        """(n, f) of baskets in which all members have sent, if the rule has rows enough there.
+
+        Of each size up to 128, then of sizes 1/64 apart, and of the greatest.
+        """
         basket = self.config.basket
-        for size in range(basket.min_clients, basket.max_clients + 1):
+        size = basket.min_clients
+        while size <= basket.max_clients:
             if size >= self.least_rows(size):
                 yield size, self.num_byzantine(size)
+            further = size + max(1, size // 64)
+            size = further if size == basket.max_clients else min(further, basket.max_clients)
 
     def sensitivity(self, facts: BasketFacts) -> float:
         """L2 bound on the change of a basket's vector and meta-parameters when one client's values change.

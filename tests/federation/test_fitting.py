@@ -418,6 +418,10 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
             fed.fit(nothing, rounds=1)  # type: ignore[type-var]
     with pytest.raises(UsageError, match="set vector_dim: 2"):
         open_federation({**SETTINGS, "vector_dim": 3}).fit(Towards(), rounds=1)
+    blind = Towards()
+    blind.codec = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(UsageError, match=r"codec\(\) gave a NoneType"):
+        fed.fit(blind, rounds=1)
     held = Towards()
     held.file = open(__file__)  # type: ignore[attr-defined]  # noqa: SIM115
     with held.file, pytest.raises(UsageError, match="open files and connections in train"):  # type: ignore[attr-defined]

@@ -92,6 +92,13 @@ def test_all_raised_means_all_that_were_drawn() -> None:
     assert first.detail == "x"
 
 
+def test_only_the_first_tracebacks_are_kept_however_many_raise() -> None:
+    training = TrainingRound(0, alone(30), 30, most_in_flight=30)
+    for group in training.next():
+        answered(training, group, Refusal(group[0].client_id, 0, Cause.RAISED, "x", "trace" * 100))
+    assert [bool(refusal.traceback) for refusal in training.refusals] == [True] * 20 + [False] * 10
+
+
 def test_only_clients_that_need_the_same_share_a_task() -> None:
     large = [Client(f"l{i}", "d", num_cpus=2.0) for i in range(3)]
     at_home = [Client(f"h{i}", "d", resources={"hospital": 1.0}, labels={"a": "b"}) for i in range(2)]

@@ -13,6 +13,7 @@ import pytest
 
 from scarcity_ray import (
     AggregationRule,
+    BasketConfig,
     ConfigError,
     HierarchicalFederationConfig,
     Layer1Aggregator,
@@ -247,6 +248,15 @@ def test_a_smaller_bound_is_told_whatever_size_of_basket_it_is_for():
         claim = make_plan(HierarchicalFederationConfig(layer1=layer1)).rule_claim
         assert told in claim
         assert ("lemma 7" in claim) == bool(told), "behind pre-aggregation 2C is charged"
+
+
+def test_baskets_without_a_limit_are_planned_as_well():
+    basket = BasketConfig(min_clients=5, max_clients=10**9)
+    layer1 = Layer1Config(aggregation_method=f"{HERE}:Acts", byzantine_fraction=0.0)
+    settings = list(make_plan(HierarchicalFederationConfig(basket=basket, layer1=layer1)).rule_settings())
+    assert [n for n, _ in settings[:4]] == [5, 6, 7, 8]
+    assert settings[-1] == (10**9, 0)
+    assert len(settings) < 2000
 
 
 def test_arguments_are_what_a_file_can_hold():
