@@ -1,9 +1,9 @@
 """Peak memory of this process and everything that it started, sampled by a process of its own.
 
-Run with a process id, this file is that sampler: it prints a line when it has the level to start from, and
-when its input closes, what the peak was above that level, in bytes, and how many samples there were. Pages
-of shared memory that were in use before are not in the level, so that a store that uses them again hides
-nothing.
+Run with a process id (and the seconds between two samples, where they should be more), this file is that
+sampler: it prints a line when it has the level to start from, and when its input closes, what the peak was
+above that level, in bytes, and how many samples there were. Pages of shared memory that were in use before
+are not in the level, so that a store that uses them again hides nothing.
 """
 
 from __future__ import annotations
@@ -64,13 +64,26 @@ def proportional_bytes(process: int, *fields: str) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.partition(":")[0] in fields)
 
 
+def cpu_seconds_below(root: int) -> float:
+    """Processor time of `root` and its living descendants, and of the dead ones that were waited for."""
+    ticks = 0
+    for process in family(root, 0):
+        try:
+            ticks += sum(
+                map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15])
+            )
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
-    root = int(sys.argv[1])
+    root, pause = int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else PAUSE_SECONDS
     processes = family(root, os.getpid())
     level = sum(proportional_bytes(process, "Pss_Anon", "Pss_File") for process in processes)
     print("watching", flush=True)
     peak, samples = level, 0
-    while not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
+    while not select.select([sys.stdin], [], [], pause)[0]:
         if samples % 20 == 0:
             processes = family(root, os.getpid())
         peak = max(peak, sum(proportional_bytes(process, "Pss") for process in processes))

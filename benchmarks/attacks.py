@@ -29,7 +29,7 @@ from benchmarks.lab.attack_table import (
     record,
 )
 from benchmarks.lab.laboratory import HONEST_MEAN, TEST_SHARE, train
-from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS, load_digits
+from scarcity_ray.workloads.digit_images import NUM_CLASSES, NUM_PIXELS, load_digits
 
 PARTS = {
     "flat": (flat_cases, FLAT_RULES, FLAT_ATTACKS),

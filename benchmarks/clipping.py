@@ -19,7 +19,7 @@ from benchmarks.lab.clipping_sweep import (
     clipping_cases,
     run_clipping,
 )
-from scarcity_ray.workloads.config import load_run
+from scarcity_ray.workloads.config import load_job
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -33,17 +33,20 @@ def main() -> int:
     parser.add_argument("--quantile", type=float, default=QUANTILE)
     parser.add_argument("--rate", type=float, default=LEARNING_RATE)
     arguments = parser.parse_args()
-    config = load_run(QUICKSTART)
+    jobs = [
+        load_job(QUICKSTART, [f"federation.seed={seed}", f"workload.args.seed={seed}"])
+        for seed in range(arguments.seeds)
+    ]
     cases = clipping_cases(quantile=arguments.quantile, learning_rate=arguments.rate)
     results, start = [], time.process_time()
-    for result in run_clipping(config, cases, range(arguments.seeds)):
+    for result in run_clipping(jobs, cases):
         results.append(result)
         seconds, start = time.process_time() - start, time.process_time()
         best = best_fixed(results)
         row = {
             "name": result.case.name,
             "n": arguments.seeds,
-            "d": config.federation.vector_dim,
+            "d": jobs[0].codec.dimension,
             "seconds": round(seconds, 2),
             "versus": best.case.name,
             "accuracy": round(result.accuracy, 4),

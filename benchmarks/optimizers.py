@@ -8,54 +8,39 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scarcity_ray.config import stream
-from scarcity_ray.layers.server_optimizers import (
-    CosineDecay,
-    FedAdagrad,
-    FedAdam,
-    FedYogi,
-    ServerOptimizer,
-    ServerSGD,
-    polynomial_average,
-)
 from scarcity_ray.plan import make_plan
-from scarcity_ray.workloads.attacks import craft
-from scarcity_ray.workloads.config import RunConfig, load_run
-from scarcity_ray.workloads.population import make_scene
-from scarcity_ray.workloads.simulate import basket_rule, federated_delta
-from scarcity_ray.workloads.softmax import accuracy, train_clients
+from scarcity_ray.workloads.config import Job, LabConfig, load_job
+from scarcity_ray.workloads.scene import Scene
+from scarcity_ray.workloads.simulate import Defence, simulate
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-OPTIMIZERS: dict[str, ServerOptimizer] = {
-    **{f"sgd {rate:g}": ServerSGD(learning_rate=rate) for rate in (1.0, 2.0, 4.0, 8.0)},
-    "sgd 2, cosine": ServerSGD(learning_rate=2.0, schedule=CosineDecay(rounds=60)),
-    "sgd 0.2, momentum 0.9": ServerSGD(learning_rate=0.2, momentum=0.9),
-    **{f"fedadam {rate:g}": FedAdam(learning_rate=rate) for rate in (0.01, 0.03, 0.1, 0.3)},
-    **{f"fedyogi {rate:g}": FedYogi(learning_rate=rate) for rate in (0.01, 0.1)},
-    **{f"fedadagrad {rate:g}": FedAdagrad(learning_rate=rate) for rate in (0.1, 0.3, 1.0)},
+SGD = {"name": "sgd", "learning_rate": 2.0}
+OPTIMIZERS: dict[str, Mapping[str, Any]] = {
+    **{f"sgd {rate:g}": {"name": "sgd", "learning_rate": rate} for rate in (1.0, 2.0, 4.0, 8.0)},
+    "sgd 2, cosine": SGD | {"schedule": {"name": "cosine", "rounds": 60}},
+    "sgd 0.2, momentum 0.9": SGD | {"learning_rate": 0.2, "momentum": 0.9},
+    **{f"fedadam {rate:g}": {"name": "fedadam", "learning_rate": rate} for rate in (0.01, 0.03, 0.1, 0.3)},
+    **{f"fedyogi {rate:g}": {"name": "fedyogi", "learning_rate": rate} for rate in (0.01, 0.1)},
+    **{f"fedadagrad {rate:g}": {"name": "fedadagrad", "learning_rate": rate} for rate in (0.1, 0.3, 1.0)},
 }
 
 
-def accuracies(config: RunConfig, optimizer: ServerOptimizer, noisy: bool) -> Iterator[tuple[float, float]]:
-    """Of the model and of the models' average, after each round."""
-    scene, plan, attack = make_scene(config), make_plan(config.federation), config.workload.attack
-    model = average = np.zeros(config.workload.dimension, np.float32)
-    state, tested = optimizer.init(model.size), (scene.dataset.test_features, scene.dataset.test_labels)
-    for number in range(config.workload.rounds):
-        deltas = train_clients((0, scene.population.num_clients), scene.training(model, attack))
-        rng = stream(scene.seed, "simulate", attack.name, number)
-        sent = craft(attack, deltas, scene.population.byzantine, scene.baskets, rng, basket_rule(plan))
-        made = federated_delta(sent, scene.baskets, plan)
-        delta = made.delta + noisy * made.sigma * rng.standard_normal(made.delta.size)
-        state, model = optimizer.step(state, model, delta, number)
-        average = polynomial_average(average, model, number + 1, config.workload.averaging_decay)
-        yield accuracy(model, *tested), accuracy(average, *tested)
+def reached(job: Job, optimizer: Mapping[str, Any], averaged: bool, noisy: bool) -> float:
+    """Accuracy at the end, of the last model or of the models' average."""
+    training = job.config.training
+    decay = training.averaging_decay if averaged else None
+    scene = replace(
+        Scene.of(job, "accuracy"), training=replace(training, optimizer=optimizer, averaging_decay=decay)
+    )
+    defence = Defence(make_plan(job.config.federation), noisy)
+    return simulate(scene, (job.config.lab or LabConfig()).attack, defence).metrics["accuracy"]
 
 
 def main() -> int:
@@ -65,15 +50,16 @@ def main() -> int:
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
-    job = load_run(QUICKSTART)
-    configs = [replace(job, federation=replace(job.federation, seed=seed)) for seed in range(arguments.seeds)]
+    jobs = [
+        load_job(QUICKSTART, [f"federation.seed={seed}", f"workload.args.seed={seed}"])
+        for seed in range(arguments.seeds)
+    ]
     for name, optimizer in OPTIMIZERS.items():
-        row: dict[str, str | int | float] = {"name": name, "n": arguments.seeds, "d": job.workload.dimension}
+        row: dict[str, str | int | float] = {"name": name, "n": arguments.seeds, "d": jobs[0].codec.dimension}
         for noisy in (False, True):
-            finals = [list(accuracies(config, optimizer, noisy))[-1] for config in configs]
-            last, averaged = np.mean(finals, axis=0)
-            kind = "noisy" if noisy else "clear"
-            row |= {kind: round(float(last), 4), f"{kind}_averaged": round(float(averaged), 4)}
+            for averaged in (False, True):
+                mean = np.mean([reached(job, optimizer, averaged, noisy) for job in jobs])
+                row[("noisy" if noisy else "clear") + "_averaged" * averaged] = round(float(mean), 4)
         if arguments.format == "json":
             print(json.dumps(row), flush=True)
         else:

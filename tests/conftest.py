@@ -7,8 +7,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from benchmarks._postgres import PrivateServer, server_folder
+
+# How many examples a property is tried with. A dear test takes a part: `settings.default.max_examples // 3`.
+settings.register_profile(
+    "quick", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=300)
+settings.load_profile("quick")  # the option --hypothesis-profile is read after this
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -25,7 +25,7 @@ FLAT_RULES = (
     *(f"nnm + {rule}" for rule in MIXED),
 )
 """`weighted` with equal weights is the mean."""
-FLAT_ATTACKS: tuple[AttackName, ...] = tuple(name for name in NAMES if name != "inf")
+FLAT_ATTACKS: tuple[AttackName, ...] = tuple(name for name in NAMES if name not in ("inf", "poison"))
 """Infinite rows are refused as NaN is."""
 
 BASKETS, PER_BASKET, BASKETS_BYZANTINE = 5, 11, 10

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from scarcity_ray.plan import make_plan
-from scarcity_ray.workloads.config import RunConfig
-from scarcity_ray.workloads.population import Scene, make_scene
+from scarcity_ray.workloads.config import Job, LabConfig
+from scarcity_ray.workloads.scene import Scene
 from scarcity_ray.workloads.simulate import Defence, simulate
 
 FIXED = (0.1, 0.2, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 10.0)
@@ -70,14 +70,12 @@ def clipping_cases(
     return [*map(ClippingCase, fixed), *adaptive]
 
 
-def run_clipping(
-    config: RunConfig, cases: Sequence[ClippingCase], seeds: Sequence[int]
-) -> Iterator[ClippingResult]:
-    """Each case's runs under the job's attack, with its budget, rounds and rule; scenes are made once."""
-    scenes = [make_scene(_seeded(config, seed)) for seed in seeds]
+def run_clipping(jobs: Sequence[Job], cases: Sequence[ClippingCase]) -> Iterator[ClippingResult]:
+    """Each case's runs under a job's attack, with its budget, rounds and rule; a job for each seed."""
+    scenes = [Scene.of(job, "accuracy") for job in jobs]
     for case in cases:
-        accuracies = tuple(_final(config, case, scene) for scene in scenes)
-        yield ClippingResult(case, accuracies)
+        finals = tuple(_final(job, case, scene) for job, scene in zip(jobs, scenes, strict=True))
+        yield ClippingResult(case, finals)
 
 
 def best_fixed(results: Sequence[ClippingResult]) -> ClippingResult:
@@ -85,8 +83,8 @@ def best_fixed(results: Sequence[ClippingResult]) -> ClippingResult:
     return max((r for r in results if not r.case.adaptive), key=lambda result: result.accuracy)
 
 
-def _final(config: RunConfig, case: ClippingCase, scene: Scene) -> float:
-    federation = config.federation
+def _final(job: Job, case: ClippingCase, scene: Scene) -> float:
+    federation, lab = job.config.federation, job.config.lab or LabConfig()
     clipped = replace(
         federation,
         layer1=replace(federation.layer1, clip_norm=case.clip_norm),
@@ -98,8 +96,4 @@ def _final(config: RunConfig, case: ClippingCase, scene: Scene) -> float:
             clip_learning_rate=case.learning_rate,
         ),
     )
-    return simulate(scene, config.workload.attack, Defence(make_plan(clipped)))[-1]
-
-
-def _seeded(config: RunConfig, seed: int) -> RunConfig:
-    return replace(config, federation=replace(config.federation, seed=seed))
+    return simulate(scene, lab.attack, Defence(make_plan(clipped))).metrics["accuracy"]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scarcity_ray.config import stream
 from scarcity_ray.robust import aggregate, clip_rows, clip_vector, get_rule, row_norms
 from scarcity_ray.workloads.attacks import Attack, AttackConfig, AttackName, BasketRule, make_attack, views
-from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS, Dataset, load_digits
+from scarcity_ray.workloads.digit_images import NUM_CLASSES, NUM_PIXELS, Dataset, load_digits
 from scarcity_ray.workloads.softmax import accuracy, softmax
 
 Split = Literal["iid", "sorted", "domains"]

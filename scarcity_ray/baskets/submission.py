@@ -100,7 +100,7 @@ class SubmissionBatch:
 
     def take(self, indices: Sequence[int]) -> SubmissionBatch:
         """The updates at `indices`, in that order."""
-        if list(indices) == list(range(len(self))):
+        if list(indices) == list(range(len(self.client_ids))):
             return self
         rows = self.rows
         return SubmissionBatch(

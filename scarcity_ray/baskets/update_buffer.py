@@ -251,19 +251,19 @@ class BasketBuffer:
         if isinstance(row, Rejection):
             return row
         number = self.round_id if round_id is None else _integer(round_id)
+        counted = None if sequence is None else _integer(sequence, 0)
+        stated = None if num_examples is None else _integer(num_examples, 1)
         if (
             number is None
-            or (sequence is not None and not _fits(sequence, 0))
-            or (num_examples is not None and not _fits(num_examples, 1))
+            or (counted is None and sequence is not None)
+            or (stated is None and num_examples is not None)
         ):
             return Rejection.NOT_NUMERIC
         if number > self.round_id:
             return Rejection.FUTURE_ROUND
-        if not self.is_open(number):
+        if number < 0 or self._is_stale(number):
             return Rejection.TOO_STALE
-        return JudgedUpdate(
-            client_id, row, number, content_digest(row), _integer(sequence), _integer(num_examples)
-        )
+        return JudgedUpdate(client_id, row, number, content_digest(row), counted, stated)
 
     def is_open(self, round_id: int) -> bool:
         """Whether updates for a round are still taken."""
@@ -336,8 +336,12 @@ class BasketBuffer:
 
     def num_examples(self, client_id: str) -> int | None:
         """The number of examples from a client's newest buffered update that states one, else None."""
-        stated = (entry.num_examples for entry in reversed(self._entries(client_id)))
+        stated = reversed(self.examples(client_id))
         return next((number for number in stated if number is not None), None)
+
+    def examples(self, client_id: str) -> tuple[int | None, ...]:
+        """The number of examples of each of a client's buffered updates; None where it states none."""
+        return tuple(entry.num_examples for entry in self._entries(client_id))
 
     def updates(self) -> tuple[BufferedUpdate, ...]:
         """The buffered updates, by client id, then in order of arrival."""
@@ -508,12 +512,9 @@ def _later(current: int, round_id: int | None) -> int:
     return later
 
 
-def _integer(value: object) -> int | None:
+def _integer(value: object, least: int | None = None) -> int | None:
+    """The value if it is an integer, with a `least` one from there to `GREATEST`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         return None
-    return operator.index(value)
-
-
-def _fits(value: object, least: int) -> bool:
-    number = _integer(value)
-    return number is not None and least <= number <= GREATEST
+    number = operator.index(value)
+    return number if least is None or least <= number <= GREATEST else None

@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 privacy budget spent.
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -27,7 +27,7 @@ OVERRIDES = click.option(
     "overrides",
     multiple=True,
     metavar="PATH=VALUE",
-    help="Replace a value of the config, e.g. --set workload.attack.name=alie; may be repeated.",
+    help="Replace a value of the config, e.g. --set lab.attack.name=alie; may be repeated.",
 )
 
 
@@ -57,7 +57,7 @@ def run(
     """Train through a federation, as the file CONFIG says, and report."""
     from scarcity_ray.cli.run import run_command
 
-    options = {"run.runtime": runtime, "run.address": address, "workload.rounds": rounds}
+    options = {"run.runtime": runtime, "run.address": address, "training.rounds": rounds}
     shorthands = tuple(f"{path}={value}" for path, value in options.items() if value is not None)
     return run_command(overrides=(*overrides, *shorthands), **given)
 
@@ -69,6 +69,21 @@ def run(
 @click.option("--clients", type=click.IntRange(min=1), metavar="N", help="Plan for so many clients.")
 @click.option("--baskets", type=click.IntRange(min=1), metavar="B", help="Plan for so many baskets.")
 @click.option("--measure", is_flag=True, help="Predict seconds by this machine's speed, probed in a moment.")
+@click.option("--recommend", is_flag=True, help="Choose rule, clip norm and baskets, and say why.")
+@click.option("--attackers", type=click.IntRange(min=0), metavar="F", help="Of all clients, for --recommend.")
+@click.option(
+    "--clients-are",
+    "likeness",
+    type=click.Choice(["alike", "mixed", "unlike"]),
+    help="How honest clients' updates resemble each other, for --recommend. [default: mixed]",
+)
+@click.option(
+    "--update-norm",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="C",
+    help="Of an honest update, if known.",
+)
+@click.option("--back-doors", is_flag=True, help="Recommend only rules that hold off back doors.")
 @OVERRIDES
 @FORMAT
 @only_prints
@@ -81,6 +96,41 @@ def plan(**given: Any) -> ExitCode:
     from scarcity_ray.cli.plan import plan_command
 
     return plan_command(**given)
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--kind",
+    type=click.Choice(["numpy", "sklearn", "torch"]),
+    default="numpy",
+    show_default=True,
+    help="What the model is made with.",
+)
+@exits
+def init(name: str, kind: str) -> ExitCode:
+    """Make the folder NAME with a job that runs as it is, to put your own data and model in."""
+    from scarcity_ray.cli.init import init_command
+
+    return init_command(name, kind)
+
+
+@main.command()
+@click.argument("model", type=click.Path(dir_okay=False))
+@click.option("--to", "framework", type=click.Choice(["torch", "numpy"]), required=True, help="For whom.")
+@click.option(
+    "--out", metavar="FILE", help="Write here; must be new. [default: MODEL's name, .pt or .arrays.npz]"
+)
+@exits
+def export(model: str, framework: Literal["torch", "numpy"], out: str | None) -> ExitCode:
+    """Write a run's model for a framework.
+
+    torch: a state_dict for torch.load(FILE, weights_only=True). numpy: an .npz with each part by its name.
+    A model of scikit-learn needs no export: load_model(MODEL, like=an initialised estimator) reads it.
+    """
+    from scarcity_ray.cli.export import export_command
+
+    return export_command(model, framework, out)
 
 
 @main.group()

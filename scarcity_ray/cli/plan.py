@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
-from scarcity_ray.config import HierarchicalFederationConfig, load
+from scarcity_ray.config import HierarchicalFederationConfig, PrivacyUnit, load
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast import (
     MEASURED,
@@ -28,16 +28,16 @@ from scarcity_ray.forecast import (
     warnings_of,
     weak_settings,
 )
-from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, session_shape
+from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, person_claim, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.robust import PluginRule
-from scarcity_ray.workloads.config import load_run, read_content
+from scarcity_ray.workloads.config import load_job, read_content
 from scarcity_ray.workloads.records import finite
 from scarcity_ray_client.loading import search_beside
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
-    *("baskets", "budget", "release", "signal", "clipping", "ring"),
+    *("baskets", "budget", "privacy", "release", "signal", "clipping", "ring"),
     *("gossip", "traffic", "seconds", "changes", "solved"),
 )
 
@@ -69,6 +69,11 @@ def plan_command(
     measure: bool = False,
     clients: int | None = None,
     baskets: int | None = None,
+    recommend: bool = False,
+    attackers: int | None = None,
+    likeness: str | None = None,
+    update_norm: float | None = None,
+    back_doors: bool = False,
 ) -> ExitCode:
     """Print the plan of a config file.
 
@@ -80,8 +85,29 @@ def plan_command(
         measure: Predict seconds by this machine's rates, which are probed first.
         clients: Plan for so many, whatever the file says.
         baskets: Plan for so many, of equal size.
+        recommend: Print which rule, clip norm and baskets to choose instead (`cli.recommend`).
+        attackers, likeness, update_norm, back_doors: For that alone.
     """
+    asked = {
+        "--attackers": attackers,
+        "--clients-are": likeness,
+        "--update-norm": update_norm,
+        "--back-doors": back_doors or None,
+    }
+    if not recommend and (alone := [name for name, value in asked.items() if value is not None]):
+        raise ConfigError(alone[0], asked[alone[0]], "only with --recommend")
     planned = _solved(load_planned(config, overrides, clients, baskets), rounds, epsilon)
+    if recommend:
+        from scarcity_ray.cli.recommend import recommend_command
+
+        return recommend_command(
+            planned,
+            form,
+            attackers=attackers,
+            likeness=likeness or "mixed",
+            update_norm=update_norm,
+            back_doors=back_doors,
+        )
     rates = scaled(probe(time.process_time)) if measure else MEASURED
     numbers = planned_numbers(planned, rates)
     if rounds is not None or epsilon is not None:
@@ -104,10 +130,10 @@ def load_planned(
     content = read_content(path, overrides)
     search_beside(path)
     if "workload" in content or not content.keys() & {"federation", *_FEDERATION}:
-        config = load_run(path, overrides)
+        job = load_job(path, overrides)
         if clients is None and baskets is None:
-            return Planned(config.federation, config.basket_sizes, config.workload.rounds)
-        return _crowd(config.federation, clients, baskets, "federation")
+            return Planned(job.config.federation, job.basket_sizes, job.config.training.rounds)
+        return _crowd(job.config.federation, clients, baskets, "federation")
     if "federation" not in content:
         return _crowd(load(HierarchicalFederationConfig, content), clients, baskets, "")
     unknown = sorted(content.keys() - {"federation", "name"})
@@ -195,6 +221,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             **_charged(plan, "_for_releases", plan.central_mu_cap),
             **_charged(plan, "_for_gossip_of_a_client", plan.gossip_mu_cap),
         },
+        "privacy": _privacy(federation),
         "release": {
             "epsilon": federation.layer2.central_dp_epsilon,
             "noise": federation.layer2.noise.value,
@@ -258,6 +285,24 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     for title in SECTIONS:
         numbers[title] = finite(numbers[title])
     return numbers
+
+
+def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
+    """What the whole budget is worth to a person or record; nothing where the client is the unit."""
+    claim = person_claim(federation, federation.total_epsilon)
+    if claim is None:
+        return {}
+    unit = claim.unit.value
+    return {
+        "unit": f"{unit}, against whoever sees every release (central noise)",
+        "norm_of_a_contribution_at_most": claim.person_clip_norm,
+        f"least_{unit}s_of_a_client": claim.min_persons,
+        "membership_advantage_at_most": claim.membership_advantage,
+        "true_positives_at_1_percent_false_ones": claim.true_positives,
+        f"epsilon_of_a_{unit}_at_two_clients": claim.two_clients_epsilon,
+        **({"epsilon_of_10_records": claim.ten_records_epsilon} if claim.unit is PrivacyUnit.RECORD else {}),
+        "epsilon_of_a_whole_client_with_as_few": claim.client_epsilon,
+    }
 
 
 def _stated(forecast: Forecast) -> dict[str, Any]:
@@ -359,7 +404,7 @@ def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float
     if epsilon is not None:
         solved["federation.total_epsilon"] = numbers["budget"]["epsilon"]
     if rounds is not None:
-        solved["workload.rounds"] = rounds
+        solved["training.rounds"] = rounds
         if numbers["release"]:
             solved["federation.layer2.central_dp_epsilon"] = numbers["release"]["epsilon"]
         solved["federation.gossip.local_dp_epsilon"] = numbers["gossip"]["epsilon_a_round"]

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Self
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.workloads.records import RoundRecord
-from scarcity_ray.workloads.report.page import epsilon, percent
+from scarcity_ray.workloads.report.charts import as_figure
+from scarcity_ray.workloads.report.page import epsilon
+
+
+def reached(record: RoundRecord) -> str:
+    """A round's first metric in words; `metric` comes first in a job's records."""
+    return next((f"{name} {as_figure(name, value)}" for name, value in record.metrics.items()), "no metric")
+
+
+def under_way(progress: TrainingProgress) -> str:
+    """A round's progress in words."""
+    left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
+    slowest = f", slowest {progress.slowest_client}" if progress.slowest_client else ""
+    return f"{progress.num_done} of {progress.num_due} clients{left}{slowest}"
 
 
 class Lines:
-    """A context manager that does nothing, as lines need no beginning and no end."""
+    """A context manager that does nothing, as lines need no beginning and no end.
+
+    Args:
+        every_seconds: Progress within a round is told so often at most.
+    """
+
+    def __init__(self, every_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every_seconds, self._clock = every_seconds, clock
+        self._told = clock()
 
     def __enter__(self) -> Self:
         return self
@@ -22,9 +47,26 @@ class Lines:
     def __exit__(self, *ending: object) -> None:
         pass
 
+    def progress(self, progress: TrainingProgress) -> None:
+        """Tell of clients that have trained, if nothing was told for some time."""
+        if self._clock() >= self._told + self._every_seconds:
+            self._told = self._clock()
+            self.tell(progress)
+
+    def tell(self, progress: TrainingProgress) -> None:
+        """Print a round's progress."""
+        raise NotImplementedError
+
 
 class JsonLines(Lines):
     """Each event as one JSON object a line on standard output."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(1.0, clock)
+
+    def tell(self, progress: TrainingProgress) -> None:
+        """Print a round's progress."""
+        self.event("progress", asdict(progress))
 
     def phase(self, name: str) -> None:
         """Say that a phase begins."""
@@ -42,9 +84,14 @@ class JsonLines(Lines):
 class PlainLines(Lines):
     """A line a phase and a round, for logs and pipes."""
 
-    def __init__(self, console: Console, rounds: int) -> None:
+    def __init__(self, console: Console, rounds: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(10.0, clock)
         self._console = console
         self._rounds = rounds
+
+    def tell(self, progress: TrainingProgress) -> None:
+        """Print a round's progress."""
+        self._console.print(f"  {under_way(progress)}", markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, name: str) -> None:
         """Say that a phase begins."""
@@ -53,9 +100,9 @@ class PlainLines(Lines):
     def round(self, record: RoundRecord) -> None:
         """Say what a round came to."""
         self._console.print(
-            f"round {record.round}/{self._rounds}  accuracy {percent(record.accuracy)}  epsilon left "
+            f"round {record.round}/{self._rounds}  {reached(record)}  epsilon left "
             f"{epsilon(record.epsilon_left)}  rejected {record.num_rejected}  {record.elapsed:.1f} s"
-            f"{'' if record.released or record.baskets else '  no release'}",
+            f"{'  no release' if record.waits_for else ''}",
             markup=False,
             highlight=False,
         )
@@ -73,10 +120,11 @@ class LiveLine:
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[figures]}", style="bold"),
+            TextColumn("{task.fields[clients]}"),
             TimeElapsedColumn(),
             console=console,
         )
-        self._task: TaskID = self._progress.add_task("", total=rounds, figures="")
+        self._task: TaskID = self._progress.add_task("", total=rounds, figures="", clients="")
         self._rejected = 0
 
     def __enter__(self) -> LiveLine:
@@ -89,16 +137,17 @@ class LiveLine:
 
     def phase(self, name: str) -> None:
         """Show the phase's name."""
-        self._progress.update(self._task, description=name)
+        self._progress.update(self._task, description=name, clients="")
+
+    def progress(self, progress: TrainingProgress) -> None:
+        """Show how many clients of the round have trained."""
+        self._progress.update(self._task, clients=under_way(progress))
 
     def round(self, record: RoundRecord) -> None:
         """Show where the training stands."""
         self._rejected += record.num_rejected
-        figures = (
-            f"accuracy {percent(record.accuracy)}  ε left {epsilon(record.epsilon_left)}  "
-            f"rejected {self._rejected}"
-        )
-        self._progress.update(self._task, completed=record.round, figures=figures)
+        figures = f"{reached(record)}  ε left {epsilon(record.epsilon_left)}  rejected {self._rejected}"
+        self._progress.update(self._task, completed=record.round, figures=figures, clients="")
 
 
 Display = JsonLines | PlainLines | LiveLine

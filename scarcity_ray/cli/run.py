@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,22 +19,24 @@ from scarcity_ray.errors import LedgerWarning, ScarcityWarning
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
-from scarcity_ray.workloads.config import load_run
+from scarcity_ray.workloads.config import load_job
 from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.records import Summary
-from scarcity_ray.workloads.report.charts import require_matplotlib
+from scarcity_ray.workloads.report.charts import as_figure, require_matplotlib
 from scarcity_ray.workloads.report.page import (
     BASKET_COLUMNS,
-    BASKET_HEAD,
-    attack_name,
+    attack_rows,
     basket_rows,
+    comparison_rows,
     epsilon,
     mean_of,
-    percent,
     render_report,
     simulated_note,
 )
 from scarcity_ray.workloads.run_folder import RunFolder
+
+MOST_REFUSALS = 5
+"""Refused trainings that are told on the terminal."""
 
 
 def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: str) -> ExitCode:
@@ -45,13 +47,14 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
         out: The run's folder; None: a new one under ``run.out``.
         overrides: ``path=value`` each.
     """
-    job = load_run(config, overrides)
-    forecast = forecast_of(Planned(job.federation, job.basket_sizes, job.workload.rounds))
+    job = load_job(config, overrides)
+    rounds = job.config.training.rounds
+    forecast = forecast_of(Planned(job.config.federation, job.basket_sizes, rounds))
     told = [(warning.code, warning.message) for warning in warnings_of(forecast) if warning.loud]
     require_matplotlib()
-    folder = RunFolder.new(job, out, datetime.now(UTC))
+    folder = RunFolder.new(job.config, out, datetime.now(UTC))
     console = Console(highlight=False)
-    with watcher(form, console, job.workload.rounds) as display:
+    with watcher(form, console, rounds) as display:
         if folder.passing is not None:
             told.append(("results_will_not_stay", folder.passing))
         for code, message in told:
@@ -62,7 +65,7 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
             outcome = run_job(job, folder, display, _opening(display, console))
-    folder.report.write_text(render_report(job, outcome), encoding="utf-8")
+    folder.report.write_text(render_report(job.config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
         display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
     else:
@@ -94,7 +97,6 @@ def _opening(display: Display, console: Console) -> Callable[..., HierarchicalFe
 
 
 def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> None:
-    attack = attack_name(summary.attack)
     console.print()
     if summary.budget_spent_early:
         console.print(
@@ -102,10 +104,13 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
             "the run ended there.\n",
             style="bold",
         )
+    elif summary.stopped:
+        console.print(f"Stopped after round {summary.rounds}: {summary.stopped}.\n", markup=False)
     if summary.waits_for:
         console.print("No round released a model.", style="bold")
         console.print(f"{summary.waits_for}\n", markup=False, soft_wrap=True)
-    console.print(_basket_table(summary) if summary.basket_standings else _comparison_table(summary, attack))
+    for table in [_basket_table(summary)] if summary.basket_standings else _comparison_tables(summary):
+        console.print(table)
     console.print(
         f"\n{summary.rounds} rounds, {summary.clients} clients in {summary.baskets} baskets, "
         f"{summary.byzantine_clients} of them Byzantine, {sum(summary.rejected.values())} updates refused, "
@@ -114,54 +119,61 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
         f"at delta {summary.delta:g}.",
         markup=False,
     )
+    for refusal in summary.first_refusals[:MOST_REFUSALS]:
+        console.print(
+            f"refused: client {refusal['client']}, round {refusal['round']}: {refusal['cause']}: "
+            f"{refusal['detail']}",
+            markup=False,
+            soft_wrap=True,
+        )
     _print_warnings(console, summary)
     console.print("\nPrivacy claim", style="bold")
     for sentence in summary.privacy_claim:
         console.print(f"- {sentence}", markup=False)
+    if summary.load_model:
+        console.print("\nThe model", style="bold")
+        console.print(summary.load_model, markup=False, soft_wrap=True)
     console.print(f"\nWritten to {folder.path}/; open {folder.report}", markup=False, soft_wrap=True)
     if folder.passing is not None:
         click.secho(f"WARNING: {folder.passing}", fg="red", bold=True, err=True)
 
 
 def _print_warnings(console: Console, summary: Summary) -> None:
-    if summary.warnings:
+    note = "" if summary.basket_standings else simulated_note(summary)
+    if summary.warnings or note:
         console.print("\nTo know", style="bold")
-    for warning in summary.warnings:
-        console.print(f"- {warning['message']}", markup=False)
-    if summary.accuracy_simulated is not None and not summary.basket_standings:
-        console.print(f"- {simulated_note(summary)}", markup=False)
+    for message in [*(warning["message"] for warning in summary.warnings), *filter(None, [note])]:
+        console.print(f"- {message}", markup=False)
 
 
-def _comparison_table(summary: Summary, attack: str) -> Table:
-    table = Table(title=f"{summary.name}: accuracy on unseen digits", title_justify="left", box=None)
-    table.add_column("run")
-    table.add_column("attack")
-    table.add_column("accuracy", justify="right")
-    rule = summary.rule.replace("_", " ")
-    noise = "noise" if math.isfinite(summary.total_epsilon) else "no noise"
-    table.add_row(f"this federation ({rule}, {noise})", attack, percent(summary.accuracy), style="bold")
-    for name, under, value in (
-        ("plain mean, no clipping, no noise", attack, summary.accuracy_mean_under_attack),
-        (
-            f"clipped mean with {'its own' if noise == 'noise' else 'no'} noise",
-            attack,
-            summary.accuracy_clipped_mean,
-        ),
-        (f"{rule}, no noise", "none", summary.accuracy_clean),
-        (f"{rule}, {noise} (simulated)", "ALIE", summary.accuracy_under_alie),
-    ):
-        table.add_row(name, under, percent(value))
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> Table:
+    """A table whose first `words` columns are words, and the others figures."""
+    table = Table(title=title, title_justify="left", box=None)
+    for place, heading in enumerate(head):
+        table.add_column(heading, justify="left" if place < words else "right", no_wrap=not place)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
+def _comparison_tables(summary: Summary) -> list[Table]:
+    """The run and those beside it; its metrics, if there are several; rules by attack."""
+    metric = summary.metric.replace("_", " ")
+    title = f"{summary.name}: {metric} on test data ({summary.versions['workload']})"
+    rows = [(name, attack, value) for name, _, attack, value in comparison_rows(summary)]
+    tables = [_table(title, ("run", "attack", metric), rows, 2)]
+    if len(summary.metrics or {}) > 1:
+        found = [(name, as_figure(name, value)) for name, value in (summary.metrics or {}).items()]
+        tables.append(_table("", ("metric", "value"), found, 1))
+    head, by_attack = attack_rows(summary)
+    return [*tables, _table("", head, by_attack, 1)] if by_attack else tables
+
+
 def _basket_table(summary: Summary) -> Table:
-    table = Table(title=f"{summary.name}: accuracy on unseen digits", title_justify="left", box=None)
-    table.add_column("basket", no_wrap=True)
-    for heading in BASKET_HEAD[1:]:
-        table.add_column(heading, justify="right")
-    for row in basket_rows(summary):
-        table.add_row(*row)
-    means = [percent(mean_of(summary, key)) for key, _ in BASKET_COLUMNS]
+    title = f"{summary.name}: {summary.metric.replace('_', ' ')} ({summary.versions['workload']})"
+    head = ("basket", "attackers", *(heading for _, heading in BASKET_COLUMNS))
+    table = _table(title, head, basket_rows(summary), 1)
+    means = [as_figure(summary.metric, mean_of(summary, key)) for key, _ in BASKET_COLUMNS]
     share = f"{summary.byzantine_clients} of {summary.clients}"
     table.add_row("all honest clients", share, *means, style="bold")
     return table

@@ -68,6 +68,14 @@ class CentralNoise(StrEnum):
     DISTRIBUTED_DISCRETE_GAUSSIAN = "distributed_discrete_gaussian"
 
 
+class PrivacyUnit(StrEnum):
+    """What neighbours differ in: whom the privacy claim protects."""
+
+    CLIENT = "client"
+    RECORD = "record"
+    PERSON = "person"
+
+
 def _unbox_integer(value: object) -> object:
     """NumPy integers become ints; everything else is left for the type check to judge."""
     try:
@@ -147,6 +155,7 @@ Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainS
 Arguments = Annotated[Mapping[str, Any], AfterValidator(_plain)]
 """What a class from outside is made with, by name."""
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
+Unit = Annotated[PrivacyUnit, BeforeValidator(_member_of(PrivacyUnit))]
 
 
 def stream(seed: int, *labels: str | int) -> np.random.Generator:

@@ -25,7 +25,7 @@ _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def settings(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass whose constructor checks types and ranges (`ConfigError`)."""
-    made = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
+    made = pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", populate_by_name=True))(cls)
     original = made.__init__
 
     @functools.wraps(original)
@@ -66,7 +66,7 @@ def load(cls: type[T], content: Mapping[str, Any], path: str = "") -> T:
 
 def to_plain(config: object) -> Any:
     """Settings as mappings, lists, strings and numbers, ready for YAML or JSON; without any password."""
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return TypeAdapter(type(config)).dump_python(config, mode="json", by_alias=True)
 
 
 def _refusal(error: ValidationError, cls: Any, prefix: str = "") -> ConfigError:
@@ -86,9 +86,10 @@ def _refusal(error: ValidationError, cls: Any, prefix: str = "") -> ConfigError:
     elif kind in _UNKNOWN:
         for name in location[:-1]:
             cls = cls.__pydantic_fields__[name].annotation
-        close = difflib.get_close_matches(str(location[-1]), cls.__pydantic_fields__, n=1)
+        known = sorted(info.alias or name for name, info in cls.__pydantic_fields__.items())
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
-        accepted = f"unknown key{hint} (known: {', '.join(sorted(cls.__pydantic_fields__))})"
+        accepted = f"unknown key{hint} (known: {', '.join(known)})"
     return ConfigError(path or cls.__name__, _shown(value), accepted[0].lower() + accepted[1:])
 
 

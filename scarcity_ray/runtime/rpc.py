@@ -28,7 +28,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from scarcity_ray.errors import ProtocolViolation
 
@@ -102,7 +102,6 @@ class Role:
         return last.value
 
 
-@runtime_checkable
 class HoldsStored(Protocol):
     """An argument of a call some of whose values may still lie in the object store."""
 
@@ -111,8 +110,11 @@ class HoldsStored(Protocol):
 
 
 def with_values(arguments: Sequence[object], get: Callable[[Any], Any]) -> list[object]:
-    """A call's arguments as the role is to see them; a runtime does this where the role lives."""
-    return [value.fetched(get) if isinstance(value, HoldsStored) else value for value in arguments]
+    """A call's arguments as the role is to see them; a runtime does this where the role lives.
+
+    `HoldsStored` is told by its method: `isinstance` of a protocol took a tenth of a call's time.
+    """
+    return [value.fetched(get) if hasattr(value, "fetched") else value for value in arguments]
 
 
 Named = TypeVar("Named", bound=Role, covariant=True)

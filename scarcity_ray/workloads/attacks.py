@@ -295,6 +295,7 @@ AttackName = Literal[
     "inf",
     "nan",
     "label_flip",
+    "poison",
     "ipm",
     "alie",
     "mimic",
@@ -337,6 +338,7 @@ ATTACKS: dict[str, Callable[[float | None], Attack]] = {
     "inf": lambda scale: NotFinite(np.inf),
     "nan": lambda scale: NotFinite(np.nan),
     "label_flip": lambda scale: LabelFlip(),
+    "poison": lambda scale: LabelFlip(),
     "ipm": lambda scale: InnerProductManipulation(scale or 1.0),
     "alie": LittleIsEnough,
     "mimic": lambda scale: Mimic(),
@@ -357,6 +359,11 @@ def make_attack(attack: AttackConfig) -> Attack:
     if attack.name not in NAMES:
         return load_plugin(PLUGIN, attack.name, attack.args)
     return ATTACKS[attack.name](attack.scale)
+
+
+def poisons(attack: AttackConfig) -> bool:
+    """Whether attackers train on poisoned data, in a job by `Workload.poison`."""
+    return attack.name in ("poison", "label_flip")
 
 
 def craft(
@@ -404,18 +411,6 @@ def _checked_rows(made: Attack, view: View, name: str) -> Rows:
         raise UsageError(f"attack {name!r} gave {found}, not rows of float32 {view.own.shape}")
     with np.errstate(over="ignore"):
         return rows.astype(np.float32)
-
-
-def flip_labels(
-    attack: AttackConfig, labels: NDArray[np.int64], byzantine: NDArray[np.bool_], num_classes: int
-) -> NDArray[np.int64]:
-    """Labels to train on: the Byzantine clients may see others than there are."""
-    made = make_attack(attack)
-    if not isinstance(made, LabelFlip):
-        return labels
-    flipped = labels.copy()
-    flipped[byzantine] = made.labels(labels[byzantine], num_classes)
-    return flipped
 
 
 def views(

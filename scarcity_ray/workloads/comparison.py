@@ -1,87 +1,101 @@
-"""The simulated runs that a federation's accuracy is compared with, which differ in the defence alone.
+"""The simulated runs that a job is compared with; they differ in the defence alone.
 
-`comparisons` and `gossip_comparisons` say which runs to make, with Layer 2 and without; `compare` and
-`compare_gossip` make one, as a task of the runtime.
+`comparisons` says which runs a job asks for, with Layer 2 and without, and `compare` makes one, as a task of
+the runtime.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.plan import make_plan
-from scarcity_ray.workloads.attacks import AttackConfig, AttackName
-from scarcity_ray.workloads.gossip_training import GossipRun, simulate_gossip
-from scarcity_ray.workloads.population import Scene
-from scarcity_ray.workloads.simulate import Defence, simulate
+from scarcity_ray.workloads.attacks import AttackConfig
+from scarcity_ray.workloads.config import LabConfig, RunName
+from scarcity_ray.workloads.gossip_training import BasketStanding, simulate_gossip
+from scarcity_ray.workloads.scene import NO_ATTACK, Travelling
+from scarcity_ray.workloads.simulate import Defence, SimulatedRun, simulate, train_alone
+
+RUNS: Mapping[RunName, str] = {
+    "federation": "the configured rule in each basket, clipping and central noise",
+    "noiseless": "the same without noise",
+    "clean": "the configured rule, without attackers or noise",
+    "clipped_mean": "the mean of clipped updates, with the noise that a mean needs for the same budget",
+    "plain_mean": "the mean of all updates, without clipping or noise",
+    "centralised": "all clients' data in one place, without attackers or noise",
+    "local_only": "every client alone on its own data, the mean over clients",
+}
+GOSSIP_RUNS: Mapping[RunName, str] = {
+    "federation": "the configured gossip, simulated",
+    "noiseless": "gossip without noise, under the same attack",
+    "clean": "the configured gossip, without attackers",
+    "centralised": RUNS["centralised"],
+    "local_only": "no gossip: every client learns from its own data",
+}
+"""Where there is no Layer 2."""
+UNATTACKED = frozenset({"clean", "centralised", "local_only"})
+"""Runs whose training no attacker takes part in."""
+RULES = frozenset({"federation", "clipped_mean", "plain_mean"})
+"""Runs that are also made under `LabConfig.compare_attacks`."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One simulated run; its name is a key of `DEFENCES` or `GOSSIP_DEFENCES`."""
+    """One run beside."""
 
-    name: str
+    name: RunName
     attack: AttackConfig
 
 
 @dataclass(frozen=True)
 class ComparisonInputs:
-    """The inputs that all comparison tasks share."""
+    """What all comparison tasks share."""
 
-    scene: Scene
+    scene: Travelling
     federation: HierarchicalFederationConfig
 
 
-DEFENCES = {
-    "federation": "the configured rule in each basket, clipping and central noise",
-    "clipped_mean": "the mean of clipped updates, with the noise that a mean needs for the same budget",
-    "plain_mean": "the mean of all updates, without clipping or noise",
-    "clean": "the configured rule, without attackers or noise",
-}
+@dataclass(frozen=True)
+class Compared:
+    """A run beside, made.
+
+    Attributes:
+        standings: Without Layer 2, how each basket ended, by its number.
+    """
+
+    run: SimulatedRun
+    standings: Mapping[int, BasketStanding] = field(default_factory=dict)
 
 
-def comparisons(attack: AttackConfig, others: tuple[AttackName, ...]) -> list[Comparison]:
-    """The runs to make: every defence under the job's attack, all but `clean` under ALIE and the others."""
-    named = [AttackConfig(name=name) for name in dict.fromkeys(("alie", *others)) if name != attack.name]
-    runs = [Comparison("clean", AttackConfig(name="none"))]
-    for each in (attack, *named):
-        runs += [Comparison(name, each) for name in ("federation", "clipped_mean", "plain_mean")]
-    return runs
+def comparisons(lab: LabConfig) -> list[Comparison]:
+    """The runs to make: those of `compare` under the job's attack, the rules also under the other attacks."""
+    chosen = list(dict.fromkeys(lab.compare))
+    own, *others = lab.attacks
+    runs = [Comparison(name, NO_ATTACK if name in UNATTACKED else own) for name in chosen]
+    rules = dict.fromkeys(("federation", *(name for name in chosen if name in RULES)))
+    return runs + [Comparison(name, attack) for attack in others for name in rules]
 
 
-GOSSIP_DEFENCES = {
-    "gossip": "the configured gossip, simulated",
-    "alone": "no gossip: every client learns from its own data",
-    "clear_gossip": "gossip without noise, under the same attack",
-    "clean": "the configured gossip, without attackers",
-}
-
-
-def gossip_comparisons(attack: AttackConfig, others: tuple[AttackName, ...]) -> list[Comparison]:
-    """The runs to make without Layer 2: each of `GOSSIP_DEFENCES`, and the configured gossip under others."""
-    named = [AttackConfig(name=name) for name in dict.fromkeys(others) if name != attack.name]
-    runs = [Comparison(name, attack) for name in ("gossip", "alone", "clear_gossip")]
-    runs += [Comparison("gossip", each) for each in named]
-    return [*runs, Comparison("clean", AttackConfig(name="none"))]
-
-
-def compare_gossip(run: Comparison, inputs: ComparisonInputs) -> GossipRun:
-    """Make one comparison run without Layer 2; a task of the runtime."""
-    federation = inputs.federation
-    if run.name == "clear_gossip":
-        clear = replace(federation.gossip, local_dp_epsilon=math.inf)
-        federation = replace(federation, gossip=clear, total_epsilon=math.inf)
-    return simulate_gossip(inputs.scene, run.attack, federation, gossip=run.name != "alone")
-
-
-def compare(run: Comparison, inputs: ComparisonInputs) -> list[float]:
-    """Make one comparison run; a task of the runtime. Returns the accuracy after each round."""
-    return simulate(inputs.scene, run.attack, defence(run.name, inputs.federation))
+def compare(run: Comparison, inputs: ComparisonInputs) -> Compared:
+    """Make one comparison run; a task of the runtime."""
+    scene, federation = inputs.scene.read(), inputs.federation
+    if run.name == "centralised":
+        metrics = scene.evaluate(scene.codec.encode(scene.workload.centralised()))
+        return Compared(SimulatedRun((), metrics))
+    if not federation.layer2.enabled:
+        if run.name == "noiseless":
+            clear = replace(federation.gossip, local_dp_epsilon=math.inf)
+            federation = replace(federation, gossip=clear, total_epsilon=math.inf)
+        return Compared(*simulate_gossip(scene, run.attack, federation, gossip=run.name != "local_only"))
+    if run.name == "local_only":
+        return Compared(train_alone(scene))
+    return Compared(simulate(scene, run.attack, defence(run.name, federation)))
 
 
 def defence(name: str, federation: HierarchicalFederationConfig) -> Defence:
-    """The defence of that name for a federation's config (see `DEFENCES`)."""
+    """The defence of that name for a federation's config (see `RUNS`)."""
     if name == "plain_mean":
         return Defence(plan=None)
     if name == "clipped_mean":
@@ -92,4 +106,4 @@ def defence(name: str, federation: HierarchicalFederationConfig) -> Defence:
             rule_timeout_seconds=None,
         )
         return Defence(plan=make_plan(replace(federation, layer1=layer1)))
-    return Defence(plan=make_plan(federation), noisy=name != "clean")
+    return Defence(plan=make_plan(federation), noisy=name not in ("clean", "noiseless"))

@@ -1,76 +1,126 @@
-"""The configuration of a job: its data, training, attack and place; and how its file is read."""
+"""A job's file: a workload, how it is trained, simulated attackers, and where it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictStr
 
 from scarcity_ray.config import HierarchicalFederationConfig, load, parse_yaml, read_yaml, settings
-from scarcity_ray.config.fields import Int, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from scarcity_ray.config.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from scarcity_ray.config.validation import LONGEST
-from scarcity_ray.errors import ConfigError
+from scarcity_ray.errors import ConfigError, UsageError
+from scarcity_ray.federation.evaluation import EarlyStopping
+from scarcity_ray.layers.server_optimizers import ServerOptimizer, server_optimizer
 from scarcity_ray.ledger_url import without_password
 from scarcity_ray.plan import make_plan
-from scarcity_ray.workloads.attacks import AttackConfig, AttackName
-from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS
+from scarcity_ray.workloads.attacks import AttackConfig, make_attack, poisons
+from scarcity_ray_client import Client, ModelCodec, Workload, checked_clients, load_workload
+from scarcity_ray_client.loading import search_beside
 
-MOST_CLIENTS = 10**6
-"""Beyond it a plan, which looks at each basket, takes minutes and gigabytes."""
+RunName = Literal[
+    "federation", "noiseless", "clean", "plain_mean", "clipped_mean", "centralised", "local_only"
+]
+WITHOUT_LAYER2 = frozenset({"rounds", "clients_per_round", "clients_per_task", "metric", "mode"})
+"""Settings of the training that hold where clients learn by gossip alone."""
+DIGITS = "scarcity_ray.workloads.digits:Digits"
+MOVED = {
+    "dataset": f"workload.class: {DIGITS}",
+    **dict.fromkeys(
+        ("features", "random_features", "test_share", "domains", "clients", "label_skew", "local_steps"),
+        "workload.args.{}",
+    ),
+    "learning_rate": "workload.args.{}",
+    **dict.fromkeys(("rounds", "averaging_decay", "clients_per_task"), "training.{}"),
+    "server_learning_rate": "training.optimizer.learning_rate",
+    **dict.fromkeys(("byzantine_share", "attack", "compare_attacks"), "lab.{}"),
+    "gossip": "federation.gossip_budget_share, 0 for none",
+}
+"""Where the keys of files from before `Workload` have gone."""
 
 
 @settings
 class WorkloadConfig:
-    """Federated softmax regression on scikit-learn's digits."""
+    """Which class is trained."""
 
-    dataset: Literal["digits"] = "digits"
-    features: Annotated[Int, Field(ge=1, le=NUM_PIXELS)] = 24
-    """Projected features; the model has (features + 1) * 10 coordinates, unless there are random ones."""
-    random_features: NonNegativeInt = 0
-    """Random Fourier features made of the projected ones; the model then has (random_features + 1) * 10."""
-    test_share: Annotated[StrictFloat, Field(gt=0, lt=1)] = 0.25
-    """Share of the examples that no client holds; accuracy is measured on it."""
-    domains: Annotated[Int, Field(ge=1, le=MOST_CLIENTS)] = 4
-    clients: Annotated[Int, Field(ge=1, le=MOST_CLIENTS)] = 260
-    label_skew: PositiveFloat = 1.0
-    """Dirichlet parameter of the domains' labels; the smaller, the less alike the domains."""
+    class_: Annotated[StrictStr, Field(alias="class")]
+    """Its import path, ``my_module:Mortality``."""
+    args: Mapping[StrictStr, Any] = field(default_factory=dict)
+    """Keyword arguments that it is made with."""
+    folder: StrictStr | None = None
+    """Where its module is sought first; None: beside the job's file, then in the working folder."""
+
+
+@settings
+class TrainingConfig:
+    """How it is trained; the names are those of `HierarchicalFederation.fit`."""
+
+    rounds: PositiveInt = 20
+    clients_per_round: PositiveInt | None = None
+    """Clients drawn anew each round; None: all."""
+    extra_clients: NonNegativeInt = 0
+    """Clients drawn beside them; the round ends when `clients_per_round` have trained."""
+    deadline_seconds: PositiveFloat | None = None
+    """Of a round's training; None: all are waited for."""
+    clients_per_task: PositiveInt = 1
+    """Clients that one task trains; small ones of one machine share it."""
+    optimizer: Mapping[StrictStr, Any] = field(default_factory=lambda: {"name": "sgd", "learning_rate": 1.0})
+    """From a release to the next model: arguments of `server_optimizer`."""
+    averaging_decay: NonNegativeFloat | None = None
+    """The model handed out averages the models with weights like t^decay; None: it is the last."""
+    metric: Annotated[StrictStr, Field(min_length=1)] | None = None
+    """The headline, one of those that `evaluate` gives; None: the first."""
+    mode: Literal["max", "min"] = "max"
+    """Whether the metric should be great or small."""
+    patience: PositiveInt | None = None
+    """Rounds without a gain after which training ends; the best model is kept."""
+    min_delta: NonNegativeFloat = 0.0
+    """What counts as a gain is above it."""
+    evaluate_clients: StrictBool = False
+    """Whether clients measure each release on their own data: outside the privacy claim."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.server_optimizer()
+        except (UsageError, TypeError) as error:
+            raise ConfigError("optimizer", dict(self.optimizer), str(error)) from None
+
+    def server_optimizer(self) -> ServerOptimizer:
+        """The optimiser that `optimizer` names."""
+        return server_optimizer(**self.optimizer)
+
+    def stopping(self, metric: str) -> EarlyStopping:
+        """Keeps the best model by a metric, and ends the training if `patience` says so."""
+        return EarlyStopping(metric, self.mode, self.patience, self.min_delta)
+
+
+@settings
+class LabConfig:
+    """Simulated attackers, and the runs beside; a job in production has no such section."""
+
     byzantine_share: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.2
-    """Share of all clients that attack, drawn at random."""
+    """Share of all clients that attack, drawn at random from the federation's seed."""
     attack: AttackConfig = field(default_factory=AttackConfig)
-    compare_attacks: tuple[AttackName, ...] = ()
-    """Attacks under which comparison runs are reported, beside the run's own and ALIE."""
-    rounds: PositiveInt = 60
-    gossip: StrictBool = True
-    """Whether each round holds a gossip round."""
-    local_steps: PositiveInt = 5
-    """Gradient steps that a client takes in a round."""
-    learning_rate: PositiveFloat = 1.0
-    """Length of a client's gradient step."""
-    server_learning_rate: PositiveFloat = 2.0
-    """Factor on a global delta when it is added to the model."""
-    averaging_decay: NonNegativeFloat = 3.0
-    """The model handed out averages the iterates with weights like t^decay."""
-    clients_per_task: PositiveInt = 65
-    """Clients that one training task trains."""
+    compare: tuple[RunName, ...] = ()
+    """Runs beside, simulated: see `comparison.RUNS`."""
+    compare_attacks: tuple[StrictStr, ...] = ()
+    """Attacks under which the configured federation, and the means of `compare`, are simulated too."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.attacks  # noqa: B018
+        except ConfigError as error:
+            raise ConfigError("compare_attacks", error.value, error.accepted) from None
 
     @property
-    def dimension(self) -> int:
-        """Coordinates of the model."""
-        return ((self.random_features or self.features) + 1) * NUM_CLASSES
-
-    @property
-    def model_input(self) -> str:
-        """Which of the two kinds of features the model has a row for."""
-        return "random_features" if self.random_features else "features"
-
-    @property
-    def domain_sizes(self) -> tuple[int, ...]:
-        """Clients of each domain."""
-        least, more = divmod(self.clients, self.domains)
-        return tuple(least + (domain < more) for domain in range(self.domains))
+    def attacks(self) -> tuple[AttackConfig, ...]:
+        """The job's attack, none without attackers, and those of `compare_attacks` that are others."""
+        own = self.attack if self.byzantine_share else AttackConfig(name="none")
+        others = [name for name in dict.fromkeys(self.compare_attacks) if name != own.name]
+        return (own, *(load(AttackConfig, {"name": name}) for name in others))
 
 
 @settings
@@ -82,80 +132,109 @@ class PlaceConfig:
     """Address of a Ray cluster; None: RAY_ADDRESS, or a cluster of this machine's own."""
     out: StrictStr = "runs"
     """Folder in which each run makes its own."""
+    tensorboard: StrictBool = False
+    """Whether the run's folder gets TensorBoard's events, too."""
 
 
 @settings
 class RunConfig:
-    """A whole file in `configs/`."""
+    """A job's whole file."""
 
     name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    workload: WorkloadConfig
     federation: HierarchicalFederationConfig = field(
-        default_factory=lambda: HierarchicalFederationConfig(**_fitting(WorkloadConfig()))
+        default_factory=lambda: HierarchicalFederationConfig(auto_aggregate=False)
     )
-    """Where a file leaves these out, vector_dim is the workload's and auto_aggregate false."""
-    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    """Where a file leaves these out, vector_dim is the model's and auto_aggregate false."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    lab: LabConfig | None = None
     run: PlaceConfig = field(default_factory=PlaceConfig)
 
     def __post_init__(self) -> None:
-        if self.federation.vector_dim != self.workload.dimension:
-            raise ConfigError(
-                "federation.vector_dim",
-                self.federation.vector_dim,
-                f"{self.workload.dimension} = (workload.{self.workload.model_input} + 1) * {NUM_CLASSES}",
-            )
         if self.federation.auto_aggregate:
             raise ConfigError(
                 "federation.auto_aggregate", True, "false, because a job aggregates once a round itself"
             )
-        self._check_baskets()
+        try:
+            make_plan(self.federation)
+        except ConfigError as error:
+            raise error.under("federation") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A job that can begin: its file's contents, and the workload that it names.
+
+    Attributes:
+        config: With the workload's folder and the model's dimension filled in.
+        clients: The workload's.
+        codec: The workload's.
+    """
+
+    config: RunConfig
+    workload: Workload[Any]
+    clients: tuple[Client, ...]
+    codec: ModelCodec[Any]
+
+    @property
+    def domain_sizes(self) -> dict[str, int]:
+        """Clients of each domain."""
+        sizes: dict[str, int] = {}
+        for client in self.clients:
+            sizes[client.domain_id] = sizes.get(client.domain_id, 0) + 1
+        return sizes
 
     @property
     def basket_sizes(self) -> tuple[int, ...]:
         """Clients of each basket, once all are registered."""
-        cross = self.federation.basket.allow_cross_domain
-        most = self.federation.basket.max_clients
-        groups = (self.workload.clients,) if cross else self.workload.domain_sizes
+        basket = self.config.federation.basket
+        groups = (len(self.clients),) if basket.allow_cross_domain else tuple(self.domain_sizes.values())
+        most = basket.max_clients
         return tuple(min(most, size - start) for size in groups for start in range(0, size, most))
-
-    def _check_baskets(self) -> None:
-        try:
-            plan = make_plan(self.federation)
-        except ConfigError as error:
-            raise error.under("federation") from None
-        federation, layer2 = self.federation, self.federation.layer2
-        smallest = min(self.basket_sizes)
-        if smallest < plan.least_rows(smallest):
-            raise ConfigError(
-                "federation.basket.max_clients",
-                federation.basket.max_clients,
-                f"a value that divides the {max(self.workload.domain_sizes)} clients of a domain: "
-                f"the smallest basket would have {smallest}, and "
-                f"{federation.layer1.aggregation_method.value} needs {plan.least_rows(smallest)}",
-            )
-        if layer2.enabled and len(self.basket_sizes) < layer2.min_baskets:
-            raise ConfigError(
-                "federation.layer2.min_baskets",
-                layer2.min_baskets,
-                f"at most {len(self.basket_sizes)}, the baskets that {self.workload.clients} clients fill",
-            )
 
 
 def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a run's file, with some values replaced.
+    """The contents of a job's file; see `load_job`."""
+    return load_job(path, overrides).config
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
+    """Read a job's file, with some values replaced, make its workload, and check what can be checked.
 
     Args:
         path: A YAML file with the sections of `RunConfig`.
-        overrides: ``path=value`` each, the value as YAML would read it, e.g. ``workload.rounds=5``.
+        overrides: ``path=value`` each, the value as YAML would read it, e.g. ``training.rounds=5``.
 
     Raises:
         ConfigError: If the file or an override is not accepted; the error names the path.
+        UsageError: If the workload cannot be made, or gives clients or a model that cannot be used.
     """
     content = read_content(path, overrides)
+    _refuse_moved(content)
     federation = content.get("federation", {})
-    if isinstance(federation, dict) and isinstance(content.get("workload", {}), dict):
-        workload = load(WorkloadConfig, content.get("workload", {}), "workload")
-        content["federation"] = {**_fitting(workload), **federation}
-    return load(RunConfig, content)
+    is_given = isinstance(federation, dict) and "vector_dim" in federation
+    if isinstance(federation, dict):
+        content["federation"] = {"auto_aggregate": False, **federation}
+    folder = _folder(content, Path(path).resolve().parent)
+    search_beside(folder / "job.yaml")
+    config = load(RunConfig, content)
+    workload = load_workload(config.workload.class_, config.workload.args, folder)
+    clients, codec = checked_clients(workload.clients()), workload.codec()
+    due = codec.dimension
+    if is_given and config.federation.vector_dim != due:
+        raise ConfigError(
+            "federation.vector_dim",
+            config.federation.vector_dim,
+            f"{due}, the numbers of {config.workload.class_}'s model; or leave it out",
+        )
+    config = replace(config, workload=replace(config.workload, folder=_home(workload, folder)))
+    config = replace(config, federation=replace(config.federation, vector_dim=due))
+    job = Job(config, workload, clients, codec)
+    _check_clients(job)
+    _check_lab(job)
+    if not config.federation.layer2.enabled:
+        _check_without_layer2(job)
+    return job
 
 
 def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -170,16 +249,118 @@ def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, A
     return content
 
 
-def _fitting(workload: WorkloadConfig) -> dict[str, Any]:
-    """Settings that a federation needs to train this."""
-    return {"vector_dim": workload.dimension, "auto_aggregate": False}
+def _refuse_moved(content: Mapping[str, Any]) -> None:
+    """Refuse keys from before `Workload` by name, with what to write now."""
+    section = content.get("workload")
+    if not isinstance(section, dict) or not (old := [key for key in section if key in MOVED]):
+        return
+    now = "; ".join(f"{key}: {MOVED[key].format(key)}" for key in old)
+    first = "" if "class" in section else f"a job names its class now, workload.class: {DIGITS}. "
+    raise ConfigError(
+        f"workload.{old[0]}", section[old[0]], f"{first}moved (docs/workloads.md), write instead: {now}"
+    )
+
+
+def _folder(content: Mapping[str, Any], beside: Path) -> Path:
+    """Where the job's modules are sought first."""
+    section = content.get("workload")
+    named = section.get("folder") if isinstance(section, dict) else None
+    return beside / Path(named).expanduser() if isinstance(named, str) else beside
+
+
+def _home(workload: Workload[Any], folder: Path) -> str | None:
+    """The folder in which the job's own module was found; None: it is installed."""
+    top = type(workload).__module__.partition(".")[0]
+    for place in (folder, Path.cwd()) if top != "scarcity_ray" else ():
+        if (place / f"{top}.py").exists() or (place / top / "__init__.py").exists():
+            return str(place)
+    return None
+
+
+def _check_clients(job: Job) -> None:
+    """The clients against the baskets that they fill, what the rule needs, and how many are to train."""
+    federation, training = job.config.federation, job.config.training
+    plan, layer2, count = make_plan(federation), federation.layer2, len(job.clients)
+    smallest = min(job.basket_sizes)
+    if smallest < plan.least_rows(smallest):
+        raise ConfigError(
+            "federation.basket.max_clients",
+            federation.basket.max_clients,
+            f"a value that divides the {max(job.domain_sizes.values())} clients of a domain: the smallest "
+            f"basket would have {smallest}, and {federation.layer1.aggregation_method} needs "
+            f"{plan.least_rows(smallest)}",
+        )
+    if layer2.enabled and len(job.basket_sizes) < layer2.min_baskets:
+        raise ConfigError(
+            "federation.layer2.min_baskets",
+            layer2.min_baskets,
+            f"at most {len(job.basket_sizes)}, the baskets that {count} clients fill",
+        )
+    if (training.clients_per_round or count) + training.extra_clients > count:
+        raise ConfigError(
+            "training.clients_per_round",
+            training.clients_per_round,
+            f"with training.extra_clients together at most {count}, the workload's clients",
+        )
+
+
+def _check_without_layer2(job: Job) -> None:
+    """Without a global model some settings have nothing to act on, and clients train on any node."""
+    config, default = job.config, TrainingConfig()
+    given = config.training
+    if any(client.resources or client.labels or client.num_gpus for client in job.clients):
+        raise ConfigError(
+            "federation.layer2.enabled",
+            False,
+            "true: clients ask for resources, labels or GPUs, and without Layer 2 they train on any node",
+        )
+    for name in sorted({setting.name for setting in fields(default)} - WITHOUT_LAYER2):
+        if getattr(given, name) != getattr(default, name):
+            raise ConfigError(
+                f"training.{name}", getattr(given, name), "nothing, as layer2.enabled is false: leave it out"
+            )
+    for run in ("plain_mean", "clipped_mean"):
+        if config.lab is not None and run in config.lab.compare:
+            raise ConfigError("lab.compare", run, "a run without a global model, as layer2.enabled is false")
+
+
+def _check_lab(job: Job) -> None:
+    """Whether there can be so many attackers, and the workload offers what the lab wants of it."""
+    lab, name = job.config.lab, job.config.workload.class_
+    if lab is None:
+        return
+    count, byzantine = len(job.clients), round(lab.byzantine_share * len(job.clients))
+    if byzantine == count or (not byzantine and lab.byzantine_share > 0.0):
+        raise ConfigError(
+            "lab.byzantine_share",
+            lab.byzantine_share,
+            f"0, or a share that makes at least one of the {count} clients Byzantine and leaves one honest",
+        )
+    for attack in lab.attacks:
+        make_attack(attack)
+    offers = type(job.workload)
+    for place, wanted, method in (
+        ("lab.attack.name", poisons(lab.attacks[0]), "poison"),
+        ("lab.compare_attacks", any(map(poisons, lab.attacks[1:])), "poison"),
+        ("lab.compare", "centralised" in lab.compare, "centralised"),
+    ):
+        if wanted and getattr(offers, method) is getattr(Workload, method):
+            raise ConfigError(
+                place, method, f"a workload that offers it: write {method} in {name}, or leave it out"
+            )
+    if not job.config.federation.layer2.enabled:
+        for run in lab.compare:
+            if run in ("plain_mean", "clipped_mean"):
+                raise ConfigError(
+                    "lab.compare", run, "a run without a global model, as layer2.enabled is false"
+                )
 
 
 def _replace(content: dict[str, Any], override: str) -> None:
     where, equals, text = override.partition("=")
     *sections, key = where.strip().split(".")
     if not equals or not key or not all(sections):
-        raise ConfigError("--set", override, "PATH=VALUE, for example workload.rounds=5")
+        raise ConfigError("--set", override, "PATH=VALUE, for example training.rounds=5")
     for section in sections:
         inner = content.setdefault(section, {})
         if not isinstance(inner, dict):

@@ -1,38 +1,39 @@
-"""The job: train through a federation under attack, then make the runs that it is compared with."""
+"""The job: train through a federation, under the lab's attack if there is one, then make the runs beside."""
 
 from __future__ import annotations
 
+import math
+import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from scarcity_ray.config import stream
-from scarcity_ray.errors import PrivacyBudgetExhausted
+from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
+from scarcity_ray.federation.fit_terms import FitResult, Stopped
+from scarcity_ray.federation.fit_terms import RoundRecord as FitRecord
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
+from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.plan import make_plan
-from scarcity_ray.workloads.attacks import craft
-from scarcity_ray.workloads.averaging import RunningModel
-from scarcity_ray.workloads.comparison import (
-    ComparisonInputs,
-    compare,
-    compare_gossip,
-    comparisons,
-    gossip_comparisons,
-)
-from scarcity_ray.workloads.config import RunConfig
-from scarcity_ray.workloads.gossip_training import BasketStanding, GossipTraining, mean_accuracy
-from scarcity_ray.workloads.population import Scene, make_scene
-from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
+from scarcity_ray.workloads.attacks import AttackConfig
+from scarcity_ray.workloads.comparison import Compared, Comparison, ComparisonInputs, compare, comparisons
+from scarcity_ray.workloads.config import Job
+from scarcity_ray.workloads.gossip_training import GossipTraining, mean_over_honest, standings_of
+from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summary
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 from scarcity_ray.workloads.run_folder import RunFolder
+from scarcity_ray.workloads.scene import NO_ATTACK, Scene, SimulatedAttackers, Travelling
 from scarcity_ray.workloads.simulate import basket_rule
-from scarcity_ray.workloads.softmax import accuracy, train_clients
+from scarcity_ray_client import Client, Refusal, checked_metrics
+from scarcity_ray_client.loading import told
+
+MOST_TOLD = 20
+"""Refusals that a summary keeps in full."""
 
 
 class Stopwatch:
@@ -46,11 +47,6 @@ class Stopwatch:
     def elapsed(self) -> float:
         """Seconds since it was made."""
         return time.perf_counter() - self._began
-
-    def since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Seconds by phase since `seconds` was `before`, phases without any left out."""
-        spans = {phase: total - before.get(phase, 0.0) for phase, total in self.seconds.items()}
-        return {phase: span for phase, span in spans.items() if span > 0.0}
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
@@ -68,12 +64,40 @@ class Watcher(Protocol):
     def phase(self, name: str) -> None:
         """A phase begins."""
 
+    def progress(self, progress: TrainingProgress) -> None:
+        """Clients of a round have trained."""
+
     def round(self, record: RoundRecord) -> None:
         """A round is over."""
 
 
+@dataclass
+class Training:
+    """Rounds that were made, and what came of them.
+
+    Attributes:
+        records: One for each round.
+        budget_spent_early: Whether the budget ended before the last round.
+        stopped: Why the rounds ended early, in words.
+        fitted: What `fit` gave; None without Layer 2.
+        refused: Refusals by client and reason.
+        first_refusals: To read.
+        metrics: Of the end; None if no round was made.
+    """
+
+    metric: str
+    initial: Mapping[str, float]
+    records: list[RoundRecord] = field(default_factory=list)
+    budget_spent_early: bool = False
+    stopped: str = ""
+    fitted: FitResult[Any] | None = None
+    refused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    first_refusals: list[Refusal] = field(default_factory=list)
+    metrics: Mapping[str, float] | None = None
+
+
 def run_job(
-    config: RunConfig,
+    job: Job,
     folder: RunFolder,
     watcher: Watcher,
     open_federation: Callable[..., Any] = HierarchicalFederation,
@@ -86,218 +110,310 @@ def run_job(
         open_federation: Makes the federation; tests put a stand-in here.
 
     Raises:
-        ScarcityError: If the data or the runtime is not there, or a role is lost for good.
+        ScarcityError: If the workload cannot be evaluated, the runtime is not there, or a role is lost.
     """
-    watch = Stopwatch()
-    watcher.phase("Dealing out the data")
-    with watch.time("data"):
-        scene = make_scene(config)
+    config, watch = job.config, Stopwatch()
+    watcher.phase("Evaluating the initial model")
+    with watch.time("start"):
+        initial, metric = _initial(job)
+        scene = Scene.of(job, metric)
+    attack = NO_ATTACK if config.lab is None else config.lab.attacks[0]
     folder.write_config(config)
     watcher.phase("Starting the federation")
     with watch.time("start"):
         federation = open_federation(
             config.federation, runtime=config.run.runtime, address=config.run.address
         )
+    training = Training(metric, initial)
+    standings: dict[str, dict[str, Any]] = {}
+
+    def note(record: RoundRecord) -> None:
+        training.records.append(record)
+        folder.append_round(record)
+        watcher.round(record)
+        for phase, seconds in record.seconds.items():
+            watch.seconds[phase] += seconds
+
     with federation:
-        with watch.time("start"):
-            clients = list(zip(scene.population.client_ids, scene.population.domains, strict=True))
-            names, places = np.unique(federation.register_clients(clients), return_inverse=True)
-        scene = replace(scene, baskets=places.astype(np.int64))
-        watcher.phase("Training")
-        training = Training(config, federation, scene, names.tolist(), watch)
-        for record in training.rounds():
-            folder.append_round(record)
-            watcher.round(record)
+        if config.federation.layer2.enabled:
+            watcher.phase("Training")
+            _fit(job, scene, attack, federation, training, watch, watcher, note)
+        else:
+            with watch.time("start"):
+                names, places = np.unique(_registered(job.clients, federation), return_inverse=True)
+            scene = replace(scene, baskets=places.astype(np.int64))
+            watcher.phase("Training")
+            gossip = GossipTraining(scene, attack, federation, config.federation, names.tolist())
+            for record in _gossip_rounds(job, gossip, federation, training, watch):
+                note(record)
+            own = gossip.basket_models()
+            ended = standings_of(scene, gossip.models, own)
+            standings = {names[number]: asdict(standing) for number, standing in ended.items()}
+            reached = mean_over_honest(ended)
+            if training.records and reached is not None:
+                training.metrics = {**training.records[-1].metrics, metric: reached}
+            for number, vector in own.items():
+                folder.write_model(f"model-{names[number]}.npz", job.codec.decode(vector))
         watcher.phase("Comparison runs")
         with watch.time("comparison"):
-            curves, alone = _compare(config, federation, scene, len(training.records))
-    training.write_models(folder)
-    summary = _summarise(config, scene, training, curves, len(names), watch)
-    standings = training.records[-1].baskets if training.records else {}
-    together = {
-        name: {**standing, **({"alone": asdict(alone[number])} if number in alone else {})}
-        for number, (name, standing) in enumerate(sorted(standings.items()))
-    }
-    summary = replace(summary, basket_standings=together)
+            made = _compare(job, scene, federation, len(training.records))
+        stats = federation.get_stats()
+    for run, compared in made:
+        if run.name == "local_only":
+            for number, name in enumerate(sorted(standings)):
+                standings[name]["alone"] = asdict(compared.standings[number])
+    if training.fitted is not None:
+        folder.write_model("model.npz", training.fitted.model)
+        if training.fitted.best_model is not None:
+            folder.write_model("best_model.npz", training.fitted.best_model)
+    summary = _summarise(job, scene, training, made, standings, stats, watch, folder)
     folder.write_summary(summary)
-    return Outcome(summary, tuple(training.records), curves)
+    return Outcome(summary, tuple(training.records))
 
 
-class Training:
-    """Rounds of training through a federation, and where they stand.
+def _initial(job: Job) -> tuple[dict[str, float], str]:
+    """The initial model's metrics, and the name of the headline among them."""
+    name = job.config.workload.class_
+    try:
+        given = job.workload.evaluate(job.workload.initial_model())
+        metrics = checked_metrics(given)
+    except Exception as error:
+        raise UsageError(f"workload {name!r}: evaluate, of the initial model: {told(error)}") from error
+    if not given:
+        raise UsageError(f"workload {name!r}: evaluate gives no metric; return at least one by name")
+    wanted = job.config.training.metric
+    if wanted is not None and wanted not in given:
+        raise UsageError(f"training.metric: {wanted!r} is not accepted; evaluate gives {', '.join(given)}")
+    return metrics, wanted or next(iter(given))
 
-    Attributes:
-        records: One for each round made.
-        epsilon_spent: By the client that has spent most.
-        budget_spent_early: Whether the budget ended before the last round.
-    """
 
-    def __init__(
-        self, config: RunConfig, federation: Any, scene: Scene, basket_ids: list[str], watch: Stopwatch
-    ) -> None:
-        self.records: list[RoundRecord] = []
-        self.epsilon_spent = 0.0
-        self.budget_spent_early = False
-        self.warnings: Sequence[Mapping[str, Any]] = ()
-        self._config, self._federation, self._watch = config, federation, watch
-        self._scene, self._basket_ids = scene, basket_ids
-        self._model = RunningModel.zeros(config.workload.dimension)
-        self._clip_norm = config.federation.layer1.clip_norm
-        self._gossip: GossipTraining | None = None
-        if not config.federation.layer2.enabled:
-            self._gossip = GossipTraining(scene, federation, config.federation, basket_ids)
+def _fit(
+    job: Job,
+    scene: Scene,
+    attack: AttackConfig,
+    federation: Any,
+    training: Training,
+    watch: Stopwatch,
+    watcher: Watcher,
+    note: Callable[[RoundRecord], None],
+) -> None:
+    """Train through `fit`."""
+    terms, plan = job.config.training, make_plan(job.config.federation)
+    adversary = None
+    if attack.name != "none":
+        adversary = SimulatedAttackers(scene, attack, lambda clip_norm: basket_rule(plan.at(clip_norm)))
 
-    def rounds(self) -> Iterator[RoundRecord]:
-        """Make the rounds, one at a time, until the last or until the budget is spent."""
-        for number in range(self._config.workload.rounds):
-            stats = self._federation.get_stats()
-            self.epsilon_spent = stats["privacy_consumed_epsilon"]
-            try:
-                record = None if stats["read_only"] else self._round(number)
-            except PrivacyBudgetExhausted:
-                record = None
-            if record is None:
-                self.budget_spent_early = True
+    def on_round(record: FitRecord) -> None:
+        before = training.records[-1].metrics if training.records else training.initial
+        room = MOST_TOLD - len(training.first_refusals)
+        training.first_refusals += record.first_refusals[:room]
+        note(
+            RoundRecord(
+                round=len(training.records) + 1,
+                metrics=headline_first(training.metric, record.evaluation or before),
+                epsilon_spent=record.epsilon_spent,
+                epsilon_left=record.epsilon_left,
+                sampled=record.num_sampled,
+                accepted=record.num_accepted,
+                rejected=record.refusals,
+                gossip_messages=record.gossip_messages,
+                released=bool(record.versions),
+                clip_norm=record.clip_norm,
+                seconds=record.phases,
+                elapsed=watch.elapsed,
+                training={domain: found.metrics for domain, found in record.metrics.items()},
+                clients={domain: found.metrics for domain, found in record.clients.items()},
+                waits_for=record.waiting_for,
+            )
+        )
+
+    result: FitResult[Any] = federation.fit(
+        job.workload,
+        rounds=terms.rounds,
+        clients_per_round=terms.clients_per_round,
+        extra_clients=terms.extra_clients,
+        deadline_seconds=terms.deadline_seconds,
+        clients_per_task=terms.clients_per_task,
+        optimizer=terms.server_optimizer(),
+        averaging_decay=terms.averaging_decay,
+        stopping=terms.stopping(training.metric),
+        evaluate_clients=terms.evaluate_clients,
+        adversary=adversary,
+        on_round=on_round,
+        on_progress=watcher.progress,
+    )
+    training.fitted, training.refused = result, result.refusals
+    training.budget_spent_early = result.stopped is Stopped.BUDGET
+    training.stopped = result.explanation if result.stopped is not Stopped.ROUNDS else ""
+    training.metrics = training.records[-1].metrics if training.records else None
+
+
+def _registered(clients: Sequence[Client], federation: Any) -> list[str]:
+    """Register clients; the basket of each."""
+    if all(client.features is None for client in clients):
+        return list(federation.register_clients([(client.client_id, client.domain_id) for client in clients]))
+    return [federation.register_client(c.client_id, c.domain_id, c.features) for c in clients]
+
+
+def _gossip_rounds(
+    job: Job, gossip: GossipTraining, federation: Any, training: Training, watch: Stopwatch
+) -> Iterator[RoundRecord]:
+    """Train without Layer 2, round by round, until the last or until the budget is spent."""
+    refused: dict[str, Counter[str]] = {}
+    training.refused = refused
+    for number in range(job.config.training.rounds):
+        phases = Stopwatch()
+        try:
+            if federation.get_stats()["read_only"]:
+                training.budget_spent_early = True
                 return
-            self.records.append(record)
-            self.epsilon_spent = record.epsilon_spent
-            yield record
-
-    def write_models(self, folder: RunFolder) -> None:
-        """Write the global model, or each basket's own where these are exposed."""
-        if self._gossip is None:
-            folder.write_model(self._model.average, self._config, self.epsilon_spent)
-        elif self._gossip.basket_models:
-            models = {self._basket_ids[n]: model for n, model in self._gossip.basket_models.items()}
-            folder.write_basket_models(models, self._config)
-
-    def _round(self, number: int) -> RoundRecord:
-        workload, scene, gossip = self._config.workload, self._scene, self._gossip
-        federation, watch = self._federation, self._watch
-        before = dict(watch.seconds)
-        delta, standings = None, {}
-        with watch.time("training"):
-            sent = self._deltas(number) if gossip is None else gossip.train(number)
-        with watch.time("submission"):
-            receipts = federation.submit_updates(scene.population.client_ids, sent, None)
-        with watch.time("gossip"):
-            messages = sum(federation.run_gossip_round().values()) if workload.gossip else 0
-        with watch.time("aggregation"):
-            if gossip is None:
-                delta = federation.force_aggregate()
-            else:
-                standings = gossip.collect()
-        with watch.time("accounting"):
-            epsilon_left, _ = federation.get_privacy_budget()
-            stats = federation.get_stats()
-            self.warnings = stats["warnings"]
-            federation.advance_round()
-        clip_norm = self._clip_norm
-        if delta is not None:
-            self._add(delta)
-        if gossip is None:
-            test = scene.dataset
-            reached = accuracy(self._model.average, test.test_features, test.test_labels)
-        else:
-            reached = mean_accuracy(standings)
-        return RoundRecord(
+            with phases.time("training"):
+                client_ids, rows, refusals = gossip.train(number)
+            with phases.time("submission"):
+                receipts = federation.submit_updates(client_ids, rows, None)
+            with phases.time("gossip"):
+                messages = sum(federation.run_gossip_round().values())
+        except PrivacyBudgetExhausted:
+            training.budget_spent_early = True
+            return
+        with phases.time("aggregation"):
+            metrics = gossip.collect()
+        stats, (left, _) = federation.get_stats(), federation.get_privacy_budget()
+        federation.advance_round()
+        training.first_refusals += refusals[: MOST_TOLD - len(training.first_refusals)]
+        given = zip(client_ids, receipts, strict=True)
+        reasons = [(client_id, str(receipt.reason)) for client_id, receipt in given if not receipt.accepted]
+        reasons += [(refusal.client_id, str(refusal.cause)) for refusal in refusals]
+        for client_id, reason in reasons:
+            refused.setdefault(client_id, Counter())[reason] += 1
+        yield RoundRecord(
             round=number + 1,
-            accuracy=reached,
+            metrics=headline_first(training.metric, metrics),
             epsilon_spent=stats["privacy_consumed_epsilon"],
-            epsilon_left=epsilon_left,
+            epsilon_left=left,
+            sampled=len(gossip.chosen(number)),
             accepted=sum(receipt.accepted for receipt in receipts),
-            rejected=dict(sorted(Counter(str(r.reason) for r in receipts if not r.accepted).items())),
+            rejected=dict(sorted(Counter(reason for _, reason in reasons).items())),
             gossip_messages=messages,
-            released=delta is not None,
-            clip_norm=clip_norm,
-            seconds=watch.since(before),
+            released=False,
+            clip_norm=job.config.federation.layer1.clip_norm,
+            seconds=dict(phases.seconds),
             elapsed=watch.elapsed,
-            baskets={} if gossip is None else gossip.by_name(standings),
-            waits_for=stats["waiting_for"]["text"] if delta is None and gossip is None else "",
-        )
-
-    def _deltas(self, number: int) -> NDArray[np.float32]:
-        """The rows that clients send after training from the global model: their deltas, or an attack."""
-        scene, attack = self._scene, self._config.workload.attack
-        inputs = scene.training(self._model.current, attack)
-        deltas = np.concatenate(self._federation.map_tasks(train_clients, scene.tasks, inputs))
-        rng = stream(scene.seed, "attack", number)
-        rule = basket_rule(make_plan(self._config.federation).at(self._clip_norm))
-        return craft(attack, deltas, scene.population.byzantine, scene.baskets, rng, rule)
-
-    def _add(self, delta: NDArray[np.float32]) -> None:
-        """Add a global delta to the model, and follow the clip norm where it adapts."""
-        workload, clip_norms = self._config.workload, None
-        if self._config.federation.layer2.adaptive_clipping:
-            used, self._clip_norm = self._clip_norm, self._federation.get_meta_params()["clip_norm"]
-            clip_norms = used, self._clip_norm
-        self._model = self._model.step(
-            delta, workload.server_learning_rate, workload.averaging_decay, clip_norms
         )
 
 
-def _compare(
-    config: RunConfig, federation: Any, scene: Scene, rounds: int
-) -> tuple[dict[tuple[str, str], list[float]], dict[int, BasketStanding]]:
-    """Accuracy after each round by run and attack; and how each basket would have ended without gossip."""
-    if not rounds:
-        return {}, {}
-    workload = replace(config.workload, rounds=rounds)
-    inputs = ComparisonInputs(replace(scene, workload=workload), config.federation)
-    if not config.federation.layer2.enabled:
-        made = gossip_comparisons(workload.attack, workload.compare_attacks)
-        found = federation.map_tasks(compare_gossip, made, inputs)
-        by_run = {(run.name, run.attack.name): one for run, one in zip(made, found, strict=True)}
-        alone = by_run["alone", workload.attack.name].standings
-        return {key: one.curve for key, one in by_run.items()}, alone
-    runs = comparisons(config.workload.attack, config.workload.compare_attacks)
-    curves = federation.map_tasks(compare, runs, inputs)
-    return {(run.name, run.attack.name): curve for run, curve in zip(runs, curves, strict=True)}, {}
+def headline_first(metric: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics, the headline in front."""
+    return {name: metrics[name] for name in sorted(metrics, key=metric.__ne__)}
+
+
+def _compare(job: Job, scene: Scene, federation: Any, rounds: int) -> list[tuple[Comparison, Compared]]:
+    """The runs beside, with as many rounds as the job made."""
+    lab = job.config.lab
+    runs = comparisons(lab) if lab is not None and rounds else []
+    if lab is None or not runs:
+        return []
+    scene = replace(scene, training=replace(scene.training, rounds=rounds))
+    found = federation.map_tasks(
+        compare, runs, ComparisonInputs(Travelling.of(scene, *lab.attacks), job.config.federation)
+    )
+    return list(zip(runs, found, strict=True))
 
 
 def _summarise(
-    config: RunConfig,
+    job: Job,
     scene: Scene,
     training: Training,
-    curves: dict[tuple[str, str], list[float]],
-    num_baskets: int,
+    made: Sequence[tuple[Comparison, Compared]],
+    standings: Mapping[str, Mapping[str, Any]],
+    stats: Mapping[str, Any],
     watch: Stopwatch,
+    folder: RunFolder,
 ) -> Summary:
-    workload, federation = config.workload, config.federation
-    attack, records = workload.attack.name, training.records
-    final = {key: curve[-1] for key, curve in curves.items()}
+    config, records, fitted = job.config, training.records, training.fitted
     rejected: Counter[str] = Counter()
     for record in records:
         rejected.update(record.rejected)
-    attacks: dict[str, dict[str, float]] = {}
-    for (name, under), value in final.items():
-        attacks.setdefault(under, {})[name] = value
+    best = None
+    if fitted is not None and fitted.best_round is not None:
+        first = fitted.history[0].round_id
+        best = records[fitted.best_round - first]
     return Summary(
         name=config.name,
-        accuracy=records[-1].accuracy if records else None,
-        accuracy_mean_under_attack=final.get(("plain_mean", attack)),
-        accuracy_clipped_mean=final.get(("clipped_mean", attack)),
-        accuracy_clean=final.get(("clean", "none")),
-        accuracy_under_alie=final.get(("federation", "alie")),
-        accuracy_simulated=final.get(("federation", attack), final.get(("gossip", attack))),
-        epsilon_spent=training.epsilon_spent,
-        delta=federation.total_delta,
-        total_epsilon=federation.total_epsilon,
+        metric=training.metric,
+        mode=config.training.mode,
+        metrics=training.metrics,
+        initial=training.initial,
+        best_round=None if best is None else best.round,
+        best_metrics={} if best is None else best.metrics,
+        epsilon_spent=stats["privacy_consumed_epsilon"],
+        delta=config.federation.total_delta,
+        total_epsilon=config.federation.total_epsilon,
         budget_spent_early=training.budget_spent_early,
+        stopped=training.stopped,
         rounds=len(records),
-        rounds_configured=workload.rounds,
+        rounds_configured=config.training.rounds,
         releases=sum(record.released for record in records),
-        clients=workload.clients,
-        baskets=num_baskets,
-        byzantine_clients=int(scene.population.byzantine.sum()),
-        attack=attack,
-        rule=federation.layer1.aggregation_method.value,
+        clients=len(job.clients),
+        domains=job.domain_sizes,
+        baskets=stats["n_baskets"],
+        byzantine_clients=int(scene.byzantine.sum()),
+        attack="none" if config.lab is None else config.lab.attacks[0].name,
+        rule=str(config.federation.layer1.aggregation_method),
         rejected=dict(sorted(rejected.items())),
+        refused={client: dict(counts) for client, counts in sorted(training.refused.items())},
+        first_refusals=tuple(
+            {"client": r.client_id, "round": r.round_id, "cause": str(r.cause), "detail": r.detail}
+            for r in training.first_refusals
+        ),
         gossip_messages=sum(record.gossip_messages for record in records),
         wall_seconds=watch.elapsed,
         seconds=dict(watch.seconds),
-        attacks=attacks,
-        privacy_claim=privacy_claim(federation, training.epsilon_spent),
-        warnings=tuple(training.warnings),
+        runs=tuple(
+            RunBeside(
+                run.name,
+                run.attack.name,
+                compared.run.metrics,
+                tuple(None if math.isnan(value) else value for value in compared.run.curve),
+            )
+            for run, compared in made
+        ),
+        privacy_claim=privacy_claim(
+            config.federation, stats["privacy_consumed_epsilon"], is_lab=config.lab is not None
+        ),
+        basket_standings=standings,
+        warnings=tuple(stats["warnings"]),
         waits_for=records[-1].waits_for if records and not any(r.released for r in records) else "",
+        date=folder.begun.isoformat(timespec="seconds"),
+        versions=versions(config.workload.class_),
+        load_model=_how_to_load(job, folder),
+    )
+
+
+def versions(workload: str) -> dict[str, str]:
+    """What a job ran with."""
+    found = {"python": platform.python_version(), "workload": workload}
+    for name in ("scarcity-ray", "numpy", "ray", "torch", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _how_to_load(job: Job, folder: RunFolder) -> str:
+    """Python that reads the model, or the first basket's, back as the workload's own kind; "" without one."""
+    written = sorted(folder.path.glob("model*.npz"))
+    if not written:
+        return ""
+    section = job.config.workload
+    arguments = [
+        repr(section.class_),
+        repr(dict(section.args)),
+        *([repr(section.folder)] if section.folder else []),
+    ]
+    return (
+        "from scarcity_ray_client import load_model, load_workload\n"
+        f"workload = load_workload({', '.join(arguments)})\n"
+        f"model = load_model({str(written[0])!r}, like=workload.initial_model())"
     )

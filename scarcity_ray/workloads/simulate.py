@@ -1,25 +1,28 @@
 """The comparison runs: the same federated training as plain array arithmetic.
 
 One pure function runs the rounds: local training, attack, clipping, a rule in each basket, a weighted mean,
-Gaussian noise. It leaves gossip out. Its noise comes from a seed, so no privacy claim covers its results.
+Gaussian noise. It leaves gossip out, and what a basket with too few updates would keep for the next round.
+Its noise comes from a seed, so no privacy claim covers its results.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import AggregationMethod, stream
+from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.models import BasketModel
+from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.robust import clip_vector, row_norms
-from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft
-from scarcity_ray.workloads.averaging import RunningModel
-from scarcity_ray.workloads.population import Scene
-from scarcity_ray.workloads.softmax import accuracy, train_clients
+from scarcity_ray.workloads.attacks import AttackConfig, BasketRule
+from scarcity_ray.workloads.scene import NO_ATTACK, Scene
 
 
 @dataclass(frozen=True)
@@ -36,36 +39,74 @@ class Defence:
     noisy: bool = True
 
 
-def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> list[float]:
-    """Train under an attack and a defence; return the test accuracy after each round.
+@dataclass(frozen=True)
+class SimulatedRun:
+    """What a run beside came to.
+
+    Attributes:
+        curve: The headline metric after each round; NaN where the model has none, as once it is not finite.
+        metrics: All metrics at the end.
+    """
+
+    curve: tuple[float, ...]
+    metrics: Mapping[str, float]
+
+
+def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedRun:
+    """Train under an attack and a defence, and evaluate after each round.
 
     Guarantees:
-        The same arguments give the same accuracies.
+        The same arguments give the same metrics.
     """
-    population, workload = scene.population, scene.workload
-    model = RunningModel.zeros(workload.dimension)
-    plan = defence.plan
-    accuracies = []
-    for number in range(workload.rounds):
-        deltas = train_clients((0, population.num_clients), scene.training(model.current, attack))
+    training, plan = scene.training, defence.plan
+    model = ServerModel.begin(scene.start, training.server_optimizer(), training.averaging_decay)
+    metrics: dict[str, float] = {}
+    curve = [math.nan] * training.rounds
+    for number in range(training.rounds):
+        places = scene.chosen(number)
         rng = stream(scene.seed, "simulate", attack.name, number)
-        sent = craft(attack, deltas, population.byzantine, scene.baskets, rng, basket_rule(plan))
-        clip_norms = None
-        if plan is None:
-            delta = sent.mean(axis=0)
-        else:
-            made = federated_delta(sent, scene.baskets, plan)
-            delta = made.delta
-            if defence.noisy:
-                delta = (delta + made.sigma * rng.standard_normal(delta.size)).astype(np.float32)
-            if made.share_below is not None:
-                noise = made.share_sigma * rng.standard_normal() if defence.noisy else 0.0
-                clip_norm = plan.config.layer1.clip_norm
-                clip_norms = clip_norm, plan.next_clip_norm(clip_norm, made.share_below + noise)
-                plan = plan.at(clip_norms[1])
-        model = model.step(delta, workload.server_learning_rate, workload.averaging_decay, clip_norms)
-        accuracies.append(accuracy(model.average, scene.dataset.test_features, scene.dataset.test_labels))
-    return accuracies
+        rows = scene.trained(model.current, places, number, attack)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sent = scene.sent(rows, places, attack, rng, basket_rule(plan))
+            clip_norms = None
+            if plan is None:
+                came = np.isfinite(rows).all(axis=1)
+                delta = sent[came].mean(axis=0) if came.any() else np.zeros(model.current.size, np.float32)
+            else:
+                everyone = np.full((len(scene.clients), sent.shape[1]), np.nan, np.float32)
+                everyone[places] = sent
+                made = federated_delta(everyone, scene.baskets, plan, scene.num_examples)
+                delta = made.delta
+                if defence.noisy:
+                    delta = (delta + made.sigma * rng.standard_normal(delta.size)).astype(np.float32)
+                if made.share_below is not None:
+                    noise = made.share_sigma * rng.standard_normal() if defence.noisy else 0.0
+                    clip_norm = plan.config.layer1.clip_norm
+                    clip_norms = clip_norm, plan.next_clip_norm(clip_norm, made.share_below + noise)
+                    plan = plan.at(clip_norms[1])
+        try:
+            model = model.step(delta, clip_norms)
+        except UsageError:
+            return SimulatedRun(tuple(curve), {})  # the model is not finite any more
+        metrics = scene.evaluate(model.handed_out)
+        curve[number] = metrics.get(scene.metric, math.nan)
+    return SimulatedRun(tuple(curve), metrics)
+
+
+def train_alone(scene: Scene) -> SimulatedRun:
+    """Every client trains a model of its own, on its own data, for all rounds; the mean over clients."""
+    vectors = np.repeat(scene.start[None], len(scene.clients), axis=0)
+    for number in range(scene.training.rounds):
+        rows = scene.trained(vectors, range(len(scene.clients)), number, NO_ATTACK)
+        came = np.isfinite(rows).all(axis=1)
+        vectors[came] += rows[came]
+    return SimulatedRun((), mean_of_metrics([scene.evaluate(vector) for vector in vectors]))
+
+
+def mean_of_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each metric over those that have it."""
+    names = dict.fromkeys(name for metrics in found for name in metrics)
+    return {name: math.fsum(held := [m[name] for m in found if name in m]) / len(held) for name in names}
 
 
 @dataclass(frozen=True)
@@ -86,7 +127,10 @@ class SimulatedRelease:
 
 
 def federated_delta(
-    rows: NDArray[np.float32], baskets: NDArray[np.int64], plan: FederationPlan
+    rows: NDArray[np.float32],
+    baskets: NDArray[np.int64],
+    plan: FederationPlan,
+    num_examples: Sequence[int] | None = None,
 ) -> SimulatedRelease:
     """The noiseless global delta of a round, and the noise that it needs.
 
@@ -94,21 +138,27 @@ def federated_delta(
     than its rule needs waits.
 
     Args:
-        rows: (clients, d) float32, as sent.
+        rows: (clients, d) float32, as sent; NaN of clients that sent nothing.
         baskets: (clients,) the basket of each client.
+        num_examples: Of each client, for the rule ``weighted``; None: alike.
     """
     layer1 = plan.config.layer1
     aggregator = Layer1Aggregator(layer1)
+    weights = None
+    if layer1.aggregation_method is AggregationMethod.WEIGHTED:
+        weights = np.array([plan.row_weight(count) for count in num_examples or [1] * len(rows)])
     facts, models = [], {}
     for basket in np.unique(baskets):
-        inside = rows[baskets == basket]
+        here = baskets == basket
+        inside, own = rows[here], None if weights is None else weights[here]
         members, name = len(inside), str(basket)
-        present, model = basket_model(inside, plan, aggregator)
+        present, model = basket_model(inside, plan, aggregator, own)
         if model is None:
             facts.append(BasketFacts(name, "", members))
             continue
         models[name] = model
-        share = 1.0 / present if layer1.aggregation_method is AggregationMethod.WEIGHTED else None
+        came = None if own is None else own[np.isfinite(inside).all(axis=1)]
+        share = None if came is None else float(came.max() / came.sum())
         facts.append(BasketFacts(name, "", members, present, plan.num_byzantine(members), share))
     if not models:
         return SimulatedRelease(np.zeros(rows.shape[1], dtype=np.float32), 0.0)
@@ -125,7 +175,10 @@ def federated_delta(
 
 
 def basket_model(
-    rows: NDArray[np.float32], plan: FederationPlan, aggregator: Layer1Aggregator
+    rows: NDArray[np.float32],
+    plan: FederationPlan,
+    aggregator: Layer1Aggregator,
+    weights: NDArray[np.float64] | None = None,
 ) -> tuple[int, BasketModel | None]:
     """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more."""
     norms = row_norms(rows)
@@ -134,7 +187,12 @@ def basket_model(
     if present < plan.least_rows(len(rows)):
         return present, None
     return present, aggregator.aggregate_basket(
-        Layer1Input(rows[finite], num_members=len(rows), raw_norms=norms[finite])
+        Layer1Input(
+            rows[finite],
+            weights=None if weights is None else weights[finite],
+            num_members=len(rows),
+            raw_norms=norms[finite],
+        )
     )
 
 

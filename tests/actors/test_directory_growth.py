@@ -7,7 +7,7 @@ from collections import Counter
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import Begun, FederationIdentity, News, RoutingTable
@@ -51,7 +51,6 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
 @given(steps=st.lists(ACTIONS, max_size=40), per_actor=st.none() | st.integers(1, 3), slots=st.integers(0, 3))
 def test_routing_tables_by_version_are_the_routing_tables(steps, per_actor, slots) -> None:
     """Nothing that changes them goes untold, and baskets fill the emptiest actor."""
@@ -124,7 +123,6 @@ def test_a_directory_made_anew_never_takes_an_old_version_for_its_own() -> None:
     assert two.routing_table(one.routing_table().version) == two.routing_table()
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 4),
     st.none() | st.integers(1, 3),

@@ -142,7 +142,7 @@ def test_below_the_threshold_it_aborts_and_before_the_unmask_request_nothing_is_
     assert all(host.ended == [spent] for host in peers.roles.values())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drops=st.dictionaries(st.integers(0, N - 1), st.sampled_from(PHASES), max_size=N - T))
 def test_any_pattern_of_dropouts_down_to_the_threshold_gives_the_exact_sum(peers, drops):
     peers.log.clear()

@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray import HierarchicalFederationConfig, IdentityKeyPair, Rejection, SigningScope, make_plan
 from scarcity_ray.baskets.basket import Basket
@@ -67,7 +67,6 @@ def test_a_submission_and_what_is_due_look_at_no_other_client() -> None:
     assert basket.dismiss("c0") is not None
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -5,7 +5,7 @@ import pickle
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray.baskets import Receipt, Rejection
 from scarcity_ray.baskets.update_buffer import (
@@ -165,7 +165,6 @@ updates = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(updates)
 def test_a_row_never_exceeds_the_largest_norm_of_the_updates_behind_it(sent: list) -> None:
     buffer = buffer_with(participation_cap=3)
@@ -246,7 +245,6 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
 @given(steps)
 def test_an_accepted_update_leaves_exactly_once(program: list) -> None:
     buffers = {name: buffer_with(name, max_staleness=1, participation_cap=2) for name in ("b0", "b1")}
@@ -395,7 +393,6 @@ def test_nothing_that_happens_once_an_update_or_a_client_looks_at_the_others_tha
         buffer.clients()
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -434,7 +431,6 @@ def test_what_is_kept_up_is_what_counting_anew_gives(program: list) -> None:
             assert store.oldest_staleness() == stalest
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60))
 def test_the_least_is_that_of_the_values_added_and_not_removed(program: list[tuple[bool, int]]) -> None:
     least, values = Least[int](), []

@@ -105,6 +105,7 @@ SCHEMA = {
         "mu_for_releases": LIMIT,
         "mu_for_gossip_of_a_client": LIMIT,
     },
+    "privacy": {},
     "release": {
         "epsilon": LIMIT,
         "noise": str,
@@ -182,6 +183,31 @@ def test_json_has_one_shape(arguments):
     for warning in numbers["warnings"]:
         _fits(warning, WARNING)
     assert {rule["rule"] for rule in numbers["rules"]} == set(AggregationMethod)
+
+
+@pytest.mark.parametrize("unit", ["person", "record"])
+def test_what_the_budget_is_worth_to_a_person_is_said(unit):
+    chosen = (
+        *("--set", f"federation.privacy={{unit: {unit}, min_persons: 200}}"),
+        *("--set", "federation.gossip_budget_share=0", "--set", "federation.total_epsilon=3"),
+        *("--set", "federation.total_delta=1e-6", "--set", "federation.layer2.central_dp_epsilon=0.3"),
+        *("--set", "federation.layer1={aggregation_method: trimmed_mean}"),
+    )
+    result = _plan("--format", "json", *chosen)
+    assert result.exit_code == 0, result.output
+    numbers = json.loads(result.stdout, parse_constant=pytest.fail)
+    told = numbers["privacy"]
+    assert told["unit"] == f"{unit}, against whoever sees every release (central noise)"
+    assert told[f"least_{unit}s_of_a_client"] == 200
+    assert told["membership_advantage_at_most"] == pytest.approx(0.2535, abs=2e-3)
+    assert told["true_positives_at_1_percent_false_ones"] == pytest.approx(0.0466, abs=5e-4)
+    assert 6 < told[f"epsilon_of_a_{unit}_at_two_clients"] < 8
+    assert told["epsilon_of_a_whole_client_with_as_few"] > 1000
+    assert ("epsilon_of_10_records" in told) == (unit == "record")
+    costs = {rule["rule"]: rule["sensitivity"] for rule in numbers["rules"] if rule["fits"]}
+    assert costs["median"] == pytest.approx(2 / 200, rel=1e-2)
+    assert costs["krum"] == pytest.approx(2.0, rel=1e-3)
+    assert "membership advantage at most" in _plan(*chosen).stdout
 
 
 def test_what_adaptive_clipping_costs_is_said():
@@ -288,7 +314,9 @@ def test_an_impossible_config_is_exit_code_2():
 
 
 def test_without_layer_2_the_plan_speaks_of_gossip_alone():
-    alone = ("--set", "federation.layer2.enabled=false", "--rounds", "40")
+    left_out = ("lab.compare=[]", "training.averaging_decay=null", "training.optimizer.learning_rate=1.0")
+    changes = ("federation.layer2.enabled=false", *left_out)
+    alone = (*(word for change in changes for word in ("--set", change)), "--rounds", "40")
     result = _plan("--format", "json", *alone)
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
@@ -377,3 +405,38 @@ def test_a_file_that_is_not_there_is_told_in_plain_words():
     result = CliRunner().invoke(main, ["plan", "nope.yaml"])
     assert result.exit_code == 2
     assert result.stderr == "scarcity-ray: nope.yaml: No such file or directory; give a readable YAML file\n"
+
+
+def test_a_recommendation_says_what_to_choose_and_why():
+    numbers = json.loads(
+        _plan("--recommend", "--attackers", "0", "--format", "json").stdout, parse_constant=pytest.fail
+    )
+    assert numbers["asked"]["clients"] == 260
+    assert numbers["recommended"]["rule"] == "mean"
+    assert numbers["why"] == ["nobody is reckoned to attack, and no rule needs less noise than the mean"]
+    assert numbers["settings"]["federation"]["layer2"]["adaptive_clipping"]
+    assert numbers["alternatives"][0]["rule"] == "mean"
+
+
+def test_the_recommended_settings_can_be_pasted(tmp_path):
+    written = "federation: {vector_dim: 10, total_epsilon: 8.0, gossip_budget_share: 0.0}"
+    asked = ("--clients", "24", "--attackers", "3", "--update-norm", "0.5")
+    result = _plan_of(written, tmp_path, "--recommend", *asked, "--format", "json")
+    settings = json.loads(result.stdout)["settings"]["federation"]
+    pasted = {"vector_dim": 10, "total_epsilon": 8.0, "gossip_budget_share": 0.0, **settings}
+    again = json.loads(_plan_of(json.dumps(pasted), tmp_path, "--clients", "24", "--format", "json").stdout)
+    assert again["release"]["releases_that_the_budget_buys"] >= 20
+    assert settings["layer1"]["clip_norm"] == settings["layer2"]["clip_norm"] == 0.5
+
+
+def test_where_no_setting_teaches_it_is_said(tmp_path):
+    written = "federation: {vector_dim: 100000, total_epsilon: 1.0, gossip_budget_share: 0.0}"
+    text = _plan_of(written, tmp_path, "--recommend", "--clients", "20", "--attackers", "0").stdout
+    assert "no setting teaches anything here: noise norm" in text
+    assert "the least bad: mean" in text
+
+
+def test_what_is_asked_of_a_recommendation_needs_one():
+    result = _plan("--attackers", "3")
+    assert result.exit_code == 2
+    assert "--attackers: 3 is not accepted; only with --recommend" in result.stderr

@@ -8,7 +8,7 @@ import typing
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.config import (
@@ -241,7 +241,6 @@ def configs(draw):
     }
 
 
-@settings(max_examples=60, deadline=None)
 @given(content=configs())
 def test_what_is_written_as_yaml_loads_as_the_same_config(content):
     config = load(HierarchicalFederationConfig, content)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray.config import BasketConfig
 from scarcity_ray.directory import BasketManager
@@ -68,7 +68,6 @@ def answer(manager: BasketManager, *step: object) -> object:
         return str(refusal)
 
 
-@settings(max_examples=300, deadline=None)
 @given(steps=st.lists(ACTIONS, max_size=60), most=st.integers(2, 4), cross=st.booleans())
 def test_clients_go_where_they_would_go_if_all_baskets_were_looked_at(steps, most, cross) -> None:
     config = BasketConfig(min_clients=1, max_clients=most, allow_cross_domain=cross)

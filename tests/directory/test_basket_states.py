@@ -144,5 +144,5 @@ class Baskets(RuleBasedStateMachine):
         self.ever |= live
 
 
-Baskets.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Baskets.TestCase.settings = settings(stateful_step_count=25)
 TestBaskets = Baskets.TestCase

@@ -28,6 +28,9 @@ from scarcity_ray.privacy import SystemNoise, rule_sensitivity
 SURE = 1 - 1e-6
 EPSILON, DELTA = 2.0, 1e-5
 RUNS = pytest.mark.parametrize("runs", [30_000, pytest.param(400_000, marks=pytest.mark.slow)])
+GOSSIPED = pytest.mark.parametrize(
+    ("clients", "epsilon"), [(1_500, 8.0), pytest.param(40_000, EPSILON, marks=pytest.mark.slow)]
+)
 LAWS = pytest.mark.parametrize("law", ["gaussian", "discrete_gaussian"])
 HONEST = pytest.mark.parametrize(
     ("method", "law"),
@@ -154,10 +157,11 @@ class Scaled:
         return self.factor * SystemNoise().standard_normal(shape, stream)
 
 
-def gossiped(states: np.ndarray, noise: Any, delta: float = DELTA) -> np.ndarray:
+def gossiped(states: np.ndarray, noise: Any, delta: float = DELTA, epsilon: float = EPSILON) -> np.ndarray:
     """What clients of one coordinate release in a round, in baskets of fifty; all want to push."""
     config = federation("mean", vector_dim=1)
-    settings = replace(config.gossip, peers_per_round=1, push_drift_threshold=1e-9, local_dp_delta=delta)
+    settings = replace(config.gossip, peers_per_round=1, push_drift_threshold=1e-9)
+    settings = replace(settings, local_dp_epsilon=epsilon, local_dp_delta=delta)
     plan, released = replace(make_plan(replace(config, gossip=settings)).gossip, sigma_drift=0.0), []
     for start in range(0, len(states), 50):
         rows = states[start : start + 50, None].astype(np.float32)
@@ -168,30 +172,40 @@ def gossiped(states: np.ndarray, noise: Any, delta: float = DELTA) -> np.ndarray
     return np.array(released)
 
 
-def local_audit(clients: int, size: float = 1.0, factor: float = 1.0) -> ManyRunAudit:
-    left, right = (gossiped(np.full(clients, sign * size), Scaled(factor)) for sign in (-1, 1))
+def local_audit(clients: int, epsilon: float, size: float = 1.0, factor: float = 1.0) -> ManyRunAudit:
+    left, right = (
+        gossiped(np.full(clients, sign * size), Scaled(factor), epsilon=epsilon) for sign in (-1, 1)
+    )
     return many_run_audit(left, right, delta=DELTA, confidence=SURE)
 
 
-@pytest.mark.parametrize("clients", [6_000, pytest.param(40_000, marks=pytest.mark.slow)])
-def test_gossip_stays_below_its_claim(clients: int) -> None:
-    claimed = make_plan(federation("mean")).gossip.mu_vector
-    bound = local_audit(clients, size=50.0)
-    assert 0.2 * claimed < bound.mu < claimed
-    assert bound.epsilon < EPSILON
+def claimed_of_gossip(epsilon: float) -> float:
+    config = federation("mean")
+    return make_plan(
+        replace(config, gossip=replace(config.gossip, local_dp_epsilon=epsilon))
+    ).gossip.mu_vector
 
 
-@pytest.mark.parametrize("clients", [4_000, pytest.param(40_000, marks=pytest.mark.slow)])
+@GOSSIPED
+def test_gossip_stays_below_its_claim(clients: int, epsilon: float) -> None:
+    bound = local_audit(clients, epsilon, size=50.0)
+    assert 0.2 * claimed_of_gossip(epsilon) < bound.mu < claimed_of_gossip(epsilon)
+    assert bound.epsilon < epsilon
+
+
+@GOSSIPED
 @pytest.mark.parametrize("broken", ["noise halved", "clip skipped", "sensitivity of a mean over three peers"])
-def test_broken_gossip_is_exposed(broken: str, clients: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    claimed = make_plan(federation("mean")).gossip.mu_vector
+def test_broken_gossip_is_exposed(
+    broken: str, clients: int, epsilon: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = claimed_of_gossip(epsilon)
     if broken == "clip skipped":
         monkeypatch.setattr(scarcity_ray.gossip.protocol, "clip_rows", lambda rows, norms, clip_norm: rows)
-        bound = local_audit(clients, size=10.0)
+        bound = local_audit(clients, epsilon, size=10.0)
     else:
-        bound = local_audit(clients, factor=0.5 if broken == "noise halved" else 1 / 3)
+        bound = local_audit(clients, epsilon, factor=0.5 if broken == "noise halved" else 1 / 3)
     assert bound.mu > claimed
-    assert bound.epsilon > EPSILON or broken != "clip skipped", "the other two are shown by mu alone"
+    assert bound.epsilon > min(epsilon, 3.0) or broken != "clip skipped", "the others are shown by mu alone"
 
 
 def coins(count: int) -> np.ndarray:

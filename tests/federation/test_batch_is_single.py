@@ -137,7 +137,7 @@ def signature_of(fed: HierarchicalFederation, update: Any, round_id: int) -> Any
         return b""
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(many=st.lists(updates, min_size=1, max_size=6), back=st.sampled_from([None, 0, 1, 2, -1]))
 def test_many_updates_get_the_receipts_that_each_would_get_alone(
     pair: list[HierarchicalFederation], many: list[Any], back: int | None

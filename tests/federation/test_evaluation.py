@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -38,7 +38,6 @@ evaluations = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(given_evaluations=evaluations)
 def test_a_mean_weighs_each_client_by_its_examples(given_evaluations):
     found = mean_metrics(given_evaluations)
@@ -62,7 +61,6 @@ def test_the_mean_of_accuracies_is_the_accuracy_of_all_examples():
     assert found.metrics["accuracy"] == pytest.approx(accuracy(labels, predicted), rel=1e-12)
 
 
-@settings(deadline=None)
 @given(given_evaluations=evaluations)
 def test_each_client_counts_in_its_own_domain_and_once_overall(given_evaluations):
     overall, domains = mean_metrics(given_evaluations), mean_metrics_by_domain(given_evaluations)
@@ -77,7 +75,6 @@ def test_each_client_counts_in_its_own_domain_and_once_overall(given_evaluations
         assert mean == pytest.approx(whole / overall.num_examples[name], rel=1e-9, abs=1e-6)
 
 
-@settings(deadline=None)
 @given(given_evaluations=evaluations)
 def test_a_client_that_lacks_a_metric_does_not_count_in_its_mean(given_evaluations):
     without = ClientEvaluation("new", "x", {"auc": math.nan, "other": math.inf}, 10**6)
@@ -86,7 +83,6 @@ def test_a_client_that_lacks_a_metric_does_not_count_in_its_mean(given_evaluatio
     assert mean_metrics([without]) == mean_metrics([]) == MeanMetrics()
 
 
-@settings(deadline=None)
 @given(signs=st.lists(st.sampled_from([1, -1]), min_size=1, max_size=9), counts=st.integers(1, 2**62))
 def test_no_number_that_a_client_sends_stops_the_mean(signs, counts):
     most = sys.float_info.max
@@ -131,7 +127,6 @@ histories = st.lists(
 modes = st.sampled_from(["max", "min"])
 
 
-@settings(deadline=None)
 @given(series=histories, mode=modes, min_delta=st.sampled_from([0.0, 0.25]))
 def test_the_best_model_is_that_of_the_best_value_and_the_first_of_equals(series, mode, min_delta):
     steps = run(EarlyStopping("auc", mode, patience=1, min_delta=min_delta), series)
@@ -164,7 +159,6 @@ def stops_by_hand(series, mode, patience, min_delta) -> int | None:
     return None
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     series=histories,
     mode=modes,
@@ -186,7 +180,6 @@ def test_many_small_gains_add_up_to_an_improvement():
     assert run(stopping, [0.0, 0.0625, 0.125, 0.1875])[-1].stop
 
 
-@settings(deadline=None)
 @given(series=histories, mode=modes)
 def test_without_patience_it_never_stops(series, mode):
     assert run(EarlyStopping("auc", mode), series)[-1].stop is None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -79,7 +79,6 @@ def test_a_refused_row_that_becomes_valid_moves_the_result_beyond_the_bound_if_f
     assert kept == [0.0, 0.0]
 
 
-@settings(max_examples=300, deadline=None)
 @given(data=st.data(), n=st.integers(1, 12), seed=st.integers(0, 10_000))
 def test_with_f_kept_a_row_that_joins_moves_the_clipped_result_by_no_more_than_the_claim(
     data: st.DataObject, n: int, seed: int

@@ -8,7 +8,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray.baskets.reports import NAMED, Backlog, Registered
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
@@ -123,7 +123,6 @@ def test_those_that_may_be_corrupt_ask_for_more_than_min_baskets(number: int, le
     assert waiting_for(plain, crowd, 1000.0).missing is Missing.CALL
 
 
-@settings(max_examples=100, deadline=None)
 @given(number=st.integers(2, 40), fresh=st.integers(0, 40), hundredths=st.sampled_from([0, 5, 10, 20, 30]))
 def test_what_a_release_is_said_to_need_is_what_layer_2_asks_for(
     number: int, fresh: int, hundredths: int
@@ -213,7 +212,6 @@ def test_it_is_plain_data_too() -> None:
     assert type(told["missing"]) is type(told["baskets"][0]["missing"]) is str
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     rule=st.sampled_from(
         [method for method in AggregationMethod if method is not AggregationMethod.WEIGHTED]

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, load
@@ -32,7 +32,6 @@ def seconds(given: HierarchicalFederationConfig, sizes: tuple[int, ...]) -> Roun
     return round_seconds(Forecast(given, sizes, 1))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     method=st.sampled_from(RULES),
     d=st.integers(10, 10**6),

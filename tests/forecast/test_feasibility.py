@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, reject, settings
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
@@ -106,7 +106,6 @@ def test_a_rule_that_the_baskets_are_too_small_for_has_no_price():
     assert rules[AggregationMethod.BULYAN].noise_norm is None
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     rule=st.sampled_from(["mean", "trimmed_mean", "krum"]),
     epsilon=st.floats(0.3, 3.0),
@@ -139,7 +138,6 @@ def test_rounds_at_equal_noise_are_those_that_the_solved_noise_leaves_the_signal
     assert loud.signal_to_noise < 1.0
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     epsilon=st.floats(1e-6, 3.0),
     baskets=st.integers(2, 12),
@@ -176,7 +174,6 @@ def test_known_stuck_sizes(rule, fraction, least, sizes):
     assert forecast.stuck_sizes == sizes
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     rule=st.sampled_from(["bulyan", "krum", "median", "trimmed_mean", "mean", "multi_krum"]),
     hundredths=st.integers(0, 49),

@@ -6,7 +6,7 @@ import math
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
 from scarcity_ray.errors import ConfigError
@@ -58,7 +58,6 @@ def test_without_noise_there_is_nothing_to_mend():
     )
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     rule=st.sampled_from(["krum", "trimmed_mean", "median", "mean"]),
     size=st.integers(5, 40),

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scarcity_ray.config import HierarchicalFederationConfig
@@ -44,7 +44,6 @@ def counted(config, most):
     return releases, rounds
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     total=st.floats(0.5, 30.0),
     share=st.sampled_from([0.1, 0.5, 0.9]),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from benchmarks._gossip_peers import peer_seconds
+from benchmarks._gossip_training import decentralised
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.robust import least_rows
@@ -94,23 +94,13 @@ def test_noise_is_drawn_for_those_who_push_only(make, noise, gossip) -> None:
 
 
 def test_the_benchmark_prints_its_rows() -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "import benchmarks.gossip as g, json; print(json.dumps(list(g.leaks(True))))",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    rows = json.loads(done.stdout)
+    rows = list(benchmark.leaks(True))
     assert rows
     assert all(set(row) == {"name", "n", "d", "seconds", "versus", "ratio"} for row in rows)
 
 
 def test_the_benchmark_trains_by_gossip_and_skips_peers_that_are_not_there() -> None:
-    code = (
-        "import benchmarks._gossip_training as t, benchmarks._gossip_peers as p, json, sys; "
-        "print(json.dumps([list(t.decentralised(True)), p.peer_seconds(sys.executable, 'p2pfl', 3, 4, 1)]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    rows, peer = json.loads(done.stdout.splitlines()[-1])
+    rows, peer = list(decentralised(True)), peer_seconds(sys.executable, "p2pfl", 3, 4, 1)
+    assert rows
     assert all(set(row) == {"name", "n", "d", "seconds", "versus", "ratio"} for row in rows)
     assert peer.startswith("skipped: ")

@@ -7,7 +7,7 @@ import math
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from scipy import optimize, stats
 
 from scarcity_ray.config import AggregationMethod, Layer1Config
@@ -60,7 +60,6 @@ def mixed(name: str, *args: object, **kwargs: object) -> np.ndarray:
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**32))
 
 
-@settings(max_examples=60, deadline=None)
 @given(shapes)
 def test_distances_and_sums_are_those_of_the_definition(shape: tuple[int, int, int, int]) -> None:
     n, m, d, seed = shape
@@ -126,7 +125,6 @@ def test_without_noise_what_is_received_can_be_trusted_fully(name: str) -> None:
     np.testing.assert_allclose(result, np.full((3, 4), [1 / 3, 1 / 3, 1 / 3, 0]), atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(3, 20), st.integers(1, 5), st.floats(0.1, 30), st.integers(0, 2**32))
 def test_without_noise_and_liars_the_mean_of_all_states_is_kept(
     n: int, k: int, length: float, seed: int
@@ -158,7 +156,6 @@ def test_the_robust_mixings_are_noise_aware_mixing_where_nobody_lies() -> None:
         assert (mixed(name, states, vectors, index, numbers) == plain).all()
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     st.integers(2, 8),
     st.integers(0, 3),
@@ -190,7 +187,6 @@ WIDE = Spread(0.01, 1e9)
 """Released vectors that show a spread, and make every distance plausible."""
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(2, 8), st.integers(0, 2**32))
 def test_the_b_vectors_furthest_away_do_not_count_in_nearest_neighbour_averaging(k: int, seed: int) -> None:
     rng = random(seed)
@@ -236,7 +232,6 @@ def test_a_grossly_implausible_vector_moves_nobody(name: str) -> None:
         assert (result >= 0).all()
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 200), st.floats(0, 0.5), st.integers(1, 30))
 def test_more_lies_than_tolerated_are_as_rare_as_claimed(peers: int, share: float, k: int) -> None:
     k, f = min(k, peers), int(share * peers)
@@ -283,7 +278,6 @@ def test_trimmed_variance_agrees_with_simulation() -> None:
     assert trimmed_variance(0.4999) == pytest.approx(np.pi / 2, rel=1e-3)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     k=st.integers(1, 20),
     n=st.integers(2, 1000),
@@ -312,7 +306,6 @@ def test_the_weight_leaves_layer_1_the_least_expected_error(
         assert error(min(1.0, 2 * weight)) <= error(0.0) * (1 + 1e-9)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 20), st.floats(1e-3, 1), st.floats(1e-3, 1), st.floats(0, 1))
 def test_liars_who_push_along_the_error_do_not_add_to_it(
     k: int, spread: float, excess: float, bias: float

@@ -5,7 +5,7 @@ from collections import Counter
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray.gossip import GossipMessage, MaterialityDetector, PeerSampler
 from scarcity_ray.gossip.materiality import ROUGHNESS, HalfVector
@@ -17,7 +17,6 @@ def ids(n: int) -> list[str]:
     return [f"c{i:02}" for i in range(n)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(sizes, st.integers(1, 8), st.integers(0, 30), st.integers(1, 10))
 def test_peers_are_never_oneself_nor_twice_and_balanced(n: int, k: int, rounds: int, window: int) -> None:
     sampler = PeerSampler(window, seed=3, basket_id="b")
@@ -34,7 +33,6 @@ def test_peers_are_never_oneself_nor_twice_and_balanced(n: int, k: int, rounds: 
     assert set(Counter(everyone.ravel().tolist()).values()) <= {min(k, n - 1)}
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(2, 25), st.integers(1, 6))
 def test_a_client_meets_everybody_before_it_meets_anybody_again(n: int, k: int) -> None:
     sampler = PeerSampler(rotation_window=100, seed=1, basket_id="b")
@@ -82,7 +80,6 @@ def test_every_peer_is_equally_likely() -> None:
 rows = st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3).map(lambda v: np.array(v, np.float32))
 
 
-@settings(max_examples=100, deadline=None)
 @given(rows, rows, st.floats(0, 20))
 def test_without_noise_a_state_is_pushed_iff_its_drift_reaches_the_threshold(
     pushed: np.ndarray, state: np.ndarray, threshold: float
@@ -99,7 +96,6 @@ def test_without_noise_a_state_is_pushed_iff_its_drift_reaches_the_threshold(
     assert detector.last_pushed("a") is None
 
 
-@settings(max_examples=100, deadline=None)
 @given(rows, rows)
 def test_the_drift_of_clipped_states_never_leaves_twice_the_clip_norm(a: np.ndarray, b: np.ndarray) -> None:
     a, b = (v / max(1.0, float(np.linalg.norm(v.astype(float)))) for v in (a, b))
@@ -108,7 +104,6 @@ def test_the_drift_of_clipped_states_never_leaves_twice_the_clip_norm(a: np.ndar
     assert 0 <= detector.drifts(["a"], b.astype(np.float32)[None])[0] <= 2 * (1 + 2**-21)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40),
     st.sampled_from([0.0, 1e-28, 1e-10, 1.0, 1e15, 3e38]),

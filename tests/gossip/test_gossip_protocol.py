@@ -176,7 +176,7 @@ events = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events, st.integers(1, 4))
 def test_messages_are_never_lost_or_made_up(make, gossip, program: list, k: int) -> None:
     protocols = [make(peers_per_round=k, pull_interval=1.0, basket_id=f"d_basket_{i}") for i in range(2)]

@@ -8,9 +8,7 @@ from hypothesis import HealthCheck, given, settings
 
 DAY = 86_400.0
 gaps = st.lists(st.floats(0.0, 40_000.0), min_size=1, max_size=12)
-relaxed = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @relaxed

@@ -7,7 +7,7 @@ import math
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray.gossip import estimate_spread
 from scarcity_ray.gossip.mixing import DEPENDENCE, successive_differences
@@ -28,7 +28,6 @@ def released(m: int, d: int, spread: float, sigma: float, seed: int) -> list[np.
     return list((states + sigma * rng.standard_normal((m, d))).astype(np.float32))
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 12), st.integers(1, 500), st.integers(0, 2**32))
 def test_successive_differences_are_those_of_the_definition(m: int, d: int, seed: int) -> None:
     vectors = random(seed).standard_normal((m, d)).astype(np.float32)
@@ -60,7 +59,6 @@ def test_a_spread_above_the_noise_is_found(sigma: float, spread: float) -> None:
     assert found.typical == pytest.approx(2 * spread + numbers.noise_energy, rel=0.1)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(8, 40), st.floats(0, 2), st.sampled_from(["far", "same", "own"]), st.integers(0, 2**32))
 def test_liars_cannot_lift_the_lower_bound_above_the_honest_median(
     m: int, sigma: float, lie: str, seed: int

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -81,7 +81,6 @@ def gaussian_rows(seed, n, d, scale):
 
 
 @pytest.mark.parametrize("method", sorted(BRUTE))
-@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     f=st.integers(0, 2),
@@ -113,7 +112,6 @@ def test_a_result_that_leaves_the_ball_is_clipped_again(method):
 
 
 @pytest.mark.parametrize("method", sorted(BRUTE))
-@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_the_aggregate_has_at_most_the_clip_norm(method, data):
     values = st.one_of(st.sampled_from([0.0, 1e8, -1e8, 3e38, 1.5]), st.floats(-3, 3, width=32))

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -43,7 +43,6 @@ def quiet(**layer2):
     return Layer2Aggregator(Layer2Config(central_dp_epsilon=math.inf, **layer2))
 
 
-@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_without_noise_it_is_the_weighted_mean_of_the_clipped_models(data):
     d = data.draw(st.integers(1, 6))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
@@ -20,7 +20,6 @@ ANYTHING = st.one_of(
 )
 
 
-@settings(max_examples=200)
 @given(report=st.dictionaries(st.sampled_from(sorted(RANGES)), ANYTHING))
 def test_a_report_becomes_coordinates_between_minus_one_and_one(report):
     coordinates = encode_report(report, RANGES)
@@ -28,7 +27,6 @@ def test_a_report_becomes_coordinates_between_minus_one_and_one(report):
     assert (np.abs(coordinates) <= 1.0).all()
 
 
-@settings(max_examples=100)
 @given(
     reports=st.lists(st.dictionaries(st.sampled_from(sorted(RANGES)), ANYTHING), min_size=1, max_size=8),
     replaced=st.dictionaries(st.sampled_from(sorted(RANGES)), ANYTHING),

@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -108,7 +108,6 @@ def model_by_hand(optimizer, deltas, start) -> list[float]:
     return models
 
 
-@settings(max_examples=150, deadline=None)
 @given(optimizer=optimizers, seed=st.integers(0, 10**6), rounds=st.integers(1, 12))
 def test_each_step_is_the_formula_of_the_paper(optimizer, seed, rounds):
     deltas = deltas_of(seed, rounds, 5)
@@ -145,7 +144,6 @@ def test_defaults_are_those_of_the_papers_experiments():
     assert FedAdam().init(3).momentum.tolist() == [0.0] * 3
 
 
-@settings(deadline=None)
 @given(optimizer=optimizers, seed=st.integers(0, 10**6))
 def test_nothing_given_is_changed_and_nothing_given_back_can_be(optimizer, seed):
     delta, model = deltas_of(seed, 2, 4)
@@ -171,7 +169,6 @@ def test_a_state_holds_copies_of_what_it_is_made_of():
     assert state.momentum[0] == 0.0
 
 
-@settings(deadline=None)
 @given(
     optimizer=optimizers,
     place=st.integers(0, 3),
@@ -230,7 +227,6 @@ def test_a_state_of_another_optimizer_or_dimension_is_refused():
             FedAdam().init(dimension)
 
 
-@settings(deadline=None)
 @given(optimizer=optimizers, seed=st.integers(0, 10**6))
 def test_the_same_arguments_give_the_same_bytes(optimizer, seed):
     deltas, start = deltas_of(seed, 4, 3), deltas_of(seed + 1, 1, 3)[0]
@@ -244,7 +240,6 @@ def test_the_same_arguments_give_the_same_bytes(optimizer, seed):
     assert state.second_moment.tobytes() == once.second_moment.tobytes()
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), doublings=st.integers(-3, 3))
 def test_plain_sgd_adds_the_delta(seed, doublings):
     """To the bits of float32 where the learning rate is a power of two, as the quickstart's 2 is."""
@@ -254,14 +249,12 @@ def test_plain_sgd_adds_the_delta(seed, doublings):
     assert after.tobytes() == (model + np.float32(2.0**doublings) * delta).tobytes()
 
 
-@settings(deadline=None)
 @given(schedule=schedules, round_id=st.integers(0, 2**63 - 1))
 def test_a_schedule_lies_between_zero_and_one_and_begins_at_one(schedule, round_id):
     assert 0.0 <= schedule.factor(round_id) <= 1.0
     assert schedule.factor(0) == 1.0
 
 
-@settings(deadline=None)
 @given(schedule=schedules, round_id=st.integers(0, 200))
 def test_a_schedule_is_its_formula_and_never_rises(schedule, round_id):
     assert schedule.factor(round_id) == pytest.approx(factor_by_hand(schedule, round_id), rel=1e-9, abs=1e-12)
@@ -329,7 +322,6 @@ def test_scaffold_is_refused_by_name_and_says_why(name):
         server_optimizer("fedprox")
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), rounds=st.integers(1, 30), decay=st.integers(0, 4))
 def test_the_polynomial_average_weighs_the_newest_model_by_a_power_of_its_round(seed, rounds, decay):
     models = deltas_of(seed, rounds, 2)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from scarcity_ray.config import BufferConfig, Layer2Config
 from scarcity_ray.layers import TriggerEngine, TriggerReason, basket_due, global_due
@@ -57,7 +57,6 @@ def test_staleness_never_triggers_where_only_the_current_round_counts() -> None:
     assert basket_due(BufferConfig(max_staleness=0), 2, 0, n_active=3, oldest_staleness=0) is None
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(0, 9), st.floats(0, 1e6), st.integers(0, 9), st.integers(1, 10), st.integers(0, 9))
 def test_layer_1_always_waits_for_the_rules_least_rows(
     n_updates: int, seconds: float, n_active: int, least: int, staleness: int
@@ -71,7 +70,6 @@ def test_layer_1_always_waits_for_the_rules_least_rows(
         assert reason == basket_due(CONFIG, n_updates, seconds, n_active=n_active, oldest_staleness=staleness)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.integers(0, 8), st.integers(0, 8), st.floats(0, 100), st.integers(2, 5), st.none() | st.integers(1, 6)
 )

@@ -47,7 +47,9 @@ steps = st.lists(
 
 
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(steps)
 def test_random_operations_with_stops_and_deaths(
     scene_of: Callable[..., Scene], steps: list[tuple[str, int, int | None, str]]

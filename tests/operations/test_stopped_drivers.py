@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from itertools import count, cycle
+from itertools import chain, count, cycle
 from typing import Any
 
 import numpy as np
@@ -79,17 +79,33 @@ DEAD: list[Next] = [
 ]
 
 
+EVERY_POINT = pytest.mark.parametrize("step", [2, pytest.param(1, marks=pytest.mark.slow)])
+"""Where a driver stops: before its first call and after each; by hand also before each of the others.
+
+Nothing is sent between an answer and the next call, so all others find the same. The driver alone, if it goes
+on after all, has taken that answer or has not.
+"""
+
+
+def points(step: int, most: int) -> Iterator[int]:
+    """Points of a `Stopper`."""
+    return chain((0,), range(1, most, step))
+
+
 def test_every_public_operation_is_stopped() -> None:
     public = {name for name, _ in inspect.getmembers(HierarchicalFederation) if not name.startswith("_")}
     assert public == set(OPERATIONS) | set(CALLS_NOBODY)
 
 
+@EVERY_POINT
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - ENDS))
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
-def test_a_driver_may_stop_anywhere(name: str, scene_of: Callable[..., Scene]) -> None:
+def test_a_driver_may_stop_anywhere(name: str, step: int, scene_of: Callable[..., Scene]) -> None:
     """Whoever it is; after operations with a record also if the directory has died."""
     act, driver, survivor = OPERATIONS[name], cycle(LIVING), cycle([who for who in DEAD for _ in range(2)])
-    for at, who in [(at, who) for at in range(60) for who in (driver, survivor)[: 1 + (name in RECORDED)]]:
+    for at, who in [
+        (at, who) for at in points(step, 60) for who in (driver, survivor)[: 1 + (name in RECORDED)]
+    ]:
         scene = scene_of()
         fed = scene.fed
         if name not in SENDS:
@@ -98,24 +114,27 @@ def test_a_driver_may_stop_anywhere(name: str, scene_of: Callable[..., Scene]) -
         old.offer_update("c0", 2 * ROWS[0])  # over its cap, or it is the first: it knows the way from now on
         stopper = Stopper(fed)
         if not stopper.run(lambda fed=fed: act(fed), at):
-            assert stopper.passed == at > 0
+            assert 0 < stopper.passed <= at
             return
         go_on(scene, next(who)(scene, old), act, name)
     pytest.fail("it has more calls than are stopped here")
 
 
+@EVERY_POINT
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
 @pytest.mark.parametrize("name", ["force_aggregate", "split_basket"])
-def test_a_driver_may_stop_anywhere_where_sums_are_masked(name: str, scene_of: Callable[..., Scene]) -> None:
+def test_a_driver_may_stop_anywhere_where_sums_are_masked(
+    name: str, step: int, scene_of: Callable[..., Scene]
+) -> None:
     """The roster and the last release reach every basket actor, whoever stopped before they did."""
     act, driver = OPERATIONS[name], cycle(LIVING)
-    for at in range(0, 80):
+    for at in points(step, 80):
         scene = scene_of(layer2={"central_dp_epsilon": 0.5})
         assert all(scene.fed.submit_updates(IDS, ROWS))
         old = scene.another_driver()
         stopper = Stopper(scene.fed)
         if not stopper.run(lambda fed=scene.fed: act(fed), at):
-            assert stopper.passed == at > 0
+            assert 0 < stopper.passed <= at
             return
         go_on(scene, next(driver)(scene, old), act, name)
     pytest.fail("it has more calls than are stopped here")
@@ -178,18 +197,28 @@ def test_an_end_that_was_stopped_is_finished_by_the_next(name: str, scene_of: Ca
         assert scene.fed._runtime.card() is None
 
 
-@pytest.mark.parametrize("name", sorted(RECORDED))
-@pytest.mark.parametrize(
-    "meanwhile", ["finished", "finished and another", "directory", "directory, and finished", "accountant"]
-)
-@pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
-def test_finishing_twice_changes_nothing(name: str, meanwhile: str, scene_of: Callable[..., Scene]) -> None:
-    """After any call another driver finishes the same operation, and begins its own, or a role dies.
+MEANWHILE = [
+    ("finished", 1, 4),
+    ("finished and another", 3, 4),
+    ("directory", 1, 4),
+    ("directory, and finished", 3, 4),
+    ("accountant", 1, 8),
+]
+EVERY_CALL = [pytest.param(what, 1, 2, marks=pytest.mark.slow) for what, _, _ in MEANWHILE]
 
-    Nothing is sent between an answer and the next call, so before that call is after this answer.
+
+@pytest.mark.parametrize("name", sorted(RECORDED))
+@pytest.mark.parametrize(("meanwhile", "first", "step"), [*MEANWHILE, *EVERY_CALL])
+@pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
+def test_finishing_twice_changes_nothing(
+    name: str, meanwhile: str, first: int, step: int, scene_of: Callable[..., Scene]
+) -> None:
+    """After a call another driver finishes the same operation, and begins its own, or a role dies.
+
+    After every call something happens: each thing after every second or fourth one, by hand after all.
     """
     act = OPERATIONS[name]
-    for at in range(1, 60, 4 if meanwhile == "accountant" else 2):
+    for at in range(first, 60, step):
         scene = scene_of()
         fed, other = scene.fed, scene.another_driver()
         assert all(fed.submit_updates(IDS, ROWS))

@@ -87,7 +87,7 @@ VALUES = st.one_of(
 
 
 @pytest.mark.parametrize("method", [m.value for m in AggregationMethod])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(data=st.data())
 def test_no_neighbours_move_update_and_bit_further_than_the_joint_sensitivity(method, data):
     f = data.draw(st.integers(0, 1))

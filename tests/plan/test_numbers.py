@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dp_accounting.pld.common import DifferentialPrivacyParameters
 from dp_accounting.pld.privacy_loss_mechanism import GaussianPrivacyLoss
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
@@ -91,7 +91,6 @@ def counted_gossip(accountant, drift, vector, at_most):
     return count
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     total=st.floats(1.0, 30.0),
     central=st.floats(0.2, 3.0),
@@ -180,7 +179,6 @@ def test_a_gossip_release_is_charged_what_its_two_parts_spend(epsilon, delta):
     assert delta_of(mu, epsilon) <= delta
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     clip=st.floats(0.1, 10),
     sigma=st.floats(0, 20),

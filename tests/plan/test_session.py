@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.config import HierarchicalFederationConfig, Layer1Config, Layer2Config
@@ -46,7 +46,6 @@ def facts(count, rows=5):
     return [BasketFacts(f"b{i:03}", "d", rows + i % 3, rows + i % 3) for i in range(count)]
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     num_parties=st.integers(2, 64),
     threshold=st.floats(0.501, 1.0),
@@ -99,7 +98,6 @@ def test_a_config_in_which_shares_claim_nothing_is_refused(changes, path):
     make_plan(HierarchicalFederationConfig(layer2=Layer2Config(noise="discrete_gaussian", **changes)))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(2, 90),
     epsilon=st.floats(0.05, 8.0),
@@ -162,7 +160,6 @@ def test_numbers_agree_up_to_the_last_bits_and_no_further():
 REGISTERED = st.integers(2, 64).flatmap(lambda r: st.tuples(st.just(r), st.integers(2, r)))
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     sizes=REGISTERED,
     idle=st.integers(0, 10),

@@ -8,7 +8,7 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -34,7 +34,6 @@ def take(accountant, step):
     return accountant.spend_gossip(sorted(step[1]), step[2])
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.lists(STEP, max_size=25), st.sampled_from([0.0, 0.2, 0.7]), st.sampled_from(Accounting))
 def test_what_was_spent_never_exceeds_the_claim(steps, share, mode):
     accountant = PrivacyAccountant(3.0, 1e-5, gossip_share=share, accounting=mode)
@@ -59,7 +58,6 @@ def test_what_was_spent_never_exceeds_the_claim(steps, share, mode):
         assert accountant.remaining(client) >= accountant.remaining()
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(STEP, max_size=25))
 def test_a_refused_charge_changes_nothing(steps):
     accountant = PrivacyAccountant(1.0, 1e-6, gossip_share=0.3)
@@ -101,7 +99,6 @@ def test_a_budget_planned_for_n_equal_releases_allows_n(rounds, share, mode):
     assert accountant.epsilon_spent() <= 10.0
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sets(st.sampled_from("abcdefgh")), max_size=12),
     st.floats(0.01, 0.4),

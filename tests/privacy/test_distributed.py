@@ -7,7 +7,7 @@ import math
 
 import mpmath
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -82,7 +82,6 @@ def test_the_sum_is_as_near_to_a_discrete_gaussian_as_is_said(sigma, num_shares)
     assert num_shares > 2 or worst >= bound / 4, "the bound is of the right order"
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     rho=st.floats(1e-9, 50.0),
     num_shares=st.integers(1, 400),
@@ -101,7 +100,6 @@ def test_the_scale_keeps_the_claim(rho, num_shares, sensitivity, dimension):
         assert sigma == pytest.approx(sensitivity / math.sqrt(2 * rho), rel=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     sigma=st.floats(0.5, 1e6),
     num_shares=st.integers(1, 60),

@@ -411,7 +411,7 @@ def test_every_charge_is_recorded_once_whatever_dies(postgres_server, postgres_u
     budget = begin(postgres_url)
     rng = random.Random(3)
     over = threading.Event()
-    kills, wanted = [], 3 if victim == "server" else 6
+    kills, wanted = [], 2 if victim == "server" else 3
 
     def kill():
         while not over.is_set() and len(kills) < wanted:

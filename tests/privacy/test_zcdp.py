@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
@@ -45,7 +45,6 @@ def log_bound_on_delta(rho, epsilon):
     return u * ((1 + u) * rho - epsilon) - u * mpmath.log1p(1 / u) - mpmath.log1p(u)
 
 
-@settings(max_examples=40, deadline=None)
 @given(EPSILON, DELTA)
 def test_planned_rho_is_never_above_the_bound(epsilon, delta):
     with mpmath.workdps(60):
@@ -57,7 +56,6 @@ def test_planned_rho_is_never_above_the_bound(epsilon, delta):
         assert bound_on_epsilon(rho * (1 + mpmath.mpf(1e-12)), delta) <= epsilon
 
 
-@settings(max_examples=40, deadline=None)
 @given(RHO, DELTA)
 def test_concentrated_epsilon_is_never_below_the_bound(rho, delta):
     with mpmath.workdps(60):
@@ -68,7 +66,6 @@ def test_concentrated_epsilon_is_never_below_the_bound(rho, delta):
         assert reported - bound <= 1e-12 * room
 
 
-@settings(max_examples=40, deadline=None)
 @given(RHO, st.floats(-1, 30))
 @example(rho=100.0, deviations=-1.0)
 def test_concentrated_delta_is_never_below_the_bound(rho, deviations):
@@ -82,7 +79,6 @@ def test_concentrated_delta_is_never_below_the_bound(rho, deviations):
             assert reported <= bound * (1 + mpmath.mpf(1e-10))
 
 
-@settings(max_examples=100, deadline=None)
 @given(RHO, st.floats(-30, -0.01).map(lambda x: 10.0**x))
 def test_no_order_gives_a_better_epsilon(rho, delta):
     # The formula as Canonne, Kamath and Steinke print it, over alpha, by scipy's minimiser.
@@ -114,7 +110,6 @@ def test_it_is_dp_accountings_rdp_epsilon_of_the_same_zcdp_events(seed):
     assert ours <= fine.get_epsilon(delta) * (1 + 1e-9)
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.floats(-6, 2.5).map(lambda x: 10.0**x), st.floats(-60, -0.1).map(lambda x: 10.0**x), EPSILON)
 def test_concentrated_claims_buy_less_than_gaussian_ones(mu, delta, epsilon):
     # Every Gaussian is both, and Gaussian DP is exact for it, so zCDP must say no better of it.
@@ -123,7 +118,6 @@ def test_concentrated_claims_buy_less_than_gaussian_ones(mu, delta, epsilon):
     assert Accounting.ZCDP.mu_of_claim(epsilon, delta) <= mu_of_gaussian(epsilon, delta)
 
 
-@settings(max_examples=100, deadline=None)
 @given(EPSILON, st.floats(-60, -0.1).map(lambda x: 10.0**x))
 def test_both_modes_plan_below_and_report_above(epsilon, delta):
     for mode in Accounting:

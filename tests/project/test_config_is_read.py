@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ CONFIGS = [
 ]
 
 
+@functools.cache
 def reads(source: str) -> set[str]:
     """Names of all attributes that the source reads."""
     return {

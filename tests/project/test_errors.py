@@ -7,7 +7,7 @@ import inspect
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray import errors
@@ -45,7 +45,6 @@ def test_the_tree_is_the_one_that_is_drawn():
 
 
 @pytest.mark.parametrize("cls", ERRORS)
-@settings(max_examples=40)
 @given(data=st.data())
 def test_an_error_survives_pickling(cls, data):
     arguments = data.draw(arguments_of(cls))

@@ -80,7 +80,7 @@ def test_float32_out_for_any_real_type_in(method):
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in ("monna", "mda")])
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_permuting_rows_permutes_the_selection_and_keeps_the_vector(method, seed):
     rows = rows_for(seed=seed)
     order = np.random.default_rng(seed).permutation(len(rows))
@@ -92,7 +92,7 @@ def test_permuting_rows_permutes_the_selection_and_keeps_the_vector(method, seed
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "centered_clipping"])
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 def test_translating_rows_translates_the_vector(method, seed):
     rows = np.rint(100 * rows_for(seed=seed))
     shift = np.rint(1000 * np.random.default_rng(seed + 1).standard_normal(rows.shape[1])).astype(np.float32)

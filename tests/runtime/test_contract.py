@@ -29,6 +29,7 @@ ERRORS = [
     errors.UsageError("mend it"),
     errors.ConfigFileError("nope.yaml", "No such file or directory", "a readable YAML file"),
     errors.TooFewUpdates("krum", 3, 5),
+    errors.RuleFailed("my_module:MyRule", "it raised", "ValueError"),
     errors.PrivacyBudgetExhausted("spent"),
     errors.LedgerError("no"),
     errors.LedgerCorrupted("torn"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import ProtocolViolation
@@ -50,7 +50,6 @@ def session_id(number):
     return number.to_bytes(16, "big")
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     sessions=st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=40),
     capacity=st.integers(1, 5),

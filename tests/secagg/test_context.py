@@ -8,7 +8,7 @@ import pickle
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -19,7 +19,6 @@ from scarcity_ray.secagg.transcript import encode
 FIELD = st.one_of(st.binary(max_size=6), st.text(max_size=6), st.integers(0, 2**70))
 
 
-@settings(max_examples=100, deadline=None)
 @given(one=st.lists(FIELD, max_size=4), other=st.lists(FIELD, max_size=4))
 def test_encodings_of_different_fields_differ(one, other):
     same = [(type(x), x) for x in one] == [(type(x), x) for x in other]
@@ -66,7 +65,6 @@ def test_order_of_the_parties_does_not_matter(context_of):
     assert pickle.loads(pickle.dumps(context)) == context
 
 
-@settings(max_examples=100, deadline=None)
 @given(num_parties=st.integers(2, 2000), fraction=st.floats(0, 1))
 def test_threshold_is_a_majority_and_never_one(num_parties, fraction):
     threshold = threshold_for(num_parties, fraction)
@@ -75,7 +73,6 @@ def test_threshold_is_a_majority_and_never_one(num_parties, fraction):
     assert threshold >= least_threshold(num_parties)
 
 
-@settings(max_examples=100, deadline=None)
 @given(num_parties=st.integers(2, 500), fraction=st.floats(0, 1))
 def test_colluders_tolerated_leave_one_secret_of_each_party(num_parties, fraction):
     """Honest holders give one share of the two secrets, colluding holders both."""
@@ -137,7 +134,6 @@ def test_thresholds_outside_of_their_range_are_refused():
         threshold_for(5, 1.5)
 
 
-@settings(max_examples=50, deadline=None)
 @given(secret=st.binary(min_size=1, max_size=80), binding=st.lists(FIELD, max_size=3))
 def test_derived_keys_are_those_of_hkdf(secret, binding):
     peer = HKDF(hashes.SHA256(), 32, salt=None, info=encode("label", *binding))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import SecureAggregationAborted, UsageError
@@ -26,7 +26,6 @@ def patterns(draw):
     return num_parties, threshold, drops
 
 
-@settings(max_examples=60, deadline=None)
 @given(pattern=patterns(), dimension=st.integers(1, 40), ring_bits=st.sampled_from([32, 64]))
 def test_sum_is_exact_for_every_dropout_pattern_down_to_the_threshold(
     session_of, pattern, dimension, ring_bits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -14,7 +14,6 @@ from scarcity_ray.secagg import decode, encode, to_signed
 REALS = hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(-100, 100, width=32))
 
 
-@settings(max_examples=100, deadline=None)
 @given(vector=REALS, exponent=st.integers(0, 22), ring_bits=st.sampled_from([32, 64]))
 def test_rounding_error_is_at_most_half_a_unit(vector, exponent, ring_bits):
     scale = 2.0 ** min(exponent, 24)
@@ -22,7 +21,6 @@ def test_rounding_error_is_at_most_half_a_unit(vector, exponent, ring_bits):
     assert np.all(np.abs(units - vector.astype(np.float64) * scale) <= 0.5)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     matrix=hnp.arrays(np.float64, (5, 7), elements=st.floats(-50, 50)),
     scale=st.floats(1e-3, 1e6),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -22,7 +22,6 @@ def roster_of(count):
     return tuple(sorted(f"basket_{i}" for i in range(count)))
 
 
-@settings(max_examples=40, deadline=None)
 @given(count=st.integers(5, 40), half=st.integers(1, 6), seed=st.binary(min_size=32, max_size=32))
 def test_neighbourhood_is_mutual_and_of_the_stated_degree(context_of, count, half, seed):
     degree = min(2 * half, (count - 2) // 2 * 2)
@@ -76,7 +75,6 @@ def test_neighbours_are_a_uniform_sample(context_of):
     assert 1e-7 / 2 < stats.chi2.sf(statistic, 18) < 1 - 1e-7 / 2
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     population=st.integers(1, 80),
     marked=st.integers(0, 80),
@@ -128,7 +126,6 @@ def test_fractions_outside_of_their_range_are_refused():
         choose_graph(100, 67, corrupt_fraction=0.1, dropout_fraction=1.0)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     drops=st.dictionaries(st.integers(0, 11).map("basket_{}".format), st.sampled_from(STEPS), max_size=5),
     share_threshold=st.integers(4, 5),

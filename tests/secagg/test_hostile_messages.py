@@ -59,12 +59,19 @@ def say(session, party, step):
             return participant.unmask(coordinator.confirmations())
 
 
+FEWER = settings(
+    max_examples=settings.default.max_examples // 3,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+"""Of each step."""
+
+
 def expected_sum(session, parties=None):
     return np.sum([session.vectors[p] for p in parties or session.vectors], axis=0, dtype=np.uint32)
 
 
 @pytest.mark.parametrize("step", STEPS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FEWER
 @given(data=st.data())
 def test_refused_messages_change_nothing(session_of, step, data):
     """Any field of any message replaced by anything else, at the coordinator."""
@@ -86,7 +93,7 @@ def test_refused_messages_change_nothing(session_of, step, data):
 
 
 @pytest.mark.parametrize("step", STEPS[1:])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FEWER
 @given(data=st.data())
 def test_refused_answers_of_the_coordinator_change_nothing(session_of, step, data):
     """Any field of what the coordinator says replaced by anything else, at the participant."""
@@ -201,7 +208,7 @@ def test_late_messages_are_refused_and_are_not_in_the_sum(session_of, step):
     np.testing.assert_array_equal(total, expected_sum(session, in_sum))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(order=st.permutations(range(5)))
 def test_order_within_a_phase_does_not_matter(session_of, order):
     session = session_of(5)

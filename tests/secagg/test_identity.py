@@ -9,7 +9,7 @@ import stat
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -18,7 +18,6 @@ from scarcity_ray.secagg import IdentityKeyPair
 ALICE, BOB = IdentityKeyPair.generate(), IdentityKeyPair.generate()
 
 
-@settings(max_examples=30, deadline=None)
 @given(message=st.binary(max_size=100), other=st.binary(max_size=100))
 def test_signature_verifies_only_for_its_message_and_key(message, other):
     signature = ALICE.sign(message)

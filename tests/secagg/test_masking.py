@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.secagg import masking
@@ -31,7 +31,6 @@ def test_mask_is_the_aes_ctr_keystream_of_its_key(ring_bits, dimension):
     np.testing.assert_array_equal(vector, expected)
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     dimension=st.sampled_from([1, 5, 64, ACROSS_BLOCKS]),
     count=st.integers(0, 4),

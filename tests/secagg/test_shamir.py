@@ -36,7 +36,6 @@ def lagrange_over_fractions(points: list[int], values: list[int]) -> int:
     return total.numerator * pow(total.denominator, -1, 65537) % 65537
 
 
-@settings(max_examples=60, deadline=None)
 @given(secrets=st.lists(SECRETS, min_size=1, max_size=3), data=st.data())
 def test_any_threshold_shares_rebuild_the_secret(secrets, data):
     points = data.draw(st.lists(st.integers(1, 65536), min_size=1, max_size=9, unique=True))
@@ -48,7 +47,6 @@ def test_any_threshold_shares_rebuild_the_secret(secrets, data):
     assert all(shamir.is_share(share) for row in dealt for share in row)
 
 
-@settings(max_examples=20, deadline=None)
 @given(secret=SECRETS, threshold=st.integers(1, 5))
 def test_shares_lie_on_a_polynomial_by_lagrange_over_fractions(secret, threshold):
     points = [1, 2, 5, 7, 40000, 65536]
@@ -59,7 +57,7 @@ def test_shares_lie_on_a_polynomial_by_lagrange_over_fractions(secret, threshold
         assert b"".join(limb.to_bytes(2, "little") for limb in found) == secret
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(secret=SECRETS)
 def test_the_shamirs_package_reads_our_shares_and_we_read_its(secret):
     points, threshold = [1, 2, 3, 4, 5, 6, 7], 4
@@ -75,14 +73,12 @@ def test_the_shamirs_package_reads_our_shares_and_we_read_its(secret):
     assert shamir.rebuild(held[2:6], [encoded[2:6]]) == [secret]
 
 
-@settings(max_examples=50, deadline=None)
 @given(values=st.lists(st.integers(1, 65536), min_size=1, max_size=8))
 def test_inverse_is_the_field_inverse(values):
     array = np.array(values)
     assert np.all(array * shamir._inverse(array) % 65537 == 1)
 
 
-@settings(max_examples=40, deadline=None)
 @given(points=st.lists(st.integers(1, 65536), min_size=1, max_size=10, unique=True), data=st.data())
 def test_lagrange_weights_reproduce_every_polynomial_of_lower_degree(points, data):
     coefficients = data.draw(st.lists(st.integers(0, 65536), min_size=1, max_size=len(points)))
@@ -91,7 +87,6 @@ def test_lagrange_weights_reproduce_every_polynomial_of_lower_degree(points, dat
     assert sum(int(w) * v for w, v in zip(weights, values, strict=True)) % 65537 == coefficients[0]
 
 
-@settings(max_examples=30, deadline=None)
 @given(one=SECRETS, other=SECRETS)
 def test_shares_add_as_the_secrets_do(one, other):
     points = [1, 2, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -11,15 +12,17 @@ ROOT = HERE.parents[1]
 PAGE = (ROOT / "docs" / "threat_model.md").read_text()
 
 
+@functools.cache
+def functions_of(path):
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
 def test_every_test_that_the_page_names_exists():
     named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", PAGE)
     assert len(named) > 20
     for file, name in named:
         path = HERE.parent / file if "/" in file else HERE / file
-        functions = {
-            node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)
-        }
-        assert name in functions, f"{file}::{name}"
+        assert name in functions_of(path), f"{file}::{name}"
 
 
 def test_every_file_that_the_page_names_exists():
@@ -30,12 +33,7 @@ def test_every_file_that_the_page_names_exists():
 
 
 def test_every_guarantee_of_the_package_has_a_test_of_its_name():
-    tests = {
-        node.name
-        for path in HERE.glob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef)
-    }
+    tests = set().union(*map(functions_of, HERE.glob("test_*.py")))
     for path in (ROOT / "scarcity_ray" / "secagg").glob("*.py"):
         for block in re.findall(r"Guarantees:\n((?:\s+\* `\w+`\n)+)", path.read_text()):
             for name in re.findall(r"`(\w+)`", block):

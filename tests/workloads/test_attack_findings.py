@@ -11,7 +11,7 @@ from benchmarks.lab.laboratory import TEST_SHARE, Case, Clients, byzantine_clien
 from scarcity_ray.robust import TOLERANCE, aggregate
 from scarcity_ray.robust.rules.tolerance import nnm_kappa
 from scarcity_ray.workloads.attacks import Honest, InnerProductManipulation, LittleIsEnough, View
-from scarcity_ray.workloads.digits import NUM_PIXELS, load_digits
+from scarcity_ray.workloads.digit_images import NUM_PIXELS, load_digits
 
 pytest.importorskip("sklearn")
 DATA = load_digits(NUM_PIXELS, TEST_SHARE, 0)

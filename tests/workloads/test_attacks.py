@@ -16,8 +16,8 @@ from scarcity_ray.workloads.attacks import (
     View,
     alie_strength,
     craft,
-    flip_labels,
     make_attack,
+    poisons,
     strongest,
 )
 
@@ -192,12 +192,11 @@ def test_alie_strength_is_the_papers():
     assert np.isfinite(alie_strength(10, 9))
 
 
-def test_labels_are_flipped_only_for_the_byzantine_under_label_flip():
-    labels = np.array([[0, 1, 9], [3, 4, 5]])
-    byzantine = np.array([True, False])
-    flipped = flip_labels(AttackConfig(name="label_flip"), labels, byzantine, 10)
-    assert flipped.tolist() == [[9, 8, 0], [3, 4, 5]]
-    assert flip_labels(AttackConfig(name="ipm"), labels, byzantine, 10) is labels
+def test_label_flip_turns_labels_and_sends_what_the_training_gives():
+    assert make_attack(AttackConfig(name="label_flip")).labels(np.array([0, 3]), 10).tolist() == [9, 6]
+    deltas, byzantine, baskets = _scene()
+    assert craft(AttackConfig(name="poison"), deltas, byzantine, baskets, np.random.default_rng(0)) is deltas
+    assert [name for name in ATTACKS if poisons(AttackConfig(name=name))] == ["label_flip", "poison"]
 
 
 def test_an_unknown_attack_is_an_error_that_names_the_choices():

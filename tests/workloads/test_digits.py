@@ -1,4 +1,4 @@
-"""The data set and its projection."""
+"""The data set, its projection, and the workload."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import pytest
 from scipy.fft import dctn
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.workloads.digits import (
+from scarcity_ray.workloads.digit_images import (
     KERNEL_WIDTH,
     frequencies,
     load_digits,
     projection,
     random_fourier,
 )
+from scarcity_ray.workloads.digits import Digits
+from scarcity_ray_client import train_client, train_clients
 
 
 def test_the_projection_is_scipys_cosine_transform_cut_to_low_frequencies():
@@ -63,3 +65,64 @@ def test_without_scikit_learn_the_error_holds_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(UsageError, match=r"pip install 'scarcity-ray\[quickstart\]'"):
         load_digits(8, 0.25, 0)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    return Digits(clients=12, domains=3)
+
+
+def test_the_workload_learns_what_it_says(digits):
+    codec = digits.codec()
+    vector = codec.encode(digits.initial_model())
+    assert codec.dimension == 250
+    before = digits.evaluate(codec.decode(vector))["accuracy"]
+    for number in range(5):
+        updates = train_clients(digits, codec, vector, digits.clients(), number)
+        vector = vector + np.mean([update.delta for update in updates], axis=0)
+    after = digits.evaluate(codec.decode(vector))["accuracy"]
+    assert after > 0.8 > before
+    assert digits.evaluate(digits.centralised())["accuracy"] > after
+    at_home = digits.evaluate_client(codec.decode(vector), digits.clients()[0])["accuracy"]
+    assert 0.5 < at_home <= 1.0
+
+
+def test_clients_trained_together_give_what_each_gives_alone_from_any_models(digits):
+    codec, clients = digits.codec(), digits.clients()[:3]
+    vectors = np.random.default_rng(0).standard_normal((3, 250)).astype(np.float32)
+    together = train_clients(digits, codec, vectors, clients, 0, {clients[1].client_id})
+    for row, update in enumerate(together):
+        alone = train_client(digits, codec, vectors[row], clients[row], 0, attacker=row == 1)
+        assert alone.delta.tobytes() == update.delta.tobytes()
+        assert update.num_examples == clients[row].num_examples
+
+
+def test_an_attacker_turns_its_labels(digits):
+    model, client = digits.initial_model(), digits.clients()[0]
+    honest, poisoned = (
+        trained.delta.reshape(25, 10)
+        for trained in (digits.train(model, client, 0), digits.poison(model, client, 0))
+    )
+    # from zeros the first step treats all classes alike, so that turned labels turn the columns
+    first = Digits(clients=12, domains=3, local_steps=1)
+    plain, turned = first.train(model, client, 0).delta, first.poison(model, client, 0).delta
+    np.testing.assert_allclose(turned.reshape(25, 10)[:, ::-1], plain.reshape(25, 10), atol=1e-7)
+    assert not np.allclose(honest, poisoned)
+
+
+def test_at_home_weighs_digits_as_the_domains_own_are(digits):
+    always_three = digits.initial_model()
+    always_three["bias"][3] = 1.0
+    for domain in range(3):
+        inside = [client for client in digits.clients() if client.domain_id == f"domain_{domain}"]
+        rows = [client.data[0] for client in inside]
+        held = digits._examples.labels[rows][digits._examples.present[rows] > 0]
+        found = digits.evaluate_client(always_three, inside[0])["accuracy"]
+        assert found == pytest.approx(float((held == 3).mean()))
+
+
+@pytest.mark.parametrize("name", ["clients", "domains", "features", "local_steps"])
+def test_arguments_out_of_range_are_named(name):
+    with pytest.raises(UsageError, match=f"^{name}: 0 is not accepted; an integer from 1"):
+        Digits(**{name: 0})

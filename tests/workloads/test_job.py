@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
@@ -13,23 +12,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scarcity_ray.errors import PrivacyBudgetExhausted
+from scarcity_ray.errors import UsageError
+from scarcity_ray.federation.evaluation import MeanMetrics
+from scarcity_ray.federation.fit_terms import FitResult, RoundRecord, Stopped
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.privacy.sampling.noise import SeededNoise
-from scarcity_ray.workloads.config import load_run
+from scarcity_ray.workloads.config import load_job, load_run
 from scarcity_ray.workloads.job import run_job
-from scarcity_ray.workloads.population import make_scene
 from scarcity_ray.workloads.report.page import render_report
-from scarcity_ray.workloads.run_folder import RunFolder, read_model
-from scarcity_ray.workloads.softmax import accuracy
+from scarcity_ray.workloads.run_folder import RunFolder
+from scarcity_ray.workloads.scene import Scene
+from scarcity_ray_client import Cause, Refusal, load_model
 
 pytest.importorskip("sklearn")
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-SMALL = ("run.runtime=local", "workload.clients=104", "workload.rounds=3", "workload.compare_attacks=[]")
+SMALL = (
+    *("run.runtime=local", "workload.args.clients=104", "training.rounds=3"),
+    "lab.compare_attacks=[alie]",
+)
 
 
 class Silent:
     def phase(self, name):
+        pass
+
+    def progress(self, progress):
         pass
 
     def round(self, record):
@@ -39,37 +46,28 @@ class Silent:
 class Listening(Silent):
     def __init__(self):
         self.heard = []
+        self.progressed = []
 
     def phase(self, name):
         self.heard.append(name)
+
+    def progress(self, progress):
+        self.progressed.append((progress.num_done, progress.num_due))
 
     def round(self, record):
         self.heard.append(record.round)
 
 
-def _job(tmp_path, *overrides, watcher=None, **options):
-    config = load_run(QUICKSTART, (*SMALL, *overrides))
-    folder = RunFolder.new(config, str(tmp_path), datetime.now(UTC))
-    return config, run_job(config, folder, watcher or Silent(), **options)
+def _job(tmp_path, *overrides, watcher=None, path=QUICKSTART, small=SMALL, **options):
+    job = load_job(path, (*small, *overrides))
+    folder = RunFolder.new(job.config, str(tmp_path), datetime.now(UTC))
+    return job.config, run_job(job, folder, watcher or Silent(), **options)
 
 
 def test_a_job_writes_what_it_measured(tmp_path):
     listening = Listening()
     config, outcome = _job(tmp_path, watcher=listening)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert {
-        "accuracy",
-        "accuracy_mean_under_attack",
-        "accuracy_clipped_mean",
-        "accuracy_clean",
-        "epsilon_spent",
-        "delta",
-        "rounds",
-        "clients",
-        "baskets",
-        "byzantine_clients",
-        "wall_seconds",
-    } <= summary.keys()
     assert (summary["rounds"], summary["clients"], summary["baskets"], summary["byzantine_clients"]) == (
         3,
         104,
@@ -77,20 +75,33 @@ def test_a_job_writes_what_it_measured(tmp_path):
         21,
     )
     assert 0 < summary["epsilon_spent"] < 10
-    assert all(summary[key] is not None for key in summary)
     assert "weak_masking" not in [warning["code"] for warning in summary["warnings"]], "8 baskets are enough"
+    assert {(run["run"], run["attack"]) for run in summary["runs"]} == {
+        *((name, "sign_flip") for name in ("federation", "clipped_mean", "plain_mean")),
+        *((name, "alie") for name in ("federation", "clipped_mean", "plain_mean")),
+        ("clean", "none"),
+    }
+    assert all(len(run["curve"]) == 3 and run["metrics"]["accuracy"] > 0.0 for run in summary["runs"])
+    assert summary["domains"] == {f"domain_{number}": 26 for number in range(4)}
+    assert summary["versions"]["workload"] == "scarcity_ray.workloads.digits:Digits"
+    assert {"python", "numpy", "ray", "scarcity-ray"} <= summary["versions"].keys()
+    assert datetime.fromisoformat(summary["date"]).tzinfo is not None
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3]
-    assert lines[-1]["accuracy"] == summary["accuracy"]
+    assert lines[-1]["metrics"] == summary["metrics"]
     assert lines[-1]["epsilon_spent"] == summary["epsilon_spent"]
     assert all(line["accepted"] == 104 and line["gossip_messages"] > 0 for line in lines)
     assert lines[0]["epsilon_left"] > lines[1]["epsilon_left"] > lines[2]["epsilon_left"]
+    assert {"training", "submission", "gossip", "aggregation"} <= lines[0]["seconds"].keys()
     assert load_run(tmp_path / "config.yaml") == config
-    dataset = make_scene(config).dataset
-    model = read_model(tmp_path / "model.arrow")
-    assert accuracy(model, dataset.test_features, dataset.test_labels) == summary["accuracy"]
+    read = {}
+    exec(summary["load_model"], read)
+    assert read["workload"].evaluate(read["model"]) == summary["metrics"]
+    best = load_model(tmp_path / "best_model.npz", like=read["model"])
+    assert read["workload"].evaluate(best) == summary["best_metrics"]
+    assert summary["best_metrics"]["accuracy"] == max(line["metrics"]["accuracy"] for line in lines)
     assert listening.heard == [
-        "Dealing out the data",
+        "Evaluating the initial model",
         "Starting the federation",
         "Training",
         1,
@@ -98,19 +109,21 @@ def test_a_job_writes_what_it_measured(tmp_path):
         3,
         "Comparison runs",
     ]
+    assert (104, 104) in listening.progressed
     assert len(outcome.rounds) == 3
 
 
 def test_baskets_are_as_the_scene_foresaw():
-    config = load_run(QUICKSTART, SMALL)
-    scene = make_scene(config)
-    with HierarchicalFederation(config.federation, runtime="local") as federation:
-        clients = list(zip(scene.population.client_ids, scene.population.domains, strict=True))
-        assigned = federation.register_clients(clients)
+    job = load_job(QUICKSTART, SMALL)
+    scene = Scene.of(job, "accuracy")
+    with HierarchicalFederation(job.config.federation, runtime="local") as federation:
+        assigned = federation.register_clients([(c.client_id, c.domain_id) for c in job.clients])
     pairs = set(zip(assigned, scene.baskets.tolist(), strict=True))
     assert len(pairs) == len(set(assigned)) == len(set(scene.baskets.tolist()))
 
 
+GOSSIP_SHARE = "federation.gossip_budget_share"
+NO_GOSSIP = f"{GOSSIP_SHARE}=0.0"
 ADAPTIVE = (
     "federation.layer2.adaptive_clipping=true",
     "federation.layer2.clip_learning_rate=1.0",
@@ -122,15 +135,16 @@ ADAPTIVE = (
 @pytest.mark.parametrize("clipping", [(), ADAPTIVE])
 def test_one_round_equals_its_simulation_but_for_noise(tmp_path, clipping):
     quiet = ("federation.total_epsilon=.inf", "federation.layer2.central_dp_epsilon=.inf")
-    _, outcome = _job(tmp_path, *quiet, *clipping, "workload.gossip=false")
-    simulated = outcome.curves["federation", "sign_flip"]
-    assert [record.accuracy for record in outcome.rounds] == pytest.approx(simulated, abs=0.0045)
+    _, outcome = _job(tmp_path, *quiet, *clipping, NO_GOSSIP)
+    simulated = next(run.curve for run in outcome.summary.runs if run.run == "federation")
+    measured = [record.metrics["accuracy"] for record in outcome.rounds]
+    assert measured == pytest.approx(simulated, abs=0.0045)
     assert outcome.summary.privacy_claim[0].startswith("No privacy claim")
     assert json.loads((tmp_path / "summary.json").read_text())["epsilon_spent"] is None
 
 
 def test_a_job_follows_the_clip_norm_and_says_so_each_round(tmp_path):
-    _, outcome = _job(tmp_path, *ADAPTIVE, "workload.gossip=false")
+    _, outcome = _job(tmp_path, *ADAPTIVE, NO_GOSSIP)
     clip_norms = [record.clip_norm for record in outcome.rounds]
     assert clip_norms[0] == 10.0
     steps = [math.log(after / before) for before, after in pairwise(clip_norms)]
@@ -142,23 +156,23 @@ def test_a_job_follows_the_clip_norm_and_says_so_each_round(tmp_path):
 def test_gossip_on_is_within_two_points_of_gossip_off(tmp_path):
     seeded = partial(HierarchicalFederation, noise=SeededNoise(5))
     finals = [
-        _job(tmp_path / kind, f"workload.gossip={kind}", "workload.rounds=8", open_federation=seeded)[1]
-        for kind in ("true", "false")
+        _job(tmp_path / share, f"{GOSSIP_SHARE}={share}", "training.rounds=8", open_federation=seeded)[1]
+        for share in ("0.1", "0.0")
     ]
     assert finals[0].summary.gossip_messages > 0
     assert finals[1].summary.gossip_messages == 0
-    assert abs(finals[0].summary.accuracy - finals[1].summary.accuracy) <= 0.02
+    assert abs(finals[0].summary.headline - finals[1].summary.headline) <= 0.02
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_gossip_on_is_within_two_points_of_gossip_off_for_the_whole_quickstart(tmp_path):
     finals = []
-    for kind in ("true", "false"):
-        config = load_run(QUICKSTART, ["run.runtime=local", f"workload.gossip={kind}"])
-        folder = RunFolder.new(config, str(tmp_path / kind), datetime.now(UTC))
+    for share in ("0.1", "0.0"):
+        whole = ("run.runtime=local", f"{GOSSIP_SHARE}={share}", "lab.compare=[]", "lab.compare_attacks=[]")
         seeded = partial(HierarchicalFederation, noise=SeededNoise(5))
-        finals.append(run_job(config, folder, Silent(), seeded).summary.accuracy)
+        _, outcome = _job(tmp_path / share, small=whole, open_federation=seeded)
+        finals.append(outcome.summary.headline)
     assert abs(finals[0] - finals[1]) <= 0.02
 
 
@@ -167,21 +181,20 @@ def test_gossip_on_is_within_two_points_of_gossip_off_for_the_whole_quickstart(t
 def test_the_median_of_five_federated_runs_keeps_the_margins(tmp_path):
     rows = []
     for seed in range(5):
-        config = load_run(
-            QUICKSTART, ["run.runtime=local", f"federation.seed={seed}", "workload.compare_attacks=[]"]
-        )
-        folder = RunFolder.new(config, str(tmp_path / str(seed)), datetime.now(UTC))
-        summary = run_job(config, folder, Silent()).summary
-        rows.append((summary.accuracy, summary.accuracy_mean_under_attack, summary.accuracy_clean))
+        seeds = f"federation.seed={seed}", f"workload.args.seed={seed}"
+        whole = ("run.runtime=local", *seeds, "lab.compare_attacks=[]")
+        summary = _job(tmp_path / str(seed), small=whole)[1].summary
+        rows.append((summary.headline, summary.beside("plain_mean"), summary.beside("clean")))
     attacked, plain, clean = np.median(rows, axis=0)
     assert attacked >= plain + 0.15
     assert attacked >= clean - 0.10
 
 
 def test_nan_attackers_are_refused_counted_and_shown(tmp_path):
-    config, outcome = _job(tmp_path, "workload.attack.name=nan", "workload.attack.scale=null")
+    config, outcome = _job(tmp_path, "lab.attack={name: nan}")
     assert outcome.summary.rejected == {"not_finite": 3 * 21}
-    assert outcome.summary.accuracy_mean_under_attack == 0.0
+    assert outcome.summary.beside("plain_mean", "nan") is None
+    assert len(outcome.summary.refused) == 21
     page = render_report(config, outcome)
     assert "not finite" in page
     assert 'aria-label="Refused updates over rounds"' in page
@@ -189,33 +202,28 @@ def test_nan_attackers_are_refused_counted_and_shown(tmp_path):
 
 def test_a_spent_budget_ends_the_run_early_with_everything_written(tmp_path):
     config, outcome = _job(
-        tmp_path, "workload.rounds=9", "federation.layer2.central_dp_epsilon=6.0", "workload.gossip=false"
+        tmp_path, "training.rounds=9", "federation.layer2.central_dp_epsilon=6.0", NO_GOSSIP
     )
     assert outcome.summary.budget_spent_early
     assert 0 < outcome.summary.rounds < 9
-    assert outcome.summary.accuracy is not None
+    assert outcome.summary.headline is not None
     assert outcome.summary.epsilon_spent <= 10
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.yaml",
         "metrics.jsonl",
-        "model.arrow",
+        "model.npz",
+        "best_model.npz",
         "summary.json",
     }
     assert f"spent after round {outcome.summary.rounds} of 9" in render_report(config, outcome)
 
 
-@dataclass
-class StandInReceipt:
-    accepted: bool
-    reason: str | None
-
-
 class StandIn:
-    """A federation of the plain mean, with a budget of so many releases."""
+    """A federation whose `fit` counts up one release a round, with a budget of so many."""
 
-    def __init__(self, config, *, runtime, address, releases=99, raises=False):
-        self.config, self.releases, self.raises = config, releases, raises
-        self.made, self.rows, self.closed = 0, None, False
+    def __init__(self, config, *, runtime, address, releases=99, fails_in=None, refusals=()):
+        self.config, self.releases, self.fails_in, self.refusals = config, releases, fails_in, refusals
+        self.made, self.closed = 0, False
 
     def __enter__(self):
         return self
@@ -223,59 +231,90 @@ class StandIn:
     def __exit__(self, *error):
         self.closed = True
 
-    def register_clients(self, clients):
-        return [f"{domain}_basket_0" for _, domain in clients]
-
     def map_tasks(self, function, items, shared=None):
         return [function(item, shared) for item in items]
 
-    def submit_updates(self, client_ids, matrix, round_id=None):
-        self.rows = np.asarray(matrix)
-        return [StandInReceipt(i % 10 > 0, None if i % 10 else "too_stale") for i in range(len(client_ids))]
-
-    def run_gossip_round(self):
-        return {"domain_0": 5}
-
-    def force_aggregate(self):
-        if self.made == self.releases:
-            if self.raises:
-                raise PrivacyBudgetExhausted("spent")
-            return None
-        self.made += 1
-        return self.rows.mean(axis=0)
-
-    def advance_round(self):
-        return self.made
-
-    def get_privacy_budget(self):
-        return (10.0 - self.made, 1e-5)
+    def fit(self, workload, *, rounds, on_round, **terms):
+        history = []
+        for number in range(rounds):
+            if self.fails_in == number:
+                raise RuntimeError("the network is gone")
+            released = self.made < self.releases
+            self.made += released
+            refused = [refusal for refusal in self.refusals if refusal.round_id == number]
+            record = RoundRecord(
+                round_id=number,
+                num_sampled=104,
+                num_accepted=104 - len(refused),
+                num_surplus=0,
+                refusals={"raised": len(refused)} if refused else {},
+                first_refusals=tuple(refused),
+                metrics={"domain_0": MeanMetrics({"loss": 2.0 - number})},
+                evaluation={"accuracy": 0.1 * self.made} if released else {},
+                clients={},
+                versions=(self.made,) if released else (),
+                waiting_for="" if released else "A release waits for the stand-in.",
+                clip_norm=1.0,
+                gossip_messages=5,
+                epsilon_spent=float(self.made),
+                epsilon_left=10.0 - self.made,
+                driver_bytes=0,
+                phases={"training": 0.1},
+                seconds=0.1,
+            )
+            history.append(record)
+            on_round(record)
+        model = workload.initial_model()
+        return FitResult(
+            model=model,
+            vector=np.zeros(250, np.float32),
+            last_model=None,
+            history=tuple(history),
+            refusals={refusal.client_id: {"raised": 1} for refusal in self.refusals},
+            stopped=Stopped.ROUNDS,
+            explanation="",
+            epsilon_spent=float(self.made),
+            best_model=model if self.made else None,
+            best_round=min(self.made, rounds) - 1 if self.made else None,
+        )
 
     def get_stats(self):
         return {
+            "n_baskets": 8,
             "privacy_consumed_epsilon": float(self.made),
-            "read_only": False,
-            "waiting_for": {"text": "A release waits for the stand-in."},
             "warnings": [{"code": "stood_in", "message": "this is no federation"}],
         }
 
 
-def test_refusals_are_counted_by_reason(tmp_path):
-    _, outcome = _job(tmp_path, open_federation=StandIn)
-    assert outcome.summary.rejected == {"too_stale": 3 * 11}
-    assert outcome.rounds[0].accepted == 93
+QUICK = ("lab.compare=[]", "lab.compare_attacks=[]")
+LOST = Refusal("domain_0_client_003", 1, Cause.RAISED, "ValueError: no such column: age (w.py:3 in train)")
+
+
+def test_refusals_are_told_by_client_and_reason_with_the_first_causes(tmp_path):
+    config, outcome = _job(tmp_path, *QUICK, open_federation=partial(StandIn, refusals=[LOST]))
+    assert outcome.summary.rejected == {"raised": 1}
+    assert outcome.summary.refused == {"domain_0_client_003": {"raised": 1}}
+    assert [record.accepted for record in outcome.rounds] == [104, 103, 104]
+    page = " ".join(render_report(config, outcome).split())
+    assert "<td>domain_0_client_003</td><td>raised 1</td>" in page
+    assert "domain_0_client_003, round 1: raised: ValueError: no such column: age" in page
 
 
 def test_a_round_without_a_release_keeps_the_model(tmp_path):
-    _, outcome = _job(tmp_path, open_federation=partial(StandIn, releases=1))
+    _, outcome = _job(tmp_path, *QUICK, open_federation=partial(StandIn, releases=1))
     assert [record.released for record in outcome.rounds] == [True, False, False]
-    assert len({record.accuracy for record in outcome.rounds}) == 1
+    assert len({record.metrics["accuracy"] for record in outcome.rounds}) == 1
     assert outcome.summary.releases == 1
+    assert outcome.summary.best_round == 1
 
 
-def test_a_strict_federation_that_runs_out_ends_the_run(tmp_path):
-    _, outcome = _job(tmp_path, open_federation=partial(StandIn, releases=2, raises=True))
-    assert outcome.summary.budget_spent_early
-    assert outcome.summary.rounds == 2
+def test_what_clients_told_is_shown_by_domain_and_said_to_lie_outside_the_claim(tmp_path):
+    config, outcome = _job(tmp_path, *QUICK, open_federation=StandIn)
+    assert outcome.rounds[-1].training == {"domain_0": {"loss": 0.0}}
+    page = " ".join(render_report(config, outcome).split())
+    assert "loss, in training" in page
+    assert '<td>domain_0</td><td class="n">26</td><td class="n">0</td>' in page
+    assert "outside the privacy claim" in page
 
 
 def test_a_failing_run_closes_the_federation_and_keeps_its_metrics(tmp_path):
@@ -283,32 +322,109 @@ def test_a_failing_run_closes_the_federation_and_keeps_its_metrics(tmp_path):
 
     class Failing(StandIn):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **kwargs, fails_in=2)
             made.append(self)
 
-        def run_gossip_round(self):
-            if self.made == 2:
-                raise RuntimeError("the network is gone")
-            return {}
-
     with pytest.raises(RuntimeError, match="network"):
-        _job(tmp_path, open_federation=Failing)
+        _job(tmp_path, *QUICK, open_federation=Failing)
     assert made[0].closed
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_run_that_releases_nothing_says_what_it_waited_for(tmp_path):
-    _, outcome = _job(tmp_path, open_federation=partial(StandIn, releases=0))
+    _, outcome = _job(tmp_path, *QUICK, open_federation=partial(StandIn, releases=0))
     assert outcome.summary.waits_for == "A release waits for the stand-in."
     assert all(record.waits_for for record in outcome.rounds)
-    released = _job(tmp_path / "released", open_federation=StandIn)[1]
+    assert outcome.summary.metrics == outcome.summary.initial
+    released = _job(tmp_path / "released", *QUICK, open_federation=StandIn)[1]
     assert released.summary.waits_for == "".join(record.waits_for for record in released.rounds) == ""
 
 
 def test_what_the_federation_warned_of_is_in_the_summary_and_on_the_page(tmp_path):
-    config, outcome = _job(tmp_path, open_federation=partial(StandIn, releases=0))
+    config, outcome = _job(tmp_path, *QUICK, open_federation=partial(StandIn, releases=0))
     assert [warning["code"] for warning in outcome.summary.warnings] == ["stood_in"]
     assert json.loads((tmp_path / "summary.json").read_text())["warnings"][0]["code"] == "stood_in"
     page = render_report(config, outcome)
     assert "this is no federation" in page
     assert "No round released a model.<br>A release waits for the stand-in." in page
+
+
+MEANS = '''
+import numpy as np
+from scarcity_ray_client import Client, Trained, Workload
+
+class Means(Workload):
+    """Each site knows a number; the model is their mean."""
+    def __init__(self, sites=12, broken=False):
+        self.sites, self.broken = sites, broken
+    def clients(self):
+        return [Client(f"site_{i:02d}", f"region_{i % 2}", data=i) for i in range(self.sites)]
+    def initial_model(self):
+        return {"mean": np.zeros(2, np.float32)}
+    def train(self, model, client, round_id):
+        if client.data == 3:
+            raise ValueError("the disk is full")
+        step = 0.5 * (np.array([client.data, 1.0]) - model["mean"])
+        return Trained(model={"mean": model["mean"] + step}, metrics={"length": float(abs(step).sum())})
+    def evaluate(self, model):
+        if self.broken:
+            raise KeyError("age")
+        return {"error": float(abs(model["mean"] - [5.7, 1.0]).sum()), "second": float(model["mean"][1])}
+    def evaluate_client(self, model, client):
+        return {"error": float(abs(model["mean"][0] - client.data))}
+    def centralised(self):
+        return {"mean": np.array([5.7, 1.0], np.float32)}
+'''
+MEANS_JOB = """
+name: means
+federation:
+  total_epsilon: .inf
+  gossip_budget_share: 0.0
+  basket: {max_clients: 3, min_clients: 3}
+  layer1: {aggregation_method: mean, clip_norm: 100.0, min_updates: 2}
+  layer2: {central_dp_epsilon: .inf, clip_norm: 100.0}
+workload: {class: "means_workload:Means"}
+training: {rounds: 8, mode: min, patience: 6, evaluate_clients: true, clients_per_task: 2}
+lab: {byzantine_share: 0.0, compare: [centralised, local_only, clean]}
+run: {runtime: local}
+"""
+
+
+@pytest.fixture
+def means(tmp_path):
+    (tmp_path / "means_workload.py").write_text(MEANS)
+    (tmp_path / "job.yaml").write_text(MEANS_JOB)
+    return tmp_path / "job.yaml"
+
+
+def test_anyones_model_is_trained_and_reported_by_its_own_metrics(tmp_path, means):
+    config, outcome = _job(tmp_path / "out", path=means, small=())
+    summary = outcome.summary
+    assert (summary.metric, summary.attack) == ("error", "none")
+    assert summary.headline < 0.5 < summary.initial["error"]
+    assert summary.refused == {"site_03": {"raised": 8}}
+    assert "ValueError: the disk is full" in summary.first_refusals[0]["detail"]
+    assert summary.beside("centralised") == pytest.approx(0.0, abs=1e-6)
+    assert summary.beside("local_only") > 2.0
+    assert summary.beside("clean") == pytest.approx(summary.headline, abs=1e-3)
+    assert outcome.rounds[-1].clients.keys() == outcome.rounds[-1].training.keys() == {"region_0", "region_1"}
+    model = load_model(tmp_path / "out" / "model.npz")
+    assert model["mean"].shape == (2,)
+    page = " ".join(render_report(config, outcome).split())
+    assert "means_workload:Means, trained by 12 clients in 4 baskets, reached error" in page
+    assert 'aria-label="Error over rounds"' in page
+    assert "digits" not in page
+    assert load_run(tmp_path / "out" / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.metric=auc", "training.metric: 'auc' is not accepted; evaluate gives error, second"),
+        ("workload.args.broken=true", "evaluate, of the initial model: KeyError: 'age'.*means_workload"),
+    ],
+)
+def test_what_evaluate_cannot_give_is_told_before_the_federation_starts(tmp_path, means, override, message):
+    with pytest.raises(UsageError, match=message):
+        _job(tmp_path / "out", override, path=means, small=(), open_federation=pytest.fail)
+    assert not list((tmp_path / "out").iterdir())

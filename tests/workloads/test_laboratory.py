@@ -21,7 +21,7 @@ from benchmarks.lab.laboratory import (
 )
 from scarcity_ray.robust import aggregate
 from scarcity_ray.workloads.attacks import AttackConfig, make_attack
-from scarcity_ray.workloads.digits import NUM_CLASSES, NUM_PIXELS, load_digits
+from scarcity_ray.workloads.digit_images import NUM_CLASSES, NUM_PIXELS, load_digits
 
 pytest.importorskip("sklearn")
 DATA = load_digits(NUM_PIXELS, TEST_SHARE, 0)

@@ -11,28 +11,35 @@ import pytest
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
-from scarcity_ray.workloads.records import Outcome, RoundRecord, Summary
+from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summary
 from scarcity_ray.workloads.report.charts import TEXT, require_matplotlib
 from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("sklearn")
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = load_run(CONFIGS / "quickstart.yaml")
 GOSSIP_CONFIG = load_run(CONFIGS / "decentralised.yaml")
 STANDING = {
     **{"clients": 13, "byzantine": 2, "members": 0.5, "members_at_home": 0.6},
-    **{"model": 0.7, "model_at_home": 0.8, "alone": {"members_at_home": 0.4}},
+    **{"model": 0.7, "model_at_home": 0.8, "alone": {"members_at_home": 0.4, "members": 0.3}},
 }
+CURVE = (0.1, 0.2, 0.3, 0.4)
+
+
+def _beside(run, attack, value, curve=CURVE):
+    return RunBeside(run, attack, {} if value is None else {"accuracy": value}, curve)
 
 
 def _outcome(rounds=4, **changes) -> Outcome:
     records = tuple(
         RoundRecord(
             round=i + 1,
-            accuracy=0.2 + 0.1 * i,
+            metrics={"accuracy": 0.2 + 0.1 * i},
             epsilon_spent=1.0 + i,
             epsilon_left=9.0 - i,
+            sampled=260,
             accepted=250,
             rejected={"too_stale": i} if i else {},
             gossip_messages=400,
@@ -40,47 +47,58 @@ def _outcome(rounds=4, **changes) -> Outcome:
             clip_norm=1.0,
             seconds={"training": 0.1, "aggregation": 0.4},
             elapsed=0.5 * i,
+            training={"domain_0": {"loss": 0.25}},
+            clients={"domain_1": {"accuracy": 0.775}},
         )
         for i in range(rounds)
     )
     summary = Summary(
         name="<quick & start>",
-        accuracy=0.8463,
-        accuracy_mean_under_attack=0.1114,
-        accuracy_clipped_mean=0.8664,
-        accuracy_clean=0.9220,
-        accuracy_under_alie=0.9087,
-        accuracy_simulated=0.8129,
+        metric="accuracy",
+        mode="max",
+        metrics={"accuracy": 0.8463, "log_loss": 0.5221},
+        initial={"accuracy": 0.0871},
+        best_round=3,
+        best_metrics={"accuracy": 0.8531},
         epsilon_spent=9.75,
         delta=1e-5,
         total_epsilon=10.0,
         budget_spent_early=False,
+        stopped="",
         rounds=rounds,
         rounds_configured=4,
         releases=rounds,
         clients=260,
+        domains={"domain_0": 130, "domain_1": 130},
         baskets=20,
         byzantine_clients=52,
         attack="sign_flip",
         rule="trimmed_mean",
         rejected={"too_stale": 6},
+        refused={f"client_{i:02d}": {"too_stale": 1} for i in range(24)} | {"worst": {"timed_out": 3}},
+        first_refusals=({"client": "worst", "round": 2, "cause": "timed_out", "detail": "it had not begun"},),
         gossip_messages=1600,
         wall_seconds=46.4,
         seconds={"aggregation": 24.7, "comparison": 10.8},
-        attacks={
-            "none": {"clean": 0.922},
-            "sign_flip": {"federation": 0.8129, "clipped_mean": 0.8664, "plain_mean": 0.1114},
-            "alie": {"federation": 0.9087, "clipped_mean": 0.9265, "plain_mean": 0.931},
-        },
+        runs=(
+            _beside("federation", "sign_flip", 0.8129),
+            _beside("clean", "none", 0.922),
+            _beside("clipped_mean", "sign_flip", 0.8664),
+            _beside("plain_mean", "sign_flip", None, (0.1, None, None, None)),
+            _beside("local_only", "none", 0.31, ()),
+            _beside("federation", "alie", 0.9087),
+            _beside("clipped_mean", "alie", 0.9265),
+            _beside("plain_mean", "alie", 0.931),
+        ),
         privacy_claim=privacy_claim(CONFIG.federation, 9.75),
+        basket_standings={},
+        warnings=(),
+        waits_for="",
+        date="2026-01-02T03:04:05+00:00",
+        versions={"python": "3.11.7", "workload": "scarcity_ray.workloads.digits:Digits"},
+        load_model="model = load_model('model.npz')",
     )
-    curve = [0.1] * rounds
-    curves = {
-        ("clean", "none"): curve,
-        ("plain_mean", "sign_flip"): curve,
-        ("clipped_mean", "sign_flip"): curve,
-    }
-    return Outcome(replace(summary, **changes), records, curves)
+    return Outcome(replace(summary, **changes), records)
 
 
 class _Checker(HTMLParser):
@@ -118,9 +136,20 @@ def test_the_page_holds_figures_plots_claim_and_settings():
     page = render_report(CONFIG, _outcome())
     for words in (
         "84.6 %",
-        "11.1 %",
+        "plain mean not finite",
         "86.6 %",
         "92.2 %",
+        "31.0 %",
+        "0.5221",
+        "8.7 %",
+        "The best model was that of round 3",
+        "loss, in training",
+        "accuracy, of the release",
+        "77.5 %",
+        "worst, round 2: timed out:",
+        "And 5 more clients, in summary.json.",
+        "Begun 2026-01-02T03:04:05+00:00, with python 3.11.7",
+        "model = load_model(&#39;model.npz&#39;)",
         "9.75 of 10",
         "52 of 260",
         'aria-label="Accuracy over rounds"',
@@ -152,13 +181,20 @@ def test_nothing_that_a_run_was_given_becomes_markup(config):
         waits_for=f"{HOSTILE}\n{HOSTILE}",
         rejected={HOSTILE: 1},
         seconds={HOSTILE: 1.0},
-        attacks={HOSTILE: {"clean": 0.5}},
+        runs=(_beside("clean", "none", 0.5), _beside("federation", HOSTILE, 0.5)),
+        refused={HOSTILE: {HOSTILE: 1}},
+        first_refusals=({"client": HOSTILE, "round": 1, "cause": HOSTILE, "detail": HOSTILE},),
+        domains={HOSTILE: 3},
+        versions={HOSTILE: HOSTILE, "workload": HOSTILE},
+        load_model=HOSTILE,
+        stopped=HOSTILE,
+        metrics={"accuracy": 0.5, HOSTILE: 0.5},
         privacy_claim=(HOSTILE,),
         warnings=({"code": "refused", "message": f"client {HOSTILE} has no key"},),
         basket_standings={HOSTILE: STANDING},
     )
     records = tuple(replace(r, rejected={HOSTILE: 1}, seconds={HOSTILE: 1.0}) for r in quiet.rounds)
-    page = render_report(config, replace(quiet, rounds=records, curves={}))
+    page = render_report(config, replace(quiet, rounds=records))
     checker = _Checker()
     checker.feed(page)
     assert checker.open == []
@@ -188,8 +224,8 @@ def test_a_run_without_refusals_says_so_in_words():
 
 
 def test_a_run_of_no_or_one_round_still_has_a_page():
-    none = _outcome(rounds=0, accuracy=None, accuracy_clean=None, budget_spent_early=True)
-    page = render_report(CONFIG, replace(none, curves={}))
+    none = _outcome(rounds=0, metrics=None, runs=(), budget_spent_early=True)
+    page = render_report(CONFIG, none)
     assert "No round was made." in page
     assert "spent after round 0 of 4" in page
     assert "Accuracy over rounds" in render_report(CONFIG, _outcome(rounds=1))
@@ -212,17 +248,37 @@ def test_a_run_by_gossip_shows_its_baskets():
         render_report(
             GOSSIP_CONFIG,
             _outcome(
-                attacks={"sign_flip": {"gossip": 0.5}}, basket_standings={"domain_1_basket_0": STANDING}
+                runs=(_beside("federation", "sign_flip", 0.5),),
+                basket_standings={"domain_1_basket_0": STANDING},
             ),
         )
     )
     for words in (
         "trained by gossip alone",
-        "they reached 60.0 %, without gossip 40.0 %, while 52 attacked (sign flip).",
+        "they reached accuracy 60.0 %, without gossip 40.0 %, while 52 attacked (sign flip).",
         '<td>domain_1_basket_0</td><td class="n">2 of 13</td><td class="n">50.0 %</td>',
         'aria-label="Accuracy of each basket"',
     ):
         assert words in page
+
+
+def test_a_metric_that_is_no_share_is_shown_as_it_is_and_no_digits_are_spoken_of():
+    records = tuple(
+        replace(record, metrics={"auc": 0.7 + 0.01 * record.round}) for record in _outcome().rounds
+    )
+    changed = _outcome(metric="auc", metrics={"auc": 0.8123456}, initial={"auc": 0.5}, runs=())
+    changed = replace(changed, rounds=records)
+    versions = {"workload": "my_module:Mortality"}
+    summary = replace(changed.summary, versions=versions, best_round=None)
+    page = _words(render_report(CONFIG, replace(changed, summary=summary)))
+    assert "my_module:Mortality, trained by 260 clients in 20 baskets, reached auc 0.8123" in page
+    assert 'aria-label="Auc over rounds"' in page
+    assert "digit" not in page.partition("<h2>Settings</h2>")[0]
+
+
+def test_an_early_stop_is_told():
+    page = render_report(CONFIG, _outcome(stopped="auc has not improved in 5 evaluations"))
+    assert "It stopped after round 4 of 4: auc has not improved in 5 evaluations." in page
 
 
 def _words(page):

@@ -8,16 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.errors import UsageError
-from scarcity_ray.workloads.config import load_run
+from scarcity_ray.workloads.config import load_job, load_run
 from scarcity_ray.workloads.records import RoundRecord
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
-from scarcity_ray.workloads.run_folder import RunFolder, read_model
+from scarcity_ray.workloads.run_folder import RunFolder
+from scarcity_ray_client import load_model
 
+pytest.importorskip("sklearn")
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -58,32 +59,17 @@ def test_results_in_rays_cache_of_jobs_are_told_of_with_the_remedy(tmp_path):
     assert RunFolder.new(config, str(tmp_path / "runs"), NOW).passing is None
 
 
-def test_the_model_comes_back_from_arrow_bit_for_bit(tmp_path):
-    config = load_run(QUICKSTART)
-    folder = RunFolder.new(config, str(tmp_path), NOW)
-    model = np.random.default_rng(0).standard_normal(250).astype(np.float32)
-    folder.write_model(model, config, 9.5)
-    assert read_model(tmp_path / "model.arrow").tobytes() == model.tobytes()
-    with pa.OSFile(str(tmp_path / "model.arrow")) as source:
-        table = pa.ipc.open_file(source).read_all()
-    assert table["input"].to_pylist()[0] == "frequency_0_0"
-    assert table["input"].to_pylist()[-1] == "bias"
-    assert table.schema.metadata[b"epsilon_spent"] == b"9.5"
-
-
-def test_a_model_on_random_features_says_so(tmp_path):
-    config = load_run(QUICKSTART.with_name("research.yaml"))
-    model = np.random.default_rng(0).standard_normal(config.workload.dimension).astype(np.float32)
-    RunFolder.new(config, str(tmp_path), NOW).write_model(model, config, math.inf)
-    assert read_model(tmp_path / "model.arrow").tobytes() == model.tobytes()
-    with pa.OSFile(str(tmp_path / "model.arrow")) as source:
-        table = pa.ipc.open_file(source).read_all()
-    assert table["input"].to_pylist()[0] == "fourier_0"
-    assert b"random_fourier" in table.schema.metadata[b"features"]
+def test_the_model_comes_back_bit_for_bit_and_as_its_own_kind(tmp_path):
+    job = load_job(QUICKSTART)
+    vector = np.random.default_rng(0).standard_normal(250).astype(np.float32)
+    model = job.codec.decode(vector)
+    RunFolder.new(job.config, str(tmp_path), NOW).write_model("model.npz", model)
+    read = load_model(tmp_path / "model.npz", like=job.workload.initial_model())
+    assert {name: part.tobytes() for name, part in read.items()} == {n: p.tobytes() for n, p in model.items()}
 
 
 def test_the_written_config_can_be_run_again(tmp_path):
-    config = load_run(QUICKSTART, ["workload.rounds=7"])
+    config = load_run(QUICKSTART, ["training.rounds=7"])
     RunFolder.new(config, str(tmp_path), NOW).write_config(config)
     assert load_run(tmp_path / "config.yaml") == config
 
@@ -93,16 +79,18 @@ def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget
     for number in (1, 2):
         folder.append_round(
             RoundRecord(
-                number, 0.5, math.inf, math.inf, 9, {"not_finite": 1}, 3, True, 1.0, {"gossip": 0.1}, 1.0
+                *(number, {"auc": 0.5}, math.inf, math.inf, 10, 9, {"not_finite": 1}, 3, True, 1.0),
+                *({"gossip": 0.1}, 1.0),
             )
         )
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == number
     assert json.loads(lines[1], parse_constant=pytest.fail) == {
         "round": 2,
-        "accuracy": 0.5,
+        "metrics": {"auc": 0.5},
         "epsilon_spent": None,
         "epsilon_left": None,
+        "sampled": 10,
         "accepted": 9,
         "rejected": {"not_finite": 1},
         "gossip_messages": 3,
@@ -111,7 +99,8 @@ def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget
         "waits_for": "",
         "seconds": {"gossip": 0.1},
         "elapsed": 1.0,
-        "baskets": {},
+        "training": {},
+        "clients": {},
     }
 
 
@@ -123,10 +112,18 @@ def test_the_claim_says_what_for_whom_and_against_whom():
         "replace-one",
         "Against: whoever sees every released global model",
         "Not against: whoever operates the Ray cluster",
-        "Outside the claim: this is a simulation",
-        "Accuracy on the test part and the comparison runs",
+        "Outside the claim: what clients tell",
+        "basket models, outlier reports and how many updates were clipped",
     ):
         assert words in claim
+
+
+def test_a_laboratory_is_said_to_be_one():
+    config = HierarchicalFederationConfig(total_delta=1e-5)
+    assert "This is a laboratory" not in " ".join(privacy_claim(config, 9.876))
+    assert "This is a laboratory: the driver sees updates" in " ".join(
+        privacy_claim(config, 9.876, is_lab=True)
+    )
 
 
 def test_without_a_budget_there_is_no_claim():

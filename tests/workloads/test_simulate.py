@@ -14,9 +14,23 @@ from scarcity_ray.plan import make_plan
 from scarcity_ray.robust import aggregate
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import ComparisonInputs, compare, comparisons, defence
-from scarcity_ray.workloads.config import load_run
-from scarcity_ray.workloads.population import make_scene
-from scarcity_ray.workloads.simulate import basket_model, basket_rule, federated_delta, simulate
+from scarcity_ray.workloads.config import LabConfig, load_job, load_run
+from scarcity_ray.workloads.scene import (
+    NO_ATTACK,
+    Scene,
+    SimulatedAttackers,
+    Travelling,
+    baskets_in_order,
+    byzantine_clients,
+)
+from scarcity_ray.workloads.simulate import (
+    basket_model,
+    basket_rule,
+    federated_delta,
+    simulate,
+    train_alone,
+)
+from scarcity_ray_client import Client, Trained, Workload
 
 pytest.importorskip("sklearn")
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -58,6 +72,18 @@ def test_rows_that_are_not_finite_are_left_out_and_a_short_basket_waits():
     assert none.sigma == 0.0
 
 
+def test_a_weighted_mean_weighs_by_examples_and_its_noise_covers_the_heaviest():
+    rows = np.random.default_rng(3).standard_normal((8, 250)).astype(np.float32)
+    rows /= 2 * np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[3] = np.nan
+    examples = [1, 2, 3, 50, 4, 30, 5000, 6]
+    plan = _plan(aggregation_method=AggregationMethod.WEIGHTED, byzantine_fraction=0.0, max_examples=40)
+    made = federated_delta(rows, np.repeat([0, 1], 4), plan, examples)
+    heavy = np.array([4, 30, 40, 6]) @ rows[4:] / 80
+    np.testing.assert_allclose(made.delta, (np.array([1, 2, 3]) @ rows[:3] / 6 + heavy) / 2, atol=1e-6)
+    assert made.sigma == pytest.approx(2 * 0.5 * max(3 / 6, 40 / 80) / plan.mu_release, rel=1e-3)
+
+
 def test_a_baskets_vector_is_mixed_as_the_config_says():
     rows = np.random.default_rng(2).standard_normal((13, 250)).astype(np.float32)
     rows /= 2 * np.linalg.norm(rows, axis=1, keepdims=True)
@@ -88,48 +114,158 @@ def test_every_rule_can_be_simulated(method):
     assert 0 < made.sigma <= 2 / plan.mu_release
 
 
-def test_the_same_arguments_give_the_same_accuracies():
-    config = load_run(QUICKSTART, ["workload.rounds=3"])
-    scene = make_scene(config)
-    first = simulate(scene, AttackConfig(name="gaussian"), defence("federation", config.federation))
-    assert first == simulate(scene, AttackConfig(name="gaussian"), defence("federation", config.federation))
-    assert len(first) == 3
+@pytest.fixture(scope="module")
+def short():
+    job = load_job(QUICKSTART, ["training.rounds=3", "workload.args.clients=104"])
+    return job.config.federation, Scene.of(job, "accuracy")
 
 
-def test_comparisons_hold_every_defence_under_the_jobs_attack_once():
-    runs = comparisons(AttackConfig(name="ipm"), ("alie", "ipm", "alie"))
-    assert [(r.name, r.attack.name) for r in runs] == [
+def test_the_same_arguments_give_the_same_metrics(short):
+    federation, scene = short
+    attack = AttackConfig(name="gaussian")
+    first = simulate(scene, attack, defence("federation", federation))
+    assert first == simulate(scene, attack, defence("federation", federation))
+    assert len(first.curve) == 3
+    assert first.curve[-1] == first.metrics["accuracy"]
+
+
+def test_comparisons_are_those_asked_for_and_the_rules_also_under_other_attacks():
+    lab = LabConfig(
+        attack=AttackConfig(name="ipm"),
+        compare=("clean", "plain_mean", "local_only"),
+        compare_attacks=("alie", "ipm", "alie"),
+    )
+    assert [(run.name, run.attack.name) for run in comparisons(lab)] == [
         ("clean", "none"),
-        ("federation", "ipm"),
-        ("clipped_mean", "ipm"),
         ("plain_mean", "ipm"),
+        ("local_only", "none"),
         ("federation", "alie"),
-        ("clipped_mean", "alie"),
         ("plain_mean", "alie"),
     ]
+    assert comparisons(LabConfig()) == []
 
 
-def _final(config, name, attack=None):
-    scene = make_scene(config)
-    return simulate(scene, attack or config.workload.attack, defence(name, config.federation))[-1]
+def test_a_mean_that_attackers_break_has_no_metrics_and_the_rule_goes_on(short):
+    federation, scene = short
+    attack = AttackConfig(name="nan")
+    broken = simulate(scene, attack, defence("plain_mean", federation))
+    assert np.isnan(broken.curve).all()
+    assert broken.metrics == {}
+    assert simulate(scene, attack, defence("federation", federation)).metrics["accuracy"] > 0.0
+
+
+class Line(Workload):
+    """Each client pulls one number towards its own; one of them never trains."""
+
+    def __init__(self, failing=()):
+        self.failing = failing
+
+    def clients(self):
+        return [Client(f"c{i}", "all", data=i) for i in range(6)]
+
+    def initial_model(self):
+        return {"w": np.zeros(1, np.float32)}
+
+    def train(self, model, client, round_id):
+        if client.data in self.failing:
+            raise ValueError("no data")
+        return Trained(model={"w": model["w"] + 0.5 * (client.data - model["w"])})
+
+    def evaluate(self, model):
+        return {"value": float(model["w"][0])}
+
+
+def _line(training, failing=()):
+    workload = Line(failing)
+    clients = tuple(workload.clients())
+    nobody = np.zeros(6, np.bool_)
+    return Scene(workload, workload.codec(), clients, nobody, np.arange(6) // 3, training, 0, "value")
+
+
+def test_a_client_that_gives_no_update_is_left_out():
+    training = replace(load_run(QUICKSTART).training, rounds=1, averaging_decay=None, optimizer={})
+    plain = simulate(_line(training, failing=(5,)), NO_ATTACK, defence("plain_mean", None))
+    assert plain.metrics["value"] == pytest.approx(0.5 * np.mean([0, 1, 2, 3, 4]))
+
+
+def test_alone_each_client_keeps_to_its_own_data():
+    training = replace(load_run(QUICKSTART).training, rounds=2)
+    found = train_alone(_line(training, failing=(0,)))
+    assert found.metrics["value"] == pytest.approx(0.75 * np.mean([0, 1, 2, 3, 4, 5]))
+    assert found.curve == ()
+
+
+def test_drawn_clients_alone_train():
+    training = replace(load_run(QUICKSTART).training, rounds=1, clients_per_round=2)
+    scene = _line(training)
+    draws = [scene.chosen(number).tolist() for number in range(9)]
+    assert all(len(set(draw)) == 2 for draw in draws)
+    assert draws[0] == scene.chosen(0).tolist()
+    assert len({place for draw in draws for place in draw}) > 2
+
+
+def test_a_scene_travels_whole(short):
+    federation, scene = short
+    read = Travelling.of(scene).read()
+    run = comparisons(LabConfig(compare=("clean",)))[0]
+    here = simulate(scene, NO_ATTACK, defence("clean", federation))
+    assert compare(run, ComparisonInputs(Travelling.of(read), federation)).run == here
+
+
+@pytest.mark.parametrize(("count", "share"), [(260, 0.2), (7, 0.5), (10, 0.0)])
+def test_the_byzantine_number_is_exact(count, share):
+    byzantine = byzantine_clients(count, share, 3)
+    assert int(byzantine.sum()) == round(share * count)
+    assert np.array_equal(byzantine, byzantine_clients(count, share, 3))
+    assert share == 0.0 or count < 9 or not np.array_equal(byzantine, byzantine_clients(count, share, 4))
+
+
+def test_baskets_fill_in_order():
+    assert baskets_in_order(("a", "b", "a", "a", "b", "a", "a"), 2).tolist() == [0, 1, 0, 2, 1, 2, 3]
+
+
+def test_simulated_attackers_see_their_own_basket_and_leave_the_honest_alone(short):
+    federation, scene = short
+    plan = make_plan(federation)
+    attackers = SimulatedAttackers(
+        scene, AttackConfig(name="ipm", scale=0.5), lambda clip_norm: basket_rule(plan.at(clip_norm))
+    )
+    ids = [client.client_id for client in scene.clients]
+    baskets = [f"basket_{number}" for number in scene.baskets]
+    rows = np.random.default_rng(0).standard_normal((104, 250)).astype(np.float32)
+    sent = attackers.sent(3, ids, baskets, rows, 1.0)
+    assert np.array_equal(sent[~scene.byzantine], rows[~scene.byzantine])
+    assert attackers.byzantine == {ids[place] for place in np.flatnonzero(scene.byzantine)}
+    place = int(np.flatnonzero(scene.byzantine)[0])
+    honest = (scene.baskets == scene.baskets[place]) & ~scene.byzantine
+    np.testing.assert_allclose(sent[place], -0.5 * rows[honest].mean(axis=0), rtol=1e-4, atol=1e-6)
+    assert not attackers.poisons
+
+
+def _final(job, name, attack=None):
+    found = simulate(
+        Scene.of(job, "accuracy"), attack or job.config.lab.attack, defence(name, job.config.federation)
+    )
+    return found.metrics["accuracy"]
 
 
 def test_one_seed_is_far_above_the_plain_mean_and_near_the_clean_run():
-    config = load_run(QUICKSTART)
-    attacked = _final(config, "federation")
-    assert attacked >= _final(config, "plain_mean") + 0.15
+    job = load_job(QUICKSTART)
+    attacked = _final(job, "federation")
+    assert attacked >= _final(job, "plain_mean") + 0.15
     one_seeds_margin = 0.13
-    assert attacked >= _final(config, "clean", AttackConfig(name="none")) - one_seeds_margin
+    assert attacked >= _final(job, "clean", NO_ATTACK) - one_seeds_margin
 
 
 @pytest.mark.slow
 def test_the_median_of_five_seeds_is_within_ten_points_of_clean_and_fifteen_above_the_plain_mean():
     finals = []
     for seed in range(5):
-        config = load_run(QUICKSTART, [f"federation.seed={seed}"])
-        inputs = ComparisonInputs(make_scene(config), config.federation)
-        runs = comparisons(config.workload.attack, ("alie",))
-        finals.append({(r.name, r.attack.name): compare(r, inputs)[-1] for r in runs})
+        changes = (f"federation.seed={seed}", f"workload.args.seed={seed}", "lab.compare_attacks=[alie]")
+        job = load_job(QUICKSTART, changes)
+        inputs = ComparisonInputs(Travelling.of(Scene.of(job, "accuracy")), job.config.federation)
+        made = {(r.name, r.attack.name): compare(r, inputs).run for r in comparisons(job.config.lab)}
+        finals.append({key: run.metrics["accuracy"] for key, run in made.items()})
     median = {key: float(np.median([final[key] for final in finals])) for key in finals[0]}
     print(median)
     attacked = median["federation", "sign_flip"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.workloads.records import RoundRecord
+from scarcity_ray.workloads.records import RoundRecord, RunBeside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,23 +31,41 @@ LEGEND: dict[str, Any] = {
     "labelcolor": TEXT,
 }
 COLOURS = {
+    "this run": "#3b82d6",
     "federation": "#3b82d6",
+    "noiseless": "#8e6bbf",
     "clean": "#2e9e6b",
     "clipped_mean": "#d18a1c",
     "plain_mean": "#d1495b",
-    "alone": "#d1495b",
-    "clear_gossip": "#d18a1c",
+    "centralised": "#1d8f9e",
+    "local_only": "#7d8794",
 }
 PALETTE = ("#8e6bbf", "#d18a1c", "#2e9e6b", "#3b82d6", "#7d8794", "#d1495b")
 LABELS = {
-    "federation": "this run",
+    "federation": "simulated",
+    "noiseless": "no noise",
     "clean": "no attack, no noise",
     "clipped_mean": "clipped mean",
     "plain_mean": "plain mean",
-    "gossip": "simulated",
-    "alone": "no gossip",
-    "clear_gossip": "without noise",
+    "centralised": "centralised",
+    "local_only": "every client alone",
 }
+
+
+def as_figure(metric: str, value: float | None) -> str:
+    """A metric's value for reading; accuracies in percent.
+
+    >>> as_figure("accuracy", 0.84633), as_figure("log_loss", 0.84633), as_figure("auc", None)
+    ('84.6 %', '0.8463', '-')
+    """
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if is_share(metric) else f"{value:.4g}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of right answers, which is read in percent."""
+    return metric == "accuracy" or metric.endswith("_accuracy")
 
 
 def require_matplotlib() -> None:
@@ -58,56 +76,75 @@ def require_matplotlib() -> None:
         raise UsageError(MISSING_EXTRA) from None
 
 
-def accuracy_chart(records: Sequence[RoundRecord], curves: Mapping[str, Sequence[float]]) -> str:
-    """Accuracy over rounds: the federation's, and the curves of `COLOURS` that there are."""
+def metric_chart(records: Sequence[RoundRecord], beside: Sequence[RunBeside], metric: str) -> str:
+    """The headline metric over rounds: this run's, and that of the runs beside it."""
     figure, axes = _figure(3.6)
     rounds = [record.round for record in records]
-    lines = {"federation": [record.accuracy for record in records], **curves}
+    unit = 100.0 if is_share(metric) else 1.0
+    lines = {"this run": [record.metrics.get(metric, np.nan) for record in records]}
+    for run in beside:
+        if run.metrics.get(metric) is not None or run.curve:
+            known = [np.nan if value is None else value for value in run.curve[: len(rounds)]]
+            lines[run.run] = known or [run.metrics[metric]] * len(rounds)
+    ends = []
     for name, values in lines.items():
+        scaled = unit * np.asarray(values, np.float64)
         axes.plot(
-            rounds[: len(values)],
-            [100 * value for value in values],
+            rounds[: len(scaled)],
+            scaled,
             color=COLOURS[name],
-            linewidth=2.4 if name == "federation" else 1.5,
-            linestyle="--" if name == "clean" else "-",
-            zorder=3 if name == "federation" else 2,
-            marker="o" if len(values) == 1 else "",
+            linewidth=2.4 if name == "this run" else 1.5,
+            linestyle="--" if name == "clean" else ":" if name in ("centralised", "local_only") else "-",
+            zorder=3 if name == "this run" else 2,
+            marker="o" if len(scaled) == 1 else "",
         )
-    ends = [
-        (100 * values[-1], f"{LABELS[name]} {100 * values[-1]:.1f} %", COLOURS[name])
-        for name, values in lines.items()
-    ]
-    _label_ends(axes, ends, gap=6.5, main=0)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("accuracy, %")
-    return _svg(figure, "accuracy", "Accuracy over rounds")
+        is_told = np.isfinite(scaled)
+        told = as_figure(metric, scaled[-1] / unit) if is_told[-1] else "not finite"
+        height = float(scaled[is_told][-1]) if is_told.any() else 0.0
+        ends.append((height, f"{LABELS.get(name, name)} {told}", COLOURS[name]))
+    if is_share(metric):
+        axes.set_ylim(0, 100)
+    low, high = axes.get_ylim()
+    _label_ends(axes, ends, gap=0.065 * (high - low), main=0)
+    axes.set_ylabel(f"{metric.replace('_', ' ')}{', %' if is_share(metric) else ''}")
+    return _svg(figure, "metric", f"{metric.replace('_', ' ').capitalize()} over rounds")
 
 
-def basket_chart(standings: Mapping[str, Mapping[str, Any]]) -> str:
-    """Each basket's members with gossip and without, and its own model, on its own domain's digits."""
+def basket_chart(standings: Mapping[str, Mapping[str, Any]], metric: str) -> str:
+    """Each basket's members with gossip and without, and its own model, on own data if known."""
     figure, axes = _figure(1.1 + 0.32 * len(standings), left=0.2)
     places = range(len(standings))
+    key = "members_at_home" if at_home(standings) else "members"
     series = {
-        "members": [standing["members_at_home"] for standing in standings.values()],
-        "no gossip": [
-            (standing.get("alone") or {}).get("members_at_home") for standing in standings.values()
+        "members": [standing[key] for standing in standings.values()],
+        "no gossip": [(standing.get("alone") or {}).get(key) for standing in standings.values()],
+        "basket's model": [
+            standing["model_at_home" if key == "members_at_home" else "model"]
+            for standing in standings.values()
         ],
-        "basket's model": [standing["model_at_home"] for standing in standings.values()],
     }
-    colours = (COLOURS["federation"], COLOURS["alone"], COLOURS["clean"])
+    colours = (COLOURS["this run"], COLOURS["plain_mean"], COLOURS["clean"])
+    unit = 100.0 if is_share(metric) else 1.0
     for (name, values), colour, marker in zip(series.items(), colours, "osD", strict=True):
         known = [
-            (100 * value, place) for value, place in zip(values, places, strict=True) if value is not None
+            (unit * value, place) for value, place in zip(values, places, strict=True) if value is not None
         ]
         if known:
             axes.plot(*zip(*known, strict=True), marker, color=colour, markersize=6, label=name)
     axes.set_yticks(list(places), list(standings), parse_math=False)
     axes.set_ylim(len(standings) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
+    if is_share(metric):
+        axes.set_xlim(0, 100)
     axes.grid(axis="x", color=GRID, alpha=0.25, linewidth=0.8)
-    axes.set_xlabel("accuracy, %", color=TEXT, fontsize=9, loc="right", labelpad=2)
+    label = f"{metric.replace('_', ' ')}{', %' if is_share(metric) else ''}"
+    axes.set_xlabel(label, color=TEXT, fontsize=9, loc="right", labelpad=2)
     axes.legend(**LEGEND)
-    return _svg(figure, "baskets", "Accuracy of each basket")
+    return _svg(figure, "baskets", f"{metric.replace('_', ' ').capitalize()} of each basket")
+
+
+def at_home(standings: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the workload measures models on clients' own data."""
+    return any(standing["members_at_home"] is not None for standing in standings.values())
 
 
 def budget_chart(records: Sequence[RoundRecord], total_epsilon: float) -> str:
@@ -115,12 +152,12 @@ def budget_chart(records: Sequence[RoundRecord], total_epsilon: float) -> str:
     figure, axes = _figure(2.6)
     rounds = [record.round for record in records]
     spent = [record.epsilon_spent for record in records]
-    axes.fill_between(rounds, spent, color=COLOURS["federation"], alpha=0.18, linewidth=0)
-    axes.plot(rounds, spent, color=COLOURS["federation"], linewidth=2.2)
+    axes.fill_between(rounds, spent, color=COLOURS["this run"], alpha=0.18, linewidth=0)
+    axes.plot(rounds, spent, color=COLOURS["this run"], linewidth=2.2)
     axes.axhline(total_epsilon, color=COLOURS["plain_mean"], linewidth=1.3, linestyle="--")
     ends = [
         (total_epsilon, f"budget {total_epsilon:g}", COLOURS["plain_mean"]),
-        (spent[-1], f"spent {spent[-1]:.2f}", COLOURS["federation"]),
+        (spent[-1], f"spent {spent[-1]:.2f}", COLOURS["this run"]),
     ]
     _label_ends(axes, ends, gap=0.1 * total_epsilon)
     axes.set_ylim(0, 1.12 * total_epsilon)

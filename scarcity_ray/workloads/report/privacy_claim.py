@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.plan import make_plan
+from scarcity_ray.plan import make_plan, person_claim
 from scarcity_ray.privacy.accounting.modes import Accounting
 
 _HOW_ADDED_UP = {
@@ -13,12 +13,21 @@ _HOW_ADDED_UP = {
     Accounting.ZCDP: "The releases' noise is drawn on the integers; what was spent is added up in "
     "zero-concentrated DP, an upper bound.",
 }
+_LAB = (
+    "This is a laboratory: the driver sees updates where there are simulated attackers, and the comparison "
+    "runs are computed from the clients' data, all without protection."
+)
 
 
-def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) -> tuple[str, ...]:
+def privacy_claim(
+    config: HierarchicalFederationConfig, epsilon_spent: float, *, is_lab: bool = False
+) -> tuple[str, ...]:
     """The claim in sentences, the first of which has the figures.
 
-    `epsilon_spent` is that of the client that has spent most.
+    Args:
+        config: The federation's.
+        epsilon_spent: By the client that has spent most.
+        is_lab: Whether there were simulated attackers or comparison runs.
     """
     if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
         return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)
@@ -32,9 +41,8 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
             "else leaves a client, and there is no global model.",
             "Not against: whoever operates the Ray cluster or can read its memory, where the clients' own "
             "states lie.",
-            "Outside the claim: this is a simulation. Baskets' own models are robust means of their "
-            "members' own states, so they and all accuracies are computed without protection, and so was "
-            "the choice of the settings.",
+            "Outside the claim: baskets' own models are robust means of their members' own states, so they "
+            "and all metrics are computed without protection, and so was the choice of the settings.",
         )
     plan = make_plan(config)
     word = f" On trust: {plan.rule_claim}." if plan.rule_claim else ""
@@ -42,15 +50,32 @@ def privacy_claim(config: HierarchicalFederationConfig, epsilon_spent: float) ->
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
         f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
         + _HOW_ADDED_UP[plan.accounting],
+        *_whom(config, epsilon_spent, word),
+        "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
+        "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
+        *((_LAB,) if is_lab else ()),
+        "Outside the claim: what clients tell (metrics, numbers of examples, errors) reaches the "
+        "driver as it is, and settings may have been chosen by clients' data; basket models, outlier "
+        "reports and how many updates were clipped are not covered either. Metrics on test "
+        "data cost nothing if no client's data are among them: they see released models alone.",
+    )
+
+
+def _whom(config: HierarchicalFederationConfig, epsilon_spent: float, word: str) -> tuple[str, ...]:
+    """Whom the claim on releases protects, on whose word, and against whom."""
+    claim = person_claim(config, epsilon_spent)
+    if claim is not None:
+        protected, *rest = claim.sentences()
+        return (
+            protected + word,
+            *rest,
+            "Against: whoever sees every released global model. There is no gossip.",
+        )
+    return (
         "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
         "in one client's values: replace-one). That a client took part, and which of its updates were "
         f"accepted, is public.{word}",
         "Against: whoever sees every released global model. A client's own noised gossip is counted in; each "
         f"round of it is by itself ({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-"
         "private against whoever sees every message.",
-        "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
-        "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
-        "Outside the claim: this is a simulation. Accuracy on the test part and the comparison runs are "
-        "computed from the clients' data without protection, and so was the choice of the settings; basket "
-        "models, outlier reports and how many updates were clipped are not covered either.",
     )

@@ -1,6 +1,7 @@
 """Charges a budget on a disk that stops at each system call in turn; prints what went wrong, as JSON.
 
-Started by test_ledger_faults.py with faults.so preloaded: ``driver.py LIBRARY FOLDER SCENARIO``.
+Started by test_ledger_faults.py with faults.so preloaded: ``driver.py LIBRARY FOLDER SCENARIO STRIDE``. With
+a stride of 2 the disk stops at every second call, torn at the others.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def complaint(folder: Path, told: list[str]) -> str | None:
     return None
 
 
-def main(library_path: str, place: str, scenario: str) -> None:
+def main(library_path: str, place: str, scenario: str, stride: str) -> None:
     library = ctypes.CDLL(library_path)
     if scenario == "unsynced":
         connect = store_module._connect
@@ -136,7 +137,7 @@ def main(library_path: str, place: str, scenario: str) -> None:
     base = Path(place)
     complaints, stops = [], 0
     for torn in (0, 1) if scenario == "synced" else (0,):
-        for at in itertools.count(1):
+        for at in itertools.count(1 + torn * (int(stride) - 1), int(stride)):
             work = base / f"{scenario}-{torn}-{at}"
             folder, image = work / "written", work / "image"
             folder.mkdir(parents=True)

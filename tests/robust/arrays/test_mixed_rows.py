@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.robust import (
@@ -50,7 +50,6 @@ def hostile_rows(rng, n, b):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 12), st.booleans())
-@settings(max_examples=60, deadline=None)
 def test_a_mixed_row_is_that_of_float64_sums_rounded_once(seed, n, m, dense):
     rng = np.random.default_rng(seed)
     rows, entering = hostile_rows(rng, n, 5), entering_rows(rng, n, m)
@@ -64,7 +63,6 @@ def test_a_mixed_row_is_that_of_float64_sums_rounded_once(seed, n, m, dense):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 40))
-@settings(max_examples=60, deadline=None)
 def test_a_row_that_does_not_enter_a_mixed_row_changes_no_bit_of_it(seed, n):
     rng = np.random.default_rng(seed)
     rows, entering = hostile_rows(rng, n, 33), entering_rows(rng, n, 7)
@@ -79,7 +77,6 @@ def test_a_row_that_does_not_enter_a_mixed_row_changes_no_bit_of_it(seed, n):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 23), st.integers(1, 9), st.sampled_from([3, 40, 300]))
-@settings(max_examples=80, deadline=None)
 def test_means_have_the_same_bits_on_every_processor_their_additions_have_one_order_or_need_none(
     seed, n, m, b
 ):
@@ -101,7 +98,6 @@ def test_means_have_the_same_bits_on_every_processor_their_additions_have_one_or
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 130), st.integers(-149, 90), st.integers(0, 31))
-@settings(max_examples=300, deadline=None)
 def test_sums_that_are_left_to_blas_round_nothing(seed, n, power, spread):
     """Against exact fractions, with all bits of the values in use and exponents as far apart as may be."""
     rng = np.random.default_rng(seed)
@@ -131,7 +127,6 @@ def test_ordinary_columns_are_left_to_blas():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.data(), st.booleans())
-@settings(max_examples=40, deadline=None)
 def test_only_the_mixed_rows_that_somebody_asks_for_are_formed(seed, n, data, dense):
     rng = np.random.default_rng(seed)
     rows, entering = hostile_rows(rng, n, 9), entering_rows(rng, n, 11)

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.robust.measures.order_statistics import (
@@ -39,7 +39,6 @@ def test_the_bits_do_not_depend_on_how_the_columns_were_sorted(monkeypatch):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.data())
-@settings(max_examples=100, deadline=None)
 def test_the_values_closest_to_the_median_are_kept_a_tie_going_to_the_lower_values(seed, m, data):
     count = data.draw(st.integers(1, m))
     rng = np.random.default_rng(seed)
@@ -58,7 +57,6 @@ def test_the_values_closest_to_the_median_are_kept_a_tie_going_to_the_lower_valu
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 70))
-@settings(max_examples=50, deadline=None)
 def test_sums_are_formed_in_float64_and_rounded_once(seed, m):
     rows = (1e6 + np.random.default_rng(seed).standard_normal((m, 20))).astype(np.float32)
     wide = rows.astype(np.float64)

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -57,7 +57,6 @@ def test_the_kernel_is_used_where_it_can_be():
 
 
 @given(st.integers(0, 2**32 - 1), SIZES, st.sampled_from([np.float32, np.float64]), st.booleans(), st.data())
-@settings(max_examples=150, deadline=None)
 def test_inner_products_are_those_of_the_rows_less_the_centre(kernel, seed, size, dtype, origin, data):
     rows = rows_of(seed, *size)
     centre = data.draw(st.none() | st.integers(0, size[0] - 1))
@@ -70,7 +69,6 @@ def test_inner_products_are_those_of_the_rows_less_the_centre(kernel, seed, size
 
 
 @given(st.integers(0, 2**32 - 1), SIZES, st.data())
-@settings(max_examples=100, deadline=None)
 def test_products_of_some_rows_are_those_with_all(kernel, seed, size, data):
     rows = rows_of(seed, *size)
     some = data.draw(st.lists(st.integers(0, size[0] - 1), min_size=1, unique=True))
@@ -110,7 +108,6 @@ def test_float32_sums_run_in_the_order_that_the_bound_is_proved_for(kernel, colu
 
 
 @given(st.integers(0, 2**32 - 1), SIZES, st.data())
-@settings(max_examples=100, deadline=None)
 def test_squares_of_pairs_are_those_of_their_differences(kernel, seed, size, data):
     rows = rows_of(seed, *size)
     point = st.integers(0, size[0])

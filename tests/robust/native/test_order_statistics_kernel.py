@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.robust import ScaledRows, aggregate
@@ -46,7 +46,6 @@ def assert_same(kernel, rows, window):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.sampled_from([1, 15, 16, 17, 128, 300]), st.data())
-@settings(max_examples=150, deadline=None)
 def test_the_kernels_bits_are_those_of_numpys(kernel, seed, m, b, data):
     rows = list(hostile_rows(seed, m, b))
     start = data.draw(st.integers(0, m - 1))
@@ -69,7 +68,6 @@ def means_of(seed, n, m):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from([1, 15, 17, 128, 300]), st.data())
-@settings(max_examples=100, deadline=None)
 def test_the_kernels_bits_are_those_of_numpys_for_mixed_rows(kernel, seed, n, b, data):
     m = data.draw(st.integers(1, n))
     mixed = MixedRows(list(hostile_rows(seed, n, b)), means_of(seed, n, m))

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.robust import inline_blocks
@@ -42,7 +42,6 @@ def hostile_rows(seed, m, b):
     st.integers(1, 40),
     st.sampled_from([1, 15, 16, 17, 300, CHUNK - 1, CHUNK, CHUNK + 1, 3000]),
 )
-@settings(max_examples=100, deadline=None)
 def test_the_compiled_kernels_bits_are_those_of_numpys(kernels, seed, m, b):
     rows = list(hostile_rows(seed, m, b))
     for weights in (None, np.random.default_rng(seed).uniform(-1, 1, m)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.robust import aggregate, inline_blocks, pairwise
@@ -66,7 +66,6 @@ def problems(draw, method, integers=False):
 
 
 @given(problems("krum"))
-@settings(max_examples=80, deadline=None)
 def test_krum_sums_the_n_f_2_nearest_other_rows(problem):
     rows, f = problem
     scores = np.array(scores_of(distances_of(rows), range(len(rows)), len(rows) - f - 2))
@@ -78,7 +77,6 @@ def test_krum_sums_the_n_f_2_nearest_other_rows(problem):
 
 
 @given(problems("krum", integers=True))
-@settings(max_examples=60, deadline=None)
 def test_krum_gives_ties_to_the_lowest_index(problem):
     rows, f = problem
     scores = scores_of(distances_of(rows), range(len(rows)), len(rows) - f - 2)
@@ -86,7 +84,6 @@ def test_krum_gives_ties_to_the_lowest_index(problem):
 
 
 @given(problems("multi_krum"), st.data())
-@settings(max_examples=80, deadline=None)
 def test_multi_krum_averages_the_m_lowest_scores_computed_once(problem, data):
     rows, f = problem
     m = data.draw(st.integers(1, len(rows) - f - 2))
@@ -100,7 +97,6 @@ def test_multi_krum_averages_the_m_lowest_scores_computed_once(problem, data):
 
 
 @given(problems("multi_krum", integers=True))
-@settings(max_examples=60, deadline=None)
 def test_multi_krum_gives_ties_to_the_lowest_index(problem):
     rows, f = problem
     scores = scores_of(distances_of(rows), range(len(rows)), len(rows) - f - 2)
@@ -109,7 +105,6 @@ def test_multi_krum_gives_ties_to_the_lowest_index(problem):
 
 
 @given(problems("bulyan"))
-@settings(max_examples=80, deadline=None)
 def test_bulyan_selects_by_repeated_krum_on_the_shrinking_set(problem):
     rows, f = problem
     distances = distances_of(rows)
@@ -124,7 +119,6 @@ def test_bulyan_selects_by_repeated_krum_on_the_shrinking_set(problem):
 
 
 @given(problems("bulyan", integers=True))
-@settings(max_examples=60, deadline=None)
 def test_bulyan_gives_ties_to_the_lowest_index(problem):
     rows, f = problem
     distances, left, expected = distances_of(rows), list(range(len(rows))), []
@@ -135,7 +129,6 @@ def test_bulyan_gives_ties_to_the_lowest_index(problem):
 
 
 @given(problems("bulyan"))
-@settings(max_examples=80, deadline=None)
 def test_bulyan_averages_the_beta_values_closest_to_the_median(problem):
     rows, f = problem
     result = aggregate(rows, method="bulyan", num_byzantine=f)
@@ -143,7 +136,6 @@ def test_bulyan_averages_the_beta_values_closest_to_the_median(problem):
 
 
 @given(problems("median"))
-@settings(max_examples=60, deadline=None)
 def test_median_is_the_middle_of_each_column(problem):
     rows, f = problem
     near(
@@ -152,7 +144,6 @@ def test_median_is_the_middle_of_each_column(problem):
 
 
 @given(problems("trimmed_mean"))
-@settings(max_examples=60, deadline=None)
 def test_trimmed_mean_drops_f_values_at_either_end_of_each_column(problem):
     rows, f = problem
     kept = np.sort(rows.astype(np.float64), axis=0)[f : len(rows) - f]
@@ -160,7 +151,6 @@ def test_trimmed_mean_drops_f_values_at_either_end_of_each_column(problem):
 
 
 @given(problems("mean"))
-@settings(max_examples=50, deadline=None)
 def test_mean_is_rounded_once_from_float64(problem):
     rows, _ = problem
     expected = rows.astype(np.float64).mean(axis=0)
@@ -170,7 +160,6 @@ def test_mean_is_rounded_once_from_float64(problem):
 
 
 @given(problems("mean"))
-@settings(max_examples=50, deadline=None)
 def test_weighted_divides_by_the_sum_of_the_weights(problem):
     rows, _ = problem
     weights = np.arange(1.0, len(rows) + 1)

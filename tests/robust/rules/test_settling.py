@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scarcity_ray.robust import (
@@ -42,7 +42,6 @@ def distances_for(rng, n):
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["krum", "multi_krum", "bulyan"]))
 @example(41, "bulyan")  # two pairs of nearest rows share a row, at equal distances
-@settings(max_examples=150, deadline=None)
 def test_a_settled_selection_is_that_of_all_distances_within_the_error(seed, method):
     rng = np.random.default_rng(seed)
     f = int(rng.integers(0, 4))
@@ -72,7 +71,6 @@ def test_a_settled_selection_is_that_of_all_distances_within_the_error(seed, met
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["krum", "multi_krum"]), st.floats(1e-9, 0.3))
-@settings(max_examples=150, deadline=None)
 def test_a_few_exact_rows_settle_what_the_error_leaves_in_doubt(seed, method, error):
     rng = np.random.default_rng(seed)
     n, f = 40, 5
@@ -90,7 +88,6 @@ def test_a_few_exact_rows_settle_what_the_error_leaves_in_doubt(seed, method, er
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-9, 0.05))
-@settings(max_examples=60, deadline=None)
 def test_a_few_exact_rows_settle_what_bulyan_has_in_doubt(seed, error):
     rng = np.random.default_rng(seed)
     exact = distances_for(rng, 31)
@@ -151,7 +148,6 @@ def test_approximate_and_exact_distances_give_the_same_result(method, monkeypatc
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1e-9, 1e-6, 1e-4, 1e-2]))
-@settings(max_examples=200, deadline=None)
 def test_mixing_that_approximate_distances_settle_on_is_that_of_the_exact_ones(seed, error):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(3, 30))

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -32,7 +32,6 @@ def rows_for(seed, n=11, d=4, far=1e3, f=2):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 1e3, 1e12, 1e25]))
-@settings(max_examples=30, deadline=None)
 def test_the_geometric_median_minimises_the_sum_of_distances_to_the_rows(seed, far):
     rows = rows_for(seed, far=far)
     wide = rows.astype(np.float64)
@@ -69,7 +68,6 @@ def clipped_steps(rows, radius, steps):
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 20), st.integers(1, 5), st.sampled_from([1.0, 1e8, 1e25]))
-@settings(max_examples=50, deadline=None)
 def test_centred_clipping_is_the_iteration_of_its_paper(seed, radius, steps, far):
     rows = rows_for(seed, n=21, far=far)
     result = aggregate(rows, method=CenteredClipping(radius, steps), num_byzantine=2)
@@ -79,7 +77,6 @@ def test_centred_clipping_is_the_iteration_of_its_paper(seed, radius, steps, far
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 5))
-@settings(max_examples=30, deadline=None)
 def test_a_step_of_centred_clipping_moves_by_at_most_the_radius_and_one_row_by_at_most_its_share(
     seed, radius
 ):
@@ -108,7 +105,6 @@ def filtered(rows, f):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 30.0, 1e4]), st.integers(0, 3))
-@settings(max_examples=50, deadline=None)
 def test_the_covariance_filter_is_that_of_its_paper(seed, far, f):
     rows = rows_for(seed, far=far, f=f)
     result = aggregate(rows, method="caf", num_byzantine=f).vector
@@ -126,7 +122,6 @@ def diameter(rows, kept):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.data())
-@settings(max_examples=80, deadline=None)
 def test_no_set_of_n_f_rows_has_a_smaller_diameter_and_the_first_of_several_is_taken(seed, n, data):
     f = data.draw(st.integers(0, n - 1))
     rng = np.random.default_rng(seed)
@@ -153,7 +148,6 @@ def test_conflicts_are_covered_by_as_many_rows_as_it_takes():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 10))
-@settings(max_examples=40, deadline=None)
 def test_the_rows_nearest_to_the_pivot_are_averaged_a_tie_going_to_the_lowest_index(seed, pivot):
     rows = np.random.default_rng(seed).integers(-2, 3, (11, 2)).astype(np.float32)
     apart = np.square(rows.astype(float) - rows[pivot]).sum(axis=1)
@@ -163,7 +157,6 @@ def test_the_rows_nearest_to_the_pivot_are_averaged_a_tie_going_to_the_lowest_in
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 1e8, 1e25]), st.sampled_from([0.0, 1e4]))
-@settings(max_examples=40, deadline=None)
 def test_the_pivots_distances_are_those_of_float64_differences(seed, far, offset):
     rng = np.random.default_rng(seed)
     rows = (offset + rng.standard_normal((17, 300)) * 1e-2).astype(np.float32)

@@ -1,0 +1,61 @@
+"""One round of a federation as arithmetic: clients' rows in baskets become a release, without its noise.
+
+The rule, the clip norms, the weights and the noise's scale are those of a federation with the same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
+from scarcity_ray.plan import BasketFacts, FederationPlan
+from scarcity_ray.robust import clip_vector, row_norms
+
+Rows = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Releases:
+    """Releases of a federation, round after round.
+
+    Attributes:
+        plan: Of the federation; its clip norms do not adapt here.
+        baskets: (clients,) the basket of each client.
+    """
+
+    plan: FederationPlan
+    baskets: NDArray[np.int64]
+    aggregator: Layer1Aggregator = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "aggregator", Layer1Aggregator(self.plan.config.layer1))
+
+    def of(self, rows: Rows) -> tuple[NDArray[np.float64], float]:
+        """The release of one row a client before its noise, (d,), and the noise's standard deviation.
+
+        Rows that are not finite are refused; a basket with too few others waits. Where all wait: zeros, 0.
+        """
+        facts, vectors = [], {}
+        for basket in np.unique(self.baskets).tolist():
+            inside = rows[self.baskets == basket]
+            present = inside[np.isfinite(row_norms(inside))]
+            name, members = str(basket), len(inside)
+            waits = len(present) < self.plan.least_rows(members)
+            f = self.plan.num_byzantine(members)
+            facts.append(BasketFacts(name, "", members, 0 if waits else len(present), f))
+            if not waits:
+                vectors[name] = self.of_basket(present, members)
+        if not vectors:
+            return np.zeros(rows.shape[1]), 0.0
+        release = self.plan.release(facts)
+        total = np.sum([release.weights[name] * vector for name, vector in vectors.items()], axis=0)
+        return total, release.grid_sigma(list(release.weights)) / release.scale
+
+    def of_basket(self, rows: Rows, members: int | None = None) -> Rows:
+        """What one basket makes of its finite rows, (d,)."""
+        given = Layer1Input(rows, num_members=members)
+        made = self.aggregator.aggregate_basket(given).aggregate
+        return clip_vector(made, self.plan.config.layer2.clip_norm)
