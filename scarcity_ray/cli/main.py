@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or config, 3 privacy budget spent.
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -96,6 +96,41 @@ def plan(**given: Any) -> ExitCode:
     from scarcity_ray.cli.plan import plan_command
 
     return plan_command(**given)
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--kind",
+    type=click.Choice(["numpy", "sklearn", "torch"]),
+    default="numpy",
+    show_default=True,
+    help="What the model is made with.",
+)
+@exits
+def init(name: str, kind: str) -> ExitCode:
+    """Make the folder NAME with a job that runs as it is, to put your own data and model in."""
+    from scarcity_ray.cli.init import init_command
+
+    return init_command(name, kind)
+
+
+@main.command()
+@click.argument("model", type=click.Path(dir_okay=False))
+@click.option("--to", "framework", type=click.Choice(["torch", "numpy"]), required=True, help="For whom.")
+@click.option(
+    "--out", metavar="FILE", help="Write here; must be new. [default: MODEL's name, .pt or .arrays.npz]"
+)
+@exits
+def export(model: str, framework: Literal["torch", "numpy"], out: str | None) -> ExitCode:
+    """Write a run's model for a framework.
+
+    torch: a state_dict for torch.load(FILE, weights_only=True). numpy: an .npz with each part by its name.
+    A model of scikit-learn needs no export: load_model(MODEL, like=an initialised estimator) reads it.
+    """
+    from scarcity_ray.cli.export import export_command
+
+    return export_command(model, framework, out)
 
 
 @main.group()

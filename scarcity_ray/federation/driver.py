@@ -42,6 +42,7 @@ from scarcity_ray.forecast import (
     warnings_at_release,
 )
 from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
@@ -305,6 +306,7 @@ class Driver:
             conduct,
             waiting,
             self.told.as_json(moot),
+            person_claim(self.config, budget.epsilon_spent, budget.total_delta),
         )
 
     def registry(self) -> Registry:
@@ -486,7 +488,15 @@ class Driver:
         if not any(client_id in self.keypairs for client_id in batch.client_ids):
             return batch
         round_id = self.current_round() if batch.round_id is None else batch.round_id
-        return signed(batch, round_id, self.keypairs, self.signing_scope(), self.config.vector_dim)
+        config = self.config
+        return signed(
+            batch,
+            round_id,
+            self.keypairs,
+            self.signing_scope(),
+            config.vector_dim,
+            len(config.meta_parameters),
+        )
 
 
 def _merged(answers: Mapping[int, Mapping[str, T]]) -> dict[str, T]:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, stream
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.layers.models import BasketModel, Placing
-from scarcity_ray.plan import FederationPlan
+from scarcity_ray.plan import FederationPlan, persons_of
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.robust import (
     AggregationResult,
@@ -35,7 +35,6 @@ from scarcity_ray.robust import (
     aggregate_blocks,
     agreement,
     clip_vector,
-    configured_rule,
     estimated_seconds,
     get_pre_aggregation,
     inline_blocks,
@@ -63,6 +62,7 @@ class Layer1Input:
         num_members: Registered members, which f is a fraction of; n by default.
         raw_norms: (n,) norms of the rows before clipping, for adaptive clipping.
         meta: Mean of the reported meta-parameters.
+        num_persons: Persons behind each row, where they are the unit of privacy.
     """
 
     rows: ArrayLike | Sequence[ArrayLike]
@@ -71,6 +71,7 @@ class Layer1Input:
     num_members: int | None = None
     raw_norms: ArrayLike | None = None
     meta: NDArray[np.float64] | None = None
+    num_persons: Sequence[int] | None = None
     basket_id: str = ""
     round_id: int = 0
     timestamp: float = 0.0
@@ -87,7 +88,7 @@ class Layer1Aggregator:
         self._config = config or Layer1Config()
         self._plan = FederationPlan(HierarchicalFederationConfig(layer1=self._config))
         self._blocks_of: BlocksOf = blocks_of or (lambda rows, seconds: inline_blocks(rows))
-        self._rule: Rule = configured_rule(self._config)
+        self._rule: Rule = self._plan.rule
 
     def aggregate(
         self,
@@ -140,6 +141,11 @@ class Layer1Aggregator:
             clip_norm=clip_norm,
             bit=0.0 if raw is None else float(np.mean(np.asarray(raw) <= clip_norm)) - 0.5,
             placings=_placings(ids, result),
+            num_persons=None
+            if given.num_persons is None
+            else persons_of(
+                given.num_persons, None if shares is None else np.asarray(given.weights).tolist()
+            ),
         )
 
     def seed(self, noise: NoiseSource, name: str) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.plan import BasketFacts
+from scarcity_ray_client import NoisedMean
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class BasketModel:
         bit: With adaptive clipping, the share of its clients' rows whose norm was at most `clip_norm` before
             clipping, less 1/2; else 0.
         placings: By client id; empty where no report was asked for.
+        num_persons: See `BasketFacts`.
     """
 
     basket_id: str
@@ -68,6 +70,7 @@ class BasketModel:
     clip_norm: float | None = None
     bit: float = 0.0
     placings: dict[str, Placing] = field(default_factory=dict)
+    num_persons: int | None = None
 
     def facts(self, domain_id: str, num_members: int) -> BasketFacts:
         """What is public about it in a release for which the basket has `num_members`."""
@@ -79,6 +82,7 @@ class BasketModel:
             num_byzantine=self.num_byzantine,
             max_row_share=self.max_row_share,
             clip_norm=self.clip_norm,
+            num_persons=self.num_persons,
         )
 
 
@@ -96,6 +100,7 @@ class GlobalMetaModel:
         version: 1 for a federation's first release, then one more each time.
         noise_sigma: Standard deviation of the noise on each coordinate of `aggregate`.
         meta_params: What was learned of each declared meta-parameter.
+        meta_means: The same before it was brought into its range, with the size of its noise.
         ledger_head: Hash of the ledger after this release was charged.
         clip_norm: With adaptive clipping, the clip norm of the next rows; else None.
     """
@@ -109,5 +114,6 @@ class GlobalMetaModel:
     version: int = 1
     noise_sigma: float = 0.0
     meta_params: dict[str, float] = field(default_factory=dict)
+    meta_means: dict[str, NoisedMean] = field(default_factory=dict)
     ledger_head: str = ""
     clip_norm: float | None = None

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig
+from scarcity_ray.config import (
+    AggregationMethod,
+    CentralNoise,
+    HierarchicalFederationConfig,
+    PrivacyUnit,
+)
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
 from scarcity_ray.plan.session import honest_shares
@@ -31,6 +36,23 @@ three times u of a norm that is at most the radius (or is brought to it afterwar
 for either neighbour, so 6 u of the radius. 8 u of each leaves room for the terms in u^2 and for the sums in
 float64.
 """
+
+ROW_SLACK = 2.0**-20
+"""What float32 rounding adds to the distance of a row and its neighbour, relative to the clip norm.
+
+Where a person is the unit, two neighbouring rows lie 2 C / n_i apart, and rounding is not small against
+that: it is added, and never scaled with it. Between the exact mean over the persons and the row that the rule
+reads, a vector of norm at most C is rounded to float32 as the client sends it, as its buffered updates become
+one row, and at two clips, of which the second leaves rows of norm up to (1 + 2 u) C as they are: at most 6 u
+for either neighbour, with u = 2^-24. 16 u for both leaves room for the client's own sums in float64 (up to
+2^27 persons) and for its clip of each contribution.
+"""
+
+FINEST_GRID = 2.0**48
+"""Fixed-point steps to a clip norm at most, so that float64 holds every sum with noise to the step."""
+GRID_SHARE = 0.01
+"""Of the sensitivity, what the grid may add where a person is the unit: its step is at most
+Delta / (100 sqrt(length)) while all baskets stay, unless `FINEST_GRID` stands against it."""
 
 MAX_EXAMPLES = 1000
 """Examples beyond which a client weighs no more, where the config does not say."""
@@ -58,9 +80,10 @@ class FederationPlan:
             Layer 2).
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
         vector_length: Coordinates that travel in Layer 2.
-        meta_radius: Half the range of one meta-parameter's coordinate in Layer 2.
         max_examples: What a client's weight ends at, under the rule ``weighted``.
         rule: Layer 1's, at the clip norm that the federation starts with.
+        person_clip_norm: Norm that no contribution of a person (record) exceeds; None where the client is the
+            unit of privacy.
     """
 
     def __init__(self, config: HierarchicalFederationConfig) -> None:
@@ -69,6 +92,9 @@ class FederationPlan:
         layer2, gossip = config.layer2, config.gossip
         gaussian = layer2.noise is CentralNoise.GAUSSIAN or not layer2.enabled
         self.max_examples = config.layer1.max_examples or MAX_EXAMPLES
+        self.person_clip_norm: float | None = None
+        if config.privacy.unit is not PrivacyUnit.CLIENT:
+            self.person_clip_norm = config.privacy.person_clip_norm or config.layer1.clip_norm
         self.accounting = Accounting.GAUSSIAN_DP if gaussian else Accounting.ZCDP
         self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
         self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
@@ -98,14 +124,13 @@ class FederationPlan:
         self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
         num_meta = len(config.meta_parameters)
         self.vector_length = config.vector_dim + num_meta + layer2.adaptive_clipping
-        self.meta_radius = layer2.clip_norm / math.sqrt(num_meta) if num_meta else 0.0
         self._least_rows: dict[int, int] = {}
 
     def at(self, clip_norm: float) -> FederationPlan:
         """The plan of a round in which Layer 1 clips to `clip_norm`; all lengths keep their ratio to it.
 
-        Layer 2's clip norm, centred clipping's radius and the meta-parameters' radius move along; gossip, a
-        release of its own, and the budget stay as they are. The ratios are those of this plan.
+        Layer 2's clip norm and centred clipping's radius move along; gossip, a release of its own, and the
+        budget stay as they are. The ratios are those of this plan.
         """
         layer1, layer2 = self.config.layer1, self.config.layer2
         if clip_norm == layer1.clip_norm:
@@ -113,7 +138,6 @@ class FederationPlan:
         factor = clip_norm / layer1.clip_norm
         radius = layer1.clipping_radius
         moved = copy.copy(self)
-        moved.meta_radius = self.meta_radius * factor
         moved.config = replace(
             self.config,
             layer1=replace(
@@ -172,6 +196,10 @@ class FederationPlan:
         """
         return float(min(num_examples or 1, self.max_examples))
 
+    def has_enough_persons(self, num_persons: int | None) -> bool:
+        """Whether a row of so many persons is taken; one that does not say how many counts as of one."""
+        return (num_persons or 1) >= (self.config.privacy.min_persons or 1)
+
     def worst_row_share(self, num_rows: int) -> float | None:
         """The greatest share of one row in a weighted mean of `num_rows`; None for rules without weights.
 
@@ -188,23 +216,48 @@ class FederationPlan:
         """What is taken on the word of the author of a rule from outside; empty for the package's own."""
         if not isinstance(self.rule, PluginRule):
             return ""
-        size = self.config.basket.min_clients
-        f = self.num_byzantine(size)
-        return self.rule.claim(max(size, self.least_rows(size)), f, self.config.layer1.clip_norm)
+        layer1 = self.config.layer1
+        return self.rule.claim(() if layer1.pre else self.rule_settings(), layer1.clip_norm)
+
+    def rule_settings(self) -> Iterator[tuple[int, int]]:
+        """(n, f) of baskets in which all members have sent, if the rule has rows enough there.
+
+        Of each size up to 128, then of sizes 1/64 apart, and of the greatest.
+        """
+        basket = self.config.basket
+        size = basket.min_clients
+        while size <= basket.max_clients:
+            if size >= self.least_rows(size):
+                yield size, self.num_byzantine(size)
+            further = size + max(1, size // 64)
+            size = further if size == basket.max_clients else min(further, basket.max_clients)
 
     def sensitivity(self, facts: BasketFacts) -> float:
-        """L2 bound on the change of a basket's vector and meta-parameters when one client's values change.
+        """L2 bound on the change of a basket's vector when one unit of privacy changes.
 
-        It is the L2 sum of two bounds. The first is the rule's own on rows of norm clip_norm
-        (`privacy.sensitivity`), capped by the diameter of the ball that its result is clipped to; after a
-        pre-aggregation, which spreads one row over others, the diameter alone. A rule from outside has the
-        diameter too, unless its author claims less (`robust.rules.plugin`). All include what float32 adds
-        (`FLOAT32_SLACK`). The second is that of the meta-parameters' mean of vectors of norm clip_norm.
+        *Where the client is the unit* it is the rule's own on rows of norm clip_norm (`privacy.sensitivity`),
+        capped by the diameter of the ball that its result is clipped to; after a pre-aggregation, which
+        spreads one row over others, the diameter alone. A rule from outside has the diameter too, unless its
+        author claims less (`robust.rules.plugin`). All include what float32 adds (`FLOAT32_SLACK`).
 
         Earlier clip norms do not matter. The last step before the rule clips every row to the clip norm C
         that the facts name, so the rule's rows have norm C at most for either neighbour. C is the same for
         both, as it depends on releases alone. An aggregate that waited for a later release keeps its rule's
         bound at the C of its rows, and is clipped to the ball of this release.
+
+        *Where a person (record) is the unit*, replacing one person of client i, whose number n_i of persons
+        is public and stays, moves the mean over them by at most delta_i = 2 C / n_i, C being
+        ``privacy.person_clip_norm``. So does a row made of several such means (the weights of a client's
+        buffered updates add up to 1 at most) and a clipped one (a projection moves no two points further
+        apart). All other rows are the same, since they are functions of earlier releases and of other
+        clients' persons. `ROW_SLACK` is added, and the rule's own constant takes both to the basket's vector;
+        a rule without a constant keeps 2 C, and one from outside what its author claims for a whole client.
+        There are no meta-parameters then.
+
+        The facts state N = `persons_of` of the aggregate's rows, which is at most n_i for the client i that
+        the person is of (times its share, where rows are weighted), so the bound from N covers it. *A false
+        count* of another client can only lower N, to ``min_persons`` at the least: it adds noise and takes
+        nobody's protection but its own persons'.
         """
         if not facts.fresh:
             return 0.0
@@ -224,10 +277,16 @@ class FederationPlan:
                 num_byzantine=facts.num_byzantine,
                 clip_norm=min(layer1.clip_norm, layer1.clipping_radius or math.inf),
                 max_row_share=facts.max_row_share,
+                row_move=self._row_move(facts.num_persons),
             )
-        model = min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
-        meta = 2.0 * layer2.clip_norm * stretched / facts.num_rows if self.config.meta_parameters else 0.0
-        return math.hypot(model, meta)
+        return min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
+
+    def _row_move(self, num_persons: int | None) -> float | None:
+        """How far one person moves its client's row, rounding included; None: as far as a client does."""
+        if self.person_clip_norm is None:
+            return None
+        persons = num_persons or self.config.privacy.min_persons or 1
+        return 2.0 * self.person_clip_norm / persons + ROW_SLACK * self.config.layer1.clip_norm
 
     def release(
         self, baskets: Sequence[BasketFacts], *, registered: int | None = None, unsigned: int = 0
@@ -243,7 +302,12 @@ class FederationPlan:
         one client moves it by at most s/n, beside the rest of its vector, so by at most
         sqrt(Delta^2 + s^2/n^2) jointly. The noise is scaled to that, so that all coordinates together cost
         mu, and s is chosen so that the bits take `BIT_SHARE` of mu squared at most
-        (`privacy.adaptive_clipping`). No sum overflows (`reach`).
+        (`privacy.adaptive_clipping`).
+
+        With k meta-parameters it adds the mean of n vectors in [-1, 1]^k, times r. Their norm is at most
+        m = r sqrt(k), so one client moves it by at most 2 m/n: as bits of radius 2 m would. So m is the
+        greatest with which they take `BIT_SHARE`, but Layer 2's clip norm at least. Under a rule with the
+        sensitivity of a mean that is more, half of mu squared. No sum overflows (`reach`).
         """
         layer2 = self.config.layer2
         shares = {
@@ -255,37 +319,62 @@ class FederationPlan:
         total = math.fsum(shares.values())
         weights = {basket: share / total if total else 0.0 for basket, share in shares.items()}
         sensitivities = {b.basket_id: self.sensitivity(b) for b in baskets}
-        bits = 0.0
-        if layer2.adaptive_clipping:
-            fresh = [b for b in baskets if b.fresh]
-            bits = bit_radius([(weights[b.basket_id], sensitivities[b.basket_id], b.num_rows) for b in fresh])
+        fresh = [b for b in baskets if b.fresh]
+
+        def widest_bits() -> float:
+            return bit_radius([(weights[b.basket_id], sensitivities[b.basket_id], b.num_rows) for b in fresh])
+
+        def add_bits(radius: float) -> None:
             for b in fresh:
-                sensitivities[b.basket_id] = math.hypot(sensitivities[b.basket_id], bits / b.num_rows)
+                sensitivities[b.basket_id] = math.hypot(sensitivities[b.basket_id], radius / b.num_rows)
+
+        meta_norm, bits = 0.0, 0.0
+        if self.config.meta_parameters:
+            stretched = 1.0 + FLOAT32_SLACK
+            meta_norm = max(layer2.clip_norm, widest_bits() / (2.0 * stretched))
+            add_bits(2.0 * meta_norm * stretched)
+        if layer2.adaptive_clipping:
+            bits = widest_bits()
+            add_bits(bits)
         draft = ReleasePlan(
             weights=weights,
             sensitivities=sensitivities,
             ring_bits=32,
-            scale=GRID_STEPS / layer2.clip_norm,
+            scale=self._grid_steps(weights, sensitivities) / layer2.clip_norm,
             length=self.vector_length,
             mu=self.mu_release,
             clip_norm=self.config.layer1.clip_norm,
             bit_radius=bits,
+            meta_radius=meta_norm / math.sqrt(max(1, len(self.config.meta_parameters))),
             noise=layer2.noise,
         )
         if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
             draft = self._with_shares(draft, registered, unsigned)
         return draft if self.reach(draft) < 2.0**31 else replace(draft, ring_bits=64)
 
+    def _grid_steps(self, weights: dict[str, float], sensitivities: dict[str, float]) -> float:
+        """Grid steps to a clip norm in a release: `GRID_STEPS`, or more where one person moves it by little.
+
+        Rounding adds sqrt(length) steps to the sensitivity, whatever it is (`ReleasePlan.grid_sensitivity`).
+        """
+        move = max(weight * sensitivities[basket] for basket, weight in weights.items())
+        if self.person_clip_norm is None or move == 0.0:
+            return GRID_STEPS
+        most = move / self.config.layer2.clip_norm
+        _, exponent = math.frexp(math.sqrt(self.vector_length) / (GRID_SHARE * most))
+        return min(max(GRID_STEPS, 2.0**exponent), FINEST_GRID)
+
     def reach(self, release: ReleasePlan) -> float:
         """The greatest coordinate of a release's integer sum, the tail of its noise included.
 
-        The weights add up to 1, so it is at most scale times the norm of one vector (or half the bits'
-        radius), plus half a step for each basket, plus `NOISE_TAIL` standard deviations of noise.
+        The weights add up to 1, so it is at most scale times the norm of one vector (or the meta-parameters'
+        radius, or half the bits'), plus half a step for each basket, plus `NOISE_TAIL` standard deviations of
+        noise.
         """
         radius = self.config.layer2.clip_norm * (1.0 + FLOAT32_SLACK)
-        radius *= math.sqrt(2.0) if self.config.meta_parameters else 1.0
         noise = NOISE_TAIL * release.grid_sigma(list(release.weights))
-        return release.scale * max(radius, release.bit_radius / 2.0) + len(release.weights) / 2 + noise
+        widest = max(radius, release.meta_radius, release.bit_radius / 2.0)
+        return release.scale * widest + len(release.weights) / 2 + noise
 
     def _with_shares(self, draft: ReleasePlan, registered: int | None, unsigned: int) -> ReleasePlan:
         """The release with noise in shares, on which the parties agree before they know who survives.
@@ -305,7 +394,11 @@ class FederationPlan:
         widest = 2.0 * (math.sqrt(2.0) if self.config.meta_parameters else 1.0) * (1.0 + 2.0 * FLOAT32_SLACK)
         if self.config.layer2.adaptive_clipping:
             widest /= math.sqrt(1.0 - BIT_SHARE)
-        steps = GRID_STEPS * widest + math.sqrt(self.vector_length)
+        steps = GRID_STEPS * widest
+        if self.person_clip_norm is not None:
+            # A grid finer than `GRID_STEPS` has less than twice the steps that `GRID_SHARE` asks for.
+            steps = max(steps, 2.0 / GRID_SHARE * math.sqrt(self.vector_length))
+        steps += math.sqrt(self.vector_length)
         return NOISE_TAIL * steps / self.mu_release if self.mu_release else math.inf
 
 

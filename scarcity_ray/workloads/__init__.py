@@ -1,6 +1,25 @@
-"""Federated training on real data, attacks on it, and the job that shows a federation at work."""
+"""Jobs: anyone's workload trained through a federation, attacks on it, and what it is compared with."""
 
 from scarcity_ray.workloads.attacks import AttackConfig
-from scarcity_ray.workloads.config import PlaceConfig, RunConfig, WorkloadConfig, load_run
+from scarcity_ray.workloads.config import (
+    Job,
+    LabConfig,
+    PlaceConfig,
+    RunConfig,
+    TrainingConfig,
+    WorkloadConfig,
+    load_job,
+    load_run,
+)
 
-__all__ = ["AttackConfig", "PlaceConfig", "RunConfig", "WorkloadConfig", "load_run"]
+__all__ = [
+    "AttackConfig",
+    "Job",
+    "LabConfig",
+    "PlaceConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "WorkloadConfig",
+    "load_job",
+    "load_run",
+]

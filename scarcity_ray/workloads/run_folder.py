@@ -12,6 +12,7 @@ from scarcity_ray.config import to_plain
 from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import RunConfig
 from scarcity_ray.workloads.records import RoundRecord, Summary
+from scarcity_ray.workloads.tensorboard import EventFolder, require_tensorboard
 from scarcity_ray_client import save_model
 
 _JOBS_CACHE = frozenset({"working_dir_files", "runtime_resources"})
@@ -26,9 +27,10 @@ class RunFolder:
         begun: When it was made.
     """
 
-    def __init__(self, path: Path, begun: datetime) -> None:
+    def __init__(self, path: Path, begun: datetime, *, tensorboard: bool = False) -> None:
         self.path = path
         self.begun = begun
+        self._events = EventFolder(path / "tensorboard") if tensorboard else None
 
     @classmethod
     def new(cls, config: RunConfig, chosen: str | None, now: datetime) -> RunFolder:
@@ -39,8 +41,11 @@ class RunFolder:
             chosen: A folder to use instead; it must be empty or not there yet.
 
         Raises:
-            UsageError: If the chosen folder holds something, or the folder cannot be made.
+            UsageError: If the chosen folder holds something, or the folder cannot be made; or if
+                ``run.tensorboard`` is true and tensorboardX is not installed.
         """
+        if config.run.tensorboard:
+            require_tensorboard()
         stamped = Path(config.run.out).expanduser().absolute() / f"{config.name}-{now:%Y%m%d-%H%M%S}"
         path = Path(chosen).expanduser().absolute() if chosen else stamped
         number = 2
@@ -54,7 +59,7 @@ class RunFolder:
             raise UsageError(f"--out {path}: {error.strerror}; give a folder that can be written") from None
         if taken is not None:
             raise UsageError(f"--out {path} is not empty (it holds {taken.name}); give a new or empty folder")
-        return cls(path, now)
+        return cls(path, now, tensorboard=config.run.tensorboard)
 
     @property
     def passing(self) -> str | None:
@@ -77,9 +82,11 @@ class RunFolder:
         (self.path / "config.yaml").write_text(text, encoding="utf-8")
 
     def append_round(self, record: RoundRecord) -> None:
-        """Add a line to ``metrics.jsonl``."""
+        """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.as_json()) + "\n")
+        if self._events is not None:
+            self._events.write(record)
 
     def write_summary(self, summary: Summary) -> None:
         """Write ``summary.json``."""

@@ -1,4 +1,4 @@
-"""Every command in README.md and cluster/README.md works as it is printed, or says below why it is not run.
+"""Every command of the README and the pages beside it works as printed, or says below why it is not run.
 
 It stands here, before all tests that use the session's Ray cluster: one cluster of a machine can have the
 ports that `ray start --head` takes, its agent's for jobs (52365) among them. The commands run in a home and a
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -30,27 +31,54 @@ import yaml
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "cluster/README.md")
+PAGES = (
+    "README.md",
+    "cluster/README.md",
+    *(
+        f"docs/{name}.md"
+        for name in (
+            *("tutorial", "command", "job_file", "install", "drivers", "architecture", "privacy"),
+            *("ledger", "faults", "adaptive_clipping", "benchmarks"),
+        )
+    ),
+)
 STARTS = ("ray ", "scarcity-ray ", "python -m ", "pip install ", "export ", "chmod ")
 
 MINUTES = "it takes minutes or more; that it starts is tested elsewhere"
 PIP = "it installs from a package index: .ci/run does that in a fresh environment"
+JOB = "the tutorial's folder: test_init_command.py runs it"
+JOB_ON_A_CLUSTER = (
+    "ray job submit --address http://127.0.0.1:8265 --working-dir . -- "
+    "scarcity-ray run job.yaml --out '~/runs/first'"
+)
 MACHINES = "it needs machines reached over ssh; test_cluster_files.py reads the file as Ray does"
 NOT_RUN = {
     'pip install ./client ".[quickstart]" && scarcity-ray run configs/quickstart.yaml': PIP,
     'pip install ./client ".[test]" && python -m pytest': PIP,
+    "python -m venv ~/scarcity && . ~/scarcity/bin/activate": PIP,
+    'pip install ./client ".[quickstart]"': PIP,
+    "pip install ./client .": PIP,
     'pip install ./client ".[fast]"': PIP,
     'pip install ./client ".[bench]"': PIP,
     'pip install "scarcity-ray[postgresql]"': PIP,
-    "python -m pytest": "you are looking at it",
-    "python -m pytest -m slow": MINUTES,
     "python -m benchmarks NAME [--format json]": "a form, not a command",
-    "python -m benchmarks attacks": MINUTES,
     "python -m benchmarks clipping": MINUTES,
     "python -m benchmarks privacy": MINUTES,
     "python -m benchmarks scale": MINUTES,
     "python -m benchmarks secagg --full": MINUTES,
     "scarcity-ray run configs/decentralised.yaml": MINUTES,
+    "cd ~": JOB,
+    "cd wards": JOB,
+    "python make.py": JOB,
+    "scarcity-ray plan job.yaml": JOB,
+    "scarcity-ray plan job.yaml --rounds 10": JOB,
+    "scarcity-ray run job.yaml": JOB,
+    "scarcity-ray run job.yaml --runtime local": JOB,
+    "cd wards && scarcity-ray run job.yaml --runtime local": JOB,
+    "scarcity-ray export runs/RUN/model.npz --to torch": "RUN is a run's: test_export_command.py",
+    JOB_ON_A_CLUSTER: "as the quickstart, which is run below",
+    "ray start --address=HEAD:6379 --resources='{\"practice_17\": 1}'": "as without, below",
+    "ray stop": "it ends all clusters of a machine, the tests' own too",
     "scarcity-ray ledger verify URL --head HASH": "URL is a database's: tests/privacy/test_postgres.py",
     "scarcity-ray plan FILE --clients 40 --baskets 4": "FILE is a driver's own: test_plan_command.py",
     "scarcity-ray ledger take-over URL --operator NAME": "URL is a database's: tests/privacy/test_holding.py",
@@ -62,10 +90,14 @@ NOT_RUN = {
 }
 """Why a command is not run here."""
 
-NAMES = {"scarcity-ray plan", "scarcity-ray run", "ray up", "ray stop", "ray dashboard", "ray job stop"}
+NAMES = {
+    *(f"scarcity-ray {name}" for name in ("init", "run", "plan", "export", "ledger", "roster")),
+    *("scarcity-ray --help", "scarcity-ray --version", "ray up", "ray stop", "ray dashboard", "ray job stop"),
+}
 """Commands spoken of by their name alone."""
 
 WITHOUT_A_CLUSTER = {
+    "scarcity-ray init wards",
     "scarcity-ray plan configs/quickstart.yaml",
     "scarcity-ray ledger show ledger.sqlite",
     "scarcity-ray ledger verify ledger.sqlite --head HASH",
@@ -108,9 +140,25 @@ def test_every_command_is_run_or_says_why_not() -> None:
     known = set(NOT_RUN) | NAMES | WITHOUT_A_CLUSTER | set(WITH_A_CLUSTER)
     assert printed | spoken == known, "a command is new, has changed or has gone: mend the tables above"
     assert not set(NOT_RUN) & (WITHOUT_A_CLUSTER | set(WITH_A_CLUSTER))
-    assert any(block == WITH_A_CLUSTER[:-1] for block in blocks("README.md")), "run below as one block"
-    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "cluster/README.md").read_text("utf-8")
+    one_block = [*WITH_A_CLUSTER[: WITH_A_CLUSTER.index(SUBMIT)], JOB_ON_A_CLUSTER]
+    assert one_block in blocks("docs/tutorial.md"), "run below with the quickstart in the job's place"
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     assert set(re.findall(r"```(\w*)\n", text)) <= {"bash", "yaml", "python", ""}
+
+
+def test_the_driver_of_the_readme_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert "HierarchicalFederation(config) as" in code
+    code = code.replace("HierarchicalFederation(config)", 'HierarchicalFederation(config, runtime="local")')
+    code = code.replace("rounds=10", "rounds=3")
+    made: dict[str, Any] = {"__name__": "driver"}
+    exec(compile(code, "README.md", "exec"), made)
+    result = made["result"]
+    assert result.history[-1].evaluation["accuracy"] > 0.8
+    assert result.explanation == ""
+    assert len(result.history) == 3
 
 
 @dataclass(frozen=True)
@@ -192,7 +240,7 @@ def test_commands_that_need_no_cluster_work_as_printed(sandbox: Sandbox) -> None
 
 @pytest.fixture(scope="module")
 def cluster(sandbox: Sandbox) -> str:
-    """The README's block from token to job, run in a plain shell; what it said."""
+    """The tutorial's block from token to job (of the quickstart), run in a plain shell; what it said."""
     pytest.importorskip("sklearn")
     for port in (6379, 8265, 10001, 52365):
         with closing(socket.socket()) as probe:

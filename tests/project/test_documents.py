@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-WRITTEN = ("README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")))
+PAGES = ("README.md", "CONTRIBUTING.md", "cluster/README.md", "client/README.md")
+WRITTEN = (*PAGES, *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md"))))
 DECISIONS = ROOT / "docs" / "decisions"
 
 
@@ -26,10 +27,23 @@ def missing_names(text: str, known: set[str]) -> list[str]:
     return [name for name in named if name not in known]
 
 
+def anchors(path: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def missing_links(path: Path) -> list[str]:
-    """Relative links that lead nowhere."""
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())
-    return [t for t in targets if "://" not in t and not (path.parent / t).exists()]
+    """Relative links whose file is not there, or has no such heading."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        if "://" not in link and (not target.exists() or (anchor and anchor not in anchors(target))):
+            missing.append(link)
+    return missing
 
 
 def test_the_code_has_every_name_of_the_glossary():
@@ -52,8 +66,19 @@ def test_links_lead_somewhere(name):
 
 
 def test_a_link_that_leads_nowhere_is_found(tmp_path):
-    (tmp_path / "page.md").write_text("[a](page.md#top) [b](gone.md) [c](https://example.org/x)")
-    assert missing_links(tmp_path / "page.md") == ["gone.md"]
+    links = "[a](page.md#the-top) [b](gone.md) [c](ftp://a/b) [d](#the-top) [e](#below) [f](page.md#g)"
+    (tmp_path / "page.md").write_text(f"# The *top*\n{links}\n```\n# below\n```\n")
+    assert missing_links(tmp_path / "page.md") == ["gone.md", "#below", "page.md#g"]
+
+
+def test_the_index_names_every_page():
+    listed = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {page for page in pages if f"({page}" not in listed} == set()
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_every_decision_is_listed_and_says_context_decision_and_price():

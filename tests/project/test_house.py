@@ -250,9 +250,11 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
         "c.ensure_finalized(); print('\\n'.join(os.path.relpath(p, sys.argv[1]) for p in c.get_outputs(0)))"
     )
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    templates = PACKAGE / "workloads" / "report" / "templates"
+    templates = [*(PACKAGE / "workloads" / "report" / "templates").iterdir()]
+    templates += (PACKAGE / "cli" / "templates").iterdir()
     assert tools["package-data"] == {
         "scarcity_ray": ["py.typed"],
+        "scarcity_ray.cli": ["templates/*"],
         "scarcity_ray.workloads.report": ["templates/*"],
     }
     assert tools["packages"]["find"]["include"] == ["scarcity_ray*"]
@@ -263,7 +265,7 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
     assert done.returncode == 0, done.stderr
     shipped = {line for line in done.stdout.split() if line.startswith("scarcity_ray")}
     assert os.path.join("scarcity_ray", "py.typed") in shipped
-    assert {str(p.relative_to(ROOT)) for p in (*SOURCES, *templates.iterdir())} <= shipped
+    assert {str(p.relative_to(ROOT)) for p in (*SOURCES, *templates)} <= shipped
     assert {line.split(os.sep)[0] for line in done.stdout.split()} == {"scarcity_ray"}
 
 

@@ -134,8 +134,10 @@ def export_model(
     """
     _, parts, arrays = _read_file(saved)
     if to == "numpy":
-        with open(path, "wb") as file:
-            np.savez(file, allow_pickle=False, **load_model(saved))
+        with zipfile.ZipFile(path, "w") as archive:  # as np.savez does, which has no room for a part "file"
+            for name, array in load_model(saved).items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     elif to == "torch":
         try:
             import torch
