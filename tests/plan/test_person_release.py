@@ -221,6 +221,20 @@ def test_a_whole_client_and_a_group_are_claimed_no_better_than_they_are():
     assert person_claim(load(HierarchicalFederationConfig, {}), 3.0) is None
 
 
+@pytest.mark.parametrize(("least", "method"), [(1, "mean"), (5, "median"), (5, "krum")])
+def test_ten_records_are_claimed_for_clients_that_have_more_than_the_least(least, method):
+    """The noise follows the records that clients have, not the least number that they may have."""
+    given = config(method, privacy={"unit": "record", "min_persons": least}, total_epsilon=3.0)
+    plan, claim = FederationPlan(given), person_claim(given, 3.0, 1e-6)
+    assert claim is not None
+    rows = max(5, plan.least_rows(5))
+    sigma = plan.sensitivity(BasketFacts("a", "", rows, rows, num_persons=1000))
+    sigma /= plan.accounting.mu_of_claim(3.0, 1e-6)
+    moved = {"mean": 10 * 2 * C / 1000 / rows, "median": 10 * 2 * C / 1000, "krum": 2 * C}[method]
+    exact = plan.accounting.epsilon_of(moved / sigma, 1e-6)
+    assert exact * 0.99 < claim.ten_records_epsilon < exact * 1.02
+
+
 @pytest.mark.parametrize("unit", ["person", "record"])
 def test_the_claim_says_unit_mode_and_whom_it_does_not_protect(unit):
     given = config(privacy={"unit": unit, "min_persons": 100})
