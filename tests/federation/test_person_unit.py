@@ -74,6 +74,15 @@ def test_what_an_update_states_goes_before_what_was_registered(open_federation: 
     assert [facts_of(fed, d).num_persons for d in "ab"] == [115, 110]
 
 
+def test_a_count_registered_later_says_nothing_of_what_was_sent_before(open_federation: Any) -> None:
+    fed = joined(open_federation(settings()))
+    fed.submit_updates(NAMES, np.array(rows()))
+    for name in NAMES[:3]:
+        fed.register_client(name, "a", num_examples=10**6)
+    fed.force_aggregate()
+    assert [facts_of(fed, d).num_persons for d in "ab"] == [120, 150]
+
+
 @pytest.mark.parametrize("method", ["mean", "weighted", "median", "trimmed_mean", "centered_clipping"])
 def test_no_person_moves_its_basket_further_than_the_plan_says_however_its_site_sends(
     method: str, open_federation: Any
