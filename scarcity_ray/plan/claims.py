@@ -132,7 +132,7 @@ def person_claim(
         return accounting.epsilon_of(mu * factor, delta)
 
     whole = persons_of_a_client(plan)
-    # The smallest client may have more than min_persons, and then the noise is less and a group counts for more.
+    # With more records than the least the noise is less, so ten of them count for more.
     most = persons_of_a_client(plan, GREATEST_COUNT)
     records = min(RECORDS_OF_ONE, most) if privacy.unit is PrivacyUnit.RECORD else 1.0
     return PersonClaim(
