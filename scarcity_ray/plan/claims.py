@@ -117,7 +117,7 @@ def person_claim(
     client moves its row by 2 layer1.clip_norm, as in a plan whose unit is the client.
 
     Args:
-        epsilon: Spent, or that of the whole budget.
+        epsilon: Spent in all periods together, or that of the whole budget.
         delta: The configuration's total_delta if None.
     """
     plan = FederationPlan(config)

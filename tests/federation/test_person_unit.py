@@ -180,6 +180,19 @@ def test_statistics_name_unit_mode_and_whom_it_is_against(open_federation: Any) 
     assert of_clients == {"unit": "client", **stated}
 
 
+def test_a_renewed_budget_takes_back_nothing_that_a_person_lost(open_federation: Any) -> None:
+    fed = joined(open_federation(settings()))
+    lost = []
+    for period in range(2):
+        fed.submit_updates(NAMES, np.array(rows()))
+        fed.force_aggregate()
+        lost.append(fed.get_stats()["privacy_claim"]["membership_advantage"])
+        fed.renew_budget(10.0, 1e-4 / 10**period, operator="o")
+        assert fed.get_stats()["privacy_claim"]["membership_advantage"] >= lost[-1] * (1 - 1e-9)
+        fed.advance_round()
+    assert lost[1] == pytest.approx(np.sqrt(2) * lost[0], rel=1e-2), "one release more"
+
+
 class Hospitals(Workload[dict[str, Any]]):
     """Logistic regression at sites of 300 patients with two visits each; a full-batch step a round."""
 
