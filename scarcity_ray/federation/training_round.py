@@ -70,12 +70,20 @@ class TrainingProgress:
 
 
 def train_group(
-    held: Held[Model], vector: Rows, clients: Group, round_id: int, poisoned: frozenset[str]
+    held: Held[Model],
+    vector: Rows,
+    clients: Group,
+    round_id: int,
+    poisoned: frozenset[str],
+    deltas_only: bool = False,
 ) -> tuple[list[Told], Rows | None]:
     """The task of clients that train: an answer for each, and the updates (n, d) of those that have one."""
     told: list[Told] = []
     deltas = []
-    for outcome in train_clients(*held, vector, clients, round_id, poisoned, on_failure=told.append):
+    outcomes = train_clients(
+        *held, vector, clients, round_id, poisoned, on_failure=told.append, deltas_only=deltas_only
+    )
+    for outcome in outcomes:
         if isinstance(outcome, Refusal):
             told.append(outcome)
             continue

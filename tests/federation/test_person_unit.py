@@ -218,6 +218,24 @@ class Hospitals(Workload[dict[str, Any]]):
         return {"accuracy": float(np.mean((LinearModel().scores(model["weights"], x) > 0.0) == y))}
 
 
+class Models(Hospitals):
+    """Half of the sites give their models, as they would where a client is the unit."""
+
+    def train(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
+        sent = super().train(model, client, round_id)
+        if client.domain_id == "a":
+            return sent
+        return Trained(model={"weights": model["weights"] + np.float32(sent.delta)}, num_examples=300)
+
+
+def test_what_is_no_mean_over_persons_is_refused_by_name(open_federation: Any) -> None:
+    for unit in ("person", "record", "client"):
+        result = open_federation(settings(unit)).fit(Models(), rounds=1)
+        refused = {name: {"wrong_result": 1} for name in NAMES[3:]} if unit != "client" else {}
+        assert result.refusals == refused
+        assert all("num_examples" in refusal.detail for refusal in result.history[0].first_refusals)
+
+
 def test_persons_are_learned_from_at_an_epsilon_at_which_clients_drown(open_federation: Any) -> None:
     accuracy = {}
     for unit in ("person", "client"):
