@@ -85,7 +85,11 @@ class Basket:
         self._plan = plan
         self._noise = noise
         self.scope = SigningScope(federation_id, budget_period, run)
-        self._buffer = BasketBuffer(config.buffer, config.vector_dim, basket_id, round_id=round_id)
+        waiting = config.buffer
+        if plan.person_clip_norm is not None:
+            # Of two updates of one content a round takes one: whether both count would follow from the data.
+            waiting = replace(waiting, participation_cap=1)
+        self._buffer = BasketBuffer(waiting, config.vector_dim, basket_id, round_id=round_id)
         self._gossip = GossipProtocol(
             config.gossip, plan.gossip, basket_id=basket_id, noise=noise, seed=config.seed
         )

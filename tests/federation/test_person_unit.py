@@ -69,9 +69,22 @@ def test_the_noise_follows_the_smallest_site_of_each_basket(open_federation: Any
 def test_what_an_update_states_goes_before_what_was_registered(open_federation: Any) -> None:
     fed = joined(open_federation(settings()))
     fed.submit_updates(NAMES, np.array(rows()), num_examples=[None, 200, 130, None, 110, None])
+    fed.advance_round()
     assert fed.offer_update("a1", rows()[1] / 2, num_examples=115)
     fed.force_aggregate()
     assert [facts_of(fed, d).num_persons for d in "ab"] == [115, 110]
+
+
+@pytest.mark.parametrize("last", [-1.0, -1.0 + 2 / 400])
+def test_whether_an_update_counts_does_not_follow_from_what_one_person_holds(
+    last: float, open_federation: Any
+) -> None:
+    """Neighbours: the third update equals the second, or one person's part of it differs."""
+    fed = joined(open_federation(settings()))
+    sent = [np.eye(DIMENSION)[0] * at for at in (1.0, -1.0, last)]
+    assert [bool(fed.offer_update("a1", row)) for row in sent] == [True, False, False]
+    fed.advance_round()
+    assert fed.offer_update("a1", sent[0])
 
 
 def test_a_count_registered_later_says_nothing_of_what_was_sent_before(open_federation: Any) -> None:
@@ -102,9 +115,9 @@ def test_no_person_moves_its_basket_further_than_the_plan_says_however_its_site_
             for number, records in enumerate(rest):
                 records[0] = sign * 1e6 * towards
                 mean = person_mean(records, clip_norm=1.0, min_persons=LEAST)
-                assert fed.offer_update("a0", mean.row, num_examples=mean.num_persons)
-                if number % 2:
+                if number:
                     fed.advance_round()
+                assert fed.offer_update("a0", mean.row, num_examples=mean.num_persons)
             fed.submit_updates(NAMES[1:3], others)
             fed._driver.run_layer1(None, force=True)
             model = fed.get_basket_meta_model("a")
