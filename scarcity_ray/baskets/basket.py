@@ -355,7 +355,7 @@ class Basket:
                 self._hold_against(member.public_key, submission)
             return judged
         if member.public_key is not None:
-            message = message_of(judged, meta, self.scope)
+            message = message_of(judged, meta, self.scope, is_joined=submission.is_joined)
             if not is_signed(member.public_key, message, submission.signature):
                 return Rejection.BAD_SIGNATURE
         if self._plan.person_clip_norm is not None:
