@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, PrivacyConfig, PrivacyUnit
+from scarcity_ray.config import HierarchicalFederationConfig, PrivacyConfig, PrivacyUnit
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.release import BasketFacts
 
@@ -99,10 +99,10 @@ def persons_of_a_client(plan: FederationPlan, num_persons: int | None = None) ->
         num_persons: ``privacy.min_persons`` if None.
     """
     config = plan.config
-    rows = max(config.basket.min_clients, plan.least_rows(config.basket.min_clients))
-    weighted = config.layer1.aggregation_method is AggregationMethod.WEIGHTED
-    share = 1.0 / rows if weighted else None
-    facts = BasketFacts("", "", rows, rows, plan.num_byzantine(rows), share, num_persons=num_persons)
+    # Few rows, the greatest share: there rounding of the sum counts least beside what a person moves.
+    members = config.basket.min_clients
+    rows, f = plan.least_rows(members), plan.num_byzantine(members)
+    facts = BasketFacts("", "", members, rows, f, plan.worst_row_share(rows), num_persons=num_persons)
     of_clients = FederationPlan(replace(config, privacy=PrivacyConfig()))
     return of_clients.sensitivity(facts) / plan.sensitivity(facts)
 
