@@ -32,6 +32,7 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
+from scarcity_ray.config import PrivacyUnit
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError, warn_caller
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import (
@@ -332,10 +333,11 @@ class Fitting(Generic[Model]):
         """Have clients train and submit what they give."""
         vector, adversary = self._tasks.put(self._model.current), self._terms.adversary
         poisoned = adversary.byzantine if adversary is not None and adversary.poisons else frozenset()
+        by_person = self._driver.config.privacy.unit is not PrivacyUnit.CLIENT
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            return self._spec(training, group, train_group, vector, poison, self._reporting)
+            return self._spec(training, group, train_group, vector, poison, self._reporting, by_person)
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
             with self._timed("submission"):

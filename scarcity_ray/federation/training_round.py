@@ -112,6 +112,7 @@ def train_group(
     round_id: int,
     poisoned: frozenset[str],
     reporting: Reporting | None = None,
+    deltas_only: bool = False,
 ) -> tuple[list[Told], Rows | None]:
     """The task of clients that train: an answer for each, and the updates (n, d) of those that have one.
 
@@ -120,7 +121,10 @@ def train_group(
     told: list[Told] = []
     rows = []
     by_id = {client.client_id: client for client in clients}
-    for outcome in train_clients(*held, vector, clients, round_id, poisoned, on_failure=told.append):
+    outcomes = train_clients(
+        *held, vector, clients, round_id, poisoned, on_failure=told.append, deltas_only=deltas_only
+    )
+    for outcome in outcomes:
         if isinstance(outcome, Refusal):
             told.append(outcome)
             continue

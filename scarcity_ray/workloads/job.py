@@ -385,7 +385,7 @@ def _summarise(
             for run, compared in made
         ),
         privacy_claim=privacy_claim(
-            config.federation, stats["privacy_consumed_epsilon"], is_lab=config.lab is not None
+            config.federation, stats["privacy_lifetime_epsilon"], is_lab=config.lab is not None
         ),
         basket_standings=standings,
         warnings=tuple(stats["warnings"]),

@@ -99,8 +99,10 @@ def test_metrics_and_examples_go_along():
     assert (update.metrics, update.num_examples) == ({"loss": 0.5}, 3)
 
 
-def test_an_attacker_is_asked_for_its_poison():
-    assert tried(lambda model: Trained(model=model), attacker=True).delta.tolist() == (-VECTOR).tolist()
+@pytest.mark.parametrize("deltas_only", [False, True])
+def test_an_attacker_is_asked_for_its_poison(deltas_only):
+    sent = tried(lambda model: Trained(model=model), attacker=True, deltas_only=deltas_only)
+    assert sent.delta.tolist() == (-VECTOR).tolist()
 
 
 def leaves_by(error):
@@ -199,6 +201,27 @@ def test_a_model_given_as_delta_is_refused_where_it_can_be_told(training):
     assert isinstance(refusal, Refusal)
     assert refusal.cause is Cause.WRONG_RESULT
     assert "give model=, or subtract" in refusal.detail
+
+
+@pytest.mark.parametrize(
+    ("given", "accepted"),
+    [
+        ({"delta": np.ones(3), "num_examples": 7}, True),
+        ({"delta": VECTOR.copy(), "num_examples": 7}, True),
+        ({"delta": np.ones(3)}, False),
+        ({"model": START, "num_examples": 7}, False),
+    ],
+)
+def test_with_deltas_only_a_model_or_a_delta_without_a_number_is_refused(given, accepted):
+    """What equals the model may be a mean over persons, and whether it is sent must not follow from that."""
+    told = tried(lambda model: Trained(**given), deltas_only=True)
+    assert isinstance(told, Update) == accepted
+    if not accepted:
+        assert told.cause is Cause.WRONG_RESULT
+        assert (
+            "persons and their number (scarcity_ray_client.persons), as privacy.unit is not client"
+            in told.detail
+        )
 
 
 def test_the_first_delta_from_zeros_is_no_model():

@@ -26,7 +26,7 @@ def privacy_claim(
 
     Args:
         config: The federation's.
-        epsilon_spent: By the client that has spent most.
+        epsilon_spent: By the client that has spent most, in all periods of the budget together.
         is_lab: Whether there were simulated attackers or comparison runs.
     """
     if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
