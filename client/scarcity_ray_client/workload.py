@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -234,13 +234,15 @@ class Workload(ABC, Generic[Model]):
         return ModelCodec(self.initial_model())
 
 
-def checked_clients(clients: Sequence[Client]) -> tuple[Client, ...]:
+def checked_clients(clients: Iterable[Client]) -> tuple[Client, ...]:
     """A workload's clients, each of which must be a `Client` with an id of its own.
 
     Raises:
         UsageError: If there are none, one is something else, or two have one id.
     """
-    seen: set[str] = set()
+    if not isinstance(clients, Iterable):
+        raise UsageError(f"clients() gave a {type(clients).__name__}; give a list of Client")
+    clients, seen = tuple(clients), set[str]()
     for place, client in enumerate(clients):
         if not isinstance(client, Client):
             raise UsageError(f"clients()[{place}] is a {type(client).__name__}; give a Client")
@@ -249,7 +251,7 @@ def checked_clients(clients: Sequence[Client]) -> tuple[Client, ...]:
         seen.add(client.client_id)
     if not seen:
         raise UsageError("clients() gave no client")
-    return tuple(clients)
+    return clients
 
 
 def checked_metrics(metrics: object) -> dict[str, float]:

@@ -22,7 +22,7 @@ from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import Compared, Comparison, ComparisonInputs, compare, comparisons
-from scarcity_ray.workloads.config import Job
+from scarcity_ray.workloads.config import Job, asked
 from scarcity_ray.workloads.gossip_training import GossipTraining, mean_over_honest, standings_of
 from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summary
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
@@ -30,7 +30,6 @@ from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray.workloads.scene import NO_ATTACK, Scene, SimulatedAttackers, Travelling
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray_client import Client, Refusal, checked_metrics
-from scarcity_ray_client.loading import told
 
 MOST_TOLD = 20
 """Refusals that a summary keeps in full."""
@@ -174,11 +173,10 @@ def run_job(
 def _initial(job: Job) -> tuple[dict[str, float], str]:
     """The initial model's metrics, and the name of the headline among them."""
     name = job.config.workload.class_
-    try:
-        given = job.workload.evaluate(job.workload.initial_model())
-        metrics = checked_metrics(given)
-    except Exception as error:
-        raise UsageError(f"workload {name!r}: evaluate, of the initial model: {told(error)}") from error
+    model = asked(name, "initial_model", job.workload.initial_model)
+    asked(name, "initial_model", lambda: job.codec.encode(model))
+    given = asked(name, "evaluate, of the initial model", lambda: job.workload.evaluate(model))
+    metrics = asked(name, "evaluate, of the initial model", lambda: checked_metrics(given))
     if not given:
         raise UsageError(f"workload {name!r}: evaluate gives no metric; return at least one by name")
     wanted = job.config.training.metric
