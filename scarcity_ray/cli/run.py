@@ -29,6 +29,7 @@ from scarcity_ray.workloads.report.page import (
     basket_rows,
     comparison_rows,
     epsilon,
+    failed_runs,
     mean_of,
     render_report,
     simulated_note,
@@ -140,9 +141,14 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
 
 def _print_warnings(console: Console, summary: Summary) -> None:
     note = "" if summary.basket_standings else simulated_note(summary)
-    if summary.warnings or note:
+    told = [
+        *(warning["message"] for warning in summary.warnings),
+        *failed_runs(summary),
+        *filter(None, [note]),
+    ]
+    if told:
         console.print("\nTo know", style="bold")
-    for message in [*(warning["message"] for warning in summary.warnings), *filter(None, [note])]:
+    for message in told:
         console.print(f"- {message}", markup=False)
 
 

@@ -86,6 +86,7 @@ class FitTerms:
     evaluate_clients: bool = False
     adversary: Adversary | None = None
     seed: int = 0
+    on_model: Callable[[Any], None] | None = None
     on_round: Callable[[RoundRecord], None] | None = None
     on_progress: Callable[[TrainingProgress], None] | None = None
 
@@ -107,7 +108,7 @@ class FitTerms:
         instance_of("evaluate_clients", self.evaluate_clients, bool)
         if self.adversary is not None and not isinstance(self.adversary, Adversary):
             raise UsageError(f"adversary must be an Adversary, got {shown(self.adversary)}")
-        for name in ("on_round", "on_progress"):
+        for name in ("on_model", "on_round", "on_progress"):
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise UsageError(f"{name} must be callable, got {shown(given)}")

@@ -243,6 +243,8 @@ class Fitting(Generic[Model]):
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
         refusals = list(training.refusals)
         if versions:
+            if self._terms.on_model is not None:
+                self._terms.on_model(self._codec.decode(self._model.handed_out))
             with self._timed("evaluation"):
                 evaluation = self._evaluated(training.round_id)
             if self._terms.evaluate_clients:

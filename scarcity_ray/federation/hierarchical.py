@@ -292,6 +292,7 @@ class HierarchicalFederation:
         evaluate_clients: bool = False,
         adversary: Adversary | None = None,
         seed: int | None = None,
+        on_model: Callable[[Model], None] | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
     ) -> FitResult[Model]:
@@ -316,6 +317,8 @@ class HierarchicalFederation:
                 comes here without noise: **outside the privacy claim**.
             adversary: Plays the lab's Byzantine clients. **Every update then comes to this process.**
             seed: Of the drawing of clients; ``seed`` of the configuration if None.
+            on_model: Given the model that is handed out after each release, before it is evaluated: save it
+                there, and nothing is lost when a later round fails.
             on_round: Told of each round.
             on_progress: Told how far a round's training is, at each change and at least every ten seconds.
 
@@ -337,6 +340,7 @@ class HierarchicalFederation:
             evaluate_clients=evaluate_clients,
             adversary=adversary,
             seed=self.config.seed if seed is None else seed,
+            on_model=on_model,
             on_round=on_round,
             on_progress=on_progress,
         )

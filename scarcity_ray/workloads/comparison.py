@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.errors import ScarcityError, UsageError
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.config import LabConfig, RunName
 from scarcity_ray.workloads.gossip_training import BasketStanding, simulate_gossip
 from scarcity_ray.workloads.scene import NO_ATTACK, Travelling
 from scarcity_ray.workloads.simulate import Defence, SimulatedRun, simulate, train_alone
+from scarcity_ray_client.loading import told
 
 RUNS: Mapping[RunName, str] = {
     "federation": "the configured rule in each basket, clipping and central noise",
@@ -63,10 +65,12 @@ class Compared:
 
     Attributes:
         standings: Without Layer 2, how each basket ended, by its number.
+        failed: What was raised in its place; "" if nothing was.
     """
 
     run: SimulatedRun
     standings: Mapping[int, BasketStanding] = field(default_factory=dict)
+    failed: str = ""
 
 
 def comparisons(lab: LabConfig) -> list[Comparison]:
@@ -79,11 +83,21 @@ def comparisons(lab: LabConfig) -> list[Comparison]:
 
 
 def compare(run: Comparison, inputs: ComparisonInputs) -> Compared:
-    """Make one comparison run; a task of the runtime."""
+    """Make one comparison run, or say how it failed; a task of the runtime."""
+    try:
+        return _made(run, inputs)
+    except Exception as error:
+        cause = str(error) if isinstance(error, ScarcityError) else told(error)
+        return Compared(SimulatedRun((), {}), failed=cause)
+
+
+def _made(run: Comparison, inputs: ComparisonInputs) -> Compared:
     scene, federation = inputs.scene.read(), inputs.federation
     if run.name == "centralised":
-        metrics = scene.evaluate(scene.codec.encode(scene.workload.centralised()))
-        return Compared(SimulatedRun((), metrics))
+        model = scene.workload.centralised()
+        if model is None:
+            raise UsageError("centralised gave None")
+        return Compared(SimulatedRun((), scene.evaluate(scene.codec.encode(model))))
     if not federation.layer2.enabled:
         if run.name == "noiseless":
             clear = replace(federation.gossip, local_dp_epsilon=math.inf)
@@ -104,6 +118,10 @@ def defence(name: str, federation: HierarchicalFederationConfig) -> Defence:
             aggregation_method=AggregationMethod.MEAN,
             rule_args={},
             rule_timeout_seconds=None,
+            num_selected=None,
+            clipping_radius=None,
+            max_examples=None,
+            pre=(),
         )
         return Defence(plan=make_plan(replace(federation, layer1=layer1)))
     return Defence(plan=make_plan(federation), noisy=name not in ("clean", "noiseless"))

@@ -52,8 +52,8 @@ class WorkloadConfig:
     args: Mapping[StrictStr, Any] = field(default_factory=dict)
     """Keyword arguments that it is made with."""
     folder: StrictStr | None = None
-    """Where modules are sought first, those of a rule and of attacks too; None: beside the job's file, then in
-    the working folder."""
+    """Where modules are sought first, a rule's and attacks' too; None: beside the job's file, then in the
+    working folder."""
 
 
 @settings

@@ -136,7 +136,7 @@ def run_job(
     with federation:
         if config.federation.layer2.enabled:
             watcher.phase("Training")
-            _fit(job, scene, attack, federation, training, watch, watcher, note)
+            _fit(job, scene, attack, federation, training, watch, watcher, note, folder)
         else:
             with watch.time("start"):
                 names, places = np.unique(_registered(job.clients, federation), return_inverse=True)
@@ -154,17 +154,15 @@ def run_job(
             for number, vector in own.items():
                 folder.write_model(f"model-{names[number]}.npz", job.codec.decode(vector))
         watcher.phase("Comparison runs")
+        if training.fitted is not None and training.fitted.best_model is not None:
+            folder.write_model("best_model.npz", training.fitted.best_model)
         with watch.time("comparison"):
             made = _compare(job, scene, federation, len(training.records))
         stats = federation.get_stats()
     for run, compared in made:
-        if run.name == "local_only":
+        if run.name == "local_only" and not compared.failed:
             for number, name in enumerate(sorted(standings)):
                 standings[name]["alone"] = asdict(compared.standings[number])
-    if training.fitted is not None:
-        folder.write_model("model.npz", training.fitted.model)
-        if training.fitted.best_model is not None:
-            folder.write_model("best_model.npz", training.fitted.best_model)
     summary = _summarise(job, scene, training, made, standings, stats, watch, folder)
     folder.write_summary(summary)
     return Outcome(summary, tuple(training.records))
@@ -194,6 +192,7 @@ def _fit(
     watch: Stopwatch,
     watcher: Watcher,
     note: Callable[[RoundRecord], None],
+    folder: RunFolder,
 ) -> None:
     """Train through `fit`."""
     terms, plan = job.config.training, make_plan(job.config.federation)
@@ -208,7 +207,7 @@ def _fit(
         note(
             RoundRecord(
                 round=len(training.records) + 1,
-                metrics=headline_first(training.metric, record.evaluation or before),
+                metrics=headline_first(training.metric, record.evaluation if record.versions else before),
                 epsilon_spent=record.epsilon_spent,
                 epsilon_left=record.epsilon_left,
                 sampled=record.num_sampled,
@@ -237,6 +236,7 @@ def _fit(
         stopping=terms.stopping(training.metric),
         evaluate_clients=terms.evaluate_clients,
         adversary=adversary,
+        on_model=lambda model: folder.write_model("model.npz", model),
         on_round=on_round,
         on_progress=watcher.progress,
     )
@@ -373,6 +373,7 @@ def _summarise(
                 run.attack.name,
                 compared.run.metrics,
                 tuple(None if math.isnan(value) else value for value in compared.run.curve),
+                compared.failed,
             )
             for run, compared in made
         ),

@@ -66,12 +66,14 @@ class RunBeside:
         attack: That it was under.
         metrics: Of its model; none if the model is not finite.
         curve: The headline metric after each round, None where there was none; empty for runs of one model.
+        failed: What the workload, a rule or an attack raised in it; it then has no metrics.
     """
 
     run: str
     attack: str
     metrics: Mapping[str, float]
     curve: tuple[float | None, ...] = ()
+    failed: str = ""
 
 
 @dataclass(frozen=True)

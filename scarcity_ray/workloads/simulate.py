@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import AggregationMethod, stream
-from scarcity_ray.errors import UsageError
+from scarcity_ray.errors import RuleFailed, UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.layers.server_model import ServerModel
@@ -180,20 +180,25 @@ def basket_model(
     aggregator: Layer1Aggregator,
     weights: NDArray[np.float64] | None = None,
 ) -> tuple[int, BasketModel | None]:
-    """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more."""
+    """How many of a basket's rows are finite, and what the rule makes of them.
+
+    None if the basket waits: for more rows, or as a federation's does after a rule from outside has failed.
+    """
     norms = row_norms(rows)
     finite = np.isfinite(norms)
     present = int(finite.sum())
     if present < plan.least_rows(len(rows)):
         return present, None
-    return present, aggregator.aggregate_basket(
-        Layer1Input(
-            rows[finite],
-            weights=None if weights is None else weights[finite],
-            num_members=len(rows),
-            raw_norms=norms[finite],
-        )
+    given = Layer1Input(
+        rows[finite],
+        weights=None if weights is None else weights[finite],
+        num_members=len(rows),
+        raw_norms=norms[finite],
     )
+    try:
+        return present, aggregator.aggregate_basket(given)
+    except RuleFailed:
+        return present, None
 
 
 def clipped_vector(model: BasketModel, plan: FederationPlan) -> NDArray[np.float32]:

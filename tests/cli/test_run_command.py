@@ -77,6 +77,8 @@ def test_noise_that_drowns_the_signal_is_said_before_the_run(tmp_path):
     assert result.exit_code == ExitCode.DONE
     assert result.stderr.startswith("WARNING: a release's noise has norm 1.8, 1.8 times the greatest")
     assert len(result.stderr.splitlines()) == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("a release&#39;s noise has norm 1.8") < page.index("<h2>Results"), "above the figures"
 
 
 def test_a_run_in_rays_cache_of_jobs_is_warned_of(tmp_path):

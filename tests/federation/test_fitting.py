@@ -362,6 +362,20 @@ def test_gossip_runs_where_it_has_a_share(open_federation: Open) -> None:
     assert fed.get_stats()["n_gossip_messages"] == messages > 0
 
 
+def test_a_released_model_is_given_before_it_is_evaluated_so_that_nothing_is_lost(
+    open_federation: Open,
+) -> None:
+    class Unlucky(Towards):
+        def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
+            raise OSError("the test set is gone")
+
+    kept: list[dict[str, Any]] = []
+    with pytest.raises(UsageError, match="the test set is gone"):
+        open_federation(SETTINGS).fit(Unlucky(), rounds=2, on_model=kept.append)
+    assert [sorted(model) for model in kept] == [["w"]]
+    assert kept[0]["w"].any()
+
+
 def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
     fed = open_federation(SETTINGS)
     rubbish: dict[str, list[Any]] = {
@@ -372,6 +386,7 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
         "optimizer": [3, "adam", object()],
         "stopping": [3, "distance"],
         "seed": [-1, "x"],
+        "on_model": [3],
         "on_round": [3],
         "on_progress": ["x"],
         "clients_per_task": [0, 1.5, None],

@@ -308,6 +308,6 @@ def test_clients_may_come_from_an_iterator(tiny):
 
 def test_clients_that_cannot_evaluate_are_not_asked_to(tiny):
     with pytest.raises(
-        ConfigError, match="^training.evaluate_clients: True is not accepted; false, or a work"
+        ConfigError, match=r"^training.evaluate_clients: True is not accepted; false, or a work"
     ):
         load_job(tiny, ["training.evaluate_clients=true"])

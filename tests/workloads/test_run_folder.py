@@ -118,6 +118,13 @@ def test_the_claim_says_what_for_whom_and_against_whom():
         assert words in claim
 
 
+def test_gossip_is_in_the_claim_where_there_is_any():
+    spoken = HierarchicalFederationConfig(total_delta=1e-5)
+    assert "noised gossip is counted in" in " ".join(privacy_claim(spoken, 9.876))
+    silent = HierarchicalFederationConfig(total_delta=1e-5, gossip_budget_share=0.0)
+    assert "gossip" not in " ".join(privacy_claim(silent, 9.876))
+
+
 def test_a_laboratory_is_said_to_be_one():
     config = HierarchicalFederationConfig(total_delta=1e-5)
     assert "This is a laboratory" not in " ".join(privacy_claim(config, 9.876))
