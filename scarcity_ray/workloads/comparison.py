@@ -32,7 +32,7 @@ RUNS: Mapping[RunName, str] = {
 GOSSIP_RUNS: Mapping[RunName, str] = {
     "federation": "the configured gossip, simulated",
     "noiseless": "gossip without noise, under the same attack",
-    "clean": "the configured gossip, without attackers",
+    "clean": "gossip without attackers or noise",
     "centralised": RUNS["centralised"],
     "local_only": "no gossip: every client learns from its own data",
 }
@@ -99,7 +99,7 @@ def _made(run: Comparison, inputs: ComparisonInputs) -> Compared:
             raise UsageError("centralised gave None")
         return Compared(SimulatedRun((), scene.evaluate(scene.codec.encode(model))))
     if not federation.layer2.enabled:
-        if run.name == "noiseless":
+        if run.name in ("clean", "noiseless"):
             clear = replace(federation.gossip, local_dp_epsilon=math.inf)
             federation = replace(federation, gossip=clear, total_epsilon=math.inf)
         return Compared(*simulate_gossip(scene, run.attack, federation, gossip=run.name != "local_only"))

@@ -184,8 +184,7 @@ def basket_model(
 
     None if the basket waits: for more rows, or as a federation's does after a rule from outside has failed.
     """
-    norms = row_norms(rows)
-    finite = np.isfinite(norms)
+    finite = np.isfinite(rows).all(axis=1)
     present = int(finite.sum())
     if present < plan.least_rows(len(rows)):
         return present, None
@@ -193,7 +192,7 @@ def basket_model(
         rows[finite],
         weights=None if weights is None else weights[finite],
         num_members=len(rows),
-        raw_norms=norms[finite],
+        raw_norms=row_norms(rows[finite]) if plan.config.layer2.adaptive_clipping else None,
     )
     try:
         return present, aggregator.aggregate_basket(given)
