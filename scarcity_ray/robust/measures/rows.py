@@ -21,9 +21,6 @@ from scarcity_ray.robust.arrays.blocks import Rows, Vector, column_blocks
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.native.gram_kernel import gram_kernel
 
-SHORT = 4096
-"""Coordinates of a row that needs no workspace."""
-
 
 def row_norm(row: NDArray[Any]) -> float:
     """Euclidean norm of a float32 row in float64; ``inf`` or ``nan`` if an entry is not finite.
@@ -31,9 +28,6 @@ def row_norm(row: NDArray[Any]) -> float:
     >>> row_norm(np.array([3.0, 4.0], np.float32))
     5.0
     """
-    if len(row) <= SHORT:
-        wide = np.asarray(row, np.float64)
-        return float(np.sqrt(np.dot(wide, wide)))
     total = 0.0
     for columns in column_blocks(len(row)):
         block = workspace("norm", (columns.stop - columns.start,), np.float64)
