@@ -146,13 +146,13 @@ def run_job(
             for record in _gossip_rounds(job, gossip, federation, training, watch):
                 note(record)
             own = gossip.basket_models()
+            for number, vector in own.items():
+                folder.write_model(f"model-{names[number]}.npz", job.codec.decode(vector))
             ended = standings_of(scene, gossip.models, own)
             standings = {names[number]: asdict(standing) for number, standing in ended.items()}
             reached = mean_over_honest(ended)
             if training.records and reached is not None:
                 training.metrics = {**training.records[-1].metrics, metric: reached}
-            for number, vector in own.items():
-                folder.write_model(f"model-{names[number]}.npz", job.codec.decode(vector))
         watcher.phase("Comparison runs")
         if training.fitted is not None and training.fitted.best_model is not None:
             folder.write_model("best_model.npz", training.fitted.best_model)

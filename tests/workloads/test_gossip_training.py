@@ -190,6 +190,11 @@ class Stubborn(Digits):
         if any(client.data[0] < self.failing for client in clients):
             raise OSError("no such file")
         return super().train_many(models, clients, round_id)
+
+class Homeless(Digits):
+    """Nor evaluate on them."""
+    def evaluate_client(self, model, client):
+        raise OSError("no such file")
 '''
 
 
@@ -203,6 +208,14 @@ def test_a_training_that_fails_is_counted_and_all_failing_is_an_error(tmp_path):
     assert "OSError: no such file" in outcome.summary.first_refusals[0]["detail"]
     with pytest.raises(UsageError, match=r"no client trained; the first: .*OSError: no such file"):
         job(tmp_path / "all", *short, "workload.args.failing=260")
+
+
+def test_baskets_models_are_kept_where_clients_cannot_evaluate_them(tmp_path):
+    (tmp_path / "stubborn_workload.py").write_text(STUBBORN)
+    workload = (f"workload.folder={tmp_path}", "workload.class=stubborn_workload:Homeless")
+    with pytest.raises(UsageError, match="workload 'Homeless': evaluate_client: OSError: no such file"):
+        job(tmp_path / "out", *workload, "training.rounds=1", "lab.compare=[]")
+    assert len(list((tmp_path / "out").glob("model-*.npz"))) == 4
 
 
 def test_the_clean_run_of_gossip_has_no_noise_either():
