@@ -76,6 +76,7 @@ class SignedFacts:
             facts.num_byzantine,
             "" if facts.max_row_share is None else facts.max_row_share.hex(),
             "" if facts.clip_norm is None else facts.clip_norm.hex(),
+            "" if facts.num_persons is None else facts.num_persons,
             self.nonce,
         )
 
@@ -114,6 +115,10 @@ def implausible(facts: BasketFacts, plan: FederationPlan) -> str:
         return f"{facts.num_rows} rows, fewer than its rule needs"
     if facts.clip_norm is not None and not plan.may_clip_to(facts.clip_norm):
         return f"rows of norm {facts.clip_norm:.4g}, to which nothing is clipped here"
+    if facts.fresh and (facts.num_persons is None) is not (plan.person_clip_norm is None):
+        return "a number of persons behind its rows where none belongs, or none where one does"
+    if facts.num_persons is not None and not plan.has_enough_persons(facts.num_persons):
+        return f"a row of {facts.num_persons} persons, fewer than privacy.min_persons"
     if facts.max_row_share is not None:
         if plan.config.layer1.aggregation_method is not AggregationMethod.WEIGHTED:
             return "a share of one row, where rows are not weighted"
@@ -131,7 +136,7 @@ def is_formed(facts: object) -> bool:
     """Whether these are facts, each of the type and in the range that it must be."""
     if type(facts) is not BasketFacts:
         return False
-    counts = (facts.num_members, facts.num_rows, facts.num_byzantine)
+    counts = (facts.num_members, facts.num_rows, facts.num_byzantine, facts.num_persons or 0)
     share, clip_norm = facts.max_row_share, facts.clip_norm
     return (
         type(facts.basket_id) is str

@@ -233,6 +233,7 @@ class Basket:
             members,
             self.states.raw_norms(clients),
             self.states.mean_meta(clients),
+            self._num_persons(clients),
             basket_id=self.basket_id,
             round_id=self._buffer.round_id,
             timestamp=now,
@@ -353,6 +354,8 @@ class Basket:
             message = message_of(judged, meta, self.scope)
             if not is_signed(member.public_key, message, submission.signature):
                 return Rejection.BAD_SIGNATURE
+        if not self._plan.has_enough_persons(_count_of(member, judged.num_examples)):
+            return Rejection.TOO_FEW_PERSONS
         return buffer.refusal(judged) or judged
 
     def _hold_against(self, public_key: bytes, submission: Submission) -> None:
@@ -381,3 +384,17 @@ class Basket:
             self._plan.row_weight(self.members[client].num_examples if number is None else number)
             for client, number in zip(clients, told, strict=True)
         ]
+
+    def _num_persons(self, clients: Sequence[str]) -> list[int] | None:
+        """Persons behind each client's row, the fewest of its updates; None where the client is the unit."""
+        if self._plan.person_clip_norm is None:
+            return None
+        return [
+            min(_count_of(self.members[client], number) or 1 for number in self._buffer.examples(client))
+            for client in clients
+        ]
+
+
+def _count_of(member: Member, stated: int | None) -> int | None:
+    """Persons behind an update, which a client with a key must have signed: else others could say for it."""
+    return member.num_examples if stated is None and member.public_key is None else stated

@@ -336,8 +336,12 @@ class BasketBuffer:
 
     def num_examples(self, client_id: str) -> int | None:
         """The number of examples from a client's newest buffered update that states one, else None."""
-        stated = (entry.num_examples for entry in reversed(self._entries(client_id)))
+        stated = reversed(self.examples(client_id))
         return next((number for number in stated if number is not None), None)
+
+    def examples(self, client_id: str) -> tuple[int | None, ...]:
+        """The number of examples of each of a client's buffered updates; None where it states none."""
+        return tuple(entry.num_examples for entry in self._entries(client_id))
 
     def updates(self) -> tuple[BufferedUpdate, ...]:
         """The buffered updates, by client id, then in order of arrival."""

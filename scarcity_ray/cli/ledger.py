@@ -42,7 +42,7 @@ from scarcity_ray.privacy.ledger.events import (
 )
 from scarcity_ray.privacy.ledger.holder import Standing, in_utc, times
 from scarcity_ray.privacy.ledger.ledger import Ledger
-from scarcity_ray.privacy.ledger.replay import export, history
+from scarcity_ray.privacy.ledger.replay import export, history, neighbours_of
 
 _WIDTH = 120
 """Columns of a table that no terminal limits."""
@@ -80,7 +80,7 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
                 place = row.seq if row.hash == wanted else place
             if wanted is not None and place is None:
                 ledger.verify(wanted)
-            is_held = ledger.is_held()
+            is_held, neighbours = ledger.is_held(), neighbours_of(ledger.genesis)
     except LedgerError as error:
         if form == "json":
             click.echo(_as_json({"holds": False, "error": type(error).__name__, "reason": str(error)}))
@@ -92,6 +92,7 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
             "holds": True,
             "rows": rows,
             "accounting": accounting,
+            "neighbours": neighbours,
             "head": standing.hash,
             "row_of_given_head": place,
             "federation_id": standing.federation_id,
@@ -105,6 +106,7 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
         return ExitCode.DONE
     click.echo(f"{ledger.path}: the chain holds, {rows} rows; none was changed, removed or moved.")
     click.echo(f"It adds up {accounting}.")
+    click.echo(f"Its neighbours are {neighbours}.")
     click.echo(f"It is in budget period {accountant.period}.")
     for line in _whose(standing, is_held):
         click.echo(line)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
-from scarcity_ray.config import HierarchicalFederationConfig, load
+from scarcity_ray.config import HierarchicalFederationConfig, PrivacyUnit, load
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast import (
     MEASURED,
@@ -28,7 +28,7 @@ from scarcity_ray.forecast import (
     warnings_of,
     weak_settings,
 )
-from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, session_shape
+from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, person_claim, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.robust import PluginRule
 from scarcity_ray.workloads.config import load_job, read_content
@@ -37,7 +37,7 @@ from scarcity_ray_client.loading import search_beside
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
-    *("baskets", "budget", "release", "signal", "clipping", "ring"),
+    *("baskets", "budget", "privacy", "release", "signal", "clipping", "ring"),
     *("gossip", "traffic", "seconds", "changes", "solved"),
 )
 
@@ -221,6 +221,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             **_charged(plan, "_for_releases", plan.central_mu_cap),
             **_charged(plan, "_for_gossip_of_a_client", plan.gossip_mu_cap),
         },
+        "privacy": _privacy(federation),
         "release": {
             "epsilon": federation.layer2.central_dp_epsilon,
             "noise": federation.layer2.noise.value,
@@ -284,6 +285,24 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     for title in SECTIONS:
         numbers[title] = finite(numbers[title])
     return numbers
+
+
+def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
+    """What the whole budget is worth to a person or record; nothing where the client is the unit."""
+    claim = person_claim(federation, federation.total_epsilon)
+    if claim is None:
+        return {}
+    unit = claim.unit.value
+    return {
+        "unit": f"{unit}, against whoever sees every release (central noise)",
+        "norm_of_a_contribution_at_most": claim.person_clip_norm,
+        f"least_{unit}s_of_a_client": claim.min_persons,
+        "membership_advantage_at_most": claim.membership_advantage,
+        "true_positives_at_1_percent_false_ones": claim.true_positives,
+        f"epsilon_of_a_{unit}_at_two_clients": claim.two_clients_epsilon,
+        **({"epsilon_of_10_records": claim.ten_records_epsilon} if claim.unit is PrivacyUnit.RECORD else {}),
+        "epsilon_of_a_whole_client_with_as_few": claim.client_epsilon,
+    }
 
 
 def _stated(forecast: Forecast) -> dict[str, Any]:

@@ -5,7 +5,14 @@ Every value is checked when a config is made, from Python or from a file, and ev
 checked by `scarcity_ray.plan`, which knows what follows from them.
 """
 
-from scarcity_ray.config.fields import RULES_GROUP, AggregationMethod, CentralNoise, RulePath, stream
+from scarcity_ray.config.fields import (
+    RULES_GROUP,
+    AggregationMethod,
+    CentralNoise,
+    PrivacyUnit,
+    RulePath,
+    stream,
+)
 from scarcity_ray.config.sections import (
     BasketConfig,
     BufferConfig,
@@ -13,6 +20,7 @@ from scarcity_ray.config.sections import (
     HierarchicalFederationConfig,
     Layer1Config,
     Layer2Config,
+    PrivacyConfig,
     RuntimeConfig,
 )
 from scarcity_ray.config.validation import load, settings, to_plain
@@ -28,6 +36,8 @@ __all__ = [
     "HierarchicalFederationConfig",
     "Layer1Config",
     "Layer2Config",
+    "PrivacyConfig",
+    "PrivacyUnit",
     "RulePath",
     "RuntimeConfig",
     "load",

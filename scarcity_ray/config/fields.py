@@ -67,6 +67,14 @@ class CentralNoise(StrEnum):
     DISTRIBUTED_DISCRETE_GAUSSIAN = "distributed_discrete_gaussian"
 
 
+class PrivacyUnit(StrEnum):
+    """What neighbours differ in: whom the privacy claim protects."""
+
+    CLIENT = "client"
+    RECORD = "record"
+    PERSON = "person"
+
+
 def _unbox_integer(value: object) -> object:
     """NumPy integers become ints; everything else is left for the type check to judge."""
     try:
@@ -136,6 +144,7 @@ PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainSerializer(str)]
 """A rule by name, or by the path of one from outside."""
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
+Unit = Annotated[PrivacyUnit, BeforeValidator(_member_of(PrivacyUnit))]
 
 
 def stream(seed: int, *labels: str | int) -> np.random.Generator:

@@ -23,7 +23,9 @@ from scarcity_ray.config.fields import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivacyUnit,
     PublicKey,
+    Unit,
 )
 from scarcity_ray.config.validation import settings
 from scarcity_ray.errors import ConfigError
@@ -169,6 +171,19 @@ class Layer2Config:
 
 
 @settings
+class PrivacyConfig:
+    """Whom the privacy claim protects (docs/privacy_units.md)."""
+
+    unit: Unit = PrivacyUnit.CLIENT
+    """A whole client; or one person of a client, or one record, where a client's row is the mean over its
+    persons (records) of contributions of bounded norm."""
+    person_clip_norm: ClipNorm | None = None
+    """Norm that no contribution of a person (record) exceeds; None: layer1.clip_norm."""
+    min_persons: PositiveInt | None = None
+    """Persons (records) behind a row without which it is refused; required where they are the unit."""
+
+
+@settings
 class RuntimeConfig:
     """The placement of the roles' processes."""
 
@@ -187,6 +202,7 @@ class HierarchicalFederationConfig:
     buffer: BufferConfig = field(default_factory=BufferConfig)
     layer1: Layer1Config = field(default_factory=Layer1Config)
     layer2: Layer2Config = field(default_factory=Layer2Config)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     total_epsilon: Epsilon = 10.0
     total_delta: Delta = 1e-4
     auto_aggregate: StrictBool = True

@@ -42,6 +42,7 @@ from scarcity_ray.forecast import (
     warnings_at_release,
 )
 from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
@@ -305,6 +306,7 @@ class Driver:
             conduct,
             waiting,
             self.told.as_json(moot),
+            person_claim(self.config, budget.epsilon_spent, budget.total_delta),
         )
 
     def registry(self) -> Registry:

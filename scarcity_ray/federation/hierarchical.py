@@ -234,10 +234,13 @@ class HierarchicalFederation:
         other drivers pass ``signature=``. Only the public half leaves this driver.
 
         Under the rule ``weighted`` a client's weight is its number of examples, given here for all its
-        updates or with a single one, and at most ``layer1.max_examples``; without a number it is 1.
+        updates or with a single one, and at most ``layer1.max_examples``; without a number it is 1. Where
+        persons (records) are the unit of privacy, it is the number of these behind each update, and a client
+        with a key states it with every update, so that it is signed.
 
         Raises:
-            UsageError: For an invalid id, or a client registered in another domain or with another key.
+            UsageError: For an invalid id, fewer persons than ``privacy.min_persons``, or a client registered
+                in another domain or with another key.
         """
         if identity_keypair is not None and not isinstance(identity_keypair, IdentityKeyPair):
             raise UsageError(
@@ -246,7 +249,12 @@ class HierarchicalFederation:
         public = identity_keypair.public_bytes if identity_keypair is not None else None
         vector = None if features is None else numbers_of("features", features).astype(np.float64)
         member = Member(client_id, domain_id, public, vector, num_examples=examples_of(num_examples))
-        driver = self._open()
+        driver, privacy = self._open(), self.config.privacy
+        if member.num_examples is not None and member.num_examples < (privacy.min_persons or 1):
+            raise UsageError(
+                f"client {client_id!r}: num_examples: {num_examples!r} is not accepted; at least "
+                f"privacy.min_persons = {privacy.min_persons}, as each {privacy.unit.value} counts on so many"
+            )
         (basket_id,) = driver.operations.run(Directory.register, (member,), driver.client.now())
         if identity_keypair is not None:
             driver.keypairs[client_id] = identity_keypair

@@ -10,8 +10,10 @@ from typing import Any
 
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.baskets.reports import BasketReport, ClippingReport, ReputationReport
+from scarcity_ray.config import PrivacyUnit
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Warned, warning_of_clipping
+from scarcity_ray.plan import PersonClaim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 
 WITHOUT_LAYER2: Mapping[str, Any] = {
@@ -37,6 +39,7 @@ def federation_stats(
     conduct: Mapping[str, ReputationReport],
     waiting: WaitingFor,
     warned: Sequence[Mapping[str, Any]],
+    claim: PersonClaim | None,
 ) -> dict[str, Any]:
     """The keys of docs/specification.md#models-and-statistics, and more; `conduct` is empty if private."""
     rejections: Counter[str] = Counter()
@@ -53,6 +56,7 @@ def federation_stats(
         "n_layer2_aggregations": layer2["n_layer2_aggregations"],
         "privacy_consumed_epsilon": budget.epsilon_spent,
         "privacy_accounting": budget.accounting.value,
+        "privacy_claim": _claimed(claim),
         "current_round": directory["current_round"],
         "basket_stats": _by_domain(directory["statuses"], directory["sizes"], reports, places, conduct),
         "read_only": budget.read_only,
@@ -79,6 +83,14 @@ def federation_stats(
         "waiting_for": waiting.as_json(),
         "warnings": list(warned),
     }
+
+
+def _claimed(claim: PersonClaim | None) -> dict[str, Any]:
+    """Unit, mode, against whom, and for a person or record the figures beside epsilon."""
+    stated = {"noise": "central", "against": "whoever sees every release"}
+    if claim is None:
+        return {"unit": PrivacyUnit.CLIENT.value, **stated}
+    return {**asdict(claim), "unit": claim.unit.value, **stated}
 
 
 def warnings_of_clipping(reports: Sequence[ClippingReport]) -> tuple[Warned, ...]:

@@ -263,6 +263,7 @@ class Supervisor:
             total_delta=config.total_delta,
             gossip_share=self.plan.gossip_share,
             accounting=self.plan.accounting,
+            unit=config.privacy.unit,
             must_exist=must_exist,
             **opening,
         )

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
+from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config, PrivacyUnit
 from scarcity_ray.errors import (
     ClippingWarning,
     FaultWarning,
@@ -22,7 +22,13 @@ from scarcity_ray.errors import (
 )
 from scarcity_ray.forecast.feasibility import Forecast, noise_norm_of, signal_bound
 from scarcity_ray.forecast.remedies import HUGE_EPSILON, listed, remedies
-from scarcity_ray.plan import BasketFacts, FederationPlan, hides_from, masking_warning
+from scarcity_ray.plan import (
+    BasketFacts,
+    FederationPlan,
+    hides_from,
+    masking_warning,
+    persons_of_a_client,
+)
 
 WANDERING = 0.5
 """Noise on the share of norms, as a standard deviation, from which it says next to nothing."""
@@ -183,7 +189,15 @@ def weak_settings(config: HierarchicalFederationConfig, num_clients: int | None 
     >>> [warning.code for warning in weak_settings(HierarchicalFederationConfig(), 20_000)]
     ['basket_models_exposed', 'delta_not_small']
     """
-    found = {}
+    found, privacy = {}, config.privacy
+    unit = privacy.unit.value
+    if privacy.unit is not PrivacyUnit.CLIENT and persons_of_a_client(FederationPlan(config)) < 1.01:
+        found["unit_without_gain"] = (
+            f"privacy.unit is {unit}, but layer1 ({config.layer1.aggregation_method.value}"
+            f"{' behind ' + ', '.join(config.layer1.pre) if config.layer1.pre else ''}) has no proved bound "
+            f"for one {unit}, so its noise is that for a whole client; mean, weighted, trimmed_mean, median "
+            "and centered_clipping without pre have one"
+        )
     if math.isinf(config.total_epsilon):
         found["no_privacy_claim"] = (
             "total_epsilon is infinite: nothing is promised to anybody, and whoever sees the models may "
@@ -191,7 +205,7 @@ def weak_settings(config: HierarchicalFederationConfig, num_clients: int | None 
         )
     elif config.total_epsilon > HUGE_EPSILON:
         found["huge_epsilon"] = (
-            f"total_epsilon is {config.total_epsilon:g}: one client's values may change the odds of what "
+            f"total_epsilon is {config.total_epsilon:g}: one {unit}'s values may change the odds of what "
             f"is seen by a factor of e^{config.total_epsilon:g}, which promises next to nothing; set at "
             "most 10"
         )
@@ -205,10 +219,11 @@ def weak_settings(config: HierarchicalFederationConfig, num_clients: int | None 
             "basket models, outliers and the share of clipped updates are shown to every driver, and lie "
             "outside the privacy claim: set expose_basket_models: false for data that matter"
         )
-    if num_clients is not None and config.total_delta >= 1.0 / num_clients:
+    protected = None if num_clients is None else num_clients * (privacy.min_persons or 1)
+    if protected is not None and config.total_delta >= 1.0 / protected:
         found["delta_not_small"] = (
-            f"total_delta is {config.total_delta:g}, and 1/n with {num_clients} clients is "
-            f"{1 / num_clients:.3g}: such a delta allows that some client's update is shown to all; set "
+            f"total_delta is {config.total_delta:g}, and 1/n with {protected} {unit}s is "
+            f"{1 / protected:.3g}: such a delta allows that some {unit}'s update is shown to all; set "
             "it well below 1/n"
         )
     return tuple(Warned(code, message, loud=False, about="privacy") for code, message in found.items())

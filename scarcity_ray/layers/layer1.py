@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, stream
 from scarcity_ray.errors import TooFewUpdates, UsageError
 from scarcity_ray.layers.models import BasketModel, Placing
-from scarcity_ray.plan import FederationPlan
+from scarcity_ray.plan import FederationPlan, persons_of
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.robust import (
     AggregationResult,
@@ -63,6 +63,7 @@ class Layer1Input:
         num_members: Registered members, which f is a fraction of; n by default.
         raw_norms: (n,) norms of the rows before clipping, for adaptive clipping.
         meta: Mean of the reported meta-parameters.
+        num_persons: Persons behind each row, where they are the unit of privacy.
     """
 
     rows: ArrayLike | Sequence[ArrayLike]
@@ -71,6 +72,7 @@ class Layer1Input:
     num_members: int | None = None
     raw_norms: ArrayLike | None = None
     meta: NDArray[np.float64] | None = None
+    num_persons: Sequence[int] | None = None
     basket_id: str = ""
     round_id: int = 0
     timestamp: float = 0.0
@@ -140,6 +142,11 @@ class Layer1Aggregator:
             clip_norm=clip_norm,
             bit=0.0 if raw is None else float(np.mean(np.asarray(raw) <= clip_norm)) - 0.5,
             placings=_placings(ids, result),
+            num_persons=None
+            if given.num_persons is None
+            else persons_of(
+                given.num_persons, None if shares is None else np.asarray(given.weights).tolist()
+            ),
         )
 
     def seed(self, noise: NoiseSource, name: str) -> int:

@@ -52,6 +52,7 @@ class BasketModel:
         bit: With adaptive clipping, the share of its clients' rows whose norm was at most `clip_norm` before
             clipping, less 1/2; else 0.
         placings: By client id; empty where no report was asked for.
+        num_persons: See `BasketFacts`.
     """
 
     basket_id: str
@@ -68,6 +69,7 @@ class BasketModel:
     clip_norm: float | None = None
     bit: float = 0.0
     placings: dict[str, Placing] = field(default_factory=dict)
+    num_persons: int | None = None
 
     def facts(self, domain_id: str, num_members: int) -> BasketFacts:
         """What is public about it in a release for which the basket has `num_members`."""
@@ -79,6 +81,7 @@ class BasketModel:
             num_byzantine=self.num_byzantine,
             max_row_share=self.max_row_share,
             clip_norm=self.clip_norm,
+            num_persons=self.num_persons,
         )
 
 

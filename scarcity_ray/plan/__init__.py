@@ -6,9 +6,10 @@ module computes any of these numbers.
 """
 
 from scarcity_ray.plan.checks import make_plan
+from scarcity_ray.plan.claims import PersonClaim, person_claim, persons_of_a_client
 from scarcity_ray.plan.federation import DRIFT_SHARE, FLOAT32_SLACK, GRID_STEPS, NOISE_TAIL, FederationPlan
 from scarcity_ray.plan.gossip import GossipPlan
-from scarcity_ray.plan.release import BasketFacts, ReleasePlan
+from scarcity_ray.plan.release import BasketFacts, ReleasePlan, persons_of
 from scarcity_ray.plan.session import (
     SessionShape,
     corrupt_of,
@@ -27,6 +28,7 @@ __all__ = [
     "BasketFacts",
     "FederationPlan",
     "GossipPlan",
+    "PersonClaim",
     "ReleasePlan",
     "SessionShape",
     "corrupt_of",
@@ -35,5 +37,8 @@ __all__ = [
     "honest_shares",
     "make_plan",
     "masking_warning",
+    "person_claim",
+    "persons_of",
+    "persons_of_a_client",
     "session_shape",
 ]

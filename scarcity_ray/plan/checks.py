@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 
-from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig, Layer2Config
+from scarcity_ray.config import (
+    AggregationMethod,
+    CentralNoise,
+    HierarchicalFederationConfig,
+    Layer2Config,
+    PrivacyUnit,
+)
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.session import honest_shares
@@ -35,6 +41,7 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
     if config.layer2.adaptive_clipping:
         _check_adaptation(plan)
     _check_shares(config.layer2)
+    _check_unit(config)
     for name, (low, high) in config.meta_parameters.items():
         if not (low < high and math.isfinite(2.0 * (high - low))):
             raise ConfigError(
@@ -190,3 +197,51 @@ def _check_shares(layer2: Layer2Config) -> None:
         )
     for num_parties in range(layer2.min_baskets, max(layer2.min_baskets, COMPLETE_UP_TO) + 1):
         honest_shares(layer2, num_parties)
+
+
+def _check_unit(config: HierarchicalFederationConfig) -> None:
+    privacy = config.privacy
+    if privacy.unit is PrivacyUnit.CLIENT:
+        for name, value in (
+            ("person_clip_norm", privacy.person_clip_norm),
+            ("min_persons", privacy.min_persons),
+        ):
+            if value is not None:
+                raise ConfigError(f"privacy.{name}", value, "null where privacy.unit is client")
+        return
+    unit = f"privacy.unit: {privacy.unit.value}"
+    if privacy.min_persons is None:
+        raise ConfigError(
+            "privacy.min_persons",
+            None,
+            f"a number with {unit}: one {privacy.unit.value} moves a row by 2 person_clip_norm / min_persons "
+            "at most, and smaller clients are refused",
+        )
+    clip_norm = config.layer1.clip_norm
+    if (privacy.person_clip_norm or clip_norm) > clip_norm:
+        raise ConfigError(
+            "privacy.person_clip_norm",
+            privacy.person_clip_norm,
+            f"at most layer1.clip_norm = {clip_norm:g}, which would clip honest rows otherwise",
+        )
+    if not config.layer2.enabled:
+        raise ConfigError("layer2.enabled", False, f"true with {unit}: only releases are noised for it")
+    if config.gossip_budget_share:
+        raise ConfigError(
+            "gossip_budget_share",
+            config.gossip_budget_share,
+            f"0 with {unit}: gossip is noised for a whole client",
+        )
+    if config.layer2.adaptive_clipping:
+        raise ConfigError(
+            "layer2.adaptive_clipping",
+            True,
+            f"false with {unit}: one {privacy.unit.value} can turn a client's whole bit, however many "
+            "there are",
+        )
+    if config.meta_parameters:
+        raise ConfigError(
+            "meta_parameters",
+            dict(config.meta_parameters),
+            f"none with {unit}: one {privacy.unit.value} can change a client's whole report",
+        )

@@ -7,7 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig
+from scarcity_ray.config import (
+    AggregationMethod,
+    CentralNoise,
+    HierarchicalFederationConfig,
+    PrivacyUnit,
+)
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
 from scarcity_ray.plan.session import honest_shares
@@ -31,6 +36,23 @@ three times u of a norm that is at most the radius (or is brought to it afterwar
 for either neighbour, so 6 u of the radius. 8 u of each leaves room for the terms in u^2 and for the sums in
 float64.
 """
+
+ROW_SLACK = 2.0**-20
+"""What float32 rounding adds to the distance of a row and its neighbour, relative to the clip norm.
+
+Where a person is the unit, two neighbouring rows lie 2 C / n_i apart, and rounding is not small against
+that: it is added, and never scaled with it. Between the exact mean over the persons and the row that the rule
+reads, a vector of norm at most C is rounded to float32 as the client sends it, as its buffered updates become
+one row, and at two clips, of which the second leaves rows of norm up to (1 + 2 u) C as they are: at most 6 u
+for either neighbour, with u = 2^-24. 16 u for both leaves room for the client's own sums in float64 (up to
+2^27 persons) and for its clip of each contribution.
+"""
+
+FINEST_GRID = 2.0**48
+"""Fixed-point steps to a clip norm at most, so that float64 holds every sum with noise to the step."""
+GRID_SHARE = 0.01
+"""Of the sensitivity, what the grid may add where a person is the unit: its step is at most
+Delta / (100 sqrt(length)) while all baskets stay, unless `FINEST_GRID` stands against it."""
 
 MAX_EXAMPLES = 1000
 """Examples beyond which a client weighs no more, where the config does not say."""
@@ -61,6 +83,8 @@ class FederationPlan:
         meta_radius: Half the range of one meta-parameter's coordinate in Layer 2.
         max_examples: What a client's weight ends at, under the rule ``weighted``.
         rule: Layer 1's, at the clip norm that the federation starts with.
+        person_clip_norm: Norm that no contribution of a person (record) exceeds; None where the client is the
+            unit of privacy.
     """
 
     def __init__(self, config: HierarchicalFederationConfig) -> None:
@@ -69,6 +93,9 @@ class FederationPlan:
         layer2, gossip = config.layer2, config.gossip
         gaussian = layer2.noise is CentralNoise.GAUSSIAN or not layer2.enabled
         self.max_examples = config.layer1.max_examples or MAX_EXAMPLES
+        self.person_clip_norm: float | None = None
+        if config.privacy.unit is not PrivacyUnit.CLIENT:
+            self.person_clip_norm = config.privacy.person_clip_norm or config.layer1.clip_norm
         self.accounting = Accounting.GAUSSIAN_DP if gaussian else Accounting.ZCDP
         self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
         self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
@@ -172,6 +199,10 @@ class FederationPlan:
         """
         return float(min(num_examples or 1, self.max_examples))
 
+    def has_enough_persons(self, num_persons: int | None) -> bool:
+        """Whether a row of so many persons is taken; one that does not say how many counts as of one."""
+        return (num_persons or 1) >= (self.config.privacy.min_persons or 1)
+
     def worst_row_share(self, num_rows: int) -> float | None:
         """The greatest share of one row in a weighted mean of `num_rows`; None for rules without weights.
 
@@ -193,18 +224,33 @@ class FederationPlan:
         return self.rule.claim(max(size, self.least_rows(size)), f, self.config.layer1.clip_norm)
 
     def sensitivity(self, facts: BasketFacts) -> float:
-        """L2 bound on the change of a basket's vector and meta-parameters when one client's values change.
+        """L2 bound on the change of a basket's vector and meta-parameters when one unit of privacy changes.
 
-        It is the L2 sum of two bounds. The first is the rule's own on rows of norm clip_norm
-        (`privacy.sensitivity`), capped by the diameter of the ball that its result is clipped to; after a
-        pre-aggregation, which spreads one row over others, the diameter alone. A rule from outside has the
-        diameter too, unless its author claims less (`robust.rules.plugin`). All include what float32 adds
-        (`FLOAT32_SLACK`). The second is that of the meta-parameters' mean of vectors of norm clip_norm.
+        *Where the client is the unit* it is the L2 sum of two bounds. The first is the rule's own on rows of
+        norm clip_norm (`privacy.sensitivity`), capped by the diameter of the ball that its result is clipped
+        to; after a pre-aggregation, which spreads one row over others, the diameter alone. A rule from
+        outside has the diameter too, unless its author claims less (`robust.rules.plugin`). All include what
+        float32 adds (`FLOAT32_SLACK`). The second is that of the meta-parameters' mean of vectors of norm
+        clip_norm.
 
         Earlier clip norms do not matter. The last step before the rule clips every row to the clip norm C
         that the facts name, so the rule's rows have norm C at most for either neighbour. C is the same for
         both, as it depends on releases alone. An aggregate that waited for a later release keeps its rule's
         bound at the C of its rows, and is clipped to the ball of this release.
+
+        *Where a person (record) is the unit*, replacing one person of client i, whose number n_i of persons
+        is public and stays, moves the mean over them by at most delta_i = 2 C / n_i, C being
+        ``privacy.person_clip_norm``. So does a row made of several such means (the weights of a client's
+        buffered updates add up to 1 at most) and a clipped one (a projection moves no two points further
+        apart). All other rows are the same, since they are functions of earlier releases and of other
+        clients' persons. `ROW_SLACK` is added, and the rule's own constant takes both to the basket's vector;
+        a rule without a constant keeps 2 C, and one from outside what its author claims for a whole client.
+        There are no meta-parameters then.
+
+        The facts state N = `persons_of` of the aggregate's rows, which is at most n_i for the client i that
+        the person is of (times its share, where rows are weighted), so the bound from N covers it. *A false
+        count* of another client can only lower N, to ``min_persons`` at the least: it adds noise and takes
+        nobody's protection but its own persons'.
         """
         if not facts.fresh:
             return 0.0
@@ -224,10 +270,18 @@ class FederationPlan:
                 num_byzantine=facts.num_byzantine,
                 clip_norm=min(layer1.clip_norm, layer1.clipping_radius or math.inf),
                 max_row_share=facts.max_row_share,
+                row_move=self._row_move(facts.num_persons),
             )
         model = min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
         meta = 2.0 * layer2.clip_norm * stretched / facts.num_rows if self.config.meta_parameters else 0.0
         return math.hypot(model, meta)
+
+    def _row_move(self, num_persons: int | None) -> float | None:
+        """How far one person moves its client's row, rounding included; None: as far as a client does."""
+        if self.person_clip_norm is None:
+            return None
+        persons = num_persons or self.config.privacy.min_persons or 1
+        return 2.0 * self.person_clip_norm / persons + ROW_SLACK * self.config.layer1.clip_norm
 
     def release(
         self, baskets: Sequence[BasketFacts], *, registered: int | None = None, unsigned: int = 0
@@ -265,7 +319,7 @@ class FederationPlan:
             weights=weights,
             sensitivities=sensitivities,
             ring_bits=32,
-            scale=GRID_STEPS / layer2.clip_norm,
+            scale=self._grid_steps(weights, sensitivities) / layer2.clip_norm,
             length=self.vector_length,
             mu=self.mu_release,
             clip_norm=self.config.layer1.clip_norm,
@@ -275,6 +329,18 @@ class FederationPlan:
         if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
             draft = self._with_shares(draft, registered, unsigned)
         return draft if self.reach(draft) < 2.0**31 else replace(draft, ring_bits=64)
+
+    def _grid_steps(self, weights: dict[str, float], sensitivities: dict[str, float]) -> float:
+        """Grid steps to a clip norm in a release: `GRID_STEPS`, or more where one person moves it by little.
+
+        Rounding adds sqrt(length) steps to the sensitivity, whatever it is (`ReleasePlan.grid_sensitivity`).
+        """
+        move = max(weight * sensitivities[basket] for basket, weight in weights.items())
+        if self.person_clip_norm is None or move == 0.0:
+            return GRID_STEPS
+        most = move / self.config.layer2.clip_norm
+        _, exponent = math.frexp(math.sqrt(self.vector_length) / (GRID_SHARE * most))
+        return min(max(GRID_STEPS, 2.0**exponent), FINEST_GRID)
 
     def reach(self, release: ReleasePlan) -> float:
         """The greatest coordinate of a release's integer sum, the tail of its noise included.
@@ -305,7 +371,11 @@ class FederationPlan:
         widest = 2.0 * (math.sqrt(2.0) if self.config.meta_parameters else 1.0) * (1.0 + 2.0 * FLOAT32_SLACK)
         if self.config.layer2.adaptive_clipping:
             widest /= math.sqrt(1.0 - BIT_SHARE)
-        steps = GRID_STEPS * widest + math.sqrt(self.vector_length)
+        steps = GRID_STEPS * widest
+        if self.person_clip_norm is not None:
+            # A grid finer than `GRID_STEPS` has less than twice the steps that `GRID_SHARE` asks for.
+            steps = max(steps, 2.0 / GRID_SHARE * math.sqrt(self.vector_length))
+        steps += math.sqrt(self.vector_length)
         return NOISE_TAIL * steps / self.mu_release if self.mu_release else math.inf
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 
 from scarcity_ray.config import CentralNoise
 
@@ -23,6 +24,9 @@ class BasketFacts:
         num_byzantine: The f that its rule ran with.
         max_row_share: Largest share of one row in a weighted mean; None for every other rule.
         clip_norm: Clip norm of its rows; None: Layer 1's in this release.
+        num_persons: Persons (records) behind its smallest row, where they are the unit of privacy; under the
+            rule ``weighted`` the greatest number for which no row's share over its own persons exceeds
+            max_row_share / num_persons (`persons_of`). None where the client is the unit.
     """
 
     basket_id: str
@@ -32,6 +36,7 @@ class BasketFacts:
     num_byzantine: int = 0
     max_row_share: float | None = None
     clip_norm: float | None = None
+    num_persons: int | None = None
 
     @property
     def fresh(self) -> bool:
@@ -106,6 +111,30 @@ class ReleasePlan:
     def surviving_weight(self, survivors: Sequence[str]) -> float:
         """The survivors' total weight, by which the sum is divided."""
         return math.fsum(self.weights[b] for b in survivors)
+
+
+def persons_of(counts: Sequence[int], weights: Sequence[float] | None = None) -> int:
+    """The number of persons that stands for all rows of an aggregate in its sensitivity.
+
+    One person of row i moves that row by at most 2C / n_i, and a weighted mean by w_i 2C / n_i, w_i being the
+    row's share. The result N is the greatest whole number for which max(w) 2C / N is no less than that for
+    any row: the least of n_i max(w) / w_i, rounded down. Without weights it is the least n_i.
+
+    Args:
+        counts: n_i >= 1, persons behind each row.
+        weights: Of each row in a weighted mean, at least 0, of any positive sum.
+
+    >>> persons_of([400, 900]), persons_of([400, 900], [400.0, 900.0]), persons_of([400, 900], [400.0, 500.0])
+    (400, 900, 500)
+    """
+    if weights is None:
+        return min(counts)
+    widest = Fraction(max(weights))
+    return min(
+        math.floor(count * widest / Fraction(weight))
+        for count, weight in zip(counts, weights, strict=True)
+        if weight > 0.0
+    )
 
 
 def _close(mine: object, theirs: object) -> bool:

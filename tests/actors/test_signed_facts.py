@@ -62,6 +62,7 @@ CHANGES = {
     "num_byzantine": 0,
     "max_row_share": 0.5,
     "clip_norm": None,
+    "num_persons": 500,
 }
 
 

@@ -193,6 +193,8 @@ def test_verify_holds_for_a_whole_ledger(path, budget):
     (told,) = lines("verify", path, "--format", "json")
     whole = {"holds": True, "rows": 5, "accounting": "gaussian_dp", "head": head, "row_of_given_head": None}
     assert whole.items() <= told.items()
+    assert told["neighbours"] == "replace-one client"
+    assert "Its neighbours are replace-one client." in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ SCHEMA = {
         "mu_for_releases": LIMIT,
         "mu_for_gossip_of_a_client": LIMIT,
     },
+    "privacy": {},
     "release": {
         "epsilon": LIMIT,
         "noise": str,
@@ -182,6 +183,31 @@ def test_json_has_one_shape(arguments):
     for warning in numbers["warnings"]:
         _fits(warning, WARNING)
     assert {rule["rule"] for rule in numbers["rules"]} == set(AggregationMethod)
+
+
+@pytest.mark.parametrize("unit", ["person", "record"])
+def test_what_the_budget_is_worth_to_a_person_is_said(unit):
+    chosen = (
+        *("--set", f"federation.privacy={{unit: {unit}, min_persons: 200}}"),
+        *("--set", "federation.gossip_budget_share=0", "--set", "federation.total_epsilon=3"),
+        *("--set", "federation.total_delta=1e-6", "--set", "federation.layer2.central_dp_epsilon=0.3"),
+        *("--set", "federation.layer1={aggregation_method: trimmed_mean}"),
+    )
+    result = _plan("--format", "json", *chosen)
+    assert result.exit_code == 0, result.output
+    numbers = json.loads(result.stdout, parse_constant=pytest.fail)
+    told = numbers["privacy"]
+    assert told["unit"] == f"{unit}, against whoever sees every release (central noise)"
+    assert told[f"least_{unit}s_of_a_client"] == 200
+    assert told["membership_advantage_at_most"] == pytest.approx(0.2535, abs=2e-3)
+    assert told["true_positives_at_1_percent_false_ones"] == pytest.approx(0.0466, abs=5e-4)
+    assert 6 < told[f"epsilon_of_a_{unit}_at_two_clients"] < 8
+    assert told["epsilon_of_a_whole_client_with_as_few"] > 1000
+    assert ("epsilon_of_10_records" in told) == (unit == "record")
+    costs = {rule["rule"]: rule["sensitivity"] for rule in numbers["rules"] if rule["fits"]}
+    assert costs["median"] == pytest.approx(2 / 200, rel=1e-2)
+    assert costs["krum"] == pytest.approx(2.0, rel=1e-3)
+    assert "membership advantage at most" in _plan(*chosen).stdout
 
 
 def test_what_adaptive_clipping_costs_is_said():

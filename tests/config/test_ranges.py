@@ -17,6 +17,7 @@ from scarcity_ray.config import (
     HierarchicalFederationConfig,
     Layer1Config,
     Layer2Config,
+    PrivacyConfig,
     RuntimeConfig,
 )
 from scarcity_ray.errors import ConfigError
@@ -27,6 +28,7 @@ SECTIONS = {
     "buffer": BufferConfig,
     "layer1": Layer1Config,
     "layer2": Layer2Config,
+    "privacy": PrivacyConfig,
     "runtime": RuntimeConfig,
 }
 

@@ -8,6 +8,7 @@ import pytest
 from dp_accounting.pld import privacy_loss_distribution as losses
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from scarcity_ray.errors import LedgerError
 from scarcity_ray.privacy import Accounting, DurableBudget, Ledger, PrivacyAccountant
@@ -153,3 +154,38 @@ def test_an_unknown_accounting_is_refused_by_name(tmp_path):
     ):
         with pytest.raises(LedgerError, match=r"'renyi'.*gaussian_dp, zcdp"):
             attempt()
+
+
+@pytest.mark.parametrize("mu", [0.01, 0.3, 0.648, 2.0, 6.0])
+def test_no_test_of_membership_is_better_than_claimed_of_gaussians(mu):
+    thresholds = np.linspace(-12.0, 12.0, 20_001) + mu / 2
+    false, true = stats.norm.sf(thresholds), stats.norm.sf(thresholds - mu)
+    for accounting in Accounting:
+        assert (true - false).max() <= accounting.advantage_of(mu)
+        for rate in (1e-3, 0.01, 0.2):
+            claimed = accounting.true_positives_of(mu, rate)
+            assert stats.norm.sf(stats.norm.isf(rate) - mu) <= claimed <= 1.0
+    assert Accounting.GAUSSIAN_DP.advantage_of(mu) == pytest.approx((true - false).max(), rel=1e-6)
+    exact = stats.norm.sf(stats.norm.isf(0.01) - mu)
+    assert Accounting.GAUSSIAN_DP.true_positives_of(mu, 0.01) == pytest.approx(exact, rel=1e-8)
+
+
+@pytest.mark.parametrize(("sigma", "moved"), [(0.7, 1), (3.0, 1), (3.0, 4), (2.0, 9), (20.0, 3)])
+def test_no_test_of_membership_is_better_than_claimed_of_discrete_gaussians(sigma, moved):
+    """The likelihood ratio rises with the value, so the best tests accept from a value on."""
+    values = np.arange(-400, 401)
+    law = np.exp(-0.5 * (values / sigma) ** 2)
+    law /= law.sum()
+    false, true = law[::-1].cumsum(), np.roll(law, moved)[::-1].cumsum()
+    mu = moved / sigma
+    assert (true - false).max() <= Accounting.ZCDP.advantage_of(mu)
+    for rate in (1e-3, 0.01, 0.2):
+        # Between two values a test may accept the one with some probability: true is linear in false there.
+        assert np.interp(rate, false, true) <= Accounting.ZCDP.true_positives_of(mu, rate)
+
+
+@pytest.mark.parametrize("accounting", list(Accounting))
+def test_without_noise_membership_is_certain_and_without_a_release_hidden(accounting):
+    assert accounting.advantage_of(np.inf) == accounting.true_positives_of(np.inf, 0.01) == 1.0
+    assert accounting.advantage_of(0.0) == 0.0
+    assert accounting.true_positives_of(0.0, 0.01) == pytest.approx(0.01)

@@ -218,3 +218,96 @@ def test_a_rule_that_keeps_no_row_is_refused():
         rule_sensitivity("trimmed_mean", num_rows=4, num_byzantine=2, clip_norm=1.0)
     with pytest.raises(TooFewUpdates):
         rule_sensitivity("mean", num_rows=0, num_byzantine=0, clip_norm=1.0)
+
+
+def centered_clipping(rows, f):
+    """One step around the zero vector, with a radius below the clip norm."""
+    norms = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    return (rows * np.minimum(1.0, 1.0 / norms)).mean(axis=0)
+
+
+LIPSCHITZ = {
+    "mean": mean,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "centered_clipping": centered_clipping,
+}
+
+
+def person_bound(name, n, f, move, **share):
+    radius = min(C, 1.0) if name == "centered_clipping" else C
+    return rule_sensitivity(name, num_rows=n, num_byzantine=f, clip_norm=radius, row_move=move, **share)
+
+
+@pytest.mark.parametrize("name", sorted(LIPSCHITZ))
+@given(data=st.data())
+def test_no_person_moves_a_rule_further_than_its_constant(name, data):
+    f, d = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 4))
+    n = data.draw(st.integers(2 * f + 1, 2 * f + 5))
+    move = data.draw(st.sampled_from([1e-6, 2 * C / 500, 0.1, C, 100.0]))
+    rows = data.draw(hnp.arrays(np.float64, (n, d), elements=VALUES))
+    towards = data.draw(hnp.arrays(np.float64, (d,), elements=st.floats(-1, 1)))
+    other = rows.copy()
+    other[0] += move * towards / max(1.0, float(np.linalg.norm(towards)))
+    results = [clip(LIPSCHITZ[name](clip(side), f)) for side in (rows, other)]
+    assert np.linalg.norm(results[0] - results[1]) <= person_bound(name, n, f, move) * (1 + 1e-9) + 1e-15
+
+
+@pytest.mark.parametrize("name", sorted(LIPSCHITZ))
+def test_the_constants_are_reached(name):
+    n, f, move = 9, 2, 1e-3
+    rows = np.zeros((n, 2))
+    rows[1:5, 0], rows[5:, 0] = 1.0, -1.0
+    other = rows.copy()
+    other[0, 0] = move
+    moved = np.linalg.norm(LIPSCHITZ[name](rows, f) - LIPSCHITZ[name](other, f))
+    assert moved == pytest.approx(person_bound(name, n, f, move), rel=1e-9)
+
+
+@given(data=st.data())
+def test_no_person_moves_a_weighted_mean_further_than_its_share(data):
+    n = data.draw(st.integers(1, 6))
+    counts = np.array(data.draw(st.lists(st.integers(1, 50), min_size=n, max_size=n)))
+    weights = np.array(data.draw(st.lists(st.floats(0.01, 10), min_size=n, max_size=n)))
+    shares, row = weights / weights.sum(), data.draw(st.integers(0, n - 1))
+    bound = 2 * C * float(np.max(shares / counts))
+    least = min(counts / shares) * shares.max()
+    claimed = person_bound("weighted", n, 0, 2 * C / least, max_row_share=float(shares.max()))
+    assert claimed == pytest.approx(bound, rel=1e-12)
+    # The mean over the row's persons, of whom one goes from one end of the ball to the other.
+    rows = np.zeros((n, 2))
+    other = rows.copy()
+    rows[row, 0], other[row, 0] = C / counts[row], -C / counts[row]
+    assert np.linalg.norm(shares @ rows - shares @ other) <= claimed * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["krum", "bulyan", "multi_krum"])
+def test_a_rule_without_a_constant_is_moved_far_by_a_small_move(name):
+    """Row 0 sits between two camps and tips the scale; the move is one person's of ten thousand."""
+    rng, f = np.random.default_rng(2), 1
+    n, move, furthest = least_rows(name, f), 2 * C / 10_000, 0.0
+    for _ in range(40):
+        half = (n - 1) // 2
+        rows = np.concatenate(
+            [np.zeros((1, 1)), np.full((half, 1), C / 2), np.full((n - 1 - half, 1), -C / 2)]
+        )
+        rows[1:] += 0.05 * rng.standard_normal((n - 1, 1))
+        low, high = -C, C
+        ends = [RULES[name](np.concatenate([[[at]], rows[1:]]), f)[0] for at in (low, high)]
+        while high - low > move:
+            middle = 0.5 * (low + high)
+            result = RULES[name](np.concatenate([[[middle]], rows[1:]]), f)[0]
+            if abs(result - ends[0]) < abs(result - ends[1]):
+                low, ends[0] = middle, result
+            else:
+                high, ends[1] = middle, result
+        furthest = max(furthest, abs(ends[1] - ends[0]))
+    assert furthest > 50 * move
+    assert person_bound(name, n, f, move) == 2 * C
+
+
+def test_a_move_out_of_range_is_refused_and_a_wide_one_is_a_clients():
+    for move in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="row_move"):
+            person_bound("mean", 5, 0, move)
+    assert person_bound("mean", 5, 0, 100.0) == bound("mean", 5, 0)

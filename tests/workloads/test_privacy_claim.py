@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
+from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config, load
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 
 
@@ -26,3 +26,19 @@ def test_without_a_budget_nothing_is_claimed():
     config = HierarchicalFederationConfig(total_epsilon=math.inf)
     assert privacy_claim(config, 1.0) == privacy_claim(HierarchicalFederationConfig(), math.inf)
     assert privacy_claim(config, 1.0)[0].startswith("No privacy claim")
+
+
+@pytest.mark.parametrize("unit", ["person", "record"])
+def test_a_claim_about_a_person_says_so_and_nothing_of_gossip(unit):
+    config = load(
+        HierarchicalFederationConfig,
+        {"privacy": {"unit": unit, "min_persons": 100}, "gossip_budget_share": 0.0, "total_epsilon": 3.0},
+    )
+    sentences = privacy_claim(config, 2.5)
+    assert sentences[0].startswith("(2.5, 0.0001)-differential privacy of all global models")
+    assert sentences[1].startswith(f"Protected: any one {unit} of one client")
+    assert not any(
+        "any one client's" in sentence or "own noised gossip" in sentence for sentence in sentences
+    )
+    assert any("whoever sees every released global model" in sentence for sentence in sentences)
+    assert any("Not against: whoever operates the Ray cluster" in sentence for sentence in sentences)

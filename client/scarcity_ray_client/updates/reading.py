@@ -39,6 +39,7 @@ class Rejection(StrEnum):
     PARTICIPATION_CAP = "participation_cap"
     BAD_SIGNATURE = "bad_signature"
     READ_ONLY = "read_only"
+    TOO_FEW_PERSONS = "too_few_persons"
 
 
 def read_array(message: object) -> Numbers | Rejection:

@@ -15,15 +15,22 @@ for zCDP. What differs is what a claim (epsilon, delta) buys and what a sum amou
 Guarantees:
     both_modes_plan_below_and_report_above: The sides of `gaussian_dp` and of `zcdp`.
     concentrated_claims_buy_less_than_gaussian_ones: At every (epsilon, delta).
+    no_test_of_membership_is_better_than_claimed: Against exact curves, of continuous and discrete Gaussians.
 """
 
 from __future__ import annotations
 
 import math
 from enum import StrEnum
+from statistics import NormalDist
 
 from scarcity_ray.privacy.accounting.gaussian_dp import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
 from scarcity_ray.privacy.accounting.zcdp import delta_of_rho, epsilon_of_rho, rho_of_claim, rho_of_pure
+
+_NORMAL = NormalDist()
+_ROUNDED_UP = 1.0 + 1e-9
+"""By more than the normal distribution and its inverse are off in the standard library."""
+_GRID = 64
 
 
 class Accounting(StrEnum):
@@ -55,6 +62,43 @@ class Accounting(StrEnum):
         if self is Accounting.GAUSSIAN_DP:
             return delta_of_mu(mu, epsilon)
         return delta_of_rho(rho_of_mu(mu), epsilon)
+
+    def advantage_of(self, mu: float) -> float:
+        """The most by which a test's true positives exceed its false ones, after what adds up to mu^2.
+
+        It is the total variation distance. Under Gaussian DP that is 2 Phi(mu / 2) - 1 (Dong, Roth, Su 2022,
+        corollary 2.13 at epsilon 0). Under rho-zCDP the Kullback-Leibler divergence is at most rho, so it is
+        at most sqrt(rho / 2) (Pinsker) and sqrt(1 - exp(-rho)) (Bretagnolle, Huber 1979).
+
+        >>> round(Accounting.GAUSSIAN_DP.advantage_of(0.648), 3)
+        0.254
+        """
+        if self is Accounting.GAUSSIAN_DP:
+            exact = math.erf(mu * math.sqrt(0.125))
+        else:
+            rho = rho_of_mu(mu)
+            exact = min(math.sqrt(0.5 * rho), math.sqrt(-math.expm1(-rho)))
+        return min(1.0, exact * _ROUNDED_UP)
+
+    def true_positives_of(self, mu: float, false_positives: float) -> float:
+        """The greatest true positive rate of a test with this false positive rate, likewise.
+
+        Under Gaussian DP that is Phi(mu + Phi^-1(a)) for the rate a (Dong, Roth, Su 2022, definition 2.6).
+        Under zCDP it is at most a plus the total variation distance, and exp(epsilon) a + delta(epsilon) for
+        every epsilon; the least over a grid of them is taken.
+
+        Args:
+            false_positives: In (0, 1).
+
+        >>> round(Accounting.GAUSSIAN_DP.true_positives_of(0.648, 0.01), 4)
+        0.0466
+        """
+        if self is Accounting.GAUSSIAN_DP:
+            return min(1.0, _NORMAL.cdf(mu + _NORMAL.inv_cdf(false_positives)) * _ROUNDED_UP)
+        most = -math.log(false_positives)
+        tried = (most * step / _GRID for step in range(_GRID))
+        by_claims = min(math.exp(e) * false_positives + self.delta_of(mu, e) for e in tried)
+        return min(1.0, false_positives + self.advantage_of(mu), by_claims * _ROUNDED_UP)
 
     def in_words(self, mu: float) -> str:
         """A charge as mu or as rho, for messages.

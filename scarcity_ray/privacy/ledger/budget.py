@@ -11,6 +11,7 @@ Guarantees:
     an_interrupted_charge_is_neither_lost_nor_doubled: Asked again, it is found recorded, or charged then.
     a_restart_continues_the_same_budget: By replaying the ledger; spent epsilon is bitwise the same.
     a_ledger_of_another_accounting_is_refused: Its sums mean something else.
+    a_ledger_of_another_unit_is_refused: What it spent protects others than the configuration says.
     a_missing_ledger_is_never_a_fresh_budget: `LedgerMissing`.
     an_older_copy_is_never_continued: Where a newer head is known; `LedgerRolledBack`.
     a_partial_gossip_charge_records_exactly_the_allowed: Others are not charged, and get no permission later.
@@ -28,6 +29,7 @@ from typing import TypeVar, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from scarcity_ray.config import PrivacyUnit
 from scarcity_ray.errors import LedgerError, LedgerTakenOver, UsageError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting
@@ -42,7 +44,7 @@ from scarcity_ray.privacy.ledger.events import (
     pack_gossip,
 )
 from scarcity_ray.privacy.ledger.ledger import Ledger, Opening
-from scarcity_ray.privacy.ledger.replay import accountant_of, accounting_of, replay
+from scarcity_ray.privacy.ledger.replay import NEIGHBOURS, accountant_of, accounting_of, neighbours_of, replay
 from scarcity_ray.privacy.ledger.store import address_of, exists
 
 _Charged = TypeVar("_Charged", ReleaseCharge, GossipCharge)
@@ -70,6 +72,7 @@ class DurableBudget:
         total_delta: float,
         gossip_share: float,
         accounting: Accounting = Accounting.GAUSSIAN_DP,
+        unit: PrivacyUnit = PrivacyUnit.CLIENT,
         must_exist: bool,
         now: float,
         **opening: Unpack[Opening],
@@ -85,11 +88,12 @@ class DurableBudget:
             total_epsilon: The claim of the first period, or of the one in force.
             gossip_share: Share of the cap set aside for each client's gossip, in [0, 1].
             accounting: What the ledger adds up, for good.
+            unit: Whom its claim protects, for good.
             must_exist: Whether this federation is known to have a ledger.
 
         Raises:
             LedgerMissing: If the ledger must exist and does not.
-            LedgerError: If it states another budget or accounting.
+            LedgerError: If it states another budget, accounting or unit.
         """
         name = opening.get("name")
         opening.setdefault("operator_key", None)
@@ -99,7 +103,7 @@ class DurableBudget:
             total_delta=total_delta,
             gossip_share=gossip_share,
             accounting=accounting.value,
-            neighbours="replace-one client",
+            neighbours=NEIGHBOURS[unit],
             name=name,
         )
         accountant = accountant_of(asked)
@@ -115,6 +119,13 @@ class DurableBudget:
                     f"{address}: the ledger adds up {stated.value} and the configuration (layer2.noise) "
                     f"needs {accounting.value}; what a ledger adds up is chosen when it is made: configure "
                     "the noise that it was made for, or start another federation"
+                )
+            neighbours = neighbours_of(ledger.genesis)
+            if neighbours != NEIGHBOURS[unit]:
+                raise LedgerError(
+                    f"{address}: the ledger's neighbours are {neighbours!r}, and the configuration "
+                    f"(privacy.unit: {unit.value}) needs {NEIGHBOURS[unit]!r}; what was spent protects the "
+                    "unit that a ledger was made with: configure that unit, or start another federation"
                 )
             budget = cls(ledger, accountant_of(ledger.genesis))
             known, genesis = budget._accountant, ledger.genesis

@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from scarcity_ray.config import PrivacyUnit
 from scarcity_ray.errors import LedgerCorrupted, LedgerError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row
 from scarcity_ray.privacy.ledger.events import Genesis, GossipCharge, ReleaseCharge, Renewal
 from scarcity_ray.privacy.ledger.ledger import Ledger
+
+NEIGHBOURS = {
+    PrivacyUnit.CLIENT: "replace-one client",
+    PrivacyUnit.PERSON: "replace-one person of one client",
+    PrivacyUnit.RECORD: "replace-one record of one client",
+}
+"""What neighbours differ in, as a ledger's first row states it."""
 
 
 def accounting_of(genesis: Genesis) -> Accounting:
@@ -28,6 +36,11 @@ def accounting_of(genesis: Genesis) -> Accounting:
             f"the ledger states the accounting {genesis.accounting!r}, and this version knows "
             f"{', '.join(Accounting)}; read it with the version that wrote it"
         ) from None
+
+
+def neighbours_of(genesis: Genesis) -> str:
+    """What a ledger's neighbours differ in; whole clients in ledgers from before there was a choice."""
+    return genesis.neighbours or NEIGHBOURS[PrivacyUnit.CLIENT]
 
 
 def accountant_of(genesis: Genesis) -> PrivacyAccountant:

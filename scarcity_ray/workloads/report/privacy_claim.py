@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.plan import make_plan
+from scarcity_ray.plan import make_plan, person_claim
 from scarcity_ray.privacy.accounting.modes import Accounting
 
 _HOW_ADDED_UP = {
@@ -46,20 +46,12 @@ def privacy_claim(
             "protection.",
         )
     plan = make_plan(config)
-    gossip = (
-        " A client's own noised gossip is counted in; each round of it is by itself "
-        f"({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-private against whoever "
-        "sees every message."
-    )
     word = f" On trust: {plan.rule_claim}." if plan.rule_claim else ""
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
         f"under this budget together; the budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
         + _HOW_ADDED_UP[plan.accounting],
-        "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
-        "in one client's values: replace-one). That a client took part, and which of its updates were "
-        f"accepted, is public.{word}",
-        f"Against: whoever sees every released global model.{gossip if plan.gossip_share > 0.0 else ''}",
+        *_whom(config, epsilon_spent, word),
         "Not against: whoever operates the Ray cluster or can read its memory. Secure aggregation keeps "
         "single baskets from the aggregator's code, state and logs, not from the machine's operator.",
         *((_LAB,) if is_lab else ()),
@@ -67,4 +59,27 @@ def privacy_claim(
         "driver as it is, and settings may have been chosen by clients' data; basket models, outlier "
         "reports and how many updates were clipped are not covered either. Metrics on test "
         "data cost nothing if no client's data are among them: they see released models alone.",
+    )
+
+
+def _whom(config: HierarchicalFederationConfig, epsilon_spent: float, word: str) -> tuple[str, ...]:
+    """Whom the claim on releases protects, on whose word, and against whom."""
+    claim = person_claim(config, epsilon_spent)
+    if claim is not None:
+        protected, *rest = claim.sentences()
+        return (
+            protected + word,
+            *rest,
+            "Against: whoever sees every released global model. There is no gossip.",
+        )
+    gossip = (
+        " A client's own noised gossip is counted in; each round of it is by itself "
+        f"({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-private against whoever "
+        "sees every message."
+    )
+    return (
+        "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
+        "in one client's values: replace-one). That a client took part, and which of its updates were "
+        f"accepted, is public.{word}",
+        f"Against: whoever sees every released global model.{gossip if config.gossip_budget_share else ''}",
     )

@@ -1,0 +1,142 @@
+"""What a claim about one person is worth, in figures that a reader can use beside epsilon.
+
+The trade-off function of mu-GDP is known exactly (Dong, Roth, Su 2022, definition 2.6): whoever sees all
+releases, and knows everything but one person's records, finds the person's presence with probability at most
+Phi(mu + Phi^-1(a)) if he accuses an absent one with probability a. `Accounting` has the figures, for zCDP as
+upper bounds.
+
+Guarantees:
+    a_whole_client_and_a_group_are_claimed_no_better_than_they_are: By the plan's own sensitivities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, PrivacyConfig, PrivacyUnit
+from scarcity_ray.plan.federation import FederationPlan
+from scarcity_ray.plan.release import BasketFacts
+
+FALSE_POSITIVES = 0.01
+"""Of those who were not there, the share that is accused wrongly."""
+RECORDS_OF_ONE = 10
+"""Records of one person that the group's figure is given for."""
+_ROUNDED = 1.0 + 4e-12
+"""By more than `Accounting.mu_of_claim` rounds down."""
+
+
+@dataclass(frozen=True)
+class PersonClaim:
+    """A claim (epsilon, delta) about one person, or one record, under central noise.
+
+    Attributes:
+        membership_advantage: True less false positives of the best test of a person's presence, at most.
+        true_positives: Its true positives at `FALSE_POSITIVES`, at most.
+        two_clients_epsilon: At delta, for somebody who is in the data of two clients.
+        ten_records_epsilon: At delta, for somebody with `RECORDS_OF_ONE` records at one client, where a
+            record is the unit; else `epsilon`.
+        client_epsilon: At delta, for all persons of a client at once, if the smallest client has min_persons;
+            more if it has more.
+    """
+
+    unit: PrivacyUnit
+    epsilon: float
+    delta: float
+    membership_advantage: float
+    true_positives: float
+    two_clients_epsilon: float
+    ten_records_epsilon: float
+    client_epsilon: float
+    person_clip_norm: float
+    min_persons: int
+
+    def sentences(self) -> tuple[str, ...]:
+        """The claim in words: whom it protects, what that is worth, and whom it does not protect."""
+        unit = self.unit.value
+        protected = (
+            f"Protected: any one {unit} of one client, over the whole run (neighbours replace one {unit}'s "
+            f"data: replace-one). How many {unit}s each client has, that it took part, and which of its "
+            "updates were accepted is public: the federation's roles and drivers learn it."
+        )
+        worth = (
+            "Noise is central: it is added to each release. Whoever sees them all, and knows all data but "
+            f"one {unit}'s, tells with an advantage over guessing of at most {self.membership_advantage:.3g} "
+            f"whether a given {unit} is in, and recognises at most {100 * self.true_positives:.3g} % of "
+            "those who are, at 1 % false alarms."
+        )
+        elsewhere = (
+            f"A {unit} at k clients loses k times as much mu: at two, epsilon is at most "
+            f"{self.two_clients_epsilon:.4g}."
+        )
+        if self.unit is PrivacyUnit.RECORD:
+            elsewhere += (
+                f" A record is not a person: for one with {RECORDS_OF_ONE} records at a client epsilon is at "
+                f"most {self.ten_records_epsilon:.4g}."
+            )
+        whole = (
+            f"A whole client is not protected so: for all of its {unit}s at once the same noise gives "
+            f"epsilon {self.client_epsilon:.4g}, or more where the smallest client has more than "
+            f"{self.min_persons}."
+        )
+        relied_on = (
+            f"Relied on: each client's row is the mean over its {unit}s of contributions of norm at most "
+            f"{self.person_clip_norm:g}, each made of one {unit}'s data and earlier releases. A client that "
+            f"sends another row, or a false count, takes the protection of its own {unit}s alone."
+        )
+        return protected, worth, elsewhere, whole, relied_on
+
+
+def persons_of_a_client(plan: FederationPlan) -> float:
+    """How many times as far as one person a whole client moves a release, where all have the least persons.
+
+    For rules with a constant that is ``min_persons`` (times layer1.clip_norm over the person's, if they
+    differ); for the others 1, since their noise hides a whole client whatever the unit is.
+    """
+    config = plan.config
+    rows = max(config.basket.min_clients, plan.least_rows(config.basket.min_clients))
+    weighted = config.layer1.aggregation_method is AggregationMethod.WEIGHTED
+    facts = BasketFacts(
+        "", "", rows, rows, plan.num_byzantine(rows), max_row_share=1.0 / rows if weighted else None
+    )
+    of_clients = FederationPlan(replace(config, privacy=PrivacyConfig()))
+    return of_clients.sensitivity(facts) / plan.sensitivity(facts)
+
+
+def person_claim(
+    config: HierarchicalFederationConfig, epsilon: float, delta: float | None = None
+) -> PersonClaim | None:
+    """The claim that an epsilon at `delta` amounts to; None where the client is the unit.
+
+    A person at two clients moves two rows, and whoever has ten of a client's records moves its row ten times
+    as far: by the triangle inequality the sum moves that many times as far, and mu grows likewise. A whole
+    client moves its row by 2 layer1.clip_norm, as in a plan whose unit is the client.
+
+    Args:
+        epsilon: Spent, or that of the whole budget.
+        delta: The configuration's total_delta if None.
+    """
+    plan = FederationPlan(config)
+    privacy, clip_norm = config.privacy, plan.person_clip_norm
+    if clip_norm is None:
+        return None
+    accounting = plan.accounting
+    delta = config.total_delta if delta is None else delta
+    mu = accounting.mu_of_claim(epsilon, delta) * _ROUNDED
+
+    def times(factor: float) -> float:
+        return accounting.epsilon_of(mu * factor, delta)
+
+    whole = persons_of_a_client(plan)
+    records = min(RECORDS_OF_ONE, whole) if privacy.unit is PrivacyUnit.RECORD else 1.0
+    return PersonClaim(
+        unit=privacy.unit,
+        epsilon=epsilon,
+        delta=delta,
+        membership_advantage=accounting.advantage_of(mu),
+        true_positives=accounting.true_positives_of(mu, FALSE_POSITIVES),
+        two_clients_epsilon=times(2.0),
+        ten_records_epsilon=times(records) if records > 1.0 else epsilon,
+        client_epsilon=times(whole),
+        person_clip_norm=clip_norm,
+        min_persons=privacy.min_persons or 1,
+    )
