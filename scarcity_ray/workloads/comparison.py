@@ -65,7 +65,7 @@ class Compared:
 
     Attributes:
         standings: Without Layer 2, how each basket ended, by its number.
-        failed: What was raised in its place; "" if nothing was.
+        failed: What was raised in its place, or how often its rule failed, in words; "" if neither.
     """
 
     run: SimulatedRun
@@ -85,10 +85,15 @@ def comparisons(lab: LabConfig) -> list[Comparison]:
 def compare(run: Comparison, inputs: ComparisonInputs) -> Compared:
     """Make one comparison run, or say how it failed; a task of the runtime."""
     try:
-        return _made(run, inputs)
+        made = _made(run, inputs)
+        if count := made.run.rule_failures:
+            made = replace(
+                made, failed=f"its rule gave no result {count} times, and a basket waited each time"
+            )
+        return made
     except Exception as error:
         cause = str(error) if isinstance(error, ScarcityError) else told(error)
-        return Compared(SimulatedRun((), {}), failed=cause)
+        return Compared(SimulatedRun((), {}), failed=f"it failed: {cause}")
 
 
 def _made(run: Comparison, inputs: ComparisonInputs) -> Compared:

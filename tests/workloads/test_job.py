@@ -459,9 +459,9 @@ def test_a_run_beside_that_fails_is_told_and_costs_no_other(tmp_path, means, nam
     overrides = f"workload.class=failing_workload:{name}", "training.rounds=1"
     config, outcome = _job(tmp_path / "out", *overrides, path=means, small=())
     failed = {run.run: run.failed for run in outcome.summary.runs}
-    assert failed.pop("centralised").startswith(cause)
+    assert failed.pop("centralised").startswith(f"it failed: {cause}")
     assert failed == {"local_only": "", "clean": ""}
-    assert f"centralised failed: {cause}" in " ".join(render_report(config, outcome).split())
+    assert f"centralised: it failed: {cause}" in " ".join(render_report(config, outcome).split())
 
 
 def test_a_round_whose_model_has_no_metric_does_not_show_the_one_before(tmp_path, means):

@@ -167,6 +167,7 @@ def test_a_basket_whose_rule_fails_waits_also_in_an_attackers_trials(tmp_path, m
     rows[0, 0] = -0.9
     made = federated_delta(rows, np.repeat([0, 1], 11), plan)
     assert np.allclose(made.delta, 0.05, atol=1e-6), "the other basket's alone"
+    assert made.rule_failures == 1
     assert not basket_rule(plan)(rows[:11]).any()
 
 

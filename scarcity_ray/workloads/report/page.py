@@ -192,9 +192,9 @@ def simulated_note(summary: Summary) -> str:
 
 
 def failed_runs(summary: Summary) -> list[str]:
-    """The runs beside that failed, and how."""
+    """The runs beside that failed, whole or in part, and how."""
     return [
-        f"{LABELS[run.run]}{'' if run.attack == 'none' else f' under {attack_name(run.attack)}'} failed: "
+        f"{LABELS[run.run]}{'' if run.attack == 'none' else f' under {attack_name(run.attack)}'}: "
         f"{run.failed.splitlines()[0]}"
         for run in summary.runs
         if run.failed
