@@ -103,6 +103,7 @@ def _opening(display: Display, console: Console) -> Callable[..., HierarchicalFe
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)
             federation = HierarchicalFederation(*arguments, **named)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: Ray puts its own in its place
         ledger = federation.get_stats().get("ledger")
         if ledger is not None and isinstance(display, JsonLines):
             display.event("ledger", {k: str(v) if v == math.inf else v for k, v in ledger.items()})

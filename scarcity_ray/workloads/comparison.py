@@ -74,12 +74,14 @@ class Compared:
 
 
 def comparisons(lab: LabConfig) -> list[Comparison]:
-    """The runs to make: those of `compare` under the job's attack, the rules also under the other attacks."""
-    chosen = list(dict.fromkeys(lab.compare))
+    """The runs to make: those of `compare` under the job's attack, the rules also under the other attacks.
+
+    Where there are others, the configured federation is among the rules.
+    """
     own, *others = lab.attacks
+    chosen = list(dict.fromkeys((*(("federation",) if others else ()), *lab.compare)))
     runs = [Comparison(name, NO_ATTACK if name in UNATTACKED else own) for name in chosen]
-    rules = dict.fromkeys(("federation", *(name for name in chosen if name in RULES)))
-    return runs + [Comparison(name, attack) for attack in others for name in rules]
+    return runs + [Comparison(name, attack) for attack in others for name in chosen if name in RULES]
 
 
 def compare(run: Comparison, inputs: ComparisonInputs) -> Compared:

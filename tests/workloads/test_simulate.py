@@ -178,6 +178,7 @@ def test_comparisons_are_those_asked_for_and_the_rules_also_under_other_attacks(
         compare_attacks=("alie", "ipm", "alie"),
     )
     assert [(run.name, run.attack.name) for run in comparisons(lab)] == [
+        ("federation", "ipm"),
         ("clean", "none"),
         ("plain_mean", "ipm"),
         ("local_only", "none"),
