@@ -194,7 +194,7 @@ def _fit(
     note: Callable[[RoundRecord], None],
     folder: RunFolder,
 ) -> None:
-    """Train through `fit`."""
+    """Train through `fit`; the model of each release is written before anything else is done with it."""
     terms, plan = job.config.training, make_plan(job.config.federation)
     adversary = None
     if attack.name != "none":
@@ -220,6 +220,7 @@ def _fit(
                 elapsed=watch.elapsed,
                 training={domain: found.metrics for domain, found in record.metrics.items()},
                 clients={domain: found.metrics for domain, found in record.clients.items()},
+                private_evaluation=record.private_evaluation,
                 waits_for=record.waiting_for,
             )
         )
@@ -235,11 +236,14 @@ def _fit(
         averaging_decay=terms.averaging_decay,
         stopping=terms.stopping(training.metric),
         evaluate_clients=terms.evaluate_clients,
+        private_evaluation=None if terms.private_evaluation is None else terms.private_evaluation.made(),
         adversary=adversary,
-        on_model=lambda model: folder.write_model("model.npz", model),
         on_round=on_round,
         on_progress=watcher.progress,
+        on_release=lambda model, _: folder.write_model("model.npz", model),
     )
+    if result.stopped is Stopped.EVALUATION:
+        raise UsageError(f"{result.explanation}; the model so far is {folder.path / 'model.npz'}")
     training.fitted, training.refused = result, result.refusals
     training.budget_spent_early = result.stopped is Stopped.BUDGET
     training.stopped = result.explanation if result.stopped is not Stopped.ROUNDS else ""
@@ -386,6 +390,9 @@ def _summarise(
         date=folder.begun.isoformat(timespec="seconds"),
         versions=versions(config.workload.class_),
         load_model=_how_to_load(job, folder),
+        private_evaluation=next(
+            (record.private_evaluation for record in reversed(records) if record.private_evaluation), {}
+        ),
     )
 
 

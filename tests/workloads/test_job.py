@@ -234,7 +234,7 @@ class StandIn:
     def map_tasks(self, function, items, shared=None):
         return [function(item, shared) for item in items]
 
-    def fit(self, workload, *, rounds, on_model, on_round, **terms):
+    def fit(self, workload, *, rounds, on_round, on_release, **terms):
         history = []
         for number in range(rounds):
             if self.fails_in == number:
@@ -252,6 +252,7 @@ class StandIn:
                 metrics={"domain_0": MeanMetrics({"loss": 2.0 - number})},
                 evaluation={"accuracy": 0.1 * self.made} if released else {},
                 clients={},
+                private_evaluation={},
                 versions=(self.made,) if released else (),
                 waiting_for="" if released else "A release waits for the stand-in.",
                 clip_norm=1.0,
@@ -264,7 +265,7 @@ class StandIn:
             )
             history.append(record)
             if released:
-                on_model(workload.initial_model())
+                on_release(workload.initial_model(), number)
             on_round(record)
         model = workload.initial_model()
         return FitResult(
@@ -471,3 +472,29 @@ def test_a_round_whose_model_has_no_metric_does_not_show_the_one_before(tmp_path
     assert outcome.summary.initial == {"error": 1.0}
     assert outcome.rounds[0].metrics == outcome.summary.metrics == {}
     assert "reached error - (before training: 1)" in " ".join(render_report(config, outcome).split())
+
+
+def test_what_clients_measure_privately_is_in_the_runs_files(tmp_path):
+    asked = "training.private_evaluation={metrics: {accuracy: [0, 1]}, max_examples: 2}"
+    small = (*SMALL[:2], "training.rounds=1", "lab={compare: []}")
+    _, outcome = _job(tmp_path, asked, small=small)
+    found = outcome.summary.private_evaluation["accuracy"]
+    assert abs(found.examples - 2) < 6 * found.examples_error, "every client has two examples or more"
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    told = json.loads(line)["private_evaluation"]["accuracy"]
+    assert told == json.loads((tmp_path / "summary.json").read_text())["private_evaluation"]["accuracy"]
+    assert told["examples"] == found.examples
+
+
+def test_a_run_that_fails_later_keeps_the_model_that_its_budget_paid_for(tmp_path, means):
+    class Stopping(Silent):
+        def round(self, record):
+            if record.round == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _job(tmp_path / "out", path=means, small=(), watcher=Stopping())
+    job = load_job(means)
+    reached = job.workload.evaluate(load_model(tmp_path / "out" / "model.npz"))
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["metrics"] == reached
