@@ -234,7 +234,7 @@ class StandIn:
     def map_tasks(self, function, items, shared=None):
         return [function(item, shared) for item in items]
 
-    def fit(self, workload, *, rounds, on_round, **terms):
+    def fit(self, workload, *, rounds, on_round, on_release, **terms):
         history = []
         for number in range(rounds):
             if self.fails_in == number:
@@ -264,6 +264,8 @@ class StandIn:
                 seconds=0.1,
             )
             history.append(record)
+            if released:
+                on_release(workload.initial_model(), number)
             on_round(record)
         model = workload.initial_model()
         return FitResult(
@@ -330,6 +332,7 @@ def test_a_failing_run_closes_the_federation_and_keeps_its_metrics(tmp_path):
     with pytest.raises(RuntimeError, match="network"):
         _job(tmp_path, *QUICK, open_federation=Failing)
     assert made[0].closed
+    assert load_model(tmp_path / "model.npz").keys() == {"weights", "bias"}
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -337,6 +340,8 @@ def test_a_run_that_releases_nothing_says_what_it_waited_for(tmp_path):
     _, outcome = _job(tmp_path, *QUICK, open_federation=partial(StandIn, releases=0))
     assert outcome.summary.waits_for == "A release waits for the stand-in."
     assert all(record.waits_for for record in outcome.rounds)
+    assert outcome.summary.load_model == ""
+    assert not list(tmp_path.glob("*.npz")), "nothing was trained"
     assert outcome.summary.metrics == outcome.summary.initial
     released = _job(tmp_path / "released", *QUICK, open_federation=StandIn)[1]
     assert released.summary.waits_for == "".join(record.waits_for for record in released.rounds) == ""
@@ -430,6 +435,44 @@ def test_what_evaluate_cannot_give_is_told_before_the_federation_starts(tmp_path
     with pytest.raises(UsageError, match=message):
         _job(tmp_path / "out", override, path=means, small=(), open_federation=pytest.fail)
     assert not list((tmp_path / "out").iterdir())
+
+
+FAILING = """
+from means_workload import Means
+
+class Failing(Means):
+    def centralised(self):
+        raise OSError("the archive is shut")
+    def evaluate(self, model):
+        return {"error": float("nan") if model["mean"].any() else 1.0}
+
+class Absent(Means):
+    def centralised(self):
+        return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("Failing", "OSError: the archive is shut"), ("Absent", "centralised gave None")],
+)
+def test_a_run_beside_that_fails_is_told_and_costs_no_other(tmp_path, means, name, cause):
+    (tmp_path / "failing_workload.py").write_text(FAILING)
+    overrides = f"workload.class=failing_workload:{name}", "training.rounds=1"
+    config, outcome = _job(tmp_path / "out", *overrides, path=means, small=())
+    failed = {run.run: run.failed for run in outcome.summary.runs}
+    assert failed.pop("centralised").startswith(f"it failed: {cause}")
+    assert failed == {"local_only": "", "clean": ""}
+    assert f"centralised: it failed: {cause}" in " ".join(render_report(config, outcome).split())
+
+
+def test_a_round_whose_model_has_no_metric_does_not_show_the_one_before(tmp_path, means):
+    (tmp_path / "failing_workload.py").write_text(FAILING)
+    overrides = "workload.class=failing_workload:Failing", "training.rounds=1", "lab.compare=[]"
+    config, outcome = _job(tmp_path / "out", *overrides, path=means, small=())
+    assert outcome.summary.initial == {"error": 1.0}
+    assert outcome.rounds[0].metrics == outcome.summary.metrics == {}
+    assert "reached error - (before training: 1)" in " ".join(render_report(config, outcome).split())
 
 
 def test_what_clients_measure_privately_is_in_the_runs_files(tmp_path):

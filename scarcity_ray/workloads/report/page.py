@@ -58,6 +58,7 @@ def render_report(config: RunConfig, outcome: Outcome) -> str:
         "metrics": [(name, as_figure(name, value)) for name, value in (summary.metrics or {}).items()],
         "comparison": comparison_rows(summary, GOSSIP_RUNS if by_gossip else RUNS),
         "attacks": attack_rows(summary),
+        "failed_runs": failed_runs(summary),
         "domains": domain_rows(outcome),
         "refused": refused_rows(summary),
         "outside_claim": OUTSIDE_CLAIM,
@@ -203,6 +204,16 @@ def simulated_note(summary: Summary) -> str:
         f"fresh from the operating system, the simulation's comes from the seed{gossip}. Another run gives "
         "another figure."
     )
+
+
+def failed_runs(summary: Summary) -> list[str]:
+    """The runs beside that failed, whole or in part, and how."""
+    return [
+        f"{LABELS[run.run]}{'' if run.attack == 'none' else f' under {attack_name(run.attack)}'}: "
+        f"{run.failed.splitlines()[0]}"
+        for run in summary.runs
+        if run.failed
+    ]
 
 
 def epsilon(value: float) -> str:
