@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray_client import (
@@ -212,7 +212,6 @@ NESTED = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(NESTED, NESTED, st.sampled_from(["bare", "model", "delta", "metrics"]))
 def test_nothing_that_a_workload_does_raises(value, other, place):
     def training(model):

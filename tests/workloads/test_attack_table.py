@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 
@@ -25,8 +24,6 @@ from benchmarks.lab.attack_table import (
 from benchmarks.lab.laboratory import HONEST_MEAN, Case
 from scarcity_ray.robust.rules import RULES
 from scarcity_ray.workloads.attacks import ATTACKS
-
-ROOT = Path(__file__).parents[2]
 
 
 def _records(seeds=2):
@@ -103,22 +100,16 @@ def test_the_picture_is_one_svg_that_shows_rules_and_arms():
     assert len(text) < 400_000
 
 
-def _run(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "attacks", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_one_command_makes_the_table_the_lines_and_the_picture(tmp_path):
+def test_one_command_makes_the_table_the_lines_and_the_picture(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
+
+    def _run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["python -m benchmarks", "attacks", *arguments])
+        with pytest.raises(SystemExit, match=r"^0$"):
+            runpy.run_module("benchmarks", run_name="__main__")
+        return capsys.readouterr().out
+
     arguments = ("--seeds", "1", "--steps", "2", "--rule", "krum", "--attack", "optimised_ipm")
     lines = [json.loads(line) for line in _run("--format", "json", *arguments).splitlines()]
     assert len(lines) == 6 * 3 + len(ARMS) * 3
