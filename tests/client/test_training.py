@@ -12,7 +12,7 @@ from asyncio import CancelledError
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray_client import (
@@ -248,7 +248,6 @@ NESTED = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(NESTED, NESTED, st.sampled_from(["bare", "model", "delta", "metrics"]))
 def test_nothing_that_a_workload_does_raises(value, other, place):
     def training(model):

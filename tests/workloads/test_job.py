@@ -124,6 +124,7 @@ def test_baskets_are_as_the_scene_foresaw():
 
 GOSSIP_SHARE = "federation.gossip_budget_share"
 NO_GOSSIP = f"{GOSSIP_SHARE}=0.0"
+QUICK = ("lab.compare=[]", "lab.compare_attacks=[]")
 ADAPTIVE = (
     "federation.layer2.adaptive_clipping=true",
     "federation.layer2.clip_learning_rate=1.0",
@@ -135,7 +136,8 @@ ADAPTIVE = (
 @pytest.mark.parametrize("clipping", [(), ADAPTIVE])
 def test_one_round_equals_its_simulation_but_for_noise(tmp_path, clipping):
     quiet = ("federation.total_epsilon=.inf", "federation.layer2.central_dp_epsilon=.inf")
-    _, outcome = _job(tmp_path, *quiet, *clipping, NO_GOSSIP)
+    only = ("lab.compare=[federation]", "lab.compare_attacks=[]")
+    _, outcome = _job(tmp_path, *quiet, *clipping, *only, NO_GOSSIP)
     simulated = next(run.curve for run in outcome.summary.runs if run.run == "federation")
     measured = [record.metrics["accuracy"] for record in outcome.rounds]
     assert measured == pytest.approx(simulated, abs=0.0045)
@@ -144,7 +146,7 @@ def test_one_round_equals_its_simulation_but_for_noise(tmp_path, clipping):
 
 
 def test_a_job_follows_the_clip_norm_and_says_so_each_round(tmp_path):
-    _, outcome = _job(tmp_path, *ADAPTIVE, NO_GOSSIP)
+    _, outcome = _job(tmp_path, *ADAPTIVE, *QUICK, NO_GOSSIP)
     clip_norms = [record.clip_norm for record in outcome.rounds]
     assert clip_norms[0] == 10.0
     steps = [math.log(after / before) for before, after in pairwise(clip_norms)]
@@ -155,8 +157,9 @@ def test_a_job_follows_the_clip_norm_and_says_so_each_round(tmp_path):
 
 def test_gossip_on_is_within_two_points_of_gossip_off(tmp_path):
     seeded = partial(HierarchicalFederation, noise=SeededNoise(5))
+    eight = (*QUICK, "training.rounds=8")
     finals = [
-        _job(tmp_path / share, f"{GOSSIP_SHARE}={share}", "training.rounds=8", open_federation=seeded)[1]
+        _job(tmp_path / share, f"{GOSSIP_SHARE}={share}", *eight, open_federation=seeded)[1]
         for share in ("0.1", "0.0")
     ]
     assert finals[0].summary.gossip_messages > 0
@@ -191,7 +194,9 @@ def test_the_median_of_five_federated_runs_keeps_the_margins(tmp_path):
 
 
 def test_nan_attackers_are_refused_counted_and_shown(tmp_path):
-    config, outcome = _job(tmp_path, "lab.attack={name: nan}")
+    config, outcome = _job(
+        tmp_path, "lab.attack={name: nan}", "lab.compare=[plain_mean]", "lab.compare_attacks=[]"
+    )
     assert outcome.summary.rejected == {"not_finite": 3 * 21}
     assert outcome.summary.beside("plain_mean", "nan") is None
     assert len(outcome.summary.refused) == 21
@@ -202,7 +207,7 @@ def test_nan_attackers_are_refused_counted_and_shown(tmp_path):
 
 def test_a_spent_budget_ends_the_run_early_with_everything_written(tmp_path):
     config, outcome = _job(
-        tmp_path, "training.rounds=9", "federation.layer2.central_dp_epsilon=6.0", NO_GOSSIP
+        tmp_path, *QUICK, "training.rounds=9", "federation.layer2.central_dp_epsilon=6.0", NO_GOSSIP
     )
     assert outcome.summary.budget_spent_early
     assert 0 < outcome.summary.rounds < 9
@@ -290,7 +295,6 @@ class StandIn:
         }
 
 
-QUICK = ("lab.compare=[]", "lab.compare_attacks=[]")
 LOST = Refusal("domain_0_client_003", 1, Cause.RAISED, "ValueError: no such column: age (w.py:3 in train)")
 
 
