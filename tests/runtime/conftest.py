@@ -110,7 +110,7 @@ def open_harnesses(
 def _opener(request: pytest.FixtureRequest, folder: Path) -> Iterator[Callable[..., Harness]]:
     opened: list[HierarchicalFederation] = []
 
-    def open_one(runtime: Literal["ray", "local"], **changes: Any) -> Harness:
+    def open_one(runtime: Literal["ray", "local"], /, **changes: Any) -> Harness:
         if runtime == "ray":
             request.getfixturevalue("ray_cluster")
         ledger = folder / f"ledger_{len(opened)}.sqlite"
