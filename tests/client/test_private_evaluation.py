@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray_client import NoisedMean, PrivateEvaluation, UsageError
@@ -14,7 +14,6 @@ from scarcity_ray_client import NoisedMean, PrivateEvaluation, UsageError
 ASKED = PrivateEvaluation({"auc": (0.0, 1.0), "loss": (0.5, 4.5)}, max_examples=200)
 
 
-@settings(max_examples=60)
 @given(
     found=st.dictionaries(
         st.sampled_from(["auc", "loss", "other"]), st.floats(allow_nan=True, allow_infinity=True)
@@ -42,7 +41,6 @@ def released(evaluation: PrivateEvaluation, values: dict[str, float], sigma: flo
     return {name: NoisedMean(values[name], sigma * halves[name]) for name in halves}
 
 
-@settings(max_examples=60)
 @given(
     clients=st.lists(
         st.tuples(st.floats(0.5, 4.5), st.integers(1, 1000), st.floats(0.01, 1.0), st.booleans()),
