@@ -305,8 +305,11 @@ class HierarchicalFederation:
     ) -> FitResult[Model]:
         """Train a workload's model: its clients are registered, train where their data lies, and send.
 
-        It ends early when the privacy budget is spent. The local runtime trains one client after another and
-        cannot interrupt one: what ends after the deadline is too late there, too.
+        It ends early when the privacy budget is spent. Clients whose `num_persons` is below
+        ``privacy.min_persons`` are left out of all rounds, and counted in the first.
+
+        The local runtime trains one client after another and cannot interrupt one: what ends after the
+        deadline is too late there, too.
 
         Args:
             workload: Model, clients and training (docs/workloads.md).
@@ -329,7 +332,7 @@ class HierarchicalFederation:
 
         Raises:
             UsageError: For a workload or argument that cannot work, `evaluate` that raises, or a round in
-                which every client raised; the text has the first one's traceback.
+                which every client failed; the text has the first one's traceback.
         """
         driver = self._open()
         terms = FitTerms(

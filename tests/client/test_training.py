@@ -24,6 +24,7 @@ from scarcity_ray_client import (
     UsageError,
     Workload,
     evaluate_client,
+    person_mean,
     train_client,
     train_clients,
 )
@@ -96,6 +97,24 @@ def test_metrics_and_examples_go_along():
         )
     )
     assert (update.metrics, update.num_examples) == ({"loss": 0.5}, 3)
+
+
+def test_where_persons_are_the_unit_an_update_is_a_delta_of_enough_persons():
+    delta = {"delta": np.ones(3)}
+    for sent, cause, words in [
+        ({"model": START}, Cause.WRONG_RESULT, "model= is not accepted where persons"),
+        ({**delta, "num_examples": 900}, Cause.WRONG_RESULT, "num_persons is missing"),
+        ({**delta, "num_persons": 9}, Cause.TOO_FEW_PERSONS, "9 is below privacy.min_persons = 10"),
+    ]:
+        refusal = tried(lambda model, sent=sent: Trained(**sent), min_persons=10)
+        assert refusal.cause is cause
+        assert words in refusal.detail
+        assert isinstance(tried(lambda model, sent=sent: Trained(**sent)), Update)
+    update = tried(lambda model: Trained(**delta, num_persons=10), min_persons=10)
+    assert (update.num_persons, update.num_examples) == (10, 7)
+    few = tried(lambda model: person_mean(np.ones((9, 3)), clip_norm=1.0, min_persons=10), min_persons=10)
+    assert few.cause is Cause.TOO_FEW_PERSONS
+    assert tried(None, min_persons=10, attacker=True).num_persons is None
 
 
 def test_an_attacker_is_asked_for_its_poison():
