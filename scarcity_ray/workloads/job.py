@@ -387,6 +387,7 @@ def _summarise(
         date=folder.begun.isoformat(timespec="seconds"),
         versions=versions(config.workload.class_),
         load_model=_how_to_load(job, folder),
+        privacy=stats["privacy_claim"],
     )
 
 

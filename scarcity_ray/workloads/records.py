@@ -104,6 +104,8 @@ class Summary:
         date: When it began, ISO 8601 in UTC.
         versions: Of what it ran with, and the workload's class.
         load_model: Python that reads the model back.
+        privacy: Unit, mode and against whom; for a person or record the figures beside epsilon, which are
+            those of `plan.PersonClaim`.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Summary:
     date: str
     versions: Mapping[str, str]
     load_model: str
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def headline(self) -> float | None:
