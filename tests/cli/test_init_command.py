@@ -112,7 +112,7 @@ def test_a_made_job_protects_persons_where_it_is_asked_to(call):
     assert summary["privacy"].items() >= {"unit": "person", "noise": "central", "min_persons": 15}.items()
     page = Path("out/report.html").read_text()
     assert "epsilon spent for one person, at delta 1e-06" in page
-    assert "a whole client, all of its at least 15 persons" in page
+    assert "a whole client, where the smallest has 15 persons" in page
     refused = call("others", "--persons", "--kind", "torch")
     assert (refused.exit_code, os.path.exists("others")) == (2, False)
     assert "--persons: with --kind torch is not accepted" in refused.stderr

@@ -199,7 +199,10 @@ def protected_rows(summary: Summary) -> list[tuple[str, str]]:
     rows = [
         (f"one {unit} of one client", claim["epsilon"]),
         (f"a {unit} at two clients", claim["two_clients_epsilon"]),
-        (f"a whole client, all of its at least {claim['min_persons']} {unit}s", claim["client_epsilon"]),
+        (
+            f"a whole client, where the smallest has {claim['min_persons']} {unit}s; more where it has more",
+            claim["client_epsilon"],
+        ),
     ]
     if unit == "record":
         rows.insert(1, ("somebody with 10 records at one client", claim["ten_records_epsilon"]))
