@@ -27,6 +27,7 @@ from scarcity_ray_client.persons import (
     person_mean,
     standardise,
 )
+from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
 from scarcity_ray_client.training import (
     Cause,
@@ -48,8 +49,11 @@ __all__ = [
     "ModelCodec",
     "ModelRefused",
     "ModelWarning",
+    "NoisedMean",
     "Part",
     "PersonMean",
+    "PrivateEvaluation",
+    "PrivateMetric",
     "RecordGradients",
     "Refusal",
     "ScarcityError",

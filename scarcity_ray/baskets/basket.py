@@ -351,7 +351,7 @@ class Basket:
                 self._hold_against(member.public_key, submission)
             return judged
         if member.public_key is not None:
-            message = message_of(judged, meta, self.scope)
+            message = message_of(judged, meta, self.scope, is_joined=submission.is_joined)
             if not is_signed(member.public_key, message, submission.signature):
                 return Rejection.BAD_SIGNATURE
         if not self._plan.has_enough_persons(_count_of(member, judged.num_examples)):

@@ -16,6 +16,7 @@ from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned, forecast_of
 from scarcity_ray.cli.progress import Display, JsonLines, watcher
 from scarcity_ray.errors import LedgerWarning, ScarcityWarning
+from scarcity_ray.federation.evaluation import INSIDE_CLAIM
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
@@ -129,6 +130,10 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
             markup=False,
             soft_wrap=True,
         )
+    if summary.private_evaluation:
+        console.print(f"\nMeasured by clients. {INSIDE_CLAIM}", markup=False, soft_wrap=True)
+    for name, found in sorted(summary.private_evaluation.items()):
+        console.print(f"{name}: {found}", markup=False)
     _print_warnings(console, summary)
     console.print("\nPrivacy claim", style="bold")
     for sentence in summary.privacy_claim:

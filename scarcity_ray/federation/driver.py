@@ -488,7 +488,15 @@ class Driver:
         if not any(client_id in self.keypairs for client_id in batch.client_ids):
             return batch
         round_id = self.current_round() if batch.round_id is None else batch.round_id
-        return signed(batch, round_id, self.keypairs, self.signing_scope(), self.config.vector_dim)
+        config = self.config
+        return signed(
+            batch,
+            round_id,
+            self.keypairs,
+            self.signing_scope(),
+            config.vector_dim,
+            len(config.meta_parameters),
+        )
 
 
 def _merged(answers: Mapping[int, Mapping[str, T]]) -> dict[str, T]:

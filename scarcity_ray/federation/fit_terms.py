@@ -15,7 +15,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.evaluation import EarlyStopping, MeanMetrics
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
-from scarcity_ray_client import Refusal
+from scarcity_ray_client import PrivateEvaluation, PrivateMetric, Refusal
 from scarcity_ray_client.errors import shown
 
 Model = TypeVar("Model")
@@ -84,6 +84,7 @@ class FitTerms:
     start: Any = None
     stopping: EarlyStopping | None = None
     evaluate_clients: bool = False
+    private_evaluation: PrivateEvaluation | None = None
     adversary: Adversary | None = None
     seed: int = 0
     on_round: Callable[[RoundRecord], None] | None = None
@@ -105,6 +106,8 @@ class FitTerms:
         if self.stopping is not None:
             instance_of("stopping", self.stopping, EarlyStopping)
         instance_of("evaluate_clients", self.evaluate_clients, bool)
+        if self.private_evaluation is not None:
+            instance_of("private_evaluation", self.private_evaluation, PrivateEvaluation)
         if self.adversary is not None and not isinstance(self.adversary, Adversary):
             raise UsageError(f"adversary must be an Adversary, got {shown(self.adversary)}")
         for name in ("on_round", "on_progress"):
@@ -130,6 +133,8 @@ class RoundRecord:
         evaluation: Those of `evaluate` after the release; empty without one.
         clients: Those of `evaluate_client` after the release, by domain, averaged over the round's clients by
             examples: outside the claim.
+        private_evaluation: Those of `evaluate_client` that were asked for privately, as this round's release
+            tells them, on the models that clients were handed: **inside the claim**. Empty without a release.
         versions: Of the releases that were made.
         waiting_for: What the next release waits for, where there was none.
         clip_norm: To which Layer 1 clipped this round's updates.
@@ -150,6 +155,7 @@ class RoundRecord:
     metrics: Mapping[str, MeanMetrics]
     evaluation: Mapping[str, float]
     clients: Mapping[str, MeanMetrics]
+    private_evaluation: Mapping[str, PrivateMetric]
     versions: tuple[int, ...]
     waiting_for: str
     clip_norm: float

@@ -3,7 +3,8 @@
 The driver holds references to updates and reads what is small: who trained, on how many examples, with which
 metrics. Only an `Adversary` has them come here. The server's optimiser and the evaluation see released deltas
 alone, so they cost no privacy. Metrics that `train` and `evaluate_client` return reach this driver as they
-are: they lie outside the privacy claim.
+are: they lie outside the privacy claim. Those of a private evaluation do not: they lie behind the updates, go
+to the baskets with them, and come back in the releases.
 
 Guarantees:
     a_client_with_too_few_persons_is_left_out_before_it_trains_and_counted
@@ -12,6 +13,7 @@ Guarantees:
     a_spent_budget_ends_the_rounds_and_is_told
     a_round_without_a_release_says_what_it_waits_for
     updates_come_to_the_driver_for_an_adversary_alone
+    what_is_measured_privately_comes_back_in_releases_alone
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -49,6 +52,7 @@ from scarcity_ray.federation.fit_terms import (
 from scarcity_ray.federation.training_round import (
     Answer,
     Group,
+    Reporting,
     TrainingProgress,
     TrainingRound,
     evaluate_group,
@@ -59,7 +63,7 @@ from scarcity_ray.forecast import Warned, warning_of_few_persons
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
-from scarcity_ray_client import Cause, Refusal, Workload, checked_clients, checked_metrics
+from scarcity_ray_client import Cause, PrivateMetric, Refusal, Workload, checked_clients, checked_metrics
 from scarcity_ray_client.errors import ModelRefused, shown
 from scarcity_ray_client.loading import source_folder, told
 
@@ -106,6 +110,9 @@ class Fitting(Generic[Model]):
         self._clients = tuple(one for one in everybody if (one.num_persons or least) >= least)
         self._too_small = tuple(one for one in everybody if (one.num_persons or least) < least)
         self._check_hooks()
+        asked = terms.private_evaluation
+        names = tuple(driver.config.meta_parameters)
+        self._reporting = None if asked is None else Reporting(asked, names)
         self._codec = workload.codec()
         dimension = self._codec.dimension
         if dimension != driver.config.vector_dim:
@@ -138,6 +145,7 @@ class Fitting(Generic[Model]):
         self._version = 0
         self._clip_norm = driver.config.layer1.clip_norm
         self._progress = Progress()
+        self._measured: Mapping[str, PrivateMetric] = {}
 
     def run(self) -> FitResult[Model]:
         """All rounds."""
@@ -186,6 +194,15 @@ class Fitting(Generic[Model]):
         kind, adversary = type(self._workload), self._terms.adversary
         if self._terms.evaluate_clients and kind.evaluate_client is Workload.evaluate_client:
             raise UsageError(f"evaluate_clients: {kind.__name__} has no evaluate_client; write it")
+        if (asked := self._terms.private_evaluation) is not None:
+            if kind.evaluate_client is Workload.evaluate_client:
+                raise UsageError(f"private_evaluation: {kind.__name__} has no evaluate_client; write it")
+            declared, due = self._driver.config.meta_parameters, asked.meta_parameters()
+            if any(tuple(declared.get(name, ())) != due[name] for name in due):
+                raise UsageError(
+                    "private_evaluation: the federation's meta_parameters lack what clients would report; "
+                    f"configure it with meta_parameters: { {name: list(ends) for name, ends in due.items()} }"
+                )
         if adversary is None:
             return
         if adversary.poisons and kind.poison is Workload.poison:
@@ -241,7 +258,14 @@ class Fitting(Generic[Model]):
         self._num_bytes = 0
         self._phases.clear()
         training, groups = self._sampled(self._driver.current_round())
-        submitting = Submitting(self._driver, self._tasks, self._terms.adversary, training.round_id)
+        submitting = Submitting(
+            self._driver,
+            self._tasks,
+            self._terms.adversary,
+            training.round_id,
+            has_reports=self._reporting is not None,
+        )
+        self._measured = {}
         clip_norm, versions, waiting_for, messages = self._clip_norm, list[int](), "", 0
         try:
             self._train(training, submitting)
@@ -264,16 +288,14 @@ class Fitting(Generic[Model]):
         reasons = self._counted([*training.refusals, *too_small], submitting)
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
         refusals = [*training.refusals, *too_small]
+        refusals += self._counted_evaluations(submitting.unmeasured, reasons)
         if versions:
             with self._timed("evaluation"):
                 evaluation = self._evaluated(training.round_id)
             if self._terms.evaluate_clients:
                 with self._timed("client_evaluation"):
                     clients, refused = self._evaluated_by_clients(training.round_id, groups)
-                refusals += refused
-                for refusal in refused:
-                    reasons[f"evaluation_{refusal.cause}"] += 1
-                    self._count(refusal.client_id, f"evaluation_{refusal.cause}")
+                refusals += self._counted_evaluations(refused, reasons)
         return RoundRecord(
             round_id=training.round_id,
             num_sampled=training.num_sampled,
@@ -284,6 +306,7 @@ class Fitting(Generic[Model]):
             metrics=self._by_domain(submitting.accepted),
             evaluation=evaluation,
             clients=clients,
+            private_evaluation=self._measured,
             versions=tuple(versions),
             waiting_for=waiting_for if not versions else "",
             clip_norm=clip_norm,
@@ -302,7 +325,9 @@ class Fitting(Generic[Model]):
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            return self._spec(training, group, train_group, vector, poison, self._min_persons)
+            return self._spec(
+                training, group, train_group, vector, poison, self._reporting, self._min_persons
+            )
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
             with self._timed("submission"):
@@ -391,6 +416,13 @@ class Fitting(Generic[Model]):
         self._too_small = ()
         return told
 
+    def _counted_evaluations(self, refused: Sequence[Refusal], reasons: Counter[str]) -> Sequence[Refusal]:
+        """Evaluations that failed, counted in `reasons` and for their clients."""
+        for refusal in refused:
+            reasons[f"evaluation_{refusal.cause}"] += 1
+            self._count(refusal.client_id, f"evaluation_{refusal.cause}")
+        return refused
+
     def _gossip(self, versions: list[int]) -> int:
         """Gossip where it has a share of the budget; the messages that were delivered."""
         if self._driver.supervisor.plan.gossip_share <= 0.0:
@@ -415,6 +447,8 @@ class Fitting(Generic[Model]):
         self._model = self._model.step(latest.aggregate, moved)
         self._clip_norm = latest.clip_norm or self._clip_norm
         self._version = latest.version
+        if self._terms.private_evaluation is not None:
+            self._measured = self._terms.private_evaluation.read(latest.meta_means)
         versions.append(latest.version)
 
     def _evaluated(self, round_id: int) -> dict[str, float]:
@@ -464,14 +498,25 @@ class Submitting:
     Attributes:
         accepted: Answers of clients whose update was accepted.
         refused: Client and reason of each that was not.
+        unmeasured: Private evaluations that failed.
         num_bytes: Of updates that came to this process.
     """
 
-    def __init__(self, driver: Driver, tasks: Tasks, adversary: Adversary | None, round_id: int) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        tasks: Tasks,
+        adversary: Adversary | None,
+        round_id: int,
+        *,
+        has_reports: bool = False,
+    ) -> None:
         self.accepted: list[Answer] = []
         self.refused: list[tuple[str, str]] = []
+        self.unmeasured: list[Refusal] = []
         self.num_bytes = 0
         self._driver, self._tasks, self._adversary, self._round_id = driver, tasks, adversary, round_id
+        self._has_reports = has_reports
         self._seen: dict[str, tuple[Answer, Rows]] = {}
 
     def take(self, held: Sequence[tuple[Answer, StoredRow]]) -> None:
@@ -479,6 +524,7 @@ class Submitting:
         if not held:
             return
         answers, rows = [answer for answer, _ in held], tuple(row for _, row in held)
+        self.unmeasured += [answer.unmeasured for answer in answers if answer.unmeasured is not None]
         batch = self._batch(answers, rows)
         if self._adversary is None:
             self._submit(answers, batch)
@@ -497,6 +543,8 @@ class Submitting:
         answers = [self._seen[client_id][0] for client_id in client_ids]
         rows = np.stack([self._seen.pop(client_id)[1] for client_id in client_ids])
         rows.setflags(write=False)
+        behind = self._driver.config.vector_dim
+        rows, reports = rows[:, :behind], rows[:, behind:]
         routes = self._driver.operations.locate(client_ids)
         baskets = [routes[client_id][0] if client_id in routes else "" for client_id in client_ids]
         given = self._adversary.sent(self._round_id, client_ids, baskets, rows, clip_norm)
@@ -505,7 +553,12 @@ class Submitting:
             raise UsageError(
                 f"adversary: sent gave {sent.dtype} of shape {sent.shape}; float32 of {rows.shape} is due"
             )
-        self._submit(answers, self._batch(answers, sent.astype(np.float32)))
+        batch = self._batch(answers, sent.astype(np.float32))
+        if self._has_reports:
+            names = list(self._driver.config.meta_parameters)
+            told = tuple(dict(zip(names, report, strict=True)) for report in reports.tolist())
+            batch = replace(batch, meta=told, has_reports=False)
+        self._submit(answers, batch)
 
     def _fetched(self, stored: Any) -> Any:
         value, num_bytes = self._tasks.fetch(stored)
@@ -518,6 +571,7 @@ class Submitting:
             rows,
             self._round_id,
             num_examples=tuple(answer.num_examples for answer in answers),
+            has_reports=self._has_reports,
         )
 
     def _submit(self, answers: Sequence[Answer], batch: SubmissionBatch) -> None:

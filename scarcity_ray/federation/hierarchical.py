@@ -61,7 +61,7 @@ from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import map_tasks
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
-from scarcity_ray_client import Workload
+from scarcity_ray_client import PrivateEvaluation, Workload
 from scarcity_ray_client.errors import shown
 
 Clock = Callable[[], float]
@@ -298,6 +298,7 @@ class HierarchicalFederation:
         start: Model | None = None,
         stopping: EarlyStopping | None = None,
         evaluate_clients: bool = False,
+        private_evaluation: PrivateEvaluation | None = None,
         adversary: Adversary | None = None,
         seed: int | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
@@ -325,6 +326,9 @@ class HierarchicalFederation:
             stopping: Keeps the best model, and ends the rounds without improvement.
             evaluate_clients: Have a round's clients run `evaluate_client` on its model. What they measure
                 comes here without noise: **outside the privacy claim**.
+            private_evaluation: Have a round's clients report metrics of `evaluate_client` on the model that
+                they are handed, beside their updates: in the same secure sum, **inside the privacy claim**.
+                The configuration must have its `meta_parameters`.
             adversary: Plays the lab's Byzantine clients. **Every update then comes to this process.**
             seed: Of the drawing of clients; ``seed`` of the configuration if None.
             on_round: Told of each round.
@@ -346,6 +350,7 @@ class HierarchicalFederation:
             start=start,
             stopping=stopping,
             evaluate_clients=evaluate_clients,
+            private_evaluation=private_evaluation,
             adversary=adversary,
             seed=self.config.seed if seed is None else seed,
             on_round=on_round,

@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from scarcity_ray.baskets.submission import StoredRow
 from scarcity_ray.runtime.base import TaskEnd
 from scarcity_ray.updates import content_digest
-from scarcity_ray_client import Cause, Client, ModelCodec, Refusal, Workload, evaluate_client, train_clients
+from scarcity_ray_client import (
+    Cause,
+    Client,
+    ModelCodec,
+    PrivateEvaluation,
+    Refusal,
+    Workload,
+    evaluate_client,
+    train_clients,
+)
 
 Model = TypeVar("Model")
 Group = tuple[Client, ...]
@@ -43,7 +52,9 @@ class Answer:
     """Persons (records) where they are the unit of privacy: what is stated with its update."""
     metrics: Mapping[str, float]
     digest: bytes = b""
-    """Of its update."""
+    """Of its update, with the report behind it where one is asked for."""
+    unmeasured: Refusal | None = None
+    """Why its private evaluation failed; it then weighs nothing in it."""
 
 
 Told = Answer | Refusal | str
@@ -70,31 +81,63 @@ class TrainingProgress:
     slowest_client: str | None
 
 
+@dataclass(frozen=True)
+class Reporting:
+    """What clients report behind their updates: a number for each meta-parameter, NaN where none is asked.
+
+    Attributes:
+        evaluation: What is asked of a client.
+        names: Of the federation's meta-parameters, in the order of its configuration.
+    """
+
+    evaluation: PrivateEvaluation
+    names: tuple[str, ...]
+
+    def measured(
+        self, held: Held[Model], vector: Rows, client: Client, round_id: int
+    ) -> tuple[Rows, Refusal | None]:
+        """A client's report (k,) on the model that it was handed, and why it measured nothing, if so."""
+        found = evaluate_client(*held, vector, client, round_id)
+        refusal = found if isinstance(found, Refusal) else None
+        report = self.evaluation.report({} if isinstance(found, Refusal) else found, client.num_examples)
+        return np.array([report.get(name, np.nan) for name in self.names], np.float32), refusal
+
+
 def train_group(
     held: Held[Model],
     vector: Rows,
     clients: Group,
     round_id: int,
     poisoned: frozenset[str],
+    reporting: Reporting | None = None,
     min_persons: int | None = None,
 ) -> tuple[list[Told], Rows | None]:
-    """The task of clients that train: an answer for each, and the updates (n, d) of those that have one."""
+    """The task of clients that train: an answer for each, and the updates (n, d) of those that have one.
+
+    With `reporting` each update ends in its client's report: (n, d + k).
+    """
     told: list[Told] = []
-    deltas = []
+    rows = []
+    by_id = {client.client_id: client for client in clients}
     for outcome in train_clients(
         *held, vector, clients, round_id, poisoned, on_failure=told.append, min_persons=min_persons
     ):
         if isinstance(outcome, Refusal):
             told.append(outcome)
             continue
-        digest = content_digest(outcome.delta)
+        row, unmeasured = outcome.delta, None
+        if reporting is not None:
+            client = by_id[outcome.client_id]
+            report, unmeasured = reporting.measured(held, vector, client, round_id)
+            row = np.concatenate([row, report])
         # An attacker that tells of nobody states the least that is taken.
         count = outcome.num_examples if min_persons is None else outcome.num_persons or min_persons
-        told.append(Answer(outcome.client_id, round_id, count, outcome.metrics, digest))
-        deltas.append(outcome.delta)
-    if len(deltas) == 1:
-        return told, deltas[0][None]
-    return told, np.stack(deltas) if deltas else None
+        digest = content_digest(row)
+        told.append(Answer(outcome.client_id, round_id, count, outcome.metrics, digest, unmeasured))
+        rows.append(row)
+    if len(rows) == 1:
+        return told, rows[0][None]
+    return told, np.stack(rows) if rows else None
 
 
 def evaluate_group(held: Held[Model], vector: Rows, clients: Group, round_id: int) -> tuple[list[Told], None]:
@@ -243,4 +286,13 @@ class TrainingRound:
             self.refusals.append(Refusal(client.client_id, self.round_id, cause, detail + shared, traceback))
 
 
-__all__ = ["Answer", "Group", "TrainingProgress", "TrainingRound", "evaluate_group", "grouped", "train_group"]
+__all__ = [
+    "Answer",
+    "Group",
+    "Reporting",
+    "TrainingProgress",
+    "TrainingRound",
+    "evaluate_group",
+    "grouped",
+    "train_group",
+]

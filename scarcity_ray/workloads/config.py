@@ -18,7 +18,14 @@ from scarcity_ray.layers.server_optimizers import ServerOptimizer, server_optimi
 from scarcity_ray.ledger_url import without_password
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig, make_attack, poisons
-from scarcity_ray_client import Client, ModelCodec, Workload, checked_clients, load_workload
+from scarcity_ray_client import (
+    Client,
+    ModelCodec,
+    PrivateEvaluation,
+    Workload,
+    checked_clients,
+    load_workload,
+)
 from scarcity_ray_client.loading import search_beside
 
 RunName = Literal[
@@ -55,6 +62,26 @@ class WorkloadConfig:
 
 
 @settings
+class PrivateEvaluationConfig:
+    """What clients measure and report in the secure sum: arguments of `PrivateEvaluation`."""
+
+    metrics: Mapping[StrictStr, tuple[StrictFloat, StrictFloat]]
+    """The least and greatest value of each of `evaluate_client`'s metrics."""
+    max_examples: PositiveInt
+    """Up to so many examples a client counts by."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.made()
+        except UsageError as error:
+            raise ConfigError("metrics", dict(self.metrics), str(error)) from None
+
+    def made(self) -> PrivateEvaluation:
+        """As `fit` takes it."""
+        return PrivateEvaluation(self.metrics, self.max_examples)
+
+
+@settings
 class TrainingConfig:
     """How it is trained; the names are those of `HierarchicalFederation.fit`."""
 
@@ -81,6 +108,9 @@ class TrainingConfig:
     """What counts as a gain is above it."""
     evaluate_clients: StrictBool = False
     """Whether clients measure each release on their own data: outside the privacy claim."""
+    private_evaluation: PrivateEvaluationConfig | None = None
+    """What clients measure of the models that they are handed, inside the privacy claim; its
+    `meta_parameters` are added to the federation's."""
 
     def __post_init__(self) -> None:
         try:
@@ -229,6 +259,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
         )
     config = replace(config, workload=replace(config.workload, folder=_home(workload, folder)))
     config = replace(config, federation=replace(config.federation, vector_dim=due))
+    config = _with_private_evaluation(config, workload)
     job = Job(config, workload, clients, codec)
     _check_clients(job)
     _check_lab(job)
@@ -275,6 +306,28 @@ def _home(workload: Workload[Any], folder: Path) -> str | None:
         if (place / f"{top}.py").exists() or (place / top / "__init__.py").exists():
             return str(place)
     return None
+
+
+def _with_private_evaluation(config: RunConfig, workload: Workload[Any]) -> RunConfig:
+    """The contents with the meta-parameters that its private evaluation needs."""
+    asked, federation = config.training.private_evaluation, config.federation
+    if asked is None or not federation.layer2.enabled:
+        return config
+    if type(workload).evaluate_client is Workload.evaluate_client:
+        raise ConfigError(
+            "training.private_evaluation",
+            dict(asked.metrics),
+            f"a workload that offers it: write evaluate_client in {config.workload.class_}, or leave it out",
+        )
+    declared, due = dict(federation.meta_parameters), asked.made().meta_parameters()
+    for name in due.keys() & declared.keys():
+        if tuple(declared[name]) != due[name]:
+            raise ConfigError(
+                f"federation.meta_parameters.{name}",
+                declared[name],
+                f"{list(due[name])}, which training.private_evaluation needs; or leave it out",
+            )
+    return replace(config, federation=replace(federation, meta_parameters={**declared, **due}))
 
 
 def _check_clients(job: Job) -> None:

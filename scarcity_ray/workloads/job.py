@@ -223,6 +223,7 @@ def _fit(
                 elapsed=watch.elapsed,
                 training={domain: found.metrics for domain, found in record.metrics.items()},
                 clients={domain: found.metrics for domain, found in record.clients.items()},
+                private_evaluation=record.private_evaluation,
                 waits_for=record.waiting_for,
             )
         )
@@ -238,6 +239,7 @@ def _fit(
         averaging_decay=terms.averaging_decay,
         stopping=terms.stopping(training.metric),
         evaluate_clients=terms.evaluate_clients,
+        private_evaluation=None if terms.private_evaluation is None else terms.private_evaluation.made(),
         adversary=adversary,
         on_round=on_round,
         on_progress=watcher.progress,
@@ -388,6 +390,9 @@ def _summarise(
         versions=versions(config.workload.class_),
         load_model=_how_to_load(job, folder),
         privacy=stats["privacy_claim"],
+        private_evaluation=next(
+            (record.private_evaluation for record in reversed(records) if record.private_evaluation), {}
+        ),
     )
 
 

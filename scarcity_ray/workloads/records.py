@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from scarcity_ray_client import PrivateMetric
+
 
 @dataclass(frozen=True)
 class RoundRecord:
@@ -28,6 +30,8 @@ class RoundRecord:
         elapsed: Seconds since the job began.
         training: Means of what clients' training told, by domain; outside the privacy claim, as the next is.
         clients: Means of what clients measured of the release (`evaluate_client`), by domain.
+        private_evaluation: What the release told of the metrics asked for privately, of the models that
+            clients were handed: inside the privacy claim.
         waits_for: Where there was no global model, what it waited for (`federation.waiting`).
     """
 
@@ -45,6 +49,7 @@ class RoundRecord:
     elapsed: float
     training: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    private_evaluation: Mapping[str, PrivateMetric] = field(default_factory=dict)
     waits_for: str = ""
 
     @property
@@ -106,6 +111,7 @@ class Summary:
         load_model: Python that reads the model back.
         privacy: Unit, mode and against whom; for a person or record the figures beside epsilon, which are
             those of `plan.PersonClaim`.
+        private_evaluation: Of the last release that told any; inside the privacy claim.
     """
 
     name: str
@@ -144,6 +150,7 @@ class Summary:
     versions: Mapping[str, str]
     load_model: str
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    private_evaluation: Mapping[str, PrivateMetric] = field(default_factory=dict)
 
     @property
     def headline(self) -> float | None:

@@ -378,6 +378,7 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
         "averaging_decay": [-1, np.nan, "x"],
         "start": [3, {"w": "x"}, {}],
         "evaluate_clients": [1, None],
+        "private_evaluation": [3, {"auc": (0, 1)}],
     }
     for name, values in rubbish.items():
         for value in values:

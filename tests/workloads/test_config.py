@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ QUICKSTART = CONFIGS[0].with_name("quickstart.yaml")
 DECENTRALISED = CONFIGS[0].with_name("decentralised.yaml")
 
 TINY = """
+from dataclasses import replace
+
 import numpy as np
 from scarcity_ray_client import Client, Trained, Workload
 
@@ -123,6 +126,14 @@ def test_a_file_from_before_workloads_is_refused_by_name_with_what_to_write_now(
         ("lab={attack: {name: poison}}", "lab.attack.name: 'poison' .* write poison in tiny_workload:Tiny"),
         ("lab={compare_attacks: [poison]}", "lab.compare_attacks: 'poison' is not accepted"),
         ("lab={compare: [centralised]}", "lab.compare: 'centralised' .* write centralised in tiny"),
+        (
+            "training.private_evaluation={metrics: {auc: [0, 1]}, max_examples: 9}",
+            "write evaluate_client in tiny",
+        ),
+        (
+            "training.private_evaluation={metrics: {auc: [1, 0]}, max_examples: 9}",
+            "private_evaluation.metrics",
+        ),
         ("lab={compare: [best]}", "lab.compare.0: 'best' is not accepted"),
         ("lab={compare_attacks: [sybil]}", "lab.compare_attacks: 'sybil' is not accepted"),
     ],
@@ -130,6 +141,23 @@ def test_a_file_from_before_workloads_is_refused_by_name_with_what_to_write_now(
 def test_what_a_workload_does_not_give_is_told_before_anything_starts(tiny, override, message):
     with pytest.raises(ConfigError, match=message):
         load_run(tiny, [override])
+
+
+def test_what_clients_measure_privately_is_declared_for_the_federation(tiny):
+    measured = "    def evaluate_client(self, model, client):\n        return {'mean': 0.25}\n"
+    (tiny.parent / "measured.py").write_text(TINY + measured)
+    asked = (
+        "workload.class=measured:Tiny",
+        "training.private_evaluation={metrics: {mean: [0, 1]}, max_examples: 9}",
+    )
+    config = load_run(tiny, (*asked, "federation.meta_parameters={rate: [0, 2]}"))
+    due = {"mean_times_examples": (-1.0, 1.0), "mean_examples": (0.0, 1.0)}
+    assert config.federation.meta_parameters == {"rate": (0.0, 2.0), **due}
+    assert load_run(
+        tiny, (*asked, "federation.meta_parameters={mean_examples: [0, 1]}")
+    ).federation == replace(config.federation, meta_parameters={"mean_examples": (0.0, 1.0), **due})
+    with pytest.raises(ConfigError, match=r"meta_parameters\.mean_examples: .* leave it out"):
+        load_run(tiny, (*asked, "federation.meta_parameters={mean_examples: [0, 2]}"))
 
 
 @pytest.mark.parametrize(

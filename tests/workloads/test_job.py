@@ -252,6 +252,7 @@ class StandIn:
                 metrics={"domain_0": MeanMetrics({"loss": 2.0 - number})},
                 evaluation={"accuracy": 0.1 * self.made} if released else {},
                 clients={},
+                private_evaluation={},
                 versions=(self.made,) if released else (),
                 waiting_for="" if released else "A release waits for the stand-in.",
                 clip_norm=1.0,
@@ -429,3 +430,15 @@ def test_what_evaluate_cannot_give_is_told_before_the_federation_starts(tmp_path
     with pytest.raises(UsageError, match=message):
         _job(tmp_path / "out", override, path=means, small=(), open_federation=pytest.fail)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_clients_measure_privately_is_in_the_runs_files(tmp_path):
+    asked = "training.private_evaluation={metrics: {accuracy: [0, 1]}, max_examples: 2}"
+    small = (*SMALL[:2], "training.rounds=1", "lab={compare: []}")
+    _, outcome = _job(tmp_path, asked, small=small)
+    found = outcome.summary.private_evaluation["accuracy"]
+    assert abs(found.examples - 2) < 6 * found.examples_error, "every client has two examples or more"
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    told = json.loads(line)["private_evaluation"]["accuracy"]
+    assert told == json.loads((tmp_path / "summary.json").read_text())["private_evaluation"]["accuracy"]
+    assert told["examples"] == found.examples

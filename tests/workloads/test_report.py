@@ -15,6 +15,7 @@ from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summ
 from scarcity_ray.workloads.report.charts import TEXT, require_matplotlib
 from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
+from scarcity_ray_client import PrivateMetric
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -289,3 +290,15 @@ def test_without_matplotlib_the_error_holds_the_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'scarcity-ray\[quickstart\]'"):
         require_matplotlib()
+
+
+def test_what_clients_measured_privately_is_told_with_its_error_and_as_inside_the_claim():
+    private = {
+        "auc": PrivateMetric(0.8125, 0.03, 81.4, 4.2),
+        "loss": PrivateMetric(None, None, -3.0, 40.0),
+    }
+    page = render_report(CONFIG, _outcome(private_evaluation=private))
+    section = page.partition("privately</h2>")[2].partition("<h2>")[0]
+    for words in ("inside the privacy claim", "auc", "81.4", "4.2", "unknown: the noise is larger"):
+        assert words in section
+    assert "privately</h2>" not in render_report(CONFIG, _outcome())

@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scarcity_ray.config import to_plain
-from scarcity_ray.federation.evaluation import OUTSIDE_CLAIM
+from scarcity_ray.federation.evaluation import INSIDE_CLAIM, OUTSIDE_CLAIM
 from scarcity_ray.workloads.comparison import GOSSIP_RUNS, RULES, RUNS, UNATTACKED
 from scarcity_ray.workloads.config import RunConfig
 from scarcity_ray.workloads.records import Outcome, Summary
@@ -62,6 +62,8 @@ def render_report(config: RunConfig, outcome: Outcome) -> str:
         "refused": refused_rows(summary),
         "protected": protected_rows(summary),
         "outside_claim": OUTSIDE_CLAIM,
+        "inside_claim": INSIDE_CLAIM,
+        "private": private_rows(summary),
         "phases": [
             (phase, f"{seconds:.1f}")
             for phase, seconds in sorted(summary.seconds.items(), key=lambda item: -item[1])
@@ -130,6 +132,19 @@ def domain_rows(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]
         for domain, count in sorted(outcome.summary.domains.items())
     ]
     return head, rows
+
+
+def private_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Metrics that clients measured privately: mean, standard error, examples a client and their error."""
+    return [
+        (
+            name.replace("_", " "),
+            str(found) if found.mean is None else as_figure(name, found.mean),
+            "" if found.standard_error is None else as_figure(name, found.standard_error),
+            f"{found.examples:.3g} \N{PLUS-MINUS SIGN} {found.examples_error:.2g}",
+        )
+        for name, found in sorted(summary.private_evaluation.items())
+    ]
 
 
 def refused_rows(summary: Summary) -> list[tuple[str, str]]:
