@@ -70,6 +70,8 @@ class Update:
 class Refusal:
     """That a client's training gave no update, and why.
 
+    What an error says may hold values of the client's data, and travels as it is.
+
     Attributes:
         client_id: Whose.
         round_id: Of which round.
@@ -239,7 +241,9 @@ def _or_refusal(made: Callable[[], Made], client: Client, round_id: int) -> Made
         cause, detail = Cause.WRONG_RESULT, str(error)
     except TooFewPersons as error:
         cause, detail = Cause.TOO_FEW_PERSONS, str(error)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also those of asyncio and of exit
         out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         whole = "".join(traceback.format_exception(error))[-MOST_TOLD:]
         return Refusal(
@@ -265,10 +269,11 @@ def _together(
             raise _WrongResult(f"it gave {'more' if len(many) > len(clients) else len(many)} results")
         if starts[0] is starts[-1] and not np.array_equal(codec.encode(starts[0].model), starts[0].numbers):
             raise _WrongResult("it changed the model that its clients share; copy it first")
-    except (Exception, SystemExit) as error:
-        heard(
-            f"train_many of {type(workload).__name__} fails and each client is trained alone: {told(error)}"
-        )
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        why = str(error) if isinstance(error, _WrongResult) else told(error)
+        heard(f"train_many of {type(workload).__name__} fails and each client is trained alone: {why}")
         return []
 
     def checked(trained: object, start: _Start[Model], client: Client) -> Update | Refusal:
@@ -346,6 +351,9 @@ class _Bounded(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return self._target.encoding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
 
     def fileno(self) -> int:
         return self._target.fileno()

@@ -309,7 +309,7 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
 def _stated(forecast: Forecast) -> dict[str, Any]:
     """What a rule from outside states of itself, which only its author answers for."""
     rule, plan, size = forecast.plan.rule, forecast.plan, min(forecast.sizes)
-    if not isinstance(rule, PluginRule):
+    if not isinstance(rule, PluginRule) or forecast.config.layer1.pre:
         return {}
     stated = rule.sensitivity(size, plan.num_byzantine(size), forecast.config.layer1.clip_norm)
     return {

@@ -21,9 +21,6 @@ from scarcity_ray_client.errors import shown
 Model = TypeVar("Model")
 Rows = NDArray[np.float32]
 
-MOST_TOLD = 20
-"""Refusals that a round keeps in full."""
-
 
 class Stopped(StrEnum):
     """Why `fit` ended."""
@@ -127,8 +124,8 @@ class RoundRecord:
         num_surplus: That were not waited for: enough had answered, or the budget was spent.
         refusals: Updates that did not come or were refused, by reason; and evaluations that did not come, by
             ``evaluation_`` and the reason. The first round's has the clients that are left out of all.
-        first_refusals: Up to `MOST_TOLD` of the trainings and evaluations that gave none, to read: client,
-            cause, detail.
+        first_refusals: Up to 20 (`training_round.MOST_TOLD`) of the trainings and evaluations that gave none,
+            to read: client, cause, detail. What an error says is the client's own: outside the claim.
         metrics: Those of `train`, by domain, averaged over accepted updates by examples: outside the claim.
         evaluation: Those of `evaluate` after the release; empty without one.
         clients: Those of `evaluate_client` after the release, by domain, averaged over the round's clients by
@@ -202,4 +199,4 @@ def _whole(what: str, value: object, least: int) -> None:
         raise UsageError(f"{what}: {shown(value)} is not accepted; an integer from {least}")
 
 
-__all__ = ["MOST_TOLD", "Adversary", "FitResult", "FitTerms", "RoundRecord", "Stopped"]
+__all__ = ["Adversary", "FitResult", "FitTerms", "RoundRecord", "Stopped"]

@@ -2,9 +2,9 @@
 
 The driver holds references to updates and reads what is small: who trained, on how many examples, with which
 metrics. Only an `Adversary` has them come here. The server's optimiser and the evaluation see released deltas
-alone, so they cost no privacy. Metrics that `train` and `evaluate_client` return reach this driver as they
-are: they lie outside the privacy claim. Those of a private evaluation do not: they lie behind the updates, go
-to the baskets with them, and come back in the releases.
+alone, so they cost no privacy. Metrics that `train` and `evaluate_client` return, numbers of examples and
+what errors say reach this driver as they are: they lie outside the privacy claim. What a private evaluation
+reports does not: it lies behind the updates, goes to the baskets with them, and comes back in the releases.
 
 Guarantees:
     a_client_with_too_few_persons_is_left_out_before_it_trains_and_counted
@@ -32,7 +32,7 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
-from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
+from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError, warn_caller
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import (
     ClientEvaluation,
@@ -41,7 +41,6 @@ from scarcity_ray.federation.evaluation import (
     mean_metrics_by_domain,
 )
 from scarcity_ray.federation.fit_terms import (
-    MOST_TOLD,
     Adversary,
     FitResult,
     FitTerms,
@@ -50,6 +49,7 @@ from scarcity_ray.federation.fit_terms import (
     Stopped,
 )
 from scarcity_ray.federation.training_round import (
+    MOST_TOLD,
     Answer,
     Group,
     Reporting,
@@ -63,8 +63,16 @@ from scarcity_ray.forecast import Warned, warning_of_few_persons
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
-from scarcity_ray_client import Cause, PrivateMetric, Refusal, Workload, checked_clients, checked_metrics
-from scarcity_ray_client.errors import ModelRefused, shown
+from scarcity_ray_client import (
+    Cause,
+    ModelCodec,
+    PrivateMetric,
+    Refusal,
+    Workload,
+    checked_clients,
+    checked_metrics,
+)
+from scarcity_ray_client.errors import ModelRefused, ModelWarning, shown
 from scarcity_ray_client.loading import source_folder, told
 
 Model = TypeVar("Model")
@@ -109,11 +117,14 @@ class Fitting(Generic[Model]):
         least = self._min_persons or 1
         self._clients = tuple(one for one in everybody if (one.num_persons or least) >= least)
         self._too_small = tuple(one for one in everybody if (one.num_persons or least) < least)
+        self._noted: set[str] = set()
         self._check_hooks()
         asked = terms.private_evaluation
         names = tuple(driver.config.meta_parameters)
         self._reporting = None if asked is None else Reporting(asked, names)
         self._codec = workload.codec()
+        if not isinstance(self._codec, ModelCodec):
+            raise UsageError(f"workload: codec() gave a {type(self._codec).__name__}; give a ModelCodec")
         dimension = self._codec.dimension
         if dimension != driver.config.vector_dim:
             raise UsageError(
@@ -140,7 +151,6 @@ class Fitting(Generic[Model]):
         self._history: list[RoundRecord] = []
         self._refusals: dict[str, Counter[str]] = {}
         self._phases: defaultdict[str, float] = defaultdict(float)
-        self._noted: set[str] = set()
         self._num_bytes = 0
         self._version = 0
         self._clip_norm = driver.config.layer1.clip_norm
@@ -167,10 +177,14 @@ class Fitting(Generic[Model]):
             if self._terms.on_round is not None:
                 self._terms.on_round(record)
             explanation = record.waiting_for
-            if self._terms.stopping is not None and record.versions:
-                self._progress = self._terms.stopping.step(
+            watched = self._terms.stopping
+            if watched is not None and record.versions:
+                self._progress = watched.step(
                     self._progress, record.round_id, record.evaluation, self._model.handed_out
                 )
+                if self._progress.best is None:
+                    given = ", ".join(sorted(record.evaluation)) or "none"
+                    self._note(f"stopping: evaluate gave no finite {watched.metric}, it gave: {given}")
                 if self._progress.stop is not None:
                     stopped, explanation = Stopped.NO_IMPROVEMENT, self._progress.stop
                     break
@@ -209,6 +223,10 @@ class Fitting(Generic[Model]):
             raise UsageError(f"adversary: it poisons, and {kind.__name__} has no poison; write it")
         if unknown := sorted(adversary.byzantine - self._by_id.keys()):
             raise UsageError(f"adversary: byzantine: {shown(unknown)} are no clients of the workload")
+        self._note(
+            f"adversary: {len(adversary.byzantine)} clients' updates are made up here, for the lab, and "
+            "every client's update comes to this process; leave it out where data matter"
+        )
 
     def _few_persons(self) -> tuple[Warned, ...]:
         """What is to be said of clients that are left out, which their number of persons alone decides.
@@ -225,12 +243,20 @@ class Fitting(Generic[Model]):
         return (found,)
 
     def _first_vector(self) -> Rows:
-        if self._terms.start is None:
+        start = self._terms.start
+        if start is None:
             return self._codec.encode(self._workload.initial_model())
         try:
-            return self._codec.encode(self._terms.start)
+            vector, differing = self._codec.encode(start), self._codec.differing(start)
         except ModelRefused as error:
             raise UsageError(f"start: {error}; give a model like initial_model's") from error
+        if differing:
+            warn_caller(
+                f"start: {shown(differing)} are not trained and differ from initial_model's, which are used; "
+                "have initial_model give them",
+                ModelWarning,
+            )
+        return vector
 
     def _register(self) -> None:
         keys = {client: pair.public_bytes for client, pair in self._driver.keypairs.items()}
@@ -281,9 +307,8 @@ class Fitting(Generic[Model]):
             self._driver.advance_round()
             self._take_releases(versions)
             budget = self._driver.budget()
-        for note in sorted(training.notes - self._noted):
-            logger.warning("%s", note)
-        self._noted |= training.notes
+        for note in sorted(training.notes):
+            self._note(note)
         too_small = self._told_once_of_too_few_persons(training.round_id)
         reasons = self._counted([*training.refusals, *too_small], submitting)
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
@@ -479,6 +504,12 @@ class Fitting(Generic[Model]):
             )
             for one in sorted(answers, key=lambda one: one.client_id)
         )
+
+    def _note(self, note: str) -> None:
+        """Warn once."""
+        if note not in self._noted:
+            self._noted.add(note)
+            logger.warning("%s", note)
 
     def _count(self, client_id: str, reason: str) -> None:
         self._refusals.setdefault(client_id, Counter())[reason] += 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -40,6 +40,9 @@ Group = tuple[Client, ...]
 """Clients that share a task."""
 Held = tuple[Workload[Model], ModelCodec[Model]]
 Rows = NDArray[np.float32]
+
+MOST_TOLD = 20
+"""Refusals that a round keeps in full: of others it keeps no traceback."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +221,8 @@ class TrainingRound:
         return started
 
     def key(self, group: Group) -> str:
-        """The name of a group's task."""
-        more = f"+{len(group) - 1}" if len(group) > 1 else ""
-        return f"{self.round_id}.{group[0].client_id}{more}"
+        """The name of a group's task; no other group has this first client."""
+        return f"{self.round_id}.{group[0].client_id}"
 
     def note(self, end: TaskEnd, *, is_late: bool) -> None:
         """A group's task has ended."""
@@ -231,7 +233,9 @@ class TrainingRound:
             self._refuse(group, end.cause, end.detail, end.traceback)
         else:
             answers = [answer for answer in end.answer if isinstance(answer, Answer)]
-            self.refusals += [refusal for refusal in end.answer if isinstance(refusal, Refusal)]
+            for refusal in end.answer:
+                if isinstance(refusal, Refusal):
+                    self._keep(refusal)
             self.notes.update(note for note in end.answer if isinstance(note, str))
             self.num_answers += len(answers)
             for index, answer in enumerate(answers):
@@ -283,7 +287,11 @@ class TrainingRound:
     def _refuse(self, group: Group, cause: Cause, detail: str, traceback: str = "") -> None:
         shared = f" (its task is shared by {len(group)} clients)" if len(group) > 1 else ""
         for client in group:
-            self.refusals.append(Refusal(client.client_id, self.round_id, cause, detail + shared, traceback))
+            self._keep(Refusal(client.client_id, self.round_id, cause, detail + shared, traceback))
+
+    def _keep(self, refusal: Refusal) -> None:
+        is_told = len(self.refusals) < MOST_TOLD or not refusal.traceback
+        self.refusals.append(refusal if is_told else replace(refusal, traceback=""))
 
 
 __all__ = [

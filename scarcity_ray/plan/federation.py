@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from scarcity_ray.config import (
@@ -216,9 +216,21 @@ class FederationPlan:
         """What is taken on the word of the author of a rule from outside; empty for the package's own."""
         if not isinstance(self.rule, PluginRule):
             return ""
-        size = self.config.basket.min_clients
-        f = self.num_byzantine(size)
-        return self.rule.claim(max(size, self.least_rows(size)), f, self.config.layer1.clip_norm)
+        layer1 = self.config.layer1
+        return self.rule.claim(() if layer1.pre else self.rule_settings(), layer1.clip_norm)
+
+    def rule_settings(self) -> Iterator[tuple[int, int]]:
+        """(n, f) of baskets in which all members have sent, if the rule has rows enough there.
+
+        Of each size up to 128, then of sizes 1/64 apart, and of the greatest.
+        """
+        basket = self.config.basket
+        size = basket.min_clients
+        while size <= basket.max_clients:
+            if size >= self.least_rows(size):
+                yield size, self.num_byzantine(size)
+            further = size + max(1, size // 64)
+            size = further if size == basket.max_clients else min(further, basket.max_clients)
 
     def sensitivity(self, facts: BasketFacts) -> float:
         """L2 bound on the change of a basket's vector when one unit of privacy changes.

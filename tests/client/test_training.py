@@ -8,6 +8,7 @@ import itertools
 import pickle
 import sys
 import warnings
+from asyncio import CancelledError
 
 import numpy as np
 import pytest
@@ -128,6 +129,11 @@ def leaves_by(error):
     return training
 
 
+def noted(error):
+    error.add_note("read the manual")
+    return error
+
+
 def deep(levels=3000):
     return deep(levels - 1) if levels else 0
 
@@ -135,6 +141,8 @@ def deep(levels=3000):
 REFUSED = {
     "raised": (leaves_by(ValueError("no such column: age")), Cause.RAISED, "ValueError: no such column: age"),
     "exited": (leaves_by(SystemExit(3)), Cause.RAISED, "SystemExit: 3"),
+    "cancelled": (leaves_by(CancelledError("late")), Cause.RAISED, "CancelledError: late"),
+    "many lines": (leaves_by(noted(OSError("no\nfile\x1b[2J"))), Cause.RAISED, "OSError: no file [2J (/"),
     "recursion": (lambda model: deep(), Cause.RAISED, "RecursionError"),
     "memory": (lambda model: np.ones(2**57), Cause.OUT_OF_MEMORY, "Unable to allocate"),
     "nothing": (lambda model: None, Cause.WRONG_RESULT, "it gave a NoneType; return Trained(model=...)"),
@@ -165,6 +173,11 @@ REFUSED = {
         lambda model: Trained(model=model, metrics={"loss": "low"}),
         Cause.WRONG_RESULT,
         "'loss': 'low'",
+    ),
+    "a name without end": (
+        lambda model: Trained(model=model, metrics={"a" * 201: 1.0}),
+        Cause.WRONG_RESULT,
+        "of at most 200 characters",
     ),
     "no metrics": (lambda model: Trained(model=model, metrics=0.5), Cause.WRONG_RESULT, "metrics: a float"),
 }
@@ -382,6 +395,7 @@ def test_a_vector_that_is_not_the_codecs_is_no_fault_of_the_client():
 
 def test_what_training_prints_is_bounded(capsys):
     def training(model):
+        sys.stdout.buffer.flush()  # what a stream has besides is there too
         for _ in range(1000):
             print("x" * 1000)
             print("y" * 1000, file=sys.stderr)

@@ -21,8 +21,8 @@ WRONG = {
     "domain_id": ["", None],
     "features": [[np.nan], ["a"], 3, [float("inf")], [10**400]],
     "data": [Path("/data"), {"a": float("nan")}, {1}, b"x", np.ones(2)],
-    "num_examples": [0, -1, 2.0, True, None],
-    "num_persons": [0, -1, 2.0, True],
+    "num_examples": [0, -1, 2.0, True, None, 2**63],
+    "num_persons": [0, -1, 2.0, True, 2**63],
     "num_cpus": [-1, float("nan"), float("inf"), "2", True, None],
     "num_gpus": [-0.5, None],
     "resources": [{"hospital_a": -1}, {"": 1}, ["hospital_a"], None, {"hospital_a": "1"}, {3: 1}],
@@ -73,7 +73,7 @@ def test_trained_holds_a_model_or_a_delta():
     for wrong in ({}, {"model": 1.0, "delta": 1.0}):
         with pytest.raises(UsageError, match="either model= or delta="):
             Trained(**wrong)
-    for wrong in (0, -1, 2.0, True):
+    for wrong in (0, -1, 2.0, True, 2**63):
         for name in ("num_examples", "num_persons"):
             with pytest.raises(UsageError, match=f"{name}: .* a positive int"):
                 Trained(model=1.0, **{name: wrong})
@@ -112,6 +112,8 @@ def test_a_metric_beyond_all_floats_is_left_out():
         {"loss": np.ones(0)},
         {"": 1.0},
         {"loss": 1j},
+        {"l" * 201: 1.0},
+        {str(number): 1.0 for number in range(10_001)},
     ],
 )
 def test_what_are_no_metrics_is_refused(wrong):
@@ -122,10 +124,12 @@ def test_what_are_no_metrics_is_refused(wrong):
 def test_clients_are_some_and_each_has_an_id_of_its_own():
     one, two = Client("a", "x"), Client("b", "x")
     assert checked_clients([one, two]) == (one, two)
+    assert checked_clients(client for client in (one, two)) == (one, two)
     for wrong, words in (
         ([], "no client"),
         ([one, two, Client("a", "y")], "'a' is taken"),
         ([one, "b"], "is a str"),
+        (None, "gave a NoneType"),
     ):
         with pytest.raises(UsageError, match=words):
             checked_clients(wrong)

@@ -290,6 +290,11 @@ def test_tasks_keep_their_contract(runtime: str) -> None:
     for key in ("a", "b"):
         tasks.start(TaskSpec(key, add, (shared, key)))
     tasks.start(TaskSpec("bad", add, (shared, 3)))
+    if runtime == "ray":
+        tasks.start(TaskSpec("odd", add, (shared, "odd"), resources={"CPU": 1.0}))
+        (refused,) = collected(tasks, 1)
+        assert (refused.key, refused.cause) == ("odd", Cause.RAISED)
+        assert "Use the 'num_cpus'" in refused.detail
     ends = {end.key: end for end in collected(tasks, 3)}
     assert {key: ends[key].answer for key in "ab"} == {"a": "a3.0", "b": "b3.0"}
     assert ends["bad"].cause is Cause.RAISED
