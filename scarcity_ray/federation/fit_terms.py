@@ -31,6 +31,8 @@ class Stopped(StrEnum):
     """The next release does not fit into the privacy budget."""
     NO_IMPROVEMENT = "no_improvement"
     """`EarlyStopping` said so."""
+    EVALUATION = "evaluation"
+    """`evaluate` raised, after a release."""
 
 
 @runtime_checkable
@@ -86,6 +88,7 @@ class FitTerms:
     seed: int = 0
     on_round: Callable[[RoundRecord], None] | None = None
     on_progress: Callable[[TrainingProgress], None] | None = None
+    on_release: Callable[[Any, int], None] | None = None
 
     def __post_init__(self) -> None:
         _whole("rounds", self.rounds, 1)
@@ -107,7 +110,7 @@ class FitTerms:
             instance_of("private_evaluation", self.private_evaluation, PrivateEvaluation)
         if self.adversary is not None and not isinstance(self.adversary, Adversary):
             raise UsageError(f"adversary must be an Adversary, got {shown(self.adversary)}")
-        for name in ("on_round", "on_progress"):
+        for name in ("on_round", "on_progress", "on_release"):
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise UsageError(f"{name} must be callable, got {shown(given)}")

@@ -11,6 +11,7 @@ Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     a_round_in_which_every_client_failed_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
+    an_evaluation_that_raises_ends_the_rounds_and_loses_no_model
     a_round_without_a_release_says_what_it_waits_for
     updates_come_to_the_driver_for_an_adversary_alone
     what_is_measured_privately_comes_back_in_releases_alone
@@ -156,6 +157,7 @@ class Fitting(Generic[Model]):
         self._clip_norm = driver.config.layer1.clip_norm
         self._progress = Progress()
         self._measured: Mapping[str, PrivateMetric] = {}
+        self._evaluation_error = ""
 
     def run(self) -> FitResult[Model]:
         """All rounds."""
@@ -177,6 +179,9 @@ class Fitting(Generic[Model]):
             if self._terms.on_round is not None:
                 self._terms.on_round(record)
             explanation = record.waiting_for
+            if self._evaluation_error:
+                stopped, explanation = Stopped.EVALUATION, self._evaluation_error
+                break
             watched = self._terms.stopping
             if watched is not None and record.versions:
                 self._progress = watched.step(
@@ -315,6 +320,8 @@ class Fitting(Generic[Model]):
         refusals = [*training.refusals, *too_small]
         refusals += self._counted_evaluations(submitting.unmeasured, reasons)
         if versions:
+            if self._terms.on_release is not None:
+                self._terms.on_release(self._codec.decode(self._model.handed_out), training.round_id)
             with self._timed("evaluation"):
                 evaluation = self._evaluated(training.round_id)
             if self._terms.evaluate_clients:
@@ -477,10 +484,13 @@ class Fitting(Generic[Model]):
         versions.append(latest.version)
 
     def _evaluated(self, round_id: int) -> dict[str, float]:
+        """The metrics of the model handed out; what `evaluate` raises is kept, to end the rounds with."""
         try:
             return checked_metrics(self._workload.evaluate(self._codec.decode(self._model.handed_out)))
         except Exception as error:
-            raise UsageError(f"evaluate, after round {round_id}: {told(error)}") from error
+            self._evaluation_error = f"evaluate, after round {round_id}: {told(error)}"
+            logger.error("%s", self._evaluation_error)
+            return {}
 
     def _evaluated_by_clients(
         self, round_id: int, groups: Sequence[Group]

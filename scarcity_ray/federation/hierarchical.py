@@ -303,11 +303,12 @@ class HierarchicalFederation:
         seed: int | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
+        on_release: Callable[[Model, int], None] | None = None,
     ) -> FitResult[Model]:
         """Train a workload's model: its clients are registered, train where their data lies, and send.
 
-        It ends early when the privacy budget is spent. Clients whose `num_persons` is below
-        ``privacy.min_persons`` are left out of all rounds, and counted in the first.
+        It ends early when the privacy budget is spent, and when `evaluate` raises after a release. Clients
+        whose `num_persons` is below ``privacy.min_persons`` are left out of all rounds, and counted in the first.
 
         The local runtime trains one client after another and cannot interrupt one: what ends after the
         deadline is too late there, too.
@@ -333,10 +334,12 @@ class HierarchicalFederation:
             seed: Of the drawing of clients; ``seed`` of the configuration if None.
             on_round: Told of each round.
             on_progress: Told how far a round's training is, at each change and at least every ten seconds.
+            on_release: Given the model that is handed out after a release, and its round, before it is
+                evaluated. Save it there, and no later error or death loses what the budget has paid for.
 
         Raises:
-            UsageError: For a workload or argument that cannot work, `evaluate` that raises, or a round in
-                which every client failed; the text has the first one's traceback.
+            UsageError: For a workload or argument that cannot work, or a round in which every client failed;
+                the text has the first one's traceback.
         """
         driver = self._open()
         terms = FitTerms(
@@ -355,6 +358,7 @@ class HierarchicalFederation:
             seed=self.config.seed if seed is None else seed,
             on_round=on_round,
             on_progress=on_progress,
+            on_release=on_release,
         )
         return Fitting(driver, self._runtime.tasks(), workload, terms).run()
 

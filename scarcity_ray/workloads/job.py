@@ -137,7 +137,7 @@ def run_job(
     with federation:
         if config.federation.layer2.enabled:
             watcher.phase("Training")
-            _fit(job, scene, attack, federation, training, watch, watcher, note)
+            _fit(job, scene, attack, federation, training, watch, watcher, note, folder)
         else:
             with watch.time("start"):
                 names, places = np.unique(_registered(job.clients, federation), return_inverse=True)
@@ -196,8 +196,9 @@ def _fit(
     watch: Stopwatch,
     watcher: Watcher,
     note: Callable[[RoundRecord], None],
+    folder: RunFolder,
 ) -> None:
-    """Train through `fit`."""
+    """Train through `fit`; the model of each release is written before anything else is done with it."""
     terms, plan = job.config.training, make_plan(job.config.federation)
     adversary = None
     if attack.name != "none":
@@ -243,7 +244,10 @@ def _fit(
         adversary=adversary,
         on_round=on_round,
         on_progress=watcher.progress,
+        on_release=lambda model, _: folder.write_model("model.npz", model),
     )
+    if result.stopped is Stopped.EVALUATION:
+        raise UsageError(f"{result.explanation}; the model so far is {folder.path / 'model.npz'}")
     training.fitted, training.refused = result, result.refusals
     training.budget_spent_early = result.stopped is Stopped.BUDGET
     training.stopped = result.explanation if result.stopped is not Stopped.ROUNDS else ""

@@ -105,6 +105,24 @@ def test_the_model_is_the_sum_of_what_was_released(open_federation: Open) -> Non
     np.testing.assert_allclose(result.vector, np.sum(released, axis=0), rtol=1e-6)
 
 
+def test_an_evaluation_that_raises_ends_the_rounds_and_loses_no_model(open_federation: Open) -> None:
+    class Broken(Towards):
+        def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
+            if len(kept) == 2:
+                raise ValueError("one class alone")
+            return super().evaluate(model)
+
+    kept: list[Any] = []
+    result = open_federation(SETTINGS).fit(
+        Broken(), rounds=4, on_release=lambda model, round_id: kept.append((round_id, model["w"].copy()))
+    )
+    assert result.stopped is Stopped.EVALUATION
+    assert result.explanation.startswith("evaluate, after round 1: ValueError: one class alone")
+    assert [(record.versions, len(record.evaluation)) for record in result.history] == [((1,), 1), ((2,), 0)]
+    assert [round_id for round_id, _ in kept] == [0, 1]
+    np.testing.assert_array_equal(kept[1][1], result.vector)
+
+
 FAULTS = {
     "raises": Cause.RAISED,
     "nan": Cause.NOT_FINITE,
@@ -404,6 +422,7 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
         "seed": [-1, "x"],
         "on_round": [3],
         "on_progress": ["x"],
+        "on_release": [0],
         "clients_per_task": [0, 1.5, None],
         "averaging_decay": [-1, np.nan, "x"],
         "start": [3, {"w": "x"}, {}],

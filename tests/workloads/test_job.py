@@ -442,3 +442,17 @@ def test_what_clients_measure_privately_is_in_the_runs_files(tmp_path):
     told = json.loads(line)["private_evaluation"]["accuracy"]
     assert told == json.loads((tmp_path / "summary.json").read_text())["private_evaluation"]["accuracy"]
     assert told["examples"] == found.examples
+
+
+def test_a_run_that_fails_later_keeps_the_model_that_its_budget_paid_for(tmp_path, means):
+    class Stopping(Silent):
+        def round(self, record):
+            if record.round == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _job(tmp_path / "out", path=means, small=(), watcher=Stopping())
+    job = load_job(means)
+    reached = job.workload.evaluate(load_model(tmp_path / "out" / "model.npz"))
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["metrics"] == reached
