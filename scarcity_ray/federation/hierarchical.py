@@ -308,7 +308,8 @@ class HierarchicalFederation:
         """Train a workload's model: its clients are registered, train where their data lies, and send.
 
         It ends early when the privacy budget is spent, and when `evaluate` raises after a release. Clients
-        whose `num_persons` is below ``privacy.min_persons`` are left out of all rounds, and counted in the first.
+        whose `num_persons` is below ``privacy.min_persons`` are left out of all rounds, and counted in the
+        first.
 
         The local runtime trains one client after another and cannot interrupt one: what ends after the
         deadline is too late there, too.
