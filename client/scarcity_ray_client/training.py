@@ -184,7 +184,8 @@ def train_clients(
         else:
             starts = [_Start(codec, given, min_persons)] * len(honest)
         heard = on_failure or logger.warning
-        together = _together(workload, codec, starts, [clients[place] for place in honest], round_id, heard)
+        them = [clients[place] for place in honest]
+        together = _together(workload, codec, starts, them, round_id, heard)
         outcomes = dict(zip(honest, together, strict=False))
     for place, client in enumerate(clients):
         if place not in outcomes:
@@ -283,7 +284,11 @@ def _together(
 
 
 def _update(
-    codec: ModelCodec[Model], trained: object, start: _Start[Model], client: Client, round_id: int
+    codec: ModelCodec[Model],
+    trained: object,
+    start: _Start[Model],
+    client: Client,
+    round_id: int,
 ) -> Update:
     if not isinstance(trained, Trained):
         raise _WrongResult(
@@ -301,7 +306,7 @@ def _update(
                 "delta= lies where the model that was handed in does; give model=, "
                 "or subtract into new arrays"
             )
-        if (delta == start.numbers).all() and delta.any():
+        if start.min_persons is None and (delta == start.numbers).all() and delta.any():
             raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
     count = trained.num_examples or client.num_examples
     return Update(client.client_id, round_id, delta, count, metrics, trained.num_persons)
@@ -311,9 +316,9 @@ def _check_persons(trained: Trained[Model], min_persons: int) -> None:
     """Refuse what the claim about one person does not cover, or is not told of (docs/privacy_units.md)."""
     if trained.model is not None:
         raise _WrongResult(
-            "model= is not accepted where persons or records are the unit of privacy: its rounding is not "
-            "covered by the claim; give Trained(delta=-mean.row, num_persons=mean.num_persons), with mean "
-            "by person_gradient or person_mean"
+            "model= is not accepted where persons or records are the unit of privacy: the difference of two "
+            "models is no mean over them; give Trained(delta=-mean.row, num_persons=mean.num_persons), with "
+            "mean by person_gradient or person_mean"
         )
     if trained.num_persons is None:
         raise _WrongResult(

@@ -86,7 +86,7 @@ class BufferConfig:
     """Clients with buffered updates that make Layer 1 due; None: all members."""
     time_trigger_seconds: PositiveFloat = 60.0
     participation_cap: PositiveInt = 3
-    """Updates that a client may send in one round."""
+    """Updates that a client may send in one round; one where persons (records) are the unit of privacy."""
 
 
 @settings

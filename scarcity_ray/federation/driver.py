@@ -306,7 +306,8 @@ class Driver:
             conduct,
             waiting,
             self.told.as_json(moot),
-            person_claim(self.config, budget.epsilon_spent, budget.total_delta),
+            # Of all periods: who was in an earlier one is not protected by a new budget.
+            person_claim(self.config, budget.lifetime_epsilon, budget.total_delta),
         )
 
     def registry(self) -> Registry:

@@ -248,7 +248,8 @@ class FederationPlan:
         *Where a person (record) is the unit*, replacing one person of client i, whose number n_i of persons
         is public and stays, moves the mean over them by at most delta_i = 2 C / n_i, C being
         ``privacy.person_clip_norm``. So does a row made of several such means (the weights of a client's
-        buffered updates add up to 1 at most) and a clipped one (a projection moves no two points further
+        buffered updates add up to 1 at most, and which are accepted does not follow from what they hold: one
+        for each round) and a clipped one (a projection moves no two points further
         apart). All other rows are the same, since they are functions of earlier releases and of other
         clients' persons. `ROW_SLACK` is added, and the rule's own constant takes both to the basket's vector;
         a rule without a constant keeps 2 C, and one from outside what its author claims for a whole client.

@@ -71,12 +71,15 @@ class RunBeside:
         attack: That it was under.
         metrics: Of its model; none if the model is not finite.
         curve: The headline metric after each round, None where there was none; empty for runs of one model.
+        failed: What the workload or an attack raised in it, so that it has no metrics, or how often a rule
+            from outside failed in it.
     """
 
     run: str
     attack: str
     metrics: Mapping[str, float]
     curve: tuple[float | None, ...] = ()
+    failed: str = ""
 
 
 @dataclass(frozen=True)

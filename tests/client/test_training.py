@@ -12,7 +12,7 @@ from asyncio import CancelledError
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray_client import (
@@ -111,6 +111,7 @@ def test_where_persons_are_the_unit_an_update_is_a_delta_of_enough_persons():
         assert refusal.cause is cause
         assert words in refusal.detail
         assert isinstance(tried(lambda model, sent=sent: Trained(**sent)), Update)
+    assert isinstance(tried(lambda model: Trained(delta=VECTOR, num_persons=10), min_persons=10), Update)
     update = tried(lambda model: Trained(**delta, num_persons=10), min_persons=10)
     assert (update.num_persons, update.num_examples) == (10, 7)
     few = tried(lambda model: person_mean(np.ones((9, 3)), clip_norm=1.0, min_persons=10), min_persons=10)
@@ -118,8 +119,10 @@ def test_where_persons_are_the_unit_an_update_is_a_delta_of_enough_persons():
     assert tried(None, min_persons=10, attacker=True).num_persons is None
 
 
-def test_an_attacker_is_asked_for_its_poison():
-    assert tried(lambda model: Trained(model=model), attacker=True).delta.tolist() == (-VECTOR).tolist()
+@pytest.mark.parametrize("min_persons", [None, 10])
+def test_an_attacker_is_asked_for_its_poison(min_persons):
+    sent = tried(lambda model: Trained(model=model), attacker=True, min_persons=min_persons)
+    assert sent.delta.tolist() == (-VECTOR).tolist()
 
 
 def leaves_by(error):
@@ -244,7 +247,6 @@ NESTED = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(NESTED, NESTED, st.sampled_from(["bare", "model", "delta", "metrics"]))
 def test_nothing_that_a_workload_does_raises(value, other, place):
     def training(model):

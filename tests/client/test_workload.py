@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import scarcity_ray_client
@@ -82,7 +82,6 @@ def test_trained_holds_a_model_or_a_delta():
 NUMBER = st.one_of(st.integers(), st.floats(), st.booleans(), st.floats(width=32).map(np.float32))
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text("ab_", min_size=1), NUMBER))
 def test_metrics_are_finite_floats_by_name(metrics):
     read = checked_metrics(metrics)

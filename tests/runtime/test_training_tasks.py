@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "gossip_budget_share": 0.0,
     "gossip": {},
     "layer1": {"aggregation_method": "mean", "min_updates": 2},
+    "runtime": {"baskets_per_actor": 2, "cpus_per_actor": 0.01},
 }
 
 

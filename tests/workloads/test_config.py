@@ -289,3 +289,53 @@ def test_an_override_that_is_refused_repeats_no_password(text):
         with pytest.raises(ConfigError) as refusal:
             load_run(QUICKSTART, [f"{path}={text}"])
         assert "secret" not in repr(refusal.value) + str(refusal.value)
+
+
+CUSTOM_RULE = CONFIGS[0].parents[1] / "examples" / "custom_rule" / "job.yaml"
+
+
+def test_a_job_with_a_rule_and_an_attack_from_outside_keeps_their_folder(tmp_path):
+    config = load_run(CUSTOM_RULE)
+    assert config.workload.folder == str(CUSTOM_RULE.parent)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    assert load_run(tmp_path / "config.yaml") == config
+
+
+def test_a_rule_that_is_not_found_is_refused_by_its_place_in_the_file():
+    rule = "federation.layer1.aggregation_method"
+    with pytest.raises(
+        ConfigError, match=f"^{rule}: 'nowhere:Rule' is not accepted; rule 'nowhere:Rule': no"
+    ):
+        load_run(QUICKSTART, [f"{rule}=nowhere:Rule"])
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "message"),
+    [
+        ("clients", "raise OSError('no disk')", r"clients: OSError: no disk \(.*tiny_workload.py"),
+        ("clients", "return None", r"clients: clients\(\) gave a NoneType; give a list of Client"),
+        ("clients", "return iter([])", r"clients: clients\(\) gave no client"),
+        ("initial_model", "raise KeyError('w')", "codec: KeyError: 'w'"),
+        ("initial_model", "return {}", "codec: model: no part of it is trained"),
+    ],
+)
+def test_a_workload_that_raises_is_told_by_its_name_and_method(tiny, method, body, message):
+    source = TINY.replace(f"    def {method}(self):", f"    def {method}(self):\n        {body}")
+    (tiny.parent / "tiny_workload.py").write_text(source)
+    with pytest.raises(UsageError, match=f"^workload 'tiny_workload:Tiny': {message}"):
+        load_job(tiny)
+
+
+def test_clients_may_come_from_an_iterator(tiny):
+    source = TINY.replace("return [Client(", "return iter([Client(").replace(
+        "range(self.count)]", "range(self.count)])"
+    )
+    (tiny.parent / "tiny_workload.py").write_text(source)
+    assert len(load_job(tiny).clients) == 6
+
+
+def test_clients_that_cannot_evaluate_are_not_asked_to(tiny):
+    with pytest.raises(
+        ConfigError, match=r"^training.evaluate_clients: True is not accepted; false, or a work"
+    ):
+        load_job(tiny, ["training.evaluate_clients=true"])

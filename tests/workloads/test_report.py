@@ -12,7 +12,7 @@ import pytest
 from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summary
-from scarcity_ray.workloads.report.charts import TEXT, require_matplotlib
+from scarcity_ray.workloads.report.charts import TEXT, basket_chart, require_matplotlib
 from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
 from scarcity_ray_client import PrivateMetric
@@ -202,6 +202,12 @@ def test_nothing_that_a_run_was_given_becomes_markup(config):
     assert not {"script", "link", "img", "iframe"} & set(checker.seen)
     assert page.count("&lt;script") >= 9
     assert "<script" not in page
+
+
+def test_baskets_without_any_figure_have_a_chart_all_the_same(recwarn):
+    chart = basket_chart({"a_basket_0": dict.fromkeys(STANDING)}, "auc")
+    assert "a_basket_0" in chart
+    assert not recwarn
 
 
 def test_plots_take_the_pages_colour_in_light_and_dark():

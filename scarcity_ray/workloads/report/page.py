@@ -58,6 +58,7 @@ def render_report(config: RunConfig, outcome: Outcome) -> str:
         "metrics": [(name, as_figure(name, value)) for name, value in (summary.metrics or {}).items()],
         "comparison": comparison_rows(summary, GOSSIP_RUNS if by_gossip else RUNS),
         "attacks": attack_rows(summary),
+        "failed_runs": failed_runs(summary),
         "domains": domain_rows(outcome),
         "refused": refused_rows(summary),
         "protected": protected_rows(summary),
@@ -222,6 +223,16 @@ def protected_rows(summary: Summary) -> list[tuple[str, str]]:
     if unit == "record":
         rows.insert(1, ("somebody with 10 records at one client", claim["ten_records_epsilon"]))
     return [(whom, f"{value:.4g}" if math.isfinite(value) else epsilon(value)) for whom, value in rows]
+
+
+def failed_runs(summary: Summary) -> list[str]:
+    """The runs beside that failed, whole or in part, and how."""
+    return [
+        f"{LABELS[run.run]}{'' if run.attack == 'none' else f' under {attack_name(run.attack)}'}: "
+        f"{run.failed.splitlines()[0]}"
+        for run in summary.runs
+        if run.failed
+    ]
 
 
 def epsilon(value: float) -> str:
