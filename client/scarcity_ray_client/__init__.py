@@ -10,11 +10,23 @@ from scarcity_ray_client.errors import (
     ModelWarning,
     ScarcityError,
     ScarcityWarning,
+    TooFewPersons,
     UsageError,
 )
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.loading import load_workload
 from scarcity_ray_client.models import ModelCodec, Part, export_model, initialised, load_model, save_model
+from scarcity_ray_client.persons import (
+    LinearModel,
+    PersonMean,
+    RecordGradients,
+    SoftmaxModel,
+    TanhMlp,
+    local_steps,
+    person_gradient,
+    person_mean,
+    standardise,
+)
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
 from scarcity_ray_client.training import (
@@ -32,18 +44,24 @@ __all__ = [
     "Cause",
     "Client",
     "IdentityKeyPair",
+    "LinearModel",
     "MessageRefused",
     "ModelCodec",
     "ModelRefused",
     "ModelWarning",
     "NoisedMean",
     "Part",
+    "PersonMean",
     "PrivateEvaluation",
     "PrivateMetric",
+    "RecordGradients",
     "Refusal",
     "ScarcityError",
     "ScarcityWarning",
     "SigningScope",
+    "SoftmaxModel",
+    "TanhMlp",
+    "TooFewPersons",
     "Trained",
     "Update",
     "UpdateStatement",
@@ -56,9 +74,13 @@ __all__ = [
     "initialised",
     "load_model",
     "load_workload",
+    "local_steps",
+    "person_gradient",
+    "person_mean",
     "proximal_gradient",
     "save_model",
     "sign_update",
+    "standardise",
     "train_client",
     "train_clients",
     "update_message",

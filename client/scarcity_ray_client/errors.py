@@ -4,6 +4,7 @@
 
     ScarcityError
     ├── UsageError      a call that its caller can mend
+    │   └── TooFewPersons  a client with fewer persons than the federation takes
     ├── MessageRefused  bytes that are no message of ours (torn, foreign or newer)
     └── ModelRefused    a model that the codec cannot carry, or that is not the one due
 
@@ -25,6 +26,10 @@ class ScarcityError(Exception):
 
 class UsageError(ScarcityError, ValueError):
     """A call that its caller can mend; the message says how."""
+
+
+class TooFewPersons(UsageError):
+    """A client has fewer persons (records) than ``privacy.min_persons``: its training is refused."""
 
 
 class MessageRefused(ScarcityError, ValueError):

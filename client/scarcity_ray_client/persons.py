@@ -17,8 +17,9 @@ exception is `local_steps`.
 gradients by record have a closed form: `LinearModel` (logistic, least squares), `SoftmaxModel` and `TanhMlp`.
 With one person a record, without keys, the unit is a *record*, which is not a person.
 
-Give the update as ``Trained(delta=..., num_examples=mean.num_persons)``. A delta is rounded to float32
-relative to itself, which the claim allows for; a difference of two models would be rounded relative to them.
+Give the update as ``Trained(delta=..., num_persons=mean.num_persons)``. A delta is rounded to float32
+relative to itself, which the claim allows for; a difference of two models would be rounded relative to them,
+so ``Trained(model=...)`` is refused. ``num_examples`` counts nobody: it may count records.
 
 Guarantees:
     no_person_moves_the_mean_further_than_the_bound: Replaced with all of his records, however many they are.
@@ -39,7 +40,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray_client.errors import UsageError, shown
+from scarcity_ray_client.errors import TooFewPersons, UsageError, shown
 
 Floats = npt.NDArray[np.float64]
 BLOCK = 2**22
@@ -100,7 +101,8 @@ def person_mean(
         min_persons: The federation's ``privacy.min_persons``.
 
     Raises:
-        UsageError: For fewer persons than that, or arguments of other shapes.
+        TooFewPersons: For fewer than that.
+        UsageError: For arguments of other shapes.
 
     >>> visits = [[3.0, 4.0], [0.0, 0.0], [0.6, 0.0]]
     >>> mean = person_mean(visits, ["a", "a", "b"], clip_norm=1.0, min_persons=2)
@@ -463,7 +465,7 @@ class _Persons:
         _, self.codes, self.counts = np.unique(keys, return_inverse=True, return_counts=True)
         self.number = len(self.counts)
         if self.number < max(1, min_persons):
-            raise UsageError(
+            raise TooFewPersons(
                 f"persons: {self.number} are not accepted; at least min_persons = {min_persons}, as each of "
                 "them counts on so many"
             )

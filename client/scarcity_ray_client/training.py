@@ -16,7 +16,7 @@ from typing import Any, Generic, TextIO, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray_client.errors import ModelRefused, UsageError
+from scarcity_ray_client.errors import ModelRefused, TooFewPersons, UsageError
 from scarcity_ray_client.loading import told
 from scarcity_ray_client.models import FloatVector, ModelCodec
 from scarcity_ray_client.workload import Client, Trained, Workload, checked_metrics
@@ -39,6 +39,7 @@ class Cause(StrEnum):
     NOT_FINITE = "not_finite"
     WRONG_MODEL = "wrong_model"
     WRONG_RESULT = "wrong_result"
+    TOO_FEW_PERSONS = "too_few_persons"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
     LOST = "lost"
@@ -54,6 +55,7 @@ class Update:
         delta: (d,) float32: model after - model before.
         num_examples: Examples that were trained on.
         metrics: Finite numbers by name.
+        num_persons: Whose mean the delta is, as the training told.
     """
 
     client_id: str
@@ -61,6 +63,7 @@ class Update:
     delta: FloatVector
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    num_persons: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def train_client(
     round_id: int,
     *,
     attacker: bool = False,
-    deltas_only: bool = False,
+    min_persons: int | None = None,
 ) -> Update | Refusal:
     """Trains the federation's model on one client's data.
 
@@ -104,8 +107,8 @@ def train_client(
         A refusal names client, round and cause.
         A delta is what training changed.
         A model given as delta is refused where it can be told.
-        With deltas_only a model, or a delta without a number, is refused.
         What training prints is bounded.
+        Where persons are the unit an update is a delta of enough persons.
 
     Args:
         workload: Whose `train` is called.
@@ -113,23 +116,21 @@ def train_client(
         vector: The federation's model, (d,).
         client: Whose data.
         round_id: The round.
-        attacker: Call `Workload.poison` instead, for the lab.
-        deltas_only: Refuse a model, and a delta without `num_examples`, from who is no attacker. So it is
-            where a person (record) is the unit of privacy (`scarcity_ray_client.persons`): the difference of
-            two models is no mean over persons, and the client's own number may count something else.
+        attacker: Call `Workload.poison` instead, for the lab; what it gives may be of nobody.
+        min_persons: The federation's ``privacy.min_persons``; None: a client is its unit of privacy.
 
     Raises:
         UsageError: If `vector` is none of this codec's, which is no fault of the client.
         ModelRefused: If the model's dtypes cannot hold the vector.
     """
-    start = _Start(codec, vector)
+    start = _Start(codec, vector, None if attacker else min_persons)
 
     def train() -> Update:
         with _bounded_output(f"client {client.client_id!r}"):
             trained = (workload.poison if attacker else workload.train)(start.model, client, round_id)
         if trained is None and attacker:
             raise _WrongResult("the workload has no poison for it; write poison(model, client, round_id)")
-        return _update(codec, trained, start, client, round_id, deltas_only and not attacker)
+        return _update(codec, trained, start, client, round_id)
 
     return _or_refusal(train, client, round_id)
 
@@ -142,8 +143,7 @@ def train_clients(
     round_id: int,
     poisoned: Collection[str] = frozenset(),
     on_failure: Callable[[str], None] | None = None,
-    *,
-    deltas_only: bool = False,
+    min_persons: int | None = None,
 ) -> list[Update | Refusal]:
     """Trains many clients: by `Workload.train_many` where the workload has one, else one after another.
 
@@ -161,7 +161,7 @@ def train_clients(
         round_id: The round.
         poisoned: Ids of clients that attack: `Workload.poison` is called for each of them.
         on_failure: Told if `train_many` as a whole failed, and why; None: a warning is logged.
-        deltas_only: See `train_client`.
+        min_persons: As in `train_client`.
 
     Returns:
         One for each client, in their order.
@@ -180,18 +180,23 @@ def train_clients(
     honest = [place for place, client in enumerate(clients) if client.client_id not in poisoned]
     if honest and type(workload).train_many is not Workload.train_many:
         if given.ndim == 2:
-            starts = [_Start(codec, rows[place]) for place in honest]
+            starts = [_Start(codec, rows[place], min_persons) for place in honest]
         else:
-            starts = [_Start(codec, given)] * len(honest)
+            starts = [_Start(codec, given, min_persons)] * len(honest)
         heard = on_failure or logger.warning
         them = [clients[place] for place in honest]
-        together = _together(workload, codec, starts, them, round_id, heard, deltas_only)
+        together = _together(workload, codec, starts, them, round_id, heard)
         outcomes = dict(zip(honest, together, strict=False))
     for place, client in enumerate(clients):
         if place not in outcomes:
-            attacker = client.client_id in poisoned
             outcomes[place] = train_client(
-                workload, codec, rows[place], client, round_id, attacker=attacker, deltas_only=deltas_only
+                workload,
+                codec,
+                rows[place],
+                client,
+                round_id,
+                attacker=client.client_id in poisoned,
+                min_persons=min_persons,
             )
     return [outcomes[place] for place in range(len(clients))]
 
@@ -220,9 +225,10 @@ class _WrongResult(Exception):
 
 
 class _Start(Generic[Model]):
-    """A model that is handed to a training, and its numbers (d,) before."""
+    """A model that is handed to a training, its numbers (d,) before, and the least persons of an update."""
 
-    def __init__(self, codec: ModelCodec[Model], vector: npt.ArrayLike) -> None:
+    def __init__(self, codec: ModelCodec[Model], vector: npt.ArrayLike, min_persons: int | None) -> None:
+        self.min_persons = min_persons
         self.model = codec.decode(vector)
         self.numbers = codec.encode(self.model)
 
@@ -234,6 +240,8 @@ def _or_refusal(made: Callable[[], Made], client: Client, round_id: int) -> Made
         cause, detail = Cause.NOT_FINITE if error.flaw == "not_finite" else Cause.WRONG_MODEL, str(error)
     except _WrongResult as error:
         cause, detail = Cause.WRONG_RESULT, str(error)
+    except TooFewPersons as error:
+        cause, detail = Cause.TOO_FEW_PERSONS, str(error)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # also those of asyncio and of exit
@@ -252,7 +260,6 @@ def _together(
     clients: Sequence[Client],
     round_id: int,
     heard: Callable[[str], None],
-    deltas_only: bool,
 ) -> list[Update | Refusal]:
     """One outcome for each client; none at all where `train_many` as a whole failed."""
     try:
@@ -271,9 +278,7 @@ def _together(
         return []
 
     def checked(trained: object, start: _Start[Model], client: Client) -> Update | Refusal:
-        return _or_refusal(
-            lambda: _update(codec, trained, start, client, round_id, deltas_only), client, round_id
-        )
+        return _or_refusal(lambda: _update(codec, trained, start, client, round_id), client, round_id)
 
     return list(map(checked, many, starts, clients))
 
@@ -284,18 +289,14 @@ def _update(
     start: _Start[Model],
     client: Client,
     round_id: int,
-    deltas_only: bool,
 ) -> Update:
     if not isinstance(trained, Trained):
         raise _WrongResult(
             f"it gave a {type(trained).__name__}; return Trained(model=...) or Trained(delta=...)"
         )
-    if deltas_only and (trained.delta is None or trained.num_examples is None):
-        raise _WrongResult(
-            "give Trained(delta=..., num_examples=...), the mean over persons and their number "
-            "(scarcity_ray_client.persons), as privacy.unit is not client"
-        )
     metrics = _metrics(trained.metrics)
+    if start.min_persons is not None:
+        _check_persons(trained, start.min_persons)
     if trained.model is not None:
         delta = codec.delta_from(start.numbers, trained.model)
     else:
@@ -305,9 +306,30 @@ def _update(
                 "delta= lies where the model that was handed in does; give model=, "
                 "or subtract into new arrays"
             )
-        if not deltas_only and (delta == start.numbers).all() and delta.any():
+        if start.min_persons is None and (delta == start.numbers).all() and delta.any():
             raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
-    return Update(client.client_id, round_id, delta, trained.num_examples or client.num_examples, metrics)
+    count = trained.num_examples or client.num_examples
+    return Update(client.client_id, round_id, delta, count, metrics, trained.num_persons)
+
+
+def _check_persons(trained: Trained[Model], min_persons: int) -> None:
+    """Refuse what the claim about one person does not cover, or is not told of (docs/privacy_units.md)."""
+    if trained.model is not None:
+        raise _WrongResult(
+            "model= is not accepted where persons or records are the unit of privacy: the difference of two "
+            "models is no mean over them; give Trained(delta=-mean.row, num_persons=mean.num_persons), with "
+            "mean by person_gradient or person_mean"
+        )
+    if trained.num_persons is None:
+        raise _WrongResult(
+            "num_persons is missing, which persons or records as the unit of privacy need; give "
+            "Trained(delta=-mean.row, num_persons=mean.num_persons), with mean by person_gradient or "
+            "person_mean"
+        )
+    if trained.num_persons < min_persons:
+        raise TooFewPersons(
+            f"num_persons: {trained.num_persons} is below privacy.min_persons = {min_persons}"
+        )
 
 
 def _metrics(metrics: object) -> dict[str, float]:

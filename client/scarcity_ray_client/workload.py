@@ -42,6 +42,8 @@ class Client:
         num_gpus: GPUs, of which a part may do.
         resources: Ray's custom resources, such as ``{"hospital_a": 1}``, which only that hospital's node has.
         labels: Ray's labels of the nodes that may train it, such as ``{"region": "north"}``.
+        num_persons: How many persons its data are of (records, where a record is the unit of privacy), which
+            is public: below ``privacy.min_persons`` it is not asked to train. None: its training tells.
 
     Raises:
         UsageError: For a value that none of these can have.
@@ -56,6 +58,7 @@ class Client:
     num_gpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict, hash=False)
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    num_persons: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("client_id", "domain_id"):
@@ -71,6 +74,8 @@ class Client:
         except (TypeError, ValueError, RecursionError):
             self._require("data", False, "a JSON value, such as str(path) or an index")
         self._require("num_examples", _is_count(self.num_examples), "a positive int below 2**63")
+        held = self.num_persons is None or _is_count(self.num_persons)
+        self._require("num_persons", held, "a positive int below 2**63, or None")
         for name in ("num_cpus", "num_gpus"):
             self._require(name, _is_amount(getattr(self, name)), "a number from 0")
         for name, is_fit, accepted in (
@@ -105,23 +110,26 @@ class Trained(Generic[Model]):
         delta: In the same structure (of a module: by name), or a float vector (d,).
         metrics: Numbers by name, such as ``{"loss": 0.3}``; those that are not finite are left out.
         num_examples: Examples that were trained on; None: the client's `Client.num_examples`.
+        num_persons: Persons (records) whose contributions `delta` is the mean of, where they are the unit of
+            privacy (`scarcity_ray_client.persons`); it is required there, and `model` is refused.
 
     Raises:
-        UsageError: Unless exactly one of model and delta is given, or if `num_examples` is no positive int.
+        UsageError: Unless exactly one of model and delta is given, or if a number is no positive int.
     """
 
     model: Model | None = None
     delta: Any = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_examples: int | None = None
+    num_persons: int | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.delta is None):
             raise UsageError("Trained takes either model= or delta=")
-        if self.num_examples is not None and not _is_count(self.num_examples):
-            raise UsageError(
-                f"num_examples: {shown(self.num_examples)} is not accepted; a positive int below 2**63"
-            )
+        for name in ("num_examples", "num_persons"):
+            count = getattr(self, name)
+            if count is not None and not _is_count(count):
+                raise UsageError(f"{name}: {shown(count)} is not accepted; a positive int below 2**63")
 
 
 class Workload(ABC, Generic[Model]):

@@ -45,16 +45,22 @@ REGIONS = ("north", "east", "south", "west")
 COLUMNS = ("practice", "region", "age", "pressure", "bmi", "smoker", "visits", "stay", "readmitted")
 
 
-def init_command(name: str, kind: str) -> ExitCode:
+def init_command(name: str, kind: str, persons: bool = False) -> ExitCode:
     """Make the folder `name`, with ``job.yaml``, ``workload.py``, ``data.csv`` and ``README.md``.
 
     Args:
         name: Of the folder, made in the working folder, and of the job.
         kind: Of the model, one of `KINDS`.
+        persons: Whether a person of a client is the unit of privacy, instead of the client; for ``numpy``.
 
     Raises:
-        UsageError: If `name` cannot name both, or something is there already.
+        UsageError: If `name` cannot name both, something is there already, or `kind` knows no persons.
     """
+    if persons and kind != "numpy":
+        raise UsageError(
+            f"--persons: with --kind {kind} is not accepted; with numpy, whose gradients by person have a "
+            "closed form (docs/privacy_units.md)"
+        )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise UsageError(
             f"NAME: {name[:200]!r} is not accepted; letters, digits, '.', '_' and '-' name a new folder, "
@@ -66,7 +72,7 @@ def init_command(name: str, kind: str) -> ExitCode:
         _require_room(folder)
         unfinished.mkdir()
         try:
-            _write(unfinished, name, kind)
+            _write(unfinished, name, kind, persons)
             unfinished.rename(folder)  # onto an empty folder too, and onto nothing else
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -79,28 +85,35 @@ def init_command(name: str, kind: str) -> ExitCode:
     return ExitCode.DONE
 
 
-def write_made_up_table(file: TextIO) -> None:
+def write_made_up_table(file: TextIO, persons: bool = False) -> None:
     """Write a table of made-up patients, the same at each call: no person stands behind any row.
+
+    With `persons` it names them in a column, and the second row of five is another stay of the first's.
 
     The practices of a region have a mean age of their own; whether a patient is readmitted is drawn with a
     log-odds that is linear in the columns.
     """
     rng = np.random.default_rng(20_250_101)
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow((*COLUMNS[:-1], "patient", COLUMNS[-1]) if persons else COLUMNS)
+    before = (0, 0.0, 0)
     for practice in range(NUM_PRACTICES):
         region = practice % len(REGIONS)
-        for _ in range(ROWS_EACH):
+        for row in range(ROWS_EACH):
             age = int(np.clip(rng.normal(54 + 4 * region, 14), 18, 98))
             pressure = int(rng.normal(112 + 0.3 * age, 16))
             bmi = round(float(np.clip(rng.normal(26, 4.5), 15, 50)), 1)
             smoker, visits = int(rng.random() < 0.25), int(rng.poisson(3))
             stay = int(1 + rng.poisson(4))
+            if persons and row % 5 == 1:
+                age, bmi, smoker = before
+            before = age, bmi, smoker
             odds = (age - 60) / 9 + (pressure - 130) / 20 + (bmi - 26) / 6 + 1.5 * smoker
             odds += (visits - 3) / 1.6 + (stay - 5) / 4 - 0.4
             readmitted = "yes" if rng.random() < 1 / (1 + np.exp(-odds)) else "no"
-            patient = (age, pressure, bmi, smoker, visits, stay, readmitted)
-            writer.writerow((f"practice_{practice:03d}", REGIONS[region], *patient))
+            key = (f"p{practice:03d}-{row - (row % 5 == 1):02d}",) if persons else ()
+            stayed = (age, pressure, bmi, smoker, visits, stay, *key, readmitted)
+            writer.writerow((f"practice_{practice:03d}", REGIONS[region], *stayed))
 
 
 def _require_room(folder: Path) -> None:
@@ -113,7 +126,7 @@ def _require_room(folder: Path) -> None:
         )
 
 
-def _write(folder: Path, name: str, kind: str) -> None:
+def _write(folder: Path, name: str, kind: str, persons: bool) -> None:
     templates = Environment(
         loader=PackageLoader("scarcity_ray.cli"),
         undefined=StrictUndefined,
@@ -123,7 +136,9 @@ def _write(folder: Path, name: str, kind: str) -> None:
         autoescape=False,
     )
     for file in ("job.yaml", "workload.py", "README.md"):
-        text = templates.get_template(f"{file}.j2").render(name=name, kind=kind, **KINDS[kind])
+        text = templates.get_template(f"{file}.j2").render(
+            name=name, kind=kind, persons=persons, **KINDS[kind]
+        )
         (folder / file).write_text(text, encoding="utf-8")
     with open(folder / "data.csv", "w", newline="", encoding="utf-8") as table:
-        write_made_up_table(table)
+        write_made_up_table(table, persons)

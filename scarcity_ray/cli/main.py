@@ -107,12 +107,15 @@ def plan(**given: Any) -> ExitCode:
     show_default=True,
     help="What the model is made with.",
 )
+@click.option(
+    "--persons", is_flag=True, help="Protect each person of a client, not the client as a whole (numpy)."
+)
 @exits
-def init(name: str, kind: str) -> ExitCode:
+def init(name: str, kind: str, persons: bool) -> ExitCode:
     """Make the folder NAME with a job that runs as it is, to put your own data and model in."""
     from scarcity_ray.cli.init import init_command
 
-    return init_command(name, kind)
+    return init_command(name, kind, persons)
 
 
 @main.command()

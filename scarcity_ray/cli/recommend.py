@@ -14,6 +14,7 @@ from rich.table import Table
 
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned
+from scarcity_ray.config import PrivacyUnit
 from scarcity_ray.forecast import Forecast
 from scarcity_ray.forecast.choosing import (
     CLIP_LEARNING_RATE,
@@ -67,12 +68,15 @@ def recommend_command(
         "rounds": found.rounds,
         "clients_are": str(likeness),
         "back_doors": back_doors,
+        "unit_of_privacy": federation.privacy.unit.value,
+        "min_persons": federation.privacy.min_persons,
     }
     told = {
         "asked": asked,
         "recommended": None if found.chosen is None else _numbers(found.chosen),
         "verdict": found.verdict.value,
         "why": reasons(found, clients, attackers),
+        "min_persons_with_which_unit_person_teaches": found.min_persons,
         "alternatives": [_numbers(choice) for choice in found.by_rule],
         "settings": None if found.chosen is None else settings_of(found.chosen, update_norm),
     }
@@ -94,14 +98,16 @@ def settings_of(choice: Choice, update_norm: float | None) -> dict[str, Any]:
     if choice.pre:
         layer1["pre"] = list(choice.pre)
     layer2: dict[str, Any] = {"central_dp_epsilon": federation.layer2.central_dp_epsilon}
-    if update_norm is None and not math.isinf(federation.total_epsilon):
+    by_clients = federation.privacy.unit is PrivacyUnit.CLIENT
+    if update_norm is None and by_clients and not math.isinf(federation.total_epsilon):
         layer2 |= {
             "adaptive_clipping": True,
             "clip_quantile": CLIP_QUANTILE,
             "clip_learning_rate": CLIP_LEARNING_RATE,
         }
     elif update_norm is not None:
-        layer1["clip_norm"] = layer2["clip_norm"] = float(update_norm)
+        least = federation.privacy.person_clip_norm or 0.0
+        layer1["clip_norm"] = layer2["clip_norm"] = max(float(update_norm), least)
     if math.isinf(federation.total_epsilon):
         layer2["central_dp_epsilon"] = math.inf
     basket = {"min_clients": min(choice.sizes), "max_clients": max(2, *choice.sizes)}
@@ -122,6 +128,12 @@ def reasons(found: Recommendation, clients: int, attackers: int) -> list[str]:
             f"the root of {found.rounds} rounds; {more:.2g} times as many clients or as large a mu, or a "
             f"model of 1/{more**2:.2g} of the coordinates would bring the signal up to it"
         )
+        if found.min_persons is not None:
+            told.append(
+                f"with privacy.unit: person and at least {found.min_persons} persons behind each client's "
+                "update a setting would teach (set it, and ask again); that protects each person instead of "
+                "the client, and an update must be a mean over persons (docs/privacy_units.md)"
+            )
     elif found.verdict is Verdict.OUTWEIGHED:
         told.append(
             "attackers outweigh what the clients have in common: under the worst attack tried, no setting "
@@ -158,7 +170,11 @@ def reasons(found: Recommendation, clients: int, attackers: int) -> list[str]:
 def _numbers(choice: Choice) -> dict[str, Any]:
     federation = choice.federation
     adaptive = replace(federation, layer2=replace(federation.layer2, adaptive_clipping=True))
-    factor = Forecast(adaptive, choice.sizes, 1).adaptation_factor if choice.noise_norm else 1.0
+    factor: float | None = 1.0
+    if federation.privacy.unit is not PrivacyUnit.CLIENT:
+        factor = None
+    elif choice.noise_norm:
+        factor = Forecast(adaptive, choice.sizes, 1).adaptation_factor
     return {
         "rule": choice.name,
         "baskets": len(choice.sizes),
@@ -183,9 +199,12 @@ def _finite(value: Any) -> Any:
 
 def _print(told: dict[str, Any], console: Console) -> None:
     asked, chosen = told["asked"], told["recommended"]
+    unit = asked["unit_of_privacy"]
+    each = "" if asked["min_persons"] is None else f" of at least {asked['min_persons']} {unit}s each"
     console.print(
-        f"{asked['clients']} clients, {asked['attackers']} of whom may attack, epsilon {asked['epsilon']:g}, "
-        f"{asked['coordinates']} coordinates, {asked['rounds']} rounds, clients {asked['clients_are']}",
+        f"{asked['clients']} clients{each}, {asked['attackers']} of whom may attack, epsilon "
+        f"{asked['epsilon']:g} for a {unit}, {asked['coordinates']} coordinates, {asked['rounds']} rounds, "
+        f"clients {asked['clients_are']}",
         markup=False,
     )
     if chosen is not None:

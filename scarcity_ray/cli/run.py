@@ -142,12 +142,15 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
     )
     for table in [*_basket_tables(summary), *_comparison_tables(summary)]:
         console.print(table)
+    whole = ""
+    if "client_epsilon" in summary.privacy:
+        whole = f" (a whole client: {epsilon(summary.privacy['client_epsilon'])} or more)"
     console.print(
         f"\n{summary.rounds} rounds, {summary.clients} clients ({summary.byzantine_clients} Byzantine) in "
         f"{summary.baskets} baskets, {sum(summary.rejected.values())} updates refused, "
         f"{summary.gossip_messages} gossip messages, {summary.wall_seconds:.0f} s; "
         f"epsilon {epsilon(summary.epsilon_spent)} of {epsilon(summary.total_epsilon)} spent "
-        f"at delta {summary.delta:g}.",
+        f"at delta {summary.delta:g}, for one {summary.privacy.get('unit', 'client')}{whole}.",
         markup=False,
     )
     for refusal in summary.first_refusals[:MOST_REFUSALS]:

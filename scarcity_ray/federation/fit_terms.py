@@ -126,7 +126,7 @@ class RoundRecord:
         num_accepted: Whose update was accepted.
         num_surplus: That were not waited for: enough had answered, or the budget was spent.
         refusals: Updates that did not come or were refused, by reason; and evaluations that did not come, by
-            ``evaluation_`` and the reason.
+            ``evaluation_`` and the reason. The first round's has the clients that are left out of all.
         first_refusals: Up to 20 (`training_round.MOST_TOLD`) of the trainings and evaluations that gave none,
             to read: client, cause, detail. What an error says is the client's own: outside the claim.
         metrics: Those of `train`, by domain, averaged over accepted updates by examples: outside the claim.

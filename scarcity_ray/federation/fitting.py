@@ -7,8 +7,9 @@ what errors say reach this driver as they are: they lie outside the privacy clai
 reports does not: it lies behind the updates, goes to the baskets with them, and comes back in the releases.
 
 Guarantees:
+    a_client_with_too_few_persons_is_left_out_before_it_trains_and_counted
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
-    a_round_in_which_every_client_raised_is_an_error_with_the_first_traceback
+    a_round_in_which_every_client_failed_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
     an_evaluation_that_raises_ends_the_rounds_and_loses_no_model
     a_round_without_a_release_says_what_it_waits_for
@@ -32,7 +33,6 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
-from scarcity_ray.config import PrivacyUnit
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError, warn_caller
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import (
@@ -60,6 +60,7 @@ from scarcity_ray.federation.training_round import (
     grouped,
     train_group,
 )
+from scarcity_ray.forecast import Warned, warning_of_few_persons
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
@@ -111,8 +112,12 @@ class Fitting(Generic[Model]):
         self._driver, self._tasks, self._workload, self._terms = driver, tasks, workload, terms
         self._clock = clock
         self._rng = np.random.default_rng(terms.seed)
-        self._clients = checked_clients(workload.clients())
-        self._by_id = {client.client_id: client for client in self._clients}
+        everybody = checked_clients(workload.clients())
+        self._by_id = {client.client_id: client for client in everybody}
+        self._min_persons = driver.config.privacy.min_persons
+        least = self._min_persons or 1
+        self._clients = tuple(one for one in everybody if (one.num_persons or least) >= least)
+        self._too_small = tuple(one for one in everybody if (one.num_persons or least) < least)
         self._noted: set[str] = set()
         self._check_hooks()
         asked = terms.private_evaluation
@@ -127,6 +132,7 @@ class Fitting(Generic[Model]):
                 f"the model has {dimension} numbers, vector_dim is {driver.config.vector_dim}; "
                 f"set vector_dim: {dimension}"
             )
+        driver.told.tell(self._few_persons())
         count = len(self._clients)
         if (terms.clients_per_round or count) + terms.extra_clients > count:
             raise UsageError(f"clients_per_round and extra_clients: together more than the {count} clients")
@@ -227,6 +233,20 @@ class Fitting(Generic[Model]):
             "every client's update comes to this process; leave it out where data matter"
         )
 
+    def _few_persons(self) -> tuple[Warned, ...]:
+        """What is to be said of clients that are left out, which their number of persons alone decides.
+
+        Raises:
+            UsageError: If nobody is left.
+        """
+        if not self._too_small:
+            return ()
+        counts = [client.num_persons or 0 for client in self._too_small]
+        found = warning_of_few_persons(self._driver.config.privacy, counts, len(self._by_id))
+        if not self._clients:
+            raise UsageError(found.message)
+        return (found,)
+
     def _first_vector(self) -> Rows:
         start = self._terms.start
         if start is None:
@@ -251,7 +271,7 @@ class Fitting(Generic[Model]):
                 client.domain_id,
                 keys.get(client.client_id),
                 None if client.features is None else np.asarray(client.features, np.float64),
-                num_examples=client.num_examples,
+                num_examples=client.num_examples if self._min_persons is None else client.num_persons,
             )
             for client in self._clients
         )
@@ -294,9 +314,10 @@ class Fitting(Generic[Model]):
             budget = self._driver.budget()
         for note in sorted(training.notes):
             self._note(note)
-        reasons = self._counted(training.refusals, submitting)
+        too_small = self._told_once_of_too_few_persons(training.round_id)
+        reasons = self._counted([*training.refusals, *too_small], submitting)
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
-        refusals = list(training.refusals)
+        refusals = [*training.refusals, *too_small]
         refusals += self._counted_evaluations(submitting.unmeasured, reasons)
         if versions:
             if self._terms.on_release is not None:
@@ -333,11 +354,12 @@ class Fitting(Generic[Model]):
         """Have clients train and submit what they give."""
         vector, adversary = self._tasks.put(self._model.current), self._terms.adversary
         poisoned = adversary.byzantine if adversary is not None and adversary.poisons else frozenset()
-        by_person = self._driver.config.privacy.unit is not PrivacyUnit.CLIENT
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            return self._spec(training, group, train_group, vector, poison, self._reporting, by_person)
+            return self._spec(
+                training, group, train_group, vector, poison, self._reporting, self._min_persons
+            )
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
             with self._timed("submission"):
@@ -348,7 +370,7 @@ class Fitting(Generic[Model]):
             self._run_tasks(training, spec, deliver, self._terms.on_progress)
         finally:
             self._phases["training"] = self._clock() - began - self._phases["submission"]
-        _refuse_if_all_raised(training, "")
+        _refuse_if_all_failed(training, "")
         with self._timed("submission"):
             submitting.finish(self._clip_norm)
 
@@ -410,6 +432,22 @@ class Fitting(Generic[Model]):
             self._count(client_id, reason)
         return reasons
 
+    def _told_once_of_too_few_persons(self, round_id: int) -> list[Refusal]:
+        """Refusals of the clients that were left out of all rounds, in the first."""
+        unit = self._driver.config.privacy.unit
+        told = [
+            Refusal(
+                client.client_id,
+                round_id,
+                Cause.TOO_FEW_PERSONS,
+                f"{client.num_persons} {unit}s, below privacy.min_persons = {self._min_persons}: it is left "
+                "out of all rounds",
+            )
+            for client in self._too_small
+        ]
+        self._too_small = ()
+        return told
+
     def _counted_evaluations(self, refused: Sequence[Refusal], reasons: Counter[str]) -> Sequence[Refusal]:
         """Evaluations that failed, counted in `reasons` and for their clients."""
         for refusal in refused:
@@ -466,7 +504,7 @@ class Fitting(Generic[Model]):
             return self._spec(evaluating, group, evaluate_group, vector)
 
         self._run_tasks(evaluating, spec, lambda held: answers.extend(one for one, _ in held))
-        _refuse_if_all_raised(evaluating, "evaluate_client: ")
+        _refuse_if_all_failed(evaluating, "evaluate_client: ")
         return self._by_domain([one for one in answers if one.metrics]), evaluating.refusals
 
     def _by_domain(self, answers: Sequence[Answer]) -> dict[str, MeanMetrics]:
@@ -587,10 +625,10 @@ class Submitting:
             self.refused.append((answer.client_id, Cause.LOST if is_lost else str(receipt.reason)))
 
 
-def _refuse_if_all_raised(training: TrainingRound, what: str) -> None:
-    if (first := training.all_raised()) is not None:
+def _refuse_if_all_failed(training: TrainingRound, what: str) -> None:
+    if (first := training.all_failed()) is not None:
         raise UsageError(
-            f"{what}all {training.num_sampled} clients of round {training.round_id} raised; the first: "
+            f"{what}all {training.num_sampled} clients of round {training.round_id} failed; the first: "
             f"{first}\n{first.traceback}"
         )
 

@@ -307,9 +307,12 @@ class HierarchicalFederation:
     ) -> FitResult[Model]:
         """Train a workload's model: its clients are registered, train where their data lies, and send.
 
-        It ends early when the privacy budget is spent, and when `evaluate` raises after a release. The local
-        runtime trains one client after another and cannot interrupt one: what ends after the deadline is too
-        late there, too.
+        It ends early when the privacy budget is spent, and when `evaluate` raises after a release. Clients
+        whose `num_persons` is below ``privacy.min_persons`` are left out of all rounds, and counted in the
+        first.
+
+        The local runtime trains one client after another and cannot interrupt one: what ends after the
+        deadline is too late there, too.
 
         Args:
             workload: Model, clients and training (docs/workloads.md).
@@ -336,7 +339,7 @@ class HierarchicalFederation:
                 evaluated. Save it there, and no later error or death loses what the budget has paid for.
 
         Raises:
-            UsageError: For a workload or argument that cannot work, or a round in which every client raised;
+            UsageError: For a workload or argument that cannot work, or a round in which every client failed;
                 the text has the first one's traceback.
         """
         driver = self._open()

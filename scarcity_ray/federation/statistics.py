@@ -56,7 +56,7 @@ def federation_stats(
         "n_layer2_aggregations": layer2["n_layer2_aggregations"],
         "privacy_consumed_epsilon": budget.epsilon_spent,
         "privacy_accounting": budget.accounting.value,
-        "privacy_claim": _claimed(claim),
+        "privacy_claim": _claimed(claim, by_gossip=layer2 is WITHOUT_LAYER2),
         "current_round": directory["current_round"],
         "basket_stats": _by_domain(directory["statuses"], directory["sizes"], reports, places, conduct),
         "read_only": budget.read_only,
@@ -85,9 +85,11 @@ def federation_stats(
     }
 
 
-def _claimed(claim: PersonClaim | None) -> dict[str, Any]:
+def _claimed(claim: PersonClaim | None, *, by_gossip: bool) -> dict[str, Any]:
     """Unit, mode, against whom, and for a person or record the figures beside epsilon."""
     stated = {"noise": "central", "against": "whoever sees every release"}
+    if by_gossip:
+        stated = {"noise": "local", "against": "whoever sees every gossip message"}
     if claim is None:
         return {"unit": PrivacyUnit.CLIENT.value, **stated}
     return {**asdict(claim), "unit": claim.unit.value, **stated}

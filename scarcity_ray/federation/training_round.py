@@ -52,6 +52,7 @@ class Answer:
     client_id: str
     round_id: int
     num_examples: int
+    """Persons (records) where they are the unit of privacy: what is stated with its update."""
     metrics: Mapping[str, float]
     digest: bytes = b""
     """Of its update, with the report behind it where one is asked for."""
@@ -112,7 +113,7 @@ def train_group(
     round_id: int,
     poisoned: frozenset[str],
     reporting: Reporting | None = None,
-    deltas_only: bool = False,
+    min_persons: int | None = None,
 ) -> tuple[list[Told], Rows | None]:
     """The task of clients that train: an answer for each, and the updates (n, d) of those that have one.
 
@@ -121,10 +122,9 @@ def train_group(
     told: list[Told] = []
     rows = []
     by_id = {client.client_id: client for client in clients}
-    outcomes = train_clients(
-        *held, vector, clients, round_id, poisoned, on_failure=told.append, deltas_only=deltas_only
-    )
-    for outcome in outcomes:
+    for outcome in train_clients(
+        *held, vector, clients, round_id, poisoned, on_failure=told.append, min_persons=min_persons
+    ):
         if isinstance(outcome, Refusal):
             told.append(outcome)
             continue
@@ -133,16 +133,10 @@ def train_group(
             client = by_id[outcome.client_id]
             report, unmeasured = reporting.measured(held, vector, client, round_id)
             row = np.concatenate([row, report])
-        told.append(
-            Answer(
-                outcome.client_id,
-                round_id,
-                outcome.num_examples,
-                outcome.metrics,
-                content_digest(row),
-                unmeasured,
-            )
-        )
+        # An attacker that tells of nobody states the least that is taken.
+        count = outcome.num_examples if min_persons is None else outcome.num_persons or min_persons
+        digest = content_digest(row)
+        told.append(Answer(outcome.client_id, round_id, count, outcome.metrics, digest, unmeasured))
         rows.append(row)
     if len(rows) == 1:
         return told, rows[0][None]
@@ -284,10 +278,11 @@ class TrainingRound:
             None if waited_for is None else waited_for[0].client_id,
         )
 
-    def all_raised(self) -> Refusal | None:
-        """The first refusal, if every client raised."""
-        raised = [refusal for refusal in self.refusals if refusal.cause is Cause.RAISED]
-        return raised[0] if len(raised) == self.num_sampled else None
+    def all_failed(self) -> Refusal | None:
+        """The first refusal, if every client raised, gave no result of a training or has too few persons."""
+        ends = (Cause.RAISED, Cause.WRONG_RESULT, Cause.TOO_FEW_PERSONS)
+        faults = [one for one in self.refusals if one.cause in ends]
+        return faults[0] if len(faults) == self.num_sampled else None
 
     def _refuse(self, group: Group, cause: Cause, detail: str, traceback: str = "") -> None:
         shared = f" (its task is shared by {len(group)} clients)" if len(group) > 1 else ""

@@ -25,9 +25,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, PrivacyUnit
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast.feasibility import Forecast, solve_for_rounds
+from scarcity_ray.forecast.remedies import MOST_PERSONS, least_number, with_persons
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.robust import aggregate
 
@@ -134,11 +135,14 @@ class Recommendation:
         chosen: None where no rule fits so many attackers.
         by_rule: Each rule at its best number of baskets and f.
         rounds: That the budget is spread over.
+        min_persons: Where the client is the unit of privacy and noise outweighs the signal of every setting:
+            the fewest persons of each client with which some setting teaches once a person is the unit.
     """
 
     chosen: Choice | None
     by_rule: tuple[Choice, ...]
     rounds: int
+    min_persons: int | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -162,7 +166,8 @@ def recommend(
     """The setting with the highest ratio of signal to noise over all rounds, and its alternatives.
 
     Args:
-        config: Of which the budget, the model's dimension, the clip norms and the noise's kind are kept.
+        config: Of which the budget, the unit of privacy, the model's dimension, the clip norms and the
+            noise's kind are kept.
         clients: All of the federation; attackers among them are spread over baskets at random.
         attackers: How many may attack.
         back_doors: Choose only among rules that hold off what attackers plant where the others are silent.
@@ -179,7 +184,15 @@ def recommend(
         raise ConfigError("clients", clients, f"more, or fewer attackers than {attackers}: no rule fits")
     found.sort(key=lambda choice: preference(choice.ratio, choice.signal_norm), reverse=True)
     chosen = next((choice for choice in found if asked.accepts(choice.back_door)), None)
-    return Recommendation(chosen, tuple(found), rounds)
+    made = Recommendation(chosen, tuple(found), rounds)
+    if config.privacy.unit is not PrivacyUnit.CLIENT or made.verdict in (Verdict.TEACHES, Verdict.OUTWEIGHED):
+        return made
+
+    def teaches(least: int) -> bool:
+        other = replace(asked, config=with_persons(config, least))
+        return recommend(**vars(other)).verdict is Verdict.TEACHES
+
+    return replace(made, min_persons=least_number(teaches, above=1, most=MOST_PERSONS))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 They come in the order of what they cost: another rule, fewer rounds, more clients, more baskets, a larger
 epsilon, a smaller model. Where no single change suffices and a less noisy rule fits, each is tried with that
 rule, and fewer rounds with more clients. No remedy weakens a promise: none takes a rule that tolerates fewer
-Byzantine clients, or a total epsilon above `HUGE_EPSILON`.
+Byzantine clients, or a total epsilon above `HUGE_EPSILON`. The last one makes another promise: to each person
+of a client instead of to the client, if clients have so many persons as it says.
 
 Guarantees:
     every_remedy_does_what_it_says: With it, a forecast's noise is at most the signal's bound.
@@ -12,11 +13,11 @@ Guarantees:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, PrivacyConfig, PrivacyUnit
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast.feasibility import Forecast, rule_cost, solve_for_rounds, with_rule
 
@@ -24,6 +25,8 @@ HUGE_EPSILON = 20.0
 """Total epsilon beyond which one client's values may change the odds of what is seen by a factor of 5e8."""
 MOST_CLIENTS = 10_000
 """Clients in a basket that are looked at."""
+MOST_PERSONS = 1_000_000
+"""Persons of a client that are looked at."""
 FEW_ROUNDS = 10
 """Rounds that more clients are tried with, where clients alone do not suffice."""
 _CLOSE = 1.0 + 1e-5
@@ -35,7 +38,8 @@ class Remedy:
     """One change, and the noise that it leaves.
 
     Attributes:
-        kinds: What it changes, of ``rule``, ``rounds``, ``clients``, ``baskets``, ``epsilon``, ``dimension``.
+        kinds: What it changes, of ``rule``, ``rounds``, ``clients``, ``baskets``, ``epsilon``, ``dimension``,
+            ``unit``.
         change: The change in words.
         config: The federation's settings with the change.
         sizes: Clients of each basket with the change.
@@ -50,22 +54,26 @@ class Remedy:
 
 
 def remedies(forecast: Forecast, most: int = 3) -> tuple[Remedy, ...]:
-    """The cheapest ways to bring the noise of `forecast` within its signal; none if it is there already."""
+    """The cheapest ways to bring the noise of `forecast` within its signal; none if it is there already.
+
+    Beside `most` of them there is that by the unit of privacy.
+    """
     if forecast.signal_to_noise >= 1.0:
         return ()
-    return tuple(islice(_tried(forecast), most))
-
-
-def _tried(forecast: Forecast) -> Iterator[Remedy]:
-    quiet = _quieter(forecast)
-    bases: list[tuple[Forecast, tuple[str, ...], str]] = [(forecast, (), "")]
+    quiet, first = _quieter(forecast), list[Remedy]()
+    bases: list[Base] = [(forecast, (), "")]
     if quiet is not None:
         change = f"layer1.aggregation_method: {quiet.config.layer1.aggregation_method.value}"
         if quiet.signal_to_noise >= 1.0:
-            yield _remedy(quiet, ("rule",), change)
+            first.append(_remedy(quiet, ("rule",), change))
         else:
             bases.append((quiet, ("rule",), f"{change} and "))
-    for kind, way in _WAYS.items():
+    cheapest = islice(chain(first, _tried(bases, _WAYS)), most)
+    return (*cheapest, *_tried(bases, {"unit": _persons}))
+
+
+def _tried(bases: Sequence[Base], ways: Mapping[str, Way]) -> Iterator[Remedy]:
+    for kind, way in ways.items():
         for base, before, words in bases:
             tried = way(base)
             if tried is not None and tried[0].signal_to_noise * _CLOSE >= 1.0:
@@ -88,6 +96,9 @@ def _quieter(forecast: Forecast) -> Forecast | None:
 
 
 Tried = tuple[Forecast, str] | None
+Way = Callable[[Forecast], Tried]
+Base = tuple[Forecast, tuple[str, ...], str]
+"""A forecast to change, what it changes already, and that in words."""
 
 
 def _fewer_rounds(base: Forecast) -> Tried:
@@ -119,17 +130,75 @@ def _more_clients(base: Forecast) -> Tried:
     def crowd(size: int) -> Forecast:
         return Forecast(base.config, [max(size, old) for old in base.sizes], base.rounds)
 
-    low, high = min(base.sizes), 2 * min(base.sizes)
-    while crowd(high).signal_to_noise < 1.0:
+    count = least_number(
+        lambda size: crowd(size).signal_to_noise >= 1.0, above=min(base.sizes), most=MOST_CLIENTS
+    )
+    if count is None:
+        return None
+    room = f" (basket.max_clients: {count})" if count > base.config.basket.max_clients else ""
+    return crowd(count), f"{count} clients in each of the {len(base.sizes)} baskets{room}"
+
+
+def least_number(suffices: Callable[[int], bool], *, above: int, most: int) -> int | None:
+    """The least number above one that does not suffice, if all beyond it do; None if it is beyond `most`.
+
+    >>> least_number(lambda number: number >= 11, above=1, most=100)
+    11
+    """
+    low, high = above, 2 * above
+    while not suffices(high):
         low, high = high, 2 * high
-        if high > MOST_CLIENTS:
+        if high > most:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if crowd(middle).signal_to_noise >= 1.0 else (middle, high)
-    most = base.config.basket.max_clients
-    room = f" (basket.max_clients: {high})" if high > most else ""
-    return crowd(high), f"{high} clients in each of the {len(base.sizes)} baskets{room}"
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+def with_persons(config: HierarchicalFederationConfig, least: int) -> HierarchicalFederationConfig:
+    """The config with the person as the unit of privacy, or the record where it is that, `least` a client.
+
+    What is refused beside it is off (docs/privacy_units.md).
+    """
+    privacy = config.privacy
+    if privacy.unit is PrivacyUnit.CLIENT:
+        privacy = PrivacyConfig(unit=PrivacyUnit.PERSON)
+    return replace(
+        config,
+        privacy=replace(privacy, min_persons=least),
+        gossip_budget_share=0.0,
+        meta_parameters={},
+        layer2=replace(config.layer2, adaptive_clipping=False),
+    )
+
+
+def _persons(base: Forecast) -> Tried:
+    """Enough persons behind each row, one of whom moves it by so much less than the client does."""
+    config = base.config
+    if not config.layer2.enabled:
+        return None
+
+    def tried(least: int) -> Forecast:
+        return Forecast(with_persons(config, least), base.sizes, base.rounds)
+
+    least = least_number(
+        lambda number: tried(number).signal_to_noise >= 1.0,
+        above=config.privacy.min_persons or 1,
+        most=MOST_PERSONS,
+    )
+    if least is None:
+        return None
+    if config.privacy.unit is not PrivacyUnit.CLIENT:
+        return tried(least), f"privacy.min_persons: {least}, if enough clients have so many"
+    off = ["gossip_budget_share: 0"] if config.gossip_budget_share else []
+    off += ["layer2.adaptive_clipping: false"] if config.layer2.adaptive_clipping else []
+    off += ["no meta_parameters"] if config.meta_parameters else []
+    beside = f" with {' and '.join(off)}" if off else ""
+    return tried(least), (
+        f"privacy: {{unit: person, min_persons: {least}}}{beside}, if each client's update is a mean over so "
+        "many persons; it protects each of them instead of the client (docs/privacy_units.md)"
+    )
 
 
 def _fewer_rounds_of_more_clients(base: Forecast) -> Tried:
@@ -183,7 +252,7 @@ def _smaller_model(base: Forecast) -> Tried:
     return None
 
 
-_WAYS: dict[str, Callable[[Forecast], Tried]] = {
+_WAYS: dict[str, Way] = {
     "rounds": _fewer_rounds,
     "clients": _more_clients,
     "baskets": _more_baskets,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config, PrivacyUnit
+from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config, PrivacyConfig, PrivacyUnit
 from scarcity_ray.errors import (
     ClippingWarning,
     FaultWarning,
@@ -340,6 +340,24 @@ def warning_of_weights(plan: FederationPlan, facts: Iterable[BasketFacts]) -> Wa
         f"(with equal claims {equal:.3g}); what would change it: a smaller layer1.max_examples (now "
         f"{plan.max_examples}), at which claims end, or layer1.aggregation_method: mean",
         loud=True,
+    )
+
+
+def warning_of_few_persons(privacy: PrivacyConfig, counts: Sequence[int], num_clients: int) -> Warned:
+    """A warning that clients with `counts` persons, of `num_clients` in all, are left out of a training."""
+    unit, spread = privacy.unit.value, f"{min(counts)} to {max(counts)}"
+    left_out = (
+        f"all {num_clients} clients"
+        if len(counts) == num_clients
+        else (f"{len(counts)} of {num_clients} clients")
+    )
+    return Warned(
+        "too_few_persons",
+        f"{left_out} have fewer {unit}s than privacy.min_persons = {privacy.min_persons} ({spread}) and are "
+        f"left out before they train: each {unit} counts on so many; what would change it: clients "
+        f"that join their data, or a smaller privacy.min_persons, which brings as much more noise",
+        loud=2 * len(counts) > num_clients,
+        about="privacy",
     )
 
 

@@ -390,6 +390,7 @@ def _summarise(
         date=folder.begun.isoformat(timespec="seconds"),
         versions=versions(config.workload.class_),
         load_model=_how_to_load(job, folder),
+        privacy=stats["privacy_claim"],
         private_evaluation=next(
             (record.private_evaluation for record in reversed(records) if record.private_evaluation), {}
         ),

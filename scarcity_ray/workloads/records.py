@@ -112,6 +112,8 @@ class Summary:
         date: When it began, ISO 8601 in UTC.
         versions: Of what it ran with, and the workload's class.
         load_model: Python that reads the model back.
+        privacy: Unit, mode and against whom; for a person or record the figures beside epsilon, which are
+            those of `plan.PersonClaim`.
         private_evaluation: Of the last release that told any; inside the privacy claim.
     """
 
@@ -150,6 +152,7 @@ class Summary:
     date: str
     versions: Mapping[str, str]
     load_model: str
+    privacy: Mapping[str, Any] = field(default_factory=dict)
     private_evaluation: Mapping[str, PrivateMetric] = field(default_factory=dict)
 
     @property

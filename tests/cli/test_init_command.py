@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -93,6 +94,30 @@ def test_the_table_is_the_same_each_time(call):
     assert Path("one/data.csv").read_bytes() == Path("two/data.csv").read_bytes()
 
 
+def test_a_made_job_protects_persons_where_it_is_asked_to(call):
+    assert call("wards", "--persons").exit_code == 0
+    job = yaml.safe_load(Path("wards/job.yaml").read_text())
+    workload = load_workload(job["workload"]["class"], job["workload"]["args"], "wards")
+    clients = workload.clients()
+    assert {(c.num_examples, c.num_persons) for c in clients} == {(20, 15)}
+    table = Path("wards/data.csv")
+    table.write_text(table.read_text().replace("north,72,", "north,,", 1))
+    arguments = ["run", "wards/job.yaml", "--runtime", "local", "--rounds", "2", "--out", "out"]
+    done = CliRunner().invoke(main, [*arguments, "--set", "federation.ledger_path=ledger.sqlite"])
+    assert done.exit_code == 0, done.output
+    assert "for one person (a whole client: " in " ".join(done.stdout.split())
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["metrics"]["accuracy"] > 0.75
+    assert not summary["rejected"], "one person's wrong row stops nobody"
+    assert summary["privacy"].items() >= {"unit": "person", "noise": "central", "min_persons": 15}.items()
+    page = Path("out/report.html").read_text()
+    assert "epsilon spent for one person, at delta 1e-06" in page
+    assert "a whole client, where the smallest has 15 persons" in page
+    refused = call("others", "--persons", "--kind", "torch")
+    assert (refused.exit_code, os.path.exists("others")) == (2, False)
+    assert "--persons: with --kind torch is not accepted" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -156,7 +181,7 @@ def test_what_is_there_already_is_never_changed(call):
 
 
 def test_a_folder_is_made_whole_or_not_at_all(call, monkeypatch):
-    def full(file):
+    def full(file, persons):
         file.write("practice,region")
         raise OSError(28, "No space left on device")
 

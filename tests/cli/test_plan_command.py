@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -434,6 +435,14 @@ def test_where_no_setting_teaches_it_is_said(tmp_path):
     text = _plan_of(written, tmp_path, "--recommend", "--clients", "20", "--attackers", "0").stdout
     assert "no setting teaches anything here: noise norm" in text
     assert "the least bad: mean" in text
+    (persons,) = re.findall(r"with privacy.unit: person and at least (\d+) persons behind each", text)
+    unit = f"federation: {{privacy: {{unit: person, min_persons: {persons}}},"
+    asked = ("--recommend", "--clients", "20", "--attackers", "0")
+    text = _plan_of(written.replace("federation: {", unit), tmp_path, *asked).stdout
+    assert f"20 clients of at least {persons} persons each, 0 of whom may attack" in text
+    assert "epsilon 1 for a person" in text
+    assert "recommended: mean" in text
+    assert "adaptive_clipping" not in text
 
 
 def test_what_is_asked_of_a_recommendation_needs_one():

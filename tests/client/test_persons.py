@@ -334,7 +334,7 @@ class Hospital(Workload[dict[str, np.ndarray]]):
         x, y = data(np.random.default_rng(8), np.arange(40))
         keys = np.arange(40) // 2
         mean = person_gradient(LinearModel(), model["weights"], x, y, keys, clip_norm=C, min_persons=20)
-        return Trained(delta=-mean.row, num_examples=mean.num_persons)
+        return Trained(delta=-mean.row, num_persons=mean.num_persons)
 
     def evaluate(self, model):
         return {}
@@ -343,7 +343,7 @@ class Hospital(Workload[dict[str, np.ndarray]]):
 def test_a_workload_sends_the_mean_and_the_number_of_persons():
     workload = Hospital()
     update = train_client(workload, workload.codec(), np.zeros(4), workload.clients()[0], 0)
-    assert update.num_examples == 20
+    assert update.num_persons == 20
     x, y = data(np.random.default_rng(8), np.arange(40))
     exact = person_gradient(LinearModel(), np.zeros(4), x, y, np.arange(40) // 2, clip_norm=C, min_persons=20)
     assert np.linalg.norm(update.delta + exact.row) <= 2.0**-24 * np.linalg.norm(exact.row)

@@ -25,6 +25,7 @@ from scarcity_ray_client import (
     UsageError,
     Workload,
     evaluate_client,
+    person_mean,
     train_client,
     train_clients,
 )
@@ -99,9 +100,28 @@ def test_metrics_and_examples_go_along():
     assert (update.metrics, update.num_examples) == ({"loss": 0.5}, 3)
 
 
-@pytest.mark.parametrize("deltas_only", [False, True])
-def test_an_attacker_is_asked_for_its_poison(deltas_only):
-    sent = tried(lambda model: Trained(model=model), attacker=True, deltas_only=deltas_only)
+def test_where_persons_are_the_unit_an_update_is_a_delta_of_enough_persons():
+    delta = {"delta": np.ones(3)}
+    for sent, cause, words in [
+        ({"model": START}, Cause.WRONG_RESULT, "model= is not accepted where persons"),
+        ({**delta, "num_examples": 900}, Cause.WRONG_RESULT, "num_persons is missing"),
+        ({**delta, "num_persons": 9}, Cause.TOO_FEW_PERSONS, "9 is below privacy.min_persons = 10"),
+    ]:
+        refusal = tried(lambda model, sent=sent: Trained(**sent), min_persons=10)
+        assert refusal.cause is cause
+        assert words in refusal.detail
+        assert isinstance(tried(lambda model, sent=sent: Trained(**sent)), Update)
+    assert isinstance(tried(lambda model: Trained(delta=VECTOR, num_persons=10), min_persons=10), Update)
+    update = tried(lambda model: Trained(**delta, num_persons=10), min_persons=10)
+    assert (update.num_persons, update.num_examples) == (10, 7)
+    few = tried(lambda model: person_mean(np.ones((9, 3)), clip_norm=1.0, min_persons=10), min_persons=10)
+    assert few.cause is Cause.TOO_FEW_PERSONS
+    assert tried(None, min_persons=10, attacker=True).num_persons is None
+
+
+@pytest.mark.parametrize("min_persons", [None, 10])
+def test_an_attacker_is_asked_for_its_poison(min_persons):
+    sent = tried(lambda model: Trained(model=model), attacker=True, min_persons=min_persons)
     assert sent.delta.tolist() == (-VECTOR).tolist()
 
 
@@ -201,27 +221,6 @@ def test_a_model_given_as_delta_is_refused_where_it_can_be_told(training):
     assert isinstance(refusal, Refusal)
     assert refusal.cause is Cause.WRONG_RESULT
     assert "give model=, or subtract" in refusal.detail
-
-
-@pytest.mark.parametrize(
-    ("given", "accepted"),
-    [
-        ({"delta": np.ones(3), "num_examples": 7}, True),
-        ({"delta": VECTOR.copy(), "num_examples": 7}, True),
-        ({"delta": np.ones(3)}, False),
-        ({"model": START, "num_examples": 7}, False),
-    ],
-)
-def test_with_deltas_only_a_model_or_a_delta_without_a_number_is_refused(given, accepted):
-    """What equals the model may be a mean over persons, and whether it is sent must not follow from that."""
-    told = tried(lambda model: Trained(**given), deltas_only=True)
-    assert isinstance(told, Update) == accepted
-    if not accepted:
-        assert told.cause is Cause.WRONG_RESULT
-        assert (
-            "persons and their number (scarcity_ray_client.persons), as privacy.unit is not client"
-            in told.detail
-        )
 
 
 def test_the_first_delta_from_zeros_is_no_model():

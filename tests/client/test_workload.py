@@ -22,6 +22,7 @@ WRONG = {
     "features": [[np.nan], ["a"], 3, [float("inf")], [10**400]],
     "data": [Path("/data"), {"a": float("nan")}, {1}, b"x", np.ones(2)],
     "num_examples": [0, -1, 2.0, True, None, 2**63],
+    "num_persons": [0, -1, 2.0, True, 2**63],
     "num_cpus": [-1, float("nan"), float("inf"), "2", True, None],
     "num_gpus": [-0.5, None],
     "resources": [{"hospital_a": -1}, {"": 1}, ["hospital_a"], None, {"hospital_a": "1"}, {3: 1}],
@@ -73,8 +74,9 @@ def test_trained_holds_a_model_or_a_delta():
         with pytest.raises(UsageError, match="either model= or delta="):
             Trained(**wrong)
     for wrong in (0, -1, 2.0, True, 2**63):
-        with pytest.raises(UsageError, match="num_examples"):
-            Trained(model=1.0, num_examples=wrong)
+        for name in ("num_examples", "num_persons"):
+            with pytest.raises(UsageError, match=f"{name}: .* a positive int"):
+                Trained(model=1.0, **{name: wrong})
 
 
 NUMBER = st.one_of(st.integers(), st.floats(), st.booleans(), st.floats(width=32).map(np.float32))

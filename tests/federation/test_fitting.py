@@ -325,10 +325,10 @@ def test_a_hang_past_the_deadline_costs_whoever_is_late(open_federation: Open) -
     assert result.history[0].seconds >= 0.4
 
 
-def test_a_round_in_which_every_client_raised_is_an_error_with_the_first_traceback(
+def test_a_round_in_which_every_client_failed_is_an_error_with_the_first_traceback(
     open_federation: Open,
 ) -> None:
-    with pytest.raises(UsageError, match="all 6 clients of round 0 raised") as caught:
+    with pytest.raises(UsageError, match="all 6 clients of round 0 failed") as caught:
         open_federation(SETTINGS).fit(Towards({"all": "raises"}), rounds=2)
     assert "Traceback" in str(caught.value)
     assert "no data for c" in str(caught.value)

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray import HierarchicalFederation, IdentityKeyPair, LedgerError, UsageError
+from scarcity_ray import HierarchicalFederation, IdentityKeyPair, LedgerError, PrivacyWarning, UsageError
 from scarcity_ray.layers.server_optimizers import server_optimizer
-from scarcity_ray_client import Client, Trained, Workload
-from scarcity_ray_client.persons import LinearModel, person_gradient, person_mean
+from scarcity_ray_client import Client, LinearModel, Trained, Workload, person_gradient, person_mean
 
 DIMENSION = 6
 NAMES = [f"{domain}{i}" for domain in "ab" for i in range(3)]
@@ -224,7 +223,7 @@ class Hospitals(Workload[dict[str, Any]]):
         mean = person_gradient(
             LinearModel(), model["weights"], *self.visits(client.data), clip_norm=1.0, min_persons=LEAST
         )
-        return Trained(delta=-mean.row, num_examples=mean.num_persons)
+        return Trained(delta=-mean.row, num_persons=mean.num_persons)
 
     def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
         x, y, _ = self.visits(99)
@@ -246,7 +245,60 @@ def test_what_is_no_mean_over_persons_is_refused_by_name(open_federation: Any) -
         result = open_federation(settings(unit)).fit(Models(), rounds=1)
         refused = {name: {"wrong_result": 1} for name in NAMES[3:]} if unit != "client" else {}
         assert result.refusals == refused
-        assert all("num_examples" in refusal.detail for refusal in result.history[0].first_refusals)
+        assert all("num_persons" in refusal.detail for refusal in result.history[0].first_refusals)
+
+
+class Uneven(Hospitals):
+    """Sites that say how many persons they have; `train` counts 900 records as examples."""
+
+    def __init__(self, counts: list[int | None], sent: dict[str, Any]) -> None:
+        self.counts, self.sent = counts, sent
+
+    def clients(self) -> list[Client]:
+        return [
+            Client(name, name[0], num_examples=900, num_persons=count)
+            for name, count in zip(NAMES, self.counts, strict=True)
+        ]
+
+    def train(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
+        return Trained(num_examples=900, **self.sent)
+
+
+DELTA = {"delta": np.full(DIMENSION, 0.1)}
+
+
+def test_a_client_with_too_few_persons_is_left_out_before_it_trains_and_counted(open_federation: Any) -> None:
+    layer1 = {"aggregation_method": "mean", "byzantine_fraction": 0.0, "min_updates": 2}
+    fed = open_federation(settings(basket={"min_clients": 2, "max_clients": 5}, layer1=layer1))
+    workload = Uneven([99, None, 100, 400, 7, 300], {**DELTA, "num_persons": 150})
+    with pytest.warns(PrivacyWarning, match=r"2 of 6 clients have fewer persons than .* = 100 \(7 to 99\)"):
+        result = fed.fit(workload, rounds=2)
+    few = {"too_few_persons": 1}
+    assert result.refusals == {"a0": few, "b1": few}
+    assert [dict(record.refusals) for record in result.history] == [{"too_few_persons": 2}, {}]
+    assert "99 persons, below privacy.min_persons = 100" in result.history[0].first_refusals[0].detail
+    assert fed.get_client("a0") is None
+    assert [record.num_sampled for record in result.history] == [4, 4]
+    assert facts_of(fed, "a").num_persons == 150
+    assert "too_few_persons" in [warning["code"] for warning in fed.get_stats()["warnings"]]
+    with pytest.raises(UsageError, match="all 6 clients have fewer persons"):
+        fed.fit(Uneven([5] * 6, DELTA), rounds=2)
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (DELTA, r"wrong_result: num_persons is missing.*num_persons=mean.num_persons"),
+        ({"model": {"weights": np.ones(DIMENSION, np.float32)}}, "wrong_result: model= is not accepted"),
+        ({**DELTA, "num_persons": 99}, "too_few_persons: num_persons: 99 is below"),
+    ],
+)
+def test_a_workload_that_tells_of_no_persons_is_told_what_to_do(
+    sent: dict[str, Any], words: str, open_federation: Any
+) -> None:
+    """Examples may be records: 900 of them stand for nobody."""
+    with pytest.raises(UsageError, match=f"all 6 clients of round 0 failed; the first: .*{words}"):
+        open_federation(settings()).fit(Uneven([None] * 6, sent), rounds=2)
 
 
 def test_persons_are_learned_from_at_an_epsilon_at_which_clients_drown(open_federation: Any) -> None:

@@ -67,7 +67,7 @@ def test_whoever_has_not_answered_is_counted_once() -> None:
         == "client 'c2', round 7: timed_out: it had not ended at the deadline; no node"
     )
     assert [answer.client_id for answer, _ in training.take()] == ["c0"]
-    assert training.all_raised() is None
+    assert training.all_failed() is None
 
 
 def test_nobody_is_late_before_the_deadline() -> None:
@@ -81,13 +81,13 @@ def test_nobody_is_late_before_the_deadline() -> None:
     assert training.num_surplus == 3
 
 
-def test_all_raised_means_all_that_were_drawn() -> None:
+def test_all_failed_means_all_that_were_drawn() -> None:
     training = TrainingRound(0, alone(2), 2, most_in_flight=8)
     one, two = training.next()
     answered(training, one, Refusal("c0", 0, Cause.RAISED, "x"))
-    assert training.all_raised() is None
+    assert training.all_failed() is None
     training.note(TaskEnd(training.key(two), cause=Cause.RAISED, detail="y"), is_late=False)
-    first = training.all_raised()
+    first = training.all_failed()
     assert first is not None
     assert first.detail == "x"
 

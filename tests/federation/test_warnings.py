@@ -60,7 +60,7 @@ def test_the_specifications_defaults_are_told_that_noise_drowns_them(open_federa
         "noise_drowns_signal",
         "weak_masking",
     }
-    assert len(told["noise_drowns_signal"]["remedies"]) == 3
+    assert len(told["noise_drowns_signal"]["remedies"]) == 4
     for remedy in told["noise_drowns_signal"]["remedies"]:
         assert remedy in noise
 

@@ -20,6 +20,7 @@ from scarcity_ray.forecast.choosing import (
     preference,
     recommend,
 )
+from scarcity_ray.forecast.remedies import with_persons
 
 
 def federation(epsilon=8.0, dimension=10):
@@ -60,6 +61,17 @@ def test_where_noise_drowns_every_rule_nothing_teaches():
     found = asked(federation(epsilon=1.0, dimension=100_000), attackers=0)
     assert found.verdict is Verdict.NOTHING
     assert all(choice.ratio < NOTHING for choice in found.by_rule)
+
+
+def test_where_noise_drowns_clients_the_persons_that_would_teach_are_counted():
+    drowned = asked(federation(epsilon=1.0, dimension=1000))
+    assert drowned.verdict in (Verdict.LITTLE, Verdict.NOTHING)
+    verdicts = [
+        asked(with_persons(federation(epsilon=1.0, dimension=1000), drowned.min_persons - fewer)).verdict
+        for fewer in (0, 1)
+    ]
+    assert verdicts == [Verdict.TEACHES, Verdict.LITTLE]
+    assert asked().min_persons is None
 
 
 def test_attackers_who_outweigh_the_honest_mean_are_told_apart_from_noise():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -18,17 +19,33 @@ def forecast_of(sizes, **config):
     return Forecast(HierarchicalFederationConfig(**config), sizes, 40)
 
 
-def test_the_specifications_defaults_have_three_ways_out():
+def test_the_specifications_defaults_have_three_ways_out_and_that_by_persons():
     found = remedies(forecast_of((5, 5)))
     assert [remedy.kinds for remedy in found] == [
         ("rule", "clients"),
         ("baskets",),
         ("rule", "rounds", "clients"),
+        ("rule", "unit"),
     ]
     assert found[0].change == (
         "layer1.aggregation_method: trimmed_mean and 48 clients in each of the 2 baskets"
     )
     assert forecast_of((47, 47), layer1={"aggregation_method": "trimmed_mean"}).signal_to_noise < 1.0
+
+
+def test_persons_are_offered_with_the_fewest_that_do():
+    forecast = forecast_of((5,) * 4, layer1={"aggregation_method": "median"}, gossip_budget_share=0.1)
+    found = remedies(forecast)[-1]
+    privacy = found.config.privacy
+    assert found.change.startswith(
+        f"privacy: {{unit: person, min_persons: {privacy.min_persons}}} with gossip_budget_share: 0, if each"
+    )
+    assert found.noise_norm <= 1.0
+    fewer = replace(found.config, privacy=replace(privacy, min_persons=privacy.min_persons - 1))
+    told = remedies(Forecast(fewer, (5,) * 4, 40))[-1]
+    assert told.change == f"privacy.min_persons: {privacy.min_persons}, if enough clients have so many"
+    krum = forecast_of((13,) * 20, layer1={"aggregation_method": "krum"})
+    assert "unit" not in {kind for remedy in remedies(krum) for kind in remedy.kinds}
 
 
 def test_another_rule_comes_first_where_it_suffices():

@@ -290,6 +290,7 @@ class StandIn:
         return {
             "n_baskets": 8,
             "privacy_consumed_epsilon": float(self.made),
+            "privacy_claim": {"unit": "client"},
             "privacy_lifetime_epsilon": float(self.made),
             "warnings": [{"code": "stood_in", "message": "this is no federation"}],
         }

@@ -61,6 +61,7 @@ def render_report(config: RunConfig, outcome: Outcome) -> str:
         "failed_runs": failed_runs(summary),
         "domains": domain_rows(outcome),
         "refused": refused_rows(summary),
+        "protected": protected_rows(summary),
         "outside_claim": OUTSIDE_CLAIM,
         "inside_claim": INSIDE_CLAIM,
         "private": private_rows(summary),
@@ -204,6 +205,24 @@ def simulated_note(summary: Summary) -> str:
         f"fresh from the operating system, the simulation's comes from the seed{gossip}. Another run gives "
         "another figure."
     )
+
+
+def protected_rows(summary: Summary) -> list[tuple[str, str]]:
+    """Epsilon for whom, where the client is not the unit of privacy; none where it is."""
+    claim, unit = summary.privacy, summary.privacy.get("unit")
+    if "client_epsilon" not in claim:
+        return []
+    rows = [
+        (f"one {unit} of one client", claim["epsilon"]),
+        (f"a {unit} at two clients", claim["two_clients_epsilon"]),
+        (
+            f"a whole client, where the smallest has {claim['min_persons']} {unit}s; more where it has more",
+            claim["client_epsilon"],
+        ),
+    ]
+    if unit == "record":
+        rows.insert(1, ("somebody with 10 records at one client", claim["ten_records_epsilon"]))
+    return [(whom, f"{value:.4g}" if math.isfinite(value) else epsilon(value)) for whom, value in rows]
 
 
 def failed_runs(summary: Summary) -> list[str]:
