@@ -20,7 +20,7 @@ from typing import Any, get_args
 import numpy as np
 from scipy.stats import t as student
 
-from benchmarks.lab.hospitals_sweep import CLEAN, PLAIN_MEAN, TURNED, Arm, Placement, run, trial_of
+from benchmarks.lab.hospitals_sweep import CLEAN, PLAIN_MEAN, TURNED, Arm, Placement, run, trial_of, widened
 from scarcity_ray.config.yaml_text import read_yaml
 
 CONFIG = Path(__file__).parents[1] / "configs" / "hospitals.yaml"
@@ -70,15 +70,17 @@ def arms() -> dict[tuple[str, Placement, str], Arm]:
     }
 
 
-def lines(job: dict[str, Any], seeds: range) -> Iterator[dict[str, Any]]:
+def lines(job: dict[str, Any], seeds: range, coordinates: int | None = None) -> Iterator[dict[str, Any]]:
     """One JSON line for each run, that of the training without noise and attack first."""
     folder = str((CONFIG.parent / job["workload"]["folder"]).resolve())
     chosen = {("clean", "spread", "none"): CLEAN} | arms()
     for seed in seeds:
         trial = trial_of(job, folder, seed)
+        if coordinates is not None:
+            trial = widened(trial, coordinates)
         found = run(trial, list(chosen.values()))
         pooled = {"name": "centralised", "placement": "spread", "attack": "none"}
-        yield {"seed": seed, **pooled, "auc": trial.auc_of(trial.centralised)}
+        yield {"seed": seed, **pooled, "auc": trial.auc_centralised}
         for (name, placement, attack), value in zip(chosen, found, strict=True):
             yield {"seed": seed, "name": name, "placement": placement, "attack": attack, "auc": value}
 
@@ -124,9 +126,11 @@ def main() -> int:
     parser.add_argument("--format", choices=("markdown", "json"), default="markdown")
     parser.add_argument("--seeds", type=int, default=15)
     parser.add_argument("--first", type=int, default=0, help="the first seed; 100 to 105 chose the settings")
+    parser.add_argument("--coordinates", type=int, help="above 10: random features are added")
     chosen = parser.parse_args()
     found = []
-    for line in lines(read_yaml(CONFIG), range(chosen.first, chosen.first + chosen.seeds)):
+    seeds = range(chosen.first, chosen.first + chosen.seeds)
+    for line in lines(read_yaml(CONFIG), seeds, chosen.coordinates):
         found.append(line)
         if chosen.format == "json":
             print(json.dumps(line), flush=True)

@@ -70,7 +70,7 @@ class Trial:
         starts: (sites + 1,) where each hospital's records begin among `features`, and their end.
         features: (N, d) with the intercept's ones.
         persons: (N,) numbers of people, each one's records in a row.
-        centralised: (d,) what all data in one place give.
+        auc_centralised: Of what the workload learns from all data in one place.
     """
 
     job: dict[str, Any]
@@ -81,7 +81,7 @@ class Trial:
     labels: NDArray[np.bool_]
     persons: NDArray[np.int64]
     domains: tuple[str, ...]
-    centralised: NDArray[np.float32]
+    auc_centralised: float
     test_features: Floats
     test_labels: NDArray[np.int64]
 
@@ -178,10 +178,25 @@ def trial_of(job: dict[str, Any], folder: str, seed: int) -> Trial:
         labels=np.concatenate([each.labels for each in held]) == 1,
         persons=np.concatenate([each.persons for each in held]),
         domains=tuple(client.domain_id for client in clients),
-        centralised=workload.codec().encode(workload.centralised()),
+        auc_centralised=workload.evaluate(workload.centralised())["auc"],
         test_features=_with_ones(test.features),
         test_labels=test.labels,
     )
+
+
+def widened(trial: Trial, dimension: int) -> Trial:
+    """The same with more coordinates: beside each record's features the tanh of random mixtures of them."""
+    given = trial.features.shape[1] - 1
+    mixtures = np.random.default_rng(0).standard_normal((given, dimension - given - 1)) / np.sqrt(given)
+
+    def wide(features: Floats) -> Floats:
+        own, ones = features[:, :-1], features[:, -1:]
+        return np.hstack([own, np.tanh(own @ mixtures), ones])
+
+    initial = np.zeros(dimension, np.float32)
+    initial[-1] = trial.initial[-1]
+    features, test = wide(trial.features), wide(trial.test_features)
+    return replace(trial, initial=initial, features=features, test_features=test)
 
 
 def _with_ones(features: NDArray[np.float32]) -> Floats:
