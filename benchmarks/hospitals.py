@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -101,7 +101,7 @@ def losses(found: list[dict[str, Any]]) -> Mapping[tuple[str, str, str], tuple[f
 
 
 def markdown(found: list[dict[str, Any]]) -> str:
-    """A row for each rule and placement, a column for each attack."""
+    """A row for each rule, and for some that of the placement with the greatest bound; a column an attack."""
     lost = losses(found)
     clean, pooled = ([line["auc"] for line in found if line["name"] == of] for of in ("clean", "centralised"))
     text = [
@@ -111,12 +111,20 @@ def markdown(found: list[dict[str, Any]]) -> str:
         "| loss of AUC | " + " | ".join(attack.replace("_", " ") for attack in ATTACKS) + " |",
         "|---" + "|--:" * len(ATTACKS) + "|",
     ]
-    for name, placement in dict.fromkeys((name, placement) for name, placement, _ in arms()):
-        cells = [lost.get((name, placement, attack)) for attack in ATTACKS]
-        shown = ["" if cell is None else f"{cell[0]:.3f} ({cell[1]:.3f})" for cell in cells]
-        where = "" if placement == "spread" else f", {placement}"
-        text.append(f"| {name}{where} | " + " | ".join(shown) + " |")
+    for name in ROBUST | BESIDE:
+        text.append(_row(name, [lost.get((name, "spread", attack)) for attack in ATTACKS]))
+        if name in ROBUST:
+            placed = [
+                [lost.get((name, where, attack)) for where in get_args(Placement)] for attack in ATTACKS
+            ]
+            worst = [max(filter(None, each), key=lambda loss: loss[1], default=None) for each in placed[1:]]
+            text.append(_row(f"{name}, worst placement", [None, *worst]))
     return "\n".join(text)
+
+
+def _row(name: str, cells: Sequence[tuple[float, float] | None]) -> str:
+    shown = ["" if cell is None else f"{cell[0]:.3f} ({cell[1]:.3f})" for cell in cells]
+    return f"| {name} | " + " | ".join(shown) + " |"
 
 
 def main() -> int:

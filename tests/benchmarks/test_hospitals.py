@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.hospitals import CONFIG, losses
+from benchmarks.hospitals import CONFIG, losses, markdown
 from benchmarks.lab.hospitals_sweep import CLEAN, TURNED, Arm, rows_of, run, trial_of
 from benchmarks.lab.releases import Releases
 from scarcity_ray.config.yaml_text import read_yaml
@@ -68,7 +68,7 @@ def test_clipping_around_the_released_model_holds_where_the_clipped_mean_falls(t
 
 
 def test_the_bound_is_that_of_a_paired_t_interval():
-    aucs = {"clean": [0.7, 0.6, 0.8], "median": [0.69, 0.58, 0.77]}
+    aucs = {"clean": [0.7, 0.6, 0.8], "centralised": [0.8, 0.8, 0.8], "median": [0.69, 0.58, 0.77]}
     found = [
         {"seed": seed, "name": name, "placement": "spread", "attack": "none", "auc": value}
         for name, values in aucs.items()
@@ -77,3 +77,6 @@ def test_the_bound_is_that_of_a_paired_t_interval():
     mean, bound = losses(found)[("median", "spread", "none")]
     assert mean == pytest.approx(0.02)
     assert bound == pytest.approx(0.02 + 2.919986 * 0.01 / 3**0.5, rel=1e-6)
+    first, *rows = markdown(found).splitlines()
+    assert first.endswith("0.700 (0.600 to 0.800, 3 seeds); of all data in one place: 0.800")
+    assert any(row.startswith("| median | 0.020 (0.037) |") for row in rows)
