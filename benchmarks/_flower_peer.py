@@ -62,7 +62,7 @@ def serve(grid: Grid, context: Context) -> None:
         metrics = WORKLOAD.evaluate(model)
         ends.append(time.monotonic())
         accuracy.append(metrics["accuracy"])
-        if server_round == ROUNDS:
+        if server_round > 0:
             cpu_seconds.append(cpu_seconds_below(os.getpid()))
         return MetricRecord(dict(metrics))
 
@@ -87,7 +87,7 @@ print(
             "seconds": [after - before for before, after in pairwise(ends)],
             "driver_bytes": num_bytes,
             "accuracy": accuracy[-1],
-            "cpu_seconds": cpu_seconds[-1],
+            "cpu_seconds": cpu_seconds,
         }
     )
 )

@@ -1,9 +1,11 @@
 """An example's table: centralised, local only, plain FedAvg, clipping alone, rules; attacks and noise.
 
-``python -m benchmarks tables hospitals [--seeds 5] [--format json]``. Reads ``examples/NAME/job.yaml`` and
-trains its workload as arithmetic, without Ray: the job's rounds, baskets, clip norms and budget, each rule
-with the noise that its own sensitivity needs. Per seed another split, other attackers, other noise. Metrics
-are those of the workload's test set after the last round: the mean over the seeds, with the lowest.
+``python -m benchmarks tables hospitals [--seeds 5] [--format json]``. Reads ``examples/NAME/job.yaml``,
+changed by ``--set PATH=VALUE`` as in `scarcity-ray run`, and trains its workload as arithmetic, without Ray:
+the job's rounds, baskets, clip norms and budget, each rule with the noise that its own sensitivity needs.
+With noise the average of the models is measured, if the job has an ``averaging_decay``. Per seed another
+split, other attackers, other noise. Metrics are those of the workload's test set after the last round: the
+mean over the seeds, with the lowest.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.lab.releases import Releases, Rows
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, load, stream
-from scarcity_ray.config.yaml_text import read_yaml
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, stream
+from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.plan import make_plan
-from scarcity_ray.workloads.attacks import AttackConfig, craft
-from scarcity_ray_client import Client, Trained, Workload
-from scarcity_ray_client.loading import load_workload
+from scarcity_ray.workloads.attacks import AttackConfig, craft, poisons
+from scarcity_ray.workloads.config import Job, TrainingConfig, load_job
+from scarcity_ray_client import Client, Update, Workload, train_clients
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FEDAVG = "FedAvg, nothing clipped"
+CENTRALISED, LOCAL_ONLY, FEDAVG = "centralised", "local only", "FedAvg, nothing clipped"
 RULES = ("mean", "trimmed_mean", "geometric_median", "multi_krum")
 """Beside the job's own."""
+ABOUT = frozenset({"seed", "n", "d", "name", "attack", "noise"})
+"""What a line says beside its metrics."""
 LOCAL_ROUNDS = 10
 """In which a client that learns alone trains on; more overfits the small ones."""
 
@@ -42,8 +46,7 @@ class Scene:
 
     workload: Workload[Any]
     federation: HierarchicalFederationConfig
-    rounds: int
-    learning_rate: float
+    training: TrainingConfig
     clients: tuple[Client, ...]
     byzantine: NDArray[np.bool_]
     seed: int
@@ -61,30 +64,32 @@ class Scene:
         return np.array(found)
 
 
-def scene_of(job: dict[str, Any], folder: Path, seed: int) -> Scene:
-    workload = load_workload(job["workload"]["class"], {**job["workload"]["args"], "split": seed}, folder)
-    clients = tuple(workload.clients())
+def scene_of(job: Job, seed: int) -> Scene:
+    clients, share = job.clients, 0.0 if job.config.lab is None else job.config.lab.byzantine_share
     byzantine = np.zeros(len(clients), np.bool_)
-    attackers = round(job["lab"]["byzantine_share"] * len(clients))
-    byzantine[stream(seed, "byzantine").permutation(len(clients))[:attackers]] = True
-    training = job["training"]
-    return Scene(
-        workload,
-        load(HierarchicalFederationConfig, job["federation"], "federation"),
-        training["rounds"],
-        training["optimizer"]["learning_rate"],
-        clients,
-        byzantine,
-        seed,
-    )
+    byzantine[stream(seed, "byzantine").permutation(len(clients))[: round(share * len(clients))]] = True
+    return Scene(job.workload, job.config.federation, job.config.training, clients, byzantine, seed)
 
 
-def federated(scene: Scene, rule: str, attack: str, noisy: bool) -> dict[str, float]:
+def job_of(example: str, seed: int, overrides: Sequence[str] = ()) -> Job:
+    """An example's job with the split of a seed."""
+    return load_job(EXAMPLES / example / "job.yaml", (*overrides, f"workload.args.split={seed}"))
+
+
+def federated(scene: Scene, rule: str, attack: AttackConfig, noisy: bool) -> dict[str, float]:
     """The metrics after all rounds; of the rule `FEDAVG` the mean by examples of the rows as they come."""
-    workload, codec = scene.workload, scene.workload.codec()
-    vector = codec.encode(workload.initial_model())
-    rng = stream(scene.seed, "tables", attack)
-    liars = scene.byzantine & (attack != "none")
+    workload, codec, training = scene.workload, scene.workload.codec(), scene.training
+    model = ServerModel.begin(
+        codec.encode(workload.initial_model()),
+        training.server_optimizer(),
+        training.averaging_decay if noisy else None,
+    )
+    rng = stream(scene.seed, "tables", attack.name)
+    liars = scene.byzantine & (attack.name != "none")
+    poisoning = liars & poisons(attack)
+    poisoned = frozenset(
+        client.client_id for client, lies in zip(scene.clients, poisoning, strict=True) if lies
+    )
     baskets, releases = np.zeros(len(scene.clients), np.int64), None
     if rule != FEDAVG:
         layer1 = replace(scene.federation.layer1, aggregation_method=AggregationMethod(rule))
@@ -92,24 +97,29 @@ def federated(scene: Scene, rule: str, attack: str, noisy: bool) -> dict[str, fl
         baskets = releases.baskets
     shares = np.array([client.num_examples for client in scene.clients], np.float64)
     shares /= shares.sum()
-    for number in range(scene.rounds):
-        rows = np.empty((len(scene.clients), codec.dimension), np.float32)
-        for place, client in enumerate(scene.clients):
-            train = workload.poison if attack == "poison" and liars[place] else workload.train
-            trained = train(codec.decode(vector), client, number)
-            if not isinstance(trained, Trained) or trained.model is None:
-                raise SystemExit(f"{client.client_id} gave no model")
-            rows[place] = codec.encode(trained.model).astype(np.float64) - vector
-        if attack not in ("none", "poison"):
-            known = _mean if releases is None else releases.of_basket
-            rows = craft(load(AttackConfig, {"name": attack}), rows, liars, baskets, rng, known)
+    for number in range(training.rounds):
+        rows = trained(scene, model.current, number, poisoned)
+        if liars.any() and not poisoning.any():
+            rows = craft(attack, rows, liars, baskets, rng, _mean if releases is None else releases.of_basket)
         if releases is None:
             delta: NDArray[np.float64] = shares @ rows.astype(np.float64)
         else:
             delta, sigma = releases.of(rows)
             delta = delta + noisy * sigma * rng.standard_normal(delta.size)
-        vector = (vector + scene.learning_rate * delta).astype(np.float32)
-    return dict(workload.evaluate(codec.decode(vector)))
+        model = model.step(delta)
+    return dict(workload.evaluate(codec.decode(model.handed_out)))
+
+
+def trained(scene: Scene, vectors: Rows, number: int, poisoned: frozenset[str] = frozenset()) -> Rows:
+    """(clients, d) what training gives from a vector (d,), or from (clients, d), one each."""
+    codec = scene.workload.codec()
+    rows = np.empty((len(scene.clients), codec.dimension), np.float32)
+    outcomes = train_clients(scene.workload, codec, vectors, scene.clients, number, poisoned)
+    for row, outcome in zip(rows, outcomes, strict=True):
+        if not isinstance(outcome, Update):
+            raise SystemExit(str(outcome))
+        row[:] = outcome.delta
+    return rows
 
 
 def _mean(rows: Rows) -> Rows:
@@ -118,32 +128,35 @@ def _mean(rows: Rows) -> Rows:
 
 def local_only(scene: Scene) -> list[dict[str, float]]:
     """Each client's own model on the common test set."""
-    found = []
-    for client in scene.clients:
-        model = scene.workload.initial_model()
-        for number in range(LOCAL_ROUNDS):
-            model = scene.workload.train(model, client, number).model
-        found.append(dict(scene.workload.evaluate(model)))
-    return found
+    codec = scene.workload.codec()
+    vectors = np.tile(codec.encode(scene.workload.initial_model()), (len(scene.clients), 1))
+    for number in range(LOCAL_ROUNDS):
+        vectors = vectors + trained(scene, vectors, number)
+    return [dict(scene.workload.evaluate(codec.decode(vector))) for vector in vectors]
 
 
-def lines(job: dict[str, Any], folder: Path, seeds: int) -> Iterator[dict[str, Any]]:
-    """One JSON line for each run."""
-    attacks = list(dict.fromkeys(("none", job["lab"]["attack"]["name"], *job["lab"]["compare_attacks"])))
-    own = job["federation"]["layer1"]["aggregation_method"]
-    rules = list(dict.fromkeys((*RULES, own)))
+def lines(
+    example: str, seeds: int, overrides: Sequence[str] = (), only: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """One JSON line for each run; of the rows in `only`, or of all."""
     for seed in range(seeds):
-        scene = scene_of(job, folder, seed)
+        job = job_of(example, seed, overrides)
+        scene = scene_of(job, seed)
+        own = str(job.config.federation.layer1.aggregation_method)
+        rows = only or list(dict.fromkeys((CENTRALISED, LOCAL_ONLY, FEDAVG, *RULES, own)))
         about = {"seed": seed, "n": len(scene.clients), "d": scene.federation.vector_dim}
-        pooled = scene.workload.evaluate(scene.workload.centralised())
-        yield about | {"name": "centralised", "attack": "none", "noise": False} | dict(pooled)
-        alone = local_only(scene)
-        means = {key: float(np.mean([each.get(key, math.nan) for each in alone])) for key in alone[0]}
-        yield about | {"name": "local only", "attack": "none", "noise": False} | means
-        for attack in attacks:
-            for rule in (FEDAVG, *rules):
+        if CENTRALISED in rows:
+            pooled = dict(scene.workload.evaluate(scene.workload.centralised()))
+            yield about | {"name": CENTRALISED, "attack": "none", "noise": False} | pooled
+        if LOCAL_ONLY in rows:
+            alone = local_only(scene)
+            means = {key: float(np.mean([each.get(key, math.nan) for each in alone])) for key in alone[0]}
+            yield about | {"name": LOCAL_ONLY, "attack": "none", "noise": False} | means
+        attacks = [AttackConfig(name="none"), *(() if job.config.lab is None else job.config.lab.attacks)]
+        for attack in {attack.name: attack for attack in attacks}.values():
+            for rule in (row for row in rows if row not in (CENTRALISED, LOCAL_ONLY)):
                 for noisy in (False, True)[: 1 if rule == FEDAVG else 2]:
-                    ran = {"name": rule, "attack": attack, "noise": noisy}
+                    ran = {"name": rule, "attack": attack.name, "noise": noisy}
                     yield about | ran | federated(scene, rule, attack, noisy)
 
 
@@ -174,16 +187,17 @@ def main() -> int:
     parser.add_argument("example", choices=sorted(path.parent.name for path in EXAMPLES.glob("*/job.yaml")))
     parser.add_argument("--format", choices=("markdown", "json"), default="markdown")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--metric", action="append", help="default: auc, f1 and calibration_error")
+    parser.add_argument("--metric", action="append", help="default: all that evaluate gives")
+    parser.add_argument("--row", action="append", help="such as 'trimmed_mean'; default: all")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="in the job's file")
     chosen = parser.parse_args()
-    folder = EXAMPLES / chosen.example
     found = []
-    for line in lines(read_yaml(folder / "job.yaml"), folder, chosen.seeds):
+    for line in lines(chosen.example, chosen.seeds, chosen.set, chosen.row or ()):
         found.append(line)
         if chosen.format == "json":
             print(json.dumps(line), flush=True)
     if chosen.format == "markdown":
-        metrics = chosen.metric or ["auc", "f1", "calibration_error"]
+        metrics = chosen.metric or [name for name in found[0] if name not in ABOUT]
         print("\n\n".join(markdown(found, metric) for metric in metrics))
     return 0
 

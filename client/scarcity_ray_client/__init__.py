@@ -15,6 +15,7 @@ from scarcity_ray_client.errors import (
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.loading import load_workload
 from scarcity_ray_client.models import ModelCodec, Part, export_model, initialised, load_model, save_model
+from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
 from scarcity_ray_client.training import (
     Cause,
@@ -35,7 +36,10 @@ __all__ = [
     "ModelCodec",
     "ModelRefused",
     "ModelWarning",
+    "NoisedMean",
     "Part",
+    "PrivateEvaluation",
+    "PrivateMetric",
     "Refusal",
     "ScarcityError",
     "ScarcityWarning",

@@ -215,15 +215,20 @@ def source_folder(workload: object) -> SourceFolder | None:
 def told(error: BaseException) -> str:
     """An error as one line: its type, its message, and the innermost line of the user's own code.
 
+    Line breaks and what else does not print become spaces, so that an error cannot forge lines of a log.
     Frames of the standard library, of installed packages and of this one are not the user's.
     """
     foreign = (os.path.dirname(__file__), os.path.dirname(os.__file__), "<frozen")
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith(foreign) and "site-packages" not in f.filename]
-    last = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError):
-        return f"{last} (line {error.lineno} of {error.filename})"
-    return f"{last[:500]} ({own[-1].filename}:{own[-1].lineno} in {own[-1].name})" if own else last[:500]
+        return f"{type(error).__name__}: {_one_line(error.msg)} (line {error.lineno} of {error.filename})"
+    said = _one_line(traceback.format_exception_only(error)[0])[:500]  # notes come after it
+    return f"{said} ({own[-1].filename}:{own[-1].lineno} in {own[-1].name})" if own else said
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _is_one(base: type, thing: object) -> bool:

@@ -54,8 +54,8 @@ class PersonMean:
         row: (d,) float64.
         num_persons: n, the number to state with the update.
         contribution_norm: C, which ``privacy.person_clip_norm`` must be at least.
-        clipped_share: Share of the persons whose contribution was clipped. It is made of private data and no
-            claim covers it: it is for the client's own eyes.
+        clipped_share: Share of the persons whose contribution was clipped, or was not finite and became zero.
+            It is made of private data and no claim covers it: it is for the client's own eyes.
     """
 
     row: Floats
@@ -280,7 +280,9 @@ def standardise(
         norm: Scale each record to this norm at most.
 
     Raises:
-        UsageError: If mean or scale are those of `features` themselves, which depend on every person.
+        UsageError: If mean or scale are those of `features` themselves, which depend on every person. What
+            has six digits at most is always taken: 0.5 may be the mean of a column that is balanced, and
+            whether a client sends must not follow from that.
 
     >>> standardise([[120.0, np.nan], [150.0, 40.0]], mean=[130.0, 50.0], scale=[20.0, 10.0])
     array([[-0.5,  0. ],
@@ -304,7 +306,9 @@ def standardise(
             ("scale", width, np.nanstd(own, axis=0)),
             ("scale", width, np.nanstd(own, axis=0, ddof=1)),
         ):
-            if np.allclose(np.broadcast_to(given, varies.shape)[varies], batch, rtol=1e-9, atol=0.0):
+            constants = np.broadcast_to(given, varies.shape)[varies]
+            is_long = any(float(f"{constant:.6g}") != constant for constant in constants)
+            if is_long and np.allclose(constants, batch, rtol=1e-9, atol=0.0):
                 raise UsageError(
                     f"{name}: the data's own {name} is not accepted: it depends on every person; give public "
                     "constants"
@@ -363,7 +367,7 @@ class LinearModel:
 class SoftmaxModel:
     """Softmax regression with cross-entropy; parameters are weights (k, c), row by row, then biases (c).
 
-    Targets are classes from 0 to c - 1.
+    Targets are classes from 0 to c - 1; a record of another target is none, as one that is not finite.
     """
 
     num_classes: int
@@ -445,13 +449,16 @@ class _Persons:
 
     def __init__(self, persons: npt.ArrayLike | None, num_records: int, min_persons: int) -> None:
         keys = np.arange(num_records) if persons is None else np.asarray(persons)
+        if keys.dtype.kind in "US" and not hasattr(persons, "dtype"):
+            keys = np.array(persons, object)  # NumPy would make a person "nan" of what is missing
         if keys.shape != (num_records,):
             raise UsageError(
                 f"persons: the shape {keys.shape} is not accepted; ({num_records},), a key a record"
             )
         if keys.dtype.kind == "O" and all(isinstance(key, str) for key in keys):
             keys = keys.astype(str)
-        if keys.dtype.kind not in "iuUS" and not (keys.dtype.kind == "f" and np.isfinite(keys).all()):
+        is_known = keys.dtype.kind in "iuUS" or (keys.dtype.kind == "f" and np.isfinite(keys).all())
+        if not is_known or np.ma.is_masked(persons):
             raise UsageError("persons: keys are integers or texts, and none is missing")
         _, self.codes, self.counts = np.unique(keys, return_inverse=True, return_counts=True)
         self.number = len(self.counts)
@@ -480,15 +487,16 @@ class _Persons:
 def _clipped_sum(
     sums: Floats, groups: _Persons, clip_norm: float, persons: slice = slice(None)
 ) -> tuple[Floats, int]:
-    """The sum of the clipped means of persons, given the sums over their records; how many were clipped."""
+    """The sum of the clipped means of persons, given the sums over their records; how many were changed."""
     means = sums / groups.counts[persons, None]
-    means[~np.isfinite(means).all(axis=1)] = 0.0
+    wrong = ~np.isfinite(means).all(axis=1)
+    means[wrong] = 0.0
     peaks = np.maximum(np.abs(means).max(axis=1, initial=0.0), np.finfo(np.float64).tiny)[:, None]
     norms = peaks[:, 0] * np.sqrt(((means / peaks) ** 2).sum(axis=1))
     above = norms > clip_norm
     # Divided first: a norm may be beyond all floats.
     means[above] = means[above] / peaks[above] * (clip_norm / (norms[above] / peaks[above, 0]))[:, None]
-    return means.sum(axis=0), int(above.sum())
+    return means.sum(axis=0), int(above.sum() + wrong.sum())
 
 
 def _at_most(rows: Floats, norm: float) -> Floats:
@@ -527,13 +535,14 @@ def _logistic(scores: Floats) -> Floats:
 
 
 def _softmax_slopes(scores: Floats, targets: npt.ArrayLike) -> Floats:
-    """(N, c) derivatives of cross-entropy by the logits."""
-    classes = np.asarray(targets, np.int64)
-    if classes.size and not 0 <= classes.min() <= classes.max() < scores.shape[1]:
-        raise UsageError(f"targets: classes from 0 to {scores.shape[1] - 1} are accepted")
+    """(N, c) derivatives of cross-entropy by the logits; NaN where a target is no class."""
+    given = np.asarray(targets, np.float64)
+    # No error, which would tell of one person's record that it is malformed: its gradient is not finite.
+    known = (given >= 0.0) & (given < scores.shape[1])
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     slopes: Floats = powers / powers.sum(axis=1, keepdims=True)
-    slopes[np.arange(len(classes)), classes] -= 1.0
+    slopes[np.arange(len(given)), np.where(known, given, 0.0).astype(np.int64)] -= 1.0
+    slopes[~known] = np.nan
     return slopes
 
 

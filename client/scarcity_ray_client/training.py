@@ -67,6 +67,8 @@ class Update:
 class Refusal:
     """That a client's training gave no update, and why.
 
+    What an error says may hold values of the client's data, and travels as it is.
+
     Attributes:
         client_id: Whose.
         round_id: Of which round.
@@ -93,6 +95,7 @@ def train_client(
     round_id: int,
     *,
     attacker: bool = False,
+    deltas_only: bool = False,
 ) -> Update | Refusal:
     """Trains the federation's model on one client's data.
 
@@ -101,6 +104,7 @@ def train_client(
         A refusal names client, round and cause.
         A delta is what training changed.
         A model given as delta is refused where it can be told.
+        With deltas_only a model, or a delta without a number, is refused.
         What training prints is bounded.
 
     Args:
@@ -110,6 +114,9 @@ def train_client(
         client: Whose data.
         round_id: The round.
         attacker: Call `Workload.poison` instead, for the lab.
+        deltas_only: Refuse a model, and a delta without `num_examples`, from who is no attacker. So it is
+            where a person (record) is the unit of privacy (`scarcity_ray_client.persons`): the difference of
+            two models is no mean over persons, and the client's own number may count something else.
 
     Raises:
         UsageError: If `vector` is none of this codec's, which is no fault of the client.
@@ -122,7 +129,7 @@ def train_client(
             trained = (workload.poison if attacker else workload.train)(start.model, client, round_id)
         if trained is None and attacker:
             raise _WrongResult("the workload has no poison for it; write poison(model, client, round_id)")
-        return _update(codec, trained, start, client, round_id)
+        return _update(codec, trained, start, client, round_id, deltas_only and not attacker)
 
     return _or_refusal(train, client, round_id)
 
@@ -135,6 +142,8 @@ def train_clients(
     round_id: int,
     poisoned: Collection[str] = frozenset(),
     on_failure: Callable[[str], None] | None = None,
+    *,
+    deltas_only: bool = False,
 ) -> list[Update | Refusal]:
     """Trains many clients: by `Workload.train_many` where the workload has one, else one after another.
 
@@ -152,6 +161,7 @@ def train_clients(
         round_id: The round.
         poisoned: Ids of clients that attack: `Workload.poison` is called for each of them.
         on_failure: Told if `train_many` as a whole failed, and why; None: a warning is logged.
+        deltas_only: See `train_client`.
 
     Returns:
         One for each client, in their order.
@@ -174,12 +184,15 @@ def train_clients(
         else:
             starts = [_Start(codec, given)] * len(honest)
         heard = on_failure or logger.warning
-        together = _together(workload, codec, starts, [clients[place] for place in honest], round_id, heard)
+        them = [clients[place] for place in honest]
+        together = _together(workload, codec, starts, them, round_id, heard, deltas_only)
         outcomes = dict(zip(honest, together, strict=False))
     for place, client in enumerate(clients):
         if place not in outcomes:
             attacker = client.client_id in poisoned
-            outcomes[place] = train_client(workload, codec, rows[place], client, round_id, attacker=attacker)
+            outcomes[place] = train_client(
+                workload, codec, rows[place], client, round_id, attacker=attacker, deltas_only=deltas_only
+            )
     return [outcomes[place] for place in range(len(clients))]
 
 
@@ -221,7 +234,9 @@ def _or_refusal(made: Callable[[], Made], client: Client, round_id: int) -> Made
         cause, detail = Cause.NOT_FINITE if error.flaw == "not_finite" else Cause.WRONG_MODEL, str(error)
     except _WrongResult as error:
         cause, detail = Cause.WRONG_RESULT, str(error)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also those of asyncio and of exit
         out = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
         whole = "".join(traceback.format_exception(error))[-MOST_TOLD:]
         return Refusal(
@@ -237,6 +252,7 @@ def _together(
     clients: Sequence[Client],
     round_id: int,
     heard: Callable[[str], None],
+    deltas_only: bool,
 ) -> list[Update | Refusal]:
     """One outcome for each client; none at all where `train_many` as a whole failed."""
     try:
@@ -247,24 +263,37 @@ def _together(
             raise _WrongResult(f"it gave {'more' if len(many) > len(clients) else len(many)} results")
         if starts[0] is starts[-1] and not np.array_equal(codec.encode(starts[0].model), starts[0].numbers):
             raise _WrongResult("it changed the model that its clients share; copy it first")
-    except (Exception, SystemExit) as error:
-        heard(
-            f"train_many of {type(workload).__name__} fails and each client is trained alone: {told(error)}"
-        )
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        why = str(error) if isinstance(error, _WrongResult) else told(error)
+        heard(f"train_many of {type(workload).__name__} fails and each client is trained alone: {why}")
         return []
 
     def checked(trained: object, start: _Start[Model], client: Client) -> Update | Refusal:
-        return _or_refusal(lambda: _update(codec, trained, start, client, round_id), client, round_id)
+        return _or_refusal(
+            lambda: _update(codec, trained, start, client, round_id, deltas_only), client, round_id
+        )
 
     return list(map(checked, many, starts, clients))
 
 
 def _update(
-    codec: ModelCodec[Model], trained: object, start: _Start[Model], client: Client, round_id: int
+    codec: ModelCodec[Model],
+    trained: object,
+    start: _Start[Model],
+    client: Client,
+    round_id: int,
+    deltas_only: bool,
 ) -> Update:
     if not isinstance(trained, Trained):
         raise _WrongResult(
             f"it gave a {type(trained).__name__}; return Trained(model=...) or Trained(delta=...)"
+        )
+    if deltas_only and (trained.delta is None or trained.num_examples is None):
+        raise _WrongResult(
+            "give Trained(delta=..., num_examples=...), the mean over persons and their number "
+            "(scarcity_ray_client.persons), as privacy.unit is not client"
         )
     metrics = _metrics(trained.metrics)
     if trained.model is not None:
@@ -276,7 +305,7 @@ def _update(
                 "delta= lies where the model that was handed in does; give model=, "
                 "or subtract into new arrays"
             )
-        if (delta == start.numbers).all() and delta.any():
+        if not deltas_only and (delta == start.numbers).all() and delta.any():
             raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
     return Update(client.client_id, round_id, delta, trained.num_examples or client.num_examples, metrics)
 
@@ -305,6 +334,9 @@ class _Bounded(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return self._target.encoding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
 
     def fileno(self) -> int:
         return self._target.fileno()

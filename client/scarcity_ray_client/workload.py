@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,10 @@ from scarcity_ray_client.errors import UsageError, shown
 from scarcity_ray_client.models import ModelCodec
 
 Model = TypeVar("Model")
+
+MOST_METRICS = 10_000
+"""Numbers that one training or evaluation may give; each has a name of at most `MOST_NAME` characters."""
+MOST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ class Client:
             json.dumps(self.data, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             self._require("data", False, "a JSON value, such as str(path) or an index")
-        examples = self.num_examples
-        self._require("num_examples", type(examples) is int and examples > 0, "a positive int")
+        self._require("num_examples", _is_count(self.num_examples), "a positive int below 2**63")
         for name in ("num_cpus", "num_gpus"):
             self._require(name, _is_amount(getattr(self, name)), "a number from 0")
         for name, is_fit, accepted in (
@@ -115,8 +118,10 @@ class Trained(Generic[Model]):
     def __post_init__(self) -> None:
         if (self.model is None) == (self.delta is None):
             raise UsageError("Trained takes either model= or delta=")
-        if self.num_examples is not None and not (type(self.num_examples) is int and self.num_examples > 0):
-            raise UsageError(f"num_examples: {shown(self.num_examples)} is not accepted; a positive int")
+        if self.num_examples is not None and not _is_count(self.num_examples):
+            raise UsageError(
+                f"num_examples: {shown(self.num_examples)} is not accepted; a positive int below 2**63"
+            )
 
 
 class Workload(ABC, Generic[Model]):
@@ -234,14 +239,16 @@ class Workload(ABC, Generic[Model]):
         return ModelCodec(self.initial_model())
 
 
-def checked_clients(clients: Sequence[Client]) -> tuple[Client, ...]:
+def checked_clients(clients: Iterable[Client]) -> tuple[Client, ...]:
     """A workload's clients, each of which must be a `Client` with an id of its own.
 
     Raises:
-        UsageError: If there are none, one is something else, or two have one id.
+        UsageError: If there are none, they or one of them is something else, or two have one id.
     """
-    seen: set[str] = set()
-    for place, client in enumerate(clients):
+    if not isinstance(clients, Iterable):
+        raise UsageError(f"clients() gave a {type(clients).__name__}; give a list of Client")
+    given, seen = tuple(clients), set[str]()
+    for place, client in enumerate(given):
         if not isinstance(client, Client):
             raise UsageError(f"clients()[{place}] is a {type(client).__name__}; give a Client")
         if client.client_id in seen:
@@ -249,27 +256,36 @@ def checked_clients(clients: Sequence[Client]) -> tuple[Client, ...]:
         seen.add(client.client_id)
     if not seen:
         raise UsageError("clients() gave no client")
-    return tuple(clients)
+    return given
 
 
 def checked_metrics(metrics: object) -> dict[str, float]:
     """Metrics as floats by name; those that are not finite are left out.
 
     Raises:
-        UsageError: If it is no mapping of numbers by name.
+        UsageError: If it is no mapping of numbers by name, or beyond `MOST_METRICS` or `MOST_NAME`.
 
     >>> checked_metrics({"loss": 1, "auc": float("nan")})
     {'loss': 1.0}
     """
     if not isinstance(metrics, Mapping):
         raise UsageError(f"metrics: a {type(metrics).__name__} is not accepted; numbers by name")
+    if len(metrics) > MOST_METRICS:
+        raise UsageError(f"metrics: {len(metrics)} are not accepted; at most {MOST_METRICS}")
     read: dict[str, float] = {}
     for name, value in metrics.items():
         number = value.item() if getattr(value, "shape", None) == () else value
-        if not _is_text(name) or not isinstance(number, int | float):
-            raise UsageError(f"metrics: {shown(name)}: {shown(value)} is not accepted; numbers by name")
+        if not _is_text(name) or len(name) > MOST_NAME or not isinstance(number, int | float):
+            raise UsageError(
+                f"metrics: {shown(name)}: {shown(value)} is not accepted; numbers by name, of at most "
+                f"{MOST_NAME} characters"
+            )
         read[name] = float(number) if abs(number) <= sys.float_info.max else math.inf
     return {name: number for name, number in read.items() if math.isfinite(number)}
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**63
 
 
 def _is_text(value: object) -> bool:

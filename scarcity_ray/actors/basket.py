@@ -221,7 +221,9 @@ class BasketHost(Role):
         self._secure.tick(now)
         read_only = self._is_read_only(now)
         receipts = []
-        rows = read_rows(batch.rows, self._plan.config.vector_dim)
+        config = self._plan.config
+        batch = batch.with_reports_apart(config.vector_dim, list(config.meta_parameters))
+        rows = read_rows(batch.rows, config.vector_dim)
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
             if basket is None:

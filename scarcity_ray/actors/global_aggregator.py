@@ -40,7 +40,7 @@ from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureS
 from scarcity_ray.actors.session_terms import LastRelease, SessionTerms, agreement_hash, session_numbers
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.errors import ConfigError, ProtocolViolation, SecureAggregationAborted
-from scarcity_ray.layers.layer2 import decode_clip_norm, decode_meta, noised_mean
+from scarcity_ray.layers.layer2 import decode_clip_norm, decode_meta, noised_mean, noised_means
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.triggers import global_due
 from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
@@ -348,7 +348,8 @@ class GlobalAggregator(Role):
             privacy_spent=charge.epsilon_spent,
             version=version,
             noise_sigma=sigma,
-            meta_params=decode_meta(vector, self._last.plan),
+            meta_params=decode_meta(vector, release, self._plan),
+            meta_means=noised_means(vector, sigma, release, survivors, self._plan),
             ledger_head=charge.head_hash,
             clip_norm=decode_clip_norm(vector, release, self._plan),
         )

@@ -85,7 +85,11 @@ class Basket:
         self._plan = plan
         self._noise = noise
         self.scope = SigningScope(federation_id, budget_period, run)
-        self._buffer = BasketBuffer(config.buffer, config.vector_dim, basket_id, round_id=round_id)
+        waiting = config.buffer
+        if plan.person_clip_norm is not None:
+            # Of two updates of one content a round takes one: whether both count would follow from the data.
+            waiting = replace(waiting, participation_cap=1)
+        self._buffer = BasketBuffer(waiting, config.vector_dim, basket_id, round_id=round_id)
         self._gossip = GossipProtocol(
             config.gossip, plan.gossip, basket_id=basket_id, noise=noise, seed=config.seed
         )
@@ -351,11 +355,14 @@ class Basket:
                 self._hold_against(member.public_key, submission)
             return judged
         if member.public_key is not None:
-            message = message_of(judged, meta, self.scope)
+            message = message_of(judged, meta, self.scope, is_joined=submission.is_joined)
             if not is_signed(member.public_key, message, submission.signature):
                 return Rejection.BAD_SIGNATURE
-        if not self._plan.has_enough_persons(_count_of(member, judged.num_examples)):
-            return Rejection.TOO_FEW_PERSONS
+        if self._plan.person_clip_norm is not None:
+            # Kept with the update: what is registered later says nothing of the persons behind this one.
+            judged = replace(judged, num_examples=_count_of(member, judged.num_examples))
+            if not self._plan.has_enough_persons(judged.num_examples):
+                return Rejection.TOO_FEW_PERSONS
         return buffer.refusal(judged) or judged
 
     def _hold_against(self, public_key: bytes, submission: Submission) -> None:
@@ -389,10 +396,7 @@ class Basket:
         """Persons behind each client's row, the fewest of its updates; None where the client is the unit."""
         if self._plan.person_clip_norm is None:
             return None
-        return [
-            min(_count_of(self.members[client], number) or 1 for number in self._buffer.examples(client))
-            for client in clients
-        ]
+        return [min(number or 1 for number in self._buffer.examples(client)) for client in clients]
 
 
 def _count_of(member: Member, stated: int | None) -> int | None:

@@ -17,11 +17,15 @@ from scarcity_ray.updates import (
     SigningScope,
     UpdateStatement,
     canonical_report,
+    content_digest,
     read_row,
     update_message,
 )
 
 T = TypeVar("T")
+
+JOINED = "<f4+report"
+"""The dtype in the signed statement of a row that ends in its client's report: no array has it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class StoredRow:
     """An update that lies in a runtime's object store, on its way from where it was made to its basket.
 
     Attributes:
-        reference: The runtime's, of an array (n, d).
+        reference: The runtime's, of an array (n, d), or (n, d + k) with reports.
         digest: `updates.content_digest`, made beside the update: what is signed for it.
         index: Which row of it.
     """
@@ -70,6 +74,7 @@ class Submission:
         meta: The client's report of meta-parameters.
         sequence: The client's own number for it, unique within the round.
         num_examples: Training examples behind it.
+        is_joined: Whether the report came in the update's row, as in `SubmissionBatch.has_reports`.
     """
 
     client_id: str
@@ -79,6 +84,7 @@ class Submission:
     meta: Mapping[str, float] | None = None
     sequence: object = None
     num_examples: object = None
+    is_joined: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +94,9 @@ class SubmissionBatch:
     Attributes:
         rows: (n, d) array, which is fastest, or one entry for each update.
         round_id: The same for all.
+        has_reports: Whether each row ends in its client's report: a number for each declared meta-parameter
+            in the order of the configuration, NaN for none. So a report that lies in the object store comes
+            to its basket unseen, and a signature of the row covers it.
     """
 
     client_ids: tuple[str, ...]
@@ -97,6 +106,7 @@ class SubmissionBatch:
     meta: tuple[Mapping[str, float] | None, ...] | None = None
     sequences: tuple[object, ...] | None = None
     num_examples: tuple[object, ...] | None = None
+    has_reports: bool = False
 
     def take(self, indices: Sequence[int]) -> SubmissionBatch:
         """The updates at `indices`, in that order."""
@@ -111,6 +121,7 @@ class SubmissionBatch:
             _taken(self.meta, indices),
             _taken(self.sequences, indices),
             _taken(self.num_examples, indices),
+            self.has_reports,
         )
 
     def fetched(self, get: Callable[[Any], Any]) -> SubmissionBatch:
@@ -122,6 +133,25 @@ class SubmissionBatch:
         rows = [_row(row, arrays) if isinstance(row, StoredRow) else row for row in self.rows]
         return replace(self, rows=tuple(rows))
 
+    def with_reports_apart(self, dimension: int, names: Sequence[str]) -> SubmissionBatch:
+        """The batch whose rows are updates alone, and the reports in `meta`.
+
+        Args:
+            dimension: Length of an update; a row of another length than its report asks for stays as it is.
+            names: Of the declared meta-parameters.
+        """
+        if not self.has_reports:
+            return self
+        rows, reports = list[NDArray[Any] | Rejection | StoredRow](), list[Mapping[str, float] | None]()
+        for row in self.rows:
+            if isinstance(row, np.ndarray) and row.shape == (dimension + len(names),):
+                rows.append(row[:dimension])
+                reports.append(dict(zip(names, row[dimension:].tolist(), strict=True)))
+            else:
+                rows.append(row)
+                reports.append(None)
+        return replace(self, rows=tuple(rows), meta=tuple(reports))
+
     def __getitem__(self, index: int) -> Submission:
         return Submission(
             self.client_ids[index],
@@ -131,6 +161,7 @@ class SubmissionBatch:
             None if self.meta is None else self.meta[index],
             None if self.sequences is None else self.sequences[index],
             None if self.num_examples is None else self.num_examples[index],
+            self.has_reports,
         )
 
     def __len__(self) -> int:
@@ -147,9 +178,14 @@ def _taken(column: tuple[T, ...] | None, indices: Sequence[int]) -> tuple[T, ...
     return None if column is None else tuple(column[i] for i in indices)
 
 
-def message_of(judged: JudgedUpdate, meta: Mapping[str, float] | None, scope: SigningScope) -> bytes:
-    """The bytes that a client signs for an update and its report of meta-parameters."""
-    return UpdateStatement(
+def message_of(
+    judged: JudgedUpdate, meta: Mapping[str, float] | None, scope: SigningScope, *, is_joined: bool = False
+) -> bytes:
+    """The bytes that a client signs for an update and its report of meta-parameters.
+
+    Where the two came as one row, it is this row that is signed.
+    """
+    statement = UpdateStatement(
         scope=scope,
         round_id=judged.round_id,
         client_id=judged.client_id,
@@ -157,8 +193,12 @@ def message_of(judged: JudgedUpdate, meta: Mapping[str, float] | None, scope: Si
         shape=judged.update.shape,
         sequence=judged.sequence,
         num_examples=judged.num_examples,
-        report=None if meta is None else canonical_report(meta),
-    ).encode()
+        report=None if meta is None or is_joined else canonical_report(meta),
+    )
+    if is_joined and meta is not None:
+        row = np.concatenate([judged.update, np.asarray(list(meta.values()), np.float32)])
+        statement = replace(statement, digest=content_digest(row), shape=row.shape, dtype=JOINED)
+    return statement.encode()
 
 
 def message_as_sent(submission: Submission, round_id: int, scope: SigningScope) -> bytes | None:
@@ -188,6 +228,7 @@ def signed(
     keypairs: Mapping[str, IdentityKeyPair],
     scope: SigningScope,
     dimension: int,
+    num_reported: int = 0,
 ) -> SubmissionBatch:
     """The batch with a signature for every update whose key is in `keypairs` and that has none yet.
 
@@ -197,6 +238,7 @@ def signed(
         round_id: The round that the updates are made for; it is signed too.
         keypairs: By client.
         dimension: Length of an update.
+        num_reported: Declared meta-parameters, which a row in the object store that has a report ends in.
     """
     batch = replace(batch, round_id=round_id)
     signatures = list(batch.signatures or [None] * len(batch))
@@ -214,6 +256,8 @@ def signed(
                 shape=(dimension,),
                 num_examples=submission.num_examples,  # type: ignore[arg-type]
             )
+            if batch.has_reports:
+                statement = replace(statement, shape=(dimension + num_reported,), dtype=JOINED)
             signatures[index] = keypair.sign(statement.encode())
             continue
         row = read_row(submission.update, dimension)

@@ -233,6 +233,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             **_stated(forecast),
             "noise_sigma_per_coordinate": forecast.sigma,
             "coordinates": release.length,
+            **_reported(forecast),
         },
         "signal": {
             "norm_at_most": forecast.signal_bound,
@@ -308,12 +309,24 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
 def _stated(forecast: Forecast) -> dict[str, Any]:
     """What a rule from outside states of itself, which only its author answers for."""
     rule, plan, size = forecast.plan.rule, forecast.plan, min(forecast.sizes)
-    if not isinstance(rule, PluginRule):
+    if not isinstance(rule, PluginRule) or forecast.config.layer1.pre:
         return {}
     stated = rule.sensitivity(size, plan.num_byzantine(size), forecast.config.layer1.clip_norm)
     return {
         "rule_sensitivity_its_author_claims": stated,
         "rule_sensitivity_proof": rule.reference or "none needed: twice the clip norm",
+    }
+
+
+def _reported(forecast: Forecast) -> dict[str, Any]:
+    """The noise on meta-parameters, and what they cost the model."""
+    names = forecast.config.meta_parameters
+    if not names:
+        return {}
+    return {
+        "meta_parameters": len(names),
+        "noise_sigma_of_them_over_their_range": forecast.meta_noise,
+        "noise_is_larger_through_them_by_the_factor": forecast.meta_factor,
     }
 
 

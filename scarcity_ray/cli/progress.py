@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -59,10 +60,11 @@ class Lines:
 
 
 class JsonLines(Lines):
-    """Each event as one JSON object a line on standard output."""
+    """Each event as one JSON object a line on what is standard output as this is made."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(1.0, clock)
+        self._out = sys.stdout
 
     def tell(self, progress: TrainingProgress) -> None:
         """Print a round's progress."""
@@ -78,7 +80,7 @@ class JsonLines(Lines):
 
     def event(self, kind: str, content: dict[str, Any]) -> None:
         """Print one event."""
-        click.echo(json.dumps({"event": kind, **content}))
+        click.echo(json.dumps({"event": kind, **content}), file=self._out)
 
 
 class PlainLines(Lines):

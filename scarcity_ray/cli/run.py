@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +19,7 @@ from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned, forecast_of
 from scarcity_ray.cli.progress import Display, JsonLines, watcher
 from scarcity_ray.errors import LedgerWarning, ScarcityWarning
+from scarcity_ray.federation.evaluation import INSIDE_CLAIM
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
@@ -29,6 +33,7 @@ from scarcity_ray.workloads.report.page import (
     basket_rows,
     comparison_rows,
     epsilon,
+    failed_runs,
     mean_of,
     render_report,
     simulated_note,
@@ -47,7 +52,8 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
         out: The run's folder; None: a new one under ``run.out``.
         overrides: ``path=value`` each.
     """
-    job = load_job(config, overrides)
+    with redirect_stdout(sys.stderr) if form == "json" else nullcontext():
+        job = load_job(config, overrides)
     rounds = job.config.training.rounds
     forecast = forecast_of(Planned(job.config.federation, job.basket_sizes, rounds))
     told = [(warning.code, warning.message) for warning in warnings_of(forecast) if warning.loud]
@@ -62,7 +68,11 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
                 display.event("warning", {"code": code, "message": message})
             else:
                 click.secho(f"WARNING: {message}", fg="red", bold=True, err=True)
-        with warnings.catch_warnings():
+        with (
+            redirect_stdout(sys.stderr) if form == "json" else nullcontext(),
+            warnings.catch_warnings(),
+            _ending_in_words(folder),
+        ):
             warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
             outcome = run_job(job, folder, display, _opening(display, console))
     folder.report.write_text(render_report(job.config, outcome), encoding="utf-8")
@@ -73,6 +83,20 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
     return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
 
 
+@contextmanager
+def _ending_in_words(folder: RunFolder) -> Iterator[None]:
+    """A run that is interrupted (SIGTERM counts as Ctrl-C) or fails says what its folder holds."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except BaseException:
+        if left := folder.left():
+            click.echo(left, err=True)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _opening(display: Display, console: Console) -> Callable[..., HierarchicalFederation]:
     """Opens a federation and prints which ledger it has, in place of a `LedgerWarning`."""
 
@@ -80,6 +104,7 @@ def _opening(display: Display, console: Console) -> Callable[..., HierarchicalFe
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)
             federation = HierarchicalFederation(*arguments, **named)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: Ray puts its own in its place
         ledger = federation.get_stats().get("ledger")
         if ledger is not None and isinstance(display, JsonLines):
             display.event("ledger", {k: str(v) if v == math.inf else v for k, v in ledger.items()})
@@ -109,11 +134,17 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
     if summary.waits_for:
         console.print("No round released a model.", style="bold")
         console.print(f"{summary.waits_for}\n", markup=False, soft_wrap=True)
-    for table in [_basket_table(summary)] if summary.basket_standings else _comparison_tables(summary):
+    metric = summary.metric.replace("_", " ")
+    console.print(
+        f"{summary.name}: {metric} on test data ({summary.versions['workload']})",
+        markup=False,
+        soft_wrap=True,
+    )
+    for table in [*_basket_tables(summary), *_comparison_tables(summary)]:
         console.print(table)
     console.print(
-        f"\n{summary.rounds} rounds, {summary.clients} clients in {summary.baskets} baskets, "
-        f"{summary.byzantine_clients} of them Byzantine, {sum(summary.rejected.values())} updates refused, "
+        f"\n{summary.rounds} rounds, {summary.clients} clients ({summary.byzantine_clients} Byzantine) in "
+        f"{summary.baskets} baskets, {sum(summary.rejected.values())} updates refused, "
         f"{summary.gossip_messages} gossip messages, {summary.wall_seconds:.0f} s; "
         f"epsilon {epsilon(summary.epsilon_spent)} of {epsilon(summary.total_epsilon)} spent "
         f"at delta {summary.delta:g}.",
@@ -126,6 +157,10 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
             markup=False,
             soft_wrap=True,
         )
+    if summary.private_evaluation:
+        console.print(f"\nMeasured by clients. {INSIDE_CLAIM}", markup=False, soft_wrap=True)
+    for name, found in sorted(summary.private_evaluation.items()):
+        console.print(f"{name}: {found}", markup=False)
     _print_warnings(console, summary)
     console.print("\nPrivacy claim", style="bold")
     for sentence in summary.privacy_claim:
@@ -140,15 +175,20 @@ def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> Non
 
 def _print_warnings(console: Console, summary: Summary) -> None:
     note = "" if summary.basket_standings else simulated_note(summary)
-    if summary.warnings or note:
+    told = [
+        *(warning["message"] for warning in summary.warnings),
+        *failed_runs(summary),
+        *filter(None, [note]),
+    ]
+    if told:
         console.print("\nTo know", style="bold")
-    for message in [*(warning["message"] for warning in summary.warnings), *filter(None, [note])]:
+    for message in told:
         console.print(f"- {message}", markup=False)
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> Table:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> Table:
     """A table whose first `words` columns are words, and the others figures."""
-    table = Table(title=title, title_justify="left", box=None)
+    table = Table(box=None)
     for place, heading in enumerate(head):
         table.add_column(heading, justify="left" if place < words else "right", no_wrap=not place)
     for row in rows:
@@ -158,22 +198,22 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], words
 
 def _comparison_tables(summary: Summary) -> list[Table]:
     """The run and those beside it; its metrics, if there are several; rules by attack."""
-    metric = summary.metric.replace("_", " ")
-    title = f"{summary.name}: {metric} on test data ({summary.versions['workload']})"
     rows = [(name, attack, value) for name, _, attack, value in comparison_rows(summary)]
-    tables = [_table(title, ("run", "attack", metric), rows, 2)]
+    tables = [_table(("run", "attack", summary.metric.replace("_", " ")), rows, 2)]
     if len(summary.metrics or {}) > 1:
         found = [(name, as_figure(name, value)) for name, value in (summary.metrics or {}).items()]
-        tables.append(_table("", ("metric", "value"), found, 1))
+        tables.append(_table(("metric", "value"), found, 1))
     head, by_attack = attack_rows(summary)
-    return [*tables, _table("", head, by_attack, 1)] if by_attack else tables
+    return [*tables, _table(head, by_attack, 1)] if by_attack else tables
 
 
-def _basket_table(summary: Summary) -> Table:
-    title = f"{summary.name}: {summary.metric.replace('_', ' ')} ({summary.versions['workload']})"
+def _basket_tables(summary: Summary) -> list[Table]:
+    """Without Layer 2, how each basket ended."""
+    if not summary.basket_standings:
+        return []
     head = ("basket", "attackers", *(heading for _, heading in BASKET_COLUMNS))
-    table = _table(title, head, basket_rows(summary), 1)
+    table = _table(head, basket_rows(summary), 1)
     means = [as_figure(summary.metric, mean_of(summary, key)) for key, _ in BASKET_COLUMNS]
     share = f"{summary.byzantine_clients} of {summary.clients}"
     table.add_row("all honest clients", share, *means, style="bold")
-    return table
+    return [table]

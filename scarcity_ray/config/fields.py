@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from importlib.metadata import entry_points
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import (
@@ -105,6 +106,14 @@ def _method(value: object) -> AggregationMethod | RulePath:
     raise ValueError(f"one of {', '.join(AggregationMethod)}{installed}, or module:Class for a rule of yours")
 
 
+def _plain(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        json.dumps(dict(value))
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("values that a YAML file can hold: numbers, texts, lists, mappings") from None
+    return value
+
+
 def _ledger_path(value: str) -> str:
     try:
         named = bool(os.fsencode(value)) and "\0" not in value
@@ -143,6 +152,8 @@ PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""
 Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainSerializer(str)]
 """A rule by name, or by the path of one from outside."""
+Arguments = Annotated[Mapping[str, Any], AfterValidator(_plain)]
+"""What a class from outside is made with, by name."""
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
 Unit = Annotated[PrivacyUnit, BeforeValidator(_member_of(PrivacyUnit))]
 

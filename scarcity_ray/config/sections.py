@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat
 
 from scarcity_ray.config.fields import (
     AggregationMethod,
+    Arguments,
     CentralNoise,
     ClipNorm,
     Delta,
@@ -85,7 +86,7 @@ class BufferConfig:
     """Clients with buffered updates that make Layer 1 due; None: all members."""
     time_trigger_seconds: PositiveFloat = 60.0
     participation_cap: PositiveInt = 3
-    """Updates that a client may send in one round."""
+    """Updates that a client may send in one round; one where persons (records) are the unit of privacy."""
 
 
 @settings
@@ -95,7 +96,7 @@ class Layer1Config:
     aggregation_method: Method = AggregationMethod.KRUM
     """A rule's name; or ``module:Class``, or an installed entry point's name, of one from outside
     (docs/custom_rules.md)."""
-    rule_args: Mapping[str, Any] = field(default_factory=dict)
+    rule_args: Arguments = field(default_factory=dict)
     """What a rule from outside is made with, by name."""
     rule_timeout_seconds: PositiveFloat | None = None
     """Seconds after which a rule from outside is given up, and its basket waits; None: 300."""

@@ -306,7 +306,8 @@ class Driver:
             conduct,
             waiting,
             self.told.as_json(moot),
-            person_claim(self.config, budget.epsilon_spent, budget.total_delta),
+            # Of all periods: who was in an earlier one is not protected by a new budget.
+            person_claim(self.config, budget.lifetime_epsilon, budget.total_delta),
         )
 
     def registry(self) -> Registry:
@@ -488,7 +489,15 @@ class Driver:
         if not any(client_id in self.keypairs for client_id in batch.client_ids):
             return batch
         round_id = self.current_round() if batch.round_id is None else batch.round_id
-        return signed(batch, round_id, self.keypairs, self.signing_scope(), self.config.vector_dim)
+        config = self.config
+        return signed(
+            batch,
+            round_id,
+            self.keypairs,
+            self.signing_scope(),
+            config.vector_dim,
+            len(config.meta_parameters),
+        )
 
 
 def _merged(answers: Mapping[int, Mapping[str, T]]) -> dict[str, T]:

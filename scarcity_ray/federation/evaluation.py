@@ -30,6 +30,10 @@ from scarcity_ray_client import checked_metrics
 from scarcity_ray_client.errors import shown
 
 OUTSIDE_CLAIM = "Measured on clients' data and sent without noise: outside the privacy claim."
+INSIDE_CLAIM = (
+    "Measured on clients' data, summed, noised and charged with the release: inside the privacy claim. "
+    "The error is the noise's alone."
+)
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,7 @@ class EarlyStopping:
 
 
 __all__ = [
+    "INSIDE_CLAIM",
     "OUTSIDE_CLAIM",
     "BestModel",
     "ClientEvaluation",

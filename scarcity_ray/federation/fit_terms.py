@@ -15,14 +15,11 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.evaluation import EarlyStopping, MeanMetrics
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
-from scarcity_ray_client import Refusal
+from scarcity_ray_client import PrivateEvaluation, PrivateMetric, Refusal
 from scarcity_ray_client.errors import shown
 
 Model = TypeVar("Model")
 Rows = NDArray[np.float32]
-
-MOST_TOLD = 20
-"""Refusals that a round keeps in full."""
 
 
 class Stopped(StrEnum):
@@ -34,6 +31,8 @@ class Stopped(StrEnum):
     """The next release does not fit into the privacy budget."""
     NO_IMPROVEMENT = "no_improvement"
     """`EarlyStopping` said so."""
+    EVALUATION = "evaluation"
+    """`evaluate` raised, after a release."""
 
 
 @runtime_checkable
@@ -84,10 +83,12 @@ class FitTerms:
     start: Any = None
     stopping: EarlyStopping | None = None
     evaluate_clients: bool = False
+    private_evaluation: PrivateEvaluation | None = None
     adversary: Adversary | None = None
     seed: int = 0
     on_round: Callable[[RoundRecord], None] | None = None
     on_progress: Callable[[TrainingProgress], None] | None = None
+    on_release: Callable[[Any, int], None] | None = None
 
     def __post_init__(self) -> None:
         _whole("rounds", self.rounds, 1)
@@ -105,9 +106,11 @@ class FitTerms:
         if self.stopping is not None:
             instance_of("stopping", self.stopping, EarlyStopping)
         instance_of("evaluate_clients", self.evaluate_clients, bool)
+        if self.private_evaluation is not None:
+            instance_of("private_evaluation", self.private_evaluation, PrivateEvaluation)
         if self.adversary is not None and not isinstance(self.adversary, Adversary):
             raise UsageError(f"adversary must be an Adversary, got {shown(self.adversary)}")
-        for name in ("on_round", "on_progress"):
+        for name in ("on_round", "on_progress", "on_release"):
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise UsageError(f"{name} must be callable, got {shown(given)}")
@@ -124,12 +127,14 @@ class RoundRecord:
         num_surplus: That were not waited for: enough had answered, or the budget was spent.
         refusals: Updates that did not come or were refused, by reason; and evaluations that did not come, by
             ``evaluation_`` and the reason.
-        first_refusals: Up to `MOST_TOLD` of the trainings and evaluations that gave none, to read: client,
-            cause, detail.
+        first_refusals: Up to 20 (`training_round.MOST_TOLD`) of the trainings and evaluations that gave none,
+            to read: client, cause, detail. What an error says is the client's own: outside the claim.
         metrics: Those of `train`, by domain, averaged over accepted updates by examples: outside the claim.
         evaluation: Those of `evaluate` after the release; empty without one.
         clients: Those of `evaluate_client` after the release, by domain, averaged over the round's clients by
             examples: outside the claim.
+        private_evaluation: Those of `evaluate_client` that were asked for privately, as this round's release
+            tells them, on the models that clients were handed: **inside the claim**. Empty without a release.
         versions: Of the releases that were made.
         waiting_for: What the next release waits for, where there was none.
         clip_norm: To which Layer 1 clipped this round's updates.
@@ -150,6 +155,7 @@ class RoundRecord:
     metrics: Mapping[str, MeanMetrics]
     evaluation: Mapping[str, float]
     clients: Mapping[str, MeanMetrics]
+    private_evaluation: Mapping[str, PrivateMetric]
     versions: tuple[int, ...]
     waiting_for: str
     clip_norm: float
@@ -196,4 +202,4 @@ def _whole(what: str, value: object, least: int) -> None:
         raise UsageError(f"{what}: {shown(value)} is not accepted; an integer from {least}")
 
 
-__all__ = ["MOST_TOLD", "Adversary", "FitResult", "FitTerms", "RoundRecord", "Stopped"]
+__all__ = ["Adversary", "FitResult", "FitTerms", "RoundRecord", "Stopped"]

@@ -2,15 +2,18 @@
 
 The driver holds references to updates and reads what is small: who trained, on how many examples, with which
 metrics. Only an `Adversary` has them come here. The server's optimiser and the evaluation see released deltas
-alone, so they cost no privacy. Metrics that `train` and `evaluate_client` return reach this driver as they
-are: they lie outside the privacy claim.
+alone, so they cost no privacy. Metrics that `train` and `evaluate_client` return, numbers of examples and
+what errors say reach this driver as they are: they lie outside the privacy claim. What a private evaluation
+reports does not: it lies behind the updates, goes to the baskets with them, and comes back in the releases.
 
 Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     a_round_in_which_every_client_raised_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
+    an_evaluation_that_raises_ends_the_rounds_and_loses_no_model
     a_round_without_a_release_says_what_it_waits_for
     updates_come_to_the_driver_for_an_adversary_alone
+    what_is_measured_privately_comes_back_in_releases_alone
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -28,7 +32,8 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
-from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
+from scarcity_ray.config import PrivacyUnit
+from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError, warn_caller
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import (
     ClientEvaluation,
@@ -37,7 +42,6 @@ from scarcity_ray.federation.evaluation import (
     mean_metrics_by_domain,
 )
 from scarcity_ray.federation.fit_terms import (
-    MOST_TOLD,
     Adversary,
     FitResult,
     FitTerms,
@@ -46,8 +50,10 @@ from scarcity_ray.federation.fit_terms import (
     Stopped,
 )
 from scarcity_ray.federation.training_round import (
+    MOST_TOLD,
     Answer,
     Group,
+    Reporting,
     TrainingProgress,
     TrainingRound,
     evaluate_group,
@@ -57,8 +63,16 @@ from scarcity_ray.federation.training_round import (
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
-from scarcity_ray_client import Cause, Refusal, Workload, checked_clients, checked_metrics
-from scarcity_ray_client.errors import ModelRefused, shown
+from scarcity_ray_client import (
+    Cause,
+    ModelCodec,
+    PrivateMetric,
+    Refusal,
+    Workload,
+    checked_clients,
+    checked_metrics,
+)
+from scarcity_ray_client.errors import ModelRefused, ModelWarning, shown
 from scarcity_ray_client.loading import source_folder, told
 
 Model = TypeVar("Model")
@@ -99,8 +113,14 @@ class Fitting(Generic[Model]):
         self._rng = np.random.default_rng(terms.seed)
         self._clients = checked_clients(workload.clients())
         self._by_id = {client.client_id: client for client in self._clients}
+        self._noted: set[str] = set()
         self._check_hooks()
+        asked = terms.private_evaluation
+        names = tuple(driver.config.meta_parameters)
+        self._reporting = None if asked is None else Reporting(asked, names)
         self._codec = workload.codec()
+        if not isinstance(self._codec, ModelCodec):
+            raise UsageError(f"workload: codec() gave a {type(self._codec).__name__}; give a ModelCodec")
         dimension = self._codec.dimension
         if dimension != driver.config.vector_dim:
             raise UsageError(
@@ -126,11 +146,12 @@ class Fitting(Generic[Model]):
         self._history: list[RoundRecord] = []
         self._refusals: dict[str, Counter[str]] = {}
         self._phases: defaultdict[str, float] = defaultdict(float)
-        self._noted: set[str] = set()
         self._num_bytes = 0
         self._version = 0
         self._clip_norm = driver.config.layer1.clip_norm
         self._progress = Progress()
+        self._measured: Mapping[str, PrivateMetric] = {}
+        self._evaluation_error = ""
 
     def run(self) -> FitResult[Model]:
         """All rounds."""
@@ -152,10 +173,17 @@ class Fitting(Generic[Model]):
             if self._terms.on_round is not None:
                 self._terms.on_round(record)
             explanation = record.waiting_for
-            if self._terms.stopping is not None and record.versions:
-                self._progress = self._terms.stopping.step(
+            if self._evaluation_error:
+                stopped, explanation = Stopped.EVALUATION, self._evaluation_error
+                break
+            watched = self._terms.stopping
+            if watched is not None and record.versions:
+                self._progress = watched.step(
                     self._progress, record.round_id, record.evaluation, self._model.handed_out
                 )
+                if self._progress.best is None:
+                    given = ", ".join(sorted(record.evaluation)) or "none"
+                    self._note(f"stopping: evaluate gave no finite {watched.metric}, it gave: {given}")
                 if self._progress.stop is not None:
                     stopped, explanation = Stopped.NO_IMPROVEMENT, self._progress.stop
                     break
@@ -179,20 +207,41 @@ class Fitting(Generic[Model]):
         kind, adversary = type(self._workload), self._terms.adversary
         if self._terms.evaluate_clients and kind.evaluate_client is Workload.evaluate_client:
             raise UsageError(f"evaluate_clients: {kind.__name__} has no evaluate_client; write it")
+        if (asked := self._terms.private_evaluation) is not None:
+            if kind.evaluate_client is Workload.evaluate_client:
+                raise UsageError(f"private_evaluation: {kind.__name__} has no evaluate_client; write it")
+            declared, due = self._driver.config.meta_parameters, asked.meta_parameters()
+            if any(tuple(declared.get(name, ())) != due[name] for name in due):
+                raise UsageError(
+                    "private_evaluation: the federation's meta_parameters lack what clients would report; "
+                    f"configure it with meta_parameters: { {name: list(ends) for name, ends in due.items()} }"
+                )
         if adversary is None:
             return
         if adversary.poisons and kind.poison is Workload.poison:
             raise UsageError(f"adversary: it poisons, and {kind.__name__} has no poison; write it")
         if unknown := sorted(adversary.byzantine - self._by_id.keys()):
             raise UsageError(f"adversary: byzantine: {shown(unknown)} are no clients of the workload")
+        self._note(
+            f"adversary: {len(adversary.byzantine)} clients' updates are made up here, for the lab, and "
+            "every client's update comes to this process; leave it out where data matter"
+        )
 
     def _first_vector(self) -> Rows:
-        if self._terms.start is None:
+        start = self._terms.start
+        if start is None:
             return self._codec.encode(self._workload.initial_model())
         try:
-            return self._codec.encode(self._terms.start)
+            vector, differing = self._codec.encode(start), self._codec.differing(start)
         except ModelRefused as error:
             raise UsageError(f"start: {error}; give a model like initial_model's") from error
+        if differing:
+            warn_caller(
+                f"start: {shown(differing)} are not trained and differ from initial_model's, which are used; "
+                "have initial_model give them",
+                ModelWarning,
+            )
+        return vector
 
     def _register(self) -> None:
         keys = {client: pair.public_bytes for client, pair in self._driver.keypairs.items()}
@@ -220,7 +269,14 @@ class Fitting(Generic[Model]):
         self._num_bytes = 0
         self._phases.clear()
         training, groups = self._sampled(self._driver.current_round())
-        submitting = Submitting(self._driver, self._tasks, self._terms.adversary, training.round_id)
+        submitting = Submitting(
+            self._driver,
+            self._tasks,
+            self._terms.adversary,
+            training.round_id,
+            has_reports=self._reporting is not None,
+        )
+        self._measured = {}
         clip_norm, versions, waiting_for, messages = self._clip_norm, list[int](), "", 0
         try:
             self._train(training, submitting)
@@ -236,22 +292,21 @@ class Fitting(Generic[Model]):
             self._driver.advance_round()
             self._take_releases(versions)
             budget = self._driver.budget()
-        for note in sorted(training.notes - self._noted):
-            logger.warning("%s", note)
-        self._noted |= training.notes
+        for note in sorted(training.notes):
+            self._note(note)
         reasons = self._counted(training.refusals, submitting)
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
         refusals = list(training.refusals)
+        refusals += self._counted_evaluations(submitting.unmeasured, reasons)
         if versions:
+            if self._terms.on_release is not None:
+                self._terms.on_release(self._codec.decode(self._model.handed_out), training.round_id)
             with self._timed("evaluation"):
                 evaluation = self._evaluated(training.round_id)
             if self._terms.evaluate_clients:
                 with self._timed("client_evaluation"):
                     clients, refused = self._evaluated_by_clients(training.round_id, groups)
-                refusals += refused
-                for refusal in refused:
-                    reasons[f"evaluation_{refusal.cause}"] += 1
-                    self._count(refusal.client_id, f"evaluation_{refusal.cause}")
+                refusals += self._counted_evaluations(refused, reasons)
         return RoundRecord(
             round_id=training.round_id,
             num_sampled=training.num_sampled,
@@ -262,6 +317,7 @@ class Fitting(Generic[Model]):
             metrics=self._by_domain(submitting.accepted),
             evaluation=evaluation,
             clients=clients,
+            private_evaluation=self._measured,
             versions=tuple(versions),
             waiting_for=waiting_for if not versions else "",
             clip_norm=clip_norm,
@@ -277,10 +333,11 @@ class Fitting(Generic[Model]):
         """Have clients train and submit what they give."""
         vector, adversary = self._tasks.put(self._model.current), self._terms.adversary
         poisoned = adversary.byzantine if adversary is not None and adversary.poisons else frozenset()
+        by_person = self._driver.config.privacy.unit is not PrivacyUnit.CLIENT
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            return self._spec(training, group, train_group, vector, poison)
+            return self._spec(training, group, train_group, vector, poison, self._reporting, by_person)
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
             with self._timed("submission"):
@@ -353,6 +410,13 @@ class Fitting(Generic[Model]):
             self._count(client_id, reason)
         return reasons
 
+    def _counted_evaluations(self, refused: Sequence[Refusal], reasons: Counter[str]) -> Sequence[Refusal]:
+        """Evaluations that failed, counted in `reasons` and for their clients."""
+        for refusal in refused:
+            reasons[f"evaluation_{refusal.cause}"] += 1
+            self._count(refusal.client_id, f"evaluation_{refusal.cause}")
+        return refused
+
     def _gossip(self, versions: list[int]) -> int:
         """Gossip where it has a share of the budget; the messages that were delivered."""
         if self._driver.supervisor.plan.gossip_share <= 0.0:
@@ -377,13 +441,18 @@ class Fitting(Generic[Model]):
         self._model = self._model.step(latest.aggregate, moved)
         self._clip_norm = latest.clip_norm or self._clip_norm
         self._version = latest.version
+        if self._terms.private_evaluation is not None:
+            self._measured = self._terms.private_evaluation.read(latest.meta_means)
         versions.append(latest.version)
 
     def _evaluated(self, round_id: int) -> dict[str, float]:
+        """The metrics of the model handed out; what `evaluate` raises is kept, to end the rounds with."""
         try:
             return checked_metrics(self._workload.evaluate(self._codec.decode(self._model.handed_out)))
         except Exception as error:
-            raise UsageError(f"evaluate, after round {round_id}: {told(error)}") from error
+            self._evaluation_error = f"evaluate, after round {round_id}: {told(error)}"
+            logger.error("%s", self._evaluation_error)
+            return {}
 
     def _evaluated_by_clients(
         self, round_id: int, groups: Sequence[Group]
@@ -408,6 +477,12 @@ class Fitting(Generic[Model]):
             for one in sorted(answers, key=lambda one: one.client_id)
         )
 
+    def _note(self, note: str) -> None:
+        """Warn once."""
+        if note not in self._noted:
+            self._noted.add(note)
+            logger.warning("%s", note)
+
     def _count(self, client_id: str, reason: str) -> None:
         self._refusals.setdefault(client_id, Counter())[reason] += 1
 
@@ -426,14 +501,25 @@ class Submitting:
     Attributes:
         accepted: Answers of clients whose update was accepted.
         refused: Client and reason of each that was not.
+        unmeasured: Private evaluations that failed.
         num_bytes: Of updates that came to this process.
     """
 
-    def __init__(self, driver: Driver, tasks: Tasks, adversary: Adversary | None, round_id: int) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        tasks: Tasks,
+        adversary: Adversary | None,
+        round_id: int,
+        *,
+        has_reports: bool = False,
+    ) -> None:
         self.accepted: list[Answer] = []
         self.refused: list[tuple[str, str]] = []
+        self.unmeasured: list[Refusal] = []
         self.num_bytes = 0
         self._driver, self._tasks, self._adversary, self._round_id = driver, tasks, adversary, round_id
+        self._has_reports = has_reports
         self._seen: dict[str, tuple[Answer, Rows]] = {}
 
     def take(self, held: Sequence[tuple[Answer, StoredRow]]) -> None:
@@ -441,6 +527,7 @@ class Submitting:
         if not held:
             return
         answers, rows = [answer for answer, _ in held], tuple(row for _, row in held)
+        self.unmeasured += [answer.unmeasured for answer in answers if answer.unmeasured is not None]
         batch = self._batch(answers, rows)
         if self._adversary is None:
             self._submit(answers, batch)
@@ -459,6 +546,8 @@ class Submitting:
         answers = [self._seen[client_id][0] for client_id in client_ids]
         rows = np.stack([self._seen.pop(client_id)[1] for client_id in client_ids])
         rows.setflags(write=False)
+        behind = self._driver.config.vector_dim
+        rows, reports = rows[:, :behind], rows[:, behind:]
         routes = self._driver.operations.locate(client_ids)
         baskets = [routes[client_id][0] if client_id in routes else "" for client_id in client_ids]
         given = self._adversary.sent(self._round_id, client_ids, baskets, rows, clip_norm)
@@ -467,7 +556,12 @@ class Submitting:
             raise UsageError(
                 f"adversary: sent gave {sent.dtype} of shape {sent.shape}; float32 of {rows.shape} is due"
             )
-        self._submit(answers, self._batch(answers, sent.astype(np.float32)))
+        batch = self._batch(answers, sent.astype(np.float32))
+        if self._has_reports:
+            names = list(self._driver.config.meta_parameters)
+            told = tuple(dict(zip(names, report, strict=True)) for report in reports.tolist())
+            batch = replace(batch, meta=told, has_reports=False)
+        self._submit(answers, batch)
 
     def _fetched(self, stored: Any) -> Any:
         value, num_bytes = self._tasks.fetch(stored)
@@ -480,6 +574,7 @@ class Submitting:
             rows,
             self._round_id,
             num_examples=tuple(answer.num_examples for answer in answers),
+            has_reports=self._has_reports,
         )
 
     def _submit(self, answers: Sequence[Answer], batch: SubmissionBatch) -> None:

@@ -61,7 +61,7 @@ from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import map_tasks
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
-from scarcity_ray_client import Workload
+from scarcity_ray_client import PrivateEvaluation, Workload
 from scarcity_ray_client.errors import shown
 
 Clock = Callable[[], float]
@@ -298,15 +298,18 @@ class HierarchicalFederation:
         start: Model | None = None,
         stopping: EarlyStopping | None = None,
         evaluate_clients: bool = False,
+        private_evaluation: PrivateEvaluation | None = None,
         adversary: Adversary | None = None,
         seed: int | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
+        on_release: Callable[[Model, int], None] | None = None,
     ) -> FitResult[Model]:
         """Train a workload's model: its clients are registered, train where their data lies, and send.
 
-        It ends early when the privacy budget is spent. The local runtime trains one client after another and
-        cannot interrupt one: what ends after the deadline is too late there, too.
+        It ends early when the privacy budget is spent, and when `evaluate` raises after a release. The local
+        runtime trains one client after another and cannot interrupt one: what ends after the deadline is too
+        late there, too.
 
         Args:
             workload: Model, clients and training (docs/workloads.md).
@@ -322,14 +325,19 @@ class HierarchicalFederation:
             stopping: Keeps the best model, and ends the rounds without improvement.
             evaluate_clients: Have a round's clients run `evaluate_client` on its model. What they measure
                 comes here without noise: **outside the privacy claim**.
+            private_evaluation: Have a round's clients report metrics of `evaluate_client` on the model that
+                they are handed, beside their updates: in the same secure sum, **inside the privacy claim**.
+                The configuration must have its `meta_parameters`.
             adversary: Plays the lab's Byzantine clients. **Every update then comes to this process.**
             seed: Of the drawing of clients; ``seed`` of the configuration if None.
             on_round: Told of each round.
             on_progress: Told how far a round's training is, at each change and at least every ten seconds.
+            on_release: Given the model that is handed out after a release, and its round, before it is
+                evaluated. Save it there, and no later error or death loses what the budget has paid for.
 
         Raises:
-            UsageError: For a workload or argument that cannot work, `evaluate` that raises, or a round in
-                which every client raised; the text has the first one's traceback.
+            UsageError: For a workload or argument that cannot work, or a round in which every client raised;
+                the text has the first one's traceback.
         """
         driver = self._open()
         terms = FitTerms(
@@ -343,10 +351,12 @@ class HierarchicalFederation:
             start=start,
             stopping=stopping,
             evaluate_clients=evaluate_clients,
+            private_evaluation=private_evaluation,
             adversary=adversary,
             seed=self.config.seed if seed is None else seed,
             on_round=on_round,
             on_progress=on_progress,
+            on_release=on_release,
         )
         return Fitting(driver, self._runtime.tasks(), workload, terms).run()
 

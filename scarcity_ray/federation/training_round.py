@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -24,13 +24,25 @@ from numpy.typing import NDArray
 from scarcity_ray.baskets.submission import StoredRow
 from scarcity_ray.runtime.base import TaskEnd
 from scarcity_ray.updates import content_digest
-from scarcity_ray_client import Cause, Client, ModelCodec, Refusal, Workload, evaluate_client, train_clients
+from scarcity_ray_client import (
+    Cause,
+    Client,
+    ModelCodec,
+    PrivateEvaluation,
+    Refusal,
+    Workload,
+    evaluate_client,
+    train_clients,
+)
 
 Model = TypeVar("Model")
 Group = tuple[Client, ...]
 """Clients that share a task."""
 Held = tuple[Workload[Model], ModelCodec[Model]]
 Rows = NDArray[np.float32]
+
+MOST_TOLD = 20
+"""Refusals that a round keeps in full: of others it keeps no traceback."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,9 @@ class Answer:
     num_examples: int
     metrics: Mapping[str, float]
     digest: bytes = b""
-    """Of its update."""
+    """Of its update, with the report behind it where one is asked for."""
+    unmeasured: Refusal | None = None
+    """Why its private evaluation failed; it then weighs nothing in it."""
 
 
 Told = Answer | Refusal | str
@@ -69,22 +83,70 @@ class TrainingProgress:
     slowest_client: str | None
 
 
+@dataclass(frozen=True)
+class Reporting:
+    """What clients report behind their updates: a number for each meta-parameter, NaN where none is asked.
+
+    Attributes:
+        evaluation: What is asked of a client.
+        names: Of the federation's meta-parameters, in the order of its configuration.
+    """
+
+    evaluation: PrivateEvaluation
+    names: tuple[str, ...]
+
+    def measured(
+        self, held: Held[Model], vector: Rows, client: Client, round_id: int
+    ) -> tuple[Rows, Refusal | None]:
+        """A client's report (k,) on the model that it was handed, and why it measured nothing, if so."""
+        found = evaluate_client(*held, vector, client, round_id)
+        refusal = found if isinstance(found, Refusal) else None
+        report = self.evaluation.report({} if isinstance(found, Refusal) else found, client.num_examples)
+        return np.array([report.get(name, np.nan) for name in self.names], np.float32), refusal
+
+
 def train_group(
-    held: Held[Model], vector: Rows, clients: Group, round_id: int, poisoned: frozenset[str]
+    held: Held[Model],
+    vector: Rows,
+    clients: Group,
+    round_id: int,
+    poisoned: frozenset[str],
+    reporting: Reporting | None = None,
+    deltas_only: bool = False,
 ) -> tuple[list[Told], Rows | None]:
-    """The task of clients that train: an answer for each, and the updates (n, d) of those that have one."""
+    """The task of clients that train: an answer for each, and the updates (n, d) of those that have one.
+
+    With `reporting` each update ends in its client's report: (n, d + k).
+    """
     told: list[Told] = []
-    deltas = []
-    for outcome in train_clients(*held, vector, clients, round_id, poisoned, on_failure=told.append):
+    rows = []
+    by_id = {client.client_id: client for client in clients}
+    outcomes = train_clients(
+        *held, vector, clients, round_id, poisoned, on_failure=told.append, deltas_only=deltas_only
+    )
+    for outcome in outcomes:
         if isinstance(outcome, Refusal):
             told.append(outcome)
             continue
-        digest = content_digest(outcome.delta)
-        told.append(Answer(outcome.client_id, round_id, outcome.num_examples, outcome.metrics, digest))
-        deltas.append(outcome.delta)
-    if len(deltas) == 1:
-        return told, deltas[0][None]
-    return told, np.stack(deltas) if deltas else None
+        row, unmeasured = outcome.delta, None
+        if reporting is not None:
+            client = by_id[outcome.client_id]
+            report, unmeasured = reporting.measured(held, vector, client, round_id)
+            row = np.concatenate([row, report])
+        told.append(
+            Answer(
+                outcome.client_id,
+                round_id,
+                outcome.num_examples,
+                outcome.metrics,
+                content_digest(row),
+                unmeasured,
+            )
+        )
+        rows.append(row)
+    if len(rows) == 1:
+        return told, rows[0][None]
+    return told, np.stack(rows) if rows else None
 
 
 def evaluate_group(held: Held[Model], vector: Rows, clients: Group, round_id: int) -> tuple[list[Told], None]:
@@ -165,9 +227,8 @@ class TrainingRound:
         return started
 
     def key(self, group: Group) -> str:
-        """The name of a group's task."""
-        more = f"+{len(group) - 1}" if len(group) > 1 else ""
-        return f"{self.round_id}.{group[0].client_id}{more}"
+        """The name of a group's task; no other group has this first client."""
+        return f"{self.round_id}.{group[0].client_id}"
 
     def note(self, end: TaskEnd, *, is_late: bool) -> None:
         """A group's task has ended."""
@@ -178,7 +239,9 @@ class TrainingRound:
             self._refuse(group, end.cause, end.detail, end.traceback)
         else:
             answers = [answer for answer in end.answer if isinstance(answer, Answer)]
-            self.refusals += [refusal for refusal in end.answer if isinstance(refusal, Refusal)]
+            for refusal in end.answer:
+                if isinstance(refusal, Refusal):
+                    self._keep(refusal)
             self.notes.update(note for note in end.answer if isinstance(note, str))
             self.num_answers += len(answers)
             for index, answer in enumerate(answers):
@@ -229,7 +292,20 @@ class TrainingRound:
     def _refuse(self, group: Group, cause: Cause, detail: str, traceback: str = "") -> None:
         shared = f" (its task is shared by {len(group)} clients)" if len(group) > 1 else ""
         for client in group:
-            self.refusals.append(Refusal(client.client_id, self.round_id, cause, detail + shared, traceback))
+            self._keep(Refusal(client.client_id, self.round_id, cause, detail + shared, traceback))
+
+    def _keep(self, refusal: Refusal) -> None:
+        is_told = len(self.refusals) < MOST_TOLD or not refusal.traceback
+        self.refusals.append(refusal if is_told else replace(refusal, traceback=""))
 
 
-__all__ = ["Answer", "Group", "TrainingProgress", "TrainingRound", "evaluate_group", "grouped", "train_group"]
+__all__ = [
+    "Answer",
+    "Group",
+    "Reporting",
+    "TrainingProgress",
+    "TrainingRound",
+    "evaluate_group",
+    "grouped",
+    "train_group",
+]

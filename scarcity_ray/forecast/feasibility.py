@@ -193,6 +193,18 @@ class Forecast:
         return self.sigma / self.release.bit_radius if self.release.bit_radius else 0.0
 
     @property
+    def meta_factor(self) -> float:
+        """By how much meta-parameters enlarge the noise on everything else; 1 without them."""
+        plan = FederationPlan(replace(self.config, meta_parameters={}))
+        alone = noise_norm_of(plan, full_release(plan, self.sizes))
+        return self.noise_norm / alone if alone else 1.0
+
+    @property
+    def meta_noise(self) -> float:
+        """Standard deviation of the noise on each, as a share of its range; 0 without meta-parameters."""
+        return self.sigma / (2.0 * self.release.meta_radius) if self.release.meta_radius else 0.0
+
+    @property
     def headroom_bits(self) -> float:
         """By how many bits the ring exceeds the greatest sum, the tail of its noise included."""
         return self.release.ring_bits - 1 - math.log2(self.plan.reach(self.release))

@@ -35,7 +35,6 @@ from scarcity_ray.robust import (
     aggregate_blocks,
     agreement,
     clip_vector,
-    configured_rule,
     estimated_seconds,
     get_pre_aggregation,
     inline_blocks,
@@ -89,7 +88,7 @@ class Layer1Aggregator:
         self._config = config or Layer1Config()
         self._plan = FederationPlan(HierarchicalFederationConfig(layer1=self._config))
         self._blocks_of: BlocksOf = blocks_of or (lambda rows, seconds: inline_blocks(rows))
-        self._rule: Rule = configured_rule(self._config)
+        self._rule: Rule = self._plan.rule
 
     def aggregate(
         self,

@@ -28,13 +28,14 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config import CentralNoise, HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.errors import UsageError
-from scarcity_ray.layers.meta_parameters import decode_mean
+from scarcity_ray.layers.meta_parameters import decode_mean, unclamped_means
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import FederationPlan, ReleasePlan, make_plan
 from scarcity_ray.privacy.sampling.discrete_gaussian import DiscreteGaussian, discrete_gaussian
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise, rounded_gaussian
 from scarcity_ray.robust import clip_vector
 from scarcity_ray.secagg.fixed_point import encode, to_signed
+from scarcity_ray_client import NoisedMean
 
 
 def contribution(
@@ -51,7 +52,7 @@ def contribution(
         clipped = clip_vector(model.aggregate, plan.config.layer2.clip_norm)
         vector[: len(clipped)] = clipped
         reported = len(clipped) + len(model.meta)
-        vector[len(clipped) : reported] = plan.meta_radius * model.meta
+        vector[len(clipped) : reported] = release.meta_radius * model.meta
         vector[reported:] = release.bit_radius * model.bit
         vector *= release.weights[basket_id]
     return encode(vector, release.scale, release.ring_bits)
@@ -167,7 +168,8 @@ class Layer2Aggregator:
             timestamp=timestamp,
             privacy_spent=layer2.central_dp_epsilon,
             noise_sigma=sigma,
-            meta_params=decode_meta(vector, plan),
+            meta_params=decode_meta(vector, release, plan),
+            meta_means=noised_means(vector, sigma, release, ids, plan),
             clip_norm=decode_clip_norm(vector, release, plan),
         )
 
@@ -184,11 +186,36 @@ class Layer2Aggregator:
         )
 
 
-def decode_meta(vector: NDArray[np.float64], plan: FederationPlan) -> dict[str, float]:
-    """The meta-parameters of a released vector, by the plan at its release's clip norm."""
+def decode_meta(vector: NDArray[np.float64], release: ReleasePlan, plan: FederationPlan) -> dict[str, float]:
+    """The meta-parameters of a released vector, each within its range."""
     ranges = plan.config.meta_parameters
+    return decode_mean(_meta_coordinates(vector, release, plan), ranges) if ranges else {}
+
+
+def noised_means(
+    vector: NDArray[np.float64],
+    sigma: float,
+    release: ReleasePlan,
+    survivors: Sequence[str],
+    plan: FederationPlan,
+) -> dict[str, NoisedMean]:
+    """The same as they were released, noise and all, with the standard deviation of that noise.
+
+    What rounding to the grid adds, half a step a basket at most, is counted as noise.
+    """
+    ranges = plan.config.meta_parameters
+    if not ranges:
+        return {}
+    rounding = 0.5 * len(survivors) / (release.scale * release.surviving_weight(survivors))
+    coordinates = _meta_coordinates(vector, release, plan)
+    return unclamped_means(coordinates, math.hypot(sigma, rounding) / release.meta_radius, ranges)
+
+
+def _meta_coordinates(
+    vector: NDArray[np.float64], release: ReleasePlan, plan: FederationPlan
+) -> NDArray[np.float64]:
     first = plan.config.vector_dim
-    return decode_mean(vector[first : first + len(ranges)] / plan.meta_radius, ranges) if ranges else {}
+    return vector[first : first + len(plan.config.meta_parameters)] / release.meta_radius
 
 
 def decode_clip_norm(vector: NDArray[np.float64], release: ReleasePlan, plan: FederationPlan) -> float | None:

@@ -2,7 +2,8 @@
 
 A report is mapped to [-1, 1] by its declared range. A basket takes the plain mean over the clients behind its
 aggregate, whatever the aggregation rule selects; a client without a report counts as the middle of the range.
-The means are extra coordinates of the basket's vector and get the same noise.
+The means are extra coordinates of the basket's vector and get the same noise; `FederationPlan.release` says
+how far they are scaled.
 
 Guarantees:
     One client moves a basket's mean by at most two over the number of clients, per parameter.
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.updates import canonical_report
+from scarcity_ray_client import NoisedMean
 from scarcity_ray_client.errors import shown
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -71,4 +73,18 @@ def decode_mean(mean: NDArray[np.float64], ranges: Ranges) -> dict[str, float]:
     return {
         name: min(high, low + (high - low) * ((float(value) + 1.0) / 2.0))
         for (name, (low, high)), value in zip(ranges.items(), clamped, strict=True)
+    }
+
+
+def unclamped_means(mean: NDArray[np.float64], sigma: float, ranges: Ranges) -> dict[str, NoisedMean]:
+    """The noised mean in each parameter's own units, outside its range too, with its noise's deviation.
+
+    Args:
+        mean: (k,) on [-1, 1] but for the noise.
+        sigma: Standard deviation of the noise on each.
+        ranges: k of them.
+    """
+    return {
+        name: NoisedMean(low + (high - low) * ((float(value) + 1.0) / 2.0), sigma * (high - low) / 2.0)
+        for (name, (low, high)), value in zip(ranges.items(), mean, strict=True)
     }

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.plan import BasketFacts
+from scarcity_ray_client import NoisedMean
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class GlobalMetaModel:
         version: 1 for a federation's first release, then one more each time.
         noise_sigma: Standard deviation of the noise on each coordinate of `aggregate`.
         meta_params: What was learned of each declared meta-parameter.
+        meta_means: The same before it was brought into its range, with the size of its noise.
         ledger_head: Hash of the ledger after this release was charged.
         clip_norm: With adaptive clipping, the clip norm of the next rows; else None.
     """
@@ -112,5 +114,6 @@ class GlobalMetaModel:
     version: int = 1
     noise_sigma: float = 0.0
     meta_params: dict[str, float] = field(default_factory=dict)
+    meta_means: dict[str, NoisedMean] = field(default_factory=dict)
     ledger_head: str = ""
     clip_norm: float | None = None

@@ -81,7 +81,8 @@ def _check_layer1(plan: FederationPlan) -> None:
         if value is not None and rule is not only:
             raise ConfigError(f"layer1.{name}", value, f"null for {rule.value}; only {only.value} {use}")
     if isinstance(plan.rule, PluginRule):
-        plan.rule.sensitivity(plan.least_rows(smallest), f, layer1.clip_norm)
+        for num_rows, byzantine in ((plan.least_rows(smallest), f), *plan.rule_settings()):
+            plan.rule.sensitivity(num_rows, byzantine, layer1.clip_norm)
     elif layer1.rule_args or layer1.rule_timeout_seconds is not None:
         name = "rule_args" if layer1.rule_args else "rule_timeout_seconds"
         given = dict(layer1.rule_args) or layer1.rule_timeout_seconds

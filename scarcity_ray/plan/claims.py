@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, PrivacyConfig, PrivacyUnit
+from scarcity_ray.config import HierarchicalFederationConfig, PrivacyConfig, PrivacyUnit
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.release import BasketFacts
 
@@ -21,6 +21,8 @@ FALSE_POSITIVES = 0.01
 """Of those who were not there, the share that is accused wrongly."""
 RECORDS_OF_ONE = 10
 """Records of one person that the group's figure is given for."""
+GREATEST_COUNT = 2**31 - 1
+"""Persons behind a row that a basket's facts can state at most."""
 _ROUNDED = 1.0 + 4e-12
 """By more than `Accounting.mu_of_claim` rounds down."""
 
@@ -86,18 +88,21 @@ class PersonClaim:
         return protected, worth, elsewhere, whole, relied_on
 
 
-def persons_of_a_client(plan: FederationPlan) -> float:
-    """How many times as far as one person a whole client moves a release, where all have the least persons.
+def persons_of_a_client(plan: FederationPlan, num_persons: int | None = None) -> float:
+    """How many times as far as one person a whole client moves a release, where all have so many persons.
 
-    For rules with a constant that is ``min_persons`` (times layer1.clip_norm over the person's, if they
-    differ); for the others 1, since their noise hides a whole client whatever the unit is.
+    For rules with a constant that is their number (times layer1.clip_norm over the person's, if they differ,
+    and less where rounding is not small against what a person moves); for the others 1, since their noise
+    hides a whole client whatever the unit is.
+
+    Args:
+        num_persons: ``privacy.min_persons`` if None.
     """
     config = plan.config
-    rows = max(config.basket.min_clients, plan.least_rows(config.basket.min_clients))
-    weighted = config.layer1.aggregation_method is AggregationMethod.WEIGHTED
-    facts = BasketFacts(
-        "", "", rows, rows, plan.num_byzantine(rows), max_row_share=1.0 / rows if weighted else None
-    )
+    # Few rows, the greatest share: there rounding of the sum counts least beside what a person moves.
+    members = config.basket.min_clients
+    rows, f = plan.least_rows(members), plan.num_byzantine(members)
+    facts = BasketFacts("", "", members, rows, f, plan.worst_row_share(rows), num_persons=num_persons)
     of_clients = FederationPlan(replace(config, privacy=PrivacyConfig()))
     return of_clients.sensitivity(facts) / plan.sensitivity(facts)
 
@@ -112,7 +117,7 @@ def person_claim(
     client moves its row by 2 layer1.clip_norm, as in a plan whose unit is the client.
 
     Args:
-        epsilon: Spent, or that of the whole budget.
+        epsilon: Spent in all periods together, or that of the whole budget.
         delta: The configuration's total_delta if None.
     """
     plan = FederationPlan(config)
@@ -127,7 +132,9 @@ def person_claim(
         return accounting.epsilon_of(mu * factor, delta)
 
     whole = persons_of_a_client(plan)
-    records = min(RECORDS_OF_ONE, whole) if privacy.unit is PrivacyUnit.RECORD else 1.0
+    # With more records than the least the noise is less, so ten of them count for more.
+    most = persons_of_a_client(plan, GREATEST_COUNT)
+    records = min(RECORDS_OF_ONE, most) if privacy.unit is PrivacyUnit.RECORD else 1.0
     return PersonClaim(
         unit=privacy.unit,
         epsilon=epsilon,

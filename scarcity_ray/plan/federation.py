@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from scarcity_ray.config import (
@@ -80,7 +80,6 @@ class FederationPlan:
             Layer 2).
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
         vector_length: Coordinates that travel in Layer 2.
-        meta_radius: Half the range of one meta-parameter's coordinate in Layer 2.
         max_examples: What a client's weight ends at, under the rule ``weighted``.
         rule: Layer 1's, at the clip norm that the federation starts with.
         person_clip_norm: Norm that no contribution of a person (record) exceeds; None where the client is the
@@ -125,14 +124,13 @@ class FederationPlan:
         self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
         num_meta = len(config.meta_parameters)
         self.vector_length = config.vector_dim + num_meta + layer2.adaptive_clipping
-        self.meta_radius = layer2.clip_norm / math.sqrt(num_meta) if num_meta else 0.0
         self._least_rows: dict[int, int] = {}
 
     def at(self, clip_norm: float) -> FederationPlan:
         """The plan of a round in which Layer 1 clips to `clip_norm`; all lengths keep their ratio to it.
 
-        Layer 2's clip norm, centred clipping's radius and the meta-parameters' radius move along; gossip, a
-        release of its own, and the budget stay as they are. The ratios are those of this plan.
+        Layer 2's clip norm and centred clipping's radius move along; gossip, a release of its own, and the
+        budget stay as they are. The ratios are those of this plan.
         """
         layer1, layer2 = self.config.layer1, self.config.layer2
         if clip_norm == layer1.clip_norm:
@@ -140,7 +138,6 @@ class FederationPlan:
         factor = clip_norm / layer1.clip_norm
         radius = layer1.clipping_radius
         moved = copy.copy(self)
-        moved.meta_radius = self.meta_radius * factor
         moved.config = replace(
             self.config,
             layer1=replace(
@@ -219,19 +216,29 @@ class FederationPlan:
         """What is taken on the word of the author of a rule from outside; empty for the package's own."""
         if not isinstance(self.rule, PluginRule):
             return ""
-        size = self.config.basket.min_clients
-        f = self.num_byzantine(size)
-        return self.rule.claim(max(size, self.least_rows(size)), f, self.config.layer1.clip_norm)
+        layer1 = self.config.layer1
+        return self.rule.claim(() if layer1.pre else self.rule_settings(), layer1.clip_norm)
+
+    def rule_settings(self) -> Iterator[tuple[int, int]]:
+        """(n, f) of baskets in which all members have sent, if the rule has rows enough there.
+
+        Of each size up to 128, then of sizes 1/64 apart, and of the greatest.
+        """
+        basket = self.config.basket
+        size = basket.min_clients
+        while size <= basket.max_clients:
+            if size >= self.least_rows(size):
+                yield size, self.num_byzantine(size)
+            further = size + max(1, size // 64)
+            size = further if size == basket.max_clients else min(further, basket.max_clients)
 
     def sensitivity(self, facts: BasketFacts) -> float:
-        """L2 bound on the change of a basket's vector and meta-parameters when one unit of privacy changes.
+        """L2 bound on the change of a basket's vector when one unit of privacy changes.
 
-        *Where the client is the unit* it is the L2 sum of two bounds. The first is the rule's own on rows of
-        norm clip_norm (`privacy.sensitivity`), capped by the diameter of the ball that its result is clipped
-        to; after a pre-aggregation, which spreads one row over others, the diameter alone. A rule from
-        outside has the diameter too, unless its author claims less (`robust.rules.plugin`). All include what
-        float32 adds (`FLOAT32_SLACK`). The second is that of the meta-parameters' mean of vectors of norm
-        clip_norm.
+        *Where the client is the unit* it is the rule's own on rows of norm clip_norm (`privacy.sensitivity`),
+        capped by the diameter of the ball that its result is clipped to; after a pre-aggregation, which
+        spreads one row over others, the diameter alone. A rule from outside has the diameter too, unless its
+        author claims less (`robust.rules.plugin`). All include what float32 adds (`FLOAT32_SLACK`).
 
         Earlier clip norms do not matter. The last step before the rule clips every row to the clip norm C
         that the facts name, so the rule's rows have norm C at most for either neighbour. C is the same for
@@ -241,7 +248,8 @@ class FederationPlan:
         *Where a person (record) is the unit*, replacing one person of client i, whose number n_i of persons
         is public and stays, moves the mean over them by at most delta_i = 2 C / n_i, C being
         ``privacy.person_clip_norm``. So does a row made of several such means (the weights of a client's
-        buffered updates add up to 1 at most) and a clipped one (a projection moves no two points further
+        buffered updates add up to 1 at most, and which are accepted does not follow from what they hold: one
+        for each round) and a clipped one (a projection moves no two points further
         apart). All other rows are the same, since they are functions of earlier releases and of other
         clients' persons. `ROW_SLACK` is added, and the rule's own constant takes both to the basket's vector;
         a rule without a constant keeps 2 C, and one from outside what its author claims for a whole client.
@@ -272,9 +280,7 @@ class FederationPlan:
                 max_row_share=facts.max_row_share,
                 row_move=self._row_move(facts.num_persons),
             )
-        model = min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
-        meta = 2.0 * layer2.clip_norm * stretched / facts.num_rows if self.config.meta_parameters else 0.0
-        return math.hypot(model, meta)
+        return min(by_rule, 2.0 * radius) * stretched + FLOAT32_SLACK * radius
 
     def _row_move(self, num_persons: int | None) -> float | None:
         """How far one person moves its client's row, rounding included; None: as far as a client does."""
@@ -297,7 +303,12 @@ class FederationPlan:
         one client moves it by at most s/n, beside the rest of its vector, so by at most
         sqrt(Delta^2 + s^2/n^2) jointly. The noise is scaled to that, so that all coordinates together cost
         mu, and s is chosen so that the bits take `BIT_SHARE` of mu squared at most
-        (`privacy.adaptive_clipping`). No sum overflows (`reach`).
+        (`privacy.adaptive_clipping`).
+
+        With k meta-parameters it adds the mean of n vectors in [-1, 1]^k, times r. Their norm is at most
+        m = r sqrt(k), so one client moves it by at most 2 m/n: as bits of radius 2 m would. So m is the
+        greatest with which they take `BIT_SHARE`, but Layer 2's clip norm at least. Under a rule with the
+        sensitivity of a mean that is more, half of mu squared. No sum overflows (`reach`).
         """
         layer2 = self.config.layer2
         shares = {
@@ -309,12 +320,23 @@ class FederationPlan:
         total = math.fsum(shares.values())
         weights = {basket: share / total if total else 0.0 for basket, share in shares.items()}
         sensitivities = {b.basket_id: self.sensitivity(b) for b in baskets}
-        bits = 0.0
-        if layer2.adaptive_clipping:
-            fresh = [b for b in baskets if b.fresh]
-            bits = bit_radius([(weights[b.basket_id], sensitivities[b.basket_id], b.num_rows) for b in fresh])
+        fresh = [b for b in baskets if b.fresh]
+
+        def widest_bits() -> float:
+            return bit_radius([(weights[b.basket_id], sensitivities[b.basket_id], b.num_rows) for b in fresh])
+
+        def add_bits(radius: float) -> None:
             for b in fresh:
-                sensitivities[b.basket_id] = math.hypot(sensitivities[b.basket_id], bits / b.num_rows)
+                sensitivities[b.basket_id] = math.hypot(sensitivities[b.basket_id], radius / b.num_rows)
+
+        meta_norm, bits = 0.0, 0.0
+        if self.config.meta_parameters:
+            stretched = 1.0 + FLOAT32_SLACK
+            meta_norm = max(layer2.clip_norm, widest_bits() / (2.0 * stretched))
+            add_bits(2.0 * meta_norm * stretched)
+        if layer2.adaptive_clipping:
+            bits = widest_bits()
+            add_bits(bits)
         draft = ReleasePlan(
             weights=weights,
             sensitivities=sensitivities,
@@ -324,6 +346,7 @@ class FederationPlan:
             mu=self.mu_release,
             clip_norm=self.config.layer1.clip_norm,
             bit_radius=bits,
+            meta_radius=meta_norm / math.sqrt(max(1, len(self.config.meta_parameters))),
             noise=layer2.noise,
         )
         if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
@@ -345,13 +368,14 @@ class FederationPlan:
     def reach(self, release: ReleasePlan) -> float:
         """The greatest coordinate of a release's integer sum, the tail of its noise included.
 
-        The weights add up to 1, so it is at most scale times the norm of one vector (or half the bits'
-        radius), plus half a step for each basket, plus `NOISE_TAIL` standard deviations of noise.
+        The weights add up to 1, so it is at most scale times the norm of one vector (or the meta-parameters'
+        radius, or half the bits'), plus half a step for each basket, plus `NOISE_TAIL` standard deviations of
+        noise.
         """
         radius = self.config.layer2.clip_norm * (1.0 + FLOAT32_SLACK)
-        radius *= math.sqrt(2.0) if self.config.meta_parameters else 1.0
         noise = NOISE_TAIL * release.grid_sigma(list(release.weights))
-        return release.scale * max(radius, release.bit_radius / 2.0) + len(release.weights) / 2 + noise
+        widest = max(radius, release.meta_radius, release.bit_radius / 2.0)
+        return release.scale * widest + len(release.weights) / 2 + noise
 
     def _with_shares(self, draft: ReleasePlan, registered: int | None, unsigned: int) -> ReleasePlan:
         """The release with noise in shares, on which the parties agree before they know who survives.

@@ -58,6 +58,7 @@ class ReleasePlan:
             sqrt(2 rho).
         clip_norm: Layer 1's clip norm in this release.
         bit_radius: What the share's coordinate moves by when all norms pass the clip norm; 0 without it.
+        meta_radius: Half the range of one meta-parameter's coordinate; 0 without any.
         share_sigma: Scale, in grid steps, of the noise that each party adds to its own part; 0 where the
             noise is added to the sum.
         num_honest: Shares of noise that `mu` counts on; 0 likewise.
@@ -71,6 +72,7 @@ class ReleasePlan:
     mu: float
     clip_norm: float
     bit_radius: float = 0.0
+    meta_radius: float = 0.0
     noise: CentralNoise = CentralNoise.GAUSSIAN
     share_sigma: float = 0.0
     num_honest: int = 0

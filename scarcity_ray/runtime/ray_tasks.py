@@ -60,6 +60,7 @@ class RayTasks:
     def __init__(self, parallelism: int) -> None:
         self.parallelism = parallelism
         self._running: dict[Any, tuple[TaskSpec, Any]] = {}
+        self._refused: list[TaskEnd] = []
         self._warned: set[str] = set()
 
     def put(self, value: object, sources: SourceFolder | None = None) -> Any:
@@ -82,11 +83,19 @@ class RayTasks:
         }
         if spec.labels:
             options["label_selector"] = dict(spec.labels)
-        answer, stored = _run.options(**options).remote(spec.function, *spec.arguments)
+        try:
+            answer, stored = _run.options(**options).remote(spec.function, *spec.arguments)
+        except ValueError as error:
+            why = f"Ray does not take what it needs of a node: {first_line(error)}"
+            self._refused.append(TaskEnd(spec.key, cause=Cause.RAISED, detail=why[:500]))
+            return
         self._running[answer] = spec, stored
 
     def ended(self, timeout_seconds: float | None) -> list[TaskEnd]:
         """Wait until a task has ended; all that have."""
+        if self._refused:
+            refused, self._refused = self._refused, []
+            return refused
         references = list(self._running)
         if not references or (timeout_seconds is not None and timeout_seconds <= 0):
             return []

@@ -9,17 +9,17 @@ one row, then those that optimise their strength against the rule.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainValidator
 
 from scarcity_ray.config import settings
-from scarcity_ray.config.fields import PositiveFloat
+from scarcity_ray.config.fields import Arguments, PositiveFloat
 from scarcity_ray.errors import ConfigError, UsageError
 from scarcity_ray_client.loading import Plugin, is_import_path, load_plugin, told
 
@@ -320,7 +320,7 @@ class AttackConfig:
     name: Annotated[str, PlainValidator(_attack_name)] = "sign_flip"
     scale: PositiveFloat | None = None
     """The attack's strength; None: its own default (see `ATTACKS`)."""
-    args: Mapping[str, Any] = field(default_factory=dict)
+    args: Arguments = field(default_factory=dict)
     """What an attack from outside is made with, by name."""
 
     def __post_init__(self) -> None:

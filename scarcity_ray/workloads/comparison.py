@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig
+from scarcity_ray.errors import ScarcityError, UsageError
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.config import LabConfig, RunName
 from scarcity_ray.workloads.gossip_training import BasketStanding, simulate_gossip
 from scarcity_ray.workloads.scene import NO_ATTACK, Travelling
 from scarcity_ray.workloads.simulate import Defence, SimulatedRun, simulate, train_alone
+from scarcity_ray_client.loading import told
 
 RUNS: Mapping[RunName, str] = {
     "federation": "the configured rule in each basket, clipping and central noise",
@@ -30,7 +32,7 @@ RUNS: Mapping[RunName, str] = {
 GOSSIP_RUNS: Mapping[RunName, str] = {
     "federation": "the configured gossip, simulated",
     "noiseless": "gossip without noise, under the same attack",
-    "clean": "the configured gossip, without attackers",
+    "clean": "gossip without attackers or noise",
     "centralised": RUNS["centralised"],
     "local_only": "no gossip: every client learns from its own data",
 }
@@ -63,29 +65,48 @@ class Compared:
 
     Attributes:
         standings: Without Layer 2, how each basket ended, by its number.
+        failed: What was raised in its place, or how often its rule failed, in words; "" if neither.
     """
 
     run: SimulatedRun
     standings: Mapping[int, BasketStanding] = field(default_factory=dict)
+    failed: str = ""
 
 
 def comparisons(lab: LabConfig) -> list[Comparison]:
-    """The runs to make: those of `compare` under the job's attack, the rules also under the other attacks."""
-    chosen = list(dict.fromkeys(lab.compare))
+    """The runs to make: those of `compare` under the job's attack, the rules also under the other attacks.
+
+    Where there are others, the configured federation is among the rules.
+    """
     own, *others = lab.attacks
+    chosen = list(dict.fromkeys((*(("federation",) if others else ()), *lab.compare)))
     runs = [Comparison(name, NO_ATTACK if name in UNATTACKED else own) for name in chosen]
-    rules = dict.fromkeys(("federation", *(name for name in chosen if name in RULES)))
-    return runs + [Comparison(name, attack) for attack in others for name in rules]
+    return runs + [Comparison(name, attack) for attack in others for name in chosen if name in RULES]
 
 
 def compare(run: Comparison, inputs: ComparisonInputs) -> Compared:
-    """Make one comparison run; a task of the runtime."""
+    """Make one comparison run, or say how it failed; a task of the runtime."""
+    try:
+        made = _made(run, inputs)
+        if count := made.run.rule_failures:
+            made = replace(
+                made, failed=f"its rule gave no result {count} times, and a basket waited each time"
+            )
+        return made
+    except Exception as error:
+        cause = str(error) if isinstance(error, ScarcityError) else told(error)
+        return Compared(SimulatedRun((), {}), failed=f"it failed: {cause}")
+
+
+def _made(run: Comparison, inputs: ComparisonInputs) -> Compared:
     scene, federation = inputs.scene.read(), inputs.federation
     if run.name == "centralised":
-        metrics = scene.evaluate(scene.codec.encode(scene.workload.centralised()))
-        return Compared(SimulatedRun((), metrics))
+        model = scene.workload.centralised()
+        if model is None:
+            raise UsageError("centralised gave None")
+        return Compared(SimulatedRun((), scene.evaluate(scene.codec.encode(model))))
     if not federation.layer2.enabled:
-        if run.name == "noiseless":
+        if run.name in ("clean", "noiseless"):
             clear = replace(federation.gossip, local_dp_epsilon=math.inf)
             federation = replace(federation, gossip=clear, total_epsilon=math.inf)
         return Compared(*simulate_gossip(scene, run.attack, federation, gossip=run.name != "local_only"))
@@ -104,6 +125,10 @@ def defence(name: str, federation: HierarchicalFederationConfig) -> Defence:
             aggregation_method=AggregationMethod.MEAN,
             rule_args={},
             rule_timeout_seconds=None,
+            num_selected=None,
+            clipping_radius=None,
+            max_examples=None,
+            pre=(),
         )
         return Defence(plan=make_plan(replace(federation, layer1=layer1)))
     return Defence(plan=make_plan(federation), noisy=name not in ("clean", "noiseless"))

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StrictBool, StrictFloat, StrictStr
 
 from scarcity_ray.config import HierarchicalFederationConfig, load, parse_yaml, read_yaml, settings
 from scarcity_ray.config.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from scarcity_ray.config.validation import LONGEST
-from scarcity_ray.errors import ConfigError, UsageError
+from scarcity_ray.errors import ConfigError, ScarcityError, UsageError
 from scarcity_ray.federation.evaluation import EarlyStopping
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, server_optimizer
 from scarcity_ray.ledger_url import without_password
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig, make_attack, poisons
-from scarcity_ray_client import Client, ModelCodec, Workload, checked_clients, load_workload
-from scarcity_ray_client.loading import search_beside
+from scarcity_ray_client import (
+    Client,
+    ModelCodec,
+    PrivateEvaluation,
+    Workload,
+    checked_clients,
+    load_workload,
+)
+from scarcity_ray_client.loading import is_import_path, search_beside, told
 
+T = TypeVar("T")
 RunName = Literal[
     "federation", "noiseless", "clean", "plain_mean", "clipped_mean", "centralised", "local_only"
 ]
@@ -51,7 +59,28 @@ class WorkloadConfig:
     args: Mapping[StrictStr, Any] = field(default_factory=dict)
     """Keyword arguments that it is made with."""
     folder: StrictStr | None = None
-    """Where its module is sought first; None: beside the job's file, then in the working folder."""
+    """Where modules are sought first, a rule's and attacks' too; None: beside the job's file, then in the
+    working folder."""
+
+
+@settings
+class PrivateEvaluationConfig:
+    """What clients measure and report in the secure sum: arguments of `PrivateEvaluation`."""
+
+    metrics: Mapping[StrictStr, tuple[StrictFloat, StrictFloat]]
+    """The least and greatest value of each of `evaluate_client`'s metrics."""
+    max_examples: PositiveInt
+    """Up to so many examples a client counts by."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.made()
+        except UsageError as error:
+            raise ConfigError("metrics", dict(self.metrics), str(error)) from None
+
+    def made(self) -> PrivateEvaluation:
+        """As `fit` takes it."""
+        return PrivateEvaluation(self.metrics, self.max_examples)
 
 
 @settings
@@ -81,6 +110,9 @@ class TrainingConfig:
     """What counts as a gain is above it."""
     evaluate_clients: StrictBool = False
     """Whether clients measure each release on their own data: outside the privacy claim."""
+    private_evaluation: PrivateEvaluationConfig | None = None
+    """What clients measure of the models that they are handed, inside the privacy claim; its
+    `meta_parameters` are added to the federation's."""
 
     def __post_init__(self) -> None:
         try:
@@ -159,6 +191,9 @@ class RunConfig:
             make_plan(self.federation)
         except ConfigError as error:
             raise error.under("federation") from None
+        except UsageError as error:
+            rule = str(self.federation.layer1.aggregation_method)
+            raise ConfigError("federation.layer1.aggregation_method", rule, str(error)) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,16 +254,19 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     search_beside(folder / "job.yaml")
     config = load(RunConfig, content)
     workload = load_workload(config.workload.class_, config.workload.args, folder)
-    clients, codec = checked_clients(workload.clients()), workload.codec()
+    name = config.workload.class_
+    clients = asked(name, "clients", lambda: checked_clients(workload.clients()))
+    codec = asked(name, "codec", workload.codec)
     due = codec.dimension
     if is_given and config.federation.vector_dim != due:
         raise ConfigError(
             "federation.vector_dim",
             config.federation.vector_dim,
-            f"{due}, the numbers of {config.workload.class_}'s model; or leave it out",
+            f"{due}, the numbers of {name}'s model; or leave it out",
         )
-    config = replace(config, workload=replace(config.workload, folder=_home(workload, folder)))
+    config = replace(config, workload=replace(config.workload, folder=_home(config, folder)))
     config = replace(config, federation=replace(config.federation, vector_dim=due))
+    config = _with_private_evaluation(config, workload)
     job = Job(config, workload, clients, codec)
     _check_clients(job)
     _check_lab(job)
@@ -268,13 +306,51 @@ def _folder(content: Mapping[str, Any], beside: Path) -> Path:
     return beside / Path(named).expanduser() if isinstance(named, str) else beside
 
 
-def _home(workload: Workload[Any], folder: Path) -> str | None:
-    """The folder in which the job's own module was found; None: it is installed."""
-    top = type(workload).__module__.partition(".")[0]
-    for place in (folder, Path.cwd()) if top != "scarcity_ray" else ():
-        if (place / f"{top}.py").exists() or (place / top / "__init__.py").exists():
-            return str(place)
+def asked(workload: str, method: str, answer: Callable[[], T]) -> T:
+    """What a workload's method gives.
+
+    Raises:
+        UsageError: If it raises; the text names the workload, the method and the line.
+    """
+    try:
+        return answer()
+    except Exception as error:
+        cause = str(error) if isinstance(error, ScarcityError) else told(error)
+        raise UsageError(f"workload {workload!r}: {method}: {cause}") from error
+
+
+def _home(config: RunConfig, folder: Path) -> str | None:
+    """The folder in which the modules that the job names were found; None: they are installed."""
+    attacks = () if config.lab is None else config.lab.attacks
+    specs = config.workload.class_, config.federation.layer1.aggregation_method, *(a.name for a in attacks)
+    tops = {spec.partition(":")[0].partition(".")[0] for spec in map(str, specs) if is_import_path(spec)}
+    for place in folder, Path.cwd():
+        for top in tops - {"scarcity_ray"}:
+            if (place / f"{top}.py").exists() or (place / top / "__init__.py").exists():
+                return str(place)
     return None
+
+
+def _with_private_evaluation(config: RunConfig, workload: Workload[Any]) -> RunConfig:
+    """The contents with the meta-parameters that its private evaluation needs."""
+    asked, federation = config.training.private_evaluation, config.federation
+    if asked is None or not federation.layer2.enabled:
+        return config
+    if type(workload).evaluate_client is Workload.evaluate_client:
+        raise ConfigError(
+            "training.private_evaluation",
+            dict(asked.metrics),
+            f"a workload that offers it: write evaluate_client in {config.workload.class_}, or leave it out",
+        )
+    declared, due = dict(federation.meta_parameters), asked.made().meta_parameters()
+    for name in due.keys() & declared.keys():
+        if tuple(declared[name]) != due[name]:
+            raise ConfigError(
+                f"federation.meta_parameters.{name}",
+                declared[name],
+                f"{list(due[name])}, which training.private_evaluation needs; or leave it out",
+            )
+    return replace(config, federation=replace(federation, meta_parameters={**declared, **due}))
 
 
 def _check_clients(job: Job) -> None:
@@ -295,6 +371,12 @@ def _check_clients(job: Job) -> None:
             "federation.layer2.min_baskets",
             layer2.min_baskets,
             f"at most {len(job.basket_sizes)}, the baskets that {count} clients fill",
+        )
+    if training.evaluate_clients and not _offers(job, "evaluate_client"):
+        raise ConfigError(
+            "training.evaluate_clients",
+            True,
+            f"false, or a workload that offers it: write evaluate_client in {job.config.workload.class_}",
         )
     if (training.clients_per_round or count) + training.extra_clients > count:
         raise ConfigError(
@@ -319,9 +401,6 @@ def _check_without_layer2(job: Job) -> None:
             raise ConfigError(
                 f"training.{name}", getattr(given, name), "nothing, as layer2.enabled is false: leave it out"
             )
-    for run in ("plain_mean", "clipped_mean"):
-        if config.lab is not None and run in config.lab.compare:
-            raise ConfigError("lab.compare", run, "a run without a global model, as layer2.enabled is false")
 
 
 def _check_lab(job: Job) -> None:
@@ -338,13 +417,12 @@ def _check_lab(job: Job) -> None:
         )
     for attack in lab.attacks:
         make_attack(attack)
-    offers = type(job.workload)
     for place, wanted, method in (
         ("lab.attack.name", poisons(lab.attacks[0]), "poison"),
         ("lab.compare_attacks", any(map(poisons, lab.attacks[1:])), "poison"),
         ("lab.compare", "centralised" in lab.compare, "centralised"),
     ):
-        if wanted and getattr(offers, method) is getattr(Workload, method):
+        if wanted and not _offers(job, method):
             raise ConfigError(
                 place, method, f"a workload that offers it: write {method} in {name}, or leave it out"
             )
@@ -354,6 +432,10 @@ def _check_lab(job: Job) -> None:
                 raise ConfigError(
                     "lab.compare", run, "a run without a global model, as layer2.enabled is false"
                 )
+
+
+def _offers(job: Job, method: str) -> bool:
+    return getattr(type(job.workload), method) is not getattr(Workload, method)
 
 
 def _replace(content: dict[str, Any], override: str) -> None:

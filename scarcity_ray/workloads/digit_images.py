@@ -7,6 +7,9 @@ reduced to its lowest cosine frequencies. The projection depends on no data, so 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,8 @@ SIDE = 8
 NUM_PIXELS = SIDE * SIDE
 KERNEL_WIDTH = 2.0
 """Distance at which the random features' kernel has fallen to exp(-1/2); digits lie about 3 apart."""
+DIGITS_FILE = "datasets/data/digits.csv.gz"
+"""Within scikit-learn; a version that keeps it elsewhere is imported and asked."""
 MISSING_EXTRA = "the digits need scikit-learn; install it with: pip install 'scarcity-ray[quickstart]'"
 
 
@@ -73,6 +78,20 @@ class Dataset:
     test_labels: NDArray[np.int64]
 
 
+@cache
+def _bundled() -> NDArray[np.float64]:
+    """Pixels 0..16 and the label, (1797, 65): scikit-learn's file alone, since an import takes a second."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise UsageError(MISSING_EXTRA)
+    file = Path(package.origin).parent / DIGITS_FILE
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits as bundled_digits
+
+    return np.column_stack(bundled_digits(return_X_y=True))
+
+
 def load_digits(dimension: int, test_share: float, seed: int, random_features: int = 0) -> Dataset:
     """The digits, pixels in -1/2..1/2, as `dimension` projected features each (1 to 64), shuffled and split.
 
@@ -81,14 +100,11 @@ def load_digits(dimension: int, test_share: float, seed: int, random_features: i
     Raises:
         UsageError: If scikit-learn is not installed; the message holds the command that installs it.
     """
-    try:
-        from sklearn.datasets import load_digits as bundled_digits
-    except ImportError:
-        raise UsageError(MISSING_EXTRA) from None
-    pixels, labels = bundled_digits(return_X_y=True)
-    order = stream(seed, "digits", "test split").permutation(len(labels))
+    table = _bundled()
+    pixels, digits = table[:, :-1], table[:, -1].astype(np.int64)
+    order = stream(seed, "digits", "test split").permutation(len(digits))
     projected = (pixels / 16.0 - 0.5) @ projection(dimension)
     lifted = random_fourier(projected, random_features) if random_features else projected
-    features, labels = lifted.astype(np.float32)[order], labels.astype(np.int64)[order]
+    features, labels = lifted.astype(np.float32)[order], digits[order]
     count = max(1, round(test_share * len(labels)))
     return Dataset(features[count:], labels[count:], features[:count], labels[:count])

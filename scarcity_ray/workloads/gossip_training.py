@@ -108,10 +108,7 @@ def standings_of(
 
 def _at_home(scene: Scene, models: Mapping[int, Rows]) -> float | None:
     """Mean of `evaluate_client` of a model for each client."""
-    found = [
-        scene.workload.evaluate_client(scene.codec.decode(model), scene.clients[place]) or {}
-        for place, model in models.items()
-    ]
+    found = [scene.evaluate_client(model, place) for place, model in models.items()]
     return mean_of_metrics(found).get(scene.metric)
 
 

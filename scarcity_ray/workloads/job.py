@@ -22,7 +22,7 @@ from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.plan import make_plan
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import Compared, Comparison, ComparisonInputs, compare, comparisons
-from scarcity_ray.workloads.config import Job
+from scarcity_ray.workloads.config import Job, asked
 from scarcity_ray.workloads.gossip_training import GossipTraining, mean_over_honest, standings_of
 from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summary
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
@@ -30,7 +30,6 @@ from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray.workloads.scene import NO_ATTACK, Scene, SimulatedAttackers, Travelling
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray_client import Client, Refusal, checked_metrics
-from scarcity_ray_client.loading import told
 
 MOST_TOLD = 20
 """Refusals that a summary keeps in full."""
@@ -137,7 +136,7 @@ def run_job(
     with federation:
         if config.federation.layer2.enabled:
             watcher.phase("Training")
-            _fit(job, scene, attack, federation, training, watch, watcher, note)
+            _fit(job, scene, attack, federation, training, watch, watcher, note, folder)
         else:
             with watch.time("start"):
                 names, places = np.unique(_registered(job.clients, federation), return_inverse=True)
@@ -147,25 +146,23 @@ def run_job(
             for record in _gossip_rounds(job, gossip, federation, training, watch):
                 note(record)
             own = gossip.basket_models()
+            for number, vector in own.items():
+                folder.write_model(f"model-{names[number]}.npz", job.codec.decode(vector))
             ended = standings_of(scene, gossip.models, own)
             standings = {names[number]: asdict(standing) for number, standing in ended.items()}
             reached = mean_over_honest(ended)
             if training.records and reached is not None:
                 training.metrics = {**training.records[-1].metrics, metric: reached}
-            for number, vector in own.items():
-                folder.write_model(f"model-{names[number]}.npz", job.codec.decode(vector))
         watcher.phase("Comparison runs")
+        if training.fitted is not None and training.fitted.best_model is not None:
+            folder.write_model("best_model.npz", training.fitted.best_model)
         with watch.time("comparison"):
             made = _compare(job, scene, federation, len(training.records))
         stats = federation.get_stats()
     for run, compared in made:
-        if run.name == "local_only":
+        if run.name == "local_only" and not compared.failed:
             for number, name in enumerate(sorted(standings)):
                 standings[name]["alone"] = asdict(compared.standings[number])
-    if training.fitted is not None:
-        folder.write_model("model.npz", training.fitted.model)
-        if training.fitted.best_model is not None:
-            folder.write_model("best_model.npz", training.fitted.best_model)
     summary = _summarise(job, scene, training, made, standings, stats, watch, folder)
     folder.write_summary(summary)
     return Outcome(summary, tuple(training.records))
@@ -174,11 +171,10 @@ def run_job(
 def _initial(job: Job) -> tuple[dict[str, float], str]:
     """The initial model's metrics, and the name of the headline among them."""
     name = job.config.workload.class_
-    try:
-        given = job.workload.evaluate(job.workload.initial_model())
-        metrics = checked_metrics(given)
-    except Exception as error:
-        raise UsageError(f"workload {name!r}: evaluate, of the initial model: {told(error)}") from error
+    model = asked(name, "initial_model", job.workload.initial_model)
+    asked(name, "initial_model", lambda: job.codec.encode(model))
+    given = asked(name, "evaluate, of the initial model", lambda: job.workload.evaluate(model))
+    metrics = asked(name, "evaluate, of the initial model", lambda: checked_metrics(given))
     if not given:
         raise UsageError(f"workload {name!r}: evaluate gives no metric; return at least one by name")
     wanted = job.config.training.metric
@@ -196,8 +192,9 @@ def _fit(
     watch: Stopwatch,
     watcher: Watcher,
     note: Callable[[RoundRecord], None],
+    folder: RunFolder,
 ) -> None:
-    """Train through `fit`."""
+    """Train through `fit`; the model of each release is written before anything else is done with it."""
     terms, plan = job.config.training, make_plan(job.config.federation)
     adversary = None
     if attack.name != "none":
@@ -210,7 +207,7 @@ def _fit(
         note(
             RoundRecord(
                 round=len(training.records) + 1,
-                metrics=headline_first(training.metric, record.evaluation or before),
+                metrics=headline_first(training.metric, record.evaluation if record.versions else before),
                 epsilon_spent=record.epsilon_spent,
                 epsilon_left=record.epsilon_left,
                 sampled=record.num_sampled,
@@ -223,6 +220,7 @@ def _fit(
                 elapsed=watch.elapsed,
                 training={domain: found.metrics for domain, found in record.metrics.items()},
                 clients={domain: found.metrics for domain, found in record.clients.items()},
+                private_evaluation=record.private_evaluation,
                 waits_for=record.waiting_for,
             )
         )
@@ -238,10 +236,14 @@ def _fit(
         averaging_decay=terms.averaging_decay,
         stopping=terms.stopping(training.metric),
         evaluate_clients=terms.evaluate_clients,
+        private_evaluation=None if terms.private_evaluation is None else terms.private_evaluation.made(),
         adversary=adversary,
         on_round=on_round,
         on_progress=watcher.progress,
+        on_release=lambda model, _: folder.write_model("model.npz", model),
     )
+    if result.stopped is Stopped.EVALUATION:
+        raise UsageError(f"{result.explanation}; the model so far is {folder.path / 'model.npz'}")
     training.fitted, training.refused = result, result.refusals
     training.budget_spent_early = result.stopped is Stopped.BUDGET
     training.stopped = result.explanation if result.stopped is not Stopped.ROUNDS else ""
@@ -375,11 +377,12 @@ def _summarise(
                 run.attack.name,
                 compared.run.metrics,
                 tuple(None if math.isnan(value) else value for value in compared.run.curve),
+                compared.failed,
             )
             for run, compared in made
         ),
         privacy_claim=privacy_claim(
-            config.federation, stats["privacy_consumed_epsilon"], is_lab=config.lab is not None
+            config.federation, stats["privacy_lifetime_epsilon"], is_lab=config.lab is not None
         ),
         basket_standings=standings,
         warnings=tuple(stats["warnings"]),
@@ -387,6 +390,9 @@ def _summarise(
         date=folder.begun.isoformat(timespec="seconds"),
         versions=versions(config.workload.class_),
         load_model=_how_to_load(job, folder),
+        private_evaluation=next(
+            (record.private_evaluation for record in reversed(records) if record.private_evaluation), {}
+        ),
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from scarcity_ray_client import PrivateMetric
+
 
 @dataclass(frozen=True)
 class RoundRecord:
@@ -28,6 +30,8 @@ class RoundRecord:
         elapsed: Seconds since the job began.
         training: Means of what clients' training told, by domain; outside the privacy claim, as the next is.
         clients: Means of what clients measured of the release (`evaluate_client`), by domain.
+        private_evaluation: What the release told of the metrics asked for privately, of the models that
+            clients were handed: inside the privacy claim.
         waits_for: Where there was no global model, what it waited for (`federation.waiting`).
     """
 
@@ -45,6 +49,7 @@ class RoundRecord:
     elapsed: float
     training: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    private_evaluation: Mapping[str, PrivateMetric] = field(default_factory=dict)
     waits_for: str = ""
 
     @property
@@ -66,12 +71,15 @@ class RunBeside:
         attack: That it was under.
         metrics: Of its model; none if the model is not finite.
         curve: The headline metric after each round, None where there was none; empty for runs of one model.
+        failed: What the workload or an attack raised in it, so that it has no metrics, or how often a rule
+            from outside failed in it.
     """
 
     run: str
     attack: str
     metrics: Mapping[str, float]
     curve: tuple[float | None, ...] = ()
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ class Summary:
         date: When it began, ISO 8601 in UTC.
         versions: Of what it ran with, and the workload's class.
         load_model: Python that reads the model back.
+        private_evaluation: Of the last release that told any; inside the privacy claim.
     """
 
     name: str
@@ -141,6 +150,7 @@ class Summary:
     date: str
     versions: Mapping[str, str]
     load_model: str
+    private_evaluation: Mapping[str, PrivateMetric] = field(default_factory=dict)
 
     @property
     def headline(self) -> float | None:

@@ -76,6 +76,21 @@ class RunFolder:
         """The path of the report."""
         return self.path / "report.html"
 
+    def left(self) -> str:
+        """What a run that ended in the middle has left, in a sentence; "" if no more than its config."""
+        held = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+        if not held:
+            self.path.rmdir()
+        if set(held) <= {"config.yaml"}:
+            return ""
+        reached = "No round was completed"
+        if "metrics.jsonl" in held:
+            last = json.loads((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+            spent = last["epsilon_spent"]
+            reached = f"Ended after round {last['round']}"
+            reached += "" if spent is None else f", with epsilon {spent:.4g} spent by then"
+        return f"{reached}; a round under way may have been charged. {self.path} holds {', '.join(held)}."
+
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config; it can be run again as it stands."""
         text = yaml.safe_dump(to_plain(config), sort_keys=False)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config import stream
 from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft, make_attack, poisons
-from scarcity_ray.workloads.config import Job, TrainingConfig
+from scarcity_ray.workloads.config import Job, TrainingConfig, asked
 from scarcity_ray_client import Client, ModelCodec, Refusal, Update, Workload, checked_metrics, train_clients
 from scarcity_ray_client.loading import SourceFolder, source_folder
 
@@ -127,7 +127,17 @@ class Scene:
         """The metrics of a model; none of one that is not finite."""
         if not np.isfinite(vector).all():
             return {}
-        return checked_metrics(self.workload.evaluate(self.codec.decode(vector)))
+        model, name = self.codec.decode(vector), type(self.workload).__name__
+        return asked(name, "evaluate", lambda: checked_metrics(self.workload.evaluate(model)))
+
+    def evaluate_client(self, vector: Rows, place: int) -> dict[str, float]:
+        """The metrics of a model on a client's data; none where the workload does not offer that."""
+        model, name = self.codec.decode(vector), type(self.workload).__name__
+        return asked(
+            name,
+            "evaluate_client",
+            lambda: checked_metrics(self.workload.evaluate_client(model, self.clients[place]) or {}),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import AggregationMethod, stream
-from scarcity_ray.errors import UsageError
+from scarcity_ray.errors import RuleFailed, UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.layers.server_model import ServerModel
@@ -46,10 +46,12 @@ class SimulatedRun:
     Attributes:
         curve: The headline metric after each round; NaN where the model has none, as once it is not finite.
         metrics: All metrics at the end.
+        rule_failures: How often a basket waited because a rule from outside gave no result.
     """
 
     curve: tuple[float, ...]
     metrics: Mapping[str, float]
+    rule_failures: int = 0
 
 
 def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedRun:
@@ -60,7 +62,7 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedR
     """
     training, plan = scene.training, defence.plan
     model = ServerModel.begin(scene.start, training.server_optimizer(), training.averaging_decay)
-    metrics: dict[str, float] = {}
+    metrics, failures = dict[str, float](), 0
     curve = [math.nan] * training.rounds
     for number in range(training.rounds):
         places = scene.chosen(number)
@@ -76,7 +78,7 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedR
                 everyone = np.full((len(scene.clients), sent.shape[1]), np.nan, np.float32)
                 everyone[places] = sent
                 made = federated_delta(everyone, scene.baskets, plan, scene.num_examples)
-                delta = made.delta
+                delta, failures = made.delta, failures + made.rule_failures
                 if defence.noisy:
                     delta = (delta + made.sigma * rng.standard_normal(delta.size)).astype(np.float32)
                 if made.share_below is not None:
@@ -87,10 +89,10 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedR
         try:
             model = model.step(delta, clip_norms)
         except UsageError:
-            return SimulatedRun(tuple(curve), {})  # the model is not finite any more
+            return SimulatedRun(tuple(curve), {}, failures)  # the model is not finite any more
         metrics = scene.evaluate(model.handed_out)
         curve[number] = metrics.get(scene.metric, math.nan)
-    return SimulatedRun(tuple(curve), metrics)
+    return SimulatedRun(tuple(curve), metrics, failures)
 
 
 def train_alone(scene: Scene) -> SimulatedRun:
@@ -118,12 +120,14 @@ class SimulatedRelease:
         sigma: Standard deviation of the noise that it needs.
         share_below: With adaptive clipping, the weighted share of norms up to the clip norm, if any came.
         share_sigma: Standard deviation of the noise on that share.
+        rule_failures: Baskets that wait because a rule from outside gave no result.
     """
 
     delta: NDArray[np.float32]
     sigma: float
     share_below: float | None = None
     share_sigma: float = 0.0
+    rule_failures: int = 0
 
 
 def federated_delta(
@@ -148,12 +152,15 @@ def federated_delta(
     weights = None
     if layer1.aggregation_method is AggregationMethod.WEIGHTED:
         weights = np.array([plan.row_weight(count) for count in num_examples or [1] * len(rows)])
-    facts, models = [], {}
+    facts, models, failures = [], {}, 0
     for basket in np.unique(baskets):
         here = baskets == basket
         inside, own = rows[here], None if weights is None else weights[here]
         members, name = len(inside), str(basket)
-        present, model = basket_model(inside, plan, aggregator, own)
+        try:
+            present, model = basket_model(inside, plan, aggregator, own)
+        except RuleFailed:
+            present, model, failures = 0, None, failures + 1
         if model is None:
             facts.append(BasketFacts(name, "", members))
             continue
@@ -167,7 +174,7 @@ def federated_delta(
         f = plan.num_byzantine(members)
         facts.append(BasketFacts(name, "", members, present, f, share, num_persons=persons))
     if not models:
-        return SimulatedRelease(np.zeros(rows.shape[1], dtype=np.float32), 0.0)
+        return SimulatedRelease(np.zeros(rows.shape[1], np.float32), 0.0, rule_failures=failures)
     release = plan.release(facts)
     total = np.zeros(rows.shape[1], dtype=np.float64)
     bit = 0.0
@@ -176,8 +183,9 @@ def federated_delta(
         bit += release.weights[name] * model.bit
     sigma = release.grid_sigma(list(release.weights)) / release.scale
     if not plan.config.layer2.adaptive_clipping:
-        return SimulatedRelease(total.astype(np.float32), sigma)
-    return SimulatedRelease(total.astype(np.float32), sigma, bit + 0.5, sigma / release.bit_radius)
+        return SimulatedRelease(total.astype(np.float32), sigma, rule_failures=failures)
+    share_sigma = sigma / release.bit_radius
+    return SimulatedRelease(total.astype(np.float32), sigma, bit + 0.5, share_sigma, failures)
 
 
 def basket_model(
@@ -186,20 +194,22 @@ def basket_model(
     aggregator: Layer1Aggregator,
     weights: NDArray[np.float64] | None = None,
 ) -> tuple[int, BasketModel | None]:
-    """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more."""
-    norms = row_norms(rows)
-    finite = np.isfinite(norms)
+    """How many of a basket's rows are finite, and what the rule makes of them; None if it waits for more.
+
+    Raises:
+        RuleFailed: If a rule from outside gives no result.
+    """
+    finite = np.isfinite(rows).all(axis=1)
     present = int(finite.sum())
     if present < plan.least_rows(len(rows)):
         return present, None
-    return present, aggregator.aggregate_basket(
-        Layer1Input(
-            rows[finite],
-            weights=None if weights is None else weights[finite],
-            num_members=len(rows),
-            raw_norms=norms[finite],
-        )
+    given = Layer1Input(
+        rows[finite],
+        weights=None if weights is None else weights[finite],
+        num_members=len(rows),
+        raw_norms=row_norms(rows[finite]) if plan.config.layer2.adaptive_clipping else None,
     )
+    return present, aggregator.aggregate_basket(given)
 
 
 def clipped_vector(model: BasketModel, plan: FederationPlan) -> NDArray[np.float32]:
@@ -215,7 +225,10 @@ def basket_rule(plan: FederationPlan | None) -> BasketRule:
         if plan is None or aggregator is None:
             mean: NDArray[np.float32] = rows.mean(axis=0)
             return mean
-        _, model = basket_model(rows, plan, aggregator)
+        try:
+            _, model = basket_model(rows, plan, aggregator)
+        except RuleFailed:
+            model = None
         return np.zeros(rows.shape[1], dtype=np.float32) if model is None else clipped_vector(model, plan)
 
     return rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,7 +12,15 @@ from hypothesis import given
 from scarcity_ray import HierarchicalFederationConfig, IdentityKeyPair, Rejection, SigningScope, make_plan
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.reports import Member
-from scarcity_ray.baskets.submission import StoredRow, Submission, SubmissionBatch, is_signed, signed
+from scarcity_ray.baskets.submission import (
+    StoredRow,
+    Submission,
+    SubmissionBatch,
+    is_signed,
+    message_of,
+    signed,
+)
+from scarcity_ray.baskets.update_buffer import JudgedUpdate
 from scarcity_ray.config import load
 from scarcity_ray.layers import Layer1Aggregator, basket_due
 from scarcity_ray.privacy.sampling.noise import SystemNoise
@@ -120,6 +129,33 @@ def test_a_stored_row_is_signed_by_its_digest_as_it_would_be_by_itself() -> None
         message = update_message(scope, "c0", 3, row, num_examples=7)
         assert is_signed(pair.public_bytes, message, signature)
         assert other is None
+
+
+def test_a_row_with_its_report_is_signed_and_read_as_one() -> None:
+    pair, scope = IdentityKeyPair.generate(), SigningScope("f", 1, 2)
+    row = np.array([0.5, -1.0, 0.1, np.nan], np.float32)
+    batch = SubmissionBatch(("c0",), (StoredRow("one", content_digest(row)),), 3, has_reports=True)
+    batch = signed(batch, 3, {"c0": pair}, scope, 2, 2).fetched(lambda reference: row[None])
+    apart = batch.with_reports_apart(2, ["rate", "decay"])
+    np.testing.assert_array_equal(apart.rows[0], row[:2])
+    assert apart.meta is not None
+    report = apart.meta[0]
+    assert report is not None
+    assert report["rate"] == np.float32(0.1)
+    assert math.isnan(report["decay"])
+    judged = JudgedUpdate("c0", row[:2], 3, content_digest(row[:2]))
+    (signature,) = batch.signatures or ()
+    assert is_signed(pair.public_bytes, message_of(judged, report, scope, is_joined=True), signature)
+    for other in (
+        message_of(judged, {**report, "rate": 0.2}, scope, is_joined=True),
+        message_of(judged, report, scope),
+        update_message(scope, "c0", 3, row),
+    ):
+        assert not is_signed(pair.public_bytes, other, signature), "it says this row with a report, no else"
+    short = SubmissionBatch(("c0", "c1"), (row[:3], Rejection.NOT_NUMERIC), has_reports=True)
+    assert short.with_reports_apart(2, ["rate", "decay"]).rows == short.rows
+    assert batch.take([0]).has_reports
+    assert batch[0].is_joined
 
 
 def test_a_stored_row_arrives_as_itself_and_one_that_is_lost_costs_no_other() -> None:

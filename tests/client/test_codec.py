@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -90,7 +90,6 @@ def kind_of(leaf):
     return np.asarray(leaf).dtype.name
 
 
-@settings(max_examples=50, deadline=None)
 @given(TREES)
 def test_names_shapes_and_dtypes_are_kept(tree):
     codec = ModelCodec(tree)
@@ -100,7 +99,6 @@ def test_names_shapes_and_dtypes_are_kept(tree):
     assert codec.dimension == sum(np.size(x) for _, x in named_leaves(tree) if kind_of(x) in FLOATS)
 
 
-@settings(max_examples=50, deadline=None)
 @given(TREES)
 def test_float32_survives_exactly_and_other_floats_to_the_nearest(tree):
     codec = ModelCodec(tree)
@@ -113,7 +111,6 @@ def test_float32_survives_exactly_and_other_floats_to_the_nearest(tree):
                 np.testing.assert_array_equal(np.asarray(again[name]), np.asarray(leaf))
 
 
-@settings(max_examples=50, deadline=None)
 @given(TREES, st.integers(0, 2**32 - 1))
 def test_a_vector_that_was_decoded_is_encoded_again(tree, seed):
     codec = ModelCodec(tree)
@@ -124,7 +121,6 @@ def test_a_vector_that_was_decoded_is_encoded_again(tree, seed):
         np.testing.assert_array_equal(once, vector)
 
 
-@settings(max_examples=50, deadline=None)
 @given(TREES)
 def test_integers_are_never_averaged(tree):
     codec = ModelCodec(tree)
@@ -136,7 +132,6 @@ def test_integers_are_never_averaged(tree):
             np.testing.assert_array_equal(again[name], leaf)
 
 
-@settings(max_examples=50, deadline=None)
 @given(TREES)
 def test_decoded_models_share_no_memory(tree):
     codec = ModelCodec(tree)
@@ -153,14 +148,12 @@ def test_decoded_models_share_no_memory(tree):
             np.testing.assert_array_equal(leaf, due)
 
 
-@settings(max_examples=50, deadline=None)
 @given(TREES)
 def test_a_codec_travels(tree):
     codec = pickle.loads(pickle.dumps(ModelCodec(tree)))
     np.testing.assert_array_equal(codec.encode(tree), ModelCodec(tree).encode(tree))
 
 
-@settings(max_examples=50, deadline=None)
 @given(TREES)
 def test_a_delta_is_what_changed(tree):
     codec = ModelCodec(tree)
@@ -332,7 +325,6 @@ def test_running_statistics_are_told_of_and_a_variance_is_never_negative():
     assert made["bn.num_batches_tracked"] == 7
 
 
-@settings(max_examples=50, deadline=None)
 @given(TREES)
 def test_a_tree_taken_apart_is_put_together_again(tree):
     same_structure(tree, with_leaves(tree, dict(named_leaves(tree))))

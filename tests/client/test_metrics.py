@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from scarcity_ray_client import UsageError
@@ -42,7 +42,6 @@ def tables(draw, classes=None):
 ALL = (auc, brier_score, calibration_error, log_loss)
 
 
-@settings(max_examples=200, deadline=None)
 @given(table=tables())
 def test_where_scikit_learn_has_the_metric_the_number_is_the_same(table):
     labels, chance, weights = table
@@ -68,7 +67,6 @@ def test_where_scikit_learn_has_the_metric_the_number_is_the_same(table):
         assert math.isnan(auc(labels, chance, weights))
 
 
-@settings(max_examples=100, deadline=None)
 @given(table=tables(classes=4))
 def test_metrics_of_several_classes_are_those_of_scikit_learn(table):
     labels, by_class, weights = table
@@ -81,7 +79,6 @@ def test_metrics_of_several_classes_are_those_of_scikit_learn(table):
     )
 
 
-@settings(deadline=None)
 @given(table=tables())
 def test_two_columns_say_the_same_as_one(table):
     labels, chance, weights = table
@@ -90,7 +87,6 @@ def test_two_columns_say_the_same_as_one(table):
     assert log_loss(labels, both, weights) == pytest.approx(log_loss(labels, chance, weights))
 
 
-@settings(max_examples=200, deadline=None)
 @given(table=tables())
 def test_the_auc_is_the_share_of_pairs_in_order_with_ties_counted_half(table):
     labels, chance, weights = table
@@ -103,7 +99,6 @@ def test_the_auc_is_the_share_of_pairs_in_order_with_ties_counted_half(table):
     assert auc(labels, chance, weights) == pytest.approx(won / whole if whole else math.nan, nan_ok=True)
 
 
-@settings(deadline=None)
 @given(table=tables(), bins=st.integers(1, 20))
 def test_the_calibration_error_is_its_formula(table, bins):
     """Bin b holds the probabilities in ((b - 1)/B, b/B]; the first one 0 too."""
@@ -127,7 +122,6 @@ def test_calibration_of_several_classes_is_that_of_the_predicted_one():
     assert calibration_error([0, 1, 2, 1], by_class, bins=10) == pytest.approx((3 * (0.8 - 2 / 3) + 0.6) / 4)
 
 
-@settings(deadline=None)
 @given(table=tables())
 def test_an_integer_weight_counts_as_that_many_copies(table):
     labels, chance, weights = table
@@ -143,7 +137,6 @@ def test_an_integer_weight_counts_as_that_many_copies(table):
         )
 
 
-@settings(deadline=None)
 @given(table=tables(), seed=st.integers(0, 10**6))
 def test_the_order_of_examples_does_not_matter(table, seed):
     labels, chance, weights = table
@@ -154,7 +147,6 @@ def test_the_order_of_examples_does_not_matter(table, seed):
         )
 
 
-@settings(deadline=None)
 @given(table=tables(), power=st.integers(1, 5))
 def test_the_auc_depends_on_the_order_of_scores_alone(table, power):
     labels, chance, weights = table

@@ -232,9 +232,21 @@ def test_what_is_not_finite_counts_as_zero_and_stays_with_its_person(model):
     mean = person_gradient(model, w, x, y, clip_norm=C, min_persons=6)
     rest = person_gradient(model, w, x[1:], y[1:], clip_norm=C, min_persons=5)
     np.testing.assert_allclose(mean.row, rest.row * 5 / 6, rtol=1e-12)
+    assert mean.clipped_share == pytest.approx((rest.clipped_share * 5 + 1) / 6)
     if isinstance(model, LinearModel):
         moved = local_steps(model, w, x, y, **STEPS)
         assert np.isfinite(moved.row).all()
+
+
+@pytest.mark.parametrize("target", [-1.0, 2.0, np.nan, -np.inf])
+@pytest.mark.parametrize("model", [SoftmaxModel(2), TanhMlp(3, 2)])
+def test_a_target_that_is_no_class_counts_as_zero_and_stops_nobody(model, target):
+    """An error would tell all who wait for the update what one person's record holds."""
+    x, y = data(np.random.default_rng(2), np.arange(6))
+    w = np.random.default_rng(3).normal(size=model.num_parameters(FEATURES))
+    mean = person_gradient(model, w, x, np.append(y[:5], target), clip_norm=C, min_persons=6)
+    rest = person_gradient(model, w, x[:5], y[:5], clip_norm=C, min_persons=5)
+    np.testing.assert_allclose(mean.row, rest.row * 5 / 6, rtol=1e-12)
 
 
 def test_persons_are_told_apart_by_integers_and_texts():
@@ -255,6 +267,12 @@ def test_persons_are_told_apart_by_integers_and_texts():
         (((np.ones((3, 2)), [1, 2]), {"clip_norm": 1.0, "min_persons": 1}), "a key a record"),
         (((np.ones((3, 2)), [1.0, np.nan, 2.0]), {"clip_norm": 1.0, "min_persons": 1}), "none is missing"),
         (((np.ones((3, 2)), [None, "a", "b"]), {"clip_norm": 1.0, "min_persons": 1}), "none is missing"),
+        (((np.ones((3, 2)), ["a", np.nan, "b"]), {"clip_norm": 1.0, "min_persons": 1}), "none is missing"),
+        (((np.ones((3, 2)), ["a", 1, "b"]), {"clip_norm": 1.0, "min_persons": 1}), "integers or texts"),
+        (
+            ((np.ones((3, 2)), np.ma.masked_equal([1, 2, 3], 2)), {"clip_norm": 1.0, "min_persons": 1}),
+            "none is missing",
+        ),
         (((np.ones((3, 2)),), {"clip_norm": -1.0, "min_persons": 1}), "clip_norm"),
         (((np.ones((0, 2)),), {"clip_norm": 1.0, "min_persons": 1}), "persons: 0 are not accepted"),
     ],
@@ -271,7 +289,6 @@ def test_shapes_that_do_not_belong_together_are_refused():
     for model, w, features, targets, words in (
         (LinearModel(), np.ones(3), x, y, r"\(4,\) for 3 features"),
         (LinearModel(), np.ones(4), x, y[:3], "features, targets"),
-        (SoftmaxModel(2), np.ones(8), x, y + 1, "classes from 0 to 1"),
     ):
         with pytest.raises(UsageError, match=words):
             person_gradient(model, w, features, targets, **given)
@@ -295,6 +312,13 @@ def test_a_batchs_own_statistics_are_refused():
         with pytest.raises(UsageError):
             standardise(x, mean, scale)
     assert standardise(np.ones((3, 2)), 0.0, 1.0).tolist() == np.ones((3, 2)).tolist()
+
+
+@pytest.mark.parametrize("women", [249, 250, 251])
+def test_no_person_decides_whether_round_constants_are_taken(women):
+    """0.5 is a public constant; that the column's own mean and scale are as much is one person's doing."""
+    column = (np.arange(500) < women).astype(float)[:, None]
+    assert standardise(column, 0.5, 0.5).sum() == 2 * women - 500
 
 
 class Hospital(Workload[dict[str, np.ndarray]]):

@@ -6,13 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray_client import UsageError, proximal_gradient
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), mu=st.floats(0.0, 10.0))
 def test_it_is_the_gradient_of_the_penalty(seed, mu):
     here, start = np.random.default_rng(seed).standard_normal((2, 3, 2))

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
 from scarcity_ray_client.updates import Rejection, content_digest, read_array, read_row, read_rows
@@ -183,7 +183,6 @@ arrays = hnp.arrays(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(anything | arrays)
 def test_no_message_raises_and_what_is_read_is_finite(message: object) -> None:
     row = read_row(message, DIMENSION)
@@ -200,7 +199,6 @@ matrices = hnp.arrays(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(matrices, st.sampled_from([np.float32(3e38), np.float32(1e-45), np.nan, -np.inf, 1.0]), st.data())
 def test_many_rows_are_read_as_each_of_them_alone(
     matrix: np.ndarray, odd: float, data: st.DataObject

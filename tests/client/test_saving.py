@@ -15,7 +15,7 @@ from scarcity_ray_client.models.trees import named_leaves
 from tests.client.test_codec import TREES, same_structure
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TREES)
 def test_a_saved_tree_comes_back_whole(tmp_path, tree):
     save_model(tmp_path / "m.npz", tree)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray import IdentityKeyPair, MessageRefused, UsageError, sign_update, update_message
@@ -98,13 +98,11 @@ statements = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(statements)
 def test_a_message_is_decoded_to_the_statement_that_it_was_made_of(statement: UpdateStatement) -> None:
     assert UpdateStatement.decode(statement.encode()) == statement
 
 
-@settings(max_examples=200, deadline=None)
 @given(statements, statements)
 def test_two_statements_that_differ_in_any_field_have_different_messages(
     one: UpdateStatement, other: UpdateStatement
@@ -124,7 +122,6 @@ def decoded(message: bytes) -> UpdateStatement | str:
         return refused.flaw
 
 
-@settings(max_examples=200, deadline=None)
 @given(statements, st.data())
 def test_nothing_else_is_decoded(statement: UpdateStatement, data: st.DataObject) -> None:
     """Whatever a message is changed into is refused, or is the one message of another statement."""
@@ -139,7 +136,6 @@ def test_nothing_else_is_decoded(statement: UpdateStatement, data: st.DataObject
         assert read.encode() == bytes(message)
 
 
-@settings(max_examples=50, deadline=None)
 @given(statements, st.data())
 def test_a_torn_message_is_refused_as_torn(statement: UpdateStatement, data: st.DataObject) -> None:
     message = statement.encode()

@@ -26,6 +26,7 @@ torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed: pip install 'scarcity-ray-client[torch]'"
 )
 nn = torch.nn
+torch.set_num_threads(1)
 
 
 def network(dtype=None) -> nn.Module:

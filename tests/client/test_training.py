@@ -8,10 +8,11 @@ import itertools
 import pickle
 import sys
 import warnings
+from asyncio import CancelledError
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray_client import (
@@ -98,8 +99,10 @@ def test_metrics_and_examples_go_along():
     assert (update.metrics, update.num_examples) == ({"loss": 0.5}, 3)
 
 
-def test_an_attacker_is_asked_for_its_poison():
-    assert tried(lambda model: Trained(model=model), attacker=True).delta.tolist() == (-VECTOR).tolist()
+@pytest.mark.parametrize("deltas_only", [False, True])
+def test_an_attacker_is_asked_for_its_poison(deltas_only):
+    sent = tried(lambda model: Trained(model=model), attacker=True, deltas_only=deltas_only)
+    assert sent.delta.tolist() == (-VECTOR).tolist()
 
 
 def leaves_by(error):
@@ -109,6 +112,11 @@ def leaves_by(error):
     return training
 
 
+def noted(error):
+    error.add_note("read the manual")
+    return error
+
+
 def deep(levels=3000):
     return deep(levels - 1) if levels else 0
 
@@ -116,6 +124,8 @@ def deep(levels=3000):
 REFUSED = {
     "raised": (leaves_by(ValueError("no such column: age")), Cause.RAISED, "ValueError: no such column: age"),
     "exited": (leaves_by(SystemExit(3)), Cause.RAISED, "SystemExit: 3"),
+    "cancelled": (leaves_by(CancelledError("late")), Cause.RAISED, "CancelledError: late"),
+    "many lines": (leaves_by(noted(OSError("no\nfile\x1b[2J"))), Cause.RAISED, "OSError: no file [2J (/"),
     "recursion": (lambda model: deep(), Cause.RAISED, "RecursionError"),
     "memory": (lambda model: np.ones(2**57), Cause.OUT_OF_MEMORY, "Unable to allocate"),
     "nothing": (lambda model: None, Cause.WRONG_RESULT, "it gave a NoneType; return Trained(model=...)"),
@@ -146,6 +156,11 @@ REFUSED = {
         lambda model: Trained(model=model, metrics={"loss": "low"}),
         Cause.WRONG_RESULT,
         "'loss': 'low'",
+    ),
+    "a name without end": (
+        lambda model: Trained(model=model, metrics={"a" * 201: 1.0}),
+        Cause.WRONG_RESULT,
+        "of at most 200 characters",
     ),
     "no metrics": (lambda model: Trained(model=model, metrics=0.5), Cause.WRONG_RESULT, "metrics: a float"),
 }
@@ -188,6 +203,27 @@ def test_a_model_given_as_delta_is_refused_where_it_can_be_told(training):
     assert "give model=, or subtract" in refusal.detail
 
 
+@pytest.mark.parametrize(
+    ("given", "accepted"),
+    [
+        ({"delta": np.ones(3), "num_examples": 7}, True),
+        ({"delta": VECTOR.copy(), "num_examples": 7}, True),
+        ({"delta": np.ones(3)}, False),
+        ({"model": START, "num_examples": 7}, False),
+    ],
+)
+def test_with_deltas_only_a_model_or_a_delta_without_a_number_is_refused(given, accepted):
+    """What equals the model may be a mean over persons, and whether it is sent must not follow from that."""
+    told = tried(lambda model: Trained(**given), deltas_only=True)
+    assert isinstance(told, Update) == accepted
+    if not accepted:
+        assert told.cause is Cause.WRONG_RESULT
+        assert (
+            "persons and their number (scarcity_ray_client.persons), as privacy.unit is not client"
+            in told.detail
+        )
+
+
 def test_the_first_delta_from_zeros_is_no_model():
     zeros = np.zeros(3, np.float32)
     assert not tried(lambda model: Trained(delta={"w": np.zeros(2), "b": 0.0}), vector=zeros).delta.any()
@@ -212,7 +248,6 @@ NESTED = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(NESTED, NESTED, st.sampled_from(["bare", "model", "delta", "metrics"]))
 def test_nothing_that_a_workload_does_raises(value, other, place):
     def training(model):
@@ -363,6 +398,7 @@ def test_a_vector_that_is_not_the_codecs_is_no_fault_of_the_client():
 
 def test_what_training_prints_is_bounded(capsys):
     def training(model):
+        sys.stdout.buffer.flush()  # what a stream has besides is there too
         for _ in range(1000):
             print("x" * 1000)
             print("y" * 1000, file=sys.stderr)

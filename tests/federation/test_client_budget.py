@@ -15,7 +15,7 @@ from scarcity_ray.privacy.ledger.replay import export
 
 DIMENSION = 5
 CLIENTS = [f"c{i}" for i in range(10)]
-SETTINGS = {"vector_dim": DIMENSION, "total_epsilon": 8.0}
+SETTINGS = {"vector_dim": DIMENSION, "total_epsilon": 8.0, "runtime": {"baskets_per_actor": 9}}
 
 
 def play(fed: HierarchicalFederation, value: float, gossip: bool = True) -> None:

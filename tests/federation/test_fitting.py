@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from scarcity_ray import HierarchicalFederation, IdentityKeyPair, UsageError
 from scarcity_ray.federation.evaluation import EarlyStopping
 from scarcity_ray.federation.fit_terms import Stopped
-from scarcity_ray_client import Cause, Client, Trained, Workload
+from scarcity_ray_client import Cause, Client, ModelWarning, Trained, Workload
 
 Open = Callable[..., HierarchicalFederation]
 SETTINGS: dict[str, Any] = {
@@ -104,6 +105,24 @@ def test_the_model_is_the_sum_of_what_was_released(open_federation: Open) -> Non
     np.testing.assert_allclose(result.vector, np.sum(released, axis=0), rtol=1e-6)
 
 
+def test_an_evaluation_that_raises_ends_the_rounds_and_loses_no_model(open_federation: Open) -> None:
+    class Broken(Towards):
+        def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
+            if len(kept) == 2:
+                raise ValueError("one class alone")
+            return super().evaluate(model)
+
+    kept: list[Any] = []
+    result = open_federation(SETTINGS).fit(
+        Broken(), rounds=4, on_release=lambda model, round_id: kept.append((round_id, model["w"].copy()))
+    )
+    assert result.stopped is Stopped.EVALUATION
+    assert result.explanation.startswith("evaluate, after round 1: ValueError: one class alone")
+    assert [(record.versions, len(record.evaluation)) for record in result.history] == [((1,), 1), ((2,), 0)]
+    assert [round_id for round_id, _ in kept] == [0, 1]
+    np.testing.assert_array_equal(kept[1][1], result.vector)
+
+
 FAULTS = {
     "raises": Cause.RAISED,
     "nan": Cause.NOT_FINITE,
@@ -172,10 +191,13 @@ class Poisonous(Towards):
         return Trained(model={"w": model["w"] + 0.25})
 
 
-def test_updates_come_to_the_driver_for_an_adversary_alone(open_federation: Open) -> None:
+def test_updates_come_to_the_driver_for_an_adversary_alone(
+    open_federation: Open, caplog: pytest.LogCaptureFixture
+) -> None:
     tricks, fed = Tricks("c1", "c5", poisons=True, scale=np.nan), open_federation(SETTINGS)
     result = fed.fit(Poisonous({"c2": "raises"}), rounds=2, adversary=tricks, clients_per_task=2)
     assert result.refusals == {"c1": {"not_finite": 2}, "c2": {"raised": 2}, "c5": {"not_finite": 2}}
+    assert "2 clients' updates are made up here, for the lab, and every client's update comes" in caplog.text
     first, second = tricks.seen
     assert [first[0], second[0]] == [0, 1]
     assert first[1] == ("c0", "c1", "c3", "c4", "c5")
@@ -224,6 +246,23 @@ def test_it_goes_on_from_a_model(open_federation: Open) -> None:
     assert result.history[0].round_id == 0
     with pytest.raises(UsageError, match="start: w: it is float64 of shape"):
         fed.fit(Towards(), rounds=1, start={"w": np.zeros(3)})
+
+
+class Frozen(Towards):
+    def initial_model(self) -> dict[str, Any]:
+        return {"w": np.zeros(2, np.float32), "names": np.arange(3), "steps": 4, "none": None}
+
+    def train(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
+        return Trained(delta=(TARGET - model["w"]) / 3)
+
+
+def test_parts_of_the_start_that_are_not_trained_are_told_if_they_differ(open_federation: Open) -> None:
+    fed, start = open_federation(SETTINGS), Frozen().initial_model()
+    with pytest.warns(ModelWarning, match=r"start: \('names', 'steps'\) are not trained and differ"):
+        result = fed.fit(Frozen(), rounds=1, start={**start, "names": np.arange(3) + 1, "steps": 5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ModelWarning)
+        fed.fit(Frozen(), rounds=1, start=result.model)
 
 
 class Judged(Towards):
@@ -344,6 +383,15 @@ def test_it_ends_without_improvement(open_federation: Open) -> None:
     assert result.history[-3].round_id == result.best_round
 
 
+def test_a_metric_that_evaluate_does_not_give_is_told_once(
+    open_federation: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = open_federation(SETTINGS).fit(Towards(), rounds=2, stopping=EarlyStopping("acuracy"))
+    assert result.best_model is None
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == "stopping: evaluate gave no finite acuracy, it gave: distance"
+
+
 def test_updates_are_signed_where_this_driver_holds_the_key(open_federation: Open) -> None:
     fed = open_federation(SETTINGS)
     fed.register_client("c0", "domain0", identity_keypair=IdentityKeyPair.generate())
@@ -374,10 +422,12 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
         "seed": [-1, "x"],
         "on_round": [3],
         "on_progress": ["x"],
+        "on_release": [0],
         "clients_per_task": [0, 1.5, None],
         "averaging_decay": [-1, np.nan, "x"],
         "start": [3, {"w": "x"}, {}],
         "evaluate_clients": [1, None],
+        "private_evaluation": [3, {"auc": (0, 1)}],
     }
     for name, values in rubbish.items():
         for value in values:
@@ -388,6 +438,10 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
             fed.fit(nothing, rounds=1)  # type: ignore[type-var]
     with pytest.raises(UsageError, match="set vector_dim: 2"):
         open_federation({**SETTINGS, "vector_dim": 3}).fit(Towards(), rounds=1)
+    blind = Towards()
+    blind.codec = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(UsageError, match=r"codec\(\) gave a NoneType"):
+        fed.fit(blind, rounds=1)
     held = Towards()
     held.file = open(__file__)  # type: ignore[attr-defined]  # noqa: SIM115
     with held.file, pytest.raises(UsageError, match="open files and connections in train"):  # type: ignore[attr-defined]

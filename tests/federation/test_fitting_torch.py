@@ -10,6 +10,7 @@ from scarcity_ray_client import Client, Trained, Workload
 torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed: pip install 'scarcity-ray[test-torch]'"
 )
+torch.set_num_threads(1)
 
 
 class Squares(Workload):

@@ -69,9 +69,31 @@ def test_the_noise_follows_the_smallest_site_of_each_basket(open_federation: Any
 def test_what_an_update_states_goes_before_what_was_registered(open_federation: Any) -> None:
     fed = joined(open_federation(settings()))
     fed.submit_updates(NAMES, np.array(rows()), num_examples=[None, 200, 130, None, 110, None])
+    fed.advance_round()
     assert fed.offer_update("a1", rows()[1] / 2, num_examples=115)
     fed.force_aggregate()
     assert [facts_of(fed, d).num_persons for d in "ab"] == [115, 110]
+
+
+@pytest.mark.parametrize("last", [-1.0, -1.0 + 2 / 400])
+def test_whether_an_update_counts_does_not_follow_from_what_one_person_holds(
+    last: float, open_federation: Any
+) -> None:
+    """Neighbours: the third update equals the second, or one person's part of it differs."""
+    fed = joined(open_federation(settings()))
+    sent = [np.eye(DIMENSION)[0] * at for at in (1.0, -1.0, last)]
+    assert [bool(fed.offer_update("a1", row)) for row in sent] == [True, False, False]
+    fed.advance_round()
+    assert fed.offer_update("a1", sent[0])
+
+
+def test_a_count_registered_later_says_nothing_of_what_was_sent_before(open_federation: Any) -> None:
+    fed = joined(open_federation(settings()))
+    fed.submit_updates(NAMES, np.array(rows()))
+    for name in NAMES[:3]:
+        fed.register_client(name, "a", num_examples=10**6)
+    fed.force_aggregate()
+    assert [facts_of(fed, d).num_persons for d in "ab"] == [120, 150]
 
 
 @pytest.mark.parametrize("method", ["mean", "weighted", "median", "trimmed_mean", "centered_clipping"])
@@ -93,9 +115,9 @@ def test_no_person_moves_its_basket_further_than_the_plan_says_however_its_site_
             for number, records in enumerate(rest):
                 records[0] = sign * 1e6 * towards
                 mean = person_mean(records, clip_norm=1.0, min_persons=LEAST)
-                assert fed.offer_update("a0", mean.row, num_examples=mean.num_persons)
-                if number % 2:
+                if number:
                     fed.advance_round()
+                assert fed.offer_update("a0", mean.row, num_examples=mean.num_persons)
             fed.submit_updates(NAMES[1:3], others)
             fed._driver.run_layer1(None, force=True)
             model = fed.get_basket_meta_model("a")
@@ -171,6 +193,19 @@ def test_statistics_name_unit_mode_and_whom_it_is_against(open_federation: Any) 
     assert of_clients == {"unit": "client", **stated}
 
 
+def test_a_renewed_budget_takes_back_nothing_that_a_person_lost(open_federation: Any) -> None:
+    fed = joined(open_federation(settings()))
+    lost = []
+    for period in range(2):
+        fed.submit_updates(NAMES, np.array(rows()))
+        fed.force_aggregate()
+        lost.append(fed.get_stats()["privacy_claim"]["membership_advantage"])
+        fed.renew_budget(10.0, 1e-4 / 10**period, operator="o")
+        assert fed.get_stats()["privacy_claim"]["membership_advantage"] >= lost[-1] * (1 - 1e-9)
+        fed.advance_round()
+    assert lost[1] == pytest.approx(np.sqrt(2) * lost[0], rel=1e-2), "one release more"
+
+
 class Hospitals(Workload[dict[str, Any]]):
     """Logistic regression at sites of 300 patients with two visits each; a full-batch step a round."""
 
@@ -194,6 +229,24 @@ class Hospitals(Workload[dict[str, Any]]):
     def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
         x, y, _ = self.visits(99)
         return {"accuracy": float(np.mean((LinearModel().scores(model["weights"], x) > 0.0) == y))}
+
+
+class Models(Hospitals):
+    """Half of the sites give their models, as they would where a client is the unit."""
+
+    def train(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
+        sent = super().train(model, client, round_id)
+        if client.domain_id == "a":
+            return sent
+        return Trained(model={"weights": model["weights"] + np.float32(sent.delta)}, num_examples=300)
+
+
+def test_what_is_no_mean_over_persons_is_refused_by_name(open_federation: Any) -> None:
+    for unit in ("person", "record", "client"):
+        result = open_federation(settings(unit)).fit(Models(), rounds=1)
+        refused = {name: {"wrong_result": 1} for name in NAMES[3:]} if unit != "client" else {}
+        assert result.refusals == refused
+        assert all("num_examples" in refusal.detail for refusal in result.history[0].first_refusals)
 
 
 def test_persons_are_learned_from_at_an_epsilon_at_which_clients_drown(open_federation: Any) -> None:

@@ -17,6 +17,7 @@ from scarcity_ray import (
     IdentityKeyPair,
     LocalDPMechanism,
     Rejection,
+    RuntimeConfig,
     ScarcityError,
     UsageError,
 )
@@ -66,6 +67,7 @@ def fed(
     config = HierarchicalFederationConfig(
         vector_dim=4,
         meta_parameters={"rate": (0.0, 1.0)},
+        runtime=RuntimeConfig(baskets_per_actor=1),
         ledger_path=str(tmp_path_factory.mktemp("rubbish") / "ledger.sqlite"),
     )
     with HierarchicalFederation(config, runtime=request.param, noise=SeededNoise(7)) as fed:

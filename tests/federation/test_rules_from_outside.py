@@ -71,6 +71,7 @@ def settings_of(switch: Path, **layer1: Any) -> dict[str, Any]:
         "auto_aggregate": False,
         "total_epsilon": 50.0,
         "gossip_budget_share": 0.0,
+        "runtime": {"baskets_per_actor": 9},
         "layer1": {
             "aggregation_method": f"{MODULE}:Middle",
             "rule_args": {"switch": str(switch)},

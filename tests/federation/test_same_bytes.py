@@ -60,7 +60,14 @@ def play(fed: HierarchicalFederation, clock: Any) -> list[bytes]:
     [
         ("krum", False, "gaussian"),
         ("bulyan", False, "discrete_gaussian"),
-        pytest.param("trimmed_mean", False, "distributed_discrete_gaussian", marks=pytest.mark.slow),
+        *(
+            pytest.param(method, False, noise, marks=pytest.mark.slow)
+            for method, noise in (
+                ("bulyan", "distributed_discrete_gaussian"),
+                ("trimmed_mean", "discrete_gaussian"),
+                ("trimmed_mean", "distributed_discrete_gaussian"),
+            )
+        ),
         ("trimmed_mean", True, "distributed_discrete_gaussian"),
     ],
 )

@@ -92,6 +92,13 @@ def test_all_raised_means_all_that_were_drawn() -> None:
     assert first.detail == "x"
 
 
+def test_only_the_first_tracebacks_are_kept_however_many_raise() -> None:
+    training = TrainingRound(0, alone(30), 30, most_in_flight=30)
+    for group in training.next():
+        answered(training, group, Refusal(group[0].client_id, 0, Cause.RAISED, "x", "trace" * 100))
+    assert [bool(refusal.traceback) for refusal in training.refusals] == [True] * 20 + [False] * 10
+
+
 def test_only_clients_that_need_the_same_share_a_task() -> None:
     large = [Client(f"l{i}", "d", num_cpus=2.0) for i in range(3)]
     at_home = [Client(f"h{i}", "d", resources={"hospital": 1.0}, labels={"a": "b"}) for i in range(2)]
@@ -120,7 +127,7 @@ def test_whoever_shares_a_task_is_counted_by_itself() -> None:
     one, two, three = groups = grouped(clients(9), 3, 1)
     training = TrainingRound(2, groups, 9, most_in_flight=6)
     assert training.next() == [one, two]
-    assert training.key(one) == "2.c0+2"
+    assert training.key(one) == "2.c0"
     answered(training, one, Refusal("c1", 2, Cause.NOT_FINITE, "w"))
     assert training.num_answers == 2
     assert training.next() == [], "two updates and a group of three leave no room"
@@ -134,6 +141,15 @@ def test_whoever_shares_a_task_is_counted_by_itself() -> None:
         ("c6", "c7", "c8"), Cause.TIMED_OUT
     )
     assert training.refusals[1].detail == "killed (its task is shared by 3 clients)"
+
+
+def test_whatever_clients_are_called_their_tasks_have_names_of_their_own() -> None:
+    ids = ["a", "b", "a+1"]
+    clients = [Client(name, "d", num_cpus=1.0 + (name == "a+1")) for name in ids]
+    training = TrainingRound(0, grouped(clients, 2, 1), 3, most_in_flight=6)
+    for group in training.next():
+        answered(training, group)
+    assert sorted(answer.client_id for answer, _ in training.take()) == sorted(ids)
 
 
 def test_a_group_larger_than_the_bound_trains_by_itself() -> None:

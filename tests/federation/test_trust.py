@@ -59,7 +59,7 @@ def trust(fed: HierarchicalFederation, client_id: str) -> float:
 
 
 def test_who_never_agrees_loses_trust_and_who_agrees_regains_it(open_federation: Any, runtime: str) -> None:
-    fed = open_federation(settings(), runtime=runtime)
+    fed = open_federation(settings(runtime={"baskets_per_actor": 9}), runtime=runtime)
     join(fed)
     offend(fed, "b1")
     for seed in range(4):

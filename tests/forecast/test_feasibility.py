@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,3 +231,15 @@ def test_what_adaptive_clipping_costs_is_the_bits_share():
     assert forecast.share_noise == pytest.approx(5 / forecast.plan.mu_release / 260, rel=1e-4)
     fixed = Forecast(HierarchicalFederationConfig(), (13,) * 20, 60)
     assert (fixed.adaptation_factor, fixed.share_noise) == (1.0, 0.0)
+
+
+def test_what_meta_parameters_cost_and_how_well_they_are_known():
+    alone = HierarchicalFederationConfig(layer2={"central_dp_epsilon": 0.9})
+    both = replace(alone, meta_parameters={"loss": (0.0, 4.0), "rate": (0.0, 1.0)})
+    forecast = Forecast(both, (13,) * 20, 60)
+    assert forecast.meta_factor == pytest.approx((1 - 0.04) ** -0.5, rel=1e-4)
+    # A fifth of mu is theirs, so the sum of 260 reports of norm sqrt(2) has sigma 2 sqrt(2) / (mu / 5).
+    known = 2 * math.sqrt(2) * 5 / forecast.plan.mu_release / 260 / 2
+    assert forecast.meta_noise == pytest.approx(known, rel=1e-4)
+    fixed = Forecast(alone, (13,) * 20, 60)
+    assert (fixed.meta_factor, fixed.meta_noise) == (1.0, 0.0)

@@ -286,4 +286,4 @@ def test_the_plain_sum_and_the_secure_sum_give_the_same_bytes(epsilon, ring_bits
     vector, _ = noised_mean(total, release, tuple("abcd"), SeededNoise(3), "layer2/0")
     plain = Layer2Aggregator(config, noise=SeededNoise(3)).aggregate(models)
     assert plain.aggregate.tobytes() == vector[:20].astype(np.float32).tobytes()
-    assert plain.meta_params == decode_meta(vector, plan)
+    assert plain.meta_params == decode_meta(vector, release, plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -14,7 +14,6 @@ from scarcity_ray.layers.server_optimizers import FedAdam, ServerSGD, polynomial
 ONE = np.ones(1, np.float32)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     clip_norms=st.lists(st.sampled_from([0.1, 0.5, 1.0, 2.0, 10.0]) | st.floats(0.1, 10), max_size=8),
     seed=st.integers(0, 99),

@@ -194,11 +194,11 @@ def test_a_plan_at_another_clip_norm_is_the_plan_in_another_unit(clip_norm):
     layer1, layer2 = moved_plan.config.layer1, moved_plan.config.layer2
     assert (layer1.clip_norm, layer2.clip_norm) == (clip_norm, pytest.approx(2.0 * clip_norm))
     assert layer1.clipping_radius == pytest.approx(0.25 * clip_norm)
-    assert moved_plan.meta_radius == pytest.approx(plan.meta_radius * clip_norm)
     facts = [BasketFacts("a", "", 30, 25), BasketFacts("b", "", 12, 12)]
     here, there = plan.release(facts), moved_plan.release(facts)
     assert there.grid_sigma(["a", "b"]) == pytest.approx(here.grid_sigma(["a", "b"]), rel=1e-9)
     assert there.bit_radius == pytest.approx(here.bit_radius * clip_norm, rel=1e-9)
+    assert there.meta_radius == pytest.approx(here.meta_radius * clip_norm, rel=1e-9)
     assert there.weights == here.weights
     assert plan.at(1.0) is plan
 

@@ -287,5 +287,17 @@ def test_a_release_with_meta_parameters_has_a_coordinate_for_each():
     plan = federation(meta=True, dimension=7)
     release = plan.release([facts()])
     assert release.length == plan.vector_length == 9
-    assert plan.meta_radius == pytest.approx(C1 / math.sqrt(2))
+    assert release.meta_radius == pytest.approx(C1 / math.sqrt(2))
     assert federation(dimension=7).release([facts()]).length == 7
+
+
+@pytest.mark.parametrize(("method", "rows", "growth"), [("median", 30, 0.96**-0.5), ("mean", 30, 2**0.5)])
+def test_meta_parameters_take_the_room_that_the_rule_leaves_them(method, rows, growth):
+    """What a client moves them by, 2 m/n, is a fifth of what it moves the rule by, or as much as a mean."""
+    both, alone = (federation(method, meta=meta, f=0).release([facts(rows=rows)]) for meta in (True, False))
+    assert both.sensitivities["a"] / alone.sensitivities["a"] == pytest.approx(growth, rel=1e-4)
+    norm = both.meta_radius * math.sqrt(2)
+    assert norm == pytest.approx(
+        max(C1, rows * C1 * math.sqrt(1 / 0.96 - 1)) if method == "median" else C1, rel=1e-4
+    )
+    assert alone.meta_radius == 0.0

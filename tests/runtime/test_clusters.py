@@ -38,7 +38,7 @@ def refused(make):
 def config(ledger):
     return load(HierarchicalFederationConfig, {
         "vector_dim": 4, "auto_aggregate": False, "ledger_path": ledger, "total_epsilon": 50.0,
-        "layer1": {"aggregation_method": "mean"}, "runtime": {"cpus_per_actor": 0.01},
+        "layer1": {"aggregation_method": "mean"}, "runtime": {"baskets_per_actor": 9, "cpus_per_actor": 0.01},
     })
 
 def pid(fed, name):

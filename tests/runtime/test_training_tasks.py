@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from scarcity_ray import IdentityKeyPair, UsageError
 from scarcity_ray.federation.fit_terms import FitTerms
 from scarcity_ray.federation.fitting import Fitting
 from scarcity_ray.runtime.base import TaskEnd, TaskSpec
-from scarcity_ray_client import Cause, Client, Trained, Workload, load_workload
+from scarcity_ray_client import Cause, Client, PrivateEvaluation, Trained, Workload, load_workload
 
 DIMENSION = 300_000
 SETTINGS: dict[str, Any] = {
@@ -28,11 +29,12 @@ SETTINGS: dict[str, Any] = {
     "gossip_budget_share": 0.0,
     "gossip": {},
     "layer1": {"aggregation_method": "mean", "min_updates": 2},
+    "runtime": {"baskets_per_actor": 2, "cpus_per_actor": 0.01},
 }
 
 
 class Ones(Workload[dict[str, Any]]):
-    """Each client adds one."""
+    """Each client adds one, and measures a share."""
 
     def __init__(self, dimension: int = DIMENSION) -> None:
         self.dimension = dimension
@@ -49,6 +51,9 @@ class Ones(Workload[dict[str, Any]]):
 
     def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
         return {"mean": float(model["w"].mean())}
+
+    def evaluate_client(self, model: dict[str, Any], client: Client) -> dict[str, float]:
+        return {"share": 0.75 + float(model["w"].mean())}
 
 
 @pytest.fixture
@@ -187,12 +192,18 @@ class Doubling:
 
 @pytest.mark.ray
 def test_updates_never_come_to_the_driver(open_ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 12 updates of 1.2 MB each, it receives some hundred bytes; what it signs is their digest."""
+    """Of 12 updates of 1.2 MB each, it receives some hundred bytes; what it signs is their digest.
+
+    What clients measure privately lies behind their updates, and comes back in the release.
+    """
     import ray
 
     from scarcity_ray.runtime.ray_tasks import RayTasks
 
-    fed, ends = open_ray(), list[TaskEnd]()
+    asked = PrivateEvaluation({"share": (0.0, 1.0)}, max_examples=2)
+    layer2 = {**SETTINGS["layer2"], "central_dp_epsilon": math.inf}
+    meta = {"meta_parameters": asked.meta_parameters(), "total_epsilon": math.inf, "layer2": layer2}
+    fed, ends = open_ray(**meta), list[TaskEnd]()
     fed.register_client("c00", "domain0")
     fed.unregister_client("c00")
     fed.register_client("c00", "domain0", identity_keypair=IdentityKeyPair.generate())
@@ -204,7 +215,9 @@ def test_updates_never_come_to_the_driver(open_ray: Any, monkeypatch: pytest.Mon
         return found
 
     monkeypatch.setattr(RayTasks, "ended", noted)
-    result = fed.fit(Ones(), rounds=1)
+    result = fed.fit(Ones(), rounds=1, private_evaluation=asked)
+    found = result.history[0].private_evaluation["share"]
+    assert (found.mean, found.examples) == pytest.approx((0.75, 1.0), abs=1e-5)
     assert result.history[0].num_accepted == 12
     assert result.history[0].versions == (1,)
     assert all(isinstance(end.stored, ray.ObjectRef) for end in ends)
@@ -278,6 +291,11 @@ def test_tasks_keep_their_contract(runtime: str) -> None:
     for key in ("a", "b"):
         tasks.start(TaskSpec(key, add, (shared, key)))
     tasks.start(TaskSpec("bad", add, (shared, 3)))
+    if runtime == "ray":
+        tasks.start(TaskSpec("odd", add, (shared, "odd"), resources={"CPU": 1.0}))
+        (refused,) = collected(tasks, 1)
+        assert (refused.key, refused.cause) == ("odd", Cause.RAISED)
+        assert "Use the 'num_cpus'" in refused.detail
     ends = {end.key: end for end in collected(tasks, 3)}
     assert {key: ends[key].answer for key in "ab"} == {"a": "a3.0", "b": "b3.0"}
     assert ends["bad"].cause is Cause.RAISED

@@ -288,6 +288,7 @@ def votes(open_federation: Any, clock: Any) -> Votes:
             "layer2": {"central_dp_epsilon": math.inf, "basket_trust": {"trusted": 2.0}},
             "basket": {"min_clients": 2},
             "meta_parameters": {"learning_rate": (0.0, 1.0), "decay": (-2.0, 2.0)},
+            "runtime": {"baskets_per_actor": 9},
         }
     )
     unit = np.eye(DIMENSION)
@@ -362,7 +363,13 @@ def test_a_newer_basket_model_supersedes_an_unused_one_counted(votes: Votes) -> 
 def guarded(open_federation: Any) -> HierarchicalFederation:
     """Krum with f = floor(0.2 n), and basket models not exposed."""
     fed: HierarchicalFederation = open_federation(
-        {**NO_NOISE, "vector_dim": DIMENSION, "auto_aggregate": False, "expose_basket_models": False}
+        {
+            **NO_NOISE,
+            "vector_dim": DIMENSION,
+            "auto_aggregate": False,
+            "expose_basket_models": False,
+            "runtime": {"baskets_per_actor": 9},
+        }
     )
     fed.register_clients([(f"c{i}", "a" if i < 10 else "b") for i in range(15)])
     return fed

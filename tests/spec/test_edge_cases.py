@@ -20,6 +20,7 @@ QUIET: dict[str, Any] = {
     "layer1": {"aggregation_method": "mean", "byzantine_fraction": 0.0},
     # Two of three fresh baskets release where none is assumed to collude with the aggregator.
     "layer2": {"central_dp_epsilon": math.inf, "assumed_corrupt_fraction": 0.0},
+    "runtime": {"baskets_per_actor": 9},
 }
 """No noise and plain means, so that what arrives is what was sent."""
 
@@ -146,6 +147,7 @@ def test_secure_aggregation_itself_costs_no_privacy(open_federation: Any, secure
             "vector_dim": DIMENSION,
             "auto_aggregate": False,
             "layer1": QUIET["layer1"],
+            "runtime": QUIET["runtime"],
             "layer2": {"use_secure_aggregation": secure},
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import ConfigError, UsageError
@@ -38,7 +38,6 @@ def _median(rows):
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 @given(seed=st.integers(0, 10_000), clients=st.integers(1, 33))
-@settings(max_examples=20, deadline=None)
 def test_honest_rows_stay_as_they_are(name, seed, clients):
     deltas, byzantine, baskets = _scene(seed, clients)
     byzantine[0] = False  # without an honest client there is no honest mean to hide near
@@ -166,7 +165,6 @@ def test_a_result_that_is_not_finite_is_the_greatest_harm():
 
 
 @given(peak=st.floats(0.1, 20.0))
-@settings(max_examples=50, deadline=None)
 def test_the_search_ends_near_the_peak(peak):
     found = strongest(lambda x: -abs(np.log(x / peak)), 20.0)
     assert abs(np.log(found / peak)) <= np.log(20.0 / 0.1) / 9 / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ QUICKSTART = CONFIGS[0].with_name("quickstart.yaml")
 DECENTRALISED = CONFIGS[0].with_name("decentralised.yaml")
 
 TINY = """
+from dataclasses import replace
+
 import numpy as np
 from scarcity_ray_client import Client, Trained, Workload
 
@@ -125,6 +128,14 @@ def test_a_file_from_before_workloads_is_refused_by_name_with_what_to_write_now(
         ("lab={attack: {name: poison}}", "lab.attack.name: 'poison' .* write poison in tiny_workload:Tiny"),
         ("lab={compare_attacks: [poison]}", "lab.compare_attacks: 'poison' is not accepted"),
         ("lab={compare: [centralised]}", "lab.compare: 'centralised' .* write centralised in tiny"),
+        (
+            "training.private_evaluation={metrics: {auc: [0, 1]}, max_examples: 9}",
+            "write evaluate_client in tiny",
+        ),
+        (
+            "training.private_evaluation={metrics: {auc: [1, 0]}, max_examples: 9}",
+            "private_evaluation.metrics",
+        ),
         ("lab={compare: [best]}", "lab.compare.0: 'best' is not accepted"),
         ("lab={compare_attacks: [sybil]}", "lab.compare_attacks: 'sybil' is not accepted"),
     ],
@@ -132,6 +143,23 @@ def test_a_file_from_before_workloads_is_refused_by_name_with_what_to_write_now(
 def test_what_a_workload_does_not_give_is_told_before_anything_starts(tiny, override, message):
     with pytest.raises(ConfigError, match=message):
         load_run(tiny, [override])
+
+
+def test_what_clients_measure_privately_is_declared_for_the_federation(tiny):
+    measured = "    def evaluate_client(self, model, client):\n        return {'mean': 0.25}\n"
+    (tiny.parent / "measured.py").write_text(TINY + measured)
+    asked = (
+        "workload.class=measured:Tiny",
+        "training.private_evaluation={metrics: {mean: [0, 1]}, max_examples: 9}",
+    )
+    config = load_run(tiny, (*asked, "federation.meta_parameters={rate: [0, 2]}"))
+    due = {"mean_times_examples": (-1.0, 1.0), "mean_examples": (0.0, 1.0)}
+    assert config.federation.meta_parameters == {"rate": (0.0, 2.0), **due}
+    assert load_run(
+        tiny, (*asked, "federation.meta_parameters={mean_examples: [0, 1]}")
+    ).federation == replace(config.federation, meta_parameters={"mean_examples": (0.0, 1.0), **due})
+    with pytest.raises(ConfigError, match=r"meta_parameters\.mean_examples: .* leave it out"):
+        load_run(tiny, (*asked, "federation.meta_parameters={mean_examples: [0, 2]}"))
 
 
 @pytest.mark.parametrize(
@@ -263,3 +291,53 @@ def test_an_override_that_is_refused_repeats_no_password(text):
         with pytest.raises(ConfigError) as refusal:
             load_run(QUICKSTART, [f"{path}={text}"])
         assert "secret" not in repr(refusal.value) + str(refusal.value)
+
+
+CUSTOM_RULE = CONFIGS[0].parents[1] / "examples" / "custom_rule" / "job.yaml"
+
+
+def test_a_job_with_a_rule_and_an_attack_from_outside_keeps_their_folder(tmp_path):
+    config = load_run(CUSTOM_RULE)
+    assert config.workload.folder == str(CUSTOM_RULE.parent)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
+    assert load_run(tmp_path / "config.yaml") == config
+
+
+def test_a_rule_that_is_not_found_is_refused_by_its_place_in_the_file():
+    rule = "federation.layer1.aggregation_method"
+    with pytest.raises(
+        ConfigError, match=f"^{rule}: 'nowhere:Rule' is not accepted; rule 'nowhere:Rule': no"
+    ):
+        load_run(QUICKSTART, [f"{rule}=nowhere:Rule"])
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "message"),
+    [
+        ("clients", "raise OSError('no disk')", r"clients: OSError: no disk \(.*tiny_workload.py"),
+        ("clients", "return None", r"clients: clients\(\) gave a NoneType; give a list of Client"),
+        ("clients", "return iter([])", r"clients: clients\(\) gave no client"),
+        ("initial_model", "raise KeyError('w')", "codec: KeyError: 'w'"),
+        ("initial_model", "return {}", "codec: model: no part of it is trained"),
+    ],
+)
+def test_a_workload_that_raises_is_told_by_its_name_and_method(tiny, method, body, message):
+    source = TINY.replace(f"    def {method}(self):", f"    def {method}(self):\n        {body}")
+    (tiny.parent / "tiny_workload.py").write_text(source)
+    with pytest.raises(UsageError, match=f"^workload 'tiny_workload:Tiny': {message}"):
+        load_job(tiny)
+
+
+def test_clients_may_come_from_an_iterator(tiny):
+    source = TINY.replace("return [Client(", "return iter([Client(").replace(
+        "range(self.count)]", "range(self.count)])"
+    )
+    (tiny.parent / "tiny_workload.py").write_text(source)
+    assert len(load_job(tiny).clients) == 6
+
+
+def test_clients_that_cannot_evaluate_are_not_asked_to(tiny):
+    with pytest.raises(
+        ConfigError, match=r"^training.evaluate_clients: True is not accepted; false, or a work"
+    ):
+        load_job(tiny, ["training.evaluate_clients=true"])

@@ -9,6 +9,7 @@ import pytest
 from scipy.fft import dctn
 
 from scarcity_ray.errors import UsageError
+from scarcity_ray.workloads import digit_images
 from scarcity_ray.workloads.digit_images import (
     KERNEL_WIDTH,
     frequencies,
@@ -61,8 +62,18 @@ def test_every_digit_is_in_one_part_and_the_seed_decides_which():
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
+@pytest.mark.parametrize("file", [digit_images.DIGITS_FILE, "not there"])
+def test_they_are_the_digits_that_scikit_learn_gives(file, monkeypatch):
+    theirs = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    monkeypatch.setattr(digit_images, "DIGITS_FILE", file)
+    table = digit_images._bundled.__wrapped__()
+    assert np.array_equal(table[:, :-1], theirs[0])
+    assert np.array_equal(table[:, -1], theirs[1])
+
+
 def test_without_scikit_learn_the_error_holds_the_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    digit_images._bundled.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UsageError, match=r"pip install 'scarcity-ray\[quickstart\]'"):
         load_digits(8, 0.25, 0)
 

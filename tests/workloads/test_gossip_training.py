@@ -15,6 +15,7 @@ from scarcity_ray.config import stream
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.accounting.gaussian_dp import epsilon_of_mu
 from scarcity_ray.workloads.attacks import AttackConfig
+from scarcity_ray.workloads.comparison import Comparison, ComparisonInputs, compare
 from scarcity_ray.workloads.config import load_job
 from scarcity_ray.workloads.gossip_training import (
     TrainingInputs,
@@ -32,7 +33,7 @@ from scarcity_ray_client import load_model
 
 pytest.importorskip("sklearn")
 CONFIG = Path(__file__).parents[2] / "configs" / "decentralised.yaml"
-SHORT = ("run.runtime=local", "training.rounds=12", "workload.args.learning_rate=2.0")
+SHORT = ("run.runtime=local", "training.rounds=8", "workload.args.learning_rate=2.0")
 NOISY = (
     "federation.total_epsilon=20.0",
     "federation.gossip.local_dp_epsilon=8.0",
@@ -86,7 +87,7 @@ def test_gossip_alone_trains_every_basket_under_attack(finished):
 def test_what_is_written_is_what_was_measured(finished):
     folder, made, outcome = finished
     summary = json.loads((folder / "summary.json").read_text())
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 12
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 8
     assert summary["basket_standings"] == outcome.summary.basket_standings
     for basket, standing in outcome.summary.basket_standings.items():
         model = load_model(folder / f"model-{basket}.npz", like=made.workload.initial_model())
@@ -189,6 +190,11 @@ class Stubborn(Digits):
         if any(client.data[0] < self.failing for client in clients):
             raise OSError("no such file")
         return super().train_many(models, clients, round_id)
+
+class Homeless(Digits):
+    """Nor evaluate on them."""
+    def evaluate_client(self, model, client):
+        raise OSError("no such file")
 '''
 
 
@@ -202,3 +208,19 @@ def test_a_training_that_fails_is_counted_and_all_failing_is_an_error(tmp_path):
     assert "OSError: no such file" in outcome.summary.first_refusals[0]["detail"]
     with pytest.raises(UsageError, match=r"no client trained; the first: .*OSError: no such file"):
         job(tmp_path / "all", *short, "workload.args.failing=260")
+
+
+def test_baskets_models_are_kept_where_clients_cannot_evaluate_them(tmp_path):
+    (tmp_path / "stubborn_workload.py").write_text(STUBBORN)
+    workload = (f"workload.folder={tmp_path}", "workload.class=stubborn_workload:Homeless")
+    with pytest.raises(UsageError, match="workload 'Homeless': evaluate_client: OSError: no such file"):
+        job(tmp_path / "out", *workload, "training.rounds=1", "lab.compare=[]")
+    assert len(list((tmp_path / "out").glob("model-*.npz"))) == 4
+
+
+def test_the_clean_run_of_gossip_has_no_noise_either():
+    job = load_job(CONFIG, [*NOISY, "training.rounds=2", "lab.byzantine_share=0.0"])
+    inputs = ComparisonInputs(Travelling.of(Scene.of(job, "accuracy")), job.config.federation)
+    clean, noiseless = (compare(Comparison(name, NO_ATTACK), inputs).run for name in ("clean", "noiseless"))
+    assert clean == noiseless
+    assert clean != compare(Comparison("federation", NO_ATTACK), inputs).run

@@ -124,6 +124,7 @@ def test_baskets_are_as_the_scene_foresaw():
 
 GOSSIP_SHARE = "federation.gossip_budget_share"
 NO_GOSSIP = f"{GOSSIP_SHARE}=0.0"
+QUICK = ("lab.compare=[]", "lab.compare_attacks=[]")
 ADAPTIVE = (
     "federation.layer2.adaptive_clipping=true",
     "federation.layer2.clip_learning_rate=1.0",
@@ -135,7 +136,8 @@ ADAPTIVE = (
 @pytest.mark.parametrize("clipping", [(), ADAPTIVE])
 def test_one_round_equals_its_simulation_but_for_noise(tmp_path, clipping):
     quiet = ("federation.total_epsilon=.inf", "federation.layer2.central_dp_epsilon=.inf")
-    _, outcome = _job(tmp_path, *quiet, *clipping, NO_GOSSIP)
+    only = ("lab.compare=[federation]", "lab.compare_attacks=[]")
+    _, outcome = _job(tmp_path, *quiet, *clipping, *only, NO_GOSSIP)
     simulated = next(run.curve for run in outcome.summary.runs if run.run == "federation")
     measured = [record.metrics["accuracy"] for record in outcome.rounds]
     assert measured == pytest.approx(simulated, abs=0.0045)
@@ -144,7 +146,7 @@ def test_one_round_equals_its_simulation_but_for_noise(tmp_path, clipping):
 
 
 def test_a_job_follows_the_clip_norm_and_says_so_each_round(tmp_path):
-    _, outcome = _job(tmp_path, *ADAPTIVE, NO_GOSSIP)
+    _, outcome = _job(tmp_path, *ADAPTIVE, *QUICK, NO_GOSSIP)
     clip_norms = [record.clip_norm for record in outcome.rounds]
     assert clip_norms[0] == 10.0
     steps = [math.log(after / before) for before, after in pairwise(clip_norms)]
@@ -155,8 +157,9 @@ def test_a_job_follows_the_clip_norm_and_says_so_each_round(tmp_path):
 
 def test_gossip_on_is_within_two_points_of_gossip_off(tmp_path):
     seeded = partial(HierarchicalFederation, noise=SeededNoise(5))
+    eight = (*QUICK, "training.rounds=8")
     finals = [
-        _job(tmp_path / share, f"{GOSSIP_SHARE}={share}", "training.rounds=8", open_federation=seeded)[1]
+        _job(tmp_path / share, f"{GOSSIP_SHARE}={share}", *eight, open_federation=seeded)[1]
         for share in ("0.1", "0.0")
     ]
     assert finals[0].summary.gossip_messages > 0
@@ -191,7 +194,9 @@ def test_the_median_of_five_federated_runs_keeps_the_margins(tmp_path):
 
 
 def test_nan_attackers_are_refused_counted_and_shown(tmp_path):
-    config, outcome = _job(tmp_path, "lab.attack={name: nan}")
+    config, outcome = _job(
+        tmp_path, "lab.attack={name: nan}", "lab.compare=[plain_mean]", "lab.compare_attacks=[]"
+    )
     assert outcome.summary.rejected == {"not_finite": 3 * 21}
     assert outcome.summary.beside("plain_mean", "nan") is None
     assert len(outcome.summary.refused) == 21
@@ -202,7 +207,7 @@ def test_nan_attackers_are_refused_counted_and_shown(tmp_path):
 
 def test_a_spent_budget_ends_the_run_early_with_everything_written(tmp_path):
     config, outcome = _job(
-        tmp_path, "training.rounds=9", "federation.layer2.central_dp_epsilon=6.0", NO_GOSSIP
+        tmp_path, *QUICK, "training.rounds=9", "federation.layer2.central_dp_epsilon=6.0", NO_GOSSIP
     )
     assert outcome.summary.budget_spent_early
     assert 0 < outcome.summary.rounds < 9
@@ -234,7 +239,7 @@ class StandIn:
     def map_tasks(self, function, items, shared=None):
         return [function(item, shared) for item in items]
 
-    def fit(self, workload, *, rounds, on_round, **terms):
+    def fit(self, workload, *, rounds, on_round, on_release, **terms):
         history = []
         for number in range(rounds):
             if self.fails_in == number:
@@ -252,6 +257,7 @@ class StandIn:
                 metrics={"domain_0": MeanMetrics({"loss": 2.0 - number})},
                 evaluation={"accuracy": 0.1 * self.made} if released else {},
                 clients={},
+                private_evaluation={},
                 versions=(self.made,) if released else (),
                 waiting_for="" if released else "A release waits for the stand-in.",
                 clip_norm=1.0,
@@ -263,6 +269,8 @@ class StandIn:
                 seconds=0.1,
             )
             history.append(record)
+            if released:
+                on_release(workload.initial_model(), number)
             on_round(record)
         model = workload.initial_model()
         return FitResult(
@@ -282,11 +290,11 @@ class StandIn:
         return {
             "n_baskets": 8,
             "privacy_consumed_epsilon": float(self.made),
+            "privacy_lifetime_epsilon": float(self.made),
             "warnings": [{"code": "stood_in", "message": "this is no federation"}],
         }
 
 
-QUICK = ("lab.compare=[]", "lab.compare_attacks=[]")
 LOST = Refusal("domain_0_client_003", 1, Cause.RAISED, "ValueError: no such column: age (w.py:3 in train)")
 
 
@@ -328,6 +336,7 @@ def test_a_failing_run_closes_the_federation_and_keeps_its_metrics(tmp_path):
     with pytest.raises(RuntimeError, match="network"):
         _job(tmp_path, *QUICK, open_federation=Failing)
     assert made[0].closed
+    assert load_model(tmp_path / "model.npz").keys() == {"weights", "bias"}
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -335,6 +344,8 @@ def test_a_run_that_releases_nothing_says_what_it_waited_for(tmp_path):
     _, outcome = _job(tmp_path, *QUICK, open_federation=partial(StandIn, releases=0))
     assert outcome.summary.waits_for == "A release waits for the stand-in."
     assert all(record.waits_for for record in outcome.rounds)
+    assert outcome.summary.load_model == ""
+    assert not list(tmp_path.glob("*.npz")), "nothing was trained"
     assert outcome.summary.metrics == outcome.summary.initial
     released = _job(tmp_path / "released", *QUICK, open_federation=StandIn)[1]
     assert released.summary.waits_for == "".join(record.waits_for for record in released.rounds) == ""
@@ -428,3 +439,67 @@ def test_what_evaluate_cannot_give_is_told_before_the_federation_starts(tmp_path
     with pytest.raises(UsageError, match=message):
         _job(tmp_path / "out", override, path=means, small=(), open_federation=pytest.fail)
     assert not list((tmp_path / "out").iterdir())
+
+
+FAILING = """
+from means_workload import Means
+
+class Failing(Means):
+    def centralised(self):
+        raise OSError("the archive is shut")
+    def evaluate(self, model):
+        return {"error": float("nan") if model["mean"].any() else 1.0}
+
+class Absent(Means):
+    def centralised(self):
+        return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("Failing", "OSError: the archive is shut"), ("Absent", "centralised gave None")],
+)
+def test_a_run_beside_that_fails_is_told_and_costs_no_other(tmp_path, means, name, cause):
+    (tmp_path / "failing_workload.py").write_text(FAILING)
+    overrides = f"workload.class=failing_workload:{name}", "training.rounds=1"
+    config, outcome = _job(tmp_path / "out", *overrides, path=means, small=())
+    failed = {run.run: run.failed for run in outcome.summary.runs}
+    assert failed.pop("centralised").startswith(f"it failed: {cause}")
+    assert failed == {"local_only": "", "clean": ""}
+    assert f"centralised: it failed: {cause}" in " ".join(render_report(config, outcome).split())
+
+
+def test_a_round_whose_model_has_no_metric_does_not_show_the_one_before(tmp_path, means):
+    (tmp_path / "failing_workload.py").write_text(FAILING)
+    overrides = "workload.class=failing_workload:Failing", "training.rounds=1", "lab.compare=[]"
+    config, outcome = _job(tmp_path / "out", *overrides, path=means, small=())
+    assert outcome.summary.initial == {"error": 1.0}
+    assert outcome.rounds[0].metrics == outcome.summary.metrics == {}
+    assert "reached error - (before training: 1)" in " ".join(render_report(config, outcome).split())
+
+
+def test_what_clients_measure_privately_is_in_the_runs_files(tmp_path):
+    asked = "training.private_evaluation={metrics: {accuracy: [0, 1]}, max_examples: 2}"
+    small = (*SMALL[:2], "training.rounds=1", "lab={compare: []}")
+    _, outcome = _job(tmp_path, asked, small=small)
+    found = outcome.summary.private_evaluation["accuracy"]
+    assert abs(found.examples - 2) < 6 * found.examples_error, "every client has two examples or more"
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    told = json.loads(line)["private_evaluation"]["accuracy"]
+    assert told == json.loads((tmp_path / "summary.json").read_text())["private_evaluation"]["accuracy"]
+    assert told["examples"] == found.examples
+
+
+def test_a_run_that_fails_later_keeps_the_model_that_its_budget_paid_for(tmp_path, means):
+    class Stopping(Silent):
+        def round(self, record):
+            if record.round == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _job(tmp_path / "out", path=means, small=(), watcher=Stopping())
+    job = load_job(means)
+    reached = job.workload.evaluate(load_model(tmp_path / "out" / "model.npz"))
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["metrics"] == reached

@@ -12,9 +12,10 @@ import pytest
 from scarcity_ray.errors import UsageError
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.records import Outcome, RoundRecord, RunBeside, Summary
-from scarcity_ray.workloads.report.charts import TEXT, require_matplotlib
+from scarcity_ray.workloads.report.charts import TEXT, basket_chart, require_matplotlib
 from scarcity_ray.workloads.report.page import render_report
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
+from scarcity_ray_client import PrivateMetric
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -203,6 +204,12 @@ def test_nothing_that_a_run_was_given_becomes_markup(config):
     assert "<script" not in page
 
 
+def test_baskets_without_any_figure_have_a_chart_all_the_same(recwarn):
+    chart = basket_chart({"a_basket_0": dict.fromkeys(STANDING)}, "auc")
+    assert "a_basket_0" in chart
+    assert not recwarn
+
+
 def test_plots_take_the_pages_colour_in_light_and_dark():
     page = render_report(CONFIG, _outcome())
     assert "prefers-color-scheme: dark" in page
@@ -289,3 +296,15 @@ def test_without_matplotlib_the_error_holds_the_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(UsageError, match=r"pip install 'scarcity-ray\[quickstart\]'"):
         require_matplotlib()
+
+
+def test_what_clients_measured_privately_is_told_with_its_error_and_as_inside_the_claim():
+    private = {
+        "auc": PrivateMetric(0.8125, 0.03, 81.4, 4.2),
+        "loss": PrivateMetric(None, None, -3.0, 40.0),
+    }
+    page = render_report(CONFIG, _outcome(private_evaluation=private))
+    section = page.partition("privately</h2>")[2].partition("<h2>")[0]
+    for words in ("inside the privacy claim", "auc", "81.4", "4.2", "unknown: the noise is larger"):
+        assert words in section
+    assert "privately</h2>" not in render_report(CONFIG, _outcome())

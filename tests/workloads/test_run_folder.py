@@ -118,6 +118,13 @@ def test_the_claim_says_what_for_whom_and_against_whom():
         assert words in claim
 
 
+def test_gossip_is_in_the_claim_where_there_is_any():
+    spoken = HierarchicalFederationConfig(total_delta=1e-5)
+    assert "noised gossip is counted in" in " ".join(privacy_claim(spoken, 9.876))
+    silent = HierarchicalFederationConfig(total_delta=1e-5, gossip_budget_share=0.0)
+    assert "gossip" not in " ".join(privacy_claim(silent, 9.876))
+
+
 def test_a_laboratory_is_said_to_be_one():
     config = HierarchicalFederationConfig(total_delta=1e-5)
     assert "This is a laboratory" not in " ".join(privacy_claim(config, 9.876))
@@ -129,3 +136,13 @@ def test_a_laboratory_is_said_to_be_one():
 def test_without_a_budget_there_is_no_claim():
     (only,) = privacy_claim(HierarchicalFederationConfig(total_epsilon=math.inf), math.inf)
     assert only.startswith("No privacy claim")
+
+
+def test_what_an_ended_run_left_is_told_with_what_it_spent(tmp_path):
+    folder = RunFolder.new(load_run(QUICKSTART), str(tmp_path), NOW)
+    values = 3, {"auc": 0.5}, 1.234, 8.766, 10, 10, {}, 0, True, 1.0, {}, 1.0
+    folder.append_round(RoundRecord(*values))
+    assert folder.left() == (
+        f"Ended after round 3, with epsilon 1.234 spent by then; a round under way may have been charged. "
+        f"{tmp_path} holds metrics.jsonl."
+    )

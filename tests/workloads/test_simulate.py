@@ -116,6 +116,22 @@ def test_a_clipped_mean_has_its_own_smaller_noise():
     assert mean.sigma / trimmed.sigma == pytest.approx(9 / 13, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"aggregation_method": AggregationMethod.CENTERED_CLIPPING, "clipping_radius": 0.5},
+        {"aggregation_method": AggregationMethod.MULTI_KRUM, "num_selected": 3},
+        {"aggregation_method": AggregationMethod.WEIGHTED, "max_examples": 50},
+        {"aggregation_method": AggregationMethod.KRUM, "pre": ("nnm",)},
+    ],
+)
+def test_a_clipped_mean_is_one_whatever_else_the_rule_beside_it_has_set(settings):
+    federation = load_run(QUICKSTART).federation
+    plain = defence("clipped_mean", federation).plan
+    layer1 = replace(federation.layer1, **settings)
+    assert defence("clipped_mean", replace(federation, layer1=layer1)).plan.config == plain.config
+
+
 @pytest.mark.parametrize("method", list(AggregationMethod))
 def test_every_rule_can_be_simulated(method):
     rng = np.random.default_rng(0)
@@ -141,6 +157,32 @@ def test_the_same_arguments_give_the_same_metrics(short):
     assert first.curve[-1] == first.metrics["accuracy"]
 
 
+UNWILLING = """
+import numpy as np
+from scarcity_ray import AggregationRule
+
+class Unwilling(AggregationRule):
+    def least_rows(self, num_byzantine):
+        return 1
+    def aggregate(self, rows, num_byzantine, rng):
+        if (rows < -0.5).any():
+            raise FloatingPointError("one is far below")
+        return rows.mean(axis=0)
+"""
+
+
+def test_a_basket_whose_rule_fails_waits_also_in_an_attackers_trials(tmp_path, monkeypatch):
+    (tmp_path / "unwilling_rule.py").write_text(UNWILLING)
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = _plan(aggregation_method="unwilling_rule:Unwilling")
+    rows = np.full((22, 250), 0.05, np.float32)
+    rows[0, 0] = -0.9
+    made = federated_delta(rows, np.repeat([0, 1], 11), plan)
+    assert np.allclose(made.delta, 0.05, atol=1e-6), "the other basket's alone"
+    assert made.rule_failures == 1
+    assert not basket_rule(plan)(rows[:11]).any()
+
+
 def test_comparisons_are_those_asked_for_and_the_rules_also_under_other_attacks():
     lab = LabConfig(
         attack=AttackConfig(name="ipm"),
@@ -148,6 +190,7 @@ def test_comparisons_are_those_asked_for_and_the_rules_also_under_other_attacks(
         compare_attacks=("alie", "ipm", "alie"),
     )
     assert [(run.name, run.attack.name) for run in comparisons(lab)] == [
+        ("federation", "ipm"),
         ("clean", "none"),
         ("plain_mean", "ipm"),
         ("local_only", "none"),

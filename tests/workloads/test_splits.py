@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scarcity_ray.errors import UsageError
@@ -19,7 +19,6 @@ def _shares(seed=0, num_clients=220, skew=1.0):
 
 
 @given(seed=st.integers(0, 1000), domains=st.integers(1, 6), skew=st.floats(0.2, 10))
-@settings(max_examples=40, deadline=None)
 def test_every_class_is_used_up_and_domains_are_of_like_size(seed, domains, skew):
     parts = split_by_domain(LABELS, domains, skew, seed)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(LABELS)))

@@ -202,6 +202,16 @@ class ModelCodec(Generic[Model]):
         places = [(memory(leaf), memory(same)) for leaf, same in both]
         return any(a is not None and b is not None and a[:2] == b[:2] for a, b in places)
 
+    def differing(self, model: Model) -> tuple[str, ...]:
+        """Names of a model's parts that are not trained and differ from those that `decode` gives."""
+        trained = {part.name for part in self.trained}
+        own = dict(named_leaves(self._form.tree(self._template)))
+        return tuple(
+            name
+            for name, leaf in named_leaves(self._form.tree(model))
+            if name in own and name not in trained and not _same(leaf, own[name])
+        )
+
     def _read(self, model: object, what: str) -> Iterator[tuple[Part, slice, Numbers]]:
         """The trained parts of a model that must have this codec's structure."""
         if what == "model" and (facts := self._form.facts(self._template)):
@@ -235,7 +245,10 @@ class ModelCodec(Generic[Model]):
 
 
 def _same(one: object, other: object) -> bool:
-    return memory(one) == memory(other) is not None or np.array_equal(read(one), read(other), equal_nan=True)
+    if memory(one) == memory(other) is not None or one is other:
+        return True
+    first, second = read(one), read(other)
+    return np.array_equal(first, second, equal_nan=first.dtype.kind == second.dtype.kind == "f")
 
 
 def _put(target: FloatVector, numbers: Numbers, name: str) -> None:

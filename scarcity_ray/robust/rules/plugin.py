@@ -28,7 +28,7 @@ import copy
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
@@ -148,7 +148,7 @@ class PluginRule(Rule):
     @property
     def reference(self) -> str:
         """Where its author says that its sensitivity is proved; empty for 2C."""
-        return self.stated.sensitivity_reference
+        return str(self.stated.sensitivity_reference or "").strip()
 
     def least_rows(self, num_byzantine: int) -> int:
         """See `Rule.least_rows`.
@@ -170,25 +170,33 @@ class PluginRule(Rule):
             UsageError: If it is no positive number, or below 2C without a reference.
         """
         stated = self._ask("sensitivity", num_rows, num_byzantine, clip_norm)
-        if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0.0 < stated < math.inf:
+        is_number = isinstance(stated, int | float | np.floating) and not isinstance(stated, bool)
+        if not is_number or not 0.0 < stated < math.inf:
             raise UsageError(f"rule {self.name}: sensitivity gave {stated!r}, not a positive number")
-        if stated < 2.0 * clip_norm and not self.reference.strip():
+        if stated < 2.0 * clip_norm and not self.reference:
             raise UsageError(
                 f"rule {self.name}: it states the sensitivity {stated:g}, less than 2 clip_norm = "
                 f"{2.0 * clip_norm:g}, without saying where that is proved; set sensitivity_reference"
             )
         return min(float(stated), 2.0 * clip_norm)
 
-    def claim(self, num_rows: int, num_byzantine: int, clip_norm: float) -> str:
-        """What the privacy claim takes on its author's word, as a sentence."""
-        bound = self.sensitivity(num_rows, num_byzantine, clip_norm)
+    def claim(self, settings: Iterable[tuple[int, int]], clip_norm: float) -> str:
+        """What the privacy claim takes on its author's word, as a sentence.
+
+        Args:
+            settings: (n, f) of baskets; the first for which the author states less than 2C is told.
+            clip_norm: C.
+        """
         word = f"the rule {self.name} is from outside the package: its author's word is taken that it keeps "
         word += "nothing between calls"
-        if bound < 2.0 * clip_norm:
-            word += (
-                f", and that with n = {num_rows}, f = {num_byzantine} one client moves its result by at most "
-                f"{bound:.4g}, not {2.0 * clip_norm:.4g} (proof: {self.reference.strip()})"
-            )
+        bounds = ((n, f, self.sensitivity(n, f, clip_norm)) for n, f in settings)
+        for n, f, bound in bounds:
+            if bound < 2.0 * clip_norm:
+                word += (
+                    f", and that with n = {n}, f = {f} one client moves its result by at most {bound:.4g}, "
+                    f"not {2.0 * clip_norm:.4g} (proof: {self.reference})"
+                )
+                break
         return f"{word}; and whether it fails is taken to be public"
 
     def _ask(self, method: str, *args: float) -> Any:
@@ -211,17 +219,17 @@ class PluginRule(Rule):
             RuleFailed: If it raises, does not end in time, or gives anything else.
         """
         result = self._in_time(lambda: self._make().aggregate(rows, num_byzantine, rng))
-        try:
-            with np.errstate(over="ignore", invalid="ignore"):
-                given = np.array(result, copy=True, subok=False)
-                vector = given.astype(np.float32) if given.dtype.kind == "f" else None
-        except Exception as error:
-            raise RuleFailed(self.name, "its result is no array", told(error)) from error
-        if not isinstance(result, np.ndarray) or vector is None:
-            kind = f"of {given.dtype}" if isinstance(result, np.ndarray) else type(result).__name__
-            raise RuleFailed(self.name, f"it gave {kind}, not an array of float32 or float64")
-        if vector.shape != rows.shape[1:]:
-            raise RuleFailed(self.name, f"it gave shape {vector.shape}, not {rows.shape[1:]}")
+        # No method of the rule's own object is called here, where no limit of time holds.
+        if not issubclass(type(result), np.ndarray):
+            kind = type(result).__name__
+            raise RuleFailed(self.name, f"it gave a {kind}, not an array of float32 or float64")
+        given = np.asarray(result)
+        if given.dtype.kind != "f":
+            raise RuleFailed(self.name, f"it gave an array of {given.dtype.name}, not of float32 or float64")
+        if given.shape != rows.shape[1:]:
+            raise RuleFailed(self.name, f"it gave shape {given.shape}, not {rows.shape[1:]}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            vector = given.astype(np.float32)
         if not np.isfinite(vector).all():
             raise RuleFailed(self.name, "it gave values that are not finite in float32")
         return vector
@@ -233,20 +241,21 @@ class PluginRule(Rule):
                 self.name, f"an earlier call runs on, after {self._timeout_seconds:g} s and more"
             )
         answers: list[object] = []
-        failures: list[BaseException] = []
+        failures: list[RuleFailed] = []
 
         def work() -> None:
             try:
                 answers.append(call())
-            except BaseException as error:  # told below, whatever it is
-                failures.append(error)
+            except BaseException as error:  # whatever it is; its text is the rule's own code, too
+                failed = RuleFailed(self.name, f"it raised {type(error).__name__}", told(error))
+                failed.__cause__ = error
+                failures.append(failed)
 
         self._running = threading.Thread(target=work, name=f"rule {self.name}", daemon=True)
         self._running.start()
         self._running.join(self._timeout_seconds)
         if failures:
-            why = f"it raised {type(failures[0]).__name__}"
-            raise RuleFailed(self.name, why, told(failures[0])) from failures[0]
+            raise failures[0]
         if not answers:
             limit = f"{self._timeout_seconds:g} s (layer1.rule_timeout_seconds)"
             raise RuleFailed(self.name, f"it did not end within {limit}")
@@ -270,7 +279,10 @@ def load_rule(
         UsageError: If that cannot be done; the text names the path, the cause and the remedy.
     """
     offered = () if is_import_path(path) else entry_points(group=RULES_GROUP, name=path)
-    spec = next((found.value for found in offered), path)
+    places = sorted({found.value for found in offered})
+    if len(places) > 1:
+        raise UsageError(f"rule {path!r}: packages offer {' and '.join(places)} under this name; write one")
+    spec = places[0] if places else path
     kept = copy.deepcopy(dict(args or {}))
     made = load_plugin(PLUGIN, spec, copy.deepcopy(kept))
     cls = type(made)

@@ -138,7 +138,8 @@ def basket_chart(standings: Mapping[str, Mapping[str, Any]], metric: str) -> str
     axes.grid(axis="x", color=GRID, alpha=0.25, linewidth=0.8)
     label = f"{metric.replace('_', ' ')}{', %' if is_share(metric) else ''}"
     axes.set_xlabel(label, color=TEXT, fontsize=9, loc="right", labelpad=2)
-    axes.legend(**LEGEND)
+    if axes.lines:
+        axes.legend(**LEGEND)
     return _svg(figure, "baskets", f"{metric.replace('_', ' ').capitalize()} of each basket")
 
 

@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from scarcity_ray.config import to_plain
-from scarcity_ray.federation.evaluation import OUTSIDE_CLAIM
+from scarcity_ray.federation.evaluation import INSIDE_CLAIM, OUTSIDE_CLAIM
 from scarcity_ray.workloads.comparison import GOSSIP_RUNS, RULES, RUNS, UNATTACKED
 from scarcity_ray.workloads.config import RunConfig
 from scarcity_ray.workloads.records import Outcome, Summary
@@ -58,9 +58,12 @@ def render_report(config: RunConfig, outcome: Outcome) -> str:
         "metrics": [(name, as_figure(name, value)) for name, value in (summary.metrics or {}).items()],
         "comparison": comparison_rows(summary, GOSSIP_RUNS if by_gossip else RUNS),
         "attacks": attack_rows(summary),
+        "failed_runs": failed_runs(summary),
         "domains": domain_rows(outcome),
         "refused": refused_rows(summary),
         "outside_claim": OUTSIDE_CLAIM,
+        "inside_claim": INSIDE_CLAIM,
+        "private": private_rows(summary),
         "phases": [
             (phase, f"{seconds:.1f}")
             for phase, seconds in sorted(summary.seconds.items(), key=lambda item: -item[1])
@@ -131,6 +134,19 @@ def domain_rows(outcome: Outcome) -> tuple[tuple[str, ...], list[tuple[str, ...]
     return head, rows
 
 
+def private_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """Metrics that clients measured privately: mean, standard error, examples a client and their error."""
+    return [
+        (
+            name.replace("_", " "),
+            str(found) if found.mean is None else as_figure(name, found.mean),
+            "" if found.standard_error is None else as_figure(name, found.standard_error),
+            f"{found.examples:.3g} \N{PLUS-MINUS SIGN} {found.examples_error:.2g}",
+        )
+        for name, found in sorted(summary.private_evaluation.items())
+    ]
+
+
 def refused_rows(summary: Summary) -> list[tuple[str, str]]:
     """Clients with most refusals, by reason."""
     worst = sorted(summary.refused.items(), key=lambda item: (-sum(item[1].values()), item[0]))
@@ -188,6 +204,16 @@ def simulated_note(summary: Summary) -> str:
         f"fresh from the operating system, the simulation's comes from the seed{gossip}. Another run gives "
         "another figure."
     )
+
+
+def failed_runs(summary: Summary) -> list[str]:
+    """The runs beside that failed, whole or in part, and how."""
+    return [
+        f"{LABELS[run.run]}{'' if run.attack == 'none' else f' under {attack_name(run.attack)}'}: "
+        f"{run.failed.splitlines()[0]}"
+        for run in summary.runs
+        if run.failed
+    ]
 
 
 def epsilon(value: float) -> str:

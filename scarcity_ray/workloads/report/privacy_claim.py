@@ -26,7 +26,7 @@ def privacy_claim(
 
     Args:
         config: The federation's.
-        epsilon_spent: By the client that has spent most.
+        epsilon_spent: By the client that has spent most, in all periods of the budget together.
         is_lab: Whether there were simulated attackers or comparison runs.
     """
     if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
@@ -37,12 +37,13 @@ def privacy_claim(
             f"gossips in the whole run; the budget is ({config.total_epsilon:g}, {config.total_delta:g}).",
             "Protected: the values of any one client's accepted updates, over the whole run (neighbours "
             "differ in one client's values: replace-one). That a client took part is public.",
-            "Against: whoever sees every gossip message, the other members of its basket included. Nothing "
-            "else leaves a client, and there is no global model.",
+            "Against: whoever sees every gossip message, the other members of its basket included. There is "
+            "no global model.",
             "Not against: whoever operates the Ray cluster or can read its memory, where the clients' own "
             "states lie.",
-            "Outside the claim: baskets' own models are robust means of their members' own states, so they "
-            "and all metrics are computed without protection, and so was the choice of the settings.",
+            "Outside the claim: this driver reads clients' own models and the errors of their trainings as "
+            "they are; baskets' models, all metrics and the choice of the settings come from them without "
+            "protection.",
         )
     plan = make_plan(config)
     word = f" On trust: {plan.rule_claim}." if plan.rule_claim else ""
@@ -71,11 +72,14 @@ def _whom(config: HierarchicalFederationConfig, epsilon_spent: float, word: str)
             *rest,
             "Against: whoever sees every released global model. There is no gossip.",
         )
+    gossip = (
+        " A client's own noised gossip is counted in; each round of it is by itself "
+        f"({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-private against whoever "
+        "sees every message."
+    )
     return (
         "Protected: the values of any one client's accepted updates, over the whole run (neighbours differ "
         "in one client's values: replace-one). That a client took part, and which of its updates were "
         f"accepted, is public.{word}",
-        "Against: whoever sees every released global model. A client's own noised gossip is counted in; each "
-        f"round of it is by itself ({config.gossip.local_dp_epsilon:g}, {config.gossip.local_dp_delta:g})-"
-        "private against whoever sees every message.",
+        f"Against: whoever sees every released global model.{gossip if config.gossip_budget_share else ''}",
     )

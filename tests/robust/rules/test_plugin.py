@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import threading
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from scarcity_ray import (
     AggregationRule,
+    BasketConfig,
     ConfigError,
     HierarchicalFederationConfig,
     Layer1Aggregator,
@@ -29,6 +31,7 @@ D = 6
 C = 0.5
 ROWS = np.random.default_rng(0).normal(size=(9, D)).astype(np.float32)
 HERE = __name__
+RNG = np.random.default_rng(0)
 
 
 class Lying(np.ndarray):
@@ -93,6 +96,20 @@ def test_a_hostile_rule_leaves_a_finite_vector_within_the_clip_norm_or_none(give
     assert not np.shares_memory(model.aggregate, np.asarray(ANYTHING[gives]))
 
 
+class Odd(Exception):
+    """Notes which thread runs its own code."""
+
+    asked_by: ClassVar[set[threading.Thread]] = set()
+
+    def __str__(self) -> str:
+        self.asked_by.add(threading.current_thread())
+        return "odd"
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked_by.add(threading.current_thread())
+        return np.zeros(D)
+
+
 class Acts(AggregationRule):
     """Does one of several things."""
 
@@ -110,6 +127,10 @@ class Acts(AggregationRule):
             raise ValueError(f"a private value: {rows[0, 0]}")
         if self.act == "hang":
             time.sleep(0.4)
+        if self.act == "raise odd":
+            raise Odd
+        if self.act == "give odd":
+            return Odd()
         if self.act == "spoil":
             rows[:] = np.nan
             return np.zeros(rows.shape[1])
@@ -143,8 +164,15 @@ def test_a_rule_that_raises_or_hangs_fails_and_says_why():
     before = threading.active_count()
     for why in ("did not end within", "an earlier call runs on"):
         with pytest.raises(RuleFailed, match=why):
-            slow.whole(ROWS.copy(), 1, np.random.default_rng(0))
+            slow.whole(ROWS.copy(), 1, RNG)
     assert threading.active_count() == before + 1, "one call is left running, not two"
+
+
+@pytest.mark.parametrize(("act", "why"), [("raise odd", "it raised Odd: .*odd"), ("give odd", "gave a Odd")])
+def test_no_code_of_a_rule_runs_where_no_limit_of_time_holds(act, why):
+    with pytest.raises(RuleFailed, match=why):
+        load_rule(f"{HERE}:Acts", {"act": act}).whole(ROWS.copy(), 1, RNG)
+    assert threading.main_thread() not in Odd.asked_by
 
 
 def test_what_a_rule_draws_follows_from_the_seed_and_nothing_else():
@@ -182,6 +210,8 @@ class States(Acts):
         return self.least
 
     def sensitivity(self, num_rows: int, num_byzantine: int, clip_norm: float) -> Any:
+        if self.bound == "less for many":
+            return np.float32(2.0 if num_rows < 20 else 0.25)
         return 1 / self.bound if self.bound == 0 else self.bound
 
 
@@ -193,6 +223,8 @@ class States(Acts):
         ({"bound": float("nan"), "reference": "x"}, "not a positive number"),
         ({"bound": "0.5", "reference": "x"}, "not a positive number"),
         ({"bound": 0, "reference": "x"}, "raised ZeroDivisionError"),
+        ({"bound": "less for many"}, r"0.25, less than .* set sensitivity_reference"),
+        ({"bound": "less for many", "reference": None}, "set sensitivity_reference"),
         ({"least": 0}, "no int from 1 on"),
         ({"least": 2.5}, "no int from 1 on"),
     ],
@@ -204,6 +236,33 @@ def test_what_a_rule_states_is_checked_before_anything_starts(args, why):
                 layer1=Layer1Config(aggregation_method=f"{HERE}:States", rule_args=args)
             )
         )
+
+
+def test_a_smaller_bound_is_told_whatever_size_of_basket_it_is_for():
+    args = {"bound": "less for many", "reference": "lemma 7"}
+    for pre, told in (
+        ((), "n = 20, f = 4 one client moves its result by at most 0.25, not 2"),
+        (("arc",), ""),
+    ):
+        layer1 = Layer1Config(aggregation_method=f"{HERE}:States", rule_args=args, pre=pre)
+        claim = make_plan(HierarchicalFederationConfig(layer1=layer1)).rule_claim
+        assert told in claim
+        assert ("lemma 7" in claim) == bool(told), "behind pre-aggregation 2C is charged"
+
+
+def test_baskets_without_a_limit_are_planned_as_well():
+    basket = BasketConfig(min_clients=5, max_clients=10**9)
+    layer1 = Layer1Config(aggregation_method=f"{HERE}:Acts", byzantine_fraction=0.0)
+    settings = list(make_plan(HierarchicalFederationConfig(basket=basket, layer1=layer1)).rule_settings())
+    assert [n for n, _ in settings[:4]] == [5, 6, 7, 8]
+    assert settings[-1] == (10**9, 0)
+    assert len(settings) < 2000
+
+
+def test_arguments_are_what_a_file_can_hold():
+    for wrong in ({"a": object()}, {"a": {1, 2}}, {"a": np.ones(2)}, {1: 2}):
+        with pytest.raises(ConfigError, match="rule_args"):
+            Layer1Config(aggregation_method=f"{HERE}:Acts", rule_args=wrong)
 
 
 def test_an_entry_point_names_a_rule(monkeypatch, tmp_path):
@@ -220,5 +279,11 @@ def test_an_entry_point_names_a_rule(monkeypatch, tmp_path):
         atol=1e-6,
     )
     assert check_rule("lab_mean", most_byzantine=0).rule == "lab_mean"
+    (folder / "entry_points.txt").write_text("[scarcity_ray.rules]\nlab_mean = other:Mean\n")
+    shutil.copytree(folder, tmp_path / "other" / "rules_of_b-1.0.dist-info")
+    (folder / "entry_points.txt").write_text(f"[scarcity_ray.rules]\nlab_mean = {HERE}:Acts\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "other"))
+    with pytest.raises(UsageError, match=f"packages offer other:Mean and {HERE}:Acts under this name"):
+        load_rule("lab_mean")
     with pytest.raises(ConfigError, match="caf, lab_mean, or module:Class"):
         Layer1Config(aggregation_method="lab_median")
