@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
-from scarcity_ray.plan import BasketFacts, FederationPlan
+from scarcity_ray.plan import BasketFacts, FederationPlan, persons_of
 from scarcity_ray.robust import clip_vector, row_norms
 
 Rows = NDArray[np.float32]
@@ -24,10 +24,12 @@ class Releases:
     Attributes:
         plan: Of the federation; its clip norms do not adapt here.
         baskets: (clients,) the basket of each client.
+        persons: (clients,) its persons (records), where they are the unit of privacy; None: ``min_persons``.
     """
 
     plan: FederationPlan
     baskets: NDArray[np.int64]
+    persons: NDArray[np.int64] | None = None
     aggregator: Layer1Aggregator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,12 +42,13 @@ class Releases:
         """
         facts, vectors = [], {}
         for basket in np.unique(self.baskets).tolist():
-            inside = rows[self.baskets == basket]
-            present = inside[np.isfinite(row_norms(inside))]
-            name, members = str(basket), len(inside)
+            places = np.flatnonzero(self.baskets == basket)
+            came = places[np.isfinite(row_norms(rows[places]))]
+            present, name, members = rows[came], str(basket), len(places)
             waits = len(present) < self.plan.least_rows(members)
             f = self.plan.num_byzantine(members)
-            facts.append(BasketFacts(name, "", members, 0 if waits else len(present), f))
+            counts = None if self.persons is None or waits else persons_of(self.persons[came].tolist())
+            facts.append(BasketFacts(name, "", members, 0 if waits else len(present), f, num_persons=counts))
             if not waits:
                 vectors[name] = self.of_basket(present, members)
         if not vectors:

@@ -19,7 +19,7 @@ from scarcity_ray.errors import RuleFailed, UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.layers.server_model import ServerModel
-from scarcity_ray.plan import BasketFacts, FederationPlan
+from scarcity_ray.plan import BasketFacts, FederationPlan, persons_of
 from scarcity_ray.robust import clip_vector, row_norms
 from scarcity_ray.workloads.attacks import AttackConfig, BasketRule
 from scarcity_ray.workloads.scene import NO_ATTACK, Scene
@@ -144,7 +144,8 @@ def federated_delta(
     Args:
         rows: (clients, d) float32, as sent; NaN of clients that sent nothing.
         baskets: (clients,) the basket of each client.
-        num_examples: Of each client, for the rule ``weighted``; None: alike.
+        num_examples: Of each client, for the rule ``weighted``, and its persons (records) where they are the
+            unit of privacy; None: alike, with ``min_persons``.
     """
     layer1 = plan.config.layer1
     aggregator = Layer1Aggregator(layer1)
@@ -164,9 +165,14 @@ def federated_delta(
             facts.append(BasketFacts(name, "", members))
             continue
         models[name] = model
-        came = None if own is None else own[np.isfinite(inside).all(axis=1)]
+        finite = np.isfinite(inside).all(axis=1)
+        came = None if own is None else own[finite]
         share = None if came is None else float(came.max() / came.sum())
-        facts.append(BasketFacts(name, "", members, present, plan.num_byzantine(members), share))
+        persons = None
+        if plan.person_clip_norm is not None and num_examples is not None:
+            persons = persons_of(np.asarray(num_examples)[here][finite].tolist(), came)
+        f = plan.num_byzantine(members)
+        facts.append(BasketFacts(name, "", members, present, f, share, num_persons=persons))
     if not models:
         return SimulatedRelease(np.zeros(rows.shape[1], np.float32), 0.0, rule_failures=failures)
     release = plan.release(facts)

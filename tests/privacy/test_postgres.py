@@ -478,10 +478,11 @@ def test_a_password_is_in_no_error(postgres_server, postgres_url):
 
 
 def test_no_process_list_shows_the_password(postgres_server, postgres_url):
-    begin(postgres_url)
+    budget = begin(postgres_url)
     with psycopg.connect(postgres_url) as connection:
         seen = str(connection.execute("SELECT * FROM pg_stat_activity").fetchall())
     assert "scarcity_ray ledger" in seen
+    assert not budget.status(0.1).taken_over
     for process in filter(str.isdigit, os.listdir("/proc")):
         try:
             seen += Path("/proc", process, "cmdline").read_text(errors="replace")

@@ -101,6 +101,7 @@ def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget
         "elapsed": 1.0,
         "training": {},
         "clients": {},
+        "private_evaluation": {},
     }
 
 

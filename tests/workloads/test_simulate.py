@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scarcity_ray.config import AggregationMethod
+from scarcity_ray.config import AggregationMethod, PrivacyConfig
 from scarcity_ray.layers import Layer1Aggregator
 from scarcity_ray.plan import make_plan
 from scarcity_ray.robust import aggregate
@@ -82,6 +82,18 @@ def test_a_weighted_mean_weighs_by_examples_and_its_noise_covers_the_heaviest():
     heavy = np.array([4, 30, 40, 6]) @ rows[4:] / 80
     np.testing.assert_allclose(made.delta, (np.array([1, 2, 3]) @ rows[:3] / 6 + heavy) / 2, atol=1e-6)
     assert made.sigma == pytest.approx(2 * 0.5 * max(3 / 6, 40 / 80) / plan.mu_release, rel=1e-3)
+
+
+def test_where_a_record_is_the_unit_the_noise_is_for_one_of_the_smallest_clients():
+    federation = load_run(QUICKSTART).federation
+    privacy = PrivacyConfig(unit="record", person_clip_norm=0.5, min_persons=10)
+    federation = replace(federation, privacy=privacy, gossip_budget_share=0.0)
+    plan = make_plan(replace(federation, layer1=replace(federation.layer1, clip_norm=0.5)))
+    rows, baskets = np.zeros((26, 250), np.float32), np.repeat([0, 1], 13)
+    examples = np.where(np.arange(26) == 5, 400, 1000)
+    made = federated_delta(rows, baskets, plan, examples.tolist())
+    assert made.sigma == pytest.approx(2 * 0.5 / 400 / 9 / 2 / plan.mu_release, rel=0.05)
+    assert federated_delta(rows, baskets, plan).sigma == pytest.approx(40 * made.sigma, rel=0.05)
 
 
 def test_a_baskets_vector_is_mixed_as_the_config_says():
