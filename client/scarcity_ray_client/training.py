@@ -296,7 +296,7 @@ def _update(
         )
     metrics = _metrics(trained.metrics)
     if start.min_persons is not None:
-        _check_persons(trained, start.min_persons)
+        _check_persons(trained, start.min_persons, codec)
     if trained.model is not None:
         delta = codec.delta_from(start.numbers, trained.model)
     else:
@@ -312,7 +312,7 @@ def _update(
     return Update(client.client_id, round_id, delta, count, metrics, trained.num_persons)
 
 
-def _check_persons(trained: Trained[Model], min_persons: int) -> None:
+def _check_persons(trained: Trained[Model], min_persons: int, codec: ModelCodec[Model]) -> None:
     """Refuse what the claim about one person does not cover, or is not told of (docs/privacy_units.md)."""
     if trained.model is not None:
         raise _WrongResult(
@@ -325,6 +325,11 @@ def _check_persons(trained: Trained[Model], min_persons: int) -> None:
             "num_persons is missing, which persons or records as the unit of privacy need; give "
             "Trained(delta=-mean.row, num_persons=mean.num_persons), with mean by person_gradient or "
             "person_mean"
+        )
+    if narrow := codec.narrow(trained.delta):
+        raise _WrongResult(
+            f"delta= is rounded to float16 or bfloat16 ({', '.join(narrow)}): one person may move that "
+            "further than the claim allows for; give float32 or float64"
         )
     if trained.num_persons < min_persons:
         raise TooFewPersons(

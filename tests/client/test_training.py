@@ -105,6 +105,11 @@ def test_where_persons_are_the_unit_an_update_is_a_delta_of_enough_persons():
     for sent, cause, words in [
         ({"model": START}, Cause.WRONG_RESULT, "model= is not accepted where persons"),
         ({**delta, "num_examples": 900}, Cause.WRONG_RESULT, "num_persons is missing"),
+        (
+            {"delta": np.ones(3, np.float16), "num_persons": 10},
+            Cause.WRONG_RESULT,
+            "rounded to float16 or bfloat16 (array)",
+        ),
         ({**delta, "num_persons": 9}, Cause.TOO_FEW_PERSONS, "9 is below privacy.min_persons = 10"),
     ]:
         refusal = tried(lambda model, sent=sent: Trained(**sent), min_persons=10)

@@ -202,6 +202,11 @@ class ModelCodec(Generic[Model]):
         places = [(memory(leaf), memory(same)) for leaf, same in both]
         return any(a is not None and b is not None and a[:2] == b[:2] for a, b in places)
 
+    def narrow(self, delta: object) -> tuple[str, ...]:
+        """Names of a delta's parts that were rounded to less than float32, whose rounding may be large."""
+        parts = describe(named_leaves(self._form.tree(delta)))
+        return tuple(part.name for part in parts if part.dtype in ("float16", "bfloat16"))
+
     def differing(self, model: Model) -> tuple[str, ...]:
         """Names of a model's parts that are not trained and differ from those that `decode` gives."""
         trained = {part.name for part in self.trained}
