@@ -195,7 +195,10 @@ class PrivateVisits(FrequentVisits):
     def clients(self) -> list[Client]:
         """One a hospital, with its number of records (persons)."""
         return [
-            replace(client, num_examples=len(np.unique(held.persons))) if self.unit == "person" else client
+            replace(
+                client,
+                num_persons=len(np.unique(held.persons)) if self.unit == "person" else len(held.labels),
+            )
             for client, held in zip(super().clients(), self._dealt[0], strict=True)
         ]
 

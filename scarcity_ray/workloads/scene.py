@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.config import stream
+from scarcity_ray.plan import FederationPlan
 from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft, make_attack, poisons
 from scarcity_ray.workloads.config import Job, TrainingConfig, asked
 from scarcity_ray_client import Client, ModelCodec, Refusal, Update, Workload, checked_metrics, train_clients
@@ -65,10 +66,15 @@ class Scene:
         """(d,) the initial model."""
         return self.codec.encode(self.workload.initial_model())
 
-    @property
-    def num_examples(self) -> list[int]:
-        """Of each client."""
-        return [client.num_examples for client in self.clients]
+    def counts(self, plan: FederationPlan) -> list[int]:
+        """What each client states with an update: its examples, or its persons where these are the unit.
+
+        A client that names no persons beforehand counts with as many as it must have.
+        """
+        least = plan.config.privacy.min_persons
+        if least is None:
+            return [client.num_examples for client in self.clients]
+        return [client.num_persons or least for client in self.clients]
 
     def chosen(self, number: int) -> NDArray[np.int64]:
         """The places of the clients that train in a round."""

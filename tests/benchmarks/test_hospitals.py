@@ -41,7 +41,7 @@ def test_rows_are_those_that_the_workload_trains(trial, unit):
         client = job.clients[place]
         trained = (job.workload.poison if poisoned[place] else job.workload.train)(model, client, 0)
         np.testing.assert_allclose(job.codec.encode(trained.delta), rows[place], atol=1e-7)
-        assert trained.num_examples == client.num_examples == counts[place]
+        assert trained.num_persons == client.num_persons == counts[place]
 
 
 def test_attackers_lie_where_the_placement_says(trial):
