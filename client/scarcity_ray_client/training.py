@@ -145,7 +145,7 @@ def train_clients(
     on_failure: Callable[[str], None] | None = None,
     min_persons: int | None = None,
 ) -> list[Update | Refusal]:
-    """Trains many clients: by `Workload.train_many` where the workload has one, else one after another.
+    """Trains clients: several by `Workload.train_many` where the workload has one, else one after another.
 
     Guarantees:
         A failure of one client refuses that client alone.
@@ -178,7 +178,7 @@ def train_clients(
     rows = given if given.ndim == 2 else [given] * len(clients)
     outcomes: dict[int, Update | Refusal] = {}
     honest = [place for place, client in enumerate(clients) if client.client_id not in poisoned]
-    if honest and type(workload).train_many is not Workload.train_many:
+    if len(honest) > 1 and type(workload).train_many is not Workload.train_many:
         if given.ndim == 2:
             starts = [_Start(codec, rows[place], min_persons) for place in honest]
         else:
