@@ -6,8 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any
 
 import click
 from rich.console import Console
@@ -31,44 +32,36 @@ def under_way(progress: TrainingProgress) -> str:
     return f"{progress.num_done} of {progress.num_due} clients{left}{slowest}"
 
 
-class Lines:
-    """A context manager that does nothing, as lines need no beginning and no end.
+class Seldom:
+    """Whether it is time again: when so many seconds have passed since it was, or since this was made."""
 
-    Args:
-        every_seconds: Progress within a round is told so often at most.
-    """
-
-    def __init__(self, every_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, every_seconds: float, clock: Callable[[], float]) -> None:
         self._every_seconds, self._clock = every_seconds, clock
-        self._told = clock()
+        self._last = clock()
 
-    def __enter__(self) -> Self:
-        return self
+    def is_due(self) -> bool:
+        """Whether it is time, which begins the wait anew."""
+        now = self._clock()
+        if now < self._last + self._every_seconds:
+            return False
+        self._last = now
+        return True
+
+
+class JsonLines(AbstractContextManager["JsonLines"]):
+    """Each event as one JSON object a line on what is standard output as this is made."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seldom = Seldom(1.0, clock)
+        self._out = sys.stdout
 
     def __exit__(self, *ending: object) -> None:
         pass
 
     def progress(self, progress: TrainingProgress) -> None:
-        """Tell of clients that have trained, if nothing was told for some time."""
-        if self._clock() >= self._told + self._every_seconds:
-            self._told = self._clock()
-            self.tell(progress)
-
-    def tell(self, progress: TrainingProgress) -> None:
-        """Print a round's progress."""
-        raise NotImplementedError
-
-
-class JsonLines(Lines):
-    """Each event as one JSON object a line on what is standard output as this is made."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(1.0, clock)
-        self._out = sys.stdout
-
-    def tell(self, progress: TrainingProgress) -> None:
-        """Print a round's progress."""
-        self.event("progress", asdict(progress))
+        """Tell of clients that have trained, once a second at most."""
+        if self._seldom.is_due():
+            self.event("progress", asdict(progress))
 
     def phase(self, name: str) -> None:
         """Say that a phase begins."""
@@ -83,17 +76,21 @@ class JsonLines(Lines):
         click.echo(json.dumps({"event": kind, **content}), file=self._out)
 
 
-class PlainLines(Lines):
+class PlainLines(AbstractContextManager["PlainLines"]):
     """A line a phase and a round, for logs and pipes."""
 
     def __init__(self, console: Console, rounds: int, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(10.0, clock)
+        self._seldom = Seldom(10.0, clock)
         self._console = console
         self._rounds = rounds
 
-    def tell(self, progress: TrainingProgress) -> None:
-        """Print a round's progress."""
-        self._console.print(f"  {under_way(progress)}", markup=False, highlight=False, soft_wrap=True)
+    def __exit__(self, *ending: object) -> None:
+        pass
+
+    def progress(self, progress: TrainingProgress) -> None:
+        """Tell of clients that have trained, every ten seconds at most."""
+        if self._seldom.is_due():
+            self._console.print(f"  {under_way(progress)}", markup=False, highlight=False, soft_wrap=True)
 
     def phase(self, name: str) -> None:
         """Say that a phase begins."""
