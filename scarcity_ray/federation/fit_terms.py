@@ -32,7 +32,7 @@ class Stopped(StrEnum):
     NO_IMPROVEMENT = "no_improvement"
     """`EarlyStopping` said so."""
     EVALUATION = "evaluation"
-    """`evaluate` raised, after a release."""
+    """`evaluate` raised after a release, or every client's `evaluate_client` did."""
 
 
 @runtime_checkable

@@ -370,7 +370,11 @@ class Fitting(Generic[Model]):
             self._run_tasks(training, spec, deliver, self._terms.on_progress)
         finally:
             self._phases["training"] = self._clock() - began - self._phases["submission"]
-        _refuse_if_all_failed(training, "")
+        if (first := training.all_failed()) is not None:
+            raise UsageError(
+                f"all {training.num_sampled} clients of round {training.round_id} failed; the first: "
+                f"{first}\n{first.traceback}"
+            )
         with self._timed("submission"):
             submitting.finish(self._clip_norm)
 
@@ -488,9 +492,13 @@ class Fitting(Generic[Model]):
         try:
             return checked_metrics(self._workload.evaluate(self._codec.decode(self._model.handed_out)))
         except Exception as error:
-            self._evaluation_error = f"evaluate, after round {round_id}: {told(error)}"
-            logger.error("%s", self._evaluation_error)
+            self._fail_evaluation(f"evaluate, after round {round_id}: {told(error)}")
             return {}
+
+    def _fail_evaluation(self, why: str) -> None:
+        """Have the rounds end, with the model that is there, since it is paid for."""
+        self._evaluation_error = why
+        logger.error("%s", why)
 
     def _evaluated_by_clients(
         self, round_id: int, groups: Sequence[Group]
@@ -504,7 +512,10 @@ class Fitting(Generic[Model]):
             return self._spec(evaluating, group, evaluate_group, vector)
 
         self._run_tasks(evaluating, spec, lambda held: answers.extend(one for one, _ in held))
-        _refuse_if_all_failed(evaluating, "evaluate_client: ")
+        if (first := evaluating.all_failed()) is not None:
+            self._fail_evaluation(
+                f"evaluate_client, after round {round_id}: all {count} clients failed; the first: {first}"
+            )
         return self._by_domain([one for one in answers if one.metrics]), evaluating.refusals
 
     def _by_domain(self, answers: Sequence[Answer]) -> dict[str, MeanMetrics]:
@@ -623,14 +634,6 @@ class Submitting:
             # What `train_clients` gives is a row of numbers: one that is none was lost on its way.
             is_lost = receipt.reason is Rejection.NOT_NUMERIC
             self.refused.append((answer.client_id, Cause.LOST if is_lost else str(receipt.reason)))
-
-
-def _refuse_if_all_failed(training: TrainingRound, what: str) -> None:
-    if (first := training.all_failed()) is not None:
-        raise UsageError(
-            f"{what}all {training.num_sampled} clients of round {training.round_id} failed; the first: "
-            f"{first}\n{first.traceback}"
-        )
 
 
 __all__ = ["Adversary", "FitResult", "FitTerms", "Fitting", "RoundRecord", "Stopped", "TrainingProgress"]

@@ -289,6 +289,20 @@ def test_clients_evaluate_the_model_of_their_round(open_federation: Open) -> Non
         open_federation(SETTINGS).fit(Towards(), rounds=1, evaluate_clients=True)
 
 
+def test_if_no_client_can_evaluate_the_rounds_end_with_the_model(open_federation: Open) -> None:
+    class Blind(Towards):
+        def evaluate_client(self, model: dict[str, Any], client: Client) -> dict[str, float]:
+            raise OSError("no such table")
+
+    result = open_federation(SETTINGS).fit(Blind(), rounds=3, evaluate_clients=True)
+    assert result.stopped is Stopped.EVALUATION
+    assert result.explanation.startswith("evaluate_client, after round 0: all 6 clients failed; the first: ")
+    assert "OSError: no such table" in result.explanation
+    assert result.history[0].refusals == {"evaluation_raised": 6}
+    assert result.history[0].versions == (1,)
+    assert result.vector.any()
+
+
 def test_a_round_tells_its_progress_and_its_costs(open_federation: Open) -> None:
     told: list[Any] = []
     fed = open_federation(SETTINGS)
