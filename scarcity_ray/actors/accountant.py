@@ -123,6 +123,11 @@ class Accountant(Role):
         return self._opened(now).status(self._mu_reserved)
 
     @query
+    def releases_since(self, head_hash: str, now: float) -> int:
+        """Central releases that were charged after the ledger had this head; all, if it is empty."""
+        return self._opened(now).releases_since(head_hash)
+
+    @query
     def budget_period(self, now: float) -> int:
         """The number of renewals so far; clients sign their updates for it."""
         return self._opened(now).period

@@ -293,6 +293,15 @@ class DurableBudget:
             event = Renewal(asked.total_epsilon, asked.total_delta, operator, details or None)
             self._note(self._ledger.append(event, charge_id=renewal_id, now=now))
 
+    def releases_since(self, head_hash: str) -> int:
+        """Central releases that were charged after the ledger had this head; all, if it is empty."""
+        with self._standing():
+            counting, number = not head_hash, 0
+            for row in self._ledger.rows():
+                number += counting and isinstance(row.event, ReleaseCharge)
+                counting = counting or row.hash == head_hash
+            return number
+
     def read_only_reason(self, next_release_mu: float) -> str:
         """Why the next configured central release cannot be charged, as in `status`; empty if it can."""
         with self._standing():
