@@ -125,6 +125,11 @@ class GossipCharge:
 
 
 @dataclass(frozen=True)
+class RowCharge(GossipCharge):
+    """One row of each of some clients, which each noises before it sends it; charged to that client alone."""
+
+
+@dataclass(frozen=True)
 class VoidedRelease:
     """A release is given up before it is charged, for good."""
 
@@ -148,13 +153,16 @@ class UnknownEvent:
     kind: str
 
 
-Event = Genesis | WriterEpoch | ReleaseCharge | GossipCharge | VoidedRelease | Renewal | UnknownEvent
+Event = (
+    Genesis | WriterEpoch | ReleaseCharge | GossipCharge | RowCharge | VoidedRelease | Renewal | UnknownEvent
+)
 
 _TYPES: dict[str, type[Event]] = {
     "genesis": Genesis,
     "writer": WriterEpoch,
     "release": ReleaseCharge,
     "gossip": GossipCharge,
+    "row": RowCharge,
     "void": VoidedRelease,
     "renewal": Renewal,
 }
