@@ -155,7 +155,7 @@ class Trial:
         config = load(
             HierarchicalFederationConfig, {**self.job["federation"], "vector_dim": len(self.initial)}
         )
-        rule, sigma = AggregationMethod(arm.rule), None
+        rule, sigma = AggregationMethod(arm.rule.replace(PLAIN_MEAN, "mean")), None
         if arm.at_source:
             sigma = site_sigma(config, arm.rounds or self.job["training"]["rounds"])
         radius = None
@@ -317,7 +317,8 @@ def _site(trial: Trial, arm: Arm, rounds: int) -> _Site | None:
         return None
     plan, dimension = trial.plan(arm), len(trial.initial)
     sigma, least = site_sigma(plan.config, rounds), plan.config.privacy.min_persons or 1
-    sigmas = arm.noisy * sigma * least / trial.num_units(arm.unit)[:, None]
+    counts = np.ones(trial.num_sites) if arm.unit == "client" else trial.num_units(arm.unit)
+    sigmas = arm.noisy * sigma * least / counts[:, None]
     still = np.zeros((trial.num_sites, dimension))
     return _Site(arm.momentum, sigmas, still, still, _longest(trial.clip_norm, sigma, dimension))
 
