@@ -2,7 +2,7 @@
 
 ``python -m benchmarks hospitals [--seeds 15] [--first 0] [--noise central|site] [--format json]``. Reads
 ``configs/hospitals.yaml`` and trains it as arithmetic, without Ray. Of each rule and attack the loss is the
-AUC of the same training without noise and attack (the plain mean of all hospitals' rows), less the rule's own,
+AUC of the same training without noise and attack (the plain mean of all hospitals' rows), less the rule's,
 paired by seed: its mean, and the upper end of its one-sided 95 % interval (Student's t). At other seeds data
 are dealt, and attackers and noise drawn, anew. *Central*: releases are noised. *Site*: each hospital noises
 its rows, in more rounds (`AT_SITE`) and with momentum over noised rows; the losses are against the same AUC.
