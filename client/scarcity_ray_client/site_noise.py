@@ -113,6 +113,11 @@ class SiteNoise:
         """
         return self.clip_norm + self.sigma(self.min_persons) * (math.sqrt(self.dimension) + 3.0)
 
+    def whole_client(self, num_persons: int) -> float:
+        """How many times as far as one of its persons a whole client moves its row: 2 C, not 2 C / n."""
+        moved = self.clip_norm * (2.0 + ROW_SLACK) / self.step(num_persons) + math.sqrt(self.dimension)
+        return moved / self.sensitivity(num_persons)
+
     def noised(
         self, row: npt.ArrayLike, num_persons: int, noise: NoiseSource | None = None, stream: str = ""
     ) -> npt.NDArray[np.float32]:

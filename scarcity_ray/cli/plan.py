@@ -295,7 +295,7 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
         return {}
     unit = claim.unit.value
     return {
-        "unit": f"{unit}, against whoever sees every release (central noise)",
+        "unit": f"{unit}, against {claim.against} ({claim.noise.value} noise)",
         "norm_of_a_contribution_at_most": claim.person_clip_norm,
         f"least_{unit}s_of_a_client": claim.min_persons,
         "membership_advantage_at_most": claim.membership_advantage,
