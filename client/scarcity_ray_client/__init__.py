@@ -29,8 +29,11 @@ from scarcity_ray_client.persons import (
 )
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
+from scarcity_ray_client.site_noise import SiteNoise, noised_row
 from scarcity_ray_client.training import (
     Cause,
+    Noising,
+    Outbox,
     Refusal,
     Update,
     evaluate_client,
@@ -50,6 +53,8 @@ __all__ = [
     "ModelRefused",
     "ModelWarning",
     "NoisedMean",
+    "Noising",
+    "Outbox",
     "Part",
     "PersonMean",
     "PrivateEvaluation",
@@ -59,6 +64,7 @@ __all__ = [
     "ScarcityError",
     "ScarcityWarning",
     "SigningScope",
+    "SiteNoise",
     "SoftmaxModel",
     "TanhMlp",
     "TooFewPersons",
@@ -75,6 +81,7 @@ __all__ = [
     "load_model",
     "load_workload",
     "local_steps",
+    "noised_row",
     "person_gradient",
     "person_mean",
     "proximal_gradient",

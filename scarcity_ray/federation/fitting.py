@@ -71,6 +71,7 @@ from scarcity_ray_client import (
     Cause,
     Client,
     ModelCodec,
+    Noising,
     PrivateMetric,
     Refusal,
     Workload,
@@ -79,7 +80,6 @@ from scarcity_ray_client import (
 )
 from scarcity_ray_client.errors import ModelRefused, ModelWarning, shown
 from scarcity_ray_client.loading import source_folder, told
-from scarcity_ray_client.training import Noising
 
 Model = TypeVar("Model")
 

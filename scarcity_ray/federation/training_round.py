@@ -28,13 +28,13 @@ from scarcity_ray_client import (
     Cause,
     Client,
     ModelCodec,
+    Noising,
     PrivateEvaluation,
     Refusal,
     Workload,
     evaluate_client,
     train_clients,
 )
-from scarcity_ray_client.training import Noising
 
 Model = TypeVar("Model")
 Group = tuple[Client, ...]

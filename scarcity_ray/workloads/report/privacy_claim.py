@@ -115,6 +115,6 @@ def _of_noised_rows(
         "cluster, which sends rows with submit_update.",
         *((_LAB,) if is_lab else ()),
         "Outside the claim: what clients tell (metrics, errors) reaches the driver as it is, and settings "
-        "may have been chosen by clients' data. Metrics on test data cost nothing if no client's data are among "
-        "them: they see released models alone.",
+        "may have been chosen by clients' data. Metrics on test data cost nothing if no client's data are "
+        "among them: they see released models alone.",
     )
