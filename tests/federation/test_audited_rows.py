@@ -1,6 +1,6 @@
 """Rows that a client noises, audited as their readers see them: below the claim, and above it where broken.
 
-A step at a time, with all else known: two sites that differ in one person, many rows of each, and lower bounds
+A step at a time, with all else known: two sites that differ in one person, many rows of each, lower bounds
 on mu of which each is wrong with probability at most 1e-6 (`benchmarks.lab.audit`).
 """
 
