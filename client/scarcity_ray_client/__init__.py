@@ -27,6 +27,7 @@ from scarcity_ray_client.persons import (
     person_mean,
     standardise,
 )
+from scarcity_ray_client.policy import Policy, SignedPolicy
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
 from scarcity_ray_client.site_noise import SiteNoise, noised_row
@@ -57,12 +58,14 @@ __all__ = [
     "Outbox",
     "Part",
     "PersonMean",
+    "Policy",
     "PrivateEvaluation",
     "PrivateMetric",
     "RecordGradients",
     "Refusal",
     "ScarcityError",
     "ScarcityWarning",
+    "SignedPolicy",
     "SigningScope",
     "SiteNoise",
     "SoftmaxModel",

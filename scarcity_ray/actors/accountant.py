@@ -9,11 +9,12 @@ Guarantees:
         period, name and pair of totals. The ledger keeps the key and is opened with no other.
     a_release_is_charged_or_given_up_never_both
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
+    a_client_is_left_out_before_a_release_would_pass_its_ceiling: On record, before anybody is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
 from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray_client.identity import IdentityKeyPair
+from scarcity_ray_client.policy import SignedPolicy
 
 
 class Accountant(Role):
@@ -64,11 +66,18 @@ class Accountant(Role):
             self._budget = self._open_budget(now=now)
         return self._budget
 
-    def charge_release(self, charge_id: str, mu: float, now: float, details: dict[str, Any]) -> Charge:
-        """Charge one Layer 2 release; the answer is durable."""
+    def charge_release(
+        self,
+        charge_id: str,
+        mu: float,
+        now: float,
+        details: dict[str, Any],
+        num_left_out: int | None = None,
+    ) -> Charge:
+        """Charge one Layer 2 release; the answer is durable. See `DurableBudget.charge_release`."""
         budget = self._opened(now)
         try:
-            charge = budget.charge_release(charge_id, mu, now=now, details=details)
+            charge = budget.charge_release(charge_id, mu, now=now, details=details, num_left_out=num_left_out)
         except LedgerTakenOver as error:
             return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
         return replace(charge, is_last=budget.read_only_reason(self._mu_reserved) != "")
@@ -91,7 +100,9 @@ class Accountant(Role):
         """
         budget = self._opened(now)
         try:
-            allowed = budget.charge_gossip(charge_id, client_ids, mu, now=now, details=details)
+            allowed = budget.charge_gossip(
+                charge_id, client_ids, mu, now=now, details=details, reserve=self._mu_reserved
+            )
         except LedgerTakenOver as error:
             return (), budget.head_hash, str(error)
         return allowed, budget.head_hash, ""
@@ -112,6 +123,25 @@ class Accountant(Role):
         """Those of the clients whose budget has room for one more row that they noise themselves."""
         return self._opened(now).affordable(client_ids, self._mu_row)
 
+    def set_policies(self, policies: Sequence[SignedPolicy], now: float) -> tuple[str, ...]:
+        """Put clients under the ceilings that they signed, durably; why those that are refused are."""
+        budget = self._opened(now)
+        answers = [budget.set_policy(signed, now=now) for signed in policies]
+        return tuple(answer for answer in answers if answer)
+
+    def leave_out(self, now: float) -> int:
+        """Leave out the clients whose ceilings have no room for the next release; how many are left out."""
+        budget = self._opened(now)
+        try:
+            return budget.leave_out(self._mu_reserved, now=now)
+        except LedgerTakenOver:
+            return len(budget.left_out())
+
+    @query
+    def left_out(self, since: int, now: float) -> tuple[str, ...]:
+        """Who is left out, in the order in which it happened, without the first `since`."""
+        return self._opened(now).left_out(since)
+
     @query
     def read_only_reason(self, now: float) -> str:
         """Why nothing more is released; empty while a release fits."""
@@ -121,6 +151,11 @@ class Accountant(Role):
     def status(self, now: float) -> BudgetStatus:
         """What is left and what was spent."""
         return self._opened(now).status(self._mu_reserved)
+
+    @query
+    def releases_since(self, head_hash: str, now: float) -> int:
+        """Central releases that were charged after the ledger had this head; all, if it is empty."""
+        return self._opened(now).releases_since(head_hash)
 
     @query
     def budget_period(self, now: float) -> int:
