@@ -54,8 +54,8 @@ class ClientMigration:
     gossip: GossipMigration
     local_state: Row | None
     meta: MetaReport | None
-    momentum: Row | None
     reputation: Reputation | None
+    momentum: Row | None = None
 
 
 class Basket:
@@ -144,12 +144,15 @@ class Basket:
         """Remove a client that moves, with its state; a fresh aggregate that contains it is discarded."""
         self.members.pop(client_id, None)
         self.latest.discard_if_of(client_id)
+        state, meta, momentum = self.states.take(client_id)
         return ClientMigration(
             client_id,
             self._buffer.take_client(client_id),
             self._gossip.take_client(client_id),
-            *self.states.take(client_id),
+            state,
+            meta,
             self._reputations.take(client_id),
+            momentum,
         )
 
     def put(self, moved: ClientMigration) -> None:
@@ -181,6 +184,7 @@ class Basket:
                     self.states.get(client_id) if has_states else None,
                     None,
                     self._reputations.kept(client_id),
+                    self.states.momentum(client_id),
                 )
             )
         return BasketState(

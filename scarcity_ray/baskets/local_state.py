@@ -125,7 +125,13 @@ class LocalStates:
         held = self._rows.pop(client_id, None), self._meta.pop(client_id, None)
         return *held, self._momenta.pop(client_id, None)
 
-    def put(self, client_id: str, row: Row | None, meta: MetaReport | None, momentum: Row | None) -> None:
+    def momentum(self, client_id: str) -> Row | None:
+        """A client's momentum; None before its first aggregate."""
+        return self._momenta.get(client_id)
+
+    def put(
+        self, client_id: str, row: Row | None, meta: MetaReport | None, momentum: Row | None = None
+    ) -> None:
         """Add what `take` returned elsewhere."""
         if momentum is not None:
             self._momenta[client_id] = np.array(momentum, np.float32)
