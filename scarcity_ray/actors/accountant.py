@@ -8,6 +8,8 @@ Guarantees:
     a_renewal_needs_the_operators_signature: With an operator's key; the signature is for one federation,
         period, name and pair of totals. The ledger keeps the key and is opened with no other.
     a_release_is_charged_or_given_up_never_both
+    a_release_of_another_step_is_not_charged: Under a schedule of noise; nor one with another mu than its
+        step's.
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
 """
 
@@ -23,6 +25,7 @@ from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.ledger.budget import DurableBudget
 from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
+from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray_client.identity import IdentityKeyPair
 
@@ -32,7 +35,7 @@ class Accountant(Role):
 
     Args:
         open_budget: `DurableBudget.open` with every argument but `now`.
-        mu_reserved: The charge of one release, 0 if none is made; once it does not fit, all is read-only.
+        schedule: What each release is charged; once the next does not fit, all is read-only.
         folder: The folder to make for a new ledger's file.
         private_folder: Whether the folder must be this user's alone.
         operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: everybody may renew.
@@ -41,7 +44,7 @@ class Accountant(Role):
     def __init__(
         self,
         open_budget: Callable[..., DurableBudget],
-        mu_reserved: float,
+        schedule: NoiseSchedule,
         folder: Path | None = None,
         private_folder: bool = False,
         operator_key: str | None = None,
@@ -51,7 +54,7 @@ class Accountant(Role):
         self._folder = folder
         self._make_folder = make_private_folder if private_folder else make_folder
         self._operator_key = None if operator_key is None else bytes.fromhex(operator_key)
-        self._mu_reserved = mu_reserved
+        self._schedule = schedule
         self._budget: DurableBudget | None = None
 
     def _opened(self, now: float) -> DurableBudget:
@@ -61,14 +64,28 @@ class Accountant(Role):
             self._budget = self._open_budget(now=now)
         return self._budget
 
-    def charge_release(self, charge_id: str, mu: float, now: float, details: dict[str, Any]) -> Charge:
-        """Charge one Layer 2 release; the answer is durable."""
+    def charge_release(
+        self, charge_id: str, mu: float, now: float, details: dict[str, Any], step: Step | None = None
+    ) -> Charge:
+        """Charge one Layer 2 release; the answer is durable.
+
+        Args:
+            step: Where its schedule of noise says that the ledger stands; None under constant noise.
+        """
         budget = self._opened(now)
+        if not self._schedule.accepts(mu, step):
+            why = "it is charged another mu than its step in the schedule of noise"
+            return Charge(False, why, self._status(budget).epsilon_spent, budget.head_hash, is_outdated=True)
         try:
-            charge = budget.charge_release(charge_id, mu, now=now, details=details)
+            charge = budget.charge_release(charge_id, mu, now=now, details=details, step=step)
         except LedgerTakenOver as error:
-            return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
-        return replace(charge, is_last=budget.read_only_reason(self._mu_reserved) != "")
+            return Charge(False, str(error), self._status(budget).epsilon_spent, budget.head_hash)
+        return replace(charge, is_last=self._why_read_only(budget) != "")
+
+    @query
+    def step(self, now: float) -> Step:
+        """Where the ledger stands before the next release."""
+        return self._opened(now).step
 
     def void_release(self, charge_id: str, now: float, details: dict[str, Any]) -> bool:
         """Refuse a release for ever unless it was charged; whether it is refused. The answer is durable."""
@@ -96,12 +113,12 @@ class Accountant(Role):
     @query
     def read_only_reason(self, now: float) -> str:
         """Why nothing more is released; empty while a release fits."""
-        return self._opened(now).read_only_reason(self._mu_reserved)
+        return self._why_read_only(self._opened(now))
 
     @query
     def status(self, now: float) -> BudgetStatus:
         """What is left and what was spent."""
-        return self._opened(now).status(self._mu_reserved)
+        return self._status(self._opened(now))
 
     @query
     def budget_period(self, now: float) -> int:
@@ -112,7 +129,7 @@ class Accountant(Role):
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
         budget = self._opened(now)
-        return (0.0, 0.0) if budget.status(self._mu_reserved).read_only else budget.remaining(client_id)
+        return (0.0, 0.0) if self._status(budget).read_only else budget.remaining(client_id)
 
     @query
     def was_charged(self, client_id: str, now: float) -> bool:
@@ -136,7 +153,7 @@ class Accountant(Role):
         budget = self._opened(now)
         details: dict[str, Any] = {}
         if self._operator_key is not None and not budget.was_renewed(renewal_id):
-            status = budget.status(self._mu_reserved)
+            status = self._status(budget)
             message = renewal_message(
                 status.federation_id, status.period, total_epsilon, total_delta, operator
             )
@@ -153,7 +170,20 @@ class Accountant(Role):
         budget.renew(
             total_epsilon, total_delta, now=now, operator=operator, renewal_id=renewal_id, details=details
         )
-        return budget.status(self._mu_reserved)
+        return self._status(budget)
+
+    def _why_read_only(self, budget: DurableBudget) -> str:
+        return budget.read_only_reason(self._schedule.mu(budget.step))
+
+    def _status(self, budget: DurableBudget) -> BudgetStatus:
+        step = budget.step
+        mu = self._schedule.mu(step)
+        return replace(
+            budget.status(mu),
+            releases_charged=step.number,
+            releases_left=self._schedule.num_left(step),
+            next_mu=mu,
+        )
 
     def close(self) -> None:
         """Close the ledger, as the end of the process would."""

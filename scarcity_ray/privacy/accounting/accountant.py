@@ -35,6 +35,7 @@ from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.accounting.gaussian_dp import check_delta, check_mu
 from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.schedule import Step
 
 _ROUNDING = 1.0 + 1e-12
 """A sum of mu^2 may pass its cap by this factor, which the margin in `Accounting.mu_of_claim` covers."""
@@ -102,6 +103,7 @@ class PrivacyAccountant:
         self._central_cap = math.inf if boundless else (1.0 - self.gossip_share) * square
         self._least_delta = min(self._least_delta, total_delta)
         self._central = CompensatedSum()
+        self._num_releases = 0
         self._delta = CompensatedSum()
         self._gossip = np.zeros_like(self._gossip)
 
@@ -135,6 +137,13 @@ class PrivacyAccountant:
         """Charge a release that has happened, whether or not it fits."""
         check_mu(mu)
         self._central.add(mu * mu)
+        self._num_releases += 1
+
+    @property
+    def step(self) -> Step:
+        """Where the period stands before its next release."""
+        left = max(0.0, self._central_cap - self._central.value)
+        return Step(self._num_releases, self._central_cap, left)
 
     def affordable_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
         """Which of the distinct clients, known or new, can send one more message of parameter `mu`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class Charge:
         repeated: Whether the charge was recorded before this call. A charge covers one drawing of noise: a
             caller that no longer has the noise must not draw again under it, but charge under a new id.
         is_last: Whether no other release fits beside it.
+        is_outdated: Whether it is refused because another release was charged since its noise was planned.
     """
 
     allowed: bool
@@ -28,6 +30,7 @@ class Charge:
     head_hash: str
     repeated: bool = field(default=False, compare=False)
     is_last: bool = field(default=False, compare=False)
+    is_outdated: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class BudgetStatus:
         run: This opening's number, 63 random bits: what clients sign their updates for.
         created: When the ledger was made, in seconds since 1970, as its maker said.
         is_new: Whether it was made by this opening.
+        releases_charged: In this period; the next one's number in a schedule of noise.
+        releases_left: In this period, inf if nothing limits them.
+        next_mu: What the next release is charged.
     """
 
     remaining_epsilon: float
@@ -71,6 +77,9 @@ class BudgetStatus:
     run: int = 0
     created: float = 0.0
     is_new: bool = False
+    releases_charged: int = 0
+    releases_left: float = math.inf
+    next_mu: float = 0.0
 
     def in_words(self) -> str:
         """Which ledger it is, new or old, and how much is left, in one sentence."""

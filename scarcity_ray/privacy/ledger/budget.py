@@ -46,6 +46,7 @@ from scarcity_ray.privacy.ledger.events import (
 from scarcity_ray.privacy.ledger.ledger import Ledger, Opening
 from scarcity_ray.privacy.ledger.replay import NEIGHBOURS, accountant_of, accounting_of, neighbours_of, replay
 from scarcity_ray.privacy.ledger.store import address_of, exists
+from scarcity_ray.privacy.schedule import Step
 
 _Charged = TypeVar("_Charged", ReleaseCharge, GossipCharge)
 
@@ -144,7 +145,13 @@ class DurableBudget:
         return budget
 
     def charge_release(
-        self, charge_id: str, mu: float, *, now: float, details: Mapping[str, object]
+        self,
+        charge_id: str,
+        mu: float,
+        *,
+        now: float,
+        details: Mapping[str, object],
+        step: Step | None = None,
     ) -> Charge:
         """Charge one central release.
 
@@ -153,6 +160,7 @@ class DurableBudget:
             mu: What the release is charged as (`modes`); for Gaussian noise, sensitivity over sigma.
             now: Seconds since 1970, as in the methods below.
             details: Plain data to record with it (sigma, sensitivity, round), as in the methods below.
+            step: Where the budget must stand for a charge that is not recorded yet; None: anywhere.
 
         Raises:
             UsageError: If the id was recorded for something else.
@@ -168,6 +176,13 @@ class DurableBudget:
                 event, head = known
                 return Charge(True, "", event.epsilon_spent, head, repeated=True)
             accountant = self._accountant
+            if step not in (None, accountant.step):
+                why = (
+                    f"its noise is planned as release {step.number + 1} of the period, and the ledger stands "
+                    f"before release {accountant.step.number + 1}"
+                )
+                spent = accountant.epsilon_spent()
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             if not accountant.check_release(mu):
                 return Charge(False, self._why_not(mu), accountant.epsilon_spent(), self._ledger.head_hash)
             spent = accountant.epsilon_spent(release=mu)
@@ -299,6 +314,12 @@ class DurableBudget:
                 created=self._ledger.created,
                 is_new=self._is_new,
             )
+
+    @property
+    def step(self) -> Step:
+        """Where the budget period stands before its next release."""
+        with self._standing():
+            return self._accountant.step
 
     @property
     def period(self) -> int:
