@@ -28,7 +28,8 @@ Where the ledger holds charges of another configuration and what is left buys fe
 Guarantees:
     the_steps_add_up_to_the_cap: And each but the first is charged more than the one before.
     no_step_is_charged_less_than_the_first: Whatever the ledger holds, for the same cap.
-    what_is_left_buys_the_steps_that_are_counted: `num_left`, by the accountant's own sum.
+    what_is_left_buys_the_steps_that_are_counted: `num_left`, by the accountant's own sum; more may fit where
+        the ledger holds charges of another configuration.
     the_geometric_schedule_is_optimal_for_a_contraction: Against a numerical search.
     without_decay_every_release_is_charged_the_same
 """
@@ -99,7 +100,7 @@ class NoiseSchedule:
         return float(math.floor(cap / self.mu_release**2 * _ROUNDING))
 
     def num_left(self, step: Step) -> float:
-        """Releases that may still be charged."""
+        """Releases that may still be charged, at least."""
         buys = self.num_releases(step.left)
         planned = self.num_releases(step.cap) - step.number
         return buys if self.is_constant or planned <= 0.0 else min(buys, planned)
