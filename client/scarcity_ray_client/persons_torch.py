@@ -66,7 +66,7 @@ class TorchModel:
         self._shapes = {n: p.shape for n, p in self._module.named_parameters() if p.requires_grad}
         frozen = {n: p.detach() for n, p in self._module.named_parameters() if not p.requires_grad}
         self._fixed = frozen | dict(self._module.named_buffers())
-        self._number = sum(shape.numel() for shape in self._shapes.values())
+        self._number = sum(int(shape.numel()) for shape in self._shapes.values())
         if not self._number:
             raise UsageError("module: it has no parameters that require gradients")
 

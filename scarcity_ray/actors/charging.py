@@ -81,7 +81,8 @@ class BasketCharges:
             ProtocolViolation: If it does not fit, or the ledger does not stand at its step.
             ActorLost: If the accountant does not answer.
         """
-        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": self._name}, step)
+        details = {"asked_by": self._name}
+        asked = Call(Accountant.charge_release, charge_id, mu, now, details, None, step)
         charge = asked.send(self._peers, ACCOUNTANT).result()
         self.ledger_head = charge.head_hash
         if not charge.allowed:
