@@ -232,6 +232,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "sensitivity_at_most": forecast.sensitivity_of_liars,
             **_stated(forecast),
             "noise_sigma_per_coordinate": forecast.sigma,
+            **({} if plan.schedule.is_constant else {"noise_sigma_of_the_last": forecast.sigma_of_last}),
             "coordinates": release.length,
             **_reported(forecast),
         },
