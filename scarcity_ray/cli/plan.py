@@ -238,6 +238,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "sensitivity_at_most": forecast.sensitivity_of_liars,
             **_stated(forecast),
             "noise_sigma_per_coordinate": forecast.sigma,
+            **({} if plan.schedule.is_constant else {"noise_sigma_of_the_last": forecast.sigma_of_last}),
             "coordinates": release.length,
             **_reported(forecast),
         },
@@ -302,7 +303,7 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
         return {}
     unit = claim.unit.value
     return {
-        "unit": f"{unit}, against whoever sees every release (central noise)",
+        "unit": f"{unit}, against {claim.against} ({claim.noise.value} noise)",
         "norm_of_a_contribution_at_most": claim.person_clip_norm,
         f"least_{unit}s_of_a_client": claim.min_persons,
         "membership_advantage_at_most": claim.membership_advantage,
