@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.lab.releases import Releases, Rows
 from scarcity_ray.config import (
     AggregationMethod,
+    CentralNoise,
     HierarchicalFederationConfig,
     PrivacyConfig,
     PrivacyUnit,
@@ -157,6 +158,7 @@ class Trial:
         )
         rule, sigma = AggregationMethod(arm.rule.replace(PLAIN_MEAN, "mean")), None
         if arm.at_source:
+            config = replace(config, layer2=replace(config.layer2, noise=CentralNoise.DISCRETE_GAUSSIAN))
             sigma = site_sigma(config, arm.rounds or self.job["training"]["rounds"])
         radius = None
         if rule is AggregationMethod.CENTERED_CLIPPING:
