@@ -237,8 +237,8 @@ def test_the_claim_names_unit_mode_and_against_whom(open_federation: Any) -> Non
     fed = open_federation(settings())
     claim = fed.get_stats()["privacy_claim"]
     assert (claim["unit"], claim["noise"]) == ("person", "site")
-    assert "submit_update" in claim["against"]
-    assert "operator" in claim["against"]
+    assert claim["against"] == "whoever sees every row, message, basket model and release"
+    assert "submit_update" in claim["against_operator"]
     words = " ".join(privacy_claim(fed.config, 2.0))
     for said in (
         "noises its own row before it leaves",
