@@ -23,6 +23,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, basket_actor
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.plan import GossipPlan
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call, Peers
 
 
@@ -73,14 +74,15 @@ class BasketCharges:
         self._answered[kind] += 1
         return frozenset(allowed)
 
-    def release(self, charge_id: str, mu: float, now: float) -> None:
+    def release(self, charge_id: str, mu: float, step: Step | None, now: float) -> None:
         """Ensure that a session's release is charged, before any share is given.
 
         Raises:
-            ProtocolViolation: If it does not fit.
+            ProtocolViolation: If it does not fit, or the ledger does not stand at its step.
             ActorLost: If the accountant does not answer.
         """
-        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": self._name})
+        details = {"asked_by": self._name}
+        asked = Call(Accountant.charge_release, charge_id, mu, now, details, None, step)
         charge = asked.send(self._peers, ACCOUNTANT).result()
         self.ledger_head = charge.head_hash
         if not charge.allowed:

@@ -106,8 +106,8 @@ def _of_noised_rows(
         + _HOW_ROWS_ADD_UP[plan.accounting],
         *sentences,
         "Against: whoever reads messages, rows, basket models and released models, which are made of noised "
-        f"rows: so {' and '.join(free)} cost nothing. A row counts once its client was asked for it, accepted "
-        "or not.",
+        f"rows: so {' and '.join(free)} cost nothing. A row counts once its client was asked for it, "
+        "accepted or not.",
         "Not against: whoever operates the Ray cluster or can read its memory, since clients trained as its "
         "tasks. That needs training, noise and the client's ledger in a process of its own outside the "
         "cluster, which sends rows with submit_update.",
