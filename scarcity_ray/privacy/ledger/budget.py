@@ -146,7 +146,8 @@ class DurableBudget:
             if (total_epsilon, total_delta) not in (first, in_force) or gossip_share != known.gossip_share:
                 raise LedgerError(
                     f"{address}: the ledger states total_epsilon {in_force[0]}, total_delta {in_force[1]} "
-                    f"and gossip_budget_share {known.gossip_share}, the configuration {total_epsilon}, "
+                    f"and gossip_budget_share {known.gossip_share} (1 where privacy.noise is site), the "
+                    f"configuration {total_epsilon}, "
                     f"{total_delta} and {gossip_share}; configure what the ledger states, and change the "
                     "totals by renewing the budget"
                 )
