@@ -331,7 +331,8 @@ def _check_site_noise(plan: FederationPlan) -> None:
             privacy.row_epsilon,
             "an epsilon whose noise fits into 2^50 steps of a row's grid; any in earnest does",
         )
-    clipping = [("layer1.clip_norm", layer1.clip_norm), ("layer2.clip_norm", config.layer2.clip_norm)]
+    # Layer 2 clips what a rule made of the rows: a small norm there limits a basket that liars hold.
+    clipping = [("layer1.clip_norm", layer1.clip_norm)]
     if config.gossip_budget_share:
         clipping.append(("gossip.clip_norm", config.gossip.clip_norm))
     least = noise.least_clip_norm
