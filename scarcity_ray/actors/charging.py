@@ -60,12 +60,12 @@ class BasketCharges:
         Args:
             kind: ``drift`` or ``vector``.
             clients: By basket.
-            mu: The charge of one message.
+            mu: The charge of one message; 0 where the states are noised already, so that nothing is drawn.
             sigma: Of its noise, for the ledger's record.
         """
         ids = tuple(sorted({client for basket in clients.values() for client in basket}))
-        if not ids:
-            return frozenset()
+        if not ids or mu == 0.0:
+            return frozenset(ids)
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         charge = Call(Accountant.charge_gossip, charge_id, ids, mu, now, details)
@@ -98,6 +98,11 @@ class BasketCharges:
         """
         asked = Call(Accountant.void_release, charge_id, now, {"asked_by": self._name})
         return asked.send(self._peers, ACCOUNTANT).result()
+
+    def able_to_send(self, client_ids: Sequence[str], now: float) -> frozenset[str]:
+        """Those of the clients, each named once here, whose budget has room for another noised row."""
+        ids = tuple(sorted(set(client_ids)))
+        return frozenset(Call(Accountant.able_to_send, ids, now).send(self._peers, ACCOUNTANT).result())
 
     def is_spent(self, now: float) -> bool:
         """Whether the accountant says that the budget is spent."""

@@ -94,7 +94,8 @@ def _claimed(claim: PersonClaim | None, *, by_gossip: bool) -> dict[str, Any]:
         stated = {"noise": "local", "against": "whoever sees every gossip message"}
     if claim is None:
         return {"unit": PrivacyUnit.CLIENT.value, **stated}
-    return {**asdict(claim), "unit": claim.unit.value, **stated}
+    place = {"noise": claim.noise.value, "against": claim.against}
+    return {**asdict(claim), "unit": claim.unit.value, **place}
 
 
 def warnings_of_clipping(reports: Sequence[ClippingReport]) -> tuple[Warned, ...]:

@@ -11,7 +11,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config, PrivacyConfig, PrivacyUnit
+from scarcity_ray.config import (
+    HierarchicalFederationConfig,
+    Layer2Config,
+    NoisePlace,
+    PrivacyConfig,
+    PrivacyUnit,
+)
 from scarcity_ray.errors import (
     ClippingWarning,
     FaultWarning,
@@ -228,7 +234,7 @@ def weak_settings(config: HierarchicalFederationConfig, num_clients: int | None 
             "layer2.use_secure_aggregation is false: the global aggregator sees each basket's aggregate "
             "without noise; set it to true unless its operator may see them"
         )
-    if config.expose_basket_models:
+    if config.expose_basket_models and config.privacy.noise is NoisePlace.CENTRAL:
         found["basket_models_exposed"] = (
             "basket models, outliers and the share of clipped updates are shown to every driver, and lie "
             "outside the privacy claim: set expose_basket_models: false for data that matter"
