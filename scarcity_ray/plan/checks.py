@@ -157,6 +157,13 @@ def _check_schedule(config: HierarchicalFederationConfig) -> None:
         raise ConfigError(
             "privacy.noise_decay", decay, "1 without Layer 2: gossip's noise is the same in every round"
         )
+    if config.privacy.noise is NoisePlace.SITE:
+        raise ConfigError(
+            "privacy.noise_decay",
+            decay,
+            "1 with privacy.noise: site: a row that a client noises by itself does not say which step of a "
+            "schedule its noise is of",
+        )
     for name, epsilon in (
         ("total_epsilon", config.total_epsilon),
         ("layer2.central_dp_epsilon", config.layer2.central_dp_epsilon),
