@@ -179,7 +179,6 @@ def test_constant_noise_knows_no_step(open_federation: Any, monkeypatch: pytest.
 @pytest.mark.parametrize(
     "changed",
     [
-        {"privacy": {"noise_decay": 0.5, "noise": "site"}},
         {"total_epsilon": math.inf},
         {"layer2": {"central_dp_epsilon": math.inf}},
         {"layer2": {"enabled": False}},
