@@ -188,6 +188,16 @@ class FederationPlan:
         moved.step = step
         return moved
 
+    def after(self, number: int) -> FederationPlan:
+        """The plan of a release, or of rows, after so many others, if nothing unforeseen happens."""
+        moved = copy.copy(self)
+        if not self.schedule.is_constant:
+            moved.step = self.schedule.step_of(self.central_mu_cap**2, number)
+        if self.site_noise is not None and not self.row_schedule.is_constant:
+            mu = self.row_schedule.mu(self.row_schedule.step_of(self.gossip_mu_cap**2, number))
+            moved.site_noise = replace(self.site_noise, mu=mu)
+        return moved
+
     def mu_of_step(self, number: int) -> float:
         """What a release is charged after so many others, if nothing unforeseen happens."""
         return self.schedule.mu(self.schedule.step_of(self.central_mu_cap**2, number))

@@ -74,8 +74,7 @@ def row_of_a_site(count: int, first: float, others: float) -> Any:
 def step_of(config: HierarchicalFederationConfig, number: int) -> FederationPlan:
     """The plan of one release of a budget in which noise falls; -1 is its last."""
     plan = make_plan(config)
-    cap = plan.central_mu_cap**2
-    return plan.at_step(plan.schedule.step_of(cap, number % int(plan.num_releases)))
+    return plan.after(number % int(plan.num_releases))
 
 
 def released(plan: FederationPlan, first: Any, runs: int, stated: list[int], noise: NoiseSource) -> Any:
