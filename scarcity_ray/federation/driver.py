@@ -44,6 +44,7 @@ from scarcity_ray.forecast import (
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
@@ -129,16 +130,31 @@ class Driver:
 
     def charge_rows(
         self, charge_id: str, client_ids: Sequence[str], details: Mapping[str, object]
-    ) -> frozenset[str]:
-        """Charge each of the clients, each named once, for one row that it noises; those whose charge fits.
+    ) -> dict[str, float]:
+        """Charge each of the clients, each named once, for one row that it noises.
 
         Durable when this returns. A charge allows one draw of noise: give each an id of its own.
+
+        Returns:
+            What each client is charged whose charge fits: the mu of its noise.
         """
-        mu, now = self.supervisor.plan.mu_row, self.client.now()
-        asked = charge_id, tuple(client_ids), mu, now, dict(details)
-        allowed, head, _ = self.client.call(ACCOUNTANT, Accountant.charge_rows, *asked)
-        self.supervisor.ledger_head = head
-        return frozenset(allowed)
+        schedule, now = self.supervisor.plan.row_schedule, self.client.now()
+        together = defaultdict[Step | None, list[str]](list)
+        steps: Sequence[Step | None] = [None] * len(client_ids)
+        if not schedule.is_constant:
+            steps = self.client.call(ACCOUNTANT, Accountant.row_steps, tuple(client_ids), now)
+        for client_id, stands in zip(client_ids, steps, strict=True):
+            together[stands].append(client_id)
+        charged: dict[str, float] = {}
+        for place, (step, ids) in enumerate(together.items()):
+            mu = schedule.mu_release if step is None else schedule.mu(step)
+            name = charge_id if step is None else f"{charge_id}/{place}/step {step.number}"
+            asked = name, tuple(ids), mu, now, dict(details), step
+            allowed, self.supervisor.ledger_head, _ = self.client.call(
+                ACCOUNTANT, Accountant.charge_rows, *asked
+            )
+            charged |= dict.fromkeys(allowed, mu)
+        return charged
 
     def refuse_if_spent(self) -> None:
         """With ``strict``, raise an error once the budget is spent."""
@@ -188,7 +204,14 @@ class Driver:
 
         Raises:
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
+            UsageError: For rows that clients noised by a schedule of noise, outside `fit`.
         """
+        if not (is_charged or self.supervisor.plan.row_schedule.is_constant):
+            raise UsageError(
+                "privacy.noise_decay below 1 with privacy.noise: site is for fit, which tells each client "
+                "the noise of its step before it draws; nobody can see of which step a row is that comes "
+                "noised. Configure privacy.noise_decay: 1 to submit rows"
+            )
         if self.supervisor.plan.site_noise is not None and not is_charged:
             batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
         if self.keypairs or batch.signatures is not None:

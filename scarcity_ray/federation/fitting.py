@@ -317,6 +317,7 @@ class Fitting(Generic[Model]):
         charge_id = f"row/{self._name}/{len(self._history)}"
         ids = [client.client_id for client in clients]
         charged = self._driver.charge_rows(charge_id, ids, {"round": round_id})
+        self._noising = replace(self._noising, mus=charged)
         return [client for client in clients if client.client_id in charged]
 
     def _round(self) -> RoundRecord:

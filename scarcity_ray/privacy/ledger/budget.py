@@ -299,13 +299,22 @@ class DurableBudget:
         *,
         now: float,
         details: Mapping[str, object],
+        step: Step | None = None,
     ) -> tuple[str, ...]:
         """Charge one row, which it noises itself, to each of the clients that can afford it.
 
         Arguments, result and errors are as in `charge_gossip`. One charge covers one draw of noise: asked
         again, its answer allows to send again what was drawn, never to draw again.
+
+        Args:
+            step: Where a client must stand to be charged, unless it was under this id; None: anywhere.
         """
-        return self._charge_each(RowCharge, charge_id, client_ids, mu, now, details, reserve=0.0)
+        return self._charge_each(RowCharge, charge_id, client_ids, mu, now, details, 0.0, step)
+
+    def own_steps(self, client_ids: Sequence[str]) -> list[Step]:
+        """Where each of the distinct clients stands before its next charge of its own."""
+        with self._standing():
+            return self._accountant.own_steps(client_ids)
 
     def affordable(self, client_ids: Sequence[str], mu: float) -> tuple[str, ...]:
         """Those of the clients whose own budget has room for one more charge of `mu`, in the order given."""
@@ -321,6 +330,7 @@ class DurableBudget:
         now: float,
         details: Mapping[str, object],
         reserve: float,
+        step: Step | None = None,
     ) -> tuple[str, ...]:
         with self._current():
             accountant = self._accountant
@@ -329,6 +339,8 @@ class DurableBudget:
             if known is not None:
                 return _chosen(client_ids, np.isin(places, known[0].members.places))
             allowed = accountant.affordable_at(places, mu, reserve=reserve)
+            if step is not None:
+                allowed &= [own == step for own in accountant.own_steps(client_ids)]
             if reserve == 0.0:
                 stuck = {*accountant.ceilings.reached_by(mu)}
                 self._leave_out([client for client in client_ids if client in stuck], mu, now)
