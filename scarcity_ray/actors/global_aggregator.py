@@ -177,6 +177,7 @@ class GlobalAggregator(Role):
             return Layer2Outcome(None, reason)
         if spent := Call(Accountant.read_only_reason, now).send(self._peers, ACCOUNTANT).result():
             return Layer2Outcome(None, spent, read_only=True)
+        num_left_out = Call(Accountant.leave_out, now).send(self._peers, ACCOUNTANT).result()
         there = [place for place in places if place.basket_id in facts and place.identity]
         invited = sorted(there, key=lambda place: place.basket_id)
         if waits := self._waits(facts.values(), _registered(roster, invited)):
@@ -191,7 +192,9 @@ class GlobalAggregator(Role):
         session = kind(terms, list(stated), calls, shape.least_weighted)
         try:
             survivors = session.collect()
-            charge = self._charge(terms, survivors, now)
+            charge = self._charge(terms, survivors, now, num_left_out)
+            if charge.needs_news:
+                raise SecureAggregationAborted(charge.reason)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True)
             ring_sum = session.unmask(now)
@@ -309,7 +312,7 @@ class GlobalAggregator(Role):
         )
         return SessionTerms(context, release, dict(stated), self._plan.config.layer2.use_secure_aggregation)
 
-    def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float) -> Charge:
+    def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float, num_left_out: int) -> Charge:
         release, context = terms.release, terms.context
         details = {
             "round": context.round_id,
@@ -323,7 +326,8 @@ class GlobalAggregator(Role):
         if release.share_sigma:
             details["grid_sensitivity"] = release.grid_sensitivity(list(release.weights))
             details |= {"grid_share_sigma": release.share_sigma, "shares_counted_on": release.num_honest}
-        charge = Call(Accountant.charge_release, terms.charge_id, release.mu, now, details)
+        asked = terms.charge_id, release.mu, now, details, num_left_out
+        charge = Call(Accountant.charge_release, *asked)
         return charge.send(self._peers, ACCOUNTANT).result()
 
     def _release(

@@ -47,6 +47,7 @@ from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
+from scarcity_ray_client.policy import SignedPolicy
 
 
 class Driver:
@@ -100,6 +101,28 @@ class Driver:
             self._told_taken_over = True
             self._tell_baskets(Call(BasketHost.set_read_only, True))
         return status
+
+    def set_policies(self, policies: Sequence[SignedPolicy]) -> None:
+        """Put clients under the ceilings that they signed, before they are registered.
+
+        Raises:
+            UsageError: If one is refused; the others are in force.
+        """
+        if not policies:
+            return
+        refused = self.client.call(ACCOUNTANT, Accountant.set_policies, tuple(policies), self.client.now())
+        if refused:
+            raise UsageError(
+                "; ".join(refused[:3]) + (f"; and {len(refused) - 3} more" if refused[3:] else "")
+            )
+
+    def left_out(self) -> frozenset[str]:
+        """The clients at ceilings of their own, with no room for the next release; baskets are told."""
+        now = self.client.now()
+        if not self.client.call(ACCOUNTANT, Accountant.leave_out, now):
+            return frozenset()
+        self._tell_baskets(Call(BasketHost.leave_out, now))
+        return frozenset(self.client.call(ACCOUNTANT, Accountant.left_out, 0, now))
 
     def refuse_if_spent(self) -> None:
         """With ``strict``, raise an error once the budget is spent."""

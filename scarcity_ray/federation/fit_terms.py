@@ -29,6 +29,8 @@ class Stopped(StrEnum):
     """All rounds are done."""
     BUDGET = "budget"
     """The next release does not fit into the privacy budget."""
+    CEILING = "ceiling"
+    """So many clients are at ceilings of their own that no release can be made."""
     NO_IMPROVEMENT = "no_improvement"
     """`EarlyStopping` said so."""
     EVALUATION = "evaluation"

@@ -11,6 +11,8 @@ Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     a_round_in_which_every_client_failed_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
+    a_client_at_its_ceiling_is_not_asked_to_train_and_counted
+    too_few_clients_below_their_ceilings_end_the_rounds_and_it_is_told
     an_evaluation_that_raises_ends_the_rounds_and_loses_no_model
     a_round_without_a_release_says_what_it_waits_for
     updates_come_to_the_driver_for_an_adversary_alone
@@ -34,6 +36,7 @@ from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError, warn_caller
+from scarcity_ray.federation.arguments import policies_of
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import (
     ClientEvaluation,
@@ -60,6 +63,7 @@ from scarcity_ray.federation.training_round import (
     grouped,
     train_group,
 )
+from scarcity_ray.federation.waiting import Missing
 from scarcity_ray.forecast import Warned, warning_of_few_persons
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
@@ -119,6 +123,8 @@ class Fitting(Generic[Model]):
         self._clients = tuple(one for one in everybody if (one.num_persons or least) >= least)
         self._too_small = tuple(one for one in everybody if (one.num_persons or least) < least)
         self._noted: set[str] = set()
+        self._out: frozenset[str] = frozenset()
+        self._newly_out: tuple[str, ...] = ()
         self._check_hooks()
         asked = terms.private_evaluation
         names = tuple(driver.config.meta_parameters)
@@ -173,6 +179,9 @@ class Fitting(Generic[Model]):
                 explanation = (
                     budget.read_only_reason or "the next release does not fit into the privacy budget"
                 )
+                break
+            if self._leave_out() and (waits := self._driver.waiting_for()).missing is Missing.CEILING:
+                stopped, explanation = Stopped.CEILING, str(waits)
                 break
             record = self._round()
             self._history.append(record)
@@ -275,10 +284,29 @@ class Fitting(Generic[Model]):
             )
             for client in self._clients
         )
+        asked = [(client.client_id, keys.get(client.client_id), client.policy) for client in self._clients]
+        self._driver.set_policies(policies_of(asked))
         self._driver.operations.run(Directory.register, members, self._driver.client.now())
 
+    def _leave_out(self) -> bool:
+        """Ask clients at ceilings of their own no more; whether there are any."""
+        gone = self._driver.left_out() & self._by_id.keys()
+        self._clients = tuple(client for client in self._clients if client.client_id not in gone)
+        self._newly_out = tuple(sorted(gone - self._out))
+        self._out |= gone
+        if self._newly_out:
+            self._note(
+                f"{shown(list(self._newly_out))}: left out of all further rounds at their own ceilings"
+            )
+        return bool(gone)
+
+    def _told_once_of_ceilings(self, round_id: int) -> list[Refusal]:
+        """Refusals of the clients that were left out since the last round."""
+        why = "the next release would pass its own ceiling: it is left out of all further rounds"
+        return [Refusal(client_id, round_id, Cause.AT_CEILING, why) for client_id in self._newly_out]
+
     def _sampled(self, round_id: int) -> tuple[TrainingRound, list[Group]]:
-        count = self._terms.clients_per_round or len(self._clients)
+        count = min(self._terms.clients_per_round or len(self._clients), len(self._clients))
         order = self._rng.permutation(len(self._clients))[: count + self._terms.extra_clients]
         clients = [self._clients[place] for place in order]
         groups = grouped(clients, self._terms.clients_per_task, self._tasks.parallelism)
@@ -315,6 +343,7 @@ class Fitting(Generic[Model]):
         for note in sorted(training.notes):
             self._note(note)
         too_small = self._told_once_of_too_few_persons(training.round_id)
+        too_small += self._told_once_of_ceilings(training.round_id)
         reasons = self._counted([*training.refusals, *too_small], submitting)
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
         refusals = [*training.refusals, *too_small]

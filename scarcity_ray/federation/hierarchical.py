@@ -31,6 +31,7 @@ from scarcity_ray.federation.arguments import (
     ids_of,
     members_of,
     numbers_of,
+    policies_of,
     signature_of,
     single_update,
 )
@@ -63,6 +64,7 @@ from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
 from scarcity_ray_client import PrivateEvaluation, Workload
 from scarcity_ray_client.errors import shown
+from scarcity_ray_client.policy import SignedPolicy
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
@@ -227,6 +229,7 @@ class HierarchicalFederation:
         identity_keypair: IdentityKeyPair | None = None,
         *,
         num_examples: int | None = None,
+        policy: SignedPolicy | None = None,
     ) -> str:
         """Add a client to a basket of its domain; the basket's id.
 
@@ -238,9 +241,13 @@ class HierarchicalFederation:
         persons (records) are the unit of privacy, it is the number of these behind each update, and a client
         with a key states it with every update, so that it is signed.
 
+        With a `policy`, the client's ceiling over all budget periods, the client is left out before a release
+        would pass it, for good (docs/ceilings.md). It is kept in the ledger; only a stricter one under the
+        same key replaces it.
+
         Raises:
-            UsageError: For an invalid id, fewer persons than ``privacy.min_persons``, or a client registered
-                in another domain or with another key.
+            UsageError: For an invalid id, fewer persons than ``privacy.min_persons``, a client registered in
+                another domain or with another key, or a policy that is forged, looser, or another client's.
         """
         if identity_keypair is not None and not isinstance(identity_keypair, IdentityKeyPair):
             raise UsageError(
@@ -255,15 +262,28 @@ class HierarchicalFederation:
                 f"client {client_id!r}: num_examples: {num_examples!r} is not accepted; at least "
                 f"privacy.min_persons = {privacy.min_persons}, as each {privacy.unit.value} counts on so many"
             )
+        driver.set_policies(policies_of([(client_id, public, policy)]))
         (basket_id,) = driver.operations.run(Directory.register, (member,), driver.client.now())
         if identity_keypair is not None:
             driver.keypairs[client_id] = identity_keypair
         return basket_id
 
     @collector_paused()
-    def register_clients(self, clients: Sequence[tuple[str, str]]) -> list[str]:
-        """Add many clients, each with its domain, in two calls; their baskets."""
+    def register_clients(
+        self, clients: Sequence[tuple[str, str]], *, policies: Mapping[str, SignedPolicy] | None = None
+    ) -> list[str]:
+        """Add many clients, each with its domain, in few calls; their baskets.
+
+        Args:
+            policies: Signed ceilings by client; see `register_client`.
+        """
         driver, members = self._open(), members_of(clients)
+        asked = {} if policies is None else policies
+        if not isinstance(asked, Mapping):
+            raise UsageError(f"policies: {shown(asked)} is not accepted; signed policies by client")
+        if strangers := sorted(asked.keys() - {member.client_id for member in members}):
+            raise UsageError(f"policies: {shown(strangers)} are not among the clients")
+        driver.set_policies(policies_of([(client_id, None, asked[client_id]) for client_id in sorted(asked)]))
         baskets = driver.operations.run(Directory.register, members, driver.client.now())
         return list(baskets)
 

@@ -135,6 +135,7 @@ def test_rejections_come_from_one_enum_with_twelve_reasons() -> None:
         "bad_signature",
         "read_only",
         "too_few_persons",
+        "at_ceiling",
     }
 
 
