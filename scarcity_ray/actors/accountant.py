@@ -35,6 +35,7 @@ class Accountant(Role):
     Args:
         open_budget: `DurableBudget.open` with every argument but `now`.
         mu_reserved: The charge of one release, 0 if none is made; once it does not fit, all is read-only.
+        mu_row: The charge of one row that its client noises, 0 where releases are noised.
         folder: The folder to make for a new ledger's file.
         private_folder: Whether the folder must be this user's alone.
         operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: everybody may renew.
@@ -47,6 +48,7 @@ class Accountant(Role):
         folder: Path | None = None,
         private_folder: bool = False,
         operator_key: str | None = None,
+        mu_row: float = 0.0,
     ) -> None:
         super().__init__()
         self._open_budget = open_budget
@@ -54,6 +56,7 @@ class Accountant(Role):
         self._make_folder = make_private_folder if private_folder else make_folder
         self._operator_key = None if operator_key is None else bytes.fromhex(operator_key)
         self._mu_reserved = mu_reserved
+        self._mu_row = mu_row
         self._budget: DurableBudget | None = None
 
     def _opened(self, now: float) -> DurableBudget:
@@ -104,6 +107,22 @@ class Accountant(Role):
             return (), budget.head_hash, str(error)
         return allowed, budget.head_hash, ""
 
+    def charge_rows(
+        self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
+    ) -> tuple[tuple[str, ...], str, str]:
+        """Charge each client for one row that it noises itself; answered as `charge_gossip` is."""
+        budget = self._opened(now)
+        try:
+            allowed = budget.charge_rows(charge_id, client_ids, mu, now=now, details=details)
+        except LedgerTakenOver as error:
+            return (), budget.head_hash, str(error)
+        return allowed, budget.head_hash, ""
+
+    @query
+    def able_to_send(self, client_ids: tuple[str, ...], now: float) -> tuple[str, ...]:
+        """Those of the clients whose budget has room for one more row that they noise themselves."""
+        return self._opened(now).affordable(client_ids, self._mu_row)
+
     def set_policies(self, policies: Sequence[SignedPolicy], now: float) -> tuple[str, ...]:
         """Put clients under the ceilings that they signed, durably; why those that are refused are."""
         budget = self._opened(now)
@@ -134,15 +153,23 @@ class Accountant(Role):
         return self._opened(now).status(self._mu_reserved)
 
     @query
+    def releases_since(self, head_hash: str, now: float) -> int:
+        """Central releases that were charged after the ledger had this head; all, if it is empty."""
+        return self._opened(now).releases_since(head_hash)
+
+    @query
     def budget_period(self, now: float) -> int:
         """The number of renewals so far; clients sign their updates for it."""
         return self._opened(now).period
 
     @query
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
-        """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
+        """What is left of (epsilon, delta) for one client; (0, 0) once no release or row fits."""
         budget = self._opened(now)
-        return (0.0, 0.0) if budget.status(self._mu_reserved).read_only else budget.remaining(client_id)
+        is_spent = budget.status(self._mu_reserved).read_only or not budget.affordable(
+            [client_id], self._mu_row
+        )
+        return (0.0, 0.0) if is_spent else budget.remaining(client_id)
 
     @query
     def was_charged(self, client_id: str, now: float) -> bool:

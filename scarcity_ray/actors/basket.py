@@ -12,6 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from scarcity_ray.actors.basket_keeper import BasketKeeper
 from scarcity_ray.actors.charging import BasketCharges, charged_gossip
 from scarcity_ray.actors.layer1_tasks import blocks_where_faster
 from scarcity_ray.actors.messages import Admission, BasketPlace, Order, Overtaken, SlotState, closed
@@ -54,6 +55,7 @@ from scarcity_ray.secagg import (
     Roster,
     UnmaskShares,
 )
+from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.updates import read_rows
 
 
@@ -74,6 +76,7 @@ class BasketHost(Role):
         latest: The last release, if it is restarted.
         actors_key: Shared by all basket actors (`actors.migration`).
         run: The random number of the federation's opening, which clients sign their updates for.
+        kept: Where it keeps snapshots of its baskets; what is there of an earlier life is taken over.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class BasketHost(Role):
         actors_key: bytes | None = None,
         run: int = 0,
         budget_period: int = 0,
+        kept: Snapshots | None = None,
     ) -> None:
         super().__init__()
         self._slot = slot
@@ -115,6 +119,8 @@ class BasketHost(Role):
         self._memories = ClientMemories(state.memories)
         self._clip()
         self.admit(state.admissions)
+        self._keeper = BasketKeeper(kept, slot, plan.config)
+        self._keeper.restore(self._baskets)
 
     # Membership: steps of the operations that the directory decides, each with the operation's order.
 
@@ -210,6 +216,7 @@ class BasketHost(Role):
             for basket in self._baskets.values():
                 basket.advance_round(round_id)
             self._memories.forget_before(round_id - self._plan.config.buffer.max_staleness, now)
+            self._keeper.keep(self._baskets, round_id, is_boundary=True)
         return None
 
     # Updates, Layer 1 and gossip.
@@ -245,7 +252,10 @@ class BasketHost(Role):
             return ()
         self.leave_out(now)
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
-        return tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+        outcomes = tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+        if any(outcome.aggregated for outcome in outcomes):
+            self._keeper.keep(self._baskets, self._round_id)
+        return outcomes
 
     def run_gossip(self, now: float) -> dict[str, int]:
         """One gossip round in every basket; delivered messages by basket. See `charged_gossip`."""
@@ -255,6 +265,7 @@ class BasketHost(Role):
         self.leave_out(now)
         sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
         self._read_only = self._charges.read_only_reason != ""
+        self._keeper.keep(self._baskets, self._round_id)
         return sent
 
     def leave_out(self, now: float) -> None:

@@ -19,6 +19,7 @@ Guarantees:
     It never holds a basket's plain aggregate while secure aggregation is on.
     The charge is durable before the first unmask request.
     A session below its threshold releases nothing.
+    a_release_is_stored_before_it_is_answered: Where the federation has a storage_path.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from scarcity_ray.actors import signed_facts
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
+from scarcity_ray.actors.kept import CODEC, RELEASES_KEPT
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.actors.names import ACCOUNTANT
 from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureSession
@@ -49,7 +51,10 @@ from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.runtime.rpc import Call, Peers, Role, query
 from scarcity_ray.secagg import Party, Roster, SessionContext
 from scarcity_ray.secagg.transcript import DIGEST_BYTES
+from scarcity_ray.storage.snapshots import Snapshots
 
+RELEASE = "release"
+"""The snapshots' name."""
 SHOWN = 5
 """Latest aborts and violations that the statistics show."""
 
@@ -76,7 +81,7 @@ class Layer2Outcome:
 
 
 class GlobalAggregator(Role):
-    """Layer 2 as a role; when it is restarted, `latest` is the last release."""
+    """Layer 2 as a role; when it is restarted, `latest` or what is `kept` is the last release."""
 
     def __init__(
         self,
@@ -86,8 +91,14 @@ class GlobalAggregator(Role):
         noise: NoiseSource,
         entropy: Callable[[int], bytes] = os.urandom,
         latest: GlobalMetaModel | None = None,
+        kept: Snapshots | None = None,
     ) -> None:
         super().__init__()
+        self._kept = kept
+        self._unkept: GlobalMetaModel | None = None
+        stored = None if kept is None else kept.read(RELEASE, CODEC)
+        if stored is not None and (latest is None or stored.version > latest.version):
+            latest = stored
         self._plan = plan
         self._federation_id = federation_id
         self._peers = peers
@@ -146,6 +157,8 @@ class GlobalAggregator(Role):
         """
         if self._started_at is None:
             self._started_at = now
+        if self._unkept is not None:
+            return Layer2Outcome(self._stored(self._unkept), "made before, and stored now")
         calls = PartyCalls(places, self._peers)
         try:
             outcome = self._attempt_release(calls, places, round_id, force, now, roster)
@@ -357,7 +370,18 @@ class GlobalAggregator(Role):
             ledger_head=charge.head_hash,
             clip_norm=decode_clip_norm(vector, release, self._plan),
         )
-        self._last.model, self._aborted = model, None
+        return self._stored(model)
+
+    def _stored(self, model: GlobalMetaModel) -> GlobalMetaModel:
+        """A release that is paid for, once it is durable: a restarted role publishes it from its record.
+
+        Raises:
+            StorageError: If it cannot be stored; the next call tries again.
+        """
+        self._unkept = model
+        if self._kept is not None:
+            self._kept.write(RELEASE, model, CODEC, keep=RELEASES_KEPT)
+        self._last.model, self._aborted, self._unkept = model, None, None
         return model
 
     @property

@@ -9,6 +9,7 @@ from heapq import nsmallest
 import numpy as np
 
 from scarcity_ray.baskets.client_memory import ClientMemory
+from scarcity_ray.baskets.kept import BasketState
 from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.local_state import LocalStates, MetaReport, Row
 from scarcity_ray.baskets.reports import (
@@ -23,7 +24,7 @@ from scarcity_ray.baskets.reports import (
 )
 from scarcity_ray.baskets.reputation import MISCONDUCT, Reputation, Reputations
 from scarcity_ray.baskets.submission import Receipt, Submission, is_signed, message_as_sent, message_of
-from scarcity_ray.baskets.update_buffer import BasketBuffer, ClientUpdates, JudgedUpdate
+from scarcity_ray.baskets.update_buffer import BasketBuffer, ClientUpdates, JudgedUpdate, ReplayKey
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.errors import RuleFailed
@@ -178,6 +179,61 @@ class Basket:
         self.states.put(moved.client_id, moved.local_state, moved.meta)
         if moved.reputation is not None:
             self._reputations.put(moved.client_id, moved.reputation)
+
+    def kept(self, *, has_journal: bool) -> BasketState:
+        """What a snapshot keeps; nothing changes here.
+
+        Args:
+            has_journal: Whether a journal has the updates that wait. If not they are lost with this process,
+                and their keys must not keep clients from sending them again.
+        """
+        buffer, latest, waiting = self._buffer, self.latest, dict[str, tuple[ReplayKey, ...]]()
+        has_states, clients = self._plan.gossip_share > 0.0 or not self._plan.config.layer2.enabled, []
+        for client_id in sorted(self.members):
+            waiting[client_id] = buffer.waiting_keys(client_id)
+            lost = set() if has_journal else {(key.round_id, key.digest) for key in waiting[client_id]}
+            accepted = tuple(k for k in buffer.keys_of(client_id) if (k.round_id, k.digest) not in lost)
+            clients.append(
+                ClientMigration(
+                    client_id,
+                    ClientUpdates(client_id, (), accepted),
+                    self._gossip.kept_of(client_id),
+                    self.states.get(client_id) if has_states else None,
+                    None,
+                    self._reputations.kept(client_id),
+                )
+            )
+        return BasketState(
+            self._buffer.round_id,
+            tuple(clients),
+            {client_id: keys for client_id, keys in waiting.items() if keys},
+            self._gossip.kept(),
+            latest.model,
+            latest.made,
+            latest.superseded,
+            latest.discarded,
+            self._rule_failures,
+            self._last_layer1,
+            self._clipping,
+        )
+
+    def restore(self, state: BasketState) -> None:
+        """Take over what belongs to the basket as a whole; before its journal is read."""
+        self._gossip.restore(state.gossip)
+        self.latest.restore(state.model, state.made, state.superseded, state.discarded)
+        self._rule_failures, self._last_layer1 = state.rule_failures, state.last_layer1
+        self._clipping = state.clipping
+
+    def restore_client(self, kept: ClientMigration) -> None:
+        """Take over what was kept of a member, without its local state; before the journal is read."""
+        self.put(replace(kept, local_state=None))
+
+    def restore_state(self, kept: ClientMigration, state: BasketState) -> None:
+        """Take over a member's local state, unless what it has buffered makes another; after the journal."""
+        waits = self._buffer.waiting_keys(kept.client_id)
+        is_same = waits == state.waiting.get(kept.client_id, ()) and state.round_id == self._buffer.round_id
+        if is_same or not waits:
+            self.states.put(kept.client_id, kept.local_state, None)
 
     def submit(
         self, submission: Submission, read_only: bool, now: float, row: FloatRow | Rejection | None = None

@@ -41,6 +41,10 @@ class LatestAggregate:
         """The aggregate that the next release may use."""
         return self.model if self._fresh and self.model is not self._handed_in else None
 
+    def restore(self, model: BasketModel | None, made: int, superseded: int, discarded: int) -> None:
+        """Show an aggregate from before a restart; it is not fresh."""
+        self.model, self.made, self.superseded, self.discarded = model, made, superseded, discarded
+
     def replace(self, model: BasketModel, contributors: Sequence[str]) -> None:
         """Replace the aggregate by a new one."""
         self.superseded += self.fresh is not None

@@ -138,6 +138,10 @@ class Reputations:
         self._untold.discard(client_id)
         return self._clients.pop(client_id, None)
 
+    def kept(self, client_id: str) -> Reputation | None:
+        """The reputation of a client, which stays."""
+        return self._clients.get(client_id)
+
     def put(self, client_id: str, reputation: Reputation) -> None:
         """Add a client that moved here."""
         self._clients[client_id] = reputation

@@ -19,7 +19,7 @@ from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
-from scarcity_ray.actors.messages import Registry, RoutingTable
+from scarcity_ray.actors.messages import Fault, Registry, RoutingTable
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
 from scarcity_ray.actors.unattended_signing import objection
@@ -87,6 +87,21 @@ class Driver:
         opened = self.supervisor.start(take_over, self.client.now())
         self._told_period = opened.period
         self.operations.routing_table()
+        return opened
+
+    def restore(self, take_over: bool) -> BudgetStatus:
+        """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
+        opened = self.supervisor.restore(take_over, self.client.now())
+        self._told_period = opened.period
+        self.operations.routing_table()
+        self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version
+        if lost := self.supervisor.lost_releases(self.client.now()):
+            plural = "s were" if lost > 1 else " was"
+            loss = (
+                f"{lost} release{plural} charged and never published: what would have been released is gone "
+                "with the process that held it, and the charge stays"
+            )
+            self.client.note_faults([Fault(f"lost release/{opened.head_hash}", loss)])
         return opened
 
     def attach(self) -> None:

@@ -46,6 +46,7 @@ from scarcity_ray.privacy.ledger.events import (
     PolicyGiven,
     ReleaseCharge,
     Renewal,
+    RowCharge,
     VoidedRelease,
     pack_gossip,
 )
@@ -277,10 +278,43 @@ class DurableBudget:
             UsageError: If the id was recorded for something else, or a client is named twice.
             LedgerError: If the ledger cannot be written; nobody may send then.
         """
+        return self._charge_each(GossipCharge, charge_id, client_ids, mu, now, details, reserve)
+
+    def charge_rows(
+        self,
+        charge_id: str,
+        client_ids: Sequence[str],
+        mu: float,
+        *,
+        now: float,
+        details: Mapping[str, object],
+    ) -> tuple[str, ...]:
+        """Charge one row, which it noises itself, to each of the clients that can afford it.
+
+        Arguments, result and errors are as in `charge_gossip`. One charge covers one draw of noise: asked
+        again, its answer allows to send again what was drawn, never to draw again.
+        """
+        return self._charge_each(RowCharge, charge_id, client_ids, mu, now, details, reserve=0.0)
+
+    def affordable(self, client_ids: Sequence[str], mu: float) -> tuple[str, ...]:
+        """Those of the clients whose own budget has room for one more charge of `mu`, in the order given."""
+        with self._standing():
+            return _chosen(client_ids, self._accountant.affordable_gossip(client_ids, mu))
+
+    def _charge_each(
+        self,
+        kind: type[GossipCharge],
+        charge_id: str,
+        client_ids: Sequence[str],
+        mu: float,
+        now: float,
+        details: Mapping[str, object],
+        reserve: float,
+    ) -> tuple[str, ...]:
         with self._current():
             accountant = self._accountant
             places = accountant.places(client_ids)
-            known = self._known(charge_id, GossipCharge, mu)
+            known = self._known(charge_id, kind, mu)
             if known is not None:
                 return _chosen(client_ids, np.isin(places, known[0].members.places))
             allowed = accountant.affordable_at(places, mu, reserve=reserve)
@@ -294,7 +328,7 @@ class DurableBudget:
             at = places[allowed]
             at[at < 0] = accountant.num_clients + np.arange(len(newcomers))
             payload = pack_gossip(at, newcomers)
-            event = GossipCharge(mu, len(charged), len(client_ids), details, payload)
+            event = kind(mu, len(charged), len(client_ids), details, payload)
             self._ledger.append(event, charge_id=self._free(charge_id), now=now)
             accountant.enrol(newcomers)
             accountant.note_gossip(at, mu)
@@ -328,6 +362,15 @@ class DurableBudget:
             asked = PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
             event = Renewal(asked.total_epsilon, asked.total_delta, operator, details or None)
             self._note(self._ledger.append(event, charge_id=renewal_id, now=now))
+
+    def releases_since(self, head_hash: str) -> int:
+        """Central releases that were charged after the ledger had this head; all, if it is empty."""
+        with self._standing():
+            counting, number = not head_hash, 0
+            for row in self._ledger.rows():
+                number += counting and isinstance(row.event, ReleaseCharge)
+                counting = counting or row.hash == head_hash
+            return number
 
     def read_only_reason(self, next_release_mu: float) -> str:
         """Why the next configured central release cannot be charged, as in `status`; empty if it can."""

@@ -127,6 +127,11 @@ class GossipCharge:
 
 
 @dataclass(frozen=True)
+class RowCharge(GossipCharge):
+    """One row of each of some clients, which each noises before it sends it; charged to that client alone."""
+
+
+@dataclass(frozen=True)
 class VoidedRelease:
     """A release is given up before it is charged, for good."""
 
@@ -210,6 +215,7 @@ Event = (
     | WriterEpoch
     | ReleaseCharge
     | GossipCharge
+    | RowCharge
     | VoidedRelease
     | Renewal
     | PolicyGiven
@@ -222,6 +228,7 @@ _TYPES: dict[str, type[Event]] = {
     "writer": WriterEpoch,
     "release": ReleaseCharge,
     "gossip": GossipCharge,
+    "row": RowCharge,
     "void": VoidedRelease,
     "renewal": Renewal,
     "policy": PolicyGiven,
