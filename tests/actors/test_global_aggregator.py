@@ -210,7 +210,7 @@ def test_without_noise_the_release_is_the_mean_weighted_by_members(world_of, sec
 def test_the_charge_carries_the_releases_own_mu_and_what_the_noise_is_scaled_to(world_of):
     world = world_of()
     model = world.run().model
-    (_, _, (charge_id, mu, _, details)), *_ = [
+    (_, _, (charge_id, mu, _, details, _)), *_ = [
         entry for entry in world.peers.log if entry[1] == "charge_release"
     ]
     assert mu == world.plan.mu_release
