@@ -33,7 +33,7 @@ MOST_TOLD = 4000
 
 
 class Cause(StrEnum):
-    """Why a client's training gave no update. The last four are told by whoever runs the training."""
+    """Why a client's training gave no update. The last five are told by whoever runs the training."""
 
     RAISED = "raised"
     NOT_FINITE = "not_finite"
@@ -42,6 +42,7 @@ class Cause(StrEnum):
     TOO_FEW_PERSONS = "too_few_persons"
     OUT_OF_MEMORY = "out_of_memory"
     AT_CEILING = "at_ceiling"
+    LEDGER_ROLLED_BACK = "ledger_rolled_back"
     TIMED_OUT = "timed_out"
     LOST = "lost"
 
