@@ -32,8 +32,11 @@ from scarcity_ray_client.policy import Policy, SignedPolicy
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
 from scarcity_ray_client.site_ledger import SiteLedger, SiteLedgers
+from scarcity_ray_client.site_noise import SiteNoise, noised_row
 from scarcity_ray_client.training import (
     Cause,
+    Noising,
+    Outbox,
     Refusal,
     Update,
     evaluate_client,
@@ -53,6 +56,8 @@ __all__ = [
     "ModelRefused",
     "ModelWarning",
     "NoisedMean",
+    "Noising",
+    "Outbox",
     "Part",
     "PersonMean",
     "Policy",
@@ -67,6 +72,7 @@ __all__ = [
     "SiteLedger",
     "SiteLedgerRefused",
     "SiteLedgers",
+    "SiteNoise",
     "SoftmaxModel",
     "TanhMlp",
     "TooFewPersons",
@@ -83,6 +89,7 @@ __all__ = [
     "load_model",
     "load_workload",
     "local_steps",
+    "noised_row",
     "person_gradient",
     "person_mean",
     "proximal_gradient",

@@ -25,6 +25,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, basket_actor
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.plan import GossipPlan
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call, Peers
 
 
@@ -63,12 +64,12 @@ class BasketCharges:
         Args:
             kind: ``drift`` or ``vector``.
             clients: By basket.
-            mu: The charge of one message.
+            mu: The charge of one message; 0 where the states are noised already, so that nothing is drawn.
             sigma: Of its noise, for the ledger's record.
         """
         ids = tuple(sorted({client for basket in clients.values() for client in basket}))
-        if not ids:
-            return frozenset()
+        if not ids or mu == 0.0:
+            return frozenset(ids)
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         charge = Call(Accountant.charge_gossip, charge_id, ids, mu, now, details)
@@ -87,17 +88,19 @@ class BasketCharges:
         if Call(Accountant.leave_out, now).send(self._peers, ACCOUNTANT).result() > heard:
             self.left_out.update(Call(Accountant.left_out, heard, now).send(self._peers, ACCOUNTANT).result())
 
-    def release(self, charge_id: str, mu: float, now: float, num_left_out: int) -> None:
+    def release(self, charge_id: str, mu: float, step: Step | None, now: float, num_left_out: int) -> None:
         """Ensure that a session's release is charged, before any share is given.
 
         Args:
             num_left_out: How many clients this actor knew to be left out as it began the session.
 
         Raises:
-            ProtocolViolation: If it does not fit, or is not charged to a client whose row it may hold.
+            ProtocolViolation: If it does not fit, the ledger does not stand at its step, or it is not charged
+                to a client whose row it may hold.
             ActorLost: If the accountant does not answer.
         """
-        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": self._name}, num_left_out)
+        details = {"asked_by": self._name}
+        asked = Call(Accountant.charge_release, charge_id, mu, now, details, num_left_out, step)
         charge = asked.send(self._peers, ACCOUNTANT).result()
         self.ledger_head = charge.head_hash
         if not charge.allowed:
@@ -118,6 +121,11 @@ class BasketCharges:
         """
         asked = Call(Accountant.void_release, charge_id, now, {"asked_by": self._name})
         return asked.send(self._peers, ACCOUNTANT).result()
+
+    def able_to_send(self, client_ids: Sequence[str], now: float) -> frozenset[str]:
+        """Those of the clients, each named once here, whose budget has room for another noised row."""
+        ids = tuple(sorted(set(client_ids)))
+        return frozenset(Call(Accountant.able_to_send, ids, now).send(self._peers, ACCOUNTANT).result())
 
     def is_spent(self, now: float) -> bool:
         """Whether the accountant says that the budget is spent."""

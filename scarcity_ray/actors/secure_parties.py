@@ -316,8 +316,8 @@ class SecureParties:
         if attempt is None:
             return {}
         try:
-            terms = attempt.terms
-            self._charges.release(terms.charge_id, terms.release.mu, now, attempt.num_left_out)
+            charge_id, release = attempt.terms.charge_id, attempt.terms.release
+            self._charges.release(charge_id, release.mu, release.step, now, attempt.num_left_out)
         except ProtocolViolation:
             self._count_refusal(parties)
             raise

@@ -45,6 +45,7 @@ class ClientMigration:
     Attributes:
         updates: Its buffered updates, and the keys of all accepted ones.
         meta: Its report of meta-parameters that is in no aggregate yet.
+        momentum: Of its noised rows; None without any.
         reputation: None if it has the trust of a new client.
     """
 
@@ -54,6 +55,7 @@ class ClientMigration:
     local_state: Row | None
     meta: MetaReport | None
     reputation: Reputation | None
+    momentum: Row | None = None
 
 
 class Basket:
@@ -89,7 +91,7 @@ class Basket:
         self._noise = noise
         self.scope = SigningScope(federation_id, budget_period, run)
         waiting = config.buffer
-        if plan.person_clip_norm is not None:
+        if plan.person_clip_norm is not None and plan.site_noise is None:
             # Of two updates of one content a round takes one: whether both count would follow from the data.
             waiting = replace(waiting, participation_cap=1)
         self._buffer = BasketBuffer(waiting, config.vector_dim, basket_id, round_id=round_id)
@@ -129,7 +131,7 @@ class Basket:
         that contains one of them is discarded. Where releases cost nothing, a row was charged as it was sent,
         and a member stays until all its rows are in an aggregate.
         """
-        is_charged_later = self._plan.mu_reserved > 0.0
+        is_charged_later = self._plan.reserved.mu_release > 0.0
         waiting = () if is_charged_later else self._buffer.clients()
         for client_id in sorted(self.members.keys() & set(client_ids) - set(waiting)):
             self.left_out[client_id] = self.members.pop(client_id)
@@ -164,19 +166,22 @@ class Basket:
         self.members.pop(client_id, None)
         self.left_out.pop(client_id, None)
         self.latest.discard_if_of(client_id)
+        state, meta, momentum = self.states.take(client_id)
         return ClientMigration(
             client_id,
             self._buffer.take_client(client_id),
             self._gossip.take_client(client_id),
-            *self.states.take(client_id),
+            state,
+            meta,
             self._reputations.take(client_id),
+            momentum,
         )
 
     def put(self, moved: ClientMigration) -> None:
         """Add the state of a member that moved here."""
         self._buffer.put_client(moved.updates)
         self._gossip.put_client(moved.gossip)
-        self.states.put(moved.client_id, moved.local_state, moved.meta)
+        self.states.put(moved.client_id, moved.local_state, moved.meta, moved.momentum)
         if moved.reputation is not None:
             self._reputations.put(moved.client_id, moved.reputation)
 
@@ -201,6 +206,7 @@ class Basket:
                     self.states.get(client_id) if has_states else None,
                     None,
                     self._reputations.kept(client_id),
+                    self.states.momentum(client_id),
                 )
             )
         return BasketState(
@@ -271,8 +277,12 @@ class Basket:
         state = self.states.get(client_id) if client_id in self.members else None
         return None if state is None else state.copy()
 
-    def backlog(self, now: float) -> Backlog:
-        """What the basket has for its next aggregate, and which members are missing."""
+    def backlog(self, now: float, able: frozenset[str] | None = None) -> Backlog:
+        """What the basket has for its next aggregate, and which members are missing.
+
+        Args:
+            able: Clients whose budget has room for another row; None where rows cost nothing.
+        """
         senders = set(self._buffer.clients())
         return Backlog(
             basket_id=self.basket_id,
@@ -286,6 +296,7 @@ class Basket:
             failure=self._failure,
             num_left_out=len(self.left_out),
             left_out=tuple(nsmallest(NAMED, self.left_out)),
+            num_able=None if able is None else len(senders | (self.members.keys() & able)),
         )
 
     def _waiting_seconds(self, now: float) -> float:
@@ -339,6 +350,7 @@ class Basket:
             )
         self._failure = ""
         self._reputations.agree({c: place.agreement for c, place in model.placings.items()})
+        self.states.keep_momenta(clients)
         self._buffer.pop()
         self._clipping = self.states.clipping(clients)
         self.states.forget_reports(clients)

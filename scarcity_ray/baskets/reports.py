@@ -168,6 +168,8 @@ class Backlog:
         failure: How a rule from outside failed when it was last run; empty if it did not.
         num_left_out: Clients at ceilings of their own, who are no members any more.
         left_out: Up to `NAMED` of them, sorted.
+        num_able: Members that have sent, or whose budget has room for another row; None where releases are
+            noised, not rows.
     """
 
     basket_id: str
@@ -181,6 +183,7 @@ class Backlog:
     failure: str = ""
     num_left_out: int = 0
     left_out: tuple[str, ...] = ()
+    num_able: int | None = None
 
 
 @dataclass(frozen=True)

@@ -301,3 +301,47 @@ def test_too_few_clients_below_their_ceilings_end_the_rounds_and_it_is_told(open
     result = fed.fit(Ceilinged(fed, {"c0": 2, "c1": 2}), rounds=6)
     assert (len(result.history), result.stopped) == (2, Stopped.CEILING)
     assert "2 clients are left out at ceilings of their own, for good (c0, c1)" in result.explanation
+
+
+SITE_NOISE = {
+    "vector_dim": 2,
+    "total_epsilon": 8.0,
+    "gossip_budget_share": 0.0,
+    "privacy": {
+        "unit": "person",
+        "noise": "site",
+        "person_clip_norm": 1.0,
+        "min_persons": 400,
+        "row_epsilon": 1.0,
+        "row_delta": 1e-6,
+    },
+    "layer1": {"aggregation_method": "trimmed_mean", "num_byzantine": 1, "min_updates": 3, "clip_norm": 3.0},
+    "layer2": {"clip_norm": 3.0},
+    "auto_aggregate": False,
+}
+
+
+def test_where_clients_noise_their_rows_each_row_is_charged_and_the_last_one_is_used(
+    open_federation: Any,
+) -> None:
+    """A ceiling of two rows: both are in an aggregate, a third is refused, the client counts no more."""
+    fed = open_federation({**SITE_NOISE, "runtime": {"baskets_per_actor": 1}})
+    assert fed.plan.mu_row > 0.0
+    epsilon = fed.plan.accounting.epsilon_of(fed.plan.mu_row * math.sqrt(2), 1e-6) * (1 + 1e-9)
+    policy = Policy("c0", "person", epsilon, 1e-6).signed(KEYS["c0"])
+    fed.register_clients([(client, domain_of(client)) for client in CLIENTS], policies={"c0": policy})
+    made_of = []
+    for number in range(4):
+        rows = np.full((len(CLIENTS), 2), 0.1 * (number + 1)) + 0.01 * np.arange(len(CLIENTS))[:, None]
+        reasons = [r.reason for r in fed.submit_updates(CLIENTS, rows, num_examples=[500] * len(CLIENTS))]
+        assert [why is None for why in reasons] == [number < 2] + [True] * 9
+        assert fed.force_aggregate() is not None
+        made_of.append("c0" in contributors(fed))
+        fed.advance_round()
+    assert made_of == [True, True, False, False]
+    charged = [
+        line for line in export(Ledger.read(fed.config.ledger_path)) if "c0" in line.get("clients", ())
+    ]
+    assert [line["body"]["mu"] for line in charged] == [fed.plan.mu_row] * 2
+    assert fed.get_stats()["ceilings"]["left_out"] == ["c0"]
+    assert len(baskets_of(fed)["a_basket_0"].members) == 4
