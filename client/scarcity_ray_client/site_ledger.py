@@ -402,6 +402,14 @@ class SiteLedgers:
         ledger.heed(self.acknowledged.get(client_id))
         return ledger
 
+    def extension(self, client_id: str) -> Extension:
+        """What to tell the accountant of a client's ledger, after it has sent."""
+        ledger = self(client_id)
+        try:
+            return ledger.extension(self.acknowledged.get(client_id))
+        finally:
+            ledger.close()
+
     def path_of(self, client_id: str) -> Path:
         """The file of a client's ledger."""
         return Path(self.folder) / f"{hashlib.sha256(client_id.encode()).hexdigest()[:32]}.sqlite"

@@ -16,7 +16,7 @@ Guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 
 class Accountant(Role):
@@ -157,6 +158,15 @@ class Accountant(Role):
             return budget.leave_out(self._next_mu(budget) or self._mu_row, now=now)
         except LedgerTakenOver:
             return len(budget.left_out())
+
+    def note_site_ledgers(self, told: Mapping[str, Extension], now: float) -> tuple[str, ...]:
+        """Note how far sites' own ledgers are, durably; the clients whose ledgers are older copies."""
+        return self._opened(now).note_site_ledgers(told, now=now)
+
+    @query
+    def site_heads(self, client_ids: tuple[str, ...], now: float) -> dict[str, Head]:
+        """How far the own ledgers of those of the clients are known that have told."""
+        return self._opened(now).site_heads(client_ids)
 
     @query
     def left_out(self, since: int, now: float) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 
 class Driver:
@@ -144,6 +145,15 @@ class Driver:
             return frozenset()
         self._tell_baskets(Call(BasketHost.leave_out, now))
         return frozenset(self.client.call(ACCOUNTANT, Accountant.left_out, 0, now))
+
+    def site_heads(self, client_ids: Sequence[str]) -> dict[str, Head]:
+        """How far the accountant knows the own ledgers of those of the clients that have told."""
+        now = self.client.now()
+        return self.client.call(ACCOUNTANT, Accountant.site_heads, tuple(client_ids), now)
+
+    def note_site_ledgers(self, told: Mapping[str, Extension]) -> tuple[str, ...]:
+        """Tell the accountant how far sites' own ledgers are; the clients whose ledgers are older copies."""
+        return self.client.call(ACCOUNTANT, Accountant.note_site_ledgers, dict(told), self.client.now())
 
     def able_to_send(self, client_ids: Sequence[str]) -> frozenset[str]:
         """Those of the clients whose budget has room for another noised row."""

@@ -78,12 +78,14 @@ from scarcity_ray_client import (
     Noising,
     PrivateMetric,
     Refusal,
+    SiteLedgers,
     Workload,
     checked_clients,
     checked_metrics,
 )
 from scarcity_ray_client.errors import ModelRefused, ModelWarning, shown
 from scarcity_ray_client.loading import source_folder, told
+from scarcity_ray_client.site_ledger import Extension
 
 Model = TypeVar("Model")
 
@@ -133,6 +135,8 @@ class Fitting(Generic[Model]):
         site_noise, source = driver.supervisor.plan.site_noise, driver.supervisor.identity.noise
         self._noising = None if site_noise is None else Noising(site_noise, source)
         self._name = uuid.uuid4().hex
+        self._told_ledgers: dict[str, Extension] = {}
+        self._check_site_ledgers()
         self._check_hooks()
         asked = terms.private_evaluation
         names = tuple(driver.config.meta_parameters)
@@ -224,6 +228,39 @@ class Fitting(Generic[Model]):
             best_model=None if best is None else self._codec.decode(best.model),
             best_round=None if best is None else best.round_id,
         )
+
+    def _check_site_ledgers(self) -> None:
+        """Refuse ledgers at the sites where rows are not noised there, or clients have no ceiling."""
+        if self._terms.site_ledgers is None:
+            return
+        if self._noising is None:
+            raise UsageError(
+                "site_ledgers: fit keeps them with privacy.noise: site; under central noise a client's own "
+                "code may keep a SiteLedger, which is a promise there"
+            )
+        if without := sorted(one.client_id for one in self._clients if one.policy is None):
+            raise UsageError(f"site_ledgers: {shown(without)} have no Client.policy, so no ceiling to keep")
+
+    def _noising_now(self, groups: Sequence[Group]) -> Noising | None:
+        """What noises a round's rows, with the sites' ledgers as the accountant knows them now."""
+        folder, clients = self._terms.site_ledgers, [client for group in groups for client in group]
+        if folder is None or self._noising is None:
+            return self._noising
+        ledgers = SiteLedgers(
+            folder,
+            self._driver.supervisor.identity.federation_id,
+            {client.client_id: client.policy.policy for client in clients if client.policy is not None},
+            self._driver.supervisor.plan.accounting,
+            is_proof=True,
+            acknowledged=self._driver.site_heads([client.client_id for client in clients]),
+        )
+        return replace(self._noising, outbox=ledgers)
+
+    def _tell_ledgers(self) -> None:
+        """Tell the accountant how far the sites' ledgers are."""
+        ledgers, self._told_ledgers = self._told_ledgers, {}
+        if ledgers and (older := self._driver.note_site_ledgers(ledgers)):
+            self._note(f"{shown(list(older))}: their own ledgers are older copies than the accountant knows")
 
     def _check_hooks(self) -> None:
         """Refuse terms that ask for a method of the workload that it does not have."""
@@ -362,7 +399,7 @@ class Fitting(Generic[Model]):
         self._measured = {}
         clip_norm, versions, waiting_for, messages = self._clip_norm, list[int](), "", 0
         try:
-            self._train(training, submitting)
+            self._train(training, groups, submitting)
             messages = self._gossip(versions)
             with self._timed("aggregation"):
                 self._driver.aggregate(force=True)
@@ -417,17 +454,20 @@ class Fitting(Generic[Model]):
             seconds=self._clock() - begun,
         )
 
-    def _train(self, training: TrainingRound, submitting: Submitting) -> None:
+    def _train(self, training: TrainingRound, groups: Sequence[Group], submitting: Submitting) -> None:
         """Have clients train and submit what they give."""
+        noising = self._noising_now(groups)
         vector, adversary = self._tasks.put(self._model.current), self._terms.adversary
         poisoned = adversary.byzantine if adversary is not None and adversary.poisons else frozenset()
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            asked = poison, self._reporting, self._min_persons, self._noising
+            asked = poison, self._reporting, self._min_persons, noising
             return self._spec(training, group, train_group, vector, *asked)
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
+            ledgers = {answer.client_id: answer.site_ledger for answer, _ in held}
+            self._told_ledgers |= {c: extension for c, extension in ledgers.items() if extension is not None}
             with self._timed("submission"):
                 submitting.take(held)
 
@@ -441,6 +481,7 @@ class Fitting(Generic[Model]):
                 f"all {training.num_sampled} clients of round {training.round_id} failed; the first: "
                 f"{first}\n{first.traceback}"
             )
+        self._tell_ledgers()
         with self._timed("submission"):
             submitting.finish(self._clip_norm)
 

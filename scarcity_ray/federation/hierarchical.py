@@ -20,7 +20,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
 from scarcity_ray.baskets import Receipt
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.config.arguments import check_clock, seconds_of
+from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of
 from scarcity_ray.directory import BasketInfo, ClientInfo, check_name
 from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.arguments import (
@@ -67,6 +67,7 @@ from scarcity_ray.updates import SigningScope
 from scarcity_ray_client import PrivateEvaluation, Workload
 from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
@@ -354,6 +355,20 @@ class HierarchicalFederation:
         driver.keypairs.pop(client_id, None)
         return found
 
+    def site_ledger_head(self, client_id: str) -> Head | None:
+        """How far the accountant knows a client's own ledger (`SiteLedger.heed`); None: it was never told."""
+        return self._open().site_heads([id_of(client_id)]).get(client_id)
+
+    def note_site_ledger(self, client_id: str, told: Extension) -> bool:
+        """Tell the accountant how far a client's own ledger is (`SiteLedger.extension`), durably.
+
+        To be called with each row that is sent. What goes on where the ledger was known to be is noted.
+
+        Returns:
+            Whether it was; False for an older copy of the ledger, or another file.
+        """
+        return not self._open().note_site_ledgers({id_of(client_id): instance_of("told", told, Extension)})
+
     def split_basket(self, basket_id: str) -> tuple[str, str]:
         """Split a basket in two; its clients take their updates and gossip state along."""
         driver = self._open()
@@ -381,6 +396,7 @@ class HierarchicalFederation:
         private_evaluation: PrivateEvaluation | None = None,
         adversary: Adversary | None = None,
         seed: int | None = None,
+        site_ledgers: str | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
         on_release: Callable[[Model, int], None] | None = None,
@@ -413,6 +429,8 @@ class HierarchicalFederation:
                 The configuration must have its `meta_parameters`.
             adversary: Plays the lab's Byzantine clients. **Every update then comes to this process.**
             seed: Of the drawing of clients; ``seed`` of the configuration if None.
+            site_ledgers: With ``privacy.noise: site``, a folder on each machine where clients train, in which
+                each keeps a ledger of its own (`scarcity_ray_client.SiteLedger`); all need a `Client.policy`.
             on_round: Told of each round.
             on_progress: Told how far a round's training is, at each change and at least every ten seconds.
             on_release: Given the model that is handed out after a release, and its round, before it is
@@ -437,6 +455,7 @@ class HierarchicalFederation:
             private_evaluation=private_evaluation,
             adversary=adversary,
             seed=self.config.seed if seed is None else seed,
+            site_ledgers=site_ledgers,
             on_round=on_round,
             on_progress=on_progress,
             on_release=on_release,
