@@ -48,6 +48,8 @@ from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
+from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 
 class Driver:
@@ -122,6 +124,37 @@ class Driver:
                     status, read_only=True, read_only_reason=spent, remaining_epsilon=0.0, remaining_delta=0.0
                 )
         return status
+
+    def set_policies(self, policies: Sequence[SignedPolicy]) -> None:
+        """Put clients under the ceilings that they signed, before they are registered.
+
+        Raises:
+            UsageError: If one is refused; the others are in force.
+        """
+        if not policies:
+            return
+        refused = self.client.call(ACCOUNTANT, Accountant.set_policies, tuple(policies), self.client.now())
+        if refused:
+            raise UsageError(
+                "; ".join(refused[:3]) + (f"; and {len(refused) - 3} more" if refused[3:] else "")
+            )
+
+    def left_out(self) -> frozenset[str]:
+        """The clients at ceilings of their own, with no room for the next release; baskets are told."""
+        now = self.client.now()
+        if not self.client.call(ACCOUNTANT, Accountant.leave_out, now):
+            return frozenset()
+        self._tell_baskets(Call(BasketHost.leave_out, now))
+        return frozenset(self.client.call(ACCOUNTANT, Accountant.left_out, 0, now))
+
+    def site_heads(self, client_ids: Sequence[str]) -> dict[str, Head]:
+        """How far the accountant knows the own ledgers of those of the clients that have told."""
+        now = self.client.now()
+        return self.client.call(ACCOUNTANT, Accountant.site_heads, tuple(client_ids), now)
+
+    def note_site_ledgers(self, told: Mapping[str, Extension]) -> tuple[str, ...]:
+        """Tell the accountant how far sites' own ledgers are; the clients whose ledgers are older copies."""
+        return self.client.call(ACCOUNTANT, Accountant.note_site_ledgers, dict(told), self.client.now())
 
     def able_to_send(self, client_ids: Sequence[str]) -> frozenset[str]:
         """Those of the clients whose budget has room for another noised row."""

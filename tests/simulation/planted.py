@@ -105,8 +105,6 @@ def charge_answers_before_the_disk(patch: Patch) -> None:
     patch.setattr(Accountant, "charge_release", hasty)
 
 
-
-
 def aggregate_is_not_spent(patch: Patch) -> None:
     """An aggregate that was released stays fresh."""
     patch.setattr(LatestAggregate, "spend", lambda self, model: self.take_back(model))

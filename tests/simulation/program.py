@@ -116,8 +116,11 @@ class Setting:
     releases: int = 8
 
     def __str__(self) -> str:
-        said = [f.name if getattr(self, f.name) is True else f"{f.name} {getattr(self, f.name)}"
-                for f in fields(self) if getattr(self, f.name) != f.default]
+        said = [
+            f.name if getattr(self, f.name) is True else f"{f.name} {getattr(self, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        ]
         return ", ".join(said) or "as ever"
 
 
@@ -163,7 +166,9 @@ def _of(kind: Kind) -> list[Fault]:
 
 
 at_calls = st.builds(
-    replace, st.sampled_from([f for kind in Kind if kind not in ON_DISK for f in _of(kind)]), at=st.sampled_from(_AT)
+    replace,
+    st.sampled_from([f for kind in Kind if kind not in ON_DISK for f in _of(kind)]),
+    at=st.sampled_from(_AT),
 )
 on_disk = st.builds(
     replace, st.sampled_from([f for kind in Kind if kind in ON_DISK for f in _of(kind)]), at=st.integers(0, 5)

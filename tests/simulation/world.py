@@ -197,7 +197,9 @@ class World:
         rows = np.zeros((len(sent), DIMENSION), np.float32)
         rows[range(len(sent)), sent] = 1.0
         updates = [self.updates[i] for i in sent]
-        known = [(u.may_be_in, self._others_may_be_in(i), self.member[u.client]) for i, u in zip(sent, updates)]
+        known = [
+            (u.may_be_in, self._others_may_be_in(i), self.member[u.client]) for i, u in zip(sent, updates)
+        ]
         intrusions, start = self.intrusions, self.round
         for update in updates:
             update.in_doubt += 1
@@ -292,7 +294,9 @@ class World:
     def _role_dies(self, name: str, process: Any, end: Callable[[], None]) -> None:
         self.deaths[name] += 1
         if isinstance(process, BasketHost):
-            waits = [b.latest.model.aggregate for b in process._baskets.values() if b.latest.model is not None]
+            waits = [
+                b.latest.model.aggregate for b in process._baskets.values() if b.latest.model is not None
+            ]
             held = {*self.held_by(process), *(i for aggregate in waits for i in inside(aggregate))}
             if held:
                 self.losses.add(name)
@@ -307,7 +311,9 @@ class World:
             self.member = [None] * NUM_CLIENTS
 
     def _num_slots(self) -> int:
-        return max([int(n.split(":")[1]) + 1 for n in (*self.deaths, *self.place.names()) if ":" in n], default=0)
+        return max(
+            [int(n.split(":")[1]) + 1 for n in (*self.deaths, *self.place.names()) if ":" in n], default=0
+        )
 
     def _members_of(self, host: BasketHost) -> set[str]:
         """Clients of whom the actor alone knows what it accepted."""
@@ -330,7 +336,9 @@ class World:
                 held += inside(update.update)
             if basket.latest.fresh is not None:
                 held += inside(basket.latest.fresh.aggregate)
-        arrived = {c for other in self.hosts().values() for b in other._baskets.values() for c in b._buffer.clients()}
+        arrived = {
+            c for other in self.hosts().values() for b in other._baskets.values() for c in b._buffer.clients()
+        }
         for moved in host._migration._left.values():
             if moved.client_id not in arrived:
                 held += [i for update in moved.updates.updates for i in inside(update.update)]
@@ -347,7 +355,8 @@ class World:
         if model is not None:
             bytes_ = model.aggregate.tobytes()
             self._require(
-                self.seen.setdefault(model.version, bytes_) == bytes_, f"two models of version {model.version}"
+                self.seen.setdefault(model.version, bytes_) == bytes_,
+                f"two models of version {model.version}",
             )
 
     def excuse(self, updates: list[int], why: str) -> None:
@@ -390,13 +399,17 @@ class World:
         for place in where.places:
             clients = self.role(DIRECTORY)._manager.get_basket_clients(place.basket_id)
             decided.setdefault(basket_actor(place.slot), {})[place.basket_id] = set(clients)
-        there = {n: {b: set(basket.members) for b, basket in h._baskets.items()} for n, h in self.hosts().items()}
+        there = {
+            n: {b: set(basket.members) for b, basket in h._baskets.items()} for n, h in self.hosts().items()
+        }
         self._require(decided == there, f"the directory says {decided}, the actors {there}")
         members = Counter(c for baskets in decided.values() for ids in baskets.values() for c in ids)
         self._require(all(n == 1 for n in members.values()), f"somebody is in two baskets: {members}")
         rounds = {host._round_id for host in self.hosts().values()} | {where.round_id}
         self._require(len(rounds) == 1, f"rounds {rounds}")
-        self._require(self.amnesia or where.round_id >= self.round, f"round {where.round_id} after {self.round}")
+        self._require(
+            self.amnesia or where.round_id >= self.round, f"round {where.round_id} after {self.round}"
+        )
         self.round = where.round_id
 
     def _check_members(self, fed: HierarchicalFederation) -> None:
@@ -488,7 +501,9 @@ class World:
         self._require(len(self.releases) > made, f"no release of the next round: {fed.waiting_for()}")
         if not self.setting.gossip:
             there = inside(self.releases[-1][1].aggregate)
-            self._require(set(sent) <= set(there), f"updates {sent} are not all in the release, which has {there}")
+            self._require(
+                set(sent) <= set(there), f"updates {sent} are not all in the release, which has {there}"
+            )
 
     def _check_ledger(self) -> None:
         """Every release has a charge of its own, and no period's charges exceed its budget."""
