@@ -370,6 +370,11 @@ class BasketHost(Role):
         return found
 
     @query
+    def accepted_for(self, round_id: int) -> tuple[str, ...]:
+        """Members of which an update for the round was accepted."""
+        return tuple(c for _, basket in sorted(self._baskets.items()) for c in basket.accepted_for(round_id))
+
+    @query
     def basket_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate.
 

@@ -240,6 +240,11 @@ class Basket:
         self._last_active = now
         return Receipt(True, None, self.basket_id, number)
 
+    def accepted_for(self, round_id: int) -> tuple[str, ...]:
+        """Members of which an update for the round was accepted, sorted."""
+        keys_of = self._buffer.keys_of
+        return tuple(c for c in sorted(self.members) if any(k.round_id == round_id for k in keys_of(c)))
+
     def local_state(self, client_id: str) -> Row | None:
         """A copy of a member's local state; None before its first update."""
         state = self.states.get(client_id) if client_id in self.members else None

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.messages import Fault, Registry, RoutingTable
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
@@ -201,6 +202,17 @@ class Driver:
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
             self.refuse_if_spent()
         return [receipts[i] for i in range(len(receipts))]
+
+    def accepted_for(self, round_id: int) -> frozenset[str]:
+        """Clients of which an update for the round was accepted."""
+        self.operations.routing_table()
+        answers = self.client.call_baskets(Call(BasketHost.accepted_for, round_id))
+        return frozenset(client for clients in answers.values() for client in clients)
+
+    def kept_releases(self) -> list[GlobalMetaModel]:
+        """The stored releases, oldest first; the last few of a federation with storage."""
+        kept = self.supervisor.kept
+        return [] if kept is None else kept.read_all(RELEASE, CODEC)
 
     def current_round(self) -> int:
         """The round of the federation."""

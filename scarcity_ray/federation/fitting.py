@@ -15,6 +15,7 @@ Guarantees:
     a_round_without_a_release_says_what_it_waits_for
     updates_come_to_the_driver_for_an_adversary_alone
     what_is_measured_privately_comes_back_in_releases_alone
+    an_interrupted_fit_goes_on_as_if_nothing_had_happened
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ from scarcity_ray.federation.evaluation import (
     MeanMetrics,
     Progress,
     mean_metrics_by_domain,
+)
+from scarcity_ray.federation.fit_state import (
+    FitState,
+    RoundFacts,
+    stored_facts,
+    stored_fit,
+    terms_of,
+    write_facts,
+    write_fit,
 )
 from scarcity_ray.federation.fit_terms import (
     Adversary,
@@ -158,6 +168,7 @@ class Fitting(Generic[Model]):
         self._progress = Progress()
         self._measured: Mapping[str, PrivateMetric] = {}
         self._evaluation_error = ""
+        self._interrupted: int | None = None
 
     def run(self) -> FitResult[Model]:
         """All rounds."""
@@ -165,10 +176,16 @@ class Fitting(Generic[Model]):
         latest = self._driver.latest_release()
         if latest is not None:
             self._version, self._clip_norm = latest.version, latest.clip_norm or self._clip_norm
+        if self._terms.resume:
+            self._resume()
+        self._keep()
         stopped, explanation = Stopped.ROUNDS, ""
         budget = self._driver.budget()
-        for _ in range(self._terms.rounds):
-            if budget.read_only:
+        for _ in range(self._terms.rounds - len(self._history)):
+            if self._progress.stop is not None:
+                stopped, explanation = Stopped.NO_IMPROVEMENT, self._progress.stop
+                break
+            if budget.read_only and not self._has_release_to_take():
                 stopped = Stopped.BUDGET
                 explanation = (
                     budget.read_only_reason or "the next release does not fit into the privacy budget"
@@ -176,23 +193,21 @@ class Fitting(Generic[Model]):
                 break
             record = self._round()
             self._history.append(record)
-            if self._terms.on_round is not None:
-                self._terms.on_round(record)
             explanation = record.waiting_for
-            if self._evaluation_error:
-                stopped, explanation = Stopped.EVALUATION, self._evaluation_error
-                break
             watched = self._terms.stopping
-            if watched is not None and record.versions:
+            if watched is not None and record.versions and not self._evaluation_error:
                 self._progress = watched.step(
                     self._progress, record.round_id, record.evaluation, self._model.handed_out
                 )
                 if self._progress.best is None:
                     given = ", ".join(sorted(record.evaluation)) or "none"
                     self._note(f"stopping: evaluate gave no finite {watched.metric}, it gave: {given}")
-                if self._progress.stop is not None:
-                    stopped, explanation = Stopped.NO_IMPROVEMENT, self._progress.stop
-                    break
+            self._keep()
+            if self._terms.on_round is not None:
+                self._terms.on_round(record)
+            if self._evaluation_error:
+                stopped, explanation = Stopped.EVALUATION, self._evaluation_error
+                break
             budget = self._driver.budget()
         best, is_average = self._progress.best, self._terms.averaging_decay is not None
         return FitResult(
@@ -207,6 +222,48 @@ class Fitting(Generic[Model]):
             best_model=None if best is None else self._codec.decode(best.model),
             best_round=None if best is None else best.round_id,
         )
+
+    def _keep(self) -> None:
+        """Store where this fit stands, if the federation keeps anything."""
+        kept = self._driver.supervisor.kept
+        if kept is None:
+            return
+        rounds = self._interrupted, self._driver.current_round()
+        state = FitState(
+            terms=terms_of(self._terms),
+            round_id=rounds[1] if rounds[0] is None else rounds[0],
+            rng=self._rng.bit_generator.state,
+            model=self._model.kept(),
+            version=self._version,
+            clip_norm=self._clip_norm,
+            history=tuple(self._history),
+            refusals=self._refusals,
+            progress=self._progress,
+            noted=tuple(sorted(self._noted)),
+        )
+        write_fit(kept, state)
+
+    def _resume(self) -> None:
+        """Go on where the stored fit stands; its rounds are told again."""
+        state = stored_fit(self._driver.supervisor.kept, self._terms, self._codec.dimension)
+        if state is None:
+            return
+        self._rng.bit_generator.state = state.rng
+        self._model = self._model.resumed(state.model)
+        self._version, self._clip_norm = state.version, state.clip_norm
+        self._history, self._progress = list(state.history), state.progress
+        self._refusals = {client: Counter(counts) for client, counts in state.refusals.items()}
+        self._noted, self._interrupted = set(state.noted), state.round_id
+        if self._history:
+            self._too_small = ()
+        for record in self._history:
+            if self._terms.on_round is not None:
+                self._terms.on_round(record)
+
+    def _has_release_to_take(self) -> bool:
+        """Whether the interrupted round had made a release: it is paid for."""
+        latest = None if self._interrupted is None else self._driver.latest_release()
+        return latest is not None and latest.version > self._version
 
     def _check_hooks(self) -> None:
         """Refuse terms that ask for a method of the workload that it does not have."""
@@ -277,18 +334,24 @@ class Fitting(Generic[Model]):
         )
         self._driver.operations.run(Directory.register, members, self._driver.client.now())
 
-    def _sampled(self, round_id: int) -> tuple[TrainingRound, list[Group]]:
+    def _sampled(self, round_id: int, *, is_resumed: bool) -> tuple[TrainingRound, list[Group]]:
+        """The round's clients; of a round that was interrupted, those whose update is there train no more."""
         count = self._terms.clients_per_round or len(self._clients)
         order = self._rng.permutation(len(self._clients))[: count + self._terms.extra_clients]
         clients = [self._clients[place] for place in order]
         groups = grouped(clients, self._terms.clients_per_task, self._tasks.parallelism)
-        return TrainingRound(round_id, groups, count, self._most_in_flight), groups
+        before = self._driver.accepted_for(round_id) if is_resumed else frozenset()
+        return TrainingRound(round_id, groups, count, self._most_in_flight, before), groups
 
     def _round(self) -> RoundRecord:
         begun = self._clock()
         self._num_bytes = 0
         self._phases.clear()
-        training, groups = self._sampled(self._driver.current_round())
+        now = self._driver.current_round()
+        began, self._interrupted = self._interrupted, None
+        is_over = began is not None and now == began + 1
+        is_resumed = is_over or now == began
+        training, groups = self._sampled(now - is_over, is_resumed=is_resumed)
         submitting = Submitting(
             self._driver,
             self._tasks,
@@ -298,27 +361,38 @@ class Fitting(Generic[Model]):
         )
         self._measured = {}
         clip_norm, versions, waiting_for, messages = self._clip_norm, list[int](), "", 0
+        facts: RoundFacts | None = None
         try:
-            self._train(training, submitting)
-            messages = self._gossip(versions)
-            with self._timed("aggregation"):
-                self._driver.aggregate(force=True)
-                self._take_releases(versions)
+            if is_resumed:
+                self._take_kept_releases(versions)
+            if not (versions or is_over):
+                if not training.is_over:
+                    self._train(training, submitting)
+                messages = self._gossip(versions)
+                facts = self._facts(training, submitting, messages)
+                self._keep_facts(facts)
+                with self._timed("aggregation"):
+                    self._driver.aggregate(force=True)
+                    self._take_releases(versions)
         except PrivacyBudgetExhausted as spent:
             waiting_for = str(spent)
         with self._timed("accounting"):
             if not versions and not waiting_for:
                 waiting_for = str(self._driver.waiting_for())
-            self._driver.advance_round()
+            if not is_over:
+                self._driver.advance_round()
             self._take_releases(versions)
             budget = self._driver.budget()
         for note in sorted(training.notes):
             self._note(note)
+        if facts is None:
+            facts = self._kept_facts(training.round_id) if is_resumed else None
+            facts = facts or self._facts(training, submitting, messages)
         too_small = self._told_once_of_too_few_persons(training.round_id)
-        reasons = self._counted([*training.refusals, *too_small], submitting)
+        reasons = self._counted([*facts.refused, *((one.client_id, str(one.cause)) for one in too_small)])
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
-        refusals = [*training.refusals, *too_small]
-        refusals += self._counted_evaluations(submitting.unmeasured, reasons)
+        refusals = [*facts.first_refusals, *too_small]
+        refusals += self._counted_evaluations(facts.unmeasured, reasons)
         if versions:
             if self._terms.on_release is not None:
                 self._terms.on_release(self._codec.decode(self._model.handed_out), training.round_id)
@@ -330,19 +404,19 @@ class Fitting(Generic[Model]):
                 refusals += self._counted_evaluations(refused, reasons)
         return RoundRecord(
             round_id=training.round_id,
-            num_sampled=training.num_sampled,
-            num_accepted=len(submitting.accepted),
-            num_surplus=training.num_surplus,
+            num_sampled=facts.num_sampled,
+            num_accepted=facts.num_accepted,
+            num_surplus=facts.num_surplus,
             refusals={str(reason): count for reason, count in sorted(reasons.items())},
             first_refusals=tuple(refusals[:MOST_TOLD]),
-            metrics=self._by_domain(submitting.accepted),
+            metrics=facts.metrics,
             evaluation=evaluation,
             clients=clients,
             private_evaluation=self._measured,
             versions=tuple(versions),
             waiting_for=waiting_for if not versions else "",
             clip_norm=clip_norm,
-            gossip_messages=messages,
+            gossip_messages=facts.gossip_messages,
             epsilon_spent=budget.epsilon_spent,
             epsilon_left=budget.remaining_epsilon,
             driver_bytes=self._num_bytes + submitting.num_bytes,
@@ -427,11 +501,33 @@ class Fitting(Generic[Model]):
             needs.labels,
         )
 
-    def _counted(self, refusals: Sequence[Refusal], submitting: Submitting) -> Counter[str]:
+    def _facts(self, training: TrainingRound, submitting: Submitting, messages: int) -> RoundFacts:
+        found = [(refusal.client_id, str(refusal.cause)) for refusal in training.refusals]
+        return RoundFacts(
+            round_id=training.round_id,
+            num_sampled=training.num_sampled,
+            num_accepted=len(submitting.accepted) + training.num_before,
+            num_surplus=training.num_surplus,
+            refused=(*found, *submitting.refused),
+            first_refusals=tuple(training.refusals[:MOST_TOLD]),
+            unmeasured=tuple(submitting.unmeasured),
+            metrics=self._by_domain(submitting.accepted),
+            gossip_messages=messages,
+        )
+
+    def _keep_facts(self, facts: RoundFacts) -> None:
+        if (kept := self._driver.supervisor.kept) is not None:
+            write_facts(kept, facts)
+
+    def _kept_facts(self, round_id: int) -> RoundFacts | None:
+        kept = self._driver.supervisor.kept
+        facts = None if kept is None else stored_facts(kept)
+        return facts if facts is not None and facts.round_id == round_id else None
+
+    def _counted(self, refused: Sequence[tuple[str, str]]) -> Counter[str]:
         """Updates that did not come or were refused, by reason; each is counted for its client."""
         reasons: Counter[str] = Counter()
-        found = [(refusal.client_id, str(refusal.cause)) for refusal in refusals]
-        for client_id, reason in (*found, *submitting.refused):
+        for client_id, reason in refused:
             reasons[reason] += 1
             self._count(client_id, reason)
         return reasons
@@ -473,6 +569,16 @@ class Fitting(Generic[Model]):
         latest: GlobalMetaModel | None = self._driver.latest_release()
         if latest is None or latest.version <= self._version:
             return
+        self._take(latest, versions)
+
+    def _take_kept_releases(self, versions: list[int]) -> None:
+        """Step on the stored releases that the fit had not taken when it was interrupted, one by one."""
+        for release in self._driver.kept_releases():
+            if release.version > self._version:
+                self._take(release, versions)
+        self._take_releases(versions)
+
+    def _take(self, latest: GlobalMetaModel, versions: list[int]) -> None:
         if latest.version > self._version + 1:
             logger.warning(
                 "releases %d to %d are not in this fit's model: another driver has made them",
