@@ -59,6 +59,7 @@ from scarcity_ray.federation.fit_terms import (
     Rows,
     Stopped,
 )
+from scarcity_ray.federation.stopping import finishing
 from scarcity_ray.federation.training_round import (
     MOST_TOLD,
     Answer,
@@ -368,10 +369,11 @@ class Fitting(Generic[Model]):
             if not (versions or is_over):
                 if not training.is_over:
                     self._train(training, submitting)
-                messages = self._gossip(versions)
-                facts = self._facts(training, submitting, messages)
-                self._keep_facts(facts)
-                with self._timed("aggregation"):
+                with finishing():
+                    messages = self._gossip(versions)
+                    facts = self._facts(training, submitting, messages)
+                    self._keep_facts(facts)
+                with finishing(), self._timed("aggregation"):
                     self._driver.aggregate(force=True)
                     self._take_releases(versions)
         except PrivacyBudgetExhausted as spent:
