@@ -27,6 +27,7 @@ from scarcity_ray_client.persons import (
     person_mean,
     standardise,
 )
+from scarcity_ray_client.policy import Policy, SignedPolicy
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
 from scarcity_ray_client.training import (
@@ -52,12 +53,14 @@ __all__ = [
     "NoisedMean",
     "Part",
     "PersonMean",
+    "Policy",
     "PrivateEvaluation",
     "PrivateMetric",
     "RecordGradients",
     "Refusal",
     "ScarcityError",
     "ScarcityWarning",
+    "SignedPolicy",
     "SigningScope",
     "SoftmaxModel",
     "TanhMlp",

@@ -9,11 +9,12 @@ Guarantees:
         period, name and pair of totals. The ledger keeps the key and is opened with no other.
     a_release_is_charged_or_given_up_never_both
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
+    a_client_is_left_out_before_a_release_would_pass_its_ceiling: On record, before anybody is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
 from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray_client.identity import IdentityKeyPair
+from scarcity_ray_client.policy import SignedPolicy
 
 
 class Accountant(Role):
@@ -33,6 +35,7 @@ class Accountant(Role):
     Args:
         open_budget: `DurableBudget.open` with every argument but `now`.
         mu_reserved: The charge of one release, 0 if none is made; once it does not fit, all is read-only.
+        mu_row: The charge of one row that its client noises, 0 where releases are noised.
         folder: The folder to make for a new ledger's file.
         private_folder: Whether the folder must be this user's alone.
         operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: everybody may renew.
@@ -45,6 +48,7 @@ class Accountant(Role):
         folder: Path | None = None,
         private_folder: bool = False,
         operator_key: str | None = None,
+        mu_row: float = 0.0,
     ) -> None:
         super().__init__()
         self._open_budget = open_budget
@@ -52,6 +56,7 @@ class Accountant(Role):
         self._make_folder = make_private_folder if private_folder else make_folder
         self._operator_key = None if operator_key is None else bytes.fromhex(operator_key)
         self._mu_reserved = mu_reserved
+        self._mu_row = mu_row
         self._budget: DurableBudget | None = None
 
     def _opened(self, now: float) -> DurableBudget:
@@ -61,11 +66,18 @@ class Accountant(Role):
             self._budget = self._open_budget(now=now)
         return self._budget
 
-    def charge_release(self, charge_id: str, mu: float, now: float, details: dict[str, Any]) -> Charge:
-        """Charge one Layer 2 release; the answer is durable."""
+    def charge_release(
+        self,
+        charge_id: str,
+        mu: float,
+        now: float,
+        details: dict[str, Any],
+        num_left_out: int | None = None,
+    ) -> Charge:
+        """Charge one Layer 2 release; the answer is durable. See `DurableBudget.charge_release`."""
         budget = self._opened(now)
         try:
-            charge = budget.charge_release(charge_id, mu, now=now, details=details)
+            charge = budget.charge_release(charge_id, mu, now=now, details=details, num_left_out=num_left_out)
         except LedgerTakenOver as error:
             return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
         return replace(charge, is_last=budget.read_only_reason(self._mu_reserved) != "")
@@ -88,10 +100,47 @@ class Accountant(Role):
         """
         budget = self._opened(now)
         try:
-            allowed = budget.charge_gossip(charge_id, client_ids, mu, now=now, details=details)
+            allowed = budget.charge_gossip(
+                charge_id, client_ids, mu, now=now, details=details, reserve=self._mu_reserved
+            )
         except LedgerTakenOver as error:
             return (), budget.head_hash, str(error)
         return allowed, budget.head_hash, ""
+
+    def charge_rows(
+        self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
+    ) -> tuple[tuple[str, ...], str, str]:
+        """Charge each client for one row that it noises itself; answered as `charge_gossip` is."""
+        budget = self._opened(now)
+        try:
+            allowed = budget.charge_rows(charge_id, client_ids, mu, now=now, details=details)
+        except LedgerTakenOver as error:
+            return (), budget.head_hash, str(error)
+        return allowed, budget.head_hash, ""
+
+    @query
+    def able_to_send(self, client_ids: tuple[str, ...], now: float) -> tuple[str, ...]:
+        """Those of the clients whose budget has room for one more row that they noise themselves."""
+        return self._opened(now).affordable(client_ids, self._mu_row)
+
+    def set_policies(self, policies: Sequence[SignedPolicy], now: float) -> tuple[str, ...]:
+        """Put clients under the ceilings that they signed, durably; why those that are refused are."""
+        budget = self._opened(now)
+        answers = [budget.set_policy(signed, now=now) for signed in policies]
+        return tuple(answer for answer in answers if answer)
+
+    def leave_out(self, now: float) -> int:
+        """Leave out the clients whose ceilings have no room for the next release; how many are left out."""
+        budget = self._opened(now)
+        try:
+            return budget.leave_out(self._mu_reserved, now=now)
+        except LedgerTakenOver:
+            return len(budget.left_out())
+
+    @query
+    def left_out(self, since: int, now: float) -> tuple[str, ...]:
+        """Who is left out, in the order in which it happened, without the first `since`."""
+        return self._opened(now).left_out(since)
 
     @query
     def read_only_reason(self, now: float) -> str:
@@ -115,9 +164,12 @@ class Accountant(Role):
 
     @query
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
-        """What is left of (epsilon, delta) for one client; (0, 0) once the next release does not fit."""
+        """What is left of (epsilon, delta) for one client; (0, 0) once no release or row fits."""
         budget = self._opened(now)
-        return (0.0, 0.0) if budget.status(self._mu_reserved).read_only else budget.remaining(client_id)
+        is_spent = budget.status(self._mu_reserved).read_only or not budget.affordable(
+            [client_id], self._mu_row
+        )
+        return (0.0, 0.0) if is_spent else budget.remaining(client_id)
 
     @query
     def was_charged(self, client_id: str, now: float) -> bool:

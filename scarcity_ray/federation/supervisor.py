@@ -325,7 +325,7 @@ class Supervisor:
             path,
             total_epsilon=config.total_epsilon,
             total_delta=config.total_delta,
-            gossip_share=self.plan.gossip_share,
+            gossip_share=self.plan.own_share,
             accounting=self.plan.accounting,
             unit=config.privacy.unit,
             must_exist=must_exist,
@@ -337,6 +337,7 @@ class Supervisor:
             "folder": None if must_exist or is_ledger_url(path) else Path(path).parent,
             "private_folder": self.identity.private_ledger,
             "operator_key": config.operator_key,
+            "mu_row": self.plan.mu_row,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 

@@ -11,6 +11,7 @@ from scarcity_ray.config import (
     AggregationMethod,
     CentralNoise,
     HierarchicalFederationConfig,
+    NoisePlace,
     PrivacyUnit,
 )
 from scarcity_ray.plan.gossip import GossipPlan
@@ -22,6 +23,7 @@ from scarcity_ray.privacy.accounting.zcdp import share_sigma
 from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 from scarcity_ray.robust import PluginRule, configured_rule
+from scarcity_ray_client.site_noise import GRID_SHARE, ROW_SLACK, SiteNoise
 
 DRIFT_SHARE = 0.1
 """Share of a gossip release's mu squared that the materiality test takes; the vector has the rest."""
@@ -37,22 +39,12 @@ for either neighbour, so 6 u of the radius. 8 u of each leaves room for the term
 float64.
 """
 
-ROW_SLACK = 2.0**-20
-"""What float32 rounding adds to the distance of a row and its neighbour, relative to the clip norm.
-
-Where a person is the unit, two neighbouring rows lie 2 C / n_i apart, and rounding is not small against
-that: it is added, and never scaled with it. Between the exact mean over the persons and the row that the rule
-reads, a vector of norm at most C is rounded to float32 as the client sends it, as its buffered updates become
-one row, and at two clips, of which the second leaves rows of norm up to (1 + 2 u) C as they are: at most 6 u
-for either neighbour, with u = 2^-24. 16 u for both leaves room for the client's own sums in float64 (up to
-2^27 persons) and for its clip of each contribution.
-"""
-
 FINEST_GRID = 2.0**48
-"""Fixed-point steps to a clip norm at most, so that float64 holds every sum with noise to the step."""
-GRID_SHARE = 0.01
-"""Of the sensitivity, what the grid may add where a person is the unit: its step is at most
-Delta / (100 sqrt(length)) while all baskets stay, unless `FINEST_GRID` stands against it."""
+"""Fixed-point steps to a clip norm at most, so that float64 holds every sum with noise to the step.
+
+Where a person is the unit, the step is Delta / (100 sqrt(length)) at most while all baskets stay
+(`GRID_SHARE`), unless this stands against it.
+"""
 
 MAX_EXAMPLES = 1000
 """Examples beyond which a client weighs no more, where the config does not say."""
@@ -71,14 +63,20 @@ class FederationPlan:
     Attributes:
         accounting: What the ledger adds up: Gaussian DP, or zCDP where a release's noise is not Gaussian.
         mu_release: What one Layer 2 release is charged: sensitivity over the noise's scale. In zCDP it is
-            sqrt(2 rho), rho being what (central_dp_epsilon, central_dp_delta) buys.
+            sqrt(2 rho), rho being what (central_dp_epsilon, central_dp_delta) buys. 0 where rows are noised.
+        mu_row: Likewise, what a client is charged for each row that it noises itself; 0 where releases are
+            noised.
         mu_reserved: What must still fit for the federation to go on: `mu_release`, or 0 without Layer 2.
         mu_total: As `mu_release`, of the whole budget.
-        gossip_share: Of the budget, in mu squared: all of it without Layer 2, unless gossip is off.
-        central_mu_cap, gossip_mu_cap: The budget's two shares (their squares add up).
+        gossip_share: Of the budget, in mu squared: all of it without Layer 2, unless gossip is off. Where
+            rows are noised gossip costs nothing, and any share above 0 says that there is gossip.
+        own_share: Of the budget, what each client has for itself: its gossip, or its noised rows.
+        central_mu_cap, gossip_mu_cap: The budget's two shares (their squares add up), the second for what
+            each client is charged itself.
         num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon; 0 without
-            Layer 2).
+            Layer 2), or rows that a client's budget buys.
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
+        site_noise: How clients noise their rows; None where releases are noised.
         vector_length: Coordinates that travel in Layer 2.
         max_examples: What a client's weight ends at, under the rule ``weighted``.
         rule: Layer 1's, at the clip norm that the federation starts with.
@@ -96,18 +94,24 @@ class FederationPlan:
         if config.privacy.unit is not PrivacyUnit.CLIENT:
             self.person_clip_norm = config.privacy.person_clip_norm or config.layer1.clip_norm
         self.accounting = Accounting.GAUSSIAN_DP if gaussian else Accounting.ZCDP
-        self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
+        self.site_noise = self._site_noise()
+        self.mu_row = 0.0 if self.site_noise is None else self.site_noise.mu
+        self.mu_release = 0.0
+        if self.site_noise is None:
+            self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
         self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
         # Gossip's noise is Gaussian in either mode, so its own claim is exact, and rho = mu^2 / 2 too.
         mu_gossip = mu_of_gaussian(gossip.local_dp_epsilon, gossip.local_dp_delta)
+        if self.site_noise is not None:
+            mu_gossip = 0.0
         mu_drift = mu_gossip * math.sqrt(DRIFT_SHARE)
         mu_vector = mu_gossip * math.sqrt(1.0 - DRIFT_SHARE)
         sensitivity = 2.0 * gossip.clip_norm * (1.0 + FLOAT32_SLACK)
         self.gossip = GossipPlan(
             mu_drift=mu_drift,
             mu_vector=mu_vector,
-            sigma_drift=sensitivity / mu_drift,
-            sigma_vector=sensitivity / mu_vector,
+            sigma_drift=sensitivity / mu_drift if mu_drift else 0.0,
+            sigma_vector=sensitivity / mu_vector if mu_vector else 0.0,
             clip_norm=gossip.clip_norm,
             dimension=config.vector_dim,
             layer1=config.layer1,
@@ -117,14 +121,30 @@ class FederationPlan:
         if share and not layer2.enabled:
             share = 1.0
         self.gossip_share = share
+        self.own_share = share = share if self.site_noise is None else 1.0
         self.gossip_mu_cap = self.mu_total * math.sqrt(share) if share else 0.0
         self.central_mu_cap = self.mu_total * math.sqrt(1.0 - share) if share < 1.0 else 0.0
         self.mu_reserved = self.mu_release if layer2.enabled else 0.0
         self.num_releases = _times(self.central_mu_cap, self.mu_release) if layer2.enabled else 0.0
+        if self.site_noise is not None:
+            self.num_releases = _times(self.gossip_mu_cap, self.mu_row)
         self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
         num_meta = len(config.meta_parameters)
         self.vector_length = config.vector_dim + num_meta + layer2.adaptive_clipping
         self._least_rows: dict[int, int] = {}
+
+    def _site_noise(self) -> SiteNoise | None:
+        config, privacy = self.config, self.config.privacy
+        if privacy.noise is NoisePlace.CENTRAL:
+            return None
+        epsilon = math.inf if privacy.row_epsilon is None else privacy.row_epsilon
+        return SiteNoise(
+            mu=self.accounting.mu_of_claim(epsilon, privacy.row_delta or config.total_delta),
+            clip_norm=self.person_clip_norm or config.layer1.clip_norm,
+            min_persons=privacy.min_persons or 1,
+            dimension=config.vector_dim,
+            is_discrete=self.accounting is Accounting.ZCDP,
+        )
 
     def at(self, clip_norm: float) -> FederationPlan:
         """The plan of a round in which Layer 1 clips to `clip_norm`; all lengths keep their ratio to it.
@@ -233,7 +253,9 @@ class FederationPlan:
             size = further if size == basket.max_clients else min(further, basket.max_clients)
 
     def sensitivity(self, facts: BasketFacts) -> float:
-        """L2 bound on the change of a basket's vector when one unit of privacy changes.
+        """L2 bound on the change of a basket's vector when one unit of privacy changes; 0 of noised rows.
+
+        Noised rows have their cost already (`site_noise`), and the vector is post-processing of them.
 
         *Where the client is the unit* it is the rule's own on rows of norm clip_norm (`privacy.sensitivity`),
         capped by the diameter of the ball that its result is clipped to; after a pre-aggregation, which
@@ -260,7 +282,7 @@ class FederationPlan:
         count* of another client can only lower N, to ``min_persons`` at the least: it adds noise and takes
         nobody's protection but its own persons'.
         """
-        if not facts.fresh:
+        if not facts.fresh or self.site_noise is not None:
             return 0.0
         layer2 = self.config.layer2
         layer1 = self.at(facts.clip_norm or self.config.layer1.clip_norm).config.layer1
@@ -347,7 +369,7 @@ class FederationPlan:
             clip_norm=self.config.layer1.clip_norm,
             bit_radius=bits,
             meta_radius=meta_norm / math.sqrt(max(1, len(self.config.meta_parameters))),
-            noise=layer2.noise,
+            noise=layer2.noise if self.site_noise is None else None,
         )
         if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
             draft = self._with_shares(draft, registered, unsigned)
@@ -392,6 +414,8 @@ class FederationPlan:
     @property
     def greatest_noise(self) -> float:
         """The tail of the noise of any release, in grid steps: that of one basket with all the weight."""
+        if self.site_noise is not None:
+            return 0.0
         widest = 2.0 * (math.sqrt(2.0) if self.config.meta_parameters else 1.0) * (1.0 + 2.0 * FLOAT32_SLACK)
         if self.config.layer2.adaptive_clipping:
             widest /= math.sqrt(1.0 - BIT_SHARE)

@@ -61,6 +61,7 @@ class ReleasePlan:
         meta_radius: Half the range of one meta-parameter's coordinate; 0 without any.
         share_sigma: Scale, in grid steps, of the noise that each party adds to its own part; 0 where the
             noise is added to the sum.
+        noise: Its law; None where the rows behind it are noised, so that it costs nothing and gets none.
         num_honest: Shares of noise that `mu` counts on; 0 likewise.
     """
 
@@ -73,7 +74,7 @@ class ReleasePlan:
     clip_norm: float
     bit_radius: float = 0.0
     meta_radius: float = 0.0
-    noise: CentralNoise = CentralNoise.GAUSSIAN
+    noise: CentralNoise | None = CentralNoise.GAUSSIAN
     share_sigma: float = 0.0
     num_honest: int = 0
 
@@ -98,8 +99,10 @@ class ReleasePlan:
     def grid_sigma(self, survivors: Sequence[str]) -> float:
         """Scale of the noise on the integer sum, in grid steps; in shares, that of all survivors' together.
 
-        Rounded up, so never below what mu claims.
+        Rounded up, so never below what mu claims; 0 where the rows are noised.
         """
+        if self.noise is None:
+            return 0.0
         if self.share_sigma:
             return math.sqrt(len(survivors)) * self.share_sigma
         sigma = self.grid_sensitivity(survivors) / self.mu
