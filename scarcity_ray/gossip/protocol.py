@@ -273,6 +273,10 @@ class GossipProtocol:
         moved.state.has_left = False
         return moved
 
+    def state_of(self, client_id: str) -> GossipMigration:
+        """What `take_client` would return; the client stays."""
+        return self._clients.state_of(client_id)
+
     def put_client(self, moved: GossipMigration) -> None:
         """Add a client with the state that `take_client` returned elsewhere, or that was remembered of it."""
         self._step = None
