@@ -48,9 +48,8 @@ class DirectoryState:
 
 @dataclass(frozen=True, eq=False)
 class HostSnapshot:
-    """What a basket actor keeps of its baskets, by id, as they were in a round."""
+    """What a basket actor keeps of its baskets, by id, as they were at a round's end."""
 
-    round_id: int
     baskets: Mapping[str, BasketState]
 
 

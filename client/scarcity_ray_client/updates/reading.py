@@ -40,6 +40,7 @@ class Rejection(StrEnum):
     BAD_SIGNATURE = "bad_signature"
     READ_ONLY = "read_only"
     TOO_FEW_PERSONS = "too_few_persons"
+    NOT_STORED = "not_stored"
 
 
 def read_array(message: object) -> Numbers | Rejection:
