@@ -356,15 +356,23 @@ class BasketHost(Role):
         self._save()
         return outcomes
 
-    def run_gossip(self, now: float) -> dict[str, int]:
-        """One gossip round in every basket; delivered messages by basket. See `charged_gossip`."""
+    def run_gossip(self, now: float, once: str = "") -> dict[str, int]:
+        """One gossip round in every basket; delivered messages by basket. See `charged_gossip`.
+
+        Args:
+            now: Seconds since the epoch.
+            once: A name of the caller's; the last run of this name is not done again, also after a restart
+                of the whole federation.
+        """
         self._secure.tick(now)
+        if once and self._keeper.last_gossip.name == once:
+            return dict(self._keeper.last_gossip.delivered)
         if self._plan.gossip_share == 0.0 or self._is_read_only(now):
             return dict.fromkeys(sorted(self._baskets), 0)
         sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
         self._read_only = self._charges.read_only_reason != ""
         self._save()
-        self._keeper.keep_gossip(self._baskets)
+        self._keeper.keep_gossip(self._baskets, once, sent)
         return sent
 
     def set_read_only(self, read_only: bool) -> None:

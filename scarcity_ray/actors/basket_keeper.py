@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from scarcity_ray.actors.kept import CODEC, HostSnapshot
+from scarcity_ray.actors.kept import CODEC, GossipRun, HostSnapshot
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.storage.snapshots import Snapshots
 
@@ -19,12 +19,16 @@ class BasketKeeper:
 
     Guarantees:
         a_member_that_moved_meanwhile_is_restored_where_it_is
+
+    Attributes:
+        last_gossip: The last run, without its `after`.
     """
 
     def __init__(self, kept: Snapshots | None, slot: int, *, has_journal: bool) -> None:
         self._kept = kept
         self._baskets, self._gossip = f"baskets-{slot}", f"gossip-{slot}"
         self._has_journal = has_journal
+        self.last_gossip = GossipRun()
 
     def keep(self, baskets: Mapping[str, Basket]) -> None:
         """Write a snapshot of all baskets, at a round's end.
@@ -36,15 +40,18 @@ class BasketKeeper:
             states = {basket_id: basket.kept() for basket_id, basket in sorted(baskets.items())}
             self._kept.write(self._baskets, HostSnapshot(states), CODEC)
 
-    def keep_gossip(self, baskets: Mapping[str, Basket]) -> None:
+    def keep_gossip(self, baskets: Mapping[str, Basket], name: str, delivered: Mapping[str, int]) -> None:
         """Write what the journal lacks of a gossip run: peers' rotation, messages that wait, counts.
+
+        Without a journal a restored actor is as it was at the round's end, and gossips again.
 
         Raises:
             StorageError: If it cannot be written.
         """
         if self._kept is not None and self._has_journal:
-            states = {basket_id: basket.gossip.kept() for basket_id, basket in sorted(baskets.items())}
-            self._kept.write(self._gossip, states, CODEC)
+            after = {basket_id: basket.gossip.kept() for basket_id, basket in sorted(baskets.items())}
+            self._kept.write(self._gossip, GossipRun(name, delivered, after), CODEC)
+        self.last_gossip = GossipRun(name, delivered)
 
     def restore(self, baskets: Mapping[str, Basket], journalled: Collection[str]) -> None:
         """Have the baskets go on from the newest snapshot.
@@ -66,9 +73,10 @@ class BasketKeeper:
                 if client.client_id in homes:
                     homes[client.client_id].put(client)
         gossip = {basket_id: state.gossip for basket_id, state in found.baskets.items()}
-        latest = self._kept.read(self._gossip, CODEC) if self._has_journal else None
-        for basket_id, state in (latest or {}).items():
-            if basket_id not in gossip or state.sampler_round > gossip[basket_id].sampler_round:
-                gossip[basket_id] = state
+        run: GossipRun = (self._kept.read(self._gossip, CODEC) if self._has_journal else None) or GossipRun()
+        self.last_gossip = GossipRun(run.name, run.delivered)
+        for basket_id, later in run.after.items():
+            if basket_id not in gossip or later.sampler_round > gossip[basket_id].sampler_round:
+                gossip[basket_id] = later
         for basket_id in gossip.keys() & baskets.keys():
             baskets[basket_id].gossip.restore(gossip[basket_id])

@@ -231,10 +231,13 @@ class Driver:
         self._given_version = latest.version
         return latest.aggregate
 
-    def run_gossip(self) -> dict[str, int]:
-        """One gossip round in all baskets, then layers that are due; delivered messages by domain."""
+    def run_gossip(self, once: str = "") -> dict[str, int]:
+        """One gossip round in all baskets, then layers that are due; delivered messages by domain.
+
+        See `BasketHost.run_gossip` for `once`.
+        """
         self.operations.routing_table()
-        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now())))
+        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now(), once)))
         self._run_layers_after_gossip()
         delivered: dict[str, int] = defaultdict(int)
         for place in self.operations.routing_table(fresh=False).places:

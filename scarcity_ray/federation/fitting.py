@@ -370,7 +370,7 @@ class Fitting(Generic[Model]):
                 if not training.is_over:
                     self._train(training, submitting)
                 with finishing():
-                    messages = self._gossip(versions)
+                    messages = self._gossip(training.round_id, versions)
                     facts = self._facts(training, submitting, messages)
                     self._keep_facts(facts)
                 with finishing(), self._timed("aggregation"):
@@ -557,12 +557,12 @@ class Fitting(Generic[Model]):
             self._count(refusal.client_id, f"evaluation_{refusal.cause}")
         return refused
 
-    def _gossip(self, versions: list[int]) -> int:
+    def _gossip(self, round_id: int, versions: list[int]) -> int:
         """Gossip where it has a share of the budget; the messages that were delivered."""
         if self._driver.supervisor.plan.gossip_share <= 0.0:
             return 0
         with self._timed("gossip"):
-            delivered = self._driver.run_gossip()
+            delivered = self._driver.run_gossip(f"fit/{round_id}")
             self._take_releases(versions)
         return sum(delivered.values())
 
