@@ -113,6 +113,7 @@ class Supervisor:
         """
         if self.kept is None:
             raise UsageError("storage_path is not configured: nothing is kept")
+        self.kept.verify()
         stored_id, last = self.identity.federation_id, self.kept.read(RELEASE, CODEC)
         heads = None if last is None else {last.ledger_head: f"the release stored in {self.kept.path}"}
         opened = self._open_ledger(now, must_exist=True, take_over=take_over, known_heads=heads)
