@@ -4,7 +4,7 @@
 gradients of all records, float64, one thread, the best of several runs, and times Opacus' `GradSampleModule`
 on the same module. *Sampling*: the noise that a mean of gradients needs if each of T steps takes a random
 share q of the persons, over the noise if each takes all, at the same (epsilon, delta). Poisson sampling with
-null-record neighbours is counted by dp-accounting's PLD, which is tight, and by its RDP; fixed-size batches
+null-record neighbours is counted by dp-accounting's PLD, which is tight, and by its RDP; batches of one size
 with replace-one neighbours by RDP. All persons in each step are counted exactly, for the same neighbours. Two
 minutes.
 """

@@ -357,7 +357,7 @@ def _trained(trial: Trial, arms: Sequence[Arm], goal: Floats | None) -> NDArray[
             if release is None:
                 delta = sent.mean(axis=0, dtype=np.float64)
             else:
-                delta, sigma = release.of(sent)
+                delta, sigma = release.of(sent, number)
                 if site is None:
                     delta = delta + arm.noisy * sigma * rng.standard_normal(delta.size)
             states[place], vectors[place] = optimizers[place].step(

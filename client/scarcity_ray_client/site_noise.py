@@ -113,13 +113,18 @@ class SiteNoise:
         """
         return self.clip_norm + self.sigma(self.min_persons) * (math.sqrt(self.dimension) + 3.0)
 
+    def whole_client(self, num_persons: int) -> float:
+        """How many times as far as one of its persons a whole client moves its row: 2 C, not 2 C / n."""
+        moved = self.clip_norm * (2.0 + ROW_SLACK) / self.step(num_persons) + math.sqrt(self.dimension)
+        return moved / self.sensitivity(num_persons)
+
     def noised(
         self, row: npt.ArrayLike, num_persons: int, noise: NoiseSource | None = None, stream: str = ""
     ) -> npt.NDArray[np.float32]:
-        """The row to send, float32 (d,), under one charge of `mu`: see `noised_row`.
+        """The row to send, float32, under one charge of `mu`: see `noised_row`.
 
         Args:
-            row: (d,), the mean over the client's persons.
+            row: (d,), the mean over the client's persons; or (m, d), m of them under m charges.
             num_persons: n, as it is stated with the row.
             noise: The operating system's entropy if None; anything else voids the claim, and is for tests.
             stream: Name of the noise for such a source, unique to the row.
@@ -132,7 +137,7 @@ class SiteNoise:
             raise TooFewPersons(
                 f"num_persons: {num_persons} is below privacy.min_persons = {self.min_persons}"
             )
-        if np.shape(row) != (self.dimension,):
+        if np.shape(row)[-1:] != (self.dimension,):
             raise UsageError(f"row: the shape {np.shape(row)} is not accepted; ({self.dimension},)")
         return noised_row(
             row,
@@ -161,7 +166,7 @@ def noised_row(
     """Clip a row, round it to a grid, and noise the integers, as the module's proof has it.
 
     Args:
-        row: (d,), finite.
+        row: (d,), finite; or (m, d), m of them, each noised by itself.
         sigma: Scale of the noise in steps; 0 adds none.
         step: Of the grid, a power of two.
         clip_norm: C.
@@ -169,7 +174,7 @@ def noised_row(
         noise: As in `SiteNoise.noised`, as `stream` is.
 
     Returns:
-        float32 (d,).
+        float32, of the same shape.
 
     Raises:
         UsageError: If a number of the row is not finite.
@@ -177,9 +182,8 @@ def noised_row(
     exact = np.array(row, np.float64)
     if not np.isfinite(exact).all():
         raise UsageError("row: not all numbers are finite")
-    norm = float(np.linalg.norm(exact))
-    if norm > clip_norm:
-        exact *= clip_norm / norm
+    norms = np.sqrt(np.einsum("...i,...i->...", exact, exact))[..., None]
+    exact *= clip_norm / np.maximum(norms, clip_norm)
     whole = np.rint(exact / step).astype(np.int64)
     add = discrete_gaussian if is_discrete else rounded_gaussian
     return (add(whole, sigma, noise or SystemNoise(), stream) * step).astype(np.float32)

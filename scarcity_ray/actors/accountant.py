@@ -8,6 +8,8 @@ Guarantees:
     a_renewal_needs_the_operators_signature: With an operator's key; the signature is for one federation,
         period, name and pair of totals. The ledger keeps the key and is opened with no other.
     a_release_is_charged_or_given_up_never_both
+    a_release_of_another_step_is_not_charged: Under a schedule of noise; nor one with another mu than its
+        step's.
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
     a_client_is_left_out_before_a_release_would_pass_its_ceiling: On record, before anybody is told.
 """
@@ -24,6 +26,7 @@ from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
 from scarcity_ray.privacy.ledger.budget import DurableBudget
 from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
+from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.policy import SignedPolicy
@@ -34,7 +37,7 @@ class Accountant(Role):
 
     Args:
         open_budget: `DurableBudget.open` with every argument but `now`.
-        mu_reserved: The charge of one release, 0 if none is made; once it does not fit, all is read-only.
+        schedule: What each release is charged; once the next does not fit, all is read-only.
         mu_row: The charge of one row that its client noises, 0 where releases are noised.
         folder: The folder to make for a new ledger's file.
         private_folder: Whether the folder must be this user's alone.
@@ -44,7 +47,7 @@ class Accountant(Role):
     def __init__(
         self,
         open_budget: Callable[..., DurableBudget],
-        mu_reserved: float,
+        schedule: NoiseSchedule,
         folder: Path | None = None,
         private_folder: bool = False,
         operator_key: str | None = None,
@@ -55,7 +58,7 @@ class Accountant(Role):
         self._folder = folder
         self._make_folder = make_private_folder if private_folder else make_folder
         self._operator_key = None if operator_key is None else bytes.fromhex(operator_key)
-        self._mu_reserved = mu_reserved
+        self._schedule = schedule
         self._mu_row = mu_row
         self._budget: DurableBudget | None = None
 
@@ -73,14 +76,29 @@ class Accountant(Role):
         now: float,
         details: dict[str, Any],
         num_left_out: int | None = None,
+        step: Step | None = None,
     ) -> Charge:
-        """Charge one Layer 2 release; the answer is durable. See `DurableBudget.charge_release`."""
+        """Charge one Layer 2 release; the answer is durable. See `DurableBudget.charge_release`.
+
+        Args:
+            step: Where its schedule of noise says that the ledger stands; None under constant noise.
+        """
         budget = self._opened(now)
+        if not self._schedule.accepts(mu, step):
+            why = "it is charged another mu than its step in the schedule of noise"
+            return Charge(False, why, self._status(budget).epsilon_spent, budget.head_hash, is_outdated=True)
         try:
-            charge = budget.charge_release(charge_id, mu, now=now, details=details, num_left_out=num_left_out)
+            charge = budget.charge_release(
+                charge_id, mu, now=now, details=details, step=step, num_left_out=num_left_out
+            )
         except LedgerTakenOver as error:
-            return Charge(False, str(error), budget.status(self._mu_reserved).epsilon_spent, budget.head_hash)
-        return replace(charge, is_last=budget.read_only_reason(self._mu_reserved) != "")
+            return Charge(False, str(error), self._status(budget).epsilon_spent, budget.head_hash)
+        return replace(charge, is_last=self._why_read_only(budget) != "")
+
+    @query
+    def step(self, now: float) -> Step:
+        """Where the ledger stands before the next release."""
+        return self._opened(now).step
 
     def void_release(self, charge_id: str, now: float, details: dict[str, Any]) -> bool:
         """Refuse a release for ever unless it was charged; whether it is refused. The answer is durable."""
@@ -101,7 +119,7 @@ class Accountant(Role):
         budget = self._opened(now)
         try:
             allowed = budget.charge_gossip(
-                charge_id, client_ids, mu, now=now, details=details, reserve=self._mu_reserved
+                charge_id, client_ids, mu, now=now, details=details, reserve=self._next_mu(budget)
             )
         except LedgerTakenOver as error:
             return (), budget.head_hash, str(error)
@@ -133,7 +151,7 @@ class Accountant(Role):
         """Leave out the clients whose ceilings have no room for the next release; how many are left out."""
         budget = self._opened(now)
         try:
-            return budget.leave_out(self._mu_reserved, now=now)
+            return budget.leave_out(self._next_mu(budget), now=now)
         except LedgerTakenOver:
             return len(budget.left_out())
 
@@ -145,12 +163,12 @@ class Accountant(Role):
     @query
     def read_only_reason(self, now: float) -> str:
         """Why nothing more is released; empty while a release fits."""
-        return self._opened(now).read_only_reason(self._mu_reserved)
+        return self._why_read_only(self._opened(now))
 
     @query
     def status(self, now: float) -> BudgetStatus:
         """What is left and what was spent."""
-        return self._opened(now).status(self._mu_reserved)
+        return self._status(self._opened(now))
 
     @query
     def releases_since(self, head_hash: str, now: float) -> int:
@@ -166,9 +184,7 @@ class Accountant(Role):
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client; (0, 0) once no release or row fits."""
         budget = self._opened(now)
-        is_spent = budget.status(self._mu_reserved).read_only or not budget.affordable(
-            [client_id], self._mu_row
-        )
+        is_spent = self._status(budget).read_only or not budget.affordable([client_id], self._mu_row)
         return (0.0, 0.0) if is_spent else budget.remaining(client_id)
 
     @query
@@ -193,7 +209,7 @@ class Accountant(Role):
         budget = self._opened(now)
         details: dict[str, Any] = {}
         if self._operator_key is not None and not budget.was_renewed(renewal_id):
-            status = budget.status(self._mu_reserved)
+            status = self._status(budget)
             message = renewal_message(
                 status.federation_id, status.period, total_epsilon, total_delta, operator
             )
@@ -210,7 +226,23 @@ class Accountant(Role):
         budget.renew(
             total_epsilon, total_delta, now=now, operator=operator, renewal_id=renewal_id, details=details
         )
-        return budget.status(self._mu_reserved)
+        return self._status(budget)
+
+    def _next_mu(self, budget: DurableBudget) -> float:
+        return self._schedule.mu(budget.step)
+
+    def _why_read_only(self, budget: DurableBudget) -> str:
+        return budget.read_only_reason(self._next_mu(budget))
+
+    def _status(self, budget: DurableBudget) -> BudgetStatus:
+        step = budget.step
+        mu = self._schedule.mu(step)
+        return replace(
+            budget.status(mu),
+            releases_charged=step.number,
+            releases_left=self._schedule.num_left(step),
+            next_mu=mu,
+        )
 
     def close(self) -> None:
         """Close the ledger, as the end of the process would."""

@@ -516,7 +516,10 @@ class BasketHost(Role):
     @query
     def backlogs(self, now: float) -> tuple[Backlog, ...]:
         """What every basket has for its next aggregate."""
-        return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
+        able: frozenset[str] | None = None
+        if self._plan.site_noise is not None:
+            able = self._charges.able_to_send([c for b in self._baskets.values() for c in b.members], now)
+        return tuple(basket.backlog(now, able) for _, basket in sorted(self._baskets.items()))
 
     @query
     def reputations(self) -> dict[str, ReputationReport]:

@@ -48,6 +48,7 @@ from scarcity_ray.layers.triggers import global_due
 from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.privacy.sampling.noise import NoiseSource
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call, Peers, Role, query
 from scarcity_ray.secagg import Party, Roster, SessionContext
 from scarcity_ray.secagg.transcript import DIGEST_BYTES
@@ -197,7 +198,7 @@ class GlobalAggregator(Role):
         occasion = self._occasion(round_id, roster)
         stated = self._pin_facts(calls, invited, occasion)
         parties = [place for place in invited if place.basket_id in stated]
-        release, shape = self._agree(parties, stated, roster)
+        release, shape = self._agree(parties, stated, roster, self._step(now))
         terms = self._terms(parties, stated, occasion, release, shape)
         session: SecureSession | PlainSession
         kind = SecureSession if terms.masked else PlainSession
@@ -205,6 +206,8 @@ class GlobalAggregator(Role):
         try:
             survivors = session.collect()
             charge = self._charge(terms, survivors, now)
+            if charge.is_outdated:
+                raise SecureAggregationAborted(charge.reason)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True)
             ring_sum = session.unmask(now)
@@ -277,8 +280,18 @@ class GlobalAggregator(Role):
         calls.phase(keys, lambda batch: Call(BasketHost.sign_facts, occasion, batch), take)
         return stated
 
+    def _step(self, now: float) -> Step | None:
+        """Where the ledger stands, which a schedule of noise needs to know."""
+        if self._plan.schedule.is_constant:
+            return None
+        return Call(Accountant.step, now).send(self._peers, ACCOUNTANT).result()
+
     def _agree(
-        self, parties: Sequence[BasketPlace], stated: Mapping[str, SignedFacts], roster: Roster | None
+        self,
+        parties: Sequence[BasketPlace],
+        stated: Mapping[str, SignedFacts],
+        roster: Roster | None,
+        step: Step | None = None,
     ) -> tuple[ReleasePlan, SessionShape]:
         """The numbers that follow from the parties' facts; each party computes them, too.
 
@@ -289,7 +302,8 @@ class GlobalAggregator(Role):
             raise SecureAggregationAborted(f"{len(parties)} baskets stated their facts for this session")
         facts = [stated[place.basket_id].facts for place in parties]
         try:
-            release, shape = session_numbers(facts, self._last.plan, _registered(roster, parties))
+            plan = self._last.plan.at_step(step)
+            release, shape = session_numbers(facts, plan, _registered(roster, parties))
         except ConfigError as error:
             raise SecureAggregationAborted(str(error)) from None
         if refusal := shape.refusal(len(parties) - release.num_idle):
@@ -333,10 +347,14 @@ class GlobalAggregator(Role):
             "scale": release.scale,
             "clip_norm": release.clip_norm,
         }
+        if release.step is not None:
+            details["step"] = release.step.number
         if release.share_sigma:
             details["grid_sensitivity"] = release.grid_sensitivity(list(release.weights))
             details |= {"grid_share_sigma": release.share_sigma, "shares_counted_on": release.num_honest}
-        charge = Call(Accountant.charge_release, terms.charge_id, release.mu, now, details)
+        charge = Call(
+            Accountant.charge_release, terms.charge_id, release.mu, now, details, None, release.step
+        )
         return charge.send(self._peers, ACCOUNTANT).result()
 
     def _release(

@@ -47,6 +47,7 @@ class ClientMigration:
     Attributes:
         updates: Its buffered updates, and the keys of all accepted ones.
         meta: Its report of meta-parameters that is in no aggregate yet.
+        momentum: Of its noised rows; None without any.
         reputation: None if it has the trust of a new client.
     """
 
@@ -56,6 +57,7 @@ class ClientMigration:
     local_state: Row | None
     meta: MetaReport | None
     reputation: Reputation | None
+    momentum: Row | None = None
 
 
 class Basket:
@@ -90,7 +92,7 @@ class Basket:
         self._noise = noise
         self.scope = SigningScope(federation_id, budget_period, run)
         waiting = config.buffer
-        if plan.person_clip_norm is not None:
+        if plan.person_clip_norm is not None and plan.site_noise is None:
             # Of two updates of one content a round takes one: whether both count would follow from the data.
             waiting = replace(waiting, participation_cap=1)
         self._buffer = BasketBuffer(waiting, config.vector_dim, basket_id, round_id=round_id)
@@ -152,19 +154,22 @@ class Basket:
         """Remove a client that moves, with its state; a fresh aggregate that contains it is discarded."""
         self.members.pop(client_id, None)
         self.latest.discard_if_of(client_id)
+        state, meta, momentum = self.states.take(client_id)
         return ClientMigration(
             client_id,
             self._buffer.take_client(client_id),
             self._gossip.take_client(client_id),
-            *self.states.take(client_id),
+            state,
+            meta,
             self._reputations.take(client_id),
+            momentum,
         )
 
     def put(self, moved: ClientMigration) -> None:
         """Add the state of a member that moved here."""
         self._buffer.put_client(moved.updates)
         self._gossip.put_client(moved.gossip)
-        self.states.put(moved.client_id, moved.local_state, moved.meta)
+        self.states.put(moved.client_id, moved.local_state, moved.meta, moved.momentum)
         if moved.reputation is not None:
             self._reputations.put(moved.client_id, moved.reputation)
         if self.unsaved is not None:
@@ -180,6 +185,7 @@ class Basket:
             self.states.get(client_id),
             self.states.report_of(client_id),
             self._reputations.get(client_id),
+            self.states.momentum(client_id),
         )
 
     def kept(self) -> BasketState:
@@ -320,8 +326,12 @@ class Basket:
         state = self.states.get(client_id) if client_id in self.members else None
         return None if state is None else state.copy()
 
-    def backlog(self, now: float) -> Backlog:
-        """What the basket has for its next aggregate, and which members are missing."""
+    def backlog(self, now: float, able: frozenset[str] | None = None) -> Backlog:
+        """What the basket has for its next aggregate, and which members are missing.
+
+        Args:
+            able: Clients whose budget has room for another row; None where rows cost nothing.
+        """
         senders = set(self._buffer.clients())
         return Backlog(
             basket_id=self.basket_id,
@@ -333,6 +343,7 @@ class Basket:
             seconds=self._waiting_seconds(now),
             fresh=self.latest.fresh is not None,
             failure=self._failure,
+            num_able=None if able is None else len(senders | (self.members.keys() & able)),
         )
 
     def _waiting_seconds(self, now: float) -> float:
@@ -388,6 +399,7 @@ class Basket:
             )
         self._failure = ""
         self._reputations.agree({c: place.agreement for c, place in model.placings.items()})
+        self.states.keep_momenta(clients)
         self._buffer.pop()
         self._clipping = self.states.clipping(clients)
         self.states.forget_reports(clients)

@@ -25,15 +25,15 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_acto
 from scarcity_ray.actors.secure_parties import PartyKnowledge
 from scarcity_ray.actors.unattended_signing import objection
 from scarcity_ray.baskets import Receipt, Rejection
-from scarcity_ray.baskets.reports import BasketReport, Layer1Outcome, ReputationReport
-from scarcity_ray.baskets.submission import SubmissionBatch, signed
+from scarcity_ray.baskets.reports import Backlog, BasketReport, Layer1Outcome, Registered, ReputationReport
+from scarcity_ray.baskets.submission import SubmissionBatch, charged_rows, signed
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
 from scarcity_ray.federation.supervisor import Supervisor
-from scarcity_ray.federation.waiting import WaitingFor, waiting_for
+from scarcity_ray.federation.waiting import WaitingFor, rows_spent, waiting_for
 from scarcity_ray.forecast import (
     Told,
     Warned,
@@ -116,7 +116,31 @@ class Driver:
         if status.taken_over and not self._told_taken_over:
             self._told_taken_over = True
             self._tell_baskets(Call(BasketHost.set_read_only, True))
+        if self.supervisor.plan.site_noise is not None and not status.read_only:
+            self.operations.routing_table()
+            if spent := rows_spent(self.supervisor.plan, self._backlogs(), self._registered()):
+                status = replace(
+                    status, read_only=True, read_only_reason=spent, remaining_epsilon=0.0, remaining_delta=0.0
+                )
         return status
+
+    def able_to_send(self, client_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the clients whose budget has room for another noised row."""
+        now = self.client.now()
+        return frozenset(self.client.call(ACCOUNTANT, Accountant.able_to_send, tuple(client_ids), now))
+
+    def charge_rows(
+        self, charge_id: str, client_ids: Sequence[str], details: Mapping[str, object]
+    ) -> frozenset[str]:
+        """Charge each of the clients, each named once, for one row that it noises; those whose charge fits.
+
+        Durable when this returns. A charge allows one draw of noise: give each an id of its own.
+        """
+        mu, now = self.supervisor.plan.mu_row, self.client.now()
+        asked = charge_id, tuple(client_ids), mu, now, dict(details)
+        allowed, head, _ = self.client.call(ACCOUNTANT, Accountant.charge_rows, *asked)
+        self.supervisor.ledger_head = head
+        return frozenset(allowed)
 
     def refuse_if_spent(self) -> None:
         """With ``strict``, raise an error once the budget is spent."""
@@ -155,15 +179,20 @@ class Driver:
         identity = self.supervisor.identity
         return SigningScope(identity.federation_id, self.budget_period(), identity.run)
 
-    def submit(self, batch: SubmissionBatch, *, aggregate: bool = True) -> list[Receipt]:
+    def submit(
+        self, batch: SubmissionBatch, *, aggregate: bool = True, is_charged: bool = False
+    ) -> list[Receipt]:
         """Sign updates, send them to their baskets, and aggregate where that is due; receipts in order.
 
         A client that has moved since it was located is located again, once. Without `aggregate` nothing is
-        aggregated, since more updates of the round are to come.
+        aggregated, since more updates of the round are to come. Where clients noise their rows, each row is
+        charged before it is judged, unless it was before its noise was drawn (`is_charged`).
 
         Raises:
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
         """
+        if self.supervisor.plan.site_noise is not None and not is_charged:
+            batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
         receipts: dict[int, Receipt] = {}
@@ -509,16 +538,22 @@ class Driver:
 
     def _waiting_for(self, layer2: Mapping[str, Any], budget: BudgetStatus) -> WaitingFor:
         now = self.client.now()
-        answers = self.client.call_baskets(Call(BasketHost.backlogs, now))
         return waiting_for(
             self.supervisor.plan,
-            [backlog for slot in sorted(answers) for backlog in answers[slot]],
+            self._backlogs(),
             None if layer2["since"] is None else now - layer2["since"],
-            registered=self.client.call(DIRECTORY, Directory.registered, self.operator is not None),
+            registered=self._registered(),
             read_only=budget.read_only,
             taken_over=budget.read_only_reason if budget.taken_over else "",
             last_abort=layer2["aborted"],
         )
+
+    def _backlogs(self) -> list[Backlog]:
+        answers = self.client.call_baskets(Call(BasketHost.backlogs, self.client.now()))
+        return [backlog for slot in sorted(answers) for backlog in answers[slot]]
+
+    def _registered(self) -> Registered:
+        return self.client.call(DIRECTORY, Directory.registered, self.operator is not None)
 
     def _with_signatures(self, batch: SubmissionBatch) -> SubmissionBatch:
         """The batch, signed for the clients whose keys are held here."""

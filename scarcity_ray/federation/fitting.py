@@ -11,6 +11,8 @@ Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     a_round_in_which_every_client_failed_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
+    each_noised_row_has_a_charge_before_its_training_begins: A lost task loses the row, never the charge.
+    a_client_that_cannot_pay_for_a_row_is_left_out_and_counted
     an_evaluation_that_raises_ends_the_rounds_and_loses_no_model
     a_round_without_a_release_says_what_it_waits_for
     updates_come_to_the_driver_for_an_adversary_alone
@@ -22,8 +24,9 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -77,7 +80,9 @@ from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
 from scarcity_ray_client import (
     Cause,
+    Client,
     ModelCodec,
+    Noising,
     PrivateMetric,
     Refusal,
     Workload,
@@ -130,6 +135,9 @@ class Fitting(Generic[Model]):
         self._clients = tuple(one for one in everybody if (one.num_persons or least) >= least)
         self._too_small = tuple(one for one in everybody if (one.num_persons or least) < least)
         self._noted: set[str] = set()
+        site_noise, source = driver.supervisor.plan.site_noise, driver.supervisor.identity.noise
+        self._noising = None if site_noise is None else Noising(site_noise, source)
+        self._name = uuid.uuid4().hex
         self._check_hooks()
         asked = terms.private_evaluation
         names = tuple(driver.config.meta_parameters)
@@ -335,24 +343,61 @@ class Fitting(Generic[Model]):
         )
         self._driver.operations.run(Directory.register, members, self._driver.client.now())
 
-    def _sampled(self, round_id: int, *, is_resumed: bool) -> tuple[TrainingRound, list[Group]]:
-        """The round's clients; of a round that was interrupted, those whose update is there train no more."""
-        count = self._terms.clients_per_round or len(self._clients)
-        order = self._rng.permutation(len(self._clients))[: count + self._terms.extra_clients]
-        clients = [self._clients[place] for place in order]
-        groups = grouped(clients, self._terms.clients_per_task, self._tasks.parallelism)
+    def _sampled(
+        self, round_id: int, *, is_resumed: bool, is_trained: bool
+    ) -> tuple[TrainingRound, list[Group], list[Refusal]]:
+        """The round, its groups, and the clients that cannot pay for a row, where they noise their rows.
+
+        Of a round that was interrupted, clients whose update is there train no more, and pay for no more.
+        """
         before = self._driver.accepted_for(round_id) if is_resumed else frozenset()
-        return TrainingRound(round_id, groups, count, self._most_in_flight, before), groups
+        able = self._able(before)
+        count = self._terms.clients_per_round or len(able)
+        order = self._rng.permutation(len(able))[: count + self._terms.extra_clients]
+        chosen = [able[place] for place in order]
+        due = [] if is_trained else [client for client in chosen if client.client_id not in before]
+        paid = {client.client_id for client in self._charged(due, round_id)}
+        unpaid_ids = {client.client_id for client in due} - paid
+        clients = [client for client in chosen if client.client_id not in unpaid_ids]
+        groups = grouped(clients, self._terms.clients_per_task, self._tasks.parallelism)
+        asked = {client.client_id for client in able} - unpaid_ids
+        why = "its privacy budget has no room for another noised row"
+        unpaid = [
+            Refusal(client.client_id, round_id, Cause.BUDGET_SPENT, why)
+            for client in self._clients
+            if client.client_id not in asked
+        ]
+        return TrainingRound(round_id, groups, count, self._most_in_flight, before), groups, unpaid
+
+    def _able(self, before: Collection[str]) -> Sequence[Client]:
+        """The clients that can pay for a row, or have, where they noise their rows; else all."""
+        if self._noising is None:
+            return self._clients
+        able = self._driver.able_to_send([client.client_id for client in self._clients])
+        return [one for one in self._clients if one.client_id in able or one.client_id in before]
+
+    def _charged(self, clients: list[Client], round_id: int) -> list[Client]:
+        """Those of the clients whose row of this round is charged, before any noise is drawn for it."""
+        if self._noising is None or not clients:
+            return clients
+        charge_id = f"row/{self._name}/{len(self._history)}"
+        ids = [client.client_id for client in clients]
+        charged = self._driver.charge_rows(charge_id, ids, {"round": round_id})
+        return [client for client in clients if client.client_id in charged]
 
     def _round(self) -> RoundRecord:
         begun = self._clock()
         self._num_bytes = 0
         self._phases.clear()
-        now = self._driver.current_round()
+        self._measured, clip_norm = {}, self._clip_norm
+        now, versions = self._driver.current_round(), list[int]()
         began, self._interrupted = self._interrupted, None
         is_over = began is not None and now == began + 1
         is_resumed = is_over or now == began
-        training, groups = self._sampled(now - is_over, is_resumed=is_resumed)
+        if is_resumed:
+            self._take_kept_releases(versions)
+        is_trained = is_over or bool(versions)
+        training, groups, unpaid = self._sampled(now - is_over, is_resumed=is_resumed, is_trained=is_trained)
         submitting = Submitting(
             self._driver,
             self._tasks,
@@ -360,13 +405,10 @@ class Fitting(Generic[Model]):
             training.round_id,
             has_reports=self._reporting is not None,
         )
-        self._measured = {}
-        clip_norm, versions, waiting_for, messages = self._clip_norm, list[int](), "", 0
+        waiting_for, messages = "", 0
         facts: RoundFacts | None = None
         try:
-            if is_resumed:
-                self._take_kept_releases(versions)
-            if not (versions or is_over):
+            if not is_trained:
                 if not training.is_over:
                     self._train(training, submitting)
                 with finishing():
@@ -390,10 +432,10 @@ class Fitting(Generic[Model]):
         if facts is None:
             facts = self._kept_facts(training.round_id) if is_resumed else None
             facts = facts or self._facts(training, submitting, messages)
-        too_small = self._told_once_of_too_few_persons(training.round_id)
-        reasons = self._counted([*facts.refused, *((one.client_id, str(one.cause)) for one in too_small)])
+        left_out = [*self._told_once_of_too_few_persons(training.round_id), *unpaid]
+        reasons = self._counted([*facts.refused, *((one.client_id, str(one.cause)) for one in left_out)])
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
-        refusals = [*facts.first_refusals, *too_small]
+        refusals = [*facts.first_refusals, *left_out]
         refusals += self._counted_evaluations(facts.unmeasured, reasons)
         if versions:
             if self._terms.on_release is not None:
@@ -433,9 +475,8 @@ class Fitting(Generic[Model]):
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            return self._spec(
-                training, group, train_group, vector, poison, self._reporting, self._min_persons
-            )
+            asked = poison, self._reporting, self._min_persons, self._noising
+            return self._spec(training, group, train_group, vector, *asked)
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
             with self._timed("submission"):
@@ -735,7 +776,8 @@ class Submitting:
         )
 
     def _submit(self, answers: Sequence[Answer], batch: SubmissionBatch) -> None:
-        for answer, receipt in zip(answers, self._driver.submit(batch, aggregate=False), strict=True):
+        receipts = self._driver.submit(batch, aggregate=False, is_charged=True)
+        for answer, receipt in zip(answers, receipts, strict=True):
             if receipt.reason is None:
                 self.accepted.append(answer)
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isinf
 from statistics import median
 from typing import Any
 
@@ -60,6 +61,7 @@ def federation_stats(
         "current_round": directory["current_round"],
         "basket_stats": _by_domain(directory["statuses"], directory["sizes"], reports, places, conduct),
         "read_only": budget.read_only,
+        "n_releases_left": None if isinf(budget.releases_left) else int(budget.releases_left),
         "privacy_lifetime_epsilon": budget.lifetime_epsilon,
         "read_only_reason": budget.read_only_reason,
         "ledger": budget.of_ledger(),
@@ -92,7 +94,8 @@ def _claimed(claim: PersonClaim | None, *, by_gossip: bool) -> dict[str, Any]:
         stated = {"noise": "local", "against": "whoever sees every gossip message"}
     if claim is None:
         return {"unit": PrivacyUnit.CLIENT.value, **stated}
-    return {**asdict(claim), "unit": claim.unit.value, **stated}
+    place = {"noise": claim.noise.value, "against": claim.against}
+    return {**asdict(claim), "unit": claim.unit.value, **place}
 
 
 def warnings_of_clipping(reports: Sequence[ClippingReport]) -> tuple[Warned, ...]:

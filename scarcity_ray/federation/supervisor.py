@@ -414,7 +414,7 @@ class Supervisor:
         )
         arguments = {
             "open_budget": open_budget,
-            "mu_reserved": self.plan.mu_reserved,
+            "schedule": self.plan.reserved,
             "folder": None if must_exist or is_ledger_url(path) else Path(path).parent,
             "private_folder": self.identity.private_ledger,
             "operator_key": config.operator_key,

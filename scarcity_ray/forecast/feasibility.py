@@ -96,7 +96,7 @@ class Forecast:
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of a release's noise in each coordinate."""
+        """Standard deviation of a release's noise in each coordinate; of the first's, where noise falls."""
         return self.release.grid_sigma(list(self.release.weights)) / self.release.scale
 
     @property
@@ -135,7 +135,17 @@ class Forecast:
     @property
     def signal_to_noise_over_all_rounds(self) -> float:
         """The same for the sum of all releases, if all have the greatest signal in the same direction."""
-        return self.signal_to_noise * math.sqrt(self.rounds_possible)
+        rounds = max(1.0, self.rounds_possible)
+        energy = self.plan.schedule.noise_energy(self.plan.central_mu_cap**2, rounds)
+        return self.signal_to_noise * rounds / math.sqrt(energy)
+
+    @property
+    def sigma_of_last(self) -> float:
+        """As `sigma`, of the last release that the budget buys: less, where noise falls."""
+        bought = self.plan.num_releases
+        if math.isinf(bought):
+            return self.sigma
+        return self.sigma * self.release.mu / self.plan.mu_of_step(int(bought) - 1)
 
     @property
     def rounds_at_equal_noise(self) -> float:

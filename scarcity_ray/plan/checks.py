@@ -37,6 +37,7 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
     """
     plan = FederationPlan(config)
     _check_layer1(plan)
+    _check_schedule(config)
     _check_site_noise(plan)
     _check_budget(plan)
     if not config.layer2.enabled:
@@ -146,6 +147,24 @@ def _check_budget(plan: FederationPlan) -> None:
             layer2.central_dp_epsilon,
             f"{central}, with which one release fits into {budget} less the gossip's share",
         )
+
+
+def _check_schedule(config: HierarchicalFederationConfig) -> None:
+    decay = config.privacy.noise_decay
+    if decay == 1.0:
+        return
+    if not config.layer2.enabled:
+        raise ConfigError(
+            "privacy.noise_decay", decay, "1 without Layer 2: gossip's noise is the same in every round"
+        )
+    for name, epsilon in (
+        ("total_epsilon", config.total_epsilon),
+        ("layer2.central_dp_epsilon", config.layer2.central_dp_epsilon),
+    ):
+        if math.isinf(epsilon):
+            raise ConfigError(
+                "privacy.noise_decay", decay, f"1 with {name} = inf: noise falls over a budget's last release"
+            )
 
 
 def _most(accounting: Accounting, mu_cap: float, delta: float) -> str:

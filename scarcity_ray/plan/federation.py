@@ -21,6 +21,7 @@ from scarcity_ray.privacy.accounting.gaussian_dp import mu_of_gaussian
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.accounting.zcdp import share_sigma
 from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
+from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 from scarcity_ray.robust import PluginRule, configured_rule
 from scarcity_ray_client.site_noise import GRID_SHARE, ROW_SLACK, SiteNoise
@@ -63,10 +64,13 @@ class FederationPlan:
     Attributes:
         accounting: What the ledger adds up: Gaussian DP, or zCDP where a release's noise is not Gaussian.
         mu_release: What one Layer 2 release is charged: sensitivity over the noise's scale. In zCDP it is
-            sqrt(2 rho), rho being what (central_dp_epsilon, central_dp_delta) buys. 0 where rows are noised.
+            sqrt(2 rho), rho being what (central_dp_epsilon, central_dp_delta) buys. Under a schedule of noise
+            it is the root mean square over the releases that the budget buys. 0 where rows are noised.
         mu_row: Likewise, what a client is charged for each row that it noises itself; 0 where releases are
             noised.
-        mu_reserved: What must still fit for the federation to go on: `mu_release`, or 0 without Layer 2.
+        schedule: What each release is charged, from where the ledger stands.
+        reserved: What must still fit for the federation to go on: `schedule`, or nothing without Layer 2.
+        step: Where the ledger stands (`at_step`); the beginning of the budget, if nothing else is said.
         mu_total: As `mu_release`, of the whole budget.
         gossip_share: Of the budget, in mu squared: all of it without Layer 2, unless gossip is off. Where
             rows are noised gossip costs nothing, and any share above 0 says that there is gossip.
@@ -124,7 +128,9 @@ class FederationPlan:
         self.own_share = share = share if self.site_noise is None else 1.0
         self.gossip_mu_cap = self.mu_total * math.sqrt(share) if share else 0.0
         self.central_mu_cap = self.mu_total * math.sqrt(1.0 - share) if share < 1.0 else 0.0
-        self.mu_reserved = self.mu_release if layer2.enabled else 0.0
+        self.schedule = NoiseSchedule(self.mu_release, config.privacy.noise_decay)
+        self.reserved = self.schedule if layer2.enabled else NoiseSchedule(0.0)
+        self.step = self.schedule.step_of(self.central_mu_cap**2, 0)
         self.num_releases = _times(self.central_mu_cap, self.mu_release) if layer2.enabled else 0.0
         if self.site_noise is not None:
             self.num_releases = _times(self.gossip_mu_cap, self.mu_row)
@@ -166,6 +172,18 @@ class FederationPlan:
             layer2=replace(layer2, clip_norm=layer2.clip_norm * factor),
         )
         return moved
+
+    def at_step(self, step: Step | None) -> FederationPlan:
+        """The plan of the release that a ledger's charges come to; None under constant noise."""
+        if step is None:
+            return self
+        moved = copy.copy(self)
+        moved.step = step
+        return moved
+
+    def mu_of_step(self, number: int) -> float:
+        """What a release is charged after so many others, if nothing unforeseen happens."""
+        return self.schedule.mu(self.schedule.step_of(self.central_mu_cap**2, number))
 
     def next_clip_norm(self, clip_norm: float, share_below: float) -> float:
         """The clip norm after a release that told the noised share of norms below `clip_norm`."""
@@ -365,7 +383,8 @@ class FederationPlan:
             ring_bits=32,
             scale=self._grid_steps(weights, sensitivities) / layer2.clip_norm,
             length=self.vector_length,
-            mu=self.mu_release,
+            mu=self.schedule.mu(self.step),
+            step=None if self.schedule.is_constant else self.step,
             clip_norm=self.config.layer1.clip_norm,
             bit_radius=bits,
             meta_radius=meta_norm / math.sqrt(max(1, len(self.config.meta_parameters))),
@@ -424,7 +443,8 @@ class FederationPlan:
             # A grid finer than `GRID_STEPS` has less than twice the steps that `GRID_SHARE` asks for.
             steps = max(steps, 2.0 / GRID_SHARE * math.sqrt(self.vector_length))
         steps += math.sqrt(self.vector_length)
-        return NOISE_TAIL * steps / self.mu_release if self.mu_release else math.inf
+        least = self.mu_of_step(0)
+        return NOISE_TAIL * steps / least if least else math.inf
 
 
 def _times(cap: float, mu: float) -> float:

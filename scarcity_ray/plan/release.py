@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 
 from scarcity_ray.config import CentralNoise
+from scarcity_ray.privacy.schedule import Step
 
 _ROUNDED_UP = 1.0 + 2.0**-51
 """More than what rounding can take from a sum of a product and a root, so that nothing depends on it."""
@@ -56,6 +57,7 @@ class ReleasePlan:
             one for the share of norms below the clip norm.
         mu: What the release is charged, all coordinates together: grid_sensitivity over grid_sigma; in zCDP
             sqrt(2 rho).
+        step: Where the ledger stands, which mu follows from; None under constant noise.
         clip_norm: Layer 1's clip norm in this release.
         bit_radius: What the share's coordinate moves by when all norms pass the clip norm; 0 without it.
         meta_radius: Half the range of one meta-parameter's coordinate; 0 without any.
@@ -77,6 +79,7 @@ class ReleasePlan:
     noise: CentralNoise | None = CentralNoise.GAUSSIAN
     share_sigma: float = 0.0
     num_honest: int = 0
+    step: Step | None = None
 
     @property
     def num_idle(self) -> int:

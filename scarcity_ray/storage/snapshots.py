@@ -256,8 +256,8 @@ class Snapshots:
             return codec.decode(held["state"], arrays)
         except ValueError as error:
             raise StorageError(
-                f"{self.path}/{file}: holds something else than this release keeps ({error}); use the release "
-                "that wrote it"
+                f"{self.path}/{file}: holds something else than this release keeps ({error}); use that which "
+                "wrote it"
             ) from error
 
     def _checked(self, store: Store, file: str) -> tuple[dict[str, Any], bytes, int]:

@@ -41,7 +41,7 @@ def test_rows_alone_spend_the_budget_and_each_client_has_all_of_it():
     assert plan.mu_row == plan.site_noise.mu == Accounting.ZCDP.mu_of_claim(0.4, 1e-6)
     assert (plan.gossip_mu_cap, plan.central_mu_cap, plan.own_share) == (plan.mu_total, 0.0, 1.0)
     assert plan.num_releases == math.floor((plan.mu_total / plan.mu_row) ** 2)
-    assert (plan.mu_release, plan.mu_reserved) == (0.0, 0.0)
+    assert (plan.mu_release, plan.reserved.mu_release) == (0.0, 0.0)
 
 
 def test_gaussian_rows_are_added_up_in_gaussian_dp():

@@ -40,6 +40,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.accounting.ceilings import ROUNDING, Ceilings
 from scarcity_ray.privacy.accounting.gaussian_dp import check_delta, check_mu
 from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray_client.errors import shown
 
 
@@ -109,6 +110,7 @@ class PrivacyAccountant:
         self._central_cap = math.inf if boundless else (1.0 - self.gossip_share) * square
         self._least_delta = min(self._least_delta, total_delta)
         self._central = CompensatedSum()
+        self._num_releases = 0
         self._delta = CompensatedSum()
         self._gossip = np.zeros_like(self._gossip)
 
@@ -144,7 +146,14 @@ class PrivacyAccountant:
         """Charge a release that has happened, whether or not it fits."""
         check_mu(mu)
         self._central.add(mu * mu)
+        self._num_releases += 1
         self.ceilings.note_release(mu)
+
+    @property
+    def step(self) -> Step:
+        """Where the period stands before its next release."""
+        left = max(0.0, self._central_cap - self._central.value)
+        return Step(self._num_releases, self._central_cap, left)
 
     def set_ceiling(self, client_id: str, epsilon: float, delta: float, *, is_newcomer: bool) -> None:
         """Put a client under a ceiling over all periods, or under a lower one.

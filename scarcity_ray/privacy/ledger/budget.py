@@ -53,6 +53,7 @@ from scarcity_ray.privacy.ledger.events import (
 from scarcity_ray.privacy.ledger.ledger import Ledger, Opening
 from scarcity_ray.privacy.ledger.replay import NEIGHBOURS, accountant_of, accounting_of, neighbours_of, replay
 from scarcity_ray.privacy.ledger.store import address_of, exists
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
 
@@ -161,6 +162,7 @@ class DurableBudget:
         *,
         now: float,
         details: Mapping[str, object],
+        step: Step | None = None,
         num_left_out: int | None = None,
     ) -> Charge:
         """Charge one central release, to all clients but those that are left out at ceilings of their own.
@@ -174,6 +176,7 @@ class DurableBudget:
             mu: What the release is charged as (`modes`); for Gaussian noise, sensitivity over sigma.
             now: Seconds since 1970, as in the methods below.
             details: Plain data to record with it (sigma, sensitivity, round), as in the methods below.
+            step: Where the budget must stand for a charge that is not recorded yet; None: anywhere.
             num_left_out: How many clients the caller knows to be left out (`leave_out`); None: it takes the
                 answer's number, and sees to it itself.
 
@@ -192,6 +195,13 @@ class DurableBudget:
                 left_out = self._num_left_out(seq)
                 return Charge(True, "", event.epsilon_spent, head, repeated=True, num_left_out=left_out)
             accountant = self._accountant
+            if step not in (None, accountant.step):
+                why = (
+                    f"its noise is planned as release {step.number + 1} of the period, and the ledger stands "
+                    f"before release {accountant.step.number + 1}"
+                )
+                spent = accountant.epsilon_spent()
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             if why := self._unheeded(mu, num_left_out):
                 spent = accountant.epsilon_spent()
                 return Charge(False, why, spent, self._ledger.head_hash, needs_news=True)
@@ -414,6 +424,12 @@ class DurableBudget:
                 num_left_out=len(accountant.ceilings.left_out),
                 left_out=tuple(accountant.ceilings.left_out[:NAMED]),
             )
+
+    @property
+    def step(self) -> Step:
+        """Where the budget period stands before its next release."""
+        with self._standing():
+            return self._accountant.step
 
     @property
     def period(self) -> int:
