@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.messages import Fault, Registry, RoutingTable
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
@@ -91,12 +92,13 @@ class Driver:
         self.operations.routing_table()
         return opened
 
-    def restore(self, take_over: bool) -> BudgetStatus:
+    def restore(self, take_over: bool, run: int) -> BudgetStatus:
         """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
-        opened = self.supervisor.restore(take_over, self.client.now())
+        opened = self.supervisor.restore(take_over, self.client.now(), run)
         self._told_period = opened.period
         self.operations.routing_table()
         self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version
+        self.client.note_faults(self.supervisor.lost)
         if lost := self.supervisor.lost_releases(self.client.now()):
             plural = "s were" if lost > 1 else " was"
             loss = (
@@ -281,11 +283,24 @@ class Driver:
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
+        answers = [receipts[i] for i in range(len(receipts))]
+        self.supervisor.acknowledged.note(batch.client_ids, answers)
         if due and aggregate and self.config.auto_aggregate:
             self._run_layers(sorted(due))
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
             self.refuse_if_spent()
-        return [receipts[i] for i in range(len(receipts))]
+        return answers
+
+    def accepted_for(self, round_id: int) -> frozenset[str]:
+        """Clients of which an update for the round was accepted."""
+        self.operations.routing_table()
+        answers = self.client.call_baskets(Call(BasketHost.accepted_for, round_id))
+        return frozenset(client for clients in answers.values() for client in clients)
+
+    def kept_releases(self) -> list[GlobalMetaModel]:
+        """The stored releases, oldest first; the last few of a federation with storage."""
+        kept = self.supervisor.kept
+        return [] if kept is None else kept.read_all(RELEASE, CODEC)
 
     def current_round(self) -> int:
         """The round of the federation."""
@@ -301,10 +316,13 @@ class Driver:
         self._given_version = latest.version
         return latest.aggregate
 
-    def run_gossip(self) -> dict[str, int]:
-        """One gossip round in all baskets, then layers that are due; delivered messages by domain."""
+    def run_gossip(self, once: str = "") -> dict[str, int]:
+        """One gossip round in all baskets, then layers that are due; delivered messages by domain.
+
+        See `BasketHost.run_gossip` for `once`.
+        """
         self.operations.routing_table()
-        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now())))
+        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now(), once)))
         self._run_layers_after_gossip()
         delivered: dict[str, int] = defaultdict(int)
         for place in self.operations.routing_table(fresh=False).places:
@@ -316,7 +334,9 @@ class Driver:
         """Run layers that are due, then move every actor to the next round."""
         self._run_layers_after_gossip()
         self.report_activity()
-        return self.operations.run(Directory.advance_round, self.client.now())
+        round_id = self.operations.run(Directory.advance_round, self.client.now())
+        self.supervisor.acknowledged.forget_before(round_id - self.config.buffer.max_staleness)
+        return round_id
 
     def report_activity(self) -> ActorClient:
         """Carry the basket actors' activity to the directory; it is lost if this driver stops in between."""
@@ -331,7 +351,9 @@ class Driver:
         self.operations.routing_table(fresh=False)
         chosen = None if baskets is None else tuple(baskets)
         answers = self.client.call_baskets(Call(BasketHost.run_layer1, chosen, force, self.client.now()))
-        return [outcome for slot in sorted(answers) for outcome in answers[slot]]
+        outcomes = [outcome for slot in sorted(answers) for outcome in answers[slot]]
+        self.supervisor.acknowledged.aggregated(o.basket_id for o in outcomes if o.aggregated)
+        return outcomes
 
     def run_layer2(self, force: bool) -> Layer2Outcome:
         """Layer 2 if it is due; baskets are told of a release, and of a spent budget."""
@@ -350,6 +372,7 @@ class Driver:
         self.operations.routing_table(fresh=outcome.read_only or not is_masked)
         if outcome.model is not None:
             self.supervisor.latest = outcome.model
+            self.supervisor.acknowledged.released(outcome.dropped)
             if self.config.layer2.distribute_to_baskets:
                 self.client.call_baskets(Call(BasketHost.adopt, outcome.model))
         if outcome.read_only:

@@ -27,7 +27,7 @@ from tests.simulation.program import ON_DISK, Fault, Kind
 
 
 class Gone(BaseException):
-    """Who acts is no more: the driver was stopped, or the role's process died. The package may not catch it."""
+    """Who acts is no more: the driver was stopped, or the role's process died. Not to be caught."""
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def test_rejections_come_from_one_enum_with_thirteen_reasons() -> None:
         "too_few_persons",
         "budget_spent",
         "at_ceiling",
+        "not_stored",
     }
 
 
