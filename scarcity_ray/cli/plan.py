@@ -29,7 +29,7 @@ from scarcity_ray.forecast import (
     weak_settings,
 )
 from scarcity_ray.forecast.noise_places import proven_kappa, site_sigma
-from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, person_claim, session_shape
+from scarcity_ray.plan import AGAINST, FederationPlan, fewest_parties, make_plan, person_claim, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.robust import PluginRule
 from scarcity_ray.workloads.config import load_job, read_content
@@ -304,7 +304,7 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
         return {}
     unit = claim.unit.value
     return {
-        "unit": f"{unit}, against {claim.against} ({claim.noise.value} noise)",
+        "unit": f"{unit}, against {AGAINST[claim.noise]} ({claim.noise.value} noise)",
         "norm_of_a_contribution_at_most": claim.person_clip_norm,
         f"least_{unit}s_of_a_client": claim.min_persons,
         "membership_advantage_at_most": claim.membership_advantage,

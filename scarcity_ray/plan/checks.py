@@ -157,10 +157,10 @@ def _check_schedule(config: HierarchicalFederationConfig) -> None:
         raise ConfigError(
             "privacy.noise_decay", decay, "1 without Layer 2: gossip's noise is the same in every round"
         )
-    for name, epsilon in (
-        ("total_epsilon", config.total_epsilon),
-        ("layer2.central_dp_epsilon", config.layer2.central_dp_epsilon),
-    ):
+    spent = ("layer2.central_dp_epsilon", config.layer2.central_dp_epsilon)
+    if config.privacy.noise is NoisePlace.SITE:
+        spent = ("privacy.row_epsilon", config.privacy.row_epsilon or 0.0)
+    for name, epsilon in (("total_epsilon", config.total_epsilon), spent):
         if math.isinf(epsilon):
             raise ConfigError(
                 "privacy.noise_decay", decay, f"1 with {name} = inf: noise falls over a budget's last release"
