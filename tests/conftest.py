@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmarks._postgres import PrivateServer
 
 MEMORY = Path("/dev/shm")
-"""A folder in memory, where this machine has one; a sync costs nothing there, and hundreds of ledgers sync."""
+"""A folder in memory, where this machine has one; a sync costs nothing there, and hundreds of ledgers do."""
 
 # How many examples a property is tried with. A dear test takes a part: `settings.default.max_examples // 3`.
 settings.register_profile(
@@ -29,8 +29,8 @@ settings.load_profile("quick")  # the option --hypothesis-profile is read after 
 def pytest_configure(config: pytest.Config) -> None:
     """Slow tests run when they are asked for by name: an ``-m`` by hand takes the place of pyproject's.
 
-    Tests' files lie in memory where there is plenty. The workers of ``-n``, which inherit the environment, have
-    one thread each for linear algebra: waiting threads burn the time of the others.
+    Tests' files lie in memory where there is plenty. The workers of ``-n``, which inherit the environment,
+    have one thread each for linear algebra: waiting threads burn the time of the others.
     """
     if config.option.markexpr and "slow" not in config.option.markexpr:
         config.option.markexpr = f"({config.option.markexpr}) and not slow"
