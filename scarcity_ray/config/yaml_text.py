@@ -13,7 +13,7 @@ from scarcity_ray.ledger_url import without_password
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe, and libyaml's if PyYAML has it: reads 1e-5 as a number, as YAML 1.2, refuses a key given twice."""
+    """Safe, and libyaml's if PyYAML has it: reads 1e-5 as a number as YAML 1.2, refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
