@@ -124,7 +124,7 @@ class Attempt:
         if model is not None:
             if model is not basket.latest.fresh:
                 raise _changed(party)
-            basket.latest.hand_in(model)
+            basket.latest.hand_in(model, self.terms.charge_id)
             self.handed_in[party] = model
         context, release = self.terms.context, self.terms.release
         part = contribution(model, party, release, self._plan)
@@ -362,6 +362,16 @@ class SecureParties:
         if self.attempt is not None:
             self.attempt.close()
         self.attempt = None
+
+    def take_up(self) -> None:
+        """Settle what baskets that were made again from a journal had handed in to sessions."""
+        self.abandon()
+        self._frozen.clear()
+        self._unsettled.clear()
+        for basket_id, basket in self._baskets.items():
+            charge_id, model = basket.latest.handed_in_for, basket.latest.model
+            if charge_id and model is not None:
+                self._unsettled.setdefault(charge_id, {})[basket_id] = model
 
     def _begin(self, terms: SessionTerms, least: int = 0) -> Attempt:
         self.abandon()

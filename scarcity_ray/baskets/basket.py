@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 
@@ -24,6 +25,7 @@ from scarcity_ray.baskets.reports import (
 )
 from scarcity_ray.baskets.reputation import MISCONDUCT, Reputation, Reputations
 from scarcity_ray.baskets.submission import Receipt, Submission, is_signed, message_as_sent, message_of
+from scarcity_ray.baskets.unsaved import Accepted, BasketCounts, Unsaved
 from scarcity_ray.baskets.update_buffer import BasketBuffer, ClientUpdates, JudgedUpdate, ReplayKey
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.directory.records import FIRST_TRUST
@@ -67,6 +69,7 @@ class Basket:
         members: Its clients by id.
         left_out: Clients that are at ceilings of their own: they belong here, and count nowhere.
         scope: The federation, its run and the budget period that clients sign their updates for.
+        unsaved: Changes for the basket's journal; None where there is none.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Basket:
         self._clipping: ClippingReport | None = None
         self._rule_failures = 0
         self._failure = ""
+        self.unsaved: Unsaved | None = None
 
     def admit(self, member: Member) -> None:
         """Add a client with its memory, or update a member."""
@@ -115,7 +119,11 @@ class Basket:
         offences = {} if member.memory is None else member.memory.offences
         self._reputations.admit(member.client_id, member.trust, offences)
         if member.memory is not None:
-            self._buffer.put_client(ClientUpdates(member.client_id, (), member.memory.accepted))
+            remembered = ClientUpdates(member.client_id, (), member.memory.accepted)
+            self._buffer.put_client(remembered)
+            if self.unsaved is not None:
+                self.unsaved.arrived.append(remembered)
+                self.unsaved.clients.add(member.client_id)
             self._gossip.put_client(GossipMigration(member.client_id, member.memory.gossip, None))
 
     def known_members(self) -> tuple[Member, ...]:
@@ -153,6 +161,8 @@ class Basket:
         self.latest.discard_if_of(client_id)
         self.states.take(client_id)
         reputation = self._reputations.take(client_id) or Reputation()
+        if self.unsaved is not None:
+            self.unsaved.gone.add(client_id)
         return ClientMemory(
             client_id,
             trust=reputation.trust,
@@ -184,35 +194,39 @@ class Basket:
         self.states.put(moved.client_id, moved.local_state, moved.meta, moved.momentum)
         if moved.reputation is not None:
             self._reputations.put(moved.client_id, moved.reputation)
+        if self.unsaved is not None:
+            self.unsaved.arrived.append(moved.updates)
+            self.unsaved.clients.add(moved.client_id)
 
-    def kept(self, *, has_journal: bool) -> BasketState:
+    def carried(self, client_id: str) -> ClientMigration:
+        """What a client would take along, but for its updates; it stays."""
+        return ClientMigration(
+            client_id,
+            ClientUpdates(client_id, (), ()),
+            self._gossip.state_of(client_id),
+            self.states.get(client_id),
+            self.states.report_of(client_id),
+            self._reputations.get(client_id),
+            self.states.momentum(client_id),
+        )
+
+    def kept(self) -> BasketState:
         """What a snapshot keeps; nothing changes here.
 
-        Args:
-            has_journal: Whether a journal has the updates that wait. If not they are lost with this process,
-                and their keys must not keep clients from sending them again.
+        Updates that wait are lost where no journal has them, so their keys are not kept: clients may send
+        them again.
         """
-        buffer, latest, waiting = self._buffer, self.latest, dict[str, tuple[ReplayKey, ...]]()
-        has_states, clients = self._plan.gossip_share > 0.0 or not self._plan.config.layer2.enabled, []
+        buffer, latest, clients = self._buffer, self.latest, []
+        has_states = self._plan.gossip_share > 0.0 or not self._plan.config.layer2.enabled
         for client_id in sorted(self.members):
-            waiting[client_id] = buffer.waiting_keys(client_id)
-            lost = set() if has_journal else {(key.round_id, key.digest) for key in waiting[client_id]}
+            lost = buffer.waiting_keys(client_id)
             accepted = tuple(k for k in buffer.keys_of(client_id) if (k.round_id, k.digest) not in lost)
-            clients.append(
-                ClientMigration(
-                    client_id,
-                    ClientUpdates(client_id, (), accepted),
-                    self._gossip.kept_of(client_id),
-                    self.states.get(client_id) if has_states else None,
-                    None,
-                    self._reputations.kept(client_id),
-                    self.states.momentum(client_id),
-                )
-            )
+            carried = replace(self.carried(client_id), meta=None)
+            if not has_states:
+                carried = replace(carried, local_state=None)
+            clients.append(replace(carried, updates=ClientUpdates(client_id, (), accepted)))
         return BasketState(
-            self._buffer.round_id,
             tuple(clients),
-            {client_id: keys for client_id, keys in waiting.items() if keys},
             self._gossip.kept(),
             latest.model,
             latest.made,
@@ -224,22 +238,15 @@ class Basket:
         )
 
     def restore(self, state: BasketState) -> None:
-        """Take over what belongs to the basket as a whole; before its journal is read."""
-        self._gossip.restore(state.gossip)
-        self.latest.restore(state.model, state.made, state.superseded, state.discarded)
+        """Take over what belongs to the basket as a whole, where no journal has it."""
+        self.latest.show(state.model, state.made, state.superseded, state.discarded)
         self._rule_failures, self._last_layer1 = state.rule_failures, state.last_layer1
         self._clipping = state.clipping
 
-    def restore_client(self, kept: ClientMigration) -> None:
-        """Take over what was kept of a member, without its local state; before the journal is read."""
-        self.put(replace(kept, local_state=None))
-
-    def restore_state(self, kept: ClientMigration, state: BasketState) -> None:
-        """Take over a member's local state, unless what it has buffered makes another; after the journal."""
-        waits = self._buffer.waiting_keys(kept.client_id)
-        is_same = waits == state.waiting.get(kept.client_id, ()) and state.round_id == self._buffer.round_id
-        if is_same or not waits:
-            self.states.put(kept.client_id, kept.local_state, None)
+    @property
+    def gossip(self) -> GossipProtocol:
+        """Its gossip, of which the journal has the clients' states alone."""
+        return self._gossip
 
     def submit(
         self, submission: Submission, read_only: bool, now: float, row: FloatRow | Rejection | None = None
@@ -264,13 +271,81 @@ class Basket:
         if isinstance(judged, Rejection):
             self._buffer.rejections[judged] += 1
             return Receipt(False, judged, self.basket_id, number)
-        self._buffer.accept(judged, now=now)
         meta = submission.meta
         report = None if meta is None else encode_report(meta, self._plan.config.meta_parameters)
-        self.states.form(judged.client_id, report)
-        self._reputations.accept(judged.client_id, now)
-        self._last_active = now
+        self.accept(Accepted(judged, report, now))
+        if self.unsaved is not None:
+            self.unsaved.accepted.append(Accepted(judged, report, now))
         return Receipt(True, None, self.basket_id, number)
+
+    def accepted_for(self, round_id: int) -> tuple[str, ...]:
+        """Members of which an update for the round was accepted, sorted."""
+        keys_of = self._buffer.keys_of
+        return tuple(c for c in sorted(self.members) if any(k.round_id == round_id for k in keys_of(c)))
+
+    def accept(self, accepted: Accepted) -> None:
+        """Buffer an update that was judged, and make it its client's local state."""
+        judged, report, time = accepted
+        self._buffer.accept(judged, now=time)
+        self.states.form(judged.client_id, report)
+        self._reputations.accept(judged.client_id, time)
+        self._last_active = time
+
+    def waiting(self) -> Counter[str]:
+        """How many buffered updates each client has."""
+        return Counter({c: len(self._buffer.examples(c)) for c in self._buffer.clients()})
+
+    def count_not_stored(self) -> None:
+        """Count an update that was refused since it could not be written to the journal."""
+        self._buffer.rejections[Rejection.NOT_STORED] += 1
+
+    def remember(self, key: ReplayKey) -> None:
+        """Note an update that was accepted before and waits no more."""
+        self._buffer.put_client(ClientUpdates(key.client_id, (), (key,)))
+
+    @property
+    def round_id(self) -> int:
+        """The round that it is in."""
+        return self._buffer.round_id
+
+    def forms_anew(self, client_id: str, round_id: int) -> bool:
+        """Whether a client's local state of `round_id` was formed again from its updates since."""
+        is_later = self._plan.config.layer2.enabled and round_id < self._buffer.round_id
+        return is_later and client_id in self._buffer.clients()
+
+    def counts(self, number: int) -> BasketCounts:
+        """The counts for its journal, whose last batch has the `number`."""
+        return BasketCounts(
+            number,
+            self.domain_id,
+            dict(self._buffer.counts),
+            {str(reason): count for reason, count in self._buffer.rejections.items()},
+            self.latest.made,
+            self.latest.superseded,
+            self.latest.discarded,
+            self._last_layer1,
+            self._rule_failures,
+            self._sessions_refused,
+        )
+
+    def settle(self, counts: BasketCounts | None, since: Mapping[str, int]) -> None:
+        """End the making again of a basket from its journal.
+
+        Args:
+            counts: Its last ones there, if any.
+            since: Updates accepted after these.
+        """
+        buffer, latest = self._buffer, self.latest
+        buffer.advance_round(buffer.round_id)
+        buffer.counts = Counter(since)
+        self.take_activity()
+        if counts is None:
+            return
+        buffer.counts += Counter(counts.updates)
+        buffer.rejections = Counter({Rejection(why): n for why, n in counts.rejections.items()})
+        latest.made, latest.superseded, latest.discarded = counts.made, counts.superseded, counts.discarded
+        self._last_layer1 = counts.last_layer1
+        self._rule_failures, self._sessions_refused = counts.rule_failures, counts.sessions_refused
 
     def local_state(self, client_id: str) -> Row | None:
         """A copy of a member's local state; None before its first update."""
@@ -343,6 +418,8 @@ class Basket:
             model = aggregator.aggregate_basket(given, seed=seed, report=exposed)
         except RuleFailed as failed:
             self._rule_failures += 1
+            if self.unsaved is not None:
+                self.unsaved.has_counted = True
             said = str(failed) if exposed else str(RuleFailed(failed.rule, failed.why))
             self._failure = f"{self.basket_id}: {said}"
             return Layer1Outcome(
@@ -356,6 +433,9 @@ class Basket:
         self.states.forget_reports(clients)
         self.latest.replace(model, clients)
         self._last_layer1 = self._last_active = now
+        if self.unsaved is not None:
+            self.unsaved.has_consumed = True
+            self.unsaved.clients.update(clients)
         return Layer1Outcome(self.basket_id, True, str(reason), len(clients), least, self._clipping)
 
     def count_refused_session(self) -> None:
@@ -378,6 +458,8 @@ class Basket:
         delivered = self._gossip.exchange(allowed, self.members, now, out=states).delivered
         if delivered:
             self._last_active = now
+        if self.unsaved is not None:
+            self.unsaved.clients.update(self.states.ids())
         return delivered
 
     def advance_round(self, round_id: int) -> None:
@@ -470,6 +552,8 @@ class Basket:
         message = message_as_sent(submission, int(round_id), self.scope)
         if message is not None and is_signed(public_key, message, submission.signature):
             settings = self._plan.config.buffer
+            if self.unsaved is not None:
+                self.unsaved.clients.add(submission.client_id)
             self._reputations.offend(
                 submission.client_id,
                 int(round_id),

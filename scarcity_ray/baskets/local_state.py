@@ -60,6 +60,10 @@ class LocalStates:
         """A client's state."""
         return self._rows.get(client_id)
 
+    def report_of(self, client_id: str) -> MetaReport | None:
+        """A client's report that waits for an aggregate."""
+        return self._meta.get(client_id)
+
     def form(self, client_id: str, meta: MetaReport | None = None) -> None:
         """Form a client's state from what it has buffered, and keep its report if there is a new one."""
         vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest

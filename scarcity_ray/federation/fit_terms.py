@@ -92,6 +92,7 @@ class FitTerms:
     on_round: Callable[[RoundRecord], None] | None = None
     on_progress: Callable[[TrainingProgress], None] | None = None
     on_release: Callable[[Any, int], None] | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         _whole("rounds", self.rounds, 1)
@@ -111,6 +112,7 @@ class FitTerms:
         if self.stopping is not None:
             instance_of("stopping", self.stopping, EarlyStopping)
         instance_of("evaluate_clients", self.evaluate_clients, bool)
+        instance_of("resume", self.resume, bool)
         if self.private_evaluation is not None:
             instance_of("private_evaluation", self.private_evaluation, PrivateEvaluation)
         if self.adversary is not None and not isinstance(self.adversary, Adversary):

@@ -221,7 +221,7 @@ class HierarchicalFederation:
             plan, told = make_plan(config), Told()
             told.note(warnings_at_start(plan))
             self._begin(place, identity, plan, clock, told, owner=True, operator=operator_keypair)
-            opened = self._driver.restore(take_over_ledger)
+            opened = self._driver.restore(take_over_ledger, record.run)
             tell_ledger(opened, is_default=False, is_named=record.name is not None)
         except BaseException as failure:
             self._undo(place, failure)
@@ -400,6 +400,7 @@ class HierarchicalFederation:
         on_round: Callable[[RoundRecord], None] | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
         on_release: Callable[[Model, int], None] | None = None,
+        resume: bool = False,
     ) -> FitResult[Model]:
         """Train a workload's model: its clients are registered, train where their data lies, and send.
 
@@ -435,6 +436,9 @@ class HierarchicalFederation:
             on_progress: Told how far a round's training is, at each change and at least every ten seconds.
             on_release: Given the model that is handed out after a release, and its round, before it is
                 evaluated. Save it there, and no later error or death loses what the budget has paid for.
+            resume: Go on with the fit of a restored federation, on the same terms; `rounds` count from its
+                beginning, and `on_round` is first told of those that were made. Clients whose update of the
+                interrupted round is still there do not train again. Where none had begun, it begins.
 
         Raises:
             UsageError: For a workload or argument that cannot work, or a round in which every client failed;
@@ -459,6 +463,7 @@ class HierarchicalFederation:
             on_round=on_round,
             on_progress=on_progress,
             on_release=on_release,
+            resume=resume,
         )
         return Fitting(driver, self._runtime.tasks(), workload, terms).run()
 

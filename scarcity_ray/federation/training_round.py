@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -201,15 +201,24 @@ class TrainingRound:
         notes: What tasks said of the workload.
         num_answers: Updates so far.
         num_surplus: Clients that were given up before the deadline.
+        num_before: Clients whose update was accepted before the round was interrupted.
 
     Args:
         round_id: The round.
         groups: Of clients, in the order in which they start.
         enough: Updates that end it.
         most_in_flight: Clients that train, or whose update is not submitted yet; one group may exceed it.
+        before: Clients whose update is there already: they count and do not train.
     """
 
-    def __init__(self, round_id: int, groups: Sequence[Group], enough: int, most_in_flight: int) -> None:
+    def __init__(
+        self,
+        round_id: int,
+        groups: Sequence[Group],
+        enough: int,
+        most_in_flight: int,
+        before: Collection[str] = (),
+    ) -> None:
         self.round_id = round_id
         self.num_sampled = sum(map(len, groups))
         self.refusals: list[Refusal] = []
@@ -218,8 +227,10 @@ class TrainingRound:
         self.notes: set[str] = set()
         self.num_answers = 0
         self.num_surplus = 0
-        self._waiting = deque(groups)
-        self._enough = enough
+        left = [tuple(client for client in group if client.client_id not in before) for group in groups]
+        self._waiting = deque(group for group in left if group)
+        self.num_before = self.num_sampled - sum(map(len, left))
+        self._enough = enough - self.num_before
         self._most = most_in_flight
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scarcity_ray.errors import StorageError
 
-FORMATS = {"scarcity_ray snapshot": 1}
+FORMATS = {"scarcity_ray snapshot": 1, "scarcity_ray journal": 1}
 """Each kind of file, with the version that this release writes."""
 
 

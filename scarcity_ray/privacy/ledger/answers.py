@@ -100,6 +100,7 @@ class BudgetStatus:
         return (
             f"ledger {self.ledger_path} ({age}): epsilon {self.remaining_epsilon:.4g} of "
             f"{self.total_epsilon:g} left at delta {self.total_delta:g} in budget period {self.period}"
+            + (f"; {self.epsilon_spent:.4g} was spent before" if self.epsilon_spent else "")
         )
 
     def of_ledger(self) -> dict[str, Any]:
@@ -111,6 +112,7 @@ class BudgetStatus:
             "is_new": self.is_new,
             "incarnation": self.incarnation,
             "period": self.period,
+            "epsilon_spent": self.epsilon_spent,
             "epsilon_left": self.remaining_epsilon,
             "epsilon_total": self.total_epsilon,
             "head": self.head_hash,

@@ -150,7 +150,8 @@ class DurableBudget:
             if (total_epsilon, total_delta) not in (first, in_force) or gossip_share != known.gossip_share:
                 raise LedgerError(
                     f"{address}: the ledger states total_epsilon {in_force[0]}, total_delta {in_force[1]} "
-                    f"and gossip_budget_share {known.gossip_share}, the configuration {total_epsilon}, "
+                    f"and gossip_budget_share {known.gossip_share} (1 where privacy.noise is site), the "
+                    f"configuration {total_epsilon}, "
                     f"{total_delta} and {gossip_share}; configure what the ledger states, and change the "
                     "totals by renewing the budget"
                 )
@@ -321,13 +322,22 @@ class DurableBudget:
         *,
         now: float,
         details: Mapping[str, object],
+        step: Step | None = None,
     ) -> tuple[str, ...]:
         """Charge one row, which it noises itself, to each of the clients that can afford it.
 
         Arguments, result and errors are as in `charge_gossip`. One charge covers one draw of noise: asked
         again, its answer allows to send again what was drawn, never to draw again.
+
+        Args:
+            step: Where a client must stand to be charged, unless it was under this id; None: anywhere.
         """
-        return self._charge_each(RowCharge, charge_id, client_ids, mu, now, details, reserve=0.0)
+        return self._charge_each(RowCharge, charge_id, client_ids, mu, now, details, 0.0, step)
+
+    def own_steps(self, client_ids: Sequence[str]) -> list[Step]:
+        """Where each of the distinct clients stands before its next charge of its own."""
+        with self._standing():
+            return self._accountant.own_steps(client_ids)
 
     def affordable(self, client_ids: Sequence[str], mu: float) -> tuple[str, ...]:
         """Those of the clients whose own budget has room for one more charge of `mu`, in the order given."""
@@ -343,6 +353,7 @@ class DurableBudget:
         now: float,
         details: Mapping[str, object],
         reserve: float,
+        step: Step | None = None,
     ) -> tuple[str, ...]:
         with self._current():
             accountant = self._accountant
@@ -351,6 +362,8 @@ class DurableBudget:
             if known is not None:
                 return _chosen(client_ids, np.isin(places, known[0].members.places))
             allowed = accountant.affordable_at(places, mu, reserve=reserve)
+            if step is not None:
+                allowed &= [own == step for own in accountant.own_steps(client_ids)]
             if reserve == 0.0:
                 stuck = {*accountant.ceilings.reached_by(mu)}
                 self._leave_out([client for client in client_ids if client in stuck], mu, now)
