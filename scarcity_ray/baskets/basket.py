@@ -145,8 +145,12 @@ class Basket:
             self.left_out[client_id] = self.members.pop(client_id)
             if is_charged_later:
                 self._buffer.withdraw(client_id)
-                self.latest.discard_if_of(client_id)
+                if self.unsaved is not None:
+                    self.unsaved.gone.add(client_id)
             self.states.take(client_id)
+        # Whoever is no member any more may be in it, too, where it came back with a journal.
+        for client_id in client_ids if is_charged_later else ():
+            self.latest.discard_if_of(client_id)
 
     def dismiss(self, client_id: str) -> ClientMemory | None:
         """Remove a client; what must be remembered of it, or None if it is no member.
@@ -218,7 +222,7 @@ class Basket:
         """
         buffer, latest, clients = self._buffer, self.latest, []
         has_states = self._plan.gossip_share > 0.0 or not self._plan.config.layer2.enabled
-        for client_id in sorted(self.members):
+        for client_id in sorted({**self.members, **self.left_out}):
             lost = buffer.waiting_keys(client_id)
             accepted = tuple(k for k in buffer.keys_of(client_id) if (k.round_id, k.digest) not in lost)
             carried = replace(self.carried(client_id), meta=None)
