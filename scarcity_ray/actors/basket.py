@@ -195,6 +195,11 @@ class BasketHost(Role):
             self._journal.close()
 
     @query
+    def has_snapshot(self) -> bool:
+        """Whether it was started with a snapshot of its baskets."""
+        return self._keeper.has_found
+
+    @query
     def what_was_regained(self) -> Regained:
         """What it has from its journal since it was started."""
         return self.regained

@@ -143,7 +143,11 @@ class Supervisor:
             self._checked_in(slot)
         write_record(self.kept, self.identity)
         self.lost = [
-            *(self._basket_fault(s, states[s]) for s in slots if states[s].admissions and homes[s] is None),
+            *(
+                self._waiting_lost(s, states[s], round_id)
+                for s in slots
+                if states[s].admissions and not homes[s]
+            ),
             *(
                 regained
                 for s in slots
@@ -285,6 +289,21 @@ class Supervisor:
             failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
             raise failure
+
+    def _waiting_lost(self, slot: int, state: SlotState, round_id: int) -> Fault:
+        """What a restored basket actor without a journal lacks."""
+        name, place = basket_actor(slot), self._journal_place()
+        why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
+        loss = (
+            f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, as "
+            f"{name} has no journal ({why}): send the updates of this round again"
+        )
+        if round_id and not Call(BasketHost.has_snapshot).send(self.peers, name).result():
+            loss += (
+                f"; so are gossip, replays, caps and trust, as {name} finds nothing in storage_path on its "
+                "machine: name a folder that all machines see"
+            )
+        return _fault(loss)
 
     def _journal_home(self, slot: int) -> str | None:
         """The node that has a basket actor's journal; None if none that is there has."""
