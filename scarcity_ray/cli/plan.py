@@ -29,7 +29,7 @@ from scarcity_ray.forecast import (
     weak_settings,
 )
 from scarcity_ray.forecast.noise_places import proven_kappa, site_sigma
-from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, person_claim, session_shape
+from scarcity_ray.plan import AGAINST, FederationPlan, fewest_parties, make_plan, person_claim, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.robust import PluginRule
 from scarcity_ray.workloads.config import load_job, read_content
@@ -114,7 +114,8 @@ def plan_command(
     rates = scaled(probe(time.process_time)) if measure else MEASURED
     numbers = planned_numbers(planned, rates)
     if rounds is not None or epsilon is not None:
-        numbers["solved"] = _what_was_solved(numbers, rounds, epsilon)
+        row_epsilon = planned.federation.privacy.row_epsilon
+        numbers["solved"] = _what_was_solved(numbers, rounds, epsilon, row_epsilon)
     if form == "json":
         click.echo(json.dumps(numbers))
     else:
@@ -303,7 +304,7 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
         return {}
     unit = claim.unit.value
     return {
-        "unit": f"{unit}, against {claim.against} ({claim.noise.value} noise)",
+        "unit": f"{unit}, against {AGAINST[claim.noise]} ({claim.noise.value} noise)",
         "norm_of_a_contribution_at_most": claim.person_clip_norm,
         f"least_{unit}s_of_a_client": claim.min_persons,
         "membership_advantage_at_most": claim.membership_advantage,
@@ -439,14 +440,18 @@ def _plan_of(federation: HierarchicalFederationConfig, where: str) -> Federation
         raise error.under(where) from None
 
 
-def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:
+def _what_was_solved(
+    numbers: dict[str, Any], rounds: int | None, epsilon: float | None, row_epsilon: float | None
+) -> dict[str, Any]:
     """The settings that were solved for, by path, and what they buy."""
     solved: dict[str, Any] = {}
     if epsilon is not None:
         solved["federation.total_epsilon"] = numbers["budget"]["epsilon"]
     if rounds is not None:
         solved["training.rounds"] = rounds
-        if numbers["release"]:
+        if row_epsilon is not None:
+            solved["federation.privacy.row_epsilon"] = row_epsilon
+        elif numbers["release"]:
             solved["federation.layer2.central_dp_epsilon"] = numbers["release"]["epsilon"]
         solved["federation.gossip.local_dp_epsilon"] = numbers["gossip"]["epsilon_a_round"]
     kind = "release" if numbers["release"] else "gossip"

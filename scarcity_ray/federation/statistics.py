@@ -11,10 +11,10 @@ from typing import Any
 
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.baskets.reports import BasketReport, ClippingReport, ReputationReport
-from scarcity_ray.config import PrivacyUnit
+from scarcity_ray.config import NoisePlace, PrivacyUnit
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Warned, warning_of_clipping
-from scarcity_ray.plan import PersonClaim
+from scarcity_ray.plan import AGAINST, AGAINST_OPERATOR, PersonClaim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 
 WITHOUT_LAYER2: Mapping[str, Any] = {
@@ -81,6 +81,7 @@ def federation_stats(
         "n_rule_failures": total["rule_failures"],
         "n_stale_baskets": directory["n_stale_baskets"],
         "n_trusts_dropped": directory["trusts_dropped"],
+        "ceilings": budget.of_ceilings(),
         "faults": list(faults),
         "waiting_for": waiting.as_json(),
         "warnings": list(warned),
@@ -89,13 +90,17 @@ def federation_stats(
 
 def _claimed(claim: PersonClaim | None, *, by_gossip: bool) -> dict[str, Any]:
     """Unit, mode, against whom, and for a person or record the figures beside epsilon."""
-    stated = {"noise": "central", "against": "whoever sees every release"}
+    stated = {"noise": "central", "against": AGAINST[NoisePlace.CENTRAL], "against_operator": "no"}
     if by_gossip:
-        stated = {"noise": "local", "against": "whoever sees every gossip message"}
+        stated |= {"noise": "local", "against": "whoever sees every gossip message"}
     if claim is None:
         return {"unit": PrivacyUnit.CLIENT.value, **stated}
-    place = {"noise": claim.noise.value, "against": claim.against}
-    return {**asdict(claim), "unit": claim.unit.value, **place}
+    stated = {
+        "noise": claim.noise.value,
+        "against": AGAINST[claim.noise],
+        "against_operator": AGAINST_OPERATOR[claim.noise],
+    }
+    return {**asdict(claim), "unit": claim.unit.value, **stated}
 
 
 def warnings_of_clipping(reports: Sequence[ClippingReport]) -> tuple[Warned, ...]:

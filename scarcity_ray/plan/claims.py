@@ -6,7 +6,8 @@ Phi(mu + Phi^-1(a)) if he accuses an absent one with probability a. `Accounting`
 upper bounds.
 
 Where rows are noised (``privacy: {noise: site}``), "all releases" are all rows, and with them whatever is
-made of them. Whom that guards against depends on where rows are made: `AGAINST`.
+made of them. Whether that guards against the cluster's operator depends on where rows are made:
+`AGAINST_OPERATOR`.
 
 Guarantees:
     a_whole_client_and_a_group_are_claimed_no_better_than_they_are: By the plan's own sensitivities.
@@ -29,11 +30,15 @@ GREATEST_COUNT = 2**31 - 1
 """Persons behind a row that a basket's facts can state at most."""
 AGAINST = {
     NoisePlace.CENTRAL: "whoever sees every release",
-    NoisePlace.SITE: "whoever sees every row, message, basket model and release; the cluster's operator too "
-    "only where clients train, draw noise and keep their ledgers in processes of their own, outside the "
-    "cluster, and send rows with submit_update; with fit they train as the cluster's tasks",
+    NoisePlace.SITE: "whoever sees every row, message, basket model and release",
 }
 """Against whom a claim about one person holds."""
+AGAINST_OPERATOR = {
+    NoisePlace.CENTRAL: "no",
+    NoisePlace.SITE: "only where clients train, draw noise and keep their ledgers in processes of their own, "
+    "outside the cluster, and send rows with submit_update; with fit they train as the cluster's tasks",
+}
+"""Whether it holds against whoever operates the cluster, who can read its memory."""
 _ROUNDED = 1.0 + 4e-12
 """By more than `Accounting.mu_of_claim` rounds down."""
 
@@ -64,11 +69,6 @@ class PersonClaim:
     person_clip_norm: float
     min_persons: int
     noise: NoisePlace = NoisePlace.CENTRAL
-
-    @property
-    def against(self) -> str:
-        """Against whom it holds."""
-        return AGAINST[self.noise]
 
     def sentences(self) -> tuple[str, ...]:
         """The claim in words: whom it protects, what that is worth, and whom it does not protect."""

@@ -135,6 +135,8 @@ def test_rejections_come_from_one_enum_with_thirteen_reasons() -> None:
         "bad_signature",
         "read_only",
         "too_few_persons",
+        "budget_spent",
+        "at_ceiling",
         "not_stored",
     }
 

@@ -60,7 +60,7 @@ def discrete_gaussian(
     """
     if sigma == 0.0:
         return total.copy()
-    noised = DiscreteGaussian(sigma).sample(total.shape, noise.uniform_words(stream))
+    noised = _sampler(sigma).sample(total.shape, noise.uniform_words(stream))
     noised += total
     return noised
 
@@ -167,6 +167,12 @@ _BLOCK = 1 << 15
 _GUIDE_BITS = 16
 _CELL = np.uint64(64 - _GUIDE_BITS)
 """Bits of a word below those that name its cell of the guide."""
+
+
+@functools.lru_cache(maxsize=64)
+def _sampler(sigma: float) -> DiscreteGaussian:
+    """The sampler of a scale, which remembers no draw; kept for the sites that one process noises rows of."""
+    return DiscreteGaussian(sigma)
 
 
 @functools.lru_cache(maxsize=8)

@@ -98,18 +98,16 @@ def _of_noised_rows(
     """The claim of a job whose clients noise their own rows, as tasks of the cluster."""
     claim, plan = person_claim(config, epsilon_spent), make_plan(config)
     sentences = () if claim is None else claim.sentences()
-    gossip = " Gossip" if config.gossip_budget_share else " There was no gossip; it"
-    momentum = ""
-    if config.layer1.momentum:
-        momentum = f" So does momentum ({config.layer1.momentum:g}), which is made of noised rows."
+    free = ["the rule", *(["gossip"] if config.gossip_budget_share else [])]
+    free += [f"momentum ({config.layer1.momentum:g})"] if config.layer1.momentum else []
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all rows that any one client "
         f"sent in the whole run; each client's budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
         + _HOW_ROWS_ADD_UP[plan.accounting],
         *sentences,
         "Against: whoever reads messages, rows, basket models and released models, which are made of noised "
-        f"rows.{gossip} costs nothing for the same reason, nor does any rule.{momentum} A row counts once "
-        "its client was asked for it, accepted or not.",
+        f"rows: so {' and '.join(free)} cost nothing. A row counts once its client was asked for it, "
+        "accepted or not.",
         "Not against: whoever operates the Ray cluster or can read its memory, since clients trained as its "
         "tasks. That needs training, noise and the client's ledger in a process of its own outside the "
         "cluster, which sends rows with submit_update.",
