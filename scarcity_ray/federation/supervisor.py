@@ -225,6 +225,8 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
+        if regained.messages:
+            lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:

@@ -30,8 +30,10 @@ from scarcity_ray.storage.formats import FORMATS, check_format
 from scarcity_ray.storage.local_disk import make_own_folder
 
 KIND = "scarcity_ray journal"
-PAGE_BYTES = 16_384
-"""Of the file: a batch of 64 KiB takes few pages, and a single update writes few bytes beside its own."""
+CHECKPOINT_PAGES = 4_096
+"""Of 4 KiB: SQLite moves what is in its log to the file itself once that is so long."""
+LOCK_SECONDS = 5.0
+"""Time that a process which has the file open may take to end."""
 _TABLES = """
 CREATE TABLE about (kind TEXT, version INTEGER, federation TEXT, slot INTEGER, run TEXT) STRICT;
 CREATE TABLE batches (
@@ -228,7 +230,6 @@ class Journal:
             try:
                 os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
                 connection = sqlite3.connect(draft, isolation_level=None)
-                connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
                 connection.executescript(_TABLES)
                 about = (KIND, FORMATS[KIND], federation_id, slot, f"{run:x}")
                 connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
@@ -248,10 +249,8 @@ class Journal:
                     found = connection.execute(
                         "SELECT kind, version, federation, slot, run FROM about"
                     ).fetchall()
-                except sqlite3.DatabaseError as error:
-                    if "locked" in str(error):
-                        raise
-                    raise check_failed(self.path, error) from error
+                except sqlite3.Error as error:
+                    raise _foreign(self.path, error) from error
                 if len(found) != 1:
                     raise self.torn("it does not say what it is")
                 kind, version, federation, number, left = found[0]
@@ -278,19 +277,21 @@ class Journal:
 
     def _connect(self) -> sqlite3.Connection:
         with self._told():
-            connection = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection = sqlite3.connect(self.path, isolation_level=None, timeout=LOCK_SECONDS)
             try:
+                connection.execute("PRAGMA locking_mode=EXCLUSIVE")
                 connection.execute("PRAGMA journal_mode=WAL")
-            except sqlite3.DatabaseError as error:
-                if "locked" in str(error):
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+                connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
+                # The lock is taken by the first write.
+                connection.execute("BEGIN EXCLUSIVE")
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                connection.close()
+                if isinstance(error, sqlite3.OperationalError):
                     raise
-                raise check_failed(self.path, error) from error
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
-            # The lock is taken by the first write.
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("COMMIT")
+                raise _foreign(self.path, error) from error
             return connection
 
     @contextmanager
@@ -304,7 +305,7 @@ class Journal:
             raise StorageError(f"{self.path}: the journal cannot be made ({error.strerror})") from error
 
 
-def check_failed(path: Path, error: sqlite3.Error) -> StorageError:
+def _foreign(path: Path, error: sqlite3.Error) -> StorageError:
     """The error for a file that SQLite does not read as a journal."""
     return StorageError(
         f"{path}: this is no journal of scarcity_ray, or it is torn ({error}); move it away, or set another "
