@@ -120,7 +120,7 @@ class BasketJournal:
         self._own[kind, name] = value
 
     def kept(self, kind: str) -> dict[str, Any]:
-        """The actor's own records of a kind, by name, in the order of their writing."""
+        """The actor's own records of a kind, by name."""
         found = self._journal.records(HOST, kind)
         return {name: _packer.unpack(value) for name, value in found.items()}
 
