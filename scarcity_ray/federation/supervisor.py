@@ -295,8 +295,8 @@ class Supervisor:
         name, place = basket_actor(slot), self._journal_place()
         why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
         loss = (
-            f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, as "
-            f"{name} has no journal ({why}): send the updates of this round again"
+            f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
+            f"as {name} has no journal ({why}): send the updates of this round again"
         )
         if round_id and not Call(BasketHost.has_snapshot).send(self.peers, name).result():
             loss += (
@@ -334,6 +334,8 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
+        if regained.messages and self.kept is None:
+            lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         if not (lost or always):
             return None
         return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
