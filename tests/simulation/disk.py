@@ -85,7 +85,9 @@ class Disk:
                 path.write_bytes(data)
 
     def _files(self) -> Files:
-        return {p: p.read_bytes() for p in sorted(self.folder.iterdir()) if not p.name.endswith(("-shm", ".lock"))}
+        return {
+            p: p.read_bytes() for p in sorted(self.folder.iterdir()) if not p.name.endswith(("-shm", ".lock"))
+        }
 
 
 def torn(before: Files, after: Files, part: float) -> Files:

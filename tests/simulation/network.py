@@ -7,7 +7,7 @@ its effect and its answer.
 
 What it keeps of the contract of `runtime.rpc`: calls of one caller to one role are done in the order in which
 they were made; one that a broken connection left on its way is done before that caller's next call to that
-role, or reaches nobody if the role has died since. `Place` is the runtime, with faults where roles are started.
+role, or reaches nobody if the role has died since. `Place` is the runtime; roles die as they start, too.
 
 Another driver may act at any call, between roles too. It acts to its end before the first one goes on, or up
 to a call to a role that is busy: there it dies, and the call is done once the role is free.
@@ -27,7 +27,7 @@ from tests.simulation.program import ON_DISK, Fault, Kind
 
 
 class Gone(BaseException):
-    """Who acts is no more: the driver was stopped, or the role's process died. The package may not catch it."""
+    """Who acts is no more: a driver was stopped, or a role's process died. The package may not catch it."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,9 @@ class Network:
 
     def _alive(self) -> Frame:
         frame = self.stack[-1]
-        if frame.is_dead or (frame.process is not None and self.place.process(frame.name) is not frame.process):
+        if frame.is_dead or (
+            frame.process is not None and self.place.process(frame.name) is not frame.process
+        ):
             raise Gone(frame.name)
         return frame
 
