@@ -27,10 +27,14 @@ from scarcity_ray_client.persons import (
     person_mean,
     standardise,
 )
+from scarcity_ray_client.policy import Policy, SignedPolicy
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
+from scarcity_ray_client.site_noise import SiteNoise, noised_row
 from scarcity_ray_client.training import (
     Cause,
+    Noising,
+    Outbox,
     Refusal,
     Update,
     evaluate_client,
@@ -50,15 +54,20 @@ __all__ = [
     "ModelRefused",
     "ModelWarning",
     "NoisedMean",
+    "Noising",
+    "Outbox",
     "Part",
     "PersonMean",
+    "Policy",
     "PrivateEvaluation",
     "PrivateMetric",
     "RecordGradients",
     "Refusal",
     "ScarcityError",
     "ScarcityWarning",
+    "SignedPolicy",
     "SigningScope",
+    "SiteNoise",
     "SoftmaxModel",
     "TanhMlp",
     "TooFewPersons",
@@ -75,6 +84,7 @@ __all__ = [
     "load_model",
     "load_workload",
     "local_steps",
+    "noised_row",
     "person_gradient",
     "person_mean",
     "proximal_gradient",

@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from scarcity_ray.actors.basket_keeper import BasketKeeper
 from scarcity_ray.actors.charging import BasketCharges, charged_gossip
 from scarcity_ray.actors.layer1_tasks import blocks_where_faster
 from scarcity_ray.actors.messages import Admission, BasketPlace, Order, Overtaken, SlotState, closed
@@ -61,6 +62,7 @@ from scarcity_ray.secagg import (
     UnmaskShares,
 )
 from scarcity_ray.storage.journal import Journal, JournalPlace
+from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.updates import read_rows
 
 logger = logging.getLogger("scarcity_ray")
@@ -83,7 +85,6 @@ class Regained:
         aggregates: Fresh aggregates.
         withdrawn: Updates of clients that left while it was dead, by client.
         dropped: Updates of baskets that closed while it was dead, by client.
-        messages: Of gossip, that had not reached a client and are lost.
         set_aside: The file of another run, which this one does not continue; empty if there was none.
     """
 
@@ -91,7 +92,6 @@ class Regained:
     aggregates: int = 0
     withdrawn: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
-    messages: int = 0
     set_aside: str = ""
 
 
@@ -118,9 +118,11 @@ class BasketHost(Role):
         actors_key: Shared by all basket actors (`actors.migration`).
         run: The random number of the federation's opening, which clients sign their updates for.
         journal: Where its journal lies; None: it has none.
+        kept: Where it keeps snapshots of its baskets; what is there of an earlier life is taken over, but of
+            baskets that the journal has.
 
     Raises:
-        StorageError: If there is a journal and it cannot be used.
+        StorageError: If there is a journal or a snapshot and it cannot be used.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class BasketHost(Role):
         run: int = 0,
         budget_period: int = 0,
         journal: JournalPlace | None = None,
+        kept: Snapshots | None = None,
     ) -> None:
         super().__init__()
         self._slot = slot
@@ -167,6 +170,7 @@ class BasketHost(Role):
         self._syncs_updates = True
         self._is_to_undo = False
         self.regained = Regained()
+        has_journal: frozenset[str] = frozenset()
         if journal is not None:
             file = Journal(journal, federation_id, slot, run)
             keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
@@ -177,9 +181,12 @@ class BasketHost(Role):
             except BaseException:
                 file.close()
                 raise
+            has_journal = frozenset(self._baskets)
             if file.set_aside is not None:
                 self.regained = replace(self.regained, set_aside=str(file.set_aside))
         self.admit(state.admissions)
+        self._keeper = BasketKeeper(kept, slot, plan.config)
+        self._keeper.restore({b: basket for b, basket in self._baskets.items() if b not in has_journal})
 
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """See `Role.once`; the answer to a batch of updates is kept in the journal."""
@@ -310,6 +317,7 @@ class BasketHost(Role):
                         self._keep("memory", client_id, None)
                 self._journal.forget_before(oldest)
                 self._save()
+            self._keeper.keep(self._baskets, round_id, is_boundary=True)
         return None
 
     # Updates, Layer 1 and gossip.
@@ -354,6 +362,8 @@ class BasketHost(Role):
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
         outcomes = tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
         self._save()
+        if any(outcome.aggregated for outcome in outcomes):
+            self._keeper.keep(self._baskets, self._round_id)
         return outcomes
 
     def run_gossip(self, now: float) -> dict[str, int]:
@@ -364,6 +374,7 @@ class BasketHost(Role):
         sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
         self._read_only = self._charges.read_only_reason != ""
         self._save()
+        self._keeper.keep(self._baskets, self._round_id)
         return sent
 
     def set_read_only(self, read_only: bool) -> None:
@@ -502,7 +513,10 @@ class BasketHost(Role):
     @query
     def backlogs(self, now: float) -> tuple[Backlog, ...]:
         """What every basket has for its next aggregate."""
-        return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
+        able: frozenset[str] | None = None
+        if self._plan.site_noise is not None:
+            able = self._charges.able_to_send([c for b in self._baskets.values() for c in b.members], now)
+        return tuple(basket.backlog(now, able) for _, basket in sorted(self._baskets.items()))
 
     @query
     def reputations(self) -> dict[str, ReputationReport]:
@@ -606,7 +620,7 @@ class BasketHost(Role):
         for caller, told in journal.kept("answer").items():
             number, *rest = told
             self.recall(IdempotencyKey(caller, number), _result(*rest))
-        withdrawn, dropped, updates, aggregates, messages = Counter[str](), Counter[str](), 0, 0, 0
+        withdrawn, dropped, updates, aggregates = Counter[str](), Counter[str](), 0, 0
         for basket_id in journal.baskets():
             admission = homes.get(basket_id)
             counts = journal.counts(basket_id)
@@ -629,11 +643,10 @@ class BasketHost(Role):
             if closing is not None and basket_id == closing.basket_id:
                 for member in admission.members:
                     basket.admit(member)
-            messages += 0 if counts is None else counts.messages
             updates += basket.waiting().total()
             aggregates += basket.latest.fresh is not None
         self._secure.take_up()
-        return Regained(updates, aggregates, dict(+withdrawn), dict(+dropped), messages)
+        return Regained(updates, aggregates, dict(+withdrawn), dict(+dropped))
 
     def _undo(self, journal: BasketJournal) -> None:
         """Make the baskets again as the journal has them, in the place of what could not be written.

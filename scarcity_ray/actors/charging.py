@@ -23,6 +23,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, basket_actor
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.plan import GossipPlan
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call, Peers
 
 
@@ -59,12 +60,12 @@ class BasketCharges:
         Args:
             kind: ``drift`` or ``vector``.
             clients: By basket.
-            mu: The charge of one message.
+            mu: The charge of one message; 0 where the states are noised already, so that nothing is drawn.
             sigma: Of its noise, for the ledger's record.
         """
         ids = tuple(sorted({client for basket in clients.values() for client in basket}))
-        if not ids:
-            return frozenset()
+        if not ids or mu == 0.0:
+            return frozenset(ids)
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         charge = Call(Accountant.charge_gossip, charge_id, ids, mu, now, details)
@@ -73,14 +74,15 @@ class BasketCharges:
         self._answered[kind] += 1
         return frozenset(allowed)
 
-    def release(self, charge_id: str, mu: float, now: float) -> None:
+    def release(self, charge_id: str, mu: float, step: Step | None, now: float) -> None:
         """Ensure that a session's release is charged, before any share is given.
 
         Raises:
-            ProtocolViolation: If it does not fit.
+            ProtocolViolation: If it does not fit, or the ledger does not stand at its step.
             ActorLost: If the accountant does not answer.
         """
-        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": self._name})
+        details = {"asked_by": self._name}
+        asked = Call(Accountant.charge_release, charge_id, mu, now, details, None, step)
         charge = asked.send(self._peers, ACCOUNTANT).result()
         self.ledger_head = charge.head_hash
         if not charge.allowed:
@@ -96,6 +98,11 @@ class BasketCharges:
         """
         asked = Call(Accountant.void_release, charge_id, now, {"asked_by": self._name})
         return asked.send(self._peers, ACCOUNTANT).result()
+
+    def able_to_send(self, client_ids: Sequence[str], now: float) -> frozenset[str]:
+        """Those of the clients, each named once here, whose budget has room for another noised row."""
+        ids = tuple(sorted(set(client_ids)))
+        return frozenset(Call(Accountant.able_to_send, ids, now).send(self._peers, ACCOUNTANT).result())
 
     def is_spent(self, now: float) -> bool:
         """Whether the accountant says that the budget is spent."""

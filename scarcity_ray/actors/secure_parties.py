@@ -309,7 +309,8 @@ class SecureParties:
         if attempt is None:
             return {}
         try:
-            self._charges.release(attempt.terms.charge_id, attempt.terms.release.mu, now)
+            release = attempt.terms.release
+            self._charges.release(attempt.terms.charge_id, release.mu, release.step, now)
         except ProtocolViolation:
             self._count_refusal(parties)
             raise

@@ -10,6 +10,7 @@ from heapq import nsmallest
 import numpy as np
 
 from scarcity_ray.baskets.client_memory import ClientMemory
+from scarcity_ray.baskets.kept import BasketState
 from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.local_state import LocalStates, MetaReport, Row
 from scarcity_ray.baskets.reports import (
@@ -30,6 +31,7 @@ from scarcity_ray.config import AggregationMethod
 from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.errors import RuleFailed
 from scarcity_ray.gossip import GossipMigration, GossipProtocol
+from scarcity_ray.gossip.protocol import ProtocolState
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.layers.triggers import TriggerReason, basket_due
@@ -46,6 +48,7 @@ class ClientMigration:
     Attributes:
         updates: Its buffered updates, and the keys of all accepted ones.
         meta: Its report of meta-parameters that is in no aggregate yet.
+        momentum: Of its noised rows; None without any.
         reputation: None if it has the trust of a new client.
     """
 
@@ -55,6 +58,7 @@ class ClientMigration:
     local_state: Row | None
     meta: MetaReport | None
     reputation: Reputation | None
+    momentum: Row | None = None
 
 
 class Basket:
@@ -89,7 +93,7 @@ class Basket:
         self._noise = noise
         self.scope = SigningScope(federation_id, budget_period, run)
         waiting = config.buffer
-        if plan.person_clip_norm is not None:
+        if plan.person_clip_norm is not None and plan.site_noise is None:
             # Of two updates of one content a round takes one: whether both count would follow from the data.
             waiting = replace(waiting, participation_cap=1)
         self._buffer = BasketBuffer(waiting, config.vector_dim, basket_id, round_id=round_id)
@@ -151,19 +155,22 @@ class Basket:
         """Remove a client that moves, with its state; a fresh aggregate that contains it is discarded."""
         self.members.pop(client_id, None)
         self.latest.discard_if_of(client_id)
+        state, meta, momentum = self.states.take(client_id)
         return ClientMigration(
             client_id,
             self._buffer.take_client(client_id),
             self._gossip.take_client(client_id),
-            *self.states.take(client_id),
+            state,
+            meta,
             self._reputations.take(client_id),
+            momentum,
         )
 
     def put(self, moved: ClientMigration) -> None:
         """Add the state of a member that moved here."""
         self._buffer.put_client(moved.updates)
         self._gossip.put_client(moved.gossip)
-        self.states.put(moved.client_id, moved.local_state, moved.meta)
+        self.states.put(moved.client_id, moved.local_state, moved.meta, moved.momentum)
         if moved.reputation is not None:
             self._reputations.put(moved.client_id, moved.reputation)
         if self.unsaved is not None:
@@ -175,11 +182,68 @@ class Basket:
         return ClientMigration(
             client_id,
             ClientUpdates(client_id, (), ()),
-            self._gossip.state_of(client_id),
+            self._gossip.kept_of(client_id),
             self.states.get(client_id),
             self.states.report_of(client_id),
-            self._reputations.get(client_id),
+            self._reputations.kept(client_id),
+            self.states.momentum(client_id),
         )
+
+    def kept(self, *, has_journal: bool) -> BasketState:
+        """What a snapshot keeps; nothing changes here.
+
+        Args:
+            has_journal: Whether a journal has the updates that wait. If not they are lost with this process,
+                and their keys must not keep clients from sending them again.
+        """
+        buffer, latest, waiting = self._buffer, self.latest, dict[str, tuple[ReplayKey, ...]]()
+        has_states, clients = self._plan.gossip_share > 0.0 or not self._plan.config.layer2.enabled, []
+        for client_id in sorted(self.members):
+            waiting[client_id] = buffer.waiting_keys(client_id)
+            lost = set() if has_journal else {(key.round_id, key.digest) for key in waiting[client_id]}
+            accepted = tuple(k for k in buffer.keys_of(client_id) if (k.round_id, k.digest) not in lost)
+            clients.append(
+                ClientMigration(
+                    client_id,
+                    ClientUpdates(client_id, (), accepted),
+                    self._gossip.kept_of(client_id),
+                    self.states.get(client_id) if has_states else None,
+                    None,
+                    self._reputations.kept(client_id),
+                    self.states.momentum(client_id),
+                )
+            )
+        return BasketState(
+            self._buffer.round_id,
+            tuple(clients),
+            {client_id: keys for client_id, keys in waiting.items() if keys},
+            self._gossip.kept(),
+            latest.model,
+            latest.made,
+            latest.superseded,
+            latest.discarded,
+            self._rule_failures,
+            self._last_layer1,
+            self._clipping,
+        )
+
+    def restore(self, state: BasketState) -> None:
+        """Take over what belongs to the basket as a whole; before its journal is read."""
+        self._gossip.restore(state.gossip)
+        self.latest.restore(state.model, state.made, state.superseded, state.discarded)
+        self._rule_failures, self._last_layer1 = state.rule_failures, state.last_layer1
+        self._clipping = state.clipping
+
+    def restore_client(self, kept: ClientMigration) -> None:
+        """Take over what was kept of a member, without its local state; before the journal is read."""
+        self.put(replace(kept, local_state=None))
+
+    def restore_state(self, kept: ClientMigration, state: BasketState) -> None:
+        """Take over a member's local state, unless what it has buffered makes another; after the journal."""
+        waits = self._buffer.waiting_keys(kept.client_id)
+        is_same = waits == state.waiting.get(kept.client_id, ()) and state.round_id == self._buffer.round_id
+        if is_same or not waits:
+            self.states.put(kept.client_id, kept.local_state, None)
 
     def submit(
         self, submission: Submission, read_only: bool, now: float, row: FloatRow | Rejection | None = None
@@ -250,13 +314,19 @@ class Basket:
             self._last_layer1,
             self._rule_failures,
             self._sessions_refused,
-            self._gossip.get_stats()["pending"],
         )
 
-    def settle(self, counts: BasketCounts | None, since: Mapping[str, int]) -> None:
+    def gossip(self) -> ProtocolState:
+        """The gossip of the basket as a whole, for its journal."""
+        return self._gossip.kept()
+
+    def settle(
+        self, counts: BasketCounts | None, since: Mapping[str, int], gossip: ProtocolState | None
+    ) -> None:
         """End the making again of a basket from its journal.
 
         Args:
+            gossip: Of the basket as a whole.
             counts: Its last ones there, if any.
             since: Updates accepted after these.
         """
@@ -264,6 +334,8 @@ class Basket:
         buffer.advance_round(buffer.round_id)
         buffer.counts = Counter(since)
         self.take_activity()
+        if gossip is not None:
+            self._gossip.restore(gossip)
         if counts is None:
             return
         buffer.counts += Counter(counts.updates)
@@ -277,8 +349,12 @@ class Basket:
         state = self.states.get(client_id) if client_id in self.members else None
         return None if state is None else state.copy()
 
-    def backlog(self, now: float) -> Backlog:
-        """What the basket has for its next aggregate, and which members are missing."""
+    def backlog(self, now: float, able: frozenset[str] | None = None) -> Backlog:
+        """What the basket has for its next aggregate, and which members are missing.
+
+        Args:
+            able: Clients whose budget has room for another row; None where rows cost nothing.
+        """
         senders = set(self._buffer.clients())
         return Backlog(
             basket_id=self.basket_id,
@@ -290,6 +366,7 @@ class Basket:
             seconds=self._waiting_seconds(now),
             fresh=self.latest.fresh is not None,
             failure=self._failure,
+            num_able=None if able is None else len(senders | (self.members.keys() & able)),
         )
 
     def _waiting_seconds(self, now: float) -> float:
@@ -345,6 +422,7 @@ class Basket:
             )
         self._failure = ""
         self._reputations.agree({c: place.agreement for c, place in model.placings.items()})
+        self.states.keep_momenta(clients)
         self._buffer.pop()
         self._clipping = self.states.clipping(clients)
         self.states.forget_reports(clients)
@@ -377,6 +455,7 @@ class Basket:
             self._last_active = now
         if self.unsaved is not None:
             self.unsaved.clients.update(self.states.ids())
+            self.unsaved.has_gossiped = True
         return delivered
 
     def advance_round(self, round_id: int) -> None:

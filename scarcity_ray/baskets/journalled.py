@@ -10,8 +10,8 @@ batches that it was written between. So a restarted basket has the same updates,
 and states, and judges the next update as the one that died would have.
 
 Guarantees:
-    a_basket_made_again_is_the_basket_that_was: But for its key, its refusals since its counts were last
-        written, and messages of gossip that had not reached a client.
+    a_basket_made_again_is_the_basket_that_was: But for its key, and for its refusals since its counts were
+        last written.
     an_update_in_an_aggregate_waits_no_more: Both are written at once, or neither.
     an_update_whose_bytes_were_changed_is_refused: By its digest.
 """
@@ -37,6 +37,7 @@ from scarcity_ray.baskets.unsaved import Accepted, BasketCounts, Unsaved
 from scarcity_ray.baskets.update_buffer import BufferedUpdate, ClientUpdates, JudgedUpdate, ReplayKey
 from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.gossip import GossipMessage, GossipMigration, GossipState
+from scarcity_ray.gossip.protocol import ProtocolState
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.storage.journal import Batch, Journal
@@ -95,6 +96,7 @@ _packer = Packer(
     GossipState,
     OrderNumber,
     Placing,
+    ProtocolState,
     ReplayKey,
     Reputation,
 )
@@ -185,9 +187,9 @@ class BasketJournal:
         known.update(_put(basket, record) for record in records)
         aggregate = self._unpacked(basket.basket_id, "aggregate")
         if aggregate is not None:
-            basket.latest.restore(aggregate)
+            basket.latest.take_up(aggregate)
             known.update(aggregate.contributors if aggregate.is_fresh else ())
-        basket.settle(counts, since)
+        basket.settle(counts, since, self._unpacked(basket.basket_id, "gossip"))
         basket.unsaved = Unsaved()
         return frozenset(known)
 
@@ -219,6 +221,8 @@ class BasketJournal:
                 carried = replace(carried, local_state=None)
             record = ClientRecord(number, basket.round_id, carried)
             journal.put(name, "client", client_id, _packer.pack(record))
+        if unsaved.has_gossiped:
+            journal.put(name, "gossip", "", _packer.pack(basket.gossip()))
         if basket.latest.is_unsaved:
             journal.put(name, "aggregate", "", _packer.pack(basket.latest.record()))
         if unsaved != Unsaved(accepted=unsaved.accepted):

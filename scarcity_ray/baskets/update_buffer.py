@@ -390,6 +390,15 @@ class BasketBuffer:
             self._wait(replace(entry, basket_id=self.basket_id))
         self.counts["put"] += len(moved.updates)
 
+    def keys_of(self, client_id: str) -> tuple[ReplayKey, ...]:
+        """Keys of all accepted updates that are remembered of a client."""
+        return self._guard.keys_of(client_id)
+
+    def waiting_keys(self, client_id: str) -> tuple[ReplayKey, ...]:
+        """Client, round and content of a client's buffered updates, in order of arrival."""
+        entries = self._waiting.get(client_id, ())
+        return tuple(ReplayKey(client_id, e.round_id, content_digest(e.update)) for e in entries)
+
     def _entries(self, client_id: str) -> list[BufferedUpdate]:
         entries = self._waiting.get(client_id)
         if not entries:

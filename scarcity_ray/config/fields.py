@@ -69,6 +69,13 @@ class CentralNoise(StrEnum):
     DISTRIBUTED_DISCRETE_GAUSSIAN = "distributed_discrete_gaussian"
 
 
+class NoisePlace(StrEnum):
+    """Where noise is added for the privacy claim."""
+
+    CENTRAL = "central"
+    SITE = "site"
+
+
 class PrivacyUnit(StrEnum):
     """What neighbours differ in: whom the privacy claim protects."""
 
@@ -189,6 +196,7 @@ Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainS
 Arguments = Annotated[Mapping[str, Any], AfterValidator(_plain)]
 """What a class from outside is made with, by name."""
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
+Place = Annotated[NoisePlace, BeforeValidator(_member_of(NoisePlace))]
 Unit = Annotated[PrivacyUnit, BeforeValidator(_member_of(PrivacyUnit))]
 
 

@@ -24,8 +24,10 @@ from scarcity_ray.config.fields import (
     LedgerPath,
     Method,
     Noise,
+    NoisePlace,
     NonNegativeFloat,
     NonNegativeInt,
+    Place,
     PositiveFloat,
     PositiveInt,
     PrivacyUnit,
@@ -121,6 +123,8 @@ class Layer1Config:
     """Pre-aggregation in order: nearest-neighbour mixing, bucketing, adaptive clipping."""
     bucket_size: Annotated[Int, Field(ge=2)] = 2
     """Rows in one of bucketing's buckets."""
+    momentum: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
+    """Share of a client's earlier noised rows in what the rule sees; above 0 only with noise: site."""
 
     def byzantine_among(self, num_members: int) -> int:
         """The f of a basket of `num_members` registered clients."""
@@ -187,6 +191,15 @@ class PrivacyConfig:
     """Norm that no contribution of a person (record) exceeds; None: layer1.clip_norm."""
     min_persons: PositiveInt | None = None
     """Persons (records) behind a row without which it is refused; required where they are the unit."""
+    noise_decay: Annotated[StrictFloat, Field(ge=0.01, le=1)] = 1.0
+    """Sigma of the last release (noised row) that a budget buys, over that of the first: below 1 noise falls
+    from each to the next, and layer2.central_dp_epsilon (row_epsilon) is what they are charged on average."""
+    noise: Place = NoisePlace.CENTRAL
+    """Whether each release is noised; or each row, by its client, before it leaves (docs/site_noise.md)."""
+    row_epsilon: Epsilon | None = None
+    """Of one noised row, with `row_delta`; required with noise: site, where rows alone spend the budget."""
+    row_delta: Delta | None = None
+    """None: total_delta."""
 
 
 @settings

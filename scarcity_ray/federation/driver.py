@@ -19,20 +19,20 @@ from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
-from scarcity_ray.actors.messages import Registry, RoutingTable
+from scarcity_ray.actors.messages import Fault, Registry, RoutingTable
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
 from scarcity_ray.actors.unattended_signing import objection
 from scarcity_ray.baskets import Receipt, Rejection
-from scarcity_ray.baskets.reports import BasketReport, Layer1Outcome, ReputationReport
-from scarcity_ray.baskets.submission import SubmissionBatch, signed
+from scarcity_ray.baskets.reports import Backlog, BasketReport, Layer1Outcome, Registered, ReputationReport
+from scarcity_ray.baskets.submission import SubmissionBatch, charged_rows, signed
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
 from scarcity_ray.federation.supervisor import Supervisor
-from scarcity_ray.federation.waiting import WaitingFor, waiting_for
+from scarcity_ray.federation.waiting import WaitingFor, rows_spent, waiting_for
 from scarcity_ray.forecast import (
     Told,
     Warned,
@@ -44,6 +44,7 @@ from scarcity_ray.forecast import (
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
@@ -88,6 +89,21 @@ class Driver:
         self.operations.routing_table()
         return opened
 
+    def restore(self, take_over: bool) -> BudgetStatus:
+        """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
+        opened = self.supervisor.restore(take_over, self.client.now())
+        self._told_period = opened.period
+        self.operations.routing_table()
+        self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version
+        if lost := self.supervisor.lost_releases(self.client.now()):
+            plural = "s were" if lost > 1 else " was"
+            loss = (
+                f"{lost} release{plural} charged and never published: what would have been released is gone "
+                "with the process that held it, and the charge stays"
+            )
+            self.client.note_faults([Fault(f"lost release/{opened.head_hash}", loss)])
+        return opened
+
     def attach(self) -> None:
         """Join a federation that another driver has started."""
         self.supervisor.adopt(range(self.operations.routing_table().num_slots))
@@ -99,7 +115,46 @@ class Driver:
         if status.taken_over and not self._told_taken_over:
             self._told_taken_over = True
             self._tell_baskets(Call(BasketHost.set_read_only, True))
+        if self.supervisor.plan.site_noise is not None and not status.read_only:
+            self.operations.routing_table()
+            if spent := rows_spent(self.supervisor.plan, self._backlogs(), self._registered()):
+                status = replace(
+                    status, read_only=True, read_only_reason=spent, remaining_epsilon=0.0, remaining_delta=0.0
+                )
         return status
+
+    def able_to_send(self, client_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the clients whose budget has room for another noised row."""
+        now = self.client.now()
+        return frozenset(self.client.call(ACCOUNTANT, Accountant.able_to_send, tuple(client_ids), now))
+
+    def charge_rows(
+        self, charge_id: str, client_ids: Sequence[str], details: Mapping[str, object]
+    ) -> dict[str, float]:
+        """Charge each of the clients, each named once, for one row that it noises.
+
+        Durable when this returns. A charge allows one draw of noise: give each an id of its own.
+
+        Returns:
+            What each client is charged whose charge fits: the mu of its noise.
+        """
+        schedule, now = self.supervisor.plan.row_schedule, self.client.now()
+        together = defaultdict[Step | None, list[str]](list)
+        steps: Sequence[Step | None] = [None] * len(client_ids)
+        if not schedule.is_constant:
+            steps = self.client.call(ACCOUNTANT, Accountant.row_steps, tuple(client_ids), now)
+        for client_id, stands in zip(client_ids, steps, strict=True):
+            together[stands].append(client_id)
+        charged: dict[str, float] = {}
+        for place, (step, ids) in enumerate(together.items()):
+            mu = schedule.mu_release if step is None else schedule.mu(step)
+            name = charge_id if step is None else f"{charge_id}/{place}/step {step.number}"
+            asked = name, tuple(ids), mu, now, dict(details), step
+            allowed, self.supervisor.ledger_head, _ = self.client.call(
+                ACCOUNTANT, Accountant.charge_rows, *asked
+            )
+            charged |= dict.fromkeys(allowed, mu)
+        return charged
 
     def refuse_if_spent(self) -> None:
         """With ``strict``, raise an error once the budget is spent."""
@@ -138,15 +193,27 @@ class Driver:
         identity = self.supervisor.identity
         return SigningScope(identity.federation_id, self.budget_period(), identity.run)
 
-    def submit(self, batch: SubmissionBatch, *, aggregate: bool = True) -> list[Receipt]:
+    def submit(
+        self, batch: SubmissionBatch, *, aggregate: bool = True, is_charged: bool = False
+    ) -> list[Receipt]:
         """Sign updates, send them to their baskets, and aggregate where that is due; receipts in order.
 
         A client that has moved since it was located is located again, once. Without `aggregate` nothing is
-        aggregated, since more updates of the round are to come.
+        aggregated, since more updates of the round are to come. Where clients noise their rows, each row is
+        charged before it is judged, unless it was before its noise was drawn (`is_charged`).
 
         Raises:
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
+            UsageError: For rows that clients noised by a schedule of noise, outside `fit`.
         """
+        if not (is_charged or self.supervisor.plan.row_schedule.is_constant):
+            raise UsageError(
+                "privacy.noise_decay below 1 with privacy.noise: site is for fit, which tells each client "
+                "the noise of its step before it draws; nobody can see of which step a row is that comes "
+                "noised. Configure privacy.noise_decay: 1 to submit rows"
+            )
+        if self.supervisor.plan.site_noise is not None and not is_charged:
+            batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
         receipts: dict[int, Receipt] = {}
@@ -478,16 +545,22 @@ class Driver:
 
     def _waiting_for(self, layer2: Mapping[str, Any], budget: BudgetStatus) -> WaitingFor:
         now = self.client.now()
-        answers = self.client.call_baskets(Call(BasketHost.backlogs, now))
         return waiting_for(
             self.supervisor.plan,
-            [backlog for slot in sorted(answers) for backlog in answers[slot]],
+            self._backlogs(),
             None if layer2["since"] is None else now - layer2["since"],
-            registered=self.client.call(DIRECTORY, Directory.registered, self.operator is not None),
+            registered=self._registered(),
             read_only=budget.read_only,
             taken_over=budget.read_only_reason if budget.taken_over else "",
             last_abort=layer2["aborted"],
         )
+
+    def _backlogs(self) -> list[Backlog]:
+        answers = self.client.call_baskets(Call(BasketHost.backlogs, self.client.now()))
+        return [backlog for slot in sorted(answers) for backlog in answers[slot]]
+
+    def _registered(self) -> Registered:
+        return self.client.call(DIRECTORY, Directory.registered, self.operator is not None)
 
     def _with_signatures(self, batch: SubmissionBatch) -> SubmissionBatch:
         """The batch, signed for the clients whose keys are held here."""

@@ -11,6 +11,8 @@ Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     a_round_in_which_every_client_failed_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
+    each_noised_row_has_a_charge_before_its_training_begins: A lost task loses the row, never the charge.
+    a_client_that_cannot_pay_for_a_row_is_left_out_and_counted
     an_evaluation_that_raises_ends_the_rounds_and_loses_no_model
     a_round_without_a_release_says_what_it_waits_for
     updates_come_to_the_driver_for_an_adversary_alone
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -66,7 +69,9 @@ from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
 from scarcity_ray_client import (
     Cause,
+    Client,
     ModelCodec,
+    Noising,
     PrivateMetric,
     Refusal,
     Workload,
@@ -119,6 +124,9 @@ class Fitting(Generic[Model]):
         self._clients = tuple(one for one in everybody if (one.num_persons or least) >= least)
         self._too_small = tuple(one for one in everybody if (one.num_persons or least) < least)
         self._noted: set[str] = set()
+        site_noise, source = driver.supervisor.plan.site_noise, driver.supervisor.identity.noise
+        self._noising = None if site_noise is None else Noising(site_noise, source)
+        self._name = uuid.uuid4().hex
         self._check_hooks()
         asked = terms.private_evaluation
         names = tuple(driver.config.meta_parameters)
@@ -277,18 +285,46 @@ class Fitting(Generic[Model]):
         )
         self._driver.operations.run(Directory.register, members, self._driver.client.now())
 
-    def _sampled(self, round_id: int) -> tuple[TrainingRound, list[Group]]:
-        count = self._terms.clients_per_round or len(self._clients)
-        order = self._rng.permutation(len(self._clients))[: count + self._terms.extra_clients]
-        clients = [self._clients[place] for place in order]
+    def _sampled(self, round_id: int) -> tuple[TrainingRound, list[Group], list[Refusal]]:
+        """The round, its groups, and the clients that cannot pay for a row, where they noise their rows."""
+        able = self._able()
+        count = self._terms.clients_per_round or len(able)
+        order = self._rng.permutation(len(able))[: count + self._terms.extra_clients]
+        chosen = [able[place] for place in order]
+        clients = self._charged(chosen, round_id)
         groups = grouped(clients, self._terms.clients_per_task, self._tasks.parallelism)
-        return TrainingRound(round_id, groups, count, self._most_in_flight), groups
+        asked = {client.client_id for client in able} - {client.client_id for client in chosen}
+        asked |= {client.client_id for client in clients}
+        why = "its privacy budget has no room for another noised row"
+        unpaid = [
+            Refusal(client.client_id, round_id, Cause.BUDGET_SPENT, why)
+            for client in self._clients
+            if client.client_id not in asked
+        ]
+        return TrainingRound(round_id, groups, count, self._most_in_flight), groups, unpaid
+
+    def _able(self) -> Sequence[Client]:
+        """The clients that can pay for a row, where they noise their rows; else all."""
+        if self._noising is None:
+            return self._clients
+        able = self._driver.able_to_send([client.client_id for client in self._clients])
+        return [client for client in self._clients if client.client_id in able]
+
+    def _charged(self, clients: list[Client], round_id: int) -> list[Client]:
+        """Those of the clients whose row of this round is charged, before any noise is drawn for it."""
+        if self._noising is None or not clients:
+            return clients
+        charge_id = f"row/{self._name}/{len(self._history)}"
+        ids = [client.client_id for client in clients]
+        charged = self._driver.charge_rows(charge_id, ids, {"round": round_id})
+        self._noising = replace(self._noising, mus=charged)
+        return [client for client in clients if client.client_id in charged]
 
     def _round(self) -> RoundRecord:
         begun = self._clock()
         self._num_bytes = 0
         self._phases.clear()
-        training, groups = self._sampled(self._driver.current_round())
+        training, groups, unpaid = self._sampled(self._driver.current_round())
         submitting = Submitting(
             self._driver,
             self._tasks,
@@ -314,10 +350,10 @@ class Fitting(Generic[Model]):
             budget = self._driver.budget()
         for note in sorted(training.notes):
             self._note(note)
-        too_small = self._told_once_of_too_few_persons(training.round_id)
-        reasons = self._counted([*training.refusals, *too_small], submitting)
+        left_out = [*self._told_once_of_too_few_persons(training.round_id), *unpaid]
+        reasons = self._counted([*training.refusals, *left_out], submitting)
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
-        refusals = [*training.refusals, *too_small]
+        refusals = [*training.refusals, *left_out]
         refusals += self._counted_evaluations(submitting.unmeasured, reasons)
         if versions:
             if self._terms.on_release is not None:
@@ -357,9 +393,8 @@ class Fitting(Generic[Model]):
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            return self._spec(
-                training, group, train_group, vector, poison, self._reporting, self._min_persons
-            )
+            asked = poison, self._reporting, self._min_persons, self._noising
+            return self._spec(training, group, train_group, vector, *asked)
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
             with self._timed("submission"):
@@ -627,7 +662,8 @@ class Submitting:
         )
 
     def _submit(self, answers: Sequence[Answer], batch: SubmissionBatch) -> None:
-        for answer, receipt in zip(answers, self._driver.submit(batch, aggregate=False), strict=True):
+        receipts = self._driver.submit(batch, aggregate=False, is_charged=True)
+        for answer, receipt in zip(answers, receipts, strict=True):
             if receipt.reason is None:
                 self.accepted.append(answer)
                 continue

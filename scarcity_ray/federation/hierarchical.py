@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -46,6 +47,7 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
+from scarcity_ray.federation.stored import check_unused, stored_federation
 from scarcity_ray.federation.supervisor import Supervisor
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
@@ -111,6 +113,7 @@ class HierarchicalFederation:
             raise UsageError(f"take_over_ledger must be True or False, got {shown(take_over_ledger)}")
         config = config or HierarchicalFederationConfig()
         _check_operator(config, operator_keypair)
+        check_unused(config)
         plan, told = make_plan(config), Told()
         told.tell(warnings_at_start(plan))
         called = federation_name(config, name)
@@ -162,6 +165,63 @@ class HierarchicalFederation:
             self._begin(place, identity, plan, clock, told, owner=False, operator=operator_keypair)
         except BaseException:
             place.close()
+            raise
+        return self
+
+    @classmethod
+    def restore(
+        cls,
+        storage_path: str,
+        *,
+        runtime: Literal["ray", "local"] = "ray",
+        address: str | None = None,
+        clock: Clock = time.time,
+        noise: NoiseSource | None = None,
+        ledger_path: str | None = None,
+        take_over_ledger: bool = False,
+        operator_keypair: IdentityKeyPair | None = None,
+    ) -> HierarchicalFederation:
+        """Go on with a federation whose roles have all ended, from what is stored of it (docs/resume.md).
+
+        It has its members, round, releases, gossip states, budget and name again; `faults` says what is lost.
+        Keys of clients are with who made them: registering a client again with its keypair hands it over.
+
+        Args:
+            storage_path: That of its configuration, or where it was moved to.
+            ledger_path: Where the ledger was moved to, or its URL if that has a password.
+
+        Raises:
+            StorageError: If nothing, something torn or another federation's is stored there.
+            LedgerError: If its ledger cannot be used; one is never begun anew.
+            UsageError: If the federation is running.
+        """
+        check_clock(clock)
+        record, config = stored_federation(storage_path)
+        if ledger_path is not None:
+            config = replace(config, ledger_path=ledger_path)
+        _check_operator(config, operator_keypair)
+        place = open_runtime(runtime, record.name, address)
+        self = cls.__new__(cls)
+        try:
+            if place.names():
+                raise UsageError(f"federation {record.name!r} is running; attach to it")
+            ledger = configured_ledger(config, record.name) or record.ledger_path
+            identity = FederationIdentity(
+                record.federation_id,
+                config,
+                ledger,
+                None if is_ledger_url(ledger) else place.home,
+                noise or SystemNoise(),
+                record.name,
+                private_ledger=record.private_ledger and ledger_path is None,
+            )
+            plan, told = make_plan(config), Told()
+            told.note(warnings_at_start(plan))
+            self._begin(place, identity, plan, clock, told, owner=True, operator=operator_keypair)
+            opened = self._driver.restore(take_over_ledger)
+            tell_ledger(opened, is_default=False, is_named=record.name is not None)
+        except BaseException as failure:
+            self._undo(place, failure)
             raise
         return self
 

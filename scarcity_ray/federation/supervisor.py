@@ -3,7 +3,9 @@
 A role loses its memory when it dies. It is restarted with what the other roles know: a basket actor with its
 members, and its journal if the machine is there that holds it (without one, buffered updates, gossip states
 and aggregates of its baskets are lost), the directory with the baskets that the actors hold, the global
-aggregator with the last release that any role has, and the accountant with its ledger.
+aggregator with the last release that any role has, and the accountant with its ledger. Where the federation
+has a storage_path, roles go on from what they keep there, and after the death of all of them `restore` starts
+them again.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from typing import Unpack
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.global_aggregator import GlobalAggregator
-from scarcity_ray.actors.messages import Fault, FederationIdentity, SlotState
+from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator
+from scarcity_ray.actors.kept import CODEC
+from scarcity_ray.actors.messages import Fault, FederationIdentity, RoutingTable, SlotState
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.recovery import HostState, recovered_from
 from scarcity_ray.baskets.reports import NAMED
 from scarcity_ray.config import Durability
-from scarcity_ray.errors import ActorLost
+from scarcity_ray.errors import ActorLost, StorageError, UsageError
 from scarcity_ray.federation.acknowledged import Acknowledged
+from scarcity_ray.federation.stored import write_record
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan
@@ -37,6 +41,7 @@ from scarcity_ray.privacy.ledger.ledger import Opening
 from scarcity_ray.runtime.base import RoleSpec, Runtime
 from scarcity_ray.runtime.rpc import Call, Future, gather
 from scarcity_ray.storage.journal import JournalPlace
+from scarcity_ray.storage.snapshots import Snapshots
 
 OPENING = "opening"
 """The card of a federation while its roles are being started; no driver can attach to it yet."""
@@ -62,6 +67,7 @@ class Supervisor:
         self.latest: GlobalMetaModel | None = None
         self.ledger_head = ""
         self.acknowledged = Acknowledged()
+        self._continues = False
         self._started: set[str] = set()
 
     def start(self, take_over: bool, now: float) -> BudgetStatus:
@@ -76,15 +82,7 @@ class Supervisor:
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
-        self.runtime.start([self._accountant_spec(must_exist=False, take_over=take_over)], card=OPENING)
-        opened = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
-        self.ledger_head = opened.head_hash
-        self.identity = replace(
-            self.identity,
-            federation_id=opened.federation_id,
-            incarnation=opened.incarnation,
-            run=opened.run,
-        )
+        opened = self._open_ledger(now, must_exist=False, take_over=take_over)
         self.num_slots = (
             0 if self.identity.config.runtime.baskets_per_actor else self.runtime.default_basket_actors
         )
@@ -94,7 +92,81 @@ class Supervisor:
             roles.append(self._global_spec())
         self.runtime.start([*roles, *slots], card=self.identity)
         self._started.update(spec.name for spec in slots)
+        if self.kept is not None:
+            write_record(self.kept, self.identity)
         return opened
+
+    def restore(self, take_over: bool, now: float) -> BudgetStatus:
+        """Start a stored federation's roles, which go on from what is kept of them; the budget's status.
+
+        Raises:
+            StorageError: If the ledger is another federation's.
+            UsageError: If the federation is running already.
+            LedgerError: If the ledger cannot be used, or is an older copy than the last stored release.
+            ActorLost: If a role cannot be started.
+        """
+        if self.kept is None:
+            raise UsageError("storage_path is not configured: nothing is kept")
+        stored_id, last = self.identity.federation_id, self.kept.read(RELEASE, CODEC)
+        heads = None if last is None else {last.ledger_head: f"the release stored in {self.kept.path}"}
+        opened = self._open_ledger(now, must_exist=True, take_over=take_over, known_heads=heads)
+        if opened.federation_id != stored_id:
+            raise StorageError(
+                f"{self.kept.path}: of federation {stored_id!r}, and the ledger {opened.ledger_path} is of "
+                f"{opened.federation_id!r}; give the ledger_path of that one"
+            )
+        self.runtime.start([self._directory_spec(0)])
+        where = Call(Directory.routing_table).send(self.peers, DIRECTORY).result()
+        self.num_slots = where.num_slots if isinstance(where, RoutingTable) else 0
+        slots = range(max(self.num_slots, 1))
+        states = {s: Call(Directory.slot_state, s).send(self.peers, DIRECTORY).result() for s in slots}
+        round_id = Call(Directory.current_round).send(self.peers, DIRECTORY).result()
+        life = {"round_id": round_id, "latest": last if self._distributes else None}
+        homes = {
+            s: self.runtime.holder_of(path) for s in slots if (path := self._journal_file(s)) is not None
+        }
+        self._continues = True
+        specs = [
+            self._basket_spec(slot, opened, homes.get(slot), state=states[slot], **life) for slot in slots
+        ]
+        roles = [self._global_spec(last)] if self.has_layer2 else []
+        self.runtime.start([*roles, *specs], card=self.identity)
+        self._started.update(spec.name for spec in specs)
+        self.num_slots, self.latest = len(slots), last
+        for slot in slots:
+            self._checked_in(slot)
+        write_record(self.kept, self.identity)
+        return opened
+
+    def lost_releases(self, now: float) -> int:
+        """Releases that were charged and are stored nowhere: their noise may have been drawn, and is gone."""
+        head = "" if self.latest is None else self.latest.ledger_head
+        return Call(Accountant.releases_since, head, now).send(self.peers, ACCOUNTANT).result()
+
+    def _open_ledger(self, now: float, *, must_exist: bool, **opening: Unpack[Opening]) -> BudgetStatus:
+        """Start the first role, whose ledger says who the federation is."""
+        self.runtime.start([self._accountant_spec(must_exist=must_exist, **opening)], card=OPENING)
+        opened = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
+        self.ledger_head = opened.head_hash
+        self.identity = replace(
+            self.identity,
+            federation_id=opened.federation_id,
+            incarnation=opened.incarnation,
+            run=opened.run,
+        )
+        return opened
+
+    @property
+    def kept(self) -> Snapshots | None:
+        """Where this federation keeps its state; None if it has no storage."""
+        path = self.identity.config.storage_path
+        return (
+            None if path is None else Snapshots(path, self.identity.federation_id, self.identity.incarnation)
+        )
+
+    @property
+    def _distributes(self) -> bool:
+        return self.has_layer2 and self.identity.config.layer2.distribute_to_baskets
 
     def adopt(self, slots: Iterable[int]) -> None:
         """Note basket actors that another driver has started."""
@@ -210,7 +282,8 @@ class Supervisor:
         config = self.identity.config
         if config.keeps_updates is Durability.NONE or config.journal_folder is None:
             return None
-        return JournalPlace(config.journal_folder, config.keeps_updates is Durability.UPDATE)
+        syncs = config.keeps_updates is Durability.UPDATE
+        return JournalPlace(config.journal_folder, syncs, self._continues)
 
     def _regained(self, slot: int) -> Fault:
         """What a restarted basket actor has from its journal, and what it could not keep."""
@@ -225,8 +298,6 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
-        if regained.messages:
-            lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
@@ -297,7 +368,7 @@ class Supervisor:
 
     def _released(self) -> GlobalMetaModel | None:
         """The last distributed release that this driver or the global aggregator knows of."""
-        if not self.has_layer2 or not self.identity.config.layer2.distribute_to_baskets:
+        if not self._distributes:
             return None
         try:
             return _newest(self.latest, Call(GlobalAggregator.latest).send(self.peers, GLOBAL).result())
@@ -316,7 +387,7 @@ class Supervisor:
             path,
             total_epsilon=config.total_epsilon,
             total_delta=config.total_delta,
-            gossip_share=self.plan.gossip_share,
+            gossip_share=self.plan.own_share,
             accounting=self.plan.accounting,
             unit=config.privacy.unit,
             must_exist=must_exist,
@@ -324,16 +395,18 @@ class Supervisor:
         )
         arguments = {
             "open_budget": open_budget,
-            "mu_reserved": self.plan.mu_reserved,
+            "schedule": self.plan.reserved,
             "folder": None if must_exist or is_ledger_url(path) else Path(path).parent,
             "private_folder": self.identity.private_ledger,
             "operator_key": config.operator_key,
+            "row_schedule": self.plan.row_schedule,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
     def _directory_spec(self, num_slots: int, **life: object) -> RoleSpec:
         identity = replace(self.identity, actors_key=b"")
-        return RoleSpec(DIRECTORY, Directory, {"identity": identity, "num_slots": num_slots, **life})
+        arguments = {"identity": identity, "num_slots": num_slots, "kept": self.kept, **life}
+        return RoleSpec(DIRECTORY, Directory, arguments)
 
     def _global_spec(self, latest: GlobalMetaModel | None = None) -> RoleSpec:
         return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
@@ -370,6 +443,7 @@ class Supervisor:
             "federation_id": self.identity.federation_id,
             "peers": self.runtime.peers,
             "noise": self.identity.noise,
+            "kept": self.kept,
         }
 
 

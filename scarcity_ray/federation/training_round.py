@@ -28,6 +28,7 @@ from scarcity_ray_client import (
     Cause,
     Client,
     ModelCodec,
+    Noising,
     PrivateEvaluation,
     Refusal,
     Workload,
@@ -114,16 +115,25 @@ def train_group(
     poisoned: frozenset[str],
     reporting: Reporting | None = None,
     min_persons: int | None = None,
+    noising: Noising | None = None,
 ) -> tuple[list[Told], Rows | None]:
     """The task of clients that train: an answer for each, and the updates (n, d) of those that have one.
 
-    With `reporting` each update ends in its client's report: (n, d + k).
+    With `reporting` each update ends in its client's report: (n, d + k). With `noising` each update is noised
+    here, under one charge of its client: the task must not be run a second time.
     """
     told: list[Told] = []
     rows = []
     by_id = {client.client_id: client for client in clients}
     for outcome in train_clients(
-        *held, vector, clients, round_id, poisoned, on_failure=told.append, min_persons=min_persons
+        *held,
+        vector,
+        clients,
+        round_id,
+        poisoned,
+        on_failure=told.append,
+        min_persons=min_persons,
+        noising=noising,
     ):
         if isinstance(outcome, Refusal):
             told.append(outcome)
@@ -282,7 +292,7 @@ class TrainingRound:
         """The first refusal, if every client raised, gave no result of a training or has too few persons."""
         ends = (Cause.RAISED, Cause.WRONG_RESULT, Cause.TOO_FEW_PERSONS)
         faults = [one for one in self.refusals if one.cause in ends]
-        return faults[0] if len(faults) == self.num_sampled else None
+        return faults[0] if faults and len(faults) == self.num_sampled else None
 
     def _refuse(self, group: Group, cause: Cause, detail: str, traceback: str = "") -> None:
         shared = f" (its task is shared by {len(group)} clients)" if len(group) > 1 else ""

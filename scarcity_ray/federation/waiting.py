@@ -150,6 +150,9 @@ def waiting_for(
     if taken_over:
         missing, waits = Missing.LEDGER, []
         sentence = f"Nothing is accepted, aggregated or released: {taken_over}."
+    elif spent := rows_spent(plan, backlogs, registered):
+        missing, waits = Missing.BUDGET, []
+        sentence = f"{spent}: no release comes of these until an operator calls renew_budget."
     elif read_only:
         missing, waits = Missing.BUDGET, []
         sentence = (
@@ -196,6 +199,29 @@ def waiting_for(
     if last_abort is not None and missing not in (Missing.BUDGET, Missing.LEDGER, Missing.LAYER2):
         sentence += f" The last attempt ended without a release: {last_abort}."
     return WaitingFor(missing, fresh, least, wanted, registered.number, left, sentence, tuple(waits))
+
+
+def rows_spent(plan: FederationPlan, backlogs: Sequence[Backlog], registered: Registered | None) -> str:
+    """Why no release can come of the rows that clients can still pay for, where these are noised; else "".
+
+    A basket can still aggregate if as many members as its rule needs have sent, or can pay for another row.
+    What too few members or baskets are the reason for is not the budget's.
+    """
+    if plan.site_noise is None:
+        return ""
+    layer2 = plan.config.layer2
+    if registered is None or not layer2.use_secure_aggregation:
+        registered = Registered(len(backlogs), frozenset(backlog.basket_id for backlog in backlogs))
+    signed = plan.config.operator_key is not None
+    least = ReleaseNeed(layer2, registered.number, registered.num_unsigned, signed).least()
+    peopled = [one for one in backlogs if one.fresh or one.num_members >= plan.least_rows(one.num_members)]
+    able = [one for one in peopled if one.fresh or (one.num_able or 0) >= plan.least_rows(one.num_members)]
+    if len(peopled) < least or len(able) >= least:
+        return ""
+    return (
+        f"The clients' privacy budgets are spent: a release needs {least} baskets in which as many clients "
+        f"as the rule needs can pay for another noised row, and {len(able)} of {len(peopled)} are such"
+    )
 
 
 def _basket_wait(plan: FederationPlan, backlog: Backlog) -> BasketWait:

@@ -44,7 +44,7 @@ class Accountant:
     def read_only_reason(self, now):
         return "the budget is spent" if self.read_only else ""
 
-    def charge_release(self, charge_id, mu, now, details):
+    def charge_release(self, charge_id, mu, now, details, num_left_out, step):
         if self.refuse:
             return Charge(False, "it does not fit", 0.5, "head")
         repeated = charge_id in self.charges
@@ -207,7 +207,7 @@ def test_without_noise_the_release_is_the_mean_weighted_by_members(world_of, sec
 def test_the_charge_carries_the_releases_own_mu_and_what_the_noise_is_scaled_to(world_of):
     world = world_of()
     model = world.run().model
-    (_, _, (charge_id, mu, _, details)), *_ = [
+    (_, _, (charge_id, mu, _, details, *_)), *_ = [
         entry for entry in world.peers.log if entry[1] == "charge_release"
     ]
     assert mu == world.plan.mu_release

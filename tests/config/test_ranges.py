@@ -117,6 +117,16 @@ OUT_OF_RANGE = {
         "clipping_radius": [0.0, -1.0, math.inf, math.nan],
         "pre": ["nnm", 3],
         "bucket_size": [1, 0],
+        "momentum": [-0.1, 1.0, math.nan],
+    },
+    PrivacyConfig: {
+        "unit": ["patient", "", "PERSON"],
+        "noise": ["local", "", "SITE"],
+        "person_clip_norm": [0.0, -1.0, math.inf, math.nan],
+        "min_persons": [0],
+        "noise_decay": [0.0, 0.009, 1.001, math.nan],
+        "row_epsilon": [0.0, -1.0, math.nan],
+        "row_delta": [0.0, 1.0, math.nan],
     },
     Layer2Config: {
         "central_dp_epsilon": [0.0, -1.0, math.nan],

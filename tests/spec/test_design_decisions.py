@@ -121,7 +121,7 @@ def refused(fed: HierarchicalFederation, reason: Rejection, *args: Any, **kwargs
     return receipt
 
 
-def test_rejections_come_from_one_enum_with_thirteen_reasons() -> None:
+def test_rejections_come_from_one_enum_with_fourteen_reasons() -> None:
     assert {str(reason) for reason in Rejection} == {
         "unknown_client",
         "wrong_shape",
@@ -136,6 +136,7 @@ def test_rejections_come_from_one_enum_with_thirteen_reasons() -> None:
         "read_only",
         "too_few_persons",
         "not_stored",
+        "budget_spent",
     }
 
 

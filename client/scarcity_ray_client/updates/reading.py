@@ -41,6 +41,7 @@ class Rejection(StrEnum):
     READ_ONLY = "read_only"
     TOO_FEW_PERSONS = "too_few_persons"
     NOT_STORED = "not_stored"
+    BUDGET_SPENT = "budget_spent"
 
 
 def read_array(message: object) -> Numbers | Rejection:
