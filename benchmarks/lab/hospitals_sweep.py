@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.lab.releases import Releases, Rows
 from scarcity_ray.config import (
     AggregationMethod,
+    CentralNoise,
     HierarchicalFederationConfig,
     PrivacyConfig,
     PrivacyUnit,
@@ -25,15 +26,14 @@ from scarcity_ray.config import (
     stream,
 )
 from scarcity_ray.forecast import solve_for_rounds
+from scarcity_ray.forecast.noise_places import site_sigma
 from scarcity_ray.layers import server_optimizer
 from scarcity_ray.plan import FederationPlan, make_plan
-from scarcity_ray.privacy import Accounting
 from scarcity_ray.workloads.attacks import AttackConfig, craft, poisons
 from scarcity_ray_client.loading import load_workload
 from scarcity_ray_client.metrics import auc
 
 Floats = NDArray[np.float64]
-ZCDP = Accounting.ZCDP
 Placement = Literal["spread", "pairs", "gathered"]
 """Of attackers: as many in each basket; twice as many in half of the baskets; as few baskets as they fill."""
 
@@ -156,7 +156,10 @@ class Trial:
         config = load(
             HierarchicalFederationConfig, {**self.job["federation"], "vector_dim": len(self.initial)}
         )
-        rule = AggregationMethod(arm.rule)
+        rule, sigma = AggregationMethod(arm.rule.replace(PLAIN_MEAN, "mean")), None
+        if arm.at_source:
+            config = replace(config, layer2=replace(config.layer2, noise=CentralNoise.DISCRETE_GAUSSIAN))
+            sigma = site_sigma(config, arm.rounds or self.job["training"]["rounds"])
         radius = None
         if rule is AggregationMethod.CENTERED_CLIPPING:
             radius = arm.clipping_radius or config.layer1.clipping_radius
@@ -166,6 +169,9 @@ class Trial:
             clipping_radius=radius,
             byzantine_fraction=arm.byzantine_fraction,
             pre=arm.pre,
+            clip_norm=config.layer1.clip_norm
+            if sigma is None
+            else _longest(self.clip_norm, sigma, len(self.initial)),
         )
         privacy = replace(config.privacy, unit=PrivacyUnit(arm.unit))
         if arm.unit == "client":
@@ -283,14 +289,14 @@ class _Site:
         sigmas: (sites, 1) noise of each coordinate.
         reached: (sites, d) momentum of what was sent.
         honest: Of what each would have sent if it were honest.
-        longest: (sites, 1) clip norm of noised rows.
+        longest: Clip norm of noised rows.
     """
 
     momentum: float
     sigmas: Floats
     reached: Floats
     honest: Floats
-    longest: Floats
+    longest: float
 
     def noised(self, rows: Rows, rng: np.random.Generator) -> Rows:
         """The momenta that baskets would see of honest rows, (sites, d)."""
@@ -312,12 +318,16 @@ def _site(trial: Trial, arm: Arm, rounds: int) -> _Site | None:
     if not arm.at_source:
         return None
     plan, dimension = trial.plan(arm), len(trial.initial)
-    counts = trial.num_units(arm.unit)[:, None]
-    mu = plan.config.total_epsilon and ZCDP.mu_of_claim(plan.config.total_epsilon, plan.config.total_delta)
-    sigmas = arm.noisy * 2.0 * trial.clip_norm / counts * math.sqrt(rounds) / mu
+    sigma, least = site_sigma(plan.config, rounds), plan.config.privacy.min_persons or 1
+    counts = np.ones(trial.num_sites) if arm.unit == "client" else trial.num_units(arm.unit)
+    sigmas = arm.noisy * sigma * least / counts[:, None]
     still = np.zeros((trial.num_sites, dimension))
-    longest = np.full_like(sigmas, trial.clip_norm + sigmas.max() * (math.sqrt(dimension) + 3.0))
-    return _Site(arm.momentum, sigmas, still, still, longest)
+    return _Site(arm.momentum, sigmas, still, still, _longest(trial.clip_norm, sigma, dimension))
+
+
+def _longest(clip_norm: float, sigma: float, dimension: int) -> float:
+    """The least clip norm that leaves noised rows as they are."""
+    return clip_norm + sigma * (math.sqrt(dimension) + 3.0)
 
 
 def _trained(trial: Trial, arms: Sequence[Arm], goal: Floats | None) -> NDArray[np.float32]:

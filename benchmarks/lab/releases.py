@@ -55,9 +55,7 @@ class Releases:
                 vectors[name] = self.of_basket(present, members)
         if not vectors:
             return np.zeros(rows.shape[1]), 0.0
-        plan = self.plan
-        step = None if plan.schedule.is_constant else plan.schedule.step_of(plan.central_mu_cap**2, number)
-        release = plan.at_step(step).release(facts)
+        release = self.plan.after(number).release(facts)
         total = np.sum([release.weights[name] * vector for name, vector in vectors.items()], axis=0)
         return total, release.grid_sigma(list(release.weights)) / release.scale
 

@@ -35,7 +35,7 @@ MOST_TOLD = 4000
 
 
 class Cause(StrEnum):
-    """Why a client's training gave no update. The last four are told by whoever runs the training."""
+    """Why a client's training gave no update. The last five are told by whoever runs the training."""
 
     RAISED = "raised"
     NOT_FINITE = "not_finite"
@@ -43,6 +43,8 @@ class Cause(StrEnum):
     WRONG_RESULT = "wrong_result"
     TOO_FEW_PERSONS = "too_few_persons"
     OUT_OF_MEMORY = "out_of_memory"
+    AT_CEILING = "at_ceiling"
+    LEDGER_ROLLED_BACK = "ledger_rolled_back"
     TIMED_OUT = "timed_out"
     LOST = "lost"
     BUDGET_SPENT = "budget_spent"
@@ -65,7 +67,8 @@ class Noising:
     """What noises the rows of some clients' trainings.
 
     Attributes:
-        site_noise: The federation's.
+        site_noise: The federation's; where noise falls from row to row, that of a client's first.
+        mus: What a row of each client is charged, where that is not the same for all.
         source: Where the noise comes from; anything but the operating system's entropy is for tests.
         outbox: A client's own, by its id; None: rows are not kept.
     """
@@ -73,18 +76,21 @@ class Noising:
     site_noise: SiteNoise
     source: NoiseSource = field(default_factory=SystemNoise)
     outbox: Callable[[str], Outbox] | None = None
+    mus: Mapping[str, float] | None = None
 
     def sent(self, update: Update) -> Update | Refusal:
         """The update with its row noised, once: whoever calls this has been charged for one draw."""
-        client_id, round_id = update.client_id, update.round_id
+        client_id, round_id, noise = update.client_id, update.round_id, self.site_noise
+        if self.mus is not None:
+            noise = replace(noise, mu=self.mus[client_id])
 
         def make() -> FloatVector:
             stream = f"row/{client_id}/{round_id}"
-            return self.site_noise.noised(update.delta, update.num_persons or 0, self.source, stream)
+            return noise.noised(update.delta, update.num_persons or 0, self.source, stream)
 
         if self.outbox is None:
             return replace(update, delta=make())
-        row = self.outbox(client_id).send(client_id, round_id, self.site_noise.mu, make)
+        row = self.outbox(client_id).send(client_id, round_id, noise.mu, make)
         return row if isinstance(row, Refusal) else replace(update, delta=row)
 
 

@@ -10,13 +10,15 @@ Guarantees:
     a_release_is_charged_or_given_up_never_both
     a_release_of_another_step_is_not_charged: Under a schedule of noise; nor one with another mu than its
         step's.
+    a_row_of_another_step_is_not_charged: Likewise, of each client's own schedule.
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
     a_client_is_left_out_before_a_release_would_pass_its_ceiling: On record, before anybody is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 
 class Accountant(Role):
@@ -38,7 +41,7 @@ class Accountant(Role):
     Args:
         open_budget: `DurableBudget.open` with every argument but `now`.
         schedule: What each release is charged; once the next does not fit, all is read-only.
-        mu_row: The charge of one row that its client noises, 0 where releases are noised.
+        row_schedule: What a client is charged for each row that it noises; nothing where releases are noised.
         folder: The folder to make for a new ledger's file.
         private_folder: Whether the folder must be this user's alone.
         operator_key: The operator's Ed25519 public key, in hexadecimal digits; None: everybody may renew.
@@ -51,7 +54,7 @@ class Accountant(Role):
         folder: Path | None = None,
         private_folder: bool = False,
         operator_key: str | None = None,
-        mu_row: float = 0.0,
+        row_schedule: NoiseSchedule | None = None,
     ) -> None:
         super().__init__()
         self._open_budget = open_budget
@@ -59,7 +62,7 @@ class Accountant(Role):
         self._make_folder = make_private_folder if private_folder else make_folder
         self._operator_key = None if operator_key is None else bytes.fromhex(operator_key)
         self._schedule = schedule
-        self._mu_row = mu_row
+        self._row_schedule = row_schedule or NoiseSchedule(0.0)
         self._budget: DurableBudget | None = None
 
     def _opened(self, now: float) -> DurableBudget:
@@ -126,12 +129,25 @@ class Accountant(Role):
         return allowed, budget.head_hash, ""
 
     def charge_rows(
-        self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
+        self,
+        charge_id: str,
+        client_ids: tuple[str, ...],
+        mu: float,
+        now: float,
+        details: dict[str, Any],
+        step: Step | None = None,
     ) -> tuple[tuple[str, ...], str, str]:
-        """Charge each client for one row that it noises itself; answered as `charge_gossip` is."""
+        """Charge each client for one row that it noises itself; answered as `charge_gossip` is.
+
+        Args:
+            step: Where the clients stand in their schedules of noise, each in its own; those who stand
+                elsewhere are not charged. None under constant noise.
+        """
         budget = self._opened(now)
+        if not self._row_schedule.accepts(mu, step):
+            return (), budget.head_hash, ""
         try:
-            allowed = budget.charge_rows(charge_id, client_ids, mu, now=now, details=details)
+            allowed = budget.charge_rows(charge_id, client_ids, mu, now=now, details=details, step=step)
         except LedgerTakenOver as error:
             return (), budget.head_hash, str(error)
         return allowed, budget.head_hash, ""
@@ -139,7 +155,12 @@ class Accountant(Role):
     @query
     def able_to_send(self, client_ids: tuple[str, ...], now: float) -> tuple[str, ...]:
         """Those of the clients whose budget has room for one more row that they noise themselves."""
-        return self._opened(now).affordable(client_ids, self._mu_row)
+        return self._able(self._opened(now), client_ids)
+
+    @query
+    def row_steps(self, client_ids: tuple[str, ...], now: float) -> tuple[Step, ...]:
+        """Where each of the clients stands in its own schedule of noise before its next row."""
+        return tuple(self._opened(now).own_steps(client_ids))
 
     def set_policies(self, policies: Sequence[SignedPolicy], now: float) -> tuple[str, ...]:
         """Put clients under the ceilings that they signed, durably; why those that are refused are."""
@@ -148,12 +169,25 @@ class Accountant(Role):
         return tuple(answer for answer in answers if answer)
 
     def leave_out(self, now: float) -> int:
-        """Leave out the clients whose ceilings have no room for the next release; how many are left out."""
+        """Leave out the clients whose ceilings have no room for the next release; how many are left out.
+
+        Where clients noise their rows, a release costs nothing, and a row must fit: under a schedule of
+        noise one of the mean charge.
+        """
         budget = self._opened(now)
         try:
-            return budget.leave_out(self._next_mu(budget), now=now)
+            return budget.leave_out(self._next_mu(budget) or self._row_schedule.mu_release, now=now)
         except LedgerTakenOver:
             return len(budget.left_out())
+
+    def note_site_ledgers(self, told: Mapping[str, Extension], now: float) -> tuple[str, ...]:
+        """Note how far sites' own ledgers are, durably; the clients whose ledgers are older copies."""
+        return self._opened(now).note_site_ledgers(told, now=now)
+
+    @query
+    def site_heads(self, client_ids: tuple[str, ...], now: float) -> dict[str, Head]:
+        """How far the own ledgers of those of the clients are known that have told."""
+        return self._opened(now).site_heads(client_ids)
 
     @query
     def left_out(self, since: int, now: float) -> tuple[str, ...]:
@@ -184,7 +218,7 @@ class Accountant(Role):
     def remaining(self, client_id: str, now: float) -> tuple[float, float]:
         """What is left of (epsilon, delta) for one client; (0, 0) once no release or row fits."""
         budget = self._opened(now)
-        is_spent = self._status(budget).read_only or not budget.affordable([client_id], self._mu_row)
+        is_spent = self._status(budget).read_only or not self._able(budget, (client_id,))
         return (0.0, 0.0) if is_spent else budget.remaining(client_id)
 
     @query
@@ -227,6 +261,15 @@ class Accountant(Role):
             total_epsilon, total_delta, now=now, operator=operator, renewal_id=renewal_id, details=details
         )
         return self._status(budget)
+
+    def _able(self, budget: DurableBudget, client_ids: tuple[str, ...]) -> tuple[str, ...]:
+        schedule, by_mu = self._row_schedule, defaultdict[float, list[str]](list)
+        if schedule.is_constant:
+            return budget.affordable(client_ids, schedule.mu_release)
+        for client_id, step in zip(client_ids, budget.own_steps(client_ids), strict=True):
+            by_mu[schedule.mu(step)].append(client_id)
+        able = {client for mu, clients in by_mu.items() for client in budget.affordable(clients, mu)}
+        return tuple(client_id for client_id in client_ids if client_id in able)
 
     def _next_mu(self, budget: DurableBudget) -> float:
         return self._schedule.mu(budget.step)

@@ -141,6 +141,7 @@ class BasketHost(Role):
                 if memory is not None:
                     member = replace(member, memory=memory.joined_with(member.memory))
                 basket.admit(member)
+            basket.leave_out(self._charges.left_out)
         return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
 
     def dismiss(self, basket_id: str, client_id: str, order: Order) -> ClientMemory | Overtaken | None:
@@ -210,6 +211,7 @@ class BasketHost(Role):
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         if round_id > self._round_id:
+            self.leave_out(now)
             self._round_id = round_id
             for basket in self._baskets.values():
                 basket.advance_round(round_id)
@@ -248,6 +250,7 @@ class BasketHost(Role):
         self._secure.tick(now)
         if self._is_read_only(now):
             return ()
+        self.leave_out(now)
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
         outcomes = tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
         if any(outcome.aggregated for outcome in outcomes):
@@ -259,10 +262,18 @@ class BasketHost(Role):
         self._secure.tick(now)
         if self._plan.gossip_share == 0.0 or self._is_read_only(now):
             return dict.fromkeys(sorted(self._baskets), 0)
+        self.leave_out(now)
         sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
         self._read_only = self._charges.read_only_reason != ""
         self._keeper.keep(self._baskets, self._round_id)
         return sent
+
+    def leave_out(self, now: float) -> None:
+        """Leave the clients out that are at ceilings of their own, as the accountant says."""
+        self._charges.hear_left_out(now)
+        if self._charges.left_out:
+            for basket in self._baskets.values():
+                basket.leave_out(self._charges.left_out)
 
     def set_read_only(self, read_only: bool) -> None:
         """Set whether updates, gossip and aggregation are refused."""
@@ -303,7 +314,9 @@ class BasketHost(Role):
         """Before a session: the facts that each party that is here signs for this attempt.
 
         For another roster or last release than this actor's none are signed, and the refusal is counted.
+        Who is at a ceiling of its own by now is left out first.
         """
+        self.leave_out(self._secure.now)
         return self._secure.sign_facts(occasion, parties)
 
     def advertise(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[Advert]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 
@@ -65,6 +65,7 @@ class Basket:
         identity: Its key in secure aggregation.
         guard: Refuses sessions that repeat.
         members: Its clients by id.
+        left_out: Clients that are at ceilings of their own: they belong here, and count nowhere.
         scope: The federation, its run and the budget period that clients sign their updates for.
     """
 
@@ -85,6 +86,7 @@ class Basket:
         self.identity = IdentityKeyPair.generate()
         self.guard = SessionGuard(federation_id)
         self.members: dict[str, Member] = {}
+        self.left_out: dict[str, Member] = {}
         self._plan = plan
         self._noise = noise
         self.scope = SigningScope(federation_id, budget_period, run)
@@ -108,7 +110,8 @@ class Basket:
 
     def admit(self, member: Member) -> None:
         """Add a client with its memory, or update a member."""
-        self.members[member.client_id] = replace(member, memory=None)
+        here = self.left_out if member.client_id in self.left_out else self.members
+        here[member.client_id] = replace(member, memory=None)
         offences = {} if member.memory is None else member.memory.offences
         self._reputations.admit(member.client_id, member.trust, offences)
         if member.memory is not None:
@@ -118,7 +121,24 @@ class Basket:
     def known_members(self) -> tuple[Member, ...]:
         """The members, sorted, each with its current trust."""
         trust = self._reputations.trust
-        return tuple(replace(member, trust=trust(c)) for c, member in sorted(self.members.items()))
+        everybody = {**self.members, **self.left_out}
+        return tuple(replace(member, trust=trust(c)) for c, member in sorted(everybody.items()))
+
+    def leave_out(self, client_ids: Collection[str]) -> None:
+        """Count the members among these clients, who are at ceilings of their own, no longer.
+
+        No further release is charged to them. So what they have buffered is withdrawn, and a fresh aggregate
+        that contains one of them is discarded. Where releases cost nothing, a row was charged as it was sent,
+        and a member stays until all its rows are in an aggregate.
+        """
+        is_charged_later = self._plan.reserved.mu_release > 0.0
+        waiting = () if is_charged_later else self._buffer.clients()
+        for client_id in sorted(self.members.keys() & set(client_ids) - set(waiting)):
+            self.left_out[client_id] = self.members.pop(client_id)
+            if is_charged_later:
+                self._buffer.withdraw(client_id)
+                self.latest.discard_if_of(client_id)
+            self.states.take(client_id)
 
     def dismiss(self, client_id: str) -> ClientMemory | None:
         """Remove a client; what must be remembered of it, or None if it is no member.
@@ -126,7 +146,8 @@ class Basket:
         Its buffered updates are withdrawn. A fresh aggregate that contains it is discarded, since the client
         may be in another one by the next release.
         """
-        if self.members.pop(client_id, None) is None:
+        member = self.members.pop(client_id, None) or self.left_out.pop(client_id, None)
+        if member is None:
             return None
         self._buffer.withdraw(client_id)
         self.latest.discard_if_of(client_id)
@@ -143,6 +164,7 @@ class Basket:
     def take(self, client_id: str) -> ClientMigration:
         """Remove a client that moves, with its state; a fresh aggregate that contains it is discarded."""
         self.members.pop(client_id, None)
+        self.left_out.pop(client_id, None)
         self.latest.discard_if_of(client_id)
         state, meta, momentum = self.states.take(client_id)
         return ClientMigration(
@@ -232,9 +254,13 @@ class Basket:
         member = self.members.get(submission.client_id)
         round_id = self._buffer.round_id if submission.round_id is None else submission.round_id
         number = int(round_id) if isinstance(round_id, int | np.integer) else -1
-        if member is None:
+        judged: JudgedUpdate | Rejection
+        if submission.client_id in self.left_out:
+            judged = Rejection.AT_CEILING
+        elif member is None:
             return Receipt(False, Rejection.UNKNOWN_CLIENT, None, number)
-        judged = Rejection.READ_ONLY if read_only else self._judge(member, submission, row)
+        else:
+            judged = Rejection.READ_ONLY if read_only else self._judge(member, submission, row)
         if isinstance(judged, Rejection):
             self._buffer.rejections[judged] += 1
             return Receipt(False, judged, self.basket_id, number)
@@ -268,6 +294,8 @@ class Basket:
             seconds=self._waiting_seconds(now),
             fresh=self.latest.fresh is not None,
             failure=self._failure,
+            num_left_out=len(self.left_out),
+            left_out=tuple(nsmallest(NAMED, self.left_out)),
             num_able=None if able is None else len(senders | (self.members.keys() & able)),
         )
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scarcity_ray.cli.plan import Planned
-from scarcity_ray.config import CentralNoise, PrivacyUnit
+from scarcity_ray.config import CentralNoise, PrivacyUnit, to_plain
 from scarcity_ray.forecast import solve_for_rounds
 from scarcity_ray.forecast.choosing import LENGTHS, Choice, Likeness
 from scarcity_ray.forecast.noise_places import (
@@ -18,6 +18,7 @@ from scarcity_ray.forecast.noise_places import (
     PlaceChoice,
     choose_places,
     recommended_place,
+    with_site_noise,
 )
 
 ROUNDS = 20
@@ -80,7 +81,12 @@ def settings_of(choice: PlaceChoice, planned: Planned, made: Choice) -> dict[str
         layer1["clipping_radius"] = _short(choice.clipping_radius or 0.0)
     basket = {"min_clients": min(made.sizes), "max_clients": max(2, *made.sizes)}
     told: dict[str, Any] = {"basket": basket, "layer1": layer1}
-    if choice.place is not Place.SITE:
+    if choice.place is Place.SITE:
+        site = with_site_noise(federation, rounds)
+        told["privacy"] = to_plain(site.privacy)
+        layer1 |= {"clip_norm": site.layer1.clip_norm, "momentum": choice.training.momentum}
+        told["layer2"] = {"noise": site.layer2.noise.value}
+    else:
         noise = CentralNoise.GAUSSIAN
         if choice.place is Place.SHARES:
             noise = CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN

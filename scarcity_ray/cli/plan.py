@@ -114,7 +114,8 @@ def plan_command(
     rates = scaled(probe(time.process_time)) if measure else MEASURED
     numbers = planned_numbers(planned, rates)
     if rounds is not None or epsilon is not None:
-        numbers["solved"] = _what_was_solved(numbers, rounds, epsilon)
+        row_epsilon = planned.federation.privacy.row_epsilon
+        numbers["solved"] = _what_was_solved(numbers, rounds, epsilon, row_epsilon)
     if form == "json":
         click.echo(json.dumps(numbers))
     else:
@@ -439,14 +440,18 @@ def _plan_of(federation: HierarchicalFederationConfig, where: str) -> Federation
         raise error.under(where) from None
 
 
-def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:
+def _what_was_solved(
+    numbers: dict[str, Any], rounds: int | None, epsilon: float | None, row_epsilon: float | None
+) -> dict[str, Any]:
     """The settings that were solved for, by path, and what they buy."""
     solved: dict[str, Any] = {}
     if epsilon is not None:
         solved["federation.total_epsilon"] = numbers["budget"]["epsilon"]
     if rounds is not None:
         solved["training.rounds"] = rounds
-        if numbers["release"]:
+        if row_epsilon is not None:
+            solved["federation.privacy.row_epsilon"] = row_epsilon
+        elif numbers["release"]:
             solved["federation.layer2.central_dp_epsilon"] = numbers["release"]["epsilon"]
         solved["federation.gossip.local_dp_epsilon"] = numbers["gossip"]["epsilon_a_round"]
     kind = "release" if numbers["release"] else "gossip"

@@ -192,8 +192,8 @@ class PrivacyConfig:
     min_persons: PositiveInt | None = None
     """Persons (records) behind a row without which it is refused; required where they are the unit."""
     noise_decay: Annotated[StrictFloat, Field(ge=0.01, le=1)] = 1.0
-    """Sigma of the last release that a budget buys, over that of the first: below 1 noise falls from each to
-    the next, and layer2.central_dp_epsilon is what they are charged on average."""
+    """Sigma of the last release (noised row) that a budget buys, over that of the first: below 1 noise falls
+    from each to the next, and layer2.central_dp_epsilon (row_epsilon) is what they are charged on average."""
     noise: Place = NoisePlace.CENTRAL
     """Whether each release is noised; or each row, by its client, before it leaves (docs/site_noise.md)."""
     row_epsilon: Epsilon | None = None

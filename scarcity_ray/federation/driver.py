@@ -44,9 +44,12 @@ from scarcity_ray.forecast import (
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
+from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 
 class Driver:
@@ -122,6 +125,37 @@ class Driver:
                 )
         return status
 
+    def set_policies(self, policies: Sequence[SignedPolicy]) -> None:
+        """Put clients under the ceilings that they signed, before they are registered.
+
+        Raises:
+            UsageError: If one is refused; the others are in force.
+        """
+        if not policies:
+            return
+        refused = self.client.call(ACCOUNTANT, Accountant.set_policies, tuple(policies), self.client.now())
+        if refused:
+            raise UsageError(
+                "; ".join(refused[:3]) + (f"; and {len(refused) - 3} more" if refused[3:] else "")
+            )
+
+    def left_out(self) -> frozenset[str]:
+        """The clients at ceilings of their own, with no room for the next release; baskets are told."""
+        now = self.client.now()
+        if not self.client.call(ACCOUNTANT, Accountant.leave_out, now):
+            return frozenset()
+        self._tell_baskets(Call(BasketHost.leave_out, now))
+        return frozenset(self.client.call(ACCOUNTANT, Accountant.left_out, 0, now))
+
+    def site_heads(self, client_ids: Sequence[str]) -> dict[str, Head]:
+        """How far the accountant knows the own ledgers of those of the clients that have told."""
+        now = self.client.now()
+        return self.client.call(ACCOUNTANT, Accountant.site_heads, tuple(client_ids), now)
+
+    def note_site_ledgers(self, told: Mapping[str, Extension]) -> tuple[str, ...]:
+        """Tell the accountant how far sites' own ledgers are; the clients whose ledgers are older copies."""
+        return self.client.call(ACCOUNTANT, Accountant.note_site_ledgers, dict(told), self.client.now())
+
     def able_to_send(self, client_ids: Sequence[str]) -> frozenset[str]:
         """Those of the clients whose budget has room for another noised row."""
         now = self.client.now()
@@ -129,16 +163,31 @@ class Driver:
 
     def charge_rows(
         self, charge_id: str, client_ids: Sequence[str], details: Mapping[str, object]
-    ) -> frozenset[str]:
-        """Charge each of the clients, each named once, for one row that it noises; those whose charge fits.
+    ) -> dict[str, float]:
+        """Charge each of the clients, each named once, for one row that it noises.
 
         Durable when this returns. A charge allows one draw of noise: give each an id of its own.
+
+        Returns:
+            What each client is charged whose charge fits: the mu of its noise.
         """
-        mu, now = self.supervisor.plan.mu_row, self.client.now()
-        asked = charge_id, tuple(client_ids), mu, now, dict(details)
-        allowed, head, _ = self.client.call(ACCOUNTANT, Accountant.charge_rows, *asked)
-        self.supervisor.ledger_head = head
-        return frozenset(allowed)
+        schedule, now = self.supervisor.plan.row_schedule, self.client.now()
+        together = defaultdict[Step | None, list[str]](list)
+        steps: Sequence[Step | None] = [None] * len(client_ids)
+        if not schedule.is_constant:
+            steps = self.client.call(ACCOUNTANT, Accountant.row_steps, tuple(client_ids), now)
+        for client_id, stands in zip(client_ids, steps, strict=True):
+            together[stands].append(client_id)
+        charged: dict[str, float] = {}
+        for place, (step, ids) in enumerate(together.items()):
+            mu = schedule.mu_release if step is None else schedule.mu(step)
+            name = charge_id if step is None else f"{charge_id}/{place}/step {step.number}"
+            asked = name, tuple(ids), mu, now, dict(details), step
+            allowed, self.supervisor.ledger_head, _ = self.client.call(
+                ACCOUNTANT, Accountant.charge_rows, *asked
+            )
+            charged |= dict.fromkeys(allowed, mu)
+        return charged
 
     def refuse_if_spent(self) -> None:
         """With ``strict``, raise an error once the budget is spent."""
@@ -188,7 +237,14 @@ class Driver:
 
         Raises:
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
+            UsageError: For rows that clients noised by a schedule of noise, outside `fit`.
         """
+        if not (is_charged or self.supervisor.plan.row_schedule.is_constant):
+            raise UsageError(
+                "privacy.noise_decay below 1 with privacy.noise: site is for fit, which tells each client "
+                "the noise of its step before it draws; nobody can see of which step a row is that comes "
+                "noised. Configure privacy.noise_decay: 1 to submit rows"
+            )
         if self.supervisor.plan.site_noise is not None and not is_charged:
             batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
         if self.keypairs or batch.signatures is not None:

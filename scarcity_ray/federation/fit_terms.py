@@ -29,6 +29,8 @@ class Stopped(StrEnum):
     """All rounds are done."""
     BUDGET = "budget"
     """The next release does not fit into the privacy budget."""
+    CEILING = "ceiling"
+    """So many clients are at ceilings of their own that no release can be made."""
     NO_IMPROVEMENT = "no_improvement"
     """`EarlyStopping` said so."""
     EVALUATION = "evaluation"
@@ -86,6 +88,7 @@ class FitTerms:
     private_evaluation: PrivateEvaluation | None = None
     adversary: Adversary | None = None
     seed: int = 0
+    site_ledgers: str | None = None
     on_round: Callable[[RoundRecord], None] | None = None
     on_progress: Callable[[TrainingProgress], None] | None = None
     on_release: Callable[[Any, int], None] | None = None
@@ -95,6 +98,8 @@ class FitTerms:
         _whole("extra_clients", self.extra_clients, 0)
         _whole("clients_per_task", self.clients_per_task, 1)
         _whole("seed", self.seed, 0)
+        if self.site_ledgers is not None:
+            instance_of("site_ledgers", self.site_ledgers, str)
         if self.clients_per_round is not None:
             _whole("clients_per_round", self.clients_per_round, 1)
         if self.deadline_seconds is not None:

@@ -11,6 +11,8 @@ Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     a_round_in_which_every_client_failed_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
+    a_client_at_its_ceiling_is_not_asked_to_train_and_counted
+    too_few_clients_below_their_ceilings_end_the_rounds_and_it_is_told
     each_noised_row_has_a_charge_before_its_training_begins: A lost task loses the row, never the charge.
     a_client_that_cannot_pay_for_a_row_is_left_out_and_counted
     an_evaluation_that_raises_ends_the_rounds_and_loses_no_model
@@ -37,6 +39,7 @@ from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError, warn_caller
+from scarcity_ray.federation.arguments import policies_of
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import (
     ClientEvaluation,
@@ -63,6 +66,7 @@ from scarcity_ray.federation.training_round import (
     grouped,
     train_group,
 )
+from scarcity_ray.federation.waiting import Missing
 from scarcity_ray.forecast import Warned, warning_of_few_persons
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
@@ -74,12 +78,14 @@ from scarcity_ray_client import (
     Noising,
     PrivateMetric,
     Refusal,
+    SiteLedgers,
     Workload,
     checked_clients,
     checked_metrics,
 )
 from scarcity_ray_client.errors import ModelRefused, ModelWarning, shown
 from scarcity_ray_client.loading import source_folder, told
+from scarcity_ray_client.site_ledger import Extension
 
 Model = TypeVar("Model")
 
@@ -124,9 +130,13 @@ class Fitting(Generic[Model]):
         self._clients = tuple(one for one in everybody if (one.num_persons or least) >= least)
         self._too_small = tuple(one for one in everybody if (one.num_persons or least) < least)
         self._noted: set[str] = set()
+        self._out: frozenset[str] = frozenset()
+        self._newly_out: tuple[str, ...] = ()
         site_noise, source = driver.supervisor.plan.site_noise, driver.supervisor.identity.noise
         self._noising = None if site_noise is None else Noising(site_noise, source)
         self._name = uuid.uuid4().hex
+        self._told_ledgers: dict[str, Extension] = {}
+        self._check_site_ledgers()
         self._check_hooks()
         asked = terms.private_evaluation
         names = tuple(driver.config.meta_parameters)
@@ -182,6 +192,9 @@ class Fitting(Generic[Model]):
                     budget.read_only_reason or "the next release does not fit into the privacy budget"
                 )
                 break
+            if self._leave_out() and (waits := self._driver.waiting_for()).missing is Missing.CEILING:
+                stopped, explanation = Stopped.CEILING, str(waits)
+                break
             record = self._round()
             self._history.append(record)
             if self._terms.on_round is not None:
@@ -215,6 +228,39 @@ class Fitting(Generic[Model]):
             best_model=None if best is None else self._codec.decode(best.model),
             best_round=None if best is None else best.round_id,
         )
+
+    def _check_site_ledgers(self) -> None:
+        """Refuse ledgers at the sites where rows are not noised there, or clients have no ceiling."""
+        if self._terms.site_ledgers is None:
+            return
+        if self._noising is None:
+            raise UsageError(
+                "site_ledgers: fit keeps them with privacy.noise: site; under central noise a client's own "
+                "code may keep a SiteLedger, which is a promise there"
+            )
+        if without := sorted(one.client_id for one in self._clients if one.policy is None):
+            raise UsageError(f"site_ledgers: {shown(without)} have no Client.policy, so no ceiling to keep")
+
+    def _noising_now(self, groups: Sequence[Group]) -> Noising | None:
+        """What noises a round's rows, with the sites' ledgers as the accountant knows them now."""
+        folder, clients = self._terms.site_ledgers, [client for group in groups for client in group]
+        if folder is None or self._noising is None:
+            return self._noising
+        ledgers = SiteLedgers(
+            folder,
+            self._driver.supervisor.identity.federation_id,
+            {client.client_id: client.policy.policy for client in clients if client.policy is not None},
+            self._driver.supervisor.plan.accounting,
+            is_proof=True,
+            acknowledged=self._driver.site_heads([client.client_id for client in clients]),
+        )
+        return replace(self._noising, outbox=ledgers)
+
+    def _tell_ledgers(self) -> None:
+        """Tell the accountant how far the sites' ledgers are."""
+        ledgers, self._told_ledgers = self._told_ledgers, {}
+        if ledgers and (older := self._driver.note_site_ledgers(ledgers)):
+            self._note(f"{shown(list(older))}: their own ledgers are older copies than the accountant knows")
 
     def _check_hooks(self) -> None:
         """Refuse terms that ask for a method of the workload that it does not have."""
@@ -283,7 +329,26 @@ class Fitting(Generic[Model]):
             )
             for client in self._clients
         )
+        asked = [(client.client_id, keys.get(client.client_id), client.policy) for client in self._clients]
+        self._driver.set_policies(policies_of(asked))
         self._driver.operations.run(Directory.register, members, self._driver.client.now())
+
+    def _leave_out(self) -> bool:
+        """Ask clients at ceilings of their own no more; whether there are any."""
+        gone = self._driver.left_out() & self._by_id.keys()
+        self._clients = tuple(client for client in self._clients if client.client_id not in gone)
+        self._newly_out = tuple(sorted(gone - self._out))
+        self._out |= gone
+        if self._newly_out:
+            self._note(
+                f"{shown(list(self._newly_out))}: left out of all further rounds at their own ceilings"
+            )
+        return bool(gone)
+
+    def _told_once_of_ceilings(self, round_id: int) -> list[Refusal]:
+        """Refusals of the clients that were left out since the last round."""
+        why = "the next release would pass its own ceiling: it is left out of all further rounds"
+        return [Refusal(client_id, round_id, Cause.AT_CEILING, why) for client_id in self._newly_out]
 
     def _sampled(self, round_id: int) -> tuple[TrainingRound, list[Group], list[Refusal]]:
         """The round, its groups, and the clients that cannot pay for a row, where they noise their rows."""
@@ -317,6 +382,7 @@ class Fitting(Generic[Model]):
         charge_id = f"row/{self._name}/{len(self._history)}"
         ids = [client.client_id for client in clients]
         charged = self._driver.charge_rows(charge_id, ids, {"round": round_id})
+        self._noising = replace(self._noising, mus=charged)
         return [client for client in clients if client.client_id in charged]
 
     def _round(self) -> RoundRecord:
@@ -334,7 +400,7 @@ class Fitting(Generic[Model]):
         self._measured = {}
         clip_norm, versions, waiting_for, messages = self._clip_norm, list[int](), "", 0
         try:
-            self._train(training, submitting)
+            self._train(training, groups, submitting)
             messages = self._gossip(versions)
             with self._timed("aggregation"):
                 self._driver.aggregate(force=True)
@@ -349,7 +415,11 @@ class Fitting(Generic[Model]):
             budget = self._driver.budget()
         for note in sorted(training.notes):
             self._note(note)
-        left_out = [*self._told_once_of_too_few_persons(training.round_id), *unpaid]
+        left_out = [
+            *self._told_once_of_too_few_persons(training.round_id),
+            *self._told_once_of_ceilings(training.round_id),
+            *unpaid,
+        ]
         reasons = self._counted([*training.refusals, *left_out], submitting)
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
         refusals = [*training.refusals, *left_out]
@@ -385,17 +455,20 @@ class Fitting(Generic[Model]):
             seconds=self._clock() - begun,
         )
 
-    def _train(self, training: TrainingRound, submitting: Submitting) -> None:
+    def _train(self, training: TrainingRound, groups: Sequence[Group], submitting: Submitting) -> None:
         """Have clients train and submit what they give."""
+        noising = self._noising_now(groups)
         vector, adversary = self._tasks.put(self._model.current), self._terms.adversary
         poisoned = adversary.byzantine if adversary is not None and adversary.poisons else frozenset()
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            asked = poison, self._reporting, self._min_persons, self._noising
+            asked = poison, self._reporting, self._min_persons, noising
             return self._spec(training, group, train_group, vector, *asked)
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
+            ledgers = {answer.client_id: answer.site_ledger for answer, _ in held}
+            self._told_ledgers |= {c: extension for c, extension in ledgers.items() if extension is not None}
             with self._timed("submission"):
                 submitting.take(held)
 
@@ -409,6 +482,7 @@ class Fitting(Generic[Model]):
                 f"all {training.num_sampled} clients of round {training.round_id} failed; the first: "
                 f"{first}\n{first.traceback}"
             )
+        self._tell_ledgers()
         with self._timed("submission"):
             submitting.finish(self._clip_norm)
 

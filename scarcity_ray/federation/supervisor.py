@@ -337,7 +337,7 @@ class Supervisor:
             "folder": None if must_exist or is_ledger_url(path) else Path(path).parent,
             "private_folder": self.identity.private_ledger,
             "operator_key": config.operator_key,
-            "mu_row": self.plan.mu_row,
+            "row_schedule": self.plan.row_schedule,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 

@@ -31,10 +31,12 @@ from scarcity_ray_client import (
     Noising,
     PrivateEvaluation,
     Refusal,
+    SiteLedgers,
     Workload,
     evaluate_client,
     train_clients,
 )
+from scarcity_ray_client.site_ledger import Extension
 
 Model = TypeVar("Model")
 Group = tuple[Client, ...]
@@ -59,6 +61,8 @@ class Answer:
     """Of its update, with the report behind it where one is asked for."""
     unmeasured: Refusal | None = None
     """Why its private evaluation failed; it then weighs nothing in it."""
+    site_ledger: Extension | None = None
+    """What its own ledger tells the accountant, where it keeps one."""
 
 
 Told = Answer | Refusal | str
@@ -146,7 +150,11 @@ def train_group(
         # An attacker that tells of nobody states the least that is taken.
         count = outcome.num_examples if min_persons is None else outcome.num_persons or min_persons
         digest = content_digest(row)
-        told.append(Answer(outcome.client_id, round_id, count, outcome.metrics, digest, unmeasured))
+        kept = None if noising is None else noising.outbox
+        extension = kept.extension(outcome.client_id) if isinstance(kept, SiteLedgers) else None
+        told.append(
+            Answer(outcome.client_id, round_id, count, outcome.metrics, digest, unmeasured, extension)
+        )
         rows.append(row)
     if len(rows) == 1:
         return told, rows[0][None]

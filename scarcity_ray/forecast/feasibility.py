@@ -354,8 +354,9 @@ def rule_cost(
 def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> HierarchicalFederationConfig:
     """The config with the epsilons of a release and of a gossip round at which the budget buys `rounds`.
 
-    Both are rounded down to six digits. Where the total epsilon is infinite, nothing changes; without Layer 2
-    there are no releases to solve for.
+    Where clients noise their own rows it is the epsilon of a row, and nothing else. All are rounded down to
+    six digits. Where the total epsilon is infinite, nothing changes; without Layer 2 there are no releases to
+    solve for.
 
     Guarantees:
         the_solved_epsilon_buys_the_rounds: Counted by the accountant, and a ten-thousandth more does not.
@@ -367,6 +368,13 @@ def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> Hiera
         return config
     plan = FederationPlan(config)
     solved = config
+    if plan.site_noise is not None:
+        privacy, mu = config.privacy, plan.gossip_mu_cap / math.sqrt(rounds)
+        for epsilon in _candidates(plan.accounting, mu, privacy.row_delta or config.total_delta, rounds):
+            solved = replace(config, privacy=replace(privacy, row_epsilon=epsilon))
+            if FederationPlan(solved).num_releases >= rounds:
+                break
+        return solved
     mu = plan.central_mu_cap / math.sqrt(rounds)
     central_delta = config.layer2.central_dp_delta
     for epsilon in _candidates(plan.accounting, mu, central_delta, rounds) if config.layer2.enabled else ():

@@ -28,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig
+from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig, NoisePlace
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast.choosing import (
     COMMON,
@@ -42,7 +42,6 @@ from scarcity_ray.forecast.choosing import (
 )
 from scarcity_ray.forecast.feasibility import Forecast, solve_for_rounds
 from scarcity_ray.plan import FederationPlan
-from scarcity_ray.privacy import Accounting
 from scarcity_ray.robust import aggregate
 from scarcity_ray.robust.rules.tolerance import TOLERANCE, nnm_kappa
 
@@ -233,12 +232,33 @@ def recommended_place(choices: tuple[PlaceChoice, ...]) -> PlaceChoice:
     return [choice for choice in choices if choice.training.error <= AS_GOOD * least][-1]
 
 
+def with_site_noise(config: HierarchicalFederationConfig, rounds: int) -> HierarchicalFederationConfig:
+    """The config with noise at the site whose budget buys so many rows, and clip norms that leave them be.
+
+    Noise in shares becomes Gaussian noise; what is refused beside it is off.
+    """
+    layer2, privacy = config.layer2, config.privacy
+    if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
+        layer2 = replace(layer2, noise=CentralNoise.GAUSSIAN)
+    contribution = privacy.person_clip_norm or config.layer1.clip_norm
+    own = replace(
+        privacy,
+        noise=NoisePlace.SITE,
+        person_clip_norm=contribution,
+        row_epsilon=config.total_epsilon,
+        row_delta=privacy.row_delta or config.total_delta,
+    )
+    made = solve_for_rounds(replace(config, privacy=own, layer2=layer2), rounds)
+    noise = FederationPlan(made).site_noise
+    least = contribution if noise is None else noise.least_clip_norm
+    longest = max(config.layer1.clip_norm, float(f"{1.005 * least:.3g}"))
+    return replace(made, layer1=replace(made.layer1, clip_norm=longest))
+
+
 def site_sigma(config: HierarchicalFederationConfig, rounds: int) -> float:
     """Standard deviation of each coordinate of a row of the fewest persons, if so many rounds are noised."""
-    persons = config.privacy.min_persons or 1
-    mu = Accounting.ZCDP.mu_of_claim(config.total_epsilon, config.total_delta)
-    reach = 2.0 * (config.privacy.person_clip_norm or config.layer1.clip_norm) / persons
-    return reach * math.sqrt(rounds) / mu if mu else math.inf
+    noise = FederationPlan(with_site_noise(config, rounds)).site_noise
+    return 0.0 if noise is None else noise.sigma(noise.min_persons)
 
 
 def proven_kappa(config: HierarchicalFederationConfig, size: int) -> float | None:
@@ -265,6 +285,13 @@ def _disturbances(
     spread_out = over_baskets(size, clients, attackers)
     share = sum(weight * liars / size for liars, weight in spread_out)
     f = math.ceil(attackers / len(sizes) - 1e-9)
+    row_noise = 0.0
+    if place is Place.SITE:
+        row_noise = site_sigma(config, 1) * math.sqrt(config.vector_dim) / signal
+    config = replace(
+        config, privacy=replace(config.privacy, noise=NoisePlace.CENTRAL, row_epsilon=None, row_delta=None)
+    )
+    config = replace(config, layer1=replace(config.layer1, momentum=0.0))
     centred = (AggregationMethod.CENTERED_CLIPPING, ())
     found = []
     for rule, pre in (*RULES, centred):
@@ -274,8 +301,6 @@ def _disturbances(
         if any(each < plan.least_rows(each) for each in sizes):
             continue
         name = " + ".join((*pre, rule.value))
-        sigma = site_sigma(config, 1) if place is Place.SITE else 0.0
-        row_noise = sigma * math.sqrt(config.vector_dim) / signal
         bounded = is_centred or rule is AggregationMethod.MEAN
         if bounded:
             root_kappa, wide = share, 1.0
@@ -349,4 +374,5 @@ __all__ = [
     "recommended_place",
     "remaining",
     "site_sigma",
+    "with_site_noise",
 ]

@@ -157,10 +157,10 @@ def _check_schedule(config: HierarchicalFederationConfig) -> None:
         raise ConfigError(
             "privacy.noise_decay", decay, "1 without Layer 2: gossip's noise is the same in every round"
         )
-    for name, epsilon in (
-        ("total_epsilon", config.total_epsilon),
-        ("layer2.central_dp_epsilon", config.layer2.central_dp_epsilon),
-    ):
+    spent = ("layer2.central_dp_epsilon", config.layer2.central_dp_epsilon)
+    if config.privacy.noise is NoisePlace.SITE:
+        spent = ("privacy.row_epsilon", config.privacy.row_epsilon or 0.0)
+    for name, epsilon in (("total_epsilon", config.total_epsilon), spent):
         if math.isinf(epsilon):
             raise ConfigError(
                 "privacy.noise_decay", decay, f"1 with {name} = inf: noise falls over a budget's last release"
@@ -331,7 +331,8 @@ def _check_site_noise(plan: FederationPlan) -> None:
             privacy.row_epsilon,
             "an epsilon whose noise fits into 2^50 steps of a row's grid; any in earnest does",
         )
-    clipping = [("layer1.clip_norm", layer1.clip_norm), ("layer2.clip_norm", config.layer2.clip_norm)]
+    # Layer 2 clips what a rule made of the rows: a small norm there limits a basket that liars hold.
+    clipping = [("layer1.clip_norm", layer1.clip_norm)]
     if config.gossip_budget_share:
         clipping.append(("gossip.clip_norm", config.gossip.clip_norm))
     least = noise.least_clip_norm

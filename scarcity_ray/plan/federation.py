@@ -69,6 +69,7 @@ class FederationPlan:
         mu_row: Likewise, what a client is charged for each row that it noises itself; 0 where releases are
             noised.
         schedule: What each release is charged, from where the ledger stands.
+        row_schedule: What a client is charged for each row, from where it stands itself.
         reserved: What must still fit for the federation to go on: `schedule`, or nothing without Layer 2.
         step: Where the ledger stands (`at_step`); the beginning of the budget, if nothing else is said.
         mu_total: As `mu_release`, of the whole budget.
@@ -80,7 +81,8 @@ class FederationPlan:
         num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon; 0 without
             Layer 2), or rows that a client's budget buys.
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
-        site_noise: How clients noise their rows; None where releases are noised.
+        site_noise: How clients noise their rows, the first of a budget under a schedule of noise; None where
+            releases are noised.
         vector_length: Coordinates that travel in Layer 2.
         max_examples: What a client's weight ends at, under the rule ``weighted``.
         rule: Layer 1's, at the clip norm that the federation starts with.
@@ -98,12 +100,17 @@ class FederationPlan:
         if config.privacy.unit is not PrivacyUnit.CLIENT:
             self.person_clip_norm = config.privacy.person_clip_norm or config.layer1.clip_norm
         self.accounting = Accounting.GAUSSIAN_DP if gaussian else Accounting.ZCDP
-        self.site_noise = self._site_noise()
-        self.mu_row = 0.0 if self.site_noise is None else self.site_noise.mu
-        self.mu_release = 0.0
+        self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
+        self.mu_row, self.site_noise = 0.0, self._site_noise()
+        self.row_schedule = NoiseSchedule(0.0)
+        self.mu_release, decay = 0.0, config.privacy.noise_decay
         if self.site_noise is None:
             self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
-        self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
+        else:
+            self.mu_row, decay = self.site_noise.mu, 1.0
+            self.row_schedule = NoiseSchedule(self.mu_row, config.privacy.noise_decay)
+            first = self.row_schedule.mu(self.row_schedule.step_of(self.mu_total**2, 0))
+            self.site_noise = replace(self.site_noise, mu=first)
         # Gossip's noise is Gaussian in either mode, so its own claim is exact, and rho = mu^2 / 2 too.
         mu_gossip = mu_of_gaussian(gossip.local_dp_epsilon, gossip.local_dp_delta)
         if self.site_noise is not None:
@@ -128,7 +135,7 @@ class FederationPlan:
         self.own_share = share = share if self.site_noise is None else 1.0
         self.gossip_mu_cap = self.mu_total * math.sqrt(share) if share else 0.0
         self.central_mu_cap = self.mu_total * math.sqrt(1.0 - share) if share < 1.0 else 0.0
-        self.schedule = NoiseSchedule(self.mu_release, config.privacy.noise_decay)
+        self.schedule = NoiseSchedule(self.mu_release, decay)
         self.reserved = self.schedule if layer2.enabled else NoiseSchedule(0.0)
         self.step = self.schedule.step_of(self.central_mu_cap**2, 0)
         self.num_releases = _times(self.central_mu_cap, self.mu_release) if layer2.enabled else 0.0
@@ -179,6 +186,16 @@ class FederationPlan:
             return self
         moved = copy.copy(self)
         moved.step = step
+        return moved
+
+    def after(self, number: int) -> FederationPlan:
+        """The plan of a release, or of rows, after so many others, if nothing unforeseen happens."""
+        moved = copy.copy(self)
+        if not self.schedule.is_constant:
+            moved.step = self.schedule.step_of(self.central_mu_cap**2, number)
+        if self.site_noise is not None and not self.row_schedule.is_constant:
+            mu = self.row_schedule.mu(self.row_schedule.step_of(self.gossip_mu_cap**2, number))
+            moved.site_noise = replace(self.site_noise, mu=mu)
         return moved
 
     def mu_of_step(self, number: int) -> float:

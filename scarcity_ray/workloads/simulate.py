@@ -81,7 +81,7 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedR
             else:
                 everyone = np.full((len(scene.clients), sent.shape[1]), np.nan, np.float32)
                 everyone[places] = with_momentum(sent, places, momenta, plan)
-                made = federated_delta(everyone, scene.baskets, plan, scene.counts(plan))
+                made = federated_delta(everyone, scene.baskets, plan.after(number), scene.counts(plan))
                 delta, failures = made.delta, failures + made.rule_failures
                 if defence.noisy:
                     delta = (delta + made.sigma * rng.standard_normal(delta.size)).astype(np.float32)

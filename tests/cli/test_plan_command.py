@@ -454,15 +454,16 @@ def test_for_persons_it_says_where_to_add_the_noise_and_how_to_train(tmp_path):
     numbers = json.loads(_plan_of(written, tmp_path, *asked, "--format", "json").stdout)
     assert numbers["site_noise"]["noise_of_the_mean_over_central_noise"] == "sqrt(20) = 4.47"
     assert numbers["site_noise"]["error_of_the_rule_at_most"].startswith("sqrt(kappa (G^2 + d sigma^2)) = ")
-    asked = (*asked, "--recommend", "--attackers", "0", "--update-norm", "0.1")
-    told = json.loads(_plan_of(written, tmp_path, *asked, "--format", "json").stdout)
-    assert [place["noise"] for place in told["noise_places"]] == ["central", "shares", "site"]
-    assert told["recommended_noise"] in ("central", "shares")
-    pasted = {**given, "privacy": privacy, **told["settings"]["federation"]}
-    again = json.loads(_plan_of(json.dumps(pasted), tmp_path, "--clients", "20", "--format", "json").stdout)
-    rounds = told["settings"]["training"]["rounds"]
-    assert again["release"]["releases_that_the_budget_buys"] == rounds
-    text = _plan_of(written, tmp_path, *asked).stdout
+    asked = (*asked, "--recommend", "--clients-are", "alike", "--update-norm", "0.1", "--attackers")
+    for attackers, places in (("0", {"central", "shares"}), ("4", {"site"})):
+        told = json.loads(_plan_of(written, tmp_path, *asked, attackers, "--format", "json").stdout)
+        assert [place["noise"] for place in told["noise_places"]] == ["central", "shares", "site"]
+        assert told["recommended_noise"] in places
+        pasted = {**given, "privacy": privacy, **told["settings"]["federation"]}
+        again = _plan_of(json.dumps(pasted), tmp_path, "--clients", "20", "--format", "json").stdout
+        rounds = told["settings"]["training"]["rounds"]
+        assert json.loads(again)["release"]["releases_that_the_budget_buys"] == rounds
+    text = _plan_of(written, tmp_path, *asked, "4").stdout
     assert "where the noise for a person is added" in text
     assert max(map(len, text.split("beta: momentum")[0].splitlines()[2:])) <= 80
 

@@ -124,6 +124,7 @@ OUT_OF_RANGE = {
         "noise": ["local", "", "SITE"],
         "person_clip_norm": [0.0, -1.0, math.inf, math.nan],
         "min_persons": [0],
+        "noise_decay": [0.0, 0.009, 1.001, math.nan],
         "row_epsilon": [0.0, -1.0, math.nan],
         "row_delta": [0.0, 1.0, math.nan],
     },

@@ -2,10 +2,10 @@
 
 White box, many runs, a step at a time: the auditor knows everything but one person's records, and what
 earlier releases tell of the noise. Honest, the audit stays below the claim of the step, wherever it stands
-in a schedule of noise; with the person's clip skipped, a count inflated, the noise halved, used again or drawn
-for a later step, or a rule claimed a constant that it has not, it exceeds it. All limits of an audit, on both
-sides, are wrong with probability at most 1e-6 together, and a break is found with probability at least 0.95
-(`audit_power`; in truth nearly always: the breaks are twice their claim or more).
+in a schedule of noise; with the person's clip skipped, a count inflated, the noise halved, used again or
+drawn for a later step, or a rule claimed a constant that it has not, it exceeds it. All limits of an audit,
+on both sides, are wrong with probability at most 1e-6 together, and a break is found with probability at
+least 0.95 (`audit_power`; in truth nearly always: the breaks are about twice their claim or more).
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ def row_of_a_site(count: int, first: float, others: float) -> Any:
 def step_of(config: HierarchicalFederationConfig, number: int) -> FederationPlan:
     """The plan of one release of a budget in which noise falls; -1 is its last."""
     plan = make_plan(config)
-    cap = plan.central_mu_cap**2
-    return plan.at_step(plan.schedule.step_of(cap, number % int(plan.num_releases)))
+    return plan.after(number % int(plan.num_releases))
 
 
 def released(plan: FederationPlan, first: Any, runs: int, stated: list[int], noise: NoiseSource) -> Any:

@@ -1,7 +1,8 @@
 """Rows that a client noises, audited as their readers see them: below the claim, and above it where broken.
 
 A step at a time, with all else known: two sites that differ in one person, many rows of each, lower bounds
-on mu of which each is wrong with probability at most 1e-6 (`benchmarks.lab.audit`).
+on mu of which each is wrong with probability at most 1e-6 (`benchmarks.lab.audit`). A claim that is broken by
+a factor of two is found out with probability at least 0.95 (`audit_power`). And one run, a canary a person.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.lab.audit import ManyRunAudit, many_run_audit
-from scarcity_ray.privacy import SeededNoise
+from benchmarks.lab.audit import ManyRunAudit, audit_power, guess_coins, many_run_audit, one_run_epsilon
+from scarcity_ray.privacy import SeededNoise, mu_of_gaussian
 from scarcity_ray_client import SiteNoise, persons
 from scarcity_ray_client.noise.source import NoiseSource
 from scarcity_ray_client.persons import person_mean
+from scarcity_ray_client.site_noise import noised_row
 
 C, COUNT, DELTA, SURE = 1.0, 50, 1e-5, 1 - 1e-6
 RUNS = 20_000
@@ -69,6 +71,7 @@ def test_a_broken_row_is_exposed(
     broken: Any, size: float, stated: int, is_discrete: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = SiteNoise(1.0, C, COUNT, 3, is_discrete)
+    assert audit_power(noise.mu, 1.9 * noise.mu, RUNS, confidence=SURE) >= 0.95
     broken(monkeypatch)
     assert audit(noise, size, stated).mu > noise.mu
 
@@ -90,3 +93,23 @@ def test_noise_that_is_used_again_is_exposed() -> None:
     claimed = np.sqrt(2.0) * noise.mu
     assert two_rows(noise, None).mu < claimed
     assert two_rows(noise, SeededNoise(1)).mu > claimed
+
+
+@pytest.mark.parametrize("broken", ["", "clips skipped", "count inflated", "noise a sixteenth"])
+def test_one_noised_row_with_a_canary_a_person(broken: str) -> None:
+    """1200 persons, an axis and a coin each. One run sees little: only breaks by a factor of 16."""
+    m, epsilon, delta = 1200, 2.0, 1e-9
+    noise = SiteNoise(mu_of_gaussian(epsilon, delta), C, m, m, is_discrete=False)
+    coins = np.where(np.unpackbits(np.frombuffer(np.random.default_rng(8).bytes(m // 8), np.uint8)), 1, -1)
+    skipped, stated = broken == "clips skipped", m * (16 if broken == "count inflated" else 1)
+    seen = noised_row(
+        coins * (16.0 if skipped else C) / m,
+        sigma=noise.grid_sigma(stated) / (16.0 if broken == "noise a sixteenth" else 1.0),
+        step=noise.step(stated),
+        clip_norm=16.0 if skipped else C,
+        is_discrete=False,
+    )
+    correct = int(np.sum(guess_coins(seen, m // 5) == coins))
+    bound = one_run_epsilon(m, m // 5, correct, delta=delta, confidence=SURE)
+    assert (bound > epsilon) == bool(broken)
+    assert seen @ coins / np.linalg.norm(seen) > (20.0 if broken else 0.5), "the canaries are in the row"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray import HierarchicalFederation, PrivacyBudgetExhausted
+from scarcity_ray import HierarchicalFederation, PrivacyBudgetExhausted, UsageError
 from scarcity_ray.baskets import Rejection
 from scarcity_ray.federation.fit_terms import Stopped
 from scarcity_ray.plan import person_claim
@@ -282,3 +282,61 @@ def test_a_person_at_two_sites_loses_sqrt_two_times_and_a_client_as_much_as_its_
     mu = functools.partial(Accounting.ZCDP.mu_of_claim, delta=1e-6)
     assert mu(claim.two_clients_epsilon) == pytest.approx(math.sqrt(2) * mu(2.0), rel=1e-6)
     assert mu(claim.client_epsilon) == pytest.approx(100 * mu(2.0), rel=0.02)
+
+
+def test_under_a_schedule_each_client_stands_at_its_own_step(
+    open_federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = open_federation(settings(privacy={"noise_decay": 0.4}))
+    plan, drawn = fed.plan, list[tuple[str, float]]()
+    assert plan.num_releases == ROWS
+    honest = Noising.sent
+
+    def noting(self: Noising, update: Any) -> Any:
+        drawn.append((update.client_id, self.mus[update.client_id]))
+        return honest(self, update)
+
+    monkeypatch.setattr(Noising, "sent", noting)
+    mus = [plan.row_schedule.mu(plan.row_schedule.step_of(plan.mu_total**2, k)) for k in range(ROWS)]
+    assert mus[0] / mus[-1] == pytest.approx(0.4)
+    assert plan.site_noise.mu == mus[0], "what a plan counts with is the noisiest"
+    fed.register_client("a0", "a")
+    accountant = fed._runtime.peers.roles["accountant"]
+    (start,) = accountant.row_steps(("a0",), 0.0)
+    assert accountant.charge_rows("row/lost", ("a0",), mus[0], 0.0, {}, start)[0] == ("a0",)
+    fed.fit(Mean(), rounds=ROWS)
+    for name in NAMES:
+        own = [mu for client_id, mu in drawn if client_id == name]
+        assert own == pytest.approx(mus[1:] if name == "a0" else mus[: len(own)]), "its own rows count"
+    rows = recorded(fed, "row")[1:]
+    assert all("/step " in line["charge_id"] for line in rows)
+    assert fed.get_stats()["privacy_consumed_epsilon"] == pytest.approx(2.0, rel=1e-6), "a0 has spent it all"
+    assert accountant.able_to_send(tuple(NAMES), 0.0) == tuple(NAMES[1:])
+    fed.renew_budget(2.0, 1e-6, operator="ann")
+    drawn.clear()
+    fed.fit(Mean(), rounds=1)
+    assert [mu for _, mu in drawn] == pytest.approx([mus[0]] * len(NAMES))
+
+
+def test_a_row_of_another_step_is_not_charged(open_federation: Any) -> None:
+    fed = joined(open_federation(settings(privacy={"noise_decay": 0.4})))
+    schedule, cap = fed.plan.row_schedule, fed.plan.mu_total**2
+    accountant = fed._runtime.peers.roles["accountant"]
+    (here,) = accountant.row_steps(("a0",), 0.0)
+    later = schedule.step_of(cap, ROWS - 1)
+    for mu, step in ((schedule.mu(later), later), (schedule.mu(later), here), (fed.plan.mu_row, None)):
+        assert accountant.charge_rows("row/x", ("a0",), mu, 0.0, {}, step)[0] == ()
+    first = schedule.mu(here)
+    assert accountant.charge_rows("row/x", ("a0", "b0"), first, 0.0, {}, here)[0] == ("a0", "b0")
+    assert accountant.charge_rows("row/x", ("a0", "b0"), first, 0.0, {}, here)[0] == ("a0", "b0"), (
+        "asked again"
+    )
+    assert accountant.charge_rows("row/y", ("a0", "a1"), first, 0.0, {}, here)[0] == ("a1",)
+    assert len(recorded(fed, "row")) == 2
+
+
+def test_rows_that_come_noised_are_refused_under_a_schedule(open_federation: Any) -> None:
+    fed = joined(open_federation(settings(privacy={"noise_decay": 0.4})))
+    with pytest.raises(UsageError, match="noise_decay"):
+        fed.submit_update("a0", np.zeros(DIMENSION))
+    assert recorded(fed, "row") == []

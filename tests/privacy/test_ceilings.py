@@ -161,7 +161,7 @@ def test_a_release_that_would_pass_a_ceiling_is_refused(opened):
     assert release(budget, "r0").num_left_out == 0
     refused = release(budget, "r1", 0.25)
     assert not refused.allowed
-    assert refused.needs_news
+    assert refused.is_outdated
     assert "ceilings of 1 clients (['ann'])" in refused.reason
     assert release(budget, "r1", 0.21).allowed
     assert budget.left_out() == ()
@@ -176,7 +176,7 @@ def test_a_release_is_refused_to_whoever_does_not_know_who_is_left_out(opened):
     assert sorted(budget.left_out()) == ["ann", "bo"]
     stale = release(budget, "r1", num_left_out=0)
     assert not stale.allowed
-    assert stale.needs_news
+    assert stale.is_outdated
     charged = release(budget, "r1", num_left_out=2)
     assert charged.allowed
     assert charged.num_left_out == 2

@@ -136,6 +136,7 @@ def test_rejections_come_from_one_enum_with_thirteen_reasons() -> None:
         "read_only",
         "too_few_persons",
         "budget_spent",
+        "at_ceiling",
     }
 
 

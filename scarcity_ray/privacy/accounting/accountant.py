@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.accounting.ceilings import ROUNDING, Ceilings
+from scarcity_ray.privacy.accounting.ceilings import Ceilings
 from scarcity_ray.privacy.accounting.gaussian_dp import check_delta, check_mu
-from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.accounting.modes import ROUNDING, Accounting
 from scarcity_ray.privacy.schedule import Step
 from scarcity_ray_client.errors import shown
 
@@ -113,6 +113,7 @@ class PrivacyAccountant:
         self._num_releases = 0
         self._delta = CompensatedSum()
         self._gossip = np.zeros_like(self._gossip)
+        self._num_own = np.zeros(self._gossip.size, np.int64)
 
     def check(self, epsilon: float, delta: float) -> bool:
         """Whether an (epsilon, delta)-DP release fits."""
@@ -180,6 +181,16 @@ class PrivacyAccountant:
             raise UsageError(f"client_ids: {shown(strangers)} have no ceiling")
         self.ceilings.leave_out(client_ids, self.places(client_ids))
 
+    def own_steps(self, client_ids: Sequence[str]) -> list[Step]:
+        """Where each of the distinct clients stands in this period before its next charge of its own."""
+        cap = self._gossip_cap
+        return [
+            Step(0, cap, cap)
+            if place < 0
+            else Step(int(self._num_own[place]), cap, max(0.0, cap - float(self._gossip[place])))
+            for place in self.places(client_ids).tolist()
+        ]
+
     def affordable_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
         """Which of the distinct clients, known or new, can send one more message of parameter `mu`."""
         return self.affordable_at(self.places(client_ids), mu)
@@ -198,6 +209,7 @@ class PrivacyAccountant:
         """Charge one message that has been sent to each of the clients at distinct `places`."""
         check_mu(mu)
         self._gossip[places] += mu * mu
+        self._num_own[places] += 1
         self.ceilings.note_own(places, mu)
 
     def affordable_at(
@@ -225,6 +237,7 @@ class PrivacyAccountant:
             room = np.zeros(max(missing, self._gossip.size))
             self._gossip = np.concatenate([self._gossip, room])
             self._past_gossip = np.concatenate([self._past_gossip, room])
+            self._num_own = np.concatenate([self._num_own, np.zeros(room.size, np.int64)])
             self.ceilings.grow(self._gossip.size)
 
     @property
