@@ -85,6 +85,7 @@ class Regained:
         aggregates: Fresh aggregates.
         withdrawn: Updates of clients that left while it was dead, by client.
         dropped: Updates of baskets that closed while it was dead, by client.
+        messages: Of gossip, that had not reached a client and are lost.
         set_aside: The file of another run, which this one does not continue; empty if there was none.
     """
 
@@ -92,6 +93,7 @@ class Regained:
     aggregates: int = 0
     withdrawn: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    messages: int = 0
     set_aside: str = ""
 
 
@@ -174,7 +176,11 @@ class BasketHost(Role):
             keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
             self._journal = BasketJournal(file, keeps_states)
             self._syncs_updates = journal.syncs_updates
-            self.regained = self._regain(state, self._journal)
+            try:
+                self.regained = self._regain(state, self._journal)
+            except BaseException:
+                file.close()
+                raise
             if file.set_aside is not None:
                 self.regained = replace(self.regained, set_aside=str(file.set_aside))
         self.admit(state.admissions)
@@ -193,6 +199,11 @@ class BasketHost(Role):
         """Close the journal, so that a successor in this process may open it."""
         if self._journal is not None:
             self._journal.close()
+
+    @query
+    def has_snapshot(self) -> bool:
+        """Whether it was started with a snapshot of its baskets."""
+        return self._keeper.has_found
 
     @query
     def what_was_regained(self) -> Regained:
@@ -291,6 +302,7 @@ class BasketHost(Role):
         self._farewells[basket_id] = basket.identity.sign(closed(basket_id))
         if self._journal is not None:
             self._journal.forget(basket_id)
+            self._keep("closed", "", self._closed)
             self._save()
         return basket.take_activity()
 
@@ -632,13 +644,15 @@ class BasketHost(Role):
         if state.order is not None:
             arrived = journal.kept("arrived").items()
             self._migration.arrived = {c for c, operation in arrived if operation == state.order.operation_id}
+        self._closed = journal.kept("closed").get("")
         for caller, told in journal.kept("answer").items():
             number, *rest = told
             self.recall(IdempotencyKey(caller, number), _result(*rest))
-        withdrawn, dropped, updates, aggregates = Counter[str](), Counter[str](), 0, 0
+        withdrawn, dropped, updates, aggregates, messages = Counter[str](), Counter[str](), 0, 0, 0
         for basket_id in journal.baskets():
             admission = homes.get(basket_id)
-            place = BasketPlace(basket_id, journal.domain_of(basket_id), self._slot)
+            counts = journal.counts(basket_id)
+            place = BasketPlace(basket_id, "" if counts is None else counts.domain_id, self._slot)
             basket = self._open(place if admission is None else admission.place)
             clients = journal.restore(basket)
             if admission is None:
@@ -657,10 +671,11 @@ class BasketHost(Role):
             if closing is not None and basket_id == closing.basket_id:
                 for member in admission.members:
                     basket.admit(member)
+            messages += 0 if counts is None else counts.messages
             updates += basket.waiting().total()
             aggregates += basket.latest.fresh is not None
         self._secure.take_up()
-        return Regained(updates, aggregates, dict(+withdrawn), dict(+dropped))
+        return Regained(updates, aggregates, dict(+withdrawn), dict(+dropped), messages)
 
     def _undo(self, journal: BasketJournal) -> None:
         """Make the baskets again as the journal has them, in the place of what could not be written.

@@ -22,6 +22,7 @@ class BasketKeeper:
 
     Attributes:
         last_gossip: The last run, without its `after`.
+        has_found: Whether there was a snapshot to restore from.
     """
 
     def __init__(self, kept: Snapshots | None, slot: int, *, has_journal: bool) -> None:
@@ -29,6 +30,7 @@ class BasketKeeper:
         self._baskets, self._gossip = f"baskets-{slot}", f"gossip-{slot}"
         self._has_journal = has_journal
         self.last_gossip = GossipRun()
+        self.has_found = False
 
     def keep(self, baskets: Mapping[str, Basket]) -> None:
         """Write a snapshot of all baskets, at a round's end.
@@ -64,7 +66,8 @@ class BasketKeeper:
         """
         if self._kept is None:
             return
-        found: HostSnapshot = self._kept.read(self._baskets, CODEC) or HostSnapshot({})
+        stored: HostSnapshot | None = self._kept.read(self._baskets, CODEC)
+        found, self.has_found = stored or HostSnapshot({}), stored is not None
         homes = {c: b for basket_id, b in baskets.items() if basket_id not in journalled for c in b.members}
         for basket_id, state in found.baskets.items():
             if basket_id in baskets and basket_id not in journalled:

@@ -330,6 +330,7 @@ class Basket:
             self._last_layer1,
             self._rule_failures,
             self._sessions_refused,
+            self._gossip.get_stats()["pending"],
         )
 
     def settle(self, counts: BasketCounts | None, since: Mapping[str, int]) -> None:

@@ -31,12 +31,14 @@ from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.latest_aggregate import AggregateRecord
 from scarcity_ray.baskets.local_state import MetaReport
 from scarcity_ray.baskets.packing import Packer
+from scarcity_ray.baskets.reports import BasketReport
 from scarcity_ray.baskets.reputation import Reputation
 from scarcity_ray.baskets.unsaved import Accepted, BasketCounts, Unsaved
 from scarcity_ray.baskets.update_buffer import BufferedUpdate, ClientUpdates, JudgedUpdate, ReplayKey
 from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.gossip import GossipMessage, GossipMigration, GossipState
 from scarcity_ray.layers.models import BasketModel, Placing
+from scarcity_ray.plan import BasketFacts
 from scarcity_ray.storage.journal import Batch, Journal
 from scarcity_ray.updates import content_digest
 
@@ -80,7 +82,9 @@ _packer = Packer(
     AcceptedColumns,
     AggregateRecord,
     BasketCounts,
+    BasketFacts,
     BasketModel,
+    BasketReport,
     ClientMemory,
     ClientMigration,
     ClientRecord,
@@ -116,7 +120,7 @@ class BasketJournal:
         self._own[kind, name] = value
 
     def kept(self, kind: str) -> dict[str, Any]:
-        """The actor's own records of a kind, by name, in the order of their writing."""
+        """The actor's own records of a kind, by name."""
         found = self._journal.records(HOST, kind)
         return {name: _packer.unpack(value) for name, value in found.items()}
 
@@ -168,7 +172,7 @@ class BasketJournal:
         left = {c: int(n) for c, n in self._journal.records(basket.basket_id, "left").items()}
         found = self._journal.records(basket.basket_id, "client").values()
         records = sorted((_packer.unpack(value) for value in found), key=lambda record: record.number)
-        counts = self._unpacked(basket.basket_id, "counts")
+        counts = self.counts(basket.basket_id)
         since, known = Counter[str](), set[str]()
         for batch in self._journal.batches(basket.basket_id):
             while records and records[0].number < batch.number:
@@ -187,10 +191,10 @@ class BasketJournal:
         basket.unsaved = Unsaved()
         return frozenset(known)
 
-    def domain_of(self, basket_id: str) -> str:
-        """The domain of a basket; empty if it is not known."""
-        counts = self._unpacked(basket_id, "counts")
-        return "" if counts is None else str(counts.domain_id)
+    def counts(self, basket_id: str) -> BasketCounts | None:
+        """A basket's counts as they were last written; None if they never were."""
+        counts: BasketCounts | None = self._unpacked(basket_id, "counts")
+        return counts
 
     def close(self) -> None:
         """Close the file."""

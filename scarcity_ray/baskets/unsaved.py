@@ -45,6 +45,7 @@ class BasketCounts:
     Attributes:
         number: Of the last batch in the journal when they were taken.
         updates: `BasketBuffer.counts`.
+        messages: Of gossip, that had not reached a client.
     """
 
     number: int
@@ -57,3 +58,4 @@ class BasketCounts:
     last_layer1: float | None
     rule_failures: int
     sessions_refused: int
+    messages: int

@@ -143,7 +143,11 @@ class Supervisor:
             self._checked_in(slot)
         write_record(self.kept, self.identity)
         self.lost = [
-            *(self._basket_fault(s, states[s]) for s in slots if states[s].admissions and homes[s] is None),
+            *(
+                self._waiting_lost(s, states[s], round_id)
+                for s in slots
+                if states[s].admissions and not homes[s]
+            ),
             *(
                 regained
                 for s in slots
@@ -286,6 +290,21 @@ class Supervisor:
         if failure is not None:
             raise failure
 
+    def _waiting_lost(self, slot: int, state: SlotState, round_id: int) -> Fault:
+        """What a restored basket actor without a journal lacks."""
+        name, place = basket_actor(slot), self._journal_place()
+        why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
+        loss = (
+            f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
+            f"as {name} has no journal ({why}): send the updates of this round again"
+        )
+        if round_id and not Call(BasketHost.has_snapshot).send(self.peers, name).result():
+            loss += (
+                f"; so are gossip, replays, caps and trust, as {name} finds nothing in storage_path on its "
+                "machine: name a folder that all machines see"
+            )
+        return _fault(loss)
+
     def _journal_home(self, slot: int) -> str | None:
         """The node that has a basket actor's journal; None if none that is there has."""
         place = self._journal_place()
@@ -315,6 +334,8 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
+        if regained.messages and self.kept is None:
+            lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         if not (lost or always):
             return None
         return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")

@@ -31,26 +31,29 @@ from scarcity_ray.storage.local_disk import make_own_folder
 
 KIND = "scarcity_ray journal"
 PAGE_BYTES = 16_384
-"""Of the file: a batch of 64 KiB takes few pages, and a single update writes few bytes beside its own."""
+"""Of the file. With 4 KiB a batch of 4 MiB took twice as long; a single update writes a page or two."""
+CHECKPOINT_PAGES = 1_024
+"""SQLite moves what is in its log to the file itself once that is so long."""
+LOCK_SECONDS = 5.0
+"""Time that a process which has the file open may take to end."""
 _TABLES = """
-CREATE TABLE about (kind TEXT, version INTEGER, federation TEXT, slot INTEGER, run TEXT) STRICT;
+CREATE TABLE about (kind TEXT, version INTEGER, federation TEXT, slot INTEGER, run TEXT, last INTEGER) STRICT;
 CREATE TABLE batches (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER PRIMARY KEY,
     basket TEXT NOT NULL,
     round INTEGER NOT NULL,
     columns BLOB NOT NULL,
     checked INTEGER NOT NULL,
     rows BLOB
 ) STRICT;
-CREATE INDEX batches_by_basket ON batches (basket);
 CREATE TABLE records (
     basket TEXT NOT NULL,
     kind TEXT NOT NULL,
     name TEXT NOT NULL,
     value BLOB NOT NULL,
     checked INTEGER NOT NULL,
-    UNIQUE (basket, kind, name)
-) STRICT;
+    PRIMARY KEY (basket, kind, name)
+) STRICT, WITHOUT ROWID;
 """
 
 
@@ -107,6 +110,8 @@ class Journal:
             self._create(federation_id, slot, run)
         self._connection = self._opened(federation_id, slot, run, place.continues)
         self._syncs = True
+        last = "SELECT max(last, (SELECT coalesce(max(number), 0) FROM batches)) FROM about"
+        (self._last,) = self._connection.execute(last).fetchone()
 
     @contextmanager
     def writing(self, *, sync: bool = True) -> Iterator[None]:
@@ -136,15 +141,15 @@ class Journal:
             columns: What `Batch.columns` gives again.
             rows: The updates' numbers; None if they are in an aggregate already, and only remembered.
         """
+        self._last += 1
         self._connection.execute(
-            "INSERT INTO batches (basket, round, columns, checked, rows) VALUES (?, ?, ?, ?, ?)",
-            (basket, round_id, columns, zlib.crc32(columns), rows),
+            "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)",
+            (self._last, basket, round_id, columns, zlib.crc32(columns), rows),
         )
 
     def last_number(self) -> int:
         """The number of the batch that was written last, of whatever basket; 0 before the first."""
-        found = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'batches'").fetchone()
-        return 0 if found is None else int(found[0])
+        return self._last
 
     def consume(self, basket: str) -> None:
         """Drop the numbers of a basket's updates, which are in an aggregate; their columns stay."""
@@ -155,10 +160,12 @@ class Journal:
     def forget_before(self, round_id: int) -> None:
         """Drop the columns of consumed updates of rounds before `round_id`."""
         self._connection.execute("DELETE FROM batches WHERE rows IS NULL AND round < ?", (round_id,))
+        self._connection.execute("UPDATE about SET last = ?", (self._last,))
 
     def forget_basket(self, basket: str) -> None:
         """Drop all of a basket."""
         self._connection.execute("DELETE FROM batches WHERE basket = ?", (basket,))
+        self._connection.execute("UPDATE about SET last = ?", (self._last,))
         self._connection.execute("DELETE FROM records WHERE basket = ?", (basket,))
 
     def put(self, basket: str, kind: str, name: str, value: bytes | None) -> None:
@@ -196,10 +203,10 @@ class Journal:
                 yield Batch(number, columns, rows)
 
     def records(self, basket: str, kind: str) -> dict[str, bytes]:
-        """A basket's records of a kind, by name, in the order of their writing."""
+        """A basket's records of a kind, by name."""
         with self._told():
             found = self._connection.execute(
-                "SELECT name, value, checked FROM records WHERE basket = ? AND kind = ? ORDER BY rowid",
+                "SELECT name, value, checked FROM records WHERE basket = ? AND kind = ? ORDER BY name",
                 (basket, kind),
             ).fetchall()
         for _, value, checked in found:
@@ -231,7 +238,7 @@ class Journal:
                 connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
                 connection.executescript(_TABLES)
                 about = (KIND, FORMATS[KIND], federation_id, slot, f"{run:x}")
-                connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", about)
+                connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?, 0)", about)
                 connection.close()
                 draft.rename(self.path)
                 folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -248,10 +255,8 @@ class Journal:
                     found = connection.execute(
                         "SELECT kind, version, federation, slot, run FROM about"
                     ).fetchall()
-                except sqlite3.DatabaseError as error:
-                    if "locked" in str(error):
-                        raise
-                    raise check_failed(self.path, error) from error
+                except sqlite3.Error as error:
+                    raise _foreign(self.path, error) from error
                 if len(found) != 1:
                     raise self.torn("it does not say what it is")
                 kind, version, federation, number, left = found[0]
@@ -278,19 +283,21 @@ class Journal:
 
     def _connect(self) -> sqlite3.Connection:
         with self._told():
-            connection = sqlite3.connect(self.path, isolation_level=None, timeout=5.0)
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection = sqlite3.connect(self.path, isolation_level=None, timeout=LOCK_SECONDS)
             try:
+                connection.execute("PRAGMA locking_mode=EXCLUSIVE")
                 connection.execute("PRAGMA journal_mode=WAL")
-            except sqlite3.DatabaseError as error:
-                if "locked" in str(error):
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+                connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
+                # The lock is taken by the first write.
+                connection.execute("BEGIN EXCLUSIVE")
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                connection.close()
+                if isinstance(error, sqlite3.OperationalError):
                     raise
-                raise check_failed(self.path, error) from error
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
-            # The lock is taken by the first write.
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("COMMIT")
+                raise _foreign(self.path, error) from error
             return connection
 
     @contextmanager
@@ -304,7 +311,7 @@ class Journal:
             raise StorageError(f"{self.path}: the journal cannot be made ({error.strerror})") from error
 
 
-def check_failed(path: Path, error: sqlite3.Error) -> StorageError:
+def _foreign(path: Path, error: sqlite3.Error) -> StorageError:
     """The error for a file that SQLite does not read as a journal."""
     return StorageError(
         f"{path}: this is no journal of scarcity_ray, or it is torn ({error}); move it away, or set another "

@@ -117,7 +117,15 @@ def test_a_member_that_moved_meanwhile_is_restored_where_it_is(tmp_path: Path) -
     fed = lives.restore()
     assert fed.get_client("c0").basket_id == "a_basket_1"
     assert [r.reason for r in fed.submit_updates(IDS, ROWS, 0)] == [Rejection.REPLAYED] * 6
-    assert any("buffered updates" in loss for loss in fed.faults), "without a journal what waited is lost"
+    (loss,) = fed.faults
+    assert loss == (
+        "updates that waited in b_basket_0, a_basket_1, a_basket_2, and their unreleased aggregates, are "
+        "lost, as basket:0 has no journal (durability is none): send the updates of this round again"
+    )
+    fed.advance_round()
+    for file in (tmp_path / "state").glob("baskets-0.*"):
+        file.unlink()
+    assert "so are gossip, replays, caps and trust" in lives.restore().faults[-1]
     lives.kill()
 
 
