@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -201,6 +202,10 @@ class LocalRuntime:
         role = self._peers.roles.pop(name, None)
         if hasattr(role, "close"):
             role.close()
+
+    def holder_of(self, path: str) -> str | None:
+        """This process's node, if the file is there."""
+        return self.home if os.path.exists(path) else None
 
     def card(self) -> Any:
         """The card that the federation was started with; None if there is none."""
