@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.simulation.planted import PLANTED, Plant
+from tests.simulation.planted import FOUND_LATER, PLANTED, Plant
 from tests.simulation.program import Program, programs
 from tests.simulation.world import run, watched
 
@@ -13,7 +13,10 @@ SEED = 0
 """What is found once is found every time."""
 
 
-@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+LATER = [pytest.param(plant, marks=pytest.mark.slow) for plant in FOUND_LATER]
+
+
+@pytest.mark.parametrize("plant", [*PLANTED, *LATER], ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     @seed(SEED)
     @settings(
