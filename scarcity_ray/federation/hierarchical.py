@@ -742,6 +742,14 @@ class HierarchicalFederation:
         return tuple(self._driver.client.faults)
 
     @property
+    def lost_updates(self) -> tuple[tuple[str, int], ...]:
+        """Accepted updates of this driver that died with basket actors: who must send again, and the round.
+
+        Nothing is in it where a journal brought them back (``journal_path``, docs/faults.md).
+        """
+        return tuple(self._driver.supervisor.acknowledged.lost)
+
+    @property
     def federation_id(self) -> str:
         """The federation's random id, which is made with its ledger and kept in it."""
         return self._driver.supervisor.identity.federation_id

@@ -68,8 +68,9 @@ def kill(fed: HierarchicalFederation) -> None:
     fed._runtime.kill("basket:0")
 
 
-def test_an_acknowledged_update_outlives_the_actor(fed_of: Callable[..., HierarchicalFederation]) -> None:
-    fed = fed_of()
+@pytest.mark.parametrize("durability", ["round", "update"])
+def test_an_acknowledged_update_outlives_the_actor(durability: str, fed_of: Any) -> None:
+    fed = fed_of(durability=durability)
     assert all(fed.submit_updates(CLIENTS, rows(), 0))
     kill(fed)
     assert fed.offer_update("a0", rows()[0], 0).reason is Rejection.REPLAYED
@@ -408,6 +409,7 @@ def test_a_lost_journal_is_told_update_by_update(fed_of: Any) -> None:
     assert fed.get_stats()["n_updates_buffered"] == 0
     assert "its journal is on no machine that is there" in fed.faults[0]
     assert "a0 (round 0), a1 (round 0), a1 (round 1), b3 (round 1): send" in fed.faults[0]
+    assert fed.lost_updates == (("a0", 0), ("a1", 0), ("a1", 1), ("b3", 1))
     assert fed.offer_update("b3", rows(2)[1]), "it is taken again"
 
 

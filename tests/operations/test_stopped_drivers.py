@@ -50,6 +50,7 @@ CALLS_NOBODY = {
     "restore": "makes a driver and all roles",
     "federation_id": "what a driver knows",
     "faults": "asks the directory one thing",
+    "lost_updates": "asks nobody",
     "get_local_states": "without Layer 2 (below)",
     "map_tasks": "tasks are no role's",
     "fit": "registers, submits, gossips, aggregates and moves on, each as above",
