@@ -205,6 +205,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     smallest, gossip, seconds = min(forecast.sizes), plan.gossip, round_seconds(forecast, rates)
     counted_on = _counted_on(forecast)
     received = min(federation.gossip.peers_per_round, smallest - 1)
+    own = "gossip" if plan.site_noise is None else "rows"
     numbers: dict[str, Any] = {
         "baskets": {
             "number": len(forecast.sizes),
@@ -226,20 +227,16 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             **_charged(plan, "_total", plan.mu_total),
             "share_of_gossip": plan.gossip_share,
             **_charged(plan, "_for_releases", plan.central_mu_cap),
-            **_charged(plan, "_for_gossip_of_a_client", plan.gossip_mu_cap),
+            **_charged(plan, f"_for_{own}_of_a_client", plan.gossip_mu_cap),
         },
         "privacy": _privacy(federation),
         "release": {
-            "epsilon": federation.layer2.central_dp_epsilon,
-            "noise": federation.layer2.noise.value,
-            **_charged(plan, "", release.mu),
+            **_paid(forecast),
             "releases_that_the_budget_buys": plan.num_releases,
             **({} if planned.rounds is None else {"rounds_configured": planned.rounds}),
-            "sensitivity": forecast.sensitivity,
-            "sensitivity_at_most": forecast.sensitivity_of_liars,
-            **_stated(forecast),
+            **_moved(forecast),
             "noise_sigma_per_coordinate": forecast.sigma,
-            **({} if plan.schedule.is_constant else {"noise_sigma_of_the_last": forecast.sigma_of_last}),
+            **({} if forecast.schedule.is_constant else {"noise_sigma_of_the_last": forecast.sigma_of_last}),
             "coordinates": release.length,
             **_reported(forecast),
         },
@@ -315,12 +312,35 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
     }
 
 
+def _paid(forecast: Forecast) -> dict[str, Any]:
+    """What is charged for a release, or for a row where clients noise them, and the noise's law."""
+    layer2, privacy, plan = forecast.config.layer2, forecast.config.privacy, forecast.plan
+    law = layer2.noise.value
+    if plan.site_noise is None:
+        return {"epsilon": layer2.central_dp_epsilon, "noise": law, **_charged(plan, "", forecast.release.mu)}
+    charged = _charged(plan, "_of_a_row", plan.site_noise.mu)
+    return {"epsilon_of_a_row": privacy.row_epsilon, "noise": f"{law}, in each row", **charged}
+
+
+def _moved(forecast: Forecast) -> dict[str, Any]:
+    """How far one of those who are protected moves a release that is noised itself."""
+    if forecast.plan.site_noise is not None:
+        return {}
+    return {
+        "sensitivity": forecast.sensitivity,
+        "sensitivity_at_most": forecast.sensitivity_of_liars,
+        **_stated(forecast),
+    }
+
+
 def _site_noise(planned: Planned, forecast: Forecast) -> dict[str, Any]:
-    """What noise at the site would cost the file's rule; nothing where the client is the unit."""
+    """What noise at the site costs the file's rule, or would; nothing where the client is the unit."""
     federation, clients = planned.federation, sum(planned.sizes)
     if federation.privacy.unit is PrivacyUnit.CLIENT or math.isinf(federation.total_epsilon):
         return {}
     sigma, root = site_sigma(federation, forecast.rounds), math.sqrt(federation.vector_dim)
+    if forecast.plan.site_noise is not None:
+        sigma = forecast.row_noise_norm / root
     mean, kappa = sigma * root / math.sqrt(clients), proven_kappa(federation, min(planned.sizes))
     contribution = federation.privacy.person_clip_norm or federation.layer1.clip_norm
     return {
@@ -477,6 +497,12 @@ def _print(numbers: dict[str, Any], console: Console) -> None:
             )
     if not numbers["release"]:
         console.print("no Layer 2: each basket trains by gossip alone, and all of the budget is gossip's")
+        return
+    if not numbers["rules"]:
+        console.print(
+            "no Layer 1 rule costs noise of its own, since clients noise their rows; the release's is"
+        )
+        console.print("that of the mean of all rows, and a rule that picks rows has about a row's")
         return
     console.print("noise that each Layer 1 rule would cost (* configured)", style="bold")
     table = Table(box=None, pad_edge=False)

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, RulePath
+from scarcity_ray.config import (
+    AggregationMethod,
+    HierarchicalFederationConfig,
+    Layer1Config,
+    NoisePlace,
+    RulePath,
+)
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import (
     BasketFacts,
@@ -24,6 +30,7 @@ from scarcity_ray.plan import (
     session_shape,
 )
 from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.schedule import NoiseSchedule
 from scarcity_ray.secagg.context import MAX_PARTIES
 from scarcity_ray.secagg.messages import session_volume
 
@@ -97,18 +104,30 @@ class Forecast:
     @property
     def sigma(self) -> float:
         """Standard deviation of a release's noise in each coordinate; of the first's, where noise falls."""
-        return self.release.grid_sigma(list(self.release.weights)) / self.release.scale
+        return self.noise_norm / math.sqrt(self.config.vector_dim)
 
     @property
     def noise_norm(self) -> float:
         """Norm (root mean square) of a release's noise over the model's coordinates."""
-        return noise_norm_of(self.plan, self.release)
+        return self._noise_norm(self.sizes)
+
+    @property
+    def row_noise_norm(self) -> float:
+        """As `noise_norm`, of a row of the fewest persons, where clients noise them; else 0."""
+        noise = self.plan.site_noise
+        return 0.0 if noise is None else noise.sigma(noise.min_persons) * math.sqrt(noise.dimension)
 
     @property
     def noise_norm_at_least_rows(self) -> float:
         """As `noise_norm`, when no basket has more rows than Layer 1 waits for."""
-        rows = [min(size, self.plan.least_rows(size)) for size in self.sizes]
-        return noise_norm_of(self.plan, full_release(self.plan, self.sizes, rows))
+        return self._noise_norm([min(size, self.plan.least_rows(size)) for size in self.sizes])
+
+    def _noise_norm(self, rows: Sequence[int]) -> float:
+        """With so many rows in each basket."""
+        if self.plan.site_noise is None:
+            return noise_norm_of(self.plan, full_release(self.plan, self.sizes, rows))
+        shares = zip(self.release.weights.values(), rows, strict=True)
+        return self.row_noise_norm * math.sqrt(sum(weight**2 / count for weight, count in shares))
 
     @property
     def signal_bound(self) -> float:
@@ -136,16 +155,27 @@ class Forecast:
     def signal_to_noise_over_all_rounds(self) -> float:
         """The same for the sum of all releases, if all have the greatest signal in the same direction."""
         rounds = max(1.0, self.rounds_possible)
-        energy = self.plan.schedule.noise_energy(self.plan.central_mu_cap**2, rounds)
+        energy = self.schedule.noise_energy(self.mu_cap**2, rounds)
         return self.signal_to_noise * rounds / math.sqrt(energy)
 
     @property
     def sigma_of_last(self) -> float:
         """As `sigma`, of the last release that the budget buys: less, where noise falls."""
-        bought = self.plan.num_releases
+        bought, schedule, cap = self.plan.num_releases, self.schedule, self.mu_cap**2
         if math.isinf(bought):
             return self.sigma
-        return self.sigma * self.release.mu / self.plan.mu_of_step(int(bought) - 1)
+        first, last = (schedule.mu(schedule.step_of(cap, step)) for step in (0, int(bought) - 1))
+        return self.sigma * first / last
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """What each release is charged, or each row of a client where clients noise them."""
+        return self.plan.schedule if self.plan.site_noise is None else self.plan.row_schedule
+
+    @property
+    def mu_cap(self) -> float:
+        """What it is charged to."""
+        return self.plan.central_mu_cap if self.plan.site_noise is None else self.plan.gossip_mu_cap
 
     @property
     def rounds_at_equal_noise(self) -> float:
@@ -155,7 +185,8 @@ class Forecast:
         """
         if math.isinf(self.plan.num_releases) or math.isinf(self.signal_to_noise):
             return math.inf
-        return float(math.floor((self.plan.central_mu_cap / self.release.mu * self.signal_to_noise) ** 2))
+        mu = self.schedule.mu(self.schedule.step_of(self.mu_cap**2, 0))
+        return float(math.floor((self.mu_cap / mu * self.signal_to_noise) ** 2))
 
     @property
     def baskets_at_equal_noise(self) -> int | None:
@@ -165,6 +196,8 @@ class Forecast:
         of them being counted on. One fewer is too few. None if the grid is too coarse or no session so large.
         """
         release = self.release
+        if self.plan.site_noise is not None:
+            return max(1, math.ceil(len(self.sizes) / self.signal_to_noise**2))
         if math.isinf(release.mu):
             return 1
         noise = self.signal_bound / math.sqrt(self.config.vector_dim) * release.mu * release.scale
@@ -221,7 +254,12 @@ class Forecast:
 
     @cached_property
     def rules(self) -> tuple[RuleCost, ...]:
-        """Every rule with these baskets, this f and this mu, each by itself; the configured one as it is."""
+        """Every rule with these baskets, this f and this mu, each by itself; the configured one as it is.
+
+        None where clients noise their rows, since no rule costs anything there.
+        """
+        if self.plan.site_noise is not None:
+            return ()
         outside = (method,) if isinstance(method := self.config.layer1.aggregation_method, RulePath) else ()
         return tuple(rule_cost(self.config, rule, self.sizes) for rule in (*AggregationMethod, *outside))
 
@@ -288,7 +326,10 @@ def _sensitivity(release: ReleasePlan) -> float:
 def signal_bound(config: HierarchicalFederationConfig) -> float:
     """The greatest norm that a release can have without its noise."""
     layer1 = config.layer1
-    return min(layer1.clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
+    bound = min(layer1.clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
+    if config.privacy.noise is NoisePlace.SITE:
+        bound = min(bound, config.privacy.person_clip_norm or math.inf)
+    return bound
 
 
 def full_release(

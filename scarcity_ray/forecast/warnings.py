@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scarcity_ray.config import (
+    AggregationMethod,
     HierarchicalFederationConfig,
     Layer2Config,
     NoisePlace,
@@ -76,7 +77,7 @@ class Warned:
 def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
     """All warnings on a forecast, the worst first."""
     found = (
-        _drowned(forecast),
+        _drowned(forecast) if forecast.plan.site_noise is None else rows_drowned(forecast),
         _stuck(forecast),
         _short(forecast),
         _falls_too_late(forecast),
@@ -119,6 +120,36 @@ def _drowned(forecast: Forecast) -> Warned | None:
     )
 
 
+def rows_drowned(forecast: Forecast) -> Warned | None:
+    """Whether a row that its client noises, and with momentum what a rule sees of it, is mostly noise."""
+    noise, signal, layer1 = forecast.plan.site_noise, forecast.signal_bound, forecast.config.layer1
+    beta = layer1.momentum
+    row = forecast.row_noise_norm
+    seen = row * math.sqrt((1.0 - beta) / (1.0 + beta))
+    if noise is None or seen <= signal:
+        return None
+    mean, least = forecast.noise_norm, math.ceil(noise.min_persons * seen / signal)
+    ways = [f"privacy.min_persons: {least}, if clients have so many"]
+    rounds = math.floor(forecast.rounds_possible * (signal / seen) ** 2)
+    if rounds >= 1:
+        ways.append(f"at most {rounds} round{'s' * (rounds > 1)} (`--rounds {rounds}`)")
+    if beta < 0.9:
+        ways.append("layer1.momentum: 0.9")
+    ways.append("a smaller model, or a larger total_epsilon")
+    is_picked = layer1.aggregation_method is AggregationMethod.KRUM
+    return Warned(
+        "row_noise_exceeds_signal",
+        f"a noised row of {noise.min_persons} {forecast.config.privacy.unit.value}s has noise of norm "
+        f"{row:.3g}{f', {seen:.3g} behind momentum' if beta else ''}: {seen / signal:.3g} times the greatest "
+        f"that its signal can have, {signal:g}, so that a rule which picks or compares rows sees noise; the "
+        f"mean of all {sum(forecast.sizes)} rows has {mean:.3g}"
+        f"{', still more than the signal' if mean > signal else ''}; what would change it: "
+        + "; or ".join(ways),
+        loud=mean > signal or is_picked,
+        remedies=tuple(ways),
+    )
+
+
 def _stuck(forecast: Forecast) -> Warned | None:
     if not forecast.stuck_sizes:
         return None
@@ -139,6 +170,7 @@ def _short(forecast: Forecast) -> Warned | None:
     if forecast.rounds_paid >= forecast.rounds:
         return None
     what = "release" if forecast.config.layer2.enabled else "gossip round"
+    what = what if forecast.plan.site_noise is None else "row"
     return Warned(
         "budget_ends_early",
         f"the budget buys {forecast.rounds_paid:.0f} of the {forecast.rounds} rounds; "
@@ -149,12 +181,13 @@ def _short(forecast: Forecast) -> Warned | None:
 
 def _falls_too_late(forecast: Forecast) -> Warned | None:
     plan, rounds = forecast.plan, forecast.rounds
-    if plan.schedule.is_constant or plan.num_releases <= rounds:
+    if forecast.schedule.is_constant or plan.num_releases <= rounds:
         return None
+    what = "release" if plan.site_noise is None else "row"
     return Warned(
         "noise_falls_too_late",
-        f"noise falls until the last of the {plan.num_releases:.0f} releases that the budget buys, and the "
-        f"{rounds} that are wanted are the noisiest; `--rounds {rounds}` solves for the epsilon of a release "
+        f"noise falls until the last of the {plan.num_releases:.0f} {what}s that the budget buys, and the "
+        f"{rounds} that are wanted are the noisiest; `--rounds {rounds}` solves for the epsilon of a {what} "
         "that spends the budget on them",
         loud=False,
     )
