@@ -335,6 +335,16 @@ def test_a_row_of_another_step_is_not_charged(open_federation: Any) -> None:
     assert len(recorded(fed, "row")) == 2
 
 
+def test_a_row_of_another_mu_is_not_charged(open_federation: Any) -> None:
+    """Whoever asks for less than a row costs gets no permission for it."""
+    fed = joined(open_federation(settings()))
+    accountant = fed._runtime.peers.roles["accountant"]
+    for mu in (0.0, fed.plan.mu_row / 2, 2 * fed.plan.mu_row):
+        assert accountant.charge_rows("row/x", ("a0",), mu, 0.0, {})[0] == ()
+    assert recorded(fed, "row") == []
+    assert accountant.charge_rows("row/x", ("a0",), fed.plan.mu_row, 0.0, {})[0] == ("a0",)
+
+
 def test_rows_that_come_noised_are_refused_under_a_schedule(open_federation: Any) -> None:
     fed = joined(open_federation(settings(privacy={"noise_decay": 0.4})))
     with pytest.raises(UsageError, match="noise_decay"):
