@@ -10,6 +10,7 @@ from scarcity_ray_client.errors import (
     ModelWarning,
     ScarcityError,
     ScarcityWarning,
+    SiteLedgerRefused,
     TooFewPersons,
     UsageError,
 )
@@ -30,6 +31,7 @@ from scarcity_ray_client.persons import (
 from scarcity_ray_client.policy import Policy, SignedPolicy
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
+from scarcity_ray_client.site_ledger import SiteLedger, SiteLedgers
 from scarcity_ray_client.site_noise import SiteNoise, noised_row
 from scarcity_ray_client.training import (
     Cause,
@@ -67,6 +69,9 @@ __all__ = [
     "ScarcityWarning",
     "SignedPolicy",
     "SigningScope",
+    "SiteLedger",
+    "SiteLedgerRefused",
+    "SiteLedgers",
     "SiteNoise",
     "SoftmaxModel",
     "TanhMlp",

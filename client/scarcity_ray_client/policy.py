@@ -75,6 +75,24 @@ class Policy:
         ]
         return f"{MAGIC}\n{json.dumps(content, separators=(',', ':'))}".encode()
 
+    @classmethod
+    def decode(cls, message: str) -> Policy:
+        """The policy that `encode` wrote.
+
+        Raises:
+            UsageError: If it is none, or of a newer format.
+        """
+        magic, _, content = message.partition("\n")
+        if magic != MAGIC:
+            raise UsageError(f"this is no policy, or of a newer format: {shown(magic)}")
+        try:
+            client_id, unit, epsilon, delta, federation_id, is_newcomer = json.loads(content)
+            return cls(
+                client_id, unit, float.fromhex(epsilon), float.fromhex(delta), federation_id, is_newcomer
+            )
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UsageError(f"this is no policy: {error!r:.150}") from None
+
     def signed(self, identity: IdentityKeyPair) -> SignedPolicy:
         """The policy with the client's signature."""
         return SignedPolicy(self, identity.public_bytes, identity.sign(self.encode()))
@@ -119,17 +137,11 @@ class SignedPolicy:
         """
         try:
             given = json.loads(text)
-            magic, _, content = given["policy"].partition("\n")
-            client_id, unit, epsilon, delta, federation_id, is_newcomer = json.loads(content)
-            policy = Policy(
-                client_id, unit, float.fromhex(epsilon), float.fromhex(delta), federation_id, is_newcomer
-            )
+            policy = Policy.decode(given["policy"])
             key, signature = bytes.fromhex(given["public_key"]), bytes.fromhex(given["signature"])
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise UsageError(f"this is no signed policy: {error!r:.150}") from None
         read = cls(policy, key, signature)
-        if magic != MAGIC or not read.is_valid:
-            raise UsageError(
-                f"the policy of {shown(client_id)} is not signed by its key, or of a newer format"
-            )
+        if not read.is_valid:
+            raise UsageError(f"the policy of {shown(policy.client_id)} is not signed by its key")
         return read

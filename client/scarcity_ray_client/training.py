@@ -35,7 +35,7 @@ MOST_TOLD = 4000
 
 
 class Cause(StrEnum):
-    """Why a client's training gave no update. The last four are told by whoever runs the training."""
+    """Why a client's training gave no update. The last five are told by whoever runs the training."""
 
     RAISED = "raised"
     NOT_FINITE = "not_finite"
@@ -43,6 +43,8 @@ class Cause(StrEnum):
     WRONG_RESULT = "wrong_result"
     TOO_FEW_PERSONS = "too_few_persons"
     OUT_OF_MEMORY = "out_of_memory"
+    AT_CEILING = "at_ceiling"
+    LEDGER_ROLLED_BACK = "ledger_rolled_back"
     TIMED_OUT = "timed_out"
     LOST = "lost"
     BUDGET_SPENT = "budget_spent"

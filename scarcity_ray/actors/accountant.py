@@ -18,7 +18,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray.runtime.rpc import Role, query
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 
 class Accountant(Role):
@@ -168,12 +169,25 @@ class Accountant(Role):
         return tuple(answer for answer in answers if answer)
 
     def leave_out(self, now: float) -> int:
-        """Leave out the clients whose ceilings have no room for the next release; how many are left out."""
+        """Leave out the clients whose ceilings have no room for the next release; how many are left out.
+
+        Where clients noise their rows, a release costs nothing, and a row must fit: under a schedule of
+        noise one of the mean charge.
+        """
         budget = self._opened(now)
         try:
-            return budget.leave_out(self._next_mu(budget), now=now)
+            return budget.leave_out(self._next_mu(budget) or self._row_schedule.mu_release, now=now)
         except LedgerTakenOver:
             return len(budget.left_out())
+
+    def note_site_ledgers(self, told: Mapping[str, Extension], now: float) -> tuple[str, ...]:
+        """Note how far sites' own ledgers are, durably; the clients whose ledgers are older copies."""
+        return self._opened(now).note_site_ledgers(told, now=now)
+
+    @query
+    def site_heads(self, client_ids: tuple[str, ...], now: float) -> dict[str, Head]:
+        """How far the own ledgers of those of the clients are known that have told."""
+        return self._opened(now).site_heads(client_ids)
 
     @query
     def left_out(self, since: int, now: float) -> tuple[str, ...]:

@@ -85,6 +85,7 @@ class Regained:
         aggregates: Fresh aggregates.
         withdrawn: Updates of clients that left while it was dead, by client.
         dropped: Updates of baskets that closed while it was dead, by client.
+        messages: Of gossip, that had not reached a client and are lost.
         set_aside: The file of another run, which this one does not continue; empty if there was none.
     """
 
@@ -92,6 +93,7 @@ class Regained:
     aggregates: int = 0
     withdrawn: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    messages: int = 0
     set_aside: str = ""
 
 
@@ -118,11 +120,10 @@ class BasketHost(Role):
         actors_key: Shared by all basket actors (`actors.migration`).
         run: The random number of the federation's opening, which clients sign their updates for.
         journal: Where its journal lies; None: it has none.
-        kept: Where it keeps snapshots of its baskets; what is there of an earlier life is taken over, but of
-            baskets that the journal has.
+        kept: Where it keeps snapshots of its baskets, for what no journal has of an earlier life.
 
     Raises:
-        StorageError: If there is a journal or a snapshot and it cannot be used.
+        StorageError: If there is a journal and it cannot be used.
     """
 
     def __init__(
@@ -140,8 +141,8 @@ class BasketHost(Role):
         actors_key: bytes | None = None,
         run: int = 0,
         budget_period: int = 0,
-        journal: JournalPlace | None = None,
         kept: Snapshots | None = None,
+        journal: JournalPlace | None = None,
     ) -> None:
         super().__init__()
         self._slot = slot
@@ -170,7 +171,6 @@ class BasketHost(Role):
         self._syncs_updates = True
         self._is_to_undo = False
         self.regained = Regained()
-        has_journal: frozenset[str] = frozenset()
         if journal is not None:
             file = Journal(journal, federation_id, slot, run)
             keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
@@ -181,12 +181,11 @@ class BasketHost(Role):
             except BaseException:
                 file.close()
                 raise
-            has_journal = frozenset(self._baskets)
             if file.set_aside is not None:
                 self.regained = replace(self.regained, set_aside=str(file.set_aside))
         self.admit(state.admissions)
-        self._keeper = BasketKeeper(kept, slot, plan.config)
-        self._keeper.restore({b: basket for b, basket in self._baskets.items() if b not in has_journal})
+        self._keeper = BasketKeeper(kept, slot, has_journal=journal is not None)
+        self._keeper.restore(self._baskets, () if self._journal is None else self._journal.baskets())
 
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """See `Role.once`; the answer to a batch of updates is kept in the journal."""
@@ -200,6 +199,11 @@ class BasketHost(Role):
         """Close the journal, so that a successor in this process may open it."""
         if self._journal is not None:
             self._journal.close()
+
+    @query
+    def has_snapshot(self) -> bool:
+        """Whether it was started with a snapshot of its baskets."""
+        return self._keeper.has_found
 
     @query
     def what_was_regained(self) -> Regained:
@@ -226,6 +230,7 @@ class BasketHost(Role):
                     member = replace(member, memory=memory.joined_with(member.memory))
                     self._keep("memory", member.client_id, None)
                 basket.admit(member)
+            basket.leave_out(self._charges.left_out)
         self._save()
         return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
 
@@ -306,6 +311,7 @@ class BasketHost(Role):
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         if round_id > self._round_id:
+            self.leave_out(now)
             self._round_id = round_id
             for basket in self._baskets.values():
                 basket.advance_round(round_id)
@@ -317,7 +323,7 @@ class BasketHost(Role):
                         self._keep("memory", client_id, None)
                 self._journal.forget_before(oldest)
                 self._save()
-            self._keeper.keep(self._baskets, round_id, is_boundary=True)
+            self._keeper.keep(self._baskets)
         return None
 
     # Updates, Layer 1 and gossip.
@@ -359,23 +365,38 @@ class BasketHost(Role):
         self._secure.tick(now)
         if self._is_read_only(now):
             return ()
+        self.leave_out(now)
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
         outcomes = tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
         self._save()
-        if any(outcome.aggregated for outcome in outcomes):
-            self._keeper.keep(self._baskets, self._round_id)
         return outcomes
 
-    def run_gossip(self, now: float) -> dict[str, int]:
-        """One gossip round in every basket; delivered messages by basket. See `charged_gossip`."""
+    def run_gossip(self, now: float, once: str = "") -> dict[str, int]:
+        """One gossip round in every basket; delivered messages by basket. See `charged_gossip`.
+
+        Args:
+            now: Seconds since the epoch.
+            once: A name of the caller's; the last run of this name is not done again, also after a restart
+                of the whole federation.
+        """
         self._secure.tick(now)
+        if once and self._keeper.last_gossip.name == once:
+            return dict(self._keeper.last_gossip.delivered)
         if self._plan.gossip_share == 0.0 or self._is_read_only(now):
             return dict.fromkeys(sorted(self._baskets), 0)
+        self.leave_out(now)
         sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
         self._read_only = self._charges.read_only_reason != ""
         self._save()
-        self._keeper.keep(self._baskets, self._round_id)
+        self._keeper.keep_gossip(self._baskets, once, sent)
         return sent
+
+    def leave_out(self, now: float) -> None:
+        """Leave the clients out that are at ceilings of their own, as the accountant says."""
+        self._charges.hear_left_out(now)
+        if self._charges.left_out:
+            for basket in self._baskets.values():
+                basket.leave_out(self._charges.left_out)
 
     def set_read_only(self, read_only: bool) -> None:
         """Set whether updates, gossip and aggregation are refused."""
@@ -416,7 +437,9 @@ class BasketHost(Role):
         """Before a session: the facts that each party that is here signs for this attempt.
 
         For another roster or last release than this actor's none are signed, and the refusal is counted.
+        Who is at a ceiling of its own by now is left out first.
         """
+        self.leave_out(self._secure.now)
         return self._secure.sign_facts(occasion, parties)
 
     def advertise(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[Advert]:
@@ -485,6 +508,11 @@ class BasketHost(Role):
             if state is not None:
                 found[client_id] = state
         return found
+
+    @query
+    def accepted_for(self, round_id: int) -> tuple[str, ...]:
+        """Members of which an update for the round was accepted."""
+        return tuple(c for _, basket in sorted(self._baskets.items()) for c in basket.accepted_for(round_id))
 
     @query
     def basket_model(self, basket_id: str) -> BasketModel | None:
@@ -620,7 +648,7 @@ class BasketHost(Role):
         for caller, told in journal.kept("answer").items():
             number, *rest = told
             self.recall(IdempotencyKey(caller, number), _result(*rest))
-        withdrawn, dropped, updates, aggregates = Counter[str](), Counter[str](), 0, 0
+        withdrawn, dropped, updates, aggregates, messages = Counter[str](), Counter[str](), 0, 0, 0
         for basket_id in journal.baskets():
             admission = homes.get(basket_id)
             counts = journal.counts(basket_id)
@@ -643,10 +671,11 @@ class BasketHost(Role):
             if closing is not None and basket_id == closing.basket_id:
                 for member in admission.members:
                     basket.admit(member)
+            messages += 0 if counts is None else counts.messages
             updates += basket.waiting().total()
             aggregates += basket.latest.fresh is not None
         self._secure.take_up()
-        return Regained(updates, aggregates, dict(+withdrawn), dict(+dropped))
+        return Regained(updates, aggregates, dict(+withdrawn), dict(+dropped), messages)
 
     def _undo(self, journal: BasketJournal) -> None:
         """Make the baskets again as the journal has them, in the place of what could not be written.

@@ -191,6 +191,7 @@ class GlobalAggregator(Role):
             return Layer2Outcome(None, reason)
         if spent := Call(Accountant.read_only_reason, now).send(self._peers, ACCOUNTANT).result():
             return Layer2Outcome(None, spent, read_only=True)
+        num_left_out = Call(Accountant.leave_out, now).send(self._peers, ACCOUNTANT).result()
         there = [place for place in places if place.basket_id in facts and place.identity]
         invited = sorted(there, key=lambda place: place.basket_id)
         if waits := self._waits(facts.values(), _registered(roster, invited)):
@@ -205,7 +206,7 @@ class GlobalAggregator(Role):
         session = kind(terms, list(stated), calls, shape.least_weighted)
         try:
             survivors = session.collect()
-            charge = self._charge(terms, survivors, now)
+            charge = self._charge(terms, survivors, now, num_left_out)
             if charge.is_outdated:
                 raise SecureAggregationAborted(charge.reason)
             if not charge.allowed:
@@ -336,7 +337,7 @@ class GlobalAggregator(Role):
         )
         return SessionTerms(context, release, dict(stated), self._plan.config.layer2.use_secure_aggregation)
 
-    def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float) -> Charge:
+    def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float, num_left_out: int) -> Charge:
         release, context = terms.release, terms.context
         details = {
             "round": context.round_id,
@@ -352,9 +353,8 @@ class GlobalAggregator(Role):
         if release.share_sigma:
             details["grid_sensitivity"] = release.grid_sensitivity(list(release.weights))
             details |= {"grid_share_sigma": release.share_sigma, "shares_counted_on": release.num_honest}
-        charge = Call(
-            Accountant.charge_release, terms.charge_id, release.mu, now, details, None, release.step
-        )
+        asked = terms.charge_id, release.mu, now, details, num_left_out, release.step
+        charge = Call(Accountant.charge_release, *asked)
         return charge.send(self._peers, ACCOUNTANT).result()
 
     def _release(

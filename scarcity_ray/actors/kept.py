@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scarcity_ray.actors.messages import Fault
 from scarcity_ray.baskets.basket import ClientMigration
@@ -48,15 +48,29 @@ class DirectoryState:
 
 @dataclass(frozen=True, eq=False)
 class HostSnapshot:
-    """What a basket actor keeps of its baskets, by id, as they were in a round."""
+    """What a basket actor keeps of its baskets, by id, as they were at a round's end."""
 
-    round_id: int
     baskets: Mapping[str, BasketState]
+
+
+@dataclass(frozen=True, eq=False)
+class GossipRun:
+    """The last gossip run of a basket actor.
+
+    Attributes:
+        name: The caller's; empty if it has none.
+        delivered: Messages by basket.
+        after: Gossip of each basket after it.
+    """
+
+    name: str = ""
+    delivered: Mapping[str, int] = field(default_factory=dict)
+    after: Mapping[str, ProtocolState] = field(default_factory=dict)
 
 
 CODEC = Codec(
     Basket, BasketModel, BasketState, ClientInfo, ClientMemory, ClientMigration, ClientUpdates,
     ClippingReport, Departure, DirectoryState, Endorsement, Fault, GlobalMetaModel, GossipMessage,
-    GossipMigration, GossipState, HostSnapshot, ManagerState, Move, NoisedMean, OrderNumber, Party, Placing,
-    ProtocolState, ReplayKey, Reputation, Roster, RosterState,
+    GossipMigration, GossipRun, GossipState, HostSnapshot, ManagerState, Move, NoisedMean, OrderNumber,
+    Party, Placing, ProtocolState, ReplayKey, Reputation, Roster, RosterState,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 
@@ -31,7 +31,6 @@ from scarcity_ray.config import AggregationMethod
 from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.errors import RuleFailed
 from scarcity_ray.gossip import GossipMigration, GossipProtocol
-from scarcity_ray.gossip.protocol import ProtocolState
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.meta_parameters import encode_report
 from scarcity_ray.layers.triggers import TriggerReason, basket_due
@@ -68,6 +67,7 @@ class Basket:
         identity: Its key in secure aggregation.
         guard: Refuses sessions that repeat.
         members: Its clients by id.
+        left_out: Clients that are at ceilings of their own: they belong here, and count nowhere.
         scope: The federation, its run and the budget period that clients sign their updates for.
         unsaved: Changes for the basket's journal; None where there is none.
     """
@@ -89,6 +89,7 @@ class Basket:
         self.identity = IdentityKeyPair.generate()
         self.guard = SessionGuard(federation_id)
         self.members: dict[str, Member] = {}
+        self.left_out: dict[str, Member] = {}
         self._plan = plan
         self._noise = noise
         self.scope = SigningScope(federation_id, budget_period, run)
@@ -113,7 +114,8 @@ class Basket:
 
     def admit(self, member: Member) -> None:
         """Add a client with its memory, or update a member."""
-        self.members[member.client_id] = replace(member, memory=None)
+        here = self.left_out if member.client_id in self.left_out else self.members
+        here[member.client_id] = replace(member, memory=None)
         offences = {} if member.memory is None else member.memory.offences
         self._reputations.admit(member.client_id, member.trust, offences)
         if member.memory is not None:
@@ -127,7 +129,28 @@ class Basket:
     def known_members(self) -> tuple[Member, ...]:
         """The members, sorted, each with its current trust."""
         trust = self._reputations.trust
-        return tuple(replace(member, trust=trust(c)) for c, member in sorted(self.members.items()))
+        everybody = {**self.members, **self.left_out}
+        return tuple(replace(member, trust=trust(c)) for c, member in sorted(everybody.items()))
+
+    def leave_out(self, client_ids: Collection[str]) -> None:
+        """Count the members among these clients, who are at ceilings of their own, no longer.
+
+        No further release is charged to them. So what they have buffered is withdrawn, and a fresh aggregate
+        that contains one of them is discarded. Where releases cost nothing, a row was charged as it was sent,
+        and a member stays until all its rows are in an aggregate.
+        """
+        is_charged_later = self._plan.reserved.mu_release > 0.0
+        waiting = () if is_charged_later else self._buffer.clients()
+        for client_id in sorted(self.members.keys() & set(client_ids) - set(waiting)):
+            self.left_out[client_id] = self.members.pop(client_id)
+            if is_charged_later:
+                self._buffer.withdraw(client_id)
+                if self.unsaved is not None:
+                    self.unsaved.gone.add(client_id)
+            self.states.take(client_id)
+        # Whoever is no member any more may be in it, too, where it came back with a journal.
+        for client_id in client_ids if is_charged_later else ():
+            self.latest.discard_if_of(client_id)
 
     def dismiss(self, client_id: str) -> ClientMemory | None:
         """Remove a client; what must be remembered of it, or None if it is no member.
@@ -135,7 +158,8 @@ class Basket:
         Its buffered updates are withdrawn. A fresh aggregate that contains it is discarded, since the client
         may be in another one by the next release.
         """
-        if self.members.pop(client_id, None) is None:
+        member = self.members.pop(client_id, None) or self.left_out.pop(client_id, None)
+        if member is None:
             return None
         self._buffer.withdraw(client_id)
         self.latest.discard_if_of(client_id)
@@ -154,6 +178,7 @@ class Basket:
     def take(self, client_id: str) -> ClientMigration:
         """Remove a client that moves, with its state; a fresh aggregate that contains it is discarded."""
         self.members.pop(client_id, None)
+        self.left_out.pop(client_id, None)
         self.latest.discard_if_of(client_id)
         state, meta, momentum = self.states.take(client_id)
         return ClientMigration(
@@ -182,41 +207,30 @@ class Basket:
         return ClientMigration(
             client_id,
             ClientUpdates(client_id, (), ()),
-            self._gossip.kept_of(client_id),
+            self._gossip.state_of(client_id),
             self.states.get(client_id),
             self.states.report_of(client_id),
-            self._reputations.kept(client_id),
+            self._reputations.get(client_id),
             self.states.momentum(client_id),
         )
 
-    def kept(self, *, has_journal: bool) -> BasketState:
+    def kept(self) -> BasketState:
         """What a snapshot keeps; nothing changes here.
 
-        Args:
-            has_journal: Whether a journal has the updates that wait. If not they are lost with this process,
-                and their keys must not keep clients from sending them again.
+        Updates that wait are lost where no journal has them, so their keys are not kept: clients may send
+        them again.
         """
-        buffer, latest, waiting = self._buffer, self.latest, dict[str, tuple[ReplayKey, ...]]()
-        has_states, clients = self._plan.gossip_share > 0.0 or not self._plan.config.layer2.enabled, []
-        for client_id in sorted(self.members):
-            waiting[client_id] = buffer.waiting_keys(client_id)
-            lost = set() if has_journal else {(key.round_id, key.digest) for key in waiting[client_id]}
+        buffer, latest, clients = self._buffer, self.latest, []
+        has_states = self._plan.gossip_share > 0.0 or not self._plan.config.layer2.enabled
+        for client_id in sorted({**self.members, **self.left_out}):
+            lost = buffer.waiting_keys(client_id)
             accepted = tuple(k for k in buffer.keys_of(client_id) if (k.round_id, k.digest) not in lost)
-            clients.append(
-                ClientMigration(
-                    client_id,
-                    ClientUpdates(client_id, (), accepted),
-                    self._gossip.kept_of(client_id),
-                    self.states.get(client_id) if has_states else None,
-                    None,
-                    self._reputations.kept(client_id),
-                    self.states.momentum(client_id),
-                )
-            )
+            carried = replace(self.carried(client_id), meta=None)
+            if not has_states:
+                carried = replace(carried, local_state=None)
+            clients.append(replace(carried, updates=ClientUpdates(client_id, (), accepted)))
         return BasketState(
-            self._buffer.round_id,
             tuple(clients),
-            {client_id: keys for client_id, keys in waiting.items() if keys},
             self._gossip.kept(),
             latest.model,
             latest.made,
@@ -228,22 +242,15 @@ class Basket:
         )
 
     def restore(self, state: BasketState) -> None:
-        """Take over what belongs to the basket as a whole; before its journal is read."""
-        self._gossip.restore(state.gossip)
-        self.latest.restore(state.model, state.made, state.superseded, state.discarded)
+        """Take over what belongs to the basket as a whole, where no journal has it."""
+        self.latest.show(state.model, state.made, state.superseded, state.discarded)
         self._rule_failures, self._last_layer1 = state.rule_failures, state.last_layer1
         self._clipping = state.clipping
 
-    def restore_client(self, kept: ClientMigration) -> None:
-        """Take over what was kept of a member, without its local state; before the journal is read."""
-        self.put(replace(kept, local_state=None))
-
-    def restore_state(self, kept: ClientMigration, state: BasketState) -> None:
-        """Take over a member's local state, unless what it has buffered makes another; after the journal."""
-        waits = self._buffer.waiting_keys(kept.client_id)
-        is_same = waits == state.waiting.get(kept.client_id, ()) and state.round_id == self._buffer.round_id
-        if is_same or not waits:
-            self.states.put(kept.client_id, kept.local_state, None)
+    @property
+    def gossip(self) -> GossipProtocol:
+        """Its gossip, of which the journal has the clients' states alone."""
+        return self._gossip
 
     def submit(
         self, submission: Submission, read_only: bool, now: float, row: FloatRow | Rejection | None = None
@@ -258,9 +265,13 @@ class Basket:
         member = self.members.get(submission.client_id)
         round_id = self._buffer.round_id if submission.round_id is None else submission.round_id
         number = int(round_id) if isinstance(round_id, int | np.integer) else -1
-        if member is None:
+        judged: JudgedUpdate | Rejection
+        if submission.client_id in self.left_out:
+            judged = Rejection.AT_CEILING
+        elif member is None:
             return Receipt(False, Rejection.UNKNOWN_CLIENT, None, number)
-        judged = Rejection.READ_ONLY if read_only else self._judge(member, submission, row)
+        else:
+            judged = Rejection.READ_ONLY if read_only else self._judge(member, submission, row)
         if isinstance(judged, Rejection):
             self._buffer.rejections[judged] += 1
             return Receipt(False, judged, self.basket_id, number)
@@ -270,6 +281,11 @@ class Basket:
         if self.unsaved is not None:
             self.unsaved.accepted.append(Accepted(judged, report, now))
         return Receipt(True, None, self.basket_id, number)
+
+    def accepted_for(self, round_id: int) -> tuple[str, ...]:
+        """Members of which an update for the round was accepted, sorted."""
+        keys_of = self._buffer.keys_of
+        return tuple(c for c in sorted(self.members) if any(k.round_id == round_id for k in keys_of(c)))
 
     def accept(self, accepted: Accepted) -> None:
         """Buffer an update that was judged, and make it its client's local state."""
@@ -314,19 +330,13 @@ class Basket:
             self._last_layer1,
             self._rule_failures,
             self._sessions_refused,
+            self._gossip.get_stats()["pending"],
         )
 
-    def gossip(self) -> ProtocolState:
-        """The gossip of the basket as a whole, for its journal."""
-        return self._gossip.kept()
-
-    def settle(
-        self, counts: BasketCounts | None, since: Mapping[str, int], gossip: ProtocolState | None
-    ) -> None:
+    def settle(self, counts: BasketCounts | None, since: Mapping[str, int]) -> None:
         """End the making again of a basket from its journal.
 
         Args:
-            gossip: Of the basket as a whole.
             counts: Its last ones there, if any.
             since: Updates accepted after these.
         """
@@ -334,8 +344,6 @@ class Basket:
         buffer.advance_round(buffer.round_id)
         buffer.counts = Counter(since)
         self.take_activity()
-        if gossip is not None:
-            self._gossip.restore(gossip)
         if counts is None:
             return
         buffer.counts += Counter(counts.updates)
@@ -366,6 +374,8 @@ class Basket:
             seconds=self._waiting_seconds(now),
             fresh=self.latest.fresh is not None,
             failure=self._failure,
+            num_left_out=len(self.left_out),
+            left_out=tuple(nsmallest(NAMED, self.left_out)),
             num_able=None if able is None else len(senders | (self.members.keys() & able)),
         )
 
@@ -455,7 +465,6 @@ class Basket:
             self._last_active = now
         if self.unsaved is not None:
             self.unsaved.clients.update(self.states.ids())
-            self.unsaved.has_gossiped = True
         return delivered
 
     def advance_round(self, round_id: int) -> None:

@@ -10,8 +10,8 @@ batches that it was written between. So a restarted basket has the same updates,
 and states, and judges the next update as the one that died would have.
 
 Guarantees:
-    a_basket_made_again_is_the_basket_that_was: But for its key, and for its refusals since its counts were
-        last written.
+    a_basket_made_again_is_the_basket_that_was: But for its key, its refusals since its counts were last
+        written, and messages of gossip that had not reached a client.
     an_update_in_an_aggregate_waits_no_more: Both are written at once, or neither.
     an_update_whose_bytes_were_changed_is_refused: By its digest.
 """
@@ -19,7 +19,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,10 +37,9 @@ from scarcity_ray.baskets.unsaved import Accepted, BasketCounts, Unsaved
 from scarcity_ray.baskets.update_buffer import BufferedUpdate, ClientUpdates, JudgedUpdate, ReplayKey
 from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.gossip import GossipMessage, GossipMigration, GossipState
-from scarcity_ray.gossip.protocol import ProtocolState
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import BasketFacts
-from scarcity_ray.storage.journal import Batch, Journal
+from scarcity_ray.storage.journal import VALUE_BYTES, Batch, Journal
 from scarcity_ray.updates import content_digest
 
 DIGEST_BYTES = 32
@@ -96,7 +95,6 @@ _packer = Packer(
     GossipState,
     OrderNumber,
     Placing,
-    ProtocolState,
     ReplayKey,
     Reputation,
 )
@@ -187,9 +185,9 @@ class BasketJournal:
         known.update(_put(basket, record) for record in records)
         aggregate = self._unpacked(basket.basket_id, "aggregate")
         if aggregate is not None:
-            basket.latest.take_up(aggregate)
+            basket.latest.restore(aggregate)
             known.update(aggregate.contributors if aggregate.is_fresh else ())
-        basket.settle(counts, since, self._unpacked(basket.basket_id, "gossip"))
+        basket.settle(counts, since)
         basket.unsaved = Unsaved()
         return frozenset(known)
 
@@ -221,15 +219,18 @@ class BasketJournal:
                 carried = replace(carried, local_state=None)
             record = ClientRecord(number, basket.round_id, carried)
             journal.put(name, "client", client_id, _packer.pack(record))
-        if unsaved.has_gossiped:
-            journal.put(name, "gossip", "", _packer.pack(basket.gossip()))
         if basket.latest.is_unsaved:
             journal.put(name, "aggregate", "", _packer.pack(basket.latest.record()))
         if unsaved != Unsaved(accepted=unsaved.accepted):
             journal.put(name, "counts", "", _packer.pack(basket.counts(number)))
 
-    def _append(self, basket_id: str, accepted: Collection[Accepted]) -> None:
+    def _append(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
         if not accepted:
+            return
+        most = max(1, VALUE_BYTES // accepted[0].judged.update.nbytes)
+        if len(accepted) > most:
+            for start in range(0, len(accepted), most):
+                self._append(basket_id, accepted[start : start + most])
             return
         judged = [update.judged for update in accepted]
         rows = b"".join(np.ascontiguousarray(j.update, "<f4").data for j in judged)

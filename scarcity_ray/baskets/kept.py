@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scarcity_ray.baskets.reports import ClippingReport
-from scarcity_ray.baskets.update_buffer import ReplayKey
 from scarcity_ray.gossip.protocol import ProtocolState
 from scarcity_ray.layers.models import BasketModel
 
@@ -17,23 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class BasketState:
-    """A basket as it was in a round.
+    """A basket as it was at a round's end.
 
     An aggregate is kept to be shown. Whether a release may still use it, only the journal knows, so a
     restored one is not fresh.
 
     Attributes:
         clients: What each member would take along to another basket, without its updates that wait.
-        waiting: Keys of these updates, by client.
         gossip: Of the basket as a whole.
         model: The latest aggregate.
         made: Aggregates made so far; `superseded` and `discarded` likewise.
         last_layer1: When the last one was made, in seconds.
     """
 
-    round_id: int
     clients: tuple[ClientMigration, ...]
-    waiting: Mapping[str, tuple[ReplayKey, ...]]
     gossip: ProtocolState
     model: BasketModel | None
     made: int

@@ -62,7 +62,7 @@ class LatestAggregate:
         """The aggregate that the next release may use."""
         return self.model if self._fresh and self.model is not self._handed_in else None
 
-    def restore(self, model: BasketModel | None, made: int, superseded: int, discarded: int) -> None:
+    def show(self, model: BasketModel | None, made: int, superseded: int, discarded: int) -> None:
         """Show an aggregate from before a restart; it is not fresh."""
         self.model, self.made, self.superseded, self.discarded = model, made, superseded, discarded
 
@@ -104,7 +104,7 @@ class LatestAggregate:
         contributors = tuple(sorted(self._contributors))
         return AggregateRecord(self.model, self._fresh, contributors, self.handed_in_for)
 
-    def take_up(self, record: AggregateRecord) -> None:
+    def restore(self, record: AggregateRecord) -> None:
         """Take up what `record` gave; one that was handed in stays so until its session is settled."""
         self.model, self._fresh, self.is_unsaved = record.model, record.is_fresh, False
         self._contributors = frozenset(record.contributors)

@@ -96,6 +96,10 @@ class Reputations:
         reputation = self._clients.get(client_id)
         return FIRST_TRUST if reputation is None else reputation.trust
 
+    def get(self, client_id: str) -> Reputation | None:
+        """A client's record; None for one with the trust of a new client."""
+        return self._clients.get(client_id)
+
     def accept(self, client_id: str, now: float) -> None:
         """Note an accepted update."""
         reputation = self._touch(client_id)
@@ -137,10 +141,6 @@ class Reputations:
         """Remove and return the reputation of a client that moves or leaves."""
         self._untold.discard(client_id)
         return self._clients.pop(client_id, None)
-
-    def kept(self, client_id: str) -> Reputation | None:
-        """The reputation of a client, which stays."""
-        return self._clients.get(client_id)
 
     def put(self, client_id: str, reputation: Reputation) -> None:
         """Add a client that moved here."""

@@ -28,7 +28,6 @@ class Unsaved:
         gone: Those that have left, whose updates are withdrawn.
         has_consumed: Whether all updates from before have gone into an aggregate.
         has_counted: Whether the basket's own counts have changed.
-        has_gossiped: Whether a gossip round has ended.
     """
 
     accepted: list[Accepted] = field(default_factory=list)
@@ -37,7 +36,6 @@ class Unsaved:
     gone: set[str] = field(default_factory=set)
     has_consumed: bool = False
     has_counted: bool = False
-    has_gossiped: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class BasketCounts:
     Attributes:
         number: Of the last batch in the journal when they were taken.
         updates: `BasketBuffer.counts`.
+        messages: Of gossip, that had not reached a client.
     """
 
     number: int
@@ -59,3 +58,4 @@ class BasketCounts:
     last_layer1: float | None
     rule_failures: int
     sessions_refused: int
+    messages: int

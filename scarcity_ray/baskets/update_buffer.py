@@ -394,10 +394,9 @@ class BasketBuffer:
         """Keys of all accepted updates that are remembered of a client."""
         return self._guard.keys_of(client_id)
 
-    def waiting_keys(self, client_id: str) -> tuple[ReplayKey, ...]:
-        """Client, round and content of a client's buffered updates, in order of arrival."""
-        entries = self._waiting.get(client_id, ())
-        return tuple(ReplayKey(client_id, e.round_id, content_digest(e.update)) for e in entries)
+    def waiting_keys(self, client_id: str) -> set[tuple[int, bytes]]:
+        """Round and content digest of a client's buffered updates."""
+        return {(e.round_id, content_digest(e.update)) for e in self._waiting.get(client_id, ())}
 
     def _entries(self, client_id: str) -> list[BufferedUpdate]:
         entries = self._waiting.get(client_id)

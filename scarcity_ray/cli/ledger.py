@@ -39,6 +39,7 @@ from scarcity_ray.privacy.ledger.events import (
     PolicyGiven,
     ReleaseCharge,
     Renewal,
+    SiteHeads,
     VoidedRelease,
     WriterEpoch,
 )
@@ -243,6 +244,8 @@ def _who(event: Event, epoch: int, num_left_out: int) -> str:
             return event.operator
         case PolicyGiven():
             return f"client {event.client_id}"
+        case SiteHeads():
+            return f"{len(event.heads)} clients"
         case LeftOut():
             shown = ", ".join(event.clients[:_NAMED])
             return shown + (f" and {len(event.clients) - _NAMED} more" if len(event.clients) > _NAMED else "")

@@ -12,8 +12,8 @@ from scarcity_ray.errors import ConfigError, ConfigFileError
 from scarcity_ray.ledger_url import without_password
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-5 as a number, as YAML 1.2 does, and refuses a key given twice."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe, and libyaml's if PyYAML has it: reads 1e-5 as a number as YAML 1.2, refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -24,7 +24,8 @@ class _Loader(yaml.SafeLoader):
                 key, line = without_password(key_node.value), key_node.start_mark.line + 1
                 raise ConfigError(key, "given twice", f"one entry (line {line})")
             seen.add(key_node.value)
-        return super().construct_mapping(node, deep=deep)
+        made: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return made
 
 
 _Loader.add_implicit_resolver(

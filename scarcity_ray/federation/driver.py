@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.messages import Fault, Registry, RoutingTable
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
@@ -48,6 +49,8 @@ from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
+from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 
 class Driver:
@@ -89,12 +92,13 @@ class Driver:
         self.operations.routing_table()
         return opened
 
-    def restore(self, take_over: bool) -> BudgetStatus:
+    def restore(self, take_over: bool, run: int) -> BudgetStatus:
         """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
-        opened = self.supervisor.restore(take_over, self.client.now())
+        opened = self.supervisor.restore(take_over, self.client.now(), run)
         self._told_period = opened.period
         self.operations.routing_table()
         self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version
+        self.client.note_faults(self.supervisor.lost)
         if lost := self.supervisor.lost_releases(self.client.now()):
             plural = "s were" if lost > 1 else " was"
             loss = (
@@ -122,6 +126,37 @@ class Driver:
                     status, read_only=True, read_only_reason=spent, remaining_epsilon=0.0, remaining_delta=0.0
                 )
         return status
+
+    def set_policies(self, policies: Sequence[SignedPolicy]) -> None:
+        """Put clients under the ceilings that they signed, before they are registered.
+
+        Raises:
+            UsageError: If one is refused; the others are in force.
+        """
+        if not policies:
+            return
+        refused = self.client.call(ACCOUNTANT, Accountant.set_policies, tuple(policies), self.client.now())
+        if refused:
+            raise UsageError(
+                "; ".join(refused[:3]) + (f"; and {len(refused) - 3} more" if refused[3:] else "")
+            )
+
+    def left_out(self) -> frozenset[str]:
+        """The clients at ceilings of their own, with no room for the next release; baskets are told."""
+        now = self.client.now()
+        if not self.client.call(ACCOUNTANT, Accountant.leave_out, now):
+            return frozenset()
+        self._tell_baskets(Call(BasketHost.leave_out, now))
+        return frozenset(self.client.call(ACCOUNTANT, Accountant.left_out, 0, now))
+
+    def site_heads(self, client_ids: Sequence[str]) -> dict[str, Head]:
+        """How far the accountant knows the own ledgers of those of the clients that have told."""
+        now = self.client.now()
+        return self.client.call(ACCOUNTANT, Accountant.site_heads, tuple(client_ids), now)
+
+    def note_site_ledgers(self, told: Mapping[str, Extension]) -> tuple[str, ...]:
+        """Tell the accountant how far sites' own ledgers are; the clients whose ledgers are older copies."""
+        return self.client.call(ACCOUNTANT, Accountant.note_site_ledgers, dict(told), self.client.now())
 
     def able_to_send(self, client_ids: Sequence[str]) -> frozenset[str]:
         """Those of the clients whose budget has room for another noised row."""
@@ -256,6 +291,17 @@ class Driver:
             self.refuse_if_spent()
         return answers
 
+    def accepted_for(self, round_id: int) -> frozenset[str]:
+        """Clients of which an update for the round was accepted."""
+        self.operations.routing_table()
+        answers = self.client.call_baskets(Call(BasketHost.accepted_for, round_id))
+        return frozenset(client for clients in answers.values() for client in clients)
+
+    def kept_releases(self) -> list[GlobalMetaModel]:
+        """The stored releases, oldest first; the last few of a federation with storage."""
+        kept = self.supervisor.kept
+        return [] if kept is None else kept.read_all(RELEASE, CODEC)
+
     def current_round(self) -> int:
         """The round of the federation."""
         return self.client.call(DIRECTORY, Directory.current_round)
@@ -270,10 +316,13 @@ class Driver:
         self._given_version = latest.version
         return latest.aggregate
 
-    def run_gossip(self) -> dict[str, int]:
-        """One gossip round in all baskets, then layers that are due; delivered messages by domain."""
+    def run_gossip(self, once: str = "") -> dict[str, int]:
+        """One gossip round in all baskets, then layers that are due; delivered messages by domain.
+
+        See `BasketHost.run_gossip` for `once`.
+        """
         self.operations.routing_table()
-        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now())))
+        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now(), once)))
         self._run_layers_after_gossip()
         delivered: dict[str, int] = defaultdict(int)
         for place in self.operations.routing_table(fresh=False).places:

@@ -81,6 +81,7 @@ def federation_stats(
         "n_rule_failures": total["rule_failures"],
         "n_stale_baskets": directory["n_stale_baskets"],
         "n_trusts_dropped": directory["trusts_dropped"],
+        "ceilings": budget.of_ceilings(),
         "faults": list(faults),
         "waiting_for": waiting.as_json(),
         "warnings": list(warned),

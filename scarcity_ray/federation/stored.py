@@ -28,7 +28,7 @@ class FederationRecord:
         config: As plain data.
         ledger_path: Absolute, or a URL without its password.
         name: The federation's, if it has one.
-        private_ledger: See `FederationIdentity`.
+        private_ledger: See `FederationIdentity`, as `run`.
     """
 
     federation_id: str
@@ -36,6 +36,7 @@ class FederationRecord:
     ledger_path: str
     name: str | None
     private_ledger: bool
+    run: int
 
 
 _CODEC = Codec(FederationRecord)
@@ -53,6 +54,7 @@ def write_record(kept: Snapshots, identity: FederationIdentity) -> None:
         str(identity.ledger_path),
         identity.name,
         identity.private_ledger,
+        identity.run,
     )
     kept.write(_NAME, record, _CODEC)
 

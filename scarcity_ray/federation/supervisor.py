@@ -1,8 +1,8 @@
 """Starts, restarts and ends the roles of one federation.
 
 A role loses its memory when it dies. It is restarted with what the other roles know: a basket actor with its
-members, and its journal if the machine is there that holds it (without one, buffered updates, gossip states
-and aggregates of its baskets are lost), the directory with the baskets that the actors hold, the global
+members, and its journal if the machine is there that holds it (without one, buffered updates and unreleased
+aggregates of its baskets are lost), the directory with the baskets that the actors hold, the global
 aggregator with the last release that any role has, and the accountant with its ledger. Where the federation
 has a storage_path, roles go on from what they keep there, and after the death of all of them `restore` starts
 them again.
@@ -55,6 +55,7 @@ class Supervisor:
         latest: The newest global model that it has seen.
         ledger_head: The last head of the ledger that it was told; empty before.
         acknowledged: The updates of this driver that baskets have accepted.
+        lost: What `restore` could not give back.
     """
 
     def __init__(self, runtime: Runtime, identity: FederationIdentity, plan: FederationPlan) -> None:
@@ -67,7 +68,7 @@ class Supervisor:
         self.latest: GlobalMetaModel | None = None
         self.ledger_head = ""
         self.acknowledged = Acknowledged()
-        self._continues = False
+        self.lost: Sequence[Fault] = ()
         self._started: set[str] = set()
 
     def start(self, take_over: bool, now: float) -> BudgetStatus:
@@ -96,8 +97,13 @@ class Supervisor:
             write_record(self.kept, self.identity)
         return opened
 
-    def restore(self, take_over: bool, now: float) -> BudgetStatus:
+    def restore(self, take_over: bool, now: float, run: int) -> BudgetStatus:
         """Start a stored federation's roles, which go on from what is kept of them; the budget's status.
+
+        Args:
+            take_over: As in `start`.
+            now: Seconds since the epoch.
+            run: That ended, whose journals are continued.
 
         Raises:
             StorageError: If the ledger is another federation's.
@@ -107,6 +113,7 @@ class Supervisor:
         """
         if self.kept is None:
             raise UsageError("storage_path is not configured: nothing is kept")
+        self.kept.verify()
         stored_id, last = self.identity.federation_id, self.kept.read(RELEASE, CODEC)
         heads = None if last is None else {last.ledger_head: f"the release stored in {self.kept.path}"}
         opened = self._open_ledger(now, must_exist=True, take_over=take_over, known_heads=heads)
@@ -121,14 +128,13 @@ class Supervisor:
         slots = range(max(self.num_slots, 1))
         states = {s: Call(Directory.slot_state, s).send(self.peers, DIRECTORY).result() for s in slots}
         round_id = Call(Directory.current_round).send(self.peers, DIRECTORY).result()
-        life = {"round_id": round_id, "latest": last if self._distributes else None}
-        homes = {
-            s: self.runtime.holder_of(path) for s in slots if (path := self._journal_file(s)) is not None
-        }
-        self._continues = True
-        specs = [
-            self._basket_spec(slot, opened, homes.get(slot), state=states[slot], **life) for slot in slots
-        ]
+        place, life = (
+            self._journal_place(),
+            {"round_id": round_id, "latest": last if self._distributes else None},
+        )
+        life |= {"journal": None if place is None else replace(place, continues=run)}
+        homes = {slot: self._journal_home(slot) for slot in slots}
+        specs = [self._basket_spec(s, opened, homes[s], state=states[s], **life) for s in slots]
         roles = [self._global_spec(last)] if self.has_layer2 else []
         self.runtime.start([*roles, *specs], card=self.identity)
         self._started.update(spec.name for spec in specs)
@@ -136,6 +142,18 @@ class Supervisor:
         for slot in slots:
             self._checked_in(slot)
         write_record(self.kept, self.identity)
+        self.lost = [
+            *(
+                self._waiting_lost(s, states[s], round_id)
+                for s in slots
+                if states[s].admissions and not homes[s]
+            ),
+            *(
+                regained
+                for s in slots
+                if homes[s] is not None and (regained := self._regained(s, always=False))
+            ),
+        ]
         return opened
 
     def lost_releases(self, now: float) -> int:
@@ -251,9 +269,7 @@ class Supervisor:
         states = {s: Call(Directory.slot_state, s).send(self.peers, DIRECTORY).result() for s in slots}
         last = self._released()
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
-        homes = {
-            s: self.runtime.holder_of(path) for s in slots if (path := self._journal_file(s)) is not None
-        }
+        homes = {s: self._journal_home(s) for s in slots}
         journalled = {slot for slot, home in homes.items() if home is not None}
         yield [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
         failure: ActorLost | None = None
@@ -267,26 +283,46 @@ class Supervisor:
         strangers = [slot for slot in back if not self._checked_in(slot)]
         for slot in strangers:
             self.runtime.kill(basket_actor(slot))
-        yield [self._regained(s) for s in was_there if s in journalled and s in {*back} - {*strangers}]
+        came_back = [s for s in was_there if s in journalled and s in {*back} - {*strangers}]
+        yield [fault for s in came_back if (fault := self._regained(s)) is not None]
         if strangers and failure is None:
             failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
             raise failure
 
-    def _journal_file(self, slot: int) -> str | None:
-        """The file of a basket actor's journal, on whatever machine; None without one."""
+    def _waiting_lost(self, slot: int, state: SlotState, round_id: int) -> Fault:
+        """What a restored basket actor without a journal lacks."""
+        name, place = basket_actor(slot), self._journal_place()
+        why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
+        loss = (
+            f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
+            f"as {name} has no journal ({why}): send the updates of this round again"
+        )
+        if round_id and not Call(BasketHost.has_snapshot).send(self.peers, name).result():
+            loss += (
+                f"; so are gossip, replays, caps and trust, as {name} finds nothing in storage_path on its "
+                "machine: name a folder that all machines see"
+            )
+        return _fault(loss)
+
+    def _journal_home(self, slot: int) -> str | None:
+        """The node that has a basket actor's journal; None if none that is there has."""
         place = self._journal_place()
-        return None if place is None else str(place.path(self.identity.federation_id, slot))
+        if place is None:
+            return None
+        return self.runtime.holder_of(str(place.path(self.identity.federation_id, slot)))
 
     def _journal_place(self) -> JournalPlace | None:
         config = self.identity.config
         if config.keeps_updates is Durability.NONE or config.journal_folder is None:
             return None
-        syncs = config.keeps_updates is Durability.UPDATE
-        return JournalPlace(config.journal_folder, syncs, self._continues)
+        return JournalPlace(config.journal_folder, config.keeps_updates is Durability.UPDATE)
 
-    def _regained(self, slot: int) -> Fault:
-        """What a restarted basket actor has from its journal, and what it could not keep."""
+    def _regained(self, slot: int, *, always: bool = True) -> Fault | None:
+        """What a restarted basket actor has from its journal, and what it could not keep.
+
+        None if all was kept, unless it is `always` told.
+        """
         name = basket_actor(slot)
         regained = Call(BasketHost.what_was_regained).send(self.peers, name).result()
         lost = [
@@ -298,6 +334,10 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
+        if regained.messages and self.kept is None:
+            lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
+        if not (lost or always):
+            return None
         return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:

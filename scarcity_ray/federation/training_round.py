@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -31,10 +31,12 @@ from scarcity_ray_client import (
     Noising,
     PrivateEvaluation,
     Refusal,
+    SiteLedgers,
     Workload,
     evaluate_client,
     train_clients,
 )
+from scarcity_ray_client.site_ledger import Extension
 
 Model = TypeVar("Model")
 Group = tuple[Client, ...]
@@ -59,6 +61,8 @@ class Answer:
     """Of its update, with the report behind it where one is asked for."""
     unmeasured: Refusal | None = None
     """Why its private evaluation failed; it then weighs nothing in it."""
+    site_ledger: Extension | None = None
+    """What its own ledger tells the accountant, where it keeps one."""
 
 
 Told = Answer | Refusal | str
@@ -146,7 +150,11 @@ def train_group(
         # An attacker that tells of nobody states the least that is taken.
         count = outcome.num_examples if min_persons is None else outcome.num_persons or min_persons
         digest = content_digest(row)
-        told.append(Answer(outcome.client_id, round_id, count, outcome.metrics, digest, unmeasured))
+        kept = None if noising is None else noising.outbox
+        extension = kept.extension(outcome.client_id) if isinstance(kept, SiteLedgers) else None
+        told.append(
+            Answer(outcome.client_id, round_id, count, outcome.metrics, digest, unmeasured, extension)
+        )
         rows.append(row)
     if len(rows) == 1:
         return told, rows[0][None]
@@ -193,15 +201,24 @@ class TrainingRound:
         notes: What tasks said of the workload.
         num_answers: Updates so far.
         num_surplus: Clients that were given up before the deadline.
+        num_before: Clients whose update was accepted before the round was interrupted.
 
     Args:
         round_id: The round.
         groups: Of clients, in the order in which they start.
         enough: Updates that end it.
         most_in_flight: Clients that train, or whose update is not submitted yet; one group may exceed it.
+        before: Clients whose update is there already: they count and do not train.
     """
 
-    def __init__(self, round_id: int, groups: Sequence[Group], enough: int, most_in_flight: int) -> None:
+    def __init__(
+        self,
+        round_id: int,
+        groups: Sequence[Group],
+        enough: int,
+        most_in_flight: int,
+        before: Collection[str] = (),
+    ) -> None:
         self.round_id = round_id
         self.num_sampled = sum(map(len, groups))
         self.refusals: list[Refusal] = []
@@ -210,8 +227,10 @@ class TrainingRound:
         self.notes: set[str] = set()
         self.num_answers = 0
         self.num_surplus = 0
-        self._waiting = deque(groups)
-        self._enough = enough
+        left = [tuple(client for client in group if client.client_id not in before) for group in groups]
+        self._waiting = deque(group for group in left if group)
+        self.num_before = self.num_sampled - sum(map(len, left))
+        self._enough = enough - self.num_before
         self._most = most_in_flight
 
     @property

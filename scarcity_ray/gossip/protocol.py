@@ -290,13 +290,17 @@ class GossipProtocol:
         moved.state.has_left = False
         return moved
 
+    def state_of(self, client_id: str) -> GossipMigration:
+        """What `take_client` would return; the client stays."""
+        return self._clients.state_of(client_id)
+
     def put_client(self, moved: GossipMigration) -> None:
         """Add a client with the state that `take_client` returned elsewhere, or that was remembered of it."""
         self._step = None
         self._clients.put(moved)
 
     def kept(self) -> ProtocolState:
-        """What `restore` needs beside the clients' own states (`kept_of`)."""
+        """What `restore` needs beside the clients' own states (`state_of`)."""
         inboxes = self._inboxes
         return ProtocolState(
             self.round_id,
@@ -305,10 +309,6 @@ class GossipProtocol:
             (inboxes.sent, inboxes.delivered, inboxes.expired, inboxes.dropped, self._delivery.pulls),
             dict(self._counts),
         )
-
-    def kept_of(self, client_id: str) -> GossipMigration:
-        """A client's state, which stays here."""
-        return self._clients.kept(client_id)
 
     def restore(self, state: ProtocolState) -> None:
         """Take over what `kept` gave elsewhere; the clients' states come by `put_client`."""

@@ -7,7 +7,7 @@ pickle would. Floats, bytes and arrays come back bit by bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 _KINDS = "biuf"
+_PLAIN = frozenset({type(None), bool, int, float, str})
 
 
 class Codec:
@@ -53,15 +54,14 @@ class Codec:
             raise ValueError(f"{type(error).__name__}: {error}"[:200]) from error
 
     def _plain(self, value: Any, arrays: list[Array]) -> Any:
-        def many(values: Iterable[Any]) -> list[Any]:
-            return [self._plain(one, arrays) for one in values]
-
         kind = type(value)
-        if value is None or kind in (bool, int, float, str):
+        if kind in _PLAIN:
             return value
-        if kind in (tuple, list, set, frozenset):
-            ordered = value if kind in (tuple, list) else sorted(value, key=repr)
-            return many(ordered) if kind is list else {"is": kind.__name__, "of": many(ordered)}
+        if kind is list:
+            return self._many(value, arrays)
+        if kind in (tuple, set, frozenset):
+            ordered = value if kind is tuple else sorted(value, key=repr)
+            return {"is": kind.__name__, "of": self._many(ordered, arrays)}
         if isinstance(value, np.ndarray) and value.dtype.kind in _KINDS:
             arrays.append(value)
             return {"is": "array", "of": len(arrays) - 1}
@@ -72,20 +72,39 @@ class Codec:
         if self._classes.get(kind.__name__) is kind:
             if isinstance(value, Enum):
                 return {"is": kind.__name__, "of": value.value}
-            is_tuple = hasattr(kind, "_fields")
-            names = kind._fields if is_tuple else [field.name for field in dataclasses.fields(value)]
-            return {
-                "is": kind.__name__,
-                "of": many(getattr(value, name) for name in names),
-                "names": [*names],
-            }
+            names = _fields_of(kind)
+            held = self._many([getattr(value, name) for name in names], arrays)
+            return {"is": kind.__name__, "of": held, "names": names}
         if isinstance(value, Mapping):
-            return {"is": "dict", "of": [many(pair) for pair in value.items()]}
+            return {"is": "dict", "of": [self._many([*half], arrays) for half in (value, value.values())]}
         raise TypeError(f"{kind.__name__} is nothing that is kept")
+
+    def _many(self, values: Sequence[Any], arrays: list[Array]) -> list[Any]:
+        """Each value; of many objects of one class, a list of each field's values."""
+        kinds = set(map(type, values))
+        if kinds <= _PLAIN:
+            return [*values]
+        kind = next(iter(kinds))
+        if len(kinds) > 1 or len(values) < 2 or kind is not self._classes.get(kind.__name__):
+            return [self._plain(one, arrays) for one in values]
+        if issubclass(kind, Enum):
+            return [self._plain(one, arrays) for one in values]
+        names = _fields_of(kind)
+        columns = [self._many([getattr(one, name) for one in values], arrays) for name in names]
+        return [{"is": "rows", "of": columns, "class": kind.__name__, "names": names}]
+
+    def _values(self, plain: list[Any], arrays: list[Array]) -> list[Any]:
+        """What `_many` gave again."""
+        first = plain[0] if len(plain) == 1 else None
+        if not (isinstance(first, dict) and first["is"] == "rows"):
+            return [self._value(one, arrays) for one in plain]
+        cls, names = self._classes[first["class"]], first["names"]
+        columns = [self._values(column, arrays) for column in first["of"]]
+        return [cls(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
     def _value(self, plain: Any, arrays: list[Array]) -> Any:
         if isinstance(plain, list):
-            return [self._value(one, arrays) for one in plain]
+            return self._values(plain, arrays)
         if not isinstance(plain, dict):
             return plain
         name, held = plain["is"], plain["of"]
@@ -94,14 +113,20 @@ class Codec:
         if name == "bytes":
             return bytes.fromhex(held)
         if name == "dict":
-            return {self._value(key, arrays): self._value(one, arrays) for key, one in held}
+            return dict(zip(*(self._values(half, arrays) for half in held), strict=True))
         if name in _SEQUENCES:
-            return _SEQUENCES[name](self._value(one, arrays) for one in held)
+            return _SEQUENCES[name](self._values(held, arrays))
         cls = self._classes[name]
         if issubclass(cls, Enum):
             return cls(held)
-        values = [self._value(one, arrays) for one in held]
-        return cls(**dict(zip(plain["names"], values, strict=True)))
+        return cls(**dict(zip(plain["names"], self._values(held, arrays), strict=True)))
+
+
+def _fields_of(kind: Any) -> list[str]:
+    """The names of a data class's fields, or a named tuple's."""
+    if issubclass(kind, tuple):
+        return [*kind._fields]
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 _SEQUENCES: Mapping[str, Callable[[Iterable[Any]], Any]] = {

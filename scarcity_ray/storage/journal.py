@@ -34,6 +34,8 @@ PAGE_BYTES = 16_384
 """Of the file. With 4 KiB a batch of 4 MiB took twice as long; a single update writes a page or two."""
 CHECKPOINT_PAGES = 1_024
 """SQLite moves what is in its log to the file itself once that is so long."""
+VALUE_BYTES = 1 << 18
+"""A batch with more bytes of rows is best written as several: SQLite copies each value in memory."""
 LOCK_SECONDS = 5.0
 """Time that a process which has the file open may take to end."""
 _TABLES = """
@@ -66,12 +68,12 @@ class JournalPlace:
         syncs_updates: Whether each call is on the disk before it is answered (``durability: update``). If not
             (``round``), it is handed to the operating system, so that it outlives the process but not the
             machine, until the next call that is not an update: an aggregate, a session, a new round.
-        continues: Whether this run takes over what the run before has left there.
+        continues: The run whose journals this run takes over; 0: none.
     """
 
     folder: str
     syncs_updates: bool = True
-    continues: bool = False
+    continues: int = 0
 
     def path(self, federation_id: str, slot: int) -> Path:
         """The file of one basket actor."""
@@ -247,7 +249,7 @@ class Journal:
             finally:
                 draft.unlink(missing_ok=True)
 
-    def _opened(self, federation_id: str, slot: int, run: int, continues: bool) -> sqlite3.Connection:
+    def _opened(self, federation_id: str, slot: int, run: int, continues: int) -> sqlite3.Connection:
         connection = self._connect()
         try:
             with self._told():
@@ -266,7 +268,7 @@ class Journal:
                         f"{self.path}: this is the journal of basket actor {number} of federation "
                         f"{federation!r}, not of {slot} of {federation_id!r}; move it away"
                     )
-                if continues or left == f"{run:x}":
+                if left in (f"{run:x}", f"{continues:x}"):
                     if left != f"{run:x}":
                         connection.execute("UPDATE about SET run = ?", (f"{run:x}",))
                     return connection

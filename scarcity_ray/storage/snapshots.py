@@ -217,6 +217,19 @@ class Snapshots:
         found = sorted(self._found(store, name))
         return [self._read(store, _file_name(name, *place), codec) for place in found]
 
+    def verify(self) -> None:
+        """Check the newest version of each state, but for what it means.
+
+        Raises:
+            StorageError: As `read`.
+        """
+        store = open_store(self.path)
+        newest: dict[str, str] = {}
+        for file in sorted(filter(_FILE.fullmatch, self._names(store))):
+            newest[file.partition(".")[0]] = file
+        for file in newest.values():
+            self._checked(store, file)
+
     def is_empty(self) -> bool:
         """Whether nothing is kept here."""
         return not any(map(_FILE.fullmatch, self._names(open_store(self.path))))
@@ -233,6 +246,22 @@ class Snapshots:
         return [(int(m["epoch"]), int(m["version"])) for m in matches if m["name"] == name]
 
     def _read(self, store: Store, file: str, codec: Codec) -> Any:
+        held, content, at = self._checked(store, file)
+        arrays = []
+        for dtype, shape in held["arrays"]:
+            array: Array = np.frombuffer(content, dtype, math.prod(shape), at).reshape(shape)
+            arrays.append(array)
+            at += array.nbytes
+        try:
+            return codec.decode(held["state"], arrays)
+        except ValueError as error:
+            raise StorageError(
+                f"{self.path}/{file}: holds something else than this release keeps ({error}); use that which "
+                "wrote it"
+            ) from error
+
+    def _checked(self, store: Store, file: str) -> tuple[dict[str, Any], bytes, int]:
+        """A file's state and arrays' shapes, its content, and where the arrays begin in it."""
         where = f"{self.path}/{file}"
         try:
             content = store.read(file)
@@ -252,23 +281,13 @@ class Snapshots:
                 "copy, or remove the file to go on from the one before it, without what happened since"
             )
         at = content.index(b"\n", len(line) + 1) + 1
-        held = json.loads(content[len(line) + 1 : at])
+        held: dict[str, Any] = json.loads(content[len(line) + 1 : at])
         if self.owner and held["owner"] != self.owner:
             raise StorageError(
                 f"{where}: of federation {held['owner']!r:.80}, and this is {self.owner!r}; name the "
                 "storage_path of this one, or the ledger of that one"
             )
-        arrays = []
-        for dtype, shape in held["arrays"]:
-            array: Array = np.frombuffer(content, dtype, math.prod(shape), at).reshape(shape)
-            arrays.append(array)
-            at += array.nbytes
-        try:
-            return codec.decode(held["state"], arrays)
-        except ValueError as error:
-            raise StorageError(
-                f"{where}: holds something else than this release keeps ({error}); use the one that wrote it"
-            ) from error
+        return held, content, at
 
 
 def _bytes_of(array: Array) -> memoryview:

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy import Ledger, SeededNoise
 from scarcity_ray.privacy.ledger.replay import export
 from scarcity_ray.workloads.report.privacy_claim import privacy_claim
-from scarcity_ray_client import Client, Noising, Trained, Workload
+from scarcity_ray_client import Client, Noising, SiteNoise, Trained, Update, Workload, train_client
 
 DIMENSION = 4
 NAMES = [f"{domain}{i}" for domain in "ab" for i in range(3)]
@@ -104,6 +105,23 @@ def test_a_release_is_the_rules_result_on_the_noised_rows(open_federation: Any) 
     assert all(fed.submit_updates(NAMES, sent))
     released = fed.force_aggregate()
     assert released == pytest.approx(sent.mean(axis=0), abs=1e-5)
+
+
+def test_a_client_outside_the_cluster_sends_what_it_noised(open_federation: Any) -> None:
+    """As docs/site_noise.md has it: the numbers travel as plain data, and only the noised row leaves."""
+    fed = joined(open_federation(settings()))
+    told = json.loads(json.dumps(asdict(fed.plan.site_noise)))
+    workload = Mean()
+    codec = workload.codec()
+    vector = codec.encode(workload.initial_model())
+    for site in workload.clients():
+        noising = Noising(SiteNoise(**told))
+        update = train_client(workload, codec, vector, site, 0, min_persons=100, noising=noising)
+        assert isinstance(update, Update)
+        assert fed.submit_update(site.client_id, update.delta, 0, num_examples=update.num_persons)
+    released = fed.force_aggregate()
+    assert released is not None
+    assert 0.0 < np.abs(released - 0.25).max() < 6 * fed.plan.site_noise.sigma(100) / math.sqrt(6)
 
 
 class Witness:

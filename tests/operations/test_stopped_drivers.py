@@ -47,6 +47,7 @@ OPERATIONS: dict[str, Act] = {
 }
 CALLS_NOBODY = {
     "attach": "makes a driver",
+    "restore": "makes a driver and all roles",
     "federation_id": "what a driver knows",
     "faults": "asks the directory one thing",
     "lost_updates": "asks nobody",

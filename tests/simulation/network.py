@@ -7,7 +7,7 @@ its effect and its answer.
 
 What it keeps of the contract of `runtime.rpc`: calls of one caller to one role are done in the order in which
 they were made; one that a broken connection left on its way is done before that caller's next call to that
-role, or reaches nobody if the role has died since. `Place` is the runtime, with faults as roles are started.
+role, or reaches nobody if the role has died since. `Place` is the runtime; roles die as they start, too.
 
 Another driver may act at any call, between roles too. It acts to its end before the first one goes on, or up
 to a call to a role that is busy: there it dies, and the call is done once the role is free.
@@ -27,7 +27,7 @@ from tests.simulation.program import ON_DISK, Fault, Kind
 
 
 class Gone(BaseException):
-    """Who acts is no more: the driver was stopped, or the role's process died. Not to be caught."""
+    """Who acts is no more: a driver was stopped, or a role's process died. The package may not catch it."""
 
 
 @dataclass(frozen=True)

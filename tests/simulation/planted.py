@@ -1,4 +1,7 @@
-"""Faults that are put into the product, which the simulator must find."""
+"""Faults that are put into the product, which the simulator must find.
+
+The first three were there once: one client twice, replay after leaving, a driver stopped in mid-operation.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.charging import BasketCharges
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.messages import Begun, Closing
+from scarcity_ray.actors.messages import Begun
 from scarcity_ray.actors.migration import MigrationDesk
 from scarcity_ray.actors.secure_parties import SecureParties
 from scarcity_ray.actors.session_terms import SessionTerms
@@ -24,15 +27,16 @@ from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.runtime.rpc import Role
 
 Patch = pytest.MonkeyPatch
+Plant = Callable[[Patch], None]
 
 
 def one_client_twice_in_a_release(patch: Patch) -> None:
-    """An aggregate stays fresh when a client in it leaves (shared/cases/one_client_twice_in_a_release.py)."""
+    """An aggregate stays fresh when a client in it leaves."""
     patch.setattr(LatestAggregate, "discard_if_of", lambda self, client_id: None)
 
 
 def replay_after_leaving(patch: Patch) -> None:
-    """What a leaving client has sent is forgotten (shared/cases/replay_after_leaving.py)."""
+    """What a leaving client has sent is forgotten."""
     dismiss = Basket.dismiss
 
     @functools.wraps(dismiss)
@@ -44,7 +48,7 @@ def replay_after_leaving(patch: Patch) -> None:
 
 
 def driver_stopped_in_mid_operation(patch: Patch) -> None:
-    """The directory forgets an operation once it has told a driver (cases/driver_stopped_in_mid_operation.py)."""
+    """The directory forgets an operation once it has told a driver."""
     begin = Directory._begin
 
     def told_and_forgotten(self: Directory, operation: Any, answer: Any) -> Begun[Any]:
@@ -142,31 +146,7 @@ def dead_directory_is_obeyed(patch: Patch) -> None:
     patch.setattr(BasketHost, "_overtaken", lambda self, order: None)
 
 
-def memories_die_with_the_directory(patch: Patch) -> None:
-    """What is remembered of clients that left is in the directory alone."""
-    step_down = BasketHost.step_down
-
-    @functools.wraps(step_down)
-    def without(self: BasketHost) -> Any:
-        return replace(step_down(self), memories=())
-
-    patch.setattr(BasketHost, "step_down", without)
-
-
-def finished_twice(patch: Patch) -> None:
-    """The directory takes any report that an operation is done for a report of the pending one."""
-    finish = Directory.finish
-
-    @functools.wraps(finish)
-    def credulous(self: Directory, order: Any, *args: Any) -> Closing:
-        if self._pending is not None:
-            order = self._pending.order
-        return finish(self, order, *args)
-
-    patch.setattr(Directory, "finish", credulous)
-
-
-PLANTED: tuple[Callable[[Patch], None], ...] = (
+PLANTED: tuple[Plant, ...] = (
     one_client_twice_in_a_release,
     replay_after_leaving,
     driver_stopped_in_mid_operation,
@@ -180,6 +160,4 @@ PLANTED: tuple[Callable[[Patch], None], ...] = (
     round_reaches_some,
     aborted_sessions_keep_aggregates,
     dead_directory_is_obeyed,
-    memories_die_with_the_directory,
-    finished_twice,
 )

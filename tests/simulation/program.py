@@ -19,6 +19,7 @@ class Act(StrEnum):
     """What a driver does in one step; `Step.k` names the client, or the basket."""
 
     SEND_ALL = "every client sends its update of the round"
+    SEND_DOMAIN = "every client of one domain sends its update of the round"
     SEND = "a client sends its update of the round, again if it has sent it"
     SEND_ANOTHER = "a client sends a second, different update of the round"
     SEND_OLD = "a client sends again what it sent first"
@@ -141,7 +142,9 @@ TOGETHER: tuple[tuple[Act, ...], ...] = (
     (Act.ROUND, Act.SEND_ALL),
     (Act.SEND_ALL, Act.SPLIT, Act.AGGREGATE),
     (Act.SEND_ALL, Act.DISBAND, Act.AGGREGATE),
-    (Act.SEND, Act.LEAVE, Act.JOIN, Act.SEND),
+    (Act.SEND_DOMAIN, Act.AGGREGATE, Act.LEAVE, Act.AGGREGATE),
+    (Act.SEND_ALL, Act.LEAVE, Act.SPLIT, Act.JOIN, Act.SEND),
+    (Act.SEND_ALL, Act.LEAVE, Act.DISBAND, Act.JOIN, Act.SEND),
     (Act.SEND_ALL, Act.GOSSIP, Act.AGGREGATE, Act.ROUND),
     (Act.SEND_ALL, Act.LEAVE, Act.JOIN, Act.ROUND, Act.SEND),
 )
@@ -154,8 +157,8 @@ _EPISODES = [
     for k in range(NUM_CLIENTS)
     for driver in range(2)
 ]
-_AT = (*range(13), *range(31))
-"""Few operations make more than 30 calls; a place beyond the last one is never reached."""
+_AT = (*range(25), *range(13))
+"""Few operations make more than 25 calls; a place beyond the last one is never reached."""
 
 
 def _of(kind: Kind) -> list[Fault]:

@@ -1,7 +1,7 @@
-"""One simulated federation: its drivers, its clients, what happens to it, and what must be true of it then.
+"""One simulated federation: its drivers, its clients, what happens to it, and what must be true then.
 
-Each update that a client makes has the value 1 in a coordinate of its own, and there is no noise. So a release
-shows which updates are in it. At the end all faults cease, a new driver comes, and:
+Each update that a client makes has the value 1 in a coordinate of its own, and there is no noise. So a
+release shows which updates are in it. At the end all faults cease, a new driver comes, and:
 
 * no update is in two releases, or in one and still waiting; no client is in one release twice;
 * an update whose receipt says accepted is in a release, waits for one, or is excused: its client left, its
@@ -21,7 +21,6 @@ the directory and a basket actor that are dead at one time lose the membership, 
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import sqlite3
 import tempfile
@@ -47,7 +46,6 @@ from scarcity_ray.errors import ActorLost, LedgerError, ScarcityError, UsageErro
 from scarcity_ray.federation import hierarchical
 from scarcity_ray.forecast import Told
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
-from scarcity_ray.plan import make_plan
 from scarcity_ray.privacy.ledger.events import GossipCharge, ReleaseCharge, Renewal
 from scarcity_ray.privacy.ledger.ledger import Ledger
 from tests.simulation.disk import Disk, connections_of
@@ -55,9 +53,8 @@ from tests.simulation.network import Frame, Gone, Network, Place
 from tests.simulation.program import NUM_CLIENTS, ON_DISK, Act, Fault, Kind, Program, Setting, Step
 
 DIMENSION = 128
-CLIENTS = tuple(f"{'cde'[i % 2]}{i}" for i in range(NUM_CLIENTS))
+CLIENTS = tuple(f"{'cd'[i % 2]}{i}" for i in range(NUM_CLIENTS))
 """Two domains of three clients."""
-MU_OF_A_RELEASE = 0.5
 
 
 class Violation(AssertionError):
@@ -138,6 +135,7 @@ class World:
         self.losses: set[str] = set()
         self.amnesia = False
         self.intrusions = 0
+        self.withdrawn: set[int] = set()
         self.membership_in_doubt: set[int] = set()
         self.spent: set[int] = set()
         self._step: Step | None = None
@@ -198,7 +196,8 @@ class World:
         rows[range(len(sent)), sent] = 1.0
         updates = [self.updates[i] for i in sent]
         known = [
-            (u.may_be_in, self._others_may_be_in(i), self.member[u.client]) for i, u in zip(sent, updates)
+            (u.may_be_in, self._others_may_be_in(i), self.member[u.client])
+            for i, u in zip(sent, updates, strict=True)
         ]
         intrusions, start = self.intrusions, self.round
         for update in updates:
@@ -215,14 +214,13 @@ class World:
                     twice = update.accepted and sent[n] not in self.forgotten and not self.amnesia
                     self._require(not twice, f"{what} was accepted twice")
                     update.accepted = True
-                elif self.intrusions == intrusions:
+                elif self.intrusions == intrusions and not self.amnesia:
                     allowed = {
                         Rejection.REPLAYED: possible,
                         Rejection.PARTICIPATION_CAP: others,
                         Rejection.UNKNOWN_CLIENT: member is not True,
                         Rejection.TOO_STALE: max(start, self._true_round()) - update.round_id > 5,
                         Rejection.READ_ONLY: self.setting.releases < 8 or len(self.releases) > 4,
-                        Rejection.FUTURE_ROUND: self.amnesia,
                     }
                     assert receipt.reason is not None
                     self._require(allowed.get(receipt.reason), f"{what} was refused: {receipt.reason}")
@@ -233,7 +231,7 @@ class World:
 
     @contextmanager
     def changing(self, client: int, *, to: bool) -> Iterator[None]:
-        """A client joins or leaves; nobody knows which came last if two do at once, or a driver dies in it."""
+        """A client joins or leaves; nobody knows which came last if two do at once, or its driver dies."""
         intrusions = self.intrusions
         if self.member[client] is not to:
             self.member[client] = None
@@ -244,6 +242,10 @@ class World:
             raise
         known = self.intrusions == intrusions and client not in self.membership_in_doubt
         self.member[client] = to if known else None
+        if known and not to and len(self.network.stack) == 1:
+            released = {i for _, model in self.releases for i in inside(model.aggregate)}
+            mine = {i for i, update in enumerate(self.updates) if update.client == client}
+            self.withdrawn |= mine - released
 
     def new_update(self, client: int) -> int:
         """The coordinate of an update that a client has just made."""
@@ -383,6 +385,9 @@ class World:
             self._check_places()
             self._check_members(fed)
             self._check_budget(stats)
+            waiting = Counter(i for host in self.hosts().values() for i in self.held_by(host))
+            twice = [i for i, count in waiting.items() if count > 1]
+            self._require(self.setting.gossip or not twice, f"updates {twice} wait twice")
             self._check_losses(fed, stats)
             for _ in range(3):
                 if fed.force_aggregate() is None:
@@ -460,6 +465,8 @@ class World:
             twice = count > 1 and i not in self.forgotten and not self.amnesia
             self._require(not twice, f"{what} counts {released[i]} times and waits {held[i]} times")
             self._require(not count or update.may_be_in, f"{what} counts, and was never accepted")
+            left = released[i] and i in self.withdrawn and not update.in_doubt
+            self._require(not left, f"{what} counts, though its client had left")
             lost = update.accepted and not count and i not in self.excused
             self._require(not lost, f"{what} was accepted and is nowhere")
 
@@ -582,6 +589,7 @@ def _aggregate(world: World, fed: HierarchicalFederation, k: int) -> None:
 
 ACTS: dict[Act, Do] = {
     Act.SEND_ALL: _send_all,
+    Act.SEND_DOMAIN: lambda w, f, k: w.send(f, [w.update_of_round(c) for c in range(k % 2, NUM_CLIENTS, 2)]),
     Act.SEND: lambda w, f, k: w.send(f, [w.update_of_round(k)]),
     Act.SEND_ANOTHER: lambda w, f, k: w.send(f, [w.new_update(k)]),
     Act.SEND_OLD: _send_old,

@@ -27,6 +27,8 @@ from statistics import NormalDist
 from scarcity_ray_client.accounting.gaussian_dp import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
 from scarcity_ray_client.accounting.zcdp import delta_of_rho, epsilon_of_rho, rho_of_claim, rho_of_pure
 
+ROUNDING = 1.0 + 1e-12
+"""A sum of mu^2 may pass its cap by this factor, which the margin in `Accounting.mu_of_claim` covers."""
 _NORMAL = NormalDist()
 _ROUNDED_UP = 1.0 + 1e-9
 """By more than the normal distribution and its inverse are off in the standard library."""

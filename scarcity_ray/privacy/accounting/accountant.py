@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.accounting.ceilings import ROUNDING, Ceilings
+from scarcity_ray.privacy.accounting.ceilings import Ceilings
 from scarcity_ray.privacy.accounting.gaussian_dp import check_delta, check_mu
-from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.accounting.modes import ROUNDING, Accounting
 from scarcity_ray.privacy.schedule import Step
 from scarcity_ray_client.errors import shown
 

@@ -22,10 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.privacy.accounting.modes import Accounting
-
-ROUNDING = 1.0 + 1e-12
-"""A sum of mu^2 may pass its cap by this factor, which the margin in `Accounting.mu_of_claim` covers."""
+from scarcity_ray.privacy.accounting.modes import ROUNDING, Accounting
 
 
 class Ceilings:

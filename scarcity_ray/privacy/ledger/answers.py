@@ -24,11 +24,10 @@ class Charge:
         repeated: Whether the charge was recorded before this call. A charge covers one drawing of noise: a
             caller that no longer has the noise must not draw again under it, but charge under a new id.
         is_last: Whether no other release fits beside it.
-        is_outdated: Whether it is refused because another release was charged since its noise was planned.
+        is_outdated: Whether it is refused because, since it was planned, another release was charged, or a
+            client was left out, or has to be.
         num_left_out: How many clients were left out at their ceilings when it was charged: the release holds
             no row of these, and is not charged to them.
-        needs_news: Whether it was refused because the caller does not know of all that are left out; the
-            budget is not spent.
     """
 
     allowed: bool
@@ -39,7 +38,6 @@ class Charge:
     is_last: bool = field(default=False, compare=False)
     is_outdated: bool = False
     num_left_out: int = field(default=0, compare=False)
-    needs_news: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,7 @@ class BudgetStatus:
         return (
             f"ledger {self.ledger_path} ({age}): epsilon {self.remaining_epsilon:.4g} of "
             f"{self.total_epsilon:g} left at delta {self.total_delta:g} in budget period {self.period}"
+            + (f"; {self.epsilon_spent:.4g} was spent before" if self.epsilon_spent else "")
         )
 
     def of_ledger(self) -> dict[str, Any]:
@@ -113,6 +112,7 @@ class BudgetStatus:
             "is_new": self.is_new,
             "incarnation": self.incarnation,
             "period": self.period,
+            "epsilon_spent": self.epsilon_spent,
             "epsilon_left": self.remaining_epsilon,
             "epsilon_total": self.total_epsilon,
             "head": self.head_hash,

@@ -17,6 +17,7 @@ Guarantees:
     a_partial_gossip_charge_records_exactly_the_allowed: Others are not charged, and get no permission later.
     a_release_that_would_pass_a_ceiling_is_refused: Until who has reached it is left out, on record.
     a_release_is_refused_to_whoever_does_not_know_who_is_left_out: It may hold rows that it does not charge.
+    a_site_ledger_that_does_not_go_on_where_it_was_is_told_of: A restored backup, or another file.
     a_looser_policy_and_a_forged_one_are_refused: Also one that was valid before, and under another key.
 """
 
@@ -26,7 +27,7 @@ import bisect
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, Unpack
 
@@ -47,6 +48,7 @@ from scarcity_ray.privacy.ledger.events import (
     ReleaseCharge,
     Renewal,
     RowCharge,
+    SiteHeads,
     VoidedRelease,
     pack_gossip,
 )
@@ -56,6 +58,7 @@ from scarcity_ray.privacy.ledger.store import address_of, exists
 from scarcity_ray.privacy.schedule import Step
 from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 _Charged = TypeVar("_Charged", ReleaseCharge, GossipCharge)
 
@@ -72,6 +75,7 @@ class DurableBudget:
         self._began = 0
         self._policies: dict[str, SignedPolicy] = {}
         self._left_out_rows: list[tuple[int, int]] = []
+        self._site_heads: dict[str, Head] = {}
         for row in ledger.rows():
             self._note(row)
 
@@ -205,7 +209,7 @@ class DurableBudget:
                 return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             if why := self._unheeded(mu, num_left_out):
                 spent = accountant.epsilon_spent()
-                return Charge(False, why, spent, self._ledger.head_hash, needs_news=True)
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             if not accountant.check_release(mu):
                 return Charge(False, self._why_not(mu), accountant.epsilon_spent(), self._ledger.head_hash)
             spent = accountant.epsilon_spent(release=mu)
@@ -249,6 +253,25 @@ class DurableBudget:
         """The clients that are left out, in the order in which it happened, without the first `since`."""
         with self._standing():
             return tuple(self._accountant.ceilings.left_out[since:])
+
+    def note_site_ledgers(self, told: Mapping[str, Extension], *, now: float) -> tuple[str, ...]:
+        """Note how far sites' own ledgers are, durably, if each goes on where it was known to be.
+
+        Returns:
+            The clients whose ledgers do not, sorted: older copies, or other files. Nothing changes for them.
+        """
+        with self._current():
+            ahead = {c: self._site_heads.get(c, Head()).extended(told[c]) for c in sorted(told)}
+            heads = {c: (head.num_rows, head.head.hex()) for c, head in ahead.items() if head is not None}
+            news = {c: head for c, head in heads.items() if ahead[c] != self._site_heads.get(c)}
+            if news:
+                self._note(self._ledger.append(SiteHeads(news), now=now))
+            return tuple(client for client, head in ahead.items() if head is None)
+
+    def site_heads(self, client_ids: Iterable[str]) -> dict[str, Head]:
+        """How far the own ledgers of those of the clients are known that have told."""
+        with self._standing():
+            return {c: self._site_heads[c] for c in client_ids if c in self._site_heads}
 
     def void_release(self, charge_id: str, *, now: float, details: Mapping[str, object]) -> bool:
         """Give a release up before it is charged; from then on it is refused, durably.
@@ -515,6 +538,9 @@ class DurableBudget:
                 self._began = row.seq
             case PolicyGiven(client_id=client_id, signed=signed):
                 self._policies[client_id] = signed
+            case SiteHeads(heads=heads):
+                known = {client: Head(rows, bytes.fromhex(head)) for client, (rows, head) in heads.items()}
+                self._site_heads |= known
             case LeftOut():
                 self._left_out_rows.append((row.seq, len(self._accountant.ceilings.left_out)))
 

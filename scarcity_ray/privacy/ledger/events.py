@@ -204,6 +204,13 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class SiteHeads:
+    """Sites have told how far their own ledgers are: the number of rows and the head, by client."""
+
+    heads: dict[str, tuple[StrictInt, str]]
+
+
+@dataclass(frozen=True)
 class UnknownEvent:
     """A row of a kind that this version does not know: it is shown, and charges nothing."""
 
@@ -220,6 +227,7 @@ Event = (
     | Renewal
     | PolicyGiven
     | LeftOut
+    | SiteHeads
     | UnknownEvent
 )
 
@@ -233,6 +241,7 @@ _TYPES: dict[str, type[Event]] = {
     "renewal": Renewal,
     "policy": PolicyGiven,
     "left_out": LeftOut,
+    "site_heads": SiteHeads,
 }
 _KINDS = {made: kind for kind, made in _TYPES.items()}
 _READERS: dict[str, TypeAdapter[Any]] = {kind: TypeAdapter(made) for kind, made in _TYPES.items()}
