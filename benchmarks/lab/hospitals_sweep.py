@@ -395,15 +395,18 @@ def _hidden(
         honest = rows[inside & ~liars] if (inside & ~liars).any() else rows[~liars]
         mean, deviation = honest.mean(axis=0), np.float32(np.sqrt(honest.var(axis=0).sum()))
 
-        def tried(strength: float, at: NDArray[np.bool_] = inside & liars) -> Rows:
-            moved = sent.copy()
-            moved[at] = mean + np.float32(strength) * deviation * against  # noqa: B023
-            return moved
+        lying = liars[inside]
 
-        def harm(strength: float, at: NDArray[np.bool_] = inside) -> float:
-            return float(rule(tried(strength)[at]) @ against)
+        def of(strength: float, mean: Rows = mean, deviation: np.float32 = deviation) -> Rows:
+            row: Rows = mean + np.float32(strength) * deviation * against
+            return row
 
-        sent = tried(strongest(harm, 20.0))
+        def harm(strength: float, at: NDArray[np.bool_] = inside, lying: NDArray[np.bool_] = lying) -> float:
+            moved = rows[at]
+            moved[lying] = of(strength)
+            return float(rule(moved) @ against)
+
+        sent[inside & liars] = of(strongest(harm, 20.0))
     return sent
 
 
