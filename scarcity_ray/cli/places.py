@@ -46,6 +46,7 @@ def places_of(
         needed=planned.rounds or ROUNDS,
         likeness=likeness,
         signal=signal,
+        persons=planned.persons,
     )
     return found, recommended_place(found)
 

@@ -53,6 +53,7 @@ class Planned:
         assumed: What was assumed of the clients, in words; empty where the file or the options say it.
         where: Where the federation's settings stand in the file.
         learning_rate: The server's in the file; None where it has none.
+        persons: Of each of the file's clients; empty where it does not say.
     """
 
     federation: HierarchicalFederationConfig
@@ -61,6 +62,7 @@ class Planned:
     assumed: str = ""
     where: str = "federation"
     learning_rate: float | None = None
+    persons: tuple[int, ...] = ()
 
 
 def plan_command(
@@ -138,7 +140,15 @@ def load_planned(
         rate = job.config.training.server_optimizer().learning_rate
         if clients is None and baskets is None:
             rounds = job.config.training.rounds
-            return Planned(job.config.federation, job.basket_sizes, rounds, learning_rate=rate)
+            known = [client.num_persons for client in job.clients]
+            persons = tuple(each for each in known if each is not None)
+            return Planned(
+                job.config.federation,
+                job.basket_sizes,
+                rounds,
+                learning_rate=rate,
+                persons=persons if len(persons) == len(known) else (),
+            )
         crowd = _crowd(job.config.federation, clients, baskets, "federation")
         return replace(crowd, learning_rate=rate)
     if "federation" not in content:

@@ -21,6 +21,7 @@ Guarantees:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -199,6 +200,7 @@ def choose_places(
     needed: int,
     likeness: Likeness,
     signal: float,
+    persons: Sequence[int] = (),
 ) -> tuple[PlaceChoice, ...]:
     """Each place at its best rule and training, from central noise to noise at the site.
 
@@ -207,17 +209,25 @@ def choose_places(
         sizes: Clients of each basket; attackers among them are spread at random.
         needed: Rounds of a training without noise.
         signal: Norm of the honest mean at the start, in the rows' own units.
+        persons: Of each client, where they are known; else all have the fewest that are allowed.
 
     Raises:
         ConfigError: If no rule fits, or the unit is the client.
     """
     if config.privacy.min_persons is None:
         raise ConfigError("privacy.unit", config.privacy.unit.value, "person or record")
+    least = config.privacy.min_persons
+    counts = np.maximum(np.array(persons or (least,), np.float64), least)
+    # The noise of a mean of rows is made of all of theirs, that of a release of the smallest client's.
+    fewer = {Place.SITE: math.sqrt(float(np.mean(counts**-2.0))) * least}
     found = []
     for place in Place:
+        quieter = fewer.get(place, least / float(counts.min()))
         tried = [
             PlaceChoice(place, name, best_training(made, needed), made, radius)
-            for name, made, radius in _disturbances(config, place, sizes, attackers, likeness, signal)
+            for name, made, radius in _disturbances(
+                config, place, sizes, attackers, likeness, signal, quieter
+            )
         ]
         if tried:
             found.append(min(tried, key=lambda choice: choice.training.error))
@@ -278,8 +288,13 @@ def _disturbances(
     attackers: int,
     likeness: Likeness,
     signal: float,
+    quieter: float = 1.0,
 ) -> list[tuple[str, Disturbance, float | None]]:
-    """Of each rule that fits: its name, what it lets through, and centred clipping's radius."""
+    """Of each rule that fits: its name, what it lets through, and centred clipping's radius.
+
+    Args:
+        quieter: Of the noise for the fewest persons, what there is of it.
+    """
     clients, size = sum(sizes), min(sizes)
     differing = math.sqrt(LENGTHS[likeness] ** -2 - 1.0)
     spread_out = over_baskets(size, clients, attackers)
@@ -287,7 +302,7 @@ def _disturbances(
     f = math.ceil(attackers / len(sizes) - 1e-9)
     row_noise = 0.0
     if place is Place.SITE:
-        row_noise = site_sigma(config, 1) * math.sqrt(config.vector_dim) / signal
+        row_noise = quieter * site_sigma(config, 1) * math.sqrt(config.vector_dim) / signal
     config = replace(
         config, privacy=replace(config.privacy, noise=NoisePlace.CENTRAL, row_epsilon=None, row_delta=None)
     )
@@ -316,7 +331,11 @@ def _disturbances(
                 CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN if place is Place.SHARES else CentralNoise.GAUSSIAN
             )
             layer2 = replace(config.layer2, noise=kind)
-            noise = Forecast(solve_for_rounds(replace(made, layer2=layer2), 1), sizes, 1).noise_norm / signal
+            noise = (
+                quieter
+                * Forecast(solve_for_rounds(replace(made, layer2=layer2), 1), sizes, 1).noise_norm
+                / signal
+            )
         pull = 0.0
         radius = None
         if rule is AggregationMethod.MEAN:
