@@ -41,6 +41,7 @@ from scarcity_ray.errors import (
     ScarcityError,
     ScarcityWarning,
     SecureAggregationAborted,
+    StorageError,
     TooFewUpdates,
     UsageError,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "ScarcityWarning",
     "SecureAggregationAborted",
     "SigningScope",
+    "StorageError",
     "TooFewUpdates",
     "TriggerEngine",
     "UpdateBuffer",

@@ -17,6 +17,7 @@ The roots and the errors of the client's half are defined in `scarcity_ray_clien
     │   ├── LedgerMissing         ... because it should be there and is not
     │   ├── LedgerHeld            ... because a living accountant holds it
     │   └── LedgerTakenOver       ... because another accountant has taken it over
+    ├── StorageError              a snapshot or a journal cannot be used (its path, and the remedy)
     ├── SecureAggregationAborted  a session of secure aggregation ended without a result
     ├── ProtocolViolation         a peer sent something that the protocol forbids
     ├── MessageRefused            bytes that are no message of ours (torn, foreign or newer)
@@ -116,6 +117,10 @@ class RuleFailed(ScarcityError):
 
 class PrivacyBudgetExhausted(ScarcityError):
     """The next charge does not fit into the privacy budget."""
+
+
+class StorageError(ScarcityError):
+    """A snapshot or a journal cannot be written or read; the text names its path and the remedy."""
 
 
 class LedgerError(ScarcityError):

@@ -6,7 +6,10 @@ An audit plays the adversary that the claim is against. It never proves a claim;
 *Many runs*: two neighbouring inputs, released many times each, and a score of each release; for Gaussian
 noise its projection on the difference of the two noiseless results is best. `many_run_audit` turns the scores
 into a bound on mu (Nasr, Hayes, Steinke, Balle, Tramèr, Jagielski, Carlini, Terzis 2023, section 4) and one
-on epsilon that supposes nothing about the noise (Jagielski, Ullman, Oprea 2020).
+on epsilon that supposes nothing about the noise (Jagielski, Ullman, Oprea 2020). Where releases follow each
+other, it audits one step at a time: `beyond` takes out of a release what the earlier ones tell of its noise.
+`audit_power` is the probability that a mechanism that breaks its claim is found out, and `runs_for` the runs
+that make it large enough.
 
 *One run*: many canaries at once, of which a fair coin each has chosen one of two values, and guesses which;
 `one_run_epsilon` bounds epsilon by how many guesses are right (Steinke, Nasr, Jagielski 2023, theorem 5.2).
@@ -16,6 +19,8 @@ Guarantees:
         does the code that releases (tests/federation/test_audited_releases.py).
     the_many_run_audit_exposes_a_broken_mechanism: Noise scale halved, clip skipped, the mean's sensitivity
         claimed for Krum.
+    an_audit_has_the_power_that_is_stated: Counted over many audits.
+    noise_that_was_seen_before_is_taken_out
 """
 
 from __future__ import annotations
@@ -24,11 +29,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from scarcity_ray.errors import UsageError
+
+Floats: TypeAlias = NDArray[np.float64]
+
+_LIMITS = 6
+"""Limits that an audit may be wrong in: four at the threshold of mu, on both sides, and two at epsilon's."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +49,14 @@ class ManyRunAudit:
 
     Attributes:
         mu: The mechanism is not m-GDP for any m below this.
+        mu_at_most: What this test would show of a mechanism that is Gaussian is no more than this; a claim
+            above it has too much noise, or neighbours that are not the worst.
         epsilon: It is not (e, delta)-DP for any e below this.
     """
 
     mu: float
     epsilon: float
+    mu_at_most: float = math.inf
 
 
 def many_run_audit(
@@ -66,14 +81,69 @@ def many_run_audit(
         raise UsageError("left, right: at least 20 finite scores each are needed")
     _check_shares(delta=delta, confidence=confidence)
     choosing, judging = [side[::2] for side in scores], [side[1::2] for side in scores]
-    # Two quantities, each judged at one threshold by two limits.
-    alarm = (1.0 - confidence) / 4.0
+    alarm = (1.0 - confidence) / _LIMITS
     by_mu = _best_threshold(choosing, alarm, _mu_between)
     by_epsilon = _best_threshold(choosing, alarm, lambda false, true: _epsilon_between(false, true, delta))
+    least, most = _limits(judging, by_mu, alarm)
     return ManyRunAudit(
-        mu=max(0.0, _mu_between(*_limits(judging, by_mu, alarm))),
-        epsilon=max(0.0, _epsilon_between(*_limits(judging, by_epsilon, alarm), delta)),
+        mu=max(0.0, _mu_between(*least)),
+        epsilon=max(0.0, _epsilon_between(*_limits(judging, by_epsilon, alarm)[0], delta)),
+        mu_at_most=max(0.0, _mu_between(*most)) if most[0] > 0.0 and most[1] < 1.0 else math.inf,
     )
+
+
+def beyond(scores: ArrayLike, noises: ArrayLike) -> Floats:
+    """Scores of a step less what the noise of an earlier one, which the auditor knows, tells of their noise.
+
+    The multiple that is subtracted is the regression's: about 0 where noise is fresh at each step.
+
+    Args:
+        scores: Of releases of one input, shape (n,).
+        noises: The earlier step's noise on the same axis, shape (n,).
+    """
+    own, earlier = np.asarray(scores, np.float64), np.asarray(noises, np.float64)
+    centred = earlier - earlier.mean()
+    spread = float(centred @ centred)
+    left: Floats = own - (float(centred @ own) / spread if spread else 0.0) * centred
+    return left
+
+
+def audit_power(claimed: float, true: float, runs: int, *, confidence: float = 0.95) -> float:
+    """The probability that `many_run_audit` bounds a Gaussian mechanism of mu `true` above what is claimed.
+
+    At the best of some thresholds for that mechanism, near which the audit's own choice lies.
+
+    Args:
+        runs: Of each of the two neighbours.
+
+    >>> audit_power(0.5, 1.0, 4000, confidence=1 - 1e-6) > 0.95
+    True
+    """
+    alarm, judged = (1.0 - confidence) / _LIMITS, runs // 2
+    thresholds = np.linspace(-0.5, 1.0 + true, 16)
+    return max(_power_at(t, claimed, true, judged, alarm) for t in thresholds.tolist())
+
+
+def runs_for(claimed: float, true: float, *, power: float = 0.95, confidence: float = 0.95) -> int:
+    """The least power of two of runs with which an audit has the power."""
+    runs = 32
+    while audit_power(claimed, true, runs, confidence=confidence) < power:
+        runs *= 2
+    return runs
+
+
+def _power_at(threshold: float, claimed: float, true: float, judged: int, alarm: float) -> float:
+    """For each likely count of false alarms, the chance of true ones enough to refute the claim."""
+    false_rate, true_rate = stats.norm.sf([threshold, threshold - true])
+    likely = np.unique(stats.binom.ppf(np.linspace(1e-4, 1 - 1e-4, 50), judged, false_rate))
+    falls = np.diff(stats.binom.cdf(likely, judged, false_rate), prepend=0.0)
+    few = likely < judged
+    likely, falls = likely[few], falls[few]
+    upper = stats.beta.isf(alarm, likely + 1, judged - likely)
+    needed = stats.norm.cdf(claimed + stats.norm.ppf(upper))
+    # The lower limit of y successes passes p if p makes y or more of them less likely than the alarm.
+    counts = np.where(needed < 1.0, stats.binom.isf(alarm, judged, needed) + 1, judged + 1)
+    return float(np.sum(falls * stats.binom.sf(counts - 1, judged, true_rate)))
 
 
 def one_run_epsilon(
@@ -207,13 +277,14 @@ def _epsilon_between(false: float, true: float, delta: float) -> float:
     return max((math.log(a / b) for a, b in pairs if a > 0.0 and b > 0.0), default=-math.inf)
 
 
-def _limits(scores: list[NDArray[np.float64]], threshold: float, alarm: float) -> tuple[float, float]:
-    """An upper limit of the chance to pass the threshold on the left, a lower one of that on the right."""
-    false, true = (int(np.sum(side > threshold)) for side in scores)
-    return (
-        confidence_limits(false, scores[0].size, alarm)[1],
-        confidence_limits(true, scores[1].size, alarm)[0],
+def _limits(
+    scores: list[Floats], threshold: float, alarm: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The chances to pass the threshold on the left and on the right: by their worst limits, and the best."""
+    (low, high), (least, most) = (
+        confidence_limits(int(np.sum(side > threshold)), side.size, alarm) for side in scores
     )
+    return (high, least), (low, most)
 
 
 def _best_threshold(

@@ -7,6 +7,7 @@ attacks are the lab's, and rule, clip norms, weights and noise are those of a fe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,15 +18,18 @@ from numpy.typing import NDArray
 from benchmarks.lab.releases import Releases, Rows
 from scarcity_ray.config import (
     AggregationMethod,
+    CentralNoise,
     HierarchicalFederationConfig,
     PrivacyConfig,
     PrivacyUnit,
     load,
     stream,
 )
+from scarcity_ray.forecast import solve_for_rounds
+from scarcity_ray.forecast.noise_places import site_sigma
 from scarcity_ray.layers import server_optimizer
 from scarcity_ray.plan import FederationPlan, make_plan
-from scarcity_ray.workloads.attacks import AttackConfig, craft, poisons
+from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft, poisons, strongest
 from scarcity_ray_client.loading import load_workload
 from scarcity_ray_client.metrics import auc
 
@@ -36,6 +40,9 @@ Placement = Literal["spread", "pairs", "gathered"]
 TURNED = "turned"
 """An attack beside the lab's, on the whole training: all attackers send, in every round, a row of norm C
 against what the training without noise and attack learns, which they know."""
+HIDDEN = "hidden"
+"""Likewise, but they send the honest mean of their basket, moved against that by the multiple of the honest
+rows' deviation that takes the rule furthest: they hide in what honest rows differ by, or are noised with."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,11 @@ class Arm:
         unit: Of privacy; of ``client`` the rows are those of ``record``.
         one_basket: All hospitals are one basket, which a federation refuses (it needs at least two).
         byzantine_fraction: That the rule reckons with.
+        pre: What goes before the rule.
+        at_source: Each hospital noises its row before it leaves (``noise: site``); releases have none.
+        momentum: Of each hospital's noised rows, kept by its basket.
+        clipping_radius: Of centred clipping; None: the job's.
+        rounds, learning_rate: None: the job's.
     """
 
     rule: str
@@ -56,6 +68,12 @@ class Arm:
     unit: str = "record"
     one_basket: bool = False
     byzantine_fraction: float = 0.0
+    pre: tuple[Literal["nnm"], ...] = ()
+    at_source: bool = False
+    momentum: float = 0.0
+    clipping_radius: float | None = None
+    rounds: int | None = None
+    learning_rate: float | None = None
 
 
 PLAIN_MEAN = "plain_mean"
@@ -141,13 +159,22 @@ class Trial:
         config = load(
             HierarchicalFederationConfig, {**self.job["federation"], "vector_dim": len(self.initial)}
         )
-        rule = AggregationMethod(arm.rule)
-        radius = config.layer1.clipping_radius if rule is config.layer1.aggregation_method else None
+        rule, sigma = AggregationMethod(arm.rule.replace(PLAIN_MEAN, "mean")), None
+        if arm.at_source:
+            config = replace(config, layer2=replace(config.layer2, noise=CentralNoise.DISCRETE_GAUSSIAN))
+            sigma = site_sigma(config, arm.rounds or self.job["training"]["rounds"])
+        radius = None
+        if rule is AggregationMethod.CENTERED_CLIPPING:
+            radius = arm.clipping_radius or config.layer1.clipping_radius
         layer1 = replace(
             config.layer1,
             aggregation_method=rule,
             clipping_radius=radius,
             byzantine_fraction=arm.byzantine_fraction,
+            pre=arm.pre,
+            clip_norm=config.layer1.clip_norm
+            if sigma is None
+            else _longest(self.clip_norm, sigma, len(self.initial)),
         )
         privacy = replace(config.privacy, unit=PrivacyUnit(arm.unit))
         if arm.unit == "client":
@@ -155,7 +182,8 @@ class Trial:
         basket = config.basket
         if arm.one_basket:
             basket = replace(basket, min_clients=self.num_sites, max_clients=self.num_sites)
-        return make_plan(replace(config, basket=basket, layer1=layer1, privacy=privacy))
+        made = replace(config, basket=basket, layer1=layer1, privacy=privacy)
+        return make_plan(solve_for_rounds(made, arm.rounds) if arm.rounds else made)
 
 
 def _turn(drawn: Sequence[NDArray[np.int64]], turn: int) -> list[int]:
@@ -250,39 +278,136 @@ def _persons(trial: Trial) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def run(trial: Trial, arms: Sequence[Arm]) -> list[float]:
     """The AUC on the test after all rounds, of each arm."""
     goal = None
-    if any(arm.attack == TURNED for arm in arms):
+    if any(arm.attack in (TURNED, HIDDEN) for arm in arms):
         goal = (_trained(trial, [CLEAN], None)[0] - trial.initial).astype(np.float64)
     vectors = _trained(trial, arms, goal)
     return [trial.auc_of(vector) for vector in vectors]
 
 
+@dataclass
+class _Site:
+    """What an arm's hospitals send where they noise their rows, and what their baskets keep of it.
+
+    Attributes:
+        sigmas: (sites, 1) noise of each coordinate.
+        reached: (sites, d) momentum of what was sent.
+        honest: Of what each would have sent if it were honest.
+        longest: Clip norm of noised rows.
+    """
+
+    momentum: float
+    sigmas: Floats
+    reached: Floats
+    honest: Floats
+    longest: float
+
+    def noised(self, rows: Rows, rng: np.random.Generator) -> Rows:
+        """The momenta that baskets would see of honest rows, (sites, d)."""
+        sent = rows + self.sigmas * rng.standard_normal(rows.shape)
+        self.honest = self.momentum * self.honest + (1.0 - self.momentum) * sent
+        return self.honest.astype(np.float32)
+
+    def kept(self, aimed: Rows, liars: NDArray[np.bool_]) -> Rows:
+        """The momenta that baskets see where liars aim at theirs, as far as a clipped row takes them."""
+        sent = (aimed - self.momentum * self.reached) / (1.0 - self.momentum)
+        norms = np.sqrt((sent**2).sum(axis=1, keepdims=True))
+        sent *= np.minimum(1.0, self.longest / np.maximum(norms, 1e-300))
+        moved = self.momentum * self.reached + (1.0 - self.momentum) * sent
+        self.reached = np.where(liars[:, None], moved, self.honest)
+        return self.reached.astype(np.float32)
+
+
+def _site(trial: Trial, arm: Arm, rounds: int) -> _Site | None:
+    if not arm.at_source:
+        return None
+    plan, dimension = trial.plan(arm), len(trial.initial)
+    sigma, least = site_sigma(plan.config, rounds), plan.config.privacy.min_persons or 1
+    counts = np.ones(trial.num_sites) if arm.unit == "client" else trial.num_units(arm.unit)
+    sigmas = arm.noisy * sigma * least / counts[:, None]
+    still = np.zeros((trial.num_sites, dimension))
+    return _Site(arm.momentum, sigmas, still, still, _longest(trial.clip_norm, sigma, dimension))
+
+
+def _longest(clip_norm: float, sigma: float, dimension: int) -> float:
+    """The least clip norm that leaves noised rows as they are."""
+    return clip_norm + sigma * (math.sqrt(dimension) + 3.0)
+
+
 def _trained(trial: Trial, arms: Sequence[Arm], goal: Floats | None) -> NDArray[np.float32]:
     """(arms, d) the models after all rounds."""
-    optimizer = server_optimizer(**trial.job["training"]["optimizer"])
+    given = trial.job["training"]
+    optimizers = [
+        server_optimizer(
+            **given["optimizer"] | ({"learning_rate": arm.learning_rate} if arm.learning_rate else {})
+        )
+        for arm in arms
+    ]
+    rounds = [arm.rounds or given["rounds"] for arm in arms]
     vectors = np.repeat(trial.initial[None], len(arms), axis=0)
-    states = [optimizer.init(vectors.shape[1]) for _ in arms]
-    attacks = [load(AttackConfig, {"name": "none" if arm.attack == TURNED else arm.attack}) for arm in arms]
+    states = [optimizer.init(vectors.shape[1]) for optimizer in optimizers]
+    attacks = [
+        load(AttackConfig, {"name": "none" if arm.attack in (TURNED, HIDDEN) else arm.attack}) for arm in arms
+    ]
     liars = np.array([trial.byzantine(arm.placement) & (arm.attack != "none") for arm in arms])
     poisoned = liars & np.array([poisons(attack) for attack in attacks])[:, None]
     by_person = np.array([arm.unit == "person" for arm in arms])
     baskets = [trial.baskets(arm.one_basket) for arm in arms]
     releases = [_releases(trial, arm) for arm in arms]
+    sites = [_site(trial, arm, number) for arm, number in zip(arms, rounds, strict=True)]
     streams = [stream(trial.seed, "hospitals", place) for place in range(len(arms))]
-    for number in range(trial.job["training"]["rounds"]):
+    for number in range(max(rounds)):
         rows = rows_of(trial, vectors, poisoned, by_person)
         for place, (arm, release, rng) in enumerate(zip(arms, releases, streams, strict=True)):
-            own = rows[place]
+            if number >= rounds[place]:
+                continue
+            own, site = rows[place], sites[place]
+            if site is not None:
+                own = site.noised(own, rng)
             if arm.attack == TURNED and goal is not None:
                 own[liars[place]] = -trial.clip_norm * goal / np.linalg.norm(goal)
             rule = _mean if release is None else release.of_basket
-            sent = craft(attacks[place], own, liars[place], baskets[place], rng, rule)
+            if arm.attack == HIDDEN and goal is not None:
+                against = (-goal / np.linalg.norm(goal)).astype(np.float32)
+                sent = _hidden(own, liars[place], baskets[place], rule, against)
+            else:
+                sent = craft(attacks[place], own, liars[place], baskets[place], rng, rule)
+            if site is not None:
+                sent = site.kept(sent, liars[place])
             if release is None:
                 delta = sent.mean(axis=0, dtype=np.float64)
             else:
-                delta, sigma = release.of(sent)
-                delta = delta + arm.noisy * sigma * rng.standard_normal(delta.size)
-            states[place], vectors[place] = optimizer.step(states[place], vectors[place], delta, number)
+                delta, sigma = release.of(sent, number)
+                if site is None:
+                    delta = delta + arm.noisy * sigma * rng.standard_normal(delta.size)
+            states[place], vectors[place] = optimizers[place].step(
+                states[place], vectors[place], delta, number
+            )
     return vectors
+
+
+def _hidden(
+    rows: Rows, liars: NDArray[np.bool_], baskets: NDArray[np.int64], rule: BasketRule, against: Rows
+) -> Rows:
+    """The rows of all hospitals, under `HIDDEN`; a basket without honest ones looks at those of all."""
+    sent = rows.copy()
+    for basket in np.unique(baskets[liars]):
+        inside = baskets == basket
+        honest = rows[inside & ~liars] if (inside & ~liars).any() else rows[~liars]
+        mean, deviation = honest.mean(axis=0), np.float32(np.sqrt(honest.var(axis=0).sum()))
+
+        lying = liars[inside]
+
+        def of(strength: float, mean: Rows = mean, deviation: np.float32 = deviation) -> Rows:
+            row: Rows = mean + np.float32(strength) * deviation * against
+            return row
+
+        def harm(strength: float, at: NDArray[np.bool_] = inside, lying: NDArray[np.bool_] = lying) -> float:
+            moved = rows[at]
+            moved[lying] = of(strength)
+            return float(rule(moved) @ against)
+
+        sent[inside & liars] = of(strongest(harm, 20.0))
+    return sent
 
 
 def _releases(trial: Trial, arm: Arm) -> Releases | None:

@@ -35,8 +35,10 @@ class Releases:
     def __post_init__(self) -> None:
         object.__setattr__(self, "aggregator", Layer1Aggregator(self.plan.config.layer1))
 
-    def of(self, rows: Rows) -> tuple[NDArray[np.float64], float]:
+    def of(self, rows: Rows, number: int = 0) -> tuple[NDArray[np.float64], float]:
         """The release of one row a client before its noise, (d,), and the noise's standard deviation.
+
+        `number` counts the releases before it, which matters where noise falls from one to the next.
 
         Rows that are not finite are refused; a basket with too few others waits. Where all wait: zeros, 0.
         """
@@ -53,7 +55,7 @@ class Releases:
                 vectors[name] = self.of_basket(present, members)
         if not vectors:
             return np.zeros(rows.shape[1]), 0.0
-        release = self.plan.release(facts)
+        release = self.plan.after(number).release(facts)
         total = np.sum([release.weights[name] * vector for name, vector in vectors.items()], axis=0)
         return total, release.grid_sigma(list(release.weights)) / release.scale
 

@@ -10,6 +10,7 @@ from scarcity_ray_client.errors import (
     ModelWarning,
     ScarcityError,
     ScarcityWarning,
+    SiteLedgerRefused,
     TooFewPersons,
     UsageError,
 )
@@ -27,10 +28,15 @@ from scarcity_ray_client.persons import (
     person_mean,
     standardise,
 )
+from scarcity_ray_client.policy import Policy, SignedPolicy
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
+from scarcity_ray_client.site_ledger import SiteLedger, SiteLedgers
+from scarcity_ray_client.site_noise import SiteNoise, noised_row
 from scarcity_ray_client.training import (
     Cause,
+    Noising,
+    Outbox,
     Refusal,
     Update,
     evaluate_client,
@@ -50,15 +56,23 @@ __all__ = [
     "ModelRefused",
     "ModelWarning",
     "NoisedMean",
+    "Noising",
+    "Outbox",
     "Part",
     "PersonMean",
+    "Policy",
     "PrivateEvaluation",
     "PrivateMetric",
     "RecordGradients",
     "Refusal",
     "ScarcityError",
     "ScarcityWarning",
+    "SignedPolicy",
     "SigningScope",
+    "SiteLedger",
+    "SiteLedgerRefused",
+    "SiteLedgers",
+    "SiteNoise",
     "SoftmaxModel",
     "TanhMlp",
     "TooFewPersons",
@@ -75,6 +89,7 @@ __all__ = [
     "load_model",
     "load_workload",
     "local_steps",
+    "noised_row",
     "person_gradient",
     "person_mean",
     "proximal_gradient",

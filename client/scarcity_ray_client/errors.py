@@ -5,6 +5,7 @@
     ScarcityError
     ├── UsageError      a call that its caller can mend
     │   └── TooFewPersons  a client with fewer persons than the federation takes
+    ├── SiteLedgerRefused  a site's own ledger that cannot be used: nothing may be sent
     ├── MessageRefused  bytes that are no message of ours (torn, foreign or newer)
     └── ModelRefused    a model that the codec cannot carry, or that is not the one due
 
@@ -30,6 +31,10 @@ class UsageError(ScarcityError, ValueError):
 
 class TooFewPersons(UsageError):
     """A client has fewer persons (records) than ``privacy.min_persons``: its training is refused."""
+
+
+class SiteLedgerRefused(ScarcityError):
+    """A site's own ledger cannot be used: damaged, cut, another one's, or the disk fails; nothing is sent."""
 
 
 class MessageRefused(ScarcityError, ValueError):

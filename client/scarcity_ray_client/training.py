@@ -9,9 +9,9 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, Generic, Protocol, TextIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ import numpy.typing as npt
 from scarcity_ray_client.errors import ModelRefused, TooFewPersons, UsageError
 from scarcity_ray_client.loading import told
 from scarcity_ray_client.models import FloatVector, ModelCodec
+from scarcity_ray_client.noise.source import NoiseSource, SystemNoise
+from scarcity_ray_client.site_noise import SiteNoise
 from scarcity_ray_client.workload import Client, Trained, Workload, checked_metrics
 
 Model = TypeVar("Model")
@@ -33,7 +35,7 @@ MOST_TOLD = 4000
 
 
 class Cause(StrEnum):
-    """Why a client's training gave no update. The last three are told by whoever runs the training."""
+    """Why a client's training gave no update. The last five are told by whoever runs the training."""
 
     RAISED = "raised"
     NOT_FINITE = "not_finite"
@@ -41,8 +43,55 @@ class Cause(StrEnum):
     WRONG_RESULT = "wrong_result"
     TOO_FEW_PERSONS = "too_few_persons"
     OUT_OF_MEMORY = "out_of_memory"
+    AT_CEILING = "at_ceiling"
+    LEDGER_ROLLED_BACK = "ledger_rolled_back"
     TIMED_OUT = "timed_out"
     LOST = "lost"
+    BUDGET_SPENT = "budget_spent"
+
+
+class Outbox(Protocol):
+    """Where a client's noised rows are kept, with what they cost, before they leave."""
+
+    def send(
+        self, client_id: str, round_id: int, mu: float, make: Callable[[], FloatVector]
+    ) -> FloatVector | Refusal:
+        """The row that `make` noises, charged and kept durably; asked again, the same row, and nothing drawn.
+
+        A `Refusal` where the client's own ledger does not allow the charge; `make` is not called then.
+        """
+
+
+@dataclass(frozen=True)
+class Noising:
+    """What noises the rows of some clients' trainings.
+
+    Attributes:
+        site_noise: The federation's; where noise falls from row to row, that of a client's first.
+        mus: What a row of each client is charged, where that is not the same for all.
+        source: Where the noise comes from; anything but the operating system's entropy is for tests.
+        outbox: A client's own, by its id; None: rows are not kept.
+    """
+
+    site_noise: SiteNoise
+    source: NoiseSource = field(default_factory=SystemNoise)
+    outbox: Callable[[str], Outbox] | None = None
+    mus: Mapping[str, float] | None = None
+
+    def sent(self, update: Update) -> Update | Refusal:
+        """The update with its row noised, once: whoever calls this has been charged for one draw."""
+        client_id, round_id, noise = update.client_id, update.round_id, self.site_noise
+        if self.mus is not None:
+            noise = replace(noise, mu=self.mus[client_id])
+
+        def make() -> FloatVector:
+            stream = f"row/{client_id}/{round_id}"
+            return noise.noised(update.delta, update.num_persons or 0, self.source, stream)
+
+        if self.outbox is None:
+            return replace(update, delta=make())
+        row = self.outbox(client_id).send(client_id, round_id, noise.mu, make)
+        return row if isinstance(row, Refusal) else replace(update, delta=row)
 
 
 @dataclass(frozen=True)
@@ -99,6 +148,7 @@ def train_client(
     *,
     attacker: bool = False,
     min_persons: int | None = None,
+    noising: Noising | None = None,
 ) -> Update | Refusal:
     """Trains the federation's model on one client's data.
 
@@ -109,6 +159,7 @@ def train_client(
         A model given as delta is refused where it can be told.
         What training prints is bounded.
         Where persons are the unit an update is a delta of enough persons.
+        Nothing but the noised row is given where rows are noised.
 
     Args:
         workload: Whose `train` is called.
@@ -118,14 +169,15 @@ def train_client(
         round_id: The round.
         attacker: Call `Workload.poison` instead, for the lab; what it gives may be of nobody.
         min_persons: The federation's ``privacy.min_persons``; None: a client is its unit of privacy.
+        noising: Noises the row, where the federation has ``privacy: {noise: site}``; an attacker's is not.
 
     Raises:
         UsageError: If `vector` is none of this codec's, which is no fault of the client.
         ModelRefused: If the model's dtypes cannot hold the vector.
     """
-    start = _Start(codec, vector, None if attacker else min_persons)
+    start = _Start(codec, vector, None if attacker else min_persons, None if attacker else noising)
 
-    def train() -> Update:
+    def train() -> Update | Refusal:
         with _bounded_output(f"client {client.client_id!r}"):
             trained = (workload.poison if attacker else workload.train)(start.model, client, round_id)
         if trained is None and attacker:
@@ -144,6 +196,7 @@ def train_clients(
     poisoned: Collection[str] = frozenset(),
     on_failure: Callable[[str], None] | None = None,
     min_persons: int | None = None,
+    noising: Noising | None = None,
 ) -> list[Update | Refusal]:
     """Trains clients: several by `Workload.train_many` where the workload has one, else one after another.
 
@@ -152,6 +205,7 @@ def train_clients(
         Clients of a train_many that fails are trained alone.
         Clients trained together give what each gives alone.
         Poisoned clients send what poison gives.
+        Of each client noise is drawn once: Also where train_many fails and clients are trained alone.
 
     Args:
         workload: Whose `train_many` or `train` is called.
@@ -161,7 +215,7 @@ def train_clients(
         round_id: The round.
         poisoned: Ids of clients that attack: `Workload.poison` is called for each of them.
         on_failure: Told if `train_many` as a whole failed, and why; None: a warning is logged.
-        min_persons: As in `train_client`.
+        min_persons: As in `train_client`, as `noising` is.
 
     Returns:
         One for each client, in their order.
@@ -180,9 +234,9 @@ def train_clients(
     honest = [place for place, client in enumerate(clients) if client.client_id not in poisoned]
     if len(honest) > 1 and type(workload).train_many is not Workload.train_many:
         if given.ndim == 2:
-            starts = [_Start(codec, rows[place], min_persons) for place in honest]
+            starts = [_Start(codec, rows[place], min_persons, noising) for place in honest]
         else:
-            starts = [_Start(codec, given, min_persons)] * len(honest)
+            starts = [_Start(codec, given, min_persons, noising)] * len(honest)
         heard = on_failure or logger.warning
         them = [clients[place] for place in honest]
         together = _together(workload, codec, starts, them, round_id, heard)
@@ -197,6 +251,7 @@ def train_clients(
                 round_id,
                 attacker=client.client_id in poisoned,
                 min_persons=min_persons,
+                noising=noising,
             )
     return [outcomes[place] for place in range(len(clients))]
 
@@ -225,15 +280,21 @@ class _WrongResult(Exception):
 
 
 class _Start(Generic[Model]):
-    """A model that is handed to a training, its numbers (d,) before, and the least persons of an update."""
+    """A model that is handed to a training, its numbers (d,) before, and what is asked of the update."""
 
-    def __init__(self, codec: ModelCodec[Model], vector: npt.ArrayLike, min_persons: int | None) -> None:
-        self.min_persons = min_persons
+    def __init__(
+        self,
+        codec: ModelCodec[Model],
+        vector: npt.ArrayLike,
+        min_persons: int | None,
+        noising: Noising | None,
+    ) -> None:
+        self.min_persons, self.noising = min_persons, noising
         self.model = codec.decode(vector)
         self.numbers = codec.encode(self.model)
 
 
-def _or_refusal(made: Callable[[], Made], client: Client, round_id: int) -> Made | Refusal:
+def _or_refusal(made: Callable[[], Made | Refusal], client: Client, round_id: int) -> Made | Refusal:
     try:
         return made()
     except ModelRefused as error:
@@ -289,7 +350,7 @@ def _update(
     start: _Start[Model],
     client: Client,
     round_id: int,
-) -> Update:
+) -> Update | Refusal:
     if not isinstance(trained, Trained):
         raise _WrongResult(
             f"it gave a {type(trained).__name__}; return Trained(model=...) or Trained(delta=...)"
@@ -309,7 +370,8 @@ def _update(
         if start.min_persons is None and (delta == start.numbers).all() and delta.any():
             raise _WrongResult("delta= equals the model that was handed in; give model=, or subtract")
     count = trained.num_examples or client.num_examples
-    return Update(client.client_id, round_id, delta, count, metrics, trained.num_persons)
+    update = Update(client.client_id, round_id, delta, count, metrics, trained.num_persons)
+    return update if start.noising is None else start.noising.sent(update)
 
 
 def _check_persons(trained: Trained[Model], min_persons: int, codec: ModelCodec[Model]) -> None:
@@ -380,4 +442,13 @@ def _bounded_output(name: str) -> Iterator[None]:
         yield
 
 
-__all__ = ["Cause", "Refusal", "Update", "evaluate_client", "train_client", "train_clients"]
+__all__ = [
+    "Cause",
+    "Noising",
+    "Outbox",
+    "Refusal",
+    "Update",
+    "evaluate_client",
+    "train_client",
+    "train_clients",
+]

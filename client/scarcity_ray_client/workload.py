@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from scarcity_ray_client.errors import UsageError, shown
 from scarcity_ray_client.models import ModelCodec
+from scarcity_ray_client.policy import SignedPolicy
 
 Model = TypeVar("Model")
 
@@ -44,6 +45,7 @@ class Client:
         labels: Ray's labels of the nodes that may train it, such as ``{"region": "north"}``.
         num_persons: How many persons its data are of (records, where a record is the unit of privacy), which
             is public: below ``privacy.min_persons`` it is not asked to train. None: its training tells.
+        policy: Its ceiling, which it has signed; None: the federation's budget alone limits it.
 
     Raises:
         UsageError: For a value that none of these can have.
@@ -59,6 +61,7 @@ class Client:
     resources: Mapping[str, float] = field(default_factory=dict, hash=False)
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     num_persons: int | None = None
+    policy: SignedPolicy | None = None
 
     def __post_init__(self) -> None:
         for name in ("client_id", "domain_id"):
@@ -76,6 +79,10 @@ class Client:
         self._require("num_examples", _is_count(self.num_examples), "a positive int below 2**63")
         held = self.num_persons is None or _is_count(self.num_persons)
         self._require("num_persons", held, "a positive int below 2**63, or None")
+        held = self.policy is None or (
+            isinstance(self.policy, SignedPolicy) and self.policy.policy.client_id == self.client_id
+        )
+        self._require("policy", held, "a SignedPolicy of this client, or None")
         for name in ("num_cpus", "num_gpus"):
             self._require(name, _is_amount(getattr(self, name)), "a number from 0")
         for name, is_fit, accepted in (

@@ -5,13 +5,17 @@ It calls the accountant and no other role, so no two roles ever wait for each ot
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
+from scarcity_ray.actors.basket_keeper import BasketKeeper
 from scarcity_ray.actors.charging import BasketCharges, charged_gossip
 from scarcity_ray.actors.layer1_tasks import blocks_where_faster
 from scarcity_ray.actors.messages import Admission, BasketPlace, Order, Overtaken, SlotState, closed
@@ -25,24 +29,27 @@ from scarcity_ray.actors.unattended_signing import Statement
 from scarcity_ray.baskets import Receipt, Rejection
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
+from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.local_state import Row
 from scarcity_ray.baskets.reports import (
     ActivityReport,
     Backlog,
     BasketReport,
     Layer1Outcome,
+    Member,
     ReputationReport,
 )
 from scarcity_ray.baskets.reputation import merged_activity
 from scarcity_ray.baskets.submission import SubmissionBatch
+from scarcity_ray.baskets.unsaved import Unsaved
 from scarcity_ray.directory.records import OrderNumber
-from scarcity_ray.errors import UsageError
+from scarcity_ray.errors import ProtocolViolation, StorageError, UsageError
 from scarcity_ray.layers.layer1 import Layer1Aggregator
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import Compute, Peers, Role, query
+from scarcity_ray.runtime.rpc import Compute, IdempotencyKey, Peers, Role, query
 from scarcity_ray.secagg import (
     Advert,
     Confirmation,
@@ -54,7 +61,11 @@ from scarcity_ray.secagg import (
     Roster,
     UnmaskShares,
 )
+from scarcity_ray.storage.journal import Journal, JournalPlace
+from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.updates import read_rows
+
+logger = logging.getLogger("scarcity_ray")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +76,42 @@ class SubmissionResult:
     due: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Regained:
+    """What a restarted basket actor has from its journal.
+
+    Attributes:
+        updates: Accepted updates that wait for an aggregate.
+        aggregates: Fresh aggregates.
+        withdrawn: Updates of clients that left while it was dead, by client.
+        dropped: Updates of baskets that closed while it was dead, by client.
+        messages: Of gossip, that had not reached a client and are lost.
+        set_aside: The file of another run, which this one does not continue; empty if there was none.
+    """
+
+    updates: int = 0
+    aggregates: int = 0
+    withdrawn: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    messages: int = 0
+    set_aside: str = ""
+
+
 class BasketHost(Role):
     """Several baskets as a role.
+
+    With a journal, all that a call has changed is on the disk before the call is answered
+    (`baskets.journalled`). What cannot be written is undone: the baskets are made again from the journal, as
+    after a death, and the call fails; updates are refused as `not_stored`.
+
+    Guarantees:
+        an_acknowledged_update_outlives_the_actor: Killed between its acknowledgement and its aggregate.
+        an_aggregate_outlives_the_actor_without_the_updates_in_it: Killed between aggregate and release.
+        a_call_answered_before_a_death_is_answered_again: An update is not called a replay of itself.
+        what_was_handed_in_is_settled_after_a_death: An aggregate that a session may have released is used
+            again only if the accountant voids that session's charge.
+        what_is_spent_is_on_the_disk_before_a_share_leaves
+        what_cannot_be_stored_is_refused_and_undone
 
     Args:
         slot: Its number among the basket actors.
@@ -74,6 +119,11 @@ class BasketHost(Role):
         latest: The last release, if it is restarted.
         actors_key: Shared by all basket actors (`actors.migration`).
         run: The random number of the federation's opening, which clients sign their updates for.
+        journal: Where its journal lies; None: it has none.
+        kept: Where it keeps snapshots of its baskets, for what no journal has of an earlier life.
+
+    Raises:
+        StorageError: If there is a journal and it cannot be used.
     """
 
     def __init__(
@@ -91,6 +141,8 @@ class BasketHost(Role):
         actors_key: bytes | None = None,
         run: int = 0,
         budget_period: int = 0,
+        kept: Snapshots | None = None,
+        journal: JournalPlace | None = None,
     ) -> None:
         super().__init__()
         self._slot = slot
@@ -114,7 +166,49 @@ class BasketHost(Role):
         self._order = state.order
         self._memories = ClientMemories(state.memories)
         self._clip()
+        self._call: IdempotencyKey | None = None
+        self._journal: BasketJournal | None = None
+        self._syncs_updates = True
+        self._is_to_undo = False
+        self.regained = Regained()
+        if journal is not None:
+            file = Journal(journal, federation_id, slot, run)
+            keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
+            self._journal = BasketJournal(file, keeps_states)
+            self._syncs_updates = journal.syncs_updates
+            try:
+                self.regained = self._regain(state, self._journal)
+            except BaseException:
+                file.close()
+                raise
+            if file.set_aside is not None:
+                self.regained = replace(self.regained, set_aside=str(file.set_aside))
         self.admit(state.admissions)
+        self._keeper = BasketKeeper(kept, slot, has_journal=journal is not None)
+        self._keeper.restore(self._baskets, () if self._journal is None else self._journal.baskets())
+
+    def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
+        """See `Role.once`; the answer to a batch of updates is kept in the journal."""
+        self._call = call
+        try:
+            return super().once(call, method, *args)
+        finally:
+            self._call = None
+
+    def close(self) -> None:
+        """Close the journal, so that a successor in this process may open it."""
+        if self._journal is not None:
+            self._journal.close()
+
+    @query
+    def has_snapshot(self) -> bool:
+        """Whether it was started with a snapshot of its baskets."""
+        return self._keeper.has_found
+
+    @query
+    def what_was_regained(self) -> Regained:
+        """What it has from its journal since it was started."""
+        return self.regained
 
     # Membership: steps of the operations that the directory decides, each with the operation's order.
 
@@ -134,7 +228,10 @@ class BasketHost(Role):
                 memory = self._memories.pop(member.client_id)
                 if memory is not None:
                     member = replace(member, memory=memory.joined_with(member.memory))
+                    self._keep("memory", member.client_id, None)
                 basket.admit(member)
+            basket.leave_out(self._charges.left_out)
+        self._save()
         return {a.place.basket_id: self._baskets[a.place.basket_id].identity.public_bytes for a in admissions}
 
     def dismiss(self, basket_id: str, client_id: str, order: Order) -> ClientMemory | Overtaken | None:
@@ -145,6 +242,8 @@ class BasketHost(Role):
         memory = basket.dismiss(client_id) if basket is not None else None
         if memory is not None:
             self._memories.note([replace(memory, slot=self._slot, number=order.number)])
+            self._keep("memory", client_id, self._memories.get(client_id))
+            self._save()
         return self._memories.get(client_id)
 
     @query
@@ -177,7 +276,11 @@ class BasketHost(Role):
         """
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
-        return self._migration.put(self._baskets, basket_id, boxes, order.operation_id)
+        opened = self._migration.put(self._baskets, basket_id, boxes, order.operation_id)
+        for client_id in self._migration.arrived:
+            self._keep("arrived", client_id, order.operation_id)
+        self._save()
+        return opened
 
     def endorse(self, basket_id: str, parties: Sequence[Party]) -> tuple[Endorsement, ...]:
         """A closing basket's endorsements of the baskets that its clients move to."""
@@ -197,6 +300,10 @@ class BasketHost(Role):
             return ActivityReport()
         self._closed = basket.report().closed(BasketFacts("", "", 0), self._closed)
         self._farewells[basket_id] = basket.identity.sign(closed(basket_id))
+        if self._journal is not None:
+            self._journal.forget(basket_id)
+            self._keep("closed", "", self._closed)
+            self._save()
         return basket.take_activity()
 
     def advance_round(self, round_id: int, now: float, order: Order) -> Overtaken | None:
@@ -204,10 +311,19 @@ class BasketHost(Role):
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         if round_id > self._round_id:
+            self.leave_out(now)
             self._round_id = round_id
             for basket in self._baskets.values():
                 basket.advance_round(round_id)
-            self._memories.forget_before(round_id - self._plan.config.buffer.max_staleness, now)
+            oldest = round_id - self._plan.config.buffer.max_staleness
+            self._memories.forget_before(oldest, now)
+            if self._journal is not None:
+                for client_id in self._journal.kept("memory"):
+                    if self._memories.get(client_id) is None:
+                        self._keep("memory", client_id, None)
+                self._journal.forget_before(oldest)
+                self._save()
+            self._keeper.keep(self._baskets)
         return None
 
     # Updates, Layer 1 and gossip.
@@ -232,7 +348,15 @@ class BasketHost(Role):
                 receipts.append(basket.submit(batch[index], read_only, now, rows[index]))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
-        return SubmissionResult(tuple(receipts), tuple(due))
+        result = SubmissionResult(tuple(receipts), tuple(due))
+        if self._call is not None:
+            self._keep("answer", self._call.caller, (self._call.number, *_told(result)))
+        try:
+            self._save(sync=self._syncs_updates)
+        except StorageError as failure:
+            logger.error("%s refuses updates: %s", basket_actor(self._slot), failure)
+            return SubmissionResult(tuple(map(self._not_stored, receipts)))
+        return result
 
     def run_layer1(
         self, basket_ids: Sequence[str] | None, force: bool, now: float
@@ -241,17 +365,38 @@ class BasketHost(Role):
         self._secure.tick(now)
         if self._is_read_only(now):
             return ()
+        self.leave_out(now)
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
-        return tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+        outcomes = tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+        self._save()
+        return outcomes
 
-    def run_gossip(self, now: float) -> dict[str, int]:
-        """One gossip round in every basket; delivered messages by basket. See `charged_gossip`."""
+    def run_gossip(self, now: float, once: str = "") -> dict[str, int]:
+        """One gossip round in every basket; delivered messages by basket. See `charged_gossip`.
+
+        Args:
+            now: Seconds since the epoch.
+            once: A name of the caller's; the last run of this name is not done again, also after a restart
+                of the whole federation.
+        """
         self._secure.tick(now)
+        if once and self._keeper.last_gossip.name == once:
+            return dict(self._keeper.last_gossip.delivered)
         if self._plan.gossip_share == 0.0 or self._is_read_only(now):
             return dict.fromkeys(sorted(self._baskets), 0)
+        self.leave_out(now)
         sent = charged_gossip(self._baskets, self._plan.gossip, self._charges, self._round_id, now)
         self._read_only = self._charges.read_only_reason != ""
+        self._save()
+        self._keeper.keep_gossip(self._baskets, once, sent)
         return sent
+
+    def leave_out(self, now: float) -> None:
+        """Leave the clients out that are at ceilings of their own, as the accountant says."""
+        self._charges.hear_left_out(now)
+        if self._charges.left_out:
+            for basket in self._baskets.values():
+                basket.leave_out(self._charges.left_out)
 
     def set_read_only(self, read_only: bool) -> None:
         """Set whether updates, gossip and aggregation are refused."""
@@ -292,7 +437,9 @@ class BasketHost(Role):
         """Before a session: the facts that each party that is here signs for this attempt.
 
         For another roster or last release than this actor's none are signed, and the refusal is counted.
+        Who is at a ceiling of its own by now is left out first.
         """
+        self.leave_out(self._secure.now)
         return self._secure.sign_facts(occasion, parties)
 
     def advertise(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[Advert]:
@@ -312,7 +459,8 @@ class BasketHost(Role):
 
     def mask(self, session_id: str, party: str, inbox: Inbox) -> MaskedInput | None:
         """Phase 3: one party's masked contribution; from here on its aggregate may be in the sum."""
-        return self._secure.mask(session_id, party, inbox)
+        with self._saved_or_no_part():
+            return self._secure.mask(session_id, party, inbox)
 
     def confirm(
         self, session_id: str, parties: Sequence[str], survivors: tuple[str, ...]
@@ -324,15 +472,18 @@ class BasketHost(Role):
         self, session_id: str, parties: Sequence[str], confirmations: tuple[Confirmation, ...], now: float
     ) -> Answers[UnmaskShares]:
         """Phase 5: each party's shares, once the release is charged; from here on its aggregate is spent."""
-        return self._secure.unmask(session_id, parties, confirmations, now)
+        with self._saved_or_no_part():
+            return self._secure.unmask(session_id, parties, confirmations, now)
 
     def contribute(self, terms: SessionTerms, parties: Sequence[str]) -> Answers[tuple[str, NDArray[Any]]]:
         """The unmasked contributions, if secure aggregation is off."""
-        return self._secure.contribute(terms, parties)
+        with self._saved_or_no_part():
+            return self._secure.contribute(terms, parties)
 
     def end_session(self, session_id: str, spent: Sequence[str]) -> None:
         """Wipe a session's keys; `spent` are the parties whose aggregates may have been released."""
         self._secure.end(session_id, spent)
+        self._save()
 
     def abandon_session(self) -> GlobalMetaModel | None:
         """Wipe the keys of a session whose global aggregator died; the last release, for its successor."""
@@ -357,6 +508,11 @@ class BasketHost(Role):
             if state is not None:
                 found[client_id] = state
         return found
+
+    @query
+    def accepted_for(self, round_id: int) -> tuple[str, ...]:
+        """Members of which an update for the round was accepted."""
+        return tuple(c for _, basket in sorted(self._baskets.items()) for c in basket.accepted_for(round_id))
 
     @query
     def basket_model(self, basket_id: str) -> BasketModel | None:
@@ -385,7 +541,10 @@ class BasketHost(Role):
     @query
     def backlogs(self, now: float) -> tuple[Backlog, ...]:
         """What every basket has for its next aggregate."""
-        return tuple(basket.backlog(now) for _, basket in sorted(self._baskets.items()))
+        able: frozenset[str] | None = None
+        if self._plan.site_noise is not None:
+            able = self._charges.able_to_send([c for b in self._baskets.values() for c in b.members], now)
+        return tuple(basket.backlog(now, able) for _, basket in sorted(self._baskets.items()))
 
     @query
     def reputations(self) -> dict[str, ReputationReport]:
@@ -434,6 +593,107 @@ class BasketHost(Role):
         self._farewells = {b: sign for b, sign in self._farewells.items() if b in named}
         return dict(self._farewells)
 
+    def _keep(self, kind: str, name: str, value: object) -> None:
+        if self._journal is not None:
+            self._journal.keep(kind, name, value)
+
+    def _save(self, *, sync: bool = True) -> None:
+        """Write what has changed to the journal, if there is one.
+
+        Raises:
+            StorageError: If it cannot be written; what has changed since the last time is undone.
+        """
+        if self._journal is None:
+            return
+        if self._is_to_undo:
+            self._undo(self._journal)
+            raise StorageError("the journal failed before, and what it lacked is undone now: call again")
+        try:
+            self._journal.save(self._baskets.values(), sync=sync)
+        except StorageError:
+            self._undo(self._journal)
+            raise
+
+    @contextmanager
+    def _saved_or_no_part(self) -> Iterator[None]:
+        """What is answered to a session is in the journal before; else the actor takes no part in it."""
+        yield
+        try:
+            self._save()
+        except StorageError as failure:
+            raise ProtocolViolation(f"{basket_actor(self._slot)}: {failure}") from failure
+
+    def _not_stored(self, receipt: Receipt) -> Receipt:
+        """The receipt for an update whose batch could not be written."""
+        if not receipt.accepted:
+            return receipt
+        if receipt.basket_id is not None:
+            self._baskets[receipt.basket_id].count_not_stored()
+        return replace(receipt, accepted=False, reason=Rejection.NOT_STORED)
+
+    def _regain(self, state: SlotState, journal: BasketJournal) -> Regained:
+        """Make a dead actor's baskets again; who left them meanwhile is withdrawn and remembered."""
+        closing = None if state.order is None else state.order.closing
+        homes = {a.place.basket_id: a for a in state.admissions}
+        if closing is not None and closing.slot == self._slot:
+            movers = () if state.order is None else state.order.homes
+            homes[closing.basket_id] = Admission(
+                closing, tuple(Member(client_id, closing.domain_id) for client_id in movers)
+            )
+        self._memories.note(m for m in journal.kept("memory").values() if isinstance(m, ClientMemory))
+        if state.order is not None:
+            arrived = journal.kept("arrived").items()
+            self._migration.arrived = {c for c, operation in arrived if operation == state.order.operation_id}
+        self._closed = journal.kept("closed").get("")
+        for caller, told in journal.kept("answer").items():
+            number, *rest = told
+            self.recall(IdempotencyKey(caller, number), _result(*rest))
+        withdrawn, dropped, updates, aggregates, messages = Counter[str](), Counter[str](), 0, 0, 0
+        for basket_id in journal.baskets():
+            admission = homes.get(basket_id)
+            counts = journal.counts(basket_id)
+            place = BasketPlace(basket_id, "" if counts is None else counts.domain_id, self._slot)
+            basket = self._open(place if admission is None else admission.place)
+            clients = journal.restore(basket)
+            if admission is None:
+                dropped.update(basket.waiting())
+                del self._baskets[basket_id]
+                journal.forget(basket_id)
+                continue
+            members = {member.client_id for member in admission.members}
+            for client_id in sorted(clients - members):
+                withdrawn[client_id] += basket.waiting()[client_id]
+                basket.admit(Member(client_id, basket.domain_id))
+                memory = basket.dismiss(client_id)
+                if memory is not None:
+                    self._memories.note([replace(memory, slot=self._slot, number=state.number)])
+                    self._keep("memory", client_id, self._memories.get(client_id))
+            if closing is not None and basket_id == closing.basket_id:
+                for member in admission.members:
+                    basket.admit(member)
+            messages += 0 if counts is None else counts.messages
+            updates += basket.waiting().total()
+            aggregates += basket.latest.fresh is not None
+        self._secure.take_up()
+        return Regained(updates, aggregates, dict(+withdrawn), dict(+dropped), messages)
+
+    def _undo(self, journal: BasketJournal) -> None:
+        """Make the baskets again as the journal has them, in the place of what could not be written.
+
+        If it cannot be read either, that is done before anything else is written.
+        """
+        self._is_to_undo = True
+        for basket_id, failed in list(self._baskets.items()):
+            basket = self._open(BasketPlace(basket_id, failed.domain_id, self._slot))
+            basket.identity, basket.guard, basket.scope = failed.identity, failed.guard, failed.scope
+            for client_id in journal.restore(basket) - failed.members.keys():
+                basket.take(client_id)
+            basket.members = failed.members
+            basket.unsaved = Unsaved()
+        self._migration.arrived &= journal.kept("arrived").keys()
+        self._secure.take_up()
+        self._is_to_undo = False
+
     def _is_read_only(self, now: float) -> bool:
         """Whether the budget is spent; a renewal may not have been told here, so the accountant is asked."""
         self._read_only = self._read_only and self._charges.is_spent(now)
@@ -467,5 +727,22 @@ class BasketHost(Role):
             self._budget_period,
         )
         basket.states.clip_norm = self._last.clip_norm
+        basket.unsaved = None if self._journal is None else Unsaved()
         self._baskets[place.basket_id] = basket
         return basket
+
+
+def _told(result: SubmissionResult) -> tuple[Any, ...]:
+    """A result in plain types, for the journal."""
+    told = [(r.accepted, r.reason, r.basket_id, r.round_id) for r in result.receipts]
+    same = told[0] if told and all(one == told[0] for one in told) else None
+    return (len(told) if same else 0, same, () if same else tuple(told), result.due)
+
+
+def _result(number: int, same: tuple[Any, ...] | None, told: Sequence[tuple[Any, ...]], due: Any) -> Any:
+    """The result of which `_told` made this."""
+    receipts = [
+        Receipt(accepted, None if reason is None else Rejection(reason), basket_id, round_id)
+        for accepted, reason, basket_id, round_id in ([same] * number if same else told)
+    ]
+    return SubmissionResult(tuple(receipts), tuple(due))

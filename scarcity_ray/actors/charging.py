@@ -10,6 +10,8 @@ Guarantees:
     one_drawing_a_charge: For a client named by two baskets of the actor, too.
     a_ledger_that_was_taken_over_is_told: By the first charge, with the reason.
     nothing_is_unmasked_that_was_not_charged: A basket actor gives no share of a release that does not fit.
+    nothing_is_unmasked_that_a_client_left_out_is_in: The charge says how many were left out when it was made,
+        and a basket actor gives no share if it had heard of fewer as it began the session.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, basket_actor
 from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.errors import ProtocolViolation
 from scarcity_ray.plan import GossipPlan
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call, Peers
 
 
@@ -32,6 +35,7 @@ class BasketCharges:
     Attributes:
         ledger_head: The ledger's head in the last answer; empty before the first.
         read_only_reason: Why the accountant charges nothing any more; empty while it does.
+        left_out: The clients that are left out at their ceilings, as far as this actor has heard.
     """
 
     def __init__(self, slot: int, peers: Peers) -> None:
@@ -41,6 +45,7 @@ class BasketCharges:
         self._incarnation = uuid.uuid4().hex
         self.ledger_head = ""
         self.read_only_reason = ""
+        self.left_out: set[str] = set()
         self._answered: Counter[str] = Counter()
 
     def gossip(
@@ -59,12 +64,12 @@ class BasketCharges:
         Args:
             kind: ``drift`` or ``vector``.
             clients: By basket.
-            mu: The charge of one message.
+            mu: The charge of one message; 0 where the states are noised already, so that nothing is drawn.
             sigma: Of its noise, for the ledger's record.
         """
         ids = tuple(sorted({client for basket in clients.values() for client in basket}))
-        if not ids:
-            return frozenset()
+        if not ids or mu == 0.0:
+            return frozenset(ids)
         charge_id = f"gossip/{kind}/{self._incarnation}/{self._answered[kind]}"
         details = {"round": round_id, "slot": self._slot, "kind": kind, "sigma": sigma}
         charge = Call(Accountant.charge_gossip, charge_id, ids, mu, now, details)
@@ -73,18 +78,38 @@ class BasketCharges:
         self._answered[kind] += 1
         return frozenset(allowed)
 
-    def release(self, charge_id: str, mu: float, now: float) -> None:
-        """Ensure that a session's release is charged, before any share is given.
+    def hear_left_out(self, now: float) -> None:
+        """Have the clients left out whose ceilings have no room for the next release, and hear who they are.
 
         Raises:
-            ProtocolViolation: If it does not fit.
             ActorLost: If the accountant does not answer.
         """
-        asked = Call(Accountant.charge_release, charge_id, mu, now, {"asked_by": self._name})
+        heard = len(self.left_out)
+        if Call(Accountant.leave_out, now).send(self._peers, ACCOUNTANT).result() > heard:
+            self.left_out.update(Call(Accountant.left_out, heard, now).send(self._peers, ACCOUNTANT).result())
+
+    def release(self, charge_id: str, mu: float, step: Step | None, now: float, num_left_out: int) -> None:
+        """Ensure that a session's release is charged, before any share is given.
+
+        Args:
+            num_left_out: How many clients this actor knew to be left out as it began the session.
+
+        Raises:
+            ProtocolViolation: If it does not fit, the ledger does not stand at its step, or it is not charged
+                to a client whose row it may hold.
+            ActorLost: If the accountant does not answer.
+        """
+        details = {"asked_by": self._name}
+        asked = Call(Accountant.charge_release, charge_id, mu, now, details, num_left_out, step)
         charge = asked.send(self._peers, ACCOUNTANT).result()
         self.ledger_head = charge.head_hash
         if not charge.allowed:
             raise ProtocolViolation(f"{self._name}: nothing is charged for this session")
+        if charge.num_left_out != num_left_out:
+            raise ProtocolViolation(
+                f"{self._name}: {charge.num_left_out} clients were left out when this session was charged, "
+                f"and {num_left_out} when it began"
+            )
 
     def void(self, charge_id: str, now: float) -> bool:
         """Have a release refused for ever, so that no honest basket gives a share of it; whether it is.
@@ -96,6 +121,11 @@ class BasketCharges:
         """
         asked = Call(Accountant.void_release, charge_id, now, {"asked_by": self._name})
         return asked.send(self._peers, ACCOUNTANT).result()
+
+    def able_to_send(self, client_ids: Sequence[str], now: float) -> frozenset[str]:
+        """Those of the clients, each named once here, whose budget has room for another noised row."""
+        ids = tuple(sorted(set(client_ids)))
+        return frozenset(Call(Accountant.able_to_send, ids, now).send(self._peers, ACCOUNTANT).result())
 
     def is_spent(self, now: float) -> bool:
         """Whether the accountant says that the budget is spent."""

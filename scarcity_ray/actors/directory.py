@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from scarcity_ray.actors.kept import CODEC, DirectoryState
 from scarcity_ray.actors.messages import (
     Admission,
     BasketPlace,
@@ -35,8 +36,9 @@ from scarcity_ray.directory.records import FIRST_TRUST, OrderNumber
 from scarcity_ray.directory.roster import SlotLoads
 from scarcity_ray.errors import UsageError
 from scarcity_ray.runtime.collector import collector_paused
-from scarcity_ray.runtime.rpc import Role, query
+from scarcity_ray.runtime.rpc import IdempotencyKey, Role, query
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
+from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray_client.identity import PUBLIC_BYTES
 
 T = TypeVar("T")
@@ -59,11 +61,13 @@ class Directory(Role):
         an_operation_outlives_the_directory: It is begun again from what the basket actors know of it. If no
             step of it was done, it is void.
         an_actor_speaks_for_the_baskets_in_its_slot_alone: Keys that it states for others are ignored.
+        a_change_of_membership_is_durable_before_it_is_answered: Where the federation has a storage_path.
         no_epoch_is_made_halfway_through_an_operation: The roster stays as it is while one is pending.
 
     Args:
         num_slots: Basket actors to fill evenly; more are started only with ``runtime.baskets_per_actor``.
         recovered: What the basket actors know, if the directory is restarted.
+        kept: Where it keeps its state; one that is there is taken over, unless there is something to recover.
     """
 
     def __init__(
@@ -73,9 +77,11 @@ class Directory(Role):
         now: float = 0.0,
         recovered: Recovered | None = None,
         faults: Sequence[Fault] = (),
+        kept: Snapshots | None = None,
     ) -> None:
         super().__init__()
         config = identity.config
+        self._kept = kept
         self._config = config
         self._now = 0.0
         self._manager = BasketManager(
@@ -102,9 +108,23 @@ class Directory(Role):
         pinned = () if recovered is None else recovered.rosters
         self._chain = RosterChain(identity.federation_id, operator_key, pinned)
         self._endorsements: dict[str, Endorsement] = {}
+        self._num_remembered = 0
         self._tick(now)
+        stored = None if kept is None or recovered is not None else kept.read("directory", CODEC)
+        self._stored_change = self._change()
         if recovered is not None:
             self._restore(recovered)
+        elif stored is not None:
+            self._take_over(stored)
+
+    def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
+        """As `Role.once`; a change of who is where is durable before it is answered."""
+        answer = super().once(call, method, *args)
+        change = self._change()
+        if self._kept is not None and change != self._stored_change:
+            self._kept.write("directory", self._state(), CODEC)
+            self._stored_change = change
+        return answer
 
     @query
     def routing_table(self, known: str | None = None) -> RoutingTable | News:
@@ -310,6 +330,7 @@ class Directory(Role):
             for slot, keys in identities.items():
                 self.record_identities(slot, keys)
             self._memories.note(memories)
+            self._num_remembered += len(memories)
             for place in pending.closed:  # A basket's id is never used again.
                 self._slots.pop(place.basket_id, None)
                 self._identities.pop(place.basket_id, None)
@@ -411,6 +432,48 @@ class Directory(Role):
         live = self._manager.live_basket_ids()
         keys = {b: self._identities[b] for b in live if b in self._identities}
         return sorted(Party(basket_id, key) for basket_id, key in {**self._dead, **keys}.items())
+
+    def _change(self) -> tuple[object, ...]:
+        """What differs once there is something to store; clients' activity alone is not."""
+        return self._number, self._chain.epoch, len(self._endorsements), self._num_remembered
+
+    def _state(self) -> DirectoryState:
+        return DirectoryState(
+            round_id=self._round_id,
+            manager=self._manager.kept(),
+            slots=self._slots,
+            num_slots=len(self._loads),
+            identities=self._identities,
+            dead=self._dead,
+            keys=self._keys,
+            examples=self._examples,
+            unknown=self._unknown,
+            number=self._number,
+            memories=self._memories.all(),
+            faults=tuple(self._faults.values()),
+            rosters=self._chain.kept,
+            endorsements=tuple(self._endorsements.values()),
+        )
+
+    def _take_over(self, state: DirectoryState) -> None:
+        """Continue from a stored state; the operation that was pending counts as done.
+
+        Its effects are in the state, from which all basket actors start.
+        """
+        self._manager.restore(state.manager)
+        live = set(self._manager.live_basket_ids())
+        self._slots = {basket_id: slot for basket_id, slot in state.slots.items() if basket_id in live}
+        self._loads.extend(state.num_slots)
+        for slot in self._slots.values():
+            self._loads.add(slot)
+        self._identities = {b: key for b, key in state.identities.items() if b in live}
+        self._dead, self._keys = dict(state.dead), dict(state.keys)
+        self._examples, self._unknown = dict(state.examples), state.unknown
+        self._round_id, self._number = state.round_id, OrderNumber(state.number.life + 1)
+        self._memories.note(state.memories)
+        self._faults = {fault.fault_id: fault for fault in state.faults} | self._faults
+        self._chain.follow(state.rosters)
+        self._endorsements = {endorsed.party.party_id: endorsed for endorsed in state.endorsements}
 
     def _restore(self, recovered: Recovered) -> None:
         for admission in recovered.admissions:

@@ -19,6 +19,7 @@ Guarantees:
     It never holds a basket's plain aggregate while secure aggregation is on.
     The charge is durable before the first unmask request.
     A session below its threshold releases nothing.
+    a_release_is_stored_before_it_is_answered: Where the federation has a storage_path.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from scarcity_ray.actors import signed_facts
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
+from scarcity_ray.actors.kept import CODEC, RELEASES_KEPT
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.actors.names import ACCOUNTANT
 from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureSession
@@ -46,10 +48,14 @@ from scarcity_ray.layers.triggers import global_due
 from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.privacy.sampling.noise import NoiseSource
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call, Peers, Role, query
 from scarcity_ray.secagg import Party, Roster, SessionContext
 from scarcity_ray.secagg.transcript import DIGEST_BYTES
+from scarcity_ray.storage.snapshots import Snapshots
 
+RELEASE = "release"
+"""The snapshots' name."""
 SHOWN = 5
 """Latest aborts and violations that the statistics show."""
 
@@ -76,7 +82,7 @@ class Layer2Outcome:
 
 
 class GlobalAggregator(Role):
-    """Layer 2 as a role; when it is restarted, `latest` is the last release."""
+    """Layer 2 as a role; when it is restarted, `latest` or what is `kept` is the last release."""
 
     def __init__(
         self,
@@ -86,8 +92,14 @@ class GlobalAggregator(Role):
         noise: NoiseSource,
         entropy: Callable[[int], bytes] = os.urandom,
         latest: GlobalMetaModel | None = None,
+        kept: Snapshots | None = None,
     ) -> None:
         super().__init__()
+        self._kept = kept
+        self._unkept: GlobalMetaModel | None = None
+        stored = None if kept is None else kept.read(RELEASE, CODEC)
+        if stored is not None and (latest is None or stored.version > latest.version):
+            latest = stored
         self._plan = plan
         self._federation_id = federation_id
         self._peers = peers
@@ -146,6 +158,8 @@ class GlobalAggregator(Role):
         """
         if self._started_at is None:
             self._started_at = now
+        if self._unkept is not None:
+            return Layer2Outcome(self._stored(self._unkept), "made before, and stored now")
         calls = PartyCalls(places, self._peers)
         try:
             outcome = self._attempt_release(calls, places, round_id, force, now, roster)
@@ -177,6 +191,7 @@ class GlobalAggregator(Role):
             return Layer2Outcome(None, reason)
         if spent := Call(Accountant.read_only_reason, now).send(self._peers, ACCOUNTANT).result():
             return Layer2Outcome(None, spent, read_only=True)
+        num_left_out = Call(Accountant.leave_out, now).send(self._peers, ACCOUNTANT).result()
         there = [place for place in places if place.basket_id in facts and place.identity]
         invited = sorted(there, key=lambda place: place.basket_id)
         if waits := self._waits(facts.values(), _registered(roster, invited)):
@@ -184,14 +199,16 @@ class GlobalAggregator(Role):
         occasion = self._occasion(round_id, roster)
         stated = self._pin_facts(calls, invited, occasion)
         parties = [place for place in invited if place.basket_id in stated]
-        release, shape = self._agree(parties, stated, roster)
+        release, shape = self._agree(parties, stated, roster, self._step(now))
         terms = self._terms(parties, stated, occasion, release, shape)
         session: SecureSession | PlainSession
         kind = SecureSession if terms.masked else PlainSession
         session = kind(terms, list(stated), calls, shape.least_weighted)
         try:
             survivors = session.collect()
-            charge = self._charge(terms, survivors, now)
+            charge = self._charge(terms, survivors, now, num_left_out)
+            if charge.is_outdated:
+                raise SecureAggregationAborted(charge.reason)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True)
             ring_sum = session.unmask(now)
@@ -264,8 +281,18 @@ class GlobalAggregator(Role):
         calls.phase(keys, lambda batch: Call(BasketHost.sign_facts, occasion, batch), take)
         return stated
 
+    def _step(self, now: float) -> Step | None:
+        """Where the ledger stands, which a schedule of noise needs to know."""
+        if self._plan.schedule.is_constant:
+            return None
+        return Call(Accountant.step, now).send(self._peers, ACCOUNTANT).result()
+
     def _agree(
-        self, parties: Sequence[BasketPlace], stated: Mapping[str, SignedFacts], roster: Roster | None
+        self,
+        parties: Sequence[BasketPlace],
+        stated: Mapping[str, SignedFacts],
+        roster: Roster | None,
+        step: Step | None = None,
     ) -> tuple[ReleasePlan, SessionShape]:
         """The numbers that follow from the parties' facts; each party computes them, too.
 
@@ -276,7 +303,8 @@ class GlobalAggregator(Role):
             raise SecureAggregationAborted(f"{len(parties)} baskets stated their facts for this session")
         facts = [stated[place.basket_id].facts for place in parties]
         try:
-            release, shape = session_numbers(facts, self._last.plan, _registered(roster, parties))
+            plan = self._last.plan.at_step(step)
+            release, shape = session_numbers(facts, plan, _registered(roster, parties))
         except ConfigError as error:
             raise SecureAggregationAborted(str(error)) from None
         if refusal := shape.refusal(len(parties) - release.num_idle):
@@ -309,7 +337,7 @@ class GlobalAggregator(Role):
         )
         return SessionTerms(context, release, dict(stated), self._plan.config.layer2.use_secure_aggregation)
 
-    def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float) -> Charge:
+    def _charge(self, terms: SessionTerms, survivors: Sequence[str], now: float, num_left_out: int) -> Charge:
         release, context = terms.release, terms.context
         details = {
             "round": context.round_id,
@@ -320,10 +348,13 @@ class GlobalAggregator(Role):
             "scale": release.scale,
             "clip_norm": release.clip_norm,
         }
+        if release.step is not None:
+            details["step"] = release.step.number
         if release.share_sigma:
             details["grid_sensitivity"] = release.grid_sensitivity(list(release.weights))
             details |= {"grid_share_sigma": release.share_sigma, "shares_counted_on": release.num_honest}
-        charge = Call(Accountant.charge_release, terms.charge_id, release.mu, now, details)
+        asked = terms.charge_id, release.mu, now, details, num_left_out, release.step
+        charge = Call(Accountant.charge_release, *asked)
         return charge.send(self._peers, ACCOUNTANT).result()
 
     def _release(
@@ -353,7 +384,18 @@ class GlobalAggregator(Role):
             ledger_head=charge.head_hash,
             clip_norm=decode_clip_norm(vector, release, self._plan),
         )
-        self._last.model, self._aborted = model, None
+        return self._stored(model)
+
+    def _stored(self, model: GlobalMetaModel) -> GlobalMetaModel:
+        """A release that is paid for, once it is durable: a restarted role publishes it from its record.
+
+        Raises:
+            StorageError: If it cannot be stored; the next call tries again.
+        """
+        self._unkept = model
+        if self._kept is not None:
+            self._kept.write(RELEASE, model, CODEC, keep=RELEASES_KEPT)
+        self._last.model, self._aborted, self._unkept = model, None, None
         return model
 
     @property

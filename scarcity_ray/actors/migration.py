@@ -14,16 +14,12 @@ Guarantees:
 from __future__ import annotations
 
 import hmac
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from scarcity_ray.baskets.basket import Basket, ClientMigration
+from scarcity_ray.baskets.packing import Packer
 from scarcity_ray.baskets.reputation import Reputation
 from scarcity_ray.baskets.update_buffer import BufferedUpdate, ClientUpdates, ReplayKey
 from scarcity_ray.errors import ProtocolViolation
@@ -39,20 +35,16 @@ from scarcity_ray.secagg.key_agreement import (
 )
 from scarcity_ray.secagg.transcript import encode
 
-_PARTS: dict[str, Callable[..., Any]] = {
-    kind.__name__: kind
-    for kind in (
-        ClientMigration,
-        ClientUpdates,
-        BufferedUpdate,
-        ReplayKey,
-        GossipMigration,
-        GossipState,
-        GossipMessage,
-        Reputation,
-    )
-}
-_HEADER = 8
+_packer = Packer(
+    ClientMigration,
+    ClientUpdates,
+    BufferedUpdate,
+    ReplayKey,
+    GossipMigration,
+    GossipState,
+    GossipMessage,
+    Reputation,
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +75,7 @@ class MigrationDesk:
 
     Attributes:
         key: Boxes for this actor are sealed to it.
+        arrived: Clients that have arrived in this operation.
     """
 
     def __init__(self, actors_key: bytes) -> None:
@@ -91,12 +84,12 @@ class MigrationDesk:
         public = public_key_of(self._private)
         self.key = ActorKey(public, self._tag(public))
         self._left: dict[str, ClientMigration] = {}
-        self._arrived: set[str] = set()
+        self.arrived: set[str] = set()
 
     def begin(self) -> None:
         """Forget the operation before this one."""
         self._left.clear()
-        self._arrived.clear()
+        self.arrived.clear()
 
     def forget_left(self) -> None:
         """Forget the clients that left: their basket is closed."""
@@ -128,12 +121,12 @@ class MigrationDesk:
         """Add the states of clients that move to a basket; whether all boxes could be opened."""
         opened = True
         for box in boxes:
-            if box.client_id not in self._arrived:
+            if box.client_id not in self.arrived:
                 moved = self.open(box, basket_id, operation_id)
                 opened = opened and moved is not None
                 if moved is not None:
                     baskets[basket_id].put(moved)
-                    self._arrived.add(box.client_id)
+                    self.arrived.add(box.client_id)
         return opened
 
     def seal(self, moved: ClientMigration, basket_id: str, operation_id: str, to: ActorKey) -> SealedBox:
@@ -162,68 +155,13 @@ class MigrationDesk:
 
 
 def packed(moved: ClientMigration) -> bytes:
-    """A migration as bytes: a JSON header, and the arrays behind it as they lie in memory."""
-    arrays: list[NDArray[Any]] = []
-    header = json.dumps(_written(moved, arrays), separators=(",", ":")).encode()
-    return b"".join([len(header).to_bytes(_HEADER, "big"), header, *(a.tobytes() for a in arrays)])
+    """A migration as bytes."""
+    return _packer.pack(moved)
 
 
 def unpacked(plain: bytes) -> ClientMigration:
     """The migration of which `packed` made these bytes."""
-    start = _HEADER + int.from_bytes(plain[:_HEADER], "big")
-    reader = _Reader(memoryview(plain)[start:])
-    moved = reader.read(json.loads(plain[_HEADER:start]))
+    moved = _packer.unpack(plain)
     if not isinstance(moved, ClientMigration):
         raise ProtocolViolation(f"a box of a client's belongings holds a {type(moved).__name__}")
     return moved
-
-
-def _written(value: Any, arrays: list[NDArray[Any]]) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, bytes):
-        return {"bytes": value.hex()}
-    if isinstance(value, np.ndarray):
-        array = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
-        arrays.append(array)
-        return {"array": array.dtype.str, "shape": array.shape}
-    if isinstance(value, ReplayKey) or is_dataclass(value):
-        names = value._fields if isinstance(value, ReplayKey) else [f.name for f in fields(value)]
-        parts = {name: _written(getattr(value, name), arrays) for name in names}
-        return {"is": type(value).__name__, "of": parts}
-    if type(value) is dict:
-        return {"dict": [[_written(key, arrays), _written(item, arrays)] for key, item in value.items()]}
-    for kind in (tuple, list, set, frozenset):
-        if type(value) is kind:
-            items = sorted(value) if kind in (set, frozenset) else value
-            return {kind.__name__: [_written(item, arrays) for item in items]}
-    raise TypeError(f"a box cannot hold a {type(value).__name__}")
-
-
-class _Reader:
-    """Reads what `_written` made; arrays are private copies, read-only."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-
-    def read(self, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if "is" in value:
-            return _PARTS[value["is"]](**{name: self.read(part) for name, part in value["of"].items()})
-        if "bytes" in value:
-            return bytes.fromhex(value["bytes"])
-        if "array" in value:
-            dtype, shape = np.dtype(value["array"]), tuple(value["shape"])
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            array: NDArray[Any] = np.ndarray(shape, dtype, self._data[:size]).copy()
-            self._data = self._data[size:]
-            array.setflags(write=False)
-            return array
-        ((kind, items),) = value.items()
-        if kind == "dict":
-            return {self.read(key): self.read(item) for key, item in items}
-        kinds = {"tuple": tuple, "list": list, "set": set, "frozenset": frozenset}
-        return kinds[kind](self.read(item) for item in items)

@@ -81,10 +81,12 @@ class Attempt:
         noise: NoiseSource,
         opened_at: float,
         least_weighted: int = 0,
+        num_left_out: int = 0,
     ) -> None:
         self.terms = terms
         self.session_id = terms.session_id
         self.opened_at = opened_at
+        self.num_left_out = num_left_out
         self.participants: dict[str, Participant] = {}
         self.handed_in: dict[str, BasketModel] = {}
         self._plan = plan
@@ -122,7 +124,7 @@ class Attempt:
         if model is not None:
             if model is not basket.latest.fresh:
                 raise _changed(party)
-            basket.latest.hand_in(model)
+            basket.latest.hand_in(model, self.terms.charge_id)
             self.handed_in[party] = model
         context, release = self.terms.context, self.terms.release
         part = contribution(model, party, release, self._plan)
@@ -234,6 +236,11 @@ class SecureParties:
         self.chain.endorse(endorsements)
         return PartyKnowledge(self._last.version, own, self.chain.epoch, refusal)
 
+    @property
+    def now(self) -> float:
+        """The time that the actor was told last."""
+        return self._now
+
     def sign_facts(self, occasion: Occasion, parties: Sequence[str]) -> Answers[SignedFacts]:
         """Each party's signed facts, which replace earlier ones."""
         refusal = self._occasion_refusal(occasion)
@@ -309,7 +316,8 @@ class SecureParties:
         if attempt is None:
             return {}
         try:
-            self._charges.release(attempt.terms.charge_id, attempt.terms.release.mu, now)
+            charge_id, release = attempt.terms.charge_id, attempt.terms.release
+            self._charges.release(charge_id, release.mu, release.step, now, attempt.num_left_out)
         except ProtocolViolation:
             self._count_refusal(parties)
             raise
@@ -355,9 +363,20 @@ class SecureParties:
             self.attempt.close()
         self.attempt = None
 
+    def take_up(self) -> None:
+        """Settle what baskets that were made again from a journal had handed in to sessions."""
+        self.abandon()
+        self._frozen.clear()
+        self._unsettled.clear()
+        for basket_id, basket in self._baskets.items():
+            charge_id, model = basket.latest.handed_in_for, basket.latest.model
+            if charge_id and model is not None:
+                self._unsettled.setdefault(charge_id, {})[basket_id] = model
+
     def _begin(self, terms: SessionTerms, least: int = 0) -> Attempt:
         self.abandon()
-        self.attempt = Attempt(terms, self._plan, self._noise, self._now, least)
+        num_left_out = len(self._charges.left_out)
+        self.attempt = Attempt(terms, self._plan, self._noise, self._now, least, num_left_out)
         return self.attempt
 
     def _current(self, session_id: str) -> Attempt | None:

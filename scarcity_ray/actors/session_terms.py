@@ -19,6 +19,7 @@ from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.errors import ConfigError, ProtocolViolation
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import BasketFacts, FederationPlan, ReleasePlan, SessionShape, session_shape
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.secagg import Roster, SessionContext
 
 
@@ -45,8 +46,13 @@ class SessionTerms:
 
     @property
     def charge_id(self) -> str:
-        """The name of this attempt's charge; the digest distinguishes it from any other attempt."""
-        return f"layer2/{self.session_id}/{self.context.digest().hex()}"
+        """The name of this attempt's charge; the digest distinguishes it from any other attempt.
+
+        Under a schedule of noise it names the release's step, which the digest covers too.
+        """
+        step = self.release.step
+        name = f"layer2/{self.session_id}/{self.context.digest().hex()}"
+        return name if step is None else f"{name}/step {step.number}"
 
 
 class LastRelease:
@@ -180,6 +186,12 @@ def least_weighted(terms: SessionTerms, plan: FederationPlan, roster: Roster | N
     """
     context = terms.context
     ids = [party.party_id for party in context.parties]
+    step = terms.release.step
+    if plan.schedule.is_constant is not (step is None):
+        raise ProtocolViolation("the session's step is not one of this federation's schedule of noise")
+    if step is not None and not (type(step) is Step and step.is_formed):
+        raise ProtocolViolation("the session's step is malformed")
+    plan = plan.at_step(step)
     if roster is None or context.roster != roster.digest():
         raise ProtocolViolation("the session is about another roster than this basket actor has pinned")
     occasion = Occasion.of(context, ledger_head)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 
 import numpy as np
 
 from scarcity_ray.baskets.client_memory import ClientMemory
+from scarcity_ray.baskets.kept import BasketState
 from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.local_state import LocalStates, MetaReport, Row
 from scarcity_ray.baskets.reports import (
@@ -23,7 +25,8 @@ from scarcity_ray.baskets.reports import (
 )
 from scarcity_ray.baskets.reputation import MISCONDUCT, Reputation, Reputations
 from scarcity_ray.baskets.submission import Receipt, Submission, is_signed, message_as_sent, message_of
-from scarcity_ray.baskets.update_buffer import BasketBuffer, ClientUpdates, JudgedUpdate
+from scarcity_ray.baskets.unsaved import Accepted, BasketCounts, Unsaved
+from scarcity_ray.baskets.update_buffer import BasketBuffer, ClientUpdates, JudgedUpdate, ReplayKey
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.directory.records import FIRST_TRUST
 from scarcity_ray.errors import RuleFailed
@@ -44,6 +47,7 @@ class ClientMigration:
     Attributes:
         updates: Its buffered updates, and the keys of all accepted ones.
         meta: Its report of meta-parameters that is in no aggregate yet.
+        momentum: Of its noised rows; None without any.
         reputation: None if it has the trust of a new client.
     """
 
@@ -53,6 +57,7 @@ class ClientMigration:
     local_state: Row | None
     meta: MetaReport | None
     reputation: Reputation | None
+    momentum: Row | None = None
 
 
 class Basket:
@@ -62,7 +67,9 @@ class Basket:
         identity: Its key in secure aggregation.
         guard: Refuses sessions that repeat.
         members: Its clients by id.
+        left_out: Clients that are at ceilings of their own: they belong here, and count nowhere.
         scope: The federation, its run and the budget period that clients sign their updates for.
+        unsaved: Changes for the basket's journal; None where there is none.
     """
 
     def __init__(
@@ -82,11 +89,12 @@ class Basket:
         self.identity = IdentityKeyPair.generate()
         self.guard = SessionGuard(federation_id)
         self.members: dict[str, Member] = {}
+        self.left_out: dict[str, Member] = {}
         self._plan = plan
         self._noise = noise
         self.scope = SigningScope(federation_id, budget_period, run)
         waiting = config.buffer
-        if plan.person_clip_norm is not None:
+        if plan.person_clip_norm is not None and plan.site_noise is None:
             # Of two updates of one content a round takes one: whether both count would follow from the data.
             waiting = replace(waiting, participation_cap=1)
         self._buffer = BasketBuffer(waiting, config.vector_dim, basket_id, round_id=round_id)
@@ -102,20 +110,47 @@ class Basket:
         self._clipping: ClippingReport | None = None
         self._rule_failures = 0
         self._failure = ""
+        self.unsaved: Unsaved | None = None
 
     def admit(self, member: Member) -> None:
         """Add a client with its memory, or update a member."""
-        self.members[member.client_id] = replace(member, memory=None)
+        here = self.left_out if member.client_id in self.left_out else self.members
+        here[member.client_id] = replace(member, memory=None)
         offences = {} if member.memory is None else member.memory.offences
         self._reputations.admit(member.client_id, member.trust, offences)
         if member.memory is not None:
-            self._buffer.put_client(ClientUpdates(member.client_id, (), member.memory.accepted))
+            remembered = ClientUpdates(member.client_id, (), member.memory.accepted)
+            self._buffer.put_client(remembered)
+            if self.unsaved is not None:
+                self.unsaved.arrived.append(remembered)
+                self.unsaved.clients.add(member.client_id)
             self._gossip.put_client(GossipMigration(member.client_id, member.memory.gossip, None))
 
     def known_members(self) -> tuple[Member, ...]:
         """The members, sorted, each with its current trust."""
         trust = self._reputations.trust
-        return tuple(replace(member, trust=trust(c)) for c, member in sorted(self.members.items()))
+        everybody = {**self.members, **self.left_out}
+        return tuple(replace(member, trust=trust(c)) for c, member in sorted(everybody.items()))
+
+    def leave_out(self, client_ids: Collection[str]) -> None:
+        """Count the members among these clients, who are at ceilings of their own, no longer.
+
+        No further release is charged to them. So what they have buffered is withdrawn, and a fresh aggregate
+        that contains one of them is discarded. Where releases cost nothing, a row was charged as it was sent,
+        and a member stays until all its rows are in an aggregate.
+        """
+        is_charged_later = self._plan.reserved.mu_release > 0.0
+        waiting = () if is_charged_later else self._buffer.clients()
+        for client_id in sorted(self.members.keys() & set(client_ids) - set(waiting)):
+            self.left_out[client_id] = self.members.pop(client_id)
+            if is_charged_later:
+                self._buffer.withdraw(client_id)
+                if self.unsaved is not None:
+                    self.unsaved.gone.add(client_id)
+            self.states.take(client_id)
+        # Whoever is no member any more may be in it, too, where it came back with a journal.
+        for client_id in client_ids if is_charged_later else ():
+            self.latest.discard_if_of(client_id)
 
     def dismiss(self, client_id: str) -> ClientMemory | None:
         """Remove a client; what must be remembered of it, or None if it is no member.
@@ -123,12 +158,15 @@ class Basket:
         Its buffered updates are withdrawn. A fresh aggregate that contains it is discarded, since the client
         may be in another one by the next release.
         """
-        if self.members.pop(client_id, None) is None:
+        member = self.members.pop(client_id, None) or self.left_out.pop(client_id, None)
+        if member is None:
             return None
         self._buffer.withdraw(client_id)
         self.latest.discard_if_of(client_id)
         self.states.take(client_id)
         reputation = self._reputations.take(client_id) or Reputation()
+        if self.unsaved is not None:
+            self.unsaved.gone.add(client_id)
         return ClientMemory(
             client_id,
             trust=reputation.trust,
@@ -140,22 +178,79 @@ class Basket:
     def take(self, client_id: str) -> ClientMigration:
         """Remove a client that moves, with its state; a fresh aggregate that contains it is discarded."""
         self.members.pop(client_id, None)
+        self.left_out.pop(client_id, None)
         self.latest.discard_if_of(client_id)
+        state, meta, momentum = self.states.take(client_id)
         return ClientMigration(
             client_id,
             self._buffer.take_client(client_id),
             self._gossip.take_client(client_id),
-            *self.states.take(client_id),
+            state,
+            meta,
             self._reputations.take(client_id),
+            momentum,
         )
 
     def put(self, moved: ClientMigration) -> None:
         """Add the state of a member that moved here."""
         self._buffer.put_client(moved.updates)
         self._gossip.put_client(moved.gossip)
-        self.states.put(moved.client_id, moved.local_state, moved.meta)
+        self.states.put(moved.client_id, moved.local_state, moved.meta, moved.momentum)
         if moved.reputation is not None:
             self._reputations.put(moved.client_id, moved.reputation)
+        if self.unsaved is not None:
+            self.unsaved.arrived.append(moved.updates)
+            self.unsaved.clients.add(moved.client_id)
+
+    def carried(self, client_id: str) -> ClientMigration:
+        """What a client would take along, but for its updates; it stays."""
+        return ClientMigration(
+            client_id,
+            ClientUpdates(client_id, (), ()),
+            self._gossip.state_of(client_id),
+            self.states.get(client_id),
+            self.states.report_of(client_id),
+            self._reputations.get(client_id),
+            self.states.momentum(client_id),
+        )
+
+    def kept(self) -> BasketState:
+        """What a snapshot keeps; nothing changes here.
+
+        Updates that wait are lost where no journal has them, so their keys are not kept: clients may send
+        them again.
+        """
+        buffer, latest, clients = self._buffer, self.latest, []
+        has_states = self._plan.gossip_share > 0.0 or not self._plan.config.layer2.enabled
+        for client_id in sorted({**self.members, **self.left_out}):
+            lost = buffer.waiting_keys(client_id)
+            accepted = tuple(k for k in buffer.keys_of(client_id) if (k.round_id, k.digest) not in lost)
+            carried = replace(self.carried(client_id), meta=None)
+            if not has_states:
+                carried = replace(carried, local_state=None)
+            clients.append(replace(carried, updates=ClientUpdates(client_id, (), accepted)))
+        return BasketState(
+            tuple(clients),
+            self._gossip.kept(),
+            latest.model,
+            latest.made,
+            latest.superseded,
+            latest.discarded,
+            self._rule_failures,
+            self._last_layer1,
+            self._clipping,
+        )
+
+    def restore(self, state: BasketState) -> None:
+        """Take over what belongs to the basket as a whole, where no journal has it."""
+        self.latest.show(state.model, state.made, state.superseded, state.discarded)
+        self._rule_failures, self._last_layer1 = state.rule_failures, state.last_layer1
+        self._clipping = state.clipping
+
+    @property
+    def gossip(self) -> GossipProtocol:
+        """Its gossip, of which the journal has the clients' states alone."""
+        return self._gossip
 
     def submit(
         self, submission: Submission, read_only: bool, now: float, row: FloatRow | Rejection | None = None
@@ -170,27 +265,104 @@ class Basket:
         member = self.members.get(submission.client_id)
         round_id = self._buffer.round_id if submission.round_id is None else submission.round_id
         number = int(round_id) if isinstance(round_id, int | np.integer) else -1
-        if member is None:
+        judged: JudgedUpdate | Rejection
+        if submission.client_id in self.left_out:
+            judged = Rejection.AT_CEILING
+        elif member is None:
             return Receipt(False, Rejection.UNKNOWN_CLIENT, None, number)
-        judged = Rejection.READ_ONLY if read_only else self._judge(member, submission, row)
+        else:
+            judged = Rejection.READ_ONLY if read_only else self._judge(member, submission, row)
         if isinstance(judged, Rejection):
             self._buffer.rejections[judged] += 1
             return Receipt(False, judged, self.basket_id, number)
-        self._buffer.accept(judged, now=now)
         meta = submission.meta
         report = None if meta is None else encode_report(meta, self._plan.config.meta_parameters)
-        self.states.form(judged.client_id, report)
-        self._reputations.accept(judged.client_id, now)
-        self._last_active = now
+        self.accept(Accepted(judged, report, now))
+        if self.unsaved is not None:
+            self.unsaved.accepted.append(Accepted(judged, report, now))
         return Receipt(True, None, self.basket_id, number)
+
+    def accepted_for(self, round_id: int) -> tuple[str, ...]:
+        """Members of which an update for the round was accepted, sorted."""
+        keys_of = self._buffer.keys_of
+        return tuple(c for c in sorted(self.members) if any(k.round_id == round_id for k in keys_of(c)))
+
+    def accept(self, accepted: Accepted) -> None:
+        """Buffer an update that was judged, and make it its client's local state."""
+        judged, report, time = accepted
+        self._buffer.accept(judged, now=time)
+        self.states.form(judged.client_id, report)
+        self._reputations.accept(judged.client_id, time)
+        self._last_active = time
+
+    def waiting(self) -> Counter[str]:
+        """How many buffered updates each client has."""
+        return Counter({c: len(self._buffer.examples(c)) for c in self._buffer.clients()})
+
+    def count_not_stored(self) -> None:
+        """Count an update that was refused since it could not be written to the journal."""
+        self._buffer.rejections[Rejection.NOT_STORED] += 1
+
+    def remember(self, key: ReplayKey) -> None:
+        """Note an update that was accepted before and waits no more."""
+        self._buffer.put_client(ClientUpdates(key.client_id, (), (key,)))
+
+    @property
+    def round_id(self) -> int:
+        """The round that it is in."""
+        return self._buffer.round_id
+
+    def forms_anew(self, client_id: str, round_id: int) -> bool:
+        """Whether a client's local state of `round_id` was formed again from its updates since."""
+        is_later = self._plan.config.layer2.enabled and round_id < self._buffer.round_id
+        return is_later and client_id in self._buffer.clients()
+
+    def counts(self, number: int) -> BasketCounts:
+        """The counts for its journal, whose last batch has the `number`."""
+        return BasketCounts(
+            number,
+            self.domain_id,
+            dict(self._buffer.counts),
+            {str(reason): count for reason, count in self._buffer.rejections.items()},
+            self.latest.made,
+            self.latest.superseded,
+            self.latest.discarded,
+            self._last_layer1,
+            self._rule_failures,
+            self._sessions_refused,
+            self._gossip.get_stats()["pending"],
+        )
+
+    def settle(self, counts: BasketCounts | None, since: Mapping[str, int]) -> None:
+        """End the making again of a basket from its journal.
+
+        Args:
+            counts: Its last ones there, if any.
+            since: Updates accepted after these.
+        """
+        buffer, latest = self._buffer, self.latest
+        buffer.advance_round(buffer.round_id)
+        buffer.counts = Counter(since)
+        self.take_activity()
+        if counts is None:
+            return
+        buffer.counts += Counter(counts.updates)
+        buffer.rejections = Counter({Rejection(why): n for why, n in counts.rejections.items()})
+        latest.made, latest.superseded, latest.discarded = counts.made, counts.superseded, counts.discarded
+        self._last_layer1 = counts.last_layer1
+        self._rule_failures, self._sessions_refused = counts.rule_failures, counts.sessions_refused
 
     def local_state(self, client_id: str) -> Row | None:
         """A copy of a member's local state; None before its first update."""
         state = self.states.get(client_id) if client_id in self.members else None
         return None if state is None else state.copy()
 
-    def backlog(self, now: float) -> Backlog:
-        """What the basket has for its next aggregate, and which members are missing."""
+    def backlog(self, now: float, able: frozenset[str] | None = None) -> Backlog:
+        """What the basket has for its next aggregate, and which members are missing.
+
+        Args:
+            able: Clients whose budget has room for another row; None where rows cost nothing.
+        """
         senders = set(self._buffer.clients())
         return Backlog(
             basket_id=self.basket_id,
@@ -202,6 +374,9 @@ class Basket:
             seconds=self._waiting_seconds(now),
             fresh=self.latest.fresh is not None,
             failure=self._failure,
+            num_left_out=len(self.left_out),
+            left_out=tuple(nsmallest(NAMED, self.left_out)),
+            num_able=None if able is None else len(senders | (self.members.keys() & able)),
         )
 
     def _waiting_seconds(self, now: float) -> float:
@@ -248,6 +423,8 @@ class Basket:
             model = aggregator.aggregate_basket(given, seed=seed, report=exposed)
         except RuleFailed as failed:
             self._rule_failures += 1
+            if self.unsaved is not None:
+                self.unsaved.has_counted = True
             said = str(failed) if exposed else str(RuleFailed(failed.rule, failed.why))
             self._failure = f"{self.basket_id}: {said}"
             return Layer1Outcome(
@@ -255,11 +432,15 @@ class Basket:
             )
         self._failure = ""
         self._reputations.agree({c: place.agreement for c, place in model.placings.items()})
+        self.states.keep_momenta(clients)
         self._buffer.pop()
         self._clipping = self.states.clipping(clients)
         self.states.forget_reports(clients)
         self.latest.replace(model, clients)
         self._last_layer1 = self._last_active = now
+        if self.unsaved is not None:
+            self.unsaved.has_consumed = True
+            self.unsaved.clients.update(clients)
         return Layer1Outcome(self.basket_id, True, str(reason), len(clients), least, self._clipping)
 
     def count_refused_session(self) -> None:
@@ -282,6 +463,8 @@ class Basket:
         delivered = self._gossip.exchange(allowed, self.members, now, out=states).delivered
         if delivered:
             self._last_active = now
+        if self.unsaved is not None:
+            self.unsaved.clients.update(self.states.ids())
         return delivered
 
     def advance_round(self, round_id: int) -> None:
@@ -374,6 +557,8 @@ class Basket:
         message = message_as_sent(submission, int(round_id), self.scope)
         if message is not None and is_signed(public_key, message, submission.signature):
             settings = self._plan.config.buffer
+            if self.unsaved is not None:
+                self.unsaved.clients.add(submission.client_id)
             self._reputations.offend(
                 submission.client_id,
                 int(round_id),

@@ -4,9 +4,17 @@ A client's local state is formed from its buffered updates and outlives the buff
 vectors into it, and Layer 1 aggregates the states of the clients with buffered updates. Without Layer 2 the
 client trains on from its state, and updates do not become stale, since there is no global model.
 
+*Momentum* (``layer1.momentum``, beta): a client's state is its momentum m, which each aggregate that it takes
+part in moves to beta m + (1 - beta) row, from m = 0 (Karimireddy, He, Jaggi 2021, "Learning from History"). A
+liar hides in the spread of honest states, and momentum averages their noise: after many rows its variance is
+(1 - beta) / (1 + beta) of one row's. Rows are noised already where there is momentum, so it costs no privacy.
+Early states are short, by 1 - beta^t after t rows.
+
 Guarantees:
     A newly formed state has at most the clip norm.
     A report of meta-parameters enters one aggregate.
+    a_row_enters_its_clients_momentum_once: However often its state is formed while it waits.
+    momentum_travels_with_its_client_and_dies_with_its_registration
 """
 
 from __future__ import annotations
@@ -38,6 +46,7 @@ class LocalStates:
         self._rows: dict[str, Row] = {}
         self._meta: dict[str, MetaReport] = {}
         self._norms: dict[str, float] = {}
+        self._momenta: dict[str, Row] = {}
 
     def ids(self) -> tuple[str, ...]:
         """Clients that have a state, sorted."""
@@ -51,16 +60,36 @@ class LocalStates:
         """A client's state."""
         return self._rows.get(client_id)
 
+    def report_of(self, client_id: str) -> MetaReport | None:
+        """A client's report that waits for an aggregate."""
+        return self._meta.get(client_id)
+
     def form(self, client_id: str, meta: MetaReport | None = None) -> None:
         """Form a client's state from what it has buffered, and keep its report if there is a new one."""
         vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest
         row = vote(client_id)
         norm = row_norm(row)
-        self._rows[client_id] = clip_vector(row, self.clip_norm, norm)
+        self._rows[client_id] = self._with_momentum(client_id, clip_vector(row, self.clip_norm, norm))
         if self._config.expose_basket_models:
             self._norms[client_id] = norm
         if meta is not None:
             self._meta[client_id] = meta
+
+    def keep_momenta(self, client_ids: Sequence[str]) -> None:
+        """Note that the clients' buffered rows are in an aggregate, and about to leave the buffer."""
+        if self._config.layer1.momentum:
+            for client_id in client_ids:
+                row = clip_vector(self._buffer.row(client_id), self.clip_norm)
+                self._momenta[client_id] = self._with_momentum(client_id, row)
+
+    def _with_momentum(self, client_id: str, row: Row) -> Row:
+        beta = np.float32(self._config.layer1.momentum)
+        if not beta:
+            return row
+        moved: Row = (np.float32(1.0) - beta) * row
+        if client_id in self._momenta:
+            moved += beta * self._momenta[client_id]
+        return moved
 
     def age(self) -> None:
         """Form the states of clients with buffered updates again, with their new staleness weights.
@@ -94,13 +123,22 @@ class LocalStates:
         for client_id in client_ids:
             self._meta.pop(client_id, None)
 
-    def take(self, client_id: str) -> tuple[Row | None, MetaReport | None]:
-        """Remove and return a client's state and waiting report."""
+    def take(self, client_id: str) -> tuple[Row | None, MetaReport | None, Row | None]:
+        """Remove and return a client's state, waiting report and momentum."""
         self._norms.pop(client_id, None)
-        return self._rows.pop(client_id, None), self._meta.pop(client_id, None)
+        held = self._rows.pop(client_id, None), self._meta.pop(client_id, None)
+        return *held, self._momenta.pop(client_id, None)
 
-    def put(self, client_id: str, row: Row | None, meta: MetaReport | None) -> None:
+    def momentum(self, client_id: str) -> Row | None:
+        """A client's momentum; None before its first aggregate."""
+        return self._momenta.get(client_id)
+
+    def put(
+        self, client_id: str, row: Row | None, meta: MetaReport | None, momentum: Row | None = None
+    ) -> None:
         """Add what `take` returned elsewhere."""
+        if momentum is not None:
+            self._momenta[client_id] = np.array(momentum, np.float32)
         if row is not None:
             self._rows[client_id] = np.array(row, np.float32)
         if meta is not None:

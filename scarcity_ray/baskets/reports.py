@@ -166,6 +166,10 @@ class Backlog:
         seconds: Since its last aggregation, or since its first update if there was none.
         fresh: Whether it has an aggregate that is in no release yet.
         failure: How a rule from outside failed when it was last run; empty if it did not.
+        num_left_out: Clients at ceilings of their own, who are no members any more.
+        left_out: Up to `NAMED` of them, sorted.
+        num_able: Members that have sent, or whose budget has room for another row; None where releases are
+            noised, not rows.
     """
 
     basket_id: str
@@ -177,6 +181,9 @@ class Backlog:
     seconds: float
     fresh: bool
     failure: str = ""
+    num_left_out: int = 0
+    left_out: tuple[str, ...] = ()
+    num_able: int | None = None
 
 
 @dataclass(frozen=True)

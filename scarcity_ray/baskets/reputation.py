@@ -96,6 +96,10 @@ class Reputations:
         reputation = self._clients.get(client_id)
         return FIRST_TRUST if reputation is None else reputation.trust
 
+    def get(self, client_id: str) -> Reputation | None:
+        """A client's record; None for one with the trust of a new client."""
+        return self._clients.get(client_id)
+
     def accept(self, client_id: str, now: float) -> None:
         """Note an accepted update."""
         reputation = self._touch(client_id)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -166,6 +169,45 @@ class SubmissionBatch:
 
     def __len__(self) -> int:
         return len(self.client_ids)
+
+
+def charged_rows(
+    batch: SubmissionBatch,
+    dimension: int,
+    charge: Callable[[str, Sequence[str], Mapping[str, object]], Collection[str]],
+) -> SubmissionBatch:
+    """A batch of rows that their clients noised, each charged; one that does not fit is no row any more.
+
+    A row is charged before it is judged, and m rows of a client m times. A charge is named by what it covers,
+    so that bytes that are sent again, in the same call or batch, are charged once.
+
+    Args:
+        dimension: Length of an update.
+        charge: Charges clients, each named once, under an id; those whose charge fits.
+    """
+    times: Counter[str] = Counter()
+    turns: dict[int, list[int]] = defaultdict(list)
+    for index, client_id in enumerate(batch.client_ids):
+        turns[times[client_id]].append(index)
+        times[client_id] += 1
+    refused: list[int] = []
+    round_id = int(batch.round_id) if isinstance(batch.round_id, int | np.integer) else None
+    for indices in turns.values():
+        covered = hashlib.sha256()
+        for index in indices:
+            row = read_row(batch.rows[index], dimension)
+            # What is no row is charged as one each time: nobody can tell whether it was sent before.
+            content = os.urandom(32) if isinstance(row, Rejection) else content_digest(row)
+            covered.update(hashlib.sha256(batch.client_ids[index].encode()).digest() + content)
+        clients = [batch.client_ids[index] for index in indices]
+        allowed = charge(f"row/{covered.hexdigest()}", clients, {"round": round_id})
+        refused += [index for index in indices if batch.client_ids[index] not in allowed]
+    if not refused:
+        return batch
+    rows = list(batch.rows)
+    for index in refused:
+        rows[index] = Rejection.BUDGET_SPENT
+    return replace(batch, rows=tuple(rows))
 
 
 def _row(row: StoredRow, arrays: Mapping[int, Any]) -> NDArray[Any] | Rejection:

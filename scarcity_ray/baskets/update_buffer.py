@@ -390,6 +390,14 @@ class BasketBuffer:
             self._wait(replace(entry, basket_id=self.basket_id))
         self.counts["put"] += len(moved.updates)
 
+    def keys_of(self, client_id: str) -> tuple[ReplayKey, ...]:
+        """Keys of all accepted updates that are remembered of a client."""
+        return self._guard.keys_of(client_id)
+
+    def waiting_keys(self, client_id: str) -> set[tuple[int, bytes]]:
+        """Round and content digest of a client's buffered updates."""
+        return {(e.round_id, content_digest(e.update)) for e in self._waiting.get(client_id, ())}
+
     def _entries(self, client_id: str) -> list[BufferedUpdate]:
         entries = self._waiting.get(client_id)
         if not entries:

@@ -35,8 +35,11 @@ from scarcity_ray.privacy.ledger.events import (
     Event,
     Genesis,
     GossipCharge,
+    LeftOut,
+    PolicyGiven,
     ReleaseCharge,
     Renewal,
+    SiteHeads,
     VoidedRelease,
     WriterEpoch,
 )
@@ -46,6 +49,8 @@ from scarcity_ray.privacy.ledger.replay import export, history, neighbours_of
 
 _WIDTH = 120
 """Columns of a table that no terminal limits."""
+_NAMED = 5
+"""Clients that a row of the table names; the others are counted."""
 
 
 def show_command(path: str, last: int, form: str) -> ExitCode:
@@ -99,6 +104,8 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
             "name": standing.name,
             "incarnation": standing.incarnation,
             "period": accountant.period,
+            "ceilings": len(accountant.ceilings),
+            "left_out": accountant.ceilings.left_out,
             "is_held": is_held,
             "holder": None if standing.holder is None else asdict(standing.holder),
         }
@@ -108,6 +115,8 @@ def verify_command(path: str, head: str | None, form: str) -> ExitCode:
     click.echo(f"It adds up {accounting}.")
     click.echo(f"Its neighbours are {neighbours}.")
     click.echo(f"It is in budget period {accountant.period}.")
+    for line in _ceilings(accountant):
+        click.echo(line)
     for line in _whose(standing, is_held):
         click.echo(line)
     if place is None:
@@ -191,7 +200,7 @@ def _summary(row: Row, accountant: PrivacyAccountant) -> dict[str, Any]:
         "at": row.at,
         "kind": row.kind,
         "what": _what(event, row.kind, details),
-        "who": _who(event, row.epoch),
+        "who": _who(event, row.epoch, len(accountant.ceilings.left_out)),
         "charge_id": row.charge_id,
         "mu": None if concentrated else mu,
         "rho": rho_of_mu(mu) if concentrated and mu is not None else None,
@@ -212,10 +221,14 @@ def _what(event: Event, kind: str, details: dict[str, object]) -> str:
         words.append(f"round {details['round']}")
     if isinstance(event, Genesis | Renewal):
         words.append(f"epsilon {event.total_epsilon}, delta {event.total_delta}")
+    if isinstance(event, PolicyGiven):
+        words.append(f"{event.unit}, epsilon {event.lifetime_epsilon:g} at delta {event.delta:g} at most")
+    if isinstance(event, LeftOut):
+        words.append(f"{len(event.clients)} clients at ceilings of their own")
     return ", ".join(words)
 
 
-def _who(event: Event, epoch: int) -> str:
+def _who(event: Event, epoch: int, num_left_out: int) -> str:
     match event:
         case Genesis():
             return f"federation {event.name or event.federation_id}"
@@ -224,11 +237,18 @@ def _who(event: Event, epoch: int) -> str:
         case WriterEpoch():
             return f"process {event.pid}, epoch {epoch}, taken over by {event.operator}"
         case ReleaseCharge():
-            return "all clients"
+            return "all clients" + (f" but {num_left_out} at their ceilings" if num_left_out else "")
         case GossipCharge():
             return f"{event.charged} of {event.asked} clients"
         case Renewal():
             return event.operator
+        case PolicyGiven():
+            return f"client {event.client_id}"
+        case SiteHeads():
+            return f"{len(event.heads)} clients"
+        case LeftOut():
+            shown = ", ".join(event.clients[:_NAMED])
+            return shown + (f" and {len(event.clients) - _NAMED} more" if len(event.clients) > _NAMED else "")
         case VoidedRelease():
             return "nobody: a session that was given up"
     return ""
@@ -243,6 +263,20 @@ def _whose(standing: Standing, is_held: bool | None) -> list[str]:
         f"{holds} {standing.holder or 'nobody'}",
     ]
     return [_printable(line) for line in lines]
+
+
+def _ceilings(accountant: PrivacyAccountant) -> list[str]:
+    """A line about the clients' own ceilings, if there are any."""
+    ceilings = accountant.ceilings
+    if not len(ceilings):
+        return []
+    named = f": {', '.join(ceilings.left_out)}" if ceilings.left_out else ""
+    return [
+        _printable(
+            f"{len(ceilings)} clients have ceilings of their own; {len(ceilings.left_out)} of them are left "
+            f"out, for good{named}"
+        )
+    ]
 
 
 def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccountant, rows: int) -> None:
@@ -272,6 +306,8 @@ def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccou
         markup=False,
         soft_wrap=True,
     )
+    for words in _ceilings(accountant):
+        console.print(words, markup=False, soft_wrap=True)
 
 
 def _hash(text: str) -> str:

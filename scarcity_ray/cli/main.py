@@ -41,8 +41,9 @@ def main() -> None:
 
 
 @main.command()
-@CONFIG
+@click.argument("config", type=click.Path(dir_okay=False), required=False)
 @click.option("--out", metavar="DIR", help="Write here; must be empty or new. [default: runs/<name>-<time>]")
+@click.option("--resume", metavar="DIR", help="Go on with the run of this folder, in place of CONFIG.")
 @click.option("--runtime", type=click.Choice(["ray", "local"]), help="local: all in this process, no Ray.")
 @click.option(
     "--address", metavar="A", help="Address of a Ray cluster. [default: RAY_ADDRESS, else a new one]"
@@ -54,7 +55,7 @@ def main() -> None:
 def run(
     runtime: str | None, address: str | None, rounds: int | None, overrides: tuple[str, ...], **given: Any
 ) -> ExitCode:
-    """Train through a federation, as the file CONFIG says, and report."""
+    """Train through a federation, as the file CONFIG says, and report; or go on with a run that stopped."""
     from scarcity_ray.cli.run import run_command
 
     options = {"run.runtime": runtime, "run.address": address, "training.rounds": rounds}

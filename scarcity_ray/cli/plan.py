@@ -28,7 +28,8 @@ from scarcity_ray.forecast import (
     warnings_of,
     weak_settings,
 )
-from scarcity_ray.plan import FederationPlan, fewest_parties, make_plan, person_claim, session_shape
+from scarcity_ray.forecast.noise_places import proven_kappa, site_sigma
+from scarcity_ray.plan import AGAINST, FederationPlan, fewest_parties, make_plan, person_claim, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.robust import PluginRule
 from scarcity_ray.workloads.config import load_job, read_content
@@ -37,7 +38,7 @@ from scarcity_ray_client.loading import search_beside
 
 _FEDERATION = tuple(field.name for field in fields(HierarchicalFederationConfig))
 SECTIONS = (
-    *("baskets", "budget", "privacy", "release", "signal", "clipping", "ring"),
+    *("baskets", "budget", "privacy", "release", "signal", "site_noise", "clipping", "ring"),
     *("gossip", "traffic", "seconds", "changes", "solved"),
 )
 
@@ -51,6 +52,8 @@ class Planned:
         rounds: Rounds that are wanted; None: as many as the budget buys.
         assumed: What was assumed of the clients, in words; empty where the file or the options say it.
         where: Where the federation's settings stand in the file.
+        learning_rate: The server's in the file; None where it has none.
+        persons: Of each of the file's clients; empty where it does not say.
     """
 
     federation: HierarchicalFederationConfig
@@ -58,6 +61,8 @@ class Planned:
     rounds: int | None
     assumed: str = ""
     where: str = "federation"
+    learning_rate: float | None = None
+    persons: tuple[int, ...] = ()
 
 
 def plan_command(
@@ -111,7 +116,8 @@ def plan_command(
     rates = scaled(probe(time.process_time)) if measure else MEASURED
     numbers = planned_numbers(planned, rates)
     if rounds is not None or epsilon is not None:
-        numbers["solved"] = _what_was_solved(numbers, rounds, epsilon)
+        row_epsilon = planned.federation.privacy.row_epsilon
+        numbers["solved"] = _what_was_solved(numbers, rounds, epsilon, row_epsilon)
     if form == "json":
         click.echo(json.dumps(numbers))
     else:
@@ -131,9 +137,20 @@ def load_planned(
     search_beside(path)
     if "workload" in content or not content.keys() & {"federation", *_FEDERATION}:
         job = load_job(path, overrides)
+        rate = job.config.training.server_optimizer().learning_rate
         if clients is None and baskets is None:
-            return Planned(job.config.federation, job.basket_sizes, job.config.training.rounds)
-        return _crowd(job.config.federation, clients, baskets, "federation")
+            rounds = job.config.training.rounds
+            known = [client.num_persons for client in job.clients]
+            persons = tuple(each for each in known if each is not None)
+            return Planned(
+                job.config.federation,
+                job.basket_sizes,
+                rounds,
+                learning_rate=rate,
+                persons=persons if len(persons) == len(known) else (),
+            )
+        crowd = _crowd(job.config.federation, clients, baskets, "federation")
+        return replace(crowd, learning_rate=rate)
     if "federation" not in content:
         return _crowd(load(HierarchicalFederationConfig, content), clients, baskets, "")
     unknown = sorted(content.keys() - {"federation", "name"})
@@ -232,6 +249,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "sensitivity_at_most": forecast.sensitivity_of_liars,
             **_stated(forecast),
             "noise_sigma_per_coordinate": forecast.sigma,
+            **({} if plan.schedule.is_constant else {"noise_sigma_of_the_last": forecast.sigma_of_last}),
             "coordinates": release.length,
             **_reported(forecast),
         },
@@ -242,6 +260,7 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             "signal_to_noise_of_a_release": forecast.signal_to_noise,
             "signal_to_noise_of_all_rounds": forecast.signal_to_noise_over_all_rounds,
         },
+        "site_noise": _site_noise(planned, forecast),
         "ring": {
             "bits": release.ring_bits,
             "steps_to_a_unit": release.scale,
@@ -295,7 +314,7 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
         return {}
     unit = claim.unit.value
     return {
-        "unit": f"{unit}, against whoever sees every release (central noise)",
+        "unit": f"{unit}, against {AGAINST[claim.noise]} ({claim.noise.value} noise)",
         "norm_of_a_contribution_at_most": claim.person_clip_norm,
         f"least_{unit}s_of_a_client": claim.min_persons,
         "membership_advantage_at_most": claim.membership_advantage,
@@ -303,6 +322,26 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
         f"epsilon_of_a_{unit}_at_two_clients": claim.two_clients_epsilon,
         **({"epsilon_of_10_records": claim.ten_records_epsilon} if claim.unit is PrivacyUnit.RECORD else {}),
         "epsilon_of_a_whole_client_with_as_few": claim.client_epsilon,
+    }
+
+
+def _site_noise(planned: Planned, forecast: Forecast) -> dict[str, Any]:
+    """What noise at the site would cost the file's rule; nothing where the client is the unit."""
+    federation, clients = planned.federation, sum(planned.sizes)
+    if federation.privacy.unit is PrivacyUnit.CLIENT or math.isinf(federation.total_epsilon):
+        return {}
+    sigma, root = site_sigma(federation, forecast.rounds), math.sqrt(federation.vector_dim)
+    mean, kappa = sigma * root / math.sqrt(clients), proven_kappa(federation, min(planned.sizes))
+    contribution = federation.privacy.person_clip_norm or federation.layer1.clip_norm
+    return {
+        "noise_sigma_of_a_row": sigma,
+        "noise_norm_of_a_row": sigma * root,
+        "noise_norm_of_the_mean": mean,
+        "noise_of_the_mean_over_central_noise": f"sqrt({clients}) = {math.sqrt(clients):.3g}",
+        "error_of_the_rule_at_most": "not known for this rule"
+        if kappa is None
+        else f"sqrt(kappa (G^2 + d sigma^2)) = sqrt({kappa:.3g} (G^2 + {(sigma * root) ** 2:.3g}))",
+        "clip_norm_of_rows_at_least": contribution + sigma * (root + 3.0),
     }
 
 
@@ -411,14 +450,18 @@ def _plan_of(federation: HierarchicalFederationConfig, where: str) -> Federation
         raise error.under(where) from None
 
 
-def _what_was_solved(numbers: dict[str, Any], rounds: int | None, epsilon: float | None) -> dict[str, Any]:
+def _what_was_solved(
+    numbers: dict[str, Any], rounds: int | None, epsilon: float | None, row_epsilon: float | None
+) -> dict[str, Any]:
     """The settings that were solved for, by path, and what they buy."""
     solved: dict[str, Any] = {}
     if epsilon is not None:
         solved["federation.total_epsilon"] = numbers["budget"]["epsilon"]
     if rounds is not None:
         solved["training.rounds"] = rounds
-        if numbers["release"]:
+        if row_epsilon is not None:
+            solved["federation.privacy.row_epsilon"] = row_epsilon
+        elif numbers["release"]:
             solved["federation.layer2.central_dp_epsilon"] = numbers["release"]["epsilon"]
         solved["federation.gossip.local_dp_epsilon"] = numbers["gossip"]["epsilon_a_round"]
     kind = "release" if numbers["release"] else "gossip"

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from scarcity_ray.cli import places
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned
 from scarcity_ray.config import PrivacyUnit
@@ -71,6 +72,12 @@ def recommend_command(
         "unit_of_privacy": federation.privacy.unit.value,
         "min_persons": federation.privacy.min_persons,
     }
+    at = None
+    if found.chosen is not None:
+        at = places.places_of(planned, found.chosen.sizes, attackers, Likeness(likeness), update_norm)
+    settings = None if found.chosen is None else settings_of(found.chosen, update_norm)
+    if at is not None and found.chosen is not None:
+        settings = places.settings_of(at[1], planned, found.chosen)
     told = {
         "asked": asked,
         "recommended": None if found.chosen is None else _numbers(found.chosen),
@@ -78,7 +85,9 @@ def recommend_command(
         "why": reasons(found, clients, attackers),
         "min_persons_with_which_unit_person_teaches": found.min_persons,
         "alternatives": [_numbers(choice) for choice in found.by_rule],
-        "settings": None if found.chosen is None else settings_of(found.chosen, update_norm),
+        "noise_places": [] if at is None else [places.numbers_of(each, planned) for each in at[0]],
+        "recommended_noise": None if at is None else at[1].place.value,
+        "settings": settings,
     }
     if form == "json":
         click.echo(json.dumps({name: _finite(value) for name, value in told.items()}))
@@ -199,7 +208,8 @@ def _finite(value: Any) -> Any:
 
 def _print(told: dict[str, Any], console: Console) -> None:
     asked, chosen = told["asked"], told["recommended"]
-    unit = asked["unit_of_privacy"]
+    unit, place = asked["unit_of_privacy"], told["recommended_noise"]
+    at = next((each for each in told["noise_places"] if each["noise"] == place), None)
     each = "" if asked["min_persons"] is None else f" of at least {asked['min_persons']} {unit}s each"
     console.print(
         f"{asked['clients']} clients{each}, {asked['attackers']} of whom may attack, epsilon "
@@ -212,13 +222,16 @@ def _print(told: dict[str, Any], console: Console) -> None:
         each = f"{fewer}" if fewer == more else f"{fewer} to {more}"
         teaches = told["verdict"] == Verdict.TEACHES
         style, verdict = ("bold", "recommended") if teaches else ("bold red", "the least bad")
+        rule = chosen["rule"] if at is None else f"{at['rule']}, {at['noise']} noise, {at['rounds']} rounds"
         console.print(
-            f"{verdict}: {chosen['rule']}, {chosen['baskets']} baskets of {each}, "
-            f"f = {chosen['num_byzantine']}",
+            f"{verdict}: {rule}, {chosen['baskets']} baskets of {each}, f = {chosen['num_byzantine']}",
             style=style,
             markup=False,
         )
-    for reason in told["why"]:
+    if at is not None:
+        places.print_places(told["noise_places"], at["noise"], unit, console)
+        console.print("rules by what one release of central noise moves", style="bold")
+    for reason in told["why"] if at is None or at["rule"] == chosen["rule"] else ():
         console.print(f"  {reason}", markup=False)
     table = Table(box=None, pad_edge=False)
     for heading in ("  rule", "baskets", "f", "signal", "noise", "signal to noise", "back door"):

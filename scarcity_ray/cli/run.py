@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,9 +19,10 @@ from rich.table import Table
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned, forecast_of
 from scarcity_ray.cli.progress import Display, JsonLines, watcher
-from scarcity_ray.errors import LedgerWarning, ScarcityWarning
+from scarcity_ray.errors import LedgerWarning, ScarcityWarning, UsageError
 from scarcity_ray.federation.evaluation import INSIDE_CLAIM
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
+from scarcity_ray.federation.stopping import interrupt
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
 from scarcity_ray.workloads.config import load_job
@@ -38,27 +40,44 @@ from scarcity_ray.workloads.report.page import (
     render_report,
     simulated_note,
 )
-from scarcity_ray.workloads.run_folder import RunFolder
+from scarcity_ray.workloads.run_folder import CONFIG, RunFolder
 
 MOST_REFUSALS = 5
 """Refused trainings that are told on the terminal."""
 
 
-def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: str) -> ExitCode:
-    """Run the job of a config file.
+def run_command(
+    config: str | None, out: str | None, resume: str | None, overrides: tuple[str, ...], form: str
+) -> ExitCode:
+    """Run the job of a config file, or go on with one.
 
     Args:
         config: The file.
         out: The run's folder; None: a new one under ``run.out``.
+        resume: The folder of the run to go on with, in place of both.
         overrides: ``path=value`` each.
+
+    Raises:
+        UsageError: For both, or neither; or if the folder is of no run, or of one that cannot go on.
     """
+    if (config is None) is (resume is None) or None not in (out, resume):
+        raise UsageError("give the file CONFIG, or --resume DIR in place of CONFIG and --out")
+    going_on = None if resume is None else Path(resume).expanduser().absolute()
+    file = config if going_on is None else str(_config_of(going_on))
     with redirect_stdout(sys.stderr) if form == "json" else nullcontext():
-        job = load_job(config, overrides)
+        job = load_job(str(file), overrides)
+    if going_on is not None and not job.config.federation.layer2.enabled:
+        raise UsageError(f"--resume {resume}: a run without Layer 2 cannot go on yet; run its config again")
     rounds = job.config.training.rounds
     forecast = forecast_of(Planned(job.config.federation, job.basket_sizes, rounds))
     told = [(warning.code, warning.message) for warning in warnings_of(forecast) if warning.loud]
     require_matplotlib()
-    folder = RunFolder.new(job.config, out, datetime.now(UTC))
+    now = datetime.now(UTC)
+    folder = (
+        RunFolder.new(job.config, out, now)
+        if going_on is None
+        else RunFolder.resumed(job.config, going_on, now)
+    )
     console = Console(highlight=False)
     with watcher(form, console, rounds) as display:
         if folder.passing is not None:
@@ -74,7 +93,14 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
             _ending_in_words(folder),
         ):
             warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
-            outcome = run_job(job, folder, display, _opening(display, console))
+            outcome = run_job(
+                job,
+                folder,
+                display,
+                _opening(display, console, HierarchicalFederation),
+                restore=_opening(display, console, HierarchicalFederation.restore),
+                resume=going_on is not None,
+            )
     folder.report.write_text(render_report(job.config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
         display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
@@ -83,10 +109,17 @@ def run_command(config: str, out: str | None, overrides: tuple[str, ...], form: 
     return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
 
 
+def _config_of(folder: Path) -> Path:
+    """The resolved config of a run's folder."""
+    if not (folder / CONFIG).is_file():
+        raise UsageError(f"--resume {folder}: no run's folder, as it holds no {CONFIG}; give that of a run")
+    return folder / CONFIG
+
+
 @contextmanager
 def _ending_in_words(folder: RunFolder) -> Iterator[None]:
     """A run that is interrupted (SIGTERM counts as Ctrl-C) or fails says what its folder holds."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except BaseException:
@@ -97,14 +130,16 @@ def _ending_in_words(folder: RunFolder) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _opening(display: Display, console: Console) -> Callable[..., HierarchicalFederation]:
-    """Opens a federation and prints which ledger it has, in place of a `LedgerWarning`."""
+def _opening(
+    display: Display, console: Console, make: Callable[..., HierarchicalFederation]
+) -> Callable[..., HierarchicalFederation]:
+    """Makes a federation and prints which ledger it has, in place of a `LedgerWarning`."""
 
     def opened(*arguments: Any, **named: Any) -> HierarchicalFederation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)
-            federation = HierarchicalFederation(*arguments, **named)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # again: Ray puts its own in its place
+            federation = make(*arguments, **named)
+        signal.signal(signal.SIGTERM, interrupt)  # again: Ray puts its own in its place
         ledger = federation.get_stats().get("ledger")
         if ledger is not None and isinstance(display, JsonLines):
             display.event("ledger", {k: str(v) if v == math.inf else v for k, v in ledger.items()})
@@ -112,7 +147,8 @@ def _opening(display: Display, console: Console) -> Callable[..., HierarchicalFe
             age = "new" if ledger["is_new"] else f"begun {in_utc(ledger['created'])}"
             console.print(
                 f"Ledger {ledger['path']} ({age}): epsilon {epsilon(ledger['epsilon_left'])} of "
-                f"{epsilon(ledger['epsilon_total'])} left",
+                f"{epsilon(ledger['epsilon_total'])} left"
+                + (f", {epsilon(ledger['epsilon_spent'])} spent before" if ledger["epsilon_spent"] else ""),
                 markup=False,
                 soft_wrap=True,
             )

@@ -6,31 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
-
 from scarcity_ray.errors import UsageError
+from scarcity_ray_client.arguments import number_of as number_of
 from scarcity_ray_client.errors import shown
 
 T = TypeVar("T")
-
-
-def number_of(what: str, value: object) -> float:
-    """A Python or NumPy number as a float, NaN and infinities included; no bool.
-
-    Raises:
-        UsageError: If it is none, or an integer beyond all floats.
-
-    >>> number_of("threshold", "600")
-    Traceback (most recent call last):
-    ...
-    scarcity_ray_client.errors.UsageError: threshold: '600' is not accepted; a number
-    """
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    raise UsageError(f"{what}: {shown(value)} is not accepted; a number")
 
 
 def instance_of(what: str, value: object, kind: type[T]) -> T:

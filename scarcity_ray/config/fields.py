@@ -6,6 +6,7 @@ import hashlib
 import json
 import operator
 import os
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from importlib.metadata import entry_points
@@ -68,12 +69,27 @@ class CentralNoise(StrEnum):
     DISTRIBUTED_DISCRETE_GAUSSIAN = "distributed_discrete_gaussian"
 
 
+class NoisePlace(StrEnum):
+    """Where noise is added for the privacy claim."""
+
+    CENTRAL = "central"
+    SITE = "site"
+
+
 class PrivacyUnit(StrEnum):
     """What neighbours differ in: whom the privacy claim protects."""
 
     CLIENT = "client"
     RECORD = "record"
     PERSON = "person"
+
+
+class Durability(StrEnum):
+    """When an acknowledged update is on the disk: never, at its round's end, before it is acknowledged."""
+
+    NONE = "none"
+    ROUND = "round"
+    UPDATE = "update"
 
 
 def _unbox_integer(value: object) -> object:
@@ -114,14 +130,34 @@ def _plain(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
-def _ledger_path(value: str) -> str:
+def _can_name_a_file(value: str) -> bool:
     try:
-        named = bool(os.fsencode(value)) and "\0" not in value
+        return bool(os.fsencode(value)) and "\0" not in value
     except UnicodeEncodeError:
-        named = False
-    if not named:
+        return False
+
+
+def _ledger_path(value: str) -> str:
+    if not _can_name_a_file(value):
         raise ValueError("the path of a file, or the URL of a database")
     return LedgerUrl(value) if is_ledger_url(value) else value
+
+
+_STORES = ("file", "s3", "gs", "gcs")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def _storage_path(value: str) -> str:
+    scheme = _SCHEME.match(value)
+    if not _can_name_a_file(value) or (scheme is not None and scheme[1].lower() not in _STORES):
+        raise ValueError("a folder, or the URI of one: file:///..., s3://BUCKET/..., gs://BUCKET/...")
+    return value
+
+
+def _journal_path(value: str) -> str:
+    if not _can_name_a_file(value) or _SCHEME.match(value):
+        raise ValueError("a folder on a disk of the machine's own, since it is written before each answer")
+    return value
 
 
 def _public_key(value: str) -> str:
@@ -148,6 +184,11 @@ Epsilon = Annotated[StrictFloat, Field(gt=0)]
 Delta = Annotated[StrictFloat, Field(gt=0, lt=1)]
 LedgerPath = Annotated[StrictStr, AfterValidator(_ledger_path), PlainSerializer(str)]
 """A file, or a `LedgerUrl`, whose password is shown nowhere."""
+StoragePath = Annotated[StrictStr, AfterValidator(_storage_path)]
+"""A folder, or the URI of one that `pyarrow.fs` knows."""
+JournalPath = Annotated[StrictStr, AfterValidator(_journal_path)]
+"""A folder on a local disk."""
+Kept = Annotated[Durability, BeforeValidator(_member_of(Durability))]
 PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""
 Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainSerializer(str)]
@@ -155,6 +196,7 @@ Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainS
 Arguments = Annotated[Mapping[str, Any], AfterValidator(_plain)]
 """What a class from outside is made with, by name."""
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]
+Place = Annotated[NoisePlace, BeforeValidator(_member_of(NoisePlace))]
 Unit = Annotated[PrivacyUnit, BeforeValidator(_member_of(PrivacyUnit))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
@@ -15,17 +16,23 @@ from scarcity_ray.config.fields import (
     CentralNoise,
     ClipNorm,
     Delta,
+    Durability,
     Epsilon,
     Int,
+    JournalPath,
+    Kept,
     LedgerPath,
     Method,
     Noise,
+    NoisePlace,
     NonNegativeFloat,
     NonNegativeInt,
+    Place,
     PositiveFloat,
     PositiveInt,
     PrivacyUnit,
     PublicKey,
+    StoragePath,
     Unit,
 )
 from scarcity_ray.config.validation import settings
@@ -116,6 +123,8 @@ class Layer1Config:
     """Pre-aggregation in order: nearest-neighbour mixing, bucketing, adaptive clipping."""
     bucket_size: Annotated[Int, Field(ge=2)] = 2
     """Rows in one of bucketing's buckets."""
+    momentum: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
+    """Share of a client's earlier noised rows in what the rule sees; above 0 only with noise: site."""
 
     def byzantine_among(self, num_members: int) -> int:
         """The f of a basket of `num_members` registered clients."""
@@ -182,6 +191,15 @@ class PrivacyConfig:
     """Norm that no contribution of a person (record) exceeds; None: layer1.clip_norm."""
     min_persons: PositiveInt | None = None
     """Persons (records) behind a row without which it is refused; required where they are the unit."""
+    noise_decay: Annotated[StrictFloat, Field(ge=0.01, le=1)] = 1.0
+    """Sigma of the last release (noised row) that a budget buys, over that of the first: below 1 noise falls
+    from each to the next, and layer2.central_dp_epsilon (row_epsilon) is what they are charged on average."""
+    noise: Place = NoisePlace.CENTRAL
+    """Whether each release is noised; or each row, by its client, before it leaves (docs/site_noise.md)."""
+    row_epsilon: Epsilon | None = None
+    """Of one noised row, with `row_delta`; required with noise: site, where rows alone spend the budget."""
+    row_delta: Delta | None = None
+    """None: total_delta."""
 
 
 @settings
@@ -225,8 +243,45 @@ class HierarchicalFederationConfig:
     """The ledger's file, or the URL of a PostgreSQL database (``postgresql://USER@HOST/DATABASE``); None, on
     a cluster of one machine: a file in this user's state folder, an own one for each federation, by its name
     if it has one."""
+    storage_path: StoragePath | None = None
+    """Where the federation's state is kept, to go on from after a restart (docs/resume.md): a folder that all
+    machines see, or a URI (``s3://BUCKET/...``, ``gs://BUCKET/...``). None: only the budget is kept."""
+    journal_path: JournalPath | None = None
+    """Where accepted updates are kept until they are aggregated: a folder on a local disk of each machine
+    with baskets. None: the folder ``journal`` in `storage_path`, if that is a folder."""
+    durability: Kept | None = None
+    """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
     operator_key: PublicKey | None = None
     """The operator's Ed25519 public key, 64 hexadecimal digits, whose private half no role and no driver need
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is
     believed in who the baskets are, and whoever can call the accountant may renew."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        if self.keeps_updates is not Durability.NONE and self.journal_folder is None:
+            raise ConfigError(
+                "journal_path",
+                None,
+                f"a folder on a local disk, since durability is {self.keeps_updates.value!r}"
+                + (
+                    " by default with storage_path (or set durability: none)"
+                    if self.durability is None
+                    else ""
+                ),
+            )
+
+    @property
+    def keeps_updates(self) -> Durability:
+        """When accepted updates are on the disk; the default follows from `storage_path`."""
+        if self.durability is not None:
+            return self.durability
+        return Durability.NONE if self.storage_path is None else Durability.UPDATE
+
+    @property
+    def journal_folder(self) -> str | None:
+        """Where accepted updates are kept, absolute; None if nothing says where."""
+        if self.journal_path is not None:
+            return os.path.abspath(os.path.expanduser(self.journal_path))
+        if self.storage_path is None or "://" in self.storage_path:
+            return None
+        return os.path.abspath(os.path.join(os.path.expanduser(self.storage_path), "journal"))

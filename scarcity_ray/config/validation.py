@@ -19,6 +19,11 @@ T = TypeVar("T")
 
 LONGEST = 200
 """Characters of a refused value that an error repeats."""
+_SUBSAMPLING = (
+    "not offered: all persons in each step need less noise than a random share of them, at equal epsilon "
+    "(docs/decisions/15-no-subsampling.md)"
+)
+_NOT_OFFERED = dict.fromkeys(("sampling_rate", "sample_rate", "subsampling"), _SUBSAMPLING)
 _UNKNOWN = {"unexpected_keyword_argument", "extra_forbidden"}
 
 
@@ -90,6 +95,7 @@ def _refusal(error: ValidationError, cls: Any, prefix: str = "") -> ConfigError:
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f", did you mean {close[0]!r}?" if close else ""
         accepted = f"unknown key{hint} (known: {', '.join(known)})"
+        accepted = _NOT_OFFERED.get(str(location[-1]), accepted)
     return ConfigError(path or cls.__name__, _shown(value), accepted[0].lower() + accepted[1:])
 
 

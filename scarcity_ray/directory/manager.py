@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,26 @@ import numpy.typing as npt
 from scarcity_ray.config import BasketConfig, stream
 from scarcity_ray.config.arguments import check_clock, instance_of, number_of, seconds_of
 from scarcity_ray.directory.records import FIRST_TRUST, BasketInfo, ClientInfo, Departure, Move, check_name
-from scarcity_ray.directory.roster import Basket, Roster, check_features, order_by_features
+from scarcity_ray.directory.roster import Basket, Roster, RosterState, check_features, order_by_features
 from scarcity_ray.errors import UsageError
 from scarcity_ray_client.errors import shown
 
 MOST_DEPARTURES = 100_000
 """Unregistered clients whose last basket and trust are remembered; beyond that the oldest are forgotten."""
+
+
+@dataclass(frozen=True, eq=False)
+class ManagerState:
+    """A manager's memory, as plain data.
+
+    Attributes:
+        rng: State of the bit generator that divides baskets.
+    """
+
+    clients: tuple[ClientInfo, ...]
+    roster: RosterState
+    departures: Mapping[str, Departure]
+    rng: Mapping[str, Any]
 
 
 class BasketManager:
@@ -97,6 +111,18 @@ class BasketManager:
         if len(self._departures) > MOST_DEPARTURES:
             del self._departures[next(iter(self._departures))]
         return True
+
+    def kept(self) -> ManagerState:
+        """What `restore` makes the same manager from."""
+        clients, departures = tuple(self._clients.values()), dict(self._departures)
+        return ManagerState(clients, self._roster.kept(), departures, self._rng.bit_generator.state)
+
+    def restore(self, state: ManagerState) -> None:
+        """Take over what `kept` gave; this manager must be new."""
+        self._clients = {client.client_id: client for client in state.clients}
+        self._roster.restore(state.roster)
+        self._departures = dict(state.departures)
+        self._rng.bit_generator.state = state.rng
 
     def create_basket(self, domain_id: str) -> str:
         """Open an empty basket in a domain and return its id."""

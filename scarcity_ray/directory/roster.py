@@ -54,6 +54,20 @@ class Basket:
         self.last_activity = max(self.last_activity, at)
 
 
+@dataclass(frozen=True)
+class RosterState:
+    """All baskets, and the numbers of those to come.
+
+    Attributes:
+        next_index: By domain.
+        num_opened: So far, forgotten ones included.
+    """
+
+    baskets: tuple[Basket, ...]
+    next_index: Mapping[str, int]
+    num_opened: int
+
+
 class _Vacancies:
     """Baskets that may have room, oldest first; a full one is dropped when it comes to the front."""
 
@@ -139,6 +153,20 @@ class Roster:
             self.close(basket)
             del self._baskets[basket.basket_id]
         return tuple(basket.basket_id for basket in emptied)
+
+    def kept(self) -> RosterState:
+        """What `restore` makes the same baskets from."""
+        return RosterState(tuple(self._baskets.values()), dict(self._next_index), self._num_opened)
+
+    def restore(self, state: RosterState) -> None:
+        """Take over what `kept` gave; this roster must be empty."""
+        for basket in state.baskets:
+            self._baskets[basket.basket_id] = basket
+            if not basket.disbanded:
+                self._live[basket.basket_id] = basket
+                self._of_domain.setdefault(basket.domain_id, {})[basket.basket_id] = basket
+                self._note_room(basket)
+        self._next_index, self._num_opened = dict(state.next_index), state.num_opened
 
     def with_room(self, domain_id: str) -> Basket | None:
         """The oldest live basket with room in a domain, or in all with `allow_cross_domain`; else None.

@@ -19,13 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import SubmissionBatch
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.config.arguments import check_clock
+from scarcity_ray.config.arguments import check_clock, instance_of
 from scarcity_ray.directory import check_name
 from scarcity_ray.errors import UsageError
 from scarcity_ray.layers.meta_parameters import Ranges, check_report
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.updates import Rejection, canonical_report, given_array, read_array
 from scarcity_ray_client.errors import shown
+from scarcity_ray_client.policy import SignedPolicy
 
 
 def check_opening(config: object, clock: object, noise: object) -> None:
@@ -89,6 +90,25 @@ def members_of(clients: Iterable[object]) -> tuple[Member, ...]:
             raise UsageError(f"clients must be {wanted}, got {shown(pair)} at place {index}")
         members.append(Member(check_name("client id", pair[0]), check_name("domain id", pair[1])))
     return tuple(members)
+
+
+def policies_of(given: Iterable[tuple[str, bytes | None, object]]) -> tuple[SignedPolicy, ...]:
+    """The signed policies among (client's id, its public key if it registers one, its policy or None).
+
+    Raises:
+        UsageError: If one is no policy, another client's, or under another key than the client registers.
+    """
+    policies = []
+    for client_id, public_key, policy in given:
+        if policy is None:
+            continue
+        signed = instance_of(f"policy of client {shown(client_id)}", policy, SignedPolicy)
+        if signed.policy.client_id != client_id:
+            raise UsageError(f"client {shown(client_id)}: the policy is of {shown(signed.policy.client_id)}")
+        if public_key not in (None, signed.public_key):
+            raise UsageError(f"client {shown(client_id)}: the policy is signed with another key than its own")
+        policies.append(signed)
+    return tuple(policies)
 
 
 def signature_of(signature: object) -> bytes | None:

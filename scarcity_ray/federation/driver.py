@@ -18,21 +18,22 @@ from numpy.typing import NDArray
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.global_aggregator import GlobalAggregator, Layer2Outcome
-from scarcity_ray.actors.messages import Registry, RoutingTable
+from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator, Layer2Outcome
+from scarcity_ray.actors.kept import CODEC
+from scarcity_ray.actors.messages import Fault, Registry, RoutingTable
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
 from scarcity_ray.actors.unattended_signing import objection
 from scarcity_ray.baskets import Receipt, Rejection
-from scarcity_ray.baskets.reports import BasketReport, Layer1Outcome, ReputationReport
-from scarcity_ray.baskets.submission import SubmissionBatch, signed
+from scarcity_ray.baskets.reports import Backlog, BasketReport, Layer1Outcome, Registered, ReputationReport
+from scarcity_ray.baskets.submission import SubmissionBatch, charged_rows, signed
 from scarcity_ray.config import AggregationMethod
 from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageError
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
 from scarcity_ray.federation.supervisor import Supervisor
-from scarcity_ray.federation.waiting import WaitingFor, waiting_for
+from scarcity_ray.federation.waiting import WaitingFor, rows_spent, waiting_for
 from scarcity_ray.forecast import (
     Told,
     Warned,
@@ -44,9 +45,12 @@ from scarcity_ray.forecast import (
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.plan import person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
+from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
+from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 
 class Driver:
@@ -88,6 +92,22 @@ class Driver:
         self.operations.routing_table()
         return opened
 
+    def restore(self, take_over: bool, run: int) -> BudgetStatus:
+        """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
+        opened = self.supervisor.restore(take_over, self.client.now(), run)
+        self._told_period = opened.period
+        self.operations.routing_table()
+        self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version
+        self.client.note_faults(self.supervisor.lost)
+        if lost := self.supervisor.lost_releases(self.client.now()):
+            plural = "s were" if lost > 1 else " was"
+            loss = (
+                f"{lost} release{plural} charged and never published: what would have been released is gone "
+                "with the process that held it, and the charge stays"
+            )
+            self.client.note_faults([Fault(f"lost release/{opened.head_hash}", loss)])
+        return opened
+
     def attach(self) -> None:
         """Join a federation that another driver has started."""
         self.supervisor.adopt(range(self.operations.routing_table().num_slots))
@@ -99,7 +119,77 @@ class Driver:
         if status.taken_over and not self._told_taken_over:
             self._told_taken_over = True
             self._tell_baskets(Call(BasketHost.set_read_only, True))
+        if self.supervisor.plan.site_noise is not None and not status.read_only:
+            self.operations.routing_table()
+            if spent := rows_spent(self.supervisor.plan, self._backlogs(), self._registered()):
+                status = replace(
+                    status, read_only=True, read_only_reason=spent, remaining_epsilon=0.0, remaining_delta=0.0
+                )
         return status
+
+    def set_policies(self, policies: Sequence[SignedPolicy]) -> None:
+        """Put clients under the ceilings that they signed, before they are registered.
+
+        Raises:
+            UsageError: If one is refused; the others are in force.
+        """
+        if not policies:
+            return
+        refused = self.client.call(ACCOUNTANT, Accountant.set_policies, tuple(policies), self.client.now())
+        if refused:
+            raise UsageError(
+                "; ".join(refused[:3]) + (f"; and {len(refused) - 3} more" if refused[3:] else "")
+            )
+
+    def left_out(self) -> frozenset[str]:
+        """The clients at ceilings of their own, with no room for the next release; baskets are told."""
+        now = self.client.now()
+        if not self.client.call(ACCOUNTANT, Accountant.leave_out, now):
+            return frozenset()
+        self._tell_baskets(Call(BasketHost.leave_out, now))
+        return frozenset(self.client.call(ACCOUNTANT, Accountant.left_out, 0, now))
+
+    def site_heads(self, client_ids: Sequence[str]) -> dict[str, Head]:
+        """How far the accountant knows the own ledgers of those of the clients that have told."""
+        now = self.client.now()
+        return self.client.call(ACCOUNTANT, Accountant.site_heads, tuple(client_ids), now)
+
+    def note_site_ledgers(self, told: Mapping[str, Extension]) -> tuple[str, ...]:
+        """Tell the accountant how far sites' own ledgers are; the clients whose ledgers are older copies."""
+        return self.client.call(ACCOUNTANT, Accountant.note_site_ledgers, dict(told), self.client.now())
+
+    def able_to_send(self, client_ids: Sequence[str]) -> frozenset[str]:
+        """Those of the clients whose budget has room for another noised row."""
+        now = self.client.now()
+        return frozenset(self.client.call(ACCOUNTANT, Accountant.able_to_send, tuple(client_ids), now))
+
+    def charge_rows(
+        self, charge_id: str, client_ids: Sequence[str], details: Mapping[str, object]
+    ) -> dict[str, float]:
+        """Charge each of the clients, each named once, for one row that it noises.
+
+        Durable when this returns. A charge allows one draw of noise: give each an id of its own.
+
+        Returns:
+            What each client is charged whose charge fits: the mu of its noise.
+        """
+        schedule, now = self.supervisor.plan.row_schedule, self.client.now()
+        together = defaultdict[Step | None, list[str]](list)
+        steps: Sequence[Step | None] = [None] * len(client_ids)
+        if not schedule.is_constant:
+            steps = self.client.call(ACCOUNTANT, Accountant.row_steps, tuple(client_ids), now)
+        for client_id, stands in zip(client_ids, steps, strict=True):
+            together[stands].append(client_id)
+        charged: dict[str, float] = {}
+        for place, (step, ids) in enumerate(together.items()):
+            mu = schedule.mu_release if step is None else schedule.mu(step)
+            name = charge_id if step is None else f"{charge_id}/{place}/step {step.number}"
+            asked = name, tuple(ids), mu, now, dict(details), step
+            allowed, self.supervisor.ledger_head, _ = self.client.call(
+                ACCOUNTANT, Accountant.charge_rows, *asked
+            )
+            charged |= dict.fromkeys(allowed, mu)
+        return charged
 
     def refuse_if_spent(self) -> None:
         """With ``strict``, raise an error once the budget is spent."""
@@ -138,15 +228,27 @@ class Driver:
         identity = self.supervisor.identity
         return SigningScope(identity.federation_id, self.budget_period(), identity.run)
 
-    def submit(self, batch: SubmissionBatch, *, aggregate: bool = True) -> list[Receipt]:
+    def submit(
+        self, batch: SubmissionBatch, *, aggregate: bool = True, is_charged: bool = False
+    ) -> list[Receipt]:
         """Sign updates, send them to their baskets, and aggregate where that is due; receipts in order.
 
         A client that has moved since it was located is located again, once. Without `aggregate` nothing is
-        aggregated, since more updates of the round are to come.
+        aggregated, since more updates of the round are to come. Where clients noise their rows, each row is
+        charged before it is judged, unless it was before its noise was drawn (`is_charged`).
 
         Raises:
             PrivacyBudgetExhausted: With ``strict``, once the budget is spent.
+            UsageError: For rows that clients noised by a schedule of noise, outside `fit`.
         """
+        if not (is_charged or self.supervisor.plan.row_schedule.is_constant):
+            raise UsageError(
+                "privacy.noise_decay below 1 with privacy.noise: site is for fit, which tells each client "
+                "the noise of its step before it draws; nobody can see of which step a row is that comes "
+                "noised. Configure privacy.noise_decay: 1 to submit rows"
+            )
+        if self.supervisor.plan.site_noise is not None and not is_charged:
+            batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
         receipts: dict[int, Receipt] = {}
@@ -181,11 +283,24 @@ class Driver:
             round_id = int(asked) if isinstance(asked, int | np.integer) else -1
             receipts |= dict.fromkeys(pending, Receipt(False, Rejection.UNKNOWN_CLIENT, None, round_id))
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
+        answers = [receipts[i] for i in range(len(receipts))]
+        self.supervisor.acknowledged.note(batch.client_ids, answers)
         if due and aggregate and self.config.auto_aggregate:
             self._run_layers(sorted(due))
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
             self.refuse_if_spent()
-        return [receipts[i] for i in range(len(receipts))]
+        return answers
+
+    def accepted_for(self, round_id: int) -> frozenset[str]:
+        """Clients of which an update for the round was accepted."""
+        self.operations.routing_table()
+        answers = self.client.call_baskets(Call(BasketHost.accepted_for, round_id))
+        return frozenset(client for clients in answers.values() for client in clients)
+
+    def kept_releases(self) -> list[GlobalMetaModel]:
+        """The stored releases, oldest first; the last few of a federation with storage."""
+        kept = self.supervisor.kept
+        return [] if kept is None else kept.read_all(RELEASE, CODEC)
 
     def current_round(self) -> int:
         """The round of the federation."""
@@ -201,10 +316,13 @@ class Driver:
         self._given_version = latest.version
         return latest.aggregate
 
-    def run_gossip(self) -> dict[str, int]:
-        """One gossip round in all baskets, then layers that are due; delivered messages by domain."""
+    def run_gossip(self, once: str = "") -> dict[str, int]:
+        """One gossip round in all baskets, then layers that are due; delivered messages by domain.
+
+        See `BasketHost.run_gossip` for `once`.
+        """
         self.operations.routing_table()
-        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now())))
+        counts = _merged(self.client.call_baskets(Call(BasketHost.run_gossip, self.client.now(), once)))
         self._run_layers_after_gossip()
         delivered: dict[str, int] = defaultdict(int)
         for place in self.operations.routing_table(fresh=False).places:
@@ -216,7 +334,9 @@ class Driver:
         """Run layers that are due, then move every actor to the next round."""
         self._run_layers_after_gossip()
         self.report_activity()
-        return self.operations.run(Directory.advance_round, self.client.now())
+        round_id = self.operations.run(Directory.advance_round, self.client.now())
+        self.supervisor.acknowledged.forget_before(round_id - self.config.buffer.max_staleness)
+        return round_id
 
     def report_activity(self) -> ActorClient:
         """Carry the basket actors' activity to the directory; it is lost if this driver stops in between."""
@@ -231,7 +351,9 @@ class Driver:
         self.operations.routing_table(fresh=False)
         chosen = None if baskets is None else tuple(baskets)
         answers = self.client.call_baskets(Call(BasketHost.run_layer1, chosen, force, self.client.now()))
-        return [outcome for slot in sorted(answers) for outcome in answers[slot]]
+        outcomes = [outcome for slot in sorted(answers) for outcome in answers[slot]]
+        self.supervisor.acknowledged.aggregated(o.basket_id for o in outcomes if o.aggregated)
+        return outcomes
 
     def run_layer2(self, force: bool) -> Layer2Outcome:
         """Layer 2 if it is due; baskets are told of a release, and of a spent budget."""
@@ -250,6 +372,7 @@ class Driver:
         self.operations.routing_table(fresh=outcome.read_only or not is_masked)
         if outcome.model is not None:
             self.supervisor.latest = outcome.model
+            self.supervisor.acknowledged.released(outcome.dropped)
             if self.config.layer2.distribute_to_baskets:
                 self.client.call_baskets(Call(BasketHost.adopt, outcome.model))
         if outcome.read_only:
@@ -471,16 +594,22 @@ class Driver:
 
     def _waiting_for(self, layer2: Mapping[str, Any], budget: BudgetStatus) -> WaitingFor:
         now = self.client.now()
-        answers = self.client.call_baskets(Call(BasketHost.backlogs, now))
         return waiting_for(
             self.supervisor.plan,
-            [backlog for slot in sorted(answers) for backlog in answers[slot]],
+            self._backlogs(),
             None if layer2["since"] is None else now - layer2["since"],
-            registered=self.client.call(DIRECTORY, Directory.registered, self.operator is not None),
+            registered=self._registered(),
             read_only=budget.read_only,
             taken_over=budget.read_only_reason if budget.taken_over else "",
             last_abort=layer2["aborted"],
         )
+
+    def _backlogs(self) -> list[Backlog]:
+        answers = self.client.call_baskets(Call(BasketHost.backlogs, self.client.now()))
+        return [backlog for slot in sorted(answers) for backlog in answers[slot]]
+
+    def _registered(self) -> Registered:
+        return self.client.call(DIRECTORY, Directory.registered, self.operator is not None)
 
     def _with_signatures(self, batch: SubmissionBatch) -> SubmissionBatch:
         """The batch, signed for the clients whose keys are held here."""

@@ -29,6 +29,8 @@ class Stopped(StrEnum):
     """All rounds are done."""
     BUDGET = "budget"
     """The next release does not fit into the privacy budget."""
+    CEILING = "ceiling"
+    """So many clients are at ceilings of their own that no release can be made."""
     NO_IMPROVEMENT = "no_improvement"
     """`EarlyStopping` said so."""
     EVALUATION = "evaluation"
@@ -86,15 +88,19 @@ class FitTerms:
     private_evaluation: PrivateEvaluation | None = None
     adversary: Adversary | None = None
     seed: int = 0
+    site_ledgers: str | None = None
     on_round: Callable[[RoundRecord], None] | None = None
     on_progress: Callable[[TrainingProgress], None] | None = None
     on_release: Callable[[Any, int], None] | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         _whole("rounds", self.rounds, 1)
         _whole("extra_clients", self.extra_clients, 0)
         _whole("clients_per_task", self.clients_per_task, 1)
         _whole("seed", self.seed, 0)
+        if self.site_ledgers is not None:
+            instance_of("site_ledgers", self.site_ledgers, str)
         if self.clients_per_round is not None:
             _whole("clients_per_round", self.clients_per_round, 1)
         if self.deadline_seconds is not None:
@@ -106,6 +112,7 @@ class FitTerms:
         if self.stopping is not None:
             instance_of("stopping", self.stopping, EarlyStopping)
         instance_of("evaluate_clients", self.evaluate_clients, bool)
+        instance_of("resume", self.resume, bool)
         if self.private_evaluation is not None:
             instance_of("private_evaluation", self.private_evaluation, PrivateEvaluation)
         if self.adversary is not None and not isinstance(self.adversary, Adversary):

@@ -11,18 +11,24 @@ Guarantees:
     a_client_without_an_update_is_counted_by_reason_while_the_round_goes_on
     a_round_in_which_every_client_failed_is_an_error_with_the_first_traceback
     a_spent_budget_ends_the_rounds_and_is_told
+    a_client_at_its_ceiling_is_not_asked_to_train_and_counted
+    too_few_clients_below_their_ceilings_end_the_rounds_and_it_is_told
+    each_noised_row_has_a_charge_before_its_training_begins: A lost task loses the row, never the charge.
+    a_client_that_cannot_pay_for_a_row_is_left_out_and_counted
     an_evaluation_that_raises_ends_the_rounds_and_loses_no_model
     a_round_without_a_release_says_what_it_waits_for
     updates_come_to_the_driver_for_an_adversary_alone
     what_is_measured_privately_comes_back_in_releases_alone
+    an_interrupted_fit_goes_on_as_if_nothing_had_happened
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -34,12 +40,22 @@ from scarcity_ray.baskets import Rejection
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError, warn_caller
+from scarcity_ray.federation.arguments import policies_of
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.evaluation import (
     ClientEvaluation,
     MeanMetrics,
     Progress,
     mean_metrics_by_domain,
+)
+from scarcity_ray.federation.fit_state import (
+    FitState,
+    RoundFacts,
+    stored_facts,
+    stored_fit,
+    terms_of,
+    write_facts,
+    write_fit,
 )
 from scarcity_ray.federation.fit_terms import (
     Adversary,
@@ -49,6 +65,7 @@ from scarcity_ray.federation.fit_terms import (
     Rows,
     Stopped,
 )
+from scarcity_ray.federation.stopping import finishing
 from scarcity_ray.federation.training_round import (
     MOST_TOLD,
     Answer,
@@ -60,21 +77,26 @@ from scarcity_ray.federation.training_round import (
     grouped,
     train_group,
 )
+from scarcity_ray.federation.waiting import Missing
 from scarcity_ray.forecast import Warned, warning_of_few_persons
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
 from scarcity_ray_client import (
     Cause,
+    Client,
     ModelCodec,
+    Noising,
     PrivateMetric,
     Refusal,
+    SiteLedgers,
     Workload,
     checked_clients,
     checked_metrics,
 )
 from scarcity_ray_client.errors import ModelRefused, ModelWarning, shown
 from scarcity_ray_client.loading import source_folder, told
+from scarcity_ray_client.site_ledger import Extension
 
 Model = TypeVar("Model")
 
@@ -119,6 +141,13 @@ class Fitting(Generic[Model]):
         self._clients = tuple(one for one in everybody if (one.num_persons or least) >= least)
         self._too_small = tuple(one for one in everybody if (one.num_persons or least) < least)
         self._noted: set[str] = set()
+        self._out: frozenset[str] = frozenset()
+        self._newly_out: tuple[str, ...] = ()
+        site_noise, source = driver.supervisor.plan.site_noise, driver.supervisor.identity.noise
+        self._noising = None if site_noise is None else Noising(site_noise, source)
+        self._name = uuid.uuid4().hex
+        self._told_ledgers: dict[str, Extension] = {}
+        self._check_site_ledgers()
         self._check_hooks()
         asked = terms.private_evaluation
         names = tuple(driver.config.meta_parameters)
@@ -158,6 +187,7 @@ class Fitting(Generic[Model]):
         self._progress = Progress()
         self._measured: Mapping[str, PrivateMetric] = {}
         self._evaluation_error = ""
+        self._interrupted: int | None = None
 
     def run(self) -> FitResult[Model]:
         """All rounds."""
@@ -165,34 +195,41 @@ class Fitting(Generic[Model]):
         latest = self._driver.latest_release()
         if latest is not None:
             self._version, self._clip_norm = latest.version, latest.clip_norm or self._clip_norm
+        if self._terms.resume:
+            self._resume()
+        self._keep()
         stopped, explanation = Stopped.ROUNDS, ""
         budget = self._driver.budget()
-        for _ in range(self._terms.rounds):
-            if budget.read_only:
+        for _ in range(self._terms.rounds - len(self._history)):
+            if self._progress.stop is not None:
+                stopped, explanation = Stopped.NO_IMPROVEMENT, self._progress.stop
+                break
+            if budget.read_only and not self._has_release_to_take():
                 stopped = Stopped.BUDGET
                 explanation = (
                     budget.read_only_reason or "the next release does not fit into the privacy budget"
                 )
                 break
+            if self._leave_out() and (waits := self._driver.waiting_for()).missing is Missing.CEILING:
+                stopped, explanation = Stopped.CEILING, str(waits)
+                break
             record = self._round()
             self._history.append(record)
-            if self._terms.on_round is not None:
-                self._terms.on_round(record)
             explanation = record.waiting_for
-            if self._evaluation_error:
-                stopped, explanation = Stopped.EVALUATION, self._evaluation_error
-                break
             watched = self._terms.stopping
-            if watched is not None and record.versions:
+            if watched is not None and record.versions and not self._evaluation_error:
                 self._progress = watched.step(
                     self._progress, record.round_id, record.evaluation, self._model.handed_out
                 )
                 if self._progress.best is None:
                     given = ", ".join(sorted(record.evaluation)) or "none"
                     self._note(f"stopping: evaluate gave no finite {watched.metric}, it gave: {given}")
-                if self._progress.stop is not None:
-                    stopped, explanation = Stopped.NO_IMPROVEMENT, self._progress.stop
-                    break
+            self._keep()
+            if self._terms.on_round is not None:
+                self._terms.on_round(record)
+            if self._evaluation_error:
+                stopped, explanation = Stopped.EVALUATION, self._evaluation_error
+                break
             budget = self._driver.budget()
         best, is_average = self._progress.best, self._terms.averaging_decay is not None
         return FitResult(
@@ -207,6 +244,82 @@ class Fitting(Generic[Model]):
             best_model=None if best is None else self._codec.decode(best.model),
             best_round=None if best is None else best.round_id,
         )
+
+    def _check_site_ledgers(self) -> None:
+        """Refuse ledgers at the sites where rows are not noised there, or clients have no ceiling."""
+        if self._terms.site_ledgers is None:
+            return
+        if self._noising is None:
+            raise UsageError(
+                "site_ledgers: fit keeps them with privacy.noise: site; under central noise a client's own "
+                "code may keep a SiteLedger, which is a promise there"
+            )
+        if without := sorted(one.client_id for one in self._clients if one.policy is None):
+            raise UsageError(f"site_ledgers: {shown(without)} have no Client.policy, so no ceiling to keep")
+
+    def _noising_now(self, groups: Sequence[Group]) -> Noising | None:
+        """What noises a round's rows, with the sites' ledgers as the accountant knows them now."""
+        folder, clients = self._terms.site_ledgers, [client for group in groups for client in group]
+        if folder is None or self._noising is None:
+            return self._noising
+        ledgers = SiteLedgers(
+            folder,
+            self._driver.supervisor.identity.federation_id,
+            {client.client_id: client.policy.policy for client in clients if client.policy is not None},
+            self._driver.supervisor.plan.accounting,
+            is_proof=True,
+            acknowledged=self._driver.site_heads([client.client_id for client in clients]),
+        )
+        return replace(self._noising, outbox=ledgers)
+
+    def _tell_ledgers(self) -> None:
+        """Tell the accountant how far the sites' ledgers are."""
+        ledgers, self._told_ledgers = self._told_ledgers, {}
+        if ledgers and (older := self._driver.note_site_ledgers(ledgers)):
+            self._note(f"{shown(list(older))}: their own ledgers are older copies than the accountant knows")
+
+    def _keep(self) -> None:
+        """Store where this fit stands, if the federation keeps anything."""
+        kept = self._driver.supervisor.kept
+        if kept is None:
+            return
+        rounds = self._interrupted, self._driver.current_round()
+        state = FitState(
+            terms=terms_of(self._terms),
+            round_id=rounds[1] if rounds[0] is None else rounds[0],
+            rng=self._rng.bit_generator.state,
+            model=self._model.kept(),
+            version=self._version,
+            clip_norm=self._clip_norm,
+            history=tuple(self._history),
+            refusals=self._refusals,
+            progress=self._progress,
+            noted=tuple(sorted(self._noted)),
+        )
+        write_fit(kept, state)
+
+    def _resume(self) -> None:
+        """Go on where the stored fit stands; its rounds are told again."""
+        state = stored_fit(self._driver.supervisor.kept, self._terms, self._codec.dimension)
+        if state is None:
+            return
+        self._rng.bit_generator.state = state.rng
+        self._model = self._model.resumed(state.model)
+        self._version, self._clip_norm = state.version, state.clip_norm
+        self._history, self._progress = list(state.history), state.progress
+        self._refusals = {client: Counter(counts) for client, counts in state.refusals.items()}
+        self._noted, self._interrupted = set(state.noted), state.round_id
+        self._out = frozenset(c for c, counts in state.refusals.items() if Cause.AT_CEILING in counts)
+        if self._history:
+            self._too_small = ()
+        for record in self._history:
+            if self._terms.on_round is not None:
+                self._terms.on_round(record)
+
+    def _has_release_to_take(self) -> bool:
+        """Whether the interrupted round had made a release: it is paid for."""
+        latest = None if self._interrupted is None else self._driver.latest_release()
+        return latest is not None and latest.version > self._version
 
     def _check_hooks(self) -> None:
         """Refuse terms that ask for a method of the workload that it does not have."""
@@ -275,20 +388,83 @@ class Fitting(Generic[Model]):
             )
             for client in self._clients
         )
+        asked = [(client.client_id, keys.get(client.client_id), client.policy) for client in self._clients]
+        self._driver.set_policies(policies_of(asked))
         self._driver.operations.run(Directory.register, members, self._driver.client.now())
 
-    def _sampled(self, round_id: int) -> tuple[TrainingRound, list[Group]]:
-        count = self._terms.clients_per_round or len(self._clients)
-        order = self._rng.permutation(len(self._clients))[: count + self._terms.extra_clients]
-        clients = [self._clients[place] for place in order]
+    def _leave_out(self) -> bool:
+        """Ask clients at ceilings of their own no more; whether there are any."""
+        gone = self._driver.left_out() & self._by_id.keys()
+        self._clients = tuple(client for client in self._clients if client.client_id not in gone)
+        self._newly_out = tuple(sorted(gone - self._out))
+        self._out |= gone
+        if self._newly_out:
+            self._note(
+                f"{shown(list(self._newly_out))}: left out of all further rounds at their own ceilings"
+            )
+        return bool(gone)
+
+    def _told_once_of_ceilings(self, round_id: int) -> list[Refusal]:
+        """Refusals of the clients that were left out since the last round."""
+        why = "the next release would pass its own ceiling: it is left out of all further rounds"
+        return [Refusal(client_id, round_id, Cause.AT_CEILING, why) for client_id in self._newly_out]
+
+    def _sampled(
+        self, round_id: int, *, is_resumed: bool, is_trained: bool
+    ) -> tuple[TrainingRound, list[Group], list[Refusal]]:
+        """The round, its groups, and the clients that cannot pay for a row, where they noise their rows.
+
+        Of a round that was interrupted, clients whose update is there train no more, and pay for no more.
+        """
+        before = self._driver.accepted_for(round_id) if is_resumed else frozenset()
+        able = self._able(before)
+        count = self._terms.clients_per_round or len(able)
+        order = self._rng.permutation(len(able))[: count + self._terms.extra_clients]
+        chosen = [able[place] for place in order]
+        due = [] if is_trained else [client for client in chosen if client.client_id not in before]
+        paid = {client.client_id for client in self._charged(due, round_id)}
+        unpaid_ids = {client.client_id for client in due} - paid
+        clients = [client for client in chosen if client.client_id not in unpaid_ids]
         groups = grouped(clients, self._terms.clients_per_task, self._tasks.parallelism)
-        return TrainingRound(round_id, groups, count, self._most_in_flight), groups
+        asked = {client.client_id for client in able} - unpaid_ids
+        why = "its privacy budget has no room for another noised row"
+        unpaid = [
+            Refusal(client.client_id, round_id, Cause.BUDGET_SPENT, why)
+            for client in self._clients
+            if client.client_id not in asked
+        ]
+        return TrainingRound(round_id, groups, count, self._most_in_flight, before), groups, unpaid
+
+    def _able(self, before: Collection[str]) -> Sequence[Client]:
+        """The clients that can pay for a row, or have, where they noise their rows; else all."""
+        if self._noising is None:
+            return self._clients
+        able = self._driver.able_to_send([client.client_id for client in self._clients])
+        return [one for one in self._clients if one.client_id in able or one.client_id in before]
+
+    def _charged(self, clients: list[Client], round_id: int) -> list[Client]:
+        """Those of the clients whose row of this round is charged, before any noise is drawn for it."""
+        if self._noising is None or not clients:
+            return clients
+        charge_id = f"row/{self._name}/{len(self._history)}"
+        ids = [client.client_id for client in clients]
+        charged = self._driver.charge_rows(charge_id, ids, {"round": round_id})
+        self._noising = replace(self._noising, mus=charged)
+        return [client for client in clients if client.client_id in charged]
 
     def _round(self) -> RoundRecord:
         begun = self._clock()
         self._num_bytes = 0
         self._phases.clear()
-        training, groups = self._sampled(self._driver.current_round())
+        self._measured, clip_norm = {}, self._clip_norm
+        now, versions = self._driver.current_round(), list[int]()
+        began, self._interrupted = self._interrupted, None
+        is_over = began is not None and now == began + 1
+        is_resumed = is_over or now == began
+        if is_resumed:
+            self._take_kept_releases(versions)
+        is_trained = is_over or bool(versions)
+        training, groups, unpaid = self._sampled(now - is_over, is_resumed=is_resumed, is_trained=is_trained)
         submitting = Submitting(
             self._driver,
             self._tasks,
@@ -296,29 +472,42 @@ class Fitting(Generic[Model]):
             training.round_id,
             has_reports=self._reporting is not None,
         )
-        self._measured = {}
-        clip_norm, versions, waiting_for, messages = self._clip_norm, list[int](), "", 0
+        waiting_for, messages = "", 0
+        facts: RoundFacts | None = None
         try:
-            self._train(training, submitting)
-            messages = self._gossip(versions)
-            with self._timed("aggregation"):
-                self._driver.aggregate(force=True)
-                self._take_releases(versions)
+            if not is_trained:
+                if not training.is_over:
+                    self._train(training, groups, submitting)
+                with finishing():
+                    messages = self._gossip(training.round_id, versions)
+                    facts = self._facts(training, submitting, messages)
+                    self._keep_facts(facts)
+                with finishing(), self._timed("aggregation"):
+                    self._driver.aggregate(force=True)
+                    self._take_releases(versions)
         except PrivacyBudgetExhausted as spent:
             waiting_for = str(spent)
         with self._timed("accounting"):
             if not versions and not waiting_for:
                 waiting_for = str(self._driver.waiting_for())
-            self._driver.advance_round()
+            if not is_over:
+                self._driver.advance_round()
             self._take_releases(versions)
             budget = self._driver.budget()
         for note in sorted(training.notes):
             self._note(note)
-        too_small = self._told_once_of_too_few_persons(training.round_id)
-        reasons = self._counted([*training.refusals, *too_small], submitting)
+        if facts is None:
+            facts = self._kept_facts(training.round_id) if is_resumed else None
+            facts = facts or self._facts(training, submitting, messages)
+        left_out = [
+            *self._told_once_of_too_few_persons(training.round_id),
+            *self._told_once_of_ceilings(training.round_id),
+            *unpaid,
+        ]
+        reasons = self._counted([*facts.refused, *((one.client_id, str(one.cause)) for one in left_out)])
         evaluation, clients = dict[str, float](), dict[str, MeanMetrics]()
-        refusals = [*training.refusals, *too_small]
-        refusals += self._counted_evaluations(submitting.unmeasured, reasons)
+        refusals = [*facts.first_refusals, *left_out]
+        refusals += self._counted_evaluations(facts.unmeasured, reasons)
         if versions:
             if self._terms.on_release is not None:
                 self._terms.on_release(self._codec.decode(self._model.handed_out), training.round_id)
@@ -330,19 +519,19 @@ class Fitting(Generic[Model]):
                 refusals += self._counted_evaluations(refused, reasons)
         return RoundRecord(
             round_id=training.round_id,
-            num_sampled=training.num_sampled,
-            num_accepted=len(submitting.accepted),
-            num_surplus=training.num_surplus,
+            num_sampled=facts.num_sampled,
+            num_accepted=facts.num_accepted,
+            num_surplus=facts.num_surplus,
             refusals={str(reason): count for reason, count in sorted(reasons.items())},
             first_refusals=tuple(refusals[:MOST_TOLD]),
-            metrics=self._by_domain(submitting.accepted),
+            metrics=facts.metrics,
             evaluation=evaluation,
             clients=clients,
             private_evaluation=self._measured,
             versions=tuple(versions),
             waiting_for=waiting_for if not versions else "",
             clip_norm=clip_norm,
-            gossip_messages=messages,
+            gossip_messages=facts.gossip_messages,
             epsilon_spent=budget.epsilon_spent,
             epsilon_left=budget.remaining_epsilon,
             driver_bytes=self._num_bytes + submitting.num_bytes,
@@ -350,18 +539,20 @@ class Fitting(Generic[Model]):
             seconds=self._clock() - begun,
         )
 
-    def _train(self, training: TrainingRound, submitting: Submitting) -> None:
+    def _train(self, training: TrainingRound, groups: Sequence[Group], submitting: Submitting) -> None:
         """Have clients train and submit what they give."""
+        noising = self._noising_now(groups)
         vector, adversary = self._tasks.put(self._model.current), self._terms.adversary
         poisoned = adversary.byzantine if adversary is not None and adversary.poisons else frozenset()
 
         def spec(group: Group) -> TaskSpec:
             poison = poisoned.intersection(client.client_id for client in group)
-            return self._spec(
-                training, group, train_group, vector, poison, self._reporting, self._min_persons
-            )
+            asked = poison, self._reporting, self._min_persons, noising
+            return self._spec(training, group, train_group, vector, *asked)
 
         def deliver(held: Sequence[tuple[Answer, StoredRow]]) -> None:
+            ledgers = {answer.client_id: answer.site_ledger for answer, _ in held}
+            self._told_ledgers |= {c: extension for c, extension in ledgers.items() if extension is not None}
             with self._timed("submission"):
                 submitting.take(held)
 
@@ -375,6 +566,7 @@ class Fitting(Generic[Model]):
                 f"all {training.num_sampled} clients of round {training.round_id} failed; the first: "
                 f"{first}\n{first.traceback}"
             )
+        self._tell_ledgers()
         with self._timed("submission"):
             submitting.finish(self._clip_norm)
 
@@ -427,11 +619,33 @@ class Fitting(Generic[Model]):
             needs.labels,
         )
 
-    def _counted(self, refusals: Sequence[Refusal], submitting: Submitting) -> Counter[str]:
+    def _facts(self, training: TrainingRound, submitting: Submitting, messages: int) -> RoundFacts:
+        found = [(refusal.client_id, str(refusal.cause)) for refusal in training.refusals]
+        return RoundFacts(
+            round_id=training.round_id,
+            num_sampled=training.num_sampled,
+            num_accepted=len(submitting.accepted) + training.num_before,
+            num_surplus=training.num_surplus,
+            refused=(*found, *submitting.refused),
+            first_refusals=tuple(training.refusals[:MOST_TOLD]),
+            unmeasured=tuple(submitting.unmeasured),
+            metrics=self._by_domain(submitting.accepted),
+            gossip_messages=messages,
+        )
+
+    def _keep_facts(self, facts: RoundFacts) -> None:
+        if (kept := self._driver.supervisor.kept) is not None:
+            write_facts(kept, facts)
+
+    def _kept_facts(self, round_id: int) -> RoundFacts | None:
+        kept = self._driver.supervisor.kept
+        facts = None if kept is None else stored_facts(kept)
+        return facts if facts is not None and facts.round_id == round_id else None
+
+    def _counted(self, refused: Sequence[tuple[str, str]]) -> Counter[str]:
         """Updates that did not come or were refused, by reason; each is counted for its client."""
         reasons: Counter[str] = Counter()
-        found = [(refusal.client_id, str(refusal.cause)) for refusal in refusals]
-        for client_id, reason in (*found, *submitting.refused):
+        for client_id, reason in refused:
             reasons[reason] += 1
             self._count(client_id, reason)
         return reasons
@@ -459,12 +673,12 @@ class Fitting(Generic[Model]):
             self._count(refusal.client_id, f"evaluation_{refusal.cause}")
         return refused
 
-    def _gossip(self, versions: list[int]) -> int:
+    def _gossip(self, round_id: int, versions: list[int]) -> int:
         """Gossip where it has a share of the budget; the messages that were delivered."""
         if self._driver.supervisor.plan.gossip_share <= 0.0:
             return 0
         with self._timed("gossip"):
-            delivered = self._driver.run_gossip()
+            delivered = self._driver.run_gossip(f"fit/{round_id}")
             self._take_releases(versions)
         return sum(delivered.values())
 
@@ -473,6 +687,16 @@ class Fitting(Generic[Model]):
         latest: GlobalMetaModel | None = self._driver.latest_release()
         if latest is None or latest.version <= self._version:
             return
+        self._take(latest, versions)
+
+    def _take_kept_releases(self, versions: list[int]) -> None:
+        """Step on the stored releases that the fit had not taken when it was interrupted, one by one."""
+        for release in self._driver.kept_releases():
+            if release.version > self._version:
+                self._take(release, versions)
+        self._take_releases(versions)
+
+    def _take(self, latest: GlobalMetaModel, versions: list[int]) -> None:
         if latest.version > self._version + 1:
             logger.warning(
                 "releases %d to %d are not in this fit's model: another driver has made them",
@@ -627,7 +851,8 @@ class Submitting:
         )
 
     def _submit(self, answers: Sequence[Answer], batch: SubmissionBatch) -> None:
-        for answer, receipt in zip(answers, self._driver.submit(batch, aggregate=False), strict=True):
+        receipts = self._driver.submit(batch, aggregate=False, is_charged=True)
+        for answer, receipt in zip(answers, receipts, strict=True):
             if receipt.reason is None:
                 self.accepted.append(answer)
                 continue

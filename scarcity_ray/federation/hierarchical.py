@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -19,7 +20,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
 from scarcity_ray.baskets import Receipt
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.config.arguments import check_clock, seconds_of
+from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of
 from scarcity_ray.directory import BasketInfo, ClientInfo, check_name
 from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.arguments import (
@@ -31,6 +32,7 @@ from scarcity_ray.federation.arguments import (
     ids_of,
     members_of,
     numbers_of,
+    policies_of,
     signature_of,
     single_update,
 )
@@ -46,6 +48,7 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
+from scarcity_ray.federation.stored import check_unused, stored_federation
 from scarcity_ray.federation.supervisor import Supervisor
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
@@ -63,6 +66,8 @@ from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
 from scarcity_ray_client import PrivateEvaluation, Workload
 from scarcity_ray_client.errors import shown
+from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
@@ -111,6 +116,7 @@ class HierarchicalFederation:
             raise UsageError(f"take_over_ledger must be True or False, got {shown(take_over_ledger)}")
         config = config or HierarchicalFederationConfig()
         _check_operator(config, operator_keypair)
+        check_unused(config)
         plan, told = make_plan(config), Told()
         told.tell(warnings_at_start(plan))
         called = federation_name(config, name)
@@ -162,6 +168,63 @@ class HierarchicalFederation:
             self._begin(place, identity, plan, clock, told, owner=False, operator=operator_keypair)
         except BaseException:
             place.close()
+            raise
+        return self
+
+    @classmethod
+    def restore(
+        cls,
+        storage_path: str,
+        *,
+        runtime: Literal["ray", "local"] = "ray",
+        address: str | None = None,
+        clock: Clock = time.time,
+        noise: NoiseSource | None = None,
+        ledger_path: str | None = None,
+        take_over_ledger: bool = False,
+        operator_keypair: IdentityKeyPair | None = None,
+    ) -> HierarchicalFederation:
+        """Go on with a federation whose roles have all ended, from what is stored of it (docs/resume.md).
+
+        It has its members, round, releases, gossip states, budget and name again; `faults` says what is lost.
+        Keys of clients are with who made them: registering a client again with its keypair hands it over.
+
+        Args:
+            storage_path: That of its configuration, or where it was moved to.
+            ledger_path: Where the ledger was moved to, or its URL if that has a password.
+
+        Raises:
+            StorageError: If nothing, something torn or another federation's is stored there.
+            LedgerError: If its ledger cannot be used; one is never begun anew.
+            UsageError: If the federation is running.
+        """
+        check_clock(clock)
+        record, config = stored_federation(storage_path)
+        if ledger_path is not None:
+            config = replace(config, ledger_path=ledger_path)
+        _check_operator(config, operator_keypair)
+        place = open_runtime(runtime, record.name, address)
+        self = cls.__new__(cls)
+        try:
+            if place.names():
+                raise UsageError(f"federation {record.name!r} is running; attach to it")
+            ledger = configured_ledger(config, record.name) or record.ledger_path
+            identity = FederationIdentity(
+                record.federation_id,
+                config,
+                ledger,
+                None if is_ledger_url(ledger) else place.home,
+                noise or SystemNoise(),
+                record.name,
+                private_ledger=record.private_ledger and ledger_path is None,
+            )
+            plan, told = make_plan(config), Told()
+            told.note(warnings_at_start(plan))
+            self._begin(place, identity, plan, clock, told, owner=True, operator=operator_keypair)
+            opened = self._driver.restore(take_over_ledger, record.run)
+            tell_ledger(opened, is_default=False, is_named=record.name is not None)
+        except BaseException as failure:
+            self._undo(place, failure)
             raise
         return self
 
@@ -227,6 +290,7 @@ class HierarchicalFederation:
         identity_keypair: IdentityKeyPair | None = None,
         *,
         num_examples: int | None = None,
+        policy: SignedPolicy | None = None,
     ) -> str:
         """Add a client to a basket of its domain; the basket's id.
 
@@ -238,9 +302,13 @@ class HierarchicalFederation:
         persons (records) are the unit of privacy, it is the number of these behind each update, and a client
         with a key states it with every update, so that it is signed.
 
+        With a `policy`, the client's ceiling over all budget periods, the client is left out before a release
+        would pass it, for good (docs/ceilings.md). It is kept in the ledger; only a stricter one under the
+        same key replaces it.
+
         Raises:
-            UsageError: For an invalid id, fewer persons than ``privacy.min_persons``, or a client registered
-                in another domain or with another key.
+            UsageError: For an invalid id, fewer persons than ``privacy.min_persons``, a client registered in
+                another domain or with another key, or a policy that is forged, looser, or another client's.
         """
         if identity_keypair is not None and not isinstance(identity_keypair, IdentityKeyPair):
             raise UsageError(
@@ -255,15 +323,28 @@ class HierarchicalFederation:
                 f"client {client_id!r}: num_examples: {num_examples!r} is not accepted; at least "
                 f"privacy.min_persons = {privacy.min_persons}, as each {privacy.unit.value} counts on so many"
             )
+        driver.set_policies(policies_of([(client_id, public, policy)]))
         (basket_id,) = driver.operations.run(Directory.register, (member,), driver.client.now())
         if identity_keypair is not None:
             driver.keypairs[client_id] = identity_keypair
         return basket_id
 
     @collector_paused()
-    def register_clients(self, clients: Sequence[tuple[str, str]]) -> list[str]:
-        """Add many clients, each with its domain, in two calls; their baskets."""
+    def register_clients(
+        self, clients: Sequence[tuple[str, str]], *, policies: Mapping[str, SignedPolicy] | None = None
+    ) -> list[str]:
+        """Add many clients, each with its domain, in few calls; their baskets.
+
+        Args:
+            policies: Signed ceilings by client; see `register_client`.
+        """
         driver, members = self._open(), members_of(clients)
+        asked = {} if policies is None else policies
+        if not isinstance(asked, Mapping):
+            raise UsageError(f"policies: {shown(asked)} is not accepted; signed policies by client")
+        if strangers := sorted(asked.keys() - {member.client_id for member in members}):
+            raise UsageError(f"policies: {shown(strangers)} are not among the clients")
+        driver.set_policies(policies_of([(client_id, None, asked[client_id]) for client_id in sorted(asked)]))
         baskets = driver.operations.run(Directory.register, members, driver.client.now())
         return list(baskets)
 
@@ -273,6 +354,20 @@ class HierarchicalFederation:
         found = driver.operations.run(Directory.unregister, client_id, driver.client.now())
         driver.keypairs.pop(client_id, None)
         return found
+
+    def site_ledger_head(self, client_id: str) -> Head | None:
+        """How far the accountant knows a client's own ledger (`SiteLedger.heed`); None: it was never told."""
+        return self._open().site_heads([id_of(client_id)]).get(client_id)
+
+    def note_site_ledger(self, client_id: str, told: Extension) -> bool:
+        """Tell the accountant how far a client's own ledger is (`SiteLedger.extension`), durably.
+
+        To be called with each row that is sent. What goes on where the ledger was known to be is noted.
+
+        Returns:
+            Whether it was; False for an older copy of the ledger, or another file.
+        """
+        return not self._open().note_site_ledgers({id_of(client_id): instance_of("told", told, Extension)})
 
     def split_basket(self, basket_id: str) -> tuple[str, str]:
         """Split a basket in two; its clients take their updates and gossip state along."""
@@ -301,9 +396,11 @@ class HierarchicalFederation:
         private_evaluation: PrivateEvaluation | None = None,
         adversary: Adversary | None = None,
         seed: int | None = None,
+        site_ledgers: str | None = None,
         on_round: Callable[[RoundRecord], None] | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
         on_release: Callable[[Model, int], None] | None = None,
+        resume: bool = False,
     ) -> FitResult[Model]:
         """Train a workload's model: its clients are registered, train where their data lies, and send.
 
@@ -333,10 +430,15 @@ class HierarchicalFederation:
                 The configuration must have its `meta_parameters`.
             adversary: Plays the lab's Byzantine clients. **Every update then comes to this process.**
             seed: Of the drawing of clients; ``seed`` of the configuration if None.
+            site_ledgers: With ``privacy.noise: site``, a folder on each machine where clients train, in which
+                each keeps a ledger of its own (`scarcity_ray_client.SiteLedger`); all need a `Client.policy`.
             on_round: Told of each round.
             on_progress: Told how far a round's training is, at each change and at least every ten seconds.
             on_release: Given the model that is handed out after a release, and its round, before it is
                 evaluated. Save it there, and no later error or death loses what the budget has paid for.
+            resume: Go on with the fit of a restored federation, on the same terms; `rounds` count from its
+                beginning, and `on_round` is first told of those that were made. Clients whose update of the
+                interrupted round is still there do not train again. Where none had begun, it begins.
 
         Raises:
             UsageError: For a workload or argument that cannot work, or a round in which every client failed;
@@ -357,9 +459,11 @@ class HierarchicalFederation:
             private_evaluation=private_evaluation,
             adversary=adversary,
             seed=self.config.seed if seed is None else seed,
+            site_ledgers=site_ledgers,
             on_round=on_round,
             on_progress=on_progress,
             on_release=on_release,
+            resume=resume,
         )
         return Fitting(driver, self._runtime.tasks(), workload, terms).run()
 
@@ -636,6 +740,14 @@ class HierarchicalFederation:
         if not self._closed:
             self._driver.client.hear_faults()
         return tuple(self._driver.client.faults)
+
+    @property
+    def lost_updates(self) -> tuple[tuple[str, int], ...]:
+        """Accepted updates of this driver that died with basket actors: who must send again, and the round.
+
+        Nothing is in it where a journal brought them back (``journal_path``, docs/faults.md).
+        """
+        return tuple(self._driver.supervisor.acknowledged.lost)
 
     @property
     def federation_id(self) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import isinf
 from statistics import median
 from typing import Any
 
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.baskets.reports import BasketReport, ClippingReport, ReputationReport
-from scarcity_ray.config import PrivacyUnit
+from scarcity_ray.config import NoisePlace, PrivacyUnit
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Warned, warning_of_clipping
-from scarcity_ray.plan import PersonClaim
+from scarcity_ray.plan import AGAINST, AGAINST_OPERATOR, PersonClaim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 
 WITHOUT_LAYER2: Mapping[str, Any] = {
@@ -60,6 +61,7 @@ def federation_stats(
         "current_round": directory["current_round"],
         "basket_stats": _by_domain(directory["statuses"], directory["sizes"], reports, places, conduct),
         "read_only": budget.read_only,
+        "n_releases_left": None if isinf(budget.releases_left) else int(budget.releases_left),
         "privacy_lifetime_epsilon": budget.lifetime_epsilon,
         "read_only_reason": budget.read_only_reason,
         "ledger": budget.of_ledger(),
@@ -79,6 +81,7 @@ def federation_stats(
         "n_rule_failures": total["rule_failures"],
         "n_stale_baskets": directory["n_stale_baskets"],
         "n_trusts_dropped": directory["trusts_dropped"],
+        "ceilings": budget.of_ceilings(),
         "faults": list(faults),
         "waiting_for": waiting.as_json(),
         "warnings": list(warned),
@@ -87,11 +90,16 @@ def federation_stats(
 
 def _claimed(claim: PersonClaim | None, *, by_gossip: bool) -> dict[str, Any]:
     """Unit, mode, against whom, and for a person or record the figures beside epsilon."""
-    stated = {"noise": "central", "against": "whoever sees every release"}
+    stated = {"noise": "central", "against": AGAINST[NoisePlace.CENTRAL], "against_operator": "no"}
     if by_gossip:
-        stated = {"noise": "local", "against": "whoever sees every gossip message"}
+        stated |= {"noise": "local", "against": "whoever sees every gossip message"}
     if claim is None:
         return {"unit": PrivacyUnit.CLIENT.value, **stated}
+    stated = {
+        "noise": claim.noise.value,
+        "against": AGAINST[claim.noise],
+        "against_operator": AGAINST_OPERATOR[claim.noise],
+    }
     return {**asdict(claim), "unit": claim.unit.value, **stated}
 
 

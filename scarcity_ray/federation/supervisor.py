@@ -1,16 +1,18 @@
 """Starts, restarts and ends the roles of one federation.
 
 A role loses its memory when it dies. It is restarted with what the other roles know: a basket actor with its
-members (buffered updates, gossip states and aggregates of its baskets are lost), the directory with the
-baskets that the actors hold, the global aggregator with the last release that any role has, and the
-accountant with its ledger.
+members, and its journal if the machine is there that holds it (without one, buffered updates and unreleased
+aggregates of its baskets are lost), the directory with the baskets that the actors hold, the global
+aggregator with the last release that any role has, and the accountant with its ledger. Where the federation
+has a storage_path, roles go on from what they keep there, and after the death of all of them `restore` starts
+them again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,11 +22,16 @@ from typing import Unpack
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
-from scarcity_ray.actors.global_aggregator import GlobalAggregator
-from scarcity_ray.actors.messages import Fault, FederationIdentity, SlotState
+from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator
+from scarcity_ray.actors.kept import CODEC
+from scarcity_ray.actors.messages import Fault, FederationIdentity, RoutingTable, SlotState
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.recovery import HostState, recovered_from
-from scarcity_ray.errors import ActorLost
+from scarcity_ray.baskets.reports import NAMED
+from scarcity_ray.config import Durability
+from scarcity_ray.errors import ActorLost, StorageError, UsageError
+from scarcity_ray.federation.acknowledged import Acknowledged
+from scarcity_ray.federation.stored import write_record
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan
@@ -33,6 +40,8 @@ from scarcity_ray.privacy.ledger.budget import DurableBudget
 from scarcity_ray.privacy.ledger.ledger import Opening
 from scarcity_ray.runtime.base import RoleSpec, Runtime
 from scarcity_ray.runtime.rpc import Call, Future, gather
+from scarcity_ray.storage.journal import JournalPlace
+from scarcity_ray.storage.snapshots import Snapshots
 
 OPENING = "opening"
 """The card of a federation while its roles are being started; no driver can attach to it yet."""
@@ -45,6 +54,8 @@ class Supervisor:
         num_slots: Number of basket actors that this driver knows of.
         latest: The newest global model that it has seen.
         ledger_head: The last head of the ledger that it was told; empty before.
+        acknowledged: The updates of this driver that baskets have accepted.
+        lost: What `restore` could not give back.
     """
 
     def __init__(self, runtime: Runtime, identity: FederationIdentity, plan: FederationPlan) -> None:
@@ -56,6 +67,8 @@ class Supervisor:
         self.num_slots = 0
         self.latest: GlobalMetaModel | None = None
         self.ledger_head = ""
+        self.acknowledged = Acknowledged()
+        self.lost: Sequence[Fault] = ()
         self._started: set[str] = set()
 
     def start(self, take_over: bool, now: float) -> BudgetStatus:
@@ -70,15 +83,7 @@ class Supervisor:
             LedgerError: If the ledger cannot be used.
             ActorLost: If a role cannot be started.
         """
-        self.runtime.start([self._accountant_spec(must_exist=False, take_over=take_over)], card=OPENING)
-        opened = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
-        self.ledger_head = opened.head_hash
-        self.identity = replace(
-            self.identity,
-            federation_id=opened.federation_id,
-            incarnation=opened.incarnation,
-            run=opened.run,
-        )
+        opened = self._open_ledger(now, must_exist=False, take_over=take_over)
         self.num_slots = (
             0 if self.identity.config.runtime.baskets_per_actor else self.runtime.default_basket_actors
         )
@@ -88,7 +93,98 @@ class Supervisor:
             roles.append(self._global_spec())
         self.runtime.start([*roles, *slots], card=self.identity)
         self._started.update(spec.name for spec in slots)
+        if self.kept is not None:
+            write_record(self.kept, self.identity)
         return opened
+
+    def restore(self, take_over: bool, now: float, run: int) -> BudgetStatus:
+        """Start a stored federation's roles, which go on from what is kept of them; the budget's status.
+
+        Args:
+            take_over: As in `start`.
+            now: Seconds since the epoch.
+            run: That ended, whose journals are continued.
+
+        Raises:
+            StorageError: If the ledger is another federation's.
+            UsageError: If the federation is running already.
+            LedgerError: If the ledger cannot be used, or is an older copy than the last stored release.
+            ActorLost: If a role cannot be started.
+        """
+        if self.kept is None:
+            raise UsageError("storage_path is not configured: nothing is kept")
+        self.kept.verify()
+        stored_id, last = self.identity.federation_id, self.kept.read(RELEASE, CODEC)
+        heads = None if last is None else {last.ledger_head: f"the release stored in {self.kept.path}"}
+        opened = self._open_ledger(now, must_exist=True, take_over=take_over, known_heads=heads)
+        if opened.federation_id != stored_id:
+            raise StorageError(
+                f"{self.kept.path}: of federation {stored_id!r}, and the ledger {opened.ledger_path} is of "
+                f"{opened.federation_id!r}; give the ledger_path of that one"
+            )
+        self.runtime.start([self._directory_spec(0)])
+        where = Call(Directory.routing_table).send(self.peers, DIRECTORY).result()
+        self.num_slots = where.num_slots if isinstance(where, RoutingTable) else 0
+        slots = range(max(self.num_slots, 1))
+        states = {s: Call(Directory.slot_state, s).send(self.peers, DIRECTORY).result() for s in slots}
+        round_id = Call(Directory.current_round).send(self.peers, DIRECTORY).result()
+        place, life = (
+            self._journal_place(),
+            {"round_id": round_id, "latest": last if self._distributes else None},
+        )
+        life |= {"journal": None if place is None else replace(place, continues=run)}
+        homes = {slot: self._journal_home(slot) for slot in slots}
+        specs = [self._basket_spec(s, opened, homes[s], state=states[s], **life) for s in slots]
+        roles = [self._global_spec(last)] if self.has_layer2 else []
+        self.runtime.start([*roles, *specs], card=self.identity)
+        self._started.update(spec.name for spec in specs)
+        self.num_slots, self.latest = len(slots), last
+        for slot in slots:
+            self._checked_in(slot)
+        write_record(self.kept, self.identity)
+        self.lost = [
+            *(
+                self._waiting_lost(s, states[s], round_id)
+                for s in slots
+                if states[s].admissions and not homes[s]
+            ),
+            *(
+                regained
+                for s in slots
+                if homes[s] is not None and (regained := self._regained(s, always=False))
+            ),
+        ]
+        return opened
+
+    def lost_releases(self, now: float) -> int:
+        """Releases that were charged and are stored nowhere: their noise may have been drawn, and is gone."""
+        head = "" if self.latest is None else self.latest.ledger_head
+        return Call(Accountant.releases_since, head, now).send(self.peers, ACCOUNTANT).result()
+
+    def _open_ledger(self, now: float, *, must_exist: bool, **opening: Unpack[Opening]) -> BudgetStatus:
+        """Start the first role, whose ledger says who the federation is."""
+        self.runtime.start([self._accountant_spec(must_exist=must_exist, **opening)], card=OPENING)
+        opened = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
+        self.ledger_head = opened.head_hash
+        self.identity = replace(
+            self.identity,
+            federation_id=opened.federation_id,
+            incarnation=opened.incarnation,
+            run=opened.run,
+        )
+        return opened
+
+    @property
+    def kept(self) -> Snapshots | None:
+        """Where this federation keeps its state; None if it has no storage."""
+        path = self.identity.config.storage_path
+        return (
+            None if path is None else Snapshots(path, self.identity.federation_id, self.identity.incarnation)
+        )
+
+    @property
+    def _distributes(self) -> bool:
+        return self.has_layer2 and self.identity.config.layer2.distribute_to_baskets
 
     def adopt(self, slots: Iterable[int]) -> None:
         """Note basket actors that another driver has started."""
@@ -173,21 +269,91 @@ class Supervisor:
         states = {s: Call(Directory.slot_state, s).send(self.peers, DIRECTORY).result() for s in slots}
         last = self._released()
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
-        yield [_basket_fault(slot, states[slot]) for slot in was_there]
+        homes = {s: self._journal_home(s) for s in slots}
+        journalled = {slot for slot, home in homes.items() if home is not None}
+        yield [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
         failure: ActorLost | None = None
         try:
             life = {"round_id": round_id, "latest": last}
-            self._start([self._basket_spec(s, budget, state=states[s], **life) for s in slots])
+            specs = [self._basket_spec(s, budget, homes.get(s), state=states[s], **life) for s in slots]
+            self._start(specs)
         except ActorLost as lost:
             failure = lost
         back = [slot for slot in slots if failure is None or self.runtime.is_alive(basket_actor(slot))]
         strangers = [slot for slot in back if not self._checked_in(slot)]
         for slot in strangers:
             self.runtime.kill(basket_actor(slot))
+        came_back = [s for s in was_there if s in journalled and s in {*back} - {*strangers}]
+        yield [fault for s in came_back if (fault := self._regained(s)) is not None]
         if strangers and failure is None:
             failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
             raise failure
+
+    def _waiting_lost(self, slot: int, state: SlotState, round_id: int) -> Fault:
+        """What a restored basket actor without a journal lacks."""
+        name, place = basket_actor(slot), self._journal_place()
+        why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
+        loss = (
+            f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
+            f"as {name} has no journal ({why}): send the updates of this round again"
+        )
+        if round_id and not Call(BasketHost.has_snapshot).send(self.peers, name).result():
+            loss += (
+                f"; so are gossip, replays, caps and trust, as {name} finds nothing in storage_path on its "
+                "machine: name a folder that all machines see"
+            )
+        return _fault(loss)
+
+    def _journal_home(self, slot: int) -> str | None:
+        """The node that has a basket actor's journal; None if none that is there has."""
+        place = self._journal_place()
+        if place is None:
+            return None
+        return self.runtime.holder_of(str(place.path(self.identity.federation_id, slot)))
+
+    def _journal_place(self) -> JournalPlace | None:
+        config = self.identity.config
+        if config.keeps_updates is Durability.NONE or config.journal_folder is None:
+            return None
+        return JournalPlace(config.journal_folder, config.keeps_updates is Durability.UPDATE)
+
+    def _regained(self, slot: int, *, always: bool = True) -> Fault | None:
+        """What a restarted basket actor has from its journal, and what it could not keep.
+
+        None if all was kept, unless it is `always` told.
+        """
+        name = basket_actor(slot)
+        regained = Call(BasketHost.what_was_regained).send(self.peers, name).result()
+        lost = [
+            f"{sum(lost.values())} updates of clients that {why} meanwhile are withdrawn: {_listed(lost)}"
+            for lost, why in ((regained.withdrawn, "left"), (regained.dropped, "lost their basket"))
+            if lost
+        ]
+        found = (
+            f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
+            f"{regained.aggregates} fresh aggregates"
+        )
+        if regained.messages and self.kept is None:
+            lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
+        if not (lost or always):
+            return None
+        return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
+
+    def _basket_fault(self, slot: int, state: SlotState) -> Fault:
+        """What was lost with a basket actor; the id holds its baskets' keys, new after each death."""
+        name = basket_actor(slot)
+        baskets = ", ".join(state.baskets) or "none that is known"
+        keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
+        no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
+        members = (member.client_id for admission in state.admissions for member in admission.members)
+        lost = self.acknowledged.lose(state.baskets, members)
+        named = f": {_named(lost)}" if lost else ""
+        return Fault(
+            f"{name}/{keys}",
+            f"{name} died{no_journal}; buffered updates, gossip states and unreleased aggregates of "
+            f"its baskets ({baskets}) are lost{named}: send the updates of this round again",
+        )
 
     def _checked_in(self, slot: int) -> bool:
         """Record the keys of a restarted actor in the directory.
@@ -242,7 +408,7 @@ class Supervisor:
 
     def _released(self) -> GlobalMetaModel | None:
         """The last distributed release that this driver or the global aggregator knows of."""
-        if not self.has_layer2 or not self.identity.config.layer2.distribute_to_baskets:
+        if not self._distributes:
             return None
         try:
             return _newest(self.latest, Call(GlobalAggregator.latest).send(self.peers, GLOBAL).result())
@@ -261,7 +427,7 @@ class Supervisor:
             path,
             total_epsilon=config.total_epsilon,
             total_delta=config.total_delta,
-            gossip_share=self.plan.gossip_share,
+            gossip_share=self.plan.own_share,
             accounting=self.plan.accounting,
             unit=config.privacy.unit,
             must_exist=must_exist,
@@ -269,21 +435,26 @@ class Supervisor:
         )
         arguments = {
             "open_budget": open_budget,
-            "mu_reserved": self.plan.mu_reserved,
+            "schedule": self.plan.reserved,
             "folder": None if must_exist or is_ledger_url(path) else Path(path).parent,
             "private_folder": self.identity.private_ledger,
             "operator_key": config.operator_key,
+            "row_schedule": self.plan.row_schedule,
         }
         return RoleSpec(ACCOUNTANT, Accountant, arguments, node=self.identity.ledger_node)
 
     def _directory_spec(self, num_slots: int, **life: object) -> RoleSpec:
         identity = replace(self.identity, actors_key=b"")
-        return RoleSpec(DIRECTORY, Directory, {"identity": identity, "num_slots": num_slots, **life})
+        arguments = {"identity": identity, "num_slots": num_slots, "kept": self.kept, **life}
+        return RoleSpec(DIRECTORY, Directory, arguments)
 
     def _global_spec(self, latest: GlobalMetaModel | None = None) -> RoleSpec:
         return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
 
-    def _basket_spec(self, slot: int, budget: BudgetStatus, **life: object) -> RoleSpec:
+    def _basket_spec(
+        self, slot: int, budget: BudgetStatus, node: str | None = None, **life: object
+    ) -> RoleSpec:
+        """A basket actor; one with a journal is started on the node that has it."""
         arguments = {
             **self._shared(),
             "slot": slot,
@@ -292,6 +463,7 @@ class Supervisor:
             "run": self.identity.run,
             "budget_period": budget.period,
             "actors_key": self.identity.actors_key,
+            "journal": self._journal_place(),
             **life,
         }
         runtime = self.identity.config.runtime
@@ -301,7 +473,8 @@ class Supervisor:
             arguments,
             cpus=runtime.cpus_per_actor,
             resources=dict(runtime.resources_per_actor),
-            spread=True,
+            spread=node is None,
+            node=node,
         )
 
     def _shared(self) -> dict[str, object]:
@@ -310,6 +483,7 @@ class Supervisor:
             "federation_id": self.identity.federation_id,
             "peers": self.runtime.peers,
             "noise": self.identity.noise,
+            "kept": self.kept,
         }
 
 
@@ -326,13 +500,13 @@ def _fault(loss: str) -> Fault:
     return Fault(uuid.uuid4().hex, loss)
 
 
-def _basket_fault(slot: int, state: SlotState) -> Fault:
-    """What was lost with a basket actor; the id holds its baskets' keys, which are new after each death."""
-    name = basket_actor(slot)
-    baskets = ", ".join(state.baskets) or "none that is known"
-    keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
-    return Fault(
-        f"{name}/{keys}",
-        f"{name} died; buffered updates, gossip states and unreleased aggregates of "
-        f"its baskets ({baskets}) are lost: send the updates of this round again",
-    )
+def _listed(lost: Mapping[str, int]) -> str:
+    """Clients with their numbers of updates."""
+    return ", ".join(f"{client_id} ({count})" for client_id, count in sorted(lost.items()))
+
+
+def _named(lost: Sequence[tuple[str, int]]) -> str:
+    """Updates by client and round."""
+    named = ", ".join(f"{client_id} (round {round_id})" for client_id, round_id in lost[:NAMED])
+    more = len(lost) - NAMED
+    return f"{named} and {more} more of this driver's (`lost_updates`)" if more > 0 else named

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -28,12 +28,15 @@ from scarcity_ray_client import (
     Cause,
     Client,
     ModelCodec,
+    Noising,
     PrivateEvaluation,
     Refusal,
+    SiteLedgers,
     Workload,
     evaluate_client,
     train_clients,
 )
+from scarcity_ray_client.site_ledger import Extension
 
 Model = TypeVar("Model")
 Group = tuple[Client, ...]
@@ -58,6 +61,8 @@ class Answer:
     """Of its update, with the report behind it where one is asked for."""
     unmeasured: Refusal | None = None
     """Why its private evaluation failed; it then weighs nothing in it."""
+    site_ledger: Extension | None = None
+    """What its own ledger tells the accountant, where it keeps one."""
 
 
 Told = Answer | Refusal | str
@@ -114,16 +119,25 @@ def train_group(
     poisoned: frozenset[str],
     reporting: Reporting | None = None,
     min_persons: int | None = None,
+    noising: Noising | None = None,
 ) -> tuple[list[Told], Rows | None]:
     """The task of clients that train: an answer for each, and the updates (n, d) of those that have one.
 
-    With `reporting` each update ends in its client's report: (n, d + k).
+    With `reporting` each update ends in its client's report: (n, d + k). With `noising` each update is noised
+    here, under one charge of its client: the task must not be run a second time.
     """
     told: list[Told] = []
     rows = []
     by_id = {client.client_id: client for client in clients}
     for outcome in train_clients(
-        *held, vector, clients, round_id, poisoned, on_failure=told.append, min_persons=min_persons
+        *held,
+        vector,
+        clients,
+        round_id,
+        poisoned,
+        on_failure=told.append,
+        min_persons=min_persons,
+        noising=noising,
     ):
         if isinstance(outcome, Refusal):
             told.append(outcome)
@@ -136,7 +150,11 @@ def train_group(
         # An attacker that tells of nobody states the least that is taken.
         count = outcome.num_examples if min_persons is None else outcome.num_persons or min_persons
         digest = content_digest(row)
-        told.append(Answer(outcome.client_id, round_id, count, outcome.metrics, digest, unmeasured))
+        kept = None if noising is None else noising.outbox
+        extension = kept.extension(outcome.client_id) if isinstance(kept, SiteLedgers) else None
+        told.append(
+            Answer(outcome.client_id, round_id, count, outcome.metrics, digest, unmeasured, extension)
+        )
         rows.append(row)
     if len(rows) == 1:
         return told, rows[0][None]
@@ -183,15 +201,24 @@ class TrainingRound:
         notes: What tasks said of the workload.
         num_answers: Updates so far.
         num_surplus: Clients that were given up before the deadline.
+        num_before: Clients whose update was accepted before the round was interrupted.
 
     Args:
         round_id: The round.
         groups: Of clients, in the order in which they start.
         enough: Updates that end it.
         most_in_flight: Clients that train, or whose update is not submitted yet; one group may exceed it.
+        before: Clients whose update is there already: they count and do not train.
     """
 
-    def __init__(self, round_id: int, groups: Sequence[Group], enough: int, most_in_flight: int) -> None:
+    def __init__(
+        self,
+        round_id: int,
+        groups: Sequence[Group],
+        enough: int,
+        most_in_flight: int,
+        before: Collection[str] = (),
+    ) -> None:
         self.round_id = round_id
         self.num_sampled = sum(map(len, groups))
         self.refusals: list[Refusal] = []
@@ -200,8 +227,10 @@ class TrainingRound:
         self.notes: set[str] = set()
         self.num_answers = 0
         self.num_surplus = 0
-        self._waiting = deque(groups)
-        self._enough = enough
+        left = [tuple(client for client in group if client.client_id not in before) for group in groups]
+        self._waiting = deque(group for group in left if group)
+        self.num_before = self.num_sampled - sum(map(len, left))
+        self._enough = enough - self.num_before
         self._most = most_in_flight
 
     @property
@@ -282,7 +311,7 @@ class TrainingRound:
         """The first refusal, if every client raised, gave no result of a training or has too few persons."""
         ends = (Cause.RAISED, Cause.WRONG_RESULT, Cause.TOO_FEW_PERSONS)
         faults = [one for one in self.refusals if one.cause in ends]
-        return faults[0] if len(faults) == self.num_sampled else None
+        return faults[0] if faults and len(faults) == self.num_sampled else None
 
     def _refuse(self, group: Group, cause: Cause, detail: str, traceback: str = "") -> None:
         shared = f" (its task is shared by {len(group)} clients)" if len(group) > 1 else ""

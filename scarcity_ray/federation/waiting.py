@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from scarcity_ray.baskets.reports import Backlog, Registered
+from scarcity_ray.baskets.reports import NAMED, Backlog, Registered
 from scarcity_ray.forecast.shortage import SIGNING, ReleaseNeed, rows_needed, ways_for_few_members
 from scarcity_ray.layers.triggers import TriggerReason, basket_due, global_due
 from scarcity_ray.plan import FederationPlan
@@ -37,6 +37,8 @@ class Missing(StrEnum):
     """Of the release: fewer baskets than it needs have an aggregate that is in no release yet."""
     BUDGET = "budget"
     """Of the release: the privacy budget is spent."""
+    CEILING = "ceiling"
+    """Of the release: so many clients are at ceilings of their own that too few baskets can aggregate."""
     LEDGER = "ledger"
     """Of the release: another federation has taken the ledger over."""
     LAYER2 = "layer2"
@@ -150,12 +152,17 @@ def waiting_for(
     if taken_over:
         missing, waits = Missing.LEDGER, []
         sentence = f"Nothing is accepted, aggregated or released: {taken_over}."
+    elif spent := rows_spent(plan, backlogs, registered):
+        missing, waits = Missing.BUDGET, []
+        sentence = f"{spent}: no release comes of these until an operator calls renew_budget."
     elif read_only:
         missing, waits = Missing.BUDGET, []
         sentence = (
             "The privacy budget is spent: nothing is accepted, aggregated or released until an operator "
             "calls renew_budget."
         )
+    elif stuck := _at_ceilings(plan, backlogs, need):
+        missing, sentence = Missing.CEILING, stuck
     elif not able:
         missing, sentence = Missing.BASKETS, "No client is registered: begin with register_client."
     elif not layer2.enabled:
@@ -196,6 +203,54 @@ def waiting_for(
     if last_abort is not None and missing not in (Missing.BUDGET, Missing.LEDGER, Missing.LAYER2):
         sentence += f" The last attempt ended without a release: {last_abort}."
     return WaitingFor(missing, fresh, least, wanted, registered.number, left, sentence, tuple(waits))
+
+
+def _at_ceilings(plan: FederationPlan, backlogs: Sequence[Backlog], need: ReleaseNeed) -> str:
+    """Why the clients that are left make no release, if all of them together would; else empty."""
+
+    def suffices(number: int) -> bool:
+        return number > 0 and number >= plan.least_rows(number)
+
+    peopled = [b for b in backlogs if b.fresh or suffices(b.num_members + b.num_left_out)]
+    able = [backlog for backlog in peopled if backlog.fresh or suffices(backlog.num_members)]
+    least = need.least() if plan.config.layer2.enabled else 1
+    if len(peopled) < least or len(able) >= least:
+        return ""
+    number = sum(backlog.num_left_out for backlog in backlogs)
+    return (
+        f"{number} clients are left out at ceilings of their own, for good ({_left_out(backlogs)}): "
+        f"{len(able)} baskets have the clients that their rule needs, and {least} are needed: register other "
+        "clients."
+    )
+
+
+def _left_out(backlogs: Sequence[Backlog]) -> str:
+    named = [client_id for backlog in backlogs for client_id in backlog.left_out][:NAMED]
+    more = sum(backlog.num_left_out for backlog in backlogs) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def rows_spent(plan: FederationPlan, backlogs: Sequence[Backlog], registered: Registered | None) -> str:
+    """Why no release can come of the rows that clients can still pay for, where these are noised; else "".
+
+    A basket can still aggregate if as many members as its rule needs have sent, or can pay for another row.
+    What too few members or baskets are the reason for is not the budget's.
+    """
+    if plan.site_noise is None:
+        return ""
+    layer2 = plan.config.layer2
+    if registered is None or not layer2.use_secure_aggregation:
+        registered = Registered(len(backlogs), frozenset(backlog.basket_id for backlog in backlogs))
+    signed = plan.config.operator_key is not None
+    least = ReleaseNeed(layer2, registered.number, registered.num_unsigned, signed).least()
+    peopled = [one for one in backlogs if one.fresh or one.num_members >= plan.least_rows(one.num_members)]
+    able = [one for one in peopled if one.fresh or (one.num_able or 0) >= plan.least_rows(one.num_members)]
+    if len(peopled) < least or len(able) >= least:
+        return ""
+    return (
+        f"The clients' privacy budgets are spent: a release needs {least} baskets in which as many clients "
+        f"as the rule needs can pay for another noised row, and {len(able)} of {len(peopled)} are such"
+    )
 
 
 def _basket_wait(plan: FederationPlan, backlog: Backlog) -> BasketWait:
@@ -262,6 +317,7 @@ def _too_few_members(plan: FederationPlan, backlog: Backlog) -> str:
     return (
         f"{backlog.basket_id}: {rows_needed(plan, members)}, it has {members} "
         f"{'client' if members == 1 else 'clients'}, {least - members} too few: {', or '.join(ways)}."
+        + (f" Left out at ceilings of their own: {_left_out([backlog])}." if backlog.num_left_out else "")
     )
 
 

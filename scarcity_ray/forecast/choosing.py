@@ -215,7 +215,7 @@ def _best_of(rule: AggregationMethod, pre: tuple[str, ...], asked: Asked) -> Cho
     """A rule at the baskets and the f that suit it best, of those that are accepted if any are."""
     settings = []
     for sizes, f in _settings(asked):
-        federation = _with(asked.config, rule, pre, f, sizes)
+        federation = with_setting(asked.config, rule, pre, f, sizes)
         plan = FederationPlan(federation)
         if all(size >= plan.least_rows(size) for size in sizes):
             settings.append((Forecast(solve_for_rounds(federation, asked.rounds), sizes, asked.rounds), f))
@@ -279,13 +279,14 @@ def _settings(asked: Asked) -> Iterator[tuple[tuple[int, ...], int]]:
             yield sizes, f
 
 
-def _with(
+def with_setting(
     config: HierarchicalFederationConfig,
     rule: AggregationMethod,
     pre: tuple[str, ...],
     f: int,
     sizes: Sequence[int],
 ) -> HierarchicalFederationConfig:
+    """The config with another rule, what goes before it, f and sizes of baskets."""
     layer1 = Layer1Config(
         aggregation_method=rule,
         min_updates=config.layer1.min_updates,
@@ -301,20 +302,28 @@ def _with(
 def expected(
     rule: str, pre: tuple[str, ...], size: int, f: int, clients: int, attackers: int, likeness: Likeness
 ) -> tuple[float, float]:
-    """Progress and a back door's pull, in clip norms, with attackers spread over all baskets at random.
+    """Progress and a back door's pull, in clip norms, with attackers spread over all baskets at random."""
+    moved = planted = 0.0
+    for liars, share in over_baskets(size, clients, attackers):
+        progress, pull = measured(rule, pre, size, f, liars, likeness)
+        moved, planted = moved + share * progress, planted + share * pull
+    return moved, planted
 
-    The hypergeometric number of a basket's attackers is taken at three points of its mean and variance.
+
+def over_baskets(size: int, clients: int, attackers: int) -> list[tuple[int, float]]:
+    """Numbers of attackers in a basket with the share of baskets that have them, spread at random.
+
+    The hypergeometric number is taken at three points of its mean and variance.
     """
     mean = size * attackers / clients
     spread = math.sqrt(mean * (1.0 - attackers / clients) * (clients - size) / max(1, clients - 1))
-    moved = planted = 0.0
+    found: dict[int, float] = {}
     for steps in (-math.sqrt(1.5), 0.0, math.sqrt(1.5)):
         liars = min(float(size - 1), float(attackers), max(0.0, mean + steps * spread))
         for number, share in ((math.floor(liars), 1.0 - liars % 1.0), (math.ceil(liars), liars % 1.0)):
             if share:
-                progress, pull = measured(rule, pre, size, f, number, likeness)
-                moved, planted = moved + share * progress / 3.0, planted + share * pull / 3.0
-    return moved, planted
+                found[number] = found.get(number, 0.0) + share / 3.0
+    return sorted(found.items())
 
 
 @lru_cache(maxsize=4096)
@@ -405,7 +414,9 @@ __all__ = [
     "Recommendation",
     "expected",
     "measured",
+    "over_baskets",
     "preference",
     "ratio_of",
     "recommend",
+    "with_setting",
 ]

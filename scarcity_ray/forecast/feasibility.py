@@ -96,7 +96,7 @@ class Forecast:
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of a release's noise in each coordinate."""
+        """Standard deviation of a release's noise in each coordinate; of the first's, where noise falls."""
         return self.release.grid_sigma(list(self.release.weights)) / self.release.scale
 
     @property
@@ -135,7 +135,17 @@ class Forecast:
     @property
     def signal_to_noise_over_all_rounds(self) -> float:
         """The same for the sum of all releases, if all have the greatest signal in the same direction."""
-        return self.signal_to_noise * math.sqrt(self.rounds_possible)
+        rounds = max(1.0, self.rounds_possible)
+        energy = self.plan.schedule.noise_energy(self.plan.central_mu_cap**2, rounds)
+        return self.signal_to_noise * rounds / math.sqrt(energy)
+
+    @property
+    def sigma_of_last(self) -> float:
+        """As `sigma`, of the last release that the budget buys: less, where noise falls."""
+        bought = self.plan.num_releases
+        if math.isinf(bought):
+            return self.sigma
+        return self.sigma * self.release.mu / self.plan.mu_of_step(int(bought) - 1)
 
     @property
     def rounds_at_equal_noise(self) -> float:
@@ -344,8 +354,9 @@ def rule_cost(
 def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> HierarchicalFederationConfig:
     """The config with the epsilons of a release and of a gossip round at which the budget buys `rounds`.
 
-    Both are rounded down to six digits. Where the total epsilon is infinite, nothing changes; without Layer 2
-    there are no releases to solve for.
+    Where clients noise their own rows it is the epsilon of a row, and nothing else. All are rounded down to
+    six digits. Where the total epsilon is infinite, nothing changes; without Layer 2 there are no releases to
+    solve for.
 
     Guarantees:
         the_solved_epsilon_buys_the_rounds: Counted by the accountant, and a ten-thousandth more does not.
@@ -357,6 +368,13 @@ def solve_for_rounds(config: HierarchicalFederationConfig, rounds: int) -> Hiera
         return config
     plan = FederationPlan(config)
     solved = config
+    if plan.site_noise is not None:
+        privacy, mu = config.privacy, plan.gossip_mu_cap / math.sqrt(rounds)
+        for epsilon in _candidates(plan.accounting, mu, privacy.row_delta or config.total_delta, rounds):
+            solved = replace(config, privacy=replace(privacy, row_epsilon=epsilon))
+            if FederationPlan(solved).num_releases >= rounds:
+                break
+        return solved
     mu = plan.central_mu_cap / math.sqrt(rounds)
     central_delta = config.layer2.central_dp_delta
     for epsilon in _candidates(plan.accounting, mu, central_delta, rounds) if config.layer2.enabled else ():

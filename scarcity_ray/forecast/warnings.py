@@ -11,7 +11,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config, PrivacyConfig, PrivacyUnit
+from scarcity_ray.config import (
+    HierarchicalFederationConfig,
+    Layer2Config,
+    NoisePlace,
+    PrivacyConfig,
+    PrivacyUnit,
+)
 from scarcity_ray.errors import (
     ClippingWarning,
     FaultWarning,
@@ -73,6 +79,7 @@ def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
         _drowned(forecast),
         _stuck(forecast),
         _short(forecast),
+        _falls_too_late(forecast),
         weakly_masked(forecast.plan, len(forecast.sizes)),
         gossip_drowned(forecast.plan),
         _clip_norm_wanders(forecast),
@@ -136,6 +143,19 @@ def _short(forecast: Forecast) -> Warned | None:
         "budget_ends_early",
         f"the budget buys {forecast.rounds_paid:.0f} of the {forecast.rounds} rounds; "
         f"`--rounds {forecast.rounds}` solves for the epsilon of a {what} that buys them all",
+        loud=False,
+    )
+
+
+def _falls_too_late(forecast: Forecast) -> Warned | None:
+    plan, rounds = forecast.plan, forecast.rounds
+    if plan.schedule.is_constant or plan.num_releases <= rounds:
+        return None
+    return Warned(
+        "noise_falls_too_late",
+        f"noise falls until the last of the {plan.num_releases:.0f} releases that the budget buys, and the "
+        f"{rounds} that are wanted are the noisiest; `--rounds {rounds}` solves for the epsilon of a release "
+        "that spends the budget on them",
         loud=False,
     )
 
@@ -214,7 +234,7 @@ def weak_settings(config: HierarchicalFederationConfig, num_clients: int | None 
             "layer2.use_secure_aggregation is false: the global aggregator sees each basket's aggregate "
             "without noise; set it to true unless its operator may see them"
         )
-    if config.expose_basket_models:
+    if config.expose_basket_models and config.privacy.noise is NoisePlace.CENTRAL:
         found["basket_models_exposed"] = (
             "basket models, outliers and the share of clipped updates are shown to every driver, and lie "
             "outside the privacy claim: set expose_basket_models: false for data that matter"

@@ -124,10 +124,15 @@ class GossipStates:
 
     def take(self, client_id: str) -> GossipMigration:
         """Remove a client and give what must go along with it."""
-        state = self.by_client.pop(client_id, GossipState())
-        moved = GossipMigration(client_id, state, self._detector.last_pushed(client_id))
+        moved = self.state_of(client_id)
+        self.by_client.pop(client_id, None)
         self._detector.forget(client_id)
         return moved
+
+    def state_of(self, client_id: str) -> GossipMigration:
+        """What must go along with a client that moves."""
+        state = self.by_client.get(client_id, GossipState())
+        return GossipMigration(client_id, state, self._detector.last_pushed(client_id))
 
     def put(self, moved: GossipMigration) -> None:
         """Add a client with the state that it brings, merged with an earlier state of it here."""

@@ -61,6 +61,14 @@ class Inboxes:
         self.dropped += count
         return count
 
+    def waiting(self) -> dict[str, tuple[GossipMessage, ...]]:
+        """What waits, by receiver, in order of arrival."""
+        return {receiver: tuple(inbox.values()) for receiver, inbox in self._waiting.items()}
+
+    def wait(self, messages: Mapping[str, Iterable[GossipMessage]]) -> None:
+        """Have these messages wait, as `waiting` gave them; they are counted already."""
+        self._waiting = {receiver: {m.sender_id: m for m in inbox} for receiver, inbox in messages.items()}
+
     def pending(self) -> int:
         """Messages that wait."""
         return sum(map(len, self._waiting.values()))
@@ -89,6 +97,15 @@ class Delivery:
         self._sampler = sampler
         self._peers_per_round = peers_per_round
         self._pull_interval = pull_interval
+
+    @property
+    def round(self) -> int:
+        """Of the peers' rotation."""
+        return self._sampler.round
+
+    @round.setter
+    def round(self, number: int) -> None:
+        self._sampler.round = number
 
     def run(
         self,

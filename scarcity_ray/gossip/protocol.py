@@ -58,6 +58,23 @@ class GossipOutcome:
     mixed: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class ProtocolState:
+    """A basket's gossip between two gossip rounds, without the clients' own states.
+
+    Attributes:
+        sampler_round: Of the peers' rotation.
+        waiting: Messages that wait, by receiver.
+        numbers: Messages sent, delivered, expired and dropped, and pulls.
+    """
+
+    round_id: int
+    sampler_round: int
+    waiting: Mapping[str, tuple[GossipMessage, ...]]
+    numbers: tuple[int, int, int, int, int]
+    counts: Mapping[str, int]
+
+
 @dataclass
 class GossipStep:
     """A gossip round under way.
@@ -273,10 +290,36 @@ class GossipProtocol:
         moved.state.has_left = False
         return moved
 
+    def state_of(self, client_id: str) -> GossipMigration:
+        """What `take_client` would return; the client stays."""
+        return self._clients.state_of(client_id)
+
     def put_client(self, moved: GossipMigration) -> None:
         """Add a client with the state that `take_client` returned elsewhere, or that was remembered of it."""
         self._step = None
         self._clients.put(moved)
+
+    def kept(self) -> ProtocolState:
+        """What `restore` needs beside the clients' own states (`state_of`)."""
+        inboxes = self._inboxes
+        return ProtocolState(
+            self.round_id,
+            self._delivery.round,
+            inboxes.waiting(),
+            (inboxes.sent, inboxes.delivered, inboxes.expired, inboxes.dropped, self._delivery.pulls),
+            dict(self._counts),
+        )
+
+    def restore(self, state: ProtocolState) -> None:
+        """Take over what `kept` gave elsewhere; the clients' states come by `put_client`."""
+        self.advance_round(state.round_id)
+        self._delivery.round = state.sampler_round
+        inboxes = self._inboxes
+        inboxes.wait(state.waiting)
+        inboxes.sent, inboxes.delivered, inboxes.expired, inboxes.dropped, self._delivery.pulls = (
+            state.numbers
+        )
+        self._counts = Counter(state.counts)
 
     def get_stats(self) -> dict[str, Any]:
         """Counts since the start, and the messages that wait."""

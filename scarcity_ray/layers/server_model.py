@@ -30,6 +30,17 @@ Parts = tuple[tuple[float, NDArray[np.float64]], ...]
 
 
 @dataclass(frozen=True, eq=False)
+class ServerModelState:
+    """What of a `ServerModel` changes from step to step; see there."""
+
+    current: FloatVector
+    handed_out: FloatVector
+    state: ServerState
+    num_releases: int
+    parts: Parts
+
+
+@dataclass(frozen=True, eq=False)
 class ServerModel:
     """Where the server's model stands; `begin` makes the first, `step` the next.
 
@@ -76,6 +87,21 @@ class ServerModel:
         made = optimizer or ServerSGD()
         current = _read_only(np.array(start, np.float32))
         return cls(made, averaging_decay, current, current, made.init(current.size))
+
+    def kept(self) -> ServerModelState:
+        """What changes from step to step, to be stored."""
+        return ServerModelState(self.current, self.handed_out, self.state, self.num_releases, self.parts)
+
+    def resumed(self, kept: ServerModelState) -> ServerModel:
+        """The model of these settings where `kept` stood."""
+        return replace(
+            self,
+            current=_read_only(np.array(kept.current, np.float32)),
+            handed_out=_read_only(np.array(kept.handed_out, np.float32)),
+            state=kept.state,
+            num_releases=kept.num_releases,
+            parts=kept.parts,
+        )
 
     def step(self, delta: ArrayLike, clip_norms: tuple[float, float] | None = None) -> ServerModel:
         """The model after a release.

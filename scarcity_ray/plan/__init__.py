@@ -6,7 +6,13 @@ module computes any of these numbers.
 """
 
 from scarcity_ray.plan.checks import make_plan
-from scarcity_ray.plan.claims import PersonClaim, person_claim, persons_of_a_client
+from scarcity_ray.plan.claims import (
+    AGAINST,
+    AGAINST_OPERATOR,
+    PersonClaim,
+    person_claim,
+    persons_of_a_client,
+)
 from scarcity_ray.plan.federation import DRIFT_SHARE, FLOAT32_SLACK, GRID_STEPS, NOISE_TAIL, FederationPlan
 from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan, persons_of
@@ -21,6 +27,8 @@ from scarcity_ray.plan.session import (
 )
 
 __all__ = [
+    "AGAINST",
+    "AGAINST_OPERATOR",
     "DRIFT_SHARE",
     "FLOAT32_SLACK",
     "GRID_STEPS",

@@ -9,6 +9,7 @@ from scarcity_ray.config import (
     CentralNoise,
     HierarchicalFederationConfig,
     Layer2Config,
+    NoisePlace,
     PrivacyUnit,
 )
 from scarcity_ray.errors import ConfigError
@@ -17,6 +18,7 @@ from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.robust import PluginRule
 from scarcity_ray.secagg.graph import COMPLETE_UP_TO
+from scarcity_ray_client.site_noise import MOST_STEPS
 
 NOISE_REACH = 2.0**53
 """Least size of noise, in grid steps, that float64 no longer resolves to one step."""
@@ -35,6 +37,8 @@ def make_plan(config: HierarchicalFederationConfig) -> FederationPlan:
     """
     plan = FederationPlan(config)
     _check_layer1(plan)
+    _check_schedule(config)
+    _check_site_noise(plan)
     _check_budget(plan)
     if not config.layer2.enabled:
         _check_alone(plan)
@@ -114,6 +118,16 @@ def _check_layer1(plan: FederationPlan) -> None:
 
 def _check_budget(plan: FederationPlan) -> None:
     config, gossip, layer2 = plan.config, plan.config.gossip, plan.config.layer2
+    if plan.site_noise is not None:
+        delta = config.privacy.row_delta or config.total_delta
+        if plan.num_releases < 1:
+            raise ConfigError(
+                "privacy.row_epsilon",
+                config.privacy.row_epsilon,
+                f"{_most(plan.accounting, plan.mu_total, delta)} at row_delta = {delta:g}, with which one "
+                f"row fits into total_epsilon = {config.total_epsilon:g}",
+            )
+        return
     gossips = plan.gossip_share == 0 or plan.num_gossip_rounds >= 1
     releases = not layer2.enabled or plan.num_releases >= 1
     budget = f"total_epsilon = {config.total_epsilon:g}"
@@ -133,6 +147,24 @@ def _check_budget(plan: FederationPlan) -> None:
             layer2.central_dp_epsilon,
             f"{central}, with which one release fits into {budget} less the gossip's share",
         )
+
+
+def _check_schedule(config: HierarchicalFederationConfig) -> None:
+    decay = config.privacy.noise_decay
+    if decay == 1.0:
+        return
+    if not config.layer2.enabled:
+        raise ConfigError(
+            "privacy.noise_decay", decay, "1 without Layer 2: gossip's noise is the same in every round"
+        )
+    spent = ("layer2.central_dp_epsilon", config.layer2.central_dp_epsilon)
+    if config.privacy.noise is NoisePlace.SITE:
+        spent = ("privacy.row_epsilon", config.privacy.row_epsilon or 0.0)
+    for name, epsilon in (("total_epsilon", config.total_epsilon), spent):
+        if math.isinf(epsilon):
+            raise ConfigError(
+                "privacy.noise_decay", decay, f"1 with {name} = inf: noise falls over a budget's last release"
+            )
 
 
 def _most(accounting: Accounting, mu_cap: float, delta: float) -> str:
@@ -227,18 +259,22 @@ def _check_unit(config: HierarchicalFederationConfig) -> None:
         )
     if not config.layer2.enabled:
         raise ConfigError("layer2.enabled", False, f"true with {unit}: only releases are noised for it")
-    if config.gossip_budget_share:
+    is_central = privacy.noise is NoisePlace.CENTRAL
+    if config.gossip_budget_share and is_central:
         raise ConfigError(
             "gossip_budget_share",
             config.gossip_budget_share,
-            f"0 with {unit}: gossip is noised for a whole client",
+            f"0 with {unit}: gossip is noised for a whole client (or privacy.noise: site, under which it "
+            "costs nothing)",
         )
     if config.layer2.adaptive_clipping:
         raise ConfigError(
             "layer2.adaptive_clipping",
             True,
             f"false with {unit}: one {privacy.unit.value} can turn a client's whole bit, however many "
-            "there are",
+            "there are"
+            if is_central
+            else "false with privacy.noise: site: a clip norm below that of noised rows would destroy them",
         )
     if config.meta_parameters:
         raise ConfigError(
@@ -246,3 +282,67 @@ def _check_unit(config: HierarchicalFederationConfig) -> None:
             dict(config.meta_parameters),
             f"none with {unit}: one {privacy.unit.value} can change a client's whole report",
         )
+
+
+def _check_site_noise(plan: FederationPlan) -> None:
+    config, privacy, layer1 = plan.config, plan.config.privacy, plan.config.layer1
+    site = "privacy.noise: site"
+    if plan.site_noise is None:
+        for name, value in (
+            ("privacy.row_epsilon", privacy.row_epsilon),
+            ("privacy.row_delta", privacy.row_delta),
+        ):
+            if value is not None:
+                raise ConfigError(name, value, f"null without {site}: no row is noised")
+        if layer1.momentum:
+            raise ConfigError(
+                "layer1.momentum",
+                layer1.momentum,
+                f"0 without {site}: only noised rows may enter more than one release",
+            )
+        return
+    if privacy.unit is PrivacyUnit.CLIENT:
+        raise ConfigError(
+            "privacy.noise",
+            privacy.noise.value,
+            "central with privacy.unit: client: noise that hides a whole client in its own row drowns it",
+        )
+    if privacy.row_epsilon is None:
+        raise ConfigError(
+            "privacy.row_epsilon", None, f"a number with {site}: the epsilon of one row at row_delta"
+        )
+    if privacy.person_clip_norm is None:
+        raise ConfigError(
+            "privacy.person_clip_norm",
+            None,
+            f"a number with {site}: the norm of rows before noise, which layer1.clip_norm must exceed by the "
+            "noise",
+        )
+    if config.layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
+        raise ConfigError(
+            "layer2.noise",
+            config.layer2.noise.value,
+            f"gaussian or discrete_gaussian with {site}, the law of a row's noise; baskets add no shares",
+        )
+    noise = plan.site_noise
+    if not noise.grid_sigma(noise.min_persons) <= MOST_STEPS:
+        raise ConfigError(
+            "privacy.row_epsilon",
+            privacy.row_epsilon,
+            "an epsilon whose noise fits into 2^50 steps of a row's grid; any in earnest does",
+        )
+    # Layer 2 clips what a rule made of the rows: a small norm there limits a basket that liars hold.
+    clipping = [("layer1.clip_norm", layer1.clip_norm)]
+    if config.gossip_budget_share:
+        clipping.append(("gossip.clip_norm", config.gossip.clip_norm))
+    least = noise.least_clip_norm
+    for name, clip_norm in clipping:
+        if clip_norm < least:
+            raise ConfigError(
+                name,
+                clip_norm,
+                f"at least {least:.4g} = C + sigma (sqrt(d) + 3) with {site}: C = person_clip_norm = "
+                f"{noise.clip_norm:g}, and a row of min_persons = {noise.min_persons} has noise of sigma "
+                f"{noise.sigma(noise.min_persons):.3g} in each of {noise.dimension} coordinates; clipped, it "
+                "would be noise alone",
+            )

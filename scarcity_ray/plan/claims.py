@@ -5,15 +5,20 @@ releases, and knows everything but one person's records, finds the person's pres
 Phi(mu + Phi^-1(a)) if he accuses an absent one with probability a. `Accounting` has the figures, for zCDP as
 upper bounds.
 
+Where rows are noised (``privacy: {noise: site}``), "all releases" are all rows, and with them whatever is
+made of them. Whether that guards against the cluster's operator depends on where rows are made:
+`AGAINST_OPERATOR`.
+
 Guarantees:
     a_whole_client_and_a_group_are_claimed_no_better_than_they_are: By the plan's own sensitivities.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
-from scarcity_ray.config import HierarchicalFederationConfig, PrivacyConfig, PrivacyUnit
+from scarcity_ray.config import HierarchicalFederationConfig, NoisePlace, PrivacyConfig, PrivacyUnit
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.release import BasketFacts
 
@@ -23,15 +28,27 @@ RECORDS_OF_ONE = 10
 """Records of one person that the group's figure is given for."""
 GREATEST_COUNT = 2**31 - 1
 """Persons behind a row that a basket's facts can state at most."""
+AGAINST = {
+    NoisePlace.CENTRAL: "whoever sees every release",
+    NoisePlace.SITE: "whoever sees every row, message, basket model and release",
+}
+"""Against whom a claim about one person holds."""
+AGAINST_OPERATOR = {
+    NoisePlace.CENTRAL: "no",
+    NoisePlace.SITE: "only where clients train, draw noise and keep their ledgers in processes of their own, "
+    "outside the cluster, and send rows with submit_update; with fit they train as the cluster's tasks",
+}
+"""Whether it holds against whoever operates the cluster, who can read its memory."""
 _ROUNDED = 1.0 + 4e-12
 """By more than `Accounting.mu_of_claim` rounds down."""
 
 
 @dataclass(frozen=True)
 class PersonClaim:
-    """A claim (epsilon, delta) about one person, or one record, under central noise.
+    """A claim (epsilon, delta) about one person, or one record.
 
     Attributes:
+        noise: Where it is added, which decides against whom the claim holds (`AGAINST`).
         membership_advantage: True less false positives of the best test of a person's presence, at most.
         true_positives: Its true positives at `FALSE_POSITIVES`, at most.
         two_clients_epsilon: At delta, for somebody who is in the data of two clients.
@@ -51,6 +68,7 @@ class PersonClaim:
     client_epsilon: float
     person_clip_norm: float
     min_persons: int
+    noise: NoisePlace = NoisePlace.CENTRAL
 
     def sentences(self) -> tuple[str, ...]:
         """The claim in words: whom it protects, what that is worth, and whom it does not protect."""
@@ -60,15 +78,21 @@ class PersonClaim:
             f"data: replace-one). How many {unit}s each client has, that it took part, and which of its "
             "updates were accepted is public: the federation's roles and drivers learn it."
         )
+        is_central = self.noise is NoisePlace.CENTRAL
         worth = (
-            "Noise is central: it is added to each release. Whoever sees them all, and knows all data but "
-            f"one {unit}'s, tells with an advantage over guessing of at most {self.membership_advantage:.3g} "
-            f"whether a given {unit} is in, and recognises at most {100 * self.true_positives:.3g} % of "
-            "those who are, at 1 % false alarms."
+            "Noise is central: it is added to each release. Whoever sees them all"
+            if is_central
+            else "Noise is added at the source: each client noises its own row before it leaves, and gossip, "
+            "rules, basket models and releases are made of noised rows alone. Whoever sees all of these"
+        )
+        worth += (
+            f", and knows all data but one {unit}'s, tells with an advantage over guessing of at most "
+            f"{self.membership_advantage:.3g} whether a given {unit} is in, and recognises at most "
+            f"{100 * self.true_positives:.3g} % of those who are, at 1 % false alarms."
         )
         elsewhere = (
-            f"A {unit} at k clients loses k times as much mu: at two, epsilon is at most "
-            f"{self.two_clients_epsilon:.4g}."
+            f"A {unit} at k clients loses {'k' if is_central else 'sqrt(k)'} times as much mu: at two, "
+            f"epsilon is at most {self.two_clients_epsilon:.4g}."
         )
         if self.unit is PrivacyUnit.RECORD:
             elsewhere += (
@@ -85,6 +109,8 @@ class PersonClaim:
             f"{self.person_clip_norm:g}, each made of one {unit}'s data and earlier releases. A client that "
             f"sends another row, or a false count, takes the protection of its own {unit}s alone."
         )
+        if not is_central:
+            relied_on += " So does one that draws no noise, or the same for two rows."
         return protected, worth, elsewhere, whole, relied_on
 
 
@@ -99,6 +125,8 @@ def persons_of_a_client(plan: FederationPlan, num_persons: int | None = None) ->
         num_persons: ``privacy.min_persons`` if None.
     """
     config = plan.config
+    if plan.site_noise is not None:
+        return plan.site_noise.whole_client(num_persons or plan.site_noise.min_persons)
     # Few rows, the greatest share: there rounding of the sum counts least beside what a person moves.
     members = config.basket.min_clients
     rows, f = plan.least_rows(members), plan.num_byzantine(members)
@@ -112,9 +140,11 @@ def person_claim(
 ) -> PersonClaim | None:
     """The claim that an epsilon at `delta` amounts to; None where the client is the unit.
 
-    A person at two clients moves two rows, and whoever has ten of a client's records moves its row ten times
-    as far: by the triangle inequality the sum moves that many times as far, and mu grows likewise. A whole
-    client moves its row by 2 layer1.clip_norm, as in a plan whose unit is the client.
+    A person at two clients moves two rows. They are in one release, whose sum moves twice as far; or each has
+    noise of its own, and mu squared adds up. Whoever has ten of a client's records moves its row ten times as
+    far: by the triangle inequality what is noised moves that many times as far, and mu grows likewise. A
+    whole client moves its row by 2 layer1.clip_norm, as in a plan whose unit is the client; by 2 C where it
+    noises the row itself.
 
     Args:
         epsilon: Spent in all periods together, or that of the whole budget.
@@ -141,9 +171,10 @@ def person_claim(
         delta=delta,
         membership_advantage=accounting.advantage_of(mu),
         true_positives=accounting.true_positives_of(mu, FALSE_POSITIVES),
-        two_clients_epsilon=times(2.0),
+        two_clients_epsilon=times(2.0 if privacy.noise is NoisePlace.CENTRAL else math.sqrt(2.0)),
         ten_records_epsilon=times(records) if records > 1.0 else epsilon,
         client_epsilon=times(whole),
         person_clip_norm=clip_norm,
         min_persons=privacy.min_persons or 1,
+        noise=privacy.noise,
     )

@@ -11,6 +11,7 @@ from scarcity_ray.config import (
     AggregationMethod,
     CentralNoise,
     HierarchicalFederationConfig,
+    NoisePlace,
     PrivacyUnit,
 )
 from scarcity_ray.plan.gossip import GossipPlan
@@ -20,8 +21,10 @@ from scarcity_ray.privacy.accounting.gaussian_dp import mu_of_gaussian
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.accounting.zcdp import share_sigma
 from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
+from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray.privacy.sensitivity import rule_sensitivity
 from scarcity_ray.robust import PluginRule, configured_rule
+from scarcity_ray_client.site_noise import GRID_SHARE, ROW_SLACK, SiteNoise
 
 DRIFT_SHARE = 0.1
 """Share of a gossip release's mu squared that the materiality test takes; the vector has the rest."""
@@ -37,22 +40,12 @@ for either neighbour, so 6 u of the radius. 8 u of each leaves room for the term
 float64.
 """
 
-ROW_SLACK = 2.0**-20
-"""What float32 rounding adds to the distance of a row and its neighbour, relative to the clip norm.
-
-Where a person is the unit, two neighbouring rows lie 2 C / n_i apart, and rounding is not small against
-that: it is added, and never scaled with it. Between the exact mean over the persons and the row that the rule
-reads, a vector of norm at most C is rounded to float32 as the client sends it, as its buffered updates become
-one row, and at two clips, of which the second leaves rows of norm up to (1 + 2 u) C as they are: at most 6 u
-for either neighbour, with u = 2^-24. 16 u for both leaves room for the client's own sums in float64 (up to
-2^27 persons) and for its clip of each contribution.
-"""
-
 FINEST_GRID = 2.0**48
-"""Fixed-point steps to a clip norm at most, so that float64 holds every sum with noise to the step."""
-GRID_SHARE = 0.01
-"""Of the sensitivity, what the grid may add where a person is the unit: its step is at most
-Delta / (100 sqrt(length)) while all baskets stay, unless `FINEST_GRID` stands against it."""
+"""Fixed-point steps to a clip norm at most, so that float64 holds every sum with noise to the step.
+
+Where a person is the unit, the step is Delta / (100 sqrt(length)) at most while all baskets stay
+(`GRID_SHARE`), unless this stands against it.
+"""
 
 MAX_EXAMPLES = 1000
 """Examples beyond which a client weighs no more, where the config does not say."""
@@ -71,14 +64,25 @@ class FederationPlan:
     Attributes:
         accounting: What the ledger adds up: Gaussian DP, or zCDP where a release's noise is not Gaussian.
         mu_release: What one Layer 2 release is charged: sensitivity over the noise's scale. In zCDP it is
-            sqrt(2 rho), rho being what (central_dp_epsilon, central_dp_delta) buys.
-        mu_reserved: What must still fit for the federation to go on: `mu_release`, or 0 without Layer 2.
+            sqrt(2 rho), rho being what (central_dp_epsilon, central_dp_delta) buys. Under a schedule of noise
+            it is the root mean square over the releases that the budget buys. 0 where rows are noised.
+        mu_row: Likewise, what a client is charged for each row that it noises itself; 0 where releases are
+            noised.
+        schedule: What each release is charged, from where the ledger stands.
+        row_schedule: What a client is charged for each row, from where it stands itself.
+        reserved: What must still fit for the federation to go on: `schedule`, or nothing without Layer 2.
+        step: Where the ledger stands (`at_step`); the beginning of the budget, if nothing else is said.
         mu_total: As `mu_release`, of the whole budget.
-        gossip_share: Of the budget, in mu squared: all of it without Layer 2, unless gossip is off.
-        central_mu_cap, gossip_mu_cap: The budget's two shares (their squares add up).
+        gossip_share: Of the budget, in mu squared: all of it without Layer 2, unless gossip is off. Where
+            rows are noised gossip costs nothing, and any share above 0 says that there is gossip.
+        own_share: Of the budget, what each client has for itself: its gossip, or its noised rows.
+        central_mu_cap, gossip_mu_cap: The budget's two shares (their squares add up), the second for what
+            each client is charged itself.
         num_releases: Layer 2 releases that the central share buys (inf without a finite epsilon; 0 without
-            Layer 2).
+            Layer 2), or rows that a client's budget buys.
         num_gossip_rounds: Federation rounds with a pushed vector that a client's gossip share buys.
+        site_noise: How clients noise their rows, the first of a budget under a schedule of noise; None where
+            releases are noised.
         vector_length: Coordinates that travel in Layer 2.
         max_examples: What a client's weight ends at, under the rule ``weighted``.
         rule: Layer 1's, at the clip norm that the federation starts with.
@@ -96,18 +100,29 @@ class FederationPlan:
         if config.privacy.unit is not PrivacyUnit.CLIENT:
             self.person_clip_norm = config.privacy.person_clip_norm or config.layer1.clip_norm
         self.accounting = Accounting.GAUSSIAN_DP if gaussian else Accounting.ZCDP
-        self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
         self.mu_total = self.accounting.mu_of_claim(config.total_epsilon, config.total_delta)
+        self.mu_row, self.site_noise = 0.0, self._site_noise()
+        self.row_schedule = NoiseSchedule(0.0)
+        self.mu_release, decay = 0.0, config.privacy.noise_decay
+        if self.site_noise is None:
+            self.mu_release = self.accounting.mu_of_claim(layer2.central_dp_epsilon, layer2.central_dp_delta)
+        else:
+            self.mu_row, decay = self.site_noise.mu, 1.0
+            self.row_schedule = NoiseSchedule(self.mu_row, config.privacy.noise_decay)
+            first = self.row_schedule.mu(self.row_schedule.step_of(self.mu_total**2, 0))
+            self.site_noise = replace(self.site_noise, mu=first)
         # Gossip's noise is Gaussian in either mode, so its own claim is exact, and rho = mu^2 / 2 too.
         mu_gossip = mu_of_gaussian(gossip.local_dp_epsilon, gossip.local_dp_delta)
+        if self.site_noise is not None:
+            mu_gossip = 0.0
         mu_drift = mu_gossip * math.sqrt(DRIFT_SHARE)
         mu_vector = mu_gossip * math.sqrt(1.0 - DRIFT_SHARE)
         sensitivity = 2.0 * gossip.clip_norm * (1.0 + FLOAT32_SLACK)
         self.gossip = GossipPlan(
             mu_drift=mu_drift,
             mu_vector=mu_vector,
-            sigma_drift=sensitivity / mu_drift,
-            sigma_vector=sensitivity / mu_vector,
+            sigma_drift=sensitivity / mu_drift if mu_drift else 0.0,
+            sigma_vector=sensitivity / mu_vector if mu_vector else 0.0,
             clip_norm=gossip.clip_norm,
             dimension=config.vector_dim,
             layer1=config.layer1,
@@ -117,14 +132,32 @@ class FederationPlan:
         if share and not layer2.enabled:
             share = 1.0
         self.gossip_share = share
+        self.own_share = share = share if self.site_noise is None else 1.0
         self.gossip_mu_cap = self.mu_total * math.sqrt(share) if share else 0.0
         self.central_mu_cap = self.mu_total * math.sqrt(1.0 - share) if share < 1.0 else 0.0
-        self.mu_reserved = self.mu_release if layer2.enabled else 0.0
+        self.schedule = NoiseSchedule(self.mu_release, decay)
+        self.reserved = self.schedule if layer2.enabled else NoiseSchedule(0.0)
+        self.step = self.schedule.step_of(self.central_mu_cap**2, 0)
         self.num_releases = _times(self.central_mu_cap, self.mu_release) if layer2.enabled else 0.0
+        if self.site_noise is not None:
+            self.num_releases = _times(self.gossip_mu_cap, self.mu_row)
         self.num_gossip_rounds = _times(self.gossip_mu_cap, mu_gossip)
         num_meta = len(config.meta_parameters)
         self.vector_length = config.vector_dim + num_meta + layer2.adaptive_clipping
         self._least_rows: dict[int, int] = {}
+
+    def _site_noise(self) -> SiteNoise | None:
+        config, privacy = self.config, self.config.privacy
+        if privacy.noise is NoisePlace.CENTRAL:
+            return None
+        epsilon = math.inf if privacy.row_epsilon is None else privacy.row_epsilon
+        return SiteNoise(
+            mu=self.accounting.mu_of_claim(epsilon, privacy.row_delta or config.total_delta),
+            clip_norm=self.person_clip_norm or config.layer1.clip_norm,
+            min_persons=privacy.min_persons or 1,
+            dimension=config.vector_dim,
+            is_discrete=self.accounting is Accounting.ZCDP,
+        )
 
     def at(self, clip_norm: float) -> FederationPlan:
         """The plan of a round in which Layer 1 clips to `clip_norm`; all lengths keep their ratio to it.
@@ -146,6 +179,28 @@ class FederationPlan:
             layer2=replace(layer2, clip_norm=layer2.clip_norm * factor),
         )
         return moved
+
+    def at_step(self, step: Step | None) -> FederationPlan:
+        """The plan of the release that a ledger's charges come to; None under constant noise."""
+        if step is None:
+            return self
+        moved = copy.copy(self)
+        moved.step = step
+        return moved
+
+    def after(self, number: int) -> FederationPlan:
+        """The plan of a release, or of rows, after so many others, if nothing unforeseen happens."""
+        moved = copy.copy(self)
+        if not self.schedule.is_constant:
+            moved.step = self.schedule.step_of(self.central_mu_cap**2, number)
+        if self.site_noise is not None and not self.row_schedule.is_constant:
+            mu = self.row_schedule.mu(self.row_schedule.step_of(self.gossip_mu_cap**2, number))
+            moved.site_noise = replace(self.site_noise, mu=mu)
+        return moved
+
+    def mu_of_step(self, number: int) -> float:
+        """What a release is charged after so many others, if nothing unforeseen happens."""
+        return self.schedule.mu(self.schedule.step_of(self.central_mu_cap**2, number))
 
     def next_clip_norm(self, clip_norm: float, share_below: float) -> float:
         """The clip norm after a release that told the noised share of norms below `clip_norm`."""
@@ -233,7 +288,9 @@ class FederationPlan:
             size = further if size == basket.max_clients else min(further, basket.max_clients)
 
     def sensitivity(self, facts: BasketFacts) -> float:
-        """L2 bound on the change of a basket's vector when one unit of privacy changes.
+        """L2 bound on the change of a basket's vector when one unit of privacy changes; 0 of noised rows.
+
+        Noised rows have their cost already (`site_noise`), and the vector is post-processing of them.
 
         *Where the client is the unit* it is the rule's own on rows of norm clip_norm (`privacy.sensitivity`),
         capped by the diameter of the ball that its result is clipped to; after a pre-aggregation, which
@@ -260,7 +317,7 @@ class FederationPlan:
         count* of another client can only lower N, to ``min_persons`` at the least: it adds noise and takes
         nobody's protection but its own persons'.
         """
-        if not facts.fresh:
+        if not facts.fresh or self.site_noise is not None:
             return 0.0
         layer2 = self.config.layer2
         layer1 = self.at(facts.clip_norm or self.config.layer1.clip_norm).config.layer1
@@ -343,11 +400,12 @@ class FederationPlan:
             ring_bits=32,
             scale=self._grid_steps(weights, sensitivities) / layer2.clip_norm,
             length=self.vector_length,
-            mu=self.mu_release,
+            mu=self.schedule.mu(self.step),
+            step=None if self.schedule.is_constant else self.step,
             clip_norm=self.config.layer1.clip_norm,
             bit_radius=bits,
             meta_radius=meta_norm / math.sqrt(max(1, len(self.config.meta_parameters))),
-            noise=layer2.noise,
+            noise=layer2.noise if self.site_noise is None else None,
         )
         if layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
             draft = self._with_shares(draft, registered, unsigned)
@@ -392,6 +450,8 @@ class FederationPlan:
     @property
     def greatest_noise(self) -> float:
         """The tail of the noise of any release, in grid steps: that of one basket with all the weight."""
+        if self.site_noise is not None:
+            return 0.0
         widest = 2.0 * (math.sqrt(2.0) if self.config.meta_parameters else 1.0) * (1.0 + 2.0 * FLOAT32_SLACK)
         if self.config.layer2.adaptive_clipping:
             widest /= math.sqrt(1.0 - BIT_SHARE)
@@ -400,7 +460,8 @@ class FederationPlan:
             # A grid finer than `GRID_STEPS` has less than twice the steps that `GRID_SHARE` asks for.
             steps = max(steps, 2.0 / GRID_SHARE * math.sqrt(self.vector_length))
         steps += math.sqrt(self.vector_length)
-        return NOISE_TAIL * steps / self.mu_release if self.mu_release else math.inf
+        least = self.mu_of_step(0)
+        return NOISE_TAIL * steps / least if least else math.inf
 
 
 def _times(cap: float, mu: float) -> float:

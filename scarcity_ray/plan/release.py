@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 
 from scarcity_ray.config import CentralNoise
+from scarcity_ray.privacy.schedule import Step
 
 _ROUNDED_UP = 1.0 + 2.0**-51
 """More than what rounding can take from a sum of a product and a root, so that nothing depends on it."""
@@ -56,11 +57,13 @@ class ReleasePlan:
             one for the share of norms below the clip norm.
         mu: What the release is charged, all coordinates together: grid_sensitivity over grid_sigma; in zCDP
             sqrt(2 rho).
+        step: Where the ledger stands, which mu follows from; None under constant noise.
         clip_norm: Layer 1's clip norm in this release.
         bit_radius: What the share's coordinate moves by when all norms pass the clip norm; 0 without it.
         meta_radius: Half the range of one meta-parameter's coordinate; 0 without any.
         share_sigma: Scale, in grid steps, of the noise that each party adds to its own part; 0 where the
             noise is added to the sum.
+        noise: Its law; None where the rows behind it are noised, so that it costs nothing and gets none.
         num_honest: Shares of noise that `mu` counts on; 0 likewise.
     """
 
@@ -73,9 +76,10 @@ class ReleasePlan:
     clip_norm: float
     bit_radius: float = 0.0
     meta_radius: float = 0.0
-    noise: CentralNoise = CentralNoise.GAUSSIAN
+    noise: CentralNoise | None = CentralNoise.GAUSSIAN
     share_sigma: float = 0.0
     num_honest: int = 0
+    step: Step | None = None
 
     @property
     def num_idle(self) -> int:
@@ -98,8 +102,10 @@ class ReleasePlan:
     def grid_sigma(self, survivors: Sequence[str]) -> float:
         """Scale of the noise on the integer sum, in grid steps; in shares, that of all survivors' together.
 
-        Rounded up, so never below what mu claims.
+        Rounded up, so never below what mu claims; 0 where the rows are noised.
         """
+        if self.noise is None:
+            return 0.0
         if self.share_sigma:
             return math.sqrt(len(survivors)) * self.share_sigma
         sigma = self.grid_sensitivity(survivors) / self.mu

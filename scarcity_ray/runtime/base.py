@@ -164,6 +164,12 @@ class Runtime(Protocol):
     def kill(self, name: str) -> None:
         """End a role at once, as a crash would; nothing happens if it is not running."""
 
+    def holder_of(self, path: str) -> str | None:
+        """The living node on whose disk a file is; None if none has it.
+
+        Where several have one, that which was written last.
+        """
+
     def card(self) -> Any:
         """The card that the federation was started with; None if there is none."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec
@@ -48,27 +50,50 @@ class _Done:
         return self.value
 
 
+class Network(Protocol):
+    """What carries the calls between roles; the tests' one delays and loses some (`tests/simulation`)."""
+
+    def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
+        """Have a call done: `deliver` does it, now or later, once or never; its answer."""
+
+
+class _AtOnce:
+    """Does each call as it is made."""
+
+    def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
+        return deliver()
+
+
 @dataclass(frozen=True)
 class _LocalHandle:
     roles: dict[str, Any]
     name: str
+    network: Network
 
     def call(self, method: str, *args: object) -> Future[Any]:
+        try:
+            sent = _isolated(args)
+        except Exception as error:
+            return _Done(error=error)
+        return self.network.carry(self.name, method, partial(self._deliver, method, sent))
+
+    def _deliver(self, method: str, sent: tuple[object, ...]) -> Future[Any]:
         role = self.roles.get(self.name)
         if role is None:
             return _Done(error=ActorLost(self.name, "it is not running"))
         try:
-            return _Done(_isolated(getattr(role, method)(*with_values(_isolated(args), _itself))))
+            return _Done(_isolated(getattr(role, method)(*with_values(sent, _itself))))
         except Exception as error:
             return _Done(error=error)
 
 
 class _LocalPeers:
-    def __init__(self) -> None:
+    def __init__(self, network: Network) -> None:
         self.roles: dict[str, Any] = {}
+        self._network = network
 
     def handle(self, name: str) -> Handle:
-        return _LocalHandle(self.roles, name)
+        return _LocalHandle(self.roles, name, self._network)
 
 
 class _LocalCompute:
@@ -126,15 +151,19 @@ class _LocalTasks:
 
 
 class LocalRuntime:
-    """A `Runtime` without processes, clocks or threads: same calls, same results, every time."""
+    """A `Runtime` without processes, clocks or threads: same calls, same results, every time.
+
+    Args:
+        network: Carries the calls; None: each is done as it is made.
+    """
 
     default_basket_actors = 1
     home = "local"
     machines = 1
 
-    def __init__(self) -> None:
+    def __init__(self, network: Network | None = None) -> None:
         self.has_begun = False
-        self._peers = _LocalPeers()
+        self._peers = _LocalPeers(network or _AtOnce())
         self.peers: Peers = self._peers
         self.compute: Compute = _LocalCompute()
         self._card: _Stored | None = None
@@ -173,6 +202,10 @@ class LocalRuntime:
         role = self._peers.roles.pop(name, None)
         if hasattr(role, "close"):
             role.close()
+
+    def holder_of(self, path: str) -> str | None:
+        """This process's node, if the file is there."""
+        return self.home if os.path.exists(path) else None
 
     def card(self) -> Any:
         """The card that the federation was started with; None if there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,25 @@ class RayRuntime:
         except ValueError:
             return
         self._wait_until_gone(name, actor)
+
+    def holder_of(self, path: str) -> str | None:
+        """The living node on whose disk a file is; None if none has it."""
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        asked = {
+            node: _time_of.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(path)
+            for node in nodes
+        }
+        found: dict[str, int] = {}
+        for node, answer in asked.items():
+            try:
+                written = ray.get(answer, timeout=DEATH_TIMEOUT_SECONDS)
+            except (RayError, GetTimeoutError):
+                continue  # It died meanwhile.
+            if written is not None:
+                found[node] = written
+        return max(found, key=lambda node: found[node], default=None)
 
     def card(self) -> Any:
         """The card that the federation was started with, while the cluster runs; else None."""
@@ -396,6 +416,13 @@ class _RayPeers:
 @ray.remote(num_cpus=TASK_CPUS)  # type: ignore[untyped-decorator]
 def _run(function: Callable[..., Any], *args: object) -> Any:
     return function(*args)
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def _time_of(path: str) -> int | None:
+    """When a file on this node, or SQLite's log beside it, was written last; None: there is none."""
+    times = [os.stat(name).st_mtime_ns for name in (path, f"{path}-wal") if os.path.exists(name)]
+    return max(times) if os.path.exists(path) else None
 
 
 @dataclass

@@ -81,6 +81,10 @@ class Role:
     def __init__(self) -> None:
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
 
+    def recall(self, call: IdempotencyKey, value: object) -> None:
+        """Note the answer that was given to a call before this role was restarted."""
+        self._answers[call.caller] = _Answer(call.number, value, True)
+
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """Call `method`, unless this call was answered before; its answer.
 

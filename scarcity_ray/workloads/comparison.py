@@ -21,7 +21,7 @@ from scarcity_ray.workloads.simulate import Defence, SimulatedRun, simulate, tra
 from scarcity_ray_client.loading import told
 
 RUNS: Mapping[RunName, str] = {
-    "federation": "the configured rule in each basket, clipping and central noise",
+    "federation": "the configured rule in each basket, clipping and noise",
     "noiseless": "the same without noise",
     "clean": "the configured rule, without attackers or noise",
     "clipped_mean": "the mean of clipped updates, with the noise that a mean needs for the same budget",

@@ -14,12 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from scarcity_ray.config import Durability, HierarchicalFederationConfig, to_plain
 from scarcity_ray.errors import PrivacyBudgetExhausted, UsageError
 from scarcity_ray.federation.fit_terms import FitResult, Stopped
 from scarcity_ray.federation.fit_terms import RoundRecord as FitRecord
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.training_round import TrainingProgress
+from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.plan import make_plan
+from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import Compared, Comparison, ComparisonInputs, compare, comparisons
 from scarcity_ray.workloads.config import Job, asked
@@ -30,7 +33,10 @@ from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray.workloads.scene import NO_ATTACK, Scene, SimulatedAttackers, Travelling
 from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray_client import Client, Refusal, checked_metrics
+from scarcity_ray_client.errors import shown
 
+_MOVED = {"storage_path", "ledger_path", "journal_path"}
+"""Places, which may be others when a run goes on."""
 MOST_TOLD = 20
 """Refusals that a summary keeps in full."""
 
@@ -100,13 +106,19 @@ def run_job(
     folder: RunFolder,
     watcher: Watcher,
     open_federation: Callable[..., Any] = HierarchicalFederation,
+    *,
+    restore: Callable[..., Any] = HierarchicalFederation.restore,
+    resume: bool = False,
 ) -> Outcome:
     """Run a job and write everything but its report into its folder.
 
-    Metrics are flushed round by round.
+    Metrics are flushed round by round. With Layer 2 the federation keeps its state in the folder, unless the
+    config names another place, so that the job can go on after an interruption.
 
     Args:
         open_federation: Makes the federation; tests put a stand-in here.
+        restore: Makes it again from what is stored.
+        resume: Whether the job was interrupted, and goes on.
 
     Raises:
         ScarcityError: If the workload cannot be evaluated, the runtime is not there, or a role is lost.
@@ -118,11 +130,12 @@ def run_job(
         scene = Scene.of(job, metric)
     attack = NO_ATTACK if config.lab is None else config.lab.attacks[0]
     folder.write_config(config)
-    watcher.phase("Starting the federation")
+    where: dict[str, Any] = {"runtime": config.run.runtime, "address": config.run.address}
+    kept = _with_storage(config.federation, folder)
+    goes_on = resume and kept.storage_path is not None and not Snapshots(kept.storage_path).is_empty()
+    watcher.phase("Restoring the federation" if goes_on else "Starting the federation")
     with watch.time("start"):
-        federation = open_federation(
-            config.federation, runtime=config.run.runtime, address=config.run.address
-        )
+        federation = _restored(kept, restore, where) if goes_on else open_federation(kept, **where)
     training = Training(metric, initial)
     standings: dict[str, dict[str, Any]] = {}
 
@@ -136,7 +149,7 @@ def run_job(
     with federation:
         if config.federation.layer2.enabled:
             watcher.phase("Training")
-            _fit(job, scene, attack, federation, training, watch, watcher, note, folder)
+            _fit(job, scene, attack, federation, training, watch, watcher, note, folder, resume=goes_on)
         else:
             with watch.time("start"):
                 names, places = np.unique(_registered(job.clients, federation), return_inverse=True)
@@ -168,6 +181,34 @@ def run_job(
     return Outcome(summary, tuple(training.records))
 
 
+def _with_storage(config: HierarchicalFederationConfig, folder: RunFolder) -> HierarchicalFederationConfig:
+    """The config, with a place for its state; updates need no journal where clients can train again."""
+    if config.storage_path is not None or not config.layer2.enabled:
+        return config
+    return replace(config, storage_path=str(folder.state), durability=config.durability or Durability.NONE)
+
+
+def _restored(
+    config: HierarchicalFederationConfig, restore: Callable[..., Any], where: Mapping[str, Any]
+) -> Any:
+    """The stored federation, if it is that of the config.
+
+    Raises:
+        UsageError: If it was made with another config.
+    """
+    url = config.ledger_path if isinstance(config.ledger_path, LedgerUrl) else None
+    federation = restore(config.storage_path, ledger_path=url, **where)
+    asked, stored = to_plain(config), to_plain(federation.config)
+    other = sorted(name for name in asked if asked[name] != stored[name] and name not in _MOVED)
+    if other:
+        federation.close()
+        raise UsageError(
+            f"federation.{other[0]}: {shown(asked[other[0]])} is not accepted; "
+            f"{shown(stored[other[0]])}, with which the run began: a run goes on with its federation as it is"
+        )
+    return federation
+
+
 def _initial(job: Job) -> tuple[dict[str, float], str]:
     """The initial model's metrics, and the name of the headline among them."""
     name = job.config.workload.class_
@@ -193,6 +234,8 @@ def _fit(
     watcher: Watcher,
     note: Callable[[RoundRecord], None],
     folder: RunFolder,
+    *,
+    resume: bool,
 ) -> None:
     """Train through `fit`; the model of each release is written before anything else is done with it."""
     terms, plan = job.config.training, make_plan(job.config.federation)
@@ -241,7 +284,10 @@ def _fit(
         on_round=on_round,
         on_progress=watcher.progress,
         on_release=lambda model, _: folder.write_model("model.npz", model),
+        **({"resume": True} if resume else {}),
     )
+    if resume:
+        folder.write_model("model.npz", result.model)
     if result.stopped is Stopped.EVALUATION:
         raise UsageError(f"{result.explanation}; the model so far is {folder.path / 'model.npz'}")
     training.fitted, training.refused = result, result.refusals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from scarcity_ray.workloads.records import RoundRecord, Summary
 from scarcity_ray.workloads.tensorboard import EventFolder, require_tensorboard
 from scarcity_ray_client import save_model
 
+CONFIG = "config.yaml"
+"""The file of a run's resolved config."""
+METRICS = "metrics.jsonl"
+"""The file with a line for each round."""
 _JOBS_CACHE = frozenset({"working_dir_files", "runtime_resources"})
 """Folders of a Ray session in which a submitted job's working directory is unpacked."""
 
@@ -23,7 +28,7 @@ class RunFolder:
     """The folder of one run.
 
     Attributes:
-        path: The folder, absolute; it exists, and was empty.
+        path: The folder, absolute; it exists, and was empty when the run began.
         begun: When it was made.
     """
 
@@ -61,6 +66,20 @@ class RunFolder:
             raise UsageError(f"--out {path} is not empty (it holds {taken.name}); give a new or empty folder")
         return cls(path, now, tensorboard=config.run.tensorboard)
 
+    @classmethod
+    def resumed(cls, config: RunConfig, path: Path, now: datetime) -> RunFolder:
+        """The folder of a run that goes on; its rounds are written again from what is stored."""
+        if config.run.tensorboard:
+            require_tensorboard()
+        (path / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(path / "tensorboard", ignore_errors=True)
+        return cls(path, now, tensorboard=config.run.tensorboard)
+
+    @property
+    def state(self) -> Path:
+        """Where the federation keeps its state, if the config names no other place."""
+        return self.path / "state"
+
     @property
     def passing(self) -> str | None:
         """Why what is written here will not stay, and what to do; None if nothing is known against it."""
@@ -81,24 +100,27 @@ class RunFolder:
         held = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if not held:
             self.path.rmdir()
-        if set(held) <= {"config.yaml"}:
+        if set(held) <= {CONFIG}:
             return ""
         reached = "No round was completed"
-        if "metrics.jsonl" in held:
-            last = json.loads((self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        if METRICS in held:
+            last = json.loads((self.path / METRICS).read_text(encoding="utf-8").splitlines()[-1])
             spent = last["epsilon_spent"]
             reached = f"Ended after round {last['round']}"
             reached += "" if spent is None else f", with epsilon {spent:.4g} spent by then"
-        return f"{reached}; a round under way may have been charged. {self.path} holds {', '.join(held)}."
+        go_on = f" Go on with: scarcity-ray run --resume {self.path}" if self.state.name in held else ""
+        return (
+            f"{reached}; a round under way may have been charged. {self.path} holds {', '.join(held)}.{go_on}"
+        )
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config; it can be run again as it stands."""
         text = yaml.safe_dump(to_plain(config), sort_keys=False)
-        (self.path / "config.yaml").write_text(text, encoding="utf-8")
+        (self.path / CONFIG).write_text(text, encoding="utf-8")
 
     def append_round(self, record: RoundRecord) -> None:
         """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.as_json()) + "\n")
         if self._events is not None:
             self._events.write(record)

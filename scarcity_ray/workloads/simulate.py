@@ -1,7 +1,8 @@
 """The comparison runs: the same federated training as plain array arithmetic.
 
 One pure function runs the rounds: local training, attack, clipping, a rule in each basket, a weighted mean,
-Gaussian noise. It leaves gossip out, and what a basket with too few updates would keep for the next round.
+Gaussian noise on it or on each honest client's row, momentum. It leaves gossip out, and what a basket with
+too few updates would keep for the next round.
 Its noise comes from a seed, so no privacy claim covers its results.
 """
 
@@ -32,7 +33,7 @@ class Defence:
     Attributes:
         plan: Clip norms (the first, where they adapt), rule, f, weights and noise scale; None: the plain mean
             of all updates as they come.
-        noisy: Whether the global delta gets the plan's Gaussian noise.
+        noisy: Whether the global delta, or each honest row, gets the plan's noise.
     """
 
     plan: FederationPlan | None
@@ -64,10 +65,13 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedR
     model = ServerModel.begin(scene.start, training.server_optimizer(), training.averaging_decay)
     metrics, failures = dict[str, float](), 0
     curve = [math.nan] * training.rounds
+    momenta = np.zeros((len(scene.clients), len(scene.start)), np.float32)
     for number in range(training.rounds):
         places = scene.chosen(number)
         rng = stream(scene.seed, "simulate", attack.name, number)
         rows = scene.trained(model.current, places, number, attack)
+        if plan is not None and plan.site_noise is not None and defence.noisy:
+            rows = noised_rows(rows, places, scene, plan, stream(scene.seed, "rows", number))
         with np.errstate(over="ignore", invalid="ignore"):
             sent = scene.sent(rows, places, attack, rng, basket_rule(plan))
             clip_norms = None
@@ -76,8 +80,8 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedR
                 delta = sent[came].mean(axis=0) if came.any() else np.zeros(model.current.size, np.float32)
             else:
                 everyone = np.full((len(scene.clients), sent.shape[1]), np.nan, np.float32)
-                everyone[places] = sent
-                made = federated_delta(everyone, scene.baskets, plan, scene.counts(plan))
+                everyone[places] = with_momentum(sent, places, momenta, plan)
+                made = federated_delta(everyone, scene.baskets, plan.after(number), scene.counts(plan))
                 delta, failures = made.delta, failures + made.rule_failures
                 if defence.noisy:
                     delta = (delta + made.sigma * rng.standard_normal(delta.size)).astype(np.float32)
@@ -93,6 +97,46 @@ def simulate(scene: Scene, attack: AttackConfig, defence: Defence) -> SimulatedR
         metrics = scene.evaluate(model.handed_out)
         curve[number] = metrics.get(scene.metric, math.nan)
     return SimulatedRun(tuple(curve), metrics, failures)
+
+
+def noised_rows(
+    rows: NDArray[np.float32],
+    places: NDArray[np.int64],
+    scene: Scene,
+    plan: FederationPlan,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """The rows of a round's clients, noised at the source; those that lie add none.
+
+    Args:
+        rows: (n, d), one for each of `places`; one that is not finite stays so.
+    """
+    noise, counts = plan.site_noise, scene.counts(plan)
+    noised = rows.copy()
+    for index, place in enumerate(places.tolist()):
+        if noise is not None and not scene.byzantine[place]:
+            clipped = clip_vector(rows[index], noise.clip_norm)
+            noised[index] = clipped + noise.sigma(counts[place]) * rng.standard_normal(len(clipped))
+    return noised
+
+
+def with_momentum(
+    sent: NDArray[np.float32], places: NDArray[np.int64], momenta: NDArray[np.float32], plan: FederationPlan
+) -> NDArray[np.float32]:
+    """What the rules see of rows (n, d): their clients' momenta (clients, d), which are moved in place.
+
+    A row that is not finite is refused, and moves none.
+    """
+    beta, clip_norm = np.float32(plan.config.layer1.momentum), plan.config.layer1.clip_norm
+    if not beta:
+        return sent
+    seen = sent.copy()
+    for index in np.flatnonzero(np.isfinite(sent).all(axis=1)).tolist():
+        moved = momenta[places[index]]
+        moved *= beta
+        moved += (np.float32(1.0) - beta) * clip_vector(sent[index], clip_norm)
+        seen[index] = moved
+    return seen
 
 
 def train_alone(scene: Scene) -> SimulatedRun:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.hospitals import CONFIG, losses, markdown
-from benchmarks.lab.hospitals_sweep import CLEAN, TURNED, Arm, rows_of, run, trial_of
+from benchmarks.lab.hospitals_sweep import CLEAN, TURNED, Arm, _site, rows_of, run, trial_of
 from benchmarks.lab.releases import Releases
 from scarcity_ray.config.yaml_text import read_yaml
 from scarcity_ray.workloads.config import load_job
@@ -67,14 +67,49 @@ def test_clipping_around_the_released_model_holds_where_the_clipped_mean_falls(t
     assert fallen < clean - 0.1
 
 
+def test_rows_noised_at_their_hospitals_have_noise_for_one_of_their_own_records(trial):
+    arm = Arm("median", at_source=True, rounds=20, momentum=0.8, byzantine_fraction=0.4)
+    site, counts = _site(trial, arm, 20), trial.num_units("record")
+    # (3, 1e-6) is mu = 0.6477 in Gaussian DP, the greatest that any way to account allows.
+    np.testing.assert_allclose(site.sigmas[:, 0] * counts, 2 * 0.25 * 20**0.5 / 0.6477, rtol=0.1)
+    assert (site.sigmas[:, 0] * counts).min() >= 2 * 0.25 * 20**0.5 / 0.6477
+    rng, rows = np.random.default_rng(0), np.zeros((20, 10), np.float32)
+    seen = np.array([site.noised(rows, rng) for _ in range(400)])[50:]
+    np.testing.assert_allclose(seen.std(axis=(0, 2)) / site.sigmas[:, 0], (0.2 / 1.8) ** 0.5, rtol=0.2)
+
+
+def test_a_liar_reaches_the_momentum_that_it_aims_at_unless_that_is_too_far(trial):
+    site = _site(trial, Arm("median", at_source=True, rounds=20, momentum=0.8), 20)
+    liars = np.arange(20) < 4
+    aimed = np.full((20, 10), 0.01, np.float32)
+    np.testing.assert_allclose(site.kept(aimed, liars)[:4], 0.01, rtol=1e-5)
+    far = site.kept(1e6 * aimed, liars)[0].astype(np.float64) - 0.8 * 0.01
+    assert np.linalg.norm(far) == pytest.approx(0.2 * site.longest)
+    assert not site.kept(aimed, liars)[4:].any()
+
+
+def test_krum_learns_with_noise_at_the_hospitals_and_not_with_noise_on_releases(trial):
+    at_site = Arm("krum", "sign_flip", at_source=True, rounds=20, learning_rate=12.0, momentum=0.8)
+    arms = [replace(arm, byzantine_fraction=0.2) for arm in (at_site, Arm("krum", "sign_flip"))]
+    clean, kept, lost = run(trial, [CLEAN, *arms])
+    assert kept > clean - 0.04 > lost
+
+
 def test_the_bound_is_that_of_a_paired_t_interval():
     aucs = {"clean": [0.7, 0.6, 0.8], "centralised": [0.8, 0.8, 0.8], "median": [0.69, 0.58, 0.77]}
     found = [
-        {"seed": seed, "name": name, "placement": "spread", "attack": "none", "auc": value}
+        {
+            "seed": seed,
+            "noise": "central" if name == "median" else "",
+            "name": name,
+            "placement": "spread",
+            "attack": "none",
+            "auc": value,
+        }
         for name, values in aucs.items()
         for seed, value in enumerate(values)
     ]
-    mean, bound = losses(found)[("median", "spread", "none")]
+    mean, bound = losses(found)[("central", "median", "spread", "none")]
     assert mean == pytest.approx(0.02)
     assert bound == pytest.approx(0.02 + 2.919986 * 0.01 / 3**0.5, rel=1e-6)
     first, *rows = markdown(found).splitlines()

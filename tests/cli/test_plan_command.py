@@ -125,6 +125,7 @@ SCHEMA = {
         "signal_to_noise_of_a_release": LIMIT,
         "signal_to_noise_of_all_rounds": LIMIT,
     },
+    "site_noise": {},
     "ring": {"bits": int, "steps_to_a_unit": float, "headroom_bits": float},
     "gossip": {
         "epsilon_a_round": LIMIT,
@@ -443,6 +444,28 @@ def test_where_no_setting_teaches_it_is_said(tmp_path):
     assert "epsilon 1 for a person" in text
     assert "recommended: mean" in text
     assert "adaptive_clipping" not in text
+
+
+def test_for_persons_it_says_where_to_add_the_noise_and_how_to_train(tmp_path):
+    given = {"vector_dim": 30, "total_epsilon": 3.0, "total_delta": 1e-6, "gossip_budget_share": 0.0}
+    privacy = {"unit": "person", "min_persons": 500}
+    written = json.dumps({"federation": {**given, "privacy": privacy}})
+    asked = ("--clients", "20", "--baskets", "4")
+    numbers = json.loads(_plan_of(written, tmp_path, *asked, "--format", "json").stdout)
+    assert numbers["site_noise"]["noise_of_the_mean_over_central_noise"] == "sqrt(20) = 4.47"
+    assert numbers["site_noise"]["error_of_the_rule_at_most"].startswith("sqrt(kappa (G^2 + d sigma^2)) = ")
+    asked = (*asked, "--recommend", "--clients-are", "alike", "--update-norm", "0.1", "--attackers")
+    for attackers, places in (("0", {"central", "shares"}), ("4", {"site"})):
+        told = json.loads(_plan_of(written, tmp_path, *asked, attackers, "--format", "json").stdout)
+        assert [place["noise"] for place in told["noise_places"]] == ["central", "shares", "site"]
+        assert told["recommended_noise"] in places
+        pasted = {**given, "privacy": privacy, **told["settings"]["federation"]}
+        again = _plan_of(json.dumps(pasted), tmp_path, "--clients", "20", "--format", "json").stdout
+        rounds = told["settings"]["training"]["rounds"]
+        assert json.loads(again)["release"]["releases_that_the_budget_buys"] == rounds
+    text = _plan_of(written, tmp_path, *asked, "4").stdout
+    assert "where the noise for a person is added" in text
+    assert max(map(len, text.split("beta: momentum")[0].splitlines()[2:])) <= 80
 
 
 def test_what_is_asked_of_a_recommendation_needs_one():

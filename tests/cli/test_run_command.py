@@ -48,7 +48,7 @@ def test_every_config_runs_shortened(path, tmp_path):
         *(NARROW if path.stem == "research" else ()),
     )
     assert result.exit_code == ExitCode.DONE, result.output
-    models = {"model.npz", "best_model.npz"}
+    models = {"model.npz", "best_model.npz", "state"}
     if path.stem == "decentralised":
         models = {f"model-domain_{number}_basket_0.npz" for number in range(4)}
     assert {entry.name for entry in out.iterdir()} == {
@@ -260,8 +260,29 @@ def test_an_interrupted_run_keeps_its_model_and_says_what_it_left(noisy, tmp_pat
     result = _call("run", noisy, "--out", out, "--set", f"workload.args.ends={ends}")
     assert result.exit_code == ExitCode.FAILED
     assert "No round was completed; a round under way may have been charged." in result.stderr
-    assert f"{out} holds config.yaml, model.npz.\n" in result.stderr
+    assert (
+        f"{out} holds config.yaml, model.npz, state. Go on with: scarcity-ray run --resume {out}\n"
+        in result.stderr
+    )
     assert "Aborted!" in result.stderr
+    went_on = _call("run", "--resume", out, "--set", "workload.args.ends=")
+    assert went_on.exit_code == ExitCode.DONE, went_on.output
+    assert re.search(
+        r"Ledger /\S+ \(begun .*\): epsilon \d\.\d\d of 10\.00 left, 0\.\d+ spent before", went_on.stdout
+    )
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_what_cannot_be_resumed_is_refused(noisy, tmp_path):
+    for arguments, said in (
+        ((), "give the file CONFIG, or --resume DIR"),
+        ((noisy, "--resume", tmp_path), "give the file CONFIG, or --resume DIR"),
+        (("--resume", tmp_path, "--out", tmp_path), "give the file CONFIG, or --resume DIR"),
+        (("--resume", tmp_path), f"--resume {tmp_path}: no run's folder, as it holds no config.yaml"),
+    ):
+        result = _call("run", *arguments)
+        assert result.exit_code == ExitCode.BAD_USAGE
+        assert said in result.stderr
 
 
 def test_a_run_that_leaves_nothing_leaves_no_folder(noisy, tmp_path):

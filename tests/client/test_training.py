@@ -19,7 +19,9 @@ from scarcity_ray_client import (
     Cause,
     Client,
     ModelCodec,
+    Noising,
     Refusal,
+    SiteNoise,
     Trained,
     Update,
     UsageError,
@@ -122,6 +124,70 @@ def test_where_persons_are_the_unit_an_update_is_a_delta_of_enough_persons():
     few = tried(lambda model: person_mean(np.ones((9, 3)), clip_norm=1.0, min_persons=10), min_persons=10)
     assert few.cause is Cause.TOO_FEW_PERSONS
     assert tried(None, min_persons=10, attacker=True).num_persons is None
+
+
+class Drawn:
+    """No noise, and who asked for it."""
+
+    def __init__(self):
+        self.streams = []
+
+    def uniform_words(self, stream):
+        self.streams.append(stream)
+        return lambda count: np.full(count, 2**63, np.uint64)
+
+
+SITE_NOISE = SiteNoise(mu=1.0, clip_norm=1.0, min_persons=10, dimension=3)
+
+
+def test_nothing_but_the_noised_row_is_given_where_rows_are_noised():
+    noising = Noising(SITE_NOISE)
+    given = dict(min_persons=10, noising=noising)
+    first, second = (tried(lambda model: Trained(delta=VECTOR, num_persons=10), **given) for _ in range(2))
+    assert (first.delta != second.delta).any(), "the operating system's entropy"
+    assert first.num_persons == 10
+    grid = first.delta.astype(float) / SITE_NOISE.step(10)
+    assert (grid == np.rint(grid)).all()
+    few = tried(lambda model: Trained(delta=VECTOR, num_persons=9), **given)
+    assert (type(few), few.cause) == (Refusal, Cause.TOO_FEW_PERSONS)
+    assert tried(None, attacker=True, **given).delta.tolist() == (-VECTOR).tolist(), "an attacker adds none"
+
+
+def test_a_row_is_kept_before_it_leaves_and_a_ledger_may_refuse():
+    class Kept:
+        def __init__(self):
+            self.rows = {}
+
+        def send(self, client_id, round_id, mu, make):
+            if round_id == 6:
+                return Refusal(client_id, round_id, Cause.BUDGET_SPENT, "this client's ceiling")
+            return self.rows.setdefault((client_id, round_id, mu), make())
+
+    kept, drawn = Kept(), Drawn()
+    noising = Noising(SITE_NOISE, drawn, lambda client_id: kept)
+    workload = Tried(lambda model: Trained(delta=VECTOR, num_persons=10))
+    given = workload, workload.codec(), VECTOR, CLIENT
+    update = train_client(*given, 5, min_persons=10, noising=noising)
+    assert (kept.rows["ward_3", 5, 1.0] == update.delta).all()
+    refusal = train_client(*given, 6, min_persons=10, noising=noising)
+    assert refusal.cause is Cause.BUDGET_SPENT
+    assert drawn.streams == ["row/ward_3/5"], "nothing is drawn that is not charged"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_each_client_noise_is_drawn_once(fails):
+    class Many(Tried):
+        def train_many(self, models, clients, round_id):
+            results = [self.training(model) for model in models]
+            return results[: -1 if fails else None]
+
+    drawn, clients = Drawn(), [Client(name, "hospitals") for name in "abc"]
+    workload = Many(lambda model: Trained(delta=VECTOR, num_persons=10))
+    found = train_clients(
+        workload, workload.codec(), VECTOR, clients, 0, {"b"}, print, 10, Noising(SITE_NOISE, drawn)
+    )
+    assert all(isinstance(update, Update) for update in found)
+    assert sorted(drawn.streams) == ["row/a/0", "row/c/0"]
 
 
 @pytest.mark.parametrize("min_persons", [None, 10])

@@ -13,8 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scarcity_ray_client
-from scarcity_ray_client import Client, Trained, UsageError, Workload, checked_clients, checked_metrics
+from scarcity_ray_client import (
+    Client,
+    IdentityKeyPair,
+    Policy,
+    Trained,
+    UsageError,
+    Workload,
+    checked_clients,
+    checked_metrics,
+)
 
+SIGNED_BY_ANOTHER = Policy("ward_4", "client", 3.0, 1e-6).signed(IdentityKeyPair.generate())
 GOOD = {"client_id": "ward_3", "domain_id": "hospitals"}
 WRONG = {
     "client_id": ["", None, 3, "\ud800"],
@@ -27,6 +37,7 @@ WRONG = {
     "num_gpus": [-0.5, None],
     "resources": [{"hospital_a": -1}, {"": 1}, ["hospital_a"], None, {"hospital_a": "1"}, {3: 1}],
     "labels": [{"region": 3}, "region", {"": "north"}, None],
+    "policy": ["epsilon 3", Policy("ward_3", "client", 3.0, 1e-6), SIGNED_BY_ANOTHER],
 }
 
 

@@ -276,3 +276,10 @@ def test_a_stream_depends_on_seed_and_labels_alone():
     }
     assert len(set(draws.values())) == len(draws)
     assert stream(1, "a", 1).integers(2**63) == draws[1, "a", 1]
+
+
+@pytest.mark.parametrize("key", ["sampling_rate", "sample_rate", "subsampling"])
+def test_subsampling_is_refused_by_name(key):
+    with pytest.raises(ConfigError, match="not offered: all persons in each step need less noise") as refusal:
+        load(HierarchicalFederationConfig, {"privacy": {"unit": "person", key: 0.1}})
+    assert refusal.value.path == f"privacy.{key}"

@@ -117,6 +117,16 @@ OUT_OF_RANGE = {
         "clipping_radius": [0.0, -1.0, math.inf, math.nan],
         "pre": ["nnm", 3],
         "bucket_size": [1, 0],
+        "momentum": [-0.1, 1.0, math.nan],
+    },
+    PrivacyConfig: {
+        "unit": ["patient", "", "PERSON"],
+        "noise": ["local", "", "SITE"],
+        "person_clip_norm": [0.0, -1.0, math.inf, math.nan],
+        "min_persons": [0],
+        "noise_decay": [0.0, 0.009, 1.001, math.nan],
+        "row_epsilon": [0.0, -1.0, math.nan],
+        "row_delta": [0.0, 1.0, math.nan],
     },
     Layer2Config: {
         "central_dp_epsilon": [0.0, -1.0, math.nan],
@@ -141,6 +151,9 @@ OUT_OF_RANGE = {
         "vector_dim": [0, -3, 2**31, 10**400],
         "gossip_budget_share": [-0.1, 1.0, math.nan],
         "seed": [-1],
+        "storage_path": ["ftp://host/x", "", "a\0b"],
+        "journal_path": ["s3://bucket/x", ""],
+        "durability": ["always"],
     },
 }
 
@@ -169,6 +182,9 @@ EDGES = {
         "gossip_budget_share": [0.0, 0.999],
         "seed": [0],
         "ledger_path": [None, "x"],
+        "storage_path": [None],
+        "journal_path": [None, "x"],
+        "durability": [None, "none"],
     },
 }
 
@@ -296,6 +312,17 @@ def test_a_config_is_frozen_and_survives_pickling(cls):
             setattr(config, name, getattr(config, name))
     assert pickle.loads(pickle.dumps(config)) == config
     assert dataclasses.replace(config) == config
+
+
+def test_a_storage_path_makes_updates_durable_and_a_bucket_needs_a_local_journal(tmp_path):
+    kept = HierarchicalFederationConfig(storage_path=str(tmp_path))
+    assert HierarchicalFederationConfig().keeps_updates == "none"
+    assert (kept.keeps_updates, kept.journal_folder) == ("update", str(tmp_path / "journal"))
+    with pytest.raises(ConfigError, match="journal_path: None is not accepted; a folder on a local disk"):
+        HierarchicalFederationConfig(storage_path="s3://bucket/town")
+    apart = HierarchicalFederationConfig(storage_path="s3://bucket/town", journal_path=str(tmp_path))
+    assert apart.journal_folder == str(tmp_path)
+    assert HierarchicalFederationConfig(storage_path="s3://b/t", durability="none").journal_folder is None
 
 
 def test_replacing_a_field_checks_it_again():

@@ -296,7 +296,9 @@ def test_what_the_aggregator_does_not_charge_the_baskets_do(
 ) -> None:
     fed = open_with()
     monkeypatch.setattr(
-        roles(fed)["global"], "_charge", lambda terms, survivors, now: Charge(True, "", 0.0, "head")
+        roles(fed)["global"],
+        "_charge",
+        lambda terms, survivors, now, num_left_out: Charge(True, "", 0.0, "head"),
     )
     assert fed.force_aggregate() is not None
     assert len(charges_of(fed)) == 1
@@ -308,7 +310,9 @@ def test_nothing_is_unmasked_that_was_not_charged(
 ) -> None:
     fed = open_with()
     monkeypatch.setattr(
-        roles(fed)["global"], "_charge", lambda terms, survivors, now: Charge(True, "", 0.0, "head")
+        roles(fed)["global"],
+        "_charge",
+        lambda terms, survivors, now, num_left_out: Charge(True, "", 0.0, "head"),
     )
     refused = Charge(False, "it does not fit", 0.0, "head")
     monkeypatch.setattr(roles(fed)["accountant"], "charge_release", lambda *args: refused)

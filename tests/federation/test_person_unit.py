@@ -182,7 +182,7 @@ def test_statistics_name_unit_mode_and_whom_it_is_against(open_federation: Any) 
     fed.submit_updates(NAMES, np.array(rows()))
     fed.force_aggregate()
     claim = fed.get_stats()["privacy_claim"]
-    stated = {"noise": "central", "against": "whoever sees every release"}
+    stated = {"noise": "central", "against": "whoever sees every release", "against_operator": "no"}
     assert claim.items() >= {"unit": "person", **stated}.items()
     assert claim["epsilon"] == fed.get_stats()["privacy_consumed_epsilon"]
     assert 0 < claim["membership_advantage"] < 0.2

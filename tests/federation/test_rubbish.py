@@ -22,6 +22,7 @@ from scarcity_ray import (
     UsageError,
 )
 from scarcity_ray.privacy.sampling.noise import SeededNoise
+from scarcity_ray_client.site_ledger import Extension
 
 NO_NAMES = [
     None,
@@ -205,6 +206,8 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
     fed.close()
     asked: dict[str, tuple[Any, ...]] = {
         "register_client": ("a", "d"),
+        "site_ledger_head": ("a",),
+        "note_site_ledger": ("a", Extension(0, ())),
         "register_clients": ([("a", "d")],),
         "unregister_client": ("c0",),
         "split_basket": ("d",),
@@ -221,7 +224,7 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "map_tasks": (len, [()]),
         "fit": (None,),
     }
-    silent = {"close", "attach", "federation_id", "faults"}
+    silent = {"close", "attach", "restore", "federation_id", "faults", "lost_updates"}
     for name in sorted(set(vars(HierarchicalFederation)) - silent):
         if name.startswith("_"):
             continue

@@ -15,8 +15,11 @@ from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast import Forecast, solve_for_rounds
 from scarcity_ray.layers.layer2 import Layer2Aggregator
 from scarcity_ray.layers.models import BasketModel
+from scarcity_ray.plan import BasketFacts
 from scarcity_ray.robust import least_rows
 from scarcity_ray.secagg.messages import session_volume
+
+FACTS = BasketFacts("b", "", 13, 13, 2)
 
 
 def config_of(**changes):
@@ -243,3 +246,18 @@ def test_what_meta_parameters_cost_and_how_well_they_are_known():
     assert forecast.meta_noise == pytest.approx(known, rel=1e-4)
     fixed = Forecast(alone, (13,) * 20, 60)
     assert (fixed.meta_factor, fixed.meta_noise) == (1.0, 0.0)
+
+
+def test_where_noise_falls_the_first_release_is_the_noisiest_and_all_are_added_up():
+    constant, falling = forecast_of(), forecast_of(privacy={"noise_decay": 0.5})
+    plan, bought = falling.plan, int(falling.plan.num_releases)
+    assert bought == constant.plan.num_releases
+    sigmas = [falling.sigma * falling.release.mu / plan.after(k).release([FACTS]).mu for k in range(bought)]
+    assert sigmas[-1] == pytest.approx(falling.sigma_of_last)
+    assert sigmas[-1] / sigmas[0] == pytest.approx(0.5)
+    assert sigmas[-1] < constant.sigma < sigmas[0]
+    rounds = int(falling.rounds_possible)
+    noise = math.sqrt(250 * math.fsum(sigma**2 for sigma in sigmas[:rounds]))
+    assert falling.signal_to_noise_over_all_rounds == pytest.approx(rounds / noise, rel=1e-6)
+    solved = solve_for_rounds(falling.config, 20)
+    assert Forecast(solved, (13,) * 20, 20).plan.num_releases == 20

@@ -67,6 +67,13 @@ def test_a_budget_that_ends_before_the_rounds_is_noted():
     assert not found.loud
 
 
+def test_noise_that_falls_too_late_is_noted():
+    falling = {"privacy": {"noise_decay": 0.5}}
+    found = warned((13,) * 20, rounds=5, **falling)["noise_falls_too_late"]
+    assert "the 5 that are wanted are the noisiest" in found.message
+    assert "noise_falls_too_late" not in warned((13,) * 20, rounds=10_000, **falling)
+
+
 def test_gossip_that_says_nothing_is_noted():
     assert not warned((13,) * 20)["gossip_noise_drowns_signal"].loud
     assert "gossip_noise_drowns_signal" not in warned((13,) * 20, gossip_budget_share=0.0)

@@ -47,12 +47,16 @@ OPERATIONS: dict[str, Act] = {
 }
 CALLS_NOBODY = {
     "attach": "makes a driver",
+    "restore": "makes a driver and all roles",
     "federation_id": "what a driver knows",
     "faults": "asks the directory one thing",
+    "lost_updates": "asks nobody",
     "get_local_states": "without Layer 2 (below)",
     "map_tasks": "tasks are no role's",
     "fit": "registers, submits, gossips, aggregates and moves on, each as above",
     "signing_scope": "asks the accountant one thing, and tells what the baskets must know",
+    "site_ledger_head": "asks the accountant one thing",
+    "note_site_ledger": "has the accountant do one thing",
     "get_roster": "asks the directory one thing",
     "sign_roster": "has the directory do one thing, with an operator's key",
 }

@@ -9,11 +9,14 @@ import pytest
 from scipy import stats
 
 from benchmarks.lab.audit import (
+    audit_power,
+    beyond,
     binomial_tail,
     confidence_limits,
     guess_coins,
     many_run_audit,
     one_run_epsilon,
+    runs_for,
 )
 from scarcity_ray.config import HierarchicalFederationConfig, Layer2Config
 from scarcity_ray.errors import UsageError
@@ -252,3 +255,36 @@ def test_a_release_without_noise_is_exposed():
 def test_values_out_of_range_are_refused(call):
     with pytest.raises(UsageError):
         call()
+
+
+def test_an_audit_has_the_power_that_is_stated():
+    claimed, true, runs, audits = 0.5, 1.0, 1024, 24
+    power = audit_power(claimed, true, runs, confidence=SURE)
+    noise = np.random.default_rng(1)
+    found = sum(
+        many_run_audit(
+            noise.standard_normal(runs), true + noise.standard_normal(runs), delta=DELTA, confidence=SURE
+        ).mu
+        > claimed
+        for _ in range(audits)
+    )
+    # The audit chooses its threshold by chance, which costs a tenth of these at most.
+    low, high = stats.binom.ppf([1e-4, 1 - 1e-4], audits, [max(0.0, power - 0.15), power])
+    assert low <= found <= high
+    assert audit_power(claimed, true, 4 * runs, confidence=SURE) > power
+    assert audit_power(claimed, claimed, runs, confidence=SURE) < 1e-6
+
+
+def test_runs_are_enough_and_no_more_than_twice_as_many():
+    runs = runs_for(1.0, 2.0, confidence=SURE)
+    enough, fewer = (audit_power(1.0, 2.0, count, confidence=SURE) for count in (runs, runs // 2))
+    assert enough >= 0.95 > fewer
+
+
+def test_noise_that_was_seen_before_is_taken_out():
+    earlier, fresh = np.random.default_rng(2).standard_normal((2, 4000))
+    again = beyond(3.0 + 2.0 * earlier + 0.01 * fresh, earlier)
+    assert again.mean() == pytest.approx(3.0, abs=0.05)
+    assert again.std() < 0.02
+    kept = beyond(3.0 + fresh, earlier)
+    assert np.abs(kept - 3.0 - fresh).max() < 0.3

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import inspect
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,11 @@ def reads(source: str) -> set[str]:
 
 def dead_fields(configs, sources) -> list[str]:
     read = set().union(*map(reads, sources))
+    for cls in configs:
+        for name, member in vars(cls).items():
+            # What is read outside config/ through a property of the config is read.
+            if isinstance(member, property) and name in read:
+                read |= reads(textwrap.dedent(inspect.getsource(member.fget)))
     return [
         f"{cls.__name__}.{f.name}" for cls in configs for f in dataclasses.fields(cls) if f.name not in read
     ]

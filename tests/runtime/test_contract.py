@@ -36,6 +36,7 @@ ERRORS = [
     errors.LedgerMissing("gone"),
     errors.LedgerRolledBack("older"),
     errors.LedgerHeld("by another"),
+    errors.StorageError("/disk/x: torn"),
     errors.LedgerTakenOver("by another"),
     errors.SecureAggregationAborted("too few", False),
     errors.ProtocolViolation("forged"),

@@ -200,7 +200,7 @@ def test_a_ledger_of_releases_is_not_continued(tmp_path: Path) -> None:
 
 def test_the_plan_gives_gossip_everything_or_nothing() -> None:
     plan = make_plan(config(**ALONE))
-    assert (plan.gossip_share, plan.num_releases, plan.mu_reserved) == (1.0, 0.0, 0.0)
+    assert (plan.gossip_share, plan.num_releases, plan.reserved.mu_release) == (1.0, 0.0, 0.0)
     assert (plan.gossip_mu_cap, plan.central_mu_cap) == (plan.mu_total, 0.0)
     assert plan.gossip.own_states
     off = make_plan(config(**ALONE, gossip_budget_share=0.0))

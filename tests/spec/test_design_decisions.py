@@ -121,7 +121,7 @@ def refused(fed: HierarchicalFederation, reason: Rejection, *args: Any, **kwargs
     return receipt
 
 
-def test_rejections_come_from_one_enum_with_twelve_reasons() -> None:
+def test_rejections_come_from_one_enum_with_thirteen_reasons() -> None:
     assert {str(reason) for reason in Rejection} == {
         "unknown_client",
         "wrong_shape",
@@ -135,6 +135,9 @@ def test_rejections_come_from_one_enum_with_twelve_reasons() -> None:
         "bad_signature",
         "read_only",
         "too_few_persons",
+        "budget_spent",
+        "at_ceiling",
+        "not_stored",
     }
 
 

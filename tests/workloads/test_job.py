@@ -218,6 +218,7 @@ def test_a_spent_budget_ends_the_run_early_with_everything_written(tmp_path):
         "metrics.jsonl",
         "model.npz",
         "best_model.npz",
+        "state",
         "summary.json",
     }
     assert f"spent after round {outcome.summary.rounds} of 9" in render_report(config, outcome)

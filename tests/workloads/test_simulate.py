@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scarcity_ray.config import AggregationMethod, PrivacyConfig
+from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, PrivacyConfig, load
 from scarcity_ray.layers import Layer1Aggregator
-from scarcity_ray.plan import make_plan
+from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.robust import aggregate
 from scarcity_ray.workloads.attacks import AttackConfig
 from scarcity_ray.workloads.comparison import ComparisonInputs, compare, comparisons, defence
@@ -27,8 +27,10 @@ from scarcity_ray.workloads.simulate import (
     basket_model,
     basket_rule,
     federated_delta,
+    noised_rows,
     simulate,
     train_alone,
+    with_momentum,
 )
 from scarcity_ray_client import Client, Trained, Workload
 
@@ -327,3 +329,31 @@ def test_the_median_of_five_seeds_is_within_ten_points_of_clean_and_fifteen_abov
     assert attacked >= median["plain_mean", "sign_flip"] + 0.15
     assert attacked >= median["clean", "none"] - 0.10
     assert median["federation", "alie"] >= median["clean", "none"] - 0.10
+
+
+def test_noised_rows_have_the_plans_noise_and_liars_add_none(short):
+    """And momentum is that of the baskets (`tests/baskets/test_local_state.py`)."""
+    _, scene = short
+    dimension = 2000
+    privacy = {
+        "unit": "person",
+        "noise": "site",
+        "person_clip_norm": 1.0,
+        "min_persons": 50,
+        "row_epsilon": 1.0,
+    }
+    config = load(
+        HierarchicalFederationConfig,
+        {"vector_dim": dimension, "privacy": privacy, "layer1": {"momentum": 0.5, "clip_norm": 1e3}},
+    )
+    plan = FederationPlan(config)
+    liar = int(np.flatnonzero(scene.byzantine)[0])
+    honest = int(np.flatnonzero(~scene.byzantine)[0])
+    places, rows = np.array([honest, liar]), np.zeros((2, dimension), np.float32)
+    noised = noised_rows(rows, places, scene, plan, np.random.default_rng(0))
+    assert noised[0].std() == pytest.approx(plan.site_noise.sigma(scene.counts(plan)[honest]), rel=0.1)
+    assert not noised[1].any()
+    momenta = np.zeros((len(scene.clients), dimension), np.float32)
+    row = np.array([np.ones(dimension), np.full(dimension, np.nan)], np.float32)
+    assert [with_momentum(row, places, momenta, plan)[0, 0] for _ in range(3)] == [0.5, 0.75, 0.875]
+    assert not momenta[liar].any()

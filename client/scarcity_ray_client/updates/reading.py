@@ -40,6 +40,9 @@ class Rejection(StrEnum):
     BAD_SIGNATURE = "bad_signature"
     READ_ONLY = "read_only"
     TOO_FEW_PERSONS = "too_few_persons"
+    AT_CEILING = "at_ceiling"
+    NOT_STORED = "not_stored"
+    BUDGET_SPENT = "budget_spent"
 
 
 def read_array(message: object) -> Numbers | Rejection:

@@ -2,8 +2,8 @@
 
 ::
 
-    gaussian_dp   mu of Gaussian releases: exact, both ways between mu and (epsilon, delta)
-    zcdp          rho of releases whose Renyi divergence is known, discrete and distributed noise among them
-    modes         which of the two a ledger adds up, behind one interface
-    accountant    the sums themselves: what fits, worst case over clients
+    accountant    the sums: what fits, worst case over clients
+    ceilings      what fits under the ceilings that clients have signed for themselves
+
+What mu and rho amount to (`gaussian_dp`, `zcdp`, `modes`) is in the client's package, under the same names.
 """

@@ -12,6 +12,9 @@ A general (epsilon, delta)-DP release is an epsilon-DP one except with probabili
 Vadhan 2010, lemma): it is charged mu = `Accounting.mu_of_pure`(epsilon), and its delta is added up under the
 reserve.
 
+Clients may have ceilings of their own below that (`ceilings`). They hold over all periods together, and only
+for releases and messages whose mu is known: with a ceiling, no release is taken that costs delta.
+
 The state is pure: no clock, no randomness, no disk. `DurableBudget` puts a ledger behind it.
 
 Guarantees:
@@ -20,6 +23,7 @@ Guarantees:
     the_reported_budget_is_the_worst_case_over_all_clients: Of all who were ever charged in this period.
     a_budget_planned_for_n_equal_releases_allows_n: Rounding does not cost the last one.
     lifetime_epsilon_covers_all_periods: It never falls, whatever is renewed.
+    a_renewal_refills_no_ceiling
 """
 
 from __future__ import annotations
@@ -33,11 +37,11 @@ from numpy.typing import NDArray
 
 from scarcity_ray.config.arguments import number_of
 from scarcity_ray.errors import UsageError
+from scarcity_ray.privacy.accounting.ceilings import Ceilings
 from scarcity_ray.privacy.accounting.gaussian_dp import check_delta, check_mu
-from scarcity_ray.privacy.accounting.modes import Accounting
-
-_ROUNDING = 1.0 + 1e-12
-"""A sum of mu^2 may pass its cap by this factor, which the margin in `Accounting.mu_of_claim` covers."""
+from scarcity_ray.privacy.accounting.modes import ROUNDING, Accounting
+from scarcity_ray.privacy.schedule import Step
+from scarcity_ray_client.errors import shown
 
 
 class PrivacyAccountant:
@@ -50,6 +54,9 @@ class PrivacyAccountant:
         delta_reserve: Part of `total_delta` kept for `spend`, in [0, total_delta); half of it by default.
             With 0, `spend` accepts pure epsilon-DP releases only, and all of delta serves the other ones.
         accounting: What the sum of mu^2 means; Gaussian DP accepts Gaussian releases only.
+
+    Attributes:
+        ceilings: Of clients of their own.
 
     >>> accountant = PrivacyAccountant(total_epsilon=1.0, total_delta=1e-5)
     >>> accountant.spend(0.1, 0.0), accountant.spend(5.0, 0.0)
@@ -71,6 +78,7 @@ class PrivacyAccountant:
             raise UsageError(f"gossip_share: {gossip_share!r} is not accepted; between 0 and 1")
         self.gossip_share = gossip_share
         self.accounting = accounting
+        self.ceilings = Ceilings(accounting)
         self._reserve_given = delta_reserve
         self._places: dict[str, int] = {}
         self._past_central = self._past_delta = 0.0
@@ -102,31 +110,35 @@ class PrivacyAccountant:
         self._central_cap = math.inf if boundless else (1.0 - self.gossip_share) * square
         self._least_delta = min(self._least_delta, total_delta)
         self._central = CompensatedSum()
+        self._num_releases = 0
         self._delta = CompensatedSum()
         self._gossip = np.zeros_like(self._gossip)
+        self._num_own = np.zeros(self._gossip.size, np.int64)
 
     def check(self, epsilon: float, delta: float) -> bool:
         """Whether an (epsilon, delta)-DP release fits."""
         check_delta(delta)
-        fits = math.isinf(self.mu_total) or self._delta.plus(delta) <= self.delta_reserve * _ROUNDING
-        return self.check_release(self.accounting.mu_of_pure(epsilon)) and fits
+        fits = math.isinf(self.mu_total) or self._delta.plus(delta) <= self.delta_reserve * ROUNDING
+        mu = self.accounting.mu_of_pure(epsilon)
+        costs_no_delta = delta == 0.0 or not self.ceilings.num_in
+        return self.check_release(mu) and fits and costs_no_delta and not self.ceilings.reached_by(mu)
 
     def spend(self, epsilon: float, delta: float) -> bool:
         """Charge an (epsilon, delta)-DP release if it fits; False changes nothing."""
         if not self.check(epsilon, delta):
             return False
-        self._central.add(self.accounting.mu_of_pure(epsilon) ** 2)
+        self.note_release(self.accounting.mu_of_pure(epsilon))
         self._delta.add(delta)
         return True
 
     def check_release(self, mu: float) -> bool:
-        """Whether a release of parameter `mu`, seen by all, fits."""
+        """Whether a release of parameter `mu`, seen by all, fits into this period's budget."""
         check_mu(mu)
-        return self._central.plus(mu * mu) <= self._central_cap * _ROUNDING
+        return self._central.plus(mu * mu) <= self._central_cap * ROUNDING
 
     def spend_release(self, mu: float) -> bool:
-        """Charge a release if it fits; False changes nothing."""
-        fits = self.check_release(mu)
+        """Charge a release if it fits, under every ceiling too; False changes nothing."""
+        fits = self.check_release(mu) and not self.ceilings.reached_by(mu)
         if fits:
             self.note_release(mu)
         return fits
@@ -135,6 +147,49 @@ class PrivacyAccountant:
         """Charge a release that has happened, whether or not it fits."""
         check_mu(mu)
         self._central.add(mu * mu)
+        self._num_releases += 1
+        self.ceilings.note_release(mu)
+
+    @property
+    def step(self) -> Step:
+        """Where the period stands before its next release."""
+        left = max(0.0, self._central_cap - self._central.value)
+        return Step(self._num_releases, self._central_cap, left)
+
+    def set_ceiling(self, client_id: str, epsilon: float, delta: float, *, is_newcomer: bool) -> None:
+        """Put a client under a ceiling over all periods, or under a lower one.
+
+        Args:
+            is_newcomer: Whether it took no part before its first ceiling, in its own word. If not, or if it
+                was charged for gossip, all releases so far count as its own.
+        """
+        is_newcomer = is_newcomer and client_id not in self._places
+        self.enrol([client_id])
+        place = self._places[client_id]
+        central = 0.0 if is_newcomer else self._past_central + self._central.value
+        own = float(self._past_gossip[place] + self._gossip[place])
+        self.ceilings.set(client_id, place, epsilon, delta, central + own)
+
+    def leave_out(self, client_ids: Sequence[str]) -> None:
+        """Leave clients out of all releases from now on.
+
+        Raises:
+            UsageError: If one has no ceiling, or is named twice.
+        """
+        strangers = [client_id for client_id in client_ids if self.ceilings.claim_of(client_id) is None]
+        if strangers:
+            raise UsageError(f"client_ids: {shown(strangers)} have no ceiling")
+        self.ceilings.leave_out(client_ids, self.places(client_ids))
+
+    def own_steps(self, client_ids: Sequence[str]) -> list[Step]:
+        """Where each of the distinct clients stands in this period before its next charge of its own."""
+        cap = self._gossip_cap
+        return [
+            Step(0, cap, cap)
+            if place < 0
+            else Step(int(self._num_own[place]), cap, max(0.0, cap - float(self._gossip[place])))
+            for place in self.places(client_ids).tolist()
+        ]
 
     def affordable_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
         """Which of the distinct clients, known or new, can send one more message of parameter `mu`."""
@@ -154,14 +209,23 @@ class PrivacyAccountant:
         """Charge one message that has been sent to each of the clients at distinct `places`."""
         check_mu(mu)
         self._gossip[places] += mu * mu
+        self._num_own[places] += 1
+        self.ceilings.note_own(places, mu)
 
-    def affordable_at(self, places: NDArray[np.int64], mu: float) -> NDArray[np.bool_]:
-        """As `affordable_gossip`, for the clients at `places`; -1 stands for one that was never charged."""
+    def affordable_at(
+        self, places: NDArray[np.int64], mu: float, *, reserve: float = 0.0
+    ) -> NDArray[np.bool_]:
+        """As `affordable_gossip`, for the clients at `places`; -1 stands for one that was never charged.
+
+        Args:
+            reserve: The mu of a release that must still fit under each client's own ceiling.
+        """
         check_mu(mu)
         spent = (
             np.where(places >= 0, self._gossip[places], 0.0) if self._gossip.size else np.zeros(places.size)
         )
-        return spent + mu * mu <= self._gossip_cap * _ROUNDING
+        fits: NDArray[np.bool_] = spent + mu * mu <= self._gossip_cap * ROUNDING
+        return fits & self.ceilings.affordable(places, mu, reserve)
 
     def enrol(self, client_ids: Sequence[str]) -> None:
         """Give clients that have no place yet the next ones, in the order given."""
@@ -173,14 +237,16 @@ class PrivacyAccountant:
             room = np.zeros(max(missing, self._gossip.size))
             self._gossip = np.concatenate([self._gossip, room])
             self._past_gossip = np.concatenate([self._past_gossip, room])
+            self._num_own = np.concatenate([self._num_own, np.zeros(room.size, np.int64)])
+            self.ceilings.grow(self._gossip.size)
 
     @property
     def num_clients(self) -> int:
-        """How many clients were ever charged for gossip."""
+        """How many clients were ever charged for gossip, or have a ceiling of their own."""
         return len(self._places)
 
     def places(self, client_ids: Sequence[str]) -> NDArray[np.int64]:
-        """The place of each id in the order of first charges; -1 for those never charged.
+        """The place of each id in the order of first charges and ceilings; -1 for the others.
 
         Raises:
             UsageError: If an id is given twice.
@@ -202,7 +268,7 @@ class PrivacyAccountant:
         left = max(0.0, self.total_delta - self._delta.value)
         mu = math.sqrt(self._central.plus(release * release) + self._own(self._gossip, client_id))
         epsilon = self.accounting.epsilon_of(mu, left)
-        return min(epsilon, self.total_epsilon) if mu * mu <= self.mu_total**2 * _ROUNDING else epsilon
+        return min(epsilon, self.total_epsilon) if mu * mu <= self.mu_total**2 * ROUNDING else epsilon
 
     def delta_spent(self, client_id: str | None = None) -> float:
         """Delta at `total_epsilon` of all that was spent in this period."""
@@ -244,6 +310,15 @@ class PrivacyAccountant:
         mu = math.sqrt(self._past_central + self._central.value + self._own(gossip, client_id))
         left = max(0.0, self._least_delta - self._past_delta - self._delta.value)
         return self.accounting.epsilon_of(mu, left)
+
+    def left_under_ceiling(self, client_id: str) -> float:
+        """The epsilon left under a client's ceiling at its delta; 0 once it is left out, ``inf`` without."""
+        claim = self.ceilings.claim_of(client_id)
+        if claim is None:
+            return math.inf
+        place = self._places[client_id]
+        is_in = self.ceilings.is_in(place)
+        return max(0.0, claim[0] - self.ceilings.epsilon_spent(client_id, place)) if is_in else 0.0
 
     def _own(self, spent: NDArray[np.float64], client_id: str | None) -> float:
         if client_id is None:

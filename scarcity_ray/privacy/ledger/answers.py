@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.ledger.holder import in_utc, times
+
+NAMED = 100
+"""Clients left out at their ceilings that a status names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,10 @@ class Charge:
         repeated: Whether the charge was recorded before this call. A charge covers one drawing of noise: a
             caller that no longer has the noise must not draw again under it, but charge under a new id.
         is_last: Whether no other release fits beside it.
+        is_outdated: Whether it is refused because, since it was planned, another release was charged, or a
+            client was left out, or has to be.
+        num_left_out: How many clients were left out at their ceilings when it was charged: the release holds
+            no row of these, and is not charged to them.
     """
 
     allowed: bool
@@ -28,6 +36,8 @@ class Charge:
     head_hash: str
     repeated: bool = field(default=False, compare=False)
     is_last: bool = field(default=False, compare=False)
+    is_outdated: bool = False
+    num_left_out: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,12 @@ class BudgetStatus:
         run: This opening's number, 63 random bits: what clients sign their updates for.
         created: When the ledger was made, in seconds since 1970, as its maker said.
         is_new: Whether it was made by this opening.
+        releases_charged: In this period; the next one's number in a schedule of noise.
+        releases_left: In this period, inf if nothing limits them.
+        next_mu: What the next release is charged.
+        num_ceilings: Clients with a ceiling of their own.
+        num_left_out: Those of them that are left out, at their ceilings.
+        left_out: The first of these.
     """
 
     remaining_epsilon: float
@@ -71,6 +87,12 @@ class BudgetStatus:
     run: int = 0
     created: float = 0.0
     is_new: bool = False
+    releases_charged: int = 0
+    releases_left: float = math.inf
+    next_mu: float = 0.0
+    num_ceilings: int = 0
+    num_left_out: int = 0
+    left_out: tuple[str, ...] = ()
 
     def in_words(self) -> str:
         """Which ledger it is, new or old, and how much is left, in one sentence."""
@@ -78,6 +100,7 @@ class BudgetStatus:
         return (
             f"ledger {self.ledger_path} ({age}): epsilon {self.remaining_epsilon:.4g} of "
             f"{self.total_epsilon:g} left at delta {self.total_delta:g} in budget period {self.period}"
+            + (f"; {self.epsilon_spent:.4g} was spent before" if self.epsilon_spent else "")
         )
 
     def of_ledger(self) -> dict[str, Any]:
@@ -89,7 +112,16 @@ class BudgetStatus:
             "is_new": self.is_new,
             "incarnation": self.incarnation,
             "period": self.period,
+            "epsilon_spent": self.epsilon_spent,
             "epsilon_left": self.remaining_epsilon,
             "epsilon_total": self.total_epsilon,
             "head": self.head_hash,
+        }
+
+    def of_ceilings(self) -> dict[str, Any]:
+        """How many clients have a ceiling of their own, and who is left out at it, as statistics state it."""
+        return {
+            "clients": self.num_ceilings,
+            "num_left_out": self.num_left_out,
+            "left_out": list(self.left_out),
         }

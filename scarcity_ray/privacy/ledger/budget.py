@@ -15,14 +15,19 @@ Guarantees:
     a_missing_ledger_is_never_a_fresh_budget: `LedgerMissing`.
     an_older_copy_is_never_continued: Where a newer head is known; `LedgerRolledBack`.
     a_partial_gossip_charge_records_exactly_the_allowed: Others are not charged, and get no permission later.
+    a_release_that_would_pass_a_ceiling_is_refused: Until who has reached it is left out, on record.
+    a_release_is_refused_to_whoever_does_not_know_who_is_left_out: It may hold rows that it does not charge.
+    a_site_ledger_that_does_not_go_on_where_it_was_is_told_of: A restored backup, or another file.
+    a_looser_policy_and_a_forged_one_are_refused: Also one that was valid before, and under another key.
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar, Unpack
 
@@ -33,19 +38,27 @@ from scarcity_ray.config import PrivacyUnit
 from scarcity_ray.errors import LedgerError, LedgerTakenOver, UsageError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting
-from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.ledger.answers import NAMED, BudgetStatus, Charge
 from scarcity_ray.privacy.ledger.chain import Row
 from scarcity_ray.privacy.ledger.events import (
     Genesis,
     GossipCharge,
+    LeftOut,
+    PolicyGiven,
     ReleaseCharge,
     Renewal,
+    RowCharge,
+    SiteHeads,
     VoidedRelease,
     pack_gossip,
 )
 from scarcity_ray.privacy.ledger.ledger import Ledger, Opening
 from scarcity_ray.privacy.ledger.replay import NEIGHBOURS, accountant_of, accounting_of, neighbours_of, replay
 from scarcity_ray.privacy.ledger.store import address_of, exists
+from scarcity_ray.privacy.schedule import Step
+from scarcity_ray_client.errors import shown
+from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.site_ledger import Extension, Head
 
 _Charged = TypeVar("_Charged", ReleaseCharge, GossipCharge)
 
@@ -60,6 +73,9 @@ class DurableBudget:
         self._taken_over = ""
         self._lock = threading.Lock()
         self._began = 0
+        self._policies: dict[str, SignedPolicy] = {}
+        self._left_out_rows: list[tuple[int, int]] = []
+        self._site_heads: dict[str, Head] = {}
         for row in ledger.rows():
             self._note(row)
 
@@ -134,7 +150,8 @@ class DurableBudget:
             if (total_epsilon, total_delta) not in (first, in_force) or gossip_share != known.gossip_share:
                 raise LedgerError(
                     f"{address}: the ledger states total_epsilon {in_force[0]}, total_delta {in_force[1]} "
-                    f"and gossip_budget_share {known.gossip_share}, the configuration {total_epsilon}, "
+                    f"and gossip_budget_share {known.gossip_share} (1 where privacy.noise is site), the "
+                    f"configuration {total_epsilon}, "
                     f"{total_delta} and {gossip_share}; configure what the ledger states, and change the "
                     "totals by renewing the budget"
                 )
@@ -144,15 +161,29 @@ class DurableBudget:
         return budget
 
     def charge_release(
-        self, charge_id: str, mu: float, *, now: float, details: Mapping[str, object]
+        self,
+        charge_id: str,
+        mu: float,
+        *,
+        now: float,
+        details: Mapping[str, object],
+        step: Step | None = None,
+        num_left_out: int | None = None,
     ) -> Charge:
-        """Charge one central release.
+        """Charge one central release, to all clients but those that are left out at ceilings of their own.
+
+        A release may hold rows of clients that are in at the moment of its charge, and of no others. So the
+        caller says how many were left out when it fixed whose rows the release holds. The list only grows:
+        if it is as long as then, it is the same, and everybody whose row the release may hold is charged.
 
         Args:
             charge_id: The release's own name; asked again, it is given its first answer.
             mu: What the release is charged as (`modes`); for Gaussian noise, sensitivity over sigma.
             now: Seconds since 1970, as in the methods below.
             details: Plain data to record with it (sigma, sensitivity, round), as in the methods below.
+            step: Where the budget must stand for a charge that is not recorded yet; None: anywhere.
+            num_left_out: How many clients the caller knows to be left out (`leave_out`); None: it takes the
+                answer's number, and sees to it itself.
 
         Raises:
             UsageError: If the id was recorded for something else.
@@ -165,9 +196,20 @@ class DurableBudget:
                 return Charge(False, why, self._accountant.epsilon_spent(), self._ledger.head_hash)
             known = self._known(charge_id, ReleaseCharge, mu)
             if known is not None:
-                event, head = known
-                return Charge(True, "", event.epsilon_spent, head, repeated=True)
+                event, seq, head = known
+                left_out = self._num_left_out(seq)
+                return Charge(True, "", event.epsilon_spent, head, repeated=True, num_left_out=left_out)
             accountant = self._accountant
+            if step not in (None, accountant.step):
+                why = (
+                    f"its noise is planned as release {step.number + 1} of the period, and the ledger stands "
+                    f"before release {accountant.step.number + 1}"
+                )
+                spent = accountant.epsilon_spent()
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
+            if why := self._unheeded(mu, num_left_out):
+                spent = accountant.epsilon_spent()
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             if not accountant.check_release(mu):
                 return Charge(False, self._why_not(mu), accountant.epsilon_spent(), self._ledger.head_hash)
             spent = accountant.epsilon_spent(release=mu)
@@ -175,7 +217,61 @@ class DurableBudget:
                 ReleaseCharge(mu, spent, details), charge_id=self._free(charge_id), now=now
             )
             accountant.note_release(mu)
-            return Charge(True, "", spent, row.hash)
+            return Charge(True, "", spent, row.hash, num_left_out=len(accountant.ceilings.left_out))
+
+    def set_policy(self, signed: SignedPolicy, *, now: float) -> str:
+        """Put a client under the ceiling that it has signed, durably; a stricter one replaces it later.
+
+        The first policy fixes the key: another is refused for good, so that nobody who registers the client
+        anew can loosen its ceiling. The same policy given again changes nothing.
+
+        Returns:
+            Why it is refused, as a sentence; empty if it is in force.
+        """
+        with self._current():
+            policy, known = signed.policy, self._policies.get(signed.policy.client_id)
+            if known == signed:
+                return ""
+            if why := self._policy_refusal(signed, known):
+                return f"the policy of client {policy.client_id!r} is refused: {why}"
+            self._note(self._ledger.append(PolicyGiven.of(signed), now=now))
+            return ""
+
+    def leave_out(self, mu: float, *, now: float) -> int:
+        """Leave out, durably and for good, the clients whose ceilings have no room for a release of `mu`.
+
+        To be called before it is fixed whose rows a release holds.
+
+        Returns:
+            How many are left out, with those of before.
+        """
+        with self._current():
+            self._leave_out(self._accountant.ceilings.reached_by(mu), mu, now)
+            return len(self._accountant.ceilings.left_out)
+
+    def left_out(self, since: int = 0) -> tuple[str, ...]:
+        """The clients that are left out, in the order in which it happened, without the first `since`."""
+        with self._standing():
+            return tuple(self._accountant.ceilings.left_out[since:])
+
+    def note_site_ledgers(self, told: Mapping[str, Extension], *, now: float) -> tuple[str, ...]:
+        """Note how far sites' own ledgers are, durably, if each goes on where it was known to be.
+
+        Returns:
+            The clients whose ledgers do not, sorted: older copies, or other files. Nothing changes for them.
+        """
+        with self._current():
+            ahead = {c: self._site_heads.get(c, Head()).extended(told[c]) for c in sorted(told)}
+            heads = {c: (head.num_rows, head.head.hex()) for c, head in ahead.items() if head is not None}
+            news = {c: head for c, head in heads.items() if ahead[c] != self._site_heads.get(c)}
+            if news:
+                self._note(self._ledger.append(SiteHeads(news), now=now))
+            return tuple(client for client, head in ahead.items() if head is None)
+
+    def site_heads(self, client_ids: Iterable[str]) -> dict[str, Head]:
+        """How far the own ledgers of those of the clients are known that have told."""
+        with self._standing():
+            return {c: self._site_heads[c] for c in client_ids if c in self._site_heads}
 
     def void_release(self, charge_id: str, *, now: float, details: Mapping[str, object]) -> bool:
         """Give a release up before it is charged; from then on it is refused, durably.
@@ -197,12 +293,17 @@ class DurableBudget:
         *,
         now: float,
         details: Mapping[str, object],
+        reserve: float = 0.0,
     ) -> tuple[str, ...]:
         """Charge one message to each of the clients that can afford it.
+
+        Where releases cost nothing, a client whose own ceiling has no room for the message is left out.
 
         Args:
             charge_id: The round's own name; asked again, those recorded are allowed again, and no others.
             mu: Of one message.
+            reserve: The mu of the next release, which must still fit under the ceiling of each client that
+                is charged: its row may lie in an aggregate already.
 
         Returns:
             The clients that may send, in the order given.
@@ -211,13 +312,61 @@ class DurableBudget:
             UsageError: If the id was recorded for something else, or a client is named twice.
             LedgerError: If the ledger cannot be written; nobody may send then.
         """
+        return self._charge_each(GossipCharge, charge_id, client_ids, mu, now, details, reserve)
+
+    def charge_rows(
+        self,
+        charge_id: str,
+        client_ids: Sequence[str],
+        mu: float,
+        *,
+        now: float,
+        details: Mapping[str, object],
+        step: Step | None = None,
+    ) -> tuple[str, ...]:
+        """Charge one row, which it noises itself, to each of the clients that can afford it.
+
+        Arguments, result and errors are as in `charge_gossip`. One charge covers one draw of noise: asked
+        again, its answer allows to send again what was drawn, never to draw again.
+
+        Args:
+            step: Where a client must stand to be charged, unless it was under this id; None: anywhere.
+        """
+        return self._charge_each(RowCharge, charge_id, client_ids, mu, now, details, 0.0, step)
+
+    def own_steps(self, client_ids: Sequence[str]) -> list[Step]:
+        """Where each of the distinct clients stands before its next charge of its own."""
+        with self._standing():
+            return self._accountant.own_steps(client_ids)
+
+    def affordable(self, client_ids: Sequence[str], mu: float) -> tuple[str, ...]:
+        """Those of the clients whose own budget has room for one more charge of `mu`, in the order given."""
+        with self._standing():
+            return _chosen(client_ids, self._accountant.affordable_gossip(client_ids, mu))
+
+    def _charge_each(
+        self,
+        kind: type[GossipCharge],
+        charge_id: str,
+        client_ids: Sequence[str],
+        mu: float,
+        now: float,
+        details: Mapping[str, object],
+        reserve: float,
+        step: Step | None = None,
+    ) -> tuple[str, ...]:
         with self._current():
             accountant = self._accountant
             places = accountant.places(client_ids)
-            known = self._known(charge_id, GossipCharge, mu)
+            known = self._known(charge_id, kind, mu)
             if known is not None:
                 return _chosen(client_ids, np.isin(places, known[0].members.places))
-            allowed = accountant.affordable_at(places, mu)
+            allowed = accountant.affordable_at(places, mu, reserve=reserve)
+            if step is not None:
+                allowed &= [own == step for own in accountant.own_steps(client_ids)]
+            if reserve == 0.0:
+                stuck = {*accountant.ceilings.reached_by(mu)}
+                self._leave_out([client for client in client_ids if client in stuck], mu, now)
             charged = _chosen(client_ids, allowed)
             if not charged:
                 return ()
@@ -225,7 +374,7 @@ class DurableBudget:
             at = places[allowed]
             at[at < 0] = accountant.num_clients + np.arange(len(newcomers))
             payload = pack_gossip(at, newcomers)
-            event = GossipCharge(mu, len(charged), len(client_ids), details, payload)
+            event = kind(mu, len(charged), len(client_ids), details, payload)
             self._ledger.append(event, charge_id=self._free(charge_id), now=now)
             accountant.enrol(newcomers)
             accountant.note_gossip(at, mu)
@@ -259,6 +408,15 @@ class DurableBudget:
             asked = PrivacyAccountant(total_epsilon, total_delta, delta_reserve=0.0)
             event = Renewal(asked.total_epsilon, asked.total_delta, operator, details or None)
             self._note(self._ledger.append(event, charge_id=renewal_id, now=now))
+
+    def releases_since(self, head_hash: str) -> int:
+        """Central releases that were charged after the ledger had this head; all, if it is empty."""
+        with self._standing():
+            counting, number = not head_hash, 0
+            for row in self._ledger.rows():
+                number += counting and isinstance(row.event, ReleaseCharge)
+                counting = counting or row.hash == head_hash
+            return number
 
     def read_only_reason(self, next_release_mu: float) -> str:
         """Why the next configured central release cannot be charged, as in `status`; empty if it can."""
@@ -298,7 +456,16 @@ class DurableBudget:
                 run=self._ledger.standing.run,
                 created=self._ledger.created,
                 is_new=self._is_new,
+                num_ceilings=len(accountant.ceilings),
+                num_left_out=len(accountant.ceilings.left_out),
+                left_out=tuple(accountant.ceilings.left_out[:NAMED]),
             )
+
+    @property
+    def step(self) -> Step:
+        """Where the budget period stands before its next release."""
+        with self._standing():
+            return self._accountant.step
 
     @property
     def period(self) -> int:
@@ -307,12 +474,14 @@ class DurableBudget:
             return self._accountant.period
 
     def remaining(self, client_id: str) -> tuple[float, float]:
-        """The (epsilon, delta) left for one client."""
+        """The (epsilon, delta) left for one client, under its own ceiling too; (0, 0) once it is left out."""
         with self._standing():
-            return self._accountant.remaining(client_id)
+            own = self._accountant.left_under_ceiling(client_id)
+            epsilon, delta = self._accountant.remaining(client_id)
+            return min(epsilon, own), delta if own > 0.0 else 0.0
 
     def was_charged(self, client_id: str) -> bool:
-        """Whether the client's own gossip was ever charged, in any period."""
+        """Whether the client's own gossip was ever charged, in any period, or it has a ceiling."""
         with self._standing():
             return bool(self._accountant.places([client_id])[0] >= 0)
 
@@ -364,8 +533,61 @@ class DurableBudget:
 
     def _note(self, row: Row) -> None:
         replay(self._accountant, row, self._ledger.path)
-        if isinstance(row.event, Renewal):
-            self._began = row.seq
+        match row.event:
+            case Renewal():
+                self._began = row.seq
+            case PolicyGiven(client_id=client_id, signed=signed):
+                self._policies[client_id] = signed
+            case SiteHeads(heads=heads):
+                known = {client: Head(rows, bytes.fromhex(head)) for client, (rows, head) in heads.items()}
+                self._site_heads |= known
+            case LeftOut():
+                self._left_out_rows.append((row.seq, len(self._accountant.ceilings.left_out)))
+
+    def _leave_out(self, clients: Sequence[str], mu: float, now: float) -> None:
+        if clients:
+            self._note(self._ledger.append(LeftOut(tuple(clients), mu), now=now))
+
+    def _num_left_out(self, seq: int) -> int:
+        """How many were left out when the row of this number was written."""
+        before = bisect.bisect_left(self._left_out_rows, (seq, 0))
+        return self._left_out_rows[before - 1][1] if before else 0
+
+    def _unheeded(self, mu: float, num_left_out: int | None) -> str:
+        """Whose ceiling a release does not heed, in a sentence; empty if it heeds all."""
+        ceilings = self._accountant.ceilings
+        if num_left_out not in (None, len(ceilings.left_out)):
+            return (
+                f"{len(ceilings.left_out)} clients are left out at their own ceilings, and the release was "
+                f"prepared when there were {num_left_out}: it may hold rows of the others"
+            )
+        stuck = ceilings.reached_by(mu)
+        if not stuck:
+            return ""
+        return (
+            f"the release would pass the ceilings of {len(stuck)} clients ({shown(list(stuck))}), which are "
+            "not left out yet"
+        )
+
+    def _policy_refusal(self, signed: SignedPolicy, known: SignedPolicy | None) -> str:
+        """Why a policy is not taken into the ledger; empty if it is."""
+        policy, neighbours = signed.policy, neighbours_of(self._ledger.genesis)
+        if not signed.is_valid:
+            return "its signature is not its key's"
+        if policy.federation_id not in ("", self._ledger.federation_id):
+            return f"it is for federation {policy.federation_id}, and this is {self._ledger.federation_id}"
+        if NEIGHBOURS[PrivacyUnit(policy.unit)] != neighbours:
+            return f"its unit is {policy.unit}, and the ledger's neighbours are {neighbours!r}"
+        if known is None:
+            return ""
+        if known.public_key != signed.public_key:
+            return "its key is another than that of the policy in force, which only the same key may replace"
+        if policy.loosens(known.policy):
+            return (
+                f"it allows more than the one in force, epsilon {known.policy.lifetime_epsilon:g} at delta "
+                f"{known.policy.delta:g}; only a stricter one replaces it"
+            )
+        return ""
 
     def _why_not(self, mu: float) -> str:
         accountant = self._accountant
@@ -375,15 +597,15 @@ class DurableBudget:
             f"{accountant.total_delta:g}, does not fit into what is left of the privacy budget"
         )
 
-    def _known(self, charge_id: str, kind: type[_Charged], mu: float) -> tuple[_Charged, str] | None:
-        """This charge as it was recorded in this period, if it was, and the hash of its row."""
+    def _known(self, charge_id: str, kind: type[_Charged], mu: float) -> tuple[_Charged, int, str] | None:
+        """This charge as it was recorded in this period, if it was, with its row's number and hash."""
         for name in (charge_id, self._again(charge_id)):
             row = self._ledger.find(name)
             if row is None or (row.seq < self._began and isinstance(row.event, kind)):
                 continue
             event = row.event
             if isinstance(event, kind) and event.mu == mu:
-                return event, row.hash
+                return event, row.seq, row.hash
             mus = ""
             if isinstance(event, ReleaseCharge | GossipCharge):
                 mus = f" with {self._accountant.accounting.in_words(event.mu)}"

@@ -15,13 +15,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Strict, StrictInt, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Strict, StrictBool, StrictInt, TypeAdapter, ValidationError
+
+from scarcity_ray_client.policy import Policy, SignedPolicy
 
 Number = Annotated[float, Strict(), BeforeValidator(lambda value: math.inf if value == "inf" else value)]
 """A number as a row keeps it, infinity as text."""
@@ -125,6 +127,11 @@ class GossipCharge:
 
 
 @dataclass(frozen=True)
+class RowCharge(GossipCharge):
+    """One row of each of some clients, which each noises before it sends it; charged to that client alone."""
+
+
+@dataclass(frozen=True)
 class VoidedRelease:
     """A release is given up before it is charged, for good."""
 
@@ -141,6 +148,68 @@ class Renewal:
     details: object = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PolicyGiven:
+    """A client's ceiling, as it signed it (`scarcity_ray_client.policy`); a later one is stricter.
+
+    Attributes:
+        public_key: Of the client, in hexadecimal digits, as `signature` is.
+    """
+
+    client_id: str
+    unit: str
+    lifetime_epsilon: Number
+    delta: Number
+    is_newcomer: StrictBool
+    public_key: str
+    signature: str
+    federation_id: str = ""
+
+    @classmethod
+    def of(cls, signed: SignedPolicy) -> PolicyGiven:
+        """The event of a signed policy."""
+        return cls(
+            **asdict(signed.policy), public_key=signed.public_key.hex(), signature=signed.signature.hex()
+        )
+
+    @property
+    def signed(self) -> SignedPolicy:
+        """The policy and its signature.
+
+        Raises:
+            ValueError: If no policy can be so.
+        """
+        policy = Policy(
+            self.client_id,
+            self.unit,
+            self.lifetime_epsilon,
+            self.delta,
+            self.federation_id,
+            self.is_newcomer,
+        )
+        return SignedPolicy(policy, bytes.fromhex(self.public_key), bytes.fromhex(self.signature))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Clients are left out: their ceilings have no room for the next charge, and no release is theirs now.
+
+    Attributes:
+        clients: Their ids.
+        mu: Of the charge that no longer fits.
+    """
+
+    clients: tuple[str, ...]
+    mu: Number
+
+
+@dataclass(frozen=True)
+class SiteHeads:
+    """Sites have told how far their own ledgers are: the number of rows and the head, by client."""
+
+    heads: dict[str, tuple[StrictInt, str]]
+
+
 @dataclass(frozen=True)
 class UnknownEvent:
     """A row of a kind that this version does not know: it is shown, and charges nothing."""
@@ -148,15 +217,31 @@ class UnknownEvent:
     kind: str
 
 
-Event = Genesis | WriterEpoch | ReleaseCharge | GossipCharge | VoidedRelease | Renewal | UnknownEvent
+Event = (
+    Genesis
+    | WriterEpoch
+    | ReleaseCharge
+    | GossipCharge
+    | RowCharge
+    | VoidedRelease
+    | Renewal
+    | PolicyGiven
+    | LeftOut
+    | SiteHeads
+    | UnknownEvent
+)
 
 _TYPES: dict[str, type[Event]] = {
     "genesis": Genesis,
     "writer": WriterEpoch,
     "release": ReleaseCharge,
     "gossip": GossipCharge,
+    "row": RowCharge,
     "void": VoidedRelease,
     "renewal": Renewal,
+    "policy": PolicyGiven,
+    "left_out": LeftOut,
+    "site_heads": SiteHeads,
 }
 _KINDS = {made: kind for kind, made in _TYPES.items()}
 _READERS: dict[str, TypeAdapter[Any]] = {kind: TypeAdapter(made) for kind, made in _TYPES.items()}

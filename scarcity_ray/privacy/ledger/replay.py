@@ -12,7 +12,14 @@ from scarcity_ray.errors import LedgerCorrupted, LedgerError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row
-from scarcity_ray.privacy.ledger.events import Genesis, GossipCharge, ReleaseCharge, Renewal
+from scarcity_ray.privacy.ledger.events import (
+    Genesis,
+    GossipCharge,
+    LeftOut,
+    PolicyGiven,
+    ReleaseCharge,
+    Renewal,
+)
 from scarcity_ray.privacy.ledger.ledger import Ledger
 
 NEIGHBOURS = {
@@ -67,6 +74,14 @@ def replay(accountant: PrivacyAccountant, row: Row, place: object) -> None:
             case GossipCharge(mu=mu, members=members):
                 accountant.enrol(members.newcomers)
                 accountant.note_gossip(members.places, mu)
+            case PolicyGiven() as given:
+                if not given.signed.is_valid:
+                    raise ValueError(f"the policy of {given.client_id!r} is not signed by its key")
+                accountant.set_ceiling(
+                    given.client_id, given.lifetime_epsilon, given.delta, is_newcomer=given.is_newcomer
+                )
+            case LeftOut(clients=clients):
+                accountant.leave_out(clients)
             case Renewal(total_epsilon=total_epsilon, total_delta=total_delta):
                 accountant.renew(total_epsilon, total_delta)
 
@@ -107,7 +122,7 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
     Raises:
         LedgerCorrupted: As `history`.
     """
-    names: list[str] = []
+    names, known = list[str](), set[str]()
     stand, spent = (-1, 0.0), 0.0
     for row, accountant in history(ledger):
         now = (accountant.period, accountant.mu_spent())
@@ -125,6 +140,11 @@ def export(ledger: Ledger) -> Iterator[dict[str, Any]]:
             "hash": row.hash,
         }
         if isinstance(row.event, GossipCharge):
-            names.extend(row.event.members.newcomers)
+            newcomers = row.event.members.newcomers
+            names.extend(newcomers)
+            known.update(newcomers)
             line["clients"] = [names[place] for place in row.event.members.places.tolist()]
+        elif isinstance(row.event, PolicyGiven) and row.event.client_id not in known:
+            names.append(row.event.client_id)
+            known.add(row.event.client_id)
         yield line

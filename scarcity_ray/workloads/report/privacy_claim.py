@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config import HierarchicalFederationConfig, NoisePlace
 from scarcity_ray.plan import make_plan, person_claim
 from scarcity_ray.privacy.accounting.modes import Accounting
 
@@ -12,6 +12,11 @@ _HOW_ADDED_UP = {
     Accounting.GAUSSIAN_DP: "All noise is Gaussian; what was spent is added up in Gaussian DP, exactly.",
     Accounting.ZCDP: "The releases' noise is drawn on the integers; what was spent is added up in "
     "zero-concentrated DP, an upper bound.",
+}
+_HOW_ROWS_ADD_UP = {
+    Accounting.GAUSSIAN_DP: "All noise is Gaussian; each client's rows are added up in Gaussian DP, exactly.",
+    Accounting.ZCDP: "Rows have discrete Gaussian noise; each client's are added up in zero-concentrated DP, "
+    "an upper bound.",
 }
 _LAB = (
     "This is a laboratory: the driver sees updates where there are simulated attackers, and the comparison "
@@ -46,6 +51,8 @@ def privacy_claim(
             "protection.",
         )
     plan = make_plan(config)
+    if config.privacy.noise is NoisePlace.SITE:
+        return _of_noised_rows(config, epsilon_spent, is_lab=is_lab)
     word = f" On trust: {plan.rule_claim}." if plan.rule_claim else ""
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
@@ -82,4 +89,30 @@ def _whom(config: HierarchicalFederationConfig, epsilon_spent: float, word: str)
         "in one client's values: replace-one). That a client took part, and which of its updates were "
         f"accepted, is public.{word}",
         f"Against: whoever sees every released global model.{gossip if config.gossip_budget_share else ''}",
+    )
+
+
+def _of_noised_rows(
+    config: HierarchicalFederationConfig, epsilon_spent: float, *, is_lab: bool
+) -> tuple[str, ...]:
+    """The claim of a job whose clients noise their own rows, as tasks of the cluster."""
+    claim, plan = person_claim(config, epsilon_spent), make_plan(config)
+    sentences = () if claim is None else claim.sentences()
+    free = ["the rule", *(["gossip"] if config.gossip_budget_share else [])]
+    free += [f"momentum ({config.layer1.momentum:g})"] if config.layer1.momentum else []
+    return (
+        f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all rows that any one client "
+        f"sent in the whole run; each client's budget is ({config.total_epsilon:g}, {config.total_delta:g}). "
+        + _HOW_ROWS_ADD_UP[plan.accounting],
+        *sentences,
+        "Against: whoever reads messages, rows, basket models and released models, which are made of noised "
+        f"rows: so {' and '.join(free)} cost nothing. A row counts once its client was asked for it, "
+        "accepted or not.",
+        "Not against: whoever operates the Ray cluster or can read its memory, since clients trained as its "
+        "tasks. That needs training, noise and the client's ledger in a process of its own outside the "
+        "cluster, which sends rows with submit_update.",
+        *((_LAB,) if is_lab else ()),
+        "Outside the claim: what clients tell (metrics, errors) reaches the driver as it is, and settings "
+        "may have been chosen by clients' data. Metrics on test data cost nothing if no client's data are "
+        "among them: they see released models alone.",
     )

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from scarcity_ray.privacy.sampling import ziggurat
-from scarcity_ray.privacy.sampling.noise import random_words, word_blocks
-from scarcity_ray.privacy.sampling.ziggurat import LAYERS, _tail, normals, table
+from scarcity_ray_client.noise import ziggurat
+from scarcity_ray_client.noise.source import random_words, word_blocks
+from scarcity_ray_client.noise.ziggurat import LAYERS, _tail, normals, table
 
 ALARM = 1e-6
 EDGE = 4.03884984610950452271442340533593

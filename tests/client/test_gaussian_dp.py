@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy import delta_of_mu, epsilon_of_mu, mu_of_gaussian, mu_of_pure
-from scarcity_ray.privacy.accounting import gaussian_dp
+from scarcity_ray_client.accounting import gaussian_dp
 
 mpmath.mp.dps = 110
 

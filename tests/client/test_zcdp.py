@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.privacy.accounting.gaussian_dp import delta_of_mu, epsilon_of_mu, mu_of_gaussian
-from scarcity_ray.privacy.accounting.modes import Accounting, mu_of_rho, rho_of_mu
-from scarcity_ray.privacy.accounting.zcdp import delta_of_rho, epsilon_of_rho, rho_of_claim, rho_of_pure
+from scarcity_ray_client.accounting.gaussian_dp import delta_of_mu, epsilon_of_mu, mu_of_gaussian
+from scarcity_ray_client.accounting.modes import Accounting, mu_of_rho, rho_of_mu
+from scarcity_ray_client.accounting.zcdp import delta_of_rho, epsilon_of_rho, rho_of_claim, rho_of_pure
 
 DELTA = st.floats(-100, -0.001).map(lambda x: 10.0**x)
 EPSILON = st.floats(-9, 4).map(lambda x: 10.0**x)

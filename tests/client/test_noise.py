@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from scarcity_ray.privacy import SeededNoise, SystemNoise
-from scarcity_ray.privacy.sampling.noise import random_words, word_blocks
+from scarcity_ray_client.noise.source import random_words, word_blocks
 
 ALARM = 1e-6
 

@@ -14,8 +14,8 @@ from scipy import stats
 
 from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy import Accounting, SeededNoise, SystemNoise
-from scarcity_ray.privacy.sampling.discrete_gaussian import DiscreteGaussian, discrete_gaussian
-from scarcity_ray.privacy.sampling.noise import rounded_gaussian
+from scarcity_ray_client.noise.discrete_gaussian import DiscreteGaussian, discrete_gaussian
+from scarcity_ray_client.noise.source import rounded_gaussian
 
 ALARM = 1e-6
 PINNED = [-1389, -200, -1062, 95]
@@ -206,7 +206,7 @@ def test_undecided_words_are_decided_exactly(monkeypatch):
         words = np.array([first], dtype=np.uint64)
         for more, bucket in ((rest - 1, place), (rest, place + 1), (rest + 1, place + 1)):
             monkeypatch.setattr(
-                "scarcity_ray.privacy.sampling.discrete_gaussian._more_bits", lambda words, more=more: more
+                "scarcity_ray_client.noise.discrete_gaussian._more_bits", lambda words, more=more: more
             )
             assert gaussian._buckets(words)[0] == bucket
         assert gaussian._buckets(words - np.uint64(1))[0] == place
@@ -224,7 +224,7 @@ def test_undecided_words_are_decided_exactly_in_the_acceptance_too(monkeypatch):
     rest = exact & ((1 << 192) - 1)
     for more, answer in ((rest - 1, True), (rest, False)):
         monkeypatch.setattr(
-            "scarcity_ray.privacy.sampling.discrete_gaussian._more_bits", lambda words, more=more: more
+            "scarcity_ray_client.noise.discrete_gaussian._more_bits", lambda words, more=more: more
         )
         assert gaussian._accepted(starts, offset, words)[0] == answer
 

@@ -1,0 +1,228 @@
+"""A federation whose roles have all ended, from its storage: what comes back, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, IdentityKeyPair, Rejection
+from scarcity_ray.errors import LedgerMissing, LedgerRolledBack, StorageError, UsageError
+from scarcity_ray.storage import snapshots
+from tests.federation.test_resume import MASKED, Lives, fitted
+
+CLIENTS = [(f"c{i}", "ab"[i // 3]) for i in range(6)]
+ROWS = np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32) / 4
+IDS = [client_id for client_id, _ in CLIENTS]
+
+
+@pytest.fixture
+def lives(tmp_path: Path) -> Iterator[Lives]:
+    made = Lives(tmp_path, {"auto_aggregate": False, "durability": "update"})
+    made.begin()
+    yield made
+    made.kill()
+
+
+def world(fed: HierarchicalFederation) -> dict[str, Any]:
+    """What is known of clients and baskets."""
+    stats = fed.get_stats()
+    names = ("current_round", "n_clients", "basket_stats", "n_layer2_aggregations", "waiting_for")
+    ids = [*IDS, "new"]
+    baskets = {client.basket_id for c in ids if (client := fed.get_client(c)) is not None}
+    return {
+        **{name: stats[name] for name in names},
+        "clients": [fed.get_client(c) for c in ids],
+        "baskets": [fed.get_basket(str(b)) for b in sorted(map(str, baskets))],
+        "budget": fed.get_privacy_budget(),
+    }
+
+
+def test_a_change_of_membership_is_durable_before_it_is_answered(lives: Lives) -> None:
+    fed = lives.fed
+    assert fed is not None
+    fed.register_clients(CLIENTS)
+    fed.register_client("new", "a", features=[1.0, 2.0])
+    fed.submit_updates(IDS, ROWS)
+    for act in (
+        lambda fed: fed.advance_round(),
+        lambda fed: fed.unregister_client("c0"),
+        lambda fed: fed.disband_basket("a_basket_0"),
+        lambda fed: fed.split_basket("b"),
+    ):
+        act(fed)
+        before = world(fed)
+        fed = lives.restore()
+        assert world(fed) == before
+    assert fed.register_client("c0", "a") == "a_basket_2"
+    assert fed.offer_update("c0", ROWS[0], 0).reason is Rejection.REPLAYED
+    assert fed.register_client("newer", "b").startswith("b_basket_")
+
+
+def test_updates_that_wait_come_back_from_the_journal(lives: Lives) -> None:
+    fed = lives.fed
+    assert fed is not None
+    fed.register_clients(CLIENTS)
+    assert all(receipt.accepted for receipt in fed.submit_updates(IDS, ROWS))
+    fed = lives.restore()
+    assert fed.faults == ()
+    assert [r.reason for r in fed.submit_updates(IDS, ROWS)] == [Rejection.REPLAYED] * 6
+    first = fed.force_aggregate()
+    assert first is not None
+    fed = lives.restore()
+    np.testing.assert_array_equal(fed.get_global_model(), first)
+    assert fed.force_aggregate() is None, "nothing counts twice"
+    assert lives.num_charged() == 1
+
+
+def test_a_release_is_stored_before_it_is_answered(lives: Lives) -> None:
+    """On a full disk it is not answered; once there is room it is, and is not made again."""
+    fed = lives.fed
+    assert fed is not None
+    fed.register_clients(CLIENTS)
+    fed.submit_updates(IDS, ROWS)
+    write = snapshots.LocalFolder.write
+
+    def full(store: snapshots.LocalFolder, name: str, parts: Any) -> None:
+        if name.startswith("release"):
+            raise OSError(28, "No space left on device")
+        write(store, name, parts)
+
+    with mock.patch.object(snapshots.LocalFolder, "write", full):
+        for _ in range(2):
+            with pytest.raises(StorageError, match=r"release.*No space left on device.*make room"):
+                fed.force_aggregate()
+    made = fed.force_aggregate()
+    assert made is not None
+    assert lives.num_charged() == 1
+    np.testing.assert_array_equal(lives.restore().get_global_model(), made)
+
+
+def test_a_member_that_moved_meanwhile_is_restored_where_it_is(tmp_path: Path) -> None:
+    """Its replay memory too, from a snapshot that is older than its move, without a journal."""
+    lives = Lives(tmp_path, {"auto_aggregate": False, "durability": "none", "total_epsilon": 100.0})
+    fed = lives.begin()
+    fed.register_clients(CLIENTS)
+    fed.submit_updates(IDS, ROWS)
+    assert fed.force_aggregate() is not None
+    fed.advance_round()
+    fed.split_basket("a")
+    fed = lives.restore()
+    assert fed.get_client("c0").basket_id == "a_basket_1"
+    assert [r.reason for r in fed.submit_updates(IDS, ROWS, 0)] == [Rejection.REPLAYED] * 6
+    (loss,) = fed.faults
+    assert loss == (
+        "updates that waited in b_basket_0, a_basket_1, a_basket_2, and their unreleased aggregates, are "
+        "lost, as basket:0 has no journal (durability is none): send the updates of this round again"
+    )
+    fed.advance_round()
+    for file in (tmp_path / "state").glob("baskets-0.*"):
+        file.unlink()
+    assert "so are gossip, replays, caps and trust" in lives.restore().faults[-1]
+    lives.kill()
+
+
+def test_keys_of_clients_and_the_operators_roster_come_back(tmp_path: Path) -> None:
+    operator, own = IdentityKeyPair.generate(), IdentityKeyPair.generate()
+    lives = Lives(tmp_path, {**MASKED, "durability": "update", "operator_key": operator.public_bytes.hex()})
+    fed = lives.begin()
+    fed.register_clients(CLIENTS[1:])
+    fed.register_client("c0", "a", identity_keypair=own)
+    fed.sign_roster(operator)
+    first = fed.get_roster()
+    fed = lives.restore()
+    assert fed.offer_update("c0", ROWS[0]).reason is Rejection.BAD_SIGNATURE
+    roster = fed.get_roster()
+    assert (roster.epoch, roster.previous) == (first.epoch + 1, first.digest()), "baskets have new keys"
+    fed.sign_roster(operator)
+    fed.register_client("c0", "a", identity_keypair=own)
+    assert all(receipt.accepted for receipt in fed.submit_updates(IDS, ROWS))
+    assert fed.force_aggregate() is not None
+    lives.kill()
+
+
+def test_seeds_of_noise_and_keys_of_sessions_never_reach_a_disk(tmp_path: Path) -> None:
+    drawn: list[bytes] = []
+    urandom = os.urandom
+
+    def noted(count: int) -> bytes:
+        made = urandom(count)
+        if count == 32:
+            drawn.append(made)
+        return made
+
+    lives = Lives(tmp_path, {**MASKED, "durability": "update", "gossip_budget_share": 0.2})
+    with mock.patch("os.urandom", noted):
+        fed = HierarchicalFederation(lives.config, runtime="local")
+        fitted(fed, {})
+        files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        fed.close()
+    assert len(drawn) > 10
+    assert {"ledger.sqlite", "basket-0.sqlite"} <= {path.name for path in files}
+    for path, content in files.items():
+        for secret in drawn:
+            assert secret not in content, path
+            assert secret.hex().encode() not in content.lower(), path
+
+
+def test_a_new_federation_never_begins_where_one_is_stored(lives: Lives) -> None:
+    lives.kill()
+    with pytest.raises(StorageError, match=r"a federation is stored here; go on with it by .*restore\("):
+        lives.begin()
+
+
+def test_what_is_not_this_federations_is_refused_by_name(lives: Lives, tmp_path: Path) -> None:
+    fed = lives.fed
+    assert fed is not None
+    fed.register_clients(CLIENTS)
+    shutil.copy(tmp_path / "ledger.sqlite", tmp_path / "older.sqlite")
+    fed.submit_updates(IDS, ROWS)
+    assert fed.force_aggregate() is not None
+    fed.advance_round()
+    lives.kill()
+    with pytest.raises(StorageError, match=r"nowhere: no federation is stored here"):
+        HierarchicalFederation.restore(str(tmp_path / "nowhere"), runtime="local")
+
+    def restored(ledger: str) -> None:
+        HierarchicalFederation.restore(str(tmp_path / "state"), runtime="local", ledger_path=ledger)
+
+    with sqlite3.connect(tmp_path / "older.sqlite") as older:
+        assert older.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    with pytest.raises(LedgerRolledBack, match="the release stored in"):
+        restored(str(tmp_path / "older.sqlite"))
+    with pytest.raises(LedgerMissing):
+        restored(str(tmp_path / "gone.sqlite"))
+    other = Lives(tmp_path / "other", {})
+    (tmp_path / "other").mkdir()
+    other.begin()
+    other.kill()
+    with pytest.raises((StorageError, LedgerRolledBack)):
+        restored(str(tmp_path / "other" / "ledger.sqlite"))
+    (newest,) = sorted((tmp_path / "state").glob("directory.*"))[-1:]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(StorageError, match=rf"^{newest}: torn or changed"):
+        lives.restore()
+    newest.unlink()
+    assert lives.restore().get_client("c0") is not None, "the version before it"
+
+
+def test_a_fit_is_resumed_on_its_own_terms_alone(lives: Lives) -> None:
+    fed = lives.fed
+    assert fed is not None
+    fitted(fed, {})
+    with pytest.raises(UsageError, match="another one: clients_per_round was None, not 4; give the same"):
+        fitted(fed, {"clients_per_round": 4}, resume=True)
+    assert len(fitted(fed, {}, resume=True).history) == 2, "all its rounds were made"
+    without = HierarchicalFederationConfig(vector_dim=2, gossip_budget_share=0.0)
+    with (
+        HierarchicalFederation(without, runtime="local") as forgetful,
+        pytest.raises(UsageError, match="resume: nothing is kept, as storage_path is not configured"),
+    ):
+        fitted(forgetful, {}, resume=True)

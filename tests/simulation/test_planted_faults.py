@@ -1,0 +1,34 @@
+"""The simulator finds faults that are put into the product, within the programs that CI runs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.simulation.planted import FOUND_LATER, PLANTED, Plant
+from tests.simulation.program import Program, programs
+from tests.simulation.world import run, watched
+
+SEED = 0
+"""What is found once is found every time."""
+
+
+LATER = [pytest.param(plant, marks=pytest.mark.slow) for plant in FOUND_LATER]
+
+
+@pytest.mark.parametrize("plant", [*PLANTED, *LATER], ids=lambda plant: plant.__name__)
+def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    @seed(SEED)
+    @settings(
+        max_examples=settings.default.max_examples * 10,  # type: ignore[union-attr]
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(programs)
+    def simulate(program: Program) -> None:
+        run(program)
+
+    plant(monkeypatch)
+    with watched(), pytest.raises(Exception):  # noqa: B017 (a Violation, or what the product raises)
+        simulate()

@@ -1,0 +1,257 @@
+"""The journal's file: kills inside writes, torn and foreign files, full disks, who may open it, and where."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scarcity_ray.errors import StorageError
+from scarcity_ray.storage import journal as module
+from scarcity_ray.storage.journal import Journal, JournalPlace
+from scarcity_ray.storage.local_disk import make_own_folder, network_file_system
+
+ROWS = os.urandom(50_000)
+
+
+def opened(folder: Path, *, run: int = 1, continues: int = 0, slot: int = 0) -> Journal:
+    return Journal(JournalPlace(str(folder / "journal"), continues=continues), "fed", slot, run)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    made = opened(tmp_path)
+    yield made
+    made.close()
+
+
+def read(folder: Path) -> list[str]:
+    journal = opened(folder)
+    try:
+        return texts(journal)
+    finally:
+        journal.close()
+
+
+def append(journal: Journal, text: str, rows: bytes | None = ROWS, round_id: int = 0) -> None:
+    with journal.writing():
+        journal.append("b", round_id, text.encode(), rows)
+        journal.put("b", "count", "", text.encode())
+
+
+def texts(journal: Journal) -> list[str]:
+    return [batch.columns.decode() for batch in journal.batches("b")]
+
+
+@pytest.mark.parametrize("acknowledged", [1, 7, 60])
+def test_what_was_committed_is_there_after_a_kill_at_any_moment(acknowledged: int, tmp_path: Path) -> None:
+    """A child writes without end and says so after each commit; it is killed at what is a random moment."""
+    mine, its = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        try:
+            journal = opened(tmp_path)
+            for number in range(1_000_000):
+                append(journal, str(number))
+                os.write(its, b".")
+        finally:
+            os._exit(1)
+    os.close(its)
+    said = 0
+    while said < acknowledged:
+        said += len(os.read(mine, acknowledged - said))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := len(os.read(mine, 1000)):
+        said += more
+    os.close(mine)
+    journal = opened(tmp_path)
+    there = [(batch.columns, batch.rows) for batch in journal.batches("b")]
+    assert there == [(str(number).encode(), ROWS) for number in range(len(there))]
+    assert len(there) in (said, said + 1)
+    assert journal.records("b", "count")[""] == there[-1][0], "a transaction is there as a whole"
+    journal.close()
+
+
+def test_a_write_that_was_torn_is_not_there_and_those_before_are(journal: Journal, tmp_path: Path) -> None:
+    """The log is cut at all kinds of places, as a machine that loses power may leave it."""
+    for number in range(4):
+        append(journal, str(number))
+    log = Path(f"{journal.path}-wal").read_bytes()
+    whole = journal.path.read_bytes()
+    lengths = set()
+    for cut in range(0, len(log) + 1, len(log) // 23):
+        copy = tmp_path / "copy" / str(cut) / "journal" / "fed"
+        copy.mkdir(parents=True, mode=0o700)
+        for folder in (copy, copy.parent):
+            folder.chmod(0o700)
+        (copy / journal.path.name).write_bytes(whole)
+        (copy / f"{journal.path.name}-wal").write_bytes(log[:cut])
+        found = opened(copy.parent.parent)
+        there = texts(found)
+        assert there == [str(number) for number in range(len(there))]
+        assert found.records("b", "count").get("", b"").decode() == (there[-1] if there else "")
+        lengths.add(len(there))
+        found.close()
+        shutil.rmtree(copy.parent.parent)
+    assert lengths >= {0, 1, 2, 3}
+
+
+def test_a_file_that_is_torn_foreign_or_newer_is_refused_by_name(journal: Journal, tmp_path: Path) -> None:
+    append(journal, "0")
+    journal.close()
+    good = journal.path.read_bytes()
+
+    def refused(match: str) -> None:
+        with pytest.raises(StorageError, match=match) as told:
+            read(tmp_path)
+        assert str(journal.path) in str(told.value)
+
+    def change(statement: str) -> None:
+        journal.path.write_bytes(good)
+        connection = sqlite3.connect(journal.path, isolation_level=None)
+        connection.execute(statement)
+        connection.close()
+
+    journal.path.write_bytes(b"no database at all" * 1000)
+    refused("this is no journal of scarcity_ray")
+    journal.path.write_bytes(good[:10_000])
+    refused("torn")
+    change("DROP TABLE about")
+    refused("this is no journal of scarcity_ray")
+    change("UPDATE about SET kind = 'ledger'")
+    refused("this is no scarcity_ray journal")
+    change("UPDATE about SET version = 2")
+    refused("of version 2, and this release reads 1 to 1")
+    change("UPDATE about SET federation = 'other'")
+    refused("of federation 'other'")
+    change("UPDATE batches SET columns = x'00'")
+    refused("a checksum differs")
+    change("DELETE FROM about")
+    refused("does not say what it is")
+
+
+def test_one_living_process_writes(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_SECONDS", 0.05)
+    with pytest.raises(StorageError, match="a living process has it open"):
+        opened(tmp_path)
+    append(journal, "0")
+    journal.close()
+    again = opened(tmp_path)
+    assert texts(again) == ["0"]
+    again.close()
+
+
+def test_a_transaction_that_fails_leaves_nothing(journal: Journal) -> None:
+    """The file may not grow beyond a limit of the process's: as on a full disk, writes fail."""
+    append(journal, "0")
+    size = os.path.getsize(f"{journal.path}-wal")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100_000, before[1]))
+        append(journal, "1", ROWS[:1000])
+        with pytest.raises(StorageError, match="make room on the disk"):
+            append(journal, "2", ROWS * 10)
+        append(journal, "3", ROWS[:1000])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    with pytest.raises(StorageError), journal.writing():  # noqa: PT012
+        journal.append("b", 0, b"x", None)
+        journal.append("b", "no round", b"x", None)  # type: ignore[arg-type]
+    append(journal, "4")
+    assert texts(journal) == ["0", "1", "3", "4"]
+
+
+def test_what_another_run_left_is_moved_aside_not_read(journal: Journal, tmp_path: Path) -> None:
+    append(journal, "0")
+    journal.close()
+    going_on = opened(tmp_path, run=2, continues=1)
+    assert texts(going_on) == ["0"]
+    assert going_on.set_aside is None
+    going_on.close()
+    anew = opened(tmp_path, run=3)
+    assert texts(anew) == []
+    assert anew.set_aside == journal.path.with_name("basket-0.run-2.sqlite")
+    with sqlite3.connect(anew.set_aside) as connection:
+        assert connection.execute("SELECT count(*) FROM batches").fetchone() == (1,)
+    connection.close()
+    anew.close()
+
+
+def test_numbers_are_never_used_again(journal: Journal) -> None:
+    append(journal, "0")
+    with journal.writing():
+        journal.consume("b")
+        journal.forget_before(1)
+    append(journal, "1")
+    assert [batch.number for batch in journal.batches("b")] == [2]
+    assert journal.last_number() == 2
+
+
+def test_consumed_rows_are_gone_and_their_columns_stay_until_their_round_is_forgotten(
+    journal: Journal,
+) -> None:
+    append(journal, "0", round_id=3)
+    with journal.writing():
+        journal.consume("b")
+    append(journal, "1", round_id=3)
+    assert [batch.rows for batch in journal.batches("b")] == [None, ROWS]
+    with journal.writing():
+        journal.forget_before(4)
+    assert texts(journal) == ["1"], "what waits is never forgotten"
+    with journal.writing():
+        journal.forget_basket("b")
+    assert journal.baskets() == ()
+
+
+MOUNTS = """\
+/dev/vda / ext4 rw 0 0
+server:/export /srv/with\\040space nfs4 rw 0 0
+sshfs@host: /srv/fuse fuse.sshfs rw 0 0
+/dev/vdb /srv/with\\040space/local xfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/srv/with space/x", "nfs4"),
+        ("/srv/with space", "nfs4"),
+        ("/srv/with spaces", None),
+        ("/srv/fuse/a/b", "fuse.sshfs"),
+        ("/srv/with space/local/x", None),
+        ("/home/x", None),
+    ],
+)
+def test_a_network_file_system_is_refused_by_its_name(
+    path: str, kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert network_file_system(Path(path), MOUNTS) == kind
+    if kind is not None:
+        monkeypatch.setattr("scarcity_ray.storage.local_disk.network_file_system", lambda _: kind)
+        with pytest.raises(StorageError, match=rf"{path}: the journal .* is {kind}.*journal_path"):
+            make_own_folder(Path(path), "the journal", "journal_path")
+
+
+def test_a_folder_of_its_own_is_this_users_alone(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    make_own_folder(own, "the journal", "journal_path")
+    assert own.stat().st_mode & 0o777 == 0o700
+    own.chmod(0o750)
+    with pytest.raises(StorageError, match=r"others have access .*mode 0750"):
+        make_own_folder(own, "the journal", "journal_path")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(StorageError, match="a link or a file"):
+        make_own_folder(link, "the journal", "journal_path")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot be made"):
+        make_own_folder(tmp_path / "file", "the journal", "journal_path")
