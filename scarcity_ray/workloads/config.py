@@ -251,7 +251,8 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     federation = content.get("federation", {})
     is_given = isinstance(federation, dict) and "vector_dim" in federation
     if isinstance(federation, dict):
-        content["federation"] = {"auto_aggregate": False, **federation}
+        # Until the model says how many numbers it has, the least: nothing that fits more is refused.
+        content["federation"] = {"auto_aggregate": False, "vector_dim": 1, **federation}
     folder = _folder(content, Path(path).resolve().parent)
     search_beside(folder / "job.yaml")
     config = load(RunConfig, content)
