@@ -111,7 +111,7 @@ class Journal:
         self._connection = self._opened(federation_id, slot, run, place.continues)
         self._syncs = True
         last = "SELECT max(last, (SELECT coalesce(max(number), 0) FROM batches)) FROM about"
-        (self._last,) = self._connection.execute(last).fetchone()
+        self._last = int(self._connection.execute(last).fetchone()[0])
 
     @contextmanager
     def writing(self, *, sync: bool = True) -> Iterator[None]:
