@@ -29,7 +29,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig, NoisePlace
+from scarcity_ray.config import (
+    AggregationMethod,
+    CentralNoise,
+    HierarchicalFederationConfig,
+    NoisePlace,
+    PrivacyUnit,
+)
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast.choosing import (
     COMMON,
@@ -265,6 +271,17 @@ def with_site_noise(config: HierarchicalFederationConfig, rounds: int) -> Hierar
     return replace(made, layer1=replace(made.layer1, clip_norm=longest))
 
 
+def with_central_noise(config: HierarchicalFederationConfig) -> HierarchicalFederationConfig:
+    """The config with noise on releases, and none of what noised rows alone may have, or need."""
+    if config.privacy.noise is NoisePlace.CENTRAL:
+        return config
+    privacy = replace(config.privacy, noise=NoisePlace.CENTRAL, row_epsilon=None, row_delta=None)
+    share = 0.0 if privacy.unit is not PrivacyUnit.CLIENT else config.gossip_budget_share
+    longest = privacy.person_clip_norm or config.layer1.clip_norm  # a liar may send no longer a row
+    layer1 = replace(config.layer1, momentum=0.0, clip_norm=longest)
+    return replace(config, privacy=privacy, layer1=layer1, gossip_budget_share=share)
+
+
 def site_sigma(config: HierarchicalFederationConfig, rounds: int) -> float:
     """Standard deviation of each coordinate of a row of the fewest persons, if so many rounds are noised."""
     noise = FederationPlan(with_site_noise(config, rounds)).site_noise
@@ -303,10 +320,7 @@ def _disturbances(
     row_noise = 0.0
     if place is Place.SITE:
         row_noise = quieter * site_sigma(config, 1) * math.sqrt(config.vector_dim) / signal
-    config = replace(
-        config, privacy=replace(config.privacy, noise=NoisePlace.CENTRAL, row_epsilon=None, row_delta=None)
-    )
-    config = replace(config, layer1=replace(config.layer1, momentum=0.0))
+    config = with_central_noise(config)
     centred = (AggregationMethod.CENTERED_CLIPPING, ())
     found = []
     for rule, pre in (*RULES, centred):
@@ -393,5 +407,6 @@ __all__ = [
     "recommended_place",
     "remaining",
     "site_sigma",
+    "with_central_noise",
     "with_site_noise",
 ]

@@ -189,13 +189,6 @@ class RunConfig:
             raise ConfigError(
                 "federation.auto_aggregate", True, "false, because a job aggregates once a round itself"
             )
-        try:
-            make_plan(self.federation)
-        except ConfigError as error:
-            raise error.under("federation") from None
-        except UsageError as error:
-            rule = str(self.federation.layer1.aggregation_method)
-            raise ConfigError("federation.layer1.aggregation_method", rule, str(error)) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,11 +244,12 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     federation = content.get("federation", {})
     is_given = isinstance(federation, dict) and "vector_dim" in federation
     if isinstance(federation, dict):
-        # Until the model says how many numbers it has, the least: nothing that fits more is refused.
-        content["federation"] = {"auto_aggregate": False, "vector_dim": 1, **federation}
+        content["federation"] = {"auto_aggregate": False, **federation}
     folder = _folder(content, Path(path).resolve().parent)
     search_beside(folder / "job.yaml")
     config = load(RunConfig, content)
+    if is_given:
+        _check_plan(config.federation)
     workload = load_workload(config.workload.class_, config.workload.args, folder)
     name = config.workload.class_
     clients = asked(name, "clients", lambda: checked_clients(workload.clients()))
@@ -270,12 +264,24 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     config = replace(config, workload=replace(config.workload, folder=_home(config, folder)))
     config = replace(config, federation=replace(config.federation, vector_dim=due))
     config = _with_private_evaluation(config, workload)
+    _check_plan(config.federation)
     job = Job(config, workload, clients, codec)
     _check_clients(job)
     _check_lab(job)
     if not config.federation.layer2.enabled:
         _check_without_layer2(job)
     return job
+
+
+def _check_plan(federation: HierarchicalFederationConfig) -> None:
+    """Refuse values that cannot work together; some depend on the model's dimension."""
+    try:
+        make_plan(federation)
+    except ConfigError as error:
+        raise error.under("federation") from None
+    except UsageError as error:
+        rule = str(federation.layer1.aggregation_method)
+        raise ConfigError("federation.layer1.aggregation_method", rule, str(error)) from None
 
 
 def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
