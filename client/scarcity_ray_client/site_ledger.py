@@ -49,11 +49,13 @@ import numpy as np
 
 from scarcity_ray_client.accounting.modes import ROUNDING, Accounting
 from scarcity_ray_client.errors import SiteLedgerRefused, UsageError, shown
+from scarcity_ray_client.formats import why_not_read
 from scarcity_ray_client.models import FloatVector
 from scarcity_ray_client.policy import Policy
 from scarcity_ray_client.training import Cause, Refusal
 
 HASH_BYTES = 32
+KIND = "scarcity_ray site ledger"
 FORMAT = 1
 MOST_LINKS = 100_000
 """Rows that one exchange may tell of."""
@@ -344,8 +346,9 @@ class SiteLedger:
         content = json.loads(record)
         match content["kind"]:
             case "begun":
-                if content["format"] > FORMAT:
-                    raise SiteLedgerRefused(f"{self.path}: it is of a newer format, {content['format']}")
+                why = why_not_read(KIND, FORMAT, KIND, content["format"])
+                if why:
+                    raise SiteLedgerRefused(f"{self.path}: {why}")
                 self._begun = content
                 self.accounting = Accounting(content["accounting"])
                 self.is_proof = content["is_proof"]

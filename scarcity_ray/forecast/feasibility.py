@@ -4,6 +4,9 @@ A release is a weighted mean of vectors of norm at most the lesser clip norm C, 
 noise has the expected squared norm sigma^2 d over the model's d coordinates. Over T rounds the signal adds up
 to at most T C and the noise, being independent, to sqrt(T) sigma sqrt(d). `solve_for_rounds` goes the other
 way: from the rounds that are wanted to the noise that the budget can pay for.
+
+Where clients noise their own rows, no noise is added to releases. Theirs is then what is left of the rows'
+noise in the mean of all rows: it is independent, so over the root of the rows. Other rules leave more of it.
 """
 
 from __future__ import annotations
@@ -30,7 +33,6 @@ from scarcity_ray.plan import (
     session_shape,
 )
 from scarcity_ray.privacy.accounting.modes import Accounting
-from scarcity_ray.privacy.schedule import NoiseSchedule
 from scarcity_ray.secagg.context import MAX_PARTIES
 from scarcity_ray.secagg.messages import session_volume
 
@@ -63,7 +65,9 @@ class Forecast:
     """A config's prospects with baskets of given sizes.
 
     Guarantees:
-        no_release_is_noisier_than_forecast_while_everybody_takes_part: Both take sigma from the same plan.
+        no_release_is_noisier_than_forecast_while_everybody_takes_part: Both take sigma from the same plan,
+            where releases are noised.
+        the_mean_of_noised_rows_is_as_noisy_as_forecast: While clients have `min_persons` each.
             Under the rule ``weighted`` that holds while all claim equally many examples; what unequal claims
             cost is told of the aggregates themselves, before they are released (`warning_of_weights`).
         stuck_sizes_are_those_at_which_the_rule_waits_for_ever: By the rule's own least rows.
@@ -104,30 +108,27 @@ class Forecast:
     @property
     def sigma(self) -> float:
         """Standard deviation of a release's noise in each coordinate; of the first's, where noise falls."""
-        return self.noise_norm / math.sqrt(self.config.vector_dim)
+        if self.plan.site_noise is not None:
+            return _row_sigma(self.plan) / math.sqrt(sum(self.sizes))
+        return self.release.grid_sigma(list(self.release.weights)) / self.release.scale
 
     @property
     def noise_norm(self) -> float:
         """Norm (root mean square) of a release's noise over the model's coordinates."""
-        return self._noise_norm(self.sizes)
+        return self.sigma * math.sqrt(self.config.vector_dim)
 
     @property
     def row_noise_norm(self) -> float:
-        """As `noise_norm`, of a row of the fewest persons, where clients noise them; else 0."""
-        noise = self.plan.site_noise
-        return 0.0 if noise is None else noise.sigma(noise.min_persons) * math.sqrt(noise.dimension)
+        """As `noise_norm`, of the noise on one row of `min_persons`; 0 where releases are noised."""
+        return _row_sigma(self.plan) * math.sqrt(self.config.vector_dim)
 
     @property
     def noise_norm_at_least_rows(self) -> float:
         """As `noise_norm`, when no basket has more rows than Layer 1 waits for."""
-        return self._noise_norm([min(size, self.plan.least_rows(size)) for size in self.sizes])
-
-    def _noise_norm(self, rows: Sequence[int]) -> float:
-        """With so many rows in each basket."""
-        if self.plan.site_noise is None:
-            return noise_norm_of(self.plan, full_release(self.plan, self.sizes, rows))
-        shares = zip(self.release.weights.values(), rows, strict=True)
-        return self.row_noise_norm * math.sqrt(sum(weight**2 / count for weight, count in shares))
+        rows = [min(size, self.plan.least_rows(size)) for size in self.sizes]
+        if self.plan.site_noise is not None:
+            return self.row_noise_norm / math.sqrt(sum(rows))
+        return noise_norm_of(self.plan, full_release(self.plan, self.sizes, rows))
 
     @property
     def signal_bound(self) -> float:
@@ -155,27 +156,20 @@ class Forecast:
     def signal_to_noise_over_all_rounds(self) -> float:
         """The same for the sum of all releases, if all have the greatest signal in the same direction."""
         rounds = max(1.0, self.rounds_possible)
-        energy = self.schedule.noise_energy(self.mu_cap**2, rounds)
+        plan, is_site = self.plan, self.plan.site_noise is not None
+        schedule, cap = (
+            (plan.row_schedule, plan.gossip_mu_cap) if is_site else (plan.schedule, plan.central_mu_cap)
+        )
+        energy = schedule.noise_energy(cap**2, rounds)
         return self.signal_to_noise * rounds / math.sqrt(energy)
 
     @property
     def sigma_of_last(self) -> float:
         """As `sigma`, of the last release that the budget buys: less, where noise falls."""
-        bought, schedule, cap = self.plan.num_releases, self.schedule, self.mu_cap**2
+        bought = self.plan.num_releases
         if math.isinf(bought):
             return self.sigma
-        first, last = (schedule.mu(schedule.step_of(cap, step)) for step in (0, int(bought) - 1))
-        return self.sigma * first / last
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """What each release is charged, or each row of a client where clients noise them."""
-        return self.plan.schedule if self.plan.site_noise is None else self.plan.row_schedule
-
-    @property
-    def mu_cap(self) -> float:
-        """What it is charged to."""
-        return self.plan.central_mu_cap if self.plan.site_noise is None else self.plan.gossip_mu_cap
+        return self.sigma * self.release.mu / self.plan.mu_of_step(int(bought) - 1)
 
     @property
     def rounds_at_equal_noise(self) -> float:
@@ -185,8 +179,11 @@ class Forecast:
         """
         if math.isinf(self.plan.num_releases) or math.isinf(self.signal_to_noise):
             return math.inf
-        mu = self.schedule.mu(self.schedule.step_of(self.mu_cap**2, 0))
-        return float(math.floor((self.mu_cap / mu * self.signal_to_noise) ** 2))
+        plan = self.plan
+        bought = (
+            plan.central_mu_cap / self.release.mu if plan.site_noise is None else plan.mu_total / plan.mu_row
+        )
+        return float(math.floor((bought * self.signal_to_noise) ** 2))
 
     @property
     def baskets_at_equal_noise(self) -> int | None:
@@ -197,7 +194,7 @@ class Forecast:
         """
         release = self.release
         if self.plan.site_noise is not None:
-            return max(1, math.ceil(len(self.sizes) / self.signal_to_noise**2))
+            return math.ceil(len(self.sizes) / self.signal_to_noise**2)
         if math.isinf(release.mu):
             return 1
         noise = self.signal_bound / math.sqrt(self.config.vector_dim) * release.mu * release.scale
@@ -254,12 +251,7 @@ class Forecast:
 
     @cached_property
     def rules(self) -> tuple[RuleCost, ...]:
-        """Every rule with these baskets, this f and this mu, each by itself; the configured one as it is.
-
-        None where clients noise their rows, since no rule costs anything there.
-        """
-        if self.plan.site_noise is not None:
-            return ()
+        """Every rule with these baskets, this f and this mu, each by itself; the configured one as it is."""
         outside = (method,) if isinstance(method := self.config.layer1.aggregation_method, RulePath) else ()
         return tuple(rule_cost(self.config, rule, self.sizes) for rule in (*AggregationMethod, *outside))
 
@@ -323,13 +315,18 @@ def _sensitivity(release: ReleasePlan) -> float:
     return max(weight * release.sensitivities[basket] for basket, weight in release.weights.items())
 
 
+def _row_sigma(plan: FederationPlan) -> float:
+    """Standard deviation of each coordinate of a row of `min_persons`; 0 where releases are noised."""
+    noise = plan.site_noise
+    return 0.0 if noise is None else noise.sigma(noise.min_persons)
+
+
 def signal_bound(config: HierarchicalFederationConfig) -> float:
-    """The greatest norm that a release can have without its noise."""
-    layer1 = config.layer1
-    bound = min(layer1.clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
-    if config.privacy.noise is NoisePlace.SITE:
-        bound = min(bound, config.privacy.person_clip_norm or math.inf)
-    return bound
+    """The greatest norm that a release can have without its noise, or without that of its rows."""
+    layer1, privacy = config.layer1, config.privacy
+    if privacy.noise is NoisePlace.SITE and privacy.person_clip_norm is not None:
+        return min(privacy.person_clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
+    return min(layer1.clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
 
 
 def full_release(
@@ -388,6 +385,8 @@ def rule_cost(
         return RuleCost(rule, least, fits=False)
     release = full_release(plan, sizes)
     sensitivity, noise = max(release.sensitivities.values()), noise_norm_of(plan, release)
+    if plan.site_noise is not None:
+        noise = _row_sigma(plan) * math.sqrt(config.vector_dim / sum(sizes))
     ratio = signal_bound(config) / noise if noise else math.inf
     return RuleCost(rule, least, True, sensitivity, noise, ratio)
 

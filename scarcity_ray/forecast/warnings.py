@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scarcity_ray.config import (
-    AggregationMethod,
     HierarchicalFederationConfig,
     Layer2Config,
     NoisePlace,
@@ -77,7 +76,8 @@ class Warned:
 def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
     """All warnings on a forecast, the worst first."""
     found = (
-        _drowned(forecast) if forecast.plan.site_noise is None else rows_drowned(forecast),
+        _drowned(forecast),
+        _rows_are_noise(forecast),
         _stuck(forecast),
         _short(forecast),
         _falls_too_late(forecast),
@@ -108,9 +108,12 @@ def _drowned(forecast: Forecast) -> Warned | None:
     if forecast.signal_to_noise >= 1.0 or not forecast.config.layer2.enabled:
         return None
     ways = remedies(forecast)
+    whose = (
+        "a release's noise" if forecast.plan.site_noise is None else "the rows' noise in the mean of all rows"
+    )
     return Warned(
         "noise_drowns_signal",
-        f"a release's noise has norm {forecast.noise_norm:.3g}, {1 / forecast.signal_to_noise:.3g} times the "
+        f"{whose} has norm {forecast.noise_norm:.3g}, {1 / forecast.signal_to_noise:.3g} times the "
         f"greatest that its signal can have, {forecast.signal_bound:g} (all {forecast.rounds_possible:.0f} "
         f"rounds together: the signal is at most {forecast.signal_to_noise_over_all_rounds:.3g} times the "
         f"noise); what would bring the noise down to the signal: "
@@ -120,33 +123,22 @@ def _drowned(forecast: Forecast) -> Warned | None:
     )
 
 
-def rows_drowned(forecast: Forecast) -> Warned | None:
-    """Whether a row that its client noises, and with momentum what a rule sees of it, is mostly noise."""
-    noise, signal, layer1 = forecast.plan.site_noise, forecast.signal_bound, forecast.config.layer1
-    beta = layer1.momentum
-    row = forecast.row_noise_norm
-    seen = row * math.sqrt((1.0 - beta) / (1.0 + beta))
-    if noise is None or seen <= signal:
+def _rows_are_noise(forecast: Forecast) -> Warned | None:
+    """Whether a client's row is more noise than signal, so that only many rows together say anything."""
+    site, noise = forecast.plan.site_noise, forecast.row_noise_norm
+    if site is None or noise <= site.clip_norm:
         return None
-    mean, least = forecast.noise_norm, math.ceil(noise.min_persons * seen / signal)
-    ways = [f"privacy.min_persons: {least}, if clients have so many"]
-    rounds = math.floor(forecast.rounds_possible * (signal / seen) ** 2)
-    if rounds >= 1:
-        ways.append(f"at most {rounds} round{'s' * (rounds > 1)} (`--rounds {rounds}`)")
-    if beta < 0.9:
-        ways.append("layer1.momentum: 0.9")
-    ways.append("a smaller model, or a larger total_epsilon")
-    is_picked = layer1.aggregation_method is AggregationMethod.KRUM
+    clients, beta = sum(forecast.sizes), forecast.config.layer1.momentum
+    fade = "" if beta else "; layer1.momentum: 0.9 leaves 0.23 of it in what the rule sees"
     return Warned(
-        "row_noise_exceeds_signal",
-        f"a noised row of {noise.min_persons} {forecast.config.privacy.unit.value}s has noise of norm "
-        f"{row:.3g}{f', {seen:.3g} behind momentum' if beta else ''}: {seen / signal:.3g} times the greatest "
-        f"that its signal can have, {signal:g}, so that a rule which picks or compares rows sees noise; the "
-        f"mean of all {sum(forecast.sizes)} rows has {mean:.3g}"
-        f"{', still more than the signal' if mean > signal else ''}; what would change it: "
-        + "; or ".join(ways),
-        loud=mean > signal or is_picked,
-        remedies=tuple(ways),
+        "rows_are_noise",
+        f"each client noises its own row: its noise has norm {noise:.3g}, the row itself "
+        f"{site.clip_norm:g} at most. The mean of all {clients} rows has noise {forecast.noise_norm:.3g}, "
+        f"sqrt({clients}) = {math.sqrt(clients):.3g} times what central noise on a mean needs. A rule that "
+        f"picks rows passes their noise on, and attackers hide in it{fade}; what would change it: more "
+        "persons behind each row (privacy.min_persons), fewer rounds, or privacy.noise: central, which "
+        "guards against less (docs/site_noise.md)",
+        loud=False,
     )
 
 
@@ -181,9 +173,10 @@ def _short(forecast: Forecast) -> Warned | None:
 
 def _falls_too_late(forecast: Forecast) -> Warned | None:
     plan, rounds = forecast.plan, forecast.rounds
-    if forecast.schedule.is_constant or plan.num_releases <= rounds:
+    is_site = plan.site_noise is not None
+    schedule, what = (plan.row_schedule, "row") if is_site else (plan.schedule, "release")
+    if schedule.is_constant or plan.num_releases <= rounds:
         return None
-    what = "release" if plan.site_noise is None else "row"
     return Warned(
         "noise_falls_too_late",
         f"noise falls until the last of the {plan.num_releases:.0f} {what}s that the budget buys, and the "

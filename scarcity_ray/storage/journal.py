@@ -34,6 +34,8 @@ PAGE_BYTES = 16_384
 """Of the file. With 4 KiB a batch of 4 MiB took twice as long; a single update writes a page or two."""
 CHECKPOINT_PAGES = 1_024
 """SQLite moves what is in its log to the file itself once that is so long."""
+VALUE_BYTES = 1 << 18
+"""A batch with more bytes of rows is best written as several: SQLite copies each value in memory."""
 LOCK_SECONDS = 5.0
 """Time that a process which has the file open may take to end."""
 _TABLES = """
@@ -111,7 +113,7 @@ class Journal:
         self._connection = self._opened(federation_id, slot, run, place.continues)
         self._syncs = True
         last = "SELECT max(last, (SELECT coalesce(max(number), 0) FROM batches)) FROM about"
-        (self._last,) = self._connection.execute(last).fetchone()
+        self._last = int(self._connection.execute(last).fetchone()[0])
 
     @contextmanager
     def writing(self, *, sync: bool = True) -> Iterator[None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.forecast import Forecast, solve_for_rounds, warnings_of
+from scarcity_ray.forecast import Forecast, remedies, warnings_of
+from tests.forecast.test_feasibility import rows_noised
 
 QUIET = {
     "total_epsilon": math.inf,
@@ -92,54 +92,19 @@ def test_a_share_of_norms_lost_in_noise_is_noted_with_what_would_change_it():
     assert "clip_norm_wanders" not in warned((3, 3))
 
 
-def noised(rounds=10, **privacy):
-    """A forecast of twenty clients that noise their own rows, which the budget pays for `rounds` times."""
-    config = HierarchicalFederationConfig(
-        vector_dim=31,
-        total_epsilon=3.0,
-        total_delta=1e-6,
-        gossip_budget_share=0.0,
-        privacy={
-            "unit": "person",
-            "noise": "site",
-            "person_clip_norm": 1.0,
-            "min_persons": 400,
-            "row_epsilon": 1.0,
-            **privacy,
-        },
-        layer1={"aggregation_method": "trimmed_mean", "clip_norm": 500.0},
-        layer2={"clip_norm": 500.0},
-    )
-    return Forecast(solve_for_rounds(config, rounds), (8, 12), rounds)
-
-
-def test_where_clients_noise_their_rows_the_forecast_is_of_these():
-    """Against rows drawn by the mechanism itself: of one, and of the mean of all."""
-    forecast = noised()
-    drawn = forecast.plan.site_noise.noised(np.zeros((40_000, 31), np.float32), 400).astype(np.float64)
-    assert forecast.row_noise_norm == pytest.approx(np.sqrt((drawn**2).sum(-1).mean()), rel=0.01)
-    means = drawn.reshape(2000, 20, 31)
-    first, second = forecast.release.weights.values()
-    mean = first * means[:, :8].mean(1) + second * means[:, 8:].mean(1)
-    assert forecast.noise_norm == pytest.approx(np.sqrt((mean**2).sum(-1).mean()), rel=0.03)
-    assert forecast.signal_bound == 1.0, "of a row before it is noised"
-    assert forecast.rules == ()
-    # As many rounds as that have rows whose mean is as noisy as its signal.
-    at_most = noised(int(forecast.rounds_at_equal_noise))
-    assert at_most.noise_norm == pytest.approx(1.0, rel=1e-3)
-    assert noised(1000).baskets_at_equal_noise == math.ceil(2 * noised(1000).noise_norm ** 2)
-
-
-def test_row_noise_that_exceeds_the_signal_is_told_with_what_would_change_it():
-    code = "row_noise_exceeds_signal"
-    assert not any(warning.code == code for warning in warnings_of(noised()))
-    found = next(warning for warning in warnings_of(noised(2000)) if warning.code == code)
-    assert not found.loud, "the mean of all rows is within it"
-    assert (
-        noised(2000, min_persons=int(re.findall(r"min_persons: (\d+)", found.message)[0])).row_noise_norm
-        <= 1.01
-    )
-    assert noised(int(re.findall(r"--rounds (\d+)", found.message)[0])).row_noise_norm <= 1.01
-    drowned = next(warning for warning in warnings_of(noised(50_000)) if warning.code == code)
-    assert drowned.loud
-    assert "still more than the signal" in drowned.message
+def test_drowned_rows_are_said_with_remedies_that_work_for_rows():
+    config = rows_noised(0.02)
+    forecast = Forecast(config, (10,) * 4, 20)
+    drowned, rows, *_ = warnings_of(forecast)
+    assert (drowned.code, rows.code) == ("noise_drowns_signal", "rows_are_noise")
+    assert (drowned.loud, rows.loud) == (True, False)
+    assert any("privacy.row_epsilon" in way for way in drowned.remedies)
+    assert not any("central_dp_epsilon" in way for way in drowned.remedies)
+    ways = remedies(forecast)
+    assert {kind for way in ways for kind in way.kinds} >= {"rounds", "clients", "unit"}
+    for way in ways:
+        assert way.noise_norm <= forecast.signal_bound * 1.001
+        assert Forecast(way.config, way.sizes, 20).noise_norm == pytest.approx(way.noise_norm)
+    assert "sqrt(40) = 6.32" in rows.message
+    quiet = Forecast(replace(config, privacy=replace(config.privacy, min_persons=10**5)), (10,) * 4, 20)
+    assert not {"noise_drowns_signal", "rows_are_noise"} & {each.code for each in warnings_of(quiet)}
