@@ -239,22 +239,21 @@ class Snapshots:
             StorageError: If they cannot be read, or not be written.
         """
         store = open_store(self.path)
-        newest: dict[str, int] = {}
         there = set(self._names(store))
-        found = [match for match in map(_FILE.fullmatch, sorted(there)) if match is not None]
-        for match in found:
-            newest[match["name"]] = int(match["epoch"])
         for left in there:
             if left.startswith("."):  # A write that was stopped.
                 store.remove(left)
-        for match in found:
-            if int(match["epoch"]) != newest[match["name"]] or newest[match["name"]] >= self.epoch:
-                continue
-            file = _file_name(match["name"], self.epoch, int(match["version"]))
-            with self._writing(file):
-                if match[0] + _LOG in there:
-                    store.copy(match[0] + _LOG, file + _LOG)
-                store.copy(match[0], file)
+        names = {match["name"] for match in map(_FILE.fullmatch, there) if match is not None}
+        for name in sorted(names):
+            # The newest first: wherever this is stopped, what is newest is newest here too.
+            for epoch, version in _line(_places(there, name)):
+                if epoch == self.epoch:
+                    continue
+                old, file = _file_name(name, epoch, version), _file_name(name, self.epoch, version)
+                with self._writing(file):
+                    if old + _LOG in there:
+                        store.copy(old + _LOG, file + _LOG)
+                    store.copy(old, file)
 
     def read(self, name: str, codec: Codec) -> Any | None:
         """The newest version of a state; None if there is none.
@@ -267,15 +266,14 @@ class Snapshots:
         return self._read(store, _file_name(name, *max(found)), codec) if found else None
 
     def read_all(self, name: str, codec: Codec) -> list[Any]:
-        """All versions of the newest epoch that are kept, oldest first.
+        """All versions that are kept, oldest first.
 
         Raises:
             StorageError: As `read`.
         """
         store = open_store(self.path)
-        found = sorted(self._found(store, name))
-        newest = [place for place in found if place[0] == found[-1][0]]
-        return [self._read(store, _file_name(name, *place), codec) for place in newest]
+        line = reversed(_line(self._found(store, name)))
+        return [self._read(store, _file_name(name, *place), codec) for place in line]
 
     def verify(self) -> None:
         """Check the newest version of each state, but for what it means.
@@ -470,6 +468,15 @@ def _places(files: Iterable[str], name: str) -> list[tuple[int, int]]:
     """Epoch and version of each file of a state."""
     matches = filter(None, map(_FILE.fullmatch, files))
     return [(int(m["epoch"]), int(m["version"])) for m in matches if m["name"] == name]
+
+
+def _line(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The newest of a state's files and those before it, without what earlier epochs wrote too late."""
+    line: list[tuple[int, int]] = []
+    for epoch, version in sorted(places, reverse=True):
+        if not line or version < line[-1][1]:
+            line.append((epoch, version))
+    return line
 
 
 def _bytes_of(array: Array) -> memoryview:
