@@ -32,6 +32,8 @@ T = TypeVar("T")
 RunName = Literal[
     "federation", "noiseless", "clean", "plain_mean", "clipped_mean", "centralised", "local_only"
 ]
+FORMAT_VERSION = 1
+"""Of the files in a run's folder: ``config.yaml``, ``metrics.jsonl`` and ``summary.json`` state it."""
 WITHOUT_LAYER2 = frozenset({"rounds", "clients_per_round", "clients_per_task", "metric", "mode"})
 """Settings of the training that hold where clients learn by gossip alone."""
 DIGITS = "scarcity_ray.workloads.digits:Digits"
@@ -283,12 +285,16 @@ def _check_plan(federation: HierarchicalFederationConfig) -> None:
 
 
 def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """A YAML file's content, with some values replaced.
+    """A YAML file's content, with some values replaced, and without the version that a run's own file states.
 
     Raises:
-        ConfigError: If the file or an override cannot be read.
+        ConfigError: If the file or an override cannot be read, or a newer release wrote the file.
     """
     content = read_yaml(path)
+    stated = content.pop("format_version", FORMAT_VERSION)
+    if type(stated) is not int or not 1 <= stated <= FORMAT_VERSION:
+        due = f"1 to {FORMAT_VERSION} here; use the release that wrote the file, or a newer one"
+        raise ConfigError("format_version", stated, due)
     for override in overrides:
         _replace(content, override)
     return content

@@ -38,7 +38,7 @@ import pytest
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Rejection
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.global_aggregator import GlobalAggregator
-from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
 from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.update_buffer import BasketBuffer
 from scarcity_ray.config import load
@@ -50,7 +50,7 @@ from scarcity_ray.privacy.ledger.events import GossipCharge, ReleaseCharge, Rene
 from scarcity_ray.privacy.ledger.ledger import Ledger
 from tests.simulation.disk import Disk, connections_of
 from tests.simulation.network import Frame, Gone, Network, Place
-from tests.simulation.program import NUM_CLIENTS, ON_DISK, Act, Fault, Kind, Program, Setting, Step
+from tests.simulation.program import NUM_CLIENTS, ON_DISK, Act, Fault, Program, Setting, Step
 
 DIMENSION = 128
 CLIENTS = tuple(f"{'cd'[i % 2]}{i}" for i in range(NUM_CLIENTS))
@@ -244,7 +244,7 @@ class World:
         self.member[client] = to if known else None
         if known and not to and len(self.network.stack) == 1:
             released = {i for _, model in self.releases for i in inside(model.aggregate)}
-            mine = {i for i, update in enumerate(self.updates) if update.client == client}
+            mine = {i for i, u in enumerate(self.updates) if u.client == client and u.may_be_in}
             self.withdrawn |= mine - released
 
     def new_update(self, client: int) -> int:
@@ -455,10 +455,7 @@ class World:
         for host in self.hosts().values():
             for basket_id, basket in host._baskets.items():
                 waits = basket.latest._fresh and basket.latest.fresh is None
-                known = waits and self._session_may_have_no_end()
-                self._require(known or not waits, f"the aggregate of {basket_id} is handed in for ever")
-                if waits and basket.latest.model is not None:
-                    self.excuse(inside(basket.latest.model.aggregate), "its session had no end")
+                self._require(not waits, f"the aggregate of {basket_id} is handed in for ever")
         for i, update in enumerate(self.updates):
             what = f"{CLIENTS[update.client]}'s update {i} of round {update.round_id}"
             count = released[i] + held[i]
@@ -469,12 +466,6 @@ class World:
             self._require(not left, f"{what} counts, though its client had left")
             lost = update.accepted and not count and i not in self.excused
             self._require(not lost, f"{what} was accepted and is nowhere")
-
-    def _session_may_have_no_end(self) -> bool:
-        """Whether an actor may not have heard how a session ended: it keeps what it handed in for good."""
-        return self.deaths[GLOBAL] > 0 or any(
-            what.startswith("global calls") or str(Kind.CLOCK) in what for what in self.network.happened
-        )
 
     def _charges(self) -> int:
         query = "SELECT count(*) FROM ledger WHERE charge_id LIKE 'layer2/%' AND record NOT LIKE '%\"void\"%'"
@@ -638,6 +629,7 @@ def watched() -> Iterator[None]:
         kind = connections_of(lambda: None if World.current is None else World.current.disk)
         patch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **{"factory": kind, **more}))
         release, replace = GlobalAggregator._release, LatestAggregate.replace
+        take_back = LatestAggregate.take_back
         discard, spend, withdraw = LatestAggregate.discard_if_of, LatestAggregate.spend, BasketBuffer.withdraw
 
         def world() -> World:
@@ -650,12 +642,16 @@ def watched() -> Iterator[None]:
             return model
 
         def noted_replace(self: LatestAggregate, model: BasketModel, contributors: Any) -> None:
-            before, handed_in = self.fresh, self._handed_in if self._fresh else None
+            before, superseded = self.model, self.superseded
             replace(self, model, contributors)
-            if before is not None:
+            if before is not None and self.superseded > superseded:
                 world().excuse(inside(before.aggregate), "superseded")
-            elif handed_in is not None and world()._session_may_have_no_end():
-                world().excuse(inside(handed_in.aggregate), "its session had no end")
+
+        def noted_take_back(self: LatestAggregate, model: BasketModel | None) -> None:
+            superseded = self.superseded
+            take_back(self, model)
+            if model is not None and self.superseded > superseded:
+                world().excuse(inside(model.aggregate), "superseded")
 
         def noted_discard(self: LatestAggregate, client_id: str) -> None:
             fresh = self._fresh
@@ -675,6 +671,7 @@ def watched() -> Iterator[None]:
 
         patch.setattr(GlobalAggregator, "_release", noted_release)
         patch.setattr(LatestAggregate, "replace", noted_replace)
+        patch.setattr(LatestAggregate, "take_back", noted_take_back)
         patch.setattr(LatestAggregate, "discard_if_of", noted_discard)
         patch.setattr(LatestAggregate, "spend", noted_spend)
         patch.setattr(BasketBuffer, "withdraw", noted_withdraw)
