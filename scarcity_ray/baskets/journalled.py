@@ -19,7 +19,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,7 @@ from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.gossip import GossipMessage, GossipMigration, GossipState
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import BasketFacts
-from scarcity_ray.storage.journal import Batch, Journal
+from scarcity_ray.storage.journal import VALUE_BYTES, Batch, Journal
 from scarcity_ray.updates import content_digest
 
 DIGEST_BYTES = 32
@@ -224,8 +224,13 @@ class BasketJournal:
         if unsaved != Unsaved(accepted=unsaved.accepted):
             journal.put(name, "counts", "", _packer.pack(basket.counts(number)))
 
-    def _append(self, basket_id: str, accepted: Collection[Accepted]) -> None:
+    def _append(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
         if not accepted:
+            return
+        most = max(1, VALUE_BYTES // accepted[0].judged.update.nbytes)
+        if len(accepted) > most:
+            for start in range(0, len(accepted), most):
+                self._append(basket_id, accepted[start : start + most])
             return
         judged = [update.judged for update in accepted]
         rows = b"".join(np.ascontiguousarray(j.update, "<f4").data for j in judged)
