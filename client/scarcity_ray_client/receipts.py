@@ -198,36 +198,55 @@ class ReceiptBatch:
     """The receipts for the updates of one batch that one basket has accepted, as their driver gets them.
 
     Attributes:
-        statements: One for each update.
-        salts: 32 bytes for each, one after the other, as `digests`.
-        signature: The basket's, over the root over the statements' keys.
+        scope: The federation, its run, the basket and the ledger's head, as in `ReceiptStatement`.
+        rounds: One entry for each update, as in `clients`.
+        salts: 32 bytes for each, one after the other, as in `digests`.
+        signature: The basket's, over the root over all keys; empty before it has signed.
     """
 
-    statements: tuple[ReceiptStatement, ...]
+    scope: tuple[str, int, str, str]
+    rounds: tuple[int, ...]
+    clients: tuple[str, ...]
     salts: bytes
     digests: bytes
-    basket_key: bytes
-    signature: bytes
+    basket_key: bytes = b""
+    signature: bytes = b""
 
-    @classmethod
-    def signed(
-        cls, statements: Sequence[ReceiptStatement], salts: bytes, digests: bytes, identity: IdentityKeyPair
-    ) -> ReceiptBatch:
-        """The batch with one signature for all."""
-        root = MerkleTree(said.key for said in statements).root
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def statement(self, index: int) -> ReceiptStatement:
+        """What the basket says of the update at `index`."""
+        federation_id, run, basket_id, ledger_head = self.scope
+        return ReceiptStatement(
+            federation_id,
+            run,
+            self.rounds[index],
+            self.clients[index],
+            basket_id,
+            ledger_head,
+            row_commitment(_part(self.salts, index), _part(self.digests, index)),
+        )
+
+    def signed(self, identity: IdentityKeyPair, keys: Sequence[bytes] | None = None) -> ReceiptBatch:
+        """The batch with the basket's one signature.
+
+        Args:
+            keys: Of its statements, if the caller has them.
+        """
+        root = (self._tree if keys is None else MerkleTree(keys)).root
         signature = identity.sign(_message("batch", [root.hex()]))
-        return cls(tuple(statements), salts, digests, identity.public_bytes, signature)
+        return replace(self, basket_key=identity.public_bytes, signature=signature)
 
     def __getitem__(self, index: int) -> SignedReceipt:
-        said, place = self.statements[index], slice(index * SALT_BYTES, (index + 1) * SALT_BYTES)
+        said = self.statement(index)
         siblings = self._tree.path(said.key).siblings
-        return SignedReceipt(
-            said, siblings, self.basket_key, self.signature, self.salts[place], self.digests[place]
-        )
+        opened = _part(self.salts, index), _part(self.digests, index)
+        return SignedReceipt(said, siblings, self.basket_key, self.signature, *opened)
 
     @cached_property
     def _tree(self) -> MerkleTree:
-        return MerkleTree(said.key for said in self.statements)
+        return MerkleTree(self.statement(index).key for index in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -469,6 +488,10 @@ def _root_fault(
     if keys is not None and root.basket_key not in keys.get(root.basket_id, ()):
         return "the root's key is on no roster"
     return ""
+
+
+def _part(joined: bytes, index: int) -> bytes:
+    return joined[index * SALT_BYTES : (index + 1) * SALT_BYTES]
 
 
 def _is_signed(key: bytes, message: bytes, signature: bytes) -> bool:

@@ -27,10 +27,11 @@ from scarcity_ray.actors.session_terms import LastRelease, SessionTerms
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.actors.unattended_signing import Statement
 from scarcity_ray.baskets import Receipt, Rejection
-from scarcity_ray.baskets.basket import Basket
+from scarcity_ray.baskets.basket import Basket, ReceiptScope
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.local_state import Row
+from scarcity_ray.baskets.receipt_book import ROUNDS_PROVED, ReceiptBook
 from scarcity_ray.baskets.reports import (
     ActivityReport,
     Backlog,
@@ -64,16 +65,33 @@ from scarcity_ray.secagg import (
 from scarcity_ray.storage.journal import Journal, JournalPlace
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.updates import read_rows
+from scarcity_ray_client.receipts import SALT_BYTES, ReceiptBatch, ReceiptProof
 
 logger = logging.getLogger("scarcity_ray")
 
 
 @dataclass(frozen=True, eq=False)
 class SubmissionResult:
-    """The answer to a batch of updates: a receipt for each, in order, and baskets whose Layer 1 is due."""
+    """The answer to a batch of updates: a receipt for each, in order, and baskets whose Layer 1 is due.
+
+    Attributes:
+        signed: With ``receipts: true``, each basket's signed receipts, for those accepted, in order.
+    """
 
     receipts: tuple[Receipt, ...]
     due: tuple[str, ...] = ()
+    signed: Mapping[str, ReceiptBatch] = field(default_factory=dict)
+
+    def with_signed(self) -> Iterator[Receipt]:
+        """The receipts, each with the signed one, if there is one."""
+        places = Counter[str]()
+        for receipt in self.receipts:
+            batch = self.signed.get(receipt.basket_id or "") if receipt.accepted else None
+            if batch is None or receipt.basket_id is None:
+                yield receipt
+            else:
+                yield replace(receipt, batch=batch, place=places[receipt.basket_id])
+                places[receipt.basket_id] += 1
 
 
 @dataclass(frozen=True)
@@ -157,6 +175,7 @@ class BasketHost(Role):
         self._baskets: dict[str, Basket] = {}
         self._charges = BasketCharges(slot, peers)
         self._last = LastRelease(plan, latest)
+        self._book = ReceiptBook() if plan.config.receipts else None
         self._secure = SecureParties(plan, federation_id, self._baskets, noise, self._charges, self._last)
         self._migration = MigrationDesk(os.urandom(32) if actors_key is None else actors_key)
         self._closed: BasketReport | None = None
@@ -317,6 +336,8 @@ class BasketHost(Role):
                 basket.advance_round(round_id)
             oldest = round_id - self._plan.config.buffer.max_staleness
             self._memories.forget_before(oldest, now)
+            if self._book is not None:
+                self._book.forget_before(round_id - ROUNDS_PROVED)
             if self._journal is not None:
                 for client_id in self._journal.kept("memory"):
                     if self._memories.get(client_id) is None:
@@ -340,15 +361,20 @@ class BasketHost(Role):
         config = self._plan.config
         batch = batch.with_reports_apart(config.vector_dim, list(config.meta_parameters))
         rows = read_rows(batch.rows, config.vector_dim)
+        salts = os.urandom(SALT_BYTES * len(baskets)) if config.receipts else b""
+        head = self._charges.ledger_head or self._last.ledger_head
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
             if basket is None:
                 receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
             else:
-                receipts.append(basket.submit(batch[index], read_only, now, rows[index]))
+                salt = salts[index * SALT_BYTES : (index + 1) * SALT_BYTES]
+                scope = ReceiptScope(salt, head) if salt else None
+                receipts.append(basket.submit(batch[index], read_only, now, rows[index], scope))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
-        result = SubmissionResult(tuple(receipts), tuple(due))
+        signed = {b: told for b in here if (told := self._baskets[b].sign_receipts(head)) is not None}
+        result = SubmissionResult(tuple(receipts), tuple(due), signed)
         if self._call is not None:
             self._keep("answer", self._call.caller, (self._call.number, *_told(result)))
         try:
@@ -516,6 +542,18 @@ class BasketHost(Role):
         return tuple(c for _, basket in sorted(self._baskets.items()) for c in basket.accepted_for(round_id))
 
     @query
+    def prove(self, receipts: Sequence[bytes]) -> tuple[ReceiptProof, ...]:
+        """What is known here of updates, by the keys of their receipts, which only their clients know.
+
+        Raises:
+            UsageError: Without ``receipts: true``.
+        """
+        if self._book is None:
+            raise UsageError("there are no receipts: configure receipts: true")
+        fates = [next(filter(None, (b.fate_here(r) for b in self._baskets.values())), None) for r in receipts]
+        return tuple(self._book.prove(r, fate) for r, fate in zip(receipts, fates, strict=True))
+
+    @query
     def basket_model(self, basket_id: str) -> BasketModel | None:
         """A basket's latest aggregate.
 
@@ -609,6 +647,10 @@ class BasketHost(Role):
         if self._is_to_undo:
             self._undo(self._journal)
             raise StorageError("the journal failed before, and what it lacked is undone now: call again")
+        if self._book is not None:
+            for name, settled in self._book.unsaved.items():
+                self._keep("settled", name, settled)
+            self._book.unsaved = {}
         try:
             self._journal.save(self._baskets.values(), sync=sync)
         except StorageError:
@@ -646,6 +688,8 @@ class BasketHost(Role):
             arrived = journal.kept("arrived").items()
             self._migration.arrived = {c for c, operation in arrived if operation == state.order.operation_id}
         self._closed = journal.kept("closed").get("")
+        if self._book is not None:
+            self._book.restore(journal.kept("settled"))
         for caller, told in journal.kept("answer").items():
             number, *rest = told
             self.recall(IdempotencyKey(caller, number), _result(*rest))
@@ -658,6 +702,7 @@ class BasketHost(Role):
             clients = journal.restore(basket)
             if admission is None:
                 dropped.update(basket.waiting())
+                basket.drop()
                 del self._baskets[basket_id]
                 journal.forget(basket_id)
                 continue
@@ -684,6 +729,8 @@ class BasketHost(Role):
         If it cannot be read either, that is done before anything else is written.
         """
         self._is_to_undo = True
+        if self._book is not None:
+            self._book.restore(journal.kept("settled"))
         for basket_id, failed in list(self._baskets.items()):
             basket = self._open(BasketPlace(basket_id, failed.domain_id, self._slot))
             basket.identity, basket.guard, basket.scope = failed.identity, failed.guard, failed.scope
@@ -729,6 +776,7 @@ class BasketHost(Role):
             self._round_id,
             self._run,
             self._budget_period,
+            self._book,
         )
         basket.states.clip_norm = self._last.clip_norm
         basket.unsaved = None if self._journal is None else Unsaved()
@@ -740,13 +788,19 @@ def _told(result: SubmissionResult) -> tuple[Any, ...]:
     """A result in plain types, for the journal."""
     told = [(r.accepted, r.reason, r.basket_id, r.round_id) for r in result.receipts]
     same = told[0] if told and all(one == told[0] for one in told) else None
-    return (len(told) if same else 0, same, () if same else tuple(told), result.due)
+    return (len(told) if same else 0, same, () if same else tuple(told), result.due, dict(result.signed))
 
 
-def _result(number: int, same: tuple[Any, ...] | None, told: Sequence[tuple[Any, ...]], due: Any) -> Any:
+def _result(
+    number: int,
+    same: tuple[Any, ...] | None,
+    told: Sequence[tuple[Any, ...]],
+    due: Any,
+    signed: Mapping[str, ReceiptBatch] | None = None,
+) -> Any:
     """The result of which `_told` made this."""
     receipts = [
         Receipt(accepted, None if reason is None else Rejection(reason), basket_id, round_id)
         for accepted, reason, basket_id, round_id in ([same] * number if same else told)
     ]
-    return SubmissionResult(tuple(receipts), tuple(due))
+    return SubmissionResult(tuple(receipts), tuple(due), signed or {})

@@ -383,6 +383,7 @@ class GlobalAggregator(Role):
             meta_means=noised_means(vector, sigma, release, survivors, self._plan),
             ledger_head=charge.head_hash,
             clip_norm=decode_clip_norm(vector, release, self._plan),
+            receipts=tuple(root for b in counted if (root := terms.facts[b].counted) is not None),
         )
         return self._stored(model)
 

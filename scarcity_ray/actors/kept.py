@@ -21,6 +21,7 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel, Placing
 from scarcity_ray.secagg import Endorsement, Party, Roster
 from scarcity_ray.storage.codec import Codec
 from scarcity_ray_client import NoisedMean
+from scarcity_ray_client.receipts import CountedRoot
 
 RELEASES_KEPT = 8
 """Last releases that are kept."""
@@ -130,8 +131,8 @@ class GossipRun:
 
 CODEC = Codec(
     Admission, Basket, BasketModel, BasketPlace, BasketState, ClientInfo, ClientMemory, ClientMigration,
-    ClientUpdates, ClippingReport, Departure, DirectoryChange, DirectoryState, Endorsement, Fault,
-    GlobalMetaModel, GossipMessage, GossipMigration, GossipRun, GossipState, HostSnapshot, ManagerChange,
-    ManagerState, Member, Move, NoisedMean, Operation, OperationKind, Order, OrderNumber, Party, Placing,
-    ProtocolState, ReplayKey, Reputation, Roster, RosterState,
+    ClientUpdates, ClippingReport, CountedRoot, Departure, DirectoryChange, DirectoryState, Endorsement,
+    Fault, GlobalMetaModel, GossipMessage, GossipMigration, GossipRun, GossipState, HostSnapshot,
+    ManagerChange, ManagerState, Member, Move, NoisedMean, Operation, OperationKind, Order, OrderNumber,
+    Party, Placing, ProtocolState, ReplayKey, Reputation, Roster, RosterState,
 )  # fmt: skip

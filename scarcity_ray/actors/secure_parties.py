@@ -251,7 +251,8 @@ class SecureParties:
             if refusal:
                 basket.count_refused_session()
                 raise ProtocolViolation(refusal)
-            stated = signed_facts.state(basket.facts(), occasion, basket.identity)
+            counted = basket.counted_root(occasion.session_id.hex(), occasion.round_id)
+            stated = signed_facts.state(basket.facts(), occasion, basket.identity, counted)
             self._frozen[party] = Frozen(stated, basket.latest.fresh)
             return stated
 

@@ -26,6 +26,7 @@ from scarcity_ray.config import AggregationMethod
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.secagg import IdentityKeyPair, SessionContext
 from scarcity_ray.secagg.transcript import digest, encode
+from scarcity_ray_client.receipts import CountedRoot
 
 NONCE_BYTES = 16
 SIGNATURE_BYTES = 64
@@ -57,11 +58,17 @@ class Occasion:
 
 @dataclass(frozen=True)
 class SignedFacts:
-    """Facts with a nonce (16 bytes, new in each statement) and the basket's signature (64 bytes)."""
+    """Facts with a nonce (16 bytes, new in each statement) and the basket's signature (64 bytes).
+
+    Attributes:
+        counted: With receipts, what is published with the release, if the basket has a part in it. It has a
+            signature of its own, which who audits a receipt checks.
+    """
 
     facts: BasketFacts
     nonce: bytes = b""
     signature: bytes = b""
+    counted: CountedRoot | None = None
 
     def content(self, occasion: Occasion) -> bytes:
         """What is signed."""
@@ -81,9 +88,11 @@ class SignedFacts:
         )
 
 
-def state(facts: BasketFacts, occasion: Occasion, identity: IdentityKeyPair) -> SignedFacts:
+def state(
+    facts: BasketFacts, occasion: Occasion, identity: IdentityKeyPair, counted: CountedRoot | None = None
+) -> SignedFacts:
     """A basket's statement of its facts for one occasion."""
-    stated = SignedFacts(facts, secrets.token_bytes(NONCE_BYTES))
+    stated = SignedFacts(facts, secrets.token_bytes(NONCE_BYTES), counted=counted)
     return replace(stated, signature=identity.sign(stated.content(occasion)))
 
 
@@ -149,4 +158,5 @@ def is_formed(facts: object) -> bool:
 
 def _is_signed(stated: SignedFacts) -> bool:
     sized = ((stated.nonce, NONCE_BYTES), (stated.signature, SIGNATURE_BYTES))
-    return all(type(part) is bytes and len(part) == size for part, size in sized)
+    counted = stated.counted is None or (type(stated.counted) is CountedRoot and stated.counted.is_formed)
+    return counted and all(type(part) is bytes and len(part) == size for part, size in sized)

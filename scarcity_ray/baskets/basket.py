@@ -13,6 +13,7 @@ from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.kept import BasketState
 from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.local_state import LocalStates, MetaReport, Row
+from scarcity_ray.baskets.receipt_book import ReceiptBook, split
 from scarcity_ray.baskets.reports import (
     NAMED,
     ActivityReport,
@@ -33,11 +34,13 @@ from scarcity_ray.errors import RuleFailed
 from scarcity_ray.gossip import GossipMigration, GossipProtocol
 from scarcity_ray.layers.layer1 import Layer1Aggregator, Layer1Input
 from scarcity_ray.layers.meta_parameters import encode_report
+from scarcity_ray.layers.models import BasketModel
 from scarcity_ray.layers.triggers import TriggerReason, basket_due
 from scarcity_ray.plan import BasketFacts, FederationPlan
 from scarcity_ray.privacy.sampling.noise import NoiseSource
 from scarcity_ray.secagg import IdentityKeyPair, SessionGuard
 from scarcity_ray.updates import FloatRow, Rejection, SigningScope, read_row
+from scarcity_ray_client.receipts import CountedRoot, Fate, ReceiptBatch, ReceiptStatement, row_commitment
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,14 @@ class ClientMigration:
     meta: MetaReport | None
     reputation: Reputation | None
     momentum: Row | None = None
+
+
+@dataclass(frozen=True)
+class ReceiptScope:
+    """What an update's receipt says beside the update: a salt (32 bytes) and the ledger's head."""
+
+    salt: bytes
+    ledger_head: str
 
 
 class Basket:
@@ -82,6 +93,7 @@ class Basket:
         round_id: int,
         run: int = 0,
         budget_period: int = 0,
+        book: ReceiptBook | None = None,
     ) -> None:
         config = plan.config
         self.basket_id = basket_id
@@ -102,7 +114,9 @@ class Basket:
             config.gossip, plan.gossip, basket_id=basket_id, noise=noise, seed=config.seed
         )
         self.states = LocalStates(config, self._buffer)
-        self.latest = LatestAggregate()
+        self.latest = LatestAggregate(self._settle_model)
+        self._book = book
+        self._issued: list[tuple[JudgedUpdate, bytes]] = []
         self._last_layer1: float | None = None
         self._sessions_refused = 0
         self._reputations = Reputations(by_agreement=config.expose_basket_models)
@@ -146,6 +160,7 @@ class Basket:
         for client_id in sorted(self.members.keys() & set(client_ids) - set(waiting)):
             self.left_out[client_id] = self.members.pop(client_id)
             if is_charged_later:
+                self._settle(self._buffer.receipts(client_id), Fate.WITHDRAWN)
                 self._buffer.withdraw(client_id)
                 if self.unsaved is not None:
                     self.unsaved.gone.add(client_id)
@@ -163,6 +178,7 @@ class Basket:
         member = self.members.pop(client_id, None) or self.left_out.pop(client_id, None)
         if member is None:
             return None
+        self._settle(self._buffer.receipts(client_id), Fate.WITHDRAWN)
         self._buffer.withdraw(client_id)
         self.latest.discard_if_of(client_id)
         self.states.take(client_id)
@@ -255,7 +271,12 @@ class Basket:
         return self._gossip
 
     def submit(
-        self, submission: Submission, read_only: bool, now: float, row: FloatRow | Rejection | None = None
+        self,
+        submission: Submission,
+        read_only: bool,
+        now: float,
+        row: FloatRow | Rejection | None = None,
+        receipt: ReceiptScope | None = None,
     ) -> Receipt:
         """Judge one update; an accepted one is buffered and becomes the client's local state.
 
@@ -263,6 +284,7 @@ class Basket:
 
         Args:
             row: The result of `read_row` on the update, if the caller has it.
+            receipt: With receipts, what goes into the one for it; `sign_receipts` signs it.
         """
         member = self.members.get(submission.client_id)
         round_id = self._buffer.round_id if submission.round_id is None else submission.round_id
@@ -279,10 +301,72 @@ class Basket:
             return Receipt(False, judged, self.basket_id, number)
         meta = submission.meta
         report = None if meta is None else encode_report(meta, self._plan.config.meta_parameters)
+        if receipt is not None:
+            judged = replace(judged, receipt=self._statement(judged, receipt).key)
+            self._issued.append((judged, receipt.salt))
         self.accept(Accepted(judged, report, now))
         if self.unsaved is not None:
             self.unsaved.accepted.append(Accepted(judged, report, now))
         return Receipt(True, None, self.basket_id, number)
+
+    def sign_receipts(self, ledger_head: str) -> ReceiptBatch | None:
+        """The receipts for all that was accepted since the last call, in order; None for nothing."""
+        issued, self._issued = self._issued, []
+        if not issued:
+            return None
+        batch = ReceiptBatch(
+            self._receipt_scope(ledger_head),
+            tuple(judged.round_id for judged, _ in issued),
+            tuple(judged.client_id for judged, _ in issued),
+            b"".join(salt for _, salt in issued),
+            b"".join(judged.digest for judged, _ in issued),
+        )
+        return batch.signed(self.identity, [judged.receipt for judged, _ in issued])
+
+    def counted_root(self, session_id: str, round_id: int) -> CountedRoot | None:
+        """What is published with a release of the fresh aggregate; None without one or without receipts."""
+        fresh = self.latest.fresh
+        if self._book is None or fresh is None:
+            return None
+        federation_id, run = self.scope.federation_id, self.scope.run
+        root = self._book.root_of(fresh)
+        return CountedRoot(federation_id, run, self.basket_id, session_id, round_id, root).signed(
+            self.identity
+        )
+
+    def fate_here(self, receipt: bytes) -> Fate | None:
+        """Whether the update waits, or is in the latest aggregate."""
+        if receipt in self._buffer.receipts():
+            return Fate.WAITING
+        model, latest = self.latest.model, self.latest
+        is_fresh = model is not None and (latest.fresh is not None or latest.handed_in_for != "")
+        return (
+            Fate.AGGREGATED if model is not None and is_fresh and receipt in split(model.receipts) else None
+        )
+
+    def drop(self) -> None:
+        """Note that what waits here, and the fresh aggregate, are dropped with the basket."""
+        self._settle(self._buffer.receipts(), Fate.DROPPED)
+        if self.latest.fresh is not None:
+            self._settle_model(self.latest.fresh, Fate.DROPPED)
+
+    def _receipt_scope(self, ledger_head: str) -> tuple[str, int, str, str]:
+        return self.scope.federation_id, self.scope.run, self.basket_id, ledger_head
+
+    def _statement(self, judged: JudgedUpdate, receipt: ReceiptScope) -> ReceiptStatement:
+        federation_id, run, basket_id, ledger_head = self._receipt_scope(receipt.ledger_head)
+        commitment = row_commitment(receipt.salt, judged.digest)
+        return ReceiptStatement(
+            federation_id, run, judged.round_id, judged.client_id, basket_id, ledger_head, commitment
+        )
+
+    def _settle(self, receipts: Sequence[bytes], fate: Fate) -> None:
+        if self._book is not None:
+            self._book.settle(b"".join(receipts), fate, self._buffer.round_id)
+
+    def _settle_model(self, model: BasketModel, fate: Fate) -> None:
+        if self._book is not None:
+            self._book.settle_model(model, fate, self._buffer.round_id)
 
     def accepted_for(self, round_id: int) -> tuple[str, ...]:
         """Members of which an update for the round was accepted, sorted."""
@@ -435,6 +519,7 @@ class Basket:
         self._failure = ""
         self._reputations.agree({c: place.agreement for c, place in model.placings.items()})
         self.states.keep_momenta(clients)
+        model = replace(model, receipts=b"".join(sorted(self._buffer.receipts())))
         self._buffer.pop()
         self._clipping = self.states.clipping(clients)
         self.states.forget_reports(clients)

@@ -31,6 +31,7 @@ from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.latest_aggregate import AggregateRecord
 from scarcity_ray.baskets.local_state import MetaReport
 from scarcity_ray.baskets.packing import Packer
+from scarcity_ray.baskets.receipt_book import Settled
 from scarcity_ray.baskets.reports import BasketReport
 from scarcity_ray.baskets.reputation import Reputation
 from scarcity_ray.baskets.unsaved import Accepted, BasketCounts, Unsaved
@@ -41,6 +42,7 @@ from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.storage.journal import VALUE_BYTES, Batch, Journal
 from scarcity_ray.updates import content_digest
+from scarcity_ray_client.receipts import ReceiptBatch
 
 DIGEST_BYTES = 32
 HOST = ""
@@ -53,6 +55,7 @@ class AcceptedColumns:
 
     Attributes:
         digests: uint8, 32 for each.
+        receipts: Keys of the receipts for them, uint8, 32 for each; None without receipts.
     """
 
     clients: tuple[str, ...]
@@ -62,6 +65,7 @@ class AcceptedColumns:
     sequences: tuple[int | None, ...] | None
     num_examples: tuple[int | None, ...] | None
     reports: tuple[MetaReport | None, ...] | None
+    receipts: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +99,10 @@ _packer = Packer(
     GossipState,
     OrderNumber,
     Placing,
+    ReceiptBatch,
     ReplayKey,
     Reputation,
+    Settled,
 )
 
 
@@ -240,6 +246,7 @@ class BasketJournal:
             [update.time for update in accepted],
             [j.num_examples for j in judged],
             reports if any(report is not None for report in reports) else None,
+            b"".join(j.receipt for j in judged) if all(j.receipt for j in judged) else b"",
         )
         newest = max(j.round_id for j in judged)
         self._journal.append(basket_id, newest, _packer.pack(columns), rows)
@@ -268,7 +275,9 @@ class BasketJournal:
                 raise self._journal.torn(f"an update of client {client_id!r} has another digest")
             examples = None if columns.num_examples is None else columns.num_examples[i]
             report = None if columns.reports is None else columns.reports[i]
-            judged = JudgedUpdate(client_id, row, key.round_id, key.digest, sequence, examples)
+            place = slice(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)
+            receipt = b"" if columns.receipts is None else columns.receipts[place].tobytes()
+            judged = JudgedUpdate(client_id, row, key.round_id, key.digest, sequence, examples, receipt)
             basket.accept(Accepted(judged, report, columns.times[i]))
 
     def _unpacked(self, basket_id: str, kind: str) -> Any:
@@ -284,7 +293,12 @@ def _accepted(update: BufferedUpdate) -> Accepted:
     """A buffered update that came with its client; its key, with the client's own number, comes apart."""
     digest = content_digest(update.update)
     judged = JudgedUpdate(
-        update.client_id, update.update, update.round_id, digest, num_examples=update.num_examples
+        update.client_id,
+        update.update,
+        update.round_id,
+        digest,
+        num_examples=update.num_examples,
+        receipt=update.receipt,
     )
     return Accepted(judged, None, update.timestamp)
 
@@ -294,6 +308,7 @@ def _columns(
     times: list[float],
     examples: list[int | None],
     reports: tuple[MetaReport | None, ...] | None,
+    receipts: bytes = b"",
 ) -> AcceptedColumns:
     sequences = tuple(key.sequence for key in keys)
     return AcceptedColumns(
@@ -304,6 +319,7 @@ def _columns(
         None if all(number is None for number in sequences) else sequences,
         None if all(number is None for number in examples) else tuple(examples),
         reports,
+        np.frombuffer(receipts, np.uint8) if receipts else None,
     )
 
 

@@ -12,10 +12,11 @@ Guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scarcity_ray.layers.models import BasketModel
+from scarcity_ray_client.receipts import Fate
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,9 @@ class AggregateRecord:
 class LatestAggregate:
     """The aggregate of one basket.
 
+    Args:
+        settled: Is told what becomes of an aggregate.
+
     Attributes:
         model: The latest aggregate, fresh or not; None before the first.
         made: Aggregates made so far.
@@ -46,7 +50,8 @@ class LatestAggregate:
         is_unsaved: Whether it has changed since `record` was called.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settled: Callable[[BasketModel, Fate], None] = lambda model, fate: None) -> None:
+        self._settled = settled
         self.model: BasketModel | None = None
         self.made = 0
         self.superseded = 0
@@ -74,6 +79,7 @@ class LatestAggregate:
                 self._replaced.add(self.model)
             else:
                 self.superseded += 1
+                self._settled(self.model, Fate.SUPERSEDED)
         self.made += 1
         self.model, self._fresh, self.is_unsaved = model, True, True
         self._contributors = frozenset(contributors)
@@ -91,15 +97,17 @@ class LatestAggregate:
         """Note that the session that `model` was handed in to certainly makes no release."""
         if model is self._handed_in:
             self._handed_in, self.is_unsaved = None, True
-        if model in self._replaced:
+        if model is not None and model in self._replaced:
             self._replaced.discard(model)
             self.superseded += 1
+            self._settled(model, Fate.SUPERSEDED)
 
     def spend(self, model: BasketModel | None) -> None:
         """Note that `model` has entered a release, or may have; it never enters another."""
         if model is None:
             return
         self._replaced.discard(model)
+        self._settled(model, Fate.HANDED_IN)
         if model is self.model:
             self._fresh, self.is_unsaved = False, True
 
@@ -108,6 +116,8 @@ class LatestAggregate:
         if self._fresh and client_id in self._contributors:
             self._fresh, self.is_unsaved = False, True
             self.discarded += 1
+            if self.model is not None:
+                self._settled(self.model, Fate.DISCARDED)
 
     def record(self) -> AggregateRecord:
         """What outlives the actor."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from scarcity_ray.updates import (
     read_row,
     update_message,
 )
+from scarcity_ray_client.receipts import ReceiptBatch, SignedReceipt
 
 T = TypeVar("T")
 
@@ -40,15 +41,23 @@ class Receipt:
         reason: Why not; None if accepted.
         basket_id: The basket that judged it; None if the client is not known.
         round_id: The round that it was sent for.
+        batch: With ``receipts: true``, the signed receipts among which the one for it is.
+        place: Where it is there.
     """
 
     accepted: bool
     reason: Rejection | None
     basket_id: str | None
     round_id: int
+    batch: ReceiptBatch | None = field(default=None, compare=False, repr=False)
+    place: int = field(default=0, compare=False, repr=False)
 
     def __bool__(self) -> bool:
         return self.accepted
+
+    def signed(self) -> SignedReceipt | None:
+        """The signed receipt, for the client's file (docs/receipts.md); None without ``receipts: true``."""
+        return None if self.batch is None else self.batch[self.place]
 
 
 @dataclass(frozen=True, eq=False)

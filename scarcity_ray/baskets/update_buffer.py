@@ -32,6 +32,7 @@ class BufferedUpdate:
         timestamp: When it was accepted, in seconds.
         staleness: Rounds between `round_id` and the buffer's round when this was read.
         num_examples: Training examples behind it, if its client says.
+        receipt: Key of the receipt for it, 32 bytes; empty without receipts.
     """
 
     client_id: str
@@ -41,6 +42,7 @@ class BufferedUpdate:
     timestamp: float
     staleness: int
     num_examples: int | None = None
+    receipt: bytes = b""
 
 
 class ReplayKey(NamedTuple):
@@ -119,6 +121,7 @@ class JudgedUpdate:
         digest: `content_digest` of it.
         sequence: The client's own number for it, if the client counts.
         num_examples: Training examples behind it, if the client says.
+        receipt: Key of the receipt for it, 32 bytes; empty without receipts.
     """
 
     client_id: str
@@ -127,6 +130,7 @@ class JudgedUpdate:
     digest: bytes
     sequence: int | None = None
     num_examples: int | None = None
+    receipt: bytes = b""
 
     @property
     def key(self) -> ReplayKey:
@@ -296,6 +300,7 @@ class BasketBuffer:
                 now,
                 staleness=self.round_id - judged.round_id,
                 num_examples=judged.num_examples,
+                receipt=judged.receipt,
             )
         )
         self.counts["accepted"] += 1
@@ -342,6 +347,11 @@ class BasketBuffer:
     def examples(self, client_id: str) -> tuple[int | None, ...]:
         """The number of examples of each of a client's buffered updates; None where it states none."""
         return tuple(entry.num_examples for entry in self._entries(client_id))
+
+    def receipts(self, client_id: str | None = None) -> tuple[bytes, ...]:
+        """Keys of the receipts for what is buffered of a client (of all, if None)."""
+        waiting = self._waiting.values() if client_id is None else [self._waiting.get(client_id, [])]
+        return tuple(entry.receipt for entries in waiting for entry in entries if entry.receipt)
 
     def updates(self) -> tuple[BufferedUpdate, ...]:
         """The buffered updates, by client id, then in order of arrival."""

@@ -240,3 +240,35 @@ def sign(path: str, key: str, out: str | None, password: str) -> ExitCode:
     from scarcity_ray.cli.roster import sign_command
 
     return sign_command(path, key, out, password)
+
+
+@main.group()
+def audit() -> None:
+    """Check what a federation has signed, away from the cluster."""
+
+
+@audit.command()
+@click.argument("path", type=click.Path(dir_okay=False))
+@click.option(
+    "--release",
+    "releases",
+    multiple=True,
+    metavar="FILE",
+    help="Records of the releases since then, one a line; may be repeated.",
+)
+@click.option("--proof", metavar="FILE", help="What the baskets say, from prove_receipt.")
+@click.option(
+    "--roster", "rosters", multiple=True, metavar="FILE", help="Believe no keys but its; may be repeated."
+)
+@FORMAT
+@exits
+def receipt(
+    path: str, releases: tuple[str, ...], proof: str | None, rosters: tuple[str, ...], form: str
+) -> ExitCode:
+    """Say whether the update of the receipt in the file PATH was counted, once, or why not.
+
+    Exit code 0 if it is shown to be in exactly one of the releases, 1 if not.
+    """
+    from scarcity_ray.cli.audit import receipt_command
+
+    return receipt_command(path, releases, proof, rosters, form)

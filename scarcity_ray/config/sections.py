@@ -251,6 +251,9 @@ class HierarchicalFederationConfig:
     with baskets. None: the folder ``journal`` in `storage_path`, if that is a folder."""
     durability: Kept | None = None
     """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
+    receipts: StrictBool = False
+    """Whether baskets sign receipts for accepted updates and publish, with a release, what was in it
+    (docs/receipts.md)."""
     operator_key: PublicKey | None = None
     """The operator's Ed25519 public key, 64 hexadecimal digits, whose private half no role and no driver need
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.receipts import ReceiptProof, SignedReceipt
 from scarcity_ray_client.site_ledger import Extension, Head
 
 
@@ -276,7 +278,7 @@ class Driver:
                 for slot, indices in by_slot.items()
             }
             for slot, answer in self.client.call_baskets(calls).items():
-                receipts.update(zip(by_slot[slot], answer.receipts, strict=True))
+                receipts.update(zip(by_slot[slot], answer.with_signed(), strict=True))
                 due.update(answer.due)
             pending = [
                 i for i in pending if i not in receipts or receipts[i].reason is Rejection.UNKNOWN_CLIENT
@@ -295,6 +297,14 @@ class Driver:
         if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
             self.refuse_if_spent()
         return answers
+
+    def prove_receipt(self, receipt: SignedReceipt) -> ReceiptProof:
+        """What the baskets know of an accepted update."""
+        self.operations.routing_table()
+        answers = self.client.call_baskets(Call(BasketHost.prove, (receipt.key,)))
+        return reduce(
+            ReceiptProof.joined_with, (proof for slot in sorted(answers) for proof in answers[slot])
+        )
 
     def accepted_for(self, round_id: int) -> frozenset[str]:
         """Clients of which an update for the round was accepted."""

@@ -67,6 +67,7 @@ from scarcity_ray.updates import SigningScope
 from scarcity_ray_client import PrivateEvaluation, Workload
 from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.receipts import ReceiptProof, SignedReceipt
 from scarcity_ray_client.site_ledger import Extension, Head
 
 Clock = Callable[[], float]
@@ -558,6 +559,18 @@ class HierarchicalFederation:
         It changes when the budget is renewed, and when a federation is opened again on the ledger.
         """
         return self._open().signing_scope()
+
+    def prove_receipt(self, receipt: SignedReceipt) -> ReceiptProof:
+        """What the baskets know of an accepted update, for ``scarcity-ray audit receipt`` (docs/receipts.md).
+
+        They tell it for 16 rounds after its aggregate was used, or was not. Nothing changes by asking.
+
+        Raises:
+            UsageError: Without ``receipts: true``, or for anything but a receipt.
+        """
+        if not isinstance(receipt, SignedReceipt):
+            raise UsageError(f"receipt: {shown(receipt)} is not accepted; what Receipt.signed() gave")
+        return self._open().prove_receipt(receipt)
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain.

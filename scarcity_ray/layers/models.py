@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray_client import NoisedMean
+from scarcity_ray_client.receipts import CountedRoot, ReleaseRecord
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class BasketModel:
             clipping, less 1/2; else 0.
         placings: By client id; empty where no report was asked for.
         num_persons: See `BasketFacts`.
+        receipts: Keys of the receipts for the updates in it, 32 bytes each, sorted; empty without receipts.
     """
 
     basket_id: str
@@ -71,6 +73,7 @@ class BasketModel:
     bit: float = 0.0
     placings: dict[str, Placing] = field(default_factory=dict)
     num_persons: int | None = None
+    receipts: bytes = b""
 
     def facts(self, domain_id: str, num_members: int) -> BasketFacts:
         """What is public about it in a release for which the basket has `num_members`."""
@@ -103,6 +106,7 @@ class GlobalMetaModel:
         meta_means: The same before it was brought into its range, with the size of its noise.
         ledger_head: Hash of the ledger after this release was charged.
         clip_norm: With adaptive clipping, the clip norm of the next rows; else None.
+        receipts: With receipts, each counted basket's signed root over those for the updates in it.
     """
 
     aggregate: NDArray[np.float32]
@@ -117,3 +121,8 @@ class GlobalMetaModel:
     meta_means: dict[str, NoisedMean] = field(default_factory=dict)
     ledger_head: str = ""
     clip_norm: float | None = None
+    receipts: tuple[CountedRoot, ...] = ()
+
+    def release_record(self) -> ReleaseRecord:
+        """What an audit of receipts needs of it (docs/receipts.md)."""
+        return ReleaseRecord(self.version, self.ledger_head, self.receipts)

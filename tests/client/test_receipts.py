@@ -22,7 +22,6 @@ from scarcity_ray_client.receipts import (
     ReleaseRecord,
     SignedReceipt,
     audit_receipt,
-    row_commitment,
 )
 
 BASKET, STRANGER = IdentityKeyPair.generate(), IdentityKeyPair.generate()
@@ -31,19 +30,9 @@ DIGEST = hashlib.sha256(b"row").digest()
 
 def batch_of(count: int) -> ReceiptBatch:
     salts, digests = os.urandom(32 * count), DIGEST * count
-    statements = [
-        ReceiptStatement(
-            "f" * 32,
-            2**63,
-            4,
-            f"c{i}",
-            "d_basket_0",
-            "aa",
-            row_commitment(salts[32 * i : 32 * i + 32], DIGEST),
-        )
-        for i in range(count)
-    ]
-    return ReceiptBatch.signed(statements, salts, digests, BASKET)
+    clients = tuple(f"c{i}" for i in range(count))
+    scope = "f" * 32, 2**63, "d_basket_0", "aa"
+    return ReceiptBatch(scope, (4,) * count, clients, salts, digests).signed(BASKET)
 
 
 def release_of(version: int, *sets: list[bytes], signer: IdentityKeyPair = BASKET) -> ReleaseRecord:
