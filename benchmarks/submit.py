@@ -1,9 +1,10 @@
 """What one update costs on its way into a basket, by how many wait there, and what hashing it costs.
 
-``python -m benchmarks submit [--format json] [--waiting 10 400 4000] [--updates 200]``. CPU time an update on
-the local runtime, in one basket with noise off: alone (`offer_update`), together (`submit_updates` of a
-float32 matrix), and together with signatures by keys that the driver holds. Versus the same with the fewest
-waiting. Then a row's digest versus BLAKE2b of the same row where it lies, and of a copy.
+``python -m benchmarks submit [--format json] [--waiting 10 400 4000] [--updates 200] [--receipts]``. CPU time
+an update on the local runtime, in one basket with noise off: alone (`offer_update`), together
+(`submit_updates` of a float32 matrix), and together with signatures by keys that the driver holds; with
+``--receipts``, baskets sign receipts for them. Versus the same with the fewest waiting. Then a row's digest
+versus BLAKE2b of the same row where it lies, and of a copy.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ DIMENSION = 64
 REPEATS = 5
 
 
-def federation_of(clients: int, signers: int) -> HierarchicalFederation:
+def federation_of(clients: int, signers: int, receipts: bool = False) -> HierarchicalFederation:
     config = HierarchicalFederationConfig(
         vector_dim=DIMENSION,
+        receipts=receipts,
         total_epsilon=math.inf,
         basket=BasketConfig(max_clients=clients + 1),
         layer1=Layer1Config(aggregation_method=AggregationMethod.MEAN, byzantine_fraction=0.0),
@@ -56,10 +58,10 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def submissions(waiting: int, updates: int) -> Iterator[tuple[str, float]]:
+def submissions(waiting: int, updates: int, receipts: bool = False) -> Iterator[tuple[str, float]]:
     matrix = np.random.default_rng(0).standard_normal((waiting + 3 * updates, DIMENSION), np.float32)
     ids = [f"c{i}" for i in range(len(matrix))]
-    with federation_of(len(ids), updates) as federation:
+    with federation_of(len(ids), updates, receipts) as federation:
         federation.submit_updates(ids[:waiting], matrix[:waiting])
 
         def alone() -> None:
@@ -94,12 +96,12 @@ def digests(dimension: int) -> dict[str, float]:
     }
 
 
-def rows_of(waiting: list[int], updates: int) -> Iterator[dict[str, Any]]:
+def rows_of(waiting: list[int], updates: int, receipts: bool = False) -> Iterator[dict[str, Any]]:
     first: dict[str, float] = {}
     for n in sorted(waiting):
         best: dict[str, float] = {}
         for _ in range(REPEATS):
-            for name, seconds in submissions(n, updates):
+            for name, seconds in submissions(n, updates, receipts):
                 best[name] = min(seconds, best.get(name, math.inf))
         for name, seconds in best.items():
             other = first.setdefault(name, seconds)
@@ -125,8 +127,9 @@ def main() -> int:
     parser.add_argument("--format", choices=("table", "json"), default="table")
     parser.add_argument("--waiting", type=int, nargs="+", default=[10, 400, 4000])
     parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--receipts", action="store_true")
     arguments = parser.parse_args()
-    for row in rows_of(arguments.waiting, arguments.updates):
+    for row in rows_of(arguments.waiting, arguments.updates, arguments.receipts):
         if arguments.format == "json":
             print(json.dumps(row), flush=True)
         else:

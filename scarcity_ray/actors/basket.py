@@ -90,7 +90,8 @@ class SubmissionResult:
             if batch is None or receipt.basket_id is None:
                 yield receipt
             else:
-                yield replace(receipt, batch=batch, place=places[receipt.basket_id])
+                place = places[receipt.basket_id]
+                yield Receipt(True, None, receipt.basket_id, receipt.round_id, batch, place)
                 places[receipt.basket_id] += 1
 
 

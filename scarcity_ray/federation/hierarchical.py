@@ -568,9 +568,10 @@ class HierarchicalFederation:
         Raises:
             UsageError: Without ``receipts: true``, or for anything but a receipt.
         """
+        driver = self._open()
         if not isinstance(receipt, SignedReceipt):
             raise UsageError(f"receipt: {shown(receipt)} is not accepted; what Receipt.signed() gave")
-        return self._open().prove_receipt(receipt)
+        return driver.prove_receipt(receipt)
 
     def run_gossip_round(self) -> dict[str, int]:
         """One gossip round in all baskets; messages delivered, by domain.

@@ -220,6 +220,7 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "get_local_states": (["c0"],),
         "get_client": ("c0",),
         "get_basket": ("d",),
+        "prove_receipt": (3,),
         "sign_roster": (IdentityKeyPair.generate(),),
         "map_tasks": (len, [()]),
         "fit": (None,),
