@@ -19,7 +19,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +43,8 @@ from scarcity_ray.storage.journal import Batch, Journal
 from scarcity_ray.updates import content_digest
 
 DIGEST_BYTES = 32
+MOST_ROW_BYTES = 1 << 28
+"""Of a batch; SQLite takes 1e9 bytes a value."""
 HOST = ""
 """Stands for the actor itself among the names of baskets, of which none is empty."""
 
@@ -224,9 +226,15 @@ class BasketJournal:
         if unsaved != Unsaved(accepted=unsaved.accepted):
             journal.put(name, "counts", "", _packer.pack(basket.counts(number)))
 
-    def _append(self, basket_id: str, accepted: Collection[Accepted]) -> None:
+    def _append(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
+        """Write updates, as several batches where one would be longer than SQLite takes."""
         if not accepted:
             return
+        most = max(MOST_ROW_BYTES // max(accepted[0].judged.update.nbytes, 1), 1)
+        for first in range(0, len(accepted), most):
+            self._append_batch(basket_id, accepted[first : first + most])
+
+    def _append_batch(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
         judged = [update.judged for update in accepted]
         rows = b"".join(np.ascontiguousarray(j.update, "<f4").data for j in judged)
         reports = tuple(update.report for update in accepted)
