@@ -23,7 +23,17 @@ from typing import Any, get_args
 import numpy as np
 from scipy.stats import t as student
 
-from benchmarks.lab.hospitals_sweep import CLEAN, PLAIN_MEAN, TURNED, Arm, Placement, run, trial_of, widened
+from benchmarks.lab.hospitals_sweep import (
+    CLEAN,
+    HIDDEN,
+    PLAIN_MEAN,
+    TURNED,
+    Arm,
+    Placement,
+    run,
+    trial_of,
+    widened,
+)
 from scarcity_ray.config.yaml_text import read_yaml
 
 CONFIG = Path(__file__).parents[1] / "configs" / "hospitals.yaml"
@@ -37,6 +47,7 @@ ATTACKS = (
     "optimised_ipm",
     "optimised_alie",
     TURNED,
+    HIDDEN,
 )
 ROBUST = {
     "centred clipping": Arm("centered_clipping"),

@@ -60,11 +60,10 @@ from scarcity_ray.layers import (
 from scarcity_ray.plan import FederationPlan, make_plan
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.mechanisms import CentralDPMechanism, LocalDPMechanism
+from scarcity_ray.release import __version__
 from scarcity_ray.robust import AggregationRule, aggregate, detect_outliers
 from scarcity_ray.secagg import IdentityKeyPair
 from scarcity_ray.updates import SigningScope, UpdateStatement, sign_update, update_message
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ActorLost",
@@ -131,6 +130,7 @@ __all__ = [
     "UpdateStatement",
     "UsageError",
     "WaitingFor",
+    "__version__",
     "aggregate",
     "detect_outliers",
     "make_plan",

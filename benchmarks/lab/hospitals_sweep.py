@@ -29,7 +29,7 @@ from scarcity_ray.forecast import solve_for_rounds
 from scarcity_ray.forecast.noise_places import site_sigma
 from scarcity_ray.layers import server_optimizer
 from scarcity_ray.plan import FederationPlan, make_plan
-from scarcity_ray.workloads.attacks import AttackConfig, craft, poisons
+from scarcity_ray.workloads.attacks import AttackConfig, BasketRule, craft, poisons, strongest
 from scarcity_ray_client.loading import load_workload
 from scarcity_ray_client.metrics import auc
 
@@ -40,6 +40,9 @@ Placement = Literal["spread", "pairs", "gathered"]
 TURNED = "turned"
 """An attack beside the lab's, on the whole training: all attackers send, in every round, a row of norm C
 against what the training without noise and attack learns, which they know."""
+HIDDEN = "hidden"
+"""Likewise, but they send the honest mean of their basket, moved against that by the multiple of the honest
+rows' deviation that takes the rule furthest: they hide in what honest rows differ by, or are noised with."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ def _persons(trial: Trial) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def run(trial: Trial, arms: Sequence[Arm]) -> list[float]:
     """The AUC on the test after all rounds, of each arm."""
     goal = None
-    if any(arm.attack == TURNED for arm in arms):
+    if any(arm.attack in (TURNED, HIDDEN) for arm in arms):
         goal = (_trained(trial, [CLEAN], None)[0] - trial.initial).astype(np.float64)
     vectors = _trained(trial, arms, goal)
     return [trial.auc_of(vector) for vector in vectors]
@@ -342,7 +345,9 @@ def _trained(trial: Trial, arms: Sequence[Arm], goal: Floats | None) -> NDArray[
     rounds = [arm.rounds or given["rounds"] for arm in arms]
     vectors = np.repeat(trial.initial[None], len(arms), axis=0)
     states = [optimizer.init(vectors.shape[1]) for optimizer in optimizers]
-    attacks = [load(AttackConfig, {"name": "none" if arm.attack == TURNED else arm.attack}) for arm in arms]
+    attacks = [
+        load(AttackConfig, {"name": "none" if arm.attack in (TURNED, HIDDEN) else arm.attack}) for arm in arms
+    ]
     liars = np.array([trial.byzantine(arm.placement) & (arm.attack != "none") for arm in arms])
     poisoned = liars & np.array([poisons(attack) for attack in attacks])[:, None]
     by_person = np.array([arm.unit == "person" for arm in arms])
@@ -361,7 +366,11 @@ def _trained(trial: Trial, arms: Sequence[Arm], goal: Floats | None) -> NDArray[
             if arm.attack == TURNED and goal is not None:
                 own[liars[place]] = -trial.clip_norm * goal / np.linalg.norm(goal)
             rule = _mean if release is None else release.of_basket
-            sent = craft(attacks[place], own, liars[place], baskets[place], rng, rule)
+            if arm.attack == HIDDEN and goal is not None:
+                against = (-goal / np.linalg.norm(goal)).astype(np.float32)
+                sent = _hidden(own, liars[place], baskets[place], rule, against)
+            else:
+                sent = craft(attacks[place], own, liars[place], baskets[place], rng, rule)
             if site is not None:
                 sent = site.kept(sent, liars[place])
             if release is None:
@@ -374,6 +383,31 @@ def _trained(trial: Trial, arms: Sequence[Arm], goal: Floats | None) -> NDArray[
                 states[place], vectors[place], delta, number
             )
     return vectors
+
+
+def _hidden(
+    rows: Rows, liars: NDArray[np.bool_], baskets: NDArray[np.int64], rule: BasketRule, against: Rows
+) -> Rows:
+    """The rows of all hospitals, under `HIDDEN`; a basket without honest ones looks at those of all."""
+    sent = rows.copy()
+    for basket in np.unique(baskets[liars]):
+        inside = baskets == basket
+        honest = rows[inside & ~liars] if (inside & ~liars).any() else rows[~liars]
+        mean, deviation = honest.mean(axis=0), np.float32(np.sqrt(honest.var(axis=0).sum()))
+
+        lying = liars[inside]
+
+        def of(strength: float, mean: Rows = mean, deviation: np.float32 = deviation) -> Rows:
+            row: Rows = mean + np.float32(strength) * deviation * against
+            return row
+
+        def harm(strength: float, at: NDArray[np.bool_] = inside, lying: NDArray[np.bool_] = lying) -> float:
+            moved = rows[at]
+            moved[lying] = of(strength)
+            return float(rule(moved) @ against)
+
+        sent[inside & liars] = of(strongest(harm, 20.0))
+    return sent
 
 
 def _releases(trial: Trial, arm: Arm) -> Releases | None:

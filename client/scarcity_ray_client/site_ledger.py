@@ -24,6 +24,8 @@ the head that the accountant knows is refused, on both sides: `SiteLedger.heed` 
 Guarantees:
     nothing_is_sent_beyond_the_ceiling: Whoever asks, in any number of processes.
     the_same_row_is_sent_again_byte_by_byte: Also after SIGKILL at any moment; the row is charged once.
+    a_row_of_another_run_is_never_sent_again: A federation that is opened anew has another model in round 0.
+    no_file_stays_open: Of a folder's ledgers, whatever happens in between.
     a_row_that_was_not_committed_was_not_sent
     a_changed_file_is_refused: A row that was edited, removed or moved.
     a_restored_backup_is_refused: By the site and by the accountant.
@@ -47,18 +49,23 @@ import numpy as np
 
 from scarcity_ray_client.accounting.modes import ROUNDING, Accounting
 from scarcity_ray_client.errors import SiteLedgerRefused, UsageError, shown
+from scarcity_ray_client.formats import why_not_read
 from scarcity_ray_client.models import FloatVector
 from scarcity_ray_client.policy import Policy
 from scarcity_ray_client.training import Cause, Refusal
 
 HASH_BYTES = 32
+KIND = "scarcity_ray site ledger"
 FORMAT = 1
 MOST_LINKS = 100_000
 """Rows that one exchange may tell of."""
 _BUSY_SECONDS = 30.0
 _TABLES = """
 CREATE TABLE ledger (seq INTEGER PRIMARY KEY, record TEXT NOT NULL, head BLOB NOT NULL) STRICT;
-CREATE TABLE sent (round_id INTEGER PRIMARY KEY, seq INTEGER NOT NULL UNIQUE, row BLOB) STRICT;
+CREATE TABLE sent (
+    run TEXT NOT NULL, round_id INTEGER NOT NULL, seq INTEGER NOT NULL UNIQUE, row BLOB,
+    PRIMARY KEY (run, round_id)
+) STRICT;
 CREATE TRIGGER no_update BEFORE UPDATE ON ledger BEGIN SELECT RAISE(ABORT, 'rows never change'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON ledger BEGIN SELECT RAISE(ABORT, 'rows never go'); END;
 """
@@ -170,11 +177,13 @@ class SiteLedger:
             return min(spent, policy.lifetime_epsilon) if square <= self._cap * ROUNDING else spent
 
     def send(
-        self, client_id: str, round_id: int, mu: float, make: Callable[[], FloatVector]
+        self, client_id: str, round_id: int, mu: float, make: Callable[[], FloatVector], run: str = ""
     ) -> FloatVector | Refusal:
         """The row to send in a round, charged and on disk; asked again, the same one, without `make`.
 
         Args:
+            round_id: The round, and `run` what counts it: rounds begin again at 0 when a federation is opened
+                anew on its ledger, and a row of an earlier run is made from another model.
             mu: What the row costs: Delta over sigma, sqrt(2 rho) in zCDP; under central noise, what the
                 federation says that a release costs.
             make: Gives the row, float32 (d,); under site noise, the noised one, drawn when it is called.
@@ -183,7 +192,7 @@ class SiteLedger:
             The row, or why it is not sent: the ceiling, or a file that is an older copy.
 
         Raises:
-            UsageError: For another client, or a row that was sent in this round at another cost.
+            UsageError: For another client, or what is no round or cost.
             SiteLedgerRefused: If the file cannot be used; nothing may be sent then.
         """
         if client_id != self.policy.client_id:
@@ -194,15 +203,18 @@ class SiteLedger:
             raise UsageError(f"round_id: {shown(round_id)} is not accepted; an int of at least 0")
         if not (math.isfinite(mu) and mu >= 0.0):
             raise UsageError(f"mu: {mu!r} is not accepted; a finite number of at least 0")
+        if not isinstance(run, str):
+            raise UsageError(f"run: {shown(run)} is not accepted; a text")
         with self._transaction() as connection:
             if self._rolled_back:
                 return Refusal(client_id, round_id, Cause.LEDGER_ROLLED_BACK, self._rolled_back)
             known = connection.execute(
-                "SELECT ledger.record, sent.row FROM sent JOIN ledger USING (seq) WHERE round_id = ?",
-                (round_id,),
+                "SELECT ledger.record, sent.row FROM sent JOIN ledger USING (seq) "
+                "WHERE run = ? AND round_id = ?",
+                (run, round_id),
             ).fetchone()
             if known is not None:
-                return self._again(client_id, round_id, mu, *known)
+                return self._again(client_id, round_id, *known)
             if self._square + mu * mu > self._cap * ROUNDING:
                 epsilon, delta = self.policy.lifetime_epsilon, self.policy.delta
                 why = f"another row would pass the site's own ceiling, epsilon {epsilon:g} at delta {delta:g}"
@@ -210,17 +222,22 @@ class SiteLedger:
             row = np.ascontiguousarray(make(), dtype="<f4")
             data = row.tobytes()
             digest = hashlib.sha256(data).hexdigest()
-            charge = {"kind": "row", "mu": mu.hex(), "round_id": round_id, "sha256": digest}
+            charge = {"kind": "row", "mu": mu.hex(), "round_id": round_id, "run": run, "sha256": digest}
             seq = self._append(connection, charge)
-            connection.execute("INSERT INTO sent VALUES (?, ?, ?)", (round_id, seq, data))
+            connection.execute("INSERT INTO sent VALUES (?, ?, ?, ?)", (run, round_id, seq, data))
             connection.execute("COMMIT")
             return row
 
-    def forget_rows(self, before_round: int) -> int:
-        """Drop the bytes of rows of earlier rounds, which are not sent again then; how many. Charges stay."""
+    def forget_rows(self, before_round: int, run: str = "") -> int:
+        """Drop the bytes of rows of earlier rounds, and of all other runs, which are not sent again then.
+
+        Returns:
+            How many were dropped. Charges stay.
+        """
         with self._transaction() as connection:
             dropped = connection.execute(
-                "UPDATE sent SET row = NULL WHERE round_id < ? AND row IS NOT NULL", (before_round,)
+                "UPDATE sent SET row = NULL WHERE (round_id < ? OR run <> ?) AND row IS NOT NULL",
+                (before_round, run),
             ).rowcount
             connection.execute("COMMIT")
             return int(dropped)
@@ -259,15 +276,16 @@ class SiteLedger:
         """Close the file."""
         self._connection.close()
 
-    def _again(
-        self, client_id: str, round_id: int, mu: float, record: str, data: bytes | None
-    ) -> FloatVector | Refusal:
-        charge = json.loads(record)
-        if float.fromhex(charge["mu"]) != mu:
-            raise UsageError(f"mu: the row of round {round_id} was charged {float.fromhex(charge['mu'])!r}")
+    def __enter__(self) -> SiteLedger:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def _again(self, client_id: str, round_id: int, record: str, data: bytes | None) -> FloatVector | Refusal:
         if data is None:
             return Refusal(client_id, round_id, Cause.LOST, "its row was sent and is not kept any more")
-        if hashlib.sha256(data).hexdigest() != charge["sha256"]:
+        if hashlib.sha256(data).hexdigest() != json.loads(record)["sha256"]:
             raise SiteLedgerRefused(f"{self.path}: the kept row of round {round_id} was changed")
         return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
@@ -328,8 +346,9 @@ class SiteLedger:
         content = json.loads(record)
         match content["kind"]:
             case "begun":
-                if content["format"] > FORMAT:
-                    raise SiteLedgerRefused(f"{self.path}: it is of a newer format, {content['format']}")
+                why = why_not_read(KIND, FORMAT, KIND, content["format"])
+                if why:
+                    raise SiteLedgerRefused(f"{self.path}: {why}")
                 self._begun = content
                 self.accounting = Accounting(content["accounting"])
                 self.is_proof = content["is_proof"]
@@ -372,6 +391,7 @@ class SiteLedgers:
         folder: On the site's own disk.
         policies: By client.
         acknowledged: The newest heads that the federation's accountant knows, by client.
+        run: What counts the rounds, as in `SiteLedger.send`.
     """
 
     folder: str
@@ -380,9 +400,10 @@ class SiteLedgers:
     accounting: Accounting = Accounting.ZCDP
     is_proof: bool = True
     acknowledged: Mapping[str, Head] = field(default_factory=dict)
+    run: str = ""
 
-    def __call__(self, client_id: str) -> SiteLedger:
-        """A client's ledger, checked against the accountant's head.
+    def open(self, client_id: str) -> SiteLedger:
+        """A client's ledger, checked against the accountant's head, for the caller to close.
 
         Raises:
             UsageError: If the client has no policy, so no ceiling.
@@ -399,16 +420,24 @@ class SiteLedgers:
             accounting=self.accounting,
             is_proof=self.is_proof,
         )
-        ledger.heed(self.acknowledged.get(client_id))
+        try:
+            ledger.heed(self.acknowledged.get(client_id))
+        except BaseException:
+            ledger.close()
+            raise
         return ledger
+
+    def send(
+        self, client_id: str, round_id: int, mu: float, make: Callable[[], FloatVector]
+    ) -> FloatVector | Refusal:
+        """The row to send in a round of this run, as `SiteLedger.send` gives it."""
+        with self.open(client_id) as ledger:
+            return ledger.send(client_id, round_id, mu, make, self.run)
 
     def extension(self, client_id: str) -> Extension:
         """What to tell the accountant of a client's ledger, after it has sent."""
-        ledger = self(client_id)
-        try:
+        with self.open(client_id) as ledger:
             return ledger.extension(self.acknowledged.get(client_id))
-        finally:
-            ledger.close()
 
     def path_of(self, client_id: str) -> Path:
         """The file of a client's ledger."""

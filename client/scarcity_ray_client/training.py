@@ -51,7 +51,7 @@ class Cause(StrEnum):
 
 
 class Outbox(Protocol):
-    """Where a client's noised rows are kept, with what they cost, before they leave."""
+    """Where clients' noised rows are kept, with what they cost, before they leave."""
 
     def send(
         self, client_id: str, round_id: int, mu: float, make: Callable[[], FloatVector]
@@ -70,12 +70,12 @@ class Noising:
         site_noise: The federation's; where noise falls from row to row, that of a client's first.
         mus: What a row of each client is charged, where that is not the same for all.
         source: Where the noise comes from; anything but the operating system's entropy is for tests.
-        outbox: A client's own, by its id; None: rows are not kept.
+        outbox: Of these clients; None: rows are not kept.
     """
 
     site_noise: SiteNoise
     source: NoiseSource = field(default_factory=SystemNoise)
-    outbox: Callable[[str], Outbox] | None = None
+    outbox: Outbox | None = None
     mus: Mapping[str, float] | None = None
 
     def sent(self, update: Update) -> Update | Refusal:
@@ -90,7 +90,7 @@ class Noising:
 
         if self.outbox is None:
             return replace(update, delta=make())
-        row = self.outbox(client_id).send(client_id, round_id, noise.mu, make)
+        row = self.outbox.send(client_id, round_id, noise.mu, make)
         return row if isinstance(row, Refusal) else replace(update, delta=row)
 
 

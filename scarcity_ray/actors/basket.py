@@ -429,8 +429,9 @@ class BasketHost(Role):
             self._clip()
 
     def facts(self, parties: Sequence[str], now: float) -> dict[str, BasketFacts]:
-        """The public facts of each party that is here, for Layer 2's trigger."""
+        """The public facts of each party that is here, for Layer 2's trigger; an earlier session is over."""
         self._secure.tick(now)
+        self._secure.abandon()
         return {party: self._baskets[party].facts() for party in parties if party in self._baskets}
 
     def sign_facts(self, occasion: Occasion, parties: Sequence[str]) -> Answers[SignedFacts]:

@@ -154,19 +154,18 @@ class Attempt:
 class SecureParties:
     """An actor's baskets as parties of secure aggregation.
 
-    *Keys of a session that nobody ends* (its global aggregator died) are wiped when the actor is told so,
-    when the next session begins, or when the actor is next told a time that is at least
-    ``layer2.session_timeout_seconds`` away from the session's begin. Other actors may have unmasked that
-    session, so its aggregates stay handed in.
+    *Keys of a session that nobody ends* (its global aggregator died, or the message was lost) are wiped when
+    the actor is told so, when the next session is prepared, or when the actor is next told a time that is at
+    least ``layer2.session_timeout_seconds`` away from the session's begin.
 
     *A masked aggregate is used again only once its session can no longer be unmasked.* The actor does not
-    believe the global aggregator that a session ended without a release: a threshold of other baskets may
-    have unmasked a sum with this basket's part, and a second sum over the others would reveal that part. So
-    the actor asks the accountant to void the attempt's charge. A charge is either made or voided, durably. If
-    it was made, the aggregate is spent. If it is voided, no honest basket gives a share of the attempt, since
-    each asks for that charge first (`actors.charging`); the corrupt baskets are fewer than the shares that a
-    mask needs, so the masked input stays uniformly random to them. While the accountant does not answer, the
-    aggregate stays handed in.
+    believe the global aggregator that a session ended without a release, and may hear of no end at all: a
+    threshold of other baskets may have unmasked a sum with this basket's part, and a second sum over the
+    others would reveal that part. So the actor asks the accountant to void the attempt's charge. A charge
+    is either made or voided, durably. If it was made, the aggregate is spent. If it is voided, no honest
+    basket gives a share of the attempt, since each asks for that charge first (`actors.charging`); the
+    corrupt baskets are fewer than the shares that a mask needs, so the masked input stays uniformly
+    random to them. While the accountant does not answer, the aggregate stays handed in.
 
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and noise scale must be those that
@@ -174,6 +173,7 @@ class SecureParties:
         a_basket_whose_own_facts_are_misstated_refuses: Also if they are left out.
         no_sum_holds_fewer_of_weight_than_are_needed: Counted over the survivors.
         a_session_that_nobody_ends_keeps_no_keys
+        what_a_session_without_an_end_was_given_is_settled_when_the_accountant_answers
         one_aggregate_is_masked_in_one_session_at_a_time
         what_was_masked_is_masked_again_only_if_its_session_is_given_up: Whatever the aggregator says.
         what_is_masked_is_what_was_stated: The same aggregate, not one with the same counts.
@@ -343,35 +343,42 @@ class SecureParties:
         """Wipe a session's keys, and free the aggregates that are certainly in no release.
 
         Those of the `spent` parties may be in one. For the others the accountant is asked; without secure
-        aggregation the global aggregator is believed.
+        aggregation the global aggregator is believed, if it says that the session has ended.
         """
         attempt = self._current(session_id)
         if attempt is None:
             return
         self._spend(attempt, spent)
-        self.abandon()
-        left = {party: model for party, model in attempt.handed_in.items() if party not in spent}
+        for party in spent:
+            attempt.handed_in.pop(party, None)
         if not self._plan.config.layer2.use_secure_aggregation:
-            self._resolve(left, in_no_release=True)
-        elif left:
-            self._unsettled[attempt.terms.charge_id] = left
-            self._settle()
+            self._resolve(attempt.handed_in, in_no_release=True)
+            attempt.handed_in.clear()
+        self.abandon()
 
     def abandon(self) -> None:
-        """Wipe the keys of the current session."""
-        if self.attempt is not None:
-            self.attempt.close()
-        self.attempt = None
+        """Wipe the keys of the current session, and settle what was handed in to it."""
+        attempt = self._wipe()
+        if attempt is not None and attempt.handed_in:
+            self._unsettled[attempt.terms.charge_id] = attempt.handed_in
+        self._settle()
 
     def take_up(self) -> None:
-        """Settle what baskets that were made again from a journal had handed in to sessions."""
-        self.abandon()
+        """Note what baskets that were made again from a journal had handed in to sessions, to settle it."""
+        self._wipe()
         self._frozen.clear()
         self._unsettled.clear()
         for basket_id, basket in self._baskets.items():
             charge_id, model = basket.latest.handed_in_for, basket.latest.model
             if charge_id and model is not None:
                 self._unsettled.setdefault(charge_id, {})[basket_id] = model
+
+    def _wipe(self) -> Attempt | None:
+        """End the current session; it is returned without its keys."""
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            attempt.close()
+        return attempt
 
     def _begin(self, terms: SessionTerms, least: int = 0) -> Attempt:
         self.abandon()

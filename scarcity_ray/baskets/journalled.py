@@ -39,12 +39,10 @@ from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.gossip import GossipMessage, GossipMigration, GossipState
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import BasketFacts
-from scarcity_ray.storage.journal import Batch, Journal
+from scarcity_ray.storage.journal import VALUE_BYTES, Batch, Journal
 from scarcity_ray.updates import content_digest
 
 DIGEST_BYTES = 32
-MOST_ROW_BYTES = 1 << 28
-"""Of a batch; SQLite takes 1e9 bytes a value."""
 HOST = ""
 """Stands for the actor itself among the names of baskets, of which none is empty."""
 
@@ -227,14 +225,13 @@ class BasketJournal:
             journal.put(name, "counts", "", _packer.pack(basket.counts(number)))
 
     def _append(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
-        """Write updates, as several batches where one would be longer than SQLite takes."""
         if not accepted:
             return
-        most = max(MOST_ROW_BYTES // max(accepted[0].judged.update.nbytes, 1), 1)
-        for first in range(0, len(accepted), most):
-            self._append_batch(basket_id, accepted[first : first + most])
-
-    def _append_batch(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
+        most = max(1, VALUE_BYTES // accepted[0].judged.update.nbytes)
+        if len(accepted) > most:
+            for start in range(0, len(accepted), most):
+                self._append(basket_id, accepted[start : start + most])
+            return
         judged = [update.judged for update in accepted]
         rows = b"".join(np.ascontiguousarray(j.update, "<f4").data for j in judged)
         reports = tuple(update.report for update in accepted)

@@ -2,8 +2,8 @@
 
 An aggregate is *fresh* until it enters a release, a newer one supersedes it, or a contributor leaves the
 basket: the client may join another one, and must not be in one release twice. An aggregate that was handed in
-    to a session is not used again until it is certain that the session made no release
-    (`actors.secure_parties`).
+to a session is not used again until it is certain that the session made no release
+(`actors.secure_parties`). If a newer one replaces it meanwhile, it counts as superseded only then.
 
 Guarantees:
     An aggregate enters at most one release.
@@ -55,6 +55,7 @@ class LatestAggregate:
         self._fresh = False
         self._handed_in: BasketModel | None = None
         self._charge_id = ""
+        self._replaced: set[BasketModel] = set()
         self.is_unsaved = False
 
     @property
@@ -68,7 +69,11 @@ class LatestAggregate:
 
     def replace(self, model: BasketModel, contributors: Sequence[str]) -> None:
         """Replace the aggregate by a new one."""
-        self.superseded += self.fresh is not None
+        if self._fresh and self.model is not None:
+            if self.model is self._handed_in:
+                self._replaced.add(self.model)
+            else:
+                self.superseded += 1
         self.made += 1
         self.model, self._fresh, self.is_unsaved = model, True, True
         self._contributors = frozenset(contributors)
@@ -86,10 +91,16 @@ class LatestAggregate:
         """Note that the session that `model` was handed in to certainly makes no release."""
         if model is self._handed_in:
             self._handed_in, self.is_unsaved = None, True
+        if model in self._replaced:
+            self._replaced.discard(model)
+            self.superseded += 1
 
     def spend(self, model: BasketModel | None) -> None:
         """Note that `model` has entered a release, or may have; it never enters another."""
-        if model is not None and model is self.model:
+        if model is None:
+            return
+        self._replaced.discard(model)
+        if model is self.model:
             self._fresh, self.is_unsaved = False, True
 
     def discard_if_of(self, client_id: str) -> None:

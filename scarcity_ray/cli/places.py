@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scarcity_ray.cli.plan import Planned
-from scarcity_ray.config import CentralNoise, PrivacyUnit, to_plain
+from scarcity_ray.config import CentralNoise, NoisePlace, PrivacyUnit, to_plain
 from scarcity_ray.forecast import solve_for_rounds
 from scarcity_ray.forecast.choosing import LENGTHS, Choice, Likeness
 from scarcity_ray.forecast.noise_places import (
@@ -18,6 +18,7 @@ from scarcity_ray.forecast.noise_places import (
     PlaceChoice,
     choose_places,
     recommended_place,
+    with_central_noise,
     with_site_noise,
 )
 
@@ -46,6 +47,7 @@ def places_of(
         needed=planned.rounds or ROUNDS,
         likeness=likeness,
         signal=signal,
+        persons=planned.persons,
     )
     return found, recommended_place(found)
 
@@ -90,8 +92,12 @@ def settings_of(choice: PlaceChoice, planned: Planned, made: Choice) -> dict[str
         noise = CentralNoise.GAUSSIAN
         if choice.place is Place.SHARES:
             noise = CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN
-        solved = solve_for_rounds(replace(federation, layer2=replace(federation.layer2, noise=noise)), rounds)
+        central = with_central_noise(federation)
+        solved = solve_for_rounds(replace(central, layer2=replace(central.layer2, noise=noise)), rounds)
         told["layer2"] = {"noise": noise.value, "central_dp_epsilon": solved.layer2.central_dp_epsilon}
+        if planned.federation.privacy.noise is NoisePlace.SITE:
+            told["privacy"] = to_plain(solved.privacy)
+            layer1 |= {"clip_norm": solved.layer1.clip_norm, "momentum": 0.0}
     training = {
         "rounds": rounds,
         "optimizer": {"name": "sgd", "learning_rate": _rate(choice, planned)},
@@ -99,8 +105,10 @@ def settings_of(choice: PlaceChoice, planned: Planned, made: Choice) -> dict[str
     return {"federation": told, "training": training}
 
 
-def print_places(choices: list[dict[str, Any]], chosen: str, unit: str, console: Console) -> None:
-    """The table of places, the recommended one marked."""
+def print_places(
+    choices: list[dict[str, Any]], chosen: str, unit: str, given: NoisePlace, console: Console
+) -> None:
+    """The table of places, the recommended one marked; said where the file asks for another."""
     console.print(f"where the noise for a {unit} is added, each with the rule that suits it", style="bold")
     table = Table(box=None, pad_edge=False)
     for heading in ("  noise", "rule", "rounds", "step", "beta", "left", "against"):
@@ -124,6 +132,12 @@ def print_places(choices: list[dict[str, Any]], chosen: str, unit: str, console:
         "attackers; recommended is what guards against most at about the least (docs/choosing.md)",
         markup=False,
     )
+    if given is NoisePlace.SITE and chosen != Place.SITE.value:
+        console.print(
+            "the file has privacy.noise: site, which guards against more: to keep it, take rule, rounds, "
+            "step and momentum from its line",
+            markup=False,
+        )
 
 
 def _rate(choice: PlaceChoice, planned: Planned) -> float:

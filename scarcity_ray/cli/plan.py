@@ -28,7 +28,7 @@ from scarcity_ray.forecast import (
     warnings_of,
     weak_settings,
 )
-from scarcity_ray.forecast.noise_places import proven_kappa, site_sigma
+from scarcity_ray.forecast.noise_places import proven_kappa, site_sigma, with_site_noise
 from scarcity_ray.plan import AGAINST, FederationPlan, fewest_parties, make_plan, person_claim, session_shape
 from scarcity_ray.privacy.accounting.modes import Accounting, rho_of_mu
 from scarcity_ray.robust import PluginRule
@@ -53,6 +53,7 @@ class Planned:
         assumed: What was assumed of the clients, in words; empty where the file or the options say it.
         where: Where the federation's settings stand in the file.
         learning_rate: The server's in the file; None where it has none.
+        persons: Of each of the file's clients; empty where it does not say.
     """
 
     federation: HierarchicalFederationConfig
@@ -61,6 +62,7 @@ class Planned:
     assumed: str = ""
     where: str = "federation"
     learning_rate: float | None = None
+    persons: tuple[int, ...] = ()
 
 
 def plan_command(
@@ -138,7 +140,15 @@ def load_planned(
         rate = job.config.training.server_optimizer().learning_rate
         if clients is None and baskets is None:
             rounds = job.config.training.rounds
-            return Planned(job.config.federation, job.basket_sizes, rounds, learning_rate=rate)
+            known = [client.num_persons for client in job.clients]
+            persons = tuple(each for each in known if each is not None)
+            return Planned(
+                job.config.federation,
+                job.basket_sizes,
+                rounds,
+                learning_rate=rate,
+                persons=persons if len(persons) == len(known) else (),
+            )
         crowd = _crowd(job.config.federation, clients, baskets, "federation")
         return replace(crowd, learning_rate=rate)
     if "federation" not in content:
@@ -226,7 +236,11 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
             **_charged(plan, "_total", plan.mu_total),
             "share_of_gossip": plan.gossip_share,
             **_charged(plan, "_for_releases", plan.central_mu_cap),
-            **_charged(plan, "_for_gossip_of_a_client", plan.gossip_mu_cap),
+            **_charged(
+                plan,
+                f"_for_{'gossip' if plan.site_noise is None else 'rows'}_of_a_client",
+                plan.gossip_mu_cap,
+            ),
         },
         "privacy": _privacy(federation),
         "release": {
@@ -290,6 +304,8 @@ def planned_numbers(planned: Planned, rates: Rates = MEASURED) -> dict[str, Any]
     }
     if planned.assumed:
         numbers["baskets"]["assumed"] = planned.assumed
+    if plan.site_noise is not None:
+        _leave_out_central_noise(numbers, plan)
     if not federation.layer2.enabled:
         _leave_out_layer2(numbers, counted_on, planned.rounds)
     for title in SECTIONS:
@@ -316,22 +332,27 @@ def _privacy(federation: HierarchicalFederationConfig) -> dict[str, Any]:
 
 
 def _site_noise(planned: Planned, forecast: Forecast) -> dict[str, Any]:
-    """What noise at the site would cost the file's rule; nothing where the client is the unit."""
+    """What noise at the site costs the file's rule, or would; nothing where the client is the unit."""
     federation, clients = planned.federation, sum(planned.sizes)
     if federation.privacy.unit is PrivacyUnit.CLIENT or math.isinf(federation.total_epsilon):
         return {}
-    sigma, root = site_sigma(federation, forecast.rounds), math.sqrt(federation.vector_dim)
+    at_site = federation
+    if forecast.plan.site_noise is None:
+        at_site = with_site_noise(federation, forecast.rounds)
+    root = math.sqrt(federation.vector_dim)
+    sigma = forecast.row_noise_norm / root or site_sigma(federation, forecast.rounds)
     mean, kappa = sigma * root / math.sqrt(clients), proven_kappa(federation, min(planned.sizes))
     contribution = federation.privacy.person_clip_norm or federation.layer1.clip_norm
     return {
+        "row_epsilon": at_site.privacy.row_epsilon,
         "noise_sigma_of_a_row": sigma,
         "noise_norm_of_a_row": sigma * root,
         "noise_norm_of_the_mean": mean,
         "noise_of_the_mean_over_central_noise": f"sqrt({clients}) = {math.sqrt(clients):.3g}",
         "error_of_the_rule_at_most": "not known for this rule"
         if kappa is None
-        else f"sqrt(kappa (G^2 + d sigma^2)) = sqrt({kappa:.3g} (G^2 + {(sigma * root) ** 2:.3g}))",
-        "clip_norm_of_rows_at_least": contribution + sigma * (root + 3.0),
+        else f"{math.sqrt(kappa) * sigma * root:.3g} if honest rows are alike before noise, more if not",
+        "layer1.clip_norm_at_least": contribution + sigma * (root + 3.0),
     }
 
 
@@ -401,6 +422,21 @@ def _all_needed(forecast: Forecast, counted_on: dict[str, int]) -> tuple[Warned,
     return (Warned("all_baskets_needed", message, loud=False, about="privacy"),)
 
 
+def _leave_out_central_noise(numbers: dict[str, Any], plan: FederationPlan) -> None:
+    """Where clients noise their rows: what a row costs in a release's place, and no price of rules."""
+    release, privacy = numbers["release"], plan.config.privacy
+    charged = _charged(plan, "", plan.mu_row)
+    for name in ("sensitivity", "sensitivity_at_most", "noise_sigma_per_coordinate", *charged):
+        del release[name]
+    numbers["release"] = {**release, "epsilon": privacy.row_epsilon, **charged}
+    numbers["gossip"] = {
+        name: numbers["gossip"][name]
+        for name in ("clip_norm", "messages_received", "mixing_weight")
+        if plan.config.gossip_budget_share
+    }
+    numbers["rules"].clear()
+
+
 def _leave_out_layer2(numbers: dict[str, Any], counted_on: dict[str, int], rounds: int | None) -> None:
     """Without Layer 2 there is no release to speak of: baskets stay by themselves."""
     for title in ("release", "signal", "ring", "changes", "rules"):
@@ -453,12 +489,19 @@ def _what_was_solved(
             solved["federation.privacy.row_epsilon"] = row_epsilon
         elif numbers["release"]:
             solved["federation.layer2.central_dp_epsilon"] = numbers["release"]["epsilon"]
-        solved["federation.gossip.local_dp_epsilon"] = numbers["gossip"]["epsilon_a_round"]
+        if row_epsilon is None:
+            solved["federation.gossip.local_dp_epsilon"] = numbers["gossip"]["epsilon_a_round"]
     kind = "release" if numbers["release"] else "gossip"
     if numbers["release"]:
         solved["releases"] = numbers["release"]["releases_that_the_budget_buys"]
-    solved["gossip_rounds"] = numbers["gossip"]["rounds_that_the_share_buys"]
-    solved["noise_sigma_per_coordinate"] = numbers[kind]["noise_sigma_per_coordinate"]
+    if row_epsilon is None:
+        solved["gossip_rounds"] = numbers["gossip"]["rounds_that_the_share_buys"]
+    where, name = (
+        (kind, "noise_sigma_per_coordinate")
+        if row_epsilon is None
+        else ("site_noise", "noise_sigma_of_a_row")
+    )
+    solved[name] = numbers[where][name]
     return solved
 
 
@@ -469,7 +512,7 @@ def _print(numbers: dict[str, Any], console: Console) -> None:
     width = max(len(name) for title in SECTIONS for name in numbers[title])
     for title in SECTIONS:
         if numbers[title]:
-            console.print(title, style="bold")
+            console.print(_titled(title, numbers), style="bold")
         for name, value in numbers[title].items():
             console.print(
                 f"  {name.replace('_', ' ') if '.' not in name else name:<{width}}  {_readable(value)}",
@@ -477,6 +520,9 @@ def _print(numbers: dict[str, Any], console: Console) -> None:
             )
     if not numbers["release"]:
         console.print("no Layer 2: each basket trains by gossip alone, and all of the budget is gossip's")
+        return
+    if not numbers["rules"]:
+        console.print("each client noises its own row: no Layer 1 rule costs more noise")
         return
     console.print("noise that each Layer 1 rule would cost (* configured)", style="bold")
     table = Table(box=None, pad_edge=False)
@@ -490,6 +536,14 @@ def _print(numbers: dict[str, Any], console: Console) -> None:
         name = f"{'*' if configured else ' '} {cost['rule']}"
         table.add_row(name, str(cost["least_rows"]), *figures, style="bold" if configured else "")
     console.print(table)
+
+
+def _titled(title: str, numbers: dict[str, Any]) -> str:
+    """A section's heading: what a row costs and would cost are told apart."""
+    at_site = not numbers["rules"]
+    if title == "site_noise":
+        return "noise of a row" if at_site else "if clients noised their own rows (privacy.noise: site)"
+    return "row, as each client pays for it" if title == "release" and at_site else title
 
 
 def _short(value: float | None) -> str:

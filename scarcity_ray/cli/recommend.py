@@ -15,7 +15,7 @@ from rich.table import Table
 from scarcity_ray.cli import places
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import Planned
-from scarcity_ray.config import PrivacyUnit
+from scarcity_ray.config import NoisePlace, PrivacyUnit
 from scarcity_ray.forecast import Forecast
 from scarcity_ray.forecast.choosing import (
     CLIP_LEARNING_RATE,
@@ -26,6 +26,7 @@ from scarcity_ray.forecast.choosing import (
     Verdict,
     recommend,
 )
+from scarcity_ray.forecast.noise_places import with_central_noise
 
 ROUNDS = 20
 """Where neither the file nor ``--rounds`` says how many; the choice does not depend on it."""
@@ -54,7 +55,7 @@ def recommend_command(
     if attackers is None:
         attackers = sum(federation.layer1.byzantine_among(size) for size in planned.sizes)
     found = recommend(
-        federation,
+        with_central_noise(federation),
         clients=clients,
         attackers=attackers,
         rounds=planned.rounds or ROUNDS,
@@ -92,7 +93,7 @@ def recommend_command(
     if form == "json":
         click.echo(json.dumps({name: _finite(value) for name, value in told.items()}))
     else:
-        _print(told, Console(highlight=False, soft_wrap=True))
+        _print(told, federation.privacy.noise, Console(highlight=False, soft_wrap=True))
     return ExitCode.DONE
 
 
@@ -206,7 +207,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _print(told: dict[str, Any], console: Console) -> None:
+def _print(told: dict[str, Any], given: NoisePlace, console: Console) -> None:
     asked, chosen = told["asked"], told["recommended"]
     unit, place = asked["unit_of_privacy"], told["recommended_noise"]
     at = next((each for each in told["noise_places"] if each["noise"] == place), None)
@@ -223,13 +224,16 @@ def _print(told: dict[str, Any], console: Console) -> None:
         teaches = told["verdict"] == Verdict.TEACHES
         style, verdict = ("bold", "recommended") if teaches else ("bold red", "the least bad")
         rule = chosen["rule"] if at is None else f"{at['rule']}, {at['noise']} noise, {at['rounds']} rounds"
+        tolerated = f"f = {chosen['num_byzantine']}"
+        if at is not None and at["clipping_radius"] is not None:
+            tolerated = f"clipping radius {at['clipping_radius']:.3g}"  # it needs no f
         console.print(
-            f"{verdict}: {rule}, {chosen['baskets']} baskets of {each}, f = {chosen['num_byzantine']}",
+            f"{verdict}: {rule}, {chosen['baskets']} baskets of {each}, {tolerated}",
             style=style,
             markup=False,
         )
     if at is not None:
-        places.print_places(told["noise_places"], at["noise"], unit, console)
+        places.print_places(told["noise_places"], at["noise"], unit, given, console)
         console.print("rules by what one release of central noise moves", style="bold")
     for reason in told["why"] if at is None or at["rule"] == chosen["rule"] else ():
         console.print(f"  {reason}", markup=False)

@@ -35,6 +35,7 @@ class FitState:
         refusals: By client and reason.
         progress: Of early stopping, with the best model.
         noted: What it has warned of.
+        run: Its name, by which the sites' own ledgers know its rows.
     """
 
     terms: Mapping[str, str]
@@ -47,6 +48,7 @@ class FitState:
     refusals: Mapping[str, Mapping[str, int]]
     progress: Progress
     noted: tuple[str, ...]
+    run: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

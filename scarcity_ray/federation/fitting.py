@@ -145,7 +145,8 @@ class Fitting(Generic[Model]):
         self._newly_out: tuple[str, ...] = ()
         site_noise, source = driver.supervisor.plan.site_noise, driver.supervisor.identity.noise
         self._noising = None if site_noise is None else Noising(site_noise, source)
-        self._name = uuid.uuid4().hex
+        # Charges are this life's own, since each covers a draw; sites' ledgers know rows of earlier lives.
+        self._name = self._run = uuid.uuid4().hex
         self._told_ledgers: dict[str, Extension] = {}
         self._check_site_ledgers()
         self._check_hooks()
@@ -269,6 +270,7 @@ class Fitting(Generic[Model]):
             self._driver.supervisor.plan.accounting,
             is_proof=True,
             acknowledged=self._driver.site_heads([client.client_id for client in clients]),
+            run=self._run,
         )
         return replace(self._noising, outbox=ledgers)
 
@@ -295,6 +297,7 @@ class Fitting(Generic[Model]):
             refusals=self._refusals,
             progress=self._progress,
             noted=tuple(sorted(self._noted)),
+            run=self._run,
         )
         write_fit(kept, state)
 
@@ -308,7 +311,7 @@ class Fitting(Generic[Model]):
         self._version, self._clip_norm = state.version, state.clip_norm
         self._history, self._progress = list(state.history), state.progress
         self._refusals = {client: Counter(counts) for client, counts in state.refusals.items()}
-        self._noted, self._interrupted = set(state.noted), state.round_id
+        self._noted, self._interrupted, self._run = set(state.noted), state.round_id, state.run
         self._out = frozenset(c for c, counts in state.refusals.items() if Cause.AT_CEILING in counts)
         if self._history:
             self._too_small = ()

@@ -4,6 +4,9 @@ A release is a weighted mean of vectors of norm at most the lesser clip norm C, 
 noise has the expected squared norm sigma^2 d over the model's d coordinates. Over T rounds the signal adds up
 to at most T C and the noise, being independent, to sqrt(T) sigma sqrt(d). `solve_for_rounds` goes the other
 way: from the rounds that are wanted to the noise that the budget can pay for.
+
+Where clients noise their own rows, no noise is added to releases. Theirs is then what is left of the rows'
+noise in the mean of all rows: it is independent, so over the root of the rows. Other rules leave more of it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, Layer1Config, RulePath
+from scarcity_ray.config import (
+    AggregationMethod,
+    HierarchicalFederationConfig,
+    Layer1Config,
+    NoisePlace,
+    RulePath,
+)
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.plan import (
     BasketFacts,
@@ -56,7 +65,9 @@ class Forecast:
     """A config's prospects with baskets of given sizes.
 
     Guarantees:
-        no_release_is_noisier_than_forecast_while_everybody_takes_part: Both take sigma from the same plan.
+        no_release_is_noisier_than_forecast_while_everybody_takes_part: Both take sigma from the same plan,
+            where releases are noised.
+        the_mean_of_noised_rows_is_as_noisy_as_forecast: While clients have `min_persons` each.
             Under the rule ``weighted`` that holds while all claim equally many examples; what unequal claims
             cost is told of the aggregates themselves, before they are released (`warning_of_weights`).
         stuck_sizes_are_those_at_which_the_rule_waits_for_ever: By the rule's own least rows.
@@ -97,17 +108,26 @@ class Forecast:
     @property
     def sigma(self) -> float:
         """Standard deviation of a release's noise in each coordinate; of the first's, where noise falls."""
+        if self.plan.site_noise is not None:
+            return _row_sigma(self.plan) / math.sqrt(sum(self.sizes))
         return self.release.grid_sigma(list(self.release.weights)) / self.release.scale
 
     @property
     def noise_norm(self) -> float:
         """Norm (root mean square) of a release's noise over the model's coordinates."""
-        return noise_norm_of(self.plan, self.release)
+        return self.sigma * math.sqrt(self.config.vector_dim)
+
+    @property
+    def row_noise_norm(self) -> float:
+        """As `noise_norm`, of the noise on one row of `min_persons`; 0 where releases are noised."""
+        return _row_sigma(self.plan) * math.sqrt(self.config.vector_dim)
 
     @property
     def noise_norm_at_least_rows(self) -> float:
         """As `noise_norm`, when no basket has more rows than Layer 1 waits for."""
         rows = [min(size, self.plan.least_rows(size)) for size in self.sizes]
+        if self.plan.site_noise is not None:
+            return self.row_noise_norm / math.sqrt(sum(rows))
         return noise_norm_of(self.plan, full_release(self.plan, self.sizes, rows))
 
     @property
@@ -136,7 +156,11 @@ class Forecast:
     def signal_to_noise_over_all_rounds(self) -> float:
         """The same for the sum of all releases, if all have the greatest signal in the same direction."""
         rounds = max(1.0, self.rounds_possible)
-        energy = self.plan.schedule.noise_energy(self.plan.central_mu_cap**2, rounds)
+        plan, is_site = self.plan, self.plan.site_noise is not None
+        schedule, cap = (
+            (plan.row_schedule, plan.gossip_mu_cap) if is_site else (plan.schedule, plan.central_mu_cap)
+        )
+        energy = schedule.noise_energy(cap**2, rounds)
         return self.signal_to_noise * rounds / math.sqrt(energy)
 
     @property
@@ -155,7 +179,11 @@ class Forecast:
         """
         if math.isinf(self.plan.num_releases) or math.isinf(self.signal_to_noise):
             return math.inf
-        return float(math.floor((self.plan.central_mu_cap / self.release.mu * self.signal_to_noise) ** 2))
+        plan = self.plan
+        bought = (
+            plan.central_mu_cap / self.release.mu if plan.site_noise is None else plan.mu_total / plan.mu_row
+        )
+        return float(math.floor((bought * self.signal_to_noise) ** 2))
 
     @property
     def baskets_at_equal_noise(self) -> int | None:
@@ -165,6 +193,8 @@ class Forecast:
         of them being counted on. One fewer is too few. None if the grid is too coarse or no session so large.
         """
         release = self.release
+        if self.plan.site_noise is not None:
+            return math.ceil(len(self.sizes) / self.signal_to_noise**2)
         if math.isinf(release.mu):
             return 1
         noise = self.signal_bound / math.sqrt(self.config.vector_dim) * release.mu * release.scale
@@ -285,9 +315,20 @@ def _sensitivity(release: ReleasePlan) -> float:
     return max(weight * release.sensitivities[basket] for basket, weight in release.weights.items())
 
 
+def _row_sigma(plan: FederationPlan) -> float:
+    """Standard deviation of each coordinate of a row of `min_persons`; 0 where releases are noised."""
+    noise = plan.site_noise
+    return 0.0 if noise is None else noise.sigma(noise.min_persons)
+
+
 def signal_bound(config: HierarchicalFederationConfig) -> float:
-    """The greatest norm that a release can have without its noise."""
-    layer1 = config.layer1
+    """The greatest norm that a release can have without its noise.
+
+    Where rows are noised it is that of their mean before noise: what clips later clips both alike.
+    """
+    layer1, privacy = config.layer1, config.privacy
+    if privacy.noise is NoisePlace.SITE and privacy.person_clip_norm is not None:
+        return privacy.person_clip_norm
     return min(layer1.clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
 
 
@@ -347,6 +388,8 @@ def rule_cost(
         return RuleCost(rule, least, fits=False)
     release = full_release(plan, sizes)
     sensitivity, noise = max(release.sensitivities.values()), noise_norm_of(plan, release)
+    if plan.site_noise is not None:
+        noise = _row_sigma(plan) * math.sqrt(config.vector_dim / sum(sizes))
     ratio = signal_bound(config) / noise if noise else math.inf
     return RuleCost(rule, least, True, sensitivity, noise, ratio)
 

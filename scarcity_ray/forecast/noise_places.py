@@ -21,6 +21,7 @@ Guarantees:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
@@ -28,7 +29,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.config import AggregationMethod, CentralNoise, HierarchicalFederationConfig, NoisePlace
+from scarcity_ray.config import (
+    AggregationMethod,
+    CentralNoise,
+    HierarchicalFederationConfig,
+    NoisePlace,
+    PrivacyUnit,
+)
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast.choosing import (
     COMMON,
@@ -199,6 +206,7 @@ def choose_places(
     needed: int,
     likeness: Likeness,
     signal: float,
+    persons: Sequence[int] = (),
 ) -> tuple[PlaceChoice, ...]:
     """Each place at its best rule and training, from central noise to noise at the site.
 
@@ -207,17 +215,25 @@ def choose_places(
         sizes: Clients of each basket; attackers among them are spread at random.
         needed: Rounds of a training without noise.
         signal: Norm of the honest mean at the start, in the rows' own units.
+        persons: Of each client, where they are known; else all have the fewest that are allowed.
 
     Raises:
         ConfigError: If no rule fits, or the unit is the client.
     """
     if config.privacy.min_persons is None:
         raise ConfigError("privacy.unit", config.privacy.unit.value, "person or record")
+    least = config.privacy.min_persons
+    counts = np.maximum(np.array(persons or (least,), np.float64), least)
+    # The noise of a mean of rows is made of all of theirs, that of a release of the smallest client's.
+    fewer = {Place.SITE: math.sqrt(float(np.mean(counts**-2.0))) * least}
     found = []
     for place in Place:
+        quieter = fewer.get(place, least / float(counts.min()))
         tried = [
             PlaceChoice(place, name, best_training(made, needed), made, radius)
-            for name, made, radius in _disturbances(config, place, sizes, attackers, likeness, signal)
+            for name, made, radius in _disturbances(
+                config, place, sizes, attackers, likeness, signal, quieter
+            )
         ]
         if tried:
             found.append(min(tried, key=lambda choice: choice.training.error))
@@ -255,6 +271,17 @@ def with_site_noise(config: HierarchicalFederationConfig, rounds: int) -> Hierar
     return replace(made, layer1=replace(made.layer1, clip_norm=longest))
 
 
+def with_central_noise(config: HierarchicalFederationConfig) -> HierarchicalFederationConfig:
+    """The config with noise on releases, and none of what noised rows alone may have, or need."""
+    if config.privacy.noise is NoisePlace.CENTRAL:
+        return config
+    privacy = replace(config.privacy, noise=NoisePlace.CENTRAL, row_epsilon=None, row_delta=None)
+    share = 0.0 if privacy.unit is not PrivacyUnit.CLIENT else config.gossip_budget_share
+    longest = privacy.person_clip_norm or config.layer1.clip_norm  # a liar may send no longer a row
+    layer1 = replace(config.layer1, momentum=0.0, clip_norm=longest)
+    return replace(config, privacy=privacy, layer1=layer1, gossip_budget_share=share)
+
+
 def site_sigma(config: HierarchicalFederationConfig, rounds: int) -> float:
     """Standard deviation of each coordinate of a row of the fewest persons, if so many rounds are noised."""
     noise = FederationPlan(with_site_noise(config, rounds)).site_noise
@@ -278,8 +305,13 @@ def _disturbances(
     attackers: int,
     likeness: Likeness,
     signal: float,
+    quieter: float = 1.0,
 ) -> list[tuple[str, Disturbance, float | None]]:
-    """Of each rule that fits: its name, what it lets through, and centred clipping's radius."""
+    """Of each rule that fits: its name, what it lets through, and centred clipping's radius.
+
+    Args:
+        quieter: Of the noise for the fewest persons, what there is of it.
+    """
     clients, size = sum(sizes), min(sizes)
     differing = math.sqrt(LENGTHS[likeness] ** -2 - 1.0)
     spread_out = over_baskets(size, clients, attackers)
@@ -287,11 +319,8 @@ def _disturbances(
     f = math.ceil(attackers / len(sizes) - 1e-9)
     row_noise = 0.0
     if place is Place.SITE:
-        row_noise = site_sigma(config, 1) * math.sqrt(config.vector_dim) / signal
-    config = replace(
-        config, privacy=replace(config.privacy, noise=NoisePlace.CENTRAL, row_epsilon=None, row_delta=None)
-    )
-    config = replace(config, layer1=replace(config.layer1, momentum=0.0))
+        row_noise = quieter * site_sigma(config, 1) * math.sqrt(config.vector_dim) / signal
+    config = with_central_noise(config)
     centred = (AggregationMethod.CENTERED_CLIPPING, ())
     found = []
     for rule, pre in (*RULES, centred):
@@ -316,7 +345,11 @@ def _disturbances(
                 CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN if place is Place.SHARES else CentralNoise.GAUSSIAN
             )
             layer2 = replace(config.layer2, noise=kind)
-            noise = Forecast(solve_for_rounds(replace(made, layer2=layer2), 1), sizes, 1).noise_norm / signal
+            noise = (
+                quieter
+                * Forecast(solve_for_rounds(replace(made, layer2=layer2), 1), sizes, 1).noise_norm
+                / signal
+            )
         pull = 0.0
         radius = None
         if rule is AggregationMethod.MEAN:
@@ -374,5 +407,6 @@ __all__ = [
     "recommended_place",
     "remaining",
     "site_sigma",
+    "with_central_noise",
     "with_site_noise",
 ]

@@ -17,7 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
-from scarcity_ray.config import AggregationMethod, HierarchicalFederationConfig, PrivacyConfig, PrivacyUnit
+from scarcity_ray.config import (
+    AggregationMethod,
+    HierarchicalFederationConfig,
+    NoisePlace,
+    PrivacyConfig,
+    PrivacyUnit,
+)
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.forecast.feasibility import Forecast, rule_cost, solve_for_rounds, with_rule
 
@@ -108,22 +114,26 @@ def _fewer_rounds(base: Forecast) -> Tried:
     tried = _in_rounds(base, int(rounds))
     if tried is None:
         return None
-    epsilon = tried.config.layer2.central_dp_epsilon
     return (
         tried,
-        f"spending this budget in at most {rounds:.10g} round{'s' * (rounds > 1)} "
-        f"(layer2.central_dp_epsilon: {epsilon:g})",
+        f"spending this budget in at most {rounds:.10g} round{'s' * (rounds > 1)} ({_spent(tried.config)})",
     )
+
+
+def _spent(config: HierarchicalFederationConfig) -> str:
+    """The setting that says how much of the budget a round takes."""
+    if config.privacy.noise is NoisePlace.SITE:
+        return f"privacy.row_epsilon: {config.privacy.row_epsilon:g}"
+    return f"layer2.central_dp_epsilon: {config.layer2.central_dp_epsilon:g}"
 
 
 def _in_rounds(base: Forecast, rounds: int) -> Forecast | None:
     """The same with the whole budget spent in so many rounds; gossip's epsilon stays."""
     try:
-        epsilon = solve_for_rounds(base.config, rounds).layer2.central_dp_epsilon
+        solved = solve_for_rounds(base.config, rounds)
     except ConfigError:
         return None
-    layer2 = replace(base.config.layer2, central_dp_epsilon=epsilon)
-    return Forecast(replace(base.config, layer2=layer2), base.sizes, rounds)
+    return Forecast(replace(solved, gossip=base.config.gossip), base.sizes, rounds)
 
 
 def _more_clients(base: Forecast) -> Tried:
@@ -208,10 +218,8 @@ def _fewer_rounds_of_more_clients(base: Forecast) -> Tried:
     tried = None if few is None else _more_clients(few)
     if tried is None:
         return None
-    epsilon = tried[0].config.layer2.central_dp_epsilon
     return tried[0], (
-        f"spending this budget in {FEW_ROUNDS} rounds (layer2.central_dp_epsilon: {epsilon:g}) "
-        f"with {tried[1]}"
+        f"spending this budget in {FEW_ROUNDS} rounds ({_spent(tried[0].config)}) with {tried[1]}"
     )
 
 
@@ -228,18 +236,22 @@ def _larger_epsilon(base: Forecast) -> Tried:
     """The same rounds for more epsilon: a release's, and with it the total."""
     config, plan = base.config, base.plan
     factor = _CLOSE / base.signal_to_noise
-    epsilon = _rounded_up(
-        plan.accounting.epsilon_of(plan.mu_release * factor, config.layer2.central_dp_delta)
-    )
-    change = f"layer2.central_dp_epsilon: {epsilon:g}"
+    is_site = plan.site_noise is not None
+    delta = (config.privacy.row_delta or config.total_delta) if is_site else config.layer2.central_dp_delta
+    mu = plan.mu_row if is_site else plan.mu_release
+    epsilon = _rounded_up(plan.accounting.epsilon_of(mu * factor, delta))
+    if is_site:
+        larger = replace(config, privacy=replace(config.privacy, row_epsilon=epsilon))
+    else:
+        larger = replace(config, layer2=replace(config.layer2, central_dp_epsilon=epsilon))
+    change = _spent(larger)
     total = config.total_epsilon
     if math.isfinite(total):
         total = _rounded_up(plan.accounting.epsilon_of(plan.mu_total * factor, config.total_delta))
         if total > HUGE_EPSILON:
             return None
         change += f" with total_epsilon: {total:g}"
-    larger = replace(config, total_epsilon=total, layer2=replace(config.layer2, central_dp_epsilon=epsilon))
-    return Forecast(larger, base.sizes, base.rounds), change
+    return Forecast(replace(larger, total_epsilon=total), base.sizes, base.rounds), change
 
 
 def _smaller_model(base: Forecast) -> Tried:

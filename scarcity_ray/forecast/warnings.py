@@ -77,6 +77,7 @@ def warnings_of(forecast: Forecast) -> tuple[Warned, ...]:
     """All warnings on a forecast, the worst first."""
     found = (
         _drowned(forecast),
+        _rows_are_noise(forecast),
         _stuck(forecast),
         _short(forecast),
         _falls_too_late(forecast),
@@ -107,15 +108,37 @@ def _drowned(forecast: Forecast) -> Warned | None:
     if forecast.signal_to_noise >= 1.0 or not forecast.config.layer2.enabled:
         return None
     ways = remedies(forecast)
+    whose = (
+        "a release's noise" if forecast.plan.site_noise is None else "the rows' noise in the mean of all rows"
+    )
     return Warned(
         "noise_drowns_signal",
-        f"a release's noise has norm {forecast.noise_norm:.3g}, {1 / forecast.signal_to_noise:.3g} times the "
+        f"{whose} has norm {forecast.noise_norm:.3g}, {1 / forecast.signal_to_noise:.3g} times the "
         f"greatest that its signal can have, {forecast.signal_bound:g} (all {forecast.rounds_possible:.0f} "
         f"rounds together: the signal is at most {forecast.signal_to_noise_over_all_rounds:.3g} times the "
         f"noise); what would bring the noise down to the signal: "
         f"{listed(ways) or 'no single change; a much smaller model of many more clients'}",
         loud=True,
         remedies=tuple(way.change for way in ways),
+    )
+
+
+def _rows_are_noise(forecast: Forecast) -> Warned | None:
+    """Whether a client's row is more noise than signal, so that only many rows together say anything."""
+    site, noise = forecast.plan.site_noise, forecast.row_noise_norm
+    if site is None or noise <= site.clip_norm:
+        return None
+    clients, beta = sum(forecast.sizes), forecast.config.layer1.momentum
+    fade = "" if beta else "; layer1.momentum: 0.9 leaves 0.23 of it in what the rule sees"
+    return Warned(
+        "rows_are_noise",
+        f"each client noises its own row: its noise has norm {noise:.3g}, the row itself "
+        f"{site.clip_norm:g} at most. The mean of all {clients} rows has noise {forecast.noise_norm:.3g}, "
+        f"sqrt({clients}) = {math.sqrt(clients):.3g} times what central noise on a mean needs. A rule that "
+        f"picks rows passes their noise on, and attackers hide in it{fade}; what would change it: more "
+        "persons behind each row (privacy.min_persons), fewer rounds, or privacy.noise: central, which "
+        "guards against less (docs/site_noise.md)",
+        loud=False,
     )
 
 
@@ -139,6 +162,7 @@ def _short(forecast: Forecast) -> Warned | None:
     if forecast.rounds_paid >= forecast.rounds:
         return None
     what = "release" if forecast.config.layer2.enabled else "gossip round"
+    what = what if forecast.plan.site_noise is None else "row"
     return Warned(
         "budget_ends_early",
         f"the budget buys {forecast.rounds_paid:.0f} of the {forecast.rounds} rounds; "
@@ -149,12 +173,14 @@ def _short(forecast: Forecast) -> Warned | None:
 
 def _falls_too_late(forecast: Forecast) -> Warned | None:
     plan, rounds = forecast.plan, forecast.rounds
-    if plan.schedule.is_constant or plan.num_releases <= rounds:
+    is_site = plan.site_noise is not None
+    schedule, what = (plan.row_schedule, "row") if is_site else (plan.schedule, "release")
+    if schedule.is_constant or plan.num_releases <= rounds:
         return None
     return Warned(
         "noise_falls_too_late",
-        f"noise falls until the last of the {plan.num_releases:.0f} releases that the budget buys, and the "
-        f"{rounds} that are wanted are the noisiest; `--rounds {rounds}` solves for the epsilon of a release "
+        f"noise falls until the last of the {plan.num_releases:.0f} {what}s that the budget buys, and the "
+        f"{rounds} that are wanted are the noisiest; `--rounds {rounds}` solves for the epsilon of a {what} "
         "that spends the budget on them",
         loud=False,
     )

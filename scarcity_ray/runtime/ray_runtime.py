@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,13 @@ from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _in
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scarcity_ray.errors import ActorLost, ScarcityError, UsageError
+from scarcity_ray.release import __version__
 from scarcity_ray.runtime.base import RoleSpec, Tasks
+from scarcity_ray.runtime.card import opened, sealed
 from scarcity_ray.runtime.connect import connect, first_line
 from scarcity_ray.runtime.ray_tasks import RayTasks, fetch, listed, why_unplaceable
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, IdempotencyKey, Peers, Role, with_values
+from scarcity_ray_client.errors import shown
 
 logger = logging.getLogger("scarcity_ray")
 
@@ -94,7 +97,7 @@ class RayRuntime:
         try:
             for spec in specs:
                 made.append((spec, self._create(spec, get_if_exists=False)))
-            key, value = self._namespace.encode(), cloudpickle.dumps(card)
+            key, value = self._namespace.encode(), sealed(cloudpickle.dumps(card))
             _internal_kv_put(key, value, overwrite=True, namespace=_CARDS)
             is_published = True
             self._await(made)
@@ -169,9 +172,13 @@ class RayRuntime:
         return max(found, key=lambda node: found[node], default=None)
 
     def card(self) -> Any:
-        """The card that the federation was started with, while the cluster runs; else None."""
+        """The card that the federation was started with, while the cluster runs; else None.
+
+        Raises:
+            UsageError: If another release of this package started it.
+        """
         card = _internal_kv_get(self._namespace.encode(), namespace=_CARDS)
-        return None if card is None else cloudpickle.loads(card)
+        return None if card is None else cloudpickle.loads(opened(card))
 
     def withdraw(self) -> None:
         """Remove the card."""
@@ -215,7 +222,8 @@ class RayRuntime:
         }
         if self._detached:
             options["lifetime"] = "detached"
-        return ray.remote(_fetching(spec.factory)).options(**options).remote(**spec.arguments)
+        factory, arguments = on_ray(spec.factory, spec.arguments)
+        return ray.remote(factory).options(**options).remote(**arguments)
 
     def _await(self, started: Sequence[tuple[RoleSpec, Any]]) -> None:
         """Wait until the actors answer, and keep their handles; one that turns out dead is created again.
@@ -302,17 +310,32 @@ def _why_waiting(spec: RoleSpec) -> str:
     return f"it waited for a node with {listed(demand)} free, or its process was slow to start"
 
 
-class _Fetching(Role):
-    """What a role's class is on Ray: it fetches the values of references nested in arguments."""
+class _OnRay(Role):
+    """What a role's class is on Ray: of its driver's release, it fetches references nested in arguments.
+
+    A node may have another release than the driver, whose class it then finds under the same name.
+    """
+
+    def __init__(self, *, drivers_release: str, **arguments: Any) -> None:
+        if drivers_release != __version__:
+            raise UsageError(
+                f"this node has release {__version__} of scarcity_ray, the driver {shown(drivers_release)}: "
+                "install the same on all nodes"
+            )
+        super().__init__(**arguments)
 
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         return super().once(call, method, *with_values(args, fetch))
 
 
-def _fetching(factory: Callable[..., Any]) -> Callable[..., Any]:
+def on_ray(
+    factory: Callable[..., Any], arguments: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The class to start in the place of a role's, and its arguments; any other factory stays as it is."""
     if not (isinstance(factory, type) and issubclass(factory, Role)):
-        return factory
-    return type(factory.__name__, (_Fetching, factory), {"__doc__": factory.__doc__})
+        return factory, dict(arguments)
+    made = type(factory.__name__, (_OnRay, factory), {"__doc__": factory.__doc__})
+    return made, {**arguments, "drivers_release": __version__}
 
 
 def find_actor(namespace: str, name: str) -> Any:

@@ -27,10 +27,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.release import __version__
+from scarcity_ray_client.errors import shown
 
 CALLERS = 256
 """Callers whose last answer a role remembers; beyond that the longest silent are forgotten."""
@@ -47,10 +49,12 @@ class IdempotencyKey:
     Attributes:
         caller: Makes one call at a time.
         number: Rises from call to call.
+        release: The caller's.
     """
 
     caller: str
     number: int
+    release: str = field(default_factory=lambda: __version__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Role:
         a_call_made_again_is_answered_and_not_done_again
         a_call_that_failed_is_done_again: A method that raises has changed nothing, or can be resumed.
         an_overtaken_call_is_refused: One that arrives after its caller's next call.
+        a_call_of_another_release_is_refused
     """
 
     def __init__(self) -> None:
@@ -89,8 +94,14 @@ class Role:
         """Call `method`, unless this call was answered before; its answer.
 
         Raises:
-            ProtocolViolation: If its caller has made a later call since, or for a private method.
+            ProtocolViolation: If its caller has made a later call since or is of another release, or for a
+                private method.
         """
+        release = getattr(call, "release", "0.0")
+        if release != __version__:
+            raise ProtocolViolation(
+                f"{method}: called by release {shown(release)} of scarcity_ray, this actor's is {__version__}"
+            )
         if method.startswith("_"):
             raise ProtocolViolation(f"{method} is the role's own")
         last = self._answers.get(call.caller)

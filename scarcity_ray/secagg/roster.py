@@ -21,8 +21,10 @@ from dataclasses import dataclass, replace
 from scarcity_ray.errors import UsageError
 from scarcity_ray.secagg.context import Party, is_party
 from scarcity_ray.secagg.transcript import DIGEST_BYTES, digest, encode
+from scarcity_ray_client.formats import why_not_read
 from scarcity_ray_client.identity import SIGNATURE_BYTES, IdentityKeyPair
 
+FORMAT, VERSION = "scarcity_ray roster", 1
 KEPT = 64
 """Newest epochs that a chain keeps, for those who are behind."""
 NOBODY_BEFORE = bytes(DIGEST_BYTES)
@@ -87,6 +89,8 @@ class Roster:
         """The roster as JSON, to be carried to where the operator's key is."""
         return json.dumps(
             {
+                "format": FORMAT,
+                "version": VERSION,
                 "federation_id": self.federation_id,
                 "epoch": self.epoch,
                 "previous": self.previous.hex(),
@@ -98,13 +102,16 @@ class Roster:
 
     @classmethod
     def from_json(cls, text: str) -> Roster:
-        """What `to_json` wrote.
+        """What `to_json` wrote; before version 1 it stated none.
 
         Raises:
-            UsageError: if it is something else.
+            UsageError: if it is something else, or of a newer version.
         """
         try:
             given = json.loads(text)
+            why = why_not_read(FORMAT, VERSION, given.get("format", FORMAT), given.get("version", 1))
+            if why:
+                raise UsageError(why)
             roster = cls(
                 given["federation_id"],
                 given["epoch"],

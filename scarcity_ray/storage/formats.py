@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scarcity_ray.errors import StorageError
+from scarcity_ray_client.formats import why_not_read
 
 FORMATS = {"scarcity_ray snapshot": 1, "scarcity_ray journal": 1}
 """Each kind of file, with the version that this release writes."""
@@ -14,11 +15,7 @@ def check_format(path: str, kind: str, found_kind: object, found_version: object
     Raises:
         StorageError: If it is not; it names the path and the way out.
     """
-    known = FORMATS[kind]
-    if found_kind != kind:
-        raise StorageError(f"{path}: this is no {kind}; name another folder, or move the file away")
-    if type(found_version) is not int or not 1 <= found_version <= known:
-        raise StorageError(
-            f"{path}: a {kind} of version {found_version!r:.20}, and this release reads 1 to {known}; use "
-            "the release that wrote it, or a newer one"
-        )
+    why = why_not_read(kind, FORMATS[kind], found_kind, found_version)
+    if why:
+        away = "" if found_kind == kind else "; name another folder, or move the file away"
+        raise StorageError(f"{path}: {why}{away}")

@@ -34,6 +34,8 @@ PAGE_BYTES = 16_384
 """Of the file. With 4 KiB a batch of 4 MiB took twice as long; a single update writes a page or two."""
 CHECKPOINT_PAGES = 1_024
 """SQLite moves what is in its log to the file itself once that is so long."""
+VALUE_BYTES = 1 << 18
+"""A batch with more bytes of rows is best written as several: SQLite copies each value in memory."""
 LOCK_SECONDS = 5.0
 """Time that a process which has the file open may take to end."""
 _TABLES = """

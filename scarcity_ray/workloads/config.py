@@ -32,6 +32,8 @@ T = TypeVar("T")
 RunName = Literal[
     "federation", "noiseless", "clean", "plain_mean", "clipped_mean", "centralised", "local_only"
 ]
+FORMAT_VERSION = 1
+"""Of the files in a run's folder: ``config.yaml``, ``metrics.jsonl`` and ``summary.json`` state it."""
 WITHOUT_LAYER2 = frozenset({"rounds", "clients_per_round", "clients_per_task", "metric", "mode"})
 """Settings of the training that hold where clients learn by gossip alone."""
 DIGITS = "scarcity_ray.workloads.digits:Digits"
@@ -187,13 +189,6 @@ class RunConfig:
             raise ConfigError(
                 "federation.auto_aggregate", True, "false, because a job aggregates once a round itself"
             )
-        try:
-            make_plan(self.federation)
-        except ConfigError as error:
-            raise error.under("federation") from None
-        except UsageError as error:
-            rule = str(self.federation.layer1.aggregation_method)
-            raise ConfigError("federation.layer1.aggregation_method", rule, str(error)) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +248,8 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     folder = _folder(content, Path(path).resolve().parent)
     search_beside(folder / "job.yaml")
     config = load(RunConfig, content)
+    if is_given:
+        _check_plan(config.federation)
     workload = load_workload(config.workload.class_, config.workload.args, folder)
     name = config.workload.class_
     clients = asked(name, "clients", lambda: checked_clients(workload.clients()))
@@ -267,6 +264,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     config = replace(config, workload=replace(config.workload, folder=_home(config, folder)))
     config = replace(config, federation=replace(config.federation, vector_dim=due))
     config = _with_private_evaluation(config, workload)
+    _check_plan(config.federation)
     job = Job(config, workload, clients, codec)
     _check_clients(job)
     _check_lab(job)
@@ -275,13 +273,28 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     return job
 
 
+def _check_plan(federation: HierarchicalFederationConfig) -> None:
+    """Refuse values that cannot work together; some depend on the model's dimension."""
+    try:
+        make_plan(federation)
+    except ConfigError as error:
+        raise error.under("federation") from None
+    except UsageError as error:
+        rule = str(federation.layer1.aggregation_method)
+        raise ConfigError("federation.layer1.aggregation_method", rule, str(error)) from None
+
+
 def read_content(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """A YAML file's content, with some values replaced.
+    """A YAML file's content, with some values replaced, and without the version that a run's own file states.
 
     Raises:
-        ConfigError: If the file or an override cannot be read.
+        ConfigError: If the file or an override cannot be read, or a newer release wrote the file.
     """
     content = read_yaml(path)
+    stated = content.pop("format_version", FORMAT_VERSION)
+    if type(stated) is not int or not 1 <= stated <= FORMAT_VERSION:
+        due = f"1 to {FORMAT_VERSION} here; use the release that wrote the file, or a newer one"
+        raise ConfigError("format_version", stated, due)
     for override in overrides:
         _replace(content, override)
     return content

@@ -11,7 +11,7 @@ import yaml
 
 from scarcity_ray.config import to_plain
 from scarcity_ray.errors import UsageError
-from scarcity_ray.workloads.config import RunConfig
+from scarcity_ray.workloads.config import FORMAT_VERSION, RunConfig
 from scarcity_ray.workloads.records import RoundRecord, Summary
 from scarcity_ray.workloads.tensorboard import EventFolder, require_tensorboard
 from scarcity_ray_client import save_model
@@ -20,6 +20,7 @@ CONFIG = "config.yaml"
 """The file of a run's resolved config."""
 METRICS = "metrics.jsonl"
 """The file with a line for each round."""
+_STATED = {"format_version": FORMAT_VERSION}
 _JOBS_CACHE = frozenset({"working_dir_files", "runtime_resources"})
 """Folders of a Ray session in which a submitted job's working directory is unpacked."""
 
@@ -124,7 +125,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config; it can be run again as it stands."""
-        text = yaml.safe_dump(to_plain(config), sort_keys=False)
+        text = yaml.safe_dump({**_STATED, **to_plain(config)}, sort_keys=False)
         beside = self.path / f".{CONFIG}"
         beside.write_text(text, encoding="utf-8")
         beside.replace(self.path / CONFIG)
@@ -132,13 +133,13 @@ class RunFolder:
     def append_round(self, record: RoundRecord) -> None:
         """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record.as_json()) + "\n")
+            file.write(json.dumps({**_STATED, **record.as_json()}) + "\n")
         if self._events is not None:
             self._events.write(record)
 
     def write_summary(self, summary: Summary) -> None:
         """Write ``summary.json``."""
-        text = json.dumps(summary.as_json(), indent=2)
+        text = json.dumps({**_STATED, **summary.as_json()}, indent=2)
         (self.path / "summary.json").write_text(text + "\n", encoding="utf-8")
 
     def write_model(self, name: str, model: object) -> None:

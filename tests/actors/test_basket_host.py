@@ -89,6 +89,13 @@ def masked_in(
     return coordinator, keys
 
 
+def is_charged(fed: HierarchicalFederation, terms: SessionTerms) -> bool:
+    """Whether the release of a session can still be charged, or is."""
+    accountant = fed._runtime.peers.roles["accountant"]  # type: ignore[attr-defined]
+    allowed: bool = accountant.charge_release(terms.charge_id, terms.release.mu, 1e9, {}).allowed
+    return allowed
+
+
 def has_secrets(participant: Participant) -> bool:
     keyring = participant._keyring
     return any(keyring.seed) or any(keyring.scalar) or bool(keyring.held or keyring.mask_secrets)
@@ -120,7 +127,8 @@ def test_a_session_whose_time_is_up_keeps_no_keys(
     assert not any(has_secrets(participant) for participant in keys)
     assert [p.state for p in keys] == [State.CLOSED] * 3
     assert host.confirm(terms.session_id, tuple(facts), tuple(facts)) == {}
-    assert not any(f.fresh for f in facts_of(host, 1e9).values()), "what was handed in may be in a release"
+    assert all(f.fresh for f in facts_of(host, 1e9).values()), "the session was given up"
+    assert not is_charged(fed, terms)
 
 
 def test_a_session_keeps_its_own_time(federation_of: Any) -> None:
@@ -152,7 +160,25 @@ def test_a_session_that_nobody_ends_keeps_no_keys(federation_of: Any, how: str) 
     assert not any(has_secrets(participant) for participant in keys)
     assert host.confirm(terms.session_id, survivors, survivors) == {}
     host.end_session(terms.session_id, ())
+    assert all(f.fresh for f in facts_of(host).values()), "the session was given up"
+    assert not is_charged(fed, terms)
+
+
+def test_what_a_session_without_an_end_was_given_is_settled_when_the_accountant_answers(
+    federation_of: Any,
+) -> None:
+    fed = federation_of()
+    host, _ = _roles(fed)
+    terms, facts = terms_of(fed), facts_of(host)
+    masked_in(host, terms, tuple(facts))
+    roles = fed._runtime.peers.roles  # type: ignore[attr-defined]
+    accountant = roles.pop("accountant")
+    host.abandon_session()
+    host.end_session(terms.session_id, ())
     assert not any(f.fresh for f in facts_of(host).values()), "what was handed in may be in a release"
+    roles["accountant"] = accountant
+    assert is_charged(fed, terms)
+    assert not any(f.fresh for f in facts_of(host).values()), "what was charged is spent"
 
 
 def test_one_aggregate_is_masked_in_one_session_at_a_time(federation_of: Any) -> None:
@@ -167,9 +193,11 @@ def test_one_aggregate_is_masked_in_one_session_at_a_time(federation_of: Any) ->
     assert first.session_id != second.session_id
     masked_in(host, second, parties)
     assert host.share_keys(first.session_id, parties, coordinator.adverts()) == {}
-    assert not any(facts.fresh for facts in facts_of(host).values()), "it is handed in to one"
+    facts = facts_of(host, host._secure.now)
+    assert not any(said.fresh for said in facts.values()), "it is handed in to one"
     again = host.advertise(second, parties)
     assert all(isinstance(answer, ProtocolViolation) for answer in again.values())
+    assert not is_charged(fed, second), "before it is masked in a third one"
 
 
 def _roles(federation: HierarchicalFederation) -> tuple[BasketHost, GlobalAggregator]:

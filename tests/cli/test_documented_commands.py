@@ -39,6 +39,7 @@ PAGES = (
         for name in (
             *("tutorial", "command", "job_file", "install", "drivers", "architecture", "privacy"),
             *("ledger", "faults", "adaptive_clipping", "benchmarks"),
+            *("resume", "ceilings", "site_noise", "noise_schedule", "privacy_units", "workloads", "choosing"),
         )
     ),
 )
@@ -58,15 +59,26 @@ NOT_RUN = {
     "python -m venv ~/scarcity && . ~/scarcity/bin/activate": PIP,
     'pip install ./client ".[quickstart]"': PIP,
     "pip install ./client .": PIP,
+    "pip install ./client": PIP,
     'pip install ./client ".[fast]"': PIP,
     'pip install ./client ".[bench]"': PIP,
     'pip install "scarcity-ray[postgresql]"': PIP,
     "python -m benchmarks NAME [--format json]": "a form, not a command",
+    "python -m benchmarks choosing": MINUTES,
+    "python -m benchmarks choosing --seeds 3 --part back_doors --part many_attackers": MINUTES,
     "python -m benchmarks clipping": MINUTES,
+    "python -m benchmarks journal": MINUTES,
+    "python -m benchmarks optimizers": MINUTES,
+    "python -m benchmarks persons --part speed": MINUTES,
     "python -m benchmarks privacy": MINUTES,
+    "python -m benchmarks schedule": MINUTES,
     "python -m benchmarks scale": MINUTES,
     "python -m benchmarks secagg --full": MINUTES,
+    "python -m benchmarks simulation --programs 20000": MINUTES,
     "scarcity-ray run configs/decentralised.yaml": MINUTES,
+    "scarcity-ray init wards --persons": "as without, below; test_init_command.py trains it",
+    "scarcity-ray plan job.yaml --recommend --attackers 8 --clients-are mixed": "test_plan_command.py",
+    "scarcity-ray run --resume runs/hospitals-20261130-101500": "tests/cli/test_run_command.py",
     "cd ~": JOB,
     "cd wards": JOB,
     "python make.py": JOB,
@@ -92,7 +104,8 @@ NOT_RUN = {
 
 NAMES = {
     *(f"scarcity-ray {name}" for name in ("init", "run", "plan", "export", "ledger", "roster")),
-    *("scarcity-ray --help", "scarcity-ray --version", "ray up", "ray stop", "ray dashboard", "ray job stop"),
+    *("scarcity-ray --help", "scarcity-ray --version", "scarcity-ray ledger show", "ray up", "ray stop"),
+    *("ray dashboard", "ray job stop", "ray job submit"),
 }
 """Commands spoken of by their name alone."""
 

@@ -78,11 +78,37 @@ def test_the_same_row_is_sent_again_byte_by_byte(tmp_path):
         repeated = again.send("ward_3", 7, MU, pytest.fail)
         assert repeated.tobytes() == first.tobytes()
         assert again.epsilon_spent == spent
-    with pytest.raises(UsageError, match=r"mu: the row of round 7 was charged 0\.1"):
-        ledger.send("ward_3", 7, 0.2, drawn)
+    assert ledger.send("ward_3", 7, 0.2, pytest.fail).tobytes() == first.tobytes(), "at whatever cost"
+    assert ledger.epsilon_spent == spent
     assert ledger.forget_rows(8) == 1
     forgotten = ledger.send("ward_3", 7, MU, pytest.fail)
     assert (forgotten.cause, ledger.epsilon_spent) == (Cause.LOST, spent)
+
+
+def test_a_row_of_another_run_is_never_sent_again(tmp_path):
+    """Opened anew on its ledger, a federation begins again at round 0, with another model."""
+    ledger = opened(tmp_path / "ledger.sqlite")
+    first, other = (ledger.send("ward_3", 0, MU, drawn, run) for run in ("1", "2"))
+    assert (first != other).all()
+    assert ledger.epsilon_spent == pytest.approx(epsilon_by_google(MU, 2, POLICY.delta), rel=1e-3)
+    assert ledger.send("ward_3", 0, MU, pytest.fail, "1").tobytes() == first.tobytes()
+    assert ledger.forget_rows(0, "2") == 1
+    assert ledger.send("ward_3", 0, MU, pytest.fail, "1").cause is Cause.LOST
+    assert ledger.send("ward_3", 0, MU, pytest.fail, "2").tobytes() == other.tobytes()
+    with pytest.raises(UsageError, match="run: "):
+        ledger.send("ward_3", 0, MU, pytest.fail, 2)  # type: ignore[arg-type]
+
+
+def test_no_file_stays_open(tmp_path):
+    ledgers = SiteLedgers(str(tmp_path / "ledgers"), "f1", {"ward_3": POLICY}, run="1")
+    ledgers.open("ward_3").close()
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3):
+        assert isinstance(ledgers.send("ward_3", number, MU, drawn), np.ndarray)
+        ledgers.extension("ward_3")
+        with pytest.raises(ZeroDivisionError):
+            ledgers.send("ward_3", 9, MU, lambda: 1 / 0)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_draw_that_fails_is_not_charged(tmp_path):
@@ -294,7 +320,7 @@ def test_a_newer_format_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("scarcity_ray_client.site_ledger.FORMAT", 2)
     opened(tmp_path / "ledger.sqlite").close()
     monkeypatch.undo()
-    with pytest.raises(SiteLedgerRefused, match="of a newer format, 2"):
+    with pytest.raises(SiteLedgerRefused, match=r"a scarcity_ray site ledger of version 2, .* reads 1 to 1"):
         opened(tmp_path / "ledger.sqlite")
 
 
@@ -302,16 +328,16 @@ def test_a_folder_has_a_ledger_for_each_client(tmp_path):
     policies = {name: replace(POLICY, client_id=name) for name in ("ward_3", "../../ward")}
     ledgers = SiteLedgers(str(tmp_path / "ledgers"), "f1", policies)
     for name in policies:
-        assert isinstance(ledgers(name).send(name, 0, MU, drawn), np.ndarray)
+        assert isinstance(ledgers.open(name).send(name, 0, MU, drawn), np.ndarray)
     assert sorted(path.suffix for path in (tmp_path / "ledgers").iterdir() if path.suffix == ".sqlite") == [
         ".sqlite",
         ".sqlite",
     ]
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "ledgers").glob("*.sqlite")} == {0o600}
     with pytest.raises(UsageError, match="no policy"):
-        ledgers("ward_5")
+        ledgers.open("ward_5")
     late = replace(ledgers, acknowledged={"ward_3": Head(9, b"h" * 32)})
-    assert late("ward_3").send("ward_3", 1, MU, pytest.fail).cause is Cause.LEDGER_ROLLED_BACK
+    assert late.open("ward_3").send("ward_3", 1, MU, pytest.fail).cause is Cause.LEDGER_ROLLED_BACK
     with sqlite3.connect(ledgers.path_of("ward_3")) as file:
         kinds = [json.loads(record)["kind"] for (record,) in file.execute("SELECT record FROM ledger")]
     assert kinds == ["begun", "policy", "row"]

@@ -21,7 +21,6 @@ from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import Admission, BasketPlace
 from scarcity_ray.actors.names import DIRECTORY
-from scarcity_ray.baskets import journalled
 from scarcity_ray.baskets.journalled import _packer
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import load
@@ -85,20 +84,6 @@ def test_an_acknowledged_update_outlives_the_actor(durability: str, fed_of: Any)
         "nothing was lost",
     )
     np.testing.assert_allclose(fed.force_aggregate(), rows().mean(axis=0), rtol=1e-4)
-
-
-def test_more_updates_than_one_value_of_the_file_holds_are_several_batches(
-    fed_of: Any, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr(journalled, "MOST_ROW_BYTES", 3 * 4 * DIMENSION)
-    fed = fed_of()
-    assert all(fed.submit_updates(CLIENTS, rows(), 0))
-    journal = fed._runtime.peers.roles["basket:0"]._journal._journal
-    held = [len(batch.rows) for basket in journal.baskets() for batch in journal.batches(basket)]
-    assert sorted(held) == [12, 12, 36, 36]
-    kill(fed)
-    assert fed.get_stats()["n_updates_buffered"] == len(CLIENTS)
-    assert {r.reason for r in fed.submit_updates(CLIENTS, rows(), 0)} == {Rejection.REPLAYED}
 
 
 def test_an_aggregate_outlives_the_actor_without_the_updates_in_it(fed_of: Any) -> None:

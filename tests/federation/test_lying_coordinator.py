@@ -21,7 +21,7 @@ from scarcity_ray.actors import global_aggregator, signed_facts
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.secure_session import PartyCalls, SecureSession
 from scarcity_ray.actors.session_terms import SessionTerms, agreement_hash
-from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.errors import ProtocolViolation, SecureAggregationAborted
 from scarcity_ray.layers.layer2 import noised_mean
 from scarcity_ray.plan import BasketFacts, ReleasePlan
 from scarcity_ray.privacy.accounting.zcdp import rho_of_shares
@@ -480,21 +480,38 @@ def test_a_session_that_was_given_up_is_never_unmasked(
     assert run(fed).model is not None
 
 
-def test_what_a_session_without_an_end_was_given_stays_given(
-    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_charged", [True, False])
+def test_what_a_session_without_an_end_was_given_is_used_again_only_if_it_was_not_charged(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, is_charged: bool
 ) -> None:
-    """Nor does a later session, in which its baskets are idle, make it fresh again."""
+    """Its actors settle it when the next session is prepared; what was given up is never unmasked."""
     fed = fed_of(10, silent=6)
-    role(fed, "global")._waits = lambda *args: ""
+    aggregator = role(fed, "global")
+    aggregator._waits = lambda *args: ""
+    stopped: list[SecureSession] = []
     with monkeypatch.context() as patch:
-        asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
         patch.setattr(SecureSession, "end", lambda self: None)
-        outcome = run(fed)
-        fed._driver.client.call_baskets(Call(BasketHost.adopt, outcome.model))
-        fed._driver.client.call_baskets(Call(BasketHost.abandon_session))
-    send(fed, range(3))
-    assert run(fed).model is not None
-    assert fresh_of(fed) == []
+        if is_charged:
+            asking_only(patch, {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)})
+            assert run(fed).model is not None
+        else:
+            honest = SecureSession.collect
+
+            def collect(self: SecureSession) -> Any:
+                honest(self)
+                stopped.append(self)
+                raise SecureAggregationAborted("the aggregator stops here")
+
+            patch.setattr(SecureSession, "collect", collect)
+            assert run(fed).model is None
+    fed._driver.client.call_baskets(Call(BasketHost.abandon_session))
+    assert fresh_of(fed) == ([] if is_charged else [f"d{b:02}_basket_0" for b in range(6, 10)])
+    now = fed._driver.client.now()
+    for session in stopped:
+        terms = session._terms
+        assert not aggregator._charge(terms, list(terms.release.weights), now, 0).allowed
+    assert (run(fed).model is None) is is_charged
+    assert len(sums) == 1
 
 
 def test_two_attempts_of_one_name_are_two_charges_and_share_no_aggregate(

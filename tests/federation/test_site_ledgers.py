@@ -13,6 +13,7 @@ import pytest
 from scarcity_ray import HierarchicalFederation, UsageError
 from scarcity_ray_client import Client, IdentityKeyPair, Policy, SiteLedger, SiteLedgers
 from scarcity_ray_client.accounting.modes import Accounting
+from scarcity_ray_client.noise.source import SystemNoise
 from scarcity_ray_client.site_ledger import Extension, Head
 from tests.federation.test_site_noise import NAMES, Mean, recorded, settings
 
@@ -50,7 +51,7 @@ def test_a_site_keeps_what_it_sent_and_the_accountant_hears_of_it(
     fed.fit(workload, rounds=2, site_ledgers=str(tmp_path / "sites"))
     ledgers = ledgers_of(fed, workload, tmp_path / "sites")
     for name in NAMES:
-        ledger = ledgers(name)
+        ledger = ledgers.open(name)
         assert ledger.head == fed.site_ledger_head(name)
         assert ledger.head.num_rows == 4
         # Both ledgers have charged the same: the site's, and the federation's to this client.
@@ -58,8 +59,24 @@ def test_a_site_keeps_what_it_sent_and_the_accountant_hears_of_it(
         assert ledger.epsilon_spent == fed.plan.accounting.epsilon_of(
             float(np.sqrt(sum(m * m for m in mus))), 1e-6
         )
-        kept = ledger.send(name, 1, fed.plan.mu_row, pytest.fail)
-        assert kept.shape == (fed.config.vector_dim,)
+        ledger.close()
+
+
+def test_a_federation_that_begins_again_on_its_ledger_sends_rows_of_its_new_model(
+    open_federation: Any, tmp_path: Path
+) -> None:
+    """Its rounds begin at 0 again, and the rows that were sent in the first round 0 answer another model."""
+    released = []
+    for _ in range(2):
+        fed = open_federation(settings(ledger_path=str(tmp_path / "ledger.sqlite")), noise=SystemNoise())
+        workload = Ceilinged(fed, {})
+        result = fed.fit(workload, rounds=1, site_ledgers=str(tmp_path / "sites"))
+        assert result.history[0].round_id == 0
+        released.append(fed.get_global_model())
+        fed.close()
+    assert (released[0] != released[1]).all()
+    with ledgers_of(fed, workload, tmp_path / "sites").open("a0") as ledger:
+        assert ledger.head.num_rows == 4
 
 
 def test_a_restored_backup_sends_nothing_and_is_counted(open_federation: Any, tmp_path: Path) -> None:
@@ -92,10 +109,10 @@ def test_the_sites_own_ledger_stops_it_whatever_the_federation_allows(
     fed = open_federation(settings())
     workload, folder = Ceilinged(fed, {}), tmp_path / "sites"
     strict = Ceilinged(fed, {"a0": 1.5})
-    ledgers_of(fed, strict, folder)("a0").close()
+    ledgers_of(fed, strict, folder).open("a0").close()
     with pytest.raises(UsageError, match="allows more than the one in force"):
-        ledgers_of(fed, workload, folder)("a0")
-    ledger = ledgers_of(fed, strict, folder)("a0")
+        ledgers_of(fed, workload, folder).open("a0")
+    ledger = ledgers_of(fed, strict, folder).open("a0")
     assert ledger.is_proof
     answers = [ledger.send("a0", k, fed.plan.mu_row, lambda: np.zeros(3, np.float32)) for k in range(3)]
     assert [isinstance(answer, np.ndarray) for answer in answers] == [True, False, False]

@@ -45,6 +45,36 @@ def test_no_release_is_noisier_than_forecast_while_everybody_takes_part():
     assert forecast.noise_norm == pytest.approx(released.noise_sigma * math.sqrt(250))
 
 
+def rows_noised(row_epsilon, dimension=20):
+    """40 clients of 50 persons, each of which noises its own rows."""
+    return HierarchicalFederationConfig(
+        vector_dim=dimension,
+        total_epsilon=3.0,
+        total_delta=1e-6,
+        gossip_budget_share=0.0,
+        basket={"min_clients": 10},
+        layer1={"aggregation_method": "mean", "byzantine_fraction": 0.0, "clip_norm": 1000.0},
+        privacy={
+            "unit": "person",
+            "noise": "site",
+            "min_persons": 50,
+            "row_epsilon": row_epsilon,
+            "person_clip_norm": 1.0,
+        },
+    )
+
+
+def test_the_mean_of_noised_rows_is_as_noisy_as_forecast():
+    forecast = Forecast(rows_noised(0.3), (10,) * 4, 20)
+    noise = forecast.plan.site_noise
+    means = [noise.noised(np.zeros((40, 20)), 50).mean(axis=0) for _ in range(100)]
+    assert np.sqrt(np.mean(np.sum(np.square(means), axis=1))) == pytest.approx(forecast.noise_norm, rel=0.1)
+    assert forecast.row_noise_norm == pytest.approx(math.sqrt(40) * forecast.noise_norm)
+    assert forecast.signal_bound == 1.0
+    costs = {cost.noise_norm for cost in forecast.rules if cost.fits}
+    assert max(costs) == pytest.approx(min(costs)) == pytest.approx(forecast.noise_norm)
+
+
 def test_signal_and_noise_by_hand():
     forecast = forecast_of(layer2={"clip_norm": 2.0})
     mu = forecast.plan.mu_release

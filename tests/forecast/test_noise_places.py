@@ -25,6 +25,8 @@ from scarcity_ray.forecast.noise_places import (
     recommended_place,
     remaining,
     site_sigma,
+    with_central_noise,
+    with_site_noise,
 )
 from scarcity_ray.plan import make_plan
 from scarcity_ray.robust.rules.tolerance import TOLERANCE, least_kappa
@@ -137,3 +139,11 @@ def test_a_client_as_the_unit_is_refused():
     config = replace(federation(), privacy=PrivacyConfig())
     with pytest.raises(ConfigError, match="person or record"):
         chosen(config)
+
+
+def test_the_way_back_from_noise_at_the_site_is_open():
+    noised = with_site_noise(federation(momentum=0.0), 20)
+    back = with_central_noise(replace(noised, layer1=replace(noised.layer1, momentum=0.9)))
+    assert make_plan(back).num_releases >= 1
+    assert back.layer1.clip_norm == noised.privacy.person_clip_norm < noised.layer1.clip_norm
+    assert with_central_noise(federation()) == federation()

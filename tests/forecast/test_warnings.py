@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+
+import pytest
 
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.forecast import Forecast, warnings_of
+from scarcity_ray.forecast import Forecast, remedies, warnings_of
+from tests.forecast.test_feasibility import rows_noised
 
 QUIET = {
     "total_epsilon": math.inf,
@@ -86,3 +90,21 @@ def test_a_share_of_norms_lost_in_noise_is_noted_with_what_would_change_it():
     assert "more clients" in found.message
     assert "clip_norm_wanders" not in warned((13,) * 20, **adaptive)
     assert "clip_norm_wanders" not in warned((3, 3))
+
+
+def test_drowned_rows_are_said_with_remedies_that_work_for_rows():
+    config = rows_noised(0.02)
+    forecast = Forecast(config, (10,) * 4, 20)
+    drowned, rows, *_ = warnings_of(forecast)
+    assert (drowned.code, rows.code) == ("noise_drowns_signal", "rows_are_noise")
+    assert (drowned.loud, rows.loud) == (True, False)
+    assert any("privacy.row_epsilon" in way for way in drowned.remedies)
+    assert not any("central_dp_epsilon" in way for way in drowned.remedies)
+    ways = remedies(forecast)
+    assert {kind for way in ways for kind in way.kinds} >= {"rounds", "clients", "unit"}
+    for way in ways:
+        assert way.noise_norm <= forecast.signal_bound * 1.001
+        assert Forecast(way.config, way.sizes, 20).noise_norm == pytest.approx(way.noise_norm)
+    assert "sqrt(40) = 6.32" in rows.message
+    quiet = Forecast(replace(config, privacy=replace(config.privacy, min_persons=10**5)), (10,) * 4, 20)
+    assert not {"noise_drowns_signal", "rows_are_noise"} & {each.code for each in warnings_of(quiet)}

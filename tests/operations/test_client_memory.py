@@ -19,7 +19,7 @@ from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.update_buffer import ReplayKey
 from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.gossip import GossipState
-from tests.operations.stopping import IDS, ROWS, Scene, Stopper
+from tests.operations.stopping import IDS, ROWS, SETTINGS, Scene, Stopper
 
 ENDS: dict[str, Callable[[Scene], Any]] = {
     "nothing": lambda scene: None,
@@ -274,7 +274,8 @@ def test_a_death_is_noted_once_and_also_if_the_driver_dies_that_met_it(
 
 
 def test_a_renewal_reaches_basket_actors_that_were_not_told(scene_of: Callable[..., Scene]) -> None:
-    scene = scene_of(total_epsilon=0.55, gossip_budget_share=0.0)
+    layer2 = {**SETTINGS["layer2"], "central_dp_epsilon": 0.5}
+    scene = scene_of(total_epsilon=0.55, gossip_budget_share=0.0, layer2=layer2)
     fed, clock = scene.fed, scene.clock
     fed.submit_updates(IDS, ROWS)
     fed.force_aggregate()

@@ -133,7 +133,7 @@ def test_a_driver_may_stop_anywhere_where_sums_are_masked(
     """The roster and the last release reach every basket actor, whoever stopped before they did."""
     act, driver = OPERATIONS[name], cycle(LIVING)
     for at in points(step, 80):
-        scene = scene_of(layer2={"central_dp_epsilon": 0.5})
+        scene = scene_of(layer2={"central_dp_epsilon": 5.0})
         assert all(scene.fed.submit_updates(IDS, ROWS))
         old = scene.another_driver()
         stopper = Stopper(scene.fed)

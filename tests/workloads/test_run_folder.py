@@ -86,6 +86,7 @@ def test_metrics_are_on_disk_after_each_round_and_are_json_even_without_a_budget
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == number
     assert json.loads(lines[1], parse_constant=pytest.fail) == {
+        "format_version": 1,
         "round": 2,
         "metrics": {"auc": 0.5},
         "epsilon_spent": None,

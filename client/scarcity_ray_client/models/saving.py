@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from scarcity_ray_client.errors import ModelRefused, UsageError
+from scarcity_ray_client.formats import why_not_read
 from scarcity_ray_client.models.forms import form_of
 from scarcity_ray_client.models.parts import Numbers, Part, describe, read, write
 from scarcity_ray_client.models.trees import named_leaves
@@ -163,10 +164,9 @@ def _read_file(path: str | os.PathLike[str]) -> tuple[dict[str, object], list[Pa
     try:
         with np.load(path, allow_pickle=False) as archive:
             header = json.loads(archive["header"].tobytes())
-            if header["format"] != FORMAT or header["version"] > VERSION:
-                raise UsageError(
-                    f"{os.fspath(path)}: {header['format']!r:.80} {header['version']!r:.20} is not read here"
-                )
+            why = why_not_read(FORMAT, VERSION, header["format"], header["version"])
+            if why:
+                raise UsageError(f"{os.fspath(path)}: {why}")
             parts = [Part(**{**entry, "shape": tuple(entry["shape"])}) for entry in header["parts"]]
             arrays: dict[str, Numbers] = {}
             for index, part in enumerate(parts):

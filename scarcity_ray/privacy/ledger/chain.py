@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scarcity_ray.errors import LedgerCorrupted, UsageError
+from scarcity_ray.errors import LedgerCorrupted, LedgerError, UsageError
 from scarcity_ray.privacy.ledger.events import Event, decode, encode, kind_of
 
 NO_HASH = "0" * 64
@@ -133,10 +133,13 @@ def read_back(
 
     Raises:
         LedgerCorrupted: If it is no row, or its columns are not its record's.
+        LedgerError: If the ledger is of a newer format.
     """
     seq, charge_id, record, payload, digest = stored
     try:
         row = parse(record, payload, digest)
+    except LedgerError as newer:
+        raise LedgerError(f"{place}: {newer}") from None
     except ValueError as error:
         raise LedgerCorrupted(f"{place}: row {seq} cannot be read ({error}); {NO_OLDER_COPY}") from error
     if (row.seq, spelt(row.charge_id)) != (seq, charge_id):

@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Strict, StrictBool, StrictInt, TypeAdapter, ValidationError
 
+from scarcity_ray.errors import LedgerError
+from scarcity_ray_client.formats import why_not_read
 from scarcity_ray_client.policy import Policy, SignedPolicy
 
+KIND, FORMAT = "scarcity_ray ledger", 1
 Number = Annotated[float, Strict(), BeforeValidator(lambda value: math.inf if value == "inf" else value)]
 """A number as a row keeps it, infinity as text."""
 
@@ -269,7 +272,11 @@ def decode(kind: str, body: dict[str, object], payload: bytes) -> Event:
 
     Raises:
         ValueError: If a field is missing or is not what it must be; names the field.
+        LedgerError: If the ledger is of a newer format.
     """
+    version = body.get("format") if kind == "genesis" else None
+    if type(version) is int and version > FORMAT:
+        raise LedgerError(why_not_read(KIND, FORMAT, KIND, version))
     reader = _READERS.get(kind)
     if reader is None:
         return UnknownEvent(kind)
