@@ -299,9 +299,7 @@ class Journal:
                 connection.execute("COMMIT")
             except BaseException as error:
                 connection.close()
-                if isinstance(error, sqlite3.Error) and not isinstance(
-                    error, sqlite3.OperationalError
-                ):
+                if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.OperationalError):
                     raise _foreign(self.path, error) from error
                 raise
             return connection

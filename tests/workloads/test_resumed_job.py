@@ -17,9 +17,10 @@ from scarcity_ray.workloads.run_folder import RunFolder
 from tests.workloads.test_job import QUICKSTART, SMALL, Silent
 
 pytest.importorskip("sklearn")
+ALIKE = {"noise": SeededNoise(1), "clock": lambda: 1e9}  # how much gossip is delivered goes by the clock, too
 SEEDED = {
-    "open_federation": partial(HierarchicalFederation, noise=SeededNoise(1)),
-    "restore": partial(HierarchicalFederation.restore, noise=SeededNoise(1)),
+    "open_federation": partial(HierarchicalFederation, **ALIKE),
+    "restore": partial(HierarchicalFederation.restore, **ALIKE),
 }
 OVERRIDES = (*SMALL, "training.rounds=3", "lab.compare_attacks=[]", "lab.compare=[]", "training.patience=3")
 
