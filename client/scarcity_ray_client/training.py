@@ -206,7 +206,7 @@ def train_clients(
         Clients of a train_many that fails are trained alone.
         Clients trained together give what each gives alone.
         Poisoned clients send what poison gives.
-        Of each client noise is drawn once: Also where train_many fails and clients are trained alone.
+        Of each client noise is drawn once.
 
     Args:
         workload: Whose `train_many` or `train` is called.
