@@ -92,9 +92,9 @@ class Driver:
         self.operations.routing_table()
         return opened
 
-    def restore(self, take_over: bool, run: int) -> BudgetStatus:
+    def restore(self, take_over: bool, continues: Sequence[int]) -> BudgetStatus:
         """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
-        opened = self.supervisor.restore(take_over, self.client.now(), run)
+        opened = self.supervisor.restore(take_over, self.client.now(), continues)
         self._told_period = opened.period
         self.operations.routing_table()
         self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version

@@ -246,13 +246,7 @@ def _check_unit(config: HierarchicalFederationConfig) -> None:
                 raise ConfigError(f"privacy.{name}", value, "null where privacy.unit is client")
         return
     unit = f"privacy.unit: {privacy.unit.value}"
-    if privacy.min_persons is None:
-        raise ConfigError(
-            "privacy.min_persons",
-            None,
-            f"a number with {unit}: one {privacy.unit.value} moves a row by 2 person_clip_norm / min_persons "
-            "at most, and smaller clients are refused",
-        )
+    _check_min_persons(config)
     clip_norm = config.layer1.clip_norm
     if (privacy.person_clip_norm or clip_norm) > clip_norm:
         raise ConfigError(
@@ -261,7 +255,7 @@ def _check_unit(config: HierarchicalFederationConfig) -> None:
             f"at most layer1.clip_norm = {clip_norm:g}, which would clip honest rows otherwise",
         )
     if not config.layer2.enabled:
-        raise ConfigError("layer2.enabled", False, f"true with {unit}: only releases are noised for it")
+        raise ConfigError("layer2.enabled", False, f"true with {unit}, whose claim is of releases")
     is_central = privacy.noise is NoisePlace.CENTRAL
     if config.gossip_budget_share and is_central:
         raise ConfigError(
@@ -284,6 +278,17 @@ def _check_unit(config: HierarchicalFederationConfig) -> None:
             "meta_parameters",
             dict(config.meta_parameters),
             f"none with {unit}: one {privacy.unit.value} can change a client's whole report",
+        )
+
+
+def _check_min_persons(config: HierarchicalFederationConfig) -> None:
+    unit = config.privacy.unit.value
+    if config.privacy.min_persons is None:
+        raise ConfigError(
+            "privacy.min_persons",
+            None,
+            f"a number with privacy.unit: {unit}: one {unit} moves a row by 2 person_clip_norm / min_persons "
+            "at most, and smaller clients are refused",
         )
 
 
@@ -312,7 +317,11 @@ def _check_site_noise(plan: FederationPlan) -> None:
         )
     if privacy.row_epsilon is None:
         raise ConfigError(
-            "privacy.row_epsilon", None, f"a number with {site}: the epsilon of one row at row_delta"
+            "privacy.row_epsilon",
+            None,
+            f"a number with {site}: the epsilon of one row at row_delta, in the place of "
+            "layer2.central_dp_epsilon, which is not used then; `scarcity-ray plan` prints the one that buys "
+            "the rounds while noise is central",
         )
     if privacy.person_clip_norm is None:
         raise ConfigError(
@@ -321,6 +330,7 @@ def _check_site_noise(plan: FederationPlan) -> None:
             f"a number with {site}: the norm of rows before noise, which layer1.clip_norm must exceed by the "
             "noise",
         )
+    _check_min_persons(config)
     if config.layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
         raise ConfigError(
             "layer2.noise",
