@@ -94,9 +94,8 @@ class Disk:
         for database in self.databases.values():
             database.unwound()
 
-    def execute(self, path: Path, sql: str, run: Callable[[], Any]) -> Any:
+    def execute(self, database: Database, sql: str, run: Callable[[], Any]) -> Any:
         """A statement of a connection."""
-        database = self.database(path)
         database.image = None
         if not sql.startswith(("BEGIN", "INSERT", "COMMIT", "UPDATE", "DELETE")):
             return run()
@@ -177,14 +176,17 @@ def connections_of(disk: Callable[[], Disk | None]) -> type[sqlite3.Connection]:
 
     class Connection(sqlite3.Connection):
         def __init__(self, database: Any, *args: Any, **more: Any) -> None:
-            name = str(database)
-            self.path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
+            there, name = disk(), str(database)
+            path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
+            self.file = None if there is None else there.database(path)
             super().__init__(database, *args, **more)
 
         def execute(self, sql: str, *parameters: Any) -> Any:
             run = lambda: sqlite3.Connection.execute(self, sql, *parameters)  # noqa: E731
             there = disk()
-            return run() if there is None else there.execute(self.path, sql, run)
+            if there is None or self.file is None:
+                return run()
+            return there.execute(self.file, sql, run)
 
     return Connection
 
