@@ -322,10 +322,13 @@ def _row_sigma(plan: FederationPlan) -> float:
 
 
 def signal_bound(config: HierarchicalFederationConfig) -> float:
-    """The greatest norm that a release can have without its noise, or without that of its rows."""
+    """The greatest norm that a release can have without its noise.
+
+    Where rows are noised it is that of their mean before noise: what clips later clips both alike.
+    """
     layer1, privacy = config.layer1, config.privacy
     if privacy.noise is NoisePlace.SITE and privacy.person_clip_norm is not None:
-        return min(privacy.person_clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
+        return privacy.person_clip_norm
     return min(layer1.clip_norm, layer1.clipping_radius or math.inf, config.layer2.clip_norm)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 from scarcity_ray.config import (
     AggregationMethod,
@@ -12,13 +14,14 @@ from scarcity_ray.config import (
     NoisePlace,
     PrivacyUnit,
 )
-from scarcity_ray.errors import ConfigError
+from scarcity_ray.config.arguments import number_of
+from scarcity_ray.errors import ConfigError, UsageError
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.robust import PluginRule
 from scarcity_ray.secagg.graph import COMPLETE_UP_TO
-from scarcity_ray_client.site_noise import MOST_STEPS
+from scarcity_ray_client.site_noise import MOST_STEPS, SiteNoise
 
 NOISE_REACH = 2.0**53
 """Least size of noise, in grid steps, that float64 no longer resolves to one step."""
@@ -243,13 +246,7 @@ def _check_unit(config: HierarchicalFederationConfig) -> None:
                 raise ConfigError(f"privacy.{name}", value, "null where privacy.unit is client")
         return
     unit = f"privacy.unit: {privacy.unit.value}"
-    if privacy.min_persons is None:
-        raise ConfigError(
-            "privacy.min_persons",
-            None,
-            f"a number with {unit}: one {privacy.unit.value} moves a row by 2 person_clip_norm / min_persons "
-            "at most, and smaller clients are refused",
-        )
+    _check_min_persons(config)
     clip_norm = config.layer1.clip_norm
     if (privacy.person_clip_norm or clip_norm) > clip_norm:
         raise ConfigError(
@@ -258,7 +255,7 @@ def _check_unit(config: HierarchicalFederationConfig) -> None:
             f"at most layer1.clip_norm = {clip_norm:g}, which would clip honest rows otherwise",
         )
     if not config.layer2.enabled:
-        raise ConfigError("layer2.enabled", False, f"true with {unit}: only releases are noised for it")
+        raise ConfigError("layer2.enabled", False, f"true with {unit}, whose claim is of releases")
     is_central = privacy.noise is NoisePlace.CENTRAL
     if config.gossip_budget_share and is_central:
         raise ConfigError(
@@ -281,6 +278,17 @@ def _check_unit(config: HierarchicalFederationConfig) -> None:
             "meta_parameters",
             dict(config.meta_parameters),
             f"none with {unit}: one {privacy.unit.value} can change a client's whole report",
+        )
+
+
+def _check_min_persons(config: HierarchicalFederationConfig) -> None:
+    unit = config.privacy.unit.value
+    if config.privacy.min_persons is None:
+        raise ConfigError(
+            "privacy.min_persons",
+            None,
+            f"a number with privacy.unit: {unit}: one {unit} moves a row by 2 person_clip_norm / min_persons "
+            "at most, and smaller clients are refused",
         )
 
 
@@ -309,7 +317,11 @@ def _check_site_noise(plan: FederationPlan) -> None:
         )
     if privacy.row_epsilon is None:
         raise ConfigError(
-            "privacy.row_epsilon", None, f"a number with {site}: the epsilon of one row at row_delta"
+            "privacy.row_epsilon",
+            None,
+            f"a number with {site}: the epsilon of one row at row_delta, in the place of "
+            "layer2.central_dp_epsilon, which is not used then; `scarcity-ray plan` prints the one that buys "
+            "the rounds while noise is central",
         )
     if privacy.person_clip_norm is None:
         raise ConfigError(
@@ -318,6 +330,7 @@ def _check_site_noise(plan: FederationPlan) -> None:
             f"a number with {site}: the norm of rows before noise, which layer1.clip_norm must exceed by the "
             "noise",
         )
+    _check_min_persons(config)
     if config.layer2.noise is CentralNoise.DISTRIBUTED_DISCRETE_GAUSSIAN:
         raise ConfigError(
             "layer2.noise",
@@ -331,18 +344,53 @@ def _check_site_noise(plan: FederationPlan) -> None:
             privacy.row_epsilon,
             "an epsilon whose noise fits into 2^50 steps of a row's grid; any in earnest does",
         )
+    for name, clip_norm, least in _short_clip_norms(plan, noise):
+        raise ConfigError(
+            name,
+            clip_norm,
+            f"at least {least:.4g} = C + sigma (sqrt(d) + 3) with {site}: C = person_clip_norm = "
+            f"{noise.clip_norm:g}, and a row of min_persons = {noise.min_persons} has noise of sigma "
+            f"{noise.sigma(noise.min_persons):.3g} in each of {noise.dimension} coordinates; clipped, it "
+            "would be noise alone",
+        )
+
+
+def check_renewal(plan: FederationPlan, total_epsilon: float, total_delta: float) -> None:
+    """Refuse new totals that a schedule of noise cannot be spread over.
+
+    Infinite ones have no last release. Smaller ones buy fewer rows, of which the first is charged less, so
+    that it may have more noise than the clip norms leave be.
+
+    Raises:
+        UsageError: If the totals cannot work with the plan.
+    """
+    noise, schedule = plan.site_noise, plan.row_schedule
+    total_epsilon = number_of("total_epsilon", total_epsilon)
+    total_delta = number_of("total_delta", total_delta)
+    decay = plan.config.privacy.noise_decay
+    if decay < 1.0 and math.isinf(total_epsilon):
+        raise UsageError(
+            f"total_epsilon: inf is not accepted with privacy.noise_decay = {decay:g}: noise falls over a "
+            "budget's last release"
+        )
+    if noise is None or schedule.is_constant or not (total_epsilon > 0.0 and 0.0 < total_delta < 1.0):
+        return  # the accountant refuses the others
+    cap = plan.accounting.mu_of_claim(total_epsilon, total_delta) ** 2
+    first = replace(noise, mu=schedule.mu(schedule.step_of(cap, 0)))
+    for name, clip_norm, least in _short_clip_norms(plan, first):
+        raise UsageError(
+            f"total_epsilon: {total_epsilon:g} at delta {total_delta:g} is not accepted with "
+            f"privacy.noise_decay = {decay:g}: it buys "
+            f"{schedule.num_releases(cap):.0f} rows, the first of which would have so much noise that "
+            f"{name} = {clip_norm:g}, below {least:.4g}, clips it; renew with a larger one"
+        )
+
+
+def _short_clip_norms(plan: FederationPlan, noise: SiteNoise) -> Iterator[tuple[str, float, float]]:
+    """The clip norms that would clip honest noised rows: name, value, and the least that would not."""
+    config, least = plan.config, noise.least_clip_norm
     # Layer 2 clips what a rule made of the rows: a small norm there limits a basket that liars hold.
-    clipping = [("layer1.clip_norm", layer1.clip_norm)]
+    clipping = [("layer1.clip_norm", config.layer1.clip_norm)]
     if config.gossip_budget_share:
         clipping.append(("gossip.clip_norm", config.gossip.clip_norm))
-    least = noise.least_clip_norm
-    for name, clip_norm in clipping:
-        if clip_norm < least:
-            raise ConfigError(
-                name,
-                clip_norm,
-                f"at least {least:.4g} = C + sigma (sqrt(d) + 3) with {site}: C = person_clip_norm = "
-                f"{noise.clip_norm:g}, and a row of min_persons = {noise.min_persons} has noise of sigma "
-                f"{noise.sigma(noise.min_persons):.3g} in each of {noise.dimension} coordinates; clipped, it "
-                "would be noise alone",
-            )
+    return ((name, clip_norm, least) for name, clip_norm in clipping if clip_norm < least)
