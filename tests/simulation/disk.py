@@ -35,6 +35,7 @@ class Database:
     path: Path
     left: Files | None = None
     image: Files | None = None
+    connections: list[sqlite3.Connection] = field(default_factory=list)
 
     def files(self) -> Files:
         if not self.path.parent.is_dir():
@@ -49,6 +50,9 @@ class Database:
         """End the process that has it open; the files stay as they are, or as a torn write has left them."""
         left, self.left = self.left or self.files(), None
         end()
+        for connection in self.connections:
+            connection.close()
+        self.connections.clear()
         self._put_back(left)
         self.image = left
 
@@ -180,6 +184,8 @@ def connections_of(disk: Callable[[], Disk | None]) -> type[sqlite3.Connection]:
             path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
             self.file = None if there is None else there.database(path)
             super().__init__(database, *args, **more)
+            if self.file is not None and "mode=ro" not in name:
+                self.file.connections.append(self)
 
         def execute(self, sql: str, *parameters: Any) -> Any:
             run = lambda: sqlite3.Connection.execute(self, sql, *parameters)  # noqa: E731
