@@ -6,6 +6,7 @@ import json
 import shutil
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,10 +34,14 @@ class RunFolder:
         begun: When it was made.
     """
 
-    def __init__(self, path: Path, begun: datetime, *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, path: Path, begun: datetime, *, tensorboard: bool = False, goes_on: bool = False
+    ) -> None:
         self.path = path
         self.begun = begun
-        self._events = EventFolder(path / "tensorboard") if tensorboard else None
+        self._tensorboard = tensorboard
+        self._replaces = goes_on
+        self._events: EventFolder | None = None
 
     @classmethod
     def new(cls, config: RunConfig, chosen: str | None, now: datetime) -> RunFolder:
@@ -69,12 +74,18 @@ class RunFolder:
 
     @classmethod
     def resumed(cls, config: RunConfig, path: Path, now: datetime) -> RunFolder:
-        """The folder of a run that goes on; its rounds are written again from what is stored."""
+        """The folder of a run that goes on; its rounds are written again from what is stored.
+
+        Nothing in it changes before the first of them: if the run cannot go on, it is as it was.
+        """
         if config.run.tensorboard:
             require_tensorboard()
-        (path / METRICS).unlink(missing_ok=True)
-        shutil.rmtree(path / "tensorboard", ignore_errors=True)
-        return cls(path, now, tensorboard=config.run.tensorboard)
+        return cls(path, now, tensorboard=config.run.tensorboard, goes_on=True)
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether a round was completed, or a model released."""
+        return any((self.path / name).exists() for name in (METRICS, "model.npz"))
 
     @property
     def state(self) -> Path:
@@ -104,8 +115,7 @@ class RunFolder:
         if set(held) <= {CONFIG}:
             return ""
         reached = "No round was completed"
-        if METRICS in held:
-            last = json.loads((self.path / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+        if METRICS in held and (last := self._last_round()):
             spent = last["epsilon_spent"]
             reached = f"Ended after round {last['round']}"
             reached += "" if spent is None else f", with epsilon {spent:.4g} spent by then"
@@ -114,6 +124,16 @@ class RunFolder:
             f"{reached}; a round under way may have been charged. {self.path} holds {', '.join(held)}.{go_on}"
         )
 
+    def _last_round(self) -> dict[str, Any]:
+        """The last whole line of the rounds; empty if there is none."""
+        for line in reversed((self.path / METRICS).read_text(encoding="utf-8").splitlines()):
+            try:
+                record: dict[str, Any] = json.loads(line)
+            except ValueError:  # torn: the run was killed as it wrote
+                continue
+            return record
+        return {}
+
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config; it can be run again as it stands."""
         text = yaml.safe_dump({**_STATED, **to_plain(config)}, sort_keys=False)
@@ -121,9 +141,13 @@ class RunFolder:
 
     def append_round(self, record: RoundRecord) -> None:
         """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+        if self._replaces:
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        with (self.path / METRICS).open("w" if self._replaces else "a", encoding="utf-8") as file:
             file.write(json.dumps({**_STATED, **record.as_json()}) + "\n")
-        if self._events is not None:
+        self._replaces = False
+        if self._tensorboard:
+            self._events = self._events or EventFolder(self.path / "tensorboard")
             self._events.write(record)
 
     def write_summary(self, summary: Summary) -> None:
