@@ -10,7 +10,7 @@ Guarantees:
     a_release_is_charged_or_given_up_never_both
     a_release_of_another_step_is_not_charged: Under a schedule of noise; nor one with another mu than its
         step's.
-    a_row_of_another_step_is_not_charged: Likewise, of each client's own schedule.
+    a_row_of_another_step_is_not_charged: Likewise, of each client's own schedule; nor one of another mu.
     once_its_ledger_is_taken_over_nothing_is_charged: Charges are refused with the reason, not lost.
     a_client_is_left_out_before_a_release_would_pass_its_ceiling: On record, before anybody is told.
 """
@@ -143,8 +143,8 @@ class Accountant(Role):
             step: Where the clients stand in their schedules of noise, each in its own; those who stand
                 elsewhere are not charged. None under constant noise.
         """
-        budget = self._opened(now)
-        if not self._row_schedule.accepts(mu, step):
+        budget, schedule = self._opened(now), self._row_schedule
+        if not schedule.accepts(mu, step) or (schedule.is_constant and mu != schedule.mu_release):
             return (), budget.head_hash, ""
         try:
             allowed = budget.charge_rows(charge_id, client_ids, mu, now=now, details=details, step=step)
@@ -171,12 +171,12 @@ class Accountant(Role):
     def leave_out(self, now: float) -> int:
         """Leave out the clients whose ceilings have no room for the next release; how many are left out.
 
-        Where clients noise their rows, a release costs nothing, and a row must fit: under a schedule of
-        noise one of the mean charge.
+        Where clients noise their rows, a release costs nothing, and a client's next row must fit.
         """
         budget = self._opened(now)
+        rows = self._row_schedule if self._row_schedule.mu_release > 0.0 else None
         try:
-            return budget.leave_out(self._next_mu(budget) or self._row_schedule.mu_release, now=now)
+            return budget.leave_out(rows or self._next_mu(budget), now=now)
         except LedgerTakenOver:
             return len(budget.left_out())
 

@@ -687,10 +687,13 @@ class BasketHost(Role):
         for basket_id, failed in list(self._baskets.items()):
             basket = self._open(BasketPlace(basket_id, failed.domain_id, self._slot))
             basket.identity, basket.guard, basket.scope = failed.identity, failed.guard, failed.scope
-            for client_id in journal.restore(basket) - failed.members.keys():
+            members = {**failed.members, **failed.left_out}
+            for member in members.values():
+                basket.admit(member)
+            for client_id in journal.restore(basket) - members.keys():
                 basket.take(client_id)
-            basket.members = failed.members
             basket.unsaved = Unsaved()
+            basket.leave_out(failed.left_out)
         self._migration.arrived &= journal.kept("arrived").keys()
         self._secure.take_up()
         self._is_to_undo = False

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from scarcity_ray.actors.kept import CODEC, DirectoryState
+from scarcity_ray.actors.kept import CODEC, DirectoryChange, DirectoryState, directory_after
 from scarcity_ray.actors.messages import (
     Admission,
     BasketPlace,
@@ -38,7 +38,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import IdempotencyKey, Role, query
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
-from scarcity_ray.storage.snapshots import Snapshots
+from scarcity_ray.storage.snapshots import ChangingState, Snapshots
 from scarcity_ray_client.identity import PUBLIC_BYTES
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Directory(Role):
     ) -> None:
         super().__init__()
         config = identity.config
-        self._kept = kept
+        self._kept = None if kept is None else ChangingState(kept, "directory", CODEC)
         self._config = config
         self._now = 0.0
         self._manager = BasketManager(
@@ -108,22 +108,30 @@ class Directory(Role):
         pinned = () if recovered is None else recovered.rosters
         self._chain = RosterChain(identity.federation_id, operator_key, pinned)
         self._endorsements: dict[str, Endorsement] = {}
-        self._num_remembered = 0
+        self._num_finished = self._num_moved = 0
         self._tick(now)
-        stored = None if kept is None or recovered is not None else kept.read("directory", CODEC)
+        self._touched_clients: set[str] = set()
+        self._touched_baskets: set[str] = set()
         self._stored_change = self._change()
         if recovered is not None:
             self._restore(recovered)
-        elif stored is not None:
-            self._take_over(stored)
+        elif self._kept is not None:
+            stored, changes = self._kept.read()
+            if stored is not None:
+                self._take_over(directory_after(stored, changes))
 
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """As `Role.once`; a change of who is where is durable before it is answered."""
         answer = super().once(call, method, *args)
         change = self._change()
         if self._kept is not None and change != self._stored_change:
-            self._kept.write("directory", self._state(), CODEC)
+            if change[1:] == self._stored_change[1:]:
+                self._kept.change(self._changed(), self._state)
+            else:
+                self._kept.write(self._state())
             self._stored_change = change
+            self._touched_clients.clear()
+            self._touched_baskets.clear()
         return answer
 
     @query
@@ -194,6 +202,7 @@ class Directory(Role):
             if member.num_examples is not None:
                 self._examples[member.client_id] = member.num_examples
             self._settle(basket_id)
+            self._touch(member.client_id, basket_id)
             joined[basket_id].append(member.client_id)
             baskets.append(basket_id)
         admissions = tuple(self._admission(b, ids) for b, ids in joined.items())
@@ -215,6 +224,7 @@ class Directory(Role):
         place, order = self._place(basket_id), self._order(OperationKind.UNREGISTER)
         # In case that the basket actor, which remembers more, dies before it has reported.
         self._memories.note([ClientMemory(client_id, place.slot, trust, number=order.number)])
+        self._touch(client_id, basket_id)
         return self._begin(Operation(order, leavers=((place, client_id),)), True)
 
     def registry(self, since: int = 0) -> Registry:
@@ -291,6 +301,7 @@ class Directory(Role):
         self._tick(now)
         self._round_id += 1
         self._changes += 1
+        self._num_moved += 1
         self._memories.forget_before(self._round_id - self._config.buffer.max_staleness, self._now)
         before = {basket_id: self._place(basket_id) for basket_id in self._manager.live_basket_ids()}
         emptied = self._manager.cleanup()
@@ -330,7 +341,9 @@ class Directory(Role):
             for slot, keys in identities.items():
                 self.record_identities(slot, keys)
             self._memories.note(memories)
-            self._num_remembered += len(memories)
+            self._num_finished += bool(memories or pending.closed)
+            self._num_moved += bool(pending.closed)
+            self._touched_clients.update(memory.client_id for memory in memories)
             for place in pending.closed:  # A basket's id is never used again.
                 self._slots.pop(place.basket_id, None)
                 self._identities.pop(place.basket_id, None)
@@ -357,6 +370,7 @@ class Directory(Role):
         }
         self._changes += any(self._identities.get(b) != key for b, key in own.items())
         self._identities.update(own)
+        self._touched_baskets.update(own)
         for basket_id in own:
             self._dead.pop(basket_id, None)
 
@@ -389,11 +403,13 @@ class Directory(Role):
         for report in reports:
             for client_id, activity in report.clients.items():
                 self._manager.record_trust(client_id, activity.trust)
+                self._touched_clients.add(client_id)
                 if activity.accepted and self._manager.get_client_basket(client_id) is not None:
                     self._manager.touch_client(client_id, n_updates=activity.accepted, at=activity.seen)
             for basket_id, at in report.baskets.items():
                 if self._manager.is_live(basket_id):
                     self._manager.touch_basket(basket_id, at=at)
+                    self._touched_baskets.add(basket_id)
 
     @query
     def client(self, client_id: str, now: float) -> ClientInfo | None:
@@ -434,8 +450,34 @@ class Directory(Role):
         return sorted(Party(basket_id, key) for basket_id, key in {**self._dead, **keys}.items())
 
     def _change(self) -> tuple[object, ...]:
-        """What differs once there is something to store; clients' activity alone is not."""
-        return self._number, self._chain.epoch, len(self._endorsements), self._num_remembered
+        """What differs once there is something to store; clients' activity alone is not.
+
+        If only the first differs, `_changed` tells of it all.
+        """
+        come_and_gone = self._number, self._num_finished
+        rest = self._chain.epoch, len(self._endorsements), len(self._dead), len(self._faults)
+        return come_and_gone, self._num_moved, *rest
+
+    def _touch(self, client_id: str, basket_id: str) -> None:
+        self._touched_clients.add(client_id)
+        self._touched_baskets.add(basket_id)
+
+    def _changed(self) -> DirectoryChange:
+        """What has changed since it was last stored, as clients came and left."""
+        clients, baskets = sorted(self._touched_clients), self._touched_baskets
+        memories = (self._memories.get(client_id) for client_id in clients)
+        return DirectoryChange(
+            manager=self._manager.change_of(clients, baskets),
+            slots={b: self._slots[b] for b in baskets if b in self._slots},
+            num_slots=len(self._loads),
+            identities={b: self._identities[b] for b in baskets if b in self._identities},
+            keys={c: self._keys[c] for c in clients if c in self._keys},
+            examples={c: self._examples[c] for c in clients if c in self._examples},
+            unknown=self._unknown,
+            number=self._number,
+            memories=tuple(memory for memory in memories if memory is not None),
+            pending=self._pending,
+        )
 
     def _state(self) -> DirectoryState:
         return DirectoryState(
@@ -453,13 +495,11 @@ class Directory(Role):
             faults=tuple(self._faults.values()),
             rosters=self._chain.kept,
             endorsements=tuple(self._endorsements.values()),
+            pending=self._pending,
         )
 
     def _take_over(self, state: DirectoryState) -> None:
-        """Continue from a stored state; the operation that was pending counts as done.
-
-        Its effects are in the state, from which all basket actors start.
-        """
+        """Continue from a stored state; the operation that was pending is begun again."""
         self._manager.restore(state.manager)
         live = set(self._manager.live_basket_ids())
         self._slots = {basket_id: slot for basket_id, slot in state.slots.items() if basket_id in live}
@@ -474,6 +514,13 @@ class Directory(Role):
         self._faults = {fault.fault_id: fault for fault in state.faults} | self._faults
         self._chain.follow(state.rosters)
         self._endorsements = {endorsed.party.party_id: endorsed for endorsed in state.endorsements}
+        if state.pending is not None:
+            self._begin_again(state.pending)
+
+    def _begin_again(self, operation: Operation) -> None:
+        order = replace(operation.order, number=self._next_number())
+        self._pending = replace(operation, order=order, num_slots=len(self._loads))
+        self._slots.update({place.basket_id: place.slot for place in operation.closed})
 
     def _restore(self, recovered: Recovered) -> None:
         for admission in recovered.admissions:
@@ -496,9 +543,7 @@ class Directory(Role):
         self._number = recovered.number
         self._done.extend(recovered.done)
         if recovered.pending is not None:
-            order = replace(recovered.pending.order, number=self._next_number())
-            self._pending = replace(recovered.pending, order=order, num_slots=len(self._loads))
-            self._slots.update({place.basket_id: place.slot for place in recovered.pending.closed})
+            self._begin_again(recovered.pending)
 
     def _begin(self, operation: Operation, answer: T) -> Begun[T]:
         self._pending = replace(operation, num_slots=len(self._loads))
@@ -552,6 +597,7 @@ class Directory(Role):
     def _migration(self, kind: OperationKind, closed: str) -> Operation:
         self._loads.remove(self._slots[closed])
         self._changes += 1
+        self._num_moved += 1
         moved: dict[str, list[str]] = defaultdict(list)
         for move in self._manager.moves_from(closed):
             moved[move.to_basket].append(move.client_id)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from scarcity_ray.actors.messages import Fault
+from scarcity_ray.actors.messages import Admission, BasketPlace, Fault, Operation, OperationKind, Order
 from scarcity_ray.baskets.basket import ClientMigration
-from scarcity_ray.baskets.client_memory import ClientMemory
+from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.kept import BasketState
-from scarcity_ray.baskets.reports import ClippingReport
+from scarcity_ray.baskets.reports import ClippingReport, Member
 from scarcity_ray.baskets.reputation import Reputation
 from scarcity_ray.baskets.update_buffer import ClientUpdates, ReplayKey
-from scarcity_ray.directory.manager import ManagerState
+from scarcity_ray.directory.manager import ManagerChange, ManagerState, changed
 from scarcity_ray.directory.records import ClientInfo, Departure, Move, OrderNumber
 from scarcity_ray.directory.roster import Basket, RosterState
 from scarcity_ray.gossip import GossipMessage, GossipMigration, GossipState
@@ -44,6 +44,66 @@ class DirectoryState:
     faults: tuple[Fault, ...]
     rosters: tuple[Roster, ...]
     endorsements: tuple[Endorsement, ...]
+    pending: Operation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DirectoryChange:
+    """What has changed of a `DirectoryState` as clients came and left; see there.
+
+    Attributes:
+        keys: Of the changed clients that are there, as `examples`.
+        slots: Of the changed baskets, as `identities`.
+        memories: Of the changed clients.
+    """
+
+    manager: ManagerChange
+    slots: Mapping[str, int]
+    num_slots: int
+    identities: Mapping[str, bytes]
+    keys: Mapping[str, bytes | None]
+    examples: Mapping[str, int]
+    unknown: int
+    number: OrderNumber
+    memories: tuple[ClientMemory, ...]
+    pending: Operation | None
+
+
+def directory_after(state: DirectoryState, changes: Sequence[DirectoryChange]) -> DirectoryState:
+    """A directory's memory after the changes, oldest first."""
+    if not changes:
+        return state
+    slots, identities = dict(state.slots), dict(state.identities)
+    keys, examples = dict(state.keys), dict(state.examples)
+    memories = {memory.client_id: memory for memory in state.memories}
+    for change in changes:
+        remembered = {memory.client_id: memory for memory in change.memories}
+        for client_id in (*(client.client_id for client in change.manager.clients), *change.manager.gone):
+            if client_id not in change.keys:
+                keys.pop(client_id, None)
+            if client_id not in change.examples:
+                examples.pop(client_id, None)
+            if client_id not in remembered:
+                memories.pop(client_id, None)
+        slots |= change.slots
+        identities |= change.identities
+        keys |= change.keys
+        examples |= change.examples
+        memories |= remembered
+    last = changes[-1]
+    return replace(
+        state,
+        manager=changed(state.manager, [change.manager for change in changes]),
+        slots=slots,
+        num_slots=last.num_slots,
+        identities=identities,
+        keys=keys,
+        examples=examples,
+        unknown=last.unknown,
+        number=last.number,
+        memories=ClientMemories(memories.values()).all(),
+        pending=last.pending,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +129,9 @@ class GossipRun:
 
 
 CODEC = Codec(
-    Basket, BasketModel, BasketState, ClientInfo, ClientMemory, ClientMigration, ClientUpdates,
-    ClippingReport, Departure, DirectoryState, Endorsement, Fault, GlobalMetaModel, GossipMessage,
-    GossipMigration, GossipRun, GossipState, HostSnapshot, ManagerState, Move, NoisedMean, OrderNumber,
-    Party, Placing, ProtocolState, ReplayKey, Reputation, Roster, RosterState,
+    Admission, Basket, BasketModel, BasketPlace, BasketState, ClientInfo, ClientMemory, ClientMigration,
+    ClientUpdates, ClippingReport, Departure, DirectoryChange, DirectoryState, Endorsement, Fault,
+    GlobalMetaModel, GossipMessage, GossipMigration, GossipRun, GossipState, HostSnapshot, ManagerChange,
+    ManagerState, Member, Move, NoisedMean, Operation, OperationKind, Order, OrderNumber, Party, Placing,
+    ProtocolState, ReplayKey, Reputation, Roster, RosterState,
 )  # fmt: skip

@@ -118,6 +118,8 @@ class Basket:
         here[member.client_id] = replace(member, memory=None)
         offences = {} if member.memory is None else member.memory.offences
         self._reputations.admit(member.client_id, member.trust, offences)
+        if self.unsaved is not None and member.trust != FIRST_TRUST:
+            self.unsaved.clients.add(member.client_id)
         if member.memory is not None:
             remembered = ClientUpdates(member.client_id, (), member.memory.accepted)
             self._buffer.put_client(remembered)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,26 @@ class ManagerState:
     roster: RosterState
     departures: Mapping[str, Departure]
     rng: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ManagerChange:
+    """What has changed of a `ManagerState` as clients came and left.
+
+    Attributes:
+        clients: Those that changed and are there.
+        gone: Those that left.
+        baskets: Those that changed, without their clients.
+        departures: Of those that have ever left, among both.
+        next_index: By domain, of the baskets' domains.
+    """
+
+    clients: tuple[ClientInfo, ...]
+    gone: tuple[str, ...]
+    baskets: tuple[Basket, ...]
+    departures: Mapping[str, Departure]
+    next_index: Mapping[str, int]
+    num_opened: int
 
 
 class BasketManager:
@@ -123,6 +143,19 @@ class BasketManager:
         self._roster.restore(state.roster)
         self._departures = dict(state.departures)
         self._rng.bit_generator.state = state.rng
+
+    def change_of(self, client_ids: Iterable[str], basket_ids: Iterable[str]) -> ManagerChange:
+        """These clients and baskets as they are now, for `changed`."""
+        known, ids = self._clients, sorted(client_ids)
+        baskets = self._roster.some(sorted(basket_ids))
+        return ManagerChange(
+            clients=tuple(known[client_id] for client_id in ids if client_id in known),
+            gone=tuple(client_id for client_id in ids if client_id not in known),
+            baskets=tuple(replace(basket, clients=set()) for basket in baskets),
+            departures={c: self._departures[c] for c in ids if c in self._departures},
+            next_index={b.domain_id: self._roster.next_index(b.domain_id) for b in baskets},
+            num_opened=self._roster.num_opened,
+        )
 
     def create_basket(self, domain_id: str) -> str:
         """Open an empty basket in a domain and return its id."""
@@ -325,3 +358,32 @@ class BasketManager:
 
     def _known(self, client_id: object) -> ClientInfo | None:
         return self._clients.get(client_id) if isinstance(client_id, str) else None
+
+
+def changed(state: ManagerState, changes: Sequence[ManagerChange]) -> ManagerState:
+    """A manager's memory after the changes, oldest first."""
+    clients = {client.client_id: client for client in state.clients}
+    baskets = {basket.basket_id: basket for basket in state.roster.baskets}
+    departures, next_index = dict(state.departures), dict(state.roster.next_index)
+    num_opened = state.roster.num_opened
+    for change in changes:
+        for basket in change.baskets:
+            before = baskets.get(basket.basket_id)
+            baskets[basket.basket_id] = basket
+            basket.clients |= set() if before is None else before.clients
+        for client_id in (*(client.client_id for client in change.clients), *change.gone):
+            if (former := clients.get(client_id)) is not None:
+                baskets[str(former.basket_id)].clients.discard(client_id)
+        for client in change.clients:
+            clients[client.client_id] = client
+            baskets[str(client.basket_id)].clients.add(client.client_id)
+        for client_id in change.gone:
+            clients.pop(client_id, None)
+            departures.pop(client_id, None)
+        departures |= change.departures
+        for client_id in [*departures][: max(len(departures) - MOST_DEPARTURES, 0)]:
+            del departures[client_id]
+        next_index |= change.next_index
+        num_opened = change.num_opened
+    roster = RosterState(tuple(baskets.values()), next_index, num_opened)
+    return ManagerState(tuple(clients.values()), roster, departures, state.rng)

@@ -11,7 +11,7 @@ Guarantees:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -157,6 +157,19 @@ class Roster:
     def kept(self) -> RosterState:
         """What `restore` makes the same baskets from."""
         return RosterState(tuple(self._baskets.values()), dict(self._next_index), self._num_opened)
+
+    def some(self, basket_ids: Iterable[str]) -> list[Basket]:
+        """Those of the baskets that are there."""
+        return [self._baskets[basket_id] for basket_id in basket_ids if basket_id in self._baskets]
+
+    def next_index(self, domain_id: str) -> int:
+        """The index of a domain's next basket."""
+        return self._next_index.get(domain_id, 0)
+
+    @property
+    def num_opened(self) -> int:
+        """Baskets opened so far."""
+        return self._num_opened
 
     def restore(self, state: RosterState) -> None:
         """Take over what `kept` gave; this roster must be empty."""

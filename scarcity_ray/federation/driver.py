@@ -43,7 +43,7 @@ from scarcity_ray.forecast import (
     warnings_at_release,
 )
 from scarcity_ray.layers.models import GlobalMetaModel
-from scarcity_ray.plan import person_claim
+from scarcity_ray.plan import check_renewal, person_claim
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
@@ -92,9 +92,9 @@ class Driver:
         self.operations.routing_table()
         return opened
 
-    def restore(self, take_over: bool, run: int) -> BudgetStatus:
+    def restore(self, take_over: bool, continues: Sequence[int]) -> BudgetStatus:
         """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
-        opened = self.supervisor.restore(take_over, self.client.now(), run)
+        opened = self.supervisor.restore(take_over, self.client.now(), continues)
         self._told_period = opened.period
         self.client.recall_faults()
         self.operations.routing_table()
@@ -208,7 +208,12 @@ class Driver:
     def renew_budget(
         self, total_epsilon: float, total_delta: float, operator: str, call_id: str, signature: bytes | None
     ) -> None:
-        """Open a new budget period, and tell the baskets."""
+        """Open a new budget period, and tell the baskets.
+
+        Raises:
+            UsageError: For totals that cannot work, or a missing or wrong signature.
+        """
+        check_renewal(self.supervisor.plan, total_epsilon, total_delta)
         act = total_epsilon, total_delta, self.client.now(), operator, call_id, signature
         status = self.client.call(ACCOUNTANT, Accountant.renew, *act)
         self.budget_period()

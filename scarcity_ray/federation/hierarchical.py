@@ -221,7 +221,7 @@ class HierarchicalFederation:
             plan, told = make_plan(config), Told()
             told.note(warnings_at_start(plan))
             self._begin(place, identity, plan, clock, told, owner=True, operator=operator_keypair)
-            opened = self._driver.restore(take_over_ledger, record.run)
+            opened = self._driver.restore(take_over_ledger, (*record.continued, record.run))
             tell_ledger(opened, is_default=False, is_named=record.name is not None)
         except BaseException as failure:
             self._undo(place, failure)

@@ -6,7 +6,7 @@ The ledger's password is not among it, nor any key.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ class FederationRecord:
         ledger_path: Absolute, or a URL without its password.
         name: The federation's, if it has one.
         private_ledger: See `FederationIdentity`, as `run`.
+        continued: Earlier runs, whose journals may not be taken over yet, as a restore was under way.
     """
 
     federation_id: str
@@ -37,12 +38,13 @@ class FederationRecord:
     name: str | None
     private_ledger: bool
     run: int
+    continued: tuple[int, ...] = ()
 
 
 _CODEC = Codec(FederationRecord)
 
 
-def write_record(kept: Snapshots, identity: FederationIdentity) -> None:
+def write_record(kept: Snapshots, identity: FederationIdentity, continued: Sequence[int] = ()) -> None:
     """Store a federation's record.
 
     Raises:
@@ -55,6 +57,7 @@ def write_record(kept: Snapshots, identity: FederationIdentity) -> None:
         identity.name,
         identity.private_ledger,
         identity.run,
+        tuple(continued),
     )
     kept.write(_NAME, record, _CODEC)
 

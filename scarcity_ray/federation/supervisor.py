@@ -98,13 +98,13 @@ class Supervisor:
             write_record(self.kept, self.identity)
         return opened
 
-    def restore(self, take_over: bool, now: float, run: int) -> BudgetStatus:
+    def restore(self, take_over: bool, now: float, continues: Sequence[int]) -> BudgetStatus:
         """Start a stored federation's roles, which go on from what is kept of them; the budget's status.
 
         Args:
             take_over: As in `start`.
             now: Seconds since the epoch.
-            run: That ended, whose journals are continued.
+            continues: The runs that ended, whose journals are continued.
 
         Raises:
             StorageError: If the ledger is another federation's.
@@ -123,6 +123,10 @@ class Supervisor:
                 f"{self.kept.path}: of federation {stored_id!r}, and the ledger {opened.ledger_path} is of "
                 f"{opened.federation_id!r}; give the ledger_path of that one"
             )
+        self.kept.take_over()
+        # Before any journal is: a restore that is stopped is made again, and continues all these.
+        write_record(self.kept, self.identity, continues)
+        last = self.kept.read(RELEASE, CODEC)
         self.runtime.start([self._directory_spec(0)])
         where = Call(Directory.routing_table).send(self.peers, DIRECTORY).result()
         self.num_slots = where.num_slots if isinstance(where, RoutingTable) else 0
@@ -133,7 +137,7 @@ class Supervisor:
             self._journal_place(),
             {"round_id": round_id, "latest": last if self._distributes else None},
         )
-        life |= {"journal": None if place is None else replace(place, continues=run)}
+        life |= {"journal": None if place is None else replace(place, continues=tuple(continues))}
         homes = {slot: self._journal_home(slot) for slot in slots}
         specs = [self._basket_spec(s, opened, homes[s], state=states[s], **life) for s in slots]
         roles = [self._global_spec(last)] if self.has_layer2 else []
@@ -145,7 +149,7 @@ class Supervisor:
         write_record(self.kept, self.identity)
         self.lost = [
             *(
-                self._waiting_lost(s, states[s], round_id)
+                self._waiting_lost(s, states[s], round_id, last)
                 for s in slots
                 if states[s].admissions and not homes[s]
             ),
@@ -291,7 +295,9 @@ class Supervisor:
         if failure is not None:
             raise failure
 
-    def _waiting_lost(self, slot: int, state: SlotState, round_id: int) -> Fault:
+    def _waiting_lost(
+        self, slot: int, state: SlotState, round_id: int, last: GlobalMetaModel | None
+    ) -> Fault:
         """What a restored basket actor without a journal lacks."""
         name, place = basket_actor(slot), self._journal_place()
         why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
@@ -299,6 +305,11 @@ class Supervisor:
             f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
             f"as {name} has no journal ({why}): send the updates of this round again, as `fit` does itself"
         )
+        if last is not None and last.round_id == round_id:
+            loss += (
+                f", but not those that release {last.version} of this round may hold: its replay memory is "
+                "gone too, and they would count twice"
+            )
         if round_id and not Call(BasketHost.has_snapshot).send(self.peers, name).result():
             loss += (
                 f"; so are gossip, replays, caps and trust, as {name} finds nothing in storage_path on its "
@@ -336,6 +347,11 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
+        if regained.set_aside:
+            lost.append(
+                "its journal was of an opening that this one does not continue: it is "
+                f"{regained.set_aside} now, and the updates in it are not used"
+            )
         if regained.messages and self.kept is None:
             lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         if not (lost or always):

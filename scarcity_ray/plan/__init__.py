@@ -5,7 +5,7 @@ takes part in a release (basket weights, sensitivity, ring) is derived by `Feder
 module computes any of these numbers.
 """
 
-from scarcity_ray.plan.checks import make_plan
+from scarcity_ray.plan.checks import check_renewal, make_plan
 from scarcity_ray.plan.claims import (
     AGAINST,
     AGAINST_OPERATOR,
@@ -39,6 +39,7 @@ __all__ = [
     "PersonClaim",
     "ReleasePlan",
     "SessionShape",
+    "check_renewal",
     "corrupt_of",
     "fewest_parties",
     "hides_from",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 from scarcity_ray.config import (
     AggregationMethod,
@@ -12,13 +14,14 @@ from scarcity_ray.config import (
     NoisePlace,
     PrivacyUnit,
 )
-from scarcity_ray.errors import ConfigError
+from scarcity_ray.config.arguments import number_of
+from scarcity_ray.errors import ConfigError, UsageError
 from scarcity_ray.plan.federation import FederationPlan
 from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.privacy.accounting.modes import Accounting
 from scarcity_ray.robust import PluginRule
 from scarcity_ray.secagg.graph import COMPLETE_UP_TO
-from scarcity_ray_client.site_noise import MOST_STEPS
+from scarcity_ray_client.site_noise import MOST_STEPS, SiteNoise
 
 NOISE_REACH = 2.0**53
 """Least size of noise, in grid steps, that float64 no longer resolves to one step."""
@@ -341,18 +344,53 @@ def _check_site_noise(plan: FederationPlan) -> None:
             privacy.row_epsilon,
             "an epsilon whose noise fits into 2^50 steps of a row's grid; any in earnest does",
         )
+    for name, clip_norm, least in _short_clip_norms(plan, noise):
+        raise ConfigError(
+            name,
+            clip_norm,
+            f"at least {least:.4g} = C + sigma (sqrt(d) + 3) with {site}: C = person_clip_norm = "
+            f"{noise.clip_norm:g}, and a row of min_persons = {noise.min_persons} has noise of sigma "
+            f"{noise.sigma(noise.min_persons):.3g} in each of {noise.dimension} coordinates; clipped, it "
+            "would be noise alone",
+        )
+
+
+def check_renewal(plan: FederationPlan, total_epsilon: float, total_delta: float) -> None:
+    """Refuse new totals that a schedule of noise cannot be spread over.
+
+    Infinite ones have no last release. Smaller ones buy fewer rows, of which the first is charged less, so
+    that it may have more noise than the clip norms leave be.
+
+    Raises:
+        UsageError: If the totals cannot work with the plan.
+    """
+    noise, schedule = plan.site_noise, plan.row_schedule
+    total_epsilon = number_of("total_epsilon", total_epsilon)
+    total_delta = number_of("total_delta", total_delta)
+    decay = plan.config.privacy.noise_decay
+    if decay < 1.0 and math.isinf(total_epsilon):
+        raise UsageError(
+            f"total_epsilon: inf is not accepted with privacy.noise_decay = {decay:g}: noise falls over a "
+            "budget's last release"
+        )
+    if noise is None or schedule.is_constant or not (total_epsilon > 0.0 and 0.0 < total_delta < 1.0):
+        return  # the accountant refuses the others
+    cap = plan.accounting.mu_of_claim(total_epsilon, total_delta) ** 2
+    first = replace(noise, mu=schedule.mu(schedule.step_of(cap, 0)))
+    for name, clip_norm, least in _short_clip_norms(plan, first):
+        raise UsageError(
+            f"total_epsilon: {total_epsilon:g} at delta {total_delta:g} is not accepted with "
+            f"privacy.noise_decay = {decay:g}: it buys "
+            f"{schedule.num_releases(cap):.0f} rows, the first of which would have so much noise that "
+            f"{name} = {clip_norm:g}, below {least:.4g}, clips it; renew with a larger one"
+        )
+
+
+def _short_clip_norms(plan: FederationPlan, noise: SiteNoise) -> Iterator[tuple[str, float, float]]:
+    """The clip norms that would clip honest noised rows: name, value, and the least that would not."""
+    config, least = plan.config, noise.least_clip_norm
     # Layer 2 clips what a rule made of the rows: a small norm there limits a basket that liars hold.
-    clipping = [("layer1.clip_norm", layer1.clip_norm)]
+    clipping = [("layer1.clip_norm", config.layer1.clip_norm)]
     if config.gossip_budget_share:
         clipping.append(("gossip.clip_norm", config.gossip.clip_norm))
-    least = noise.least_clip_norm
-    for name, clip_norm in clipping:
-        if clip_norm < least:
-            raise ConfigError(
-                name,
-                clip_norm,
-                f"at least {least:.4g} = C + sigma (sqrt(d) + 3) with {site}: C = person_clip_norm = "
-                f"{noise.clip_norm:g}, and a row of min_persons = {noise.min_persons} has noise of sigma "
-                f"{noise.sigma(noise.min_persons):.3g} in each of {noise.dimension} coordinates; clipped, it "
-                "would be noise alone",
-            )
+    return ((name, clip_norm, least) for name, clip_norm in clipping if clip_norm < least)

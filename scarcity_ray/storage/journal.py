@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +68,12 @@ class JournalPlace:
         syncs_updates: Whether each call is on the disk before it is answered (``durability: update``). If not
             (``round``), it is handed to the operating system, so that it outlives the process but not the
             machine, until the next call that is not an update: an aggregate, a session, a new round.
-        continues: The run whose journals this run takes over; 0: none.
+        continues: The runs whose journals this run takes over.
     """
 
     folder: str
     syncs_updates: bool = True
-    continues: int = 0
+    continues: tuple[int, ...] = ()
 
     def path(self, federation_id: str, slot: int) -> Path:
         """The file of one basket actor."""
@@ -249,7 +249,9 @@ class Journal:
             finally:
                 draft.unlink(missing_ok=True)
 
-    def _opened(self, federation_id: str, slot: int, run: int, continues: int) -> sqlite3.Connection:
+    def _opened(
+        self, federation_id: str, slot: int, run: int, continues: Sequence[int]
+    ) -> sqlite3.Connection:
         connection = self._connect()
         try:
             with self._told():
@@ -268,13 +270,13 @@ class Journal:
                         f"{self.path}: this is the journal of basket actor {number} of federation "
                         f"{federation!r}, not of {slot} of {federation_id!r}; move it away"
                     )
-                if left in (f"{run:x}", f"{continues:x}"):
+                if left in [f"{known:x}" for known in (run, *continues)]:
                     if left != f"{run:x}":
                         connection.execute("UPDATE about SET run = ?", (f"{run:x}",))
                     return connection
                 connection.close()
                 self.set_aside = self.path.with_name(f"{self.path.stem}.run-{left}.sqlite")
-                for end in ("", "-wal"):
+                for end in ("-wal", ""):  # A log beside another file would be taken for its own.
                     with suppress(FileNotFoundError):
                         Path(f"{self.path}{end}").rename(f"{self.set_aside}{end}")
                 self._create(federation_id, slot, run)

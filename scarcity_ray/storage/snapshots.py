@@ -1,9 +1,13 @@
 """Snapshots: the newest states of roles and drivers, in a folder or an object store (`pyarrow.fs`).
 
-A snapshot is one file, ``NAME.EPOCH.VERSION``: a line of JSON (kind, format version, and the SHA-256 of the
-rest), a line of JSON (whose it is, the state, the shapes of its arrays), then the arrays. The newest is the
-one of the highest epoch, and in it of the highest version. An epoch is one opening of the federation's
-ledger, which one federation at a time can hold: what an earlier one still writes is never read again.
+A snapshot is one file, ``NAME.EPOCH.VERSION``: a line of JSON (kind, format version, and the SHA-256 and
+length of the rest), a line of JSON (whose it is, the state, the shapes of its arrays), then the arrays. The
+newest is the one of the highest epoch, and in it of the highest version. An epoch is one opening of the
+federation's ledger, which one federation at a time can hold. A federation that is restored takes all states
+over into its own epoch before it reads them, so what an earlier one still writes is never read again.
+
+Where a change is small and the state large (`ChangingState`), changes are appended to a file beside it,
+``NAME.EPOCH.VERSION.log``, each in the form of a snapshot.
 
 Files hold clients' rows without noise where gossip keeps them: the folder is made for its user alone, and who
 may read the store may read these.
@@ -17,10 +21,11 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -32,6 +37,9 @@ from scarcity_ray.storage.formats import FORMATS, check_format
 KIND = "scarcity_ray snapshot"
 _FILE = re.compile(r"(?P<name>[A-Za-z0-9_-]+)\.(?P<epoch>\d{8})\.(?P<version>\d{12})")
 _LONGEST_HEAD = 1 << 20
+_LOG = ".log"
+SHORTEST_LOG_BYTES = 1 << 16
+"""A log may become so long, however short the snapshot is."""
 
 
 class Store(Protocol):
@@ -45,6 +53,15 @@ class Store(Protocol):
 
     def write(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         """Write a file; it is durable when this returns."""
+
+    def append(self, name: str, parts: Sequence[bytes | memoryview], at: int) -> bool:
+        """Write to the end of a file, which is at `at`; False if a file cannot grow here.
+
+        What a write that failed has left after `at` is cut off first.
+        """
+
+    def copy(self, name: str, to: str) -> None:
+        """Have a file's content under another name too."""
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -81,6 +98,26 @@ class LocalFolder:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+        self._sync_folder()
+
+    def append(self, name: str, parts: Sequence[bytes | memoryview], at: int) -> bool:
+        """Write to the end of a file."""
+        with open(os.open(self._path / name, os.O_WRONLY | os.O_CREAT, 0o600), "wb", buffering=0) as file:
+            file.truncate(at)
+            file.seek(at)
+            content = memoryview(b"".join(parts))
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        if not at:
+            self._sync_folder()
+        return True
+
+    def copy(self, name: str, to: str) -> None:
+        """Have a file's content under another name too."""
+        self.write(to, [self.read(name)])
+
+    def _sync_folder(self) -> None:
         folder = os.open(self._path, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -116,6 +153,14 @@ class ObjectFolder:
         """Write an object; it appears when its stream is closed."""
         with self._files.open_output_stream(f"{self._path}/{name}") as stream:
             stream.write(b"".join(parts))
+
+    def append(self, name: str, parts: Sequence[bytes | memoryview], at: int) -> bool:
+        """False: an object is written whole."""
+        return False
+
+    def copy(self, name: str, to: str) -> None:
+        """Have an object's content under another name too."""
+        self._files.copy_file(f"{self._path}/{name}", f"{self._path}/{to}")
 
     def remove(self, name: str) -> None:
         """Remove an object."""
@@ -170,32 +215,45 @@ class Snapshots:
         Raises:
             StorageError: If it cannot be written: the disk is full, or read-only.
         """
+        return self._write(name, self._parts(name, value, codec), keep)
+
+    def _write(self, name: str, parts: Sequence[bytes | memoryview], keep: int) -> int:
         store = open_store(self.path)
-        before = self._found(store, name)
+        there = self._names(store)
+        before = _places(there, name)
         version = max((number for epoch, number in before if epoch == self.epoch), default=0) + 1
-        plain, arrays = codec.encode(value)
-        held = {
-            "owner": self.owner,
-            "name": name,
-            "state": plain,
-            "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
-        }
-        body: list[bytes | memoryview] = [json.dumps(held).encode() + b"\n", *map(_bytes_of, arrays)]
-        digest = hashlib.sha256()
-        for part in body:
-            digest.update(part)
-        head = {"kind": KIND, "version": FORMATS[KIND], "sha256": digest.hexdigest()}
         file = _file_name(name, self.epoch, version)
-        try:
-            store.write(file, [json.dumps(head).encode() + b"\n", *body])
+        with self._writing(file):
+            store.write(file, parts)
             for epoch, number in sorted([*before, (self.epoch, version)])[:-keep]:
-                store.remove(_file_name(name, epoch, number))
-        except OSError as error:
-            raise StorageError(
-                f"{self.path}/{file}: cannot be written ({error}); make room there, or give the user the "
-                "right to write, and resume"
-            ) from error
+                old = _file_name(name, epoch, number)
+                store.remove(old)
+                if old + _LOG in there:
+                    store.remove(old + _LOG)
         return version
+
+    def take_over(self) -> None:
+        """Have all states in this epoch, as an earlier one has left them.
+
+        Raises:
+            StorageError: If they cannot be read, or not be written.
+        """
+        store = open_store(self.path)
+        there = set(self._names(store))
+        for left in there:
+            if left.startswith("."):  # A write that was stopped.
+                store.remove(left)
+        names = {match["name"] for match in map(_FILE.fullmatch, there) if match is not None}
+        for name in sorted(names):
+            # The newest first: wherever this is stopped, what is newest is newest here too.
+            for epoch, version in _line(_places(there, name)):
+                if epoch == self.epoch:
+                    continue
+                old, file = _file_name(name, epoch, version), _file_name(name, self.epoch, version)
+                with self._writing(file):
+                    if old + _LOG in there:
+                        store.copy(old + _LOG, file + _LOG)
+                    store.copy(old, file)
 
     def read(self, name: str, codec: Codec) -> Any | None:
         """The newest version of a state; None if there is none.
@@ -214,8 +272,8 @@ class Snapshots:
             StorageError: As `read`.
         """
         store = open_store(self.path)
-        found = sorted(self._found(store, name))
-        return [self._read(store, _file_name(name, *place), codec) for place in found]
+        line = reversed(_line(self._found(store, name)))
+        return [self._read(store, _file_name(name, *place), codec) for place in line]
 
     def verify(self) -> None:
         """Check the newest version of each state, but for what it means.
@@ -228,13 +286,16 @@ class Snapshots:
         for file in sorted(filter(_FILE.fullmatch, self._names(store))):
             newest[file.partition(".")[0]] = file
         for file in newest.values():
-            self._checked(store, file)
+            content = self._content(store, file)
+            self._checked(file, content, 0, len(content))
+            self._logged(store, file + _LOG)
 
     def is_empty(self) -> bool:
         """Whether nothing is kept here."""
         return not any(map(_FILE.fullmatch, self._names(open_store(self.path))))
 
     def _names(self, store: Store) -> list[str]:
+        """Of all files that are there."""
         try:
             return store.names()
         except OSError as error:
@@ -242,52 +303,180 @@ class Snapshots:
 
     def _found(self, store: Store, name: str) -> list[tuple[int, int]]:
         """Epoch and version of each file of a state."""
-        matches = filter(None, map(_FILE.fullmatch, self._names(store)))
-        return [(int(m["epoch"]), int(m["version"])) for m in matches if m["name"] == name]
+        return _places(self._names(store), name)
+
+    @contextmanager
+    def _writing(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}/{file}: cannot be written ({error}); make room there, or give the user the "
+                "right to write, and resume"
+            ) from error
+
+    def _parts(self, name: str, value: object, codec: Codec) -> list[bytes | memoryview]:
+        """A state as a file holds it."""
+        plain, arrays = codec.encode(value)
+        held = {
+            "owner": self.owner,
+            "name": name,
+            "state": plain,
+            "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
+        }
+        body: list[bytes | memoryview] = [json.dumps(held).encode() + b"\n", *map(_bytes_of, arrays)]
+        digest = hashlib.sha256()
+        for part in body:
+            digest.update(part)
+        head = {
+            "kind": KIND,
+            "version": FORMATS[KIND],
+            "sha256": digest.hexdigest(),
+            "bytes": sum(map(len, body)),
+        }
+        return [json.dumps(head).encode() + b"\n", *body]
 
     def _read(self, store: Store, file: str, codec: Codec) -> Any:
-        held, content, at = self._checked(store, file)
-        arrays = []
-        for dtype, shape in held["arrays"]:
-            array: Array = np.frombuffer(content, dtype, math.prod(shape), at).reshape(shape)
+        content = self._content(store, file)
+        return self._decoded(file, self._checked(file, content, 0, len(content)), codec)
+
+    def _decoded(self, file: str, part: _Part, codec: Codec) -> Any:
+        arrays, at = [], part.at
+        for dtype, shape in part.held["arrays"]:
+            array: Array = np.frombuffer(part.content, dtype, math.prod(shape), at).reshape(shape)
             arrays.append(array)
             at += array.nbytes
         try:
-            return codec.decode(held["state"], arrays)
+            return codec.decode(part.held["state"], arrays)
         except ValueError as error:
             raise StorageError(
                 f"{self.path}/{file}: holds something else than this release keeps ({error}); use that which "
                 "wrote it"
             ) from error
 
-    def _checked(self, store: Store, file: str) -> tuple[dict[str, Any], bytes, int]:
-        """A file's state and arrays' shapes, its content, and where the arrays begin in it."""
-        where = f"{self.path}/{file}"
+    def _content(self, store: Store, file: str) -> bytes:
         try:
-            content = store.read(file)
+            return store.read(file)
         except OSError as error:
-            raise StorageError(f"{where}: cannot be read ({error}); see that it is there") from error
-        line = content[: max(content.find(b"\n", 0, _LONGEST_HEAD), 0)]
-        body = memoryview(content)[len(line) + 1 :]
-        try:
-            head = json.loads(line)
-        except ValueError:
-            head = None
-        head = head if isinstance(head, dict) else {}
-        check_format(where, KIND, head.get("kind"), head.get("version"))
-        if hashlib.sha256(body).hexdigest() != head.get("sha256"):
             raise StorageError(
-                f"{where}: torn or changed: the checksum of its {len(body)} bytes does not fit; put back a "
+                f"{self.path}/{file}: cannot be read ({error}); see that it is there"
+            ) from error
+
+    def _checked(self, file: str, content: bytes, start: int, stop: int) -> _Part:
+        """The snapshot, or the change, that lies between two places of a file."""
+        where = f"{self.path}/{file}"
+        head, at = _head_of(content, start)
+        check_format(where, KIND, head.get("kind"), head.get("version"))
+        if hashlib.sha256(memoryview(content)[at:stop]).hexdigest() != head.get("sha256"):
+            raise StorageError(
+                f"{where}: torn or changed: the checksum of its {stop - at} bytes does not fit; put back a "
                 "copy, or remove the file to go on from the one before it, without what happened since"
             )
-        at = content.index(b"\n", len(line) + 1) + 1
-        held: dict[str, Any] = json.loads(content[len(line) + 1 : at])
+        end = content.index(b"\n", at) + 1
+        held: dict[str, Any] = json.loads(content[at:end])
         if self.owner and held["owner"] != self.owner:
             raise StorageError(
                 f"{where}: of federation {held['owner']!r:.80}, and this is {self.owner!r}; name the "
                 "storage_path of this one, or the ledger of that one"
             )
-        return held, content, at
+        return _Part(held, content, end)
+
+    def _logged(self, store: Store, file: str) -> list[_Part]:
+        """The changes in a log, but for what a write that was stopped has left at its end."""
+        found: list[_Part] = []
+        if file not in self._names(store):
+            return found
+        content, start = self._content(store, file), 0
+        while start < len(content):
+            head, at = _head_of(content, start)
+            length = head.get("bytes", 0)
+            stop = at + length if type(length) is int else len(content)
+            if content.find(b"\n", start) < 0 or stop > len(content):
+                break
+            found.append(self._checked(file, content, start, stop))
+            start = stop
+        return found
+
+
+class ChangingState:
+    """A state that changes a little at a time: its last snapshot, and the changes since.
+
+    Where files cannot grow (an object store), each change has it written whole.
+
+    Guarantees:
+        a_change_costs_its_own_size: On average. The state is written whole again when the changes since are
+            as long.
+        a_change_that_was_stopped_is_not_there_and_those_before_are
+
+    Raises:
+        StorageError: From all methods, as those of `Snapshots`.
+    """
+
+    def __init__(self, kept: Snapshots, name: str, codec: Codec) -> None:
+        self._kept, self._name, self._codec = kept, name, codec
+        self._log = ""
+        self._end = self._most = 0
+
+    def read(self) -> tuple[Any | None, list[Any]]:
+        """The newest snapshot, None if there is none, and the changes since."""
+        kept, store = self._kept, open_store(self._kept.path)
+        found = kept._found(store, self._name)
+        if not found:
+            return None, []
+        file = _file_name(self._name, *max(found))
+        changes = [kept._decoded(file + _LOG, part, self._codec) for part in kept._logged(store, file + _LOG)]
+        return kept._read(store, file, self._codec), changes
+
+    def write(self, state: object) -> None:
+        """Write the state whole."""
+        parts = self._kept._parts(self._name, state, self._codec)
+        version = self._kept._write(self._name, parts, keep=2)
+        self._log, self._end = _file_name(self._name, self._kept.epoch, version) + _LOG, 0
+        self._most = max(SHORTEST_LOG_BYTES, sum(map(len, parts)))
+
+    def change(self, change: object, state: Callable[[], object]) -> None:
+        """Write a change, or the whole state that it has led to."""
+        parts = self._kept._parts(self._name, change, self._codec)
+        length = sum(map(len, parts))
+        if self._log and self._end + length <= self._most:
+            with self._kept._writing(self._log):
+                if open_store(self._kept.path).append(self._log, parts, self._end):
+                    self._end += length
+                    return
+        self.write(state())
+
+
+class _Part(NamedTuple):
+    """A snapshot or change: whose it is, the state, its arrays' shapes; and where these begin in a file."""
+
+    held: dict[str, Any]
+    content: bytes
+    at: int
+
+
+def _head_of(content: bytes, start: int) -> tuple[dict[str, Any], int]:
+    """The head that begins at `start`, empty if none does, and where it ends."""
+    line = content[start : max(content.find(b"\n", start, start + _LONGEST_HEAD), start)]
+    try:
+        head = json.loads(line)
+    except ValueError:
+        head = None
+    return head if isinstance(head, dict) else {}, start + len(line) + 1
+
+
+def _places(files: Iterable[str], name: str) -> list[tuple[int, int]]:
+    """Epoch and version of each file of a state."""
+    matches = filter(None, map(_FILE.fullmatch, files))
+    return [(int(m["epoch"]), int(m["version"])) for m in matches if m["name"] == name]
+
+
+def _line(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The newest of a state's files and those before it, without what earlier epochs wrote too late."""
+    line: list[tuple[int, int]] = []
+    for epoch, version in sorted(places, reverse=True):
+        if not line or version < line[-1][1]:
+            line.append((epoch, version))
+    return line
 
 
 def _bytes_of(array: Array) -> memoryview:

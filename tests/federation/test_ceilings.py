@@ -14,7 +14,7 @@ from scarcity_ray.federation.fit_terms import Stopped
 from scarcity_ray.privacy import Ledger
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.privacy.ledger.replay import export
-from scarcity_ray_client import Client, IdentityKeyPair, Policy, SignedPolicy
+from scarcity_ray_client import Client, IdentityKeyPair, Policy, SignedPolicy, Trained, Workload
 from tests.federation.test_fitting import Towards
 from tests.federation.test_noise_in_shares import roles
 from tests.privacy.test_ceilings import epsilon_of
@@ -282,6 +282,27 @@ class Ceilinged(Towards):
         ]
 
 
+class RowsOf(Workload[dict[str, Any]]):
+    """All clients are sites of 500 persons."""
+
+    def __init__(self, policies: dict[str, SignedPolicy]) -> None:
+        self.policies = policies
+
+    def clients(self) -> list[Client]:
+        return [
+            Client(name, domain_of(name), num_persons=500, policy=self.policies.get(name)) for name in CLIENTS
+        ]
+
+    def initial_model(self) -> dict[str, Any]:
+        return {"w": np.zeros(2, np.float32)}
+
+    def train(self, model: dict[str, Any], client: Client, round_id: int) -> Trained[dict[str, Any]]:
+        return Trained(delta={"w": np.full(2, 0.1, np.float32)}, num_persons=500)
+
+    def evaluate(self, model: dict[str, Any]) -> dict[str, float]:
+        return {}
+
+
 def test_a_client_at_its_ceiling_is_not_asked_to_train_and_counted(open_federation: Any) -> None:
     fed = open_federation({**SETTINGS, "vector_dim": 2, "layer1": MEAN})
     result = fed.fit(Ceilinged(fed, {"c0": 1, "c3": 2}), rounds=4)
@@ -341,3 +362,21 @@ def test_where_clients_noise_their_rows_each_row_is_charged_and_the_last_one_is_
     assert [line["body"]["mu"] for line in charged] == [fed.plan.mu_row] * 2
     assert fed.get_stats()["ceilings"]["left_out"] == ["c0"]
     assert len(baskets_of(fed)["a_basket_0"].members) == 4
+
+
+def test_under_a_schedule_of_rows_a_ceiling_is_reached_at_the_clients_own_step(open_federation: Any) -> None:
+    """Worth its first two rows, which cost less than the mean: it sends both, and no third."""
+    fed = open_federation({**SITE_NOISE, "privacy": {**SITE_NOISE["privacy"], "noise_decay": 0.4}})
+    schedule, cap = fed.plan.row_schedule, fed.plan.gossip_mu_cap**2
+    first, second = (schedule.mu(schedule.step_of(cap, number)) for number in range(2))
+    assert second < fed.plan.mu_row
+    epsilon = fed.plan.accounting.epsilon_of(math.hypot(first, second), 1e-6) * (1 + 1e-9)
+    result = fed.fit(RowsOf({"c0": Policy("c0", "person", epsilon, 1e-6).signed(KEYS["c0"])}), rounds=4)
+    assert [record.num_sampled for record in result.history] == [10, 10, 9, 9]
+    assert result.refusals == {"c0": {"at_ceiling": 1}}
+    charged = [
+        line["body"]["mu"]
+        for line in export(Ledger.read(fed.config.ledger_path))
+        if "c0" in line.get("clients", ())
+    ]
+    assert charged == pytest.approx([first, second])

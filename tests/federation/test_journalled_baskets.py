@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hypothesis.strategies as st
 import numpy as np
@@ -18,11 +19,14 @@ from hypothesis import Phase, given, settings
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Rejection
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
+from scarcity_ray.actors.messages import Admission, BasketPlace
 from scarcity_ray.actors.names import DIRECTORY
 from scarcity_ray.baskets.journalled import _packer
+from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost, StorageError
 from scarcity_ray.privacy.sampling.noise import SeededNoise
+from scarcity_ray.storage.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::scarcity_ray.ScarcityWarning")
 
@@ -379,6 +383,31 @@ def test_what_cannot_be_stored_is_refused_and_undone(fed_of: Any) -> None:
     kill(fed)
     assert fed.get_stats()["n_updates_buffered"] == 0
     assert fed.get_basket_meta_model("b_basket_0").n_contributors == 4
+
+
+def test_what_is_undone_leaves_ceilings_and_trust_as_they_were(fed_of: Any) -> None:
+    layer2 = {**EXACT["layer2"], "central_dp_epsilon": 1.0}
+    fed = fed_of(layer2=layer2, total_epsilon=100.0, gossip_budget_share=0.0)
+    host = fed._runtime.peers.roles["basket:0"]
+    basket = host._baskets["a_basket_0"]
+    basket._reputations.take("a1")
+    host.admit([Admission(BasketPlace("a_basket_0", "a", 0), (Member("a1", "a", trust=0.5),))])
+    assert all(fed.submit_updates(["a0", "a1"], rows(2), 0))
+    host._charges.left_out.add("a0")
+    with mock.patch.object(Journal, "writing", side_effect=StorageError("the disk is full")):
+        basket.leave_out({"a0"})
+        (receipt,) = fed.submit_updates(["a2"], rows(1), 0)
+    assert receipt.reason is Rejection.NOT_STORED
+    for _ in range(2):
+        basket = host._baskets["a_basket_0"]
+        assert (sorted(basket.left_out), sorted(basket.members)) == (["a0"], ["a1", "a2", "a3"])
+        assert basket.waiting() == {"a1": 1}, "nobody is released beyond its ceiling"
+        assert {m.client_id: m.trust for m in basket.known_members()}["a1"] < 0.6
+        kill(fed)
+        fed.get_stats()
+        host = fed._runtime.peers.roles["basket:0"]
+        host._charges.left_out.add("a0")
+        host._baskets["a_basket_0"].leave_out({"a0"})
 
 
 def test_an_update_whose_bytes_were_changed_is_refused(fed_of: Any) -> None:

@@ -145,7 +145,7 @@ def test_a_release_of_another_step_is_not_charged(open_with: Any, monkeypatch: p
             assert release(fed) is None
             assert "planned as release" in fed.get_stats()["last_layer2_aborts"][-1]
             assert not fed.get_stats()["read_only"]
-            lying.setattr(aggregator, "_charge", lambda terms, survivors, now: Charge(True, "", 0.0, "head"))
+            lying.setattr(aggregator, "_charge", lambda *asked: Charge(True, "", 0.0, "head"))
             refused = fed.get_stats()["n_sessions_refused"]
             assert release(fed) is None
             assert fed.get_stats()["n_sessions_refused"] == refused + 4

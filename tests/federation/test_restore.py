@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, IdentityKeyPair, Rejection
+from scarcity_ray.actors.kept import CODEC, directory_after
 from scarcity_ray.errors import LedgerMissing, LedgerRolledBack, StorageError, UsageError
 from scarcity_ray.storage import snapshots
-from tests.federation.test_resume import MASKED, Lives, fitted
+from scarcity_ray.storage.snapshots import ChangingState
+from tests.federation.test_resume import MASKED, MEMORY, Lives, fitted
 
 CLIENTS = [(f"c{i}", "ab"[i // 3]) for i in range(6)]
 ROWS = np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32) / 4
@@ -64,6 +69,83 @@ def test_a_change_of_membership_is_durable_before_it_is_answered(lives: Lives) -
     assert fed.register_client("c0", "a") == "a_basket_2"
     assert fed.offer_update("c0", ROWS[0], 0).reason is Rejection.REPLAYED
     assert fed.register_client("newer", "b").startswith("b_basket_")
+
+
+@given(
+    acts=st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["come", "go", "send", "tell"])), max_size=10)
+)
+def test_what_changed_as_clients_came_and_left_makes_the_whole(acts: list[tuple[int, str]]) -> None:
+    """The directory's last snapshot with the changes since is what it would write whole."""
+    change, wholes = ChangingState.change, list[Any]()
+
+    def noted(kept: ChangingState, changed: object, state: Any) -> None:
+        wholes.append(CODEC.encode(state()))
+        change(kept, changed, state)
+
+    with (
+        tempfile.TemporaryDirectory(dir=MEMORY) as folder,
+        mock.patch.object(ChangingState, "change", noted),
+    ):
+        lives = Lives(Path(folder), {"auto_aggregate": False, "basket": {"min_clients": 1, "max_clients": 2}})
+        fed = lives.begin()
+        fed.register_client("first", "a")
+        for number, act in acts:
+            client_id = f"c{number}"
+            if act == "come":
+                fed.register_client(client_id, "ab"[number % 2], features=[number, 1.0], num_examples=1)
+            elif act == "go":
+                fed.unregister_client(client_id)
+            elif act == "send":
+                fed.offer_update(client_id, ROWS[0])
+            else:
+                fed.get_stats()
+            kept = fed._driver.supervisor.kept
+            assert kept is not None
+            stored, changes = ChangingState(kept, "directory", CODEC).read()
+            told, arrays = CODEC.encode(directory_after(stored, changes))
+            assert told == wholes[-1][0]
+            assert list(map(list, arrays)) == list(map(list, wholes[-1][1]))
+        lives.kill()
+
+
+@pytest.mark.parametrize("act", ["split_basket", "disband_basket"])
+def test_an_operation_that_everything_died_in_is_finished(act: str, tmp_path: Path) -> None:
+    """At each of its calls: what waited waits, what was released is not accepted again, nothing is told."""
+    is_done, at = None, 1
+    while is_done is None:
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        lives = Lives(folder, {"auto_aggregate": False, "durability": "update", "total_epsilon": 100.0})
+        fed = lives.begin()
+        fed.register_clients(CLIENTS)
+        fed.submit_updates(IDS, ROWS)
+        assert fed.force_aggregate() is not None
+        fed.submit_updates(IDS, -ROWS)
+        operate = getattr(fed, act)
+        is_done = lives.killed_at(lambda: [operate("a_basket_0")], at, after=False)  # noqa: B023
+        fed = lives.restore()
+        for rows in (ROWS, -ROWS):
+            assert [r.reason for r in fed.submit_updates(IDS, rows)] == [Rejection.REPLAYED] * 6
+        assert (fed.get_stats()["n_updates_buffered"], fed.faults) == (6, ())
+        lives.kill()
+        at += 1
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_restore_that_was_stopped_is_made_again(after: bool, lives: Lives) -> None:
+    fed = lives.fed
+    assert fed is not None
+    fed.register_clients(CLIENTS)
+    fed.submit_updates(IDS, ROWS)
+    is_done, at = None, 1
+    while is_done is None:
+        lives.kill()
+        is_done = lives.killed_at(lives.restore, at, after=after)
+        at += 1
+    assert at > 5
+    fed = lives.restore()
+    assert fed.faults == ()
+    assert [r.reason for r in fed.submit_updates(IDS, ROWS)] == [Rejection.REPLAYED] * 6
 
 
 def test_updates_that_wait_come_back_from_the_journal(lives: Lives) -> None:

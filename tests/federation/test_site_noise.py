@@ -335,8 +335,37 @@ def test_a_row_of_another_step_is_not_charged(open_federation: Any) -> None:
     assert len(recorded(fed, "row")) == 2
 
 
+def test_a_row_of_another_mu_is_not_charged(open_federation: Any) -> None:
+    """Whoever asks for less than a row costs gets no permission for it."""
+    fed = joined(open_federation(settings()))
+    accountant = fed._runtime.peers.roles["accountant"]
+    for mu in (0.0, fed.plan.mu_row / 2, 2 * fed.plan.mu_row):
+        assert accountant.charge_rows("row/x", ("a0",), mu, 0.0, {})[0] == ()
+    assert recorded(fed, "row") == []
+    assert accountant.charge_rows("row/x", ("a0",), fed.plan.mu_row, 0.0, {})[0] == ("a0",)
+
+
 def test_rows_that_come_noised_are_refused_under_a_schedule(open_federation: Any) -> None:
     fed = joined(open_federation(settings(privacy={"noise_decay": 0.4})))
     with pytest.raises(UsageError, match="noise_decay"):
         fed.submit_update("a0", np.zeros(DIMENSION))
     assert recorded(fed, "row") == []
+
+
+def test_a_renewal_that_a_schedule_cannot_be_spread_over_is_refused(open_federation: Any) -> None:
+    """Fewer rows begin with more noise, up to what clips them; an infinite budget has no last row."""
+    wide = {"clip_norm": 7.0}
+    fed = open_federation(
+        settings(privacy={"noise_decay": 0.2, "row_epsilon": 0.2}, layer1=wide, layer2=wide, gossip=wide)
+    )
+    fed.renew_budget(1.0, 1e-6, operator="ann")
+    for total, why in ((0.3, "buys 2 rows, the first of which"), (math.inf, "last release")):
+        with pytest.raises(UsageError, match=why):
+            fed.renew_budget(total, 1e-6, operator="ann")
+    with pytest.raises(UsageError, match="total_epsilon"):
+        fed.renew_budget(-1.0, 1e-6, operator="ann")
+    assert len(recorded(fed, "renewal")) == 1
+    central = {"noise": "central", "row_epsilon": None, "row_delta": None, "noise_decay": 0.5}
+    fed = open_federation(settings(privacy=central))
+    with pytest.raises(UsageError, match="last release"):
+        fed.renew_budget(math.inf, 1e-6, operator="ann")

@@ -1,21 +1,26 @@
-"""The disk of a simulated federation: SQLite's files, as they are left when a machine stops at any write.
+"""The disks of a simulated federation: files as they are left when a machine stops at any write.
 
-Every statement that writes (BEGIN, INSERT, COMMIT) is a place where the machine may stop before it, after it,
-or in the middle of the bytes that it writes. What SQLite does when its process dies is what this does: the
-files stay as they were then. A connection that is closed in order would tidy them up first, so they are put
-back after it is closed.
+Every statement of SQLite that writes (BEGIN, INSERT, COMMIT), and every fsync and rename of a snapshot, is a
+place where the machine may stop before it, after it, or in the middle of the bytes that it writes. Who writes
+dies with it. What SQLite does when its process dies is what this does: the files stay as they were then. A
+connection that is closed in order would tidy them up first, so they are put back after it is closed.
 
 A COMMIT in WAL mode with ``synchronous=FULL`` writes frames and then syncs them; until the sync has returned
 any part of the bytes may be on the disk. A torn write here is the old bytes with the new ones up to a cut in
-the range in which the two differ, and zeros for the rest of a sector that is half written.
+the range in which the two differ, and zeros for the rest of a sector that is half written. Of a file that was
+not synced before it got its name a part is there under that name.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from tests.simulation.program import ON_DISK, Fault, Kind
 
@@ -23,71 +28,133 @@ SECTOR = 512
 Files = dict[Path, bytes]
 
 
-class Disk:
-    """The files in one folder.
+@dataclass
+class Database:
+    """One SQLite file, with its log and the drafts of it."""
 
-    Args:
-        dies: Ends the process that writes; does not return.
-    """
+    path: Path
+    left: Files | None = None
+    image: Files | None = None
 
-    def __init__(self, folder: Path, dies: Callable[[str], Any]) -> None:
-        self.folder = folder
-        self.passed = 0
-        self.faults: dict[int, Fault] = {}
-        self._dies = dies
-        self._left: Files | None = None
-        self._image: Files | None = None
-
-    def expect(self, faults: Sequence[Fault]) -> None:
-        """Begin a step in which these go wrong."""
-        self.passed, self.faults = 0, {f.at: f for f in faults if f.kind in ON_DISK}
+    def files(self) -> Files:
+        if not self.path.parent.is_dir():
+            return {}
+        return {
+            p: p.read_bytes()
+            for p in sorted(self.path.parent.iterdir())
+            if p.name.startswith(self.path.name) and not p.name.endswith(("-shm", ".lock"))
+        }
 
     def crash(self, end: Callable[[], None]) -> None:
-        """End a process; the files stay as they are, or as a torn write has left them."""
-        left, self._left = self._left or self._files(), None
+        """End the process that has it open; the files stay as they are, or as a torn write has left them."""
+        left, self.left = self.left or self.files(), None
         end()
         self._put_back(left)
-        self._image = left
+        self.image = left
 
     def unwound(self) -> None:
         """The process that died has left its last method, and closed its connections as it did."""
-        if self._image is not None:
-            self._put_back(self._image)
-            self._image = None
-
-    def execute(self, sql: str, run: Callable[[], Any]) -> Any:
-        """A statement of a connection."""
-        self._image = None
-        if not sql.startswith(("BEGIN", "INSERT", "COMMIT", "UPDATE", "DELETE")):
-            return run()
-        number, self.passed = self.passed, self.passed + 1
-        fault = self.faults.pop(number, None)
-        if fault is None:
-            return run()
-        before = self._files()
-        match fault.kind:
-            case Kind.DISK_FULL:
-                raise sqlite3.OperationalError("database or disk is full")
-            case Kind.DISK_DIES:
-                self._left = before
-                self._dies(f"{sql[:6]}: {fault}")
-        answer = run()
-        after = self._files()
-        self._left = after if fault.kind is Kind.DISK_DIES_AFTER else torn(before, after, fault.k / 8)
-        self._dies(f"{sql[:6]}: {fault}")
-        return answer
+        if self.image is not None:
+            self._put_back(self.image)
+            self.image = None
 
     def _put_back(self, left: Files) -> None:
-        for path in self._files().keys() - left.keys():
+        for path in self.files().keys() - left.keys():
             path.unlink()
         for path, data in left.items():
             if not path.exists() or path.read_bytes() != data:
                 path.write_bytes(data)
 
-    def _files(self) -> Files:
-        return {
-            p: p.read_bytes() for p in sorted(self.folder.iterdir()) if not p.name.endswith(("-shm", ".lock"))
-        }
+
+@dataclass
+class Disk:
+    """The files of one federation.
+
+    Attributes:
+        dies: Ends the process that writes; does not return.
+        passed: Writes in this step.
+    """
+
+    dies: Callable[[str], Any]
+    passed: int = 0
+    faults: dict[int, Fault] = field(default_factory=dict)
+    databases: dict[Path, Database] = field(default_factory=dict)
+    _unsynced: set[Path] = field(default_factory=set)
+
+    def expect(self, faults: Sequence[Fault]) -> None:
+        """Begin a step in which these go wrong."""
+        self.passed, self.faults = 0, {f.at: f for f in faults if f.kind in ON_DISK}
+
+    def database(self, path: Path) -> Database:
+        """The database of which this is a file; a draft is named after it."""
+        path = path.with_name(path.name.partition(".sqlite")[0] + ".sqlite")
+        return self.databases.setdefault(path, Database(path))
+
+    def unwound(self) -> None:
+        for database in self.databases.values():
+            database.unwound()
+
+    def execute(self, path: Path, sql: str, run: Callable[[], Any]) -> Any:
+        """A statement of a connection."""
+        database = self.database(path)
+        database.image = None
+        if not sql.startswith(("BEGIN", "INSERT", "COMMIT", "UPDATE", "DELETE")):
+            return run()
+        fault = self._next()
+        if fault is None:
+            return run()
+        why = f"{sql[:6]} in {database.path.name}: {fault}"
+        before = database.files()
+        match fault.kind:
+            case Kind.DISK_FULL:
+                raise sqlite3.OperationalError("database or disk is full")
+            case Kind.DISK_DIES:
+                database.left = before
+                self.dies(why)
+        answer = run()
+        after = database.files()
+        database.left = after if fault.kind is Kind.DISK_DIES_AFTER else torn(before, after, fault.k / 8)
+        self.dies(why)
+        return answer
+
+    def fsync(self, number: int) -> None:
+        """A file is synced; until then any part of it may be on the disk."""
+        path = Path(os.readlink(f"/proc/self/fd/{number}"))
+        fault = None if path.is_dir() else self._next()
+        if fault is None:
+            self._unsynced.discard(path)
+            return
+        if fault.kind is Kind.DISK_FULL:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        if fault.kind is not Kind.DISK_DIES_AFTER:
+            _cut(path, fault)
+        self.dies(f"fsync of {path.name}: {fault}")
+
+    def replace(self, source: Path, target: Path) -> None:
+        """A file gets its name."""
+        fault = self._next()
+        if fault is None:
+            os.replace(source, target)
+            return
+        if fault.kind is Kind.DISK_FULL:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        if fault.kind is not Kind.DISK_DIES:
+            os.replace(source, target)
+            if source in self._unsynced:
+                _cut(target, fault)
+        self.dies(f"rename to {target.name}: {fault}")
+
+    def written(self, path: Path) -> None:
+        """A file was written, and not synced yet."""
+        self._unsynced.add(path)
+
+    def _next(self) -> Fault | None:
+        number, self.passed = self.passed, self.passed + 1
+        return self.faults.pop(number, None)
+
+
+def _cut(path: Path, fault: Fault) -> None:
+    os.truncate(path, path.stat().st_size * fault.k // 8)
 
 
 def torn(before: Files, after: Files, part: float) -> Files:
@@ -109,9 +176,35 @@ def connections_of(disk: Callable[[], Disk | None]) -> type[sqlite3.Connection]:
     """Connections whose statements the current disk may stop."""
 
     class Connection(sqlite3.Connection):
+        def __init__(self, database: Any, *args: Any, **more: Any) -> None:
+            name = str(database)
+            self.path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
+            super().__init__(database, *args, **more)
+
         def execute(self, sql: str, *parameters: Any) -> Any:
             run = lambda: sqlite3.Connection.execute(self, sql, *parameters)  # noqa: E731
             there = disk()
-            return run() if there is None else there.execute(sql, run)
+            return run() if there is None else there.execute(self.path, sql, run)
 
     return Connection
+
+
+class SimulatedOs:
+    """The module `os` for snapshots: what is written may be stopped as it is synced or renamed."""
+
+    def __init__(self, disk: Callable[[], Disk]) -> None:
+        self._disk = disk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT:
+            self._disk().written(Path(path))
+        return os.open(path, flags, *mode)
+
+    def fsync(self, number: int) -> None:
+        self._disk().fsync(number)
+
+    def replace(self, source: Any, target: Any) -> None:
+        self._disk().replace(Path(source), Path(target))

@@ -16,7 +16,8 @@ to a call to a role that is busy: there it dies, and the call is done once the r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from scarcity_ray.errors import ActorLost
@@ -28,6 +29,10 @@ from tests.simulation.program import ON_DISK, Fault, Kind
 
 class Gone(BaseException):
     """Who acts is no more: a driver was stopped, or a role's process died. The package may not catch it."""
+
+
+class DiedAsItStarted(Exception):
+    """A role's process died in its constructor."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,17 @@ class Answer:
 
 @dataclass(eq=False)
 class Frame:
-    """Who acts: a role's process, or a driver (`process` is None), whose calls are in order."""
+    """Who acts: a role's process, or a driver (`process` is None), whose calls are in order.
+
+    Attributes:
+        starts: Whether it is a role in its constructor.
+    """
 
     name: str
     process: object = None
     driver: object = None
     is_dead: bool = False
+    starts: bool = False
 
     @property
     def who(self) -> object:
@@ -94,6 +104,7 @@ class Network:
     lazy: bool
     meanwhile: Callable[[Fault], None]
     jump: Callable[[int], None]
+    all_die: Callable[[], None]
     stack: list[Frame] = field(default_factory=list)
     passed: int = 0
     faults: dict[int, list[Fault]] = field(default_factory=dict)
@@ -154,6 +165,8 @@ class Network:
 
     def die(self, frame: Frame) -> None:
         """End who acts."""
+        if frame.starts:
+            raise DiedAsItStarted(frame.name)
         if frame.process is None:
             frame.is_dead = True
             raise Gone(frame.name)
@@ -172,6 +185,8 @@ class Network:
                     self.jump(fault.k)
                 case Kind.OTHER_DIES:
                     self.place.crash_kth(fault.k)
+                case Kind.ALL_DIE:
+                    self.all_die()
                 case Kind.MEANWHILE:
                     self.meanwhile(fault)
                 case Kind.INTERRUPTED:
@@ -295,9 +310,13 @@ class Place:
         self.network: Network
         self.unwound = unwound
         self._dying = dying
+        self.default_basket_actors, self.machines = 1, 1
+        self.begin()
+
+    def begin(self) -> None:
+        """Have nothing there."""
         self.inner = LocalRuntime(self)
-        self.peers, self.compute = self.inner.peers, self.inner.compute
-        self.default_basket_actors, self.home, self.machines = 1, self.inner.home, 1
+        self.peers, self.compute, self.home = self.inner.peers, self.inner.compute, self.inner.home
 
     def carry(self, role: str, method: str, deliver: Callable[[], Future[Any]]) -> Future[Any]:
         return self.network.carry(role, method, deliver)
@@ -316,11 +335,21 @@ class Place:
         caller = self.network.stack[-1]
         if kind in (Kind.CALLER_DIES, Kind.CALLER_DIES_LATE):
             self.network.die(caller)
-        self.inner.start(specs, card=card)
+        self.inner.start([replace(s, factory=partial(self._born, s)) for s in specs], card=card)
         if kind is Kind.CALLEE_DIES_AFTER:
             self.crash(specs[0].name)
         if kind is Kind.CALLER_DIES_AFTER:
             self.network.die(caller)
+
+    def _born(self, spec: RoleSpec, **arguments: Any) -> Any:
+        self.network.stack.append(Frame(spec.name, starts=True))
+        try:
+            return spec.factory(**arguments)
+        except DiedAsItStarted:
+            self._dying(spec.name, None, lambda: None)
+            raise
+        finally:
+            self.network.stack.pop()
 
     def crash(self, name: str) -> None:
         """End a role as SIGKILL does."""
@@ -336,6 +365,9 @@ class Place:
 
     def names(self) -> tuple[str, ...]:
         return self.inner.names()
+
+    def holder_of(self, path: str) -> str | None:
+        return self.inner.holder_of(path)
 
     def is_alive(self, name: str) -> bool:
         return self.inner.is_alive(name)

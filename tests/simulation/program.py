@@ -33,6 +33,7 @@ class Act(StrEnum):
     GOSSIP = "run_gossip_round"
     STATS = "get_stats"
     RENEW = "renew_budget"
+    RESTORE = "everything dies, drivers too, and the federation is restored, if it is stored"
 
 
 class Kind(StrEnum):
@@ -50,10 +51,11 @@ class Kind(StrEnum):
     OTHER_DIES = "another role dies"
     MEANWHILE = "another driver acts before it"
     CLOCK = "the clock jumps"
-    # At a statement of the ledger's database:
-    DISK_DIES = "the machine of the ledger stops before the statement"
-    DISK_TORN = "it stops in the middle of what the statement writes"
-    DISK_DIES_AFTER = "it stops after the statement"
+    ALL_DIE = "everything dies, drivers too, if the federation is stored"
+    # At a write:
+    DISK_DIES = "who writes dies before the write"
+    DISK_TORN = "who writes dies in the middle of the write"
+    DISK_DIES_AFTER = "who writes dies after the write"
     DISK_FULL = "the disk is full"
 
 
@@ -66,7 +68,7 @@ class Fault:
 
     Attributes:
         at: At the call of this number in the step, from 0, counting those between roles too; for one on disk
-            at the ledger's statement of this number.
+            at the write of this number.
         k: Which other role, how much later, how far the clock jumps, or which client or basket.
         act: What another driver does meanwhile.
     """
@@ -77,7 +79,7 @@ class Fault:
     act: Act = Act.SEND_ALL
 
     def __str__(self) -> str:
-        where = "statement" if self.kind in ON_DISK else "call"
+        where = "write" if self.kind in ON_DISK else "call"
         more = f" ({self.act.name}({self.k}))" if self.kind is Kind.MEANWHILE else f" (k={self.k})"
         return f"{where} {self.at}: {self.kind}{more}"
 
@@ -107,6 +109,7 @@ class Setting:
             once.
         baskets_per_actor: As in the configuration.
         releases: How many fit into the budget.
+        stored: Whether it has a `storage_path`, and so a journal with ``durability: update``.
     """
 
     masked: bool = False
@@ -115,6 +118,7 @@ class Setting:
     lazy: bool = False
     baskets_per_actor: int = 1
     releases: int = 8
+    stored: bool = False
 
     def __str__(self) -> str:
         said = [
@@ -147,6 +151,8 @@ TOGETHER: tuple[tuple[Act, ...], ...] = (
     (Act.SEND_ALL, Act.LEAVE, Act.DISBAND, Act.JOIN, Act.SEND),
     (Act.SEND_ALL, Act.GOSSIP, Act.AGGREGATE, Act.ROUND),
     (Act.SEND_ALL, Act.LEAVE, Act.JOIN, Act.ROUND, Act.SEND),
+    (Act.SEND_ALL, Act.RESTORE, Act.AGGREGATE),
+    (Act.SEND_ALL, Act.AGGREGATE, Act.RESTORE, Act.SEND),
 )
 """Acts that mean something one after the other, of one client or basket."""
 
@@ -174,7 +180,9 @@ at_calls = st.builds(
     at=st.sampled_from(_AT),
 )
 on_disk = st.builds(
-    replace, st.sampled_from([f for kind in Kind if kind in ON_DISK for f in _of(kind)]), at=st.integers(0, 5)
+    replace,
+    st.sampled_from([f for kind in Kind if kind in ON_DISK for f in _of(kind)]),
+    at=st.sampled_from([*range(25), *range(6), *range(6)]),
 )
 some_faults = st.sampled_from([(), (at_calls,), (at_calls,), (on_disk,), (at_calls, at_calls)])
 
@@ -193,6 +201,7 @@ setting_parts: dict[str, Any] = {
     "lazy": st.booleans(),
     "baskets_per_actor": st.integers(1, 2),
     "releases": st.sampled_from([8, 8, 2]),
+    "stored": st.booleans(),
 }
 programs = st.builds(
     Program,

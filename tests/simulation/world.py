@@ -14,8 +14,9 @@ release shows which updates are in it. At the end all faults cease, a new driver
 * directory and basket actors agree on who is where, and whoever was registered is;
 * the next round is a round as any other: all updates are accepted and are in the next release.
 
-Known limits, excused here: a basket actor's death loses what it had accepted, with the memory that it had;
-the directory and a basket actor that are dead at one time lose the membership, too (`amnesia`).
+Known limits, excused where the federation is not `stored`: a basket actor's death loses what it had accepted,
+with the memory that it had; the directory and a basket actor that are dead at one time lose the membership,
+too (`amnesia`). A stored one loses nothing: what its roles did is excused only once it is in their journals.
 """
 
 from __future__ import annotations
@@ -37,20 +38,23 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Rejection
 from scarcity_ray.actors.basket import BasketHost
-from scarcity_ray.actors.global_aggregator import GlobalAggregator
+from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator
+from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
+from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.update_buffer import BasketBuffer
 from scarcity_ray.config import load
-from scarcity_ray.errors import ActorLost, LedgerError, ScarcityError, UsageError
+from scarcity_ray.errors import ActorLost, LedgerError, ScarcityError, StorageError, UsageError
 from scarcity_ray.federation import hierarchical
 from scarcity_ray.forecast import Told
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.privacy.ledger.events import GossipCharge, ReleaseCharge, Renewal
 from scarcity_ray.privacy.ledger.ledger import Ledger
-from tests.simulation.disk import Disk, connections_of
+from scarcity_ray.storage import snapshots
+from tests.simulation.disk import Disk, SimulatedOs, connections_of
 from tests.simulation.network import Frame, Gone, Network, Place
-from tests.simulation.program import NUM_CLIENTS, ON_DISK, Act, Fault, Program, Setting, Step
+from tests.simulation.program import NUM_CLIENTS, ON_DISK, Act, Fault, Kind, Program, Setting, Step
 
 DIMENSION = 128
 CLIENTS = tuple(f"{'cd'[i % 2]}{i}" for i in range(NUM_CLIENTS))
@@ -115,11 +119,12 @@ class World:
     def __init__(self, setting: Setting, folder: Path) -> None:
         World.current = self
         self.setting = setting
-        self.ledger = folder / "ledger.sqlite"
+        self.folder, self.ledger = folder, folder / "ledger.sqlite"
         self.clock, self.noise = Clock(), Silence()
-        self.disk = Disk(folder, self._machine_stops)
+        self.disk = Disk(self._writer_dies)
         self.place = Place(self._role_dies, self.disk.unwound)
-        self.network = Network(self.place, False, self._meanwhile, self._jump)
+        self.network = Network(self.place, False, self._meanwhile, self._jump, self._all_die)
+        self.is_down = False
         self.place.network = self.network
         self.updates: list[Update] = []
         self.first: dict[int, int] = {}
@@ -137,9 +142,10 @@ class World:
         self.intrusions = 0
         self.withdrawn: set[int] = set()
         self.membership_in_doubt: set[int] = set()
-        self.spent: set[int] = set()
+        self.spent: dict[int, set[str]] = {}
+        self._unsaved: dict[str, list[Callable[[], None]]] = {}
         self._step: Step | None = None
-        config = load(HierarchicalFederationConfig, settings_of(setting, self.ledger))
+        config = load(HierarchicalFederationConfig, settings_of(setting, folder))
         with self._acting("opening", object()):
             self.fed = HierarchicalFederation(config, runtime="local", clock=self.clock, noise=self.noise)  # type: ignore[arg-type]
             self.fed.register_clients([(c, c[0]) for c in CLIENTS])
@@ -164,6 +170,11 @@ class World:
         token = self.drivers[driver] or object()
         with self._acting(f"driver {driver}", token) as frame:
             try:
+                if act is Act.RESTORE and len(self.network.stack) == 1:
+                    self._all_die()
+                    frame.is_dead = False
+                if self.is_down:
+                    self._restore()
                 fed = self.drivers[driver]
                 if fed is None:
                     fed = self.drivers[driver] = self.another_driver()
@@ -173,15 +184,27 @@ class World:
                 pass
             except ActorLost as error:
                 self._require(self._step is not None and self._step.faults, f"without a fault: {error}")
-            except LedgerError as error:
-                on_disk = self._step is not None and any(f.kind in ON_DISK for f in self._step.faults)
-                self._require(on_disk, f"without a fault of the disk: {type(error).__name__}: {error}")
+            except (LedgerError, StorageError) as error:
+                self._require(
+                    self._is_disk_at_fault(), f"without a fault of the disk: {type(error).__name__}: {error}"
+                )
             except UsageError as error:
                 self._require(act in (Act.SPLIT, Act.DISBAND), f"{act}: {error}")
             except ScarcityError as error:
                 raise Violation(f"{act} raised {type(error).__name__}: {error}") from error
             if frame.is_dead:
                 self.drivers[driver] = None
+
+    def _is_disk_at_fault(self) -> bool:
+        return self._step is not None and any(f.kind in ON_DISK for f in self._step.faults)
+
+    def _restore(self) -> None:
+        """Everything has died; a new driver restores the federation."""
+        self.place.begin()
+        where = str(self.folder / "state")
+        restore = HierarchicalFederation.restore
+        self.fed = restore(where, runtime="local", clock=self.clock, noise=self.noise)  # type: ignore[arg-type]
+        self.is_down = False
 
     def another_driver(self) -> HierarchicalFederation:
         """One that has just attached."""
@@ -221,6 +244,7 @@ class World:
                         Rejection.UNKNOWN_CLIENT: member is not True,
                         Rejection.TOO_STALE: max(start, self._true_round()) - update.round_id > 5,
                         Rejection.READ_ONLY: self.setting.releases < 8 or len(self.releases) > 4,
+                        Rejection.NOT_STORED: self._is_disk_at_fault(),
                     }
                     assert receipt.reason is not None
                     self._require(allowed.get(receipt.reason), f"{what} was refused: {receipt.reason}")
@@ -275,6 +299,8 @@ class World:
             self.network.left(self.network.stack.pop())
 
     def _meanwhile(self, fault: Fault) -> None:
+        if self.is_down:
+            return
         names = [frame.name for frame in self.network.stack]
         for driver in (0, 1):
             if f"driver {driver}" not in names and driver < len(self.drivers):
@@ -287,14 +313,31 @@ class World:
     def _jump(self, k: int) -> None:
         self.clock.now += (3600.0, -3600.0, 86_400.0, 61.0, -1.0, 1e7, -1e7, 601.0)[k]
 
-    def _machine_stops(self, why: str) -> None:
+    def _writer_dies(self, why: str) -> None:
         frame = self.network.stack[-1]
-        if frame.name == ACCOUNTANT:
-            self.network.happened.append(f"the accountant's machine stops at {why}")
-            self.network.die(frame)
+        self.network.happened.append(f"{frame.name}: {why}")
+        self.network.die(frame)
+
+    def _all_die(self) -> None:
+        """Every process of the federation is killed, if it is stored."""
+        if not self.setting.stored:
+            return
+        for name in self.place.names():
+            self.place.crash(name)
+        for frame in self.network.stack:
+            frame.is_dead = frame.is_dead or frame.process is None
+        self.drivers = [None] * len(self.drivers)
+        self.is_down = True
 
     def _role_dies(self, name: str, process: Any, end: Callable[[], None]) -> None:
         self.deaths[name] += 1
+        self._unsaved.pop(name, None)
+        if self.setting.stored:
+            path = self.ledger
+            if name.startswith("basket:"):
+                path = self._journals() / f"basket-{name.partition(':')[2]}.sqlite"
+            self.disk.database(path).crash(end)
+            return
         if isinstance(process, BasketHost):
             waits = [
                 b.latest.model.aggregate for b in process._baskets.values() if b.latest.model is not None
@@ -306,11 +349,28 @@ class World:
             self.forgotten |= {
                 i for i, u in enumerate(self.updates) if CLIENTS[u.client] in self._members_of(process)
             }
-        self.disk.crash(end) if name == ACCOUNTANT else end()
+        self.disk.database(self.ledger).crash(end) if name == ACCOUNTANT else end()
         dead = {DIRECTORY, *(basket_actor(s) for s in range(self._num_slots()))} - set(self.place.names())
         if DIRECTORY in dead and len(dead) > 1:
             self.amnesia = True
             self.member = [None] * NUM_CLIENTS
+
+    def _journals(self) -> Path:
+        return self.folder / "state" / "journal" / self.fed.federation_id
+
+    def when_saved(self, do: Callable[[], None]) -> None:
+        """Do something once what a role has done is in its journal; at once, if it has none."""
+        name = self.network.stack[-1].name
+        if self.setting.stored and name.startswith("basket:"):
+            self._unsaved.setdefault(name, []).append(do)
+        else:
+            do()
+
+    def saved(self, *, is_undone: bool = False) -> None:
+        """A basket actor has written its journal, or undone what it could not write."""
+        for do in self._unsaved.pop(self.network.stack[-1].name, ()):
+            if not is_undone:
+                do()
 
     def _num_slots(self) -> int:
         return max(
@@ -319,7 +379,7 @@ class World:
 
     def _members_of(self, host: BasketHost) -> set[str]:
         """Clients of whom the actor alone knows what it accepted."""
-        left = set(host._migration._left)
+        left = {*host._migration._left, *(memory.client_id for memory in host._memories.all())}
         return left.union(*(basket.members for basket in host._baskets.values()))
 
     def _others_may_be_in(self, i: int) -> bool:
@@ -362,9 +422,16 @@ class World:
             )
 
     def excuse(self, updates: list[int], why: str) -> None:
+        self.when_saved(lambda: self._excuse(updates, why))
+
+    def _excuse(self, updates: list[int], why: str) -> None:
         for update in updates:
             self.excused.setdefault(update, why)
         self.counted[why] += 1
+
+    def spend(self, updates: list[int], charge_id: str) -> None:
+        for update in updates:
+            self.spent.setdefault(update, set()).add(charge_id)
 
     def _require(self, holds: object, what: str) -> None:
         if not holds:
@@ -379,6 +446,8 @@ class World:
         self.disk.expect(())
         self.network.lazy = False
         with self._acting("settling", object()):
+            if self.is_down:
+                self._restore()
             self.network.quiet()
             fed = self.another_driver()
             stats = fed.get_stats()
@@ -431,10 +500,13 @@ class World:
         for name in self.losses:
             named = any(fault.startswith(f"{name} died") for fault in fed.faults)
             self._require(named, f"{name} died with updates, and the faults say {fed.faults}")
-        if not any(name.startswith("basket:") for name in self.deaths):
+        if not any(name.startswith("basket:") for name in self.deaths) and not self._had_full_disk():
             for key, why in (("superseded", "superseded"), ("discarded", "discarded")):
                 told = stats[f"n_basket_models_{key}"]
                 self._require(told == self.counted[why], f"{self.counted[why]} were {key}, told are {told}")
+
+    def _had_full_disk(self) -> bool:
+        return any(Kind.DISK_FULL in what for what in self.network.happened)
 
     def _check_updates(self) -> None:
         """Every update is where its receipts say, once."""
@@ -449,9 +521,11 @@ class World:
                 f"release {model.version} counts {model.n_clients_total} clients and has updates {there} of "
                 f"{[CLIENTS[c] for c in clients]}",
             )
-        if self._charges() > len(self.releases):
-            # A failure after the charge costs the charge and the aggregates.
-            self.excused |= dict.fromkeys(self.spent, "charged and not released")
+        released_by = {charge_id for charge_id, _ in self.releases}
+        for update, charges in self.spent.items():
+            if charges & self._charges() - released_by:
+                # A failure after the charge costs the charge and the aggregates.
+                self.excused.setdefault(update, "charged and not released")
         for host in self.hosts().values():
             for basket_id, basket in host._baskets.items():
                 waits = basket.latest._fresh and basket.latest.fresh is None
@@ -467,10 +541,12 @@ class World:
             lost = update.accepted and not count and i not in self.excused
             self._require(not lost, f"{what} was accepted and is nowhere")
 
-    def _charges(self) -> int:
-        query = "SELECT count(*) FROM ledger WHERE charge_id LIKE 'layer2/%' AND record NOT LIKE '%\"void\"%'"
+    def _charges(self) -> set[str]:
+        query = (
+            "SELECT charge_id FROM ledger WHERE charge_id LIKE 'layer2/%' AND record NOT LIKE '%\"void\"%'"
+        )
         with contextlib.closing(sqlite3.connect(f"file:{self.ledger}?mode=ro", uri=True)) as ledger:
-            return int(ledger.execute(query).fetchone()[0])
+            return {str(charge_id) for (charge_id,) in ledger.execute(query)}
 
     def _check_next_round(self, fed: HierarchicalFederation) -> None:
         """The next round is a round as any other."""
@@ -537,7 +613,7 @@ class World:
                 drawn[kind, client] += count
         self._require(not drawn - covered, f"gossip was drawn without a charge: {drawn - covered}")
         layer2 = sum(n for stream, n in self.noise.drawn.items() if stream.startswith("layer2/"))
-        self._require(layer2 <= len(used), f"{layer2} drawings for {len(used)} charges")
+        self._require(layer2 <= len(ids), f"{layer2} drawings for {len(ids)} charges")
 
 
 Do = Callable[[World, HierarchicalFederation, int], Any]
@@ -578,6 +654,10 @@ def _aggregate(world: World, fed: HierarchicalFederation, k: int) -> None:
     fed.force_aggregate()
 
 
+def _restored(world: World, fed: HierarchicalFederation, k: int) -> None:
+    fed.get_stats()
+
+
 ACTS: dict[Act, Do] = {
     Act.SEND_ALL: _send_all,
     Act.SEND_DOMAIN: lambda w, f, k: w.send(f, [w.update_of_round(c) for c in range(k % 2, NUM_CLIENTS, 2)]),
@@ -594,14 +674,16 @@ ACTS: dict[Act, Do] = {
     Act.GOSSIP: lambda w, f, k: f.run_gossip_round(),
     Act.STATS: lambda w, f, k: f.get_stats(),
     Act.RENEW: lambda w, f, k: f.renew_budget(f.config.total_epsilon, f.config.total_delta, operator="op"),
+    Act.RESTORE: _restored,
 }
 
 
-def settings_of(setting: Setting, ledger: Path) -> dict[str, Any]:
+def settings_of(setting: Setting, folder: Path) -> dict[str, Any]:
     """The configuration of a program's federation."""
     return {
         "vector_dim": DIMENSION,
-        "ledger_path": str(ledger),
+        "ledger_path": str(folder / "ledger.sqlite"),
+        "storage_path": str(folder / "state") if setting.stored else None,
         "auto_aggregate": setting.auto,
         "total_epsilon": 12.0 if setting.releases >= 8 else 4.0,
         "total_delta": 1e-5,
@@ -628,7 +710,8 @@ def watched() -> Iterator[None]:
         connect = sqlite3.connect
         kind = connections_of(lambda: None if World.current is None else World.current.disk)
         patch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **{"factory": kind, **more}))
-        release, replace = GlobalAggregator._release, LatestAggregate.replace
+        release, stored = GlobalAggregator._release, GlobalAggregator._stored
+        replace, save, undo = LatestAggregate.replace, BasketJournal.save, BasketHost._undo
         take_back = LatestAggregate.take_back
         discard, spend, withdraw = LatestAggregate.discard_if_of, LatestAggregate.spend, BasketBuffer.withdraw
 
@@ -637,9 +720,28 @@ def watched() -> Iterator[None]:
             return World.current
 
         def noted_release(self: GlobalAggregator, ring_sum: Any, terms: Any, *more: Any) -> GlobalMetaModel:
-            model = release(self, ring_sum, terms, *more)
-            world().note_release(terms.charge_id, model)
+            vars(self)["charged"] = terms.charge_id
+            return release(self, ring_sum, terms, *more)
+
+        def noted_stored(self: GlobalAggregator, model: GlobalMetaModel) -> GlobalMetaModel:
+            """The release is out, unless it was not stored."""
+            try:
+                stored(self, model)
+            except BaseException:
+                kept = None if self._kept is None else self._kept.read(RELEASE, CODEC)
+                if kept is not None and kept.version == model.version:
+                    world().note_release(vars(self)["charged"], model)
+                raise
+            world().note_release(vars(self)["charged"], model)
             return model
+
+        def noted_save(self: BasketJournal, *args: Any, **more: Any) -> None:
+            save(self, *args, **more)
+            world().saved()
+
+        def noted_undo(self: BasketHost, journal: BasketJournal) -> None:
+            world().saved(is_undone=True)
+            undo(self, journal)
 
         def noted_replace(self: LatestAggregate, model: BasketModel, contributors: Any) -> None:
             before, superseded = self.model, self.superseded
@@ -660,16 +762,21 @@ def watched() -> Iterator[None]:
                 world().excuse(inside(self.model.aggregate), "discarded")
 
         def noted_spend(self: LatestAggregate, model: BasketModel | None) -> None:
+            charge_id = self._charge_id
             spend(self, model)
             if model is not None:
-                world().spent.update(inside(model.aggregate))
+                world().spend(inside(model.aggregate), charge_id)
 
         def noted_withdraw(self: BasketBuffer, client_id: str) -> int:
             gone = [i for u in self.updates() if u.client_id == client_id for i in inside(u.update)]
             world().excuse(gone, "withdrawn")
             return withdraw(self, client_id)
 
+        patch.setattr(snapshots, "os", SimulatedOs(lambda: world().disk))
         patch.setattr(GlobalAggregator, "_release", noted_release)
+        patch.setattr(GlobalAggregator, "_stored", noted_stored)
+        patch.setattr(BasketJournal, "save", noted_save)
+        patch.setattr(BasketHost, "_undo", noted_undo)
         patch.setattr(LatestAggregate, "replace", noted_replace)
         patch.setattr(LatestAggregate, "take_back", noted_take_back)
         patch.setattr(LatestAggregate, "discard_if_of", noted_discard)

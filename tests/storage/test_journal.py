@@ -20,7 +20,7 @@ from scarcity_ray.storage.local_disk import make_own_folder, network_file_system
 ROWS = os.urandom(50_000)
 
 
-def opened(folder: Path, *, run: int = 1, continues: int = 0, slot: int = 0) -> Journal:
+def opened(folder: Path, *, run: int = 1, continues: tuple[int, ...] = (), slot: int = 0) -> Journal:
     return Journal(JournalPlace(str(folder / "journal"), continues=continues), "fed", slot, run)
 
 
@@ -173,7 +173,7 @@ def test_a_transaction_that_fails_leaves_nothing(journal: Journal) -> None:
 def test_what_another_run_left_is_moved_aside_not_read(journal: Journal, tmp_path: Path) -> None:
     append(journal, "0")
     journal.close()
-    going_on = opened(tmp_path, run=2, continues=1)
+    going_on = opened(tmp_path, run=2, continues=(1,))
     assert texts(going_on) == ["0"]
     assert going_on.set_aside is None
     going_on.close()

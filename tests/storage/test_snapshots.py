@@ -20,7 +20,7 @@ from pyarrow.fs import LocalFileSystem
 from scarcity_ray.errors import StorageError
 from scarcity_ray.storage import snapshots
 from scarcity_ray.storage.codec import Codec
-from scarcity_ray.storage.snapshots import LocalFolder, ObjectFolder, Snapshots
+from scarcity_ray.storage.snapshots import ChangingState, LocalFolder, ObjectFolder, Snapshots
 
 
 class Colour(enum.StrEnum):
@@ -111,6 +111,83 @@ def test_an_earlier_epochs_late_write_is_never_the_newest(tmp_path):
     for _ in range(3):
         zombie.write("state", "late", CODEC)
     assert heir.read("state", CODEC) == "new"
+
+
+def test_what_an_earlier_epoch_still_writes_is_not_read_once_it_was_taken_over(tmp_path):
+    zombie, heir = (Snapshots(str(tmp_path), "a", epoch) for epoch in (1, 2))
+    changing = ChangingState(zombie, "changing", CODEC)
+    changing.write(0)
+    changing.change(1, lambda: 1)
+    for number in range(3):
+        zombie.write("many", number, CODEC, keep=3)
+    (tmp_path / ".left").write_text("of a write that was stopped")
+    heir.take_over()
+    for _ in range(3):
+        zombie.write("many", "late", CODEC, keep=3)
+        changing.change("late", lambda: "late")
+    changing.write("late")
+    assert heir.read_all("many", CODEC) == [0, 1, 2]
+    assert ChangingState(heir, "changing", CODEC).read() == (0, [1])
+    heir.take_over()
+    assert heir.write("many", 3, CODEC, keep=3) == 4
+    assert heir.read_all("many", CODEC) == [1, 2, 3]
+    assert not (tmp_path / ".left").exists()
+
+
+def test_a_change_that_was_stopped_is_not_there_and_those_before_are(tmp_path):
+    kept = Snapshots(str(tmp_path), "a")
+    state = ChangingState(kept, "state", CODEC)
+    state.write("whole")
+    for number in range(3):
+        state.change([number, np.arange(number)], list)
+    (log,) = tmp_path.glob("*.log")
+    content = log.read_bytes()
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+    def found():
+        kept.verify()
+        whole, changes = state.read()
+        assert whole == "whole"
+        assert [number for number, _ in changes] == list(range(len(changes)))
+        return len(changes)
+
+    ends = [found() for cut in range(len(content) + 1) if log.write_bytes(content[:cut]) == cut]
+    assert (ends == sorted(ends), set(ends)) == (True, {0, 1, 2, 3})
+    for place in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[place] ^= 64
+        log.write_bytes(changed)
+        with suppress(StorageError):  # or it is taken for the end of what was written
+            assert found() <= 3
+    log.write_bytes(content.replace(b'"version": 1', b'"version": 9', 1))
+    with pytest.raises(StorageError, match=rf"^{log}: .*version 9"):
+        kept.verify()
+
+
+def test_a_change_costs_its_own_size(tmp_path, monkeypatch):
+    """And one that finds no room leaves nothing behind."""
+    state, sizes = ChangingState(Snapshots(str(tmp_path), "a"), "state", CODEC), []
+    write = snapshots.LocalFolder.write
+
+    def counted(store, name, parts):
+        sizes.append(sum(map(len, parts)))
+        write(store, name, parts)
+
+    monkeypatch.setattr(snapshots.LocalFolder, "write", counted)
+    held = ["x" * 200_000]
+    state.write(list(held))
+    for number in range(2_000):
+        held.append(number)
+        state.change([number], lambda: list(held))
+    assert len(sizes) < 4, "the state is written whole now and then"
+    with monkeypatch.context() as stopped:
+        stopped.setattr(snapshots.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(StorageError, match=r"log: .*No space left.*make room"):
+            state.change("lost", list)
+    state.change("kept", list)
+    whole, changes = state.read()
+    assert [*whole, *(number for (number,) in changes[:-1])] == held
+    assert changes[-1] == "kept"
 
 
 @pytest.mark.parametrize("cut", [0, 1, 40, -1])

@@ -40,7 +40,7 @@ from scarcity_ray.errors import UsageError
 from scarcity_ray.privacy.accounting.ceilings import Ceilings
 from scarcity_ray.privacy.accounting.gaussian_dp import check_delta, check_mu
 from scarcity_ray.privacy.accounting.modes import ROUNDING, Accounting
-from scarcity_ray.privacy.schedule import Step
+from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray_client.errors import shown
 
 
@@ -190,6 +190,14 @@ class PrivacyAccountant:
             else Step(int(self._num_own[place]), cap, max(0.0, cap - float(self._gossip[place])))
             for place in self.places(client_ids).tolist()
         ]
+
+    def next_own(self, schedule: NoiseSchedule) -> NDArray[np.float64]:
+        """What the client at each place is charged next by a schedule of its own; 0 if its period is over."""
+        cap, stands = self._gossip_cap, np.stack([self._num_own.astype(np.float64), self._gossip])
+        different, which = np.unique(stands, axis=1, return_inverse=True)
+        steps = [Step(int(number), cap, max(0.0, cap - spent)) for number, spent in different.T.tolist()]
+        mus = [schedule.mu(step) if schedule.num_left(step) else 0.0 for step in steps]
+        return np.array(mus)[which.reshape(-1)]
 
     def affordable_gossip(self, client_ids: Sequence[str], mu: float) -> NDArray[np.bool_]:
         """Which of the distinct clients, known or new, can send one more message of parameter `mu`."""

@@ -74,13 +74,18 @@ class Ceilings:
         """The (epsilon, delta) of a client's ceiling; None if it has none."""
         return self._claims.get(client_id)
 
-    def reached_by(self, mu: float) -> tuple[str, ...]:
-        """The clients that are in and cannot afford a release of `mu`, in the order of their places."""
+    def reached_by(self, mu: float | NDArray[np.float64]) -> tuple[str, ...]:
+        """The clients that are in and cannot afford a charge of `mu`, in the order of their places.
+
+        Args:
+            mu: The same for all, or one for each place.
+        """
         if not self.num_in:
             return ()
         places = np.fromiter(self._names, dtype=np.int64, count=len(self._names))
         places.sort()
-        short = places[self._is_in[places] & ~self._fits(places, mu * mu)]
+        squares = np.broadcast_to(np.square(mu), self._caps.shape)[places]
+        short = places[self._is_in[places] & ~self._fits(places, squares)]
         return tuple(self._names[place] for place in short.tolist())
 
     def affordable(self, places: NDArray[np.int64], mu: float, reserve: float) -> NDArray[np.bool_]:
@@ -126,5 +131,5 @@ class Ceilings:
         spent = self._accounting.epsilon_of(square**0.5, delta)
         return min(spent, epsilon) if square <= self._caps[place] * ROUNDING else spent
 
-    def _fits(self, places: NDArray[np.int64], square: float) -> NDArray[np.bool_]:
+    def _fits(self, places: NDArray[np.int64], square: float | NDArray[np.float64]) -> NDArray[np.bool_]:
         return self._spent[places] + square <= self._caps[places] * ROUNDING

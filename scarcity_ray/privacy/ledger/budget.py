@@ -55,7 +55,7 @@ from scarcity_ray.privacy.ledger.events import (
 from scarcity_ray.privacy.ledger.ledger import Ledger, Opening
 from scarcity_ray.privacy.ledger.replay import NEIGHBOURS, accountant_of, accounting_of, neighbours_of, replay
 from scarcity_ray.privacy.ledger.store import address_of, exists
-from scarcity_ray.privacy.schedule import Step
+from scarcity_ray.privacy.schedule import NoiseSchedule, Step
 from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
 from scarcity_ray_client.site_ledger import Extension, Head
@@ -237,16 +237,24 @@ class DurableBudget:
             self._note(self._ledger.append(PolicyGiven.of(signed), now=now))
             return ""
 
-    def leave_out(self, mu: float, *, now: float) -> int:
-        """Leave out, durably and for good, the clients whose ceilings have no room for a release of `mu`.
+    def leave_out(self, mu: float | NoiseSchedule, *, now: float) -> int:
+        """Leave out, durably and for good, the clients whose ceilings have no room for the next charge.
 
         To be called before it is fixed whose rows a release holds.
+
+        Args:
+            mu: Of the next release, or where a client is charged for rows of its own, their schedule: each
+                stands at a step of its own.
 
         Returns:
             How many are left out, with those of before.
         """
         with self._current():
-            self._leave_out(self._accountant.ceilings.reached_by(mu), mu, now)
+            accountant = self._accountant
+            if isinstance(mu, NoiseSchedule):
+                self._leave_out(accountant.ceilings.reached_by(accountant.next_own(mu)), mu.mu_release, now)
+            else:
+                self._leave_out(accountant.ceilings.reached_by(mu), mu, now)
             return len(self._accountant.ceilings.left_out)
 
     def left_out(self, since: int = 0) -> tuple[str, ...]:
@@ -361,12 +369,14 @@ class DurableBudget:
             known = self._known(charge_id, kind, mu)
             if known is not None:
                 return _chosen(client_ids, np.isin(places, known[0].members.places))
-            allowed = accountant.affordable_at(places, mu, reserve=reserve)
+            stands = np.ones(len(client_ids), np.bool_)
             if step is not None:
-                allowed &= [own == step for own in accountant.own_steps(client_ids)]
+                stands = np.array([own == step for own in accountant.own_steps(client_ids)], np.bool_)
+            allowed = accountant.affordable_at(places, mu, reserve=reserve) & stands
             if reserve == 0.0:
                 stuck = {*accountant.ceilings.reached_by(mu)}
-                self._leave_out([client for client in client_ids if client in stuck], mu, now)
+                short = [client in stuck for client in client_ids]
+                self._leave_out(_chosen(client_ids, stands & short), mu, now)
             charged = _chosen(client_ids, allowed)
             if not charged:
                 return ()
