@@ -138,7 +138,7 @@ def run_job(
             "bring that back, or run its config.yaml again with another --out: a new run, which spends anew"
         )
     if not goes_on:
-        folder.write_config(config)
+        folder.begin_again(config)
     watcher.phase("Restoring the federation" if goes_on else "Starting the federation")
     with watch.time("start"):
         federation = _restored(kept, restore, where) if goes_on else open_federation(kept, **where)
@@ -146,8 +146,8 @@ def run_job(
     standings: dict[str, dict[str, Any]] = {}
 
     def note(record: RoundRecord) -> None:
-        if goes_on and not training.records:  # it does go on, with these settings
-            folder.write_config(config)
+        if goes_on and not training.records:
+            folder.begin_again(config)
         training.records.append(record)
         folder.append_round(record)
         watcher.round(record)

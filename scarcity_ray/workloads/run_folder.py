@@ -34,14 +34,10 @@ class RunFolder:
         begun: When it was made.
     """
 
-    def __init__(
-        self, path: Path, begun: datetime, *, tensorboard: bool = False, goes_on: bool = False
-    ) -> None:
+    def __init__(self, path: Path, begun: datetime, *, tensorboard: bool = False) -> None:
         self.path = path
         self.begun = begun
-        self._tensorboard = tensorboard
-        self._replaces = goes_on
-        self._events: EventFolder | None = None
+        self._events = EventFolder(path / "tensorboard") if tensorboard else None
 
     @classmethod
     def new(cls, config: RunConfig, chosen: str | None, now: datetime) -> RunFolder:
@@ -74,18 +70,25 @@ class RunFolder:
 
     @classmethod
     def resumed(cls, config: RunConfig, path: Path, now: datetime) -> RunFolder:
-        """The folder of a run that goes on; its rounds are written again from what is stored.
-
-        Nothing in it changes before the first of them: if the run cannot go on, it is as it was.
-        """
+        """The folder of a run that goes on; nothing in it is changed before `begin_again`."""
         if config.run.tensorboard:
             require_tensorboard()
-        return cls(path, now, tensorboard=config.run.tensorboard, goes_on=True)
+        return cls(path, now)
 
     @property
     def holds_results(self) -> bool:
         """Whether a round was completed, or a model released."""
         return any((self.path / name).exists() for name in (METRICS, "model.npz"))
+
+    def begin_again(self, config: RunConfig) -> None:
+        """Write the config, and the rounds again from the first on.
+
+        To be called once it is certain that the run goes on: it runs nowhere else, and has this config.
+        """
+        self.write_config(config)
+        (self.path / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        self._events = EventFolder(self.path / "tensorboard") if config.run.tensorboard else None
 
     @property
     def state(self) -> Path:
@@ -137,17 +140,15 @@ class RunFolder:
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config; it can be run again as it stands."""
         text = yaml.safe_dump({**_STATED, **to_plain(config)}, sort_keys=False)
-        (self.path / CONFIG).write_text(text, encoding="utf-8")
+        beside = self.path / f".{CONFIG}"
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(self.path / CONFIG)
 
     def append_round(self, record: RoundRecord) -> None:
         """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""
-        if self._replaces:
-            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
-        with (self.path / METRICS).open("w" if self._replaces else "a", encoding="utf-8") as file:
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**_STATED, **record.as_json()}) + "\n")
-        self._replaces = False
-        if self._tensorboard:
-            self._events = self._events or EventFolder(self.path / "tensorboard")
+        if self._events is not None:
             self._events.write(record)
 
     def write_summary(self, summary: Summary) -> None:
