@@ -302,11 +302,11 @@ class World:
         if self.is_down:
             return
         names = [frame.name for frame in self.network.stack]
-        for driver in (0, 1):
-            if f"driver {driver}" not in names and driver < len(self.drivers):
+        for number in (0, 1):
+            if f"driver {number}" not in names and number < len(self.drivers):
                 self.intrusions += 1
-                step, self._step = self._step, Step(fault.act, fault.k, driver, (fault,))
-                self.act(driver, fault.act, fault.k)
+                step, self._step = self._step, Step(fault.act, fault.k, number, (fault,))
+                self.act(number, fault.act, fault.k)
                 self._step = step
                 return
 
