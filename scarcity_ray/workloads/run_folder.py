@@ -69,12 +69,20 @@ class RunFolder:
 
     @classmethod
     def resumed(cls, config: RunConfig, path: Path, now: datetime) -> RunFolder:
-        """The folder of a run that goes on; its rounds are written again from what is stored."""
+        """The folder of a run that goes on; nothing in it is changed before `begin_again`."""
         if config.run.tensorboard:
             require_tensorboard()
-        (path / METRICS).unlink(missing_ok=True)
-        shutil.rmtree(path / "tensorboard", ignore_errors=True)
-        return cls(path, now, tensorboard=config.run.tensorboard)
+        return cls(path, now)
+
+    def begin_again(self, config: RunConfig) -> None:
+        """Write the config, and the rounds again from the first on.
+
+        To be called once it is certain that the run goes on: it runs nowhere else, and has this config.
+        """
+        self.write_config(config)
+        (self.path / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        self._events = EventFolder(self.path / "tensorboard") if config.run.tensorboard else None
 
     @property
     def state(self) -> Path:
@@ -104,8 +112,9 @@ class RunFolder:
         if set(held) <= {CONFIG}:
             return ""
         reached = "No round was completed"
-        if METRICS in held:
-            last = json.loads((self.path / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines() if METRICS in held else []
+        if lines:
+            last = json.loads(lines[-1])
             spent = last["epsilon_spent"]
             reached = f"Ended after round {last['round']}"
             reached += "" if spent is None else f", with epsilon {spent:.4g} spent by then"
@@ -117,7 +126,9 @@ class RunFolder:
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config; it can be run again as it stands."""
         text = yaml.safe_dump({**_STATED, **to_plain(config)}, sort_keys=False)
-        (self.path / CONFIG).write_text(text, encoding="utf-8")
+        beside = self.path / f".{CONFIG}"
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(self.path / CONFIG)
 
     def append_round(self, record: RoundRecord) -> None:
         """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""

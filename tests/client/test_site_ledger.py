@@ -317,10 +317,10 @@ def test_another_ones_ledger_is_refused(tmp_path, changes):
 
 
 def test_a_newer_format_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("scarcity_ray_client.site_ledger.FORMAT", 2)
+    monkeypatch.setattr("scarcity_ray_client.site_ledger.FORMAT", 3)
     opened(tmp_path / "ledger.sqlite").close()
     monkeypatch.undo()
-    with pytest.raises(SiteLedgerRefused, match=r"a scarcity_ray site ledger of version 2, .* reads 1 to 1"):
+    with pytest.raises(SiteLedgerRefused, match=r"a scarcity_ray site ledger of version 3, .* reads 1 to 2"):
         opened(tmp_path / "ledger.sqlite")
 
 
