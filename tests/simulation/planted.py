@@ -251,6 +251,8 @@ PLANTED: tuple[Plant, ...] = (
     charge_answers_before_the_disk,
     aggregate_is_not_spent,
     round_reaches_some,
+)
+STORED: tuple[Plant, ...] = (
     journal_is_a_call_late,
     journal_keeps_what_was_consumed,
     journal_is_not_told_of_sessions,
@@ -262,6 +264,7 @@ PLANTED: tuple[Plant, ...] = (
     release_is_answered_before_it_is_stored,
     directory_answers_before_it_is_stored,
 )
+"""Found by programs of stored federations."""
 FOUND_LATER: tuple[Plant, ...] = (
     answers_are_not_kept,
     gossip_charge_is_used_again,

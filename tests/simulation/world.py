@@ -333,10 +333,10 @@ class World:
         self.deaths[name] += 1
         self._unsaved.pop(name, None)
         if self.setting.stored:
-            path = self.ledger
+            own = self.ledger if name == ACCOUNTANT else None
             if name.startswith("basket:"):
-                path = self._journals() / f"basket-{name.partition(':')[2]}.sqlite"
-            self.disk.database(path).crash(end)
+                own = self._journals() / f"basket-{name.partition(':')[2]}.sqlite"
+            end() if own is None else self.disk.database(own).crash(end)
             return
         if isinstance(process, BasketHost):
             waits = [
