@@ -49,7 +49,7 @@ from scarcity_ray.federation.opening import (
     tell_ledger,
 )
 from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
-from scarcity_ray.federation.supervisor import Supervisor
+from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
@@ -123,6 +123,7 @@ class HierarchicalFederation:
         configured = configured_ledger(config, called)
         place = open_runtime(runtime, name, address)
         try:
+            end_abandoned_opening(place)
             if place.names():
                 raise UsageError(
                     f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})"
@@ -206,6 +207,7 @@ class HierarchicalFederation:
         place = open_runtime(runtime, record.name, address)
         self = cls.__new__(cls)
         try:
+            end_abandoned_opening(place)
             if place.names():
                 raise UsageError(f"federation {record.name!r} is running; attach to it")
             ledger = configured_ledger(config, record.name) or record.ledger_path
