@@ -35,7 +35,7 @@ class Settled:
         root: Over the keys, if they were handed in to a release; else empty.
     """
 
-    fate: str
+    fate: Fate
     keys: NDArray[np.uint8]
     round_id: int
     root: bytes = b""
@@ -81,7 +81,7 @@ class ReceiptBook:
         Args:
             here: If it waits, or is in a latest aggregate.
         """
-        fates = {Fate(s.fate) for s in self._settled.values() if key in set(split(s.keys.tobytes()))}
+        fates = {s.fate for s in self._settled.values() if key in set(split(s.keys.tobytes()))}
         # A handed-in aggregate may be discarded first, as a client leaves while the session goes on.
         fate = Fate.HANDED_IN if Fate.HANDED_IN in fates else next(iter(fates), here)
         paths: dict[str, MerklePath] = {}

@@ -84,6 +84,7 @@ NOT_RUN = {
     "python make.py": JOB,
     "scarcity-ray plan job.yaml": JOB,
     "scarcity-ray plan job.yaml --rounds 10": JOB,
+    "scarcity-ray plan job.yaml --recommend": "test_plan_command.py",
     "scarcity-ray run job.yaml": JOB,
     "scarcity-ray run job.yaml --runtime local": JOB,
     "cd wards && scarcity-ray run job.yaml --runtime local": JOB,
@@ -103,7 +104,7 @@ NOT_RUN = {
 """Why a command is not run here."""
 
 NAMES = {
-    *(f"scarcity-ray {name}" for name in ("init", "run", "plan", "export", "ledger", "roster")),
+    *(f"scarcity-ray {name}" for name in ("init", "run", "plan", "export", "ledger", "audit", "roster")),
     *("scarcity-ray --help", "scarcity-ray --version", "scarcity-ray ledger show", "ray up", "ray stop"),
     *("ray dashboard", "ray job stop", "ray job submit"),
 }

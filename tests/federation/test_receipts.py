@@ -45,7 +45,7 @@ class Town:
     """A federation, the receipts that its clients hold, and the releases that it has published."""
 
     def __init__(self, folder: Path | None = None, **others: Any) -> None:
-        kept = {} if folder is None else {"journal_path": str(folder / "journal"), "durability": "update"}
+        kept = {} if folder is None else {"journal_path": str(folder / "journal"), "durability": "round"}
         where = {} if folder is None else {"ledger_path": str(folder / "ledger.sqlite")}
         config = load(HierarchicalFederationConfig, {**PLAIN, **kept, **where, **others})
         self.fed = HierarchicalFederation(config, runtime="local", noise=SeededNoise(1), clock=lambda: 1e6)
@@ -95,7 +95,7 @@ STEPS = st.lists(
         st.integers(0, 5),
     ),
     min_size=4,
-    max_size=14,
+    max_size=10,
 )
 
 
