@@ -102,9 +102,11 @@ STEPS = st.lists(
 @given(STEPS)
 def test_every_update_in_a_release_is_shown_once_and_no_other(tmp_path_factory: Any, steps: Any) -> None:
     """The oracle is the released numbers: each update has a coordinate of its own."""
-    town = Town(tmp_path_factory.mktemp("town"))
+    has_journal = any(name == "kill" for name, _ in steps)
+    town = Town(tmp_path_factory.mktemp("town") if has_journal else None)
     fed = town.fed
     try:
+        town.send(CLIENTS[:5])
         for name, number in [*steps, ("layer1", 0), ("release", 0)]:
             there = sorted(fed._driver.operations.locate(CLIENTS))
             client = CLIENTS[number]
