@@ -1,7 +1,8 @@
 """How many programs of simulated federations a second of CPU runs, and what they find.
 
-``python -m benchmarks simulation [--programs 20000] [--seed 0]`` draws programs as `tests/simulation` does, and
-prints how far it is as it goes. A program that finds something is shrunk and printed, and the exit status is 1.
+``python -m benchmarks simulation [--programs 20000] [--seed 0]`` draws programs as `tests/simulation` does,
+and prints how far it is as it goes. A program that finds something is shrunk and printed, and the exit status
+is 1.
 """
 
 from __future__ import annotations

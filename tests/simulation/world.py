@@ -302,11 +302,11 @@ class World:
         if self.is_down:
             return
         names = [frame.name for frame in self.network.stack]
-        for driver in (0, 1):
-            if f"driver {driver}" not in names and driver < len(self.drivers):
+        for other in (0, 1):
+            if f"driver {other}" not in names and other < len(self.drivers):
                 self.intrusions += 1
-                step, self._step = self._step, Step(fault.act, fault.k, driver, (fault,))
-                self.act(driver, fault.act, fault.k)
+                step, self._step = self._step, Step(fault.act, fault.k, other, (fault,))
+                self.act(other, fault.act, fault.k)
                 self._step = step
                 return
 
