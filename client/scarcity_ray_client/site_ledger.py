@@ -22,7 +22,7 @@ the head that the accountant knows is refused, on both sides: `SiteLedger.heed` 
 `Head.extended` the accountant. What was sent since the last exchange is not covered by this.
 
 Guarantees:
-    nothing_is_sent_beyond_the_ceiling: Whoever asks, in any number of processes.
+    nothing_is_sent_beyond_the_ceiling: Whoever asks, in any number of processes and threads.
     the_same_row_is_sent_again_byte_by_byte: Also after SIGKILL at any moment; the row is charged once.
     a_row_of_another_run_is_never_sent_again: A federation that is opened anew has another model in round 0.
     no_file_stays_open: Of a folder's ledgers, whatever happens in between.
@@ -40,6 +40,7 @@ import math
 import os
 import secrets
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ class SiteLedger:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
+        self._lock = threading.RLock()
         self._rolled_back = ""
         self._read()
 
@@ -369,7 +371,12 @@ class SiteLedger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction against all other processes; rolled back unless committed in it."""
+        """One write transaction against all other threads and processes; rolled back unless committed."""
+        with self._lock, self._locked() as connection:
+            yield connection
+
+    @contextmanager
+    def _locked(self) -> Iterator[sqlite3.Connection]:
         before = self._head, self._square, self._cap, self._begun, self._policy
         try:
             self._connection.execute("BEGIN IMMEDIATE")

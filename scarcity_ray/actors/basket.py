@@ -738,7 +738,10 @@ class BasketHost(Role):
 
 def _told(result: SubmissionResult) -> tuple[Any, ...]:
     """A result in plain types, for the journal."""
-    told = [(r.accepted, r.reason, r.basket_id, r.round_id) for r in result.receipts]
+    told = [
+        (r.accepted, None if r.reason is None else str(r.reason), r.basket_id, r.round_id)
+        for r in result.receipts
+    ]
     same = told[0] if told and all(one == told[0] for one in told) else None
     return (len(told) if same else 0, same, () if same else tuple(told), result.due)
 

@@ -96,8 +96,10 @@ class Driver:
         """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
         opened = self.supervisor.restore(take_over, self.client.now(), continues)
         self._told_period = opened.period
+        self.client.recall_faults()
         self.operations.routing_table()
-        self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version
+        last = self.supervisor.latest
+        self._given_version = 0 if last is None else last.version
         self.client.note_faults(self.supervisor.lost)
         if lost := self.supervisor.lost_releases(self.client.now()):
             plural = "s were" if lost > 1 else " was"
@@ -105,7 +107,7 @@ class Driver:
                 f"{lost} release{plural} charged and never published: what would have been released is gone "
                 "with the process that held it, and the charge stays"
             )
-            self.client.note_faults([Fault(f"lost release/{opened.head_hash}", loss)])
+            self.client.note_faults([Fault(f"lost release/{last and last.ledger_head}/{lost}", loss)])
         return opened
 
     def attach(self) -> None:

@@ -48,8 +48,8 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
-from scarcity_ray.federation.stored import check_unused, stored_federation
-from scarcity_ray.federation.supervisor import Supervisor
+from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
+from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
@@ -114,7 +114,7 @@ class HierarchicalFederation:
         check_opening(config, clock, noise)
         if not isinstance(take_over_ledger, bool):
             raise UsageError(f"take_over_ledger must be True or False, got {shown(take_over_ledger)}")
-        config = config or HierarchicalFederationConfig()
+        config = with_absolute_places(config or HierarchicalFederationConfig())
         _check_operator(config, operator_keypair)
         check_unused(config)
         plan, told = make_plan(config), Told()
@@ -123,6 +123,7 @@ class HierarchicalFederation:
         configured = configured_ledger(config, called)
         place = open_runtime(runtime, name, address)
         try:
+            end_abandoned_opening(place)
             if place.names():
                 raise UsageError(
                     f"federation {name!r} is running; use HierarchicalFederation.attach({name!r})"
@@ -206,6 +207,7 @@ class HierarchicalFederation:
         place = open_runtime(runtime, record.name, address)
         self = cls.__new__(cls)
         try:
+            end_abandoned_opening(place)
             if place.names():
                 raise UsageError(f"federation {record.name!r} is running; attach to it")
             ledger = configured_ledger(config, record.name) or record.ledger_path

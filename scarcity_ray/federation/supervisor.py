@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
@@ -37,14 +38,31 @@ from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan
 from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.privacy.ledger.budget import DurableBudget
-from scarcity_ray.privacy.ledger.ledger import Opening
+from scarcity_ray.privacy.ledger.ledger import Opening as LedgerOpening
 from scarcity_ray.runtime.base import RoleSpec, Runtime
 from scarcity_ray.runtime.rpc import Call, Future, gather
 from scarcity_ray.storage.journal import JournalPlace
 from scarcity_ray.storage.snapshots import Snapshots
 
-OPENING = "opening"
-"""The card of a federation while its roles are being started; no driver can attach to it yet."""
+
+@dataclass(frozen=True)
+class Opening:
+    """The card of a federation while its roles are being started; no driver can attach to it yet.
+
+    Attributes:
+        driver: Who starts them.
+    """
+
+    driver: str
+
+
+def end_abandoned_opening(runtime: Runtime) -> None:
+    """End the roles of a named federation whose driver died as it opened or restored it."""
+    card = runtime.card() if runtime.names() else None
+    if isinstance(card, Opening) and not runtime.is_driver_alive(card.driver):
+        for name in runtime.names():
+            runtime.kill(name)
+        runtime.withdraw()
 
 
 class Supervisor:
@@ -165,9 +183,10 @@ class Supervisor:
         head = "" if self.latest is None else self.latest.ledger_head
         return Call(Accountant.releases_since, head, now).send(self.peers, ACCOUNTANT).result()
 
-    def _open_ledger(self, now: float, *, must_exist: bool, **opening: Unpack[Opening]) -> BudgetStatus:
+    def _open_ledger(self, now: float, *, must_exist: bool, **opening: Unpack[LedgerOpening]) -> BudgetStatus:
         """Start the first role, whose ledger says who the federation is."""
-        self.runtime.start([self._accountant_spec(must_exist=must_exist, **opening)], card=OPENING)
+        accountant = self._accountant_spec(must_exist=must_exist, **opening)
+        self.runtime.start([accountant], card=Opening(self.runtime.driver))
         opened = Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
         self.ledger_head = opened.head_hash
         self.identity = replace(
@@ -302,7 +321,7 @@ class Supervisor:
         why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
         loss = (
             f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
-            f"as {name} has no journal ({why}): send the updates of this round again"
+            f"as {name} has no journal ({why}): send the updates of this round again, as `fit` does itself"
         )
         if last is not None and last.round_id == round_id:
             loss += (
@@ -314,7 +333,8 @@ class Supervisor:
                 f"; so are gossip, replays, caps and trust, as {name} finds nothing in storage_path on its "
                 "machine: name a folder that all machines see"
             )
-        return _fault(loss)
+        # The same loss of the same round is told once, however often the federation is restored.
+        return Fault(f"restored {name}/{round_id}/{zlib.crc32(loss.encode())}", loss)
 
     def _journal_home(self, slot: int) -> str | None:
         """The node that has a basket actor's journal; None if none that is there has."""
@@ -442,7 +462,7 @@ class Supervisor:
         self.runtime.start(specs)
         self._started.update(spec.name for spec in specs)
 
-    def _accountant_spec(self, *, must_exist: bool, **opening: Unpack[Opening]) -> RoleSpec:
+    def _accountant_spec(self, *, must_exist: bool, **opening: Unpack[LedgerOpening]) -> RoleSpec:
         config, path = self.identity.config, self.identity.ledger_path
         opening |= {"name": self.identity.name, "operator_key": config.operator_key}
         open_budget = partial(

@@ -130,6 +130,8 @@ class Runtime(Protocol):
     """Whether this runtime has started a federation's first roles."""
     home: str
     """The node of this process, for roles with data on one node's disk."""
+    driver: str
+    """This process, as a driver."""
 
     @property
     def machines(self) -> int:
@@ -175,6 +177,9 @@ class Runtime(Protocol):
 
     def withdraw(self) -> None:
         """Remove the card."""
+
+    def is_driver_alive(self, driver: str) -> bool:
+        """Whether the process that is `driver` is there."""
 
     def close(self) -> None:
         """Release what this runtime opened; roles are ended by `kill`, not here."""

@@ -158,7 +158,7 @@ class LocalRuntime:
     """
 
     default_basket_actors = 1
-    home = "local"
+    home = driver = "local"
     machines = 1
 
     def __init__(self, network: Network | None = None) -> None:
@@ -214,6 +214,10 @@ class LocalRuntime:
     def withdraw(self) -> None:
         """Take the card away."""
         self._card = None
+
+    def is_driver_alive(self, driver: str) -> bool:
+        """All drivers are this process."""
+        return driver == self.driver
 
     def close(self) -> None:
         """Do nothing: this runtime opens nothing."""

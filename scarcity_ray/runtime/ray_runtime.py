@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray._private.state import jobs
 from ray.core.generated.gcs_pb2 import ActorTableData
 from ray.exceptions import (
     ActorDiedError,
@@ -70,6 +71,7 @@ class RayRuntime:
         self._owns_connection = connect(address)
         try:
             self.home = ray.get_runtime_context().get_node_id()
+            self.driver = ray.get_runtime_context().get_job_id()
             self.peers: Peers = _RayPeers(namespace)
             self.compute: Compute = _RayCompute(self.default_basket_actors)
         except BaseException:
@@ -184,6 +186,10 @@ class RayRuntime:
         """Remove the card."""
         if ray.is_initialized():
             _internal_kv_del(self._namespace.encode(), namespace=_CARDS)
+
+    def is_driver_alive(self, driver: str) -> bool:
+        """Whether a job of the cluster has not ended."""
+        return any(job["JobID"] == driver and not job["IsDead"] for job in jobs())
 
     def close(self) -> None:
         """End the cluster if this runtime started it, else only this connection if it opened it."""

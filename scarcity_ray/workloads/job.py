@@ -132,6 +132,11 @@ def run_job(
     where: dict[str, Any] = {"runtime": config.run.runtime, "address": config.run.address}
     kept = _with_storage(config.federation, folder)
     goes_on = resume and kept.storage_path is not None and not Snapshots(kept.storage_path).is_empty()
+    if resume and not goes_on and folder.holds_results:
+        raise UsageError(
+            f"--resume {folder.path}: it released models, and nothing is stored in {kept.storage_path}; "
+            "bring that back, or run its config.yaml again with another --out: a new run, which spends anew"
+        )
     if not goes_on:
         folder.begin_again(config)
     watcher.phase("Restoring the federation" if goes_on else "Starting the federation")

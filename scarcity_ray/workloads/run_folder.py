@@ -6,6 +6,7 @@ import json
 import shutil
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -74,6 +75,11 @@ class RunFolder:
             require_tensorboard()
         return cls(path, now)
 
+    @property
+    def holds_results(self) -> bool:
+        """Whether a round was completed, or a model released."""
+        return any((self.path / name).exists() for name in (METRICS, "model.npz"))
+
     def begin_again(self, config: RunConfig) -> None:
         """Write the config, and the rounds again from the first on.
 
@@ -112,9 +118,7 @@ class RunFolder:
         if set(held) <= {CONFIG}:
             return ""
         reached = "No round was completed"
-        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines() if METRICS in held else []
-        if lines:
-            last = json.loads(lines[-1])
+        if METRICS in held and (last := self._last_round()):
             spent = last["epsilon_spent"]
             reached = f"Ended after round {last['round']}"
             reached += "" if spent is None else f", with epsilon {spent:.4g} spent by then"
@@ -122,6 +126,16 @@ class RunFolder:
         return (
             f"{reached}; a round under way may have been charged. {self.path} holds {', '.join(held)}.{go_on}"
         )
+
+    def _last_round(self) -> dict[str, Any]:
+        """The last whole line of the rounds; empty if there is none."""
+        for line in reversed((self.path / METRICS).read_text(encoding="utf-8").splitlines()):
+            try:
+                record: dict[str, Any] = json.loads(line)
+            except ValueError:  # torn: the run was killed as it wrote
+                continue
+            return record
+        return {}
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config; it can be run again as it stands."""

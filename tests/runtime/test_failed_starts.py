@@ -8,7 +8,9 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.errors import ActorLost, UsageError
+from scarcity_ray.federation.supervisor import Opening
 from scarcity_ray.runtime import LocalRuntime, RoleSpec
+from scarcity_ray.runtime.rpc import Role
 
 
 class Stumbling:
@@ -18,7 +20,7 @@ class Stumbling:
         self.inner = LocalRuntime()
         self.peers = self
         self.compute = self.inner.compute
-        self.home = self.inner.home
+        self.home = self.driver = self.inner.home
         self.default_basket_actors = 2
         self.fails_at, self.error = fails_at, error
         self.steps: list[str] = []
@@ -114,6 +116,19 @@ def test_a_start_that_fails_at_any_step_is_undone(stumble, error) -> None:
     for name in ("accountant", "directory", "global", "basket:0", "basket:1"):
         assert f"make {name}" in steps
     assert {"names", "start"} <= set(steps)
+
+
+def test_what_a_driver_that_died_had_begun_to_open_is_ended(monkeypatch, open_config) -> None:
+    place = LocalRuntime()
+    monkeypatch.setattr("scarcity_ray.federation.hierarchical.open_runtime", lambda *_: place)
+    place.start([RoleSpec("accountant", Role, {})], card=Opening(place.driver))
+    with pytest.raises(UsageError, match="is running"):
+        HierarchicalFederation(open_config())
+    place.kill("accountant")
+    place.start([RoleSpec("accountant", Role, {})], card=Opening("another, which died"))
+    with HierarchicalFederation(open_config()) as federation:
+        federation.register_client("c", "d")
+        assert federation.get_stats()["n_clients"] == 1
 
 
 def test_what_cannot_be_ended_is_said_beside_why_the_start_failed(stumble, monkeypatch) -> None:

@@ -310,7 +310,7 @@ class Place:
         self.network: Network
         self.unwound = unwound
         self._dying = dying
-        self.default_basket_actors, self.machines = 1, 1
+        self.default_basket_actors, self.machines, self.driver = 1, 1, "local"
         self.begin()
 
     def begin(self) -> None:
@@ -377,6 +377,9 @@ class Place:
 
     def card(self) -> Any:
         return self.inner.card()
+
+    def is_driver_alive(self, driver: str) -> bool:
+        return self.inner.is_driver_alive(driver)
 
     def withdraw(self) -> None:
         self.inner.withdraw()

@@ -1,0 +1,518 @@
+"""Real deaths on a cluster of three nodes: SIGKILL and SIGSTOP at random moments, and what they lose.
+
+``python -m benchmarks deaths [--kills 200] [--seed 0] [--minutes 600] [--folder DIR]``. A driver, in a
+process of its own, goes through rounds of a federation with ``durability: update``; each of its clients'
+updates has a coordinate of its own, and the noise is zero, so that a release shows what is in it. Meanwhile a
+role, a training task, a node, the driver, or the whole cluster is killed, or stopped for a while. A driver
+that has died is followed by another, which attaches or restores. The next death comes when a round is done.
+
+At each federation's end (``--kills-a-federation``) all faults cease, what has no receipt is sent again, and:
+
+* each update that was acknowledged is in one release, or its client left before one (*withdrawn*, with the
+  aggregate it was in), or its round ended without a release (*superseded*), or the session that it was in was
+  charged and failed (*charged*); else it is *lost*. None is in two;
+* each release has a charge of its own in the ledger; versions and rounds rise;
+* the next two rounds are rounds as any other.
+
+Per death: who died, in what, seconds to the end of the next call of the driver, and of a whole round. The
+exit status is 1 if anything was lost, counted twice, or stood still for ``--patience`` seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._deaths_driver import IDS
+from scarcity_ray.actors.global_aggregator import RELEASE
+from scarcity_ray.actors.kept import CODEC
+from scarcity_ray.errors import StorageError
+from scarcity_ray.layers.models import GlobalMetaModel
+from scarcity_ray.storage.snapshots import Snapshots
+
+OFTEN = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 4,
+}
+"""Ray finds a dead node in about 3 s, not in 15."""
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
+ROLES = {
+    "basket": ("BasketHost", "basket."),
+    "accountant": ("Accountant", "accountant."),
+    "directory": ("Directory", "directory."),
+    "global": ("GlobalAggregator", "global."),
+    "worker": ("_run", "train", "IDLE"),
+}
+"""How Ray titles their processes, idle and at work."""
+WEIGHTS = {
+    "basket": 5,
+    "two baskets": 2,
+    "accountant": 3,
+    "directory": 3,
+    "global": 3,
+    "basket and directory": 1,
+    "driver": 4,
+    "driver and basket": 1,
+    "worker": 2,
+    "raylet": 2,
+    "node": 2,
+    "cluster": 1,
+}
+STOPPED_SECONDS = (0.2, 4.0)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and these, and so on."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found: list[int] = []
+    with suppress(OSError):
+        for child in children.read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def title(pid: int) -> str:
+    """A Ray worker's title without its prefix: its class, or the call that it is in; empty for others."""
+    with suppress(OSError):
+        said = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+        return said.removeprefix("ray::") if said.startswith("ray::") else ""
+    return ""
+
+
+def signalled(pids: Sequence[int], how: signal.Signals) -> None:
+    """Send a signal to those that are there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
+
+
+class Nodes:
+    """A head and two more nodes on this machine."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        head = {**NODE, "include_dashboard": False, "_system_config": OFTEN}
+        self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self.dead: list[Any] = []
+        for _ in range(2):
+            self.add()
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self) -> None:
+        self.cluster.add_node(wait=False, **NODE)
+
+    def processes(self, node: Any) -> list[int]:
+        """Of a node, with all that they started."""
+        roots = [info.process.pid for infos in node.all_processes.values() for info in infos]
+        return [pid for root in roots for pid in (root, *descendants(root))]
+
+    def everything(self) -> list[int]:
+        return [pid for node in [*self.dead, *self.cluster.list_all_nodes()] for pid in self.processes(node)]
+
+    def reap(self) -> None:
+        """Workers of a raylet that is a zombie take it for alive."""
+        for node in [*self.dead, *self.cluster.list_all_nodes()]:
+            for infos in node.all_processes.values():
+                for info in infos:
+                    info.process.poll()
+
+    def roles(self, kind: str) -> list[int]:
+        """Processes of one kind of role."""
+        return [pid for pid in self.everything() if title(pid).startswith(ROLES[kind])]
+
+
+@dataclass
+class Death:
+    """One death, or one stop.
+
+    Attributes:
+        seconds: Of a stop; 0 for SIGKILL.
+        phase: The call that the driver was in, and what the victims did.
+    """
+
+    who: str
+    seconds: float
+    phase: str
+    at: float
+    next_call: float | None = None
+    next_round: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        how = f"stopped {self.seconds:.1f} s" if self.seconds else "killed"
+        until = [
+            f"{what} {'never' if s is None else f'{s:.1f} s'}"
+            for what, s in (("call", self.next_call), ("round", self.next_round))
+        ]
+        return " | ".join([self.who, how, self.phase, *until, *self.notes])
+
+
+class Life:
+    """One federation, from its beginning to its end."""
+
+    def __init__(self, folder: Path, kind: str, nodes: Nodes, chance: random.Random, patience: float) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.kind, self.nodes, self.chance, self.patience = folder, kind, nodes, chance, patience
+        self.releases: dict[int, GlobalMetaModel] = {}
+        self.deaths: list[Death] = []
+        self.wrong: list[str] = []
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.doomed: Any = None
+        self.failures = 0
+        self._read, self._lines = 0, list[dict[str, Any]]()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What the drivers have logged so far."""
+        with suppress(FileNotFoundError), (self.folder / "log.jsonl").open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._lines.append(json.loads(line))
+                    self._read += len(line)
+        return self._lines
+
+    def start_driver(self, verb: str = "work") -> None:
+        with (self.folder / "driver.err").open("ab") as errors:
+            command = [sys.executable, "-m", "benchmarks._deaths_driver", self.nodes.address]
+            self.driver = subprocess.Popen(
+                [*command, str(self.folder), self.kind, verb], stdout=errors, stderr=errors
+            )
+
+    def watch(self) -> None:
+        """Start a driver if there is none, and read releases."""
+        self.nodes.reap()
+        self.lines()
+        if self.driver is None or self.driver.poll() is not None:
+            if self.driver is not None and self.driver.returncode > 0:
+                self.failures += 1
+                text = (self.folder / "driver.err").read_text(errors="replace").strip()
+                said = text.rsplit("\n", 1)[-1][:300]
+                print(f"    a driver ended: {said}", flush=True)
+                if self.deaths:
+                    self.deaths[-1].notes.append(f"driver ended: {said}")
+            self.start_driver()
+        self.read_releases()
+
+    def read_releases(self) -> None:
+        """Read what is stored; the store keeps the last few."""
+        with suppress(StorageError, OSError):
+            for model in Snapshots(str(self.folder / "state")).read_all(RELEASE, CODEC):
+                known = self.releases.setdefault(model.version, model)
+                if known.aggregate.tobytes() != model.aggregate.tobytes():
+                    self.wrong.append(f"two models of version {model.version}")
+
+    def wait_for(self, since: float, what: str) -> float | None:
+        """When the first call, or round, that began after a moment was done; None after the patience."""
+        deadline = time.time() + self.patience
+        while time.time() < deadline:
+            self.watch()
+            began: dict[int, float] = {}
+            for line in self.lines():
+                if line["at"] < since:
+                    continue
+                if what == "round" and line["what"] == "round" and line["began"] >= since:
+                    return float(line["at"])
+                if line["what"] in ("begin", "send"):
+                    began[line["pid"]] = line["at"]
+                if what == "call" and line["what"] in ("end", "sent") and line["pid"] in began:
+                    return float(line["at"])
+                if line["what"] == "finished":
+                    return float(line["at"])
+            time.sleep(0.2)
+        return None
+
+    def phase(self, pids: Sequence[int]) -> str:
+        """The call that the driver is in, and what the victims do."""
+        call = "between calls"
+        for line in reversed(self.lines()):
+            if line["what"] in ("begin", "send", "open", "end", "sent", "opened", "round"):
+                call = {
+                    "begin": line.get("call", ""),
+                    "send": "submit",
+                    "open": f"open ({line.get('how')})",
+                }.get(line["what"], "between calls")
+                break
+        told = [name for pid in pids if (name := title(pid))]
+        return f"{call}; {', '.join(told[:4]) or 'no role'}"
+
+    def victims(self, who: str) -> list[int]:
+        """Processes that are to die; none if there is no such one now."""
+        nodes, chance = self.nodes, self.chance
+        found: list[int] = []
+        for part in who.split(" and "):
+            match part:
+                case "driver":
+                    found += [self.driver.pid] if self.driver is not None else []
+                case "two baskets":
+                    there = nodes.roles("basket")
+                    found += chance.sample(there, min(2, len(there)))
+                case "raylet" | "node":
+                    others = list(nodes.cluster.worker_nodes)
+                    if others:
+                        node = chance.choice(others)
+                        pids = nodes.processes(node)
+                        found += (
+                            pids
+                            if part == "node"
+                            else [i.process.pid for i in node.all_processes.get("raylet", ())]
+                        )
+                        self.doomed = node
+                case "cluster":
+                    found += nodes.everything() + ([self.driver.pid] if self.driver else [])
+                case _:
+                    there = nodes.roles(part)
+                    at_work = [pid for pid in there if title(pid) != "IDLE"]
+                    found += [chance.choice(at_work or there)] if there else []
+        return found
+
+    def death(self) -> Death | None:
+        """Let somebody die or stand still now, and wait until a round is done."""
+        chance = self.chance
+        kinds = {k: w for k, w in WEIGHTS.items() if self.kind == "fit" or k != "worker"}
+        who = chance.choices(list(kinds), list(kinds.values()))[0]
+        seconds = chance.uniform(*STOPPED_SECONDS) if who != "cluster" and chance.random() < 0.3 else 0.0
+        pids = self.victims(who)
+        if not pids:
+            return None
+        death = Death(who, seconds, self.phase(pids), time.time())
+        self.deaths.append(death)
+        signalled(pids, signal.SIGSTOP if seconds else signal.SIGKILL)
+        if seconds:
+            time.sleep(seconds)
+            signalled(pids, signal.SIGCONT)
+        elif who in ("raylet", "node"):
+            self.nodes.cluster.worker_nodes.discard(self.doomed)
+            self.nodes.dead.append(self.doomed)
+            self.nodes.add()
+        elif who == "cluster":
+            with suppress(Exception):
+                self.nodes.cluster.shutdown()
+            self.nodes.__init__()  # type: ignore[misc]
+        end = death.at + seconds
+        if not seconds and ("driver" in who or who == "cluster") and chance.random() < 0.4:
+            end = self.kill_the_successor(death)
+        for what in ("call", "round"):
+            reached = self.wait_for(end, what)
+            if reached is None:
+                self.wrong.append(f"stood still after: {death}")
+                break
+            setattr(death, f"next_{what}", reached - end)
+        return death
+
+    def kill_the_successor(self, death: Death) -> float:
+        """Kill the next driver as it attaches, restores, or just afterwards; when it died."""
+        assert self.driver is not None
+        self.driver.wait()
+        self.watch()
+        time.sleep(self.chance.uniform(1.0, 9.0))
+        death.notes.append(f"and the next driver in: {self.phase([])}")
+        self.driver.kill()
+        return time.time()
+
+    def live(self, kills: int, until: float) -> None:
+        """Go through so many deaths, then settle."""
+        self.start_driver()
+        if self.wait_for(0.0, "round") is None:
+            self.wrong.append("it did not begin")
+            kills = 0
+        pace = 1.0
+        while len(self.deaths) < kills and time.time() < until and not self.wrong:
+            if any(line["what"] == "finished" for line in self.lines()):
+                break
+            wait = time.time() + self.chance.uniform(0.0, 1.5 * pace)
+            while time.time() < wait:
+                self.watch()
+                time.sleep(min(0.05, max(0.0, wait - time.time())))
+            rounds = [x["at"] - x["began"] for x in self.lines() if x["what"] == "round"]
+            pace = statistics.median(rounds) if rounds else 1.0
+            if (death := self.death()) is not None:
+                print(f"{len(self.deaths):4d} {death}", flush=True)
+        self.settle()
+
+    def settle(self) -> None:
+        """Stop the driver after its round, and have another one find everything in order."""
+        (self.folder / "stop").touch()
+        assert self.driver is not None
+        with suppress(subprocess.TimeoutExpired):
+            self.driver.wait(self.patience)
+        self.driver.kill()
+        self.driver.wait()
+        for _ in range(3):
+            self.start_driver("settle")
+            deadline = time.time() + self.patience
+            while self.driver.poll() is None and time.time() < deadline:
+                self.watch()
+                time.sleep(0.1)
+            if self.driver.poll() == 0:
+                break
+            self.driver.kill()
+            self.driver.wait()
+            print((self.folder / "driver.err").read_text(errors="replace")[-1500:], file=sys.stderr)
+        else:
+            self.wrong.append("nobody could settle it")
+        self.read_releases()
+
+
+def inside(model: GlobalMetaModel) -> list[tuple[int, str]]:
+    """The updates in a release, each as round and client."""
+    places = np.flatnonzero(np.abs(model.aggregate) > 1e-3)
+    return [(int(p) // len(IDS), IDS[int(p) % len(IDS)]) for p in places]
+
+
+def charges(ledger: Path) -> Iterator[tuple[str, dict[str, Any], bytes]]:
+    """Charges of releases that were not voided, as SQLite has them."""
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        rows = list(connection.execute("SELECT charge_id, record, hash FROM ledger ORDER BY seq"))
+    records = [(charge_id, json.loads(record), bytes(hash_)) for charge_id, record, hash_ in rows]
+    for charge_id, record, hash_ in records:
+        if record["kind"] == "release":
+            yield charge_id, record["body"], hash_
+
+
+def judged(life: Life) -> Counter[str]:
+    """What became of each update; what is wrong is added to `Life.wrong`."""
+    counts: Counter[str] = Counter()
+    accepted: dict[tuple[int, str], float] = {}
+    sent: set[tuple[int, str]] = set()
+    left: list[tuple[float, int, str]] = []
+    given_up: set[int] = set()
+    for line in life.lines():
+        match line["what"]:
+            case "send":
+                sent |= {(line["round"], client) for client in line["clients"]}
+            case "sent":
+                for client, refused in zip(line["clients"], line["refused"], strict=True):
+                    if refused is None and (line["round"], client) in accepted:
+                        life.wrong.append(f"{client}'s update of round {line['round']} was accepted twice")
+                    if refused is None:
+                        accepted[line["round"], client] = line["at"]
+                    counts["refused: " + refused if refused else "receipts"] += 1
+            case "begin" if line["call"] == "unregister":
+                left.append((line["at"], line["round"], line["client"]))
+            case "gave up":
+                given_up.add(line["round"])
+    released = Counter(update for model in life.releases.values() for update in inside(model))
+    paid = list(charges(life.folder / "ledger.sqlite"))
+    unpublished = len(paid) - len(life.releases)
+    heads = Counter(model.ledger_head for model in life.releases.values())
+    if any(n > 1 for n in heads.values()):
+        life.wrong.append("two releases have one charge")
+    if unpublished < 0:
+        life.wrong.append(f"{len(life.releases)} releases, and {len(paid)} charges")
+    versions = sorted(life.releases)
+    if versions != list(range(1, len(versions) + 1)):
+        life.wrong.append(f"versions {versions}")
+    rounds_of = {m.round_id for m in life.releases.values()}
+    charged = {int(r["details"]["round"]) for _, r, _ in paid} if unpublished else set()
+    for update, times in released.items():
+        if times > 1:
+            counts["double"] += 1
+            life.wrong.append(f"{update} is in {times} releases")
+        if update not in sent:
+            life.wrong.append(f"{update} was never sent, and is in a release")
+    domain = {client: place // 4 for place, client in enumerate(IDS)}
+    for update, at in accepted.items():
+        round_id, client = update
+        if released[update]:
+            counts["released"] += 1
+        elif any(when >= at and r <= round_id + 1 and domain[c] == domain[client] for when, r, c in left):
+            counts["withdrawn"] += 1
+        elif round_id in charged and round_id not in rounds_of:
+            counts["charged, and the session failed"] += 1
+        elif round_id in given_up:
+            counts["superseded"] += 1
+        else:
+            counts["lost"] += 1
+            life.wrong.append(f"{client}'s update of round {round_id} was acknowledged and is nowhere")
+    counts |= {"acknowledged": len(accepted), "releases": len(versions), "charges": len(paid)}
+    counts["charged and not published"] = unpublished
+    return counts
+
+
+def main() -> int:
+    """Kill until there were enough."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks deaths", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills-a-federation", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=600.0)
+    parser.add_argument("--patience", type=float, default=180.0)
+    parser.add_argument("--kinds", nargs="+", choices=["calls", "fit"], default=["calls", "fit"])
+    parser.add_argument("--who", nargs="+", choices=list(WEIGHTS), help="only these")
+    parser.add_argument("--folder", type=Path, help="kept; by default a temporary one, kept if it went wrong")
+    asked = parser.parse_args()
+    for name in set(WEIGHTS) - set(asked.who or WEIGHTS):
+        del WEIGHTS[name]
+    chance = random.Random(asked.seed)
+    until = time.time() + 60.0 * asked.minutes
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="deaths-"))
+    nodes, totals, deaths, wrong, number = Nodes(), Counter[str](), list[Death](), list[str](), 0
+    try:
+        while len(deaths) < asked.kills and time.time() < until and not wrong:
+            kind = asked.kinds[number % len(asked.kinds)]
+            print(f"federation {number}: {kind}", flush=True)
+            life = Life(folder / str(number), kind, nodes, chance, asked.patience)
+            life.live(min(asked.kills_a_federation, asked.kills - len(deaths)), until)
+            counts = judged(life)
+            print("  " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if n), flush=True)
+            totals += counts
+            deaths += life.deaths
+            wrong += life.wrong
+            number += 1
+    finally:
+        with suppress(Exception):
+            signalled(nodes.everything(), signal.SIGKILL)
+            nodes.cluster.shutdown()
+    print(f"\n{len(deaths)} deaths and stops in {number} federations, by who:")
+    for who in WEIGHTS:
+        mine = [d for d in deaths if d.who == who]
+        reached = [d.next_call for d in mine if d.next_call is not None]
+        if mine:
+            told = (
+                f"median {statistics.median(reached):.1f} s, most {max(reached):.1f} s"
+                if reached
+                else "never"
+            )
+            print(f"  {who}: {len(mine)}, seconds to the end of the next call: {told}")
+    print(
+        f"{totals['acknowledged']} updates acknowledged: {totals['released']} released, "
+        f"{totals['withdrawn']} withdrawn, {totals['superseded']} superseded, "
+        f"{totals['charged, and the session failed']} in sessions that failed after the charge, "
+        f"{totals['lost']} lost, {totals['double']} counted twice; "
+        f"{totals['charges']} charges, {totals['releases']} releases"
+    )
+    print(*wrong, sep="\n")
+    if not wrong and asked.folder is None:
+        shutil.rmtree(folder)
+    else:
+        print(f"kept in {folder}")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
