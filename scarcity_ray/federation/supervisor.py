@@ -414,6 +414,13 @@ class Supervisor:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
                 lost.append(basket_actor(slot))
+        if lost and self.kept is not None:
+            fault = _fault(
+                f"the directory and {', '.join(lost)} died; it goes on from what it has stored, and activity "
+                "counts since the last change of membership or round are lost"
+            )
+            self._start([self._directory_spec(0, now=now, faults=[*known, fault])])
+            return
         recovered = recovered_from(states)
         both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
         losses = [

@@ -183,6 +183,21 @@ def test_updates_that_wait_come_back_from_the_journal(lives: Lives) -> None:
     assert lives.num_charged() == 1
 
 
+def test_a_directory_that_dies_with_a_basket_actor_goes_on_from_what_it_has_stored(lives: Lives) -> None:
+    fed = lives.fed
+    assert fed is not None
+    fed.register_clients(CLIENTS)
+    fed.submit_updates(IDS, ROWS)
+    for role in ("directory", "basket:0"):
+        fed._runtime.kill(role)
+    assert all(fed.get_client(client_id) is not None for client_id in IDS)
+    assert not any(fed.submit_updates(IDS, ROWS)), "all are there already"
+    assert fed.force_aggregate() is not None
+    assert any("directory and basket:0 died" in fault for fault in fed.faults)
+    fed.register_client("new", "a")
+    assert fed.advance_round() == 1
+
+
 def test_a_release_is_stored_before_it_is_answered(lives: Lives) -> None:
     """On a full disk it is not answered; once there is room it is, and is not made again."""
     fed = lives.fed

@@ -31,6 +31,7 @@ from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.runtime.rpc import Role
 from scarcity_ray.storage.journal import Journal
 from tests.simulation.disk import SimulatedOs
+from tests.simulation.program import Act, Fault, Kind, Program, Setting, Step
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
@@ -226,12 +227,12 @@ def release_is_answered_before_it_is_stored(patch: Patch) -> None:
 
 
 def directory_answers_before_it_is_stored(patch: Patch) -> None:
-    """Who is where is stored with every second change."""
+    """Who is where is stored with every second operation."""
     once = Directory.once
 
     def late(self: Directory, call: Any, method: str, *args: object) -> Any:
         vars(self)["calls"] = vars(self).get("calls", 0) + 1
-        if vars(self)["calls"] % 2 == 0:
+        if (vars(self)["calls"] - 1) // 2 % 2 == 0:
             return once(self, call, method, *args)
         kept, self._kept = self._kept, None
         try:
@@ -255,16 +256,35 @@ PLANTED: tuple[Plant, ...] = (
 STORED: tuple[Plant, ...] = (
     journal_is_a_call_late,
     journal_keeps_what_was_consumed,
-    journal_is_not_told_of_sessions,
     journal_forgets_replays,
-    journal_forgets_answers,
-    journal_believes_a_session_ended,
-    stopped_restore_leaves_journals,
     snapshots_are_not_synced,
-    release_is_answered_before_it_is_stored,
-    directory_answers_before_it_is_stored,
 )
 """Found by programs of stored federations."""
+
+
+def _stored(*steps: Step) -> Program:
+    return Program(steps, Setting(stored=True))
+
+
+_DIES_IN_SESSION = _stored(Step(Act.SEND_ALL), Step(Act.AGGREGATE, faults=(Fault(Kind.OTHER_DIES, 21, 1),)))
+"""A basket actor dies as the release is charged."""
+BY_A_PROGRAM: tuple[tuple[Plant, Program], ...] = (
+    (journal_is_not_told_of_sessions, _DIES_IN_SESSION),
+    (journal_believes_a_session_ended, _DIES_IN_SESSION),
+    (journal_forgets_answers, _stored(Step(Act.SEND_ALL, faults=(Fault(Kind.CALLEE_DIES_AFTER, 2),)))),
+    (
+        stopped_restore_leaves_journals,
+        _stored(
+            Step(Act.SEND_ALL), Step(Act.RESTORE, faults=(Fault(Kind.LOST_ANSWER, 5),)), Step(Act.AGGREGATE)
+        ),
+    ),
+    (
+        release_is_answered_before_it_is_stored,
+        _stored(Step(Act.SEND_ALL), Step(Act.AGGREGATE), Step(Act.RESTORE)),
+    ),
+    (directory_answers_before_it_is_stored, _stored(Step(Act.LEAVE), Step(Act.RESTORE))),
+)
+"""Rarer ones, each with a program that finds it, and finds nothing without it."""
 FOUND_LATER: tuple[Plant, ...] = (
     answers_are_not_kept,
     gossip_charge_is_used_again,

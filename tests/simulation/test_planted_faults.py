@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.simulation.planted import FOUND_LATER, PLANTED, STORED, Plant
+from tests.simulation.planted import BY_A_PROGRAM, FOUND_LATER, PLANTED, STORED, Plant
 from tests.simulation.program import Program, programs
-from tests.simulation.world import run, watched
+from tests.simulation.world import Violation, run, watched
 
 SEED = 0
 """What is found once is found every time."""
@@ -35,3 +35,14 @@ def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch)
     plant(monkeypatch)
     with watched(), pytest.raises(Exception):  # noqa: B017 (a Violation, or what the product raises)
         simulate()
+
+
+@pytest.mark.parametrize(("plant", "program"), BY_A_PROGRAM, ids=lambda it: getattr(it, "__name__", ""))
+def test_a_planted_fault_is_found_by_a_program_that_finds_nothing_else(
+    plant: Plant, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with watched():
+        run(program)
+    plant(monkeypatch)
+    with watched(), pytest.raises(Violation):
+        run(program)

@@ -40,7 +40,7 @@ from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, R
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator
 from scarcity_ray.actors.kept import CODEC
-from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
+from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.update_buffer import BasketBuffer
@@ -302,11 +302,11 @@ class World:
         if self.is_down:
             return
         names = [frame.name for frame in self.network.stack]
-        for number in (0, 1):
-            if f"driver {number}" not in names and number < len(self.drivers):
+        for other in (0, 1):
+            if f"driver {other}" not in names and other < len(self.drivers):
                 self.intrusions += 1
-                step, self._step = self._step, Step(fault.act, fault.k, number, (fault,))
-                self.act(number, fault.act, fault.k)
+                step, self._step = self._step, Step(fault.act, fault.k, other, (fault,))
+                self.act(other, fault.act, fault.k)
                 self._step = step
                 return
 
@@ -451,6 +451,11 @@ class World:
             self.network.quiet()
             fed = self.another_driver()
             stats = fed.get_stats()
+            if self.setting.stored:
+                latest = self.role(GLOBAL).latest()
+                self._look(latest)
+                known = 0 if latest is None else latest.version
+                self._require(known >= max(self.seen, default=0), "a release that was seen is forgotten")
             self._check_places()
             self._check_members(fed)
             self._check_budget(stats)
