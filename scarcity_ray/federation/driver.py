@@ -32,7 +32,7 @@ from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageEr
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
-from scarcity_ray.federation.supervisor import Supervisor
+from scarcity_ray.federation.supervisor import Supervisor, unpublished
 from scarcity_ray.federation.waiting import WaitingFor, rows_spent, waiting_for
 from scarcity_ray.forecast import (
     Told,
@@ -100,12 +100,7 @@ class Driver:
         self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version
         self.client.note_faults(self.supervisor.lost)
         if lost := self.supervisor.lost_releases(self.client.now()):
-            plural = "s were" if lost > 1 else " was"
-            loss = (
-                f"{lost} release{plural} charged and never published: what would have been released is gone "
-                "with the process that held it, and the charge stays"
-            )
-            self.client.note_faults([Fault(f"lost release/{opened.head_hash}", loss)])
+            self.client.note_faults([Fault(f"lost release/{opened.head_hash}", unpublished(lost))])
         return opened
 
     def attach(self) -> None:
