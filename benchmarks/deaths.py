@@ -257,7 +257,7 @@ class Life:
                     "open": f"open ({line.get('how')})",
                 }.get(line["what"], "between calls")
                 break
-        told = [name for pid in pids if (name := title(pid))]
+        told = [name for pid in pids if (name := title(pid)) and not name.endswith("Agent")]
         return f"{call}; {', '.join(told[:4]) or 'no role'}"
 
     def victims(self, who: str) -> list[int]:
