@@ -22,7 +22,7 @@ the head that the accountant knows is refused, on both sides: `SiteLedger.heed` 
 `Head.extended` the accountant. What was sent since the last exchange is not covered by this.
 
 Guarantees:
-    nothing_is_sent_beyond_the_ceiling: Whoever asks, in any number of processes.
+    nothing_is_sent_beyond_the_ceiling: Whoever asks, in any number of processes and threads.
     the_same_row_is_sent_again_byte_by_byte: Also after SIGKILL at any moment; the row is charged once.
     a_row_of_another_run_is_never_sent_again: A federation that is opened anew has another model in round 0.
     no_file_stays_open: Of a folder's ledgers, whatever happens in between.
@@ -40,6 +40,7 @@ import math
 import os
 import secrets
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,16 +57,18 @@ from scarcity_ray_client.training import Cause, Refusal
 
 HASH_BYTES = 32
 KIND = "scarcity_ray site ledger"
-FORMAT = 1
+FORMAT = 2
+"""1: rows that were sent state no run; such a file is migrated when it is opened."""
 MOST_LINKS = 100_000
 """Rows that one exchange may tell of."""
 _BUSY_SECONDS = 30.0
-_TABLES = """
-CREATE TABLE ledger (seq INTEGER PRIMARY KEY, record TEXT NOT NULL, head BLOB NOT NULL) STRICT;
-CREATE TABLE sent (
+_SENT = """CREATE TABLE sent (
     run TEXT NOT NULL, round_id INTEGER NOT NULL, seq INTEGER NOT NULL UNIQUE, row BLOB,
     PRIMARY KEY (run, round_id)
-) STRICT;
+) STRICT"""
+_TABLES = f"""
+CREATE TABLE ledger (seq INTEGER PRIMARY KEY, record TEXT NOT NULL, head BLOB NOT NULL) STRICT;
+{_SENT};
 CREATE TRIGGER no_update BEFORE UPDATE ON ledger BEGIN SELECT RAISE(ABORT, 'rows never change'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON ledger BEGIN SELECT RAISE(ABORT, 'rows never go'); END;
 """
@@ -113,6 +116,7 @@ class SiteLedger:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
+        self._lock = threading.RLock()
         self._rolled_back = ""
         self._read()
 
@@ -144,7 +148,6 @@ class SiteLedger:
             "accounting": accounting.value,
             "client_id": policy.client_id,
             "federation_id": federation_id,
-            "format": FORMAT,
             "is_proof": is_proof,
             "kind": "begun",
         }
@@ -292,10 +295,12 @@ class SiteLedger:
     def _begin(self, begun: Mapping[str, object], policy: Policy) -> None:
         with self._transaction() as connection:
             if self._head.num_rows == 0:
-                self._append(connection, {**begun, "nonce": secrets.token_hex(16)})
+                self._append(connection, {**begun, "format": FORMAT, "nonce": secrets.token_hex(16)})
             elif any(self._begun.get(name) != value for name, value in begun.items()):
                 differs = sorted(name for name, value in begun.items() if self._begun.get(name) != value)
                 raise SiteLedgerRefused(f"{self.path}: it was begun with another {', '.join(differs)}")
+            if self._begun["format"] == 1:
+                _migrate_from_1(connection)
             if self._policy is not None and policy.loosens(self._policy):
                 raise UsageError(
                     f"policy: it allows more than the one in force in {self.path}, epsilon "
@@ -366,7 +371,12 @@ class SiteLedger:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction against all other processes; rolled back unless committed in it."""
+        """One write transaction against all other threads and processes; rolled back unless committed."""
+        with self._lock, self._locked() as connection:
+            yield connection
+
+    @contextmanager
+    def _locked(self) -> Iterator[sqlite3.Connection]:
         before = self._head, self._square, self._cap, self._begun, self._policy
         try:
             self._connection.execute("BEGIN IMMEDIATE")
@@ -474,6 +484,16 @@ def _create(path: Path) -> None:
         raise SiteLedgerRefused(f"{path}: the site's ledger could not be made: {error}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _migrate_from_1(connection: sqlite3.Connection) -> None:
+    """Have the rows that were sent state a run, the empty one, if they state none; in a transaction."""
+    if any(column == "run" for _, column, *_ in connection.execute("PRAGMA table_info(sent)")):
+        return
+    connection.execute("ALTER TABLE sent RENAME TO sent_1")
+    connection.execute(_SENT)
+    connection.execute("INSERT INTO sent SELECT '', round_id, seq, row FROM sent_1")
+    connection.execute("DROP TABLE sent_1")
 
 
 def _connected(path: Path) -> sqlite3.Connection:

@@ -34,6 +34,7 @@ Guarantees:
     noised_rows_have_the_law_and_scale_of_the_claim: Both laws, two-sided.
     the_grid_adds_one_per_cent_at_most: To the sensitivity.
     two_rows_never_have_the_same_noise
+    no_number_turns_the_noise_off: NaN, below 0 or no whole number of persons; only an infinite mu does.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scarcity_ray_client.errors import TooFewPersons, UsageError
+from scarcity_ray_client.arguments import number_of
+from scarcity_ray_client.errors import TooFewPersons, UsageError, shown
 from scarcity_ray_client.noise.discrete_gaussian import discrete_gaussian
 from scarcity_ray_client.noise.source import NoiseSource, SystemNoise, rounded_gaussian
 
@@ -57,6 +59,8 @@ updates become one row, and at two clips, of which the second leaves rows of nor
 are: at most 6 u for either neighbour, with u = 2^-24. 16 u for both leaves room for the client's own sums in
 float64 (up to 2^27 persons) and for its clip of each contribution.
 """
+GREATEST_COUNT = 2**31 - 1
+"""Persons, or coordinates, that may be stated."""
 GRID_SHARE = 0.01
 """Of the sensitivity, what rounding to the grid may add."""
 MOST_STEPS = 2.0**50
@@ -74,6 +78,9 @@ class SiteNoise:
         dimension: d.
         is_discrete: Whether noise is the discrete Gaussian; else the continuous one, rounded.
 
+    Raises:
+        UsageError: For a number that there can be no noise of.
+
     >>> noise = SiteNoise(mu=0.1, clip_norm=1.0, min_persons=400, dimension=31)
     >>> round(noise.sigma(500), 4), round(noise.least_clip_norm, 3)
     (0.0402, 1.432)
@@ -84,6 +91,17 @@ class SiteNoise:
     min_persons: int
     dimension: int
     is_discrete: bool = True
+
+    def __post_init__(self) -> None:
+        # A cluster may have told these: one that is no number must not turn the noise off.
+        mu, clip_norm = number_of("mu", self.mu), number_of("clip_norm", self.clip_norm)
+        if not mu > 0.0:
+            raise UsageError(f"mu: {mu!r} is not accepted; above 0")
+        if not 1e-20 <= clip_norm <= 1e20:
+            raise UsageError(f"clip_norm: {clip_norm!r} is not accepted; from 1e-20 to 1e20")
+        for name in ("min_persons", "dimension"):
+            if _count(name, getattr(self, name)) < 1:
+                raise UsageError(f"{name}: {getattr(self, name)} is not accepted; at least 1")
 
     def step(self, num_persons: int) -> float:
         """The grid's step s, a power of two, for a client of so many persons."""
@@ -131,9 +149,9 @@ class SiteNoise:
 
         Raises:
             TooFewPersons: For fewer than `min_persons`.
-            UsageError: For a row of another shape, or that is not finite.
+            UsageError: For a row of another shape, or that is not finite, and a number that counts nobody.
         """
-        if num_persons < self.min_persons:
+        if _count("num_persons", num_persons) < self.min_persons:
             raise TooFewPersons(
                 f"num_persons: {num_persons} is below privacy.min_persons = {self.min_persons}"
             )
@@ -151,6 +169,12 @@ class SiteNoise:
 
     def _move(self, num_persons: int) -> float:
         return self.clip_norm * (2.0 / num_persons + ROW_SLACK)
+
+
+def _count(name: str, number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number > GREATEST_COUNT:
+        raise UsageError(f"{name}: {shown(number)} is not accepted; a whole number up to {GREATEST_COUNT}")
+    return int(number)
 
 
 def noised_row(

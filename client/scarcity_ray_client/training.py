@@ -168,7 +168,8 @@ def train_client(
         client: Whose data.
         round_id: The round.
         attacker: Call `Workload.poison` instead, for the lab; what it gives may be of nobody.
-        min_persons: The federation's ``privacy.min_persons``; None: a client is its unit of privacy.
+        min_persons: The federation's ``privacy.min_persons``; None: that of `noising`, and without it a
+            client is the unit of privacy.
         noising: Noises the row, where the federation has ``privacy: {noise: site}``; an attacker's is not.
 
     Raises:
@@ -205,7 +206,7 @@ def train_clients(
         Clients of a train_many that fails are trained alone.
         Clients trained together give what each gives alone.
         Poisoned clients send what poison gives.
-        Of each client noise is drawn once: Also where train_many fails and clients are trained alone.
+        Of each client noise is drawn once.
 
     Args:
         workload: Whose `train_many` or `train` is called.
@@ -289,7 +290,10 @@ class _Start(Generic[Model]):
         min_persons: int | None,
         noising: Noising | None,
     ) -> None:
-        self.min_persons, self.noising = min_persons, noising
+        self.noising = noising
+        # What is noised for one person's sake is checked to be a mean over persons, whoever calls.
+        least = None if noising is None else noising.site_noise.min_persons
+        self.min_persons = least if min_persons is None else min_persons
         self.model = codec.decode(vector)
         self.numbers = codec.encode(self.model)
 

@@ -172,20 +172,21 @@ class BasketHost(Role):
         self._is_to_undo = False
         self.regained = Regained()
         if journal is not None:
-            file = Journal(journal, federation_id, slot, run)
             keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
+            file = Journal(journal, federation_id, slot, run)
             self._journal = BasketJournal(file, keeps_states)
             self._syncs_updates = journal.syncs_updates
-            try:
+        try:
+            if self._journal is not None:
                 self.regained = self._regain(state, self._journal)
-            except BaseException:
-                file.close()
-                raise
-            if file.set_aside is not None:
-                self.regained = replace(self.regained, set_aside=str(file.set_aside))
-        self.admit(state.admissions)
-        self._keeper = BasketKeeper(kept, slot, has_journal=journal is not None)
-        self._keeper.restore(self._baskets, () if self._journal is None else self._journal.baskets())
+                if file.set_aside is not None:
+                    self.regained = replace(self.regained, set_aside=str(file.set_aside))
+            self.admit(state.admissions)
+            self._keeper = BasketKeeper(kept, slot, has_journal=journal is not None)
+            self._keeper.restore(self._baskets, () if self._journal is None else self._journal.baskets())
+        except BaseException:
+            self.close()
+            raise
 
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """See `Role.once`; the answer to a batch of updates is kept in the journal."""
@@ -738,7 +739,10 @@ class BasketHost(Role):
 
 def _told(result: SubmissionResult) -> tuple[Any, ...]:
     """A result in plain types, for the journal."""
-    told = [(r.accepted, r.reason, r.basket_id, r.round_id) for r in result.receipts]
+    told = [
+        (r.accepted, None if r.reason is None else str(r.reason), r.basket_id, r.round_id)
+        for r in result.receipts
+    ]
     same = told[0] if told and all(one == told[0] for one in told) else None
     return (len(told) if same else 0, same, () if same else tuple(told), result.due)
 

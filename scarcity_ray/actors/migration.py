@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scarcity_ray.baskets.basket import Basket, ClientMigration
-from scarcity_ray.baskets.packing import Packer
 from scarcity_ray.baskets.reputation import Reputation
 from scarcity_ray.baskets.update_buffer import BufferedUpdate, ClientUpdates, ReplayKey
 from scarcity_ray.errors import ProtocolViolation
@@ -34,8 +33,9 @@ from scarcity_ray.secagg.key_agreement import (
     unseal,
 )
 from scarcity_ray.secagg.transcript import encode
+from scarcity_ray.storage.codec import Codec
 
-_packer = Packer(
+_codec = Codec(
     ClientMigration,
     ClientUpdates,
     BufferedUpdate,
@@ -156,12 +156,12 @@ class MigrationDesk:
 
 def packed(moved: ClientMigration) -> bytes:
     """A migration as bytes."""
-    return _packer.pack(moved)
+    return _codec.pack(moved)
 
 
 def unpacked(plain: bytes) -> ClientMigration:
     """The migration of which `packed` made these bytes."""
-    moved = _packer.unpack(plain)
+    moved = _codec.unpack(plain)
     if not isinstance(moved, ClientMigration):
         raise ProtocolViolation(f"a box of a client's belongings holds a {type(moved).__name__}")
     return moved

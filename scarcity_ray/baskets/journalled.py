@@ -30,7 +30,6 @@ from scarcity_ray.baskets.basket import Basket, ClientMigration
 from scarcity_ray.baskets.client_memory import ClientMemory
 from scarcity_ray.baskets.latest_aggregate import AggregateRecord
 from scarcity_ray.baskets.local_state import MetaReport
-from scarcity_ray.baskets.packing import Packer
 from scarcity_ray.baskets.reports import BasketReport
 from scarcity_ray.baskets.reputation import Reputation
 from scarcity_ray.baskets.unsaved import Accepted, BasketCounts, Unsaved
@@ -39,6 +38,7 @@ from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.gossip import GossipMessage, GossipMigration, GossipState
 from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import BasketFacts
+from scarcity_ray.storage.codec import Codec
 from scarcity_ray.storage.journal import VALUE_BYTES, Batch, Journal
 from scarcity_ray.updates import content_digest
 
@@ -78,7 +78,7 @@ class ClientRecord:
     carried: ClientMigration
 
 
-_packer = Packer(
+_codec = Codec(
     AcceptedColumns,
     AggregateRecord,
     BasketCounts,
@@ -122,7 +122,7 @@ class BasketJournal:
     def kept(self, kind: str) -> dict[str, Any]:
         """The actor's own records of a kind, by name."""
         found = self._journal.records(HOST, kind)
-        return {name: _packer.unpack(value) for name, value in found.items()}
+        return {name: _codec.unpack(value) for name, value in found.items()}
 
     def forget(self, basket_id: str) -> None:
         """Have a basket that has closed dropped with the next `save`."""
@@ -152,7 +152,7 @@ class BasketJournal:
         self._own, self._forgotten, self._oldest_round = {}, [], None
         with self._journal.writing(sync=sync):
             for (kind, name), value in own.items():
-                self._journal.put(HOST, kind, name, None if value is None else _packer.pack(value))
+                self._journal.put(HOST, kind, name, None if value is None else _codec.pack(value))
             for basket_id in forgotten:
                 self._journal.forget_basket(basket_id)
             for basket in changed:
@@ -171,13 +171,13 @@ class BasketJournal:
         basket.unsaved = None
         left = {c: int(n) for c, n in self._journal.records(basket.basket_id, "left").items()}
         found = self._journal.records(basket.basket_id, "client").values()
-        records = sorted((_packer.unpack(value) for value in found), key=lambda record: record.number)
+        records = sorted((_codec.unpack(value) for value in found), key=lambda record: record.number)
         counts = self.counts(basket.basket_id)
         since, known = Counter[str](), set[str]()
         for batch in self._journal.batches(basket.basket_id):
             while records and records[0].number < batch.number:
                 known.add(_put(basket, records.pop(0)))
-            columns = _packer.unpack(batch.columns)
+            columns = _codec.unpack(batch.columns)
             known.update(c for c in columns.clients if batch.number > left.get(c, 0))
             self._accept_again(basket, batch, columns, left)
             if counts is None or batch.number > counts.number:
@@ -218,11 +218,11 @@ class BasketJournal:
             if not self._keeps_states:
                 carried = replace(carried, local_state=None)
             record = ClientRecord(number, basket.round_id, carried)
-            journal.put(name, "client", client_id, _packer.pack(record))
+            journal.put(name, "client", client_id, _codec.pack(record))
         if basket.latest.is_unsaved:
-            journal.put(name, "aggregate", "", _packer.pack(basket.latest.record()))
+            journal.put(name, "aggregate", "", _codec.pack(basket.latest.record()))
         if unsaved != Unsaved(accepted=unsaved.accepted):
-            journal.put(name, "counts", "", _packer.pack(basket.counts(number)))
+            journal.put(name, "counts", "", _codec.pack(basket.counts(number)))
 
     def _append(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
         if not accepted:
@@ -242,13 +242,13 @@ class BasketJournal:
             reports if any(report is not None for report in reports) else None,
         )
         newest = max(j.round_id for j in judged)
-        self._journal.append(basket_id, newest, _packer.pack(columns), rows)
+        self._journal.append(basket_id, newest, _codec.pack(columns), rows)
 
     def _remember(self, basket_id: str, keys: Collection[ReplayKey]) -> None:
         if keys:
             columns = _columns(list(keys), [0.0] * len(keys), [None] * len(keys), None)
             newest = max(key.round_id for key in keys)
-            self._journal.append(basket_id, newest, _packer.pack(columns), None)
+            self._journal.append(basket_id, newest, _codec.pack(columns), None)
 
     def _accept_again(
         self, basket: Basket, batch: Batch, columns: AcceptedColumns, left: Mapping[str, int]
@@ -273,7 +273,7 @@ class BasketJournal:
 
     def _unpacked(self, basket_id: str, kind: str) -> Any:
         value = self._journal.records(basket_id, kind).get("")
-        return None if value is None else _packer.unpack(value)
+        return None if value is None else _codec.unpack(value)
 
 
 def _has_changed(basket: Basket) -> bool:

@@ -42,6 +42,7 @@ from scarcity_ray.workloads.report.page import (
 )
 from scarcity_ray.workloads.run_folder import CONFIG, RunFolder
 
+_INTERRUPTING = signal.SIGINT, signal.SIGTERM
 MOST_REFUSALS = 5
 """Refused trainings that are told on the terminal."""
 
@@ -118,8 +119,8 @@ def _config_of(folder: Path) -> Path:
 
 @contextmanager
 def _ending_in_words(folder: RunFolder) -> Iterator[None]:
-    """A run that is interrupted (SIGTERM counts as Ctrl-C) or fails says what its folder holds."""
-    before = signal.signal(signal.SIGTERM, interrupt)
+    """A run that is interrupted, by Ctrl-C or SIGTERM, or fails says what its folder holds."""
+    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTING}
     try:
         yield
     except BaseException:
@@ -127,7 +128,8 @@ def _ending_in_words(folder: RunFolder) -> Iterator[None]:
             click.echo(left, err=True)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _opening(
@@ -139,7 +141,8 @@ def _opening(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)
             federation = make(*arguments, **named)
-        signal.signal(signal.SIGTERM, interrupt)  # again: Ray puts its own in its place
+        for number in _INTERRUPTING:
+            signal.signal(number, interrupt)  # again: Ray puts its own in its place
         ledger = federation.get_stats().get("ledger")
         if ledger is not None and isinstance(display, JsonLines):
             display.event("ledger", {k: str(v) if v == math.inf else v for k, v in ledger.items()})

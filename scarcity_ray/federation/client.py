@@ -128,6 +128,12 @@ class ActorClient:
             self._answer(DIRECTORY, Call(Directory.note_faults, tuple(faults)))
         self.hear_faults()
 
+    def recall_faults(self) -> None:
+        """Know the faults of a federation that is restored, which drivers before this one have warned of."""
+        known = self._answer(DIRECTORY, Call(Directory.faults))
+        self._heard |= {fault.fault_id: fault for fault in known}
+        self.faults += [fault.loss for fault in known]
+
     def hear_faults(self) -> None:
         """Warn of the directory's faults that this driver has not warned of yet."""
         known = self._answer(DIRECTORY, Call(Directory.faults))

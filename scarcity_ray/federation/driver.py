@@ -96,11 +96,14 @@ class Driver:
         """Start a stored federation again (`Supervisor.restore`), and say what is lost for good."""
         opened = self.supervisor.restore(take_over, self.client.now(), continues)
         self._told_period = opened.period
+        self.client.recall_faults()
         self.operations.routing_table()
-        self._given_version = 0 if self.supervisor.latest is None else self.supervisor.latest.version
+        last = self.supervisor.latest
+        self._given_version = 0 if last is None else last.version
         self.client.note_faults(self.supervisor.lost)
         if lost := self.supervisor.lost_releases(self.client.now()):
-            self.client.note_faults([Fault(f"lost release/{opened.head_hash}", unpublished(lost))])
+            fault_id = f"lost release/{last and last.ledger_head}/{lost}"
+            self.client.note_faults([Fault(fault_id, unpublished(lost))])
         return opened
 
     def attach(self) -> None:

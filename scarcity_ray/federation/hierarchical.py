@@ -48,7 +48,7 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
-from scarcity_ray.federation.stored import check_unused, stored_federation
+from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
 from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
@@ -114,7 +114,7 @@ class HierarchicalFederation:
         check_opening(config, clock, noise)
         if not isinstance(take_over_ledger, bool):
             raise UsageError(f"take_over_ledger must be True or False, got {shown(take_over_ledger)}")
-        config = config or HierarchicalFederationConfig()
+        config = with_absolute_places(config or HierarchicalFederationConfig())
         _check_operator(config, operator_keypair)
         check_unused(config)
         plan, told = make_plan(config), Told()

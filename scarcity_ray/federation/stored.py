@@ -73,7 +73,17 @@ def stored_federation(storage_path: str) -> tuple[FederationRecord, Hierarchical
     if not isinstance(record, FederationRecord):
         raise StorageError(f"{storage_path}: no federation is stored here; give {_TORN}")
     config = load(HierarchicalFederationConfig, record.config)
-    return record, replace(config, storage_path=storage_path)
+    return record, with_absolute_places(replace(config, storage_path=storage_path))
+
+
+def with_absolute_places(config: HierarchicalFederationConfig) -> HierarchicalFederationConfig:
+    """The configuration with absolute paths: roles and other drivers run in folders of their own."""
+    storage, journal = config.storage_path, config.journal_path
+    if storage is not None and "://" not in storage:
+        storage = os.path.abspath(os.path.expanduser(storage))
+    if journal is not None:
+        journal = os.path.abspath(os.path.expanduser(journal))
+    return replace(config, storage_path=storage, journal_path=journal)
 
 
 def check_unused(config: HierarchicalFederationConfig) -> None:

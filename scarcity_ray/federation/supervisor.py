@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -320,7 +321,7 @@ class Supervisor:
         why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
         loss = (
             f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
-            f"as {name} has no journal ({why}): send the updates of this round again"
+            f"as {name} has no journal ({why}): send the updates of this round again, as `fit` does itself"
         )
         if last is not None and last.round_id == round_id:
             loss += (
@@ -332,7 +333,8 @@ class Supervisor:
                 f"; so are gossip, replays, caps and trust, as {name} finds nothing in storage_path on its "
                 "machine: name a folder that all machines see"
             )
-        return _fault(loss)
+        # The same loss of the same round is told once, however often the federation is restored.
+        return Fault(f"restored {name}/{round_id}/{zlib.crc32(loss.encode())}", loss)
 
     def _journal_home(self, slot: int) -> str | None:
         """The node that has a basket actor's journal; None if none that is there has."""

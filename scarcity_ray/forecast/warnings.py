@@ -187,9 +187,14 @@ def _falls_too_late(forecast: Forecast) -> Warned | None:
 
 
 def weakly_masked(plan: FederationPlan, num_baskets: int | None = None) -> Warned | None:
-    """Whether masks hide a basket only from an aggregator that colludes with none; None: of any number."""
+    """Whether masks hide a basket only from an aggregator that colludes with none; None: of any number.
+
+    Where clients noise their rows, nothing that masks hide counts on them.
+    """
     message = masking_warning(plan.config.layer2, num_baskets)
-    return None if message is None else Warned(WEAK_MASKING, message, loud=True, about="privacy")
+    if message is None or plan.site_noise is not None:
+        return None
+    return Warned(WEAK_MASKING, message, loud=True, about="privacy")
 
 
 def gossip_drowned(plan: FederationPlan) -> Warned | None:
@@ -255,12 +260,13 @@ def weak_settings(config: HierarchicalFederationConfig, num_clients: int | None 
             f"is seen by a factor of e^{config.total_epsilon:g}, which promises next to nothing; set at "
             "most 10"
         )
-    if config.layer2.enabled and not config.layer2.use_secure_aggregation:
+    is_central = config.privacy.noise is NoisePlace.CENTRAL
+    if config.layer2.enabled and not config.layer2.use_secure_aggregation and is_central:
         found["secure_aggregation_off"] = (
             "layer2.use_secure_aggregation is false: the global aggregator sees each basket's aggregate "
             "without noise; set it to true unless its operator may see them"
         )
-    if config.expose_basket_models and config.privacy.noise is NoisePlace.CENTRAL:
+    if config.expose_basket_models and is_central:
         found["basket_models_exposed"] = (
             "basket models, outliers and the share of clipped updates are shown to every driver, and lie "
             "outside the privacy claim: set expose_basket_models: false for data that matter"

@@ -109,8 +109,9 @@ class FederationPlan:
         else:
             self.mu_row, decay = self.site_noise.mu, 1.0
             self.row_schedule = NoiseSchedule(self.mu_row, config.privacy.noise_decay)
-            first = self.row_schedule.mu(self.row_schedule.step_of(self.mu_total**2, 0))
-            self.site_noise = replace(self.site_noise, mu=first)
+            if math.isfinite(self.mu_total):
+                first = self.row_schedule.mu(self.row_schedule.step_of(self.mu_total**2, 0))
+                self.site_noise = replace(self.site_noise, mu=first)
         # Gossip's noise is Gaussian in either mode, so its own claim is exact, and rho = mu^2 / 2 too.
         mu_gossip = mu_of_gaussian(gossip.local_dp_epsilon, gossip.local_dp_delta)
         if self.site_noise is not None:

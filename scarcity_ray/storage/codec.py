@@ -1,4 +1,4 @@
-"""State as JSON and arrays, and back: plain values, and the data classes that the reader names.
+"""State as JSON and arrays, or as bytes, and back: plain values, and the data classes that the reader names.
 
 Nothing that is read chooses what is made of it: an unknown class is refused, and no code is ever loaded, as a
 pickle would. Floats, bytes and arrays come back bit by bit.
@@ -7,6 +7,8 @@ pickle would. Floats, bytes and arrays come back bit by bit.
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 _KINDS = "biuf"
+_HEADER_BYTES = 8
 _PLAIN = frozenset({type(None), bool, int, float, str})
 
 
@@ -52,6 +55,26 @@ class Codec:
             return self._value(plain, arrays)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}"[:200]) from error
+
+    def pack(self, value: object) -> bytes:
+        """The value as bytes: a JSON header with its length before it, then the arrays.
+
+        Raises:
+            TypeError: If it holds something else.
+        """
+        plain, arrays = self.encode(value)
+        header = json.dumps([plain, shapes_of(arrays)], separators=(",", ":")).encode()
+        return b"".join([len(header).to_bytes(_HEADER_BYTES, "big"), header, *map(bytes_of, arrays)])
+
+    def unpack(self, packed: bytes) -> Any:
+        """The value of which `pack` made these bytes.
+
+        Raises:
+            ValueError: If it is nothing that `pack` gives.
+        """
+        start = _HEADER_BYTES + int.from_bytes(packed[:_HEADER_BYTES], "big")
+        plain, shapes = json.loads(packed[_HEADER_BYTES:start])
+        return self.decode(plain, arrays_in(packed, start, shapes))
 
     def _plain(self, value: Any, arrays: list[Array]) -> Any:
         kind = type(value)
@@ -120,6 +143,27 @@ class Codec:
         if issubclass(cls, Enum):
             return cls(held)
         return cls(**dict(zip(plain["names"], self._values(held, arrays), strict=True)))
+
+
+def shapes_of(arrays: Sequence[Array]) -> list[tuple[str, tuple[int, ...]]]:
+    """Type and shape of each array, for `arrays_in`."""
+    return [(array.dtype.str, array.shape) for array in arrays]
+
+
+def bytes_of(array: Array) -> memoryview:
+    """An array's numbers as they lie in memory."""
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def arrays_in(content: bytes, start: int, shapes: Sequence[tuple[str, Sequence[int]]]) -> list[Array]:
+    """The arrays of which the bytes lie in `content` from `start` on; private copies, read-only."""
+    arrays: list[Array] = []
+    for dtype, shape in shapes:
+        array: Array = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape).copy()
+        array.setflags(write=False)
+        start += array.nbytes
+        arrays.append(array)
+    return arrays
 
 
 def _fields_of(kind: Any) -> list[str]:

@@ -297,11 +297,11 @@ class Journal:
                 # The lock is taken by the first write.
                 connection.execute("BEGIN EXCLUSIVE")
                 connection.execute("COMMIT")
-            except sqlite3.Error as error:
+            except BaseException as error:
                 connection.close()
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                raise _foreign(self.path, error) from error
+                if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.OperationalError):
+                    raise _foreign(self.path, error) from error
+                raise
             return connection
 
     @contextmanager

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import uuid
@@ -28,10 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
-
 from scarcity_ray.errors import StorageError
-from scarcity_ray.storage.codec import Array, Codec
+from scarcity_ray.storage.codec import Codec, arrays_in, bytes_of, shapes_of
 from scarcity_ray.storage.formats import FORMATS, check_format
 
 KIND = "scarcity_ray snapshot"
@@ -322,9 +319,9 @@ class Snapshots:
             "owner": self.owner,
             "name": name,
             "state": plain,
-            "arrays": [[array.dtype.str, list(array.shape)] for array in arrays],
+            "arrays": shapes_of(arrays),
         }
-        body: list[bytes | memoryview] = [json.dumps(held).encode() + b"\n", *map(_bytes_of, arrays)]
+        body: list[bytes | memoryview] = [json.dumps(held).encode() + b"\n", *map(bytes_of, arrays)]
         digest = hashlib.sha256()
         for part in body:
             digest.update(part)
@@ -341,13 +338,8 @@ class Snapshots:
         return self._decoded(file, self._checked(file, content, 0, len(content)), codec)
 
     def _decoded(self, file: str, part: _Part, codec: Codec) -> Any:
-        arrays, at = [], part.at
-        for dtype, shape in part.held["arrays"]:
-            array: Array = np.frombuffer(part.content, dtype, math.prod(shape), at).reshape(shape)
-            arrays.append(array)
-            at += array.nbytes
         try:
-            return codec.decode(part.held["state"], arrays)
+            return codec.decode(part.held["state"], arrays_in(part.content, part.at, part.held["arrays"]))
         except ValueError as error:
             raise StorageError(
                 f"{self.path}/{file}: holds something else than this release keeps ({error}); use that which "
@@ -477,10 +469,6 @@ def _line(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         if not line or version < line[-1][1]:
             line.append((epoch, version))
     return line
-
-
-def _bytes_of(array: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _file_name(name: str, epoch: int, version: int) -> str:

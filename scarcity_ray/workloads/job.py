@@ -129,10 +129,16 @@ def run_job(
         initial, metric = _initial(job)
         scene = Scene.of(job, metric)
     attack = NO_ATTACK if config.lab is None else config.lab.attacks[0]
-    folder.write_config(config)
     where: dict[str, Any] = {"runtime": config.run.runtime, "address": config.run.address}
     kept = _with_storage(config.federation, folder)
     goes_on = resume and kept.storage_path is not None and not Snapshots(kept.storage_path).is_empty()
+    if resume and not goes_on and folder.holds_results:
+        raise UsageError(
+            f"--resume {folder.path}: it released models, and nothing is stored in {kept.storage_path}; "
+            "bring that back, or run its config.yaml again with another --out: a new run, which spends anew"
+        )
+    if not goes_on:
+        folder.begin_again(config)
     watcher.phase("Restoring the federation" if goes_on else "Starting the federation")
     with watch.time("start"):
         federation = _restored(kept, restore, where) if goes_on else open_federation(kept, **where)
@@ -140,6 +146,8 @@ def run_job(
     standings: dict[str, dict[str, Any]] = {}
 
     def note(record: RoundRecord) -> None:
+        if goes_on and not training.records:
+            folder.begin_again(config)
         training.records.append(record)
         folder.append_round(record)
         watcher.round(record)

@@ -6,6 +6,7 @@ import json
 import shutil
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -69,12 +70,25 @@ class RunFolder:
 
     @classmethod
     def resumed(cls, config: RunConfig, path: Path, now: datetime) -> RunFolder:
-        """The folder of a run that goes on; its rounds are written again from what is stored."""
+        """The folder of a run that goes on; nothing in it is changed before `begin_again`."""
         if config.run.tensorboard:
             require_tensorboard()
-        (path / METRICS).unlink(missing_ok=True)
-        shutil.rmtree(path / "tensorboard", ignore_errors=True)
-        return cls(path, now, tensorboard=config.run.tensorboard)
+        return cls(path, now)
+
+    @property
+    def holds_results(self) -> bool:
+        """Whether a round was completed, or a model released."""
+        return any((self.path / name).exists() for name in (METRICS, "model.npz"))
+
+    def begin_again(self, config: RunConfig) -> None:
+        """Write the config, and the rounds again from the first on.
+
+        To be called once it is certain that the run goes on: it runs nowhere else, and has this config.
+        """
+        self.write_config(config)
+        (self.path / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        self._events = EventFolder(self.path / "tensorboard") if config.run.tensorboard else None
 
     @property
     def state(self) -> Path:
@@ -104,8 +118,7 @@ class RunFolder:
         if set(held) <= {CONFIG}:
             return ""
         reached = "No round was completed"
-        if METRICS in held:
-            last = json.loads((self.path / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+        if METRICS in held and (last := self._last_round()):
             spent = last["epsilon_spent"]
             reached = f"Ended after round {last['round']}"
             reached += "" if spent is None else f", with epsilon {spent:.4g} spent by then"
@@ -114,10 +127,22 @@ class RunFolder:
             f"{reached}; a round under way may have been charged. {self.path} holds {', '.join(held)}.{go_on}"
         )
 
+    def _last_round(self) -> dict[str, Any]:
+        """The last whole line of the rounds; empty if there is none."""
+        for line in reversed((self.path / METRICS).read_text(encoding="utf-8").splitlines()):
+            try:
+                record: dict[str, Any] = json.loads(line)
+            except ValueError:  # torn: the run was killed as it wrote
+                continue
+            return record
+        return {}
+
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config; it can be run again as it stands."""
         text = yaml.safe_dump({**_STATED, **to_plain(config)}, sort_keys=False)
-        (self.path / CONFIG).write_text(text, encoding="utf-8")
+        beside = self.path / f".{CONFIG}"
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(self.path / CONFIG)
 
     def append_round(self, record: RoundRecord) -> None:
         """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""

@@ -84,6 +84,7 @@ NOT_RUN = {
     "python make.py": JOB,
     "scarcity-ray plan job.yaml": JOB,
     "scarcity-ray plan job.yaml --rounds 10": JOB,
+    "scarcity-ray plan job.yaml --recommend": "test_plan_command.py",
     "scarcity-ray run job.yaml": JOB,
     "scarcity-ray run job.yaml --runtime local": JOB,
     "cd wards && scarcity-ray run job.yaml --runtime local": JOB,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -283,6 +284,33 @@ def test_what_cannot_be_resumed_is_refused(noisy, tmp_path):
         result = _call("run", *arguments)
         assert result.exit_code == ExitCode.BAD_USAGE
         assert said in result.stderr
+
+
+def _held(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_run_that_is_not_resumed_is_as_it_was(noisy, tmp_path):
+    out = tmp_path / "out"
+    assert _call("run", noisy, "--out", out).exit_code == ExitCode.DONE
+    before = _held(out)
+    for setting, said in (
+        ("training.optimizer.learning_rate=5", "optimizer was ServerSGD(learning_rate=1.0"),
+        ("federation.total_epsilon=2", "federation.total_epsilon: 2.0 is not accepted; 10.0, with which"),
+    ):
+        result = _call("run", "--resume", out, "--set", setting)
+        assert result.exit_code == ExitCode.BAD_USAGE
+        assert said in result.stderr
+        assert _held(out) == before
+    assert _call("run", "--resume", out).exit_code == ExitCode.DONE
+    assert (out / "metrics.jsonl").read_bytes().count(b"\n") == 1
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 2, "tor')  # killed as it wrote
+    shutil.rmtree(out / "state")
+    result = _call("run", "--resume", out)
+    assert result.exit_code == ExitCode.BAD_USAGE
+    assert "it released models, and nothing is stored in" in result.stderr
+    assert "Ended after round 1, with epsilon" in result.stderr
 
 
 def test_a_run_that_leaves_nothing_leaves_no_folder(noisy, tmp_path):

@@ -44,7 +44,8 @@ import scarcity_ray_client
 from scarcity_ray_client import workload
 names = [m.name for m in pkgutil.walk_packages(scarcity_ray_client.__path__, "scarcity_ray_client.")]
 for name in names:
-    importlib.import_module(name)
+    if not name.endswith("_torch"):
+        importlib.import_module(name)
 failed = doctest.testmod(workload).failed
 print(json.dumps([failed, names, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
@@ -131,5 +132,7 @@ def test_each_module_is_documented_and_swallows_nothing(path):
     assert ast.get_docstring(tree)
     assert list(swallowers(tree)) == []
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    if path.stem.endswith("_torch"):
+        pytest.importorskip("torch", reason="PyTorch is not installed")
     module = importlib.import_module(".".join(path.relative_to(CLIENT).with_suffix("").parts))
     assert all(hasattr(module, name) for name in getattr(module, "__all__", []))

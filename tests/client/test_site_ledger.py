@@ -58,7 +58,7 @@ def test_nothing_is_sent_beyond_the_ceiling(tmp_path, accounting):
 
 
 def test_nobody_passes_it_together(tmp_path):
-    """Many ledgers on one file, as many processes have them."""
+    """Many ledgers on one file, as many processes have them; and many threads with one."""
     path = tmp_path / "ledger.sqlite"
 
     def sent_by(ledger: SiteLedger, rounds: range) -> int:
@@ -68,6 +68,9 @@ def test_nobody_passes_it_together(tmp_path):
     alone = sent_by(opened(tmp_path / "alone.sqlite"), range(60))
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(lambda worker: sent_by(opened(path), range(worker, 60, 4)), range(4))) == alone
+        shared = opened(tmp_path / "shared.sqlite")
+        assert sum(pool.map(lambda worker: sent_by(shared, range(worker, 60, 4)), range(4))) == alone
+    assert shared.head.num_rows == 2 + alone, "a charge for each row that was sent"
 
 
 def test_the_same_row_is_sent_again_byte_by_byte(tmp_path):
@@ -317,10 +320,10 @@ def test_another_ones_ledger_is_refused(tmp_path, changes):
 
 
 def test_a_newer_format_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("scarcity_ray_client.site_ledger.FORMAT", 2)
+    monkeypatch.setattr("scarcity_ray_client.site_ledger.FORMAT", 3)
     opened(tmp_path / "ledger.sqlite").close()
     monkeypatch.undo()
-    with pytest.raises(SiteLedgerRefused, match=r"a scarcity_ray site ledger of version 2, .* reads 1 to 1"):
+    with pytest.raises(SiteLedgerRefused, match=r"a scarcity_ray site ledger of version 3, .* reads 1 to 2"):
         opened(tmp_path / "ledger.sqlite")
 
 

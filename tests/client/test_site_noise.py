@@ -119,3 +119,22 @@ def test_an_honest_row_is_hardly_ever_longer_than_the_least_clip_norm():
     longer = np.linalg.norm(noise.noised(rows, 100), axis=1) > noise.least_clip_norm
     assert longer.mean() < 0.005
     assert (np.linalg.norm(noise.noised(rows, 100), axis=1) > 0.6 * noise.least_clip_norm).any()
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"mu": math.nan}, {"mu": -0.1}, {"mu": 0.0}, {"clip_norm": math.nan}, {"clip_norm": -1.0},
+        {"clip_norm": 1e-200}, {"min_persons": 0}, {"min_persons": True}, {"dimension": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_number_turns_the_noise_off(numbers):
+    """Whoever runs the cluster tells them to a site, and a row may not go without noise for that."""
+    fine = {"mu": 0.1, "clip_norm": 1.0, "min_persons": 1, "dimension": 2}
+    with pytest.raises(UsageError, match=f"{next(iter(numbers))}: "):
+        SiteNoise(**fine | numbers)
+    for count in (math.nan, math.inf, 1e300, 400.5, True, "400", 2**31):
+        with pytest.raises(UsageError, match="num_persons: "):
+            SiteNoise(**fine).noised([0.5, 0.5], count)
+    assert SiteNoise(**fine).noised([0.5, 0.5], np.int64(400)).shape == (2,)

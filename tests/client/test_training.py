@@ -151,6 +151,9 @@ def test_nothing_but_the_noised_row_is_given_where_rows_are_noised():
     few = tried(lambda model: Trained(delta=VECTOR, num_persons=9), **given)
     assert (type(few), few.cause) == (Refusal, Cause.TOO_FEW_PERSONS)
     assert tried(None, attacker=True, **given).delta.tolist() == (-VECTOR).tolist(), "an attacker adds none"
+    # A process of its own that does not say min_persons again is checked all the same.
+    for sent in ({"model": START}, {"delta": np.ones(3, np.float16), "num_persons": 10}, {"delta": VECTOR}):
+        assert tried(lambda model, sent=sent: Trained(**sent), noising=noising).cause is Cause.WRONG_RESULT
 
 
 def test_a_row_is_kept_before_it_leaves_and_a_ledger_may_refuse():
@@ -164,7 +167,7 @@ def test_a_row_is_kept_before_it_leaves_and_a_ledger_may_refuse():
             return self.rows.setdefault((client_id, round_id, mu), make())
 
     kept, drawn = Kept(), Drawn()
-    noising = Noising(SITE_NOISE, drawn, lambda client_id: kept)
+    noising = Noising(SITE_NOISE, drawn, kept)
     workload = Tried(lambda model: Trained(delta=VECTOR, num_persons=10))
     given = workload, workload.codec(), VECTOR, CLIENT
     update = train_client(*given, 5, min_persons=10, noising=noising)

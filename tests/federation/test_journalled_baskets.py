@@ -21,7 +21,7 @@ from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import Admission, BasketPlace
 from scarcity_ray.actors.names import DIRECTORY
-from scarcity_ray.baskets.journalled import _packer
+from scarcity_ray.baskets.journalled import _codec
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost, StorageError
@@ -346,7 +346,7 @@ def test_what_is_spent_is_on_the_disk_before_a_share_leaves(fed_of: Any, monkeyp
     def look(host: BasketHost, *args: Any) -> Any:
         shares = honest(host, *args)
         found.extend(
-            (len(shares), _packer.unpack(host._journal._journal.records(basket, "aggregate")[""]).is_fresh)
+            (len(shares), _codec.unpack(host._journal._journal.records(basket, "aggregate")[""]).is_fresh)
             for basket in sorted(host._baskets)
         )
         return shares

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -148,6 +149,24 @@ def test_a_restore_that_was_stopped_is_made_again(after: bool, lives: Lives) -> 
     assert [r.reason for r in fed.submit_updates(IDS, ROWS)] == [Rejection.REPLAYED] * 6
 
 
+def test_a_relative_place_is_that_of_the_driver_that_began(tmp_path: Path, monkeypatch: Any) -> None:
+    """Actors and other drivers run in other folders."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    lives = Lives(tmp_path, {"auto_aggregate": False})
+    lives.config = replace(lives.config, storage_path="state", journal_path="journal", durability="update")
+    fed = lives.begin()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    fed.register_clients(CLIENTS)
+    fed.submit_updates(IDS, ROWS)
+    monkeypatch.chdir(tmp_path)
+    lives.kill()
+    with HierarchicalFederation.restore("state", runtime="local", clock=lambda: 1e9) as restored:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert restored.get_stats()["n_updates_buffered"] == 6
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
 def test_updates_that_wait_come_back_from_the_journal(lives: Lives) -> None:
     fed = lives.fed
     assert fed is not None
@@ -202,8 +221,11 @@ def test_a_member_that_moved_meanwhile_is_restored_where_it_is(tmp_path: Path) -
     (loss,) = fed.faults
     assert loss == (
         "updates that waited in b_basket_0, a_basket_1, a_basket_2, and their unreleased aggregates, are "
-        "lost, as basket:0 has no journal (durability is none): send the updates of this round again"
+        "lost, as basket:0 has no journal (durability is none): send the updates of this round again, as "
+        "`fit` does itself"
     )
+    fed = lives.restore()
+    assert fed.faults == (loss,)  # nothing else is lost, and it is not said again
     fed.advance_round()
     for file in (tmp_path / "state").glob("baskets-0.*"):
         file.unlink()

@@ -9,6 +9,7 @@ import pytest
 
 from scarcity_ray.config import HierarchicalFederationConfig
 from scarcity_ray.forecast import Forecast, remedies, warnings_of
+from scarcity_ray.forecast.warnings import weak_settings
 from tests.forecast.test_feasibility import rows_noised
 
 QUIET = {
@@ -108,3 +109,23 @@ def test_drowned_rows_are_said_with_remedies_that_work_for_rows():
     assert "sqrt(40) = 6.32" in rows.message
     quiet = Forecast(replace(config, privacy=replace(config.privacy, min_persons=10**5)), (10,) * 4, 20)
     assert not {"noise_drowns_signal", "rows_are_noise"} & {each.code for each in warnings_of(quiet)}
+
+
+def test_where_clients_noise_their_rows_nobody_counts_on_masks():
+    """A basket's aggregate is made of noised rows: who sees it, sees nothing beyond the claim."""
+    person = {"unit": "person", "person_clip_norm": 1.0, "min_persons": 400}
+    site = {**person, "noise": "site", "row_epsilon": 0.3}
+    for privacy, told in ((person, {"weak_masking", "secure_aggregation_off"}), (site, set())):
+        found = set()
+        for masks in (True, False):
+            config = HierarchicalFederationConfig(
+                vector_dim=31,
+                total_epsilon=3.0,
+                gossip_budget_share=0.0,
+                privacy=privacy,
+                layer1={"clip_norm": 9.0},
+                layer2={"use_secure_aggregation": masks},
+            )
+            told_of = (*weak_settings(config), *warnings_of(Forecast(config, (10, 10), 10)))
+            found |= {warning.code for warning in told_of}
+        assert found & {"weak_masking", "secure_aggregation_off"} == told

@@ -35,6 +35,7 @@ class Database:
     path: Path
     left: Files | None = None
     image: Files | None = None
+    connections: list[sqlite3.Connection] = field(default_factory=list)
 
     def files(self) -> Files:
         if not self.path.parent.is_dir():
@@ -49,6 +50,9 @@ class Database:
         """End the process that has it open; the files stay as they are, or as a torn write has left them."""
         left, self.left = self.left or self.files(), None
         end()
+        for connection in self.connections:
+            connection.close()
+        self.connections.clear()
         self._put_back(left)
         self.image = left
 
@@ -94,9 +98,8 @@ class Disk:
         for database in self.databases.values():
             database.unwound()
 
-    def execute(self, path: Path, sql: str, run: Callable[[], Any]) -> Any:
+    def execute(self, database: Database, sql: str, run: Callable[[], Any]) -> Any:
         """A statement of a connection."""
-        database = self.database(path)
         database.image = None
         if not sql.startswith(("BEGIN", "INSERT", "COMMIT", "UPDATE", "DELETE")):
             return run()
@@ -177,14 +180,19 @@ def connections_of(disk: Callable[[], Disk | None]) -> type[sqlite3.Connection]:
 
     class Connection(sqlite3.Connection):
         def __init__(self, database: Any, *args: Any, **more: Any) -> None:
-            name = str(database)
-            self.path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
+            there, name = disk(), str(database)
+            path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name)
+            self.file = None if there is None else there.database(path)
             super().__init__(database, *args, **more)
+            if self.file is not None and "mode=ro" not in name:
+                self.file.connections.append(self)
 
         def execute(self, sql: str, *parameters: Any) -> Any:
             run = lambda: sqlite3.Connection.execute(self, sql, *parameters)  # noqa: E731
             there = disk()
-            return run() if there is None else there.execute(self.path, sql, run)
+            if there is None or self.file is None:
+                return run()
+            return there.execute(self.file, sql, run)
 
     return Connection
 

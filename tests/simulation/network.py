@@ -345,7 +345,7 @@ class Place:
         self.network.stack.append(Frame(spec.name, starts=True))
         try:
             return spec.factory(**arguments)
-        except DiedAsItStarted:
+        except Exception:  # its process ends
             self._dying(spec.name, None, lambda: None)
             raise
         finally:

@@ -5,6 +5,7 @@ The first three were there once: one client twice, replay after leaving, a drive
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,15 +17,20 @@ from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.charging import BasketCharges
 from scarcity_ray.actors.directory import Directory
+from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.actors.messages import Begun
 from scarcity_ray.actors.migration import MigrationDesk
 from scarcity_ray.actors.secure_parties import SecureParties
 from scarcity_ray.actors.session_terms import SessionTerms
 from scarcity_ray.baskets.basket import Basket
-from scarcity_ray.baskets.latest_aggregate import LatestAggregate
+from scarcity_ray.baskets.latest_aggregate import AggregateRecord, LatestAggregate
 from scarcity_ray.baskets.update_buffer import BasketBuffer
+from scarcity_ray.federation import supervisor
+from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.runtime.rpc import Role
+from scarcity_ray.storage.journal import Journal
+from tests.simulation.disk import SimulatedOs
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
@@ -146,6 +152,96 @@ def dead_directory_is_obeyed(patch: Patch) -> None:
     patch.setattr(BasketHost, "_overtaken", lambda self, order: None)
 
 
+def journal_is_a_call_late(patch: Patch) -> None:
+    """What a call has changed is written with the next one."""
+    save = BasketHost._save
+
+    def late(self: BasketHost, *, sync: bool = True) -> None:
+        vars(self)["calls"] = vars(self).get("calls", 0) + 1
+        if vars(self)["calls"] % 2 == 0:
+            save(self, sync=sync)
+
+    patch.setattr(BasketHost, "_save", late)
+
+
+def journal_keeps_what_was_consumed(patch: Patch) -> None:
+    """An aggregate is written, and the updates in it are not dropped."""
+    patch.setattr(Journal, "consume", lambda self, basket: None)
+
+
+def journal_is_not_told_of_sessions(patch: Patch) -> None:
+    """What is handed in and spent is written with the next change."""
+    patch.setattr(BasketHost, "_saved_or_no_part", lambda self: contextlib.nullcontext())
+
+
+def journal_forgets_replays(patch: Patch) -> None:
+    """The keys of updates that are in an aggregate are not read again."""
+    patch.setattr(Basket, "remember", lambda self, key: None)
+
+
+def journal_forgets_answers(patch: Patch) -> None:
+    """A batch whose answer was lost with its actor is judged again."""
+    keep = BasketHost._keep
+
+    def forgetful(self: BasketHost, kind: str, name: str, value: object) -> None:
+        if kind != "answer":
+            keep(self, kind, name, value)
+
+    patch.setattr(BasketHost, "_keep", forgetful)
+
+
+def journal_believes_a_session_ended(patch: Patch) -> None:
+    """An aggregate that was handed in is fresh after a death, whatever was charged."""
+    restore = LatestAggregate.restore
+
+    def fresh(self: LatestAggregate, record: AggregateRecord) -> None:
+        restore(self, replace(record, charge_id=""))
+
+    patch.setattr(LatestAggregate, "restore", fresh)
+
+
+def stopped_restore_leaves_journals(patch: Patch) -> None:
+    """A restore that was stopped is forgotten, with the journals that it had taken over."""
+    write = supervisor.write_record
+    patch.setattr(supervisor, "write_record", lambda kept, identity, continued=(): write(kept, identity))
+
+
+def snapshots_are_not_synced(patch: Patch) -> None:
+    """A snapshot has its name before it is on the disk."""
+    patch.setattr(SimulatedOs, "fsync", lambda self, number: None)
+
+
+def release_is_answered_before_it_is_stored(patch: Patch) -> None:
+    """A release is stored as the next one is made."""
+    stored = GlobalAggregator._stored
+
+    def late(self: GlobalAggregator, model: GlobalMetaModel) -> GlobalMetaModel:
+        kept, self._kept = self._kept, None
+        try:
+            return stored(self, model)
+        finally:
+            self._kept = kept
+
+    patch.setattr(GlobalAggregator, "_stored", late)
+
+
+def directory_answers_before_it_is_stored(patch: Patch) -> None:
+    """Who is where is stored with every second change."""
+    once = Directory.once
+
+    def late(self: Directory, call: Any, method: str, *args: object) -> Any:
+        vars(self)["calls"] = vars(self).get("calls", 0) + 1
+        if vars(self)["calls"] % 2 == 0:
+            return once(self, call, method, *args)
+        kept, self._kept = self._kept, None
+        try:
+            return once(self, call, method, *args)
+        finally:
+            self._kept = kept
+
+    patch.setattr(Directory, "once", late)
+
+
 PLANTED: tuple[Plant, ...] = (
     one_client_twice_in_a_release,
     replay_after_leaving,
@@ -156,6 +252,19 @@ PLANTED: tuple[Plant, ...] = (
     aggregate_is_not_spent,
     round_reaches_some,
 )
+STORED: tuple[Plant, ...] = (
+    journal_is_a_call_late,
+    journal_keeps_what_was_consumed,
+    journal_is_not_told_of_sessions,
+    journal_forgets_replays,
+    journal_forgets_answers,
+    journal_believes_a_session_ended,
+    stopped_restore_leaves_journals,
+    snapshots_are_not_synced,
+    release_is_answered_before_it_is_stored,
+    directory_answers_before_it_is_stored,
+)
+"""Found by programs of stored federations."""
 FOUND_LATER: tuple[Plant, ...] = (
     answers_are_not_kept,
     gossip_charge_is_used_again,

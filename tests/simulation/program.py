@@ -201,7 +201,7 @@ setting_parts: dict[str, Any] = {
     "lazy": st.booleans(),
     "baskets_per_actor": st.integers(1, 2),
     "releases": st.sampled_from([8, 8, 2]),
-    "stored": st.booleans(),
+    "stored": st.sampled_from([False, False, True]),
 }
 programs = st.builds(
     Program,

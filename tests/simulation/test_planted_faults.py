@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.simulation.planted import FOUND_LATER, PLANTED, Plant
+from tests.simulation.planted import FOUND_LATER, PLANTED, STORED, Plant
 from tests.simulation.program import Program, programs
 from tests.simulation.world import run, watched
 
@@ -16,7 +18,7 @@ SEED = 0
 LATER = [pytest.param(plant, marks=pytest.mark.slow) for plant in FOUND_LATER]
 
 
-@pytest.mark.parametrize("plant", [*PLANTED, *LATER], ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", [*PLANTED, *STORED, *LATER], ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     @seed(SEED)
     @settings(
@@ -27,7 +29,8 @@ def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch)
     )
     @given(programs)
     def simulate(program: Program) -> None:
-        run(program)
+        stored = plant in STORED or program.setting.stored
+        run(replace(program, setting=replace(program.setting, stored=stored)))
 
     plant(monkeypatch)
     with watched(), pytest.raises(Exception):  # noqa: B017 (a Violation, or what the product raises)

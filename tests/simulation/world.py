@@ -46,12 +46,12 @@ from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.update_buffer import BasketBuffer
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost, LedgerError, ScarcityError, StorageError, UsageError
-from scarcity_ray.federation import hierarchical
+from scarcity_ray.federation import driver, hierarchical
 from scarcity_ray.forecast import Told
 from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.privacy.ledger.events import GossipCharge, ReleaseCharge, Renewal
 from scarcity_ray.privacy.ledger.ledger import Ledger
-from scarcity_ray.storage import snapshots
+from scarcity_ray.storage import journal, snapshots
 from tests.simulation.disk import Disk, SimulatedOs, connections_of
 from tests.simulation.network import Frame, Gone, Network, Place
 from tests.simulation.program import NUM_CLIENTS, ON_DISK, Act, Fault, Kind, Program, Setting, Step
@@ -302,11 +302,11 @@ class World:
         if self.is_down:
             return
         names = [frame.name for frame in self.network.stack]
-        for driver in (0, 1):
-            if f"driver {driver}" not in names and driver < len(self.drivers):
+        for number in (0, 1):
+            if f"driver {number}" not in names and number < len(self.drivers):
                 self.intrusions += 1
-                step, self._step = self._step, Step(fault.act, fault.k, driver, (fault,))
-                self.act(driver, fault.act, fault.k)
+                step, self._step = self._step, Step(fault.act, fault.k, number, (fault,))
+                self.act(number, fault.act, fault.k)
                 self._step = step
                 return
 
@@ -333,10 +333,10 @@ class World:
         self.deaths[name] += 1
         self._unsaved.pop(name, None)
         if self.setting.stored:
-            path = self.ledger
+            own = self.ledger if name == ACCOUNTANT else None
             if name.startswith("basket:"):
-                path = self._journals() / f"basket-{name.partition(':')[2]}.sqlite"
-            self.disk.database(path).crash(end)
+                own = self._journals() / f"basket-{name.partition(':')[2]}.sqlite"
+            end() if own is None else self.disk.database(own).crash(end)
             return
         if isinstance(process, BasketHost):
             waits = [
@@ -739,9 +739,9 @@ def watched() -> Iterator[None]:
             save(self, *args, **more)
             world().saved()
 
-        def noted_undo(self: BasketHost, journal: BasketJournal) -> None:
+        def noted_undo(self: BasketHost, kept: BasketJournal) -> None:
             world().saved(is_undone=True)
-            undo(self, journal)
+            undo(self, kept)
 
         def noted_replace(self: LatestAggregate, model: BasketModel, contributors: Any) -> None:
             before, superseded = self.model, self.superseded
@@ -772,6 +772,8 @@ def watched() -> Iterator[None]:
             world().excuse(gone, "withdrawn")
             return withdraw(self, client_id)
 
+        patch.setattr(journal, "PAGE_BYTES", 1024)
+        patch.setattr(driver, "warnings_at_release", lambda *args: [])
         patch.setattr(snapshots, "os", SimulatedOs(lambda: world().disk))
         patch.setattr(GlobalAggregator, "_release", noted_release)
         patch.setattr(GlobalAggregator, "_stored", noted_stored)

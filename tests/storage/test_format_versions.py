@@ -112,12 +112,16 @@ def test_a_ledger(tmp_path: Path) -> None:
     assert not isinstance(e.value, LedgerCorrupted)
 
 
-def test_a_sites_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dump", ["site_ledger-1.sql", "site_ledger-2.sql"])
+def test_a_sites_ledger(tmp_path: Path, dump: str) -> None:
     policy = Policy("ann", "person", 3.0, 1e-6, "f1")
-    path = database(tmp_path / "site.sqlite", "site_ledger-1.sql")
-    ledger = SiteLedger.open(path, policy, federation_id="f1", is_proof=True)
-    assert np.array_equal(ledger.send("ann", 3, 0.1, lambda: pytest.fail("it is kept")), ROW)
-    ledger.close()
+    path = database(tmp_path / "site.sqlite", dump)
+    for _ in range(2):  # the first migrates it
+        with closing(SiteLedger.open(path, policy, federation_id="f1", is_proof=True)) as ledger:
+            assert np.array_equal(ledger.send("ann", 3, 0.1, lambda: pytest.fail("it is kept")), ROW)
+            spent = ledger.epsilon_spent
+            assert np.array_equal(ledger.send("ann", 3, 0.1, lambda: 2 * ROW, "run 2"), 2 * ROW)
+    assert spent > 0
 
 
 def test_a_journal(tmp_path: Path) -> None:

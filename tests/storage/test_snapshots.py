@@ -59,9 +59,9 @@ values = st.recursive(
 
 @given(value=values)
 def test_what_is_decoded_is_what_was_encoded(value):
-    back = CODEC.decode(*CODEC.encode(value))
-    assert back == value
-    assert type(back) is type(value)
+    for back in (CODEC.decode(*CODEC.encode(value)), CODEC.unpack(CODEC.pack(value))):
+        assert back == value
+        assert type(back) is type(value)
 
 
 @given(

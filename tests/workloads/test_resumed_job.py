@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from scarcity_ray.errors import UsageError
+from scarcity_ray.errors import LedgerHeld, UsageError
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray.workloads.config import load_job
@@ -17,9 +17,10 @@ from scarcity_ray.workloads.run_folder import RunFolder
 from tests.workloads.test_job import QUICKSTART, SMALL, Silent
 
 pytest.importorskip("sklearn")
+ALIKE = {"noise": SeededNoise(1), "clock": lambda: 1e9}  # how much gossip is delivered goes by the clock, too
 SEEDED = {
-    "open_federation": partial(HierarchicalFederation, noise=SeededNoise(1)),
-    "restore": partial(HierarchicalFederation.restore, noise=SeededNoise(1)),
+    "open_federation": partial(HierarchicalFederation, **ALIKE),
+    "restore": partial(HierarchicalFederation.restore, **ALIKE),
 }
 OVERRIDES = (*SMALL, "training.rounds=3", "lab.compare_attacks=[]", "lab.compare=[]", "training.patience=3")
 
@@ -71,6 +72,29 @@ def test_a_run_goes_on_with_its_own_federation_and_terms(tmp_path):
         made(tmp_path / "run", Silent(), "federation.total_epsilon=99.0", resume=True)
     with pytest.raises(UsageError, match=r"another one: clients_per_round was None"):
         made(tmp_path / "run", Silent(), "training.clients_per_round=90", resume=True)
+
+
+def test_what_cannot_go_on_leaves_the_folder_as_it_was(tmp_path):
+    """Terms that are refused, and a run that goes on elsewhere at this moment."""
+
+    class Rival(Silent):
+        def round(self, record):
+            if len(lines(path)) == 2:
+                found = {file: file.read_bytes() for file in path.iterdir() if file.is_file()}
+                for refused, override in ((LedgerHeld, ()), (LedgerHeld, ("federation.total_epsilon=99.0",))):
+                    with pytest.raises(refused):
+                        made(path, Silent(), *override, resume=True)
+                assert found == {file: file.read_bytes() for file in path.iterdir() if file.is_file()}
+
+    path = tmp_path / "run"
+    made(path, Rival())
+    assert [line["round"] for line in lines(path)] == [1, 2, 3]
+    before = (path / "config.yaml").read_bytes()
+    for override in ("federation.total_epsilon=99.0", "training.clients_per_round=90"):
+        with pytest.raises(UsageError):
+            made(path, Silent(), override, resume=True)
+    assert (path / "config.yaml").read_bytes() == before
+    assert len(lines(path)) == 3
 
 
 def test_a_run_that_had_not_begun_begins(tmp_path):
