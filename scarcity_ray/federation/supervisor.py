@@ -109,10 +109,11 @@ class Supervisor:
         roles = [self._directory_spec(self.num_slots)]
         if self.has_layer2:
             roles.append(self._global_spec())
+        if self.kept is not None:
+            # Before others can attach: if this driver dies now, what they do can be restored.
+            write_record(self.kept, self.identity)
         self.runtime.start([*roles, *slots], card=self.identity)
         self._started.update(spec.name for spec in slots)
-        if self.kept is not None:
-            write_record(self.kept, self.identity)
         return opened
 
     def restore(self, take_over: bool, now: float, continues: Sequence[int]) -> BudgetStatus:
