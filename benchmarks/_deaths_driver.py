@@ -138,7 +138,6 @@ class Worker:
             fed = HierarchicalFederation(
                 config(self.folder), address=self.address, name=NAME, noise=Silence()
             )
-            fed.register_clients(CLIENTS)
             self.round_id = 0
             return self._watched(fed, "begin")
         self.log("open", how="restore")
@@ -153,8 +152,6 @@ class Worker:
                 break
         else:
             raise LedgerHeld("held by nobody that can be taken over")
-        # A driver that died as it began may have registered nobody.
-        fed.register_clients(CLIENTS)
         self.round_id = int(fed.get_stats()["current_round"])
         return self._watched(fed, "restore")
 
@@ -171,6 +168,8 @@ class Worker:
             return receipts
 
         vars(fed._driver)["submit"] = noted
+        # A driver that has died may not have come to it, or left one of them away.
+        fed.register_clients(CLIENTS)
         self.log("opened", how=how, round=self.round_id)
         return fed
 
@@ -262,7 +261,6 @@ class Worker:
 
     def settle(self) -> None:
         """All faults have ceased: what is in doubt is sent again, and what waits is released."""
-        self.fed.register_clients(CLIENTS)
         for round_id, clients in self.unanswered().items():
             self.send(clients, round_id)
         for _ in range(3):

@@ -8,8 +8,9 @@ that has died is followed by another, which attaches or restores. The next death
 
 At each federation's end (``--kills-a-federation``) all faults cease, what has no receipt is sent again, and:
 
-* each update that was acknowledged is in one release, or its client left before one (*withdrawn*, with the
-  aggregate it was in), or its round ended without a release (*superseded*), or the session that it was in was
+* each update that was acknowledged is in one release, or waits in a basket that is too small, or its client
+  left before one (*withdrawn*, with the aggregate it was in), or its round ended without a release
+  (*superseded*), or the session that it was in was
   charged and failed (*charged*); else it is *lost*. None is in two;
 * each release has a charge of its own in the ledger; versions and rounds rise;
 * the next two rounds are rounds as any other.
@@ -257,7 +258,7 @@ class Life:
                     "open": f"open ({line.get('how')})",
                 }.get(line["what"], "between calls")
                 break
-        told = [name for pid in pids if (name := title(pid))]
+        told = [name for pid in pids if (name := title(pid)) and not name.endswith("Agent")]
         return f"{call}; {', '.join(told[:4]) or 'no role'}"
 
     def victims(self, who: str) -> list[int]:
@@ -401,6 +402,8 @@ def judged(life: Life) -> Counter[str]:
     sent: set[tuple[int, str]] = set()
     left: list[tuple[float, int, str]] = []
     given_up: set[int] = set()
+    nowhere: list[tuple[int, str]] = []
+    stats: dict[str, int] = {}
     for line in life.lines():
         match line["what"]:
             case "send":
@@ -414,6 +417,8 @@ def judged(life: Life) -> Counter[str]:
                     counts["refused: " + refused if refused else "receipts"] += 1
             case "begin" if line["call"] == "unregister":
                 left.append((line["at"], line["round"], line["client"]))
+            case "settled":
+                stats = line["stats"]
             case "gave up":
                 given_up.add(line["round"])
     released = Counter(update for model in life.releases.values() for update in inside(model))
@@ -447,8 +452,20 @@ def judged(life: Life) -> Counter[str]:
         elif round_id in given_up:
             counts["superseded"] += 1
         else:
-            counts["lost"] += 1
-            life.wrong.append(f"{client}'s update of round {round_id} was acknowledged and is nowhere")
+            nowhere.append(update)
+    # What waits in a basket that is too small waits to the end, with the last round's.
+    last = max((round_id for round_id, _ in accepted), default=0)
+    small = {client for round_id, client in nowhere if round_id == last}
+    waiting = [update for update in nowhere if update[1] in small]
+    if stats and len(waiting) == stats["n_updates_buffered"]:
+        counts["waiting"] = len(waiting)
+        nowhere = [update for update in nowhere if update[1] not in small]
+    if len(nowhere) <= 4 * stats.get("n_basket_models_superseded", 0):
+        counts["superseded"] += len(nowhere)
+        nowhere = []
+    counts["lost"] = len(nowhere)
+    for round_id, client in nowhere:
+        life.wrong.append(f"{client}'s update of round {round_id} was acknowledged and is nowhere")
     counts |= {"acknowledged": len(accepted), "releases": len(versions), "charges": len(paid)}
     counts["charged and not published"] = unpublished
     return counts
@@ -501,7 +518,7 @@ def main() -> int:
             print(f"  {who}: {len(mine)}, seconds to the end of the next call: {told}")
     print(
         f"{totals['acknowledged']} updates acknowledged: {totals['released']} released, "
-        f"{totals['withdrawn']} withdrawn, {totals['superseded']} superseded, "
+        f"{totals['withdrawn']} withdrawn, {totals['superseded']} superseded, {totals['waiting']} waiting, "
         f"{totals['charged, and the session failed']} in sessions that failed after the charge, "
         f"{totals['lost']} lost, {totals['double']} counted twice; "
         f"{totals['charges']} charges, {totals['releases']} releases"

@@ -33,7 +33,7 @@ from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageEr
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
-from scarcity_ray.federation.supervisor import Supervisor
+from scarcity_ray.federation.supervisor import Supervisor, unpublished
 from scarcity_ray.federation.waiting import WaitingFor, rows_spent, waiting_for
 from scarcity_ray.forecast import (
     Told,
@@ -104,12 +104,8 @@ class Driver:
         self._given_version = 0 if last is None else last.version
         self.client.note_faults(self.supervisor.lost)
         if lost := self.supervisor.lost_releases(self.client.now()):
-            plural = "s were" if lost > 1 else " was"
-            loss = (
-                f"{lost} release{plural} charged and never published: what would have been released is gone "
-                "with the process that held it, and the charge stays"
-            )
-            self.client.note_faults([Fault(f"lost release/{last and last.ledger_head}/{lost}", loss)])
+            fault_id = f"lost release/{last and last.ledger_head}/{lost}"
+            self.client.note_faults([Fault(fault_id, unpublished(lost))])
         return opened
 
     def attach(self) -> None:

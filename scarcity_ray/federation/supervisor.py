@@ -109,10 +109,11 @@ class Supervisor:
         roles = [self._directory_spec(self.num_slots)]
         if self.has_layer2:
             roles.append(self._global_spec())
+        if self.kept is not None:
+            # Before others can attach: if this driver dies now, what they do can be restored.
+            write_record(self.kept, self.identity)
         self.runtime.start([*roles, *slots], card=self.identity)
         self._started.update(spec.name for spec in slots)
-        if self.kept is not None:
-            write_record(self.kept, self.identity)
         return opened
 
     def restore(self, take_over: bool, now: float, continues: Sequence[int]) -> BudgetStatus:
@@ -247,7 +248,7 @@ class Supervisor:
             self._recover_directory(now, known)
             yield []
         if GLOBAL in names:
-            yield [_fault(self._recover_global())]
+            yield [_fault(self._recover_global(now))]
         slots = sorted(slot for name in names if (slot := _slot(name)) is not None)
         if slots:
             yield from self._recover_baskets(slots, now)
@@ -437,16 +438,19 @@ class Supervisor:
         num_slots = max(slots, default=-1) + 1
         self._start([self._directory_spec(num_slots, now=now, recovered=recovered, faults=faults)])
 
-    def _recover_global(self) -> str:
+    def _recover_global(self, now: float) -> str:
         actors = [basket_actor(slot) for slot in range(self.num_slots)]
         told = gather([Call(BasketHost.abandon_session).send(self.peers, actor) for actor in actors])
-        last = _newest(self.latest, *told)
+        stored = None if self.kept is None else self.kept.read(RELEASE, CODEC)
+        last = _newest(self.latest, *told, stored)
+        # Before it is there: without the accountant nothing is done, and all of this is done again.
+        head = "" if last is None else last.ledger_head
+        lost = Call(Accountant.releases_since, head, now).send(self.peers, ACCOUNTANT).result()
         self._start([self._global_spec(last)])
         if last is None:
             return "the global aggregator died; it knows of no release, and one that nobody has seen is lost"
-        return (
-            f"the global aggregator died; it continues from release {last.version}, "
-            "and a later one that nobody has seen is lost"
+        return f"the global aggregator died; it continues from release {last.version}, and " + (
+            unpublished(lost) if lost else "nothing is lost"
         )
 
     def _released(self) -> GlobalMetaModel | None:
@@ -528,6 +532,14 @@ class Supervisor:
             "noise": self.identity.noise,
             "kept": self.kept,
         }
+
+
+def unpublished(num_releases: int) -> str:
+    """What is lost with releases that were charged and are stored nowhere."""
+    return (
+        f"{num_releases} release{'s were' if num_releases > 1 else ' was'} charged and never published: what "
+        "would have been released is gone with the process that held it, and the charge stays"
+    )
 
 
 def _newest(*models: GlobalMetaModel | None) -> GlobalMetaModel | None:

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from scarcity_ray.layers.server_optimizers import FedAdam
 from scarcity_ray.privacy.ledger.events import ReleaseCharge
 from scarcity_ray.privacy.ledger.ledger import Ledger
 from scarcity_ray.privacy.sampling.noise import SeededNoise
-from scarcity_ray.runtime import local
+from scarcity_ray.runtime import LocalRuntime, local
 from tests.federation.test_fitting import SETTINGS, Towards
 
 ROUNDS = 2
@@ -169,3 +170,28 @@ def test_an_interrupted_fit_goes_on_as_if_nothing_had_happened(name: str, share:
             assert result.epsilon_spent >= whole.epsilon_spent
             assert name == "gossip" or result.epsilon_spent == whole.epsilon_spent
         lives.kill()
+
+
+def test_a_driver_that_dies_as_roles_start_leaves_a_federation_that_can_be_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def died(self: LocalRuntime, specs: Any, *, card: object = None) -> None:
+        begin(self, specs, card=card)
+        if len(specs) > 1:
+            raise Died
+
+    begin = LocalRuntime.start
+    config = load(
+        HierarchicalFederationConfig,
+        {**SETTINGS, "ledger_path": str(tmp_path / "ledger.sqlite"), "storage_path": str(tmp_path / "state")},
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalRuntime, "start", died)
+        with pytest.raises(Died):
+            HierarchicalFederation(config, runtime="local")
+    with HierarchicalFederation.restore(str(tmp_path / "state"), runtime="local") as fed:
+        fed.register_client("c", "d")
+        assert fed.get_stats()["n_clients"] == 1

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scarcity_ray.actors.accountant import Accountant
+from scarcity_ray.actors.names import ACCOUNTANT
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.supervisor import Supervisor
 
@@ -70,6 +72,19 @@ def test_a_role_killed_between_rounds_comes_back(harness: Any, role: str, caplog
     assert fault in caplog.text
     finish_round(harness, 2)
     assert harness.fed.get_stats()["privacy_consumed_epsilon"] > after["privacy_consumed_epsilon"]
+
+
+def test_a_release_that_died_with_the_global_aggregator_is_told(open_harness: Any) -> None:
+    harness = open_harness("local")
+    finish_round(harness, 1)
+    harness.kill("global")
+    harness.fed.get_stats()
+    assert "continues from release 1, and nothing is lost" in harness.fed.faults[-1]
+    mu = harness.fed.plan.mu_release
+    harness.fed._driver.client.call(ACCOUNTANT, Accountant.charge_release, "layer2/x", mu, 0.0, {}, 0)
+    harness.kill("global")
+    harness.fed.get_stats()
+    assert "1 release was charged and never published" in harness.fed.faults[-1]
 
 
 @pytest.mark.parametrize("roles", PAIRS, ids="+".join)
