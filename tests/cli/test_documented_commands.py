@@ -69,6 +69,7 @@ NOT_RUN = {
     "python -m benchmarks clipping": MINUTES,
     "python -m benchmarks journal": MINUTES,
     "python -m benchmarks optimizers": MINUTES,
+    "python -m benchmarks deaths": MINUTES,
     "python -m benchmarks persons --part speed": MINUTES,
     "python -m benchmarks privacy": MINUTES,
     "python -m benchmarks schedule": MINUTES,

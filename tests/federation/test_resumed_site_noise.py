@@ -81,9 +81,9 @@ class Watched:
             # Of each draw other noise, as the operating system's is: a stream's seeded noise is the same.
             return noised(site_noise, row, n, SeededNoise(sum(self.drawn.values())), stream)
 
-        def reaching(basket: Basket, submission: Any, read_only: bool, now: float, row: Any) -> Any:
+        def reaching(basket: Basket, submission: Any, read_only: bool, now: float, row: Any, key: Any) -> Any:
             self.sent.add((submission.client_id, submission.round_id, np.asarray(row).tobytes()))
-            return submit(basket, submission, read_only, now, row)
+            return submit(basket, submission, read_only, now, row, key)
 
         with (
             mock.patch.object(SiteNoise, "noised", drawing),

@@ -57,6 +57,7 @@ CALLS_NOBODY = {
     "signing_scope": "asks the accountant one thing, and tells what the baskets must know",
     "site_ledger_head": "asks the accountant one thing",
     "note_site_ledger": "has the accountant do one thing",
+    "prove_receipt": "asks one basket actor one thing",
     "get_roster": "asks the directory one thing",
     "sign_roster": "has the directory do one thing, with an operator's key",
 }

@@ -188,7 +188,9 @@ def connections_of(disk: Callable[[], Disk | None]) -> type[sqlite3.Connection]:
                 self.file.connections.append(self)
 
         def execute(self, sql: str, *parameters: Any) -> Any:
-            run = lambda: sqlite3.Connection.execute(self, sql, *parameters)  # noqa: E731
+            def run() -> Any:
+                return sqlite3.Connection.execute(self, sql, *parameters)
+
             there = disk()
             if there is None or self.file is None:
                 return run()
