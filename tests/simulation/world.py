@@ -147,7 +147,8 @@ class World:
         self._step: Step | None = None
         config = load(HierarchicalFederationConfig, settings_of(setting, folder))
         with self._acting("opening", object()):
-            self.fed = HierarchicalFederation(config, runtime="local", clock=self.clock, noise=self.noise)  # type: ignore[arg-type]
+            clock: Any = self.clock
+            self.fed = HierarchicalFederation(config, runtime="local", clock=clock, noise=self.noise)
             self.fed.register_clients([(c, c[0]) for c in CLIENTS])
         self.member = [True] * NUM_CLIENTS
         self.drivers[0] = self.fed
@@ -203,7 +204,8 @@ class World:
         self.place.begin()
         where = str(self.folder / "state")
         restore = HierarchicalFederation.restore
-        self.fed = restore(where, runtime="local", clock=self.clock, noise=self.noise)  # type: ignore[arg-type]
+        clock: Any = self.clock
+        self.fed = restore(where, runtime="local", clock=clock, noise=self.noise)
         self.is_down = False
 
     def another_driver(self) -> HierarchicalFederation:
@@ -527,10 +529,10 @@ class World:
                 f"{[CLIENTS[c] for c in clients]}",
             )
         released_by = {charge_id for charge_id, _ in self.releases}
-        for update, charges in self.spent.items():
+        for number, charges in self.spent.items():
             if charges & self._charges() - released_by:
                 # A failure after the charge costs the charge and the aggregates.
-                self.excused.setdefault(update, "charged and not released")
+                self.excused.setdefault(number, "charged and not released")
         for host in self.hosts().values():
             for basket_id, basket in host._baskets.items():
                 waits = basket.latest._fresh and basket.latest.fresh is None
@@ -586,9 +588,8 @@ class World:
 
     def _check_ledger(self) -> None:
         """Every release has a charge of its own, and no period's charges exceed its budget."""
-        kept = contextlib.closing(Ledger.read(self.ledger)._store)
-        with kept:
-            ledger = Ledger(kept.thing)
+        with contextlib.closing(Ledger.read(self.ledger)._store) as kept:
+            ledger = Ledger(kept)
             ledger.verify()
             rows = list(ledger.rows())
         ids = {row.charge_id for row in rows if isinstance(row.event, ReleaseCharge)}
