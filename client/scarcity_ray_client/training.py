@@ -360,6 +360,11 @@ def _update(
             f"it gave a {type(trained).__name__}; return Trained(model=...) or Trained(delta=...)"
         )
     metrics = _metrics(trained.metrics)
+    if metrics and start.noising is not None:
+        raise _WrongResult(
+            "metrics= are made of the client's data and would leave without noise beside a noised row "
+            "(privacy.noise: site); leave them out, and evaluate the released model on data of nobody's"
+        )
     if start.min_persons is not None:
         _check_persons(trained, start.min_persons, codec)
     if trained.model is not None:

@@ -151,6 +151,9 @@ def test_nothing_but_the_noised_row_is_given_where_rows_are_noised():
     few = tried(lambda model: Trained(delta=VECTOR, num_persons=9), **given)
     assert (type(few), few.cause) == (Refusal, Cause.TOO_FEW_PERSONS)
     assert tried(None, attacker=True, **given).delta.tolist() == (-VECTOR).tolist(), "an attacker adds none"
+    told = tried(lambda model: Trained(delta=VECTOR, num_persons=10, metrics={"loss": 0.5}), **given)
+    assert told.cause is Cause.WRONG_RESULT
+    assert "without noise" in told.detail
     # A process of its own that does not say min_persons again is checked all the same.
     for sent in ({"model": START}, {"delta": np.ones(3, np.float16), "num_persons": 10}, {"delta": VECTOR}):
         assert tried(lambda model, sent=sent: Trained(**sent), noising=noising).cause is Cause.WRONG_RESULT
