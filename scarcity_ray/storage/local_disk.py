@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 
 from scarcity_ray.errors import StorageError
+from scarcity_ray.private_folder import why_not_private
 
 NETWORK_FILE_SYSTEMS = frozenset(
     [
@@ -83,9 +83,8 @@ def make_own_folder(folder: Path, what: str, setting: str) -> None:
 
     Raises:
         StorageError: If it lies on a network file system, cannot be made, is another user's, is open to
-            others, or is a link.
+            others, or is a link; or if anybody may rename what is in the folder above.
     """
-    remedy = f"or set another {setting}"
     kind = network_file_system(folder)
     if kind is not None:
         raise StorageError(
@@ -94,21 +93,10 @@ def make_own_folder(folder: Path, what: str, setting: str) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.lstat()
+        why = why_not_private(folder, f"the folder for {what}")
     except OSError as error:
         raise StorageError(
             f"{folder}: the folder for {what} cannot be made ({error.strerror}); set another {setting}"
         ) from None
-    if not stat.S_ISDIR(found.st_mode):
-        raise StorageError(f"{folder}: this is a link or a file, no folder for {what}; move it, {remedy}")
-    if found.st_uid != os.geteuid():
-        raise StorageError(
-            f"{folder}: the folder for {what} is of user {found.st_uid}, this is {os.geteuid()}; remove it, "
-            f"{remedy}"
-        )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise StorageError(
-            f"{folder}: others have access to the folder for {what} (mode "
-            f"{stat.S_IMODE(found.st_mode):04o}); see that what is in it is yours, then chmod 700 it, "
-            f"{remedy}"
-        )
+    if why:
+        raise StorageError(f"{why}, or set another {setting}")

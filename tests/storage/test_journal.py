@@ -248,6 +248,11 @@ def test_a_folder_of_its_own_is_this_users_alone(tmp_path: Path) -> None:
     own.chmod(0o750)
     with pytest.raises(StorageError, match=r"others have access .*mode 0750"):
         make_own_folder(own, "the journal", "journal_path")
+    own.chmod(0o700)
+    tmp_path.chmod(0o777)
+    with pytest.raises(StorageError, match=r"anybody may rename .*mode 0777.*journal_path"):
+        make_own_folder(own, "the journal", "journal_path")
+    tmp_path.chmod(0o700)
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
     with pytest.raises(StorageError, match="a link or a file"):

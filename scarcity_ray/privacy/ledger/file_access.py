@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from scarcity_ray.errors import LedgerError
-
-_REMEDY = "or choose another place with ledger_path"
+from scarcity_ray.private_folder import why_not_private
 
 
 def make_folder(folder: Path) -> None:
@@ -50,27 +49,8 @@ def make_private_folder(folder: Path) -> None:
             rename what is in the folder above.
     """
     make_folder(folder)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise LedgerError(
-            f"{folder}: the ledger's folder is a link or a file; put a folder in its place, {_REMEDY}"
-        )
-    if found.st_uid != os.geteuid():
-        raise LedgerError(
-            f"{folder}: the ledger's folder is of user {found.st_uid}, this is {os.geteuid()}; "
-            f"remove it, {_REMEDY}"
-        )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise LedgerError(
-            f"{folder}: others have access to the ledger's folder (mode {stat.S_IMODE(found.st_mode):04o}); "
-            f"see that what is in it is yours, then chmod 700 it, {_REMEDY}"
-        )
-    above = folder.parent.stat()
-    if above.st_mode & stat.S_IWOTH and not above.st_mode & stat.S_ISVTX:
-        raise LedgerError(
-            f"{folder.parent}: anybody may rename what is in it (mode {stat.S_IMODE(above.st_mode):04o}), "
-            f"the ledger's folder too; chmod o-w it, {_REMEDY}"
-        )
+    if why := why_not_private(folder, "the ledger's folder"):
+        raise LedgerError(f"{why}, or choose another place with ledger_path")
 
 
 def is_this_users(path: Path) -> bool:
