@@ -18,7 +18,7 @@ from scarcity_ray.plan.gossip import GossipPlan
 from scarcity_ray.plan.release import BasketFacts, ReleasePlan
 from scarcity_ray.plan.session import honest_shares
 from scarcity_ray.privacy.accounting.gaussian_dp import mu_of_gaussian
-from scarcity_ray.privacy.accounting.modes import Accounting
+from scarcity_ray.privacy.accounting.modes import ROUNDING, Accounting
 from scarcity_ray.privacy.accounting.zcdp import share_sigma
 from scarcity_ray.privacy.adaptive_clipping import BIT_SHARE, adapted_clip_norm, bit_radius
 from scarcity_ray.privacy.schedule import NoiseSchedule, Step
@@ -54,8 +54,6 @@ GRID_STEPS = 2.0**22
 """Fixed-point steps to a clip norm: what a float32 mantissa resolves."""
 NOISE_TAIL = 12.0
 """Standard deviations of noise that the ring must hold: exceeded with probability below 2^-100."""
-ROUNDING = 1.0 + 1e-12
-"""By this factor a sum of mu^2 may pass its cap, as in `privacy.accounting.accountant`."""
 
 
 class FederationPlan:

@@ -39,8 +39,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_ROUNDING = 1.0 + 1e-12
-"""By this factor a sum of mu^2 may pass its cap, as in `privacy.accounting.accountant`."""
+from scarcity_ray.privacy.accounting.modes import ROUNDING
+
 _SAME_MU = 1e-13
 """Relative difference of two computers' libm in one mu."""
 
@@ -97,7 +97,7 @@ class NoiseSchedule:
         """Releases that a cap on the sum of mu^2 buys; inf without a cap, or where nothing is charged."""
         if math.isinf(cap) or self.mu_release == 0.0:
             return math.inf
-        return float(math.floor(cap / self.mu_release**2 * _ROUNDING))
+        return float(math.floor(cap / self.mu_release**2 * ROUNDING))
 
     def num_left(self, step: Step) -> float:
         """Releases that may still be charged, at least."""
