@@ -1,6 +1,6 @@
 """Real deaths on a cluster of three nodes: SIGKILL and SIGSTOP at random moments, and what they lose.
 
-``python -m benchmarks deaths [--kills 200] [--seed 0] [--minutes 600] [--folder DIR]``. A driver, in a
+``python -m benchmarks deaths [--kills 200] [--seed 0] [--record FILE] [--folder DIR]``. A driver, in a
 process of its own, goes through rounds of a federation with ``durability: update``; each of its clients'
 updates has a coordinate of its own, and the noise is zero, so that a release shows what is in it. Meanwhile a
 role, a training task, a node, the driver, or the whole cluster is killed, or stopped for a while. A driver
@@ -17,6 +17,9 @@ At each federation's end (``--kills-a-federation``) all faults cease, what has n
 
 Per death: who died, in what, seconds to the end of the next call of the driver, and of a whole round. The
 exit status is 1 if anything was lost, counted twice, or stood still for ``--patience`` seconds.
+
+With ``--record FILE`` each federation that is done is a line of JSON in the file, and the same command goes
+on from there: ``--kills`` and the figures at the end are of all of them. ``--federations 1`` does one.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,12 @@ class Nodes:
     def everything(self) -> list[int]:
         return [pid for node in [*self.dead, *self.cluster.list_all_nodes()] for pid in self.processes(node)]
 
+    def end(self) -> None:
+        """Leave no process behind."""
+        with suppress(Exception):
+            signalled(self.everything(), signal.SIGKILL)
+            self.cluster.shutdown()
+
     def reap(self) -> None:
         """Workers of a raylet that is a zombie take it for alive."""
         for node in [*self.dead, *self.cluster.list_all_nodes()]:
@@ -177,7 +186,6 @@ class Life:
     """One federation, from its beginning to its end."""
 
     def __init__(self, folder: Path, kind: str, nodes: Nodes, chance: random.Random, patience: float) -> None:
-        folder.mkdir(parents=True)
         self.folder, self.kind, self.nodes, self.chance, self.patience = folder, kind, nodes, chance, patience
         self.releases: dict[int, GlobalMetaModel] = {}
         self.deaths: list[Death] = []
@@ -335,14 +343,14 @@ class Life:
         self.driver.kill()
         return time.time()
 
-    def live(self, kills: int, until: float) -> None:
+    def live(self, kills: int) -> None:
         """Go through so many deaths, then settle."""
         self.start_driver()
         if self.wait_for(0.0, "round") is None:
             self.wrong.append("it did not begin")
             kills = 0
         pace = 1.0
-        while len(self.deaths) < kills and time.time() < until and not self.wrong:
+        while len(self.deaths) < kills and not self.wrong:
             if any(line["what"] == "finished" for line in self.lines()):
                 break
             wait = time.time() + self.chance.uniform(0.0, 1.5 * pace)
@@ -471,64 +479,103 @@ def judged(life: Life) -> Counter[str]:
     return counts
 
 
-def main() -> int:
-    """Kill until there were enough."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks deaths", description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--kills-a-federation", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=600.0)
-    parser.add_argument("--patience", type=float, default=180.0)
-    parser.add_argument("--kinds", nargs="+", choices=["calls", "fit"], default=["calls", "fit"])
-    parser.add_argument("--who", nargs="+", choices=list(WEIGHTS), help="only these")
-    parser.add_argument("--folder", type=Path, help="kept; by default a temporary one, kept if it went wrong")
-    asked = parser.parse_args()
-    for name in set(WEIGHTS) - set(asked.who or WEIGHTS):
-        del WEIGHTS[name]
-    chance = random.Random(asked.seed)
-    until = time.time() + 60.0 * asked.minutes
-    folder = asked.folder or Path(tempfile.mkdtemp(prefix="deaths-"))
-    nodes, totals, deaths, wrong, number = Nodes(), Counter[str](), list[Death](), list[str](), 0
-    try:
-        while len(deaths) < asked.kills and time.time() < until and not wrong:
-            kind = asked.kinds[number % len(asked.kinds)]
-            print(f"federation {number}: {kind}", flush=True)
-            life = Life(folder / str(number), kind, nodes, chance, asked.patience)
-            life.live(min(asked.kills_a_federation, asked.kills - len(deaths)), until)
-            counts = judged(life)
-            print("  " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if n), flush=True)
-            totals += counts
-            deaths += life.deaths
-            wrong += life.wrong
-            number += 1
-    finally:
-        with suppress(Exception):
-            signalled(nodes.everything(), signal.SIGKILL)
-            nodes.cluster.shutdown()
-    print(f"\n{len(deaths)} deaths and stops in {number} federations, by who:")
-    for who in WEIGHTS:
-        mine = [d for d in deaths if d.who == who]
-        reached = [d.next_call for d in mine if d.next_call is not None]
-        if mine:
-            told = (
-                f"median {statistics.median(reached):.1f} s, most {max(reached):.1f} s"
-                if reached
-                else "never"
-            )
-            print(f"  {who}: {len(mine)}, seconds to the end of the next call: {told}")
-    print(
+@dataclass(frozen=True)
+class Record:
+    """One federation that is done, as a line of the record.
+
+    Attributes:
+        counts: What became of its updates, and its releases and charges (`judged`).
+    """
+
+    seed: int
+    number: int
+    kind: str
+    seconds: float
+    deaths: list[Death]
+    counts: dict[str, int]
+    wrong: list[str]
+
+    @classmethod
+    def read(cls, file: Path) -> list[Record]:
+        """The lines of a file; none if it is not there."""
+        lines = map(json.loads, file.read_text().splitlines() if file.exists() else ())
+        return [cls(**{**line, "deaths": [Death(**death) for death in line["deaths"]]}) for line in lines]
+
+
+def told(records: Sequence[Record]) -> str:
+    """What they come to."""
+    deaths = [death for record in records for death in record.deaths]
+    totals = sum((Counter(record.counts) for record in records), Counter[str]())
+    minutes = sum(record.seconds for record in records) / 60.0
+    lines = [f"{len(deaths)} deaths and stops in {len(records)} federations, {minutes:.0f} minutes, by who:"]
+    for who in sorted({death.who for death in deaths}):
+        mine = [death for death in deaths if death.who == who]
+        reached = [death.next_call for death in mine if death.next_call is not None]
+        within = (
+            f"median {statistics.median(reached):.1f} s, most {max(reached):.1f} s" if reached else "never"
+        )
+        stopped = sum(death.seconds > 0 for death in mine)
+        lines.append(f"  {who}: {len(mine)} ({stopped} stopped), to the end of the next call: {within}")
+    lines += [
         f"{totals['acknowledged']} updates acknowledged: {totals['released']} released, "
         f"{totals['withdrawn']} withdrawn, {totals['superseded']} superseded, {totals['waiting']} waiting, "
         f"{totals['charged, and the session failed']} in sessions that failed after the charge, "
         f"{totals['lost']} lost, {totals['double']} counted twice; "
-        f"{totals['charges']} charges, {totals['releases']} releases"
-    )
-    print(*wrong, sep="\n")
-    if not wrong and asked.folder is None:
+        f"{totals['charges']} charges, {totals['releases']} releases",
+        *(wrong for record in records for wrong in record.wrong),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Kill until there were enough."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks deaths", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="in all, those in the record too")
+    parser.add_argument("--kills-a-federation", type=int, default=20)
+    parser.add_argument("--federations", type=int, default=1_000, help="at most, in this run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patience", type=float, default=180.0)
+    parser.add_argument("--kinds", nargs="+", choices=["calls", "fit"], default=["calls", "fit"])
+    parser.add_argument("--who", nargs="+", choices=list(WEIGHTS), help="only these")
+    parser.add_argument("--record", type=Path, help="go on from this file, and add to it")
+    parser.add_argument("--folder", type=Path, help="kept; by default a temporary one, kept if it went wrong")
+    asked = parser.parse_args()
+    for name in set(WEIGHTS) - set(asked.who or WEIGHTS):
+        del WEIGHTS[name]
+    records = Record.read(asked.record) if asked.record else []
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="deaths-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes: Nodes | None = None
+    is_wrong = False
+    try:
+        for _ in range(asked.federations):
+            left = asked.kills - sum(len(record.deaths) for record in records)
+            if left <= 0 or is_wrong:
+                break
+            nodes = nodes or Nodes()
+            number = max((r.number for r in records if r.seed == asked.seed), default=-1) + 1
+            kind, began = asked.kinds[number % len(asked.kinds)], time.time()
+            print(f"federation {number}: {kind}", flush=True)
+            own = Path(tempfile.mkdtemp(prefix=f"{number}-", dir=folder))
+            life = Life(own, kind, nodes, random.Random(f"{asked.seed}/{number}"), asked.patience)
+            life.live(min(asked.kills_a_federation, left))
+            counts, took = dict(judged(life)), time.time() - began
+            record = Record(asked.seed, number, kind, took, life.deaths, counts, life.wrong)
+            records.append(record)
+            is_wrong = bool(life.wrong)
+            if asked.record:
+                with asked.record.open("a") as file:
+                    file.write(json.dumps(asdict(record)) + "\n")
+            print("  " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if n), flush=True)
+    finally:
+        if nodes is not None:
+            nodes.end()
+    print(f"\n{told(records)}")
+    if not is_wrong and asked.folder is None:
         shutil.rmtree(folder)
     else:
         print(f"kept in {folder}")
-    return int(bool(wrong))
+    return int(is_wrong)
 
 
 if __name__ == "__main__":
