@@ -558,7 +558,11 @@ def main() -> int:
             print(f"federation {number}: {kind}", flush=True)
             own = Path(tempfile.mkdtemp(prefix=f"{number}-", dir=folder))
             life = Life(own, kind, nodes, random.Random(f"{asked.seed}/{number}"), asked.patience)
-            life.live(min(asked.kills_a_federation, left))
+            try:
+                life.live(min(asked.kills_a_federation, left))
+            finally:
+                if life.driver is not None:
+                    life.driver.kill()
             counts, took = dict(judged(life)), time.time() - began
             record = Record(asked.seed, number, kind, took, life.deaths, counts, life.wrong)
             records.append(record)
