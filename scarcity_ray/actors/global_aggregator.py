@@ -250,7 +250,7 @@ class GlobalAggregator(Role):
         if force and fresh >= layer2.min_baskets:
             return True, "forced"
         since = self._since
-        reason = global_due(fresh, active, 0.0 if since is None else now - since, layer2)
+        reason = global_due(fresh, active, 0.0 if since is None else abs(now - since), layer2)
         return reason is not None, str(reason or f"{fresh} of {active} active baskets are fresh")
 
     def _waits(self, facts: Collection[BasketFacts], registered: Collection[str]) -> str:

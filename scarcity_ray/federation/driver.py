@@ -613,7 +613,7 @@ class Driver:
         return waiting_for(
             self.supervisor.plan,
             self._backlogs(),
-            None if layer2["since"] is None else now - layer2["since"],
+            None if layer2["since"] is None else abs(now - layer2["since"]),
             registered=self._registered(),
             read_only=budget.read_only,
             taken_over=budget.read_only_reason if budget.taken_over else "",
