@@ -449,25 +449,38 @@ def judged(life: Life) -> Counter[str]:
         if update not in sent:
             life.wrong.append(f"{update} was never sent, and is in a release")
     domain = {client: place // 4 for place, client in enumerate(IDS)}
-    for update, at in accepted.items():
+
+    def waited(update: tuple[int, str], until: int) -> bool:
+        """Whether it may have waited so long: what waits of a client enters an aggregate together."""
         round_id, client = update
-        if released[update]:
-            counts["released"] += 1
-        elif any(when >= at and r <= round_id + 1 and domain[c] == domain[client] for when, r, c in left):
-            counts["withdrawn"] += 1
+        return not any(released[later, client] for later in range(round_id + 1, until + 1))
+
+    missing = {update: at for update, at in accepted.items() if not released[update]}
+    counts["released"] = len(accepted) - len(missing)
+    own = {
+        update
+        for update, at in missing.items()
+        if any(at <= when and client == update[1] and waited(update, until) for when, until, client in left)
+    }
+    counts["withdrawn"] = len(own)
+    last = max((round_id for round_id, _ in accepted), default=0)
+    waiting = {update for update in missing.keys() - own if waited(update, last)}
+    if not stats or len(waiting) != stats["n_updates_buffered"]:
+        waiting = set()
+    counts["waiting"] = len(waiting)
+    for update in sorted(missing.keys() - own - waiting):
+        round_id, client = update
+        if any(
+            missing[update] <= when and until <= round_id + 1 and domain[gone] == domain[client]
+            for when, until, gone in left
+        ):
+            counts["withdrawn"] += 1  # with the aggregate that it shared with whom left
         elif round_id in charged and round_id not in rounds_of:
             counts["charged, and the session failed"] += 1
         elif round_id in given_up:
             counts["superseded"] += 1
         else:
             nowhere.append(update)
-    # What waits in a basket that is too small waits to the end, with the last round's.
-    last = max((round_id for round_id, _ in accepted), default=0)
-    small = {client for round_id, client in nowhere if round_id == last}
-    waiting = [update for update in nowhere if update[1] in small]
-    if stats and len(waiting) == stats["n_updates_buffered"]:
-        counts["waiting"] = len(waiting)
-        nowhere = [update for update in nowhere if update[1] not in small]
     if len(nowhere) <= 4 * stats.get("n_basket_models_superseded", 0):
         counts["superseded"] += len(nowhere)
         nowhere = []

@@ -58,6 +58,26 @@ def test_a_release_without_a_charge_of_its_own_is_seen(life: deaths.Life) -> Non
     assert {"two releases have one charge", "3 releases, and 2 charges"} <= set(life.wrong)
 
 
+def test_what_waits_and_what_its_client_takes_along_is_not_lost_but_what_others_outran_is(
+    life: deaths.Life,
+) -> None:
+    """c03 and c04 are in no release: c03 leaves, and c04 waits; of c05 a later update is in one."""
+    for client in ("c03", "c04"):
+        for version, model in life.releases.items():
+            gone = np.where(row(client, version - 1) > 0, np.float32(0.0), model.aggregate)
+            life.releases[version] = replace(model, aggregate=gone)
+    log = Log(life.folder)
+    log("begin", call="unregister", client="c03", round=2)
+    log("settled", stats={"n_updates_buffered": 2})
+    counts = deaths.judged(life)
+    assert not life.wrong
+    assert (counts["withdrawn"], counts["waiting"], counts["lost"]) == (2, 2, 0)
+    first = life.releases[1]
+    outrun = np.where(row("c05", 0) > 0, np.float32(0.0), first.aggregate)
+    life.releases[1] = replace(first, aggregate=outrun)
+    assert deaths.judged(life)["lost"] == 1
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ten_deaths_lose_nothing_and_count_nothing_twice(tmp_path: Path) -> None:
