@@ -26,48 +26,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks._deaths_driver import IDS
+from benchmarks._deaths_nodes import Machines, Nodes, Place, program, roles_among, signalled, title
+from benchmarks._deaths_oracle import judged
 from scarcity_ray.actors.global_aggregator import RELEASE
 from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.errors import StorageError
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.storage.snapshots import Snapshots
 
-OFTEN = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 4,
-}
-"""Ray finds a dead node in about 3 s, not in 15."""
-NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
-ROLES = {
-    "basket": ("BasketHost", "basket."),
-    "accountant": ("Accountant", "accountant."),
-    "directory": ("Directory", "directory."),
-    "global": ("GlobalAggregator", "global."),
-    "worker": ("_run", "train", "IDLE"),
-}
-"""How Ray titles their processes, idle and at work."""
 WEIGHTS = {
     "basket": 5,
     "two baskets": 2,
@@ -81,79 +62,12 @@ WEIGHTS = {
     "raylet": 2,
     "node": 2,
     "cluster": 1,
+    "head": 1,
+    "cut": 2,
 }
 STOPPED_SECONDS = (0.2, 4.0)
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes that a process started, and these, and so on."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    found: list[int] = []
-    with suppress(OSError):
-        for child in children.read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
-
-
-def title(pid: int) -> str:
-    """A Ray worker's title without its prefix: its class, or the call that it is in; empty for others."""
-    with suppress(OSError):
-        said = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
-        return said.removeprefix("ray::") if said.startswith("ray::") else ""
-    return ""
-
-
-def signalled(pids: Sequence[int], how: signal.Signals) -> None:
-    """Send a signal to those that are there."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, how)
-
-
-class Nodes:
-    """A head and two more nodes on this machine."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-        head = {**NODE, "include_dashboard": False, "_system_config": OFTEN}
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
-        self.dead: list[Any] = []
-        for _ in range(2):
-            self.add()
-
-    @property
-    def address(self) -> str:
-        return str(self.cluster.address)
-
-    def add(self) -> None:
-        self.cluster.add_node(wait=False, **NODE)
-
-    def processes(self, node: Any) -> list[int]:
-        """Of a node, with all that they started."""
-        roots = [info.process.pid for infos in node.all_processes.values() for info in infos]
-        return [pid for root in roots for pid in (root, *descendants(root))]
-
-    def everything(self) -> list[int]:
-        return [pid for node in [*self.dead, *self.cluster.list_all_nodes()] for pid in self.processes(node)]
-
-    def end(self) -> None:
-        """Leave no process behind."""
-        with suppress(Exception):
-            signalled(self.everything(), signal.SIGKILL)
-            self.cluster.shutdown()
-
-    def reap(self) -> None:
-        """Workers of a raylet that is a zombie take it for alive."""
-        for node in [*self.dead, *self.cluster.list_all_nodes()]:
-            for infos in node.all_processes.values():
-                for info in infos:
-                    info.process.poll()
-
-    def roles(self, kind: str) -> list[int]:
-        """Processes of one kind of role."""
-        return [pid for pid in self.everything() if title(pid).startswith(ROLES[kind])]
+CUT_SECONDS = (0.2, 9.0)
+"""A node is given up for dead after about 3."""
 
 
 @dataclass
@@ -185,7 +99,7 @@ class Death:
 class Life:
     """One federation, from its beginning to its end."""
 
-    def __init__(self, folder: Path, kind: str, nodes: Nodes, chance: random.Random, patience: float) -> None:
+    def __init__(self, folder: Path, kind: str, nodes: Place, chance: random.Random, patience: float) -> None:
         self.folder, self.kind, self.nodes, self.chance, self.patience = folder, kind, nodes, chance, patience
         self.releases: dict[int, GlobalMetaModel] = {}
         self.deaths: list[Death] = []
@@ -207,7 +121,13 @@ class Life:
 
     def start_driver(self, verb: str = "work") -> None:
         with (self.folder / "driver.err").open("ab") as errors:
-            command = [sys.executable, "-m", "benchmarks._deaths_driver", self.nodes.address]
+            command = [
+                *self.nodes.inside,
+                sys.executable,
+                "-m",
+                "benchmarks._deaths_driver",
+                self.nodes.address,
+            ]
             self.driver = subprocess.Popen(
                 [*command, str(self.folder), self.kind, verb], stdout=errors, stderr=errors
             )
@@ -278,23 +198,19 @@ class Life:
                 case "driver":
                     found += [self.driver.pid] if self.driver is not None else []
                 case "two baskets":
-                    there = nodes.roles("basket")
+                    there = roles_among(nodes.everything(), "basket")
                     found += chance.sample(there, min(2, len(there)))
-                case "raylet" | "node":
-                    others = list(nodes.cluster.worker_nodes)
-                    if others:
-                        node = chance.choice(others)
-                        pids = nodes.processes(node)
-                        found += (
-                            pids
-                            if part == "node"
-                            else [i.process.pid for i in node.all_processes.get("raylet", ())]
-                        )
-                        self.doomed = node
+                case "raylet" | "node" | "cut":
+                    if others := nodes.others():
+                        self.doomed = chance.choice(others)
+                        pids = nodes.processes(self.doomed)
+                        found += [p for p in pids if part != "raylet" or program(p).endswith("/raylet")]
+                case "head":
+                    found += nodes.head()
                 case "cluster":
                     found += nodes.everything() + ([self.driver.pid] if self.driver else [])
                 case _:
-                    there = nodes.roles(part)
+                    there = roles_among(nodes.everything(), part)
                     at_work = [pid for pid in there if title(pid) != "IDLE"]
                     found += [chance.choice(at_work or there)] if there else []
         return found
@@ -303,27 +219,31 @@ class Life:
         """Let somebody die or stand still now, and wait until a round is done."""
         chance = self.chance
         kinds = {k: w for k, w in WEIGHTS.items() if self.kind == "fit" or k != "worker"}
+        if not isinstance(self.nodes, Machines):
+            kinds.pop("cut", None)
         who = chance.choices(list(kinds), list(kinds.values()))[0]
-        seconds = chance.uniform(*STOPPED_SECONDS) if who != "cluster" and chance.random() < 0.3 else 0.0
+        seconds = chance.uniform(*STOPPED_SECONDS) if chance.random() < 0.3 else 0.0
+        seconds = chance.uniform(*CUT_SECONDS) if who == "cut" else seconds
+        seconds = 0.0 if who in ("cluster", "head") else seconds
         pids = self.victims(who)
         if not pids:
             return None
         death = Death(who, seconds, self.phase(pids), time.time())
         self.deaths.append(death)
-        signalled(pids, signal.SIGSTOP if seconds else signal.SIGKILL)
-        if seconds:
+        if who == "cut":
+            self.cut_off(seconds, death)
+        elif seconds:
+            signalled(pids, signal.SIGSTOP)
             time.sleep(seconds)
             signalled(pids, signal.SIGCONT)
-        elif who in ("raylet", "node"):
-            self.nodes.cluster.worker_nodes.discard(self.doomed)
-            self.nodes.dead.append(self.doomed)
-            self.nodes.add()
-        elif who == "cluster":
-            with suppress(Exception):
-                self.nodes.cluster.shutdown()
-            self.nodes.__init__()  # type: ignore[misc]
+        else:
+            signalled(pids, signal.SIGKILL)
+        if not seconds and who in ("raylet", "node"):
+            self.nodes.replace(self.doomed)
+        elif who in ("cluster", "head"):
+            self.nodes.begin_anew()
         end = death.at + seconds
-        if not seconds and ("driver" in who or who == "cluster") and chance.random() < 0.4:
+        if not seconds and ("driver" in who or who in ("cluster", "head")) and chance.random() < 0.4:
             end = self.kill_the_successor(death)
         for what in ("call", "round"):
             reached = self.wait_for(end, what)
@@ -332,6 +252,26 @@ class Life:
                 break
             setattr(death, f"next_{what}", reached - end)
         return death
+
+    def cut_off(self, seconds: float, death: Death) -> None:
+        """Cut a node off: for all the time, or for moments of it, as where packets are lost.
+
+        One that was given up for dead meanwhile ends when it is joined again; another takes its place.
+        """
+        nodes, until, is_lossy = self.nodes, time.time() + seconds, self.chance.random() < 0.4
+        assert isinstance(nodes, Machines)
+        death.notes.append("cut off in moments" if is_lossy else "cut off")
+        while (left := until - time.time()) > 0.0:
+            nodes.cut(self.doomed, off=True)
+            time.sleep(min(left, self.chance.uniform(0.05, 0.5)) if is_lossy else left)
+            nodes.cut(self.doomed, off=False)
+            time.sleep(self.chance.uniform(0.05, 0.3) if is_lossy else 0.0)
+        joined = time.time() + 3.0
+        while time.time() < joined and self.doomed in nodes.others():
+            time.sleep(0.1)
+        if self.doomed not in nodes.others():
+            death.notes.append("given up for dead")
+            nodes.replace(self.doomed)
 
     def kill_the_successor(self, death: Death) -> float:
         """Kill the next driver as it attaches, restores, or just afterwards; when it died."""
@@ -385,111 +325,6 @@ class Life:
         else:
             self.wrong.append("nobody could settle it")
         self.read_releases()
-
-
-def inside(model: GlobalMetaModel) -> list[tuple[int, str]]:
-    """The updates in a release, each as round and client."""
-    places = np.flatnonzero(np.abs(model.aggregate) > 1e-3)
-    return [(int(p) // len(IDS), IDS[int(p) % len(IDS)]) for p in places]
-
-
-def charges(ledger: Path) -> Iterator[tuple[str, dict[str, Any], bytes]]:
-    """Charges of releases that were not voided, as SQLite has them."""
-    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
-        rows = list(connection.execute("SELECT charge_id, record, hash FROM ledger ORDER BY seq"))
-    records = [(charge_id, json.loads(record), bytes(hash_)) for charge_id, record, hash_ in rows]
-    for charge_id, record, hash_ in records:
-        if record["kind"] == "release":
-            yield charge_id, record["body"], hash_
-
-
-def judged(life: Life) -> Counter[str]:
-    """What became of each update; what is wrong is added to `Life.wrong`."""
-    counts: Counter[str] = Counter()
-    accepted: dict[tuple[int, str], float] = {}
-    sent: set[tuple[int, str]] = set()
-    left: list[tuple[float, int, str]] = []
-    given_up: set[int] = set()
-    nowhere: list[tuple[int, str]] = []
-    stats: dict[str, int] = {}
-    for line in life.lines():
-        match line["what"]:
-            case "send":
-                sent |= {(line["round"], client) for client in line["clients"]}
-            case "sent":
-                for client, refused in zip(line["clients"], line["refused"], strict=True):
-                    if refused is None and (line["round"], client) in accepted:
-                        life.wrong.append(f"{client}'s update of round {line['round']} was accepted twice")
-                    if refused is None:
-                        accepted[line["round"], client] = line["at"]
-                    counts["refused: " + refused if refused else "receipts"] += 1
-            case "begin" if line["call"] == "unregister":
-                left.append((line["at"], line["round"], line["client"]))
-            case "settled":
-                stats = line["stats"]
-            case "gave up":
-                given_up.add(line["round"])
-    released = Counter(update for model in life.releases.values() for update in inside(model))
-    paid = list(charges(life.folder / "ledger.sqlite"))
-    unpublished = len(paid) - len(life.releases)
-    heads = Counter(model.ledger_head for model in life.releases.values())
-    if any(n > 1 for n in heads.values()):
-        life.wrong.append("two releases have one charge")
-    if unpublished < 0:
-        life.wrong.append(f"{len(life.releases)} releases, and {len(paid)} charges")
-    versions = sorted(life.releases)
-    if versions != list(range(1, len(versions) + 1)):
-        life.wrong.append(f"versions {versions}")
-    rounds_of = {m.round_id for m in life.releases.values()}
-    charged = {int(r["details"]["round"]) for _, r, _ in paid} if unpublished else set()
-    for update, times in released.items():
-        if times > 1:
-            counts["double"] += 1
-            life.wrong.append(f"{update} is in {times} releases")
-        if update not in sent:
-            life.wrong.append(f"{update} was never sent, and is in a release")
-    domain = {client: place // 4 for place, client in enumerate(IDS)}
-
-    def waited(update: tuple[int, str], until: int) -> bool:
-        """Whether it may have waited so long: what waits of a client enters an aggregate together."""
-        round_id, client = update
-        return not any(released[later, client] for later in range(round_id + 1, until + 1))
-
-    missing = {update: at for update, at in accepted.items() if not released[update]}
-    counts["released"] = len(accepted) - len(missing)
-    own = {
-        update
-        for update, at in missing.items()
-        if any(at <= when and client == update[1] and waited(update, until) for when, until, client in left)
-    }
-    counts["withdrawn"] = len(own)
-    last = max((round_id for round_id, _ in accepted), default=0)
-    waiting = {update for update in missing.keys() - own if waited(update, last)}
-    if not stats or len(waiting) != stats["n_updates_buffered"]:
-        waiting = set()
-    counts["waiting"] = len(waiting)
-    for update in sorted(missing.keys() - own - waiting):
-        round_id, client = update
-        if any(
-            missing[update] <= when and until <= round_id + 1 and domain[gone] == domain[client]
-            for when, until, gone in left
-        ):
-            counts["withdrawn"] += 1  # with the aggregate that it shared with whom left
-        elif round_id in charged and round_id not in rounds_of:
-            counts["charged, and the session failed"] += 1
-        elif round_id in given_up:
-            counts["superseded"] += 1
-        else:
-            nowhere.append(update)
-    if len(nowhere) <= 4 * stats.get("n_basket_models_superseded", 0):
-        counts["superseded"] += len(nowhere)
-        nowhere = []
-    counts["lost"] = len(nowhere)
-    for round_id, client in nowhere:
-        life.wrong.append(f"{client}'s update of round {round_id} was acknowledged and is nowhere")
-    counts |= {"acknowledged": len(accepted), "releases": len(versions), "charges": len(paid)}
-    counts["charged and not published"] = unpublished
-    return counts
 
 
 @dataclass(frozen=True)
@@ -550,6 +385,7 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=180.0)
     parser.add_argument("--kinds", nargs="+", choices=["calls", "fit"], default=["calls", "fit"])
     parser.add_argument("--who", nargs="+", choices=list(WEIGHTS), help="only these")
+    parser.add_argument("--machines", action="store_true", help="each node in a network of its own; as root")
     parser.add_argument("--record", type=Path, help="go on from this file, and add to it")
     parser.add_argument("--folder", type=Path, help="kept; by default a temporary one, kept if it went wrong")
     asked = parser.parse_args()
@@ -558,14 +394,14 @@ def main() -> int:
     records = Record.read(asked.record) if asked.record else []
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="deaths-"))
     folder.mkdir(parents=True, exist_ok=True)
-    nodes: Nodes | None = None
+    nodes: Place | None = None
     is_wrong = False
     try:
         for _ in range(asked.federations):
             left = asked.kills - sum(len(record.deaths) for record in records)
             if left <= 0 or is_wrong:
                 break
-            nodes = nodes or Nodes()
+            nodes = nodes or (Machines() if asked.machines else Nodes())
             number = max((r.number for r in records if r.seed == asked.seed), default=-1) + 1
             kind, began = asked.kinds[number % len(asked.kinds)], time.time()
             print(f"federation {number}: {kind}", flush=True)
@@ -576,8 +412,10 @@ def main() -> int:
             finally:
                 if life.driver is not None:
                     life.driver.kill()
-            counts, took = dict(judged(life)), time.time() - began
-            record = Record(asked.seed, number, kind, took, life.deaths, counts, life.wrong)
+            counts, wrong = judged(life.lines(), life.releases, own / "ledger.sqlite")
+            life.wrong += wrong
+            took = time.time() - began
+            record = Record(asked.seed, number, kind, took, life.deaths, dict(counts), life.wrong)
             records.append(record)
             is_wrong = bool(life.wrong)
             if asked.record:

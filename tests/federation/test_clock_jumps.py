@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks._deaths_driver import CLIENTS, IDS, Silence, config, row
-from benchmarks.deaths import inside
+from benchmarks._deaths_oracle import inside
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.config import load
 from scarcity_ray.privacy.ledger.ledger import Ledger

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from benchmarks._deaths_driver import CLIENTS, IDS, Silence, config, row
-from benchmarks.deaths import charges, inside
+from benchmarks._deaths_oracle import charges, inside
 from scarcity_ray import HierarchicalFederation
 from scarcity_ray.actors.global_aggregator import RELEASE
 from scarcity_ray.actors.kept import CODEC
