@@ -499,13 +499,21 @@ class Supervisor:
         return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
 
     def _basket_spec(
-        self, slot: int, budget: BudgetStatus, node: str | None = None, **life: object
+        self,
+        slot: int,
+        budget: BudgetStatus,
+        node: str | None = None,
+        state: SlotState | None = None,
+        **life: object,
     ) -> RoleSpec:
         """A basket actor; one with a journal is started on the node that has it."""
+        runtime = self.identity.config.runtime
+        domain = None if state is None else state.placed_domain
+        labels: Mapping[str, str] = {} if domain is None else runtime.placement.get(domain, {})
         arguments = {
             **self._shared(),
             "slot": slot,
-            "compute": self.runtime.compute,
+            "compute": self.runtime.compute.on(labels) if labels else self.runtime.compute,
             "read_only": budget.read_only,
             "run": self.identity.run,
             "budget_period": budget.period,
@@ -513,7 +521,8 @@ class Supervisor:
             "journal": self._journal_place(),
             **life,
         }
-        runtime = self.identity.config.runtime
+        if state is not None:
+            arguments["state"] = state
         return RoleSpec(
             basket_actor(slot),
             BasketHost,
@@ -522,6 +531,7 @@ class Supervisor:
             resources=dict(runtime.resources_per_actor),
             spread=node is None,
             node=node,
+            labels=labels,
         )
 
     def _shared(self) -> dict[str, object]:
