@@ -169,6 +169,7 @@ class SlotState:
         order: Of the pending operation, whose effects the other fields include.
         baskets: Ids of its baskets, with one that is being closed.
         keys: Their known identity keys; none before the actor's first start.
+        faults: All that are known; the actor keeps them for a restarted directory.
     """
 
     admissions: tuple[Admission, ...]
@@ -177,6 +178,7 @@ class SlotState:
     order: Order | None = None
     baskets: tuple[str, ...] = ()
     keys: tuple[bytes, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
