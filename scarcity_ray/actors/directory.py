@@ -123,6 +123,10 @@ class Directory(Role):
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """As `Role.once`; a change of who is where is durable before it is answered."""
         answer = super().once(call, method, *args)
+        self._store()
+        return answer
+
+    def _store(self) -> None:
         change = self._change()
         if self._kept is not None and change != self._stored_change:
             if change[1:] == self._stored_change[1:]:
@@ -132,7 +136,6 @@ class Directory(Role):
             self._stored_change = change
             self._touched_clients.clear()
             self._touched_baskets.clear()
-        return answer
 
     @query
     def routing_table(self, known: str | None = None) -> RoutingTable | News:
@@ -149,9 +152,10 @@ class Directory(Role):
         return News(self._pending, next(reversed(self._faults), None))
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
-        """Keep faults for all drivers, each once."""
+        """Keep faults for all drivers, each once; durably, where there is a storage_path."""
         for fault in faults:
             self._faults.setdefault(fault.fault_id, fault)
+        self._store()
 
     @query
     def faults(self) -> tuple[Fault, ...]:
@@ -396,6 +400,7 @@ class Directory(Role):
             baskets=tuple(baskets),
             keys=tuple(self._identities[b] for b in baskets if b in self._identities),
             placed_domain=self._loads.domain(slot),
+            faults=tuple(self._faults.values()),
         )
 
     def note_activity(self, reports: Sequence[ActivityReport], now: float) -> None:

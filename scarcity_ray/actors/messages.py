@@ -170,6 +170,7 @@ class SlotState:
         baskets: Ids of its baskets, with one that is being closed.
         keys: Their known identity keys; none before the actor's first start.
         placed_domain: The domain whose baskets alone it holds, if ``runtime.placement`` names one.
+        faults: All that are known; the actor keeps them for a restarted directory.
     """
 
     admissions: tuple[Admission, ...]
@@ -179,6 +180,7 @@ class SlotState:
     baskets: tuple[str, ...] = ()
     keys: tuple[bytes, ...] = ()
     placed_domain: str | None = None
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -253,6 +253,16 @@ class Supervisor:
         if slots:
             yield from self._recover_baskets(slots, now)
 
+    def tell_faults(self, faults: Sequence[Fault]) -> None:
+        """Have the basket actors that are there keep faults, for a restarted directory."""
+        if not faults:
+            return
+        call = Call(BasketHost.note_faults, tuple(faults))
+        for answer in [call.send(self.peers, basket_actor(slot)) for slot in sorted(self._slots())]:
+            # One that is dead is told when it starts.
+            with suppress(ActorLost):
+                answer.result()
+
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
         singles = (ACCOUNTANT, DIRECTORY, GLOBAL) if self.has_layer2 else (ACCOUNTANT, DIRECTORY)
@@ -295,10 +305,12 @@ class Supervisor:
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         homes = {s: self._journal_home(s) for s in slots}
         journalled = {slot for slot, home in homes.items() if home is not None}
-        yield [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
+        faults = [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
+        yield faults
         failure: ActorLost | None = None
         try:
             life = {"round_id": round_id, "latest": last}
+            states = {s: replace(state, faults=(*state.faults, *faults)) for s, state in states.items()}
             specs = [self._basket_spec(s, budget, homes.get(s), state=states[s], **life) for s in slots]
             self._start(specs)
         except ActorLost as lost:
@@ -415,6 +427,8 @@ class Supervisor:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
                 lost.append(basket_actor(slot))
+        told = [fault for state in states.values() for fault in state.faults]
+        known = list({fault.fault_id: fault for fault in (*known, *told)}.values())
         if lost and self.kept is not None:
             fault = _fault(
                 f"the directory and {', '.join(lost)} died; it goes on from what it has stored, and activity "
