@@ -37,6 +37,7 @@ from scarcity_ray.config.fields import (
 )
 from scarcity_ray.config.validation import settings
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.ledger_url import LedgerUrl
 
 
 @settings
@@ -248,7 +249,8 @@ class HierarchicalFederationConfig:
     machines see, or a URI (``s3://BUCKET/...``, ``gs://BUCKET/...``). None: only the budget is kept."""
     journal_path: JournalPath | None = None
     """Where accepted updates are kept until they are aggregated: a folder on a local disk of each machine
-    with baskets. None: the folder ``journal`` in `storage_path`, if that is a folder."""
+    with baskets, or the URL of a PostgreSQL database, which outlives such a disk (docs/faults.md). None: the
+    folder ``journal`` in `storage_path`, if that is a folder."""
     durability: Kept | None = None
     """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
     receipts: StrictBool = False
@@ -261,11 +263,12 @@ class HierarchicalFederationConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.keeps_updates is not Durability.NONE and self.journal_folder is None:
+        if self.keeps_updates is not Durability.NONE and self.journal_place is None:
             raise ConfigError(
                 "journal_path",
                 None,
-                f"a folder on a local disk, since durability is {self.keeps_updates.value!r}"
+                "a folder on a local disk, or a database's URL, since durability is "
+                + repr(self.keeps_updates.value)
                 + (
                     " by default with storage_path (or set durability: none)"
                     if self.durability is None
@@ -281,8 +284,10 @@ class HierarchicalFederationConfig:
         return Durability.NONE if self.storage_path is None else Durability.UPDATE
 
     @property
-    def journal_folder(self) -> str | None:
-        """Where accepted updates are kept, absolute; None if nothing says where."""
+    def journal_place(self) -> str | None:
+        """Where accepted updates are kept, a folder absolute; None if nothing says where."""
+        if isinstance(self.journal_path, LedgerUrl):
+            return self.journal_path
         if self.journal_path is not None:
             return os.path.abspath(os.path.expanduser(self.journal_path))
         if self.storage_path is None or "://" in self.storage_path:

@@ -24,10 +24,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scarcity_ray.errors import StorageError
+from scarcity_ray.errors import StorageError, UsageError
+from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.storage.formats import FORMATS, check_format
 from scarcity_ray.storage.local_disk import make_own_folder
+
+if TYPE_CHECKING:
+    from scarcity_ray.storage.postgres_journal import PostgresJournal
 
 KIND = "scarcity_ray journal"
 PAGE_BYTES = 16_384
@@ -64,20 +69,27 @@ class JournalPlace:
     """Where the journals of a federation's basket actors lie, and when they are on the disk.
 
     Attributes:
-        folder: On each machine with baskets; mode 0700.
+        where: A folder on each machine with baskets, mode 0700; or a database (`LedgerUrl`).
         syncs_updates: Whether each call is on the disk before it is answered (``durability: update``). If not
             (``round``), it is handed to the operating system, so that it outlives the process but not the
             machine, until the next call that is not an update: an aggregate, a session, a new round.
         continues: The runs whose journals this run takes over.
+        epoch: How often the federation was opened; in a database, an earlier one writes nothing any more.
     """
 
-    folder: str
+    where: str
     syncs_updates: bool = True
     continues: tuple[int, ...] = ()
+    epoch: int = 0
+
+    @property
+    def is_database(self) -> bool:
+        """Whether the journals outlive the disks of the machines with baskets."""
+        return isinstance(self.where, LedgerUrl)
 
     def path(self, federation_id: str, slot: int) -> Path:
         """The file of one basket actor."""
-        return Path(self.folder) / federation_id / f"basket-{slot}.sqlite"
+        return Path(self.where) / federation_id / f"basket-{slot}.sqlite"
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,8 @@ class Journal:
             make_own_folder(folder, "the journal", "journal_path")
         self.path = path
         self.set_aside: Path | None = None
-        if not path.exists():
+        self.is_new = not path.exists()
+        if self.is_new:
             self._create(federation_id, slot, run)
         self._connection = self._opened(federation_id, slot, run, place.continues)
         self._syncs = True
@@ -280,6 +293,7 @@ class Journal:
                     with suppress(FileNotFoundError):
                         Path(f"{self.path}{end}").rename(f"{self.set_aside}{end}")
                 self._create(federation_id, slot, run)
+                self.is_new = True
                 return self._connect()
         except BaseException:
             connection.close()
@@ -313,6 +327,25 @@ class Journal:
             raise _storage_error(self.path, error) from error
         except OSError as error:
             raise StorageError(f"{self.path}: the journal cannot be made ({error.strerror})") from error
+
+
+def open_journal(place: JournalPlace, federation_id: str, slot: int, run: int) -> Journal | PostgresJournal:
+    """The journal of one basket actor, which this process alone writes from now on.
+
+    Raises:
+        StorageError: If it cannot be used.
+        UsageError: If it is in a database, and the extra ``postgresql`` is not installed.
+    """
+    if not place.is_database:
+        return Journal(place, federation_id, slot, run)
+    try:
+        from scarcity_ray.storage.postgres_journal import PostgresJournal
+    except ImportError as error:
+        raise UsageError(
+            f"a journal in PostgreSQL needs the extra of that name ({error}): "
+            "pip install 'scarcity-ray[postgresql]'"
+        ) from None
+    return PostgresJournal(place, federation_id, slot, run)
 
 
 def _foreign(path: Path, error: sqlite3.Error) -> StorageError:
