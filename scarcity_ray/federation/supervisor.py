@@ -397,11 +397,12 @@ class Supervisor:
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
         members = (member.client_id for admission in state.admissions for member in admission.members)
         lost = self.acknowledged.lose(state.baskets, members)
-        named = f": {_named(lost)}" if lost else ""
+        named = f": {named_updates(lost)}" if lost else ""
         return Fault(
             f"{name}/{keys}",
             f"{name} died{no_journal}; buffered updates, gossip states and unreleased aggregates of "
             f"its baskets ({baskets}) are lost{named}: send the updates of this round again",
+            state.baskets,
         )
 
     def _checked_in(self, slot: int) -> bool:
@@ -574,7 +575,7 @@ def _listed(lost: Mapping[str, int]) -> str:
     return ", ".join(f"{client_id} ({count})" for client_id, count in sorted(lost.items()))
 
 
-def _named(lost: Sequence[tuple[str, int]]) -> str:
+def named_updates(lost: Sequence[tuple[str, int]]) -> str:
     """Updates by client and round."""
     named = ", ".join(f"{client_id} (round {round_id})" for client_id, round_id in lost[:NAMED])
     more = len(lost) - NAMED
