@@ -403,14 +403,14 @@ class Supervisor:
         name = basket_actor(slot)
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
-        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}")
+        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}", state.baskets)
 
     def _waited(self, state: SlotState) -> str:
         """What is lost with a basket actor, update by update, and what to do."""
         baskets = ", ".join(state.baskets) or "none that is known"
         members = (member.client_id for admission in state.admissions for member in admission.members)
         lost = self.acknowledged.lose(state.baskets, members)
-        named = f": {_named(lost)}" if lost else ""
+        named = f": {named_updates(lost)}" if lost else ""
         return (
             f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "
             f"lost{named}: send the updates of this round again"
@@ -596,7 +596,7 @@ def _listed(lost: Mapping[str, int]) -> str:
     return ", ".join(f"{client_id} ({count})" for client_id, count in sorted(lost.items()))
 
 
-def _named(lost: Sequence[tuple[str, int]]) -> str:
+def named_updates(lost: Sequence[tuple[str, int]]) -> str:
     """Updates by client and round."""
     named = ", ".join(f"{client_id} (round {round_id})" for client_id, round_id in lost[:NAMED])
     more = len(lost) - NAMED
