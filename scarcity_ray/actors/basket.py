@@ -350,6 +350,8 @@ class BasketHost(Role):
                 self._journal.forget_before(oldest)
                 self._save()
             self._keeper.keep(self._baskets)
+            if self._plan.config.retain_rounds:
+                self._keeper.forget_rows_before(round_id - self._plan.config.retain_rounds)
         return None
 
     # Updates, Layer 1 and gossip.
@@ -399,6 +401,7 @@ class BasketHost(Role):
         self.leave_out(now)
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
         outcomes = tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+        self._keeper.retain(self._baskets, self._round_id)
         self._save()
         return outcomes
 

@@ -256,6 +256,9 @@ class HierarchicalFederationConfig:
     receipts: StrictBool = False
     """Whether baskets sign receipts for accepted updates and publish, with a release, what was in it
     (docs/receipts.md)."""
+    retain_rounds: NonNegativeInt = 0
+    """Rounds for which baskets keep, in `storage_path`, the noised rows that they gave to their rule, for
+    ``scarcity-ray audit replay`` (docs/receipts.md); with ``privacy.noise: site`` alone."""
     operator_key: PublicKey | None = None
     """The operator's Ed25519 public key, 64 hexadecimal digits, whose private half no role and no driver need
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is

@@ -154,6 +154,7 @@ OUT_OF_RANGE = {
         "storage_path": ["ftp://host/x", "", "a\0b"],
         "journal_path": ["s3://bucket/x", ""],
         "durability": ["always"],
+        "retain_rounds": [-1, 2**63],
     },
 }
 
