@@ -299,7 +299,6 @@ def _check_site_noise(plan: FederationPlan) -> None:
         needed = (
             (site, plan.site_noise is not None, "a row without noise is kept until it is in an aggregate"),
             ("receipts: true", config.receipts, "what is retained is shown by what receipts publish"),
-            ("storage_path", config.storage_path is not None, "the rows are kept there"),
         )
         for setting, is_there, why in needed:
             if not is_there:

@@ -150,6 +150,8 @@ def run_job(
             folder.begin_again(config)
         training.records.append(record)
         folder.append_round(record)
+        if config.federation.receipts and (released := federation.get_global_meta_model()) is not None:
+            folder.append_release(released.release_record(), federation.get_roster())
         watcher.round(record)
         for phase, seconds in record.seconds.items():
             watch.seconds[phase] += seconds

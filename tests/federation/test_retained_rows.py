@@ -175,7 +175,7 @@ def test_rows_without_noise_are_never_retained(tmp_path: Path) -> None:
         ("receipts", False, "receipts: true"),
         ("storage_path", None, "storage_path"),
     ):
-        content = settings(**{**storage, name: value})
+        content = settings(**{**storage, name: value, "ledger_path": str(tmp_path / "l.sqlite")})
         with pytest.raises(ConfigError, match=f"retain_rounds: 1 is not accepted; 0 without {needed}"):
             HierarchicalFederation(load(HierarchicalFederationConfig, content), runtime="local")
 
