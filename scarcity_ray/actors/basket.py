@@ -344,9 +344,12 @@ class BasketHost(Role):
             if self._book is not None:
                 self._book.forget_before(round_id - ROUNDS_PROVED)
             if self._journal is not None:
-                for client_id in self._journal.kept("memory"):
+                for client_id in self._journal.names("memory"):
                     if self._memories.get(client_id) is None:
                         self._keep("memory", client_id, None)
+                for caller in self._journal.names("answer"):
+                    if not self.remembers(caller):
+                        self._keep("answer", caller, None)
                 self._journal.forget_before(oldest)
                 self._save()
             self._keeper.keep(self._baskets)

@@ -134,6 +134,10 @@ class BasketJournal:
         found = self._journal.records(HOST, kind)
         return {name: _codec.unpack(value) for name, value in found.items()}
 
+    def names(self, kind: str) -> tuple[str, ...]:
+        """The names of the actor's own records of a kind."""
+        return tuple(self._journal.records(HOST, kind))
+
     def forget(self, basket_id: str) -> None:
         """Have a basket that has closed dropped with the next `save`."""
         self._forgotten.append(basket_id)
