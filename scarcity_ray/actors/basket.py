@@ -63,6 +63,7 @@ from scarcity_ray.secagg import (
     UnmaskShares,
 )
 from scarcity_ray.storage.journal import JournalPlace, open_journal
+from scarcity_ray.storage.sealing import Sealing, read_key
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.updates import read_rows
 from scarcity_ray_client.receipts import SALT_BYTES, ReceiptBatch, ReceiptProof
@@ -196,8 +197,10 @@ class BasketHost(Role):
         self.regained = Regained()
         if journal is not None:
             keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
+            key = read_key(journal.key_path) if journal.key_path else None
             file = open_journal(journal, federation_id, slot, run)
-            self._journal = BasketJournal(file, keeps_states)
+            sealing = Sealing(key, f"scarcity_ray journal/{federation_id}/{slot}")
+            self._journal = BasketJournal(file, keeps_states, sealing)
             self._syncs_updates = journal.syncs_updates
         try:
             if self._journal is not None:

@@ -40,6 +40,7 @@ _PLACES = (
     "ledger_path",
     "storage_path",
     "journal_path",
+    "journal_key_path",
     "durability",
     "retain_rounds",
     "runtime",

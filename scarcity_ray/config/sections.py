@@ -21,6 +21,7 @@ from scarcity_ray.config.fields import (
     Int,
     JournalPath,
     Kept,
+    KeyPath,
     LedgerPath,
     Method,
     Noise,
@@ -251,6 +252,9 @@ class HierarchicalFederationConfig:
     """Where accepted updates are kept until they are aggregated: a folder on a local disk of each machine
     with baskets, or the URL of a PostgreSQL database, which outlives such a disk (docs/faults.md). None: the
     folder ``journal`` in `storage_path`, if that is a folder."""
+    journal_key_path: KeyPath | None = None
+    """A file with 32 random bytes on each machine with baskets, mode 0600, by which what the journal holds is
+    encrypted (docs/faults.md). None: it is not."""
     durability: Kept | None = None
     """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
     receipts: StrictBool = False

@@ -35,7 +35,7 @@ from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray_client import Client, Refusal, checked_metrics
 from scarcity_ray_client.errors import shown
 
-_MOVED = {"storage_path", "ledger_path", "journal_path"}
+_MOVED = {"storage_path", "ledger_path", "journal_path", "journal_key_path"}
 """Places, which may be others when a run goes on."""
 MOST_TOLD = 20
 """Refusals that a summary keeps in full."""

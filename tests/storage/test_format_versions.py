@@ -35,6 +35,7 @@ from scarcity_ray.runtime.rpc import IdempotencyKey, Role
 from scarcity_ray.secagg.roster import Roster
 from scarcity_ray.storage.codec import Codec
 from scarcity_ray.storage.journal import Journal, JournalPlace
+from scarcity_ray.storage.sealing import Sealing
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.run_folder import RunFolder
@@ -136,11 +137,30 @@ def test_a_journal(tmp_path: Path) -> None:
     assert (batch.columns, batch.rows) == (b"columns", ROW.astype("<f4").tobytes())
     assert journal.records("b", "count") == {"": b"1"}
     journal.close()
-    database(place.path("f1", 1), "journal-1.sql", old="journal',1,'f1',0", new="journal',2,'f1',1")
-    with pytest.raises(
-        StorageError, match=f"basket-1.sqlite: a scarcity_ray journal of version 2, .*{WAY_OUT}"
+    for version, refused in (
+        (3, "a scarcity_ray journal of version 3, .*reads 1 to 2"),
+        (2, "is encrypted; set"),
     ):
-        Journal(place, "f1", 1, 1)
+        path = tmp_path / str(version) / "f1"
+        path.mkdir(0o700, parents=True)
+        path.parent.chmod(0o700)
+        newer = JournalPlace(str(path.parent))
+        old = "journal',1,'f1'"
+        database(newer.path("f1", 0), "journal-1.sql", old=old, new=old.replace("1", str(version), 1))
+        with pytest.raises(StorageError, match=f"basket-0.sqlite: .*{refused}"):
+            Journal(newer, "f1", 0, 1)
+
+
+def test_an_encrypted_journal(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    place = JournalPlace(str(tmp_path), key_path="given")
+    place.path("f1", 0).parent.mkdir(0o700)
+    database(place.path("f1", 0), "journal-2.sql")
+    with closing(Journal(place, "f1", 0, 1)) as journal:
+        (batch,) = journal.batches("b")
+        sealing = Sealing(bytes(32), "scarcity_ray journal/f1/0")
+        assert sealing.open(batch.columns) == b"columns"
+        assert sealing.open(batch.rows or b"") == ROW.astype("<f4").tobytes()
 
 
 def test_a_snapshot(tmp_path: Path) -> None:
