@@ -21,6 +21,7 @@ from scarcity_ray.config.fields import (
     Int,
     JournalPath,
     Kept,
+    KeyPath,
     Labels,
     LedgerPath,
     Method,
@@ -255,11 +256,17 @@ class HierarchicalFederationConfig:
     """Where accepted updates are kept until they are aggregated: a folder on a local disk of each machine
     with baskets, or the URL of a PostgreSQL database, which outlives such a disk (docs/faults.md). None: the
     folder ``journal`` in `storage_path`, if that is a folder."""
+    journal_key_path: KeyPath | None = None
+    """A file with 32 random bytes on each machine with baskets, mode 0600, by which what the journal holds is
+    encrypted (docs/faults.md). None: it is not."""
     durability: Kept | None = None
     """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
     receipts: StrictBool = False
     """Whether baskets sign receipts for accepted updates and publish, with a release, what was in it
     (docs/receipts.md)."""
+    retain_rounds: NonNegativeInt = 0
+    """Rounds for which baskets keep, in `storage_path`, the noised rows that they gave to their rule, for
+    ``scarcity-ray audit replay`` (docs/receipts.md); with ``privacy.noise: site`` alone."""
     operator_key: PublicKey | None = None
     """The operator's Ed25519 public key, 64 hexadecimal digits, whose private half no role and no driver need
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is

@@ -367,7 +367,10 @@ class Supervisor:
         if config.keeps_updates is Durability.NONE or config.journal_place is None:
             return None
         is_synced = config.keeps_updates is Durability.UPDATE
-        return JournalPlace(config.journal_place, is_synced, epoch=self.identity.incarnation)
+        key_path = config.journal_key_path or ""
+        return JournalPlace(
+            config.journal_place, is_synced, epoch=self.identity.incarnation, key_path=key_path
+        )
 
     def _regained(self, slot: int, state: SlotState, *, always: bool = True) -> Fault | None:
         """What a restarted basket actor has from its journal, and what it could not keep.

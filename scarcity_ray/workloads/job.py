@@ -35,7 +35,7 @@ from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray_client import Client, Refusal, checked_metrics
 from scarcity_ray_client.errors import shown
 
-_MOVED = {"storage_path", "ledger_path", "journal_path"}
+_MOVED = {"storage_path", "ledger_path", "journal_path", "journal_key_path"}
 """Places, which may be others when a run goes on."""
 MOST_TOLD = 20
 """Refusals that a summary keeps in full."""
@@ -150,6 +150,8 @@ def run_job(
             folder.begin_again(config)
         training.records.append(record)
         folder.append_round(record)
+        if config.federation.receipts and (released := federation.get_global_meta_model()) is not None:
+            folder.append_release(released.release_record(), federation.get_roster())
         watcher.round(record)
         for phase, seconds in record.seconds.items():
             watch.seconds[phase] += seconds

@@ -12,15 +12,19 @@ import yaml
 
 from scarcity_ray.config import to_plain
 from scarcity_ray.errors import UsageError
+from scarcity_ray.secagg import Roster
 from scarcity_ray.workloads.config import FORMAT_VERSION, RunConfig
 from scarcity_ray.workloads.records import RoundRecord, Summary
 from scarcity_ray.workloads.tensorboard import EventFolder, require_tensorboard
 from scarcity_ray_client import save_model
+from scarcity_ray_client.receipts import ReleaseRecord
 
 CONFIG = "config.yaml"
 """The file of a run's resolved config."""
 METRICS = "metrics.jsonl"
 """The file with a line for each round."""
+RELEASES = "releases.jsonl"
+"""The file with a line for each release, where there are receipts."""
 _STATED = {"format_version": FORMAT_VERSION}
 _JOBS_CACHE = frozenset({"working_dir_files", "runtime_resources"})
 """Folders of a Ray session in which a submitted job's working directory is unpacked."""
@@ -150,6 +154,22 @@ class RunFolder:
             file.write(json.dumps({**_STATED, **record.as_json()}) + "\n")
         if self._events is not None:
             self._events.write(record)
+
+    def append_release(self, record: ReleaseRecord, roster: Roster | None) -> None:
+        """Keep what an audit of receipts needs of a release, unless it is kept already.
+
+        Args:
+            roster: With the baskets' keys at that time.
+        """
+        file = self.path / RELEASES
+        told = file.read_text(encoding="utf-8") if file.exists() else ""
+        whole = told[: told.rfind("\n") + 1]  # without what was torn: the run was killed as it wrote
+        if roster is not None:
+            (self.path / f"roster-{roster.epoch}.json").write_text(roster.to_json(), encoding="utf-8")
+        if not whole or ReleaseRecord.from_text(whole.splitlines()[-1]).version < record.version:
+            beside = self.path / f".{RELEASES}"
+            beside.write_text(f"{whole}{record.to_text()}\n", encoding="utf-8")
+            beside.replace(file)
 
     def write_summary(self, summary: Summary) -> None:
         """Write ``summary.json``."""

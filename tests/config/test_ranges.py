@@ -154,7 +154,9 @@ OUT_OF_RANGE = {
         "seed": [-1],
         "storage_path": ["ftp://host/x", "", "a\0b"],
         "journal_path": ["s3://bucket/x", ""],
+        "journal_key_path": ["", "a\0b"],
         "durability": ["always"],
+        "retain_rounds": [-1, 2**63],
     },
 }
 
