@@ -31,7 +31,7 @@ from scarcity_ray.baskets.basket import Basket, ReceiptScope
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.local_state import Row
-from scarcity_ray.baskets.receipt_book import ROUNDS_PROVED, ReceiptBook
+from scarcity_ray.baskets.receipt_book import ReceiptBook
 from scarcity_ray.baskets.reports import (
     ActivityReport,
     Backlog,
@@ -346,7 +346,7 @@ class BasketHost(Role):
             oldest = round_id - self._plan.config.buffer.max_staleness
             self._memories.forget_before(oldest, now)
             if self._book is not None:
-                self._book.forget_before(round_id - ROUNDS_PROVED)
+                self._book.forget_before(round_id - self._plan.config.retention.receipt_rounds)
             if self._journal is not None:
                 for client_id in self._journal.names("memory"):
                     if self._memories.get(client_id) is None:

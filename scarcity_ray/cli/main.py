@@ -291,6 +291,22 @@ def export_(path: str, out: str | None) -> ExitCode:
     return export_command(path, out)
 
 
+@ledger.command(
+    epilog=examples(
+        "scarcity-ray ledger report ledger.sqlite",
+        "scarcity-ray ledger report ledger.sqlite --out report.md",
+    ),
+)
+@LEDGER
+@click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
+@only_prints
+def report(path: str, out: str | None) -> ExitCode:
+    """Write for an ethics board what was claimed, what was spent when, and who agreed to what."""
+    from scarcity_ray.cli.ledger_report import report_command
+
+    return report_command(path, out)
+
+
 @main.group(
     epilog=examples(
         "scarcity-ray roster key operator.pem",

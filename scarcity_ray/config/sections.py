@@ -219,6 +219,18 @@ class RuntimeConfig:
 
 
 @settings
+class RetentionConfig:
+    """How long what has served its purpose is kept (docs/data_duties.md); the ledger is kept for good."""
+
+    releases: Annotated[Int, Field(ge=2)] = 8
+    """Global models that storage_path holds; older ones are deleted."""
+    receipt_rounds: PositiveInt = 16
+    """Rounds for which baskets can tell what became of an update with a receipt."""
+    metrics_rounds: PositiveInt | None = None
+    """Rounds that a run's metrics.jsonl holds; None: all."""
+
+
+@settings
 class HierarchicalFederationConfig:
     """Everything about a federation (docs/specification.md#the-federation)."""
 
@@ -272,6 +284,7 @@ class HierarchicalFederationConfig:
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is
     believed in who the baskets are, and whoever can call the accountant may renew."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
 
     def __post_init__(self) -> None:
         if self.runtime.placement and self.basket.allow_cross_domain:
