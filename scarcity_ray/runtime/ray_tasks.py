@@ -13,7 +13,7 @@ from ray import cloudpickle
 from ray._private.state import available_resources_per_node
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from scarcity_ray.runtime.base import TaskEnd, TaskSpec
+from scarcity_ray.runtime.base import TaskEnd, TaskSpec, labelled
 from scarcity_ray.runtime.connect import first_line
 from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
@@ -192,12 +192,17 @@ def why_unplaceable(
     nodes: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """Why no node can run what demands this; nothing if one can. `nodes` are Ray's, those of now if None."""
-    for node in ray.nodes() if nodes is None else nodes:
-        offer, named = node["Resources"], node.get("Labels", {})
-        if (
-            node["Alive"]
-            and all(offer.get(name, 0.0) >= amount for name, amount in demand.items())
-            and all(named.get(name) == value for name, value in (labels or {}).items())
-        ):
-            return ""
-    return ", ".join([f"no node offered {listed(demand)}", *(f"{k}={v}" for k, v in (labels or {}).items())])
+    living = [node for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
+    wanted = labelled(labels or {})
+    named = [node for node in living if has_labels(node, labels or {})]
+    if not named:
+        return f"no node has the labels {wanted} (ray start --labels {wanted.replace(', ', ',')})"
+    if any(all(node["Resources"].get(n, 0.0) >= amount for n, amount in demand.items()) for node in named):
+        return ""
+    return f"no node{f' with {wanted}' if wanted else ''} offered {listed(demand)}"
+
+
+def has_labels(node: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Whether one of Ray's nodes has all these labels."""
+    named = node.get("Labels", {})
+    return all(named.get(name) == value for name, value in labels.items())
