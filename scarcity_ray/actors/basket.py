@@ -109,6 +109,7 @@ class Regained:
         set_aside: Where the journal of another run is, which this one does not continue; empty if there was
             none.
         is_new: Whether there was no journal that this run continues.
+        may_lack: See `Journal.may_lack`.
     """
 
     updates: int = 0
@@ -118,6 +119,7 @@ class Regained:
     messages: int = 0
     set_aside: str = ""
     is_new: bool = False
+    may_lack: bool = False
 
 
 class BasketHost(Role):
@@ -206,8 +208,11 @@ class BasketHost(Role):
         try:
             if self._journal is not None:
                 self.regained = self._regain(state, self._journal)
-                aside = "" if file.set_aside is None else str(file.set_aside)
-                self.regained = replace(self.regained, set_aside=aside, is_new=file.is_new)
+                self.regained = replace(
+                    self.regained, set_aside=file.set_aside, is_new=file.is_new, may_lack=file.may_lack
+                )
+                if not (state.admissions or file.set_aside or self._journal.baskets()):
+                    self.note_told()
             self.admit(state.admissions)
             self._keeper = BasketKeeper(kept, slot, has_journal=journal is not None)
             self._keeper.restore(self._baskets, () if self._journal is None else self._journal.baskets())
@@ -237,6 +242,11 @@ class BasketHost(Role):
     def what_was_regained(self) -> Regained:
         """What it has from its journal since it was started."""
         return self.regained
+
+    def note_told(self) -> None:
+        """Note that the user was told what was regained and what was not."""
+        if self._journal is not None:
+            self._journal.told()
 
     # Membership: steps of the operations that the directory decides, each with the operation's order.
 

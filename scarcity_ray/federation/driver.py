@@ -104,6 +104,7 @@ class Driver:
         last = self.supervisor.latest
         self._given_version = 0 if last is None else last.version
         self.client.note_faults(self.supervisor.lost)
+        self.supervisor.note_told(range(self.supervisor.num_slots))
         if lost := self.supervisor.lost_releases(self.client.now()):
             fault_id = f"lost release/{last and last.ledger_head}/{lost}"
             self.client.note_faults([Fault(fault_id, unpublished(lost))])
