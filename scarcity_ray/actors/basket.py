@@ -28,6 +28,7 @@ from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.actors.unattended_signing import Statement
 from scarcity_ray.baskets import Receipt, Rejection
 from scarcity_ray.baskets.basket import Basket, ReceiptScope
+from scarcity_ray.baskets.buffer_room import BufferRoom
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.local_state import Row
@@ -191,6 +192,7 @@ class BasketHost(Role):
         self._number = state.number
         self._order = state.order
         self._memories = ClientMemories(state.memories)
+        self._room = BufferRoom(plan.config)
         self._faults = {fault.fault_id: fault for fault in state.faults}
         self._clip()
         self._call: IdempotencyKey | None = None
@@ -315,6 +317,7 @@ class BasketHost(Role):
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         opened = self._migration.put(self._baskets, basket_id, boxes, order.operation_id)
+        self._room.recount()
         for client_id in self._migration.arrived:
             self._keep("arrived", client_id, order.operation_id)
         self._save()
@@ -387,14 +390,19 @@ class BasketHost(Role):
         rows = read_rows(batch.rows, config.vector_dim)
         salts = os.urandom(SALT_BYTES * len(baskets)) if config.receipts else b""
         head = self._charges.ledger_head or self._last.ledger_head
+        room = self._room.left(self._baskets.values(), len(baskets))
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
             if basket is None:
                 receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
+            elif not room and not read_only:
+                receipts.append(basket.refuse(Rejection.BUSY))
             else:
                 salt = salts[index * SALT_BYTES : (index + 1) * SALT_BYTES]
                 scope = ReceiptScope(salt, head) if salt else None
                 receipts.append(basket.submit(batch[index], read_only, now, rows[index], scope))
+                room -= receipts[-1].accepted
+        self._room.take(sum(receipt.accepted for receipt in receipts))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
         signed = {b: told for b in here if (told := self._baskets[b].sign_receipts(head)) is not None}
@@ -702,7 +710,7 @@ class BasketHost(Role):
         if not receipt.accepted:
             return receipt
         if receipt.basket_id is not None:
-            self._baskets[receipt.basket_id].count_not_stored()
+            self._baskets[receipt.basket_id].refuse(Rejection.NOT_STORED)
         return replace(receipt, accepted=False, reason=Rejection.NOT_STORED)
 
     def _regain(self, state: SlotState, journal: BasketJournal) -> Regained:

@@ -258,6 +258,19 @@ class Driver:
             batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
+        answers, due = self._sent(batch)
+        if due and aggregate and self.config.auto_aggregate:
+            self._run_layers(sorted(due))
+            busy = [i for i, receipt in enumerate(answers) if receipt.reason is Rejection.BUSY]
+            if busy:  # There may be room now.
+                again, _ = self._sent(batch.take(busy))
+                answers = list((dict(enumerate(answers)) | dict(zip(busy, again, strict=True))).values())
+        if any(receipt.reason is Rejection.READ_ONLY for receipt in answers):
+            self.refuse_if_spent()
+        return answers
+
+    def _sent(self, batch: SubmissionBatch) -> tuple[list[Receipt], set[str]]:
+        """Receipts for updates that were sent to their baskets, in order, and the baskets that are due."""
         receipts: dict[int, Receipt] = {}
         due: set[str] = set()
         pending = list(range(len(batch.client_ids)))
@@ -292,11 +305,7 @@ class Driver:
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
         answers = [receipts[i] for i in range(len(receipts))]
         self.supervisor.acknowledged.note(batch.client_ids, answers)
-        if due and aggregate and self.config.auto_aggregate:
-            self._run_layers(sorted(due))
-        if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
-            self.refuse_if_spent()
-        return answers
+        return answers, due
 
     def prove_receipt(self, receipt: SignedReceipt) -> ReceiptProof:
         """What the baskets know of an accepted update."""
