@@ -1,7 +1,7 @@
 """Load over time: memory, files and threads of every role over many rounds, and what is left behind.
 
-``python -m benchmarks soak [--part rounds wide outrun] [--runtime local|ray] [--rounds N] [--seconds S]`` stops
-after the rounds or the seconds, whichever comes first, and says how many rounds were made.
+``python -m benchmarks soak [--part rounds wide outrun] [--runtime local|ray] [--rounds N] [--seconds S]``
+stops after the rounds or the seconds, whichever comes first, and says how many rounds were made.
 
 Parts:
     rounds: Rounds of submissions, gossip, Layer 1, a secure sum and its release, with storage and a journal,
@@ -59,9 +59,9 @@ class Watch:
         for role, process in self.processes.items():
             status = Path(f"/proc/{process}/status").read_text().splitlines()
             said = {line.partition(":")[0]: line.split()[1] for line in status if len(line.split()) > 1}
-            found = (said["RssAnon"], len(os.listdir(f"/proc/{process}/fd")), said["Threads"])
-            for kind, value in zip(KINDS, found, strict=True):
-                self.series[role, kind].append(float(value))
+            found = (int(said["RssAnon"]), len(os.listdir(f"/proc/{process}/fd")), int(said["Threads"]))
+            for kind, value in zip(KINDS, map(float, found), strict=True):
+                self.series[role, kind].append(value)
 
     def rows(self) -> Iterator[Row]:
         for (role, kind), values in self.series.items():
@@ -183,7 +183,12 @@ def rounds(runtime: str, most: int, seconds: float) -> Iterator[Row]:
 def wide(runtime: str, clients: int, d: int) -> Iterator[Row]:
     """One round of long rows, in batches of 20."""
     ids = [f"c{i}" for i in range(clients)]
-    changes = {"vector_dim": d, "storage_path": None, "journal_path": None, "gossip_budget_share": 0.0}
+    changes: dict[str, Any] = {
+        "vector_dim": d,
+        "storage_path": None,
+        "journal_path": None,
+        "gossip_budget_share": 0.0,
+    }
     rng = np.random.default_rng(0)
     with opened(runtime, **changes, basket={"max_clients": 50}) as federation, PeakMemory() as peak:
         federation.register_clients([(c, "a") for c in ids])
@@ -209,7 +214,7 @@ def wide(runtime: str, clients: int, d: int) -> Iterator[Row]:
 
 def outrun(runtime: str, seconds: float, d: int = 100_000, most: int = 64 << 20) -> Iterator[Row]:
     ids = [f"c{i}" for i in range(CLIENTS)]
-    changes = {"vector_dim": d, "buffer": {"max_bytes": most, "participation_cap": 1000}}
+    changes: dict[str, Any] = {"vector_dim": d, "buffer": {"max_bytes": most, "participation_cap": 1000}}
     changes |= {"storage_path": None, "journal_path": None, "gossip_budget_share": 0.0}
     rng, reasons, start = np.random.default_rng(0), Counter[str](), time.monotonic()
     with opened(runtime, **changes) as federation:
