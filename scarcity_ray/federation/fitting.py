@@ -82,6 +82,7 @@ from scarcity_ray.forecast import Warned, warning_of_few_persons
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
 from scarcity_ray.runtime.base import Tasks, TaskSpec
+from scarcity_ray.tracing import operation
 from scarcity_ray_client import (
     Cause,
     Client,
@@ -455,6 +456,11 @@ class Fitting(Generic[Model]):
         self._noising = replace(self._noising, mus=charged)
         return [client for client in clients if client.client_id in charged]
 
+    def span_ids(self) -> dict[str, str | int]:
+        """As the driver's (`tracing`)."""
+        return self._driver.span_ids()
+
+    @operation("round")
     def _round(self) -> RoundRecord:
         begun = self._clock()
         self._num_bytes = 0
