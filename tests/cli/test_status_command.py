@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,6 +110,14 @@ def test_what_is_no_gateway_is_said_to_be_none(status: int, body: bytes, words: 
 def test_bad_usage_says_what_to_give(words: tuple[str, ...], said: str) -> None:
     told = ran("status", *words, SCARCITY_RAY_OPERATOR_TOKEN="")
     assert (told.exit_code, said in told.stderr) == (2, True), told.stderr
+
+
+def test_traces_that_cannot_be_made_end_the_command_in_one_line(tmp_path: Path) -> None:
+    file, missing = str(tmp_path / "none"), "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, missing, None)
+        told = ran("operators", "list", "--file", file, SCARCITY_RAY_TRACES="1")
+    assert (told.exit_code, told.stderr.count("\n"), "scarcity-ray[otel]" in told.stderr) == (2, 1, True)
 
 
 def test_operators_are_listed_without_their_tokens(tmp_path: Path) -> None:

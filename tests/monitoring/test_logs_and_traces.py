@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,8 +111,6 @@ def test_nothing_is_traced_until_it_is_asked_for(tmp_path: Any, exported: Any, m
 
 
 def test_traces_without_the_extra_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        __import__("sys").modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None
-    )
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(UsageError, match=r"pip install 'scarcity-ray\[otel\]'"):
         start_traces()
