@@ -475,3 +475,12 @@ def list_(path: str, form: str) -> ExitCode:
     from scarcity_ray.cli.operators import list_command
 
     return list_command(path, form)
+
+
+@main.command(epilog=examples("scarcity-ray dashboard > scarcity_ray.json"))
+@only_prints
+def dashboard() -> ExitCode:
+    """Print a Grafana dashboard of the metrics, in the format of Ray's own dashboards."""
+    from scarcity_ray.cli.dashboard import dashboard_command
+
+    return dashboard_command()
