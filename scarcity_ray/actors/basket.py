@@ -62,7 +62,7 @@ from scarcity_ray.secagg import (
     Roster,
     UnmaskShares,
 )
-from scarcity_ray.storage.journal import Journal, JournalPlace
+from scarcity_ray.storage.journal import JournalPlace, open_journal
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.updates import read_rows
 from scarcity_ray_client.receipts import SALT_BYTES, ReceiptBatch, ReceiptProof
@@ -105,7 +105,9 @@ class Regained:
         withdrawn: Updates of clients that left while it was dead, by client.
         dropped: Updates of baskets that closed while it was dead, by client.
         messages: Of gossip, that had not reached a client and are lost.
-        set_aside: The file of another run, which this one does not continue; empty if there was none.
+        set_aside: Where the journal of another run is, which this one does not continue; empty if there was
+            none.
+        is_new: Whether there was no journal that this run continues.
     """
 
     updates: int = 0
@@ -114,6 +116,7 @@ class Regained:
     dropped: Mapping[str, int] = field(default_factory=dict)
     messages: int = 0
     set_aside: str = ""
+    is_new: bool = False
 
 
 class BasketHost(Role):
@@ -194,14 +197,14 @@ class BasketHost(Role):
         self.regained = Regained()
         if journal is not None:
             keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
-            file = Journal(journal, federation_id, slot, run)
+            file = open_journal(journal, federation_id, slot, run)
             self._journal = BasketJournal(file, keeps_states)
             self._syncs_updates = journal.syncs_updates
         try:
             if self._journal is not None:
                 self.regained = self._regain(state, self._journal)
-                if file.set_aside is not None:
-                    self.regained = replace(self.regained, set_aside=str(file.set_aside))
+                aside = "" if file.set_aside is None else str(file.set_aside)
+                self.regained = replace(self.regained, set_aside=aside, is_new=file.is_new)
             self.admit(state.admissions)
             self._keeper = BasketKeeper(kept, slot, has_journal=journal is not None)
             self._keeper.restore(self._baskets, () if self._journal is None else self._journal.baskets())

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ from scarcity_ray.storage.codec import Codec
 from scarcity_ray.storage.journal import VALUE_BYTES, Batch, Journal
 from scarcity_ray.updates import content_digest
 from scarcity_ray_client.receipts import Fate, ReceiptBatch
+
+if TYPE_CHECKING:
+    from scarcity_ray.storage.postgres_journal import PostgresJournal
 
 DIGEST_BYTES = 32
 HOST = ""
@@ -115,7 +118,7 @@ class BasketJournal:
             gossip, and without Layer 2.
     """
 
-    def __init__(self, journal: Journal, keeps_states: bool) -> None:
+    def __init__(self, journal: Journal | PostgresJournal, keeps_states: bool) -> None:
         self._journal = journal
         self._keeps_states = keeps_states
         self._own: dict[tuple[str, str], object] = {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat
+from pydantic import Field, StrictBool, StrictFloat, StrictStr
 
 from scarcity_ray.config.fields import (
     AggregationMethod,
@@ -21,6 +21,7 @@ from scarcity_ray.config.fields import (
     Int,
     JournalPath,
     Kept,
+    Labels,
     LedgerPath,
     Method,
     Noise,
@@ -37,6 +38,7 @@ from scarcity_ray.config.fields import (
 )
 from scarcity_ray.config.validation import settings
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.ledger_url import LedgerUrl
 
 
 @settings
@@ -210,6 +212,9 @@ class RuntimeConfig:
     """Baskets in one actor; None: as many actors as the cluster has CPUs share all baskets."""
     cpus_per_actor: NonNegativeFloat = 0.1
     resources_per_actor: Mapping[str, PositiveFloat] = field(default_factory=dict)
+    placement: Mapping[StrictStr, Labels] = field(default_factory=dict)
+    """Labels of the nodes that may hold a domain's baskets, by domain; such a domain has basket actors of its
+    own, one without `baskets_per_actor` (docs/clusters.md)."""
 
 
 @settings
@@ -248,7 +253,8 @@ class HierarchicalFederationConfig:
     machines see, or a URI (``s3://BUCKET/...``, ``gs://BUCKET/...``). None: only the budget is kept."""
     journal_path: JournalPath | None = None
     """Where accepted updates are kept until they are aggregated: a folder on a local disk of each machine
-    with baskets. None: the folder ``journal`` in `storage_path`, if that is a folder."""
+    with baskets, or the URL of a PostgreSQL database, which outlives such a disk (docs/faults.md). None: the
+    folder ``journal`` in `storage_path`, if that is a folder."""
     durability: Kept | None = None
     """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
     receipts: StrictBool = False
@@ -261,11 +267,18 @@ class HierarchicalFederationConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        if self.keeps_updates is not Durability.NONE and self.journal_folder is None:
+        if self.runtime.placement and self.basket.allow_cross_domain:
+            raise ConfigError(
+                "basket.allow_cross_domain",
+                True,
+                "false, since runtime.placement keeps domains on nodes of their own",
+            )
+        if self.keeps_updates is not Durability.NONE and self.journal_place is None:
             raise ConfigError(
                 "journal_path",
                 None,
-                f"a folder on a local disk, since durability is {self.keeps_updates.value!r}"
+                "a folder on a local disk, or a database's URL, since durability is "
+                + repr(self.keeps_updates.value)
                 + (
                     " by default with storage_path (or set durability: none)"
                     if self.durability is None
@@ -281,8 +294,10 @@ class HierarchicalFederationConfig:
         return Durability.NONE if self.storage_path is None else Durability.UPDATE
 
     @property
-    def journal_folder(self) -> str | None:
-        """Where accepted updates are kept, absolute; None if nothing says where."""
+    def journal_place(self) -> str | None:
+        """Where accepted updates are kept, a folder absolute; None if nothing says where."""
+        if isinstance(self.journal_path, LedgerUrl):
+            return self.journal_path
         if self.journal_path is not None:
             return os.path.abspath(os.path.expanduser(self.journal_path))
         if self.storage_path is None or "://" in self.storage_path:

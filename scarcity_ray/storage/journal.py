@@ -24,18 +24,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scarcity_ray.errors import StorageError
+from scarcity_ray.errors import StorageError, UsageError
+from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.storage.formats import FORMATS, check_format
 from scarcity_ray.storage.local_disk import make_own_folder
+
+if TYPE_CHECKING:
+    from scarcity_ray.storage.postgres_journal import PostgresJournal
 
 KIND = "scarcity_ray journal"
 PAGE_BYTES = 16_384
 """Of the file. With 4 KiB a batch of 4 MiB took twice as long; a single update writes a page or two."""
 CHECKPOINT_PAGES = 1_024
 """SQLite moves what is in its log to the file itself once that is so long."""
-VALUE_BYTES = 1 << 18
-"""A batch with more bytes of rows is best written as several: SQLite copies each value in memory."""
+CACHE_KIB = 8_192
+"""Of pages in memory. A transaction that does not fit in writes some of them twice."""
+VALUE_BYTES = 1 << 24
+"""A batch with more bytes of rows is written as several: who reads it has each in memory at once."""
 LOCK_SECONDS = 5.0
 """Time that a process which has the file open may take to end."""
 _TABLES = """
@@ -64,20 +71,27 @@ class JournalPlace:
     """Where the journals of a federation's basket actors lie, and when they are on the disk.
 
     Attributes:
-        folder: On each machine with baskets; mode 0700.
+        where: A folder on each machine with baskets, mode 0700; or a database (`LedgerUrl`).
         syncs_updates: Whether each call is on the disk before it is answered (``durability: update``). If not
             (``round``), it is handed to the operating system, so that it outlives the process but not the
             machine, until the next call that is not an update: an aggregate, a session, a new round.
         continues: The runs whose journals this run takes over.
+        epoch: How often the federation was opened; in a database, an earlier one writes nothing any more.
     """
 
-    folder: str
+    where: str
     syncs_updates: bool = True
     continues: tuple[int, ...] = ()
+    epoch: int = 0
+
+    @property
+    def is_database(self) -> bool:
+        """Whether the journals outlive the disks of the machines with baskets."""
+        return isinstance(self.where, LedgerUrl)
 
     def path(self, federation_id: str, slot: int) -> Path:
         """The file of one basket actor."""
-        return Path(self.folder) / federation_id / f"basket-{slot}.sqlite"
+        return Path(self.where) / federation_id / f"basket-{slot}.sqlite"
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,8 @@ class Journal:
             make_own_folder(folder, "the journal", "journal_path")
         self.path = path
         self.set_aside: Path | None = None
-        if not path.exists():
+        self.is_new = not path.exists()
+        if self.is_new:
             self._create(federation_id, slot, run)
         self._connection = self._opened(federation_id, slot, run, place.continues)
         self._syncs = True
@@ -144,10 +159,14 @@ class Journal:
             rows: The updates' numbers; None if they are in an aggregate already, and only remembered.
         """
         self._last += 1
+        room = "NULL" if rows is None else f"zeroblob({len(rows)})"
         self._connection.execute(
-            "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)",
-            (self._last, basket, round_id, columns, zlib.crc32(columns), rows),
+            f"INSERT INTO batches VALUES (?, ?, ?, ?, ?, {room})",
+            (self._last, basket, round_id, columns, zlib.crc32(columns)),
         )
+        if rows:  # Straight into the pages: as a parameter it would be copied three times before.
+            with self._connection.blobopen("batches", "rows", self._last) as blob:
+                blob.write(rows)
 
     def last_number(self) -> int:
         """The number of the batch that was written last, of whatever basket; 0 before the first."""
@@ -280,6 +299,7 @@ class Journal:
                     with suppress(FileNotFoundError):
                         Path(f"{self.path}{end}").rename(f"{self.set_aside}{end}")
                 self._create(federation_id, slot, run)
+                self.is_new = True
                 return self._connect()
         except BaseException:
             connection.close()
@@ -293,6 +313,7 @@ class Journal:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+                connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
                 connection.execute(f"PRAGMA journal_size_limit={64 << 20}")
                 # The lock is taken by the first write.
                 connection.execute("BEGIN EXCLUSIVE")
@@ -313,6 +334,25 @@ class Journal:
             raise _storage_error(self.path, error) from error
         except OSError as error:
             raise StorageError(f"{self.path}: the journal cannot be made ({error.strerror})") from error
+
+
+def open_journal(place: JournalPlace, federation_id: str, slot: int, run: int) -> Journal | PostgresJournal:
+    """The journal of one basket actor, which this process alone writes from now on.
+
+    Raises:
+        StorageError: If it cannot be used.
+        UsageError: If it is in a database, and the extra ``postgresql`` is not installed.
+    """
+    if not place.is_database:
+        return Journal(place, federation_id, slot, run)
+    try:
+        from scarcity_ray.storage.postgres_journal import PostgresJournal
+    except ImportError as error:
+        raise UsageError(
+            f"a journal in PostgreSQL needs the extra of that name ({error}): "
+            "pip install 'scarcity-ray[postgresql]'"
+        ) from None
+    return PostgresJournal(place, federation_id, slot, run)
 
 
 def _foreign(path: Path, error: sqlite3.Error) -> StorageError:

@@ -205,7 +205,8 @@ def _restored(
         UsageError: If it was made with another config.
     """
     url = config.ledger_path if isinstance(config.ledger_path, LedgerUrl) else None
-    federation = restore(config.storage_path, ledger_path=url, **where)
+    journal = config.journal_path if isinstance(config.journal_path, LedgerUrl) else None
+    federation = restore(config.storage_path, ledger_path=url, journal_path=journal, **where)
     asked, stored = to_plain(config), to_plain(federation.config)
     other = sorted(name for name in asked if asked[name] != stored[name] and name not in _MOVED)
     if other:

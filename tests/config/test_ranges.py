@@ -19,6 +19,7 @@ from scarcity_ray.config import (
     Layer2Config,
     PrivacyConfig,
     RuntimeConfig,
+    load,
 )
 from scarcity_ray.errors import ConfigError
 
@@ -317,12 +318,12 @@ def test_a_config_is_frozen_and_survives_pickling(cls):
 def test_a_storage_path_makes_updates_durable_and_a_bucket_needs_a_local_journal(tmp_path):
     kept = HierarchicalFederationConfig(storage_path=str(tmp_path))
     assert HierarchicalFederationConfig().keeps_updates == "none"
-    assert (kept.keeps_updates, kept.journal_folder) == ("update", str(tmp_path / "journal"))
+    assert (kept.keeps_updates, kept.journal_place) == ("update", str(tmp_path / "journal"))
     with pytest.raises(ConfigError, match="journal_path: None is not accepted; a folder on a local disk"):
         HierarchicalFederationConfig(storage_path="s3://bucket/town")
     apart = HierarchicalFederationConfig(storage_path="s3://bucket/town", journal_path=str(tmp_path))
-    assert apart.journal_folder == str(tmp_path)
-    assert HierarchicalFederationConfig(storage_path="s3://b/t", durability="none").journal_folder is None
+    assert apart.journal_place == str(tmp_path)
+    assert HierarchicalFederationConfig(storage_path="s3://b/t", durability="none").journal_place is None
 
 
 def test_replacing_a_field_checks_it_again():
@@ -337,3 +338,26 @@ def test_two_configs_share_no_mapping():
     trust["a"] = 5.0
     assert config.basket_trust == {"a": 1.0}
     assert Layer2Config().basket_trust is not Layer2Config().basket_trust
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        {"eu": {}},
+        {"eu": {"region": "in(eu,us)"}},
+        {"eu": {"region": "!us"}},
+        {"eu": {"a b": "c"}},
+        {"eu": "eu"},
+    ],
+)
+def test_placement_takes_labels_with_one_value_each(placement):
+    with pytest.raises(ConfigError, match=r"runtime\.placement"):
+        load(HierarchicalFederationConfig, {"runtime": {"placement": placement}})
+
+
+def test_placement_keeps_domains_apart():
+    placed = {"runtime": {"placement": {"hospitals": {"region": "eu", "example.org/disk": "ssd"}}}}
+    made = load(HierarchicalFederationConfig, placed)
+    assert made.runtime.placement["hospitals"]["region"] == "eu"
+    with pytest.raises(ConfigError, match="allow_cross_domain"):
+        load(HierarchicalFederationConfig, {**placed, "basket": {"allow_cross_domain": True}})
