@@ -344,4 +344,4 @@ FOUND_LATER: tuple[Plant, ...] = (
     aborted_sessions_keep_aggregates,
     dead_directory_is_obeyed,
 )
-"""Found by the same programs, after 36 to 148 of them."""
+"""Found by the same programs, later."""
