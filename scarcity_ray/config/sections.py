@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat
+from pydantic import Field, StrictBool, StrictFloat, StrictStr
 
 from scarcity_ray.config.fields import (
     AggregationMethod,
@@ -22,6 +22,7 @@ from scarcity_ray.config.fields import (
     JournalPath,
     Kept,
     KeyPath,
+    Labels,
     LedgerPath,
     Method,
     Noise,
@@ -212,6 +213,21 @@ class RuntimeConfig:
     """Baskets in one actor; None: as many actors as the cluster has CPUs share all baskets."""
     cpus_per_actor: NonNegativeFloat = 0.1
     resources_per_actor: Mapping[str, PositiveFloat] = field(default_factory=dict)
+    placement: Mapping[StrictStr, Labels] = field(default_factory=dict)
+    """Labels of the nodes that may hold a domain's baskets, by domain; such a domain has basket actors of its
+    own, one without `baskets_per_actor` (docs/clusters.md)."""
+
+
+@settings
+class RetentionConfig:
+    """How long what has served its purpose is kept (docs/data_duties.md); the ledger is kept for good."""
+
+    releases: Annotated[Int, Field(ge=2)] = 8
+    """Global models that storage_path holds; older ones are deleted."""
+    receipt_rounds: PositiveInt = 16
+    """Rounds for which baskets can tell what became of an update with a receipt."""
+    metrics_rounds: PositiveInt | None = None
+    """Rounds that a run's metrics.jsonl holds; None: all."""
 
 
 @settings
@@ -268,8 +284,15 @@ class HierarchicalFederationConfig:
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is
     believed in who the baskets are, and whoever can call the accountant may renew."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
 
     def __post_init__(self) -> None:
+        if self.runtime.placement and self.basket.allow_cross_domain:
+            raise ConfigError(
+                "basket.allow_cross_domain",
+                True,
+                "false, since runtime.placement keeps domains on nodes of their own",
+            )
         if self.keeps_updates is not Durability.NONE and self.journal_place is None:
             raise ConfigError(
                 "journal_path",

@@ -254,6 +254,16 @@ class Supervisor:
         if slots:
             yield from self._recover_baskets(slots, now)
 
+    def tell_faults(self, faults: Sequence[Fault]) -> None:
+        """Have the basket actors that are there keep faults, for a restarted directory."""
+        if not faults:
+            return
+        call = Call(BasketHost.note_faults, tuple(faults))
+        for answer in [call.send(self.peers, basket_actor(slot)) for slot in sorted(self._slots())]:
+            # One that is dead is told when it starts.
+            with suppress(ActorLost):
+                answer.result()
+
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
         singles = (ACCOUNTANT, DIRECTORY, GLOBAL) if self.has_layer2 else (ACCOUNTANT, DIRECTORY)
@@ -296,10 +306,12 @@ class Supervisor:
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         homes = {s: self._journal_home(s) for s in slots}
         journalled = {slot for slot, home in homes.items() if self._has_journal(home)}
-        yield [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
+        faults = [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
+        yield faults
         failure: ActorLost | None = None
         try:
             life = {"round_id": round_id, "latest": last}
+            states = {s: replace(state, faults=(*state.faults, *faults)) for s, state in states.items()}
             specs = [self._basket_spec(s, budget, homes.get(s), state=states[s], **life) for s in slots]
             self._start(specs)
         except ActorLost as lost:
@@ -394,14 +406,14 @@ class Supervisor:
         name = basket_actor(slot)
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
-        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}")
+        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}", state.baskets)
 
     def _waited(self, state: SlotState) -> str:
         """What is lost with a basket actor, update by update, and what to do."""
         baskets = ", ".join(state.baskets) or "none that is known"
         members = (member.client_id for admission in state.admissions for member in admission.members)
         lost = self.acknowledged.lose(state.baskets, members)
-        named = f": {_named(lost)}" if lost else ""
+        named = f": {named_updates(lost)}" if lost else ""
         return (
             f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "
             f"lost{named}: send the updates of this round again"
@@ -430,6 +442,8 @@ class Supervisor:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
                 lost.append(basket_actor(slot))
+        told = [fault for state in states.values() for fault in state.faults]
+        known = list({fault.fault_id: fault for fault in (*known, *told)}.values())
         if lost and self.kept is not None:
             fault = _fault(
                 f"the directory and {', '.join(lost)} died; it goes on from what it has stored, and activity "
@@ -514,13 +528,21 @@ class Supervisor:
         return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
 
     def _basket_spec(
-        self, slot: int, budget: BudgetStatus, node: str | None = None, **life: object
+        self,
+        slot: int,
+        budget: BudgetStatus,
+        node: str | None = None,
+        state: SlotState | None = None,
+        **life: object,
     ) -> RoleSpec:
         """A basket actor; one with a journal is started on the node that has it."""
+        runtime = self.identity.config.runtime
+        domain = None if state is None else state.placed_domain
+        labels: Mapping[str, str] = {} if domain is None else runtime.placement.get(domain, {})
         arguments = {
             **self._shared(),
             "slot": slot,
-            "compute": self.runtime.compute,
+            "compute": self.runtime.compute.on(labels) if labels else self.runtime.compute,
             "read_only": budget.read_only,
             "run": self.identity.run,
             "budget_period": budget.period,
@@ -528,7 +550,8 @@ class Supervisor:
             "journal": self._journal_place(),
             **life,
         }
-        runtime = self.identity.config.runtime
+        if state is not None:
+            arguments["state"] = state
         return RoleSpec(
             basket_actor(slot),
             BasketHost,
@@ -537,6 +560,7 @@ class Supervisor:
             resources=dict(runtime.resources_per_actor),
             spread=node is None,
             node=node,
+            labels=labels,
         )
 
     def _shared(self) -> dict[str, object]:
@@ -575,7 +599,7 @@ def _listed(lost: Mapping[str, int]) -> str:
     return ", ".join(f"{client_id} ({count})" for client_id, count in sorted(lost.items()))
 
 
-def _named(lost: Sequence[tuple[str, int]]) -> str:
+def named_updates(lost: Sequence[tuple[str, int]]) -> str:
     """Updates by client and round."""
     named = ", ".join(f"{client_id} (round {round_id})" for client_id, round_id in lost[:NAMED])
     more = len(lost) - NAMED

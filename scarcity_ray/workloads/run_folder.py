@@ -38,9 +38,12 @@ class RunFolder:
         begun: When it was made.
     """
 
-    def __init__(self, path: Path, begun: datetime, *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, path: Path, begun: datetime, *, rounds_kept: int | None, tensorboard: bool = False
+    ) -> None:
         self.path = path
         self.begun = begun
+        self._rounds_kept = rounds_kept
         self._events = EventFolder(path / "tensorboard") if tensorboard else None
 
     @classmethod
@@ -70,14 +73,15 @@ class RunFolder:
             raise UsageError(f"--out {path}: {error.strerror}; give a folder that can be written") from None
         if taken is not None:
             raise UsageError(f"--out {path} is not empty (it holds {taken.name}); give a new or empty folder")
-        return cls(path, now, tensorboard=config.run.tensorboard)
+        kept = config.federation.retention.metrics_rounds
+        return cls(path, now, rounds_kept=kept, tensorboard=config.run.tensorboard)
 
     @classmethod
     def resumed(cls, config: RunConfig, path: Path, now: datetime) -> RunFolder:
         """The folder of a run that goes on; nothing in it is changed before `begin_again`."""
         if config.run.tensorboard:
             require_tensorboard()
-        return cls(path, now)
+        return cls(path, now, rounds_kept=config.federation.retention.metrics_rounds)
 
     @property
     def holds_results(self) -> bool:
@@ -149,9 +153,14 @@ class RunFolder:
         beside.replace(self.path / CONFIG)
 
     def append_round(self, record: RoundRecord) -> None:
-        """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""
+        """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted.
+
+        With ``retention.metrics_rounds`` the oldest lines go.
+        """
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**_STATED, **record.as_json()}) + "\n")
+        if self._rounds_kept is not None:
+            self._drop_old_rounds(self._rounds_kept)
         if self._events is not None:
             self._events.write(record)
 
@@ -170,6 +179,14 @@ class RunFolder:
             beside = self.path / f".{RELEASES}"
             beside.write_text(f"{whole}{record.to_text()}\n", encoding="utf-8")
             beside.replace(file)
+
+    def _drop_old_rounds(self, kept: int) -> None:
+        path = self.path / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if len(lines) > kept:
+            beside = self.path / f".{METRICS}"
+            beside.write_text("".join(lines[-kept:]), encoding="utf-8")
+            beside.replace(path)
 
     def write_summary(self, summary: Summary) -> None:
         """Write ``summary.json``."""

@@ -18,7 +18,9 @@ from scarcity_ray.config import (
     Layer1Config,
     Layer2Config,
     PrivacyConfig,
+    RetentionConfig,
     RuntimeConfig,
+    load,
 )
 from scarcity_ray.errors import ConfigError
 
@@ -30,6 +32,7 @@ SECTIONS = {
     "layer2": Layer2Config,
     "privacy": PrivacyConfig,
     "runtime": RuntimeConfig,
+    "retention": RetentionConfig,
 }
 
 # What is promised (docs/specification.md) and what users of the older package know.
@@ -144,6 +147,7 @@ OUT_OF_RANGE = {
         "assumed_corrupt_fraction": [-0.01, 0.5, math.nan],
         "assumed_dropout_fraction": [-0.01, 0.5, math.nan],
     },
+    RetentionConfig: {"releases": [1, 0], "receipt_rounds": [0], "metrics_rounds": [0]},
     RuntimeConfig: {"baskets_per_actor": [0], "cpus_per_actor": [-0.1, math.inf, math.nan]},
     HierarchicalFederationConfig: {
         "total_epsilon": [0.0, -1.0, math.nan],
@@ -339,3 +343,26 @@ def test_two_configs_share_no_mapping():
     trust["a"] = 5.0
     assert config.basket_trust == {"a": 1.0}
     assert Layer2Config().basket_trust is not Layer2Config().basket_trust
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        {"eu": {}},
+        {"eu": {"region": "in(eu,us)"}},
+        {"eu": {"region": "!us"}},
+        {"eu": {"a b": "c"}},
+        {"eu": "eu"},
+    ],
+)
+def test_placement_takes_labels_with_one_value_each(placement):
+    with pytest.raises(ConfigError, match=r"runtime\.placement"):
+        load(HierarchicalFederationConfig, {"runtime": {"placement": placement}})
+
+
+def test_placement_keeps_domains_apart():
+    placed = {"runtime": {"placement": {"hospitals": {"region": "eu", "example.org/disk": "ssd"}}}}
+    made = load(HierarchicalFederationConfig, placed)
+    assert made.runtime.placement["hospitals"]["region"] == "eu"
+    with pytest.raises(ConfigError, match="allow_cross_domain"):
+        load(HierarchicalFederationConfig, {**placed, "basket": {"allow_cross_domain": True}})
