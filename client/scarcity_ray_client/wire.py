@@ -760,13 +760,14 @@ class SignedRequest:
         if missing := [name for name in (CLIENT, NONCE, TIME, SIGNATURE) if name not in headers]:
             raise MessageRefused("foreign", f"it lacks the header {missing[0]}")
         client_id = unquote(headers[CLIENT][: 12 * MOST_TEXT], errors="replace")
+        is_named = 0 < len(client_id) <= MOST_TEXT and client_id.isprintable()
         nonce, seconds, digest = headers[NONCE], headers[TIME], headers.get(BODY_DIGEST, EMPTY_DIGEST)
         try:
             signature = base64.b64decode(headers[SIGNATURE], validate=True)
         except (binascii.Error, ValueError):
             signature = b""
         for name, fits in (
-            (CLIENT, client_id.isprintable() and headers[CLIENT] == quote(client_id, safe="") != ""),
+            (CLIENT, is_named and headers[CLIENT] == quote(client_id, safe="")),
             (NONCE, re.fullmatch("[0-9a-f]{32}", nonce)),
             (TIME, re.fullmatch("[0-9]{1,12}", seconds)),
             (BODY_DIGEST, is_digest(digest)),
