@@ -233,6 +233,7 @@ class RoundAnswer:
         clip_norm: To which Layer 1 clips.
         min_persons: None where a client is the unit.
         site_ledger: How far the accountant knows this client's own ledger; None: not at all.
+        asks_evaluation: Whether clients are to measure the round's model on their own data and tell.
     """
 
     state: RoundState
@@ -251,6 +252,7 @@ class RoundAnswer:
     clip_norm: float | None = None
     min_persons: int | None = None
     site_ledger: Head | None = None
+    asks_evaluation: bool = False
 
     def to_json(self) -> bytes:
         """As an answer's body."""
@@ -281,6 +283,7 @@ class RoundAnswer:
             clip_norm=self.clip_norm,
             min_persons=self.min_persons,
             site_ledger=None if head is None else {"num_rows": head.num_rows, "head": head.head.hex()},
+            asks_evaluation=self.asks_evaluation,
         )
 
     @classmethod
@@ -310,6 +313,7 @@ class RoundAnswer:
                 given.maybe("clip_norm", given.number),
                 given.maybe("min_persons", given.count),
                 given.maybe("site_ledger", lambda name: _head(given.inner(name))),
+                given.flag("asks_evaluation"),
             )
         )
 

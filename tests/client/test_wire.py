@@ -69,6 +69,7 @@ answers = st.one_of(
         st.none() | numbers,
         st.none() | counts,
         st.none() | st.builds(Head, counts, hashes),
+        st.booleans(),
     ),
     st.builds(UpdateAnswer, texts, counts, counts, texts, st.none() | texts),
     st.builds(EvaluationRequest, metrics, counts),
