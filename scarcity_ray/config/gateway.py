@@ -66,7 +66,9 @@ class GatewayConfig:
                 "tls", "off", f"mutual, or host: 127.0.0.1, as others reach {self.host} without TLS"
             )
         if self.nonce_seconds < 600.0:
-            raise ConfigError("nonce_seconds", self.nonce_seconds, "at least 600, twice what a clock may be off")
+            raise ConfigError(
+                "nonce_seconds", self.nonce_seconds, "at least 600, twice what a clock may be off"
+            )
 
 
 def is_loopback(host: str) -> bool:

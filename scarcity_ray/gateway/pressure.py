@@ -62,7 +62,10 @@ class Pressure:
         Returns:
             0 if it has begun, to be ended by `end`; else after how many seconds to try again.
         """
-        if self.open >= self._config.open_requests or self._of[client] >= self._config.open_requests_per_client:
+        if (
+            self.open >= self._config.open_requests
+            or self._of[client] >= self._config.open_requests_per_client
+        ):
             return RETRY_SECONDS
         if wait := self._rate.take(client, now):
             return wait

@@ -4,19 +4,26 @@ One role on the federation's home node, with an SQLite file. The baskets' replay
 once; the register makes the answers repeatable, so that a client whose answer was lost, with the gateway that
 gave it, is told the same again by another.
 
+Each request is judged here, and once: who asks (`Enrolments`), the signature, then the nonce. An unsigned
+request leaves nothing behind.
+
 Guarantees:
     a_slot_is_one_body: Of a client, round and sequence, until it is refused.
     a_settled_slot_is_answered_the_same_again: Also by a register that was killed and started again.
-    a_nonce_is_taken_once
+    a_nonce_is_taken_once: And by nobody who has not signed for it.
+    a_revoked_site_is_refused_at_its_next_request
     a_refused_slot_is_free_again
     a_new_round_is_told_to_whoever_asks
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import sqlite3
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,27 +33,54 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.errors import StorageError
+from scarcity_ray.errors import StorageError, UsageError
+from scarcity_ray.federation.served_round import Heard, Measured, OpenRound
+from scarcity_ray.gateway.certificates import Certificates
+from scarcity_ray.gateway.enrolments import REGISTER_FILE, Enrolment, Enrolments, Invitation
 from scarcity_ray.private_folder import why_not_private
 from scarcity_ray.runtime.rpc import Role, RoleName, query
-from scarcity_ray.updates import SigningScope
-from scarcity_ray_client.wire import RoundState
+from scarcity_ray_client.wire import (
+    CertificateAnswer,
+    CertificateRequest,
+    EnrolAnswer,
+    EnrolRequest,
+    ErrorAnswer,
+    ErrorCode,
+    KeyRequest,
+    SignedRequest,
+)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS slots (
     round_id INTEGER NOT NULL, client_id TEXT NOT NULL, sequence INTEGER NOT NULL,
     digest BLOB NOT NULL, answer BLOB, PRIMARY KEY (round_id, client_id, sequence)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS nonces (nonce BLOB PRIMARY KEY, client_id TEXT NOT NULL, seconds REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS nonces (
+    nonce BLOB PRIMARY KEY, client_id TEXT NOT NULL, seconds REAL NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS nonces_by_time ON nonces (seconds);
 CREATE TABLE IF NOT EXISTS fates (
     round_id INTEGER NOT NULL, client_id TEXT NOT NULL, fate TEXT NOT NULL, PRIMARY KEY (client_id, round_id)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS told (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 ROUNDS_REMEMBERED = 64
 """Rounds whose slots and fates are kept."""
 BUSY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it came.
+
+    Attributes:
+        target: Path with query.
+        certificate: That TLS was shown, DER; None: none.
+    """
+
+    request: SignedRequest
+    method: str
+    target: str
+    certificate: bytes | None
 
 
 @dataclass(frozen=True)
@@ -91,71 +125,38 @@ class Outcome:
     num_examples: int = 0
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a client measured, of its training or of the model that it was handed."""
-
-    client_id: str
-    metrics: Mapping[str, float]
-    num_examples: int
-
-
-@dataclass(frozen=True)
-class OpenRound:
-    """The round as the server has published it.
-
-    Attributes:
-        number: Rises with each publication.
-        closes_at: Unix seconds at the server; None: it waits for all.
-        model_version: Of the last release that is in the model; 0: none.
-        model_sha256: Hexadecimal, of the model's bytes; empty before there is one.
-    """
-
-    state: RoundState
-    reason: str
-    round_id: int
-    scope: SigningScope
-    clip_norm: float
-    closes_at: float | None = None
-    model_version: int = 0
-    model_sha256: str = ""
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What the server's rounds need to know of the gateways' work.
-
-    Attributes:
-        accepted: Clients of which an update for the round is counted.
-        refused: Clients with none, and the reason of the last refusal.
-        refusals: Uploads that were refused, by client and reason.
-        last_seen: Unix seconds by client.
-        trained: Of accepted updates.
-        evaluated: Of the model that the round began with.
-    """
-
-    accepted: frozenset[str] = frozenset()
-    refused: Mapping[str, str] = field(default_factory=dict)
-    refusals: Sequence[tuple[str, str]] = ()
-    last_seen: Mapping[str, float] = field(default_factory=dict)
-    trained: Sequence[Measured] = ()
-    evaluated: Sequence[Measured] = ()
-
-
 class Register(Role):
     """The role.
 
     Args:
-        path: Of its file, whose folder is made if it is not there, for this user alone.
+        folder: Of its file; made if it is not there, for this user alone.
+        federation_id: Of the federation that is served.
         nonce_seconds: For which a nonce is remembered.
+        overlap_seconds: For which a certificate still holds once its successor is issued.
+        keys: The folder of certificates; None: TLS ends elsewhere, and requests need no certificate.
 
     Raises:
         StorageError: If it cannot be used.
+        UsageError: If it is another federation's.
     """
 
-    def __init__(self, path: str, nonce_seconds: float) -> None:
+    def __init__(
+        self,
+        folder: str,
+        federation_id: str,
+        nonce_seconds: float,
+        overlap_seconds: float,
+        keys: str | None,
+        *,
+        is_mutual: bool = True,
+    ) -> None:
         super().__init__()
+        self._federation_id, self._overlap_seconds, self._is_mutual = (
+            federation_id,
+            overlap_seconds,
+            is_mutual,
+        )
+        self._certificates = None if keys is None else Certificates(keys)
         self._lock = threading.RLock()
         self._nonce_seconds = nonce_seconds
         self._swept = 0.0
@@ -164,14 +165,16 @@ class Register(Role):
         self._measured: dict[tuple[str, int], OrderedDict[str, Measured]] = {}
         self._round: OpenRound | None = None
         self._model: NDArray[np.float32] = np.zeros(0, np.float32)
-        folder = Path(path).parent
+        self._model_sha256 = ""
+        place = Path(folder)
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            why = why_not_private(folder, "the gateways' register")
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            why = why_not_private(place, "the gateways' register")
         except OSError as error:
-            why = f"{folder}: {error.strerror}; give a folder that can be written"
+            why = f"{place}: {error.strerror}; give a folder that can be written"
         if why:
             raise StorageError(why)
+        path = place / REGISTER_FILE
         try:
             self._db = sqlite3.connect(
                 path, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
@@ -180,28 +183,95 @@ class Register(Role):
             self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
         except sqlite3.Error as error:
             raise StorageError(f"{path}: the gateways' register cannot be used: {error}") from None
+        self._enrolments = Enrolments(self._db)
+        self._enrolments.serve(federation_id)
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
 
-    def note_nonces(self, asked: Sequence[tuple[str, str]], now: float) -> tuple[bool, ...]:
-        """Take nonces, each with its client; whether each is new. Who asks was seen now."""
+    def admit(self, asked: Sequence[Asked], now: float) -> tuple[Enrolment | ErrorAnswer, ...]:
+        """Judge who asks, at this moment; who is admitted was seen now.
+
+        Args:
+            now: Unix seconds, of the gateway.
+        """
         with self._lock:
+            judged = [self._judged(one, now) for one in asked]
             self._db.execute("BEGIN")
-            fresh = []
-            for client_id, nonce in asked:
+            for place, (one, found) in enumerate(zip(asked, judged, strict=True)):
+                if isinstance(found, ErrorAnswer):
+                    continue
                 put = "INSERT OR IGNORE INTO nonces VALUES (?, ?, ?)"
-                done = self._db.execute(put, (bytes.fromhex(nonce), client_id, now))
-                fresh.append(done.rowcount == 1)
-                if fresh[-1]:
-                    self._seen[client_id] = now
+                taken = self._db.execute(put, (bytes.fromhex(one.request.nonce), found.client_id, now))
+                if taken.rowcount == 1:
+                    self._seen[found.client_id] = now
+                else:
+                    judged[place] = ErrorAnswer(ErrorCode.REPLAYED, "this request was made before")
             if now > self._swept + 1.0:
                 self._swept = now
                 self._db.execute("DELETE FROM nonces WHERE seconds < ?", (now - self._nonce_seconds,))
             self._db.execute("COMMIT")
-            return tuple(fresh)
+            return tuple(judged)
+
+    @query
+    def invitation(self, asked: EnrolRequest) -> Invitation | ErrorAnswer:
+        """What an enrolment's token invites to, or why it is refused."""
+        with self._lock:
+            return self._enrolments.invitation(asked)
+
+    def enrol(self, asked: EnrolRequest) -> EnrolAnswer | ErrorAnswer:
+        """Enrol a site that the federation has taken; its certificate."""
+        with self._lock:
+            invited = self._enrolments.invitation(asked)
+            if isinstance(invited, ErrorAnswer):
+                return invited
+            try:
+                made = self._enrolments.enrol(asked, self._issue)
+            except UsageError as error:
+                return ErrorAnswer(ErrorCode.MALFORMED, str(error))
+        if isinstance(made, ErrorAnswer):
+            return made
+        return EnrolAnswer(made, self._federation_id, invited.domain_id)
+
+    def renew(self, client_id: str, asked: CertificateRequest) -> CertificateAnswer | ErrorAnswer:
+        """Give an enrolled site a new certificate."""
+        with self._lock:
+            try:
+                made = self._enrolments.renew(client_id, asked.csr, self._issue, self._overlap_seconds)
+            except UsageError as error:
+                return ErrorAnswer(ErrorCode.MALFORMED, str(error))
+        return made if isinstance(made, ErrorAnswer) else CertificateAnswer(made)
+
+    def change_key(self, client_id: str, asked: KeyRequest) -> ErrorAnswer | None:
+        """Have a site be known by another Ed25519 key; why not, if it is not."""
+        with self._lock:
+            known = self._enrolments.find(client_id)
+            if known is None or not asked.is_valid(known.public_key, self._federation_id, client_id):
+                if known is not None and hmac.compare_digest(known.public_key, asked.public_key):
+                    return None
+                return ErrorAnswer(ErrorCode.WRONG_SIGNATURE, "the new key is not signed by both keys")
+            if self._enrolments.change_key(client_id, known.public_key, asked.public_key):
+                return None
+        return ErrorAnswer(ErrorCode.FORBIDDEN, "the key was changed meanwhile")
+
+    @query
+    def enrolled(self) -> tuple[Enrolment, ...]:
+        """All sites that have enrolled, revoked ones among them, by id."""
+        with self._lock:
+            return tuple(self._enrolments.enrolled())
+
+    @query
+    def invited(self) -> tuple[str, ...]:
+        """Sites whose token can still be used, by id."""
+        with self._lock:
+            return tuple(one.client_id for one in self._enrolments.invited())
+
+    def revoke(self, client_id: str) -> bool:
+        """Refuse a site from its next request on; whether it was there."""
+        with self._lock:
+            return self._enrolments.revoke(client_id)
 
     def claim(self, slots: Sequence[Slot]) -> tuple[Claim, ...]:
         """Claim slots for uploads that are there in full."""
@@ -265,10 +335,12 @@ class Register(Role):
     def publish(self, opened: OpenRound, model: NDArray[np.float32] | None) -> None:
         """Tell the gateways of a round; the model stays if None is given."""
         with self._lock:
-            number = 1 if self._round is None else self._round.number + 1
-            self._round = replace(opened, number=number)
+            # Rises over lives too, so that a gateway sees that a register was started again.
+            number = time.time_ns() if self._round is None else self._round.number + 1
             if model is not None:
                 self._model = np.array(model, "<f4")
+                self._model_sha256 = hashlib.sha256(self._model.tobytes()).hexdigest()
+            self._round = replace(opened, number=number, model_sha256=self._model_sha256)
             oldest = opened.round_id - ROUNDS_REMEMBERED
             for table in ("slots", "fates"):
                 self._db.execute(f"DELETE FROM {table} WHERE round_id < ?", (oldest,))
@@ -320,6 +392,22 @@ class Register(Role):
                             f"DELETE FROM {table} WHERE round_id = ? AND client_id = ?", (round_id, client_id)
                         )
             self._db.execute("COMMIT")
+
+    def _judged(self, asked: Asked, now: float) -> Enrolment | ErrorAnswer:
+        request = asked.request
+        if (wrong := request.clock_error(now)) is not None:
+            return wrong
+        found = self._enrolments.admit(request.client_id, asked.certificate, self._is_mutual)
+        if isinstance(found, ErrorAnswer):
+            return found
+        if not request.is_valid(found.public_key, self._federation_id, asked.method, asked.target):
+            return ErrorAnswer(ErrorCode.WRONG_SIGNATURE, "the request is not signed by this site's key")
+        return found
+
+    def _issue(self, csr: str, client_id: str) -> str:
+        if self._certificates is None:
+            raise UsageError("certificates are issued where TLS is: gateway.tls is off here")
+        return self._certificates.issue(csr, client_id)
 
     def _claim(self, slot: Slot) -> Claim:
         place, digest = (slot.round_id, slot.client_id, slot.sequence), bytes.fromhex(slot.digest)

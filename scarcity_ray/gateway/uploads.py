@@ -1,6 +1,6 @@
 """Uploads that are sent in parts, and go on where they were cut.
 
-A part is appended to a file of the gateway's own, so that the upload survives the connection and the gateway's
+A part is appended to a file of the gateway, so that the upload survives the connection and the gateway's
 process; at another gateway it begins again. What was acknowledged of it is on the disk's file system, not
 forced to the disk: after a power failure the length on the disk is what counts. The digest in its name is
 checked once all of it is there.
@@ -20,8 +20,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from scarcity_ray.private_folder import why_not_private
 from scarcity_ray.errors import StorageError
+from scarcity_ray.private_folder import why_not_private
 
 _PART = ".part"
 
@@ -137,11 +137,7 @@ class Uploads:
 
     def sweep(self, now: float) -> int:
         """Drop uploads that have not grown for too long, by the clock of file times; how many."""
-        old = [
-            path
-            for path in self._folder.glob(f"*{_PART}")
-            if _modified(path) < now - self._most_seconds
-        ]
+        old = [path for path in self._folder.glob(f"*{_PART}") if _modified(path) < now - self._most_seconds]
         for path in old:
             self._remove(path)
         return len(old)
