@@ -301,7 +301,7 @@ class Enrolments:
 
     @property
     def version(self) -> int:
-        """Another number after each change, whichever process made it: a copy of `enrolled` is good till then."""
+        """Another number after each change, by any process: till then a copy of `enrolled` is good."""
         found = self._one("SELECT value FROM enrolment_facts WHERE name = 'version'")
         return 0 if found is None else int(found[0])
 
