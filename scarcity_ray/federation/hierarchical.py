@@ -71,6 +71,7 @@ from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
 from scarcity_ray_client.receipts import ReceiptProof, SignedReceipt
 from scarcity_ray_client.site_ledger import Extension, Head
+from scarcity_ray_client.wire import KeyRequest
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
@@ -359,6 +360,19 @@ class HierarchicalFederation:
         found = driver.operations.run(Directory.unregister, client_id, driver.client.now())
         driver.keypairs.pop(client_id, None)
         return found
+
+    def change_client_key(self, client_id: str, asked: KeyRequest) -> None:
+        """Have a registered client sign with another key, as `KeyRequest.signed` asks; again changes nothing.
+
+        What it has buffered stays, and so does its policy, which the old key has signed.
+
+        Raises:
+            UsageError: If it is not registered with a key, or one of both keys has not signed.
+        """
+        driver, client_id = self._open(), id_of(client_id)
+        asked = instance_of("asked", asked, KeyRequest)
+        driver.operations.run(Directory.change_key, client_id, asked, driver.client.now())
+        driver.keypairs.pop(client_id, None)
 
     def site_ledger_head(self, client_id: str) -> Head | None:
         """How far the accountant knows a client's own ledger (`SiteLedger.heed`); None: it was never told."""

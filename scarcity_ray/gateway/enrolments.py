@@ -25,6 +25,7 @@ import os
 import secrets
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Enrolment:
     Attributes:
         public_key: Ed25519, 32 bytes.
         policy: `SignedPolicy.to_text`; None: it has no ceiling of its own.
-        certificate_expires: Unix seconds, of its newest certificate; None where it has none.
+        certificates: SHA-256 (hexadecimal) of each, and until when it is good (unix seconds).
         revoked: Unix seconds; None: it is not.
     """
 
@@ -94,8 +95,13 @@ class Enrolment:
     features: tuple[float, ...] | None = None
     num_examples: int | None = None
     policy: str | None = None
-    certificate_expires: int | None = None
+    certificates: tuple[tuple[str, float], ...] = ()
     revoked: float | None = None
+
+    @property
+    def certificate_expires(self) -> int:
+        """Until when it can reach the gateways, unix seconds."""
+        return int(max((until for _, until in self.certificates), default=0))
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,33 @@ class Invited:
     client_id: str
     domain_id: str
     expires: float
+
+
+def judge(
+    known: Enrolment | None, fingerprint: str | None, now_seconds: float, is_mutual: bool = True
+) -> ErrorAnswer | None:
+    """Why a request is refused; None if it is not, as far as certificates tell.
+
+    Args:
+        known: The client that asks, as it is enrolled now; None: it is not.
+        fingerprint: SHA-256 (hexadecimal) of the certificate that TLS was shown; None: none.
+        is_mutual: Whether one is needed; not where TLS ends at a proxy.
+    """
+    if is_mutual and fingerprint is None:
+        return ErrorAnswer(ErrorCode.NO_CERTIFICATE, "no client certificate was shown")
+    if known is None:
+        return ErrorAnswer(ErrorCode.FORBIDDEN, "no such client is enrolled")
+    if known.revoked is not None:
+        return ErrorAnswer(ErrorCode.REVOKED, "this site was revoked by the federation's operator")
+    if not is_mutual or fingerprint is None:
+        return None
+    until = dict(known.certificates).get(fingerprint)
+    if until is None:
+        return ErrorAnswer(ErrorCode.WRONG_CERTIFICATE, "the certificate is not this client's")
+    if now_seconds >= until:
+        said = "the certificate has expired: ask the federation for a new kit"
+        return ErrorAnswer(ErrorCode.EXPIRED_CERTIFICATE, said)
+    return None
 
 
 class Enrolments:
@@ -263,37 +296,22 @@ class Enrolments:
             UsageError: For a CSR that is none.
         """
         with self._transaction():
-            refused = self._refusal(self.find(client_id))
+            refused = judge(self.find(client_id), None, self._clock(), is_mutual=False)
             return refused or self._certified(client_id, csr, issue, self._clock() + overlap_seconds)
 
-    def admit(
-        self, client_id: str, certificate: bytes | None, is_mutual: bool = True
-    ) -> Enrolment | ErrorAnswer:
-        """Who asks, at this moment, or why not.
+    @property
+    def version(self) -> int:
+        """Another number after each change, by any process: till then a copy of `enrolled` is good."""
+        found = self._one("SELECT value FROM enrolment_facts WHERE name = 'version'")
+        return 0 if found is None else int(found[0])
 
-        Args:
-            certificate: That TLS was shown, DER; None: none.
-            is_mutual: Whether one is needed; not where TLS ends at a proxy.
-        """
+    def admit(
+        self, client_id: str, fingerprint: str | None, is_mutual: bool = True
+    ) -> Enrolment | ErrorAnswer:
+        """Who asks, at this moment, or why not; arguments as in `judge`."""
         known = self.find(client_id)
-        if is_mutual and certificate is None:
-            return ErrorAnswer(ErrorCode.NO_CERTIFICATE, "no client certificate was shown")
-        if known is None or known.revoked is not None:
-            return self._refusal(known) or ErrorAnswer(ErrorCode.FORBIDDEN, "")
-        if not is_mutual or certificate is None:
-            return known
-        found = self._one(
-            "SELECT client_id, expires, retires FROM certificates WHERE fingerprint = ?",
-            (hashlib.sha256(certificate).hexdigest(),),
-        )
-        if found is None or found[0] != client_id:
-            return ErrorAnswer(ErrorCode.WRONG_CERTIFICATE, "the certificate is not this client's")
-        expires, retires = found[1:]
-        if self._clock() >= (expires if retires is None else min(expires, retires)):
-            return ErrorAnswer(
-                ErrorCode.EXPIRED_CERTIFICATE, "the certificate has expired: ask the federation for a new kit"
-            )
-        return known
+        refused = judge(known, fingerprint, self._clock(), is_mutual)
+        return refused or known or ErrorAnswer(ErrorCode.FORBIDDEN, "")
 
     def change_key(self, client_id: str, old: bytes, new: bytes) -> bool:
         """Have a site be known by another Ed25519 key, whose proofs the caller has checked; whether it is."""
@@ -320,7 +338,7 @@ class Enrolments:
 
     def find(self, client_id: str) -> Enrolment | None:
         """A site that has enrolled, revoked or not."""
-        found = list(self._found("WHERE e.client_id = ?", (client_id,)))
+        found = list(self._found("WHERE client_id = ?", (client_id,)))
         return found[0] if found else None
 
     def enrolled(self) -> list[Enrolment]:
@@ -337,14 +355,22 @@ class Enrolments:
         return [Invited(*row) for row in rows]
 
     def _found(self, where: str, arguments: tuple[object, ...]) -> Iterator[Enrolment]:
+        held: dict[str, list[tuple[str, float]]] = defaultdict(list)
+        for client_id, fingerprint, expires, retires in self._connection.execute(
+            f"SELECT client_id, fingerprint, expires, retires FROM certificates {where} ORDER BY expires",
+            arguments,
+        ):
+            held[client_id].append((fingerprint, expires if retires is None else min(expires, retires)))
         rows = self._connection.execute(
-            "SELECT e.client_id, domain_id, public_key, features, num_examples, policy, "
-            "(SELECT max(expires) FROM certificates c WHERE c.client_id = e.client_id AND retires IS NULL), "
-            f"revoked FROM enrolments e {where} ORDER BY e.client_id",
+            "SELECT client_id, domain_id, public_key, features, num_examples, policy, revoked "
+            f"FROM enrolments {where} ORDER BY client_id",
             arguments,
         )
-        for client_id, domain_id, key, features, *others in rows:
-            yield Enrolment(client_id, domain_id, key, _features(features), *others)
+        for client_id, domain_id, key, features, examples, policy, revoked in rows:
+            certificates = tuple(held[client_id])
+            yield Enrolment(
+                client_id, domain_id, key, _features(features), examples, policy, certificates, revoked
+            )
 
     def _certified(self, client_id: str, csr: str, issue: Issue, retires: float | None = None) -> str:
         csr_hash = _hash(csr)
@@ -366,13 +392,6 @@ class Enrolments:
         )
         return pem
 
-    def _refusal(self, known: Enrolment | None) -> ErrorAnswer | None:
-        if known is None:
-            return ErrorAnswer(ErrorCode.FORBIDDEN, "no such client is enrolled")
-        if known.revoked is not None:
-            return ErrorAnswer(ErrorCode.REVOKED, "this site was revoked by the federation's operator")
-        return None
-
     def _one(self, statement: str, arguments: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
         found: tuple[Any, ...] | None = self._connection.execute(statement, arguments).fetchone()
         return found
@@ -385,6 +404,10 @@ class Enrolments:
         except BaseException:
             self._connection.execute("ROLLBACK")
             raise
+        self._connection.execute(
+            "INSERT INTO enrolment_facts VALUES ('version', '1') "
+            "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+        )
         self._connection.execute("COMMIT")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import pytest
 
 from scarcity_ray.errors import UsageError
-from scarcity_ray.gateway.certificates import Certificates
+from scarcity_ray.gateway.certificates import Certificates, facts_of
 from scarcity_ray.gateway.enrolments import REGISTER_FILE, Enrolment, Enrolments, Invitation
 from scarcity_ray_client import IdentityKeyPair
 from scarcity_ray_client.wire import EnrolRequest, ErrorAnswer, ErrorCode
@@ -35,8 +38,6 @@ def clock():
 
 @pytest.fixture
 def issue(authority, clock):
-    from datetime import UTC, datetime
-
     return lambda csr, client: authority.issue(csr, client, now=datetime.fromtimestamp(clock.now, UTC))
 
 
@@ -50,10 +51,8 @@ def asked(token, client_id="ann", key=KEY, csr=None, **told):
     return EnrolRequest.signed(key, token, client_id, csr or a_csr()[0], **told)
 
 
-def der(pem):
-    import ssl
-
-    return ssl.PEM_cert_to_DER_cert(pem)
+def shown(pem):
+    return facts_of("client", pem).fingerprint
 
 
 def code(answer):
@@ -69,7 +68,7 @@ def test_a_token_enrols_its_client_once(sites, issue):
     request = asked(token, num_examples=30, policy="its policy")
     assert sites.invitation(request) == Invitation("ann", "hospitals", (1.0, 2.0))
     pem = sites.enrol(request, issue)
-    known = sites.admit("ann", der(pem))
+    known = sites.admit("ann", shown(pem))
     assert isinstance(known, Enrolment)
     assert (known.public_key, known.num_examples, known.policy) == (KEY.public_bytes, 30, "its policy")
     assert sites.enrolled() == [known]
@@ -88,8 +87,6 @@ def test_the_same_enrolment_is_answered_again(sites, issue):
 
 def test_an_enrolment_that_its_key_did_not_sign_is_refused(sites, issue):
     request = asked(sites.invite("ann", "hospitals"))
-    from dataclasses import replace
-
     forged = replace(request, public_key=OTHER.public_bytes)
     assert code(sites.enrol(forged, issue)) is ErrorCode.WRONG_SIGNATURE
     assert sites.enrolled() == []
@@ -122,9 +119,11 @@ def test_no_token_is_in_the_file(sites, tmp_path):
 
 def test_a_revocation_counts_at_the_next_request(sites, issue, tmp_path):
     pem = sites.enrol(asked(sites.invite("ann", "hospitals")), issue)
+    before = sites.version
     with Enrolments.opened(tmp_path / "register") as command:
         assert command.revoke("ann")
-    assert code(sites.admit("ann", der(pem))) is ErrorCode.REVOKED
+    assert sites.version > before
+    assert code(sites.admit("ann", shown(pem))) is ErrorCode.REVOKED
     assert code(sites.renew("ann", a_csr()[0], issue)) is ErrorCode.REVOKED
     assert not sites.change_key("ann", KEY.public_bytes, OTHER.public_bytes)
     assert not sites.revoke("ann")
@@ -138,8 +137,8 @@ def test_a_revoked_client_enrols_again_only_if_the_operator_says_so(sites, issue
     request = asked(sites.invite("ann", "hospitals", again=True), key=OTHER)
     assert sites.invitation(request) == Invitation("ann", "hospitals", replaces=True)
     new = sites.enrol(request, issue)
-    assert isinstance(sites.admit("ann", der(new)), Enrolment)
-    assert code(sites.admit("ann", der(pem))) is ErrorCode.WRONG_CERTIFICATE
+    assert isinstance(sites.admit("ann", shown(new)), Enrolment)
+    assert code(sites.admit("ann", shown(pem))) is ErrorCode.WRONG_CERTIFICATE
 
 
 def test_a_revocation_voids_an_open_invitation(sites, issue):
@@ -151,9 +150,9 @@ def test_a_revocation_voids_an_open_invitation(sites, issue):
 def test_a_certificate_of_another_client_is_refused(sites, issue):
     sites.enrol(asked(sites.invite("ann", "hospitals")), issue)
     bobs = sites.enrol(asked(sites.invite("bob", "hospitals"), "bob", OTHER), issue)
-    assert code(sites.admit("ann", der(bobs))) is ErrorCode.WRONG_CERTIFICATE
+    assert code(sites.admit("ann", shown(bobs))) is ErrorCode.WRONG_CERTIFICATE
     assert code(sites.admit("ann", None)) is ErrorCode.NO_CERTIFICATE
-    assert code(sites.admit("carl", der(bobs))) is ErrorCode.FORBIDDEN
+    assert code(sites.admit("carl", shown(bobs))) is ErrorCode.FORBIDDEN
     assert isinstance(sites.admit("ann", None, is_mutual=False), Enrolment)
 
 
@@ -163,12 +162,12 @@ def test_a_renewed_certificate_holds_at_once_and_the_old_one_for_the_overlap(sit
     new = sites.renew("ann", csr, issue, overlap_seconds=DAY)
     assert sites.renew("ann", csr, issue, overlap_seconds=DAY) == new
     for pem in (old, new):
-        assert isinstance(sites.admit("ann", der(pem)), Enrolment)
+        assert isinstance(sites.admit("ann", shown(pem)), Enrolment)
     clock.now += DAY
-    assert code(sites.admit("ann", der(old))) is ErrorCode.EXPIRED_CERTIFICATE
-    assert isinstance(sites.admit("ann", der(new)), Enrolment)
+    assert code(sites.admit("ann", shown(old))) is ErrorCode.EXPIRED_CERTIFICATE
+    assert isinstance(sites.admit("ann", shown(new)), Enrolment)
     clock.now += 90 * DAY
-    assert code(sites.admit("ann", der(new))) is ErrorCode.EXPIRED_CERTIFICATE
+    assert code(sites.admit("ann", shown(new))) is ErrorCode.EXPIRED_CERTIFICATE
 
 
 def test_a_key_is_changed_with_the_old_one_alone(sites, issue):
