@@ -64,6 +64,32 @@ def run(
 
 
 @main.command()
+@click.argument("config", type=click.Path(dir_okay=False), required=False)
+@click.option("--out", metavar="DIR", help="Write here; must be empty or new. [default: runs/<name>-<time>]")
+@click.option("--resume", metavar="DIR", help="Go on with the served run of this folder, in place of CONFIG.")
+@click.option("--runtime", type=click.Choice(["ray", "local"]), help="local: all in this process, no Ray.")
+@click.option(
+    "--address", metavar="A", help="Address of a Ray cluster. [default: RAY_ADDRESS, else a new one]"
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds to make, whatever the config says.")
+@OVERRIDES
+@FORMAT
+@exits
+def serve(
+    runtime: str | None, address: str | None, rounds: int | None, overrides: tuple[str, ...], **given: Any
+) -> ExitCode:
+    """Serve the file CONFIG to sites outside the cluster, which train and send over HTTPS.
+
+    Ctrl-C and SIGTERM finish a release under way; --resume goes on in the same round.
+    """
+    from scarcity_ray.cli.serve import serve_command
+
+    options = {"run.runtime": runtime, "run.address": address, "training.rounds": rounds}
+    shorthands = tuple(f"{path}={value}" for path, value in options.items() if value is not None)
+    return serve_command(overrides=(*overrides, *shorthands), **given)
+
+
+@main.command()
 @CONFIG
 @click.option("--rounds", type=click.IntRange(min=1), help="Solve for the noise that buys as many rounds.")
 @click.option("--epsilon", type=float, metavar="E", help="Plan with this total epsilon, not the config's.")

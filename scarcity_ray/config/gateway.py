@@ -5,11 +5,13 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictStr
+from pydantic import Field, StrictInt, StrictStr
 
 from scarcity_ray.config.fields import NonNegativeInt, PositiveFloat, PositiveInt
 from scarcity_ray.config.validation import settings
 from scarcity_ray.errors import ConfigError
+
+NumBytes = Annotated[StrictInt, Field(gt=0, lt=2**53)]
 
 
 @settings
@@ -23,7 +25,7 @@ class GatewayConfig:
     url: StrictStr | None = None
     """Under which sites reach it, for a kit and what is printed; None: made of this machine's name."""
     tls: Literal["mutual", "server", "off"] = "mutual"
-    """``server`` only where a proxy ends TLS and asks for certificates itself; ``off`` on a loopback address."""
+    """``server`` only where a proxy ends TLS and asks for certificates; ``off`` on a loopback address."""
     keys: StrictStr = "keys"
     """The folder of certificates (``scarcity-ray keys init``)."""
     round_seconds: PositiveFloat | None = None
@@ -31,11 +33,11 @@ class GatewayConfig:
     for."""
     up_seconds: PositiveFloat = 180.0
     """A site that was not heard of for so long is not waited for."""
-    max_update_bytes: PositiveInt | None = None
+    max_update_bytes: NumBytes | None = None
     """Of an upload's body; None: what a row of the model needs, and 1 MiB for its header."""
-    bytes_in_flight: PositiveInt = 512 * 2**20
+    bytes_in_flight: NumBytes = 512 * 2**20
     """Of all bodies that a gateway holds in memory."""
-    upload_disk_bytes: PositiveInt = 8 * 2**30
+    upload_disk_bytes: NumBytes = 8 * 2**30
     """Of all unfinished uploads on a gateway's disk."""
     upload_seconds: PositiveFloat = 3600.0
     """After which an unfinished upload that does not grow is dropped."""

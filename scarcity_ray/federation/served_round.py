@@ -74,6 +74,7 @@ class Heard:
         last_seen: Unix seconds by client.
         trained: Of accepted updates.
         evaluated: Of the model that the round began with.
+        is_paused: Whether an operator has paused the rounds.
     """
 
     accepted: frozenset[str] = frozenset()
@@ -82,6 +83,7 @@ class Heard:
     last_seen: Mapping[str, float] = field(default_factory=dict)
     trained: Sequence[Measured] = ()
     evaluated: Sequence[Measured] = ()
+    is_paused: bool = False
 
 
 class FrontDoor(Protocol):
@@ -98,9 +100,6 @@ class FrontDoor(Protocol):
 
     def keep_only(self, round_id: int, accepted: Sequence[str]) -> None:
         """Have sites send again whose updates of a round are in no basket any more."""
-
-    def is_paused(self) -> bool:
-        """Whether an operator has paused the rounds."""
 
     def wait(self, seconds: float) -> None:
         """Let sites send for so long."""

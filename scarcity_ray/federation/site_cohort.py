@@ -138,7 +138,7 @@ class SiteCohort:
         state = self._publish(RoundState.OPEN, "", version, clip_norm, model.current)
         with self._fit.phases.timed("training"):
             while not self._is_complete():
-                wanted = RoundState.PAUSED if self._door.is_paused() else RoundState.OPEN
+                wanted = RoundState.PAUSED if self._heard.is_paused else RoundState.OPEN
                 if wanted is not state:
                     reason = "an operator has paused the rounds" if wanted is RoundState.PAUSED else ""
                     state = self._publish(wanted, reason, version, clip_norm, None)
@@ -186,6 +186,7 @@ class SiteCohort:
 
     def _is_complete(self) -> bool:
         now, heard = self._clock(), self._door.heard(self._round_id)
+        self._heard = heard
         self._sites = {site.client_id: site for site in self._door.sites()}
         up = {
             client_id
@@ -199,7 +200,7 @@ class SiteCohort:
         if is_due or now - self._asked_baskets >= ROSTER_SECONDS:
             self._asked_baskets, self._waits = now, self._driver.waiting_for()
         self._tell(heard, missing)
-        if self._waits is None or self._door.is_paused():
+        if self._waits is None or heard.is_paused:
             return False
         return self._waits.missing in UNMENDABLE or (is_due and _suffices(self._waits))
 

@@ -11,18 +11,18 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import ssl
 from collections.abc import Callable
 from typing import cast
+
+from scarcity_ray.gateway.certificates import fingerprint_of
 
 
 class Connection(asyncio.Protocol):
     """Hands everything on to aiohttp's protocol, and ends the connection if its headers take too long.
 
     Attributes:
-        certificate: The peer's, DER; None: it has shown none.
-        fingerprint: Its SHA-256, hexadecimal; empty without one.
+        fingerprint: SHA-256 of the peer's certificate, hexadecimal; None: it has shown none.
     """
 
     def __init__(self, inner: asyncio.Protocol, table: Connections) -> None:
@@ -30,8 +30,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_asking = False
-        self.certificate: bytes | None = None
-        self.fingerprint = ""
+        self.fingerprint: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A connection whose handshake is done."""
@@ -40,10 +39,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         found = transport.get_extra_info("ssl_object")
-        if isinstance(found, ssl.SSLObject):
-            self.certificate = found.getpeercert(binary_form=True)
-        if self.certificate is not None:
-            self.fingerprint = hashlib.sha256(self.certificate).hexdigest()
+        shown = found.getpeercert(binary_form=True) if isinstance(found, ssl.SSLObject) else None
+        self.fingerprint = None if shown is None else fingerprint_of(shown)
         self._inner.connection_made(transport)
         self._wait_for_headers()
 

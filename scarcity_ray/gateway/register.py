@@ -19,7 +19,6 @@ Guarantees:
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 import sqlite3
 import threading
@@ -46,7 +45,6 @@ from scarcity_ray_client.wire import (
     EnrolRequest,
     ErrorAnswer,
     ErrorCode,
-    KeyRequest,
     SignedRequest,
 )
 
@@ -74,13 +72,13 @@ class Asked:
 
     Attributes:
         target: Path with query.
-        certificate: That TLS was shown, DER; None: none.
+        fingerprint: SHA-256 of the certificate that TLS was shown, hexadecimal; None: none.
     """
 
     request: SignedRequest
     method: str
     target: str
-    certificate: bytes | None
+    fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -166,6 +164,7 @@ class Register(Role):
         self._round: OpenRound | None = None
         self._model: NDArray[np.float32] = np.zeros(0, np.float32)
         self._model_sha256 = ""
+        self._is_paused = False
         place = Path(folder)
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -244,17 +243,10 @@ class Register(Role):
                 return ErrorAnswer(ErrorCode.MALFORMED, str(error))
         return made if isinstance(made, ErrorAnswer) else CertificateAnswer(made)
 
-    def change_key(self, client_id: str, asked: KeyRequest) -> ErrorAnswer | None:
-        """Have a site be known by another Ed25519 key; why not, if it is not."""
+    def change_key(self, client_id: str, old: bytes, new: bytes) -> bool:
+        """Have a site be known by another Ed25519 key, whose proofs were checked; whether it is."""
         with self._lock:
-            known = self._enrolments.find(client_id)
-            if known is None or not asked.is_valid(known.public_key, self._federation_id, client_id):
-                if known is not None and hmac.compare_digest(known.public_key, asked.public_key):
-                    return None
-                return ErrorAnswer(ErrorCode.WRONG_SIGNATURE, "the new key is not signed by both keys")
-            if self._enrolments.change_key(client_id, known.public_key, asked.public_key):
-                return None
-        return ErrorAnswer(ErrorCode.FORBIDDEN, "the key was changed meanwhile")
+            return self._enrolments.change_key(client_id, old, new)
 
     @query
     def enrolled(self) -> tuple[Enrolment, ...]:
@@ -377,7 +369,13 @@ class Register(Role):
                 dict(self._seen),
                 tuple(self._measured.get(("trained", round_id), {}).values()),
                 tuple(self._measured.get(("evaluated", round_id), {}).values()),
+                self._is_paused,
             )
+
+    def pause(self, is_paused: bool) -> None:
+        """Have no round close, or go on."""
+        with self._lock:
+            self._is_paused = is_paused
 
     def keep_only(self, round_id: int, accepted: Sequence[str]) -> None:
         """Free the slots of a round's clients whose updates are in no basket any more."""
@@ -397,7 +395,7 @@ class Register(Role):
         request = asked.request
         if (wrong := request.clock_error(now)) is not None:
             return wrong
-        found = self._enrolments.admit(request.client_id, asked.certificate, self._is_mutual)
+        found = self._enrolments.admit(request.client_id, asked.fingerprint, self._is_mutual)
         if isinstance(found, ErrorAnswer):
             return found
         if not request.is_valid(found.public_key, self._federation_id, asked.method, asked.target):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,7 +36,6 @@ from scarcity_ray_client.wire import (
 
 ROUNDS_TOLD = 20
 """Last rounds that a site is told of."""
-AFTER_ROUND_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -183,25 +183,19 @@ class SiteDesk:
         return self._register.call(Register.enrol, asked)
 
     def change_key(self, site: Enrolment, asked: KeyRequest) -> ErrorAnswer | None:
-        """Have a site be known by another key; why not, if it is not.
-
-        Its basket lets it go and takes it again, so that what waits of it would be withdrawn: it is asked to
-        come back after the round.
-        """
-        round_id = self._driver.current_round()
-        if site.client_id in self._driver.accepted_for(round_id):
-            said = "an update of this site waits under the old key: change it after this round"
-            return ErrorAnswer(ErrorCode.BUSY, said, AFTER_ROUND_SECONDS)
-        refused = self._register.call(Register.change_key, site.client_id, asked)
-        if refused is not None:
-            return refused
-        self._unregister(site.client_id)
-        policy = None if site.policy is None else SignedPolicy.from_text(site.policy)
-        known = Site(
-            site.client_id, site.domain_id, asked.public_key, site.features, site.num_examples, policy
-        )
-        register_site(self._driver, known)
-        return None
+        """Have a site be known by another key; why not, if it is not."""
+        client_id, federation_id = site.client_id, self._driver.supervisor.identity.federation_id
+        if hmac.compare_digest(site.public_key, asked.public_key):
+            return None
+        if not asked.is_valid(site.public_key, federation_id, client_id):
+            return ErrorAnswer(ErrorCode.WRONG_SIGNATURE, "the new key is not signed by both keys")
+        try:
+            self._driver.operations.run(Directory.change_key, client_id, asked, self._driver.client.now())
+        except UsageError as refused:
+            return ErrorAnswer(ErrorCode.REFUSED, str(refused))
+        if self._register.call(Register.change_key, client_id, site.public_key, asked.public_key):
+            return None
+        return ErrorAnswer(ErrorCode.FORBIDDEN, "the key was changed meanwhile")
 
     def _unregister(self, client_id: str) -> None:
         self._driver.operations.run(Directory.unregister, client_id, self._driver.client.now())

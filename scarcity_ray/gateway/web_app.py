@@ -3,7 +3,7 @@
 What is answered is JSON or the model's bytes. A fault of ours is logged here, and told as ``internal`` alone.
 
 Guarantees:
-    who_is_not_admitted_gets_nothing_but_a_reason: Of all paths but ``/v1/enrol``, ``/healthz`` and operators'.
+    who_is_not_admitted_gets_nothing_but_a_reason: But on ``/v1/enrol`` and ``/healthz``.
     no_traceback_and_no_path_leaves_a_gateway
     a_slow_or_overlong_body_is_given_up_and_its_memory_free_again
     a_body_that_is_not_what_its_digest_says_is_refused_and_forgotten
@@ -33,6 +33,7 @@ from scarcity_ray.errors import StorageError
 from scarcity_ray.federation.served_round import Measured
 from scarcity_ray.gateway.batches import Batches
 from scarcity_ray.gateway.connections import Connections
+from scarcity_ray.gateway.driver_thread import OnDriver
 from scarcity_ray.gateway.enrolments import Enrolment
 from scarcity_ray.gateway.intake import Accepted, Intake, Upload
 from scarcity_ray.gateway.pressure import RETRY_SECONDS, Pressure, body_deadline
@@ -115,7 +116,7 @@ class WebApp:
         intake: Intake,
         desk: SiteDesk,
         uploads: Uploads,
-        on_driver: Callable[[Callable[[], T]], T],
+        on_driver: OnDriver,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config, self._terms, self._register, self._clock = config, terms, register, clock
@@ -212,9 +213,9 @@ class WebApp:
     async def _identified(self, request: web.Request) -> Identified:
         """Who asks; the body that was signed is still to be read."""
         connection = self.connections.of(request.transport)
-        certificate = None if connection is None else connection.certificate
+        fingerprint = None if connection is None else connection.fingerprint
         signed = SignedRequest.from_headers(request.headers)
-        asked = Asked(signed, request.method, request.raw_path, certificate)
+        asked = Asked(signed, request.method, request.raw_path, fingerprint)
         found = await self._within(self._admitting.ask(asked))
         if isinstance(found, ErrorAnswer):
             raise _refused(found)
