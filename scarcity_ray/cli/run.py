@@ -22,7 +22,7 @@ from scarcity_ray.cli.progress import Display, JsonLines, watcher
 from scarcity_ray.errors import LedgerWarning, ScarcityWarning, UsageError
 from scarcity_ray.federation.evaluation import INSIDE_CLAIM
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
-from scarcity_ray.federation.stopping import interrupt
+from scarcity_ray.federation.stopping import INTERRUPTING, interrupt
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
 from scarcity_ray.workloads.config import load_job
@@ -42,7 +42,6 @@ from scarcity_ray.workloads.report.page import (
 )
 from scarcity_ray.workloads.run_folder import CONFIG, RunFolder
 
-_INTERRUPTING = signal.SIGINT, signal.SIGTERM
 MOST_REFUSALS = 5
 """Refused trainings that are told on the terminal."""
 
@@ -120,7 +119,7 @@ def config_of(folder: Path) -> Path:
 @contextmanager
 def ending_in_words(folder: RunFolder, command: str = "run") -> Iterator[None]:
     """A run that is interrupted, by Ctrl-C or SIGTERM, or fails says what its folder holds."""
-    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTING}
+    before = {number: signal.signal(number, interrupt) for number in INTERRUPTING}
     try:
         yield
     except BaseException:
@@ -141,7 +140,7 @@ def opening(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)
             federation = make(*arguments, **named)
-        for number in _INTERRUPTING:
+        for number in INTERRUPTING:
             signal.signal(number, interrupt)  # again: Ray puts its own in its place
         ledger = federation.get_stats().get("ledger")
         if ledger is not None and isinstance(display, JsonLines):

@@ -255,6 +255,27 @@ def test_a_client_has_its_cpus_to_itself(ray_cluster: None) -> None:
 
 
 @pytest.mark.ray
+def test_a_task_that_the_actors_leave_no_cpu_for_says_so(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each node has the CPUs, and none has them free: nobody would ever end."""
+    import ray
+
+    from scarcity_ray.runtime import ray_tasks
+
+    monkeypatch.setattr(ray_tasks, "PATIENCE_SECONDS", 1.0)
+    all_cpus = ray.cluster_resources()["CPU"]
+    actor = ray.remote(list).options(num_cpus=0.1).remote()
+    ray.get(actor.__ray_ready__.remote())
+    tasks = ray_tasks.RayTasks(2)
+    tasks.start(TaskSpec("greedy", span, (0.0,), cpus=all_cpus))
+    assert tasks.ended(1.0) == []
+    assert f"greedy waits: no node has CPU {all_cpus:g} free beside the actors" in caplog.text
+    ray.kill(actor)
+    assert len(collected(tasks, 1)) == 1
+
+
+@pytest.mark.ray
 def test_a_row_that_is_lost_on_its_way_is_refused_alone(open_ray: Any) -> None:
     """Its process dies with what it held after it has said that it trained."""
     import ray
