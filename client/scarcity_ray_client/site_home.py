@@ -91,10 +91,10 @@ class Kit:
             "README.txt": _README.format(name=target.name),
         }
         try:
-            with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
-                    for name, text in files.items():
-                        made.writestr(name, text)
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w") as made:
+                for name, text in files.items():
+                    made.writestr(name, text)
         except OSError as error:
             raise UsageError(f"cannot make the kit {target}: {error.strerror}") from None
 
@@ -144,16 +144,14 @@ class Kit:
             said = (None, None)
         if why := why_not_read(KIND, FORMAT, *said):
             raise UsageError(f"{where}: {why}")
-        names = ("gateway", "federation_id", "client_id", "domain_id")
-        values = [given.get(name) for name in names]
-        for name, value in zip(names, values, strict=True):
-            if (
-                not isinstance(value, str)
-                or not value.isprintable()
-                or (name != "federation_id" and not value)
-            ):
+        texts: dict[str, str] = {}
+        for name in ("gateway", "federation_id", "client_id", "domain_id"):
+            value = given.get(name)
+            is_text = isinstance(value, str) and value.isprintable()
+            if not is_text or not (value or name == "federation_id"):
                 raise UsageError(f"{where}: {name}: {shown(value)} is not accepted; a text")
-        return cls(*values, authority, token)
+            texts[name] = value
+        return cls(authority=authority, token=token, **texts)
 
 
 class SiteHome:
@@ -299,6 +297,7 @@ class SiteHome:
             raise UsageError(f"the gateway's certificate for this site cannot be used: {error}") from None
         if not fits:
             raise UsageError("the gateway's certificate for this site is of another key")
+        private = private[: private.index(b"-----BEGIN CERTIFICATE REQUEST-----")]
         write_whole(self.folder / "tls.pem", private + pem.encode())
         path.unlink()
         (self.folder / "token").unlink(missing_ok=True)
@@ -336,11 +335,10 @@ class SiteHome:
         )
         try:
             lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             lock.close()
-            raise UsageError(
-                f"{self.folder} is in use by another process of this site; end it first"
-            ) from None
+            why = "another process of this site uses it: end that" if "locked" in str(error) else str(error)
+            raise UsageError(f"{self.folder}: {why}") from None
         return lock
 
 
