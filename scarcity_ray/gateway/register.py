@@ -282,7 +282,8 @@ class Register(Role):
         """What an upload was answered that was accepted before; None if it was not."""
         with self._lock:
             found = self._db.execute(
-                "SELECT answer FROM slots WHERE round_id = ? AND client_id = ? AND digest = ?",
+                "SELECT answer FROM slots WHERE round_id = ? AND client_id = ? AND digest = ? "
+                "AND answer IS NOT NULL",
                 (round_id, client_id, bytes.fromhex(digest)),
             ).fetchone()
         return None if found is None else found[0]
@@ -413,7 +414,9 @@ class Register(Role):
         with self._lock:
             self._db.execute("BEGIN")
             for (client_id,) in self._db.execute(
-                "SELECT DISTINCT client_id FROM slots WHERE round_id = ?", (round_id,)
+                "SELECT client_id FROM slots WHERE round_id = ? UNION "
+                "SELECT client_id FROM fates WHERE round_id = ?",
+                (round_id, round_id),
             ).fetchall():
                 if client_id not in accepted:
                     for table in ("slots", "fates"):
