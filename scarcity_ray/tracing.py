@@ -8,13 +8,17 @@ never a value of an update, and no client's id.
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 TRACES = "SCARCITY_RAY_TRACES"
 """The environment's switch for traces: 1 turns them on."""
@@ -50,6 +54,32 @@ def span(name: str, **ids: str | int | None) -> Iterator[None]:
         _context.reset(token)
 
 
+class Spanned(Protocol):
+    """Whose methods are operations."""
+
+    def span_ids(self) -> dict[str, str | int]:
+        """The ids under which it works now."""
+
+
+_S = TypeVar("_S", bound=Spanned)
+
+
+def operation(
+    name: str,
+) -> Callable[[Callable[Concatenate[_S, P], T]], Callable[Concatenate[_S, P], T]]:
+    """A method as a `span` of this name, under the ids of whose it is."""
+
+    def decorated(method: Callable[Concatenate[_S, P], T]) -> Callable[Concatenate[_S, P], T]:
+        @functools.wraps(method)
+        def spanned(self: _S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            with span(name, **self.span_ids()):
+                return method(self, *args, **kwargs)
+
+        return spanned
+
+    return decorated
+
+
 def traces_are_on() -> bool:
     """Whether the environment asks for traces."""
     return os.environ.get(TRACES, "") not in ("", "0")
@@ -66,4 +96,4 @@ def _recorded(name: str, ids: Mapping[str, str | int]) -> Any:
     )
 
 
-__all__ = ["TRACES", "current", "span", "traces_are_on"]
+__all__ = ["TRACES", "current", "operation", "span", "traces_are_on"]

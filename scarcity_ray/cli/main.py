@@ -412,3 +412,107 @@ def receipt(
     from scarcity_ray.cli.audit import receipt_command
 
     return receipt_command(path, releases, proof, rosters, form)
+
+
+@main.command(
+    epilog=examples(
+        "scarcity-ray status hospitals --address HEAD:6379",
+        "scarcity-ray status hospitals --watch",
+        "scarcity-ray status https://gateway.example.org:8443 --token-file token --ca server-ca.pem",
+    )
+)
+@click.argument("where", metavar="NAME|URL")
+@click.option("--address", metavar="A", help="Of the Ray cluster on which NAME runs.")
+@click.option("--token-file", metavar="FILE", help="Your operator's token, for a URL.")
+@click.option("--ca", metavar="FILE", help="The gateway's certificate authority. [default: the system's]")
+@click.option("--watch", is_flag=True, help="Print it again and again, until interrupted.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.2),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often, with --watch.",
+)
+@FORMAT
+@only_prints
+def status(**given: Any) -> ExitCode:
+    """Say what a federation is doing: round, sites, privacy budget, refusals, losses.
+
+    NAME is a named federation's on a Ray cluster, URL a gateway's. A gateway asks for an operator's token:
+    --token-file, or the variable SCARCITY_RAY_OPERATOR_TOKEN.
+    """
+    from scarcity_ray.cli.status import status_command
+
+    return status_command(**given)
+
+
+@main.group(
+    epilog=examples(
+        "scarcity-ray operators add 'Ann Berg' --role operate", "scarcity-ray operators revoke 'Ann Berg'"
+    )
+)
+def operators() -> None:
+    """Say who may watch a federation at its gateways, or run it.
+
+    Each has a token, of which the file keeps a hash alone. Gateways read the file again when it changes.
+    """
+
+
+OPERATORS = click.option(
+    "--file",
+    "path",
+    metavar="FILE",
+    default="operators.json",
+    show_default=True,
+    help="That gateway.operators names.",
+)
+
+
+@operators.command(epilog=examples("scarcity-ray operators add 'Ann Berg' --role operate > token"))
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice(["read", "operate"]),
+    default="read",
+    show_default=True,
+    help="read: see. operate: also renew the budget, remove sites, pause and resume.",
+)
+@OPERATORS
+@exits
+def add(name: str, role: str, path: str) -> ExitCode:
+    """Add an operator, and print the token; it is shown this once."""
+    from scarcity_ray.cli.operators import add_command
+
+    return add_command(name, role, path)
+
+
+@operators.command(epilog=examples("scarcity-ray operators revoke 'Ann Berg'"))
+@click.argument("name")
+@OPERATORS
+@exits
+def revoke(name: str, path: str) -> ExitCode:
+    """Remove an operator; the token is refused from the next request on."""
+    from scarcity_ray.cli.operators import revoke_command
+
+    return revoke_command(name, path)
+
+
+@operators.command("list", epilog=examples("scarcity-ray operators list"))
+@OPERATORS
+@FORMAT
+@only_prints
+def list_(path: str, form: str) -> ExitCode:
+    """Print who there is and since when, never a token."""
+    from scarcity_ray.cli.operators import list_command
+
+    return list_command(path, form)
+
+
+@main.command(epilog=examples("scarcity-ray dashboard > scarcity_ray.json"))
+@only_prints
+def dashboard() -> ExitCode:
+    """Print a Grafana dashboard of the metrics, in the format of Ray's own dashboards."""
+    from scarcity_ray.cli.dashboard import dashboard_command
+
+    return dashboard_command()

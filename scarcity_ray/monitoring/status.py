@@ -267,7 +267,11 @@ def _state_of(stats: Mapping[str, Any]) -> State:
 
 
 def _sentence(state: State, stats: Mapping[str, Any]) -> str:
-    if state in (State.STOPPED, State.BUDGET_SPENT, State.EMPTY):
+    if state is State.EMPTY:
+        return "No site is registered yet."
+    if state is State.BUDGET_SPENT:
+        return "The privacy budget is spent: nothing is released until an operator renews it."
+    if state is State.STOPPED:
         return str(stats["waiting_for"]["sentence"])
     return headline(stats["waiting_for"])
 
@@ -283,6 +287,18 @@ def _round_now(seen: Observed) -> dict[str, Any]:
         "closes_in_seconds": seen.closes_in_seconds,
         "missing": waiting["missing"],
         "text": waiting["text"],
+        "baskets": [
+            {
+                "id": basket["basket_id"],
+                "sites": basket["num_members"],
+                "sent": basket["num_senders"],
+                "needs_sites": basket["least_rows"],
+                "is_ready": basket["missing"] == "release",
+                "absent": basket["absent"],
+                "num_absent": basket["num_absent"],
+            }
+            for basket in waiting["baskets"]
+        ],
         "last_abort": next(reversed(seen.stats["last_layer2_aborts"]), None),
     }
 

@@ -1,4 +1,4 @@
-"""Metrics as plain data: what a metric is, and a sample of it. Nothing here knows Ray or Prometheus."""
+"""Metrics as plain data: a metric, a sample of it, a panel that shows some. Nothing here knows Ray."""
 
 from __future__ import annotations
 
@@ -35,3 +35,30 @@ class Sample:
     metric: Metric
     value: float
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query of a panel.
+
+    Attributes:
+        expr: In PromQL.
+        legend: Of each series, with ``{{label}}``.
+    """
+
+    expr: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class PanelSpec:
+    """One panel of a dashboard.
+
+    Attributes:
+        unit: As Grafana names it.
+    """
+
+    title: str
+    description: str
+    unit: str
+    queries: tuple[Query, ...]
