@@ -80,7 +80,7 @@ class Training(Workload[NDArray[np.float32]]):
     """Clients whose training takes a moment, and gives their row of the round."""
 
     def clients(self) -> list[Client]:
-        return [Client(client_id, domain, data=client_id) for client_id, domain in CLIENTS]
+        return [Client(client_id, domain, data=client_id, num_cpus=0.5) for client_id, domain in CLIENTS]
 
     def initial_model(self) -> NDArray[np.float32]:
         return np.zeros(ROUNDS * len(IDS), np.float32)
@@ -173,6 +173,9 @@ class Worker:
         self.log("opened", how=how, round=self.round_id)
         return fed
 
+    def _noted(self, what: str, do: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        return self.doing(what, lambda: do(*args, **named))
+
     def doing(self, what: str, do: Callable[[], Any], **more: Any) -> Any:
         """A call, with a line before and after."""
         self.log("begin", call=what, **more)
@@ -247,7 +250,9 @@ class Worker:
 
     def fit(self) -> None:
         """Rounds of training tasks."""
-        began = [time.time()]
+        began, driver = [time.time()], self.fed._driver
+        for call in ("aggregate", "advance_round"):
+            vars(driver)[call] = partial(self._noted, call, getattr(driver, call))
 
         def told(record: Any) -> None:
             self.log("round", began=began[0], round=record.round_id)

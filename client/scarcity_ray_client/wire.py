@@ -387,7 +387,7 @@ def update_body(header: UpdateHeader, row: FloatVector) -> bytes:
     return struct.pack("<I", len(head)) + head + np.ascontiguousarray(row, "<f4").tobytes()
 
 
-def read_update_body(body: bytes, vector_dim: int) -> tuple[UpdateHeader, FloatVector]:
+def read_update_body(body: bytes | bytearray, vector_dim: int) -> tuple[UpdateHeader, FloatVector]:
     """Header and row (d,) of an upload; the row may be not finite, which the basket judges.
 
     Raises:

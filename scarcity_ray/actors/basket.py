@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scarcity_ray.actors.basket_keeper import BasketKeeper
 from scarcity_ray.actors.charging import BasketCharges, charged_gossip
 from scarcity_ray.actors.layer1_tasks import blocks_where_faster
-from scarcity_ray.actors.messages import Admission, BasketPlace, Order, Overtaken, SlotState, closed
+from scarcity_ray.actors.messages import Admission, BasketPlace, Fault, Order, Overtaken, SlotState, closed
 from scarcity_ray.actors.migration import ActorKey, MigrationDesk, SealedBox
 from scarcity_ray.actors.names import basket_actor
 from scarcity_ray.actors.recovery import HostState
@@ -185,6 +185,7 @@ class BasketHost(Role):
         self._number = state.number
         self._order = state.order
         self._memories = ClientMemories(state.memories)
+        self._faults = {fault.fault_id: fault for fault in state.faults}
         self._clip()
         self._call: IdempotencyKey | None = None
         self._journal: BasketJournal | None = None
@@ -598,6 +599,11 @@ class BasketHost(Role):
         """Activity of clients and baskets since the last call."""
         return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
 
+    def note_faults(self, faults: Sequence[Fault]) -> None:
+        """Keep faults for a restarted directory, each once."""
+        for fault in faults:
+            self._faults.setdefault(fault.fault_id, fault)
+
     def check_in(self) -> tuple[OrderNumber, dict[str, bytes]]:
         """The lowest order that this actor obeys, and its baskets' identity keys."""
         return self._number, self._secure.own_keys()
@@ -621,6 +627,7 @@ class BasketHost(Role):
             chain.endorsements(),
             proofs,
             self._signed_farewells(),
+            tuple(self._faults.values()),
         )
 
     @query

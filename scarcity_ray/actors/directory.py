@@ -125,6 +125,10 @@ class Directory(Role):
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """As `Role.once`; a change of who is where is durable before it is answered."""
         answer = super().once(call, method, *args)
+        self._store()
+        return answer
+
+    def _store(self) -> None:
         change = self._change()
         if self._kept is not None and change != self._stored_change:
             if change[1:] == self._stored_change[1:]:
@@ -134,7 +138,6 @@ class Directory(Role):
             self._stored_change = change
             self._touched_clients.clear()
             self._touched_baskets.clear()
-        return answer
 
     @query
     def routing_table(self, known: str | None = None) -> RoutingTable | News:
@@ -151,9 +154,10 @@ class Directory(Role):
         return News(self._pending, next(reversed(self._faults), None))
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
-        """Keep faults for all drivers, each once."""
+        """Keep faults for all drivers, each once; durably, where there is a storage_path."""
         for fault in faults:
             self._faults.setdefault(fault.fault_id, fault)
+        self._store()
 
     @query
     def faults(self) -> tuple[Fault, ...]:
@@ -416,6 +420,8 @@ class Directory(Role):
             order=None if self._pending is None else self._pending.order,
             baskets=tuple(baskets),
             keys=tuple(self._identities[b] for b in baskets if b in self._identities),
+            placed_domain=self._loads.domain(slot),
+            faults=tuple(self._faults.values()),
         )
 
     def note_activity(self, reports: Sequence[ActivityReport], now: float) -> None:
@@ -525,8 +531,8 @@ class Directory(Role):
         live = set(self._manager.live_basket_ids())
         self._slots = {basket_id: slot for basket_id, slot in state.slots.items() if basket_id in live}
         self._loads.extend(state.num_slots)
-        for slot in self._slots.values():
-            self._loads.add(slot)
+        for basket_id, slot in self._slots.items():
+            self._loads.add(slot, self._placed(basket_id))
         self._identities = {b: key for b, key in state.identities.items() if b in live}
         self._dead, self._keys = dict(state.dead), dict(state.keys)
         self._examples, self._unknown = dict(state.examples), state.unknown
@@ -551,7 +557,7 @@ class Directory(Role):
             for member in admission.members:
                 self._manager.record_trust(member.client_id, member.trust)
             self._slots[place.basket_id] = place.slot
-            self._loads.add(place.slot)
+            self._loads.add(place.slot, self._placed(place.basket_id))
             if place.identity:
                 self._identities[place.basket_id] = place.identity
             self._keys.update({m.client_id: m.public_key for m in admission.members})
@@ -598,8 +604,13 @@ class Directory(Role):
     def _settle(self, basket_id: str) -> None:
         """Assign an actor to a new basket (`SlotLoads.take`)."""
         if basket_id not in self._slots:
-            self._slots[basket_id] = self._loads.take()
+            self._slots[basket_id] = self._loads.take(self._placed(basket_id))
             self._changes += 1
+
+    def _placed(self, basket_id: str) -> str | None:
+        """The domain of a basket, if ``runtime.placement`` names it."""
+        domain_id = self._manager.domain_of(basket_id)
+        return domain_id if domain_id in self._config.runtime.placement else None
 
     def _place(self, basket_id: str) -> BasketPlace:
         domain_id, key = self._manager.domain_of(basket_id) or "", self._identities.get(basket_id, b"")

@@ -169,6 +169,8 @@ class SlotState:
         order: Of the pending operation, whose effects the other fields include.
         baskets: Ids of its baskets, with one that is being closed.
         keys: Their known identity keys; none before the actor's first start.
+        placed_domain: The domain whose baskets alone it holds, if ``runtime.placement`` names one.
+        faults: All that are known; the actor keeps them for a restarted directory.
     """
 
     admissions: tuple[Admission, ...]
@@ -177,6 +179,8 @@ class SlotState:
     order: Order | None = None
     baskets: tuple[str, ...] = ()
     keys: tuple[bytes, ...] = ()
+    placed_domain: str | None = None
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -466,9 +466,9 @@ class Basket:
         )
 
     def _waiting_seconds(self, now: float) -> float:
-        """Seconds since it last aggregated, or else since its first update."""
+        """Seconds since it last aggregated, or else since its first update; a clock may be set back."""
         since = self._buffer.oldest_timestamp() if self._last_layer1 is None else self._last_layer1
-        return 0.0 if since is None else now - since
+        return 0.0 if since is None else abs(now - since)
 
     def due(self, now: float, *, submitting: bool = False) -> TriggerReason | None:
         """What makes Layer 1 due, or None; `submitting` says that the round's gossip is still to come."""

@@ -31,7 +31,19 @@ OVERRIDES = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def examples(*lines: str) -> str:
+    """The end of a command's help: lines that can be typed as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(
+    epilog=examples(
+        "scarcity-ray init wards",
+        "scarcity-ray doctor",
+        "scarcity-ray run configs/quickstart.yaml --runtime local",
+    ),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(version("scarcity-ray"), prog_name="scarcity-ray", message="%(prog)s %(version)s")
 def main() -> None:
     """Federated learning on Ray among parties that do not trust each other.
@@ -40,7 +52,14 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(
+    epilog=examples(
+        "scarcity-ray run job.yaml",
+        "scarcity-ray run job.yaml --runtime local --rounds 3",
+        "scarcity-ray run job.yaml --address HEAD:6379 --out runs/first",
+        "scarcity-ray run --resume runs/hospitals-20261130-101500",
+    ),
+)
 @click.argument("config", type=click.Path(dir_okay=False), required=False)
 @click.option("--out", metavar="DIR", help="Write here; must be empty or new. [default: runs/<name>-<time>]")
 @click.option("--resume", metavar="DIR", help="Go on with the run of this folder, in place of CONFIG.")
@@ -63,7 +82,46 @@ def run(
     return run_command(overrides=(*overrides, *shorthands), **given)
 
 
-@main.command()
+@main.command(
+    epilog=examples(
+        "scarcity-ray serve job.yaml",
+        "scarcity-ray serve job.yaml --runtime local --out runs/first",
+        "scarcity-ray serve --resume runs/first",
+    ),
+)
+@click.argument("config", type=click.Path(dir_okay=False), required=False)
+@click.option("--out", metavar="DIR", help="Write here; must be empty or new. [default: runs/<name>-<time>]")
+@click.option("--resume", metavar="DIR", help="Go on with the served run of this folder, in place of CONFIG.")
+@click.option("--runtime", type=click.Choice(["ray", "local"]), help="local: all in this process, no Ray.")
+@click.option(
+    "--address", metavar="A", help="Address of a Ray cluster. [default: RAY_ADDRESS, else a new one]"
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds to make, whatever the config says.")
+@OVERRIDES
+@FORMAT
+@exits
+def serve(
+    runtime: str | None, address: str | None, rounds: int | None, overrides: tuple[str, ...], **given: Any
+) -> ExitCode:
+    """Serve the file CONFIG to sites outside the cluster, which train and send over HTTPS.
+
+    Ctrl-C and SIGTERM finish a release under way; --resume goes on in the same round.
+    """
+    from scarcity_ray.cli.serve import serve_command
+
+    options = {"run.runtime": runtime, "run.address": address, "training.rounds": rounds}
+    shorthands = tuple(f"{path}={value}" for path, value in options.items() if value is not None)
+    return serve_command(overrides=(*overrides, *shorthands), **given)
+
+
+@main.command(
+    epilog=examples(
+        "scarcity-ray plan job.yaml",
+        "scarcity-ray plan job.yaml --rounds 100",
+        "scarcity-ray plan driver.yaml --clients 40 --baskets 4",
+        "scarcity-ray plan job.yaml --recommend --attackers 8 --clients-are mixed",
+    ),
+)
 @CONFIG
 @click.option("--rounds", type=click.IntRange(min=1), help="Solve for the noise that buys as many rounds.")
 @click.option("--epsilon", type=float, metavar="E", help="Plan with this total epsilon, not the config's.")
@@ -99,7 +157,39 @@ def plan(**given: Any) -> ExitCode:
     return plan_command(**given)
 
 
-@main.command()
+@main.command(
+    epilog=examples(
+        "scarcity-ray doctor",
+        "scarcity-ray doctor job.yaml --format json",
+        "scarcity-ray doctor job.yaml --address HEAD:6379",
+        "scarcity-ray doctor job.yaml --certificates certificates --port 8443",
+    ),
+)
+@click.argument("config", type=click.Path(dir_okay=False), required=False)
+@click.option("--address", metavar="A", help="Address of a Ray cluster that should answer.")
+@click.option("--certificates", metavar="DIR", help="Folder of a gateway's certificates and keys.")
+@click.option("--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen.")
+@OVERRIDES
+@FORMAT
+@only_prints
+def doctor(**given: Any) -> ExitCode:
+    """Say what on this machine would break a federation, with CONFIG also what would break that of the file.
+
+    Looks at memory, versions, ports, clock, entropy, tokens and certificates; writes, and removes, a small
+    file in each folder of CONFIG. Exit code 1 if something would break.
+    """
+    from scarcity_ray.cli.doctor import doctor_command
+
+    return doctor_command(**given)
+
+
+@main.command(
+    epilog=examples(
+        "scarcity-ray init wards",
+        "scarcity-ray init wards --kind torch",
+        "scarcity-ray init wards --persons",
+    ),
+)
 @click.argument("name")
 @click.option(
     "--kind",
@@ -119,7 +209,12 @@ def init(name: str, kind: str, persons: bool) -> ExitCode:
     return init_command(name, kind, persons)
 
 
-@main.command()
+@main.command(
+    epilog=examples(
+        "scarcity-ray export runs/RUN/model.npz --to torch",
+        "scarcity-ray export runs/RUN/best_model.npz --to numpy --out best.npz",
+    ),
+)
 @click.argument("model", type=click.Path(dir_okay=False))
 @click.option("--to", "framework", type=click.Choice(["torch", "numpy"]), required=True, help="For whom.")
 @click.option(
@@ -137,7 +232,12 @@ def export(model: str, framework: Literal["torch", "numpy"], out: str | None) ->
     return export_command(model, framework, out)
 
 
-@main.group()
+@main.group(
+    epilog=examples(
+        "scarcity-ray ledger show ledger.sqlite",
+        "scarcity-ray ledger verify postgresql://ann@db/budgets --head HASH",
+    )
+)
 def ledger() -> None:
     """Read a federation's privacy ledger, the file or URL at ledger_path.
 
@@ -148,7 +248,12 @@ def ledger() -> None:
     """
 
 
-@ledger.command()
+@ledger.command(
+    epilog=examples(
+        "scarcity-ray ledger show ledger.sqlite",
+        "scarcity-ray ledger show ledger.sqlite --last 5 --format json",
+    ),
+)
 @LEDGER
 @click.option(
     "--last", type=click.IntRange(min=1), default=20, show_default=True, help="Newest rows to show."
@@ -162,7 +267,11 @@ def show(path: str, last: int, form: str) -> ExitCode:
     return show_command(path, last, form)
 
 
-@ledger.command()
+@ledger.command(
+    epilog=examples(
+        "scarcity-ray ledger verify ledger.sqlite --head HASH",
+    ),
+)
 @LEDGER
 @click.option(
     "--head",
@@ -178,7 +287,12 @@ def verify(path: str, head: str | None, form: str) -> ExitCode:
     return verify_command(path, head, form)
 
 
-@ledger.command("take-over")
+@ledger.command(
+    "take-over",
+    epilog=examples(
+        "scarcity-ray ledger take-over ledger.sqlite --operator ann",
+    ),
+)
 @LEDGER
 @click.option("--operator", metavar="NAME", required=True, help="Who decides it, as the ledger will record.")
 @FORMAT
@@ -193,7 +307,12 @@ def take_over(path: str, operator: str, form: str) -> ExitCode:
     return take_over_command(path, operator, form)
 
 
-@ledger.command("export")
+@ledger.command(
+    "export",
+    epilog=examples(
+        "scarcity-ray ledger export ledger.sqlite --out ledger.jsonl",
+    ),
+)
 @LEDGER
 @click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
 @only_prints
@@ -204,7 +323,12 @@ def export_(path: str, out: str | None) -> ExitCode:
     return export_command(path, out)
 
 
-@main.group()
+@main.group(
+    epilog=examples(
+        "scarcity-ray roster key operator.pem",
+        "scarcity-ray roster sign roster.json --key operator.pem",
+    )
+)
 def roster() -> None:
     """Sign who the baskets are, where operator_key asks for it, away from the cluster.
 
@@ -218,7 +342,11 @@ PASSWORD = click.option(
 )
 
 
-@roster.command()
+@roster.command(
+    epilog=examples(
+        "scarcity-ray roster key operator.pem",
+    ),
+)
 @click.argument("key", type=click.Path(dir_okay=False))
 @PASSWORD
 @exits
@@ -229,7 +357,11 @@ def key(key: str, password: str) -> ExitCode:
     return key_command(key, password)
 
 
-@roster.command()
+@roster.command(
+    epilog=examples(
+        "scarcity-ray roster sign roster.json --key operator.pem --out signed.json",
+    ),
+)
 @click.argument("path", type=click.Path(dir_okay=False))
 @click.option("--key", required=True, metavar="FILE", help="The operator's identity file.")
 @click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
@@ -242,12 +374,20 @@ def sign(path: str, key: str, out: str | None, password: str) -> ExitCode:
     return sign_command(path, key, out, password)
 
 
-@main.group()
+@main.group(
+    epilog=examples(
+        "scarcity-ray audit receipt receipt.json --release releases.jsonl --proof proof.json",
+    )
+)
 def audit() -> None:
     """Check what a federation has signed, away from the cluster."""
 
 
-@audit.command()
+@audit.command(
+    epilog=examples(
+        "scarcity-ray audit receipt receipt.json --release releases.jsonl --proof proof.json",
+    ),
+)
 @click.argument("path", type=click.Path(dir_okay=False))
 @click.option(
     "--release",

@@ -193,6 +193,15 @@ PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""
 Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainSerializer(str)]
 """A rule by name, or by the path of one from outside."""
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+Labels = Annotated[
+    Mapping[
+        Annotated[StrictStr, Field(pattern=rf"^([a-z0-9.-]{{1,253}}/)?{_LABEL}$")],
+        Annotated[StrictStr, Field(pattern=rf"^{_LABEL}$")],
+    ],
+    Field(min_length=1),
+]
+"""Labels of nodes, as Kubernetes and Ray write them: each names one value."""
 Arguments = Annotated[Mapping[str, Any], AfterValidator(_plain)]
 """What a class from outside is made with, by name."""
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat
+from pydantic import Field, StrictBool, StrictFloat, StrictStr
 
 from scarcity_ray.config.fields import (
     AggregationMethod,
@@ -21,6 +21,7 @@ from scarcity_ray.config.fields import (
     Int,
     JournalPath,
     Kept,
+    Labels,
     LedgerPath,
     Method,
     Noise,
@@ -210,6 +211,9 @@ class RuntimeConfig:
     """Baskets in one actor; None: as many actors as the cluster has CPUs share all baskets."""
     cpus_per_actor: NonNegativeFloat = 0.1
     resources_per_actor: Mapping[str, PositiveFloat] = field(default_factory=dict)
+    placement: Mapping[StrictStr, Labels] = field(default_factory=dict)
+    """Labels of the nodes that may hold a domain's baskets, by domain; such a domain has basket actors of its
+    own, one without `baskets_per_actor` (docs/clusters.md)."""
 
 
 @settings
@@ -261,6 +265,12 @@ class HierarchicalFederationConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
+        if self.runtime.placement and self.basket.allow_cross_domain:
+            raise ConfigError(
+                "basket.allow_cross_domain",
+                True,
+                "false, since runtime.placement keeps domains on nodes of their own",
+            )
         if self.keeps_updates is not Durability.NONE and self.journal_folder is None:
             raise ConfigError(
                 "journal_path",

@@ -122,11 +122,16 @@ class ActorClient:
                     self.recover(other.role)
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
-        """Store faults in the directory, for all drivers, and warn this driver's user."""
+        """Store faults in the directory, for all drivers, and warn this driver's user.
+
+        The basket actors that are there keep them, too, in case that the directory dies.
+        """
         if faults:
             # Without a call number, as it may interrupt a numbered call; a fault's id is noted once anyway.
             self._answer(DIRECTORY, Call(Directory.note_faults, tuple(faults)))
-        self.hear_faults()
+        new = self._new_faults()
+        self.supervisor.tell_faults(new)
+        _warn(new)
 
     def recall_faults(self) -> None:
         """Know the faults of a federation that is restored, which drivers before this one have warned of."""
@@ -136,13 +141,7 @@ class ActorClient:
 
     def hear_faults(self) -> None:
         """Warn of the directory's faults that this driver has not warned of yet."""
-        known = self._answer(DIRECTORY, Call(Directory.faults))
-        new = [fault for fault in known if fault.fault_id not in self._heard]
-        self._heard |= {fault.fault_id: fault for fault in new}
-        for fault in new:
-            self.note_loss(fault.loss)
-        for fault in new:
-            warn_caller(fault.loss, FaultWarning)
+        _warn(self._new_faults())
 
     def note_loss(self, loss: str) -> None:
         """Keep and log what was lost."""
@@ -153,6 +152,15 @@ class ActorClient:
         """Warn of faults that other drivers noted."""
         if news.last_fault is not None and news.last_fault not in self._heard:
             self.hear_faults()
+
+    def _new_faults(self) -> list[Fault]:
+        """The directory's faults that this driver has not heard of yet; they are kept and logged."""
+        known = self._answer(DIRECTORY, Call(Directory.faults))
+        new = [fault for fault in known if fault.fault_id not in self._heard]
+        self._heard |= {fault.fault_id: fault for fault in new}
+        for fault in new:
+            self.note_loss(fault.loss)
+        return new
 
     def _next_id(self) -> IdempotencyKey:
         """The next call's id; each thread is a caller of its own (`runtime.rpc.IdempotencyKey`)."""
@@ -167,3 +175,8 @@ class ActorClient:
                     raise
                 self.recover(lost.role)
         raise ActorLost(role)
+
+
+def _warn(faults: Sequence[Fault]) -> None:
+    for fault in faults:
+        warn_caller(fault.loss, FaultWarning)

@@ -33,6 +33,7 @@ from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageEr
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
+from scarcity_ray.federation.stopping import finishing
 from scarcity_ray.federation.supervisor import Supervisor, unpublished
 from scarcity_ray.federation.waiting import WaitingFor, rows_spent, waiting_for
 from scarcity_ray.forecast import (
@@ -329,6 +330,7 @@ class Driver:
         self._given_version = latest.version
         return latest.aggregate
 
+    @finishing()
     def run_gossip(self, once: str = "") -> dict[str, int]:
         """One gossip round in all baskets, then layers that are due; delivered messages by domain.
 
@@ -368,6 +370,7 @@ class Driver:
         self.supervisor.acknowledged.aggregated(o.basket_id for o in outcomes if o.aggregated)
         return outcomes
 
+    @finishing()
     def run_layer2(self, force: bool) -> Layer2Outcome:
         """Layer 2 if it is due; baskets are told of a release, and of a spent budget."""
         if not self.supervisor.has_layer2:
@@ -610,7 +613,7 @@ class Driver:
         return waiting_for(
             self.supervisor.plan,
             self._backlogs(),
-            None if layer2["since"] is None else now - layer2["since"],
+            None if layer2["since"] is None else abs(now - layer2["since"]),
             registered=self._registered(),
             read_only=budget.read_only,
             taken_over=budget.read_only_reason if budget.taken_over else "",

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -50,6 +51,7 @@ from scarcity_ray.federation.opening import (
 )
 from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
 from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
+from scarcity_ray.federation.task_cohort import TaskCohort
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
@@ -482,7 +484,7 @@ class HierarchicalFederation:
             on_release=on_release,
             resume=resume,
         )
-        return Fitting(driver, self._runtime.tasks(), workload, terms).run()
+        return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
 
     def advance_round(self) -> int:
         """Move to the next round; its number.

@@ -253,6 +253,16 @@ class Supervisor:
         if slots:
             yield from self._recover_baskets(slots, now)
 
+    def tell_faults(self, faults: Sequence[Fault]) -> None:
+        """Have the basket actors that are there keep faults, for a restarted directory."""
+        if not faults:
+            return
+        call = Call(BasketHost.note_faults, tuple(faults))
+        for answer in [call.send(self.peers, basket_actor(slot)) for slot in sorted(self._slots())]:
+            # One that is dead is told when it starts.
+            with suppress(ActorLost):
+                answer.result()
+
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
         singles = (ACCOUNTANT, DIRECTORY, GLOBAL) if self.has_layer2 else (ACCOUNTANT, DIRECTORY)
@@ -295,10 +305,12 @@ class Supervisor:
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         homes = {s: self._journal_home(s) for s in slots}
         journalled = {slot for slot, home in homes.items() if home is not None}
-        yield [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
+        faults = [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
+        yield faults
         failure: ActorLost | None = None
         try:
             life = {"round_id": round_id, "latest": last}
+            states = {s: replace(state, faults=(*state.faults, *faults)) for s, state in states.items()}
             specs = [self._basket_spec(s, budget, homes.get(s), state=states[s], **life) for s in slots]
             self._start(specs)
         except ActorLost as lost:
@@ -415,6 +427,8 @@ class Supervisor:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
                 lost.append(basket_actor(slot))
+        told = [fault for state in states.values() for fault in state.faults]
+        known = list({fault.fault_id: fault for fault in (*known, *told)}.values())
         if lost and self.kept is not None:
             fault = _fault(
                 f"the directory and {', '.join(lost)} died; it goes on from what it has stored, and activity "
@@ -499,13 +513,21 @@ class Supervisor:
         return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
 
     def _basket_spec(
-        self, slot: int, budget: BudgetStatus, node: str | None = None, **life: object
+        self,
+        slot: int,
+        budget: BudgetStatus,
+        node: str | None = None,
+        state: SlotState | None = None,
+        **life: object,
     ) -> RoleSpec:
         """A basket actor; one with a journal is started on the node that has it."""
+        runtime = self.identity.config.runtime
+        domain = None if state is None else state.placed_domain
+        labels: Mapping[str, str] = {} if domain is None else runtime.placement.get(domain, {})
         arguments = {
             **self._shared(),
             "slot": slot,
-            "compute": self.runtime.compute,
+            "compute": self.runtime.compute.on(labels) if labels else self.runtime.compute,
             "read_only": budget.read_only,
             "run": self.identity.run,
             "budget_period": budget.period,
@@ -513,7 +535,8 @@ class Supervisor:
             "journal": self._journal_place(),
             **life,
         }
-        runtime = self.identity.config.runtime
+        if state is not None:
+            arguments["state"] = state
         return RoleSpec(
             basket_actor(slot),
             BasketHost,
@@ -522,6 +545,7 @@ class Supervisor:
             resources=dict(runtime.resources_per_actor),
             spread=node is None,
             node=node,
+            labels=labels,
         )
 
     def _shared(self) -> dict[str, object]:

@@ -11,6 +11,15 @@ from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
 
 
+def labelled(labels: Mapping[str, str]) -> str:
+    """Labels of nodes in words.
+
+    >>> labelled({"region": "eu", "disk": "ssd"})
+    'region=eu, disk=ssd'
+    """
+    return ", ".join(f"{name}={value}" for name, value in labels.items())
+
+
 @dataclass(frozen=True)
 class RoleSpec:
     """One role to start.
@@ -19,6 +28,7 @@ class RoleSpec:
         name: Unique in the federation.
         factory: The role's class; called as ``factory(**arguments)`` in the role's own process.
         resources: Custom resources that it reserves, beside `cpus`.
+        labels: Of the nodes that may hold it.
         spread: Whether to spread such roles over the nodes; otherwise it runs on `node`.
         node: The node that holds its data; None: the runtime's home node.
     """
@@ -30,6 +40,7 @@ class RoleSpec:
     resources: Mapping[str, float] = field(default_factory=dict)
     spread: bool = False
     node: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

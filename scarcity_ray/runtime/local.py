@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from scarcity_ray.errors import ActorLost, UsageError
-from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec
+from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec, labelled
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers, with_values
 from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
+
+logger = logging.getLogger("scarcity_ray")
 
 
 class _Stored:
@@ -108,6 +111,9 @@ class _LocalCompute:
             return _Done(_isolated(function(*loaded)))
         except Exception as error:
             return _Done(error=error)
+
+    def on(self, labels: Mapping[str, str]) -> Compute:
+        return self
 
 
 def _itself(reference: Any) -> Any:
@@ -227,6 +233,12 @@ class LocalRuntime:
         for spec in specs:
             try:
                 if spec.name not in self._peers.roles:
+                    if spec.labels:
+                        logger.warning(
+                            "%s is placed on nodes with %s: not heeded, as all is in this process",
+                            spec.name,
+                            labelled(spec.labels),
+                        )
                     self._peers.roles[spec.name] = spec.factory(**spec.arguments)
             except Exception as error:
                 if failure is None:

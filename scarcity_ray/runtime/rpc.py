@@ -25,7 +25,7 @@ that dies loses its answers together with the effects of the calls, so a repeate
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
@@ -206,6 +206,9 @@ class Compute(Protocol):
 
     def submit(self, function: Callable[..., T], *args: object) -> Future[T]:
         """Run a module-level function; arguments made by `put` arrive as their values."""
+
+    def on(self, labels: Mapping[str, str]) -> Compute:
+        """The same, which runs functions on nodes with these labels alone."""
 
 
 def gather(futures: Iterable[Future[T]]) -> list[T]:

@@ -114,6 +114,16 @@ class LocalFolder:
         """Have a file's content under another name too."""
         self.write(to, [self.read(name)])
 
+    def check_room(self, num_bytes: int) -> None:
+        """Write so much, and remove it again."""
+        self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        beside = self._path / f".room.{uuid.uuid4().hex}"
+        try:
+            with open(beside, "xb", opener=_for_this_user) as file:
+                file.write(bytes(num_bytes))
+        finally:
+            beside.unlink(missing_ok=True)
+
     def _sync_folder(self) -> None:
         folder = os.open(self._path, os.O_RDONLY)
         try:
@@ -228,6 +238,17 @@ class Snapshots:
                 if old + _LOG in there:
                     store.remove(old + _LOG)
         return version
+
+    def check_room(self, num_bytes: int) -> None:
+        """Refuse before something is done whose result could not be kept.
+
+        Raises:
+            StorageError: If the folder's disk lacks so much, or is read-only. An object store is not asked.
+        """
+        store = open_store(self.path)
+        if isinstance(store, LocalFolder):
+            with self._writing("a release"):
+                store.check_room(num_bytes)
 
     def take_over(self) -> None:
         """Have all states in this epoch, as an earlier one has left them.

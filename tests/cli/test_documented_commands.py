@@ -95,6 +95,7 @@ NOT_RUN = {
     "ray stop": "it ends all clusters of a machine, the tests' own too",
     "scarcity-ray ledger verify URL --head HASH": "URL is a database's: tests/privacy/test_postgres.py",
     "scarcity-ray plan FILE --clients 40 --baskets 4": "FILE is a driver's own: test_plan_command.py",
+    "scarcity-ray doctor job.yaml": "tests/cli/test_doctor_command.py",
     "scarcity-ray ledger take-over URL --operator NAME": "URL is a database's: tests/privacy/test_holding.py",
     "scarcity-ray roster key operator.pem": "it asks for a password: tests/cli/test_roster_command.py",
     "scarcity-ray roster sign roster.json --key operator.pem --out signed.json": "as above",
@@ -105,7 +106,10 @@ NOT_RUN = {
 """Why a command is not run here."""
 
 NAMES = {
-    *(f"scarcity-ray {name}" for name in ("init", "run", "plan", "export", "ledger", "audit", "roster")),
+    *(
+        f"scarcity-ray {name}"
+        for name in ("init", "run", "plan", "export", "ledger", "audit", "roster", "doctor")
+    ),
     *("scarcity-ray --help", "scarcity-ray --version", "scarcity-ray ledger show", "ray up", "ray stop"),
     *("ray dashboard", "ray job stop", "ray job submit"),
 }

@@ -19,6 +19,7 @@ from scarcity_ray.config import (
     Layer2Config,
     PrivacyConfig,
     RuntimeConfig,
+    load,
 )
 from scarcity_ray.errors import ConfigError
 
@@ -337,3 +338,26 @@ def test_two_configs_share_no_mapping():
     trust["a"] = 5.0
     assert config.basket_trust == {"a": 1.0}
     assert Layer2Config().basket_trust is not Layer2Config().basket_trust
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        {"eu": {}},
+        {"eu": {"region": "in(eu,us)"}},
+        {"eu": {"region": "!us"}},
+        {"eu": {"a b": "c"}},
+        {"eu": "eu"},
+    ],
+)
+def test_placement_takes_labels_with_one_value_each(placement):
+    with pytest.raises(ConfigError, match=r"runtime\.placement"):
+        load(HierarchicalFederationConfig, {"runtime": {"placement": placement}})
+
+
+def test_placement_keeps_domains_apart():
+    placed = {"runtime": {"placement": {"hospitals": {"region": "eu", "example.org/disk": "ssd"}}}}
+    made = load(HierarchicalFederationConfig, placed)
+    assert made.runtime.placement["hospitals"]["region"] == "eu"
+    with pytest.raises(ConfigError, match="allow_cross_domain"):
+        load(HierarchicalFederationConfig, {**placed, "basket": {"allow_cross_domain": True}})

@@ -239,6 +239,8 @@ class World:
                     twice = update.accepted and sent[n] not in self.forgotten and not self.amnesia
                     self._require(not twice, f"{what} was accepted twice")
                     update.accepted = True
+                    if sent[n] in self.forgotten:  # That its client had left, too.
+                        self.withdrawn.discard(sent[n])
                 elif self.intrusions == intrusions and not self.amnesia:
                     allowed = {
                         Rejection.REPLAYED: possible,
