@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
@@ -51,20 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(command(arguments))
 
 
-def command(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+def command(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> ExitCode:
     """Run the command; its exit code."""
     given = _parser().parse_args(arguments)
     say = _json_line if given.format == "json" else _text_line
     if given.verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s: %(message)s")
-    signal.signal(signal.SIGTERM, _interrupt)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     waits = Waits(give_up_seconds=given.give_up_seconds)
     try:
         with (
             _home(given, environ) as home,
             FederationClient(home, waits=waits, tell=say, environ=environ) as client,
         ):
-            return int(given.act(client, given, say))
+            act: Callable[..., ExitCode] = given.act
+            return act(client, given, say)
     except KeyboardInterrupt:
         print("scarcity-ray-client: interrupted; the same command goes on", file=sys.stderr)
         return ExitCode.INTERRUPTED

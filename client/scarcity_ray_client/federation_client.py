@@ -352,6 +352,13 @@ class FederationClient:
                 self.evaluate(round_id, found, client.num_examples)
         if site.policy is None:
             return self._train_and_send(site, answer, vector, None)
+        if answer.row_mu is None:
+            self._say_once(
+                "no_row_cost",
+                "the federation states no cost of a row: this site's ceiling is kept by the federation's "
+                "ledger alone, which has the signed policy",
+            )
+            return self._train_and_send(site, answer, vector, None)
         with SiteLedger.open(
             self.home.folder / "ledger.sqlite",
             site.policy,
@@ -386,7 +393,10 @@ class FederationClient:
             noising=noising,
         )
         if isinstance(outcome, Update) and ledger is not None and answer.noise is None:
-            outcome = self._charged(ledger, outcome, answer, run)
+            # The promise under central noise: so many rows as the stated costs allow.
+            update, mu = outcome, answer.row_mu or 0.0
+            row = ledger.send(client.client_id, round_id, mu, lambda: update.delta, run)
+            outcome = row if isinstance(row, Refusal) else replace(update, delta=row)
         if isinstance(outcome, Refusal):
             self._say("not_trained", str(outcome), round_id=round_id, cause=outcome.cause.value)
             return outcome
@@ -409,18 +419,6 @@ class FederationClient:
             text = f"this site's own ledger: epsilon {spent:.4g} of {most:g} is spent"
             self._say("ledger", text, epsilon_spent=spent, ceiling=most)
         return None
-
-    def _charged(
-        self, ledger: SiteLedger, outcome: Update, answer: RoundAnswer, run: str
-    ) -> Update | Refusal:
-        """The promise under central noise: so many rows as the stated costs allow."""
-        if answer.row_mu is None:
-            raise UsageError(
-                "the federation states no cost of a row, so that a policy's ceiling means nothing"
-            )
-        round_id = answer.round_id
-        row = ledger.send(outcome.client_id, round_id, answer.row_mu, lambda: outcome.delta, run)
-        return row if isinstance(row, Refusal) else replace(outcome, delta=row)
 
     def _check(self, site: SiteFile, answer: RoundAnswer) -> None:
         if site.codec.dimension != answer.vector_dim:
