@@ -227,8 +227,8 @@ class SiteHome:
         return self.folder / "tls.pem", self.password()
 
     @property
-    def certificate_expires(self) -> float:
-        """Unix seconds.
+    def certificate_life(self) -> tuple[float, float]:
+        """From when until when the certificate is good, unix seconds.
 
         Raises:
             UsageError: If there is no certificate.
@@ -237,7 +237,7 @@ class SiteHome:
             held = x509.load_pem_x509_certificates((self.folder / "tls.pem").read_bytes())
         except (OSError, ValueError):
             raise UsageError(f"{self.folder}: there is no certificate; enrol first") from None
-        return held[0].not_valid_after_utc.timestamp()
+        return held[0].not_valid_before_utc.timestamp(), held[0].not_valid_after_utc.timestamp()
 
     def password(self) -> bytes:
         """What encrypts the keys; made if there is none."""

@@ -325,6 +325,145 @@ def export_(path: str, out: str | None) -> ExitCode:
 
 @main.group(
     epilog=examples(
+        "scarcity-ray keys init keys --host gateway.example.org",
+        "scarcity-ray keys show keys",
+    )
+)
+def keys() -> None:
+    """Make what the gateways speak TLS with: two authorities, and a certificate (docs/keys.md)."""
+
+
+KEYS = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
+HOSTS: dict[str, Any] = {
+    "multiple": True,
+    "metavar": "NAME",
+    "help": "Name or address of the gateways; may be repeated.",
+}
+
+
+@keys.command(
+    "init",
+    epilog=examples("scarcity-ray keys init keys --host gateway.example.org --host 192.0.2.7"),
+)
+@KEYS
+@click.option("--host", "hosts", required=True, **HOSTS)
+@exits
+def keys_init(folder: str, hosts: tuple[str, ...]) -> ExitCode:
+    """Make new authorities and the gateways' certificate in DIR."""
+    from scarcity_ray.cli.keys import init_command
+
+    return init_command(folder, hosts)
+
+
+@keys.command(
+    "show",
+    epilog=examples("scarcity-ray keys show keys", "scarcity-ray keys show keys --format json"),
+)
+@KEYS
+@FORMAT
+@only_prints
+def keys_show(folder: str, form: str) -> ExitCode:
+    """Print each certificate's hosts, its end and its fingerprint; exit code 1 if one has expired."""
+    from scarcity_ray.cli.keys import show_command
+
+    return show_command(folder, form)
+
+
+@keys.command("renew", epilog=examples("scarcity-ray keys renew keys"))
+@KEYS
+@click.option("--host", "hosts", **HOSTS)
+@exits
+def keys_renew(folder: str, hosts: tuple[str, ...]) -> ExitCode:
+    """Put a new certificate in place of the gateways', with the same hosts unless others are given."""
+    from scarcity_ray.cli.keys import renew_command
+
+    return renew_command(folder, hosts)
+
+
+@main.group(
+    "client-kit",
+    epilog=examples(
+        "scarcity-ray client-kit make runs/hospitals hospital_1 --domain hospitals",
+        "scarcity-ray client-kit list runs/hospitals",
+        "scarcity-ray client-kit revoke runs/hospitals hospital_1",
+    ),
+)
+def client_kit() -> None:
+    """Invite sites to a served federation, list and revoke them, beside running gateways.
+
+    JOB is the folder of the run that serves it; or the job's file, if it has federation.storage_path.
+    """
+
+
+JOB = click.argument("place", metavar="JOB", type=click.Path(exists=True))
+CLIENT = click.argument("client_id", metavar="CLIENT")
+
+
+@client_kit.command(
+    "make",
+    epilog=examples(
+        "scarcity-ray client-kit make runs/hospitals hospital_1 --domain hospitals",
+        "scarcity-ray client-kit make job.yaml hospital_1 --domain hospitals --again --out new.zip",
+    ),
+)
+@JOB
+@CLIENT
+@click.option(
+    "--domain", "domain_id", metavar="NAME", required=True, help="What it has in common with others."
+)
+@click.option("--feature", "features", type=float, multiple=True, help="Of its fingerprint; may be repeated.")
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, min_open=True, max=365),
+    default=7.0,
+    show_default=True,
+    help="For which its token can be used.",
+)
+@click.option("--out", metavar="FILE", help="The kit, a new zip file. [default: CLIENT.zip]")
+@click.option(
+    "--authority",
+    metavar="FILE",
+    help="PEM of whoever signs the certificate that sites see, where a proxy ends TLS.",
+)
+@click.option("--again", is_flag=True, help="For a site that is enrolled, or was revoked, under other keys.")
+@exits
+def client_kit_make(**given: Any) -> ExitCode:
+    """Write the kit of one site: one file, with a token that enrols it once, and no private key."""
+    from scarcity_ray.cli.client_kit import make_command
+
+    return make_command(**given)
+
+
+@client_kit.command(
+    "list",
+    epilog=examples("scarcity-ray client-kit list runs/hospitals --format json"),
+)
+@JOB
+@FORMAT
+@only_prints
+def client_kit_list(place: str, form: str) -> ExitCode:
+    """Print who is enrolled, invited or revoked, and for how long certificates and tokens are good."""
+    from scarcity_ray.cli.client_kit import list_command
+
+    return list_command(place, form)
+
+
+@client_kit.command(
+    "revoke",
+    epilog=examples("scarcity-ray client-kit revoke runs/hospitals hospital_1"),
+)
+@JOB
+@CLIENT
+@exits
+def client_kit_revoke(place: str, client_id: str) -> ExitCode:
+    """Refuse a site from its next request on."""
+    from scarcity_ray.cli.client_kit import revoke_command
+
+    return revoke_command(place, client_id)
+
+
+@main.group(
+    epilog=examples(
         "scarcity-ray roster key operator.pem",
         "scarcity-ray roster sign roster.json --key operator.pem",
     )
