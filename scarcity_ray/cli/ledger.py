@@ -152,14 +152,14 @@ def take_over_command(path: str, operator: str, form: str) -> ExitCode:
 
 def export_command(path: str, out: str | None) -> ExitCode:
     """Write every row as one JSON object a line, each checked before it is written."""
-    with closing(Ledger.read(path)) as ledger, _target(out) as target:
+    with closing(Ledger.read(path)) as ledger, target_of(out) as target:
         for line in export(ledger):
             target.write(_as_json(line) + "\n")
     return ExitCode.DONE
 
 
 @contextmanager
-def _target(out: str | None) -> Iterator[TextIO]:
+def target_of(out: str | None) -> Iterator[TextIO]:
     """Standard output, or a new file that only its owner can read and that is whole or not there."""
     if out is None:
         yield sys.stdout

@@ -323,6 +323,22 @@ def export_(path: str, out: str | None) -> ExitCode:
     return export_command(path, out)
 
 
+@ledger.command(
+    epilog=examples(
+        "scarcity-ray ledger report ledger.sqlite",
+        "scarcity-ray ledger report ledger.sqlite --out report.md",
+    ),
+)
+@LEDGER
+@click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
+@only_prints
+def report(path: str, out: str | None) -> ExitCode:
+    """Write for an ethics board what was claimed, what was spent when, and who agreed to what."""
+    from scarcity_ray.cli.ledger_report import report_command
+
+    return report_command(path, out)
+
+
 @main.group(
     epilog=examples(
         "scarcity-ray keys init keys --host gateway.example.org",
@@ -551,6 +567,54 @@ def receipt(
     from scarcity_ray.cli.audit import receipt_command
 
     return receipt_command(path, releases, proof, rosters, form)
+
+
+@audit.command()
+@click.argument("storage")
+@click.option("--output", required=True, metavar="FILE", help="The file to write, for `audit replay`.")
+@click.option("--basket", metavar="ID", help="Of this basket alone.")
+@click.option("--round", "round_id", type=click.IntRange(min=0), help="Of this round alone.")
+@exits
+def rows(storage: str, output: str, basket: str | None, round_id: int | None) -> ExitCode:
+    """Take the noised rows that a federation retains in STORAGE, its storage_path, away as one file."""
+    from scarcity_ray.cli.audit import rows_command
+
+    return rows_command(storage, output, basket, round_id)
+
+
+@audit.command()
+@click.argument("path", type=click.Path(dir_okay=False))
+@click.option(
+    "--release",
+    "releases",
+    multiple=True,
+    metavar="FILE",
+    help="Records of the releases that the aggregates are in, one a line; may be repeated.",
+)
+@click.option(
+    "--roster", "rosters", multiple=True, metavar="FILE", help="Believe no keys but its; may be repeated."
+)
+@click.option(
+    "--receipt", "receipts", multiple=True, metavar="FILE", help="Find the row of this receipt, too."
+)
+@click.option("--rule", metavar="MODULE:NAME", help="Load and run this rule from outside, if it is the one.")
+@FORMAT
+@exits
+def replay(
+    path: str,
+    releases: tuple[str, ...],
+    rosters: tuple[str, ...],
+    receipts: tuple[str, ...],
+    rule: str | None,
+    form: str,
+) -> ExitCode:
+    """Run baskets' rules again on the rows in the file PATH, from `audit rows`, and say what differs.
+
+    Exit code 0 if each aggregate has the bytes that its basket signed for a release, 1 if not.
+    """
+    from scarcity_ray.cli.audit import replay_command
+
+    return replay_command(path, releases, rosters, receipts, rule, form)
 
 
 @main.command(

@@ -189,6 +189,7 @@ class HierarchicalFederation:
         clock: Clock = time.time,
         noise: NoiseSource | None = None,
         ledger_path: str | None = None,
+        journal_path: str | None = None,
         take_over_ledger: bool = False,
         operator_keypair: IdentityKeyPair | None = None,
     ) -> HierarchicalFederation:
@@ -200,6 +201,7 @@ class HierarchicalFederation:
         Args:
             storage_path: That of its configuration, or where it was moved to.
             ledger_path: Where the ledger was moved to, or its URL if that has a password.
+            journal_path: Likewise, of the journals.
 
         Raises:
             StorageError: If nothing, something torn or another federation's is stored there.
@@ -210,6 +212,8 @@ class HierarchicalFederation:
         record, config = stored_federation(storage_path)
         if ledger_path is not None:
             config = replace(config, ledger_path=ledger_path)
+        if journal_path is not None:
+            config = with_absolute_places(replace(config, journal_path=journal_path))
         _check_operator(config, operator_keypair)
         place = open_runtime(runtime, record.name, address)
         self = cls.__new__(cls)
