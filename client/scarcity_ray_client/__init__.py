@@ -4,6 +4,7 @@ Derive from `Workload`; `ModelCodec` turns the model into the one float32 vector
 PyTorch and scikit-learn are used where a model is of theirs, and are not imported otherwise.
 """
 
+from scarcity_ray_client.connection import GatewayRefused, GatewayUnreachable
 from scarcity_ray_client.errors import (
     MessageRefused,
     ModelRefused,
@@ -14,6 +15,7 @@ from scarcity_ray_client.errors import (
     TooFewPersons,
     UsageError,
 )
+from scarcity_ray_client.federation_client import FederationClient
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.loading import load_workload
 from scarcity_ray_client.models import ModelCodec, Part, export_model, initialised, load_model, save_model
@@ -31,6 +33,8 @@ from scarcity_ray_client.persons import (
 from scarcity_ray_client.policy import Policy, SignedPolicy
 from scarcity_ray_client.private_evaluation import NoisedMean, PrivateEvaluation, PrivateMetric
 from scarcity_ray_client.proximal import proximal_gradient
+from scarcity_ray_client.site_file import SiteFile, load_site_file
+from scarcity_ray_client.site_home import SiteHome
 from scarcity_ray_client.site_ledger import SiteLedger, SiteLedgers
 from scarcity_ray_client.site_noise import SiteNoise, noised_row
 from scarcity_ray_client.training import (
@@ -49,6 +53,9 @@ from scarcity_ray_client.workload import Client, Trained, Workload, checked_clie
 __all__ = [
     "Cause",
     "Client",
+    "FederationClient",
+    "GatewayRefused",
+    "GatewayUnreachable",
     "IdentityKeyPair",
     "LinearModel",
     "MessageRefused",
@@ -69,6 +76,8 @@ __all__ = [
     "ScarcityWarning",
     "SignedPolicy",
     "SigningScope",
+    "SiteFile",
+    "SiteHome",
     "SiteLedger",
     "SiteLedgerRefused",
     "SiteLedgers",
@@ -87,6 +96,7 @@ __all__ = [
     "export_model",
     "initialised",
     "load_model",
+    "load_site_file",
     "load_workload",
     "local_steps",
     "noised_row",
