@@ -236,10 +236,7 @@ class Worker:
             if chance.random() < 0.2:
                 self.send(clients[:3], self.round_id)
             if chance.random() < 0.2:
-                places = self.fed._driver.operations.routing_table().places
-                move = chance.choice([self.fed.split_basket, self.fed.disband_basket])
-                with suppress(UsageError):
-                    self.doing(move.__name__, partial(move, chance.choice(places).basket_id))
+                self.rearrange()
             self.release()
             for client in away:
                 domain = dict(CLIENTS)[client]
@@ -247,6 +244,15 @@ class Worker:
             self.round_id = self.doing("advance_round", self.fed.advance_round)
             self.log("round", began=began, round=self.round_id)
         self.log("finished")
+
+    def rearrange(self) -> None:
+        """Split or disband a basket; halves of which one could not aggregate alone are not made."""
+        basket_id = self.chance.choice(self.fed._driver.operations.routing_table().places).basket_id
+        move = self.chance.choice([self.fed.split_basket, self.fed.disband_basket])
+        found = self.fed.get_basket(basket_id)
+        if move == self.fed.disband_basket or (found is not None and len(found.clients) == 4):
+            with suppress(UsageError):
+                self.doing(move.__name__, partial(move, basket_id))
 
     def fit(self) -> None:
         """Rounds of training tasks."""

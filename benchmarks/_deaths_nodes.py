@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -81,10 +82,7 @@ class Nodes:
 
     Attributes:
         address: The head's.
-        inside: What to put before a driver's command.
     """
-
-    inside: Sequence[str] = ()
 
     def __init__(self) -> None:
         os.environ |= ENVIRONMENT
@@ -101,6 +99,10 @@ class Nodes:
         self.address = str(self._cluster.address)
         for _ in range(2):
             self._cluster.add_node(wait=False, **node)
+
+    def inside(self, chance: random.Random) -> Sequence[str]:
+        """What to put before a driver's command, so that it runs on one of the nodes."""
+        return ()
 
     def others(self) -> list[Any]:
         """The living nodes beside the head."""
@@ -152,18 +154,24 @@ class Nodes:
 class Machines:
     """Three nodes, each in a network of its own; needs root.
 
-    Their files are this machine's, but for Ray's own. Methods and attributes are those of `Nodes`.
+    Their files are this machine's, but for Ray's own. Drivers run on any. Methods and attributes are those of
+    `Nodes`.
+
+    Args:
+        redis: Where Redis listens on this machine; with it the cluster outlives its head.
     """
 
     PORT = 6379
 
-    def __init__(self) -> None:
+    def __init__(self, redis: int | None = None) -> None:
+        self._redis = {} if redis is None else {"RAY_REDIS_ADDRESS": f"{self._ip(99)}:{redis}"}
         self._folder = Path(tempfile.mkdtemp(prefix="dn-", dir="/tmp"))
         self.address = f"{self._ip(0)}:{self.PORT}"
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._ray = str(Path(sys.executable).with_name("ray"))
         _run("ip", "link", "add", "dn-bridge", "type", "bridge")
         _run("ip", "link", "set", "dn-bridge", "up")
+        _run("ip", "addr", "add", f"{self._ip(99)}/24", "dev", "dn-bridge")
         for node in range(3):
             name = self._name(node)
             _run("ip", "netns", "add", name)
@@ -180,10 +188,13 @@ class Machines:
     def _name(self, node: int) -> str:
         return f"dn{node}"
 
-    @property
-    def inside(self) -> Sequence[str]:
-        """The head's network and folders."""
-        return ("nsenter", "-t", str(self._processes[0].pid), "-n", "-m", "--")
+    def inside(self, chance: random.Random) -> Sequence[str]:
+        """The network and folders of one of the nodes."""
+        return self.inside_of(chance.choice([0, *self.others()]))
+
+    def inside_of(self, node: int) -> Sequence[str]:
+        """A node's network and folders."""
+        return ("nsenter", "-t", str(self._processes[node].pid), "-n", "-m", "--")
 
     def _begin(self) -> None:
         self._start(0)
@@ -212,7 +223,7 @@ class Machines:
         with (self._folder / f"{node}.log").open("wb") as log:
             self._processes[node] = subprocess.Popen(
                 ["ip", "netns", "exec", self._name(node), "unshare", "-m", "sh", "-c", script, "sh", *words],
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, **self._redis},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -226,8 +237,7 @@ class Machines:
 
     def processes(self, node: Any) -> list[int]:
         said = subprocess.run(["ip", "netns", "pids", self._name(node)], capture_output=True, check=False)
-        found = [int(pid) for pid in said.stdout.split()]
-        return [pid for pid in found if b"benchmarks._deaths" not in _command(pid)]
+        return [int(pid) for pid in said.stdout.split()]
 
     def everything(self) -> list[int]:
         return [pid for node in range(3) for pid in self.processes(node)]
@@ -262,12 +272,6 @@ class Machines:
 
 
 Place = Nodes | Machines
-
-
-def _command(pid: int) -> bytes:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
 
 
 def _run(*words: str) -> None:

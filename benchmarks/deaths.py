@@ -121,16 +121,9 @@ class Life:
 
     def start_driver(self, verb: str = "work") -> None:
         with (self.folder / "driver.err").open("ab") as errors:
-            command = [
-                *self.nodes.inside,
-                sys.executable,
-                "-m",
-                "benchmarks._deaths_driver",
-                self.nodes.address,
-            ]
-            self.driver = subprocess.Popen(
-                [*command, str(self.folder), self.kind, verb], stdout=errors, stderr=errors
-            )
+            command = [*self.nodes.inside(self.chance), sys.executable, "-m", "benchmarks._deaths_driver"]
+            asked = [self.nodes.address, str(self.folder), self.kind, verb]
+            self.driver = subprocess.Popen([*command, *asked], stdout=errors, stderr=errors)
 
     def watch(self) -> None:
         """Start a driver if there is none, and read releases."""

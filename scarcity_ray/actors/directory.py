@@ -445,6 +445,12 @@ class Directory(Role):
         return self._manager.get_client(client_id)
 
     @query
+    def clients(self, limit: int, now: float) -> list[ClientInfo]:
+        """What is known of up to `limit` clients, the first by id, without their features."""
+        self._tick(now)
+        return self._manager.get_clients(limit)
+
+    @query
     def basket(self, basket_id: str, now: float) -> BasketInfo | None:
         """What is known of a basket."""
         self._tick(now)

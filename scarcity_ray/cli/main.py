@@ -323,6 +323,22 @@ def export_(path: str, out: str | None) -> ExitCode:
     return export_command(path, out)
 
 
+@ledger.command(
+    epilog=examples(
+        "scarcity-ray ledger report ledger.sqlite",
+        "scarcity-ray ledger report ledger.sqlite --out report.md",
+    ),
+)
+@LEDGER
+@click.option("--out", metavar="FILE", help="Write here; must be new. [default: standard output]")
+@only_prints
+def report(path: str, out: str | None) -> ExitCode:
+    """Write for an ethics board what was claimed, what was spent when, and who agreed to what."""
+    from scarcity_ray.cli.ledger_report import report_command
+
+    return report_command(path, out)
+
+
 @main.group(
     epilog=examples(
         "scarcity-ray keys init keys --host gateway.example.org",
@@ -551,3 +567,155 @@ def receipt(
     from scarcity_ray.cli.audit import receipt_command
 
     return receipt_command(path, releases, proof, rosters, form)
+
+
+@audit.command()
+@click.argument("storage")
+@click.option("--output", required=True, metavar="FILE", help="The file to write, for `audit replay`.")
+@click.option("--basket", metavar="ID", help="Of this basket alone.")
+@click.option("--round", "round_id", type=click.IntRange(min=0), help="Of this round alone.")
+@exits
+def rows(storage: str, output: str, basket: str | None, round_id: int | None) -> ExitCode:
+    """Take the noised rows that a federation retains in STORAGE, its storage_path, away as one file."""
+    from scarcity_ray.cli.audit import rows_command
+
+    return rows_command(storage, output, basket, round_id)
+
+
+@audit.command()
+@click.argument("path", type=click.Path(dir_okay=False))
+@click.option(
+    "--release",
+    "releases",
+    multiple=True,
+    metavar="FILE",
+    help="Records of the releases that the aggregates are in, one a line; may be repeated.",
+)
+@click.option(
+    "--roster", "rosters", multiple=True, metavar="FILE", help="Believe no keys but its; may be repeated."
+)
+@click.option(
+    "--receipt", "receipts", multiple=True, metavar="FILE", help="Find the row of this receipt, too."
+)
+@click.option("--rule", metavar="MODULE:NAME", help="Load and run this rule from outside, if it is the one.")
+@FORMAT
+@exits
+def replay(
+    path: str,
+    releases: tuple[str, ...],
+    rosters: tuple[str, ...],
+    receipts: tuple[str, ...],
+    rule: str | None,
+    form: str,
+) -> ExitCode:
+    """Run baskets' rules again on the rows in the file PATH, from `audit rows`, and say what differs.
+
+    Exit code 0 if each aggregate has the bytes that its basket signed for a release, 1 if not.
+    """
+    from scarcity_ray.cli.audit import replay_command
+
+    return replay_command(path, releases, rosters, receipts, rule, form)
+
+
+@main.command(
+    epilog=examples(
+        "scarcity-ray status hospitals --address HEAD:6379",
+        "scarcity-ray status hospitals --watch",
+        "scarcity-ray status https://gateway.example.org:8443 --token-file token --ca server-ca.pem",
+    )
+)
+@click.argument("where", metavar="NAME|URL")
+@click.option("--address", metavar="A", help="Of the Ray cluster on which NAME runs.")
+@click.option("--token-file", metavar="FILE", help="Your operator's token, for a URL.")
+@click.option("--ca", metavar="FILE", help="The gateway's certificate authority. [default: the system's]")
+@click.option("--watch", is_flag=True, help="Print it again and again, until interrupted.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.2),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often, with --watch.",
+)
+@FORMAT
+@only_prints
+def status(**given: Any) -> ExitCode:
+    """Say what a federation is doing: round, sites, privacy budget, refusals, losses.
+
+    NAME is a named federation's on a Ray cluster, URL a gateway's. A gateway asks for an operator's token:
+    --token-file, or the variable SCARCITY_RAY_OPERATOR_TOKEN.
+    """
+    from scarcity_ray.cli.status import status_command
+
+    return status_command(**given)
+
+
+@main.group(
+    epilog=examples(
+        "scarcity-ray operators add 'Ann Berg' --role operate", "scarcity-ray operators revoke 'Ann Berg'"
+    )
+)
+def operators() -> None:
+    """Say who may watch a federation at its gateways, or run it.
+
+    Each has a token, of which the file keeps a hash alone. Gateways read the file again when it changes.
+    """
+
+
+OPERATORS = click.option(
+    "--file",
+    "path",
+    metavar="FILE",
+    default="operators.json",
+    show_default=True,
+    help="That gateway.operators names.",
+)
+
+
+@operators.command(epilog=examples("scarcity-ray operators add 'Ann Berg' --role operate > token"))
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice(["read", "operate"]),
+    default="read",
+    show_default=True,
+    help="read: see. operate: also renew the budget, remove sites, pause and resume.",
+)
+@OPERATORS
+@exits
+def add(name: str, role: str, path: str) -> ExitCode:
+    """Add an operator, and print the token; it is shown this once."""
+    from scarcity_ray.cli.operators import add_command
+
+    return add_command(name, role, path)
+
+
+@operators.command(epilog=examples("scarcity-ray operators revoke 'Ann Berg'"))
+@click.argument("name")
+@OPERATORS
+@exits
+def revoke(name: str, path: str) -> ExitCode:
+    """Remove an operator; the token is refused from the next request on."""
+    from scarcity_ray.cli.operators import revoke_command
+
+    return revoke_command(name, path)
+
+
+@operators.command("list", epilog=examples("scarcity-ray operators list"))
+@OPERATORS
+@FORMAT
+@only_prints
+def list_(path: str, form: str) -> ExitCode:
+    """Print who there is and since when, never a token."""
+    from scarcity_ray.cli.operators import list_command
+
+    return list_command(path, form)
+
+
+@main.command(epilog=examples("scarcity-ray dashboard > scarcity_ray.json"))
+@only_prints
+def dashboard() -> ExitCode:
+    """Print a Grafana dashboard of the metrics, in the format of Ray's own dashboards."""
+    from scarcity_ray.cli.dashboard import dashboard_command
+
+    return dashboard_command()

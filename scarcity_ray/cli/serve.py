@@ -108,6 +108,7 @@ def serve_command(
             display,
             opening(display, console, HierarchicalFederation),
             restore=opening(display, console, HierarchicalFederation.restore),
+            attach=opening(display, console, HierarchicalFederation.attach),
             resume=going_on is not None,
         )
     folder.report.write_text(render_report(job.config, outcome), encoding="utf-8")

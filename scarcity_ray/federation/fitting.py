@@ -49,6 +49,7 @@ from scarcity_ray.federation.training_round import MOST_TOLD, TrainingProgress
 from scarcity_ray.federation.waiting import Missing
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.layers.server_model import ServerModel
+from scarcity_ray.tracing import operation
 from scarcity_ray_client import ModelCodec, PrivateMetric, Refusal, Workload, checked_metrics
 from scarcity_ray_client.errors import ModelRefused, ModelWarning, shown
 from scarcity_ray_client.loading import told
@@ -234,6 +235,11 @@ class Fitting(Generic[Model]):
             )
         return vector
 
+    def span_ids(self) -> dict[str, str | int]:
+        """As the driver's (`tracing`)."""
+        return self._driver.span_ids()
+
+    @operation("round")
     def _round(self) -> RoundRecord:
         begun, cohort = self._clock(), self._cohort
         self._phases.seconds.clear()

@@ -75,6 +75,8 @@ class Heard:
         trained: Of accepted updates.
         evaluated: Of the model that the round began with.
         is_paused: Whether an operator has paused the rounds.
+        is_published: Whether the register knows a round: one that was started again knows none.
+        began: When it was started, unix seconds: until then nobody could be heard of.
     """
 
     accepted: frozenset[str] = frozenset()
@@ -84,6 +86,8 @@ class Heard:
     trained: Sequence[Measured] = ()
     evaluated: Sequence[Measured] = ()
     is_paused: bool = False
+    is_published: bool = True
+    began: float = 0.0
 
 
 class FrontDoor(Protocol):

@@ -139,9 +139,11 @@ class SiteCohort:
         with self._fit.phases.timed("training"):
             while not self._is_complete():
                 wanted = RoundState.PAUSED if self._heard.is_paused else RoundState.OPEN
-                if wanted is not state:
+                lost = not self._heard.is_published
+                if wanted is not state or lost:
                     reason = "an operator has paused the rounds" if wanted is RoundState.PAUSED else ""
-                    state = self._publish(wanted, reason, version, clip_norm, None)
+                    again = model.current if lost else None
+                    state = self._publish(wanted, reason, version, clip_norm, again)
                 self._door.wait(self._terms.poll_seconds)
         self._publish(RoundState.WAITING, "the round is aggregated", version, clip_norm, None)
         self._heard = self._door.heard(self._round_id)
@@ -191,7 +193,7 @@ class SiteCohort:
         up = {
             client_id
             for client_id in self._sites.keys() - self._out
-            if now - heard.last_seen.get(client_id, 0.0) <= self._terms.up_seconds
+            if now - heard.last_seen.get(client_id, heard.began) <= self._terms.up_seconds
         }
         self._waited_for = frozenset(up)
         missing = up - heard.accepted - heard.refused.keys()

@@ -157,6 +157,7 @@ class Supervisor:
         )
         life |= {"journal": None if place is None else replace(place, continues=tuple(continues))}
         homes = {slot: self._journal_home(slot) for slot in slots}
+        journalled = {slot for slot in slots if self._has_journal(homes[slot])}
         specs = [self._basket_spec(s, opened, homes[s], state=states[s], **life) for s in slots]
         roles = [self._global_spec(last)] if self.has_layer2 else []
         self.runtime.start([*roles, *specs], card=self.identity)
@@ -169,12 +170,12 @@ class Supervisor:
             *(
                 self._waiting_lost(s, states[s], round_id, last)
                 for s in slots
-                if states[s].admissions and not homes[s]
+                if states[s].admissions and s not in journalled
             ),
             *(
                 regained
-                for s in slots
-                if homes[s] is not None and (regained := self._regained(s, always=False))
+                for s in sorted(journalled)
+                if (regained := self._regained(s, states[s], always=False))
             ),
         ]
         return opened
@@ -304,7 +305,7 @@ class Supervisor:
         last = self._released()
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         homes = {s: self._journal_home(s) for s in slots}
-        journalled = {slot for slot, home in homes.items() if home is not None}
+        journalled = {slot for slot, home in homes.items() if self._has_journal(home)}
         faults = [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
         yield faults
         failure: ActorLost | None = None
@@ -320,7 +321,7 @@ class Supervisor:
         for slot in strangers:
             self.runtime.kill(basket_actor(slot))
         came_back = [s for s in was_there if s in journalled and s in {*back} - {*strangers}]
-        yield [fault for s in came_back if (fault := self._regained(s)) is not None]
+        yield [fault for s in came_back if (fault := self._regained(s, states[s])) is not None]
         if strangers and failure is None:
             failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
@@ -331,7 +332,7 @@ class Supervisor:
     ) -> Fault:
         """What a restored basket actor without a journal lacks."""
         name, place = basket_actor(slot), self._journal_place()
-        why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
+        why = "durability is none" if place is None else f"no machine that is there has {place.where}"
         loss = (
             f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
             f"as {name} has no journal ({why}): send the updates of this round again, as `fit` does itself"
@@ -352,17 +353,26 @@ class Supervisor:
     def _journal_home(self, slot: int) -> str | None:
         """The node that has a basket actor's journal; None if none that is there has."""
         place = self._journal_place()
-        if place is None:
+        if place is None or place.is_database:
             return None
         return self.runtime.holder_of(str(place.path(self.identity.federation_id, slot)))
 
+    def _has_journal(self, home: str | None) -> bool:
+        """Whether a basket actor comes back from its journal, on the node `home` or in a database."""
+        place = self._journal_place()
+        return home is not None or (place is not None and place.is_database)
+
     def _journal_place(self) -> JournalPlace | None:
         config = self.identity.config
-        if config.keeps_updates is Durability.NONE or config.journal_folder is None:
+        if config.keeps_updates is Durability.NONE or config.journal_place is None:
             return None
-        return JournalPlace(config.journal_folder, config.keeps_updates is Durability.UPDATE)
+        is_synced = config.keeps_updates is Durability.UPDATE
+        key_path = config.journal_key_path or ""
+        return JournalPlace(
+            config.journal_place, is_synced, epoch=self.identity.incarnation, key_path=key_path
+        )
 
-    def _regained(self, slot: int, *, always: bool = True) -> Fault | None:
+    def _regained(self, slot: int, state: SlotState, *, always: bool = True) -> Fault | None:
         """What a restarted basket actor has from its journal, and what it could not keep.
 
         None if all was kept, unless it is `always` told.
@@ -378,6 +388,8 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
+        if regained.is_new and not regained.set_aside and state.admissions:
+            lost.append(f"nothing of its journal is left, so {self._waited(state)}")
         if regained.set_aside:
             lost.append(
                 "its journal was of an opening that this one does not continue: it is "
@@ -392,16 +404,19 @@ class Supervisor:
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
         """What was lost with a basket actor; the id holds its baskets' keys, new after each death."""
         name = basket_actor(slot)
-        baskets = ", ".join(state.baskets) or "none that is known"
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
+        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}", state.baskets)
+
+    def _waited(self, state: SlotState) -> str:
+        """What is lost with a basket actor, update by update, and what to do."""
+        baskets = ", ".join(state.baskets) or "none that is known"
         members = (member.client_id for admission in state.admissions for member in admission.members)
         lost = self.acknowledged.lose(state.baskets, members)
-        named = f": {_named(lost)}" if lost else ""
-        return Fault(
-            f"{name}/{keys}",
-            f"{name} died{no_journal}; buffered updates, gossip states and unreleased aggregates of "
-            f"its baskets ({baskets}) are lost{named}: send the updates of this round again",
+        named = f": {named_updates(lost)}" if lost else ""
+        return (
+            f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "
+            f"lost{named}: send the updates of this round again"
         )
 
     def _checked_in(self, slot: int) -> bool:
@@ -584,7 +599,7 @@ def _listed(lost: Mapping[str, int]) -> str:
     return ", ".join(f"{client_id} ({count})" for client_id, count in sorted(lost.items()))
 
 
-def _named(lost: Sequence[tuple[str, int]]) -> str:
+def named_updates(lost: Sequence[tuple[str, int]]) -> str:
     """Updates by client and round."""
     named = ", ".join(f"{client_id} (round {round_id})" for client_id, round_id in lost[:NAMED])
     more = len(lost) - NAMED

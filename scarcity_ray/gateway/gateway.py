@@ -45,7 +45,6 @@ class Gateway:
         folder: Of its unfinished uploads.
         on_driver: Where the driver may be called.
         put: Stores a value in the runtime's object store; None: it has none.
-        note: Told of each judged update: client, round, and the reason of a refusal.
         add: Adds more paths to the application.
 
     Raises:
@@ -62,7 +61,6 @@ class Gateway:
         folder: Path,
         on_driver: OnDriver,
         put: Callable[[object], Any] | None = None,
-        note: Callable[[str, int, str | None], None] | None = None,
         add: Callable[[web.Application], None] | None = None,
     ) -> None:
         self._config = config
@@ -70,7 +68,7 @@ class Gateway:
         if config.tls != "off":
             self._tls = Certificates(config.keys).server_context(config.tls == "mutual")
         uploads = Uploads(folder, config.upload_disk_bytes, config.upload_seconds)
-        intake = Intake(driver, register, put, note)
+        intake = Intake(driver, register, put)
         self.web = WebApp(config, terms, register, intake, SiteDesk(driver, register), uploads, on_driver)
         if add is not None:
             add(self.web.app)

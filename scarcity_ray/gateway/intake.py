@@ -81,7 +81,6 @@ class Intake:
         driver: Of the federation.
         register: The gateways'.
         put: Stores a value in the runtime's object store; None: rows go to the baskets as they are.
-        note: Told of each outcome: client, round, and the reason of a refusal.
     """
 
     def __init__(
@@ -89,9 +88,8 @@ class Intake:
         driver: Driver,
         register: RegisterClient,
         put: Callable[[object], Any] | None,
-        note: Callable[[str, int, str | None], None] | None = None,
     ) -> None:
-        self._driver, self._register, self._put, self._note = driver, register, put, note
+        self._driver, self._register, self._put = driver, register, put
 
     def take(self, uploads: Sequence[Upload]) -> list[Accepted | ErrorAnswer]:
         """Have uploads judged; the answer to each, in order."""
@@ -108,9 +106,6 @@ class Intake:
         self._tell_ledgers(uploads, answers)
         if outcomes:
             self._register.call(Register.settle, outcomes)
-        for outcome in outcomes:
-            if self._note is not None and (outcome.answer is not None or outcome.reason is not None):
-                self._note(outcome.slot.client_id, outcome.slot.round_id, outcome.reason)
         return [answer for answer in answers if answer is not None]
 
     def _judge(self, uploads: Sequence[Upload]) -> list[Receipt | ErrorAnswer]:

@@ -33,9 +33,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scarcity_ray.errors import StorageError, UsageError
+from scarcity_ray.federation.fit_terms import RoundRecord
 from scarcity_ray.federation.served_round import Heard, Measured, OpenRound
 from scarcity_ray.gateway.certificates import Certificates
 from scarcity_ray.gateway.enrolments import REGISTER_FILE, Enrolment, Enrolments, Invitation
+from scarcity_ray.monitoring.history import Round, RoundHistory
 from scarcity_ray.private_folder import why_not_private
 from scarcity_ray.runtime.rpc import Role, RoleName, query
 from scarcity_ray_client.wire import (
@@ -165,6 +167,8 @@ class Register(Role):
         self._model: NDArray[np.float32] = np.zeros(0, np.float32)
         self._model_sha256 = ""
         self._is_paused = False
+        self._began = time.time()
+        self._history = RoundHistory()
         place = Path(folder)
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -230,8 +234,9 @@ class Register(Role):
                 made = self._enrolments.enrol(asked, self._issue)
             except UsageError as error:
                 return ErrorAnswer(ErrorCode.MALFORMED, str(error))
-        if isinstance(made, ErrorAnswer):
-            return made
+            if isinstance(made, ErrorAnswer):
+                return made
+            self._seen[asked.client_id] = time.time()
         return EnrolAnswer(made, self._federation_id, invited.domain_id)
 
     def renew(self, client_id: str, asked: CertificateRequest) -> CertificateAnswer | ErrorAnswer:
@@ -277,7 +282,8 @@ class Register(Role):
         """What an upload was answered that was accepted before; None if it was not."""
         with self._lock:
             found = self._db.execute(
-                "SELECT answer FROM slots WHERE round_id = ? AND client_id = ? AND digest = ?",
+                "SELECT answer FROM slots WHERE round_id = ? AND client_id = ? AND digest = ? "
+                "AND answer IS NOT NULL",
                 (round_id, client_id, bytes.fromhex(digest)),
             ).fetchone()
         return None if found is None else found[0]
@@ -295,6 +301,7 @@ class Register(Role):
                         (outcome.answer, *place),
                     )
                     self._note_fate(slot, "accepted")
+                    self._history.note_outcome(slot.client_id, slot.round_id, None)
                     if outcome.metrics:
                         said = Measured(slot.client_id, outcome.metrics, outcome.num_examples)
                         self._measured.setdefault(("trained", slot.round_id), OrderedDict())[
@@ -305,6 +312,7 @@ class Register(Role):
                         "DELETE FROM slots WHERE round_id = ? AND client_id = ? AND sequence = ?", place
                     )
                     self._note_fate(slot, outcome.reason)
+                    self._history.note_outcome(slot.client_id, slot.round_id, outcome.reason)
                     counts = self._refusals.setdefault(slot.round_id, Counter())
                     counts[slot.client_id, outcome.reason] += 1
             self._db.execute("COMMIT")
@@ -370,7 +378,31 @@ class Register(Role):
                 tuple(self._measured.get(("trained", round_id), {}).values()),
                 tuple(self._measured.get(("evaluated", round_id), {}).values()),
                 self._is_paused,
+                self._round is not None,
+                self._began,
             )
+
+    def note_record(self, record: RoundRecord, outliers: Sequence[str]) -> None:
+        """Note what a round came to, for whoever watches."""
+        by_clients = record.clients or record.metrics
+        self._history.note_round(
+            record.round_id,
+            released=bool(record.versions),
+            seconds=record.seconds,
+            phases=record.phases,
+            epsilon_spent=record.epsilon_spent,
+            validation={domain: found.metrics for domain, found in by_clients.items()},
+            private_validation={
+                name: {"mean": found.mean, "standard_error": found.standard_error}
+                for name, found in record.private_evaluation.items()
+            },
+            outliers=outliers,
+        )
+
+    @query
+    def history(self) -> tuple[list[Round], dict[str, int]]:
+        """What came of the last rounds, and in all, since the register began."""
+        return self._history.rounds(), dict(self._history.totals)
 
     def pause(self, is_paused: bool) -> None:
         """Have no round close, or go on."""
@@ -382,7 +414,9 @@ class Register(Role):
         with self._lock:
             self._db.execute("BEGIN")
             for (client_id,) in self._db.execute(
-                "SELECT DISTINCT client_id FROM slots WHERE round_id = ?", (round_id,)
+                "SELECT client_id FROM slots WHERE round_id = ? UNION "
+                "SELECT client_id FROM fates WHERE round_id = ?",
+                (round_id, round_id),
             ).fetchall():
                 if client_id not in accepted:
                     for table in ("slots", "fates"):

@@ -9,9 +9,10 @@ Guarantees:
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,11 +24,14 @@ from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import ScarcityError, UsageError
 from scarcity_ray.federation.cohort import Fit
 from scarcity_ray.federation.fit_terms import FitTerms, Stopped
+from scarcity_ray.federation.fit_terms import RoundRecord as FitRecord
 from scarcity_ray.federation.fitting import Fitting
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.served_round import OpenRound
 from scarcity_ray.federation.site_cohort import SiteCohort, SiteTerms, Waiting
-from scarcity_ray.gateway.front_door import LocalDoor, register_folder
+from scarcity_ray.federation.stored import with_absolute_places
+from scarcity_ray.gateway.front_door import FrontDoor, Serving, register_folder
+from scarcity_ray.gateway.register import Register
 from scarcity_ray.gateway.site_desk import ServedTerms
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.workloads.config import Job
@@ -74,6 +78,7 @@ def serve_job(
     open_federation: Callable[..., Any] = HierarchicalFederation,
     *,
     restore: Callable[..., Any] = HierarchicalFederation.restore,
+    attach: Callable[..., Any] = HierarchicalFederation.attach,
     resume: bool = False,
 ) -> Outcome:
     """Serve a job until its rounds are made, and write everything but its report into its folder.
@@ -81,6 +86,7 @@ def serve_job(
     Args:
         open_federation: Makes the federation.
         restore: Makes it again from what is stored.
+        attach: Joins it where its roles have outlived their server.
         resume: Whether the job was interrupted, and goes on.
 
     Raises:
@@ -88,6 +94,8 @@ def serve_job(
     """
     config, watch = job.config, Stopwatch()
     gateway = config.gateway or GatewayConfig()
+    # Gateways are processes in folders of their own.
+    gateway = replace(gateway, keys=os.path.abspath(os.path.expanduser(gateway.keys)))
     watcher.phase("Evaluating the initial model")
     with watch.time("start"):
         initial, metric = initial_metrics(job)
@@ -103,7 +111,12 @@ def serve_job(
         folder.begin_again(config)
     watcher.phase("Restoring the federation" if goes_on else "Starting the federation")
     with watch.time("start"):
-        federation = restored(kept, restore, where) if goes_on else open_federation(kept, **where)
+        if goes_on:
+            federation = _again(config.name, kept, restore, attach, where)
+        else:
+            # On a cluster its roles outlive this process, so that gateways go on when it is killed.
+            named = {"name": config.name} if config.run.runtime == "ray" else {}
+            federation = open_federation(kept, **named, **where)
     training = Training(metric, initial)
 
     def note(record: RoundRecord) -> None:
@@ -115,23 +128,23 @@ def serve_job(
         for phase, seconds in record.seconds.items():
             watch.seconds[phase] += seconds
 
-    with federation:
+    with federation, ended(federation):
         asked = config.training.private_evaluation
         terms = ServedTerms.of(
             federation._open(), None if asked is None else asked.made(), config.training.evaluate_clients
         )
-        door = LocalDoor(federation, gateway, register_folder(kept, folder.state), terms)
+        door = Serving(gateway, register_folder(kept, folder.state), terms).open(federation)
         try:
             enrolled = [site.client_id for site in door.sites()]
             watcher.listening(Listening(door.url, enrolled, door.invited()))
             _fit(job, federation, door, gateway, training, watch, watcher, note, folder, resume=goes_on)
-            ended = RoundState.FINISHED, training.stopped or "all rounds are made"
+            end = RoundState.FINISHED, training.stopped or "all rounds are made"
         except BaseException:
-            ended = RoundState.STOPPED, "the federation's server has stopped; it may go on later"
+            end = RoundState.STOPPED, "the federation's server has stopped; it may go on later"
             raise
         finally:
             last = None if training.fitted is None else training.fitted.vector
-            _tell_end(federation, door, *ended, last)
+            _tell_end(federation, door, *end, last)
             domains = dict(Counter(site.domain_id for site in door.sites()))
             door.close()
         if training.fitted is not None and training.fitted.best_model is not None:
@@ -140,6 +153,39 @@ def serve_job(
     summary = summarise(job, training, stats, watch, folder, domains=domains)
     folder.write_summary(summary)
     return Outcome(summary, tuple(training.records))
+
+
+@contextmanager
+def ended(federation: HierarchicalFederation) -> Iterator[None]:
+    """Ends a federation's roles after the block, also where another process has started them."""
+    try:
+        yield
+    finally:
+        federation.terminate()
+
+
+def _again(
+    name: str,
+    config: HierarchicalFederationConfig,
+    restore: Callable[..., Any],
+    attach: Callable[..., Any],
+    where: Mapping[str, Any],
+) -> Any:
+    """The federation of a served job that goes on: as it runs still, or from what is stored.
+
+    Raises:
+        UsageError: If another one of this name runs.
+    """
+    if where["runtime"] == "ray":
+        try:
+            running = attach(name, address=where["address"])
+        except UsageError:
+            return restored(config, restore, where)
+        if running.config.storage_path == with_absolute_places(config).storage_path:
+            return running
+        running.close()
+        raise UsageError(f"another federation named {name!r} runs on this cluster: end it, or rename one")
+    return restored(config, restore, where)
 
 
 def _with_storage(config: HierarchicalFederationConfig, folder: RunFolder) -> HierarchicalFederationConfig:
@@ -152,7 +198,7 @@ def _with_storage(config: HierarchicalFederationConfig, folder: RunFolder) -> Hi
 def _fit(
     job: Job,
     federation: HierarchicalFederation,
-    door: LocalDoor,
+    door: FrontDoor,
     gateway: GatewayConfig,
     training: Training,
     watch: Stopwatch,
@@ -164,6 +210,12 @@ def _fit(
 ) -> None:
     given, config = job.config.training, job.config
     asked = given.private_evaluation
+    note_for_job = noted(training, watch, note)
+
+    def on_round(record: FitRecord) -> None:
+        door.register.call(Register.note_record, record, ())
+        note_for_job(record)
+
     terms = FitTerms(
         rounds=given.rounds,
         optimizer=given.server_optimizer(),
@@ -172,7 +224,7 @@ def _fit(
         evaluate_clients=given.evaluate_clients,
         private_evaluation=None if asked is None else asked.made(),
         seed=config.federation.seed,
-        on_round=noted(training, watch, note),
+        on_round=on_round,
         on_progress=watcher.progress,
         on_release=lambda model, _: folder.write_model("model.npz", model),
         resume=resume,
@@ -193,7 +245,7 @@ def _fit(
 
 def _tell_end(
     federation: HierarchicalFederation,
-    door: LocalDoor,
+    door: FrontDoor,
     state: RoundState,
     reason: str,
     last: NDArray[np.float32] | None,

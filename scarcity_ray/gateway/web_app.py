@@ -44,6 +44,7 @@ from scarcity_ray.gateway.site_desk import ServedTerms, SiteDesk
 from scarcity_ray.gateway.uploads import Standing, UploadKey, Uploads
 from scarcity_ray_client.errors import MessageRefused
 from scarcity_ray_client.wire import (
+    EMPTY_DIGEST,
     MODEL_ROUND,
     MODEL_VERSION,
     MOST_HEADER_BYTES,
@@ -215,6 +216,8 @@ class WebApp:
         connection = self.connections.of(request.transport)
         fingerprint = None if connection is None else connection.fingerprint
         signed = SignedRequest.from_headers(request.headers)
+        if request.method in ("GET", "HEAD") and signed.body_digest != EMPTY_DIGEST:
+            raise RefusedError(ErrorCode.MALFORMED, f"{request.method} has no body")
         asked = Asked(signed, request.method, request.raw_path, fingerprint)
         found = await self._within(self._admitting.ask(asked))
         if isinstance(found, ErrorAnswer):

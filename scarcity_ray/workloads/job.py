@@ -35,7 +35,7 @@ from scarcity_ray.workloads.simulate import basket_rule
 from scarcity_ray_client import Client, Refusal, checked_metrics
 from scarcity_ray_client.errors import shown
 
-_MOVED = {"storage_path", "ledger_path", "journal_path"}
+_MOVED = {"storage_path", "ledger_path", "journal_path", "journal_key_path"}
 """Places, which may be others when a run goes on."""
 MOST_TOLD = 20
 """Refusals that a summary keeps in full."""
@@ -190,6 +190,8 @@ def run_job(
             folder.begin_again(config)
         training.records.append(record)
         folder.append_round(record)
+        if config.federation.receipts and (released := federation.get_global_meta_model()) is not None:
+            folder.append_release(released.release_record(), federation.get_roster())
         watcher.round(record)
         for phase, seconds in record.seconds.items():
             watch.seconds[phase] += seconds
@@ -255,7 +257,8 @@ def restored(
         UsageError: If it was made with another config.
     """
     url = config.ledger_path if isinstance(config.ledger_path, LedgerUrl) else None
-    federation = restore(config.storage_path, ledger_path=url, **where)
+    journal = config.journal_path if isinstance(config.journal_path, LedgerUrl) else None
+    federation = restore(config.storage_path, ledger_path=url, journal_path=journal, **where)
     asked, stored = to_plain(config), to_plain(federation.config)
     other = sorted(name for name in asked if asked[name] != stored[name] and name not in _MOVED)
     if other:

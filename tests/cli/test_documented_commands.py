@@ -38,7 +38,7 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             *("tutorial", "command", "job_file", "install", "drivers", "architecture", "privacy"),
-            *("ledger", "faults", "adaptive_clipping", "benchmarks"),
+            *("ledger", "data_duties", "faults", "adaptive_clipping", "benchmarks"),
             *("resume", "ceilings", "site_noise", "noise_schedule", "privacy_units", "workloads", "choosing"),
         )
     ),
@@ -110,7 +110,14 @@ NAMES = {
         f"scarcity-ray {name}"
         for name in ("init", "run", "plan", "export", "ledger", "audit", "roster", "doctor")
     ),
-    *("scarcity-ray --help", "scarcity-ray --version", "scarcity-ray ledger show", "ray up", "ray stop"),
+    *(
+        "scarcity-ray --help",
+        "scarcity-ray --version",
+        "scarcity-ray ledger show",
+        "scarcity-ray ledger export",
+        "ray up",
+        "ray stop",
+    ),
     *("ray dashboard", "ray job stop", "ray job submit"),
 }
 """Commands spoken of by their name alone."""
@@ -123,6 +130,7 @@ WITHOUT_A_CLUSTER = {
     "scarcity-ray ledger verify FILE --head HASH",
     "scarcity-ray ledger export ledger.sqlite --out ledger.jsonl",
     "scarcity-ray ledger take-over ledger.sqlite --operator ann",
+    "scarcity-ray ledger report ledger.sqlite --out report.md",
 }
 SUBMIT = (
     "ray job submit --address http://127.0.0.1:8265 --working-dir . -- "

@@ -223,9 +223,11 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "get_basket_meta_model": ("d",),
         "get_local_states": (["c0"],),
         "get_client": ("c0",),
+        "get_ceilings": (["c0"],),
         "get_basket": ("d",),
         "prove_receipt": (3,),
         "sign_roster": (IdentityKeyPair.generate(),),
+        "publish_metrics": ([],),
         "map_tasks": (len, [()]),
         "fit": (None,),
     }

@@ -211,7 +211,7 @@ class Served:
     def register(self) -> Path:
         return self.run / "state" / "gateway"
 
-    def start(self, *, resume: bool = False) -> None:
+    def start(self, *, resume: bool = False, seconds: float = 20.0) -> None:
         job = load_job(self.file, is_served=True)
         from datetime import UTC, datetime
 
@@ -231,15 +231,17 @@ class Served:
 
         self._thread = threading.Thread(target=serve, daemon=True)
         self._thread.start()
+        until = time.monotonic() + seconds
         while not self.watching.is_listening.wait(0.05):
+            assert time.monotonic() < until
             if not self._thread.is_alive():
                 raise AssertionError(self.outcome) from (
                     self.outcome if isinstance(self.outcome, BaseException) else None
                 )
 
-    def join(self) -> Outcome:
+    def join(self, seconds: float = 20.0) -> Outcome:
         assert self._thread is not None
-        self._thread.join(20)
+        self._thread.join(seconds)
         assert not self._thread.is_alive()
         if isinstance(self.outcome, BaseException):
             raise self.outcome
