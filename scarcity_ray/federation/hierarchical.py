@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -51,6 +52,7 @@ from scarcity_ray.federation.opening import (
 from scarcity_ray.federation.publishing import PublishedRounds
 from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
 from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
+from scarcity_ray.federation.task_cohort import TaskCohort
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
@@ -72,6 +74,7 @@ from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
 from scarcity_ray_client.receipts import ReceiptProof, SignedReceipt
 from scarcity_ray_client.site_ledger import Extension, Head
+from scarcity_ray_client.wire import KeyRequest
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
@@ -365,6 +368,19 @@ class HierarchicalFederation:
         driver.keypairs.pop(client_id, None)
         return found
 
+    def change_client_key(self, client_id: str, asked: KeyRequest) -> None:
+        """Have a registered client sign with another key, as `KeyRequest.signed` asks; again changes nothing.
+
+        What it has buffered stays, and so does its policy, which the old key has signed.
+
+        Raises:
+            UsageError: If it is not registered with a key, or one of both keys has not signed.
+        """
+        driver, client_id = self._open(), id_of(client_id)
+        asked = instance_of("asked", asked, KeyRequest)
+        driver.operations.run(Directory.change_key, client_id, asked, driver.client.now())
+        driver.keypairs.pop(client_id, None)
+
     def site_ledger_head(self, client_id: str) -> Head | None:
         """How far the accountant knows a client's own ledger (`SiteLedger.heed`); None: it was never told."""
         return self._open().site_heads([id_of(client_id)]).get(client_id)
@@ -480,7 +496,7 @@ class HierarchicalFederation:
                 self, driver.supervisor.identity.name, self._runtime.publish, driver.client.now
             )
             terms = replace(terms, on_round=published.before(on_round))
-        return Fitting(driver, self._runtime.tasks(), workload, terms).run()
+        return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
 
     def advance_round(self) -> int:
         """Move to the next round; its number.

@@ -151,6 +151,9 @@ class Runtime(Protocol):
     def machines(self) -> int:
         """How many machines it spans now, each with disks of its own."""
 
+    def nodes(self) -> tuple[str, ...]:
+        """The living nodes, the home node first."""
+
     @property
     def default_basket_actors(self) -> int:
         """How many basket actors suit this machine or cluster."""

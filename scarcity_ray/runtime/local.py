@@ -193,6 +193,10 @@ class LocalRuntime:
         self._card = _Stored(card)
         self.has_begun = True
 
+    def nodes(self) -> tuple[str, ...]:
+        """This process's one."""
+        return (self.home,)
+
     def tasks(self) -> Tasks:
         """Tasks of one caller's own."""
         return _LocalTasks()

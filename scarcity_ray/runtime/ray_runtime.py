@@ -94,6 +94,11 @@ class RayRuntime:
         living = (node for node in ray.nodes() if node["Alive"])
         return len({(node["NodeManagerAddress"], node["NodeManagerHostname"]) for node in living})
 
+    def nodes(self) -> tuple[str, ...]:
+        """The living nodes, the home node first."""
+        living = (node["NodeID"] for node in ray.nodes() if node["Alive"])
+        return tuple(sorted(living, key=lambda node: (node != self.home, node)))
+
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not running, in parallel, and wait until they answer."""
         if card is None:

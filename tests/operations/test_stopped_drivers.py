@@ -64,6 +64,7 @@ CALLS_NOBODY = {
     "prove_receipt": "asks one basket actor one thing",
     "get_roster": "asks the directory one thing",
     "sign_roster": "has the directory do one thing, with an operator's key",
+    "change_client_key": "the steps of register_client, with a client that is there",
 }
 SENDS = {"submit_update", "offer_update", "submit_updates"}
 RECORDED = {
