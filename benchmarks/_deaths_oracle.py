@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._deaths_driver import IDS
+from benchmarks._deaths_driver import CLIENTS, IDS
 from scarcity_ray.layers.models import GlobalMetaModel
 
 
@@ -118,11 +118,18 @@ def judged(
     else:
         waiting = set()
     counts["withdrawn"] += len(shared - waiting)
+    dropped = {
+        (record["details"]["round"], basket.partition("_")[0])
+        for _, record, _ in paid
+        for basket in record["details"].get("dropped", ())
+    }
     for round_id, client in sorted(missing.keys() - own - waiting - shared):
         if round_id in charged and round_id not in rounds_of:
             counts["charged, and the session failed"] += 1
         elif round_id in given_up:
             counts["superseded"] += 1
+        elif (round_id, dict(CLIENTS)[client]) in dropped:
+            counts["dropped out"] += 1
         else:
             nowhere.append((round_id, client))
     if len(nowhere) <= 4 * stats.get("n_basket_models_superseded", 0):

@@ -10,8 +10,8 @@ At each federation's end (``--kills-a-federation``) all faults cease, what has n
 
 * each update that was acknowledged is in one release, or waits in a basket that is too small, or its client
   left before one (*withdrawn*, with the aggregate it was in), or its round ended without a release
-  (*superseded*), or the session that it was in was
-  charged and failed (*charged*); else it is *lost*. None is in two;
+  (*superseded*), or the session that it was in was charged and failed (*charged*), or went on without its
+  basket, which died in it (*dropped out*); else it is *lost*. None is in two;
 * each release has a charge of its own in the ledger; versions and rounds rise;
 * the next two rounds are rounds as any other.
 
@@ -361,6 +361,7 @@ def told(records: Sequence[Record]) -> str:
         f"{totals['acknowledged']} updates acknowledged: {totals['released']} released, "
         f"{totals['withdrawn']} withdrawn, {totals['superseded']} superseded, {totals['waiting']} waiting, "
         f"{totals['charged, and the session failed']} in sessions that failed after the charge, "
+        f"{totals['dropped out']} of baskets that died in a session which went on without them, "
         f"{totals['lost']} lost, {totals['double']} counted twice; "
         f"{totals['charges']} charges, {totals['releases']} releases",
         *(wrong for record in records for wrong in record.wrong),

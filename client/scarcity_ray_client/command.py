@@ -107,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
             nargs = None if name == "run" else "?"
             what = "what to train, and the policy"
             one.add_argument("workload", metavar="WORKLOAD.yaml", help=what, nargs=nargs)
+            one.add_argument(
+                "--new-key",
+                action="store_true",
+                help="enrol under another signing key than the folder holds, with a kit made --again",
+            )
         one.add_argument("--home", metavar="DIR", help="the site's folder [default: KIT without .zip]")
         one.add_argument("--format", choices=["text", "json"], default="text", help="json: an object a line")
         one.add_argument(
@@ -137,6 +142,8 @@ def _enrol(client: FederationClient, given: argparse.Namespace, say: Callable[[E
     if client.home.is_enrolled:
         say(Event("enrolled", f"{kit.client_id} is enrolled already", {"client_id": kit.client_id}))
         return ExitCode.DONE
+    if given.new_key:
+        client.home.forget_identity()
     if given.workload is not None:
         site = load_site_file(given.workload, kit.client_id, kit.federation_id)
     client.enrol(site)
@@ -145,6 +152,8 @@ def _enrol(client: FederationClient, given: argparse.Namespace, say: Callable[[E
 
 def _run(client: FederationClient, given: argparse.Namespace, say: Callable[[Event], None]) -> ExitCode:
     kit = client.home.kit
+    if given.new_key and not client.home.is_enrolled:
+        client.home.forget_identity()
     ending = client.run(load_site_file(given.workload, kit.client_id, kit.federation_id))
     by_ending = {Ending.STOPPED: ExitCode.FAILED, Ending.AT_CEILING: ExitCode.AT_CEILING}
     return by_ending.get(ending, ExitCode.DONE)

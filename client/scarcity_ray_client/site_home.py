@@ -4,7 +4,7 @@
 
     site.json      the kit without its token
     authority.pem  whom the site trusts to be a gateway
-    token          until it has enrolled
+    token          until it has enrolled; then its hash is in spent_token
     password       32 random bytes (hexadecimal) that encrypt the keys, unless the environment gives one
     identity.pem   its Ed25519 key, encrypted
     tls.pem        its TLS key, encrypted, and its certificate
@@ -25,13 +25,14 @@ Guarantees:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 import sqlite3
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -51,7 +52,7 @@ PASSWORD = "SCARCITY_RAY_CLIENT_PASSWORD"
 """Of the environment: encrypts the site's keys, which then need it at every start."""
 _README = """This kit invites one site to a federation. On the site's machine:
 
-    pip install scarcity_ray_client
+    pip install FILE        (scarcity_ray_client, as the federation gives it to you)
     scarcity-ray-client run {name} WORKLOAD.yaml
 
 It holds a token that can be used once, until it expires: send it as you would send a password. The site makes
@@ -188,6 +189,8 @@ class SiteHome:
     ) -> SiteHome:
         """The folder of a kit, made if it is not there yet.
 
+        A later kit of the same site has it enrol again; signing key, ledger and receipts stay.
+
         Args:
             folder: None: beside the kit, with its name without ``.zip``.
 
@@ -208,12 +211,14 @@ class SiteHome:
                 raise UsageError(f"cannot make the site's folder {place}: {error.strerror}") from None
         home = cls(place, environ)
         known = home.kit
-        if (known.client_id, known.gateway) != (kit.client_id, kit.gateway):
+        is_same = known.client_id == kit.client_id and kit.federation_id in ("", known.federation_id)
+        if not is_same:
             home.close()
             raise UsageError(
-                f"{place} is the folder of site {known.client_id!r} at {known.gateway}; this kit is of "
-                f"{kit.client_id!r} at {kit.gateway}: name another folder (--home)"
+                f"{place} is of site {known.client_id!r} in federation {known.federation_id}; this "
+                f"kit is of {kit.client_id!r} in {kit.federation_id}: name another folder (--home)"
             )
+        home._take_kit(kit)
         return home
 
     @property
@@ -258,6 +263,11 @@ class SiteHome:
             draft.replace(path)
         return IdentityKeyPair.load(path, self.password())
 
+    def forget_identity(self) -> None:
+        """Have another Ed25519 key made, where the one that is there was lost or stolen."""
+        for name in ("identity.pem", "identity_new.pem"):
+            (self.folder / name).unlink(missing_ok=True)
+
     def has_new_identity(self) -> bool:
         """Whether a change of the key was begun and not ended."""
         return (self.folder / "identity_new.pem").exists()
@@ -300,7 +310,10 @@ class SiteHome:
         private = private[: private.index(b"-----BEGIN CERTIFICATE REQUEST-----")]
         write_whole(self.folder / "tls.pem", private + pem.encode())
         path.unlink()
-        (self.folder / "token").unlink(missing_ok=True)
+        token = self.folder / "token"
+        if token.exists():
+            write_whole(self.folder / "spent_token", _hashed(token.read_text("utf-8")))
+            token.unlink()
 
     def note_federation(self, federation_id: str) -> None:
         """Pin the federation that it has enrolled with.
@@ -314,8 +327,7 @@ class SiteHome:
             raise UsageError(
                 f"the gateway serves {shown(federation_id)}, and the kit is of {self.kit.federation_id}"
             )
-        kit = self.kit
-        self.kit = Kit(kit.gateway, federation_id, kit.client_id, kit.domain_id, kit.authority, kit.token)
+        self.kit = replace(self.kit, federation_id=federation_id)
         write_whole(self.folder / "site.json", self.kit.facts().encode())
 
     def close(self) -> None:
@@ -327,6 +339,18 @@ class SiteHome:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+    def _take_kit(self, kit: Kit) -> None:
+        spent, token = self.folder / "spent_token", self.folder / "token"
+        is_spent = spent.exists() and spent.read_bytes() == _hashed(kit.token)
+        if is_spent or not kit.token or (token.exists() and token.read_text("utf-8") == kit.token):
+            return
+        federation_id = kit.federation_id or self.kit.federation_id
+        self.kit = replace(kit, federation_id=federation_id)
+        write_whole(self.folder / "authority.pem", kit.authority.encode())
+        write_whole(self.folder / "site.json", self.kit.facts().encode())
+        write_whole(token, kit.token.encode())
+        (self.folder / "tls.pem").unlink(missing_ok=True)  # last: without it the site enrols
 
     def _locked(self) -> sqlite3.Connection:
         """SQLite's lock: the same on every system, and gone with the process."""
@@ -340,6 +364,10 @@ class SiteHome:
             why = "another process of this site uses it: end that" if "locked" in str(error) else str(error)
             raise UsageError(f"{self.folder}: {why}") from None
         return lock
+
+
+def _hashed(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).hexdigest().encode()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -354,6 +354,8 @@ class GlobalAggregator(Role):
             "scale": release.scale,
             "clip_norm": release.clip_norm,
         }
+        if dropped := sorted({party.party_id for party in context.parties} - set(survivors)):
+            details["dropped"] = dropped
         if release.step is not None:
             details["step"] = release.step.number
         if release.share_sigma:

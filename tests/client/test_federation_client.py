@@ -21,6 +21,7 @@ from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, RoundState
 from tests.client.fake_gateway import FakeGateway, lost_answer, lost_request, said
 
 DAY = 86400.0
+pytestmark = pytest.mark.timeout(30)
 
 
 class Steps(Workload):
@@ -370,10 +371,12 @@ def test_a_promise_is_kept_by_the_stated_costs(client, gateway):
     assert 1 <= len(gateway.updates) < 5
 
 
-def test_a_ceiling_means_nothing_where_no_cost_is_stated(client, gateway):
-    with pytest.raises(UsageError, match="states no cost"):
-        client.run(a_site(policy=a_policy()))
-    assert gateway.updates == {}
+def test_where_no_cost_is_stated_it_says_who_keeps_the_ceiling(client, gateway, home, events):
+    goes_on(gateway, 2)
+    client.run(a_site(policy=a_policy()))
+    assert kinds(events).count("no_row_cost") == 1
+    assert len(gateway.updates) == 2
+    assert not (home.folder / "ledger.sqlite").exists()
 
 
 def test_nothing_unnoised_is_sent_where_the_site_says_so(client, gateway):

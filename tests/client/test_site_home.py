@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -95,10 +97,25 @@ def test_another_sites_kit_does_not_take_a_folder(kit, tmp_path):
     SiteHome.made(kit, environ={}).close()
     other = Kit("https://gateway.example:8443", "federation", "bob", "hospitals", "PEM", "token")
     other.write(tmp_path / "bob.zip")
-    with pytest.raises(UsageError, match="is the folder of site 'ann'"):
+    with pytest.raises(UsageError, match="is of site 'ann'"):
         SiteHome.made(tmp_path / "bob.zip", kit.with_suffix(""), environ={})
     with SiteHome.made(kit, environ={}) as home:  # and the folder is free again
         assert home.kit.client_id == "ann"
+
+
+def test_a_later_kit_of_the_site_has_it_enrol_again(kit, tmp_path):
+    with SiteHome.made(kit, environ={}) as home:
+        key = home.identity().public_bytes
+        (home.folder / "tls.pem").write_text("certificate")
+        write_whole(home.folder / "spent_token", hashlib.sha256(b"token").hexdigest().encode())
+        (home.folder / "token").unlink()
+    with SiteHome.made(kit, environ={}) as home:  # the spent one changes nothing
+        assert home.is_enrolled
+    later = replace(KIT, federation_id="", token="another", authority="other PEM")
+    later.write(tmp_path / "later.zip")
+    with SiteHome.made(tmp_path / "later.zip", kit.with_suffix(""), environ={}) as home:
+        assert (home.is_enrolled, home.kit.token, home.kit.federation_id) == (False, "another", "federation")
+        assert home.identity().public_bytes == key
 
 
 def test_two_processes_never_share_a_folder(kit):

@@ -155,12 +155,14 @@ def test_a_site_is_rotated_and_revoked_while_it_is_served(served: Served, capsys
         "client-kit", "make", served.run, "a", "--domain", "a", "--out", home / "x.zip"
     )
 
-    # Lost keys: the operator invites it again, and it comes back under other ones.
-    again = served.folder / "again.zip"
-    said("client-kit", "make", served.run, "a", "--domain", "a", "--again", "--out", again)
-    assert command(["enrol", str(again)], environ={}) is ExitCode.DONE
-    assert command(["status", str(again)], environ={}) is ExitCode.DONE
-    assert command(["status", str(home)], environ={}) is ExitCode.FAILED
+    # Invited again, it comes back: with the key that it has, or under another one.
+    for option in ([], ["--new-key"]):
+        key = (home / "identity.pem").read_bytes()
+        kit.unlink()
+        a_kit(served, "a", "--again")
+        assert command(["enrol", str(kit), *option], environ={}) is ExitCode.DONE
+        assert command(["status", str(kit)], environ={}) is ExitCode.DONE
+        assert ((home / "identity.pem").read_bytes() == key) is (not option)
 
 
 def test_a_kit_holds_no_private_key_and_is_its_owners_alone(served: Served) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
+import shlex
 import sys
 import time
 from contextlib import suppress
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from benchmarks._deaths_oracle import judged
 from scarcity_ray.actors.global_aggregator import RELEASE
@@ -24,7 +25,7 @@ __all__ = ["head"]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-STOPS = 5
+STOPS = 4
 
 
 def wait(until: Any, seconds: float = 90.0) -> None:
@@ -45,52 +46,33 @@ def test_a_stopped_job_finishes_its_release_and_the_next_goes_on(head: Head, tmp
     chance, log = random.Random(), tmp_path / "log.jsonl"
     paths = os.pathsep.join(sys.path)
 
-    def ray(*words: str) -> str:
-        done = subprocess.run(
-            ["ray", "job", words[0], f"--address={head.dashboard}", *words[1:]],
-            env={**head.environment, "PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.stdout + done.stderr
+    jobs = JobSubmissionClient(head.dashboard)
 
-    def submitted(name: str, verb: str) -> None:
-        environment = json.dumps({"env_vars": {"PYTHONPATH": paths}})
+    def submitted(verb: str) -> str:
         command = [sys.executable, "-m", "tests.runtime.job_driver", str(tmp_path), verb]
-        said = ray(
-            "submit",
-            "--no-wait",
-            f"--submission-id={name}",
-            f"--runtime-env-json={environment}",
-            "--",
-            *command,
-        )
-        assert "submitted successfully" in said, said
+        environment = {"env_vars": {"PYTHONPATH": paths}}
+        return str(jobs.submit_job(entrypoint=shlex.join(command), runtime_env=environment))
 
     def lines(what: str = "") -> list[dict[str, Any]]:
         found = log.read_text().splitlines() if log.exists() else []
         return [line for line in map(json.loads, found) if what in ("", line["what"])]
 
     releases: dict[int, Any] = {}
-    for number in range(STOPS):
-        submitted(f"work{number}", "work")
+    for _ in range(STOPS):
+        job = submitted("work")
         rounds = len(lines("round")) + 2
         wait(lambda rounds=rounds: len(lines("round")) >= rounds)
         time.sleep(chance.uniform(0.0, 1.0))
         pid = lines()[-1]["pid"]
-        begun = time.monotonic()
-        print(lines()[-1], flush=True)
-        assert "was stopped" in ray("stop", f"work{number}")
-        print(f"{time.monotonic() - begun:.1f} s", lines()[-1], flush=True)
+        jobs.stop_job(job)
+        wait(lambda job=job: jobs.get_job_status(job) == "STOPPED", 10.0)
         wait(lambda pid=pid: not is_running(pid), 10.0)
         kept = Snapshots(str(tmp_path / "state")).read_all(RELEASE, CODEC)
         releases |= {model.version: model for model in kept}
-    submitted("settle", "settle")
+    submitted("settle")
     wait(lambda: lines("settled"))
     kept = Snapshots(str(tmp_path / "state")).read_all(RELEASE, CODEC)
     releases |= {model.version: model for model in kept}
     counts, wrong = judged(lines(), releases, tmp_path / "ledger.sqlite")
-    print(counts)
     assert not wrong
     assert counts["charges"] == counts["releases"]
