@@ -52,7 +52,7 @@ PASSWORD = "SCARCITY_RAY_CLIENT_PASSWORD"
 """Of the environment: encrypts the site's keys, which then need it at every start."""
 _README = """This kit invites one site to a federation. On the site's machine:
 
-    pip install scarcity_ray_client
+    pip install FILE        (scarcity_ray_client, as the federation gives it to you)
     scarcity-ray-client run {name} WORKLOAD.yaml
 
 It holds a token that can be used once, until it expires: send it as you would send a password. The site makes
