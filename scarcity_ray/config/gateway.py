@@ -28,6 +28,8 @@ class GatewayConfig:
     """``server`` only where a proxy ends TLS and asks for certificates; ``off`` on a loopback address."""
     keys: StrictStr = "keys"
     """The folder of certificates (``scarcity-ray keys init``)."""
+    operators: StrictStr | None = None
+    """The file of operators (``scarcity-ray operators add``), who may use the console; None: no console."""
     round_seconds: PositiveFloat | None = None
     """After which a round closes with the rows that a release needs; None: all sites that are up are waited
     for."""

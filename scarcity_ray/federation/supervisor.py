@@ -388,7 +388,8 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
-        if regained.is_new and not regained.set_aside and state.admissions:
+        is_gone = regained.is_new and not regained.set_aside and bool(state.admissions)
+        if is_gone:
             lost.append(f"nothing of its journal is left, so {self._waited(state)}")
         if regained.set_aside:
             lost.append(
@@ -399,7 +400,8 @@ class Supervisor:
             lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         if not (lost or always):
             return None
-        return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
+        told = f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}"
+        return replace(_fault(told), baskets=state.baskets if is_gone else ())
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
         """What was lost with a basket actor; the id holds its baskets' keys, new after each death."""

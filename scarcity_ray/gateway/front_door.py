@@ -20,9 +20,12 @@ from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import ActorLost
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.served_round import Heard, OpenRound, Site
+from scarcity_ray.gateway.console import add_console
 from scarcity_ray.gateway.driver_thread import OnDriver, OwnDriver, SharedDriver
 from scarcity_ray.gateway.gateway import Gateway
 from scarcity_ray.gateway.intake import site_of
+from scarcity_ray.gateway.operator_source import OperatorSource
+from scarcity_ray.gateway.operators import Operators
 from scarcity_ray.gateway.register import REGISTER, Register
 from scarcity_ray.gateway.register_client import RegisterClient
 from scarcity_ray.gateway.site_desk import ServedTerms
@@ -242,9 +245,18 @@ class Serving:
         put: Callable[[object], Any] | None,
     ) -> Gateway:
         """A gateway that does not listen yet."""
-        return Gateway(
+        made = Gateway(
             self.config, self.terms, federation._open(), register, self.folder / "uploads", on_driver, put
         )
+        if self.config.operators is not None:
+            add_console(
+                made.web.app,
+                OperatorSource(federation, register, on_driver, made.web.counts),
+                Operators(self.config.operators),
+                secure=self.config.tls != "off",
+                session_key=register.call(Register.session_key),
+            )
+        return made
 
     def open(self, federation: HierarchicalFederation) -> FrontDoor:
         """Start the register and the gateways, unless they run."""

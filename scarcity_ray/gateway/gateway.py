@@ -45,7 +45,6 @@ class Gateway:
         folder: Of its unfinished uploads.
         on_driver: Where the driver may be called.
         put: Stores a value in the runtime's object store; None: it has none.
-        add: Adds more paths to the application.
 
     Raises:
         UsageError: If its certificate cannot be used.
@@ -61,7 +60,6 @@ class Gateway:
         folder: Path,
         on_driver: OnDriver,
         put: Callable[[object], Any] | None = None,
-        add: Callable[[web.Application], None] | None = None,
     ) -> None:
         self._config = config
         self._tls: ssl.SSLContext | None = None
@@ -70,8 +68,6 @@ class Gateway:
         uploads = Uploads(folder, config.upload_disk_bytes, config.upload_seconds)
         intake = Intake(driver, register, put)
         self.web = WebApp(config, terms, register, intake, SiteDesk(driver, register), uploads, on_driver)
-        if add is not None:
-            add(self.web.app)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
         self._started = threading.Event()

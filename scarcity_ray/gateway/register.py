@@ -167,6 +167,7 @@ class Register(Role):
         self._model: NDArray[np.float32] = np.zeros(0, np.float32)
         self._model_sha256 = ""
         self._is_paused = False
+        self._session_key = os.urandom(32)
         self._began = time.time()
         self._history = RoundHistory()
         place = Path(folder)
@@ -403,6 +404,11 @@ class Register(Role):
     def history(self) -> tuple[list[Round], dict[str, int]]:
         """What came of the last rounds, and in all, since the register began."""
         return self._history.rounds(), dict(self._history.totals)
+
+    @query
+    def session_key(self) -> bytes:
+        """What gateways sign operators' logins with."""
+        return self._session_key
 
     def pause(self, is_paused: bool) -> None:
         """Have no round close, or go on."""

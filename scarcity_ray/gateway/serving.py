@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ from scarcity_ray.workloads.job import (
 from scarcity_ray.workloads.records import Outcome, RoundRecord
 from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray_client.wire import RoundState
+
+T = TypeVar("T", str, str | None)
 
 STOPPING_SECONDS = 1.0
 """For which gateways tell that it has ended, before they end."""
@@ -95,7 +97,7 @@ def serve_job(
     config, watch = job.config, Stopwatch()
     gateway = config.gateway or GatewayConfig()
     # Gateways are processes in folders of their own.
-    gateway = replace(gateway, keys=os.path.abspath(os.path.expanduser(gateway.keys)))
+    gateway = replace(gateway, keys=_absolute(gateway.keys), operators=_absolute(gateway.operators))
     watcher.phase("Evaluating the initial model")
     with watch.time("start"):
         initial, metric = initial_metrics(job)
@@ -153,6 +155,10 @@ def serve_job(
     summary = summarise(job, training, stats, watch, folder, domains=domains)
     folder.write_summary(summary)
     return Outcome(summary, tuple(training.records))
+
+
+def _absolute(path: T) -> T:
+    return path if path is None else os.path.abspath(os.path.expanduser(path))
 
 
 @contextmanager

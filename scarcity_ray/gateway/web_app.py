@@ -20,11 +20,12 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -32,7 +33,7 @@ from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import StorageError
 from scarcity_ray.federation.served_round import Measured
 from scarcity_ray.gateway.batches import Batches
-from scarcity_ray.gateway.connections import Connections
+from scarcity_ray.gateway.connections import Connection, Connections
 from scarcity_ray.gateway.driver_thread import OnDriver
 from scarcity_ray.gateway.enrolments import Enrolment
 from scarcity_ray.gateway.intake import Accepted, Intake, Upload
@@ -128,6 +129,8 @@ class WebApp:
             lambda number: register.call(Register.current, number), lambda: register.call(Register.model)
         )
         self.is_stopping = False
+        self._answers: Counter[int] = Counter()
+        self._num_received = self._num_sent = 0
         self._most_bytes = config.max_update_bytes or 4 + MOST_HEADER_BYTES + 4 * terms.vector_dim
         self._admitting = Batches[Asked, Enrolment | ErrorAnswer](
             lambda asked: register.call(Register.admit, list(asked), clock()), "gateway-admit"
@@ -170,12 +173,28 @@ class WebApp:
         for threads in (self._asking, self._disk):
             threads.shutdown(wait=False, cancel_futures=True)
 
+    def counts(self) -> dict[str, Any]:
+        """What this gateway has done, for operators."""
+        return {
+            "open_requests": self.pressure.open,
+            "bytes_received": self._num_received,
+            "bytes_sent": self._num_sent,
+            "answers": {str(status): count for status, count in sorted(self._answers.items())},
+        }
+
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Caps, and errors in words; operators' paths have their own."""
         connection = self.connections.of(request.transport)
         if connection is not None:
             connection.begun()
+        response = await self._capped(request, handler, connection)
+        self._answers[response.status] += 1
+        return response
+
+    async def _capped(
+        self, request: web.Request, handler: Handler, connection: Connection | None
+    ) -> web.StreamResponse:
         who = (connection and connection.fingerprint) or f"{request.remote}/{self._named(request)}"
         try:
             if self.is_stopping:
@@ -275,6 +294,7 @@ class WebApp:
             async with asyncio.timeout(self._config.body_seconds):
                 await response.write(model[place : min(end, place + PIECE_BYTES)])
         await response.write_eof()
+        self._num_sent += end - begin
         return response
 
     async def _me(self, request: web.Request) -> web.StreamResponse:
@@ -412,6 +432,7 @@ class WebApp:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
             body = await self._read(request, length)
+            self._num_received += length
             if digest is not None and not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
                 raise RefusedError(ErrorCode.MALFORMED, "the body is not what its digest says")
             yield body

@@ -20,12 +20,20 @@ from scarcity_ray.gateway import front_door
 from scarcity_ray.gateway.certificates import Certificates
 from scarcity_ray.gateway.enrolments import Enrolments
 from scarcity_ray.gateway.gateway import Gateway
+from scarcity_ray.gateway.operators import OperatorRole, Operators
 from scarcity_ray_client import IdentityKeyPair
-from scarcity_ray_client.wire import EMPTY_DIGEST, ErrorAnswer, RoundAnswer, SignedRequest, digest_of
+from scarcity_ray_client.wire import (
+    EMPTY_DIGEST,
+    ErrorAnswer,
+    RoundAnswer,
+    RoundState,
+    SignedRequest,
+    digest_of,
+)
 from tests.gateway.sites import Answer, Served, Site, job, target_of
 
 DIMENSION = 3_000
-QUICK = {"handshake_seconds": 0.4, "header_seconds": 0.4, "body_seconds": 0.4, "least_bytes_per_second": 1e5}
+QUICK = {"handshake_seconds": 1.0, "header_seconds": 1.0, "body_seconds": 1.0, "least_bytes_per_second": 1e5}
 
 
 class Watched(Served):
@@ -64,7 +72,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(front_door, "Gateway", Kept)
-        config = job(folder, dimension=DIMENSION, rounds=100, requests_per_second=1000.0, **QUICK)
+        operators = str(folder / "operators.json")
+        more = {"requests_per_second": 1000.0, "operators": operators, **QUICK}
+        config = job(folder, dimension=DIMENSION, rounds=100, **more)
         running = Watched(folder, config)
         running.start()
     (running.gateway,) = made
@@ -234,13 +244,14 @@ def test_who_is_slow_is_given_up(served: Watched, site: Site) -> None:
     wire = request_of(site, told, body)
     head = len(wire) - len(body)
     silent = socket.create_connection(("localhost", served.port), timeout=10)
-    heads, bodies = [served.wire(site) for _ in range(8)], [served.wire(site) for _ in range(4)]
-    for sent in heads:
-        sent.sendall(wire[:30])
-    for sent in bodies:
-        sent.sendall(request_of(site, told, body)[: head + 100])
-    for _ in range(5):
-        time.sleep(0.15)
+    heads, bodies = [], []
+    for _ in range(3):
+        bodies.append(served.wire(site))
+        bodies[-1].sendall(request_of(site, told, body)[: head + 100])
+        heads.append(served.wire(site))
+        heads[-1].sendall(wire[:30])
+    for _ in range(3):
+        time.sleep(0.2)
         for sent in heads:
             with suppress(OSError):
                 sent.sendall(b"X")
@@ -309,6 +320,34 @@ def test_no_traceback_and_no_path_leaves_a_gateway(
         for word in (b"Traceback", str(served.folder).encode(), b"/work", b".py", b"aiohttp"):
             assert word not in answer.body
         assert answer.headers["server"] == "scarcity-ray"
+
+
+def test_operators_watch_pause_and_unregister(served: Watched, site: Site) -> None:
+    gone = served.site("north-6", "north")
+    assert gone.ask("GET", "/v1/me").status == 200
+    operators = Operators(served.folder / "operators.json")
+    bearer = {"Authorization": f"Bearer {operators.add('Ann', OperatorRole.OPERATE)}"}
+    browser = served.site_without_keys("nobody")
+
+    def operate(act: str, **arguments: Any) -> Answer:
+        body = json.dumps(arguments).encode()
+        headers = {**bearer, "Content_Type": "application/json"}
+        return browser.ask("POST", f"/v1/operate/{act}", body, signed=False, **headers)
+
+    assert browser.ask("GET", "/v1/status", signed=False).status == 401
+    status = browser.ask("GET", "/v1/status", signed=False, **bearer)
+    told = json.loads(status.body)
+    assert (status.status, told["state"]) == (200, "open")
+    assert browser.ask("GET", "/console", signed=False).status == 200
+    assert operate("unregister", client_id="north-6").status == 200
+    assert code_of(gone.ask("GET", "/v1/me")) == "revoked"
+    assert operate("pause").status == 200
+    until = time.monotonic() + 10
+    while site.round(wait_seconds=0).state is not RoundState.PAUSED:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert operate("resume").status == 200
+    assert site.round().state is RoundState.OPEN
 
 
 def test_a_model_is_sent_in_part_and_once(served: Watched, site: Site) -> None:
