@@ -311,8 +311,9 @@ def storage_findings(federation: HierarchicalFederationConfig) -> Iterator[Findi
         yield _object_store_finding(federation.storage_path)
     else:
         yield from _folder_findings("storage_path", _absolute(federation.storage_path), is_local=False)
-    if federation.journal_folder is not None:
-        yield from _folder_findings("journal_path", Path(federation.journal_folder), is_local=True)
+    journal = federation.journal_place
+    if journal is not None and not is_ledger_url(journal):
+        yield from _folder_findings("journal_path", Path(journal), is_local=True)
 
 
 def ledger_findings(federation: HierarchicalFederationConfig, now: float) -> Iterator[Finding]:

@@ -155,9 +155,20 @@ def _storage_path(value: str) -> str:
 
 
 def _journal_path(value: str) -> str:
+    if is_ledger_url(value):
+        return LedgerUrl(value)
     if not _can_name_a_file(value) or _SCHEME.match(value):
-        raise ValueError("a folder on a disk of the machine's own, since it is written before each answer")
+        raise ValueError(
+            "a folder on a disk of the machine's own, since it is written before each answer, or the URL of "
+            "a PostgreSQL database"
+        )
     return value
+
+
+def _key_path(value: str) -> str:
+    if not _can_name_a_file(value):
+        raise ValueError("the path of a file")
+    return os.path.abspath(os.path.expanduser(value))
 
 
 def _public_key(value: str) -> str:
@@ -186,8 +197,10 @@ LedgerPath = Annotated[StrictStr, AfterValidator(_ledger_path), PlainSerializer(
 """A file, or a `LedgerUrl`, whose password is shown nowhere."""
 StoragePath = Annotated[StrictStr, AfterValidator(_storage_path)]
 """A folder, or the URI of one that `pyarrow.fs` knows."""
-JournalPath = Annotated[StrictStr, AfterValidator(_journal_path)]
-"""A folder on a local disk."""
+JournalPath = Annotated[StrictStr, AfterValidator(_journal_path), PlainSerializer(str)]
+"""A folder on a local disk, or a `LedgerUrl`."""
+KeyPath = Annotated[StrictStr, AfterValidator(_key_path)]
+"""A file of the machine's own, made absolute."""
 Kept = Annotated[Durability, BeforeValidator(_member_of(Durability))]
 PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""

@@ -21,6 +21,7 @@ from scarcity_ray.config.fields import (
     Int,
     JournalPath,
     Kept,
+    KeyPath,
     Labels,
     LedgerPath,
     Method,
@@ -38,6 +39,7 @@ from scarcity_ray.config.fields import (
 )
 from scarcity_ray.config.validation import settings
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.ledger_url import LedgerUrl
 
 
 @settings
@@ -264,12 +266,19 @@ class HierarchicalFederationConfig:
     machines see, or a URI (``s3://BUCKET/...``, ``gs://BUCKET/...``). None: only the budget is kept."""
     journal_path: JournalPath | None = None
     """Where accepted updates are kept until they are aggregated: a folder on a local disk of each machine
-    with baskets. None: the folder ``journal`` in `storage_path`, if that is a folder."""
+    with baskets, or the URL of a PostgreSQL database, which outlives such a disk (docs/faults.md). None: the
+    folder ``journal`` in `storage_path`, if that is a folder."""
+    journal_key_path: KeyPath | None = None
+    """A file with 32 random bytes on each machine with baskets, mode 0600, by which what the journal holds is
+    encrypted (docs/faults.md). None: it is not."""
     durability: Kept | None = None
     """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
     receipts: StrictBool = False
     """Whether baskets sign receipts for accepted updates and publish, with a release, what was in it
     (docs/receipts.md)."""
+    retain_rounds: NonNegativeInt = 0
+    """Rounds for which baskets keep, in `storage_path`, the noised rows that they gave to their rule, for
+    ``scarcity-ray audit replay`` (docs/receipts.md); with ``privacy.noise: site`` alone."""
     operator_key: PublicKey | None = None
     """The operator's Ed25519 public key, 64 hexadecimal digits, whose private half no role and no driver need
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is
@@ -284,11 +293,12 @@ class HierarchicalFederationConfig:
                 True,
                 "false, since runtime.placement keeps domains on nodes of their own",
             )
-        if self.keeps_updates is not Durability.NONE and self.journal_folder is None:
+        if self.keeps_updates is not Durability.NONE and self.journal_place is None:
             raise ConfigError(
                 "journal_path",
                 None,
-                f"a folder on a local disk, since durability is {self.keeps_updates.value!r}"
+                "a folder on a local disk, or a database's URL, since durability is "
+                + repr(self.keeps_updates.value)
                 + (
                     " by default with storage_path (or set durability: none)"
                     if self.durability is None
@@ -304,8 +314,10 @@ class HierarchicalFederationConfig:
         return Durability.NONE if self.storage_path is None else Durability.UPDATE
 
     @property
-    def journal_folder(self) -> str | None:
-        """Where accepted updates are kept, absolute; None if nothing says where."""
+    def journal_place(self) -> str | None:
+        """Where accepted updates are kept, a folder absolute; None if nothing says where."""
+        if isinstance(self.journal_path, LedgerUrl):
+            return self.journal_path
         if self.journal_path is not None:
             return os.path.abspath(os.path.expanduser(self.journal_path))
         if self.storage_path is None or "://" in self.storage_path:

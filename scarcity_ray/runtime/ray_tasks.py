@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray._private.state import available_resources_per_node
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from scarcity_ray.runtime.base import TaskEnd, TaskSpec, labelled
@@ -117,7 +118,26 @@ class RayTasks:
     def why_waiting(self, specs: Sequence[TaskSpec]) -> list[str]:
         """What keeps each task from starting, if no node that is there can run it."""
         nodes = ray.nodes()
-        return [why_unplaceable(_demand(spec), spec.labels, nodes) for spec in specs]
+        beside = self._beside_actors(nodes)
+        told: list[str] = []
+        for spec in specs:
+            why = why_unplaceable(_demand(spec), spec.labels, nodes)
+            if not why and beside and why_unplaceable(_demand(spec), spec.labels, beside):
+                why = (
+                    f"no node has {listed(_demand(spec))} free beside the actors that are on it: add a node "
+                    "with more CPUs, or ask for less (num_cpus of its client, runtime.cpus_per_actor)"
+                )
+            told.append(why)
+        return told
+
+    def _beside_actors(self, nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The nodes with what is free on them, if what is taken is less than any task here would take."""
+        least = min((spec.cpus for spec, _ in self._running.values()), default=0.0)
+        free = available_resources_per_node()
+        left = [{**node, "Resources": free.get(node["NodeID"], {})} for node in nodes if node["Alive"]]
+        total = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in nodes}
+        taken = [total[node["NodeID"]] - node["Resources"].get("CPU", 0.0) for node in left]
+        return left if max(taken, default=least) < least else []
 
     def _end(self, reference: Any) -> TaskEnd:
         spec, stored = self._running.pop(reference)

@@ -157,7 +157,9 @@ OUT_OF_RANGE = {
         "seed": [-1],
         "storage_path": ["ftp://host/x", "", "a\0b"],
         "journal_path": ["s3://bucket/x", ""],
+        "journal_key_path": ["", "a\0b"],
         "durability": ["always"],
+        "retain_rounds": [-1, 2**63],
     },
 }
 
@@ -321,12 +323,12 @@ def test_a_config_is_frozen_and_survives_pickling(cls):
 def test_a_storage_path_makes_updates_durable_and_a_bucket_needs_a_local_journal(tmp_path):
     kept = HierarchicalFederationConfig(storage_path=str(tmp_path))
     assert HierarchicalFederationConfig().keeps_updates == "none"
-    assert (kept.keeps_updates, kept.journal_folder) == ("update", str(tmp_path / "journal"))
+    assert (kept.keeps_updates, kept.journal_place) == ("update", str(tmp_path / "journal"))
     with pytest.raises(ConfigError, match="journal_path: None is not accepted; a folder on a local disk"):
         HierarchicalFederationConfig(storage_path="s3://bucket/town")
     apart = HierarchicalFederationConfig(storage_path="s3://bucket/town", journal_path=str(tmp_path))
-    assert apart.journal_folder == str(tmp_path)
-    assert HierarchicalFederationConfig(storage_path="s3://b/t", durability="none").journal_folder is None
+    assert apart.journal_place == str(tmp_path)
+    assert HierarchicalFederationConfig(storage_path="s3://b/t", durability="none").journal_place is None
 
 
 def test_replacing_a_field_checks_it_again():
