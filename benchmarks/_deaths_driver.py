@@ -80,7 +80,7 @@ class Training(Workload[NDArray[np.float32]]):
     """Clients whose training takes a moment, and gives their row of the round."""
 
     def clients(self) -> list[Client]:
-        return [Client(client_id, domain, data=client_id) for client_id, domain in CLIENTS]
+        return [Client(client_id, domain, data=client_id, num_cpus=0.5) for client_id, domain in CLIENTS]
 
     def initial_model(self) -> NDArray[np.float32]:
         return np.zeros(ROUNDS * len(IDS), np.float32)
@@ -173,6 +173,9 @@ class Worker:
         self.log("opened", how=how, round=self.round_id)
         return fed
 
+    def _noted(self, what: str, do: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        return self.doing(what, lambda: do(*args, **named))
+
     def doing(self, what: str, do: Callable[[], Any], **more: Any) -> Any:
         """A call, with a line before and after."""
         self.log("begin", call=what, **more)
@@ -233,10 +236,7 @@ class Worker:
             if chance.random() < 0.2:
                 self.send(clients[:3], self.round_id)
             if chance.random() < 0.2:
-                places = self.fed._driver.operations.routing_table().places
-                move = chance.choice([self.fed.split_basket, self.fed.disband_basket])
-                with suppress(UsageError):
-                    self.doing(move.__name__, partial(move, chance.choice(places).basket_id))
+                self.rearrange()
             self.release()
             for client in away:
                 domain = dict(CLIENTS)[client]
@@ -245,9 +245,20 @@ class Worker:
             self.log("round", began=began, round=self.round_id)
         self.log("finished")
 
+    def rearrange(self) -> None:
+        """Split or disband a basket; halves of which one could not aggregate alone are not made."""
+        basket_id = self.chance.choice(self.fed._driver.operations.routing_table().places).basket_id
+        move = self.chance.choice([self.fed.split_basket, self.fed.disband_basket])
+        found = self.fed.get_basket(basket_id)
+        if move == self.fed.disband_basket or (found is not None and len(found.clients) == 4):
+            with suppress(UsageError):
+                self.doing(move.__name__, partial(move, basket_id))
+
     def fit(self) -> None:
         """Rounds of training tasks."""
-        began = [time.time()]
+        began, driver = [time.time()], self.fed._driver
+        for call in ("aggregate", "advance_round"):
+            vars(driver)[call] = partial(self._noted, call, getattr(driver, call))
 
         def told(record: Any) -> None:
             self.log("round", began=began[0], round=record.round_id)

@@ -1,6 +1,6 @@
 """Real deaths on a cluster of three nodes: SIGKILL and SIGSTOP at random moments, and what they lose.
 
-``python -m benchmarks deaths [--kills 200] [--seed 0] [--minutes 600] [--folder DIR]``. A driver, in a
+``python -m benchmarks deaths [--kills 200] [--seed 0] [--record FILE] [--folder DIR]``. A driver, in a
 process of its own, goes through rounds of a federation with ``durability: update``; each of its clients'
 updates has a coordinate of its own, and the noise is zero, so that a release shows what is in it. Meanwhile a
 role, a training task, a node, the driver, or the whole cluster is killed, or stopped for a while. A driver
@@ -10,61 +10,45 @@ At each federation's end (``--kills-a-federation``) all faults cease, what has n
 
 * each update that was acknowledged is in one release, or waits in a basket that is too small, or its client
   left before one (*withdrawn*, with the aggregate it was in), or its round ended without a release
-  (*superseded*), or the session that it was in was
-  charged and failed (*charged*); else it is *lost*. None is in two;
+  (*superseded*), or the session that it was in was charged and failed (*charged*), or went on without its
+  basket, which died in it (*dropped out*); else it is *lost*. None is in two;
 * each release has a charge of its own in the ledger; versions and rounds rise;
 * the next two rounds are rounds as any other.
 
 Per death: who died, in what, seconds to the end of the next call of the driver, and of a whole round. The
 exit status is 1 if anything was lost, counted twice, or stood still for ``--patience`` seconds.
+
+With ``--record FILE`` each federation that is done is a line of JSON in the file, and the same command goes
+on from there: ``--kills`` and the figures at the end are of all of them. ``--federations 1`` does one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks._deaths_driver import IDS
+from benchmarks._deaths_nodes import Machines, Nodes, Place, program, roles_among, signalled, title
+from benchmarks._deaths_oracle import judged
 from scarcity_ray.actors.global_aggregator import RELEASE
 from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.errors import StorageError
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.storage.snapshots import Snapshots
 
-OFTEN = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 4,
-}
-"""Ray finds a dead node in about 3 s, not in 15."""
-NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
-ROLES = {
-    "basket": ("BasketHost", "basket."),
-    "accountant": ("Accountant", "accountant."),
-    "directory": ("Directory", "directory."),
-    "global": ("GlobalAggregator", "global."),
-    "worker": ("_run", "train", "IDLE"),
-}
-"""How Ray titles their processes, idle and at work."""
 WEIGHTS = {
     "basket": 5,
     "two baskets": 2,
@@ -78,73 +62,12 @@ WEIGHTS = {
     "raylet": 2,
     "node": 2,
     "cluster": 1,
+    "head": 1,
+    "cut": 2,
 }
 STOPPED_SECONDS = (0.2, 4.0)
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes that a process started, and these, and so on."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    found: list[int] = []
-    with suppress(OSError):
-        for child in children.read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
-
-
-def title(pid: int) -> str:
-    """A Ray worker's title without its prefix: its class, or the call that it is in; empty for others."""
-    with suppress(OSError):
-        said = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
-        return said.removeprefix("ray::") if said.startswith("ray::") else ""
-    return ""
-
-
-def signalled(pids: Sequence[int], how: signal.Signals) -> None:
-    """Send a signal to those that are there."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, how)
-
-
-class Nodes:
-    """A head and two more nodes on this machine."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-        head = {**NODE, "include_dashboard": False, "_system_config": OFTEN}
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
-        self.dead: list[Any] = []
-        for _ in range(2):
-            self.add()
-
-    @property
-    def address(self) -> str:
-        return str(self.cluster.address)
-
-    def add(self) -> None:
-        self.cluster.add_node(wait=False, **NODE)
-
-    def processes(self, node: Any) -> list[int]:
-        """Of a node, with all that they started."""
-        roots = [info.process.pid for infos in node.all_processes.values() for info in infos]
-        return [pid for root in roots for pid in (root, *descendants(root))]
-
-    def everything(self) -> list[int]:
-        return [pid for node in [*self.dead, *self.cluster.list_all_nodes()] for pid in self.processes(node)]
-
-    def reap(self) -> None:
-        """Workers of a raylet that is a zombie take it for alive."""
-        for node in [*self.dead, *self.cluster.list_all_nodes()]:
-            for infos in node.all_processes.values():
-                for info in infos:
-                    info.process.poll()
-
-    def roles(self, kind: str) -> list[int]:
-        """Processes of one kind of role."""
-        return [pid for pid in self.everything() if title(pid).startswith(ROLES[kind])]
+CUT_SECONDS = (0.2, 9.0)
+"""A node is given up for dead after about 3."""
 
 
 @dataclass
@@ -176,8 +99,7 @@ class Death:
 class Life:
     """One federation, from its beginning to its end."""
 
-    def __init__(self, folder: Path, kind: str, nodes: Nodes, chance: random.Random, patience: float) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, kind: str, nodes: Place, chance: random.Random, patience: float) -> None:
         self.folder, self.kind, self.nodes, self.chance, self.patience = folder, kind, nodes, chance, patience
         self.releases: dict[int, GlobalMetaModel] = {}
         self.deaths: list[Death] = []
@@ -199,10 +121,9 @@ class Life:
 
     def start_driver(self, verb: str = "work") -> None:
         with (self.folder / "driver.err").open("ab") as errors:
-            command = [sys.executable, "-m", "benchmarks._deaths_driver", self.nodes.address]
-            self.driver = subprocess.Popen(
-                [*command, str(self.folder), self.kind, verb], stdout=errors, stderr=errors
-            )
+            command = [*self.nodes.inside(self.chance), sys.executable, "-m", "benchmarks._deaths_driver"]
+            asked = [self.nodes.address, str(self.folder), self.kind, verb]
+            self.driver = subprocess.Popen([*command, *asked], stdout=errors, stderr=errors)
 
     def watch(self) -> None:
         """Start a driver if there is none, and read releases."""
@@ -270,23 +191,19 @@ class Life:
                 case "driver":
                     found += [self.driver.pid] if self.driver is not None else []
                 case "two baskets":
-                    there = nodes.roles("basket")
+                    there = roles_among(nodes.everything(), "basket")
                     found += chance.sample(there, min(2, len(there)))
-                case "raylet" | "node":
-                    others = list(nodes.cluster.worker_nodes)
-                    if others:
-                        node = chance.choice(others)
-                        pids = nodes.processes(node)
-                        found += (
-                            pids
-                            if part == "node"
-                            else [i.process.pid for i in node.all_processes.get("raylet", ())]
-                        )
-                        self.doomed = node
+                case "raylet" | "node" | "cut":
+                    if others := nodes.others():
+                        self.doomed = chance.choice(others)
+                        pids = nodes.processes(self.doomed)
+                        found += [p for p in pids if part != "raylet" or program(p).endswith("/raylet")]
+                case "head":
+                    found += nodes.head()
                 case "cluster":
                     found += nodes.everything() + ([self.driver.pid] if self.driver else [])
                 case _:
-                    there = nodes.roles(part)
+                    there = roles_among(nodes.everything(), part)
                     at_work = [pid for pid in there if title(pid) != "IDLE"]
                     found += [chance.choice(at_work or there)] if there else []
         return found
@@ -295,27 +212,31 @@ class Life:
         """Let somebody die or stand still now, and wait until a round is done."""
         chance = self.chance
         kinds = {k: w for k, w in WEIGHTS.items() if self.kind == "fit" or k != "worker"}
+        if not isinstance(self.nodes, Machines):
+            kinds.pop("cut", None)
         who = chance.choices(list(kinds), list(kinds.values()))[0]
-        seconds = chance.uniform(*STOPPED_SECONDS) if who != "cluster" and chance.random() < 0.3 else 0.0
+        seconds = chance.uniform(*STOPPED_SECONDS) if chance.random() < 0.3 else 0.0
+        seconds = chance.uniform(*CUT_SECONDS) if who == "cut" else seconds
+        seconds = 0.0 if who in ("cluster", "head") else seconds
         pids = self.victims(who)
         if not pids:
             return None
         death = Death(who, seconds, self.phase(pids), time.time())
         self.deaths.append(death)
-        signalled(pids, signal.SIGSTOP if seconds else signal.SIGKILL)
-        if seconds:
+        if who == "cut":
+            self.cut_off(seconds, death)
+        elif seconds:
+            signalled(pids, signal.SIGSTOP)
             time.sleep(seconds)
             signalled(pids, signal.SIGCONT)
-        elif who in ("raylet", "node"):
-            self.nodes.cluster.worker_nodes.discard(self.doomed)
-            self.nodes.dead.append(self.doomed)
-            self.nodes.add()
-        elif who == "cluster":
-            with suppress(Exception):
-                self.nodes.cluster.shutdown()
-            self.nodes.__init__()  # type: ignore[misc]
+        else:
+            signalled(pids, signal.SIGKILL)
+        if not seconds and who in ("raylet", "node"):
+            self.nodes.replace(self.doomed)
+        elif who in ("cluster", "head"):
+            self.nodes.begin_anew()
         end = death.at + seconds
-        if not seconds and ("driver" in who or who == "cluster") and chance.random() < 0.4:
+        if not seconds and ("driver" in who or who in ("cluster", "head")) and chance.random() < 0.4:
             end = self.kill_the_successor(death)
         for what in ("call", "round"):
             reached = self.wait_for(end, what)
@@ -324,6 +245,26 @@ class Life:
                 break
             setattr(death, f"next_{what}", reached - end)
         return death
+
+    def cut_off(self, seconds: float, death: Death) -> None:
+        """Cut a node off: for all the time, or for moments of it, as where packets are lost.
+
+        One that was given up for dead meanwhile ends when it is joined again; another takes its place.
+        """
+        nodes, until, is_lossy = self.nodes, time.time() + seconds, self.chance.random() < 0.4
+        assert isinstance(nodes, Machines)
+        death.notes.append("cut off in moments" if is_lossy else "cut off")
+        while (left := until - time.time()) > 0.0:
+            nodes.cut(self.doomed, off=True)
+            time.sleep(min(left, self.chance.uniform(0.05, 0.5)) if is_lossy else left)
+            nodes.cut(self.doomed, off=False)
+            time.sleep(self.chance.uniform(0.05, 0.3) if is_lossy else 0.0)
+        joined = time.time() + 3.0
+        while time.time() < joined and self.doomed in nodes.others():
+            time.sleep(0.1)
+        if self.doomed not in nodes.others():
+            death.notes.append("given up for dead")
+            nodes.replace(self.doomed)
 
     def kill_the_successor(self, death: Death) -> float:
         """Kill the next driver as it attaches, restores, or just afterwards; when it died."""
@@ -335,14 +276,14 @@ class Life:
         self.driver.kill()
         return time.time()
 
-    def live(self, kills: int, until: float) -> None:
+    def live(self, kills: int) -> None:
         """Go through so many deaths, then settle."""
         self.start_driver()
         if self.wait_for(0.0, "round") is None:
             self.wrong.append("it did not begin")
             kills = 0
         pace = 1.0
-        while len(self.deaths) < kills and time.time() < until and not self.wrong:
+        while len(self.deaths) < kills and not self.wrong:
             if any(line["what"] == "finished" for line in self.lines()):
                 break
             wait = time.time() + self.chance.uniform(0.0, 1.5 * pace)
@@ -379,156 +320,111 @@ class Life:
         self.read_releases()
 
 
-def inside(model: GlobalMetaModel) -> list[tuple[int, str]]:
-    """The updates in a release, each as round and client."""
-    places = np.flatnonzero(np.abs(model.aggregate) > 1e-3)
-    return [(int(p) // len(IDS), IDS[int(p) % len(IDS)]) for p in places]
+@dataclass(frozen=True)
+class Record:
+    """One federation that is done, as a line of the record.
+
+    Attributes:
+        counts: What became of its updates, and its releases and charges (`judged`).
+    """
+
+    seed: int
+    number: int
+    kind: str
+    seconds: float
+    deaths: list[Death]
+    counts: dict[str, int]
+    wrong: list[str]
+
+    @classmethod
+    def read(cls, file: Path) -> list[Record]:
+        """The lines of a file; none if it is not there."""
+        lines = map(json.loads, file.read_text().splitlines() if file.exists() else ())
+        return [cls(**{**line, "deaths": [Death(**death) for death in line["deaths"]]}) for line in lines]
 
 
-def charges(ledger: Path) -> Iterator[tuple[str, dict[str, Any], bytes]]:
-    """Charges of releases that were not voided, as SQLite has them."""
-    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
-        rows = list(connection.execute("SELECT charge_id, record, hash FROM ledger ORDER BY seq"))
-    records = [(charge_id, json.loads(record), bytes(hash_)) for charge_id, record, hash_ in rows]
-    for charge_id, record, hash_ in records:
-        if record["kind"] == "release":
-            yield charge_id, record["body"], hash_
-
-
-def judged(life: Life) -> Counter[str]:
-    """What became of each update; what is wrong is added to `Life.wrong`."""
-    counts: Counter[str] = Counter()
-    accepted: dict[tuple[int, str], float] = {}
-    sent: set[tuple[int, str]] = set()
-    left: list[tuple[float, int, str]] = []
-    given_up: set[int] = set()
-    nowhere: list[tuple[int, str]] = []
-    stats: dict[str, int] = {}
-    for line in life.lines():
-        match line["what"]:
-            case "send":
-                sent |= {(line["round"], client) for client in line["clients"]}
-            case "sent":
-                for client, refused in zip(line["clients"], line["refused"], strict=True):
-                    if refused is None and (line["round"], client) in accepted:
-                        life.wrong.append(f"{client}'s update of round {line['round']} was accepted twice")
-                    if refused is None:
-                        accepted[line["round"], client] = line["at"]
-                    counts["refused: " + refused if refused else "receipts"] += 1
-            case "begin" if line["call"] == "unregister":
-                left.append((line["at"], line["round"], line["client"]))
-            case "settled":
-                stats = line["stats"]
-            case "gave up":
-                given_up.add(line["round"])
-    released = Counter(update for model in life.releases.values() for update in inside(model))
-    paid = list(charges(life.folder / "ledger.sqlite"))
-    unpublished = len(paid) - len(life.releases)
-    heads = Counter(model.ledger_head for model in life.releases.values())
-    if any(n > 1 for n in heads.values()):
-        life.wrong.append("two releases have one charge")
-    if unpublished < 0:
-        life.wrong.append(f"{len(life.releases)} releases, and {len(paid)} charges")
-    versions = sorted(life.releases)
-    if versions != list(range(1, len(versions) + 1)):
-        life.wrong.append(f"versions {versions}")
-    rounds_of = {m.round_id for m in life.releases.values()}
-    charged = {int(r["details"]["round"]) for _, r, _ in paid} if unpublished else set()
-    for update, times in released.items():
-        if times > 1:
-            counts["double"] += 1
-            life.wrong.append(f"{update} is in {times} releases")
-        if update not in sent:
-            life.wrong.append(f"{update} was never sent, and is in a release")
-    domain = {client: place // 4 for place, client in enumerate(IDS)}
-    for update, at in accepted.items():
-        round_id, client = update
-        if released[update]:
-            counts["released"] += 1
-        elif any(when >= at and r <= round_id + 1 and domain[c] == domain[client] for when, r, c in left):
-            counts["withdrawn"] += 1
-        elif round_id in charged and round_id not in rounds_of:
-            counts["charged, and the session failed"] += 1
-        elif round_id in given_up:
-            counts["superseded"] += 1
-        else:
-            nowhere.append(update)
-    # What waits in a basket that is too small waits to the end, with the last round's.
-    last = max((round_id for round_id, _ in accepted), default=0)
-    small = {client for round_id, client in nowhere if round_id == last}
-    waiting = [update for update in nowhere if update[1] in small]
-    if stats and len(waiting) == stats["n_updates_buffered"]:
-        counts["waiting"] = len(waiting)
-        nowhere = [update for update in nowhere if update[1] not in small]
-    if len(nowhere) <= 4 * stats.get("n_basket_models_superseded", 0):
-        counts["superseded"] += len(nowhere)
-        nowhere = []
-    counts["lost"] = len(nowhere)
-    for round_id, client in nowhere:
-        life.wrong.append(f"{client}'s update of round {round_id} was acknowledged and is nowhere")
-    counts |= {"acknowledged": len(accepted), "releases": len(versions), "charges": len(paid)}
-    counts["charged and not published"] = unpublished
-    return counts
+def told(records: Sequence[Record]) -> str:
+    """What they come to."""
+    deaths = [death for record in records for death in record.deaths]
+    totals = sum((Counter(record.counts) for record in records), Counter[str]())
+    minutes = sum(record.seconds for record in records) / 60.0
+    lines = [f"{len(deaths)} deaths and stops in {len(records)} federations, {minutes:.0f} minutes, by who:"]
+    for who in sorted({death.who for death in deaths}):
+        mine = [death for death in deaths if death.who == who]
+        reached = [death.next_call for death in mine if death.next_call is not None]
+        within = (
+            f"median {statistics.median(reached):.1f} s, most {max(reached):.1f} s" if reached else "never"
+        )
+        stopped = sum(death.seconds > 0 for death in mine)
+        lines.append(f"  {who}: {len(mine)} ({stopped} stopped), to the end of the next call: {within}")
+    lines += [
+        f"{totals['acknowledged']} updates acknowledged: {totals['released']} released, "
+        f"{totals['withdrawn']} withdrawn, {totals['superseded']} superseded, {totals['waiting']} waiting, "
+        f"{totals['charged, and the session failed']} in sessions that failed after the charge, "
+        f"{totals['dropped out']} of baskets that died in a session which went on without them, "
+        f"{totals['lost']} lost, {totals['double']} counted twice; "
+        f"{totals['charges']} charges, {totals['releases']} releases",
+        *(wrong for record in records for wrong in record.wrong),
+    ]
+    return "\n".join(lines)
 
 
 def main() -> int:
     """Kill until there were enough."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks deaths", description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=200, help="in all, those in the record too")
     parser.add_argument("--kills-a-federation", type=int, default=20)
+    parser.add_argument("--federations", type=int, default=1_000, help="at most, in this run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--patience", type=float, default=180.0)
     parser.add_argument("--kinds", nargs="+", choices=["calls", "fit"], default=["calls", "fit"])
     parser.add_argument("--who", nargs="+", choices=list(WEIGHTS), help="only these")
+    parser.add_argument("--machines", action="store_true", help="each node in a network of its own; as root")
+    parser.add_argument("--record", type=Path, help="go on from this file, and add to it")
     parser.add_argument("--folder", type=Path, help="kept; by default a temporary one, kept if it went wrong")
     asked = parser.parse_args()
     for name in set(WEIGHTS) - set(asked.who or WEIGHTS):
         del WEIGHTS[name]
-    chance = random.Random(asked.seed)
-    until = time.time() + 60.0 * asked.minutes
+    records = Record.read(asked.record) if asked.record else []
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="deaths-"))
-    nodes, totals, deaths, wrong, number = Nodes(), Counter[str](), list[Death](), list[str](), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes: Place | None = None
+    is_wrong = False
     try:
-        while len(deaths) < asked.kills and time.time() < until and not wrong:
-            kind = asked.kinds[number % len(asked.kinds)]
+        for _ in range(asked.federations):
+            left = asked.kills - sum(len(record.deaths) for record in records)
+            if left <= 0 or is_wrong:
+                break
+            nodes = nodes or (Machines() if asked.machines else Nodes())
+            number = max((r.number for r in records if r.seed == asked.seed), default=-1) + 1
+            kind, began = asked.kinds[number % len(asked.kinds)], time.time()
             print(f"federation {number}: {kind}", flush=True)
-            life = Life(folder / str(number), kind, nodes, chance, asked.patience)
-            life.live(min(asked.kills_a_federation, asked.kills - len(deaths)), until)
-            counts = judged(life)
+            own = Path(tempfile.mkdtemp(prefix=f"{number}-", dir=folder))
+            life = Life(own, kind, nodes, random.Random(f"{asked.seed}/{number}"), asked.patience)
+            try:
+                life.live(min(asked.kills_a_federation, left))
+            finally:
+                if life.driver is not None:
+                    life.driver.kill()
+            counts, wrong = judged(life.lines(), life.releases, own / "ledger.sqlite")
+            life.wrong += wrong
+            took = time.time() - began
+            record = Record(asked.seed, number, kind, took, life.deaths, dict(counts), life.wrong)
+            records.append(record)
+            is_wrong = bool(life.wrong)
+            if asked.record:
+                with asked.record.open("a") as file:
+                    file.write(json.dumps(asdict(record)) + "\n")
             print("  " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if n), flush=True)
-            totals += counts
-            deaths += life.deaths
-            wrong += life.wrong
-            number += 1
     finally:
-        with suppress(Exception):
-            signalled(nodes.everything(), signal.SIGKILL)
-            nodes.cluster.shutdown()
-    print(f"\n{len(deaths)} deaths and stops in {number} federations, by who:")
-    for who in WEIGHTS:
-        mine = [d for d in deaths if d.who == who]
-        reached = [d.next_call for d in mine if d.next_call is not None]
-        if mine:
-            told = (
-                f"median {statistics.median(reached):.1f} s, most {max(reached):.1f} s"
-                if reached
-                else "never"
-            )
-            print(f"  {who}: {len(mine)}, seconds to the end of the next call: {told}")
-    print(
-        f"{totals['acknowledged']} updates acknowledged: {totals['released']} released, "
-        f"{totals['withdrawn']} withdrawn, {totals['superseded']} superseded, {totals['waiting']} waiting, "
-        f"{totals['charged, and the session failed']} in sessions that failed after the charge, "
-        f"{totals['lost']} lost, {totals['double']} counted twice; "
-        f"{totals['charges']} charges, {totals['releases']} releases"
-    )
-    print(*wrong, sep="\n")
-    if not wrong and asked.folder is None:
+        if nodes is not None:
+            nodes.end()
+    print(f"\n{told(records)}")
+    if not is_wrong and asked.folder is None:
         shutil.rmtree(folder)
     else:
         print(f"kept in {folder}")
-    return int(bool(wrong))
+    return int(is_wrong)
 
 
 if __name__ == "__main__":

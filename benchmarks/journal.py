@@ -2,7 +2,7 @@
 
 ``python -m benchmarks journal [--format json] [--folder DIR] [--turns 20]``. Each way stores a batch of rows
 as one transaction and waits for the disk: the journal of a basket actor (`storage.journal`: SQLite in WAL
-mode, synchronous=FULL, up to 256 KiB of rows as one value), the same with one value an update, LMDB (where it
+mode, synchronous=FULL, a batch's rows as one value), the same with one value an update, LMDB (where it
 is installed), and ``pwrite`` with ``fdatasync`` of the same bytes, to which the ratio is (higher is better).
 The median over the turns; the ways take turns, so that what else the disk does hits all. What is written lies
 in a new folder in DIR, which is to be on the journal's disk, and is removed.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scarcity_ray.actors.basket_keeper import BasketKeeper
 from scarcity_ray.actors.charging import BasketCharges, charged_gossip
 from scarcity_ray.actors.layer1_tasks import blocks_where_faster
-from scarcity_ray.actors.messages import Admission, BasketPlace, Order, Overtaken, SlotState, closed
+from scarcity_ray.actors.messages import Admission, BasketPlace, Fault, Order, Overtaken, SlotState, closed
 from scarcity_ray.actors.migration import ActorKey, MigrationDesk, SealedBox
 from scarcity_ray.actors.names import basket_actor
 from scarcity_ray.actors.recovery import HostState
@@ -31,7 +31,7 @@ from scarcity_ray.baskets.basket import Basket, ReceiptScope
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.local_state import Row
-from scarcity_ray.baskets.receipt_book import ROUNDS_PROVED, ReceiptBook
+from scarcity_ray.baskets.receipt_book import ReceiptBook
 from scarcity_ray.baskets.reports import (
     ActivityReport,
     Backlog,
@@ -62,7 +62,8 @@ from scarcity_ray.secagg import (
     Roster,
     UnmaskShares,
 )
-from scarcity_ray.storage.journal import Journal, JournalPlace
+from scarcity_ray.storage.journal import JournalPlace, open_journal
+from scarcity_ray.storage.sealing import Sealing, read_key
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.updates import read_rows
 from scarcity_ray_client.receipts import SALT_BYTES, ReceiptBatch, ReceiptProof
@@ -105,7 +106,9 @@ class Regained:
         withdrawn: Updates of clients that left while it was dead, by client.
         dropped: Updates of baskets that closed while it was dead, by client.
         messages: Of gossip, that had not reached a client and are lost.
-        set_aside: The file of another run, which this one does not continue; empty if there was none.
+        set_aside: Where the journal of another run is, which this one does not continue; empty if there was
+            none.
+        is_new: Whether there was no journal that this run continues.
     """
 
     updates: int = 0
@@ -114,6 +117,7 @@ class Regained:
     dropped: Mapping[str, int] = field(default_factory=dict)
     messages: int = 0
     set_aside: str = ""
+    is_new: bool = False
 
 
 class BasketHost(Role):
@@ -185,6 +189,7 @@ class BasketHost(Role):
         self._number = state.number
         self._order = state.order
         self._memories = ClientMemories(state.memories)
+        self._faults = {fault.fault_id: fault for fault in state.faults}
         self._clip()
         self._call: IdempotencyKey | None = None
         self._journal: BasketJournal | None = None
@@ -193,14 +198,16 @@ class BasketHost(Role):
         self.regained = Regained()
         if journal is not None:
             keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
-            file = Journal(journal, federation_id, slot, run)
-            self._journal = BasketJournal(file, keeps_states)
+            key = read_key(journal.key_path) if journal.key_path else None
+            file = open_journal(journal, federation_id, slot, run)
+            sealing = Sealing(key, f"scarcity_ray journal/{federation_id}/{slot}")
+            self._journal = BasketJournal(file, keeps_states, sealing)
             self._syncs_updates = journal.syncs_updates
         try:
             if self._journal is not None:
                 self.regained = self._regain(state, self._journal)
-                if file.set_aside is not None:
-                    self.regained = replace(self.regained, set_aside=str(file.set_aside))
+                aside = "" if file.set_aside is None else str(file.set_aside)
+                self.regained = replace(self.regained, set_aside=aside, is_new=file.is_new)
             self.admit(state.admissions)
             self._keeper = BasketKeeper(kept, slot, has_journal=journal is not None)
             self._keeper.restore(self._baskets, () if self._journal is None else self._journal.baskets())
@@ -339,14 +346,19 @@ class BasketHost(Role):
             oldest = round_id - self._plan.config.buffer.max_staleness
             self._memories.forget_before(oldest, now)
             if self._book is not None:
-                self._book.forget_before(round_id - ROUNDS_PROVED)
+                self._book.forget_before(round_id - self._plan.config.retention.receipt_rounds)
             if self._journal is not None:
-                for client_id in self._journal.kept("memory"):
+                for client_id in self._journal.names("memory"):
                     if self._memories.get(client_id) is None:
                         self._keep("memory", client_id, None)
+                for caller in self._journal.names("answer"):
+                    if not self.remembers(caller):
+                        self._keep("answer", caller, None)
                 self._journal.forget_before(oldest)
                 self._save()
             self._keeper.keep(self._baskets)
+            if self._plan.config.retain_rounds:
+                self._keeper.forget_rows_before(round_id - self._plan.config.retain_rounds)
         return None
 
     # Updates, Layer 1 and gossip.
@@ -396,6 +408,7 @@ class BasketHost(Role):
         self.leave_out(now)
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
         outcomes = tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+        self._keeper.retain(self._baskets, self._round_id)
         self._save()
         return outcomes
 
@@ -598,6 +611,11 @@ class BasketHost(Role):
         """Activity of clients and baskets since the last call."""
         return merged_activity([basket.take_activity() for _, basket in sorted(self._baskets.items())])
 
+    def note_faults(self, faults: Sequence[Fault]) -> None:
+        """Keep faults for a restarted directory, each once."""
+        for fault in faults:
+            self._faults.setdefault(fault.fault_id, fault)
+
     def check_in(self) -> tuple[OrderNumber, dict[str, bytes]]:
         """The lowest order that this actor obeys, and its baskets' identity keys."""
         return self._number, self._secure.own_keys()
@@ -621,6 +639,7 @@ class BasketHost(Role):
             chain.endorsements(),
             proofs,
             self._signed_farewells(),
+            tuple(self._faults.values()),
         )
 
     @query

@@ -39,7 +39,9 @@ from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import IdempotencyKey, Role, query
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
 from scarcity_ray.storage.snapshots import ChangingState, Snapshots
+from scarcity_ray_client.errors import shown
 from scarcity_ray_client.identity import PUBLIC_BYTES
+from scarcity_ray_client.wire import KeyRequest
 
 T = TypeVar("T")
 
@@ -80,7 +82,7 @@ class Directory(Role):
         kept: Snapshots | None = None,
     ) -> None:
         super().__init__()
-        config = identity.config
+        config, self._federation_id = identity.config, identity.federation_id
         self._kept = None if kept is None else ChangingState(kept, "directory", CODEC)
         self._config = config
         self._now = 0.0
@@ -123,6 +125,10 @@ class Directory(Role):
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """As `Role.once`; a change of who is where is durable before it is answered."""
         answer = super().once(call, method, *args)
+        self._store()
+        return answer
+
+    def _store(self) -> None:
         change = self._change()
         if self._kept is not None and change != self._stored_change:
             if change[1:] == self._stored_change[1:]:
@@ -132,7 +138,6 @@ class Directory(Role):
             self._stored_change = change
             self._touched_clients.clear()
             self._touched_baskets.clear()
-        return answer
 
     @query
     def routing_table(self, known: str | None = None) -> RoutingTable | News:
@@ -149,9 +154,10 @@ class Directory(Role):
         return News(self._pending, next(reversed(self._faults), None))
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
-        """Keep faults for all drivers, each once."""
+        """Keep faults for all drivers, each once; durably, where there is a storage_path."""
         for fault in faults:
             self._faults.setdefault(fault.fault_id, fault)
+        self._store()
 
     @query
     def faults(self) -> tuple[Fault, ...]:
@@ -226,6 +232,25 @@ class Directory(Role):
         self._memories.note([ClientMemory(client_id, place.slot, trust, number=order.number)])
         self._touch(client_id, basket_id)
         return self._begin(Operation(order, leavers=((place, client_id),)), True)
+
+    def change_key(self, client_id: str, asked: KeyRequest, now: float) -> Begun[None]:
+        """Have a client sign with another key from now on, as the old key and the new one have signed.
+
+        Raises:
+            UsageError: If no such client is registered with a key, or a proof is missing.
+        """
+        if self._pending is not None:
+            return Begun(self._pending, False)
+        self._tick(now)
+        basket_id, known = self._manager.get_client_basket(client_id), self._keys.get(client_id)
+        if basket_id is None or known is None:
+            raise UsageError(f"client {shown(client_id)} is not registered with a key")
+        if known != asked.public_key and not asked.is_valid(known, self._federation_id, client_id):
+            raise UsageError(f"client {client_id!r}: its old key and the new one have not both signed this")
+        self._keys[client_id] = asked.public_key
+        self._touch(client_id, basket_id)
+        admission = self._admission(basket_id, (client_id,))
+        return self._begin(Operation(self._order(OperationKind.REGISTER), (admission,)), None)
 
     def registry(self, since: int = 0) -> Registry:
         """The registered baskets: the roster's epochs after `since`, or the newest alone.
@@ -395,6 +420,8 @@ class Directory(Role):
             order=None if self._pending is None else self._pending.order,
             baskets=tuple(baskets),
             keys=tuple(self._identities[b] for b in baskets if b in self._identities),
+            placed_domain=self._loads.domain(slot),
+            faults=tuple(self._faults.values()),
         )
 
     def note_activity(self, reports: Sequence[ActivityReport], now: float) -> None:
@@ -416,6 +443,12 @@ class Directory(Role):
         """What is known of a client."""
         self._tick(now)
         return self._manager.get_client(client_id)
+
+    @query
+    def clients(self, limit: int, now: float) -> list[ClientInfo]:
+        """What is known of up to `limit` clients, the first by id, without their features."""
+        self._tick(now)
+        return self._manager.get_clients(limit)
 
     @query
     def basket(self, basket_id: str, now: float) -> BasketInfo | None:
@@ -504,8 +537,8 @@ class Directory(Role):
         live = set(self._manager.live_basket_ids())
         self._slots = {basket_id: slot for basket_id, slot in state.slots.items() if basket_id in live}
         self._loads.extend(state.num_slots)
-        for slot in self._slots.values():
-            self._loads.add(slot)
+        for basket_id, slot in self._slots.items():
+            self._loads.add(slot, self._placed(basket_id))
         self._identities = {b: key for b, key in state.identities.items() if b in live}
         self._dead, self._keys = dict(state.dead), dict(state.keys)
         self._examples, self._unknown = dict(state.examples), state.unknown
@@ -530,7 +563,7 @@ class Directory(Role):
             for member in admission.members:
                 self._manager.record_trust(member.client_id, member.trust)
             self._slots[place.basket_id] = place.slot
-            self._loads.add(place.slot)
+            self._loads.add(place.slot, self._placed(place.basket_id))
             if place.identity:
                 self._identities[place.basket_id] = place.identity
             self._keys.update({m.client_id: m.public_key for m in admission.members})
@@ -577,8 +610,13 @@ class Directory(Role):
     def _settle(self, basket_id: str) -> None:
         """Assign an actor to a new basket (`SlotLoads.take`)."""
         if basket_id not in self._slots:
-            self._slots[basket_id] = self._loads.take()
+            self._slots[basket_id] = self._loads.take(self._placed(basket_id))
             self._changes += 1
+
+    def _placed(self, basket_id: str) -> str | None:
+        """The domain of a basket, if ``runtime.placement`` names it."""
+        domain_id = self._manager.domain_of(basket_id)
+        return domain_id if domain_id in self._config.runtime.placement else None
 
     def _place(self, basket_id: str) -> BasketPlace:
         domain_id, key = self._manager.domain_of(basket_id) or "", self._identities.get(basket_id, b"")

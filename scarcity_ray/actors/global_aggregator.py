@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scarcity_ray.actors import signed_facts
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
-from scarcity_ray.actors.kept import CODEC, RELEASES_KEPT
+from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.actors.names import ACCOUNTANT
 from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureSession
@@ -56,6 +56,8 @@ from scarcity_ray.storage.snapshots import Snapshots
 
 RELEASE = "release"
 """The snapshots' name."""
+RELEASE_BYTES = 1 << 18
+"""Room that a stored release takes beside its vector."""
 SHOWN = 5
 """Latest aborts and violations that the statistics show."""
 
@@ -155,6 +157,8 @@ class GlobalAggregator(Role):
 
         Raises:
             ActorLost: If the accountant does not answer; nothing was released.
+            StorageError: If there is no room for a release, before it is charged; or if one that was made
+                cannot be stored, which the next call tries again.
         """
         if self._started_at is None:
             self._started_at = now
@@ -191,6 +195,8 @@ class GlobalAggregator(Role):
             return Layer2Outcome(None, reason)
         if spent := Call(Accountant.read_only_reason, now).send(self._peers, ACCOUNTANT).result():
             return Layer2Outcome(None, spent, read_only=True)
+        if self._kept is not None:
+            self._kept.check_room(RELEASE_BYTES + 4 * self._plan.config.vector_dim)
         num_left_out = Call(Accountant.leave_out, now).send(self._peers, ACCOUNTANT).result()
         there = [place for place in places if place.basket_id in facts and place.identity]
         invited = sorted(there, key=lambda place: place.basket_id)
@@ -244,7 +250,7 @@ class GlobalAggregator(Role):
         if force and fresh >= layer2.min_baskets:
             return True, "forced"
         since = self._since
-        reason = global_due(fresh, active, 0.0 if since is None else now - since, layer2)
+        reason = global_due(fresh, active, 0.0 if since is None else abs(now - since), layer2)
         return reason is not None, str(reason or f"{fresh} of {active} active baskets are fresh")
 
     def _waits(self, facts: Collection[BasketFacts], registered: Collection[str]) -> str:
@@ -348,6 +354,8 @@ class GlobalAggregator(Role):
             "scale": release.scale,
             "clip_norm": release.clip_norm,
         }
+        if dropped := sorted({party.party_id for party in context.parties} - set(survivors)):
+            details["dropped"] = dropped
         if release.step is not None:
             details["step"] = release.step.number
         if release.share_sigma:
@@ -395,7 +403,7 @@ class GlobalAggregator(Role):
         """
         self._unkept = model
         if self._kept is not None:
-            self._kept.write(RELEASE, model, CODEC, keep=RELEASES_KEPT)
+            self._kept.write(RELEASE, model, CODEC, keep=self._plan.config.retention.releases)
         self._last.model, self._aborted, self._unkept = model, None, None
         return model
 

@@ -143,10 +143,15 @@ class Closing:
 
 @dataclass(frozen=True)
 class Fault:
-    """A role's death: what was lost and what to do, in a sentence; all drivers note it under the same id."""
+    """A role's death: what was lost and what to do, in a sentence; all drivers note it under the same id.
+
+    Attributes:
+        baskets: Those that have lost all updates that they had; each driver names its own.
+    """
 
     fault_id: str
     loss: str
+    baskets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,8 @@ class SlotState:
         order: Of the pending operation, whose effects the other fields include.
         baskets: Ids of its baskets, with one that is being closed.
         keys: Their known identity keys; none before the actor's first start.
+        placed_domain: The domain whose baskets alone it holds, if ``runtime.placement`` names one.
+        faults: All that are known; the actor keeps them for a restarted directory.
     """
 
     admissions: tuple[Admission, ...]
@@ -177,6 +184,8 @@ class SlotState:
     order: Order | None = None
     baskets: tuple[str, ...] = ()
     keys: tuple[bytes, ...] = ()
+    placed_domain: str | None = None
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

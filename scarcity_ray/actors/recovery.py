@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from scarcity_ray.actors.messages import (
     Admission,
     BasketPlace,
+    Fault,
     Operation,
     OperationKind,
     Order,
@@ -50,6 +51,7 @@ class HostState:
         endorsements: Of baskets that are not on a signed roster yet.
         proofs: By each of its baskets, a signature of `BasketPlace.holding`, 64 bytes.
         closed: By its former baskets that are still on the roster, a signature that the basket has closed.
+        faults: Those that it was told of.
     """
 
     round_id: int
@@ -61,6 +63,7 @@ class HostState:
     endorsements: tuple[Endorsement, ...] = ()
     proofs: Mapping[str, bytes] = field(default_factory=dict)
     closed: Mapping[str, bytes] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from scarcity_ray.cli.progress import Display, JsonLines, watcher
 from scarcity_ray.errors import LedgerWarning, ScarcityWarning, UsageError
 from scarcity_ray.federation.evaluation import INSIDE_CLAIM
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
-from scarcity_ray.federation.stopping import interrupt
+from scarcity_ray.federation.stopping import INTERRUPTING, interrupt
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
 from scarcity_ray.workloads.config import load_job
@@ -42,7 +42,6 @@ from scarcity_ray.workloads.report.page import (
 )
 from scarcity_ray.workloads.run_folder import CONFIG, RunFolder
 
-_INTERRUPTING = signal.SIGINT, signal.SIGTERM
 MOST_REFUSALS = 5
 """Refused trainings that are told on the terminal."""
 
@@ -64,7 +63,7 @@ def run_command(
     if (config is None) is (resume is None) or None not in (out, resume):
         raise UsageError("give the file CONFIG, or --resume DIR in place of CONFIG and --out")
     going_on = None if resume is None else Path(resume).expanduser().absolute()
-    file = config if going_on is None else str(_config_of(going_on))
+    file = config if going_on is None else str(config_of(going_on))
     with redirect_stdout(sys.stderr) if form == "json" else nullcontext():
         job = load_job(str(file), overrides)
     if going_on is not None and not job.config.federation.layer2.enabled:
@@ -91,26 +90,26 @@ def run_command(
         with (
             redirect_stdout(sys.stderr) if form == "json" else nullcontext(),
             warnings.catch_warnings(),
-            _ending_in_words(folder),
+            ending_in_words(folder),
         ):
             warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
             outcome = run_job(
                 job,
                 folder,
                 display,
-                _opening(display, console, HierarchicalFederation),
-                restore=_opening(display, console, HierarchicalFederation.restore),
+                opening(display, console, HierarchicalFederation),
+                restore=opening(display, console, HierarchicalFederation.restore),
                 resume=going_on is not None,
             )
     folder.report.write_text(render_report(job.config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
         display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
     else:
-        _print_summary(console, outcome.summary, folder)
+        print_summary(console, outcome.summary, folder)
     return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
 
 
-def _config_of(folder: Path) -> Path:
+def config_of(folder: Path) -> Path:
     """The resolved config of a run's folder."""
     if not (folder / CONFIG).is_file():
         raise UsageError(f"--resume {folder}: no run's folder, as it holds no {CONFIG}; give that of a run")
@@ -118,13 +117,13 @@ def _config_of(folder: Path) -> Path:
 
 
 @contextmanager
-def _ending_in_words(folder: RunFolder) -> Iterator[None]:
+def ending_in_words(folder: RunFolder, command: str = "run") -> Iterator[None]:
     """A run that is interrupted, by Ctrl-C or SIGTERM, or fails says what its folder holds."""
-    before = {number: signal.signal(number, interrupt) for number in _INTERRUPTING}
+    before = {number: signal.signal(number, interrupt) for number in INTERRUPTING}
     try:
         yield
     except BaseException:
-        if left := folder.left():
+        if left := folder.left(command):
             click.echo(left, err=True)
         raise
     finally:
@@ -132,7 +131,7 @@ def _ending_in_words(folder: RunFolder) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _opening(
+def opening(
     display: Display, console: Console, make: Callable[..., HierarchicalFederation]
 ) -> Callable[..., HierarchicalFederation]:
     """Makes a federation and prints which ledger it has, in place of a `LedgerWarning`."""
@@ -141,7 +140,7 @@ def _opening(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LedgerWarning)
             federation = make(*arguments, **named)
-        for number in _INTERRUPTING:
+        for number in INTERRUPTING:
             signal.signal(number, interrupt)  # again: Ray puts its own in its place
         ledger = federation.get_stats().get("ledger")
         if ledger is not None and isinstance(display, JsonLines):
@@ -160,7 +159,8 @@ def _opening(
     return opened
 
 
-def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> None:
+def print_summary(console: Console, summary: Summary, folder: RunFolder) -> None:
+    """Print what a job came to."""
     console.print()
     if summary.budget_spent_early:
         console.print(

@@ -155,9 +155,20 @@ def _storage_path(value: str) -> str:
 
 
 def _journal_path(value: str) -> str:
+    if is_ledger_url(value):
+        return LedgerUrl(value)
     if not _can_name_a_file(value) or _SCHEME.match(value):
-        raise ValueError("a folder on a disk of the machine's own, since it is written before each answer")
+        raise ValueError(
+            "a folder on a disk of the machine's own, since it is written before each answer, or the URL of "
+            "a PostgreSQL database"
+        )
     return value
+
+
+def _key_path(value: str) -> str:
+    if not _can_name_a_file(value):
+        raise ValueError("the path of a file")
+    return os.path.abspath(os.path.expanduser(value))
 
 
 def _public_key(value: str) -> str:
@@ -186,13 +197,24 @@ LedgerPath = Annotated[StrictStr, AfterValidator(_ledger_path), PlainSerializer(
 """A file, or a `LedgerUrl`, whose password is shown nowhere."""
 StoragePath = Annotated[StrictStr, AfterValidator(_storage_path)]
 """A folder, or the URI of one that `pyarrow.fs` knows."""
-JournalPath = Annotated[StrictStr, AfterValidator(_journal_path)]
-"""A folder on a local disk."""
+JournalPath = Annotated[StrictStr, AfterValidator(_journal_path), PlainSerializer(str)]
+"""A folder on a local disk, or a `LedgerUrl`."""
+KeyPath = Annotated[StrictStr, AfterValidator(_key_path)]
+"""A file of the machine's own, made absolute."""
 Kept = Annotated[Durability, BeforeValidator(_member_of(Durability))]
 PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""
 Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainSerializer(str)]
 """A rule by name, or by the path of one from outside."""
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+Labels = Annotated[
+    Mapping[
+        Annotated[StrictStr, Field(pattern=rf"^([a-z0-9.-]{{1,253}}/)?{_LABEL}$")],
+        Annotated[StrictStr, Field(pattern=rf"^{_LABEL}$")],
+    ],
+    Field(min_length=1),
+]
+"""Labels of nodes, as Kubernetes and Ray write them: each names one value."""
 Arguments = Annotated[Mapping[str, Any], AfterValidator(_plain)]
 """What a class from outside is made with, by name."""
 Noise = Annotated[CentralNoise, BeforeValidator(_member_of(CentralNoise))]

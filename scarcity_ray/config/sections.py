@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictFloat
+from pydantic import Field, StrictBool, StrictFloat, StrictStr
 
 from scarcity_ray.config.fields import (
     AggregationMethod,
@@ -21,6 +21,8 @@ from scarcity_ray.config.fields import (
     Int,
     JournalPath,
     Kept,
+    KeyPath,
+    Labels,
     LedgerPath,
     Method,
     Noise,
@@ -37,6 +39,7 @@ from scarcity_ray.config.fields import (
 )
 from scarcity_ray.config.validation import settings
 from scarcity_ray.errors import ConfigError
+from scarcity_ray.ledger_url import LedgerUrl
 
 
 @settings
@@ -210,6 +213,21 @@ class RuntimeConfig:
     """Baskets in one actor; None: as many actors as the cluster has CPUs share all baskets."""
     cpus_per_actor: NonNegativeFloat = 0.1
     resources_per_actor: Mapping[str, PositiveFloat] = field(default_factory=dict)
+    placement: Mapping[StrictStr, Labels] = field(default_factory=dict)
+    """Labels of the nodes that may hold a domain's baskets, by domain; such a domain has basket actors of its
+    own, one without `baskets_per_actor` (docs/clusters.md)."""
+
+
+@settings
+class RetentionConfig:
+    """How long what has served its purpose is kept (docs/data_duties.md); the ledger is kept for good."""
+
+    releases: Annotated[Int, Field(ge=2)] = 8
+    """Global models that storage_path holds; older ones are deleted."""
+    receipt_rounds: PositiveInt = 16
+    """Rounds for which baskets can tell what became of an update with a receipt."""
+    metrics_rounds: PositiveInt | None = None
+    """Rounds that a run's metrics.jsonl holds; None: all."""
 
 
 @settings
@@ -248,24 +266,39 @@ class HierarchicalFederationConfig:
     machines see, or a URI (``s3://BUCKET/...``, ``gs://BUCKET/...``). None: only the budget is kept."""
     journal_path: JournalPath | None = None
     """Where accepted updates are kept until they are aggregated: a folder on a local disk of each machine
-    with baskets. None: the folder ``journal`` in `storage_path`, if that is a folder."""
+    with baskets, or the URL of a PostgreSQL database, which outlives such a disk (docs/faults.md). None: the
+    folder ``journal`` in `storage_path`, if that is a folder."""
+    journal_key_path: KeyPath | None = None
+    """A file with 32 random bytes on each machine with baskets, mode 0600, by which what the journal holds is
+    encrypted (docs/faults.md). None: it is not."""
     durability: Kept | None = None
     """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
     receipts: StrictBool = False
     """Whether baskets sign receipts for accepted updates and publish, with a release, what was in it
     (docs/receipts.md)."""
+    retain_rounds: NonNegativeInt = 0
+    """Rounds for which baskets keep, in `storage_path`, the noised rows that they gave to their rule, for
+    ``scarcity-ray audit replay`` (docs/receipts.md); with ``privacy.noise: site`` alone."""
     operator_key: PublicKey | None = None
     """The operator's Ed25519 public key, 64 hexadecimal digits, whose private half no role and no driver need
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is
     believed in who the baskets are, and whoever can call the accountant may renew."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
 
     def __post_init__(self) -> None:
-        if self.keeps_updates is not Durability.NONE and self.journal_folder is None:
+        if self.runtime.placement and self.basket.allow_cross_domain:
+            raise ConfigError(
+                "basket.allow_cross_domain",
+                True,
+                "false, since runtime.placement keeps domains on nodes of their own",
+            )
+        if self.keeps_updates is not Durability.NONE and self.journal_place is None:
             raise ConfigError(
                 "journal_path",
                 None,
-                f"a folder on a local disk, since durability is {self.keeps_updates.value!r}"
+                "a folder on a local disk, or a database's URL, since durability is "
+                + repr(self.keeps_updates.value)
                 + (
                     " by default with storage_path (or set durability: none)"
                     if self.durability is None
@@ -281,8 +314,10 @@ class HierarchicalFederationConfig:
         return Durability.NONE if self.storage_path is None else Durability.UPDATE
 
     @property
-    def journal_folder(self) -> str | None:
-        """Where accepted updates are kept, absolute; None if nothing says where."""
+    def journal_place(self) -> str | None:
+        """Where accepted updates are kept, a folder absolute; None if nothing says where."""
+        if isinstance(self.journal_path, LedgerUrl):
+            return self.journal_path
         if self.journal_path is not None:
             return os.path.abspath(os.path.expanduser(self.journal_path))
         if self.storage_path is None or "://" in self.storage_path:

@@ -324,6 +324,8 @@ def order_by_features(
 class SlotLoads:
     """How many live baskets each basket actor holds; a heap gives the one that holds the fewest.
 
+    A domain that is placed (``runtime.placement``) has actors of its own, which hold no other's baskets.
+
     Args:
         num_slots: Basket actors, numbered from 0.
         most: Baskets that an actor may hold; None for any number.
@@ -333,6 +335,8 @@ class SlotLoads:
         self._most = most
         self._loads: list[int] = []
         self._queue: list[tuple[int, int]] = []
+        self._own: dict[str, list[int]] = {}
+        self._domains: dict[int, str] = {}
         self.extend(num_slots)
 
     def __len__(self) -> int:
@@ -344,18 +348,37 @@ class SlotLoads:
             self._loads.append(0)
             heapq.heappush(self._queue, (0, len(self._loads) - 1))
 
-    def take(self) -> int:
-        """Give a basket to the first of the actors that hold the fewest; to a new one if all are full."""
-        while self._queue and self._queue[0][0] != self._loads[self._queue[0][1]]:
+    def domain(self, slot: int) -> str | None:
+        """The placed domain whose own an actor is."""
+        return self._domains.get(slot)
+
+    def take(self, domain: str | None = None) -> int:
+        """Give a basket to the first of the actors that hold the fewest; to a new one if all are full.
+
+        Args:
+            domain: Of the basket, if that domain is placed.
+        """
+        if domain is not None:
+            slot = min(self._own.get(domain, ()), key=lambda own: (self._loads[own], own), default=None)
+            if slot is None or (self._most is not None and self._loads[slot] >= self._most):
+                slot = len(self._loads)
+            self.add(slot, domain)
+            return slot
+        while self._queue and (
+            self._queue[0][1] in self._domains or self._queue[0][0] != self._loads[self._queue[0][1]]
+        ):
             heapq.heappop(self._queue)
         is_full = not self._queue or (self._most is not None and self._queue[0][0] >= self._most)
         slot = len(self._loads) if is_full else self._queue[0][1]
         self.add(slot)
         return slot
 
-    def add(self, slot: int) -> None:
-        """Note that an actor holds one more."""
+    def add(self, slot: int, domain: str | None = None) -> None:
+        """Note that an actor holds one more, of a domain if that is placed."""
         self.extend(slot + 1)
+        if domain is not None and slot not in self._domains:
+            self._domains[slot] = domain
+            self._own.setdefault(domain, []).append(slot)
         self._change(slot, 1)
 
     def remove(self, slot: int) -> None:

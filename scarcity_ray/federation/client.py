@@ -8,6 +8,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from scarcity_ray.actors.basket import BasketHost
@@ -15,7 +16,7 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import Fault, News, RoutingTable
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
-from scarcity_ray.federation.supervisor import Supervisor
+from scarcity_ray.federation.supervisor import Supervisor, named_updates
 from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName
 
 logger = logging.getLogger("scarcity_ray")
@@ -122,11 +123,16 @@ class ActorClient:
                     self.recover(other.role)
 
     def note_faults(self, faults: Sequence[Fault]) -> None:
-        """Store faults in the directory, for all drivers, and warn this driver's user."""
+        """Store faults in the directory, for all drivers, and warn this driver's user.
+
+        The basket actors that are there keep them, too, in case that the directory dies.
+        """
         if faults:
             # Without a call number, as it may interrupt a numbered call; a fault's id is noted once anyway.
             self._answer(DIRECTORY, Call(Directory.note_faults, tuple(faults)))
-        self.hear_faults()
+        new = self._new_faults()
+        self.supervisor.tell_faults([self._heard[fault.fault_id] for fault in new])
+        _warn(new)
 
     def recall_faults(self) -> None:
         """Know the faults of a federation that is restored, which drivers before this one have warned of."""
@@ -136,13 +142,7 @@ class ActorClient:
 
     def hear_faults(self) -> None:
         """Warn of the directory's faults that this driver has not warned of yet."""
-        known = self._answer(DIRECTORY, Call(Directory.faults))
-        new = [fault for fault in known if fault.fault_id not in self._heard]
-        self._heard |= {fault.fault_id: fault for fault in new}
-        for fault in new:
-            self.note_loss(fault.loss)
-        for fault in new:
-            warn_caller(fault.loss, FaultWarning)
+        _warn(self._new_faults())
 
     def note_loss(self, loss: str) -> None:
         """Keep and log what was lost."""
@@ -153,6 +153,27 @@ class ActorClient:
         """Warn of faults that other drivers noted."""
         if news.last_fault is not None and news.last_fault not in self._heard:
             self.hear_faults()
+
+    def _new_faults(self) -> list[Fault]:
+        """The directory's faults that this driver has not heard of yet; they are kept and logged."""
+        known = self._answer(DIRECTORY, Call(Directory.faults))
+        lost = {b for fault in known if fault.fault_id not in self._heard for b in fault.baskets}
+        sent = self.supervisor.acknowledged.clients() if lost else []
+        homes = self._answer(DIRECTORY, Call(Directory.locate, sent)).routes if sent else {}
+        new = [fault for fault in known if fault.fault_id not in self._heard]
+        self._heard |= {fault.fault_id: fault for fault in new}
+        told = [self._with_own(fault, homes) for fault in new]
+        for fault in told:
+            self.note_loss(fault.loss)
+        return told
+
+    def _with_own(self, fault: Fault, homes: Mapping[str, tuple[str, int]]) -> Fault:
+        """A fault that names, too, what this driver had sent to baskets that another one saw die."""
+        there = [client_id for client_id, (basket_id, _) in homes.items() if basket_id in fault.baskets]
+        lost = self.supervisor.acknowledged.lose(fault.baskets, there)
+        return (
+            replace(fault, loss=f"{fault.loss}; of this driver's: {named_updates(lost)}") if lost else fault
+        )
 
     def _next_id(self) -> IdempotencyKey:
         """The next call's id; each thread is a caller of its own (`runtime.rpc.IdempotencyKey`)."""
@@ -167,3 +188,8 @@ class ActorClient:
                     raise
                 self.recover(lost.role)
         raise ActorLost(role)
+
+
+def _warn(faults: Sequence[Fault]) -> None:
+    for fault in faults:
+        warn_caller(fault.loss, FaultWarning)

@@ -33,6 +33,7 @@ from scarcity_ray.errors import LedgerTakenOver, PrivacyBudgetExhausted, UsageEr
 from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
+from scarcity_ray.federation.stopping import finishing
 from scarcity_ray.federation.supervisor import Supervisor, unpublished
 from scarcity_ray.federation.waiting import WaitingFor, rows_spent, waiting_for
 from scarcity_ray.forecast import (
@@ -49,6 +50,7 @@ from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
+from scarcity_ray.tracing import operation
 from scarcity_ray.updates import SigningScope
 from scarcity_ray_client.policy import SignedPolicy
 from scarcity_ray_client.receipts import ReceiptProof, SignedReceipt
@@ -86,6 +88,13 @@ class Driver:
         self._foreseen: tuple[Warned, ...] | None = None
         self._given_version = 0
         self._signed: tuple[Roster, ...] = ()
+
+    def span_ids(self) -> dict[str, str | int]:
+        """What the spans of this driver's operations are told (`tracing`)."""
+        known, ids = self.client.routing_table, dict[str, str | int]()
+        if known is not None:
+            ids["round"] = known.round_id
+        return {"federation": self.supervisor.identity.federation_id, **ids}
 
     def start(self, take_over: bool) -> BudgetStatus:
         """Start a new federation (`Supervisor.start`)."""
@@ -203,6 +212,7 @@ class Driver:
             "period"
         )
 
+    @operation("renew_budget")
     def renew_budget(
         self, total_epsilon: float, total_delta: float, operator: str, call_id: str, signature: bytes | None
     ) -> None:
@@ -319,6 +329,7 @@ class Driver:
         """The round of the federation."""
         return self.client.call(DIRECTORY, Directory.current_round)
 
+    @operation("aggregate")
     def aggregate(self, *, force: bool) -> NDArray[np.float32] | None:
         """Aggregate where it is due; the newest global model if this driver has not had it yet."""
         outcome = self._run_layers(None, force=force, release=True)
@@ -329,6 +340,8 @@ class Driver:
         self._given_version = latest.version
         return latest.aggregate
 
+    @finishing()
+    @operation("gossip")
     def run_gossip(self, once: str = "") -> dict[str, int]:
         """One gossip round in all baskets, then layers that are due; delivered messages by domain.
 
@@ -343,6 +356,7 @@ class Driver:
         self.refuse_if_spent()
         return dict(delivered)
 
+    @operation("advance_round")
     def advance_round(self) -> int:
         """Run layers that are due, then move every actor to the next round."""
         self._run_layers_after_gossip()
@@ -359,6 +373,7 @@ class Driver:
         self.client.call(DIRECTORY, Directory.note_activity, seen, self.client.now())
         return self.client
 
+    @operation("layer1")
     def run_layer1(self, baskets: Sequence[str] | None, force: bool) -> list[Layer1Outcome]:
         """Layer 1 wherever it is due, in all basket actors in parallel."""
         self.operations.routing_table(fresh=False)
@@ -368,6 +383,8 @@ class Driver:
         self.supervisor.acknowledged.aggregated(o.basket_id for o in outcomes if o.aggregated)
         return outcomes
 
+    @finishing()
+    @operation("layer2")
     def run_layer2(self, force: bool) -> Layer2Outcome:
         """Layer 2 if it is due; baskets are told of a release, and of a spent budget."""
         if not self.supervisor.has_layer2:
@@ -610,7 +627,7 @@ class Driver:
         return waiting_for(
             self.supervisor.plan,
             self._backlogs(),
-            None if layer2["since"] is None else now - layer2["since"],
+            None if layer2["since"] is None else abs(now - layer2["since"]),
             registered=self._registered(),
             read_only=budget.read_only,
             taken_over=budget.read_only_reason if budget.taken_over else "",

@@ -157,6 +157,7 @@ class Supervisor:
         )
         life |= {"journal": None if place is None else replace(place, continues=tuple(continues))}
         homes = {slot: self._journal_home(slot) for slot in slots}
+        journalled = {slot for slot in slots if self._has_journal(homes[slot])}
         specs = [self._basket_spec(s, opened, homes[s], state=states[s], **life) for s in slots]
         roles = [self._global_spec(last)] if self.has_layer2 else []
         self.runtime.start([*roles, *specs], card=self.identity)
@@ -169,12 +170,12 @@ class Supervisor:
             *(
                 self._waiting_lost(s, states[s], round_id, last)
                 for s in slots
-                if states[s].admissions and not homes[s]
+                if states[s].admissions and s not in journalled
             ),
             *(
                 regained
-                for s in slots
-                if homes[s] is not None and (regained := self._regained(s, always=False))
+                for s in sorted(journalled)
+                if (regained := self._regained(s, states[s], always=False))
             ),
         ]
         return opened
@@ -253,6 +254,16 @@ class Supervisor:
         if slots:
             yield from self._recover_baskets(slots, now)
 
+    def tell_faults(self, faults: Sequence[Fault]) -> None:
+        """Have the basket actors that are there keep faults, for a restarted directory."""
+        if not faults:
+            return
+        call = Call(BasketHost.note_faults, tuple(faults))
+        for answer in [call.send(self.peers, basket_actor(slot)) for slot in sorted(self._slots())]:
+            # One that is dead is told when it starts.
+            with suppress(ActorLost):
+                answer.result()
+
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
         singles = (ACCOUNTANT, DIRECTORY, GLOBAL) if self.has_layer2 else (ACCOUNTANT, DIRECTORY)
@@ -294,11 +305,13 @@ class Supervisor:
         last = self._released()
         was_there = [s for s in slots if states[s].keys or basket_actor(s) in self._started]
         homes = {s: self._journal_home(s) for s in slots}
-        journalled = {slot for slot, home in homes.items() if home is not None}
-        yield [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
+        journalled = {slot for slot, home in homes.items() if self._has_journal(home)}
+        faults = [self._basket_fault(slot, states[slot]) for slot in was_there if slot not in journalled]
+        yield faults
         failure: ActorLost | None = None
         try:
             life = {"round_id": round_id, "latest": last}
+            states = {s: replace(state, faults=(*state.faults, *faults)) for s, state in states.items()}
             specs = [self._basket_spec(s, budget, homes.get(s), state=states[s], **life) for s in slots]
             self._start(specs)
         except ActorLost as lost:
@@ -308,7 +321,7 @@ class Supervisor:
         for slot in strangers:
             self.runtime.kill(basket_actor(slot))
         came_back = [s for s in was_there if s in journalled and s in {*back} - {*strangers}]
-        yield [fault for s in came_back if (fault := self._regained(s)) is not None]
+        yield [fault for s in came_back if (fault := self._regained(s, states[s])) is not None]
         if strangers and failure is None:
             failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
@@ -319,7 +332,7 @@ class Supervisor:
     ) -> Fault:
         """What a restored basket actor without a journal lacks."""
         name, place = basket_actor(slot), self._journal_place()
-        why = "durability is none" if place is None else f"no machine that is there has {place.folder}"
+        why = "durability is none" if place is None else f"no machine that is there has {place.where}"
         loss = (
             f"updates that waited in {', '.join(state.baskets)}, and their unreleased aggregates, are lost, "
             f"as {name} has no journal ({why}): send the updates of this round again, as `fit` does itself"
@@ -340,17 +353,26 @@ class Supervisor:
     def _journal_home(self, slot: int) -> str | None:
         """The node that has a basket actor's journal; None if none that is there has."""
         place = self._journal_place()
-        if place is None:
+        if place is None or place.is_database:
             return None
         return self.runtime.holder_of(str(place.path(self.identity.federation_id, slot)))
 
+    def _has_journal(self, home: str | None) -> bool:
+        """Whether a basket actor comes back from its journal, on the node `home` or in a database."""
+        place = self._journal_place()
+        return home is not None or (place is not None and place.is_database)
+
     def _journal_place(self) -> JournalPlace | None:
         config = self.identity.config
-        if config.keeps_updates is Durability.NONE or config.journal_folder is None:
+        if config.keeps_updates is Durability.NONE or config.journal_place is None:
             return None
-        return JournalPlace(config.journal_folder, config.keeps_updates is Durability.UPDATE)
+        is_synced = config.keeps_updates is Durability.UPDATE
+        key_path = config.journal_key_path or ""
+        return JournalPlace(
+            config.journal_place, is_synced, epoch=self.identity.incarnation, key_path=key_path
+        )
 
-    def _regained(self, slot: int, *, always: bool = True) -> Fault | None:
+    def _regained(self, slot: int, state: SlotState, *, always: bool = True) -> Fault | None:
         """What a restarted basket actor has from its journal, and what it could not keep.
 
         None if all was kept, unless it is `always` told.
@@ -366,6 +388,9 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
+        is_gone = regained.is_new and not regained.set_aside and bool(state.admissions)
+        if is_gone:
+            lost.append(f"nothing of its journal is left, so {self._waited(state)}")
         if regained.set_aside:
             lost.append(
                 "its journal was of an opening that this one does not continue: it is "
@@ -375,21 +400,25 @@ class Supervisor:
             lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         if not (lost or always):
             return None
-        return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
+        told = f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}"
+        return replace(_fault(told), baskets=state.baskets if is_gone else ())
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
         """What was lost with a basket actor; the id holds its baskets' keys, new after each death."""
         name = basket_actor(slot)
-        baskets = ", ".join(state.baskets) or "none that is known"
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
+        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}", state.baskets)
+
+    def _waited(self, state: SlotState) -> str:
+        """What is lost with a basket actor, update by update, and what to do."""
+        baskets = ", ".join(state.baskets) or "none that is known"
         members = (member.client_id for admission in state.admissions for member in admission.members)
         lost = self.acknowledged.lose(state.baskets, members)
-        named = f": {_named(lost)}" if lost else ""
-        return Fault(
-            f"{name}/{keys}",
-            f"{name} died{no_journal}; buffered updates, gossip states and unreleased aggregates of "
-            f"its baskets ({baskets}) are lost{named}: send the updates of this round again",
+        named = f": {named_updates(lost)}" if lost else ""
+        return (
+            f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "
+            f"lost{named}: send the updates of this round again"
         )
 
     def _checked_in(self, slot: int) -> bool:
@@ -415,6 +444,8 @@ class Supervisor:
                 if self.runtime.is_alive(basket_actor(slot)):
                     raise
                 lost.append(basket_actor(slot))
+        told = [fault for state in states.values() for fault in state.faults]
+        known = list({fault.fault_id: fault for fault in (*known, *told)}.values())
         if lost and self.kept is not None:
             fault = _fault(
                 f"the directory and {', '.join(lost)} died; it goes on from what it has stored, and activity "
@@ -499,13 +530,21 @@ class Supervisor:
         return RoleSpec(GLOBAL, GlobalAggregator, {**self._shared(), "latest": latest})
 
     def _basket_spec(
-        self, slot: int, budget: BudgetStatus, node: str | None = None, **life: object
+        self,
+        slot: int,
+        budget: BudgetStatus,
+        node: str | None = None,
+        state: SlotState | None = None,
+        **life: object,
     ) -> RoleSpec:
         """A basket actor; one with a journal is started on the node that has it."""
+        runtime = self.identity.config.runtime
+        domain = None if state is None else state.placed_domain
+        labels: Mapping[str, str] = {} if domain is None else runtime.placement.get(domain, {})
         arguments = {
             **self._shared(),
             "slot": slot,
-            "compute": self.runtime.compute,
+            "compute": self.runtime.compute.on(labels) if labels else self.runtime.compute,
             "read_only": budget.read_only,
             "run": self.identity.run,
             "budget_period": budget.period,
@@ -513,7 +552,8 @@ class Supervisor:
             "journal": self._journal_place(),
             **life,
         }
-        runtime = self.identity.config.runtime
+        if state is not None:
+            arguments["state"] = state
         return RoleSpec(
             basket_actor(slot),
             BasketHost,
@@ -522,6 +562,7 @@ class Supervisor:
             resources=dict(runtime.resources_per_actor),
             spread=node is None,
             node=node,
+            labels=labels,
         )
 
     def _shared(self) -> dict[str, object]:
@@ -560,7 +601,7 @@ def _listed(lost: Mapping[str, int]) -> str:
     return ", ".join(f"{client_id} ({count})" for client_id, count in sorted(lost.items()))
 
 
-def _named(lost: Sequence[tuple[str, int]]) -> str:
+def named_updates(lost: Sequence[tuple[str, int]]) -> str:
     """Updates by client and round."""
     named = ", ".join(f"{client_id} (round {round_id})" for client_id, round_id in lost[:NAMED])
     more = len(lost) - NAMED

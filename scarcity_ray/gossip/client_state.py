@@ -44,8 +44,8 @@ class GossipState:
     has_left: bool = False
 
     def forget_old_releases(self, now: float) -> None:
-        """Drop release times that are more than a day old."""
-        self.release_times = [time for time in self.release_times if now - time < DAY]
+        """Drop release times that are more than a day away; a clock may be set back."""
+        self.release_times = [time for time in self.release_times if abs(now - time) < DAY]
 
     def released_in(self, round_id: int) -> GossipMessage | None:
         """The message released in a federation round, if there is one."""

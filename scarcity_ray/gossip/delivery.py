@@ -140,7 +140,8 @@ class Delivery:
         now: float,
     ) -> None:
         last = clients[client_id].last_pull
-        if not self.inboxes.is_empty(client_id) or (last is not None and now - last < self._pull_interval):
+        is_early = last is not None and abs(now - last) < self._pull_interval
+        if is_early or not self.inboxes.is_empty(client_id):
             return
         fresh = [s for s in live if s != client_id and client_id not in clients[s].recipients]
         if fresh:

@@ -7,8 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scarcity_ray.runtime.rpc import Compute, Peers
+from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
+
+
+def labelled(labels: Mapping[str, str]) -> str:
+    """Labels of nodes in words.
+
+    >>> labelled({"region": "eu", "disk": "ssd"})
+    'region=eu, disk=ssd'
+    """
+    return ", ".join(f"{name}={value}" for name, value in labels.items())
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,7 @@ class RoleSpec:
         name: Unique in the federation.
         factory: The role's class; called as ``factory(**arguments)`` in the role's own process.
         resources: Custom resources that it reserves, beside `cpus`.
+        labels: Of the nodes that may hold it.
         spread: Whether to spread such roles over the nodes; otherwise it runs on `node`.
         node: The node that holds its data; None: the runtime's home node.
     """
@@ -30,6 +41,7 @@ class RoleSpec:
     resources: Mapping[str, float] = field(default_factory=dict)
     spread: bool = False
     node: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,10 +144,15 @@ class Runtime(Protocol):
     """The node of this process, for roles with data on one node's disk."""
     driver: str
     """This process, as a driver."""
+    serves_metrics: bool
+    """Whether anything comes of `publish`."""
 
     @property
     def machines(self) -> int:
         """How many machines it spans now, each with disks of its own."""
+
+    def nodes(self) -> tuple[str, ...]:
+        """The living nodes, the home node first."""
 
     @property
     def default_basket_actors(self) -> int:
@@ -180,6 +197,9 @@ class Runtime(Protocol):
 
     def is_driver_alive(self, driver: str) -> bool:
         """Whether the process that is `driver` is there."""
+
+    def publish(self, samples: Iterable[Sample]) -> None:
+        """Give metrics to whatever serves the runtime's own to a scraper; nothing where there is none."""
 
     def close(self) -> None:
         """Release what this runtime opened; roles are ended by `kill`, not here."""

@@ -53,7 +53,7 @@ def connect(address: str | None) -> bool:
         options["include_dashboard"] = False
         _make_token()
     elif address != "auto":
-        _expect_cluster(address)
+        expect_cluster(address)
     _warn_of_a_token_that_others_read()
     try:
         ray.init(address=address, **options)
@@ -105,7 +105,7 @@ def _same(address: str, here: str) -> bool:
     return port == port_here and (loopback or found == socket.gethostbyname(host_here))
 
 
-def _expect_cluster(address: str) -> None:
+def expect_cluster(address: str) -> None:
     """Check that a gRPC server answers, whose first bytes are an HTTP/2 SETTINGS frame (TLS hides them)."""
     host, _, port = address.rpartition(":")
     if "://" in host or not host or not port.isdigit():

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from scarcity_ray.errors import ActorLost, UsageError
-from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec
+from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec, labelled
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers, with_values
+from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
+
+logger = logging.getLogger("scarcity_ray")
 
 
 class _Stored:
@@ -109,6 +113,9 @@ class _LocalCompute:
         except Exception as error:
             return _Done(error=error)
 
+    def on(self, labels: Mapping[str, str]) -> Compute:
+        return self
+
 
 def _itself(reference: Any) -> Any:
     return reference
@@ -160,6 +167,7 @@ class LocalRuntime:
     default_basket_actors = 1
     home = driver = "local"
     machines = 1
+    serves_metrics = False
 
     def __init__(self, network: Network | None = None) -> None:
         self.has_begun = False
@@ -184,6 +192,10 @@ class LocalRuntime:
             raise
         self._card = _Stored(card)
         self.has_begun = True
+
+    def nodes(self) -> tuple[str, ...]:
+        """This process's one."""
+        return (self.home,)
 
     def tasks(self) -> Tasks:
         """Tasks of one caller's own."""
@@ -219,6 +231,9 @@ class LocalRuntime:
         """All drivers are this process."""
         return driver == self.driver
 
+    def publish(self, samples: Iterable[Sample]) -> None:
+        """Do nothing: nobody scrapes this process."""
+
     def close(self) -> None:
         """Do nothing: this runtime opens nothing."""
 
@@ -227,6 +242,12 @@ class LocalRuntime:
         for spec in specs:
             try:
                 if spec.name not in self._peers.roles:
+                    if spec.labels:
+                        logger.warning(
+                            "%s is placed on nodes with %s: not heeded, as all is in this process",
+                            spec.name,
+                            labelled(spec.labels),
+                        )
                     self._peers.roles[spec.name] = spec.factory(**spec.arguments)
             except Exception as error:
                 if failure is None:

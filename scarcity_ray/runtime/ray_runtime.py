@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -27,11 +27,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scarcity_ray.errors import ActorLost, ScarcityError, UsageError
 from scarcity_ray.release import __version__
-from scarcity_ray.runtime.base import RoleSpec, Tasks
+from scarcity_ray.runtime.base import RoleSpec, Tasks, labelled
 from scarcity_ray.runtime.card import opened, sealed
 from scarcity_ray.runtime.connect import connect, first_line
-from scarcity_ray.runtime.ray_tasks import RayTasks, fetch, listed, why_unplaceable
+from scarcity_ray.runtime.ray_metrics import RayMetrics
+from scarcity_ray.runtime.ray_tasks import RayTasks, fetch, has_labels, listed, why_unplaceable
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, IdempotencyKey, Peers, Role, with_values
+from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client.errors import shown
 
 logger = logging.getLogger("scarcity_ray")
@@ -63,8 +65,11 @@ class RayRuntime:
         UsageError: If there is no cluster at the address.
     """
 
+    serves_metrics = True
+
     def __init__(self, namespace: str, *, address: str | None = None, detached: bool = False) -> None:
         self._namespace = namespace
+        self._metrics = RayMetrics()
         self._detached = detached
         self.has_begun = False
         self._kept: dict[str, Any] = {}
@@ -88,6 +93,11 @@ class RayRuntime:
         """How many machines the living nodes are on; several nodes may share one."""
         living = (node for node in ray.nodes() if node["Alive"])
         return len({(node["NodeManagerAddress"], node["NodeManagerHostname"]) for node in living})
+
+    def nodes(self) -> tuple[str, ...]:
+        """The living nodes, the home node first."""
+        living = (node["NodeID"] for node in ray.nodes() if node["Alive"])
+        return tuple(sorted(living, key=lambda node: (node != self.home, node)))
 
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not running, in parallel, and wait until they answer."""
@@ -191,6 +201,10 @@ class RayRuntime:
         """Whether a job of the cluster has not ended."""
         return any(job["JobID"] == driver and not job["IsDead"] for job in jobs())
 
+    def publish(self, samples: Iterable[Sample]) -> None:
+        """Give metrics to this node's agent."""
+        self._metrics.publish(samples)
+
     def close(self) -> None:
         """End the cluster if this runtime started it, else only this connection if it opened it."""
         self._kept.clear()
@@ -215,8 +229,12 @@ class RayRuntime:
         strategy: Any = "SPREAD"
         if not spec.spread:
             node = spec.node or self.home
-            if not any(n["Alive"] and n["NodeID"] == node for n in ray.nodes()):
+            found = next((n for n in ray.nodes() if n["Alive"] and n["NodeID"] == node), None)
+            if found is None:
                 raise ActorLost(spec.name, f"it must run on node {node}, which is not in the cluster", False)
+            if not has_labels(found, spec.labels):
+                lacks = f"it must run on node {node}, which lacks the labels {labelled(spec.labels)}"
+                raise ActorLost(spec.name, lacks, False)
             strategy = NodeAffinitySchedulingStrategy(node, soft=False)
         options: dict[str, Any] = {
             "name": spec.name,
@@ -228,6 +246,8 @@ class RayRuntime:
         }
         if self._detached:
             options["lifetime"] = "detached"
+        if spec.labels and spec.spread:
+            options["label_selector"] = dict(spec.labels)
         factory, arguments = on_ray(spec.factory, spec.arguments)
         return ray.remote(factory).options(**options).remote(**arguments)
 
@@ -309,7 +329,7 @@ class RayRuntime:
 def _why_waiting(spec: RoleSpec) -> str:
     """Why a role has not started, by the resources of the cluster's nodes."""
     demand = {name: amount for name, amount in {"CPU": spec.cpus, **spec.resources}.items() if amount}
-    if why := why_unplaceable(demand):
+    if why := why_unplaceable(demand, spec.labels):
         return why
     if not demand:
         return "its process was slow to start"
@@ -459,12 +479,17 @@ class _RayCompute:
     """Functions as tasks, which Ray retries three times if they die; values in the object store."""
 
     parallelism: int
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def put(self, value: object) -> Any:
         return ray.put(value)
 
     def submit(self, function: Callable[..., Any], *args: object) -> Future[Any]:
-        return _RayFuture(f"task {function.__name__}", _run.remote(function, *args))
+        options = {"label_selector": dict(self.labels)} if self.labels else {}
+        return _RayFuture(f"task {function.__name__}", _run.options(**options).remote(function, *args))
+
+    def on(self, labels: Mapping[str, str]) -> Compute:
+        return replace(self, labels=labels)
 
 
 def translated(name: str, error: RayError) -> Exception:

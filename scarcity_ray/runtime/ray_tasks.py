@@ -10,9 +10,10 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray._private.state import available_resources_per_node
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from scarcity_ray.runtime.base import TaskEnd, TaskSpec
+from scarcity_ray.runtime.base import TaskEnd, TaskSpec, labelled
 from scarcity_ray.runtime.connect import first_line
 from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
@@ -117,7 +118,26 @@ class RayTasks:
     def why_waiting(self, specs: Sequence[TaskSpec]) -> list[str]:
         """What keeps each task from starting, if no node that is there can run it."""
         nodes = ray.nodes()
-        return [why_unplaceable(_demand(spec), spec.labels, nodes) for spec in specs]
+        beside = self._beside_actors(nodes)
+        told: list[str] = []
+        for spec in specs:
+            why = why_unplaceable(_demand(spec), spec.labels, nodes)
+            if not why and beside and why_unplaceable(_demand(spec), spec.labels, beside):
+                why = (
+                    f"no node has {listed(_demand(spec))} free beside the actors that are on it: add a node "
+                    "with more CPUs, or ask for less (num_cpus of its client, runtime.cpus_per_actor)"
+                )
+            told.append(why)
+        return told
+
+    def _beside_actors(self, nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The nodes with what is free on them, if what is taken is less than any task here would take."""
+        least = min((spec.cpus for spec, _ in self._running.values()), default=0.0)
+        free = available_resources_per_node()
+        left = [{**node, "Resources": free.get(node["NodeID"], {})} for node in nodes if node["Alive"]]
+        total = {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in nodes}
+        taken = [total[node["NodeID"]] - node["Resources"].get("CPU", 0.0) for node in left]
+        return left if max(taken, default=least) < least else []
 
     def _end(self, reference: Any) -> TaskEnd:
         spec, stored = self._running.pop(reference)
@@ -172,12 +192,17 @@ def why_unplaceable(
     nodes: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """Why no node can run what demands this; nothing if one can. `nodes` are Ray's, those of now if None."""
-    for node in ray.nodes() if nodes is None else nodes:
-        offer, named = node["Resources"], node.get("Labels", {})
-        if (
-            node["Alive"]
-            and all(offer.get(name, 0.0) >= amount for name, amount in demand.items())
-            and all(named.get(name) == value for name, value in (labels or {}).items())
-        ):
-            return ""
-    return ", ".join([f"no node offered {listed(demand)}", *(f"{k}={v}" for k, v in (labels or {}).items())])
+    living = [node for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
+    wanted = labelled(labels or {})
+    named = [node for node in living if has_labels(node, labels or {})]
+    if not named:
+        return f"no node has the labels {wanted} (ray start --labels {wanted.replace(', ', ',')})"
+    if any(all(node["Resources"].get(n, 0.0) >= amount for n, amount in demand.items()) for node in named):
+        return ""
+    return f"no node{f' with {wanted}' if wanted else ''} offered {listed(demand)}"
+
+
+def has_labels(node: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Whether one of Ray's nodes has all these labels."""
+    named = node.get("Labels", {})
+    return all(named.get(name) == value for name, value in labels.items())

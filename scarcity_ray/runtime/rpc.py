@@ -25,7 +25,7 @@ that dies loses its answers together with the effects of the calls, so a repeate
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
@@ -89,6 +89,10 @@ class Role:
     def recall(self, call: IdempotencyKey, value: object) -> None:
         """Note the answer that was given to a call before this role was restarted."""
         self._answers[call.caller] = _Answer(call.number, value, True)
+
+    def remembers(self, caller: str) -> bool:
+        """Whether the caller's last call would be answered if it came again."""
+        return caller in self._answers
 
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """Call `method`, unless this call was answered before; its answer.
@@ -206,6 +210,9 @@ class Compute(Protocol):
 
     def submit(self, function: Callable[..., T], *args: object) -> Future[T]:
         """Run a module-level function; arguments made by `put` arrive as their values."""
+
+    def on(self, labels: Mapping[str, str]) -> Compute:
+        """The same, which runs functions on nodes with these labels alone."""
 
 
 def gather(futures: Iterable[Future[T]]) -> list[T]:

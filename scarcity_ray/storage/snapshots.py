@@ -114,6 +114,16 @@ class LocalFolder:
         """Have a file's content under another name too."""
         self.write(to, [self.read(name)])
 
+    def check_room(self, num_bytes: int) -> None:
+        """Write so much, and remove it again."""
+        self._path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        beside = self._path / f".room.{uuid.uuid4().hex}"
+        try:
+            with open(beside, "xb", opener=_for_this_user) as file:
+                file.write(bytes(num_bytes))
+        finally:
+            beside.unlink(missing_ok=True)
+
     def _sync_folder(self) -> None:
         folder = os.open(self._path, os.O_RDONLY)
         try:
@@ -229,6 +239,17 @@ class Snapshots:
                     store.remove(old + _LOG)
         return version
 
+    def check_room(self, num_bytes: int) -> None:
+        """Refuse before something is done whose result could not be kept.
+
+        Raises:
+            StorageError: If the folder's disk lacks so much, or is read-only. An object store is not asked.
+        """
+        store = open_store(self.path)
+        if isinstance(store, LocalFolder):
+            with self._writing("a release"):
+                store.check_room(num_bytes)
+
     def take_over(self) -> None:
         """Have all states in this epoch, as an earlier one has left them.
 
@@ -271,6 +292,49 @@ class Snapshots:
         store = open_store(self.path)
         line = reversed(_line(self._found(store, name)))
         return [self._read(store, _file_name(name, *place), codec) for place in line]
+
+    def read_every(self, codec: Codec) -> Iterator[Any]:
+        """What was ever written and not removed, of all names and epochs, by file name.
+
+        Raises:
+            StorageError: As `read`.
+        """
+        store = open_store(self.path)
+        for file in sorted(filter(_FILE.fullmatch, self._names(store))):
+            yield self._read(store, file, codec)
+
+    def read_file(self, file: str, codec: Codec) -> Any:
+        """The state in a file of this folder, whatever its name and whoever wrote it.
+
+        Raises:
+            StorageError: As `read`.
+        """
+        return self._read(open_store(self.path), file, codec)
+
+    def write_file(self, file: str, value: object, codec: Codec) -> None:
+        """Write a state to a file of this folder, for `read_file`.
+
+        Raises:
+            StorageError: As `write`.
+        """
+        with self._writing(file):
+            open_store(self.path).write(file, self._parts("", value, codec))
+
+    def states(self) -> set[str]:
+        """The names of all states that are here."""
+        return {m["name"] for m in map(_FILE.fullmatch, self._names(open_store(self.path))) if m is not None}
+
+    def remove(self, name: str) -> None:
+        """Remove all versions of a state.
+
+        Raises:
+            StorageError: If it cannot be.
+        """
+        store = open_store(self.path)
+        for place in self._found(store, name):
+            file = _file_name(name, *place)
+            with self._writing(file):
+                store.remove(file)
 
     def verify(self) -> None:
         """Check the newest version of each state, but for what it means.

@@ -151,6 +151,24 @@ def test_the_emptiest_actor_is_the_one_that_looking_at_all_would_find(slots, mos
         assert len(loads._queue) <= 3 * len(held) + 65, "what is outdated does not pile up"
 
 
+@given(st.none() | st.integers(1, 3), st.lists(st.sampled_from([None, "eu", "us"]), max_size=60))
+def test_a_placed_domain_has_actors_that_hold_no_others_baskets(most, domains) -> None:
+    loads, again = SlotLoads(2, most), SlotLoads(2, most)
+    held: dict[int, list[str | None]] = {}
+    for domain in domains:
+        slot = loads.take(domain)
+        held.setdefault(slot, []).append(domain)
+        again.add(slot, domain)
+    for slot, found in held.items():
+        assert len(set(found)) == 1
+        assert loads.domain(slot) == again.domain(slot) == found[0]
+        assert most is None or len(found) <= most
+    if most is None:
+        assert all(sum(found[0] == domain for found in held.values()) <= 1 for domain in ("eu", "us"))
+    free = again.take()
+    assert again.domain(free) is None, "a directory that was made anew knows whose an actor is"
+
+
 def test_the_collector_is_left_as_it_was_found_whatever_happens() -> None:
     seen = []
 

@@ -106,7 +106,7 @@ def test_what_is_due_is_what_looking_at_every_update_says(program: list[tuple[st
         expected = basket_due(
             PLAN.config.buffer,
             len({u.client_id for u in updates}),
-            now - since,
+            abs(now - since),
             n_active=members,
             least=PLAN.least_rows(members),
             oldest_staleness=max((round_id - u.round_id for u in updates), default=0),

@@ -38,7 +38,7 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             *("tutorial", "command", "job_file", "install", "drivers", "architecture", "privacy"),
-            *("ledger", "faults", "adaptive_clipping", "benchmarks"),
+            *("ledger", "data_duties", "faults", "adaptive_clipping", "benchmarks"),
             *("resume", "ceilings", "site_noise", "noise_schedule", "privacy_units", "workloads", "choosing"),
         )
     ),
@@ -95,6 +95,7 @@ NOT_RUN = {
     "ray stop": "it ends all clusters of a machine, the tests' own too",
     "scarcity-ray ledger verify URL --head HASH": "URL is a database's: tests/privacy/test_postgres.py",
     "scarcity-ray plan FILE --clients 40 --baskets 4": "FILE is a driver's own: test_plan_command.py",
+    "scarcity-ray doctor job.yaml": "tests/cli/test_doctor_command.py",
     "scarcity-ray ledger take-over URL --operator NAME": "URL is a database's: tests/privacy/test_holding.py",
     "scarcity-ray roster key operator.pem": "it asks for a password: tests/cli/test_roster_command.py",
     "scarcity-ray roster sign roster.json --key operator.pem --out signed.json": "as above",
@@ -105,8 +106,18 @@ NOT_RUN = {
 """Why a command is not run here."""
 
 NAMES = {
-    *(f"scarcity-ray {name}" for name in ("init", "run", "plan", "export", "ledger", "audit", "roster")),
-    *("scarcity-ray --help", "scarcity-ray --version", "scarcity-ray ledger show", "ray up", "ray stop"),
+    *(
+        f"scarcity-ray {name}"
+        for name in ("init", "run", "plan", "export", "ledger", "audit", "roster", "doctor")
+    ),
+    *(
+        "scarcity-ray --help",
+        "scarcity-ray --version",
+        "scarcity-ray ledger show",
+        "scarcity-ray ledger export",
+        "ray up",
+        "ray stop",
+    ),
     *("ray dashboard", "ray job stop", "ray job submit"),
 }
 """Commands spoken of by their name alone."""
@@ -119,6 +130,7 @@ WITHOUT_A_CLUSTER = {
     "scarcity-ray ledger verify FILE --head HASH",
     "scarcity-ray ledger export ledger.sqlite --out ledger.jsonl",
     "scarcity-ray ledger take-over ledger.sqlite --operator ann",
+    "scarcity-ray ledger report ledger.sqlite --out report.md",
 }
 SUBMIT = (
     "ray job submit --address http://127.0.0.1:8265 --working-dir . -- "

@@ -18,7 +18,9 @@ from scarcity_ray.config import (
     Layer1Config,
     Layer2Config,
     PrivacyConfig,
+    RetentionConfig,
     RuntimeConfig,
+    load,
 )
 from scarcity_ray.errors import ConfigError
 
@@ -30,6 +32,7 @@ SECTIONS = {
     "layer2": Layer2Config,
     "privacy": PrivacyConfig,
     "runtime": RuntimeConfig,
+    "retention": RetentionConfig,
 }
 
 # What is promised (docs/specification.md) and what users of the older package know.
@@ -144,6 +147,7 @@ OUT_OF_RANGE = {
         "assumed_corrupt_fraction": [-0.01, 0.5, math.nan],
         "assumed_dropout_fraction": [-0.01, 0.5, math.nan],
     },
+    RetentionConfig: {"releases": [1, 0], "receipt_rounds": [0], "metrics_rounds": [0]},
     RuntimeConfig: {"baskets_per_actor": [0], "cpus_per_actor": [-0.1, math.inf, math.nan]},
     HierarchicalFederationConfig: {
         "total_epsilon": [0.0, -1.0, math.nan],
@@ -153,7 +157,9 @@ OUT_OF_RANGE = {
         "seed": [-1],
         "storage_path": ["ftp://host/x", "", "a\0b"],
         "journal_path": ["s3://bucket/x", ""],
+        "journal_key_path": ["", "a\0b"],
         "durability": ["always"],
+        "retain_rounds": [-1, 2**63],
     },
 }
 
@@ -317,12 +323,12 @@ def test_a_config_is_frozen_and_survives_pickling(cls):
 def test_a_storage_path_makes_updates_durable_and_a_bucket_needs_a_local_journal(tmp_path):
     kept = HierarchicalFederationConfig(storage_path=str(tmp_path))
     assert HierarchicalFederationConfig().keeps_updates == "none"
-    assert (kept.keeps_updates, kept.journal_folder) == ("update", str(tmp_path / "journal"))
+    assert (kept.keeps_updates, kept.journal_place) == ("update", str(tmp_path / "journal"))
     with pytest.raises(ConfigError, match="journal_path: None is not accepted; a folder on a local disk"):
         HierarchicalFederationConfig(storage_path="s3://bucket/town")
     apart = HierarchicalFederationConfig(storage_path="s3://bucket/town", journal_path=str(tmp_path))
-    assert apart.journal_folder == str(tmp_path)
-    assert HierarchicalFederationConfig(storage_path="s3://b/t", durability="none").journal_folder is None
+    assert apart.journal_place == str(tmp_path)
+    assert HierarchicalFederationConfig(storage_path="s3://b/t", durability="none").journal_place is None
 
 
 def test_replacing_a_field_checks_it_again():
@@ -337,3 +343,26 @@ def test_two_configs_share_no_mapping():
     trust["a"] = 5.0
     assert config.basket_trust == {"a": 1.0}
     assert Layer2Config().basket_trust is not Layer2Config().basket_trust
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        {"eu": {}},
+        {"eu": {"region": "in(eu,us)"}},
+        {"eu": {"region": "!us"}},
+        {"eu": {"a b": "c"}},
+        {"eu": "eu"},
+    ],
+)
+def test_placement_takes_labels_with_one_value_each(placement):
+    with pytest.raises(ConfigError, match=r"runtime\.placement"):
+        load(HierarchicalFederationConfig, {"runtime": {"placement": placement}})
+
+
+def test_placement_keeps_domains_apart():
+    placed = {"runtime": {"placement": {"hospitals": {"region": "eu", "example.org/disk": "ssd"}}}}
+    made = load(HierarchicalFederationConfig, placed)
+    assert made.runtime.placement["hospitals"]["region"] == "eu"
+    with pytest.raises(ConfigError, match="allow_cross_domain"):
+        load(HierarchicalFederationConfig, {**placed, "basket": {"allow_cross_domain": True}})

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
+from scarcity_ray.actors.global_aggregator import GlobalAggregator
+from scarcity_ray.config import load
 from scarcity_ray.federation import stopping
 from scarcity_ray.federation.stopping import finishing, interrupt
+from tests.operations.stopping import CLIENTS, IDS, ROWS, SETTINGS
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +55,45 @@ def test_it_waits_for_the_outermost_block_that_must_be_finished() -> None:
         work()
     assert done == ["inner", "outer"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_what_the_process_does_with_the_signal_it_does_afterwards() -> None:
+    """Ray ends a driver by `SystemExit`, whatever it is in."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    done: list[str] = []
+
+    @finishing()
+    def work() -> None:
+        terminate()
+        done.append("stored")
+
+    with pytest.raises(SystemExit):
+        work()
+    assert done == ["stored"]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with finishing():
+        terminate()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_a_release_of_any_driver_is_finished_first(tmp_path: Path) -> None:
+    config = load(HierarchicalFederationConfig, {**SETTINGS, "ledger_path": str(tmp_path / "l.sqlite")})
+    with HierarchicalFederation(config, runtime="local") as fed:
+        fed.register_clients(CLIENTS)
+        fed.submit_updates(IDS, ROWS)
+        run = GlobalAggregator._release
+
+        def stopped(self: GlobalAggregator, *args: Any) -> Any:
+            terminate()
+            return run(self, *args)
+
+        with (
+            mock.patch.object(GlobalAggregator, "_release", stopped),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            fed.force_aggregate()
+        assert fed.get_stats()["n_layer2_aggregations"] == 1
+        assert fed.maybe_aggregate() is not None
 
 
 @finishing()

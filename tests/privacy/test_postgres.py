@@ -220,7 +220,7 @@ def test_two_that_begin_at_once_make_one_ledger(postgres_url):
 
 
 def test_a_frozen_writer_does_not_block_its_successor(postgres_url, monkeypatch):
-    from scarcity_ray.privacy.ledger import postgres
+    from scarcity_ray import postgres
 
     monkeypatch.setattr(postgres, "_BEGIN", postgres._BEGIN.replace("'10s'", "'200ms'"))
     first = begin(postgres_url)
@@ -238,7 +238,7 @@ def test_a_frozen_writer_does_not_block_its_successor(postgres_url, monkeypatch)
 
 
 def test_a_lock_that_is_never_given_back_is_told(postgres_url, monkeypatch):
-    from scarcity_ray.privacy.ledger import postgres
+    from scarcity_ray import postgres
 
     first = begin(postgres_url)
     monkeypatch.setattr(postgres, "_BEGIN", postgres._BEGIN.replace("'15s'", "'100ms'"))

@@ -54,8 +54,8 @@ small = {"num_cpus": 1, "object_store_memory": 100_000_000, "resources": places}
 roomy = {**small, "resources": {**places, "basket_place": 4}}
 cluster = Cluster(initialize_head=True,
                   head_node_args={**small, "include_dashboard": False, "_system_config": often})
-for _ in range(2):
-    cluster.add_node(**roomy)
+cluster.add_node(**roomy, labels={"region": "eu"})
+cluster.add_node(**roomy)
 cluster.wait_for_nodes()
 
 def descendants(pid):
@@ -211,31 +211,48 @@ def no_room(fed):
             "next": [finish(fed, 30), finish(fed, 31)]}
 
 def spread():
-    with HierarchicalFederation(config("spread_place", Path(ledger).with_name("spread.sqlite")),
+    placement = {"d0": {"region": "eu"}, "lost": {"region": "moon"}}
+    with HierarchicalFederation(config("spread_place", Path(ledger).with_name("spread.sqlite"), placement),
                                 address=cluster.address) as fed:
-        clients = [(f"c{i:02d}", f"d{i % 3}") for i in range(18)]
+        clients = [(f"c{i:02d}", f"d{i // 6}") for i in range(18)]
+        fed.register_clients(clients[:6])
         fed.register_clients(clients)
         receipts = fed.submit_updates([c for c, _ in clients], np.ones((18, 16)) / 10)
         model = fed.maybe_aggregate()
         baskets, others = Counter(), Counter()
-        for name, node in nodes_of(fed).items():
+        where = nodes_of(fed)
+        for name, node in where.items():
             (baskets if name.startswith("basket") else others)[node] += 1
+        european = [node["NodeID"] for node in ray.nodes() if node.get("Labels", {}).get("region") == "eu"]
+        placed = sorted(name for name, node in where.items() if node in european)
+        routes = fed._driver.operations.locate([client for client, _ in clients[:6]])
+        num_baskets, released = fed.get_stats()["n_baskets"], fed.get_global_meta_model()
+        round_id = fed.advance_round()
+        ray_runtime.PATIENCE_SECONDS, ray_runtime.START_TIMEOUT_SECONDS = 0.5, 0.5
+        try:
+            fed.register_client("far", "lost")
+        except ActorLost as lost:
+            refused = lost.detail
+        ray_runtime.PATIENCE_SECONDS, ray_runtime.START_TIMEOUT_SECONDS = 10.0, 120.0
         return {
-            "baskets": fed.get_stats()["n_baskets"],
+            "placed": placed == sorted({f"basket:{slot}" for _, slot in routes.values()}),
+            "refused": refused,
+            "baskets": num_baskets,
             "accepted": sum(r.accepted for r in receipts),
             "spread": sorted(baskets.values()),
             "others_with_the_driver": others == {fed._runtime.home: 3},
             "release": model is not None and bool(np.isfinite(model).all()),
-            "n_baskets_released": fed.get_global_meta_model().n_baskets,
-            "round": fed.advance_round(),
+            "n_baskets_released": released.n_baskets,
+            "round": round_id,
         }
 
-def config(place, ledger):
+def config(place, ledger, placement=None):
     return load(HierarchicalFederationConfig, {
         "vector_dim": 16, "auto_aggregate": False, "ledger_path": str(ledger), "total_epsilon": 500.0,
         "gossip": {"push_drift_threshold": 0.0},
         "basket": {"min_clients": 3, "max_clients": 3}, "layer1": {"aggregation_method": "mean"},
-        "runtime": {"baskets_per_actor": 1, "cpus_per_actor": 0.1, "resources_per_actor": {place: 1}},
+        "runtime": {"baskets_per_actor": 1, "cpus_per_actor": 0.1, "resources_per_actor": {place: 1},
+                    "placement": placement or {}},
     })
 
 RUN = {"mid_round": mid_round, "frozen": frozen, "no_room": no_room,
@@ -283,7 +300,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run(tmp_path_factory.mktemp("nodes") / "ledger.sqlite", "spread", "mid_round")
 
 
-def test_baskets_are_spread_over_nodes_and_a_round_completes(said: dict[str, Any]) -> None:
+def test_baskets_are_spread_or_placed_by_nodes_labels_and_a_round_completes(
+    said: dict[str, Any],
+) -> None:
+    refused = said["spread"].pop("refused")
+    assert "no node has the labels region=moon (ray start --labels region=moon)" in refused
     assert said["spread"] == {
         "baskets": 6,
         "accepted": 18,
@@ -291,6 +312,7 @@ def test_baskets_are_spread_over_nodes_and_a_round_completes(said: dict[str, Any
         "others_with_the_driver": True,
         "release": True,
         "n_baskets_released": 6,
+        "placed": True,
         "round": 1,
     }
 

@@ -30,6 +30,38 @@ def test_nothing_is_lost_or_counted_twice_in_many_programs(program: Program) -> 
     run(program)
 
 
+FOUND = (
+    # Without storage the directory took what it had been told of a basket actor's death with it.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.SPLIT),
+            Step(Act.AGGREGATE, faults=(Fault(Kind.CALLEE_DIES_AFTER, 3),)),
+            Step(Act.SEND_ALL, driver=1, faults=(Fault(Kind.CALLEE_DIES),)),
+        ),
+        Setting(masked=True, gossip=True, baskets_per_actor=2),
+    ),
+    # A client whose replay memory died with its basket actor leaves, comes back and sends again.
+    Program(
+        (
+            Step(Act.SEND_ALL, faults=(Fault(Kind.CALLEE_DIES, 8),)),
+            Step(Act.LEAVE, 1),
+            Step(Act.DISBAND, 1),
+            Step(Act.JOIN, 1),
+            Step(Act.SEND, 1),
+            Step(Act.SEND_ALL),
+        ),
+        Setting(auto=True),
+    ),
+)
+"""What long runs have found."""
+
+
+@pytest.mark.parametrize("program", FOUND)
+def test_what_was_found_once_is_not_found_again(program: Program) -> None:
+    run(program)
+
+
 def test_a_program_runs_the_same_every_time() -> None:
     """Keys and ids are random; which calls are made, and what goes wrong, is not."""
     faults = (Fault(Kind.LOST_ANSWER, 3), Fault(Kind.OTHER_DIES, 8, 1))

@@ -4,33 +4,28 @@ All federations of a database share the table ``scarcity_ray.ledger``, each with
 one transaction: take the federation's advisory lock, check that a commit will be on disk when it returns,
 read the newest row, insert the next one, commit. So two writers never interleave, and a successor waits until
 its predecessor's transaction is over. If the connection is lost in a commit, the next transaction finds the
-row, or it never will be there. Settings are made in each transaction, so a connection pooler does no harm.
+row, or it never will be there.
 
 Guarantees:
-    a_commit_is_on_the_servers_disk: ``synchronous_commit`` is forced, ``fsync=off`` and unlogged tables are
-        refused, and so is a commit that the server did not confirm without a warning (a standby given up).
     one_living_connection_holds_a_federations_rows: By an advisory lock that the server ends with it. A pooler
         that gives a connection to several clients cannot tell a dead holder from a living one.
-    a_frozen_writer_does_not_block_its_successor: The server ends a transaction that says nothing for 10 s.
     rows_cannot_be_changed_by_accident: A trigger refuses UPDATE, DELETE and TRUNCATE, to their owner too.
     a_password_is_in_no_error: Nor in any row.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, LiteralString
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import LiteralString
 
 import psycopg
 from psycopg import errors
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
 
 from scarcity_ray.errors import LedgerCorrupted, LedgerError, LedgerMissing, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
+from scarcity_ray.postgres import Contents, PostgresConnection
 from scarcity_ray.privacy.ledger.chain import NO_OLDER_COPY, Row, read_back
 
 _DEFINITIONS: LiteralString = """
@@ -56,29 +51,7 @@ SELECT seq, charge_id, record, payload, hash FROM scarcity_ray.ledger WHERE fede
 """
 _INSERT: LiteralString = "INSERT INTO scarcity_ray.ledger VALUES (%s, %s, %s, %s, %s, %s)"
 
-_BEGIN: LiteralString = """
-BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
-SET LOCAL lock_timeout = '15s';
-SET LOCAL idle_in_transaction_session_timeout = '10s';
-"""
-_SETTINGS: LiteralString = """
-SELECT current_setting('fsync'),
-    (SELECT relpersistence::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n
-        ON n.oid = c.relnamespace WHERE nspname = 'scarcity_ray' AND relname = 'ledger'),
-    set_config('synchronous_commit', CASE current_setting('synchronous_commit')
-        WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true),
-    pg_advisory_xact_lock(%s)
-"""
-_DEFAULTS: dict[str, Any] = {
-    "application_name": "scarcity_ray ledger",
-    "connect_timeout": 10,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,
-}
 _GRANT = "grant this user USAGE on schema scarcity_ray, and SELECT and INSERT on scarcity_ray.ledger"
-_QUIET = (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
 
 
 class PostgresStore:
@@ -98,7 +71,7 @@ class PostgresStore:
     """
 
     def __init__(self, address: LedgerUrl, *, read_only: bool) -> None:
-        self._server = PostgresConnection(address, read_only=read_only)
+        self._server = PostgresConnection(address, _LEDGER, read_only=read_only)
         try:
             self.path = address.of(_federation(self._server, address))
         except BaseException:
@@ -124,10 +97,10 @@ class PostgresStore:
         """
         if address.federation is None:
             raise UsageError(f"{address}: say whose ledger to begin with federation=NAME in the URL")
-        server = PostgresConnection(address, read_only=False)
+        server = PostgresConnection(address, _LEDGER, read_only=False)
         try:
-            with server.transaction(_lock("")):
-                if not _has_table(server):
+            with server.transaction(_LEDGER.lock("")):
+                if not server.has_table("ledger"):
                     server.execute(_DEFINITIONS)
                 try:
                     server.execute(_INSERT, _values(address, first))
@@ -143,11 +116,11 @@ class PostgresStore:
         Each writer has a lock of its own, so that one that lives keeps nobody from taking over.
         """
         is_free = not self.is_held(before)
-        return (is_free or forced) and (self._server.hold(_lock(own)) or forced)
+        return (is_free or forced) and (self._server.hold(_LEDGER.lock(own)) or forced)
 
     def is_held(self, hold: str) -> bool | None:
         """Whether a connection has the lock `hold`."""
-        lock = _lock(hold)
+        lock = _LEDGER.lock(hold)
         is_free = self._server.try_lock(lock)
         if is_free:
             self._server.unlock(lock)
@@ -160,7 +133,7 @@ class PostgresStore:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """One write transaction against all other writers; rolled back unless `commit` was called in it."""
-        with self._server.transaction(_lock(self.path.federation or "")):
+        with self._server.transaction(_LEDGER.lock(self.path.federation or "")):
             yield
 
     def commit(self, row: Row) -> None:
@@ -202,14 +175,6 @@ class PostgresStore:
         return [read_back(self.path, stored, _plain) for stored in found]
 
 
-def _has_table(server: PostgresConnection) -> bool:
-    # Not to_regclass, which may remember from before the lock was waited for that there was none.
-    query: LiteralString = (
-        "SELECT 1 FROM pg_catalog.pg_tables WHERE schemaname = 'scarcity_ray' AND tablename = 'ledger'"
-    )
-    return bool(server.ask(query))
-
-
 def _federation(server: PostgresConnection, address: LedgerUrl) -> str:
     """The federation whose rows `address` means.
 
@@ -219,7 +184,7 @@ def _federation(server: PostgresConnection, address: LedgerUrl) -> str:
     """
     wanted = address.federation
     known: list[str] = []
-    if _has_table(server):
+    if server.has_table("ledger"):
         query: LiteralString = (
             "SELECT federation FROM scarcity_ray.ledger WHERE coalesce(federation = %s, seq = 0) "
             "GROUP BY federation ORDER BY federation"
@@ -245,153 +210,12 @@ def _values(address: LedgerUrl, row: Row) -> tuple[object, ...]:
     return address.federation, row.seq, _plain(row.charge_id), row.record, row.payload, digest
 
 
-def _lock(federation: str) -> int:
-    """The advisory lock of a federation; of '' for the making of ledgers; of a writer's hold."""
-    digest = hashlib.sha256(f"scarcity_ray.ledger/{federation}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
 def _plain(charge_id: str | None) -> str | None:
     """An id in characters that PostgreSQL can store: as in the record's JSON, with escapes."""
     return None if charge_id is None else json.dumps(charge_id)[1:-1]
 
 
-class PostgresConnection:
-    """A connection that is made again if it was lost while nothing was under way.
-
-    A lock that is held ends with the connection on the server's side, and is taken again with the next one.
-
-    Args:
-        url: The database.
-        read_only: Whether the server is to refuse writes.
-
-    Raises:
-        LedgerError: If the server cannot be reached or refuses; every method raises it.
-        UsageError: If libpq does not understand the URL.
-    """
-
-    def __init__(self, url: LedgerUrl, *, read_only: bool) -> None:
-        self._url = url
-        self._read_only = read_only
-        self._warnings: list[str] = []
-        self._held: int | None = None
-        self._connection = self._connect()
-
-    @contextmanager
-    def transaction(self, lock: int) -> Iterator[None]:
-        """A transaction that has `lock` to itself; rolled back unless `commit` was called in it."""
-        with self._told():
-            self._begin(lock)
-            try:
-                yield
-            finally:
-                if self._connection.info.transaction_status not in _QUIET:
-                    self._connection.execute("ROLLBACK")
-
-    def hold(self, lock: int) -> bool:
-        """Take `lock` for as long as this lasts; whether it was free."""
-        free = self.try_lock(lock)
-        if free:
-            self._held = lock
-        return free
-
-    def try_lock(self, lock: int) -> bool:
-        """Take `lock` until `unlock` or the connection's end; whether it was free."""
-        return bool(self.ask("SELECT pg_try_advisory_lock(%s)", [lock])[0][0])
-
-    def unlock(self, lock: int) -> None:
-        """Give `lock` back."""
-        self.ask("SELECT pg_advisory_unlock(%s)", [lock])
-
-    def execute(self, query: LiteralString, parameters: Sequence[object] | None = None) -> None:
-        """Run a statement of a transaction."""
-        self._connection.execute(query, parameters)
-
-    def commit(self) -> None:
-        """Commit; all is on the server's disk, and on its synchronous standbys', when this returns.
-
-        Raises:
-            LedgerError: Also if the server gave up waiting for a standby, which it tells by a warning only.
-        """
-        self._warnings.clear()
-        said = self._connection.execute("COMMIT").statusmessage
-        if said != "COMMIT" or self._warnings:
-            raise LedgerError(
-                f"{self._url}: the server did not confirm that the row is safe ({said}"
-                f"{''.join(f'; {one}' for one in self._warnings)}); try again"
-            )
-
-    def ask(self, query: LiteralString, parameters: Sequence[object] = ()) -> list[Any]:
-        """A query's rows; outside a transaction a lost connection is made again."""
-        with self._told():
-            alone = self._connection.info.transaction_status in _QUIET
-            try:
-                return self._connection.execute(query, parameters).fetchall()
-            except psycopg.Error:
-                if not (alone and self._connection.closed):
-                    raise
-            self._connection = self._connect()
-            return self._connection.execute(query, parameters).fetchall()
-
-    def close(self) -> None:
-        """Give back what is held, and close: the server notices that the connection ended later."""
-        if self._held is not None:
-            with suppress(psycopg.Error):
-                self._connection.rollback()
-                self._connection.execute("SELECT pg_advisory_unlock(%s)", [self._held])
-        self._connection.close()
-
-    def _connect(self) -> psycopg.Connection[Any]:
-        try:
-            given = conninfo_to_dict(self._url.conninfo)
-        except psycopg.Error:
-            raise UsageError(
-                f"{self._url}: libpq does not understand this URL; its parameters are those of a PostgreSQL "
-                "connection (host, sslmode, sslrootcert, passfile, ...), and federation"
-            ) from None
-        writes = {} if self._read_only else {"target_session_attrs": "read-write"}
-        settings: dict[str, Any] = {**_DEFAULTS, **writes, **given}
-        with self._told():
-            connection = psycopg.connect(**settings, autocommit=True, prepare_threshold=None)
-            connection.add_notice_handler(self._note)
-            connection.execute("SET client_encoding TO 'UTF8'")
-            if self._read_only:
-                connection.execute("SET default_transaction_read_only TO on")
-            if self._held is not None:
-                connection.execute("SELECT pg_try_advisory_lock(%s)", [self._held])
-            return connection
-
-    def _note(self, notice: errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            self._warnings.append(notice.message_primary or "a warning without words")
-
-    def _begin(self, lock: int) -> None:
-        try:
-            self._connection.execute(_BEGIN)
-        except psycopg.Error:
-            if not self._connection.closed:
-                raise
-            self._connection = self._connect()
-            self._connection.execute(_BEGIN)
-        fsync, persistence, *_ = self._connection.execute(_SETTINGS, [lock]).fetchone() or ("", "")
-        if fsync != "on" or persistence not in ("p", None):
-            self._connection.execute("ROLLBACK")
-            raise LedgerError(
-                f"{self._url}: this database does not keep what it confirms (fsync is {fsync}, the table is "
-                f"{'unlogged' if persistence == 'u' else 'logged'}); set fsync=on, and the table LOGGED"
-            )
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Raise the package's error for one of PostgreSQL's."""
-        try:
-            yield
-        except psycopg.Error as error:
-            raise _error(self._url, error) from None
-
-
-def _error(url: LedgerUrl, error: psycopg.Error) -> LedgerError:
-    text = url.hidden_in("; ".join(str(error).strip().splitlines()[:2])) or type(error).__name__
+def _explain(url: LedgerUrl, error: psycopg.Error, text: str) -> LedgerError:
     if isinstance(error, errors.DataCorrupted | errors.IndexCorrupted | psycopg.DataError):
         return LedgerCorrupted(f"{url}: the table is damaged, or no ledger ({text}); {NO_OLDER_COPY}")
     if isinstance(error, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName):
@@ -405,3 +229,7 @@ def _error(url: LedgerUrl, error: psycopg.Error) -> LedgerError:
     return LedgerError(
         f"{url}: the ledger cannot be used now: {text}; nothing may be released; try again once it answers"
     )
+
+
+_LEDGER = Contents("ledger", ("ledger",), LedgerError, _explain)
+"""Its locks: a federation's, by name; '' for the making of ledgers; a writer's hold."""
