@@ -40,6 +40,7 @@ PAGES = (
             *("tutorial", "command", "job_file", "install", "drivers", "architecture", "privacy"),
             *("ledger", "monitoring", "data_duties", "faults", "adaptive_clipping", "benchmarks"),
             *("resume", "ceilings", "site_noise", "noise_schedule", "privacy_units", "workloads", "choosing"),
+            *("sites", "keys"),
         )
     ),
 )
@@ -53,6 +54,7 @@ JOB_ON_A_CLUSTER = (
     "scarcity-ray run job.yaml --out '~/runs/first'"
 )
 MACHINES = "it needs machines reached over ssh; test_cluster_files.py reads the file as Ray does"
+SITES = "tests/gateway/test_site_client.py runs it against a gateway"
 NOT_RUN = {
     'pip install ./client ".[quickstart]" && scarcity-ray run configs/quickstart.yaml': PIP,
     'pip install ./client ".[test]" && python -m pytest': PIP,
@@ -108,6 +110,18 @@ NOT_RUN = {
     "ray up cluster/machines.yaml": MACHINES,
     "ray dashboard cluster/machines.yaml": MACHINES,
     "ray down cluster/machines.yaml": MACHINES,
+    "scarcity-ray client-kit list JOB": SITES,
+    "scarcity-ray client-kit make JOB hospital_1 --domain hospitals": SITES,
+    "scarcity-ray client-kit revoke JOB hospital_1": SITES,
+    "scarcity-ray keys init": SITES,
+    "scarcity-ray keys init keys --host gateway.example.org": SITES,
+    "scarcity-ray keys renew KEYS": SITES,
+    "scarcity-ray keys show keys": SITES,
+    "scarcity-ray operators add NAME": "tests/gateway/test_operators.py",
+    "scarcity-ray operators revoke NAME": "tests/gateway/test_operators.py",
+    "scarcity-ray roster key FILE": "a form, not a command",
+    "scarcity-ray-client rotate HOME": SITES,
+    "scarcity-ray-client run hospital_1.zip workload.yaml": SITES,
 }
 """Why a command is not run here."""
 
@@ -125,6 +139,8 @@ NAMES = {
             "doctor",
             "status",
             "dashboard",
+            "keys",
+            "client-kit",
         )
     ),
     *(

@@ -314,6 +314,7 @@ def test_a_large_download_goes_on_where_it_broke_off(client, gateway, home):
 
     gateway.faults = [half]
     assert client.model(facts).tolist() == [0.0] * 4
+    assert gateway.asked[-2:] == ["GET /v1/model", "GET /v1/model bytes=6-"]
     asked = len(gateway.asked)
     assert client.model(facts).tolist() == [0.0] * 4  # kept
     assert len(gateway.asked) == asked
@@ -373,6 +374,12 @@ def test_a_promise_is_kept_by_the_stated_costs(client, gateway):
 
 def test_where_no_cost_is_stated_it_says_who_keeps_the_ceiling(client, gateway, home, events):
     goes_on(gateway, 2)
+    for ceiling, told in ((None, "no ceiling"), (9.0, "epsilon 9")):
+        gateway.ceiling = ceiling
+        with pytest.raises(UsageError, match=rf"ledger has {told} of this site, and the policy says 3"):
+            client.run(a_site(policy=a_policy()))
+    assert gateway.updates == {}
+    gateway.ceiling = 3.0
     client.run(a_site(policy=a_policy()))
     assert kinds(events).count("no_row_cost") == 1
     assert len(gateway.updates) == 2
