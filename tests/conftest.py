@@ -20,10 +20,11 @@ MEMORY = Path("/dev/shm")
 
 # How many examples a property is tried with. A dear test takes a part: `settings.default.max_examples // 3`.
 settings.register_profile(
-    "quick", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "ci", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
-settings.register_profile("thorough", settings.get_profile("quick"), max_examples=300)
-settings.load_profile("quick")  # the option --hypothesis-profile is read after this
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
+settings.register_profile("thorough", settings.get_profile("ci"), max_examples=300)
+settings.load_profile("ci" if os.environ.get("CI") else "quick")  # --hypothesis-profile is read after this
 
 
 def pytest_configure(config: pytest.Config) -> None:

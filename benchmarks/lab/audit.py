@@ -34,6 +34,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.special import betaincinv
 
 from scarcity_ray.errors import UsageError
 
@@ -206,56 +207,17 @@ def guess_coins(scores: ArrayLike, num_guesses: int) -> NDArray[np.int64]:
     return guesses
 
 
-def binomial_tail(least: int, trials: int, chance: float) -> float:
-    """P[Binomial(trials, chance) >= least], exact to rounding.
-
-    >>> binomial_tail(2, 3, 0.5)
-    0.5
-    """
-    if least <= 0:
-        return 1.0
-    if least > trials or chance <= 0.0:
-        return 0.0
-    return min(1.0, float(np.sum(_binomial(trials, chance)[least:])))
-
-
 def confidence_limits(successes: int, trials: int, alarm: float) -> tuple[float, float]:
     """Exact limits of a chance, each wrong with probability at most `alarm` (Clopper, Pearson 1934)."""
-    lower = upper = 0.0
-    if successes > 0:
-        lower = _bisect(lambda chance: binomial_tail(successes, trials, chance) <= alarm)
-    if successes < trials:
-        upper = 1.0 - _bisect(lambda miss: binomial_tail(trials - successes, trials, miss) <= alarm)
-    else:
-        upper = 1.0
+    missed = trials - successes
+    lower = float(betaincinv(successes, missed + 1, alarm)) if successes else 0.0
+    upper = 1.0 - float(betaincinv(missed, successes + 1, alarm)) if missed else 1.0
     return lower, upper
-
-
-def _bisect(holds: Callable[[float], bool]) -> float:
-    """The greatest of a fine grid on [0, 1] below which `holds` is true."""
-    low, high = 0.0, 1.0
-    for _ in range(45):
-        middle = 0.5 * (low + high)
-        if holds(middle):
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _binomial(trials: int, chance: float) -> NDArray[np.float64]:
-    k: NDArray[np.int64] = np.arange(trials + 1)
-    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1)))])
-    if chance >= 1.0:
-        return np.where(k == trials, 1.0, 0.0)
-    logs = factorials[trials] - factorials - factorials[::-1]
-    law: NDArray[np.float64] = np.exp(logs + k * math.log(chance) + (trials - k) * math.log1p(-chance))
-    return law
 
 
 def _one_run_chance(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
     """The most probable that `correct` or more right guesses can be under (epsilon, delta)-DP."""
-    law = _binomial(guesses, 1.0 / (1.0 + math.exp(-epsilon)))
+    law = stats.binom.pmf(np.arange(guesses + 1), guesses, 1.0 / (1.0 + math.exp(-epsilon)))
     chance = float(np.sum(law[correct:]))
     if correct > 0:
         below = np.cumsum(law[:correct][::-1])

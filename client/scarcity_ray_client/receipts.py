@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 SALT_BYTES = 32
 RECEIPT, PROOF, RECORD = "scarcity_ray receipt", "scarcity_ray receipt proof", "scarcity_ray release record"
-VERSIONS = {RECEIPT: 1, PROOF: 1, RECORD: 1}
+VERSIONS = {RECEIPT: 1, PROOF: 1, RECORD: 2}
 """Each kind of file, with the version that this release writes."""
 
 
@@ -257,6 +257,7 @@ class CountedRoot:
         session_id: Of the release's session, hexadecimal.
         root: Over the keys of the receipts, 32 bytes.
         basket_key: The basket's Ed25519 public key.
+        manifest: With ``retain_rounds``, SHA-256 of the manifest of what its rule ran on; else empty.
     """
 
     federation_id: str
@@ -267,11 +268,14 @@ class CountedRoot:
     root: bytes
     basket_key: bytes = b""
     signature: bytes = b""
+    manifest: bytes = b""
 
     def encode(self) -> bytes:
-        """The bytes that the basket signs."""
+        """The bytes that the basket signs; those of version 1 where it has no manifest."""
         where = [self.federation_id, self.run, self.basket_id, self.session_id, self.round_id]
-        return _message("counted", [*where, self.root.hex()])
+        if not self.manifest:
+            return _message("counted", [*where, self.root.hex()])
+        return _message("counted", [*where, self.root.hex(), self.manifest.hex()], 2)
 
     def signed(self, identity: IdentityKeyPair) -> CountedRoot:
         """With the basket's signature."""
@@ -286,11 +290,12 @@ class CountedRoot:
     def is_formed(self) -> bool:
         """Whether each field is of its type."""
         texts, counts = (self.federation_id, self.basket_id, self.session_id), (self.run, self.round_id)
-        parts = (self.root, self.basket_key, self.signature)
+        parts = (self.root, self.basket_key, self.signature, self.manifest)
         return (
             all(type(text) is str for text in texts)
             and all(type(count) is int for count in counts)
             and all(type(part) is bytes for part in parts)
+            and len(self.manifest) in (0, KEY_BYTES)
         )
 
 
@@ -320,6 +325,7 @@ class ReleaseRecord:
                 "root": root.root.hex(),
                 "basket_key": root.basket_key.hex(),
                 "signature": root.signature.hex(),
+                "manifest": root.manifest.hex(),
             }
             for root in self.roots
         ]
@@ -343,6 +349,7 @@ class ReleaseRecord:
                 _key(given["root"]),
                 bytes.fromhex(given["basket_key"]),
                 bytes.fromhex(given["signature"]),
+                bytes.fromhex(given.get("manifest", "")),  # version 1 had none
             )
 
         def read(given: Mapping[str, Any]) -> ReleaseRecord:
@@ -498,8 +505,8 @@ def _is_signed(key: bytes, message: bytes, signature: bytes) -> bool:
     return IdentityKeyPair.verify_with(key, message, signature)
 
 
-def _message(what: str, content: Sequence[object]) -> bytes:
-    return f"scarcity_ray/{what}/1\n{json.dumps(content, separators=(',', ':'))}".encode()
+def _message(what: str, content: Sequence[object], version: int = 1) -> bytes:
+    return f"scarcity_ray/{what}/{version}\n{json.dumps(content, separators=(',', ':'))}".encode()
 
 
 def _text(kind: str, **content: object) -> str:

@@ -31,7 +31,7 @@ from scarcity_ray.baskets.basket import Basket, ReceiptScope
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.local_state import Row
-from scarcity_ray.baskets.receipt_book import ROUNDS_PROVED, ReceiptBook
+from scarcity_ray.baskets.receipt_book import ReceiptBook
 from scarcity_ray.baskets.reports import (
     ActivityReport,
     Backlog,
@@ -63,6 +63,7 @@ from scarcity_ray.secagg import (
     UnmaskShares,
 )
 from scarcity_ray.storage.journal import JournalPlace, open_journal
+from scarcity_ray.storage.sealing import Sealing, read_key
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.updates import read_rows
 from scarcity_ray_client.receipts import SALT_BYTES, ReceiptBatch, ReceiptProof
@@ -197,8 +198,10 @@ class BasketHost(Role):
         self.regained = Regained()
         if journal is not None:
             keeps_states = plan.gossip_share > 0.0 or not plan.config.layer2.enabled
+            key = read_key(journal.key_path) if journal.key_path else None
             file = open_journal(journal, federation_id, slot, run)
-            self._journal = BasketJournal(file, keeps_states)
+            sealing = Sealing(key, f"scarcity_ray journal/{federation_id}/{slot}")
+            self._journal = BasketJournal(file, keeps_states, sealing)
             self._syncs_updates = journal.syncs_updates
         try:
             if self._journal is not None:
@@ -343,14 +346,19 @@ class BasketHost(Role):
             oldest = round_id - self._plan.config.buffer.max_staleness
             self._memories.forget_before(oldest, now)
             if self._book is not None:
-                self._book.forget_before(round_id - ROUNDS_PROVED)
+                self._book.forget_before(round_id - self._plan.config.retention.receipt_rounds)
             if self._journal is not None:
-                for client_id in self._journal.kept("memory"):
+                for client_id in self._journal.names("memory"):
                     if self._memories.get(client_id) is None:
                         self._keep("memory", client_id, None)
+                for caller in self._journal.names("answer"):
+                    if not self.remembers(caller):
+                        self._keep("answer", caller, None)
                 self._journal.forget_before(oldest)
                 self._save()
             self._keeper.keep(self._baskets)
+            if self._plan.config.retain_rounds:
+                self._keeper.forget_rows_before(round_id - self._plan.config.retain_rounds)
         return None
 
     # Updates, Layer 1 and gossip.
@@ -400,6 +408,7 @@ class BasketHost(Role):
         self.leave_out(now)
         chosen = sorted(self._baskets if basket_ids is None else set(basket_ids) & set(self._baskets))
         outcomes = tuple(self._baskets[b].layer1(self._aggregator, force, now) for b in chosen)
+        self._keeper.retain(self._baskets, self._round_id)
         self._save()
         return outcomes
 

@@ -8,10 +8,15 @@ forgets both as they are used. So a snapshot older than the last release counts 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from scarcity_ray.actors.kept import CODEC, GossipRun, HostSnapshot
 from scarcity_ray.baskets.basket import Basket
+from scarcity_ray.baskets.retained import CODEC as RETAINED
+from scarcity_ray.baskets.retained import rows_folder
 from scarcity_ray.storage.snapshots import Snapshots
+
+_ALL = 1 << 31
 
 
 class BasketKeeper:
@@ -26,7 +31,8 @@ class BasketKeeper:
     """
 
     def __init__(self, kept: Snapshots | None, slot: int, *, has_journal: bool) -> None:
-        self._kept = kept
+        self._kept, self._slot = kept, slot
+        self._rows = None if kept is None else replace(kept, path=rows_folder(kept.path))
         self._baskets, self._gossip = f"baskets-{slot}", f"gossip-{slot}"
         self._has_journal = has_journal
         self.last_gossip = GossipRun()
@@ -41,6 +47,31 @@ class BasketKeeper:
         if self._kept is not None:
             states = {basket_id: basket.kept() for basket_id, basket in sorted(baskets.items())}
             self._kept.write(self._baskets, HostSnapshot(states), CODEC)
+
+    def retain(self, baskets: Mapping[str, Basket], round_id: int) -> None:
+        """Write what was retained of new aggregates, before they are known to anybody.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        new = [kept for _, basket in sorted(baskets.items()) for kept in basket.retained]
+        if new and self._rows is not None:
+            self._rows.write(f"{self._slot}-{round_id}", new, RETAINED, keep=_ALL)
+        for basket in baskets.values():
+            basket.retained = []
+
+    def forget_rows_before(self, round_id: int) -> None:
+        """Remove what was retained in earlier rounds.
+
+        Raises:
+            StorageError: If it cannot be removed.
+        """
+        if self._rows is None:
+            return
+        for name in self._rows.states():
+            slot, _, number = name.partition("-")
+            if slot == str(self._slot) and int(number) < round_id:
+                self._rows.remove(name)
 
     def keep_gossip(self, baskets: Mapping[str, Basket], name: str, delivered: Mapping[str, int]) -> None:
         """Write what the journal lacks of a gossip run: peers' rotation, messages that wait, counts.

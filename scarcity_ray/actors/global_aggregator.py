@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scarcity_ray.actors import signed_facts
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
-from scarcity_ray.actors.kept import CODEC, RELEASES_KEPT
+from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.messages import BasketPlace
 from scarcity_ray.actors.names import ACCOUNTANT
 from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureSession
@@ -403,7 +403,7 @@ class GlobalAggregator(Role):
         """
         self._unkept = model
         if self._kept is not None:
-            self._kept.write(RELEASE, model, CODEC, keep=RELEASES_KEPT)
+            self._kept.write(RELEASE, model, CODEC, keep=self._plan.config.retention.releases)
         self._last.model, self._aborted, self._unkept = model, None, None
         return model
 

@@ -23,9 +23,6 @@ from scarcity_ray.storage.codec import Codec
 from scarcity_ray_client import NoisedMean
 from scarcity_ray_client.receipts import CountedRoot
 
-RELEASES_KEPT = 8
-"""Last releases that are kept."""
-
 
 @dataclass(frozen=True, eq=False)
 class DirectoryState:

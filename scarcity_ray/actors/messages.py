@@ -143,10 +143,15 @@ class Closing:
 
 @dataclass(frozen=True)
 class Fault:
-    """A role's death: what was lost and what to do, in a sentence; all drivers note it under the same id."""
+    """A role's death: what was lost and what to do, in a sentence; all drivers note it under the same id.
+
+    Attributes:
+        baskets: Those that have lost all updates that they had; each driver names its own.
+    """
 
     fault_id: str
     loss: str
+    baskets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

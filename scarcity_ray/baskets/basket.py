@@ -25,6 +25,7 @@ from scarcity_ray.baskets.reports import (
     ReputationReport,
 )
 from scarcity_ray.baskets.reputation import MISCONDUCT, Reputation, Reputations
+from scarcity_ray.baskets.retained import RetainedAggregate, settings_of
 from scarcity_ray.baskets.submission import Receipt, Submission, is_signed, message_as_sent, message_of
 from scarcity_ray.baskets.unsaved import Accepted, BasketCounts, Unsaved
 from scarcity_ray.baskets.update_buffer import BasketBuffer, ClientUpdates, JudgedUpdate, ReplayKey
@@ -81,6 +82,7 @@ class Basket:
         left_out: Clients that are at ceilings of their own: they belong here, and count nowhere.
         scope: The federation, its run and the budget period that clients sign their updates for.
         unsaved: Changes for the basket's journal; None where there is none.
+        retained: With ``retain_rounds``, aggregates of which nothing is stored yet.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Basket:
         self._rule_failures = 0
         self._failure = ""
         self.unsaved: Unsaved | None = None
+        self.retained: list[RetainedAggregate] = []
 
     def admit(self, member: Member) -> None:
         """Add a client with its memory, or update a member."""
@@ -330,9 +333,9 @@ class Basket:
             return None
         federation_id, run = self.scope.federation_id, self.scope.run
         root = self._book.root_of(fresh)
-        return CountedRoot(federation_id, run, self.basket_id, session_id, round_id, root).signed(
-            self.identity
-        )
+        return CountedRoot(
+            federation_id, run, self.basket_id, session_id, round_id, root, manifest=fresh.manifest
+        ).signed(self.identity)
 
     def fate_here(self, receipt: bytes) -> Fate | None:
         """Whether the update waits, or is in the latest aggregate."""
@@ -518,6 +521,9 @@ class Basket:
             )
         self._failure = ""
         self._reputations.agree({c: place.agreement for c, place in model.placings.items()})
+        if self._plan.config.retain_rounds:
+            self.retained.append(self._retain(model, aggregator, seed))
+            model = replace(model, manifest=self.retained[-1].digest)
         self.states.keep_momenta(clients)
         model = replace(model, receipts=b"".join(sorted(self._buffer.receipts())))
         self._buffer.pop()
@@ -529,6 +535,28 @@ class Basket:
             self.unsaved.has_consumed = True
             self.unsaved.clients.update(clients)
         return Layer1Outcome(self.basket_id, True, str(reason), len(clients), least, self._clipping)
+
+    def _retain(self, model: BasketModel, aggregator: Layer1Aggregator, seed: int) -> RetainedAggregate:
+        """What the rule ran on, which is about to leave the buffer."""
+        clients = self._buffer.clients()
+        momenta = {c: row for c in clients if (row := self.states.momentum(c)) is not None}
+        return RetainedAggregate(
+            self.scope.federation_id,
+            self.scope.run,
+            self.basket_id,
+            self.latest.made + 1,
+            model.round_id,
+            settings_of(self._plan.config, aggregator.config.clip_norm),
+            model.n_members,
+            model.num_byzantine,
+            seed,
+            clients,
+            self._buffer.updates(),
+            momenta,
+            tuple(row.copy() for row in self.states.rows(clients)),
+            None if (weights := self._weights(clients)) is None else tuple(map(float, weights)),
+            model.aggregate,
+        ).with_manifest()
 
     def count_refused_session(self) -> None:
         """Count a session that this basket did not join."""

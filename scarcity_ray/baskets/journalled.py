@@ -41,6 +41,7 @@ from scarcity_ray.layers.models import BasketModel, Placing
 from scarcity_ray.plan import BasketFacts
 from scarcity_ray.storage.codec import Codec
 from scarcity_ray.storage.journal import VALUE_BYTES, Batch, Journal
+from scarcity_ray.storage.sealing import Sealing
 from scarcity_ray.updates import content_digest
 from scarcity_ray_client.receipts import Fate, ReceiptBatch
 
@@ -116,10 +117,14 @@ class BasketJournal:
     Args:
         keeps_states: Whether local states are used after their updates have gone into an aggregate: with
             gossip, and without Layer 2.
+        sealing: Of what is written.
     """
 
-    def __init__(self, journal: Journal | PostgresJournal, keeps_states: bool) -> None:
+    def __init__(
+        self, journal: Journal | PostgresJournal, keeps_states: bool, sealing: Sealing | None = None
+    ) -> None:
         self._journal = journal
+        self._sealing = sealing or Sealing()
         self._keeps_states = keeps_states
         self._own: dict[tuple[str, str], object] = {}
         self._forgotten: list[str] = []
@@ -132,7 +137,11 @@ class BasketJournal:
     def kept(self, kind: str) -> dict[str, Any]:
         """The actor's own records of a kind, by name."""
         found = self._journal.records(HOST, kind)
-        return {name: _codec.unpack(value) for name, value in found.items()}
+        return {name: self._unpack(value) for name, value in found.items()}
+
+    def names(self, kind: str) -> tuple[str, ...]:
+        """The names of the actor's own records of a kind."""
+        return tuple(self._journal.records(HOST, kind))
 
     def forget(self, basket_id: str) -> None:
         """Have a basket that has closed dropped with the next `save`."""
@@ -162,7 +171,7 @@ class BasketJournal:
         self._own, self._forgotten, self._oldest_round = {}, [], None
         with self._journal.writing(sync=sync):
             for (kind, name), value in own.items():
-                self._journal.put(HOST, kind, name, None if value is None else _codec.pack(value))
+                self._journal.put(HOST, kind, name, None if value is None else self._pack(value))
             for basket_id in forgotten:
                 self._journal.forget_basket(basket_id)
             for basket in changed:
@@ -181,13 +190,13 @@ class BasketJournal:
         basket.unsaved = None
         left = {c: int(n) for c, n in self._journal.records(basket.basket_id, "left").items()}
         found = self._journal.records(basket.basket_id, "client").values()
-        records = sorted((_codec.unpack(value) for value in found), key=lambda record: record.number)
+        records = sorted((self._unpack(value) for value in found), key=lambda record: record.number)
         counts = self.counts(basket.basket_id)
         since, known = Counter[str](), set[str]()
         for batch in self._journal.batches(basket.basket_id):
             while records and records[0].number < batch.number:
                 known.add(_put(basket, records.pop(0)))
-            columns = _codec.unpack(batch.columns)
+            columns = self._unpack(batch.columns)
             known.update(c for c in columns.clients if batch.number > left.get(c, 0))
             self._accept_again(basket, batch, columns, left)
             if counts is None or batch.number > counts.number:
@@ -228,11 +237,11 @@ class BasketJournal:
             if not self._keeps_states:
                 carried = replace(carried, local_state=None)
             record = ClientRecord(number, basket.round_id, carried)
-            journal.put(name, "client", client_id, _codec.pack(record))
+            journal.put(name, "client", client_id, self._pack(record))
         if basket.latest.is_unsaved:
-            journal.put(name, "aggregate", "", _codec.pack(basket.latest.record()))
+            journal.put(name, "aggregate", "", self._pack(basket.latest.record()))
         if unsaved != Unsaved(accepted=unsaved.accepted):
-            journal.put(name, "counts", "", _codec.pack(basket.counts(number)))
+            journal.put(name, "counts", "", self._pack(basket.counts(number)))
 
     def _append(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
         if not accepted:
@@ -253,20 +262,21 @@ class BasketJournal:
             b"".join(j.receipt for j in judged) if all(j.receipt for j in judged) else b"",
         )
         newest = max(j.round_id for j in judged)
-        self._journal.append(basket_id, newest, _codec.pack(columns), rows)
+        self._journal.append(basket_id, newest, self._pack(columns), self._sealing.seal(rows))
 
     def _remember(self, basket_id: str, keys: Collection[ReplayKey]) -> None:
         if keys:
             columns = _columns(list(keys), [0.0] * len(keys), [None] * len(keys), None)
             newest = max(key.round_id for key in keys)
-            self._journal.append(basket_id, newest, _codec.pack(columns), None)
+            self._journal.append(basket_id, newest, self._pack(columns), None)
 
     def _accept_again(
         self, basket: Basket, batch: Batch, columns: AcceptedColumns, left: Mapping[str, int]
     ) -> None:
         clients = columns.clients
         digests = columns.digests.reshape(len(clients), DIGEST_BYTES)
-        rows = None if batch.rows is None else np.frombuffer(batch.rows, "<f4").reshape(len(clients), -1)
+        held = None if batch.rows is None else self._opened(batch.rows)
+        rows = None if held is None else np.frombuffer(held, "<f4").reshape(len(clients), -1)
         for i, client_id in enumerate(clients):
             sequence = None if columns.sequences is None else columns.sequences[i]
             key = ReplayKey(client_id, columns.rounds[i], digests[i].tobytes(), sequence)
@@ -284,9 +294,21 @@ class BasketJournal:
             judged = JudgedUpdate(client_id, row, key.round_id, key.digest, sequence, examples, receipt)
             basket.accept(Accepted(judged, report, columns.times[i]))
 
+    def _pack(self, value: object) -> bytes:
+        return self._sealing.seal(_codec.pack(value))
+
+    def _unpack(self, kept: bytes) -> Any:
+        return _codec.unpack(self._opened(kept))
+
+    def _opened(self, kept: bytes) -> bytes:
+        try:
+            return self._sealing.open(kept)
+        except ValueError as error:
+            raise self._journal.torn(str(error)) from None
+
     def _unpacked(self, basket_id: str, kind: str) -> Any:
         value = self._journal.records(basket_id, kind).get("")
-        return None if value is None else _codec.unpack(value)
+        return None if value is None else self._unpack(value)
 
 
 def _has_changed(basket: Basket) -> bool:

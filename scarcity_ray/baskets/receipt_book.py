@@ -21,9 +21,6 @@ from scarcity_ray.layers.models import BasketModel
 from scarcity_ray_client.merkle import KEY_BYTES, MerklePath, MerkleTree
 from scarcity_ray_client.receipts import Fate, ReceiptProof
 
-ROUNDS_PROVED = 16
-"""Rounds for which it is told what became of an update."""
-
 
 @dataclass(frozen=True, eq=False)
 class Settled:

@@ -145,21 +145,21 @@ def take_over_command(path: str, operator: str, form: str) -> ExitCode:
         facts = {"federation_id": standing.federation_id, "incarnation": standing.incarnation}
         click.echo(_as_json({"taken_over": True, "was_held": was_held, "holder_before": was, **facts}))
         return ExitCode.DONE
-    click.echo(_printable(f"{where}: taken over from {before}; it charges nothing any more."))
+    click.echo(printable(f"{where}: taken over from {before}; it charges nothing any more."))
     click.echo("The ledger is free: the next federation that is opened on it goes on with what is left.")
     return ExitCode.DONE
 
 
 def export_command(path: str, out: str | None) -> ExitCode:
     """Write every row as one JSON object a line, each checked before it is written."""
-    with closing(Ledger.read(path)) as ledger, _target(out) as target:
+    with closing(Ledger.read(path)) as ledger, target_of(out) as target:
         for line in export(ledger):
             target.write(_as_json(line) + "\n")
     return ExitCode.DONE
 
 
 @contextmanager
-def _target(out: str | None) -> Iterator[TextIO]:
+def target_of(out: str | None) -> Iterator[TextIO]:
     """Standard output, or a new file that only its owner can read and that is whole or not there."""
     if out is None:
         yield sys.stdout
@@ -262,7 +262,7 @@ def _whose(standing: Standing, is_held: bool | None) -> list[str]:
         f"federation {standing.federation_id}{called}, opened {times(standing.incarnation)}",
         f"{holds} {standing.holder or 'nobody'}",
     ]
-    return [_printable(line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def _ceilings(accountant: PrivacyAccountant) -> list[str]:
@@ -272,7 +272,7 @@ def _ceilings(accountant: PrivacyAccountant) -> list[str]:
         return []
     named = f": {', '.join(ceilings.left_out)}" if ceilings.left_out else ""
     return [
-        _printable(
+        printable(
             f"{len(ceilings)} clients have ceilings of their own; {len(ceilings.left_out)} of them are left "
             f"out, for good{named}"
         )
@@ -294,7 +294,7 @@ def _print_rows(path: str, lines: list[dict[str, Any]], accountant: PrivacyAccou
         table.add_row(
             str(line["seq"]),
             in_utc(line["at"]).removesuffix(" UTC"),
-            *(Text(_printable(line[name])) for name in ("what", "who")),
+            *(Text(printable(line[name])) for name in ("what", "who")),
             *(_short(line[name]) for name in ("sigma", "sensitivity", "epsilon_spent")),
         )
     console.print(table)
@@ -331,7 +331,7 @@ def _as_json(line: dict[str, Any]) -> str:
     return json.dumps(finite, allow_nan=False)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text with control characters escaped: names come from strangers, and could steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

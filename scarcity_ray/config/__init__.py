@@ -23,6 +23,7 @@ from scarcity_ray.config.sections import (
     Layer1Config,
     Layer2Config,
     PrivacyConfig,
+    RetentionConfig,
     RuntimeConfig,
 )
 from scarcity_ray.config.validation import load, settings, to_plain
@@ -42,6 +43,7 @@ __all__ = [
     "NoisePlace",
     "PrivacyConfig",
     "PrivacyUnit",
+    "RetentionConfig",
     "RulePath",
     "RuntimeConfig",
     "load",

@@ -165,6 +165,12 @@ def _journal_path(value: str) -> str:
     return value
 
 
+def _key_path(value: str) -> str:
+    if not _can_name_a_file(value):
+        raise ValueError("the path of a file")
+    return os.path.abspath(os.path.expanduser(value))
+
+
 def _public_key(value: str) -> str:
     if len(value) != 64 or set(value.lower()) - set("0123456789abcdef"):
         raise ValueError("an Ed25519 public key as 64 hexadecimal digits")
@@ -193,6 +199,8 @@ StoragePath = Annotated[StrictStr, AfterValidator(_storage_path)]
 """A folder, or the URI of one that `pyarrow.fs` knows."""
 JournalPath = Annotated[StrictStr, AfterValidator(_journal_path), PlainSerializer(str)]
 """A folder on a local disk, or a `LedgerUrl`."""
+KeyPath = Annotated[StrictStr, AfterValidator(_key_path)]
+"""A file of the machine's own, made absolute."""
 Kept = Annotated[Durability, BeforeValidator(_member_of(Durability))]
 PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""

@@ -21,6 +21,7 @@ from scarcity_ray.config.fields import (
     Int,
     JournalPath,
     Kept,
+    KeyPath,
     Labels,
     LedgerPath,
     Method,
@@ -218,6 +219,18 @@ class RuntimeConfig:
 
 
 @settings
+class RetentionConfig:
+    """How long what has served its purpose is kept (docs/data_duties.md); the ledger is kept for good."""
+
+    releases: Annotated[Int, Field(ge=2)] = 8
+    """Global models that storage_path holds; older ones are deleted."""
+    receipt_rounds: PositiveInt = 16
+    """Rounds for which baskets can tell what became of an update with a receipt."""
+    metrics_rounds: PositiveInt | None = None
+    """Rounds that a run's metrics.jsonl holds; None: all."""
+
+
+@settings
 class HierarchicalFederationConfig:
     """Everything about a federation (docs/specification.md#the-federation)."""
 
@@ -255,16 +268,23 @@ class HierarchicalFederationConfig:
     """Where accepted updates are kept until they are aggregated: a folder on a local disk of each machine
     with baskets, or the URL of a PostgreSQL database, which outlives such a disk (docs/faults.md). None: the
     folder ``journal`` in `storage_path`, if that is a folder."""
+    journal_key_path: KeyPath | None = None
+    """A file with 32 random bytes on each machine with baskets, mode 0600, by which what the journal holds is
+    encrypted (docs/faults.md). None: it is not."""
     durability: Kept | None = None
     """When accepted updates are on the disk. None: ``update`` with `storage_path`, ``none`` without."""
     receipts: StrictBool = False
     """Whether baskets sign receipts for accepted updates and publish, with a release, what was in it
     (docs/receipts.md)."""
+    retain_rounds: NonNegativeInt = 0
+    """Rounds for which baskets keep, in `storage_path`, the noised rows that they gave to their rule, for
+    ``scarcity-ray audit replay`` (docs/receipts.md); with ``privacy.noise: site`` alone."""
     operator_key: PublicKey | None = None
     """The operator's Ed25519 public key, 64 hexadecimal digits, whose private half no role and no driver need
     hold: the roster of baskets and renewals of the budget must be signed with it. None: the directory is
     believed in who the baskets are, and whoever can call the accountant may renew."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
 
     def __post_init__(self) -> None:
         if self.runtime.placement and self.basket.allow_cross_domain:

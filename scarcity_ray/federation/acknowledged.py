@@ -47,6 +47,11 @@ class Acknowledged:
                 if not kept[basket_id]:
                     del kept[basket_id]
 
+    def clients(self) -> list[str]:
+        """Whose updates may be lost yet, sorted."""
+        kept = (*self._waiting.values(), *self._aggregated.values())
+        return sorted({client_id for updates in kept for client_id, _ in updates})
+
     def lose(self, baskets: Iterable[str], client_ids: Iterable[str]) -> tuple[tuple[str, int], ...]:
         """Note that baskets have lost what they had of their clients; the updates.
 

@@ -8,6 +8,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from scarcity_ray.actors.basket import BasketHost
@@ -15,7 +16,7 @@ from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.messages import Fault, News, RoutingTable
 from scarcity_ray.actors.names import DIRECTORY, basket_actor
 from scarcity_ray.errors import ActorLost, FaultWarning, warn_caller
-from scarcity_ray.federation.supervisor import Supervisor
+from scarcity_ray.federation.supervisor import Supervisor, named_updates
 from scarcity_ray.runtime.rpc import Call, IdempotencyKey, Role, RoleName
 
 logger = logging.getLogger("scarcity_ray")
@@ -130,7 +131,7 @@ class ActorClient:
             # Without a call number, as it may interrupt a numbered call; a fault's id is noted once anyway.
             self._answer(DIRECTORY, Call(Directory.note_faults, tuple(faults)))
         new = self._new_faults()
-        self.supervisor.tell_faults(new)
+        self.supervisor.tell_faults([self._heard[fault.fault_id] for fault in new])
         _warn(new)
 
     def recall_faults(self) -> None:
@@ -156,11 +157,23 @@ class ActorClient:
     def _new_faults(self) -> list[Fault]:
         """The directory's faults that this driver has not heard of yet; they are kept and logged."""
         known = self._answer(DIRECTORY, Call(Directory.faults))
+        lost = {b for fault in known if fault.fault_id not in self._heard for b in fault.baskets}
+        sent = self.supervisor.acknowledged.clients() if lost else []
+        homes = self._answer(DIRECTORY, Call(Directory.locate, sent)).routes if sent else {}
         new = [fault for fault in known if fault.fault_id not in self._heard]
         self._heard |= {fault.fault_id: fault for fault in new}
-        for fault in new:
+        told = [self._with_own(fault, homes) for fault in new]
+        for fault in told:
             self.note_loss(fault.loss)
-        return new
+        return told
+
+    def _with_own(self, fault: Fault, homes: Mapping[str, tuple[str, int]]) -> Fault:
+        """A fault that names, too, what this driver had sent to baskets that another one saw die."""
+        there = [client_id for client_id, (basket_id, _) in homes.items() if basket_id in fault.baskets]
+        lost = self.supervisor.acknowledged.lose(fault.baskets, there)
+        return (
+            replace(fault, loss=f"{fault.loss}; of this driver's: {named_updates(lost)}") if lost else fault
+        )
 
     def _next_id(self) -> IdempotencyKey:
         """The next call's id; each thread is a caller of its own (`runtime.rpc.IdempotencyKey`)."""

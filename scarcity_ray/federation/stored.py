@@ -12,7 +12,7 @@ from typing import Any
 
 from scarcity_ray.actors.messages import FederationIdentity
 from scarcity_ray.config import HierarchicalFederationConfig, load, to_plain
-from scarcity_ray.errors import StorageError
+from scarcity_ray.errors import ConfigError, StorageError
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.storage.codec import Codec
 from scarcity_ray.storage.snapshots import Snapshots
@@ -92,8 +92,13 @@ def check_unused(config: HierarchicalFederationConfig) -> None:
 
     Raises:
         StorageError: If one is, or the place cannot be read.
+        ConfigError: If rows are to be retained, and there is no place.
     """
     path = config.storage_path
+    if path is None and config.retain_rounds:
+        raise ConfigError(
+            "retain_rounds", config.retain_rounds, "0 without storage_path: the rows are kept there"
+        )
     if path is None or Snapshots(path).is_empty():
         return
     resume = path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -367,7 +367,10 @@ class Supervisor:
         if config.keeps_updates is Durability.NONE or config.journal_place is None:
             return None
         is_synced = config.keeps_updates is Durability.UPDATE
-        return JournalPlace(config.journal_place, is_synced, epoch=self.identity.incarnation)
+        key_path = config.journal_key_path or ""
+        return JournalPlace(
+            config.journal_place, is_synced, epoch=self.identity.incarnation, key_path=key_path
+        )
 
     def _regained(self, slot: int, state: SlotState, *, always: bool = True) -> Fault | None:
         """What a restarted basket actor has from its journal, and what it could not keep.
@@ -385,7 +388,8 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
-        if regained.is_new and not regained.set_aside and state.admissions:
+        is_gone = regained.is_new and not regained.set_aside and bool(state.admissions)
+        if is_gone:
             lost.append(f"nothing of its journal is left, so {self._waited(state)}")
         if regained.set_aside:
             lost.append(
@@ -396,21 +400,22 @@ class Supervisor:
             lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         if not (lost or always):
             return None
-        return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
+        told = f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}"
+        return replace(_fault(told), baskets=state.baskets if is_gone else ())
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
         """What was lost with a basket actor; the id holds its baskets' keys, new after each death."""
         name = basket_actor(slot)
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
-        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}")
+        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}", state.baskets)
 
     def _waited(self, state: SlotState) -> str:
         """What is lost with a basket actor, update by update, and what to do."""
         baskets = ", ".join(state.baskets) or "none that is known"
         members = (member.client_id for admission in state.admissions for member in admission.members)
         lost = self.acknowledged.lose(state.baskets, members)
-        named = f": {_named(lost)}" if lost else ""
+        named = f": {named_updates(lost)}" if lost else ""
         return (
             f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "
             f"lost{named}: send the updates of this round again"
@@ -596,7 +601,7 @@ def _listed(lost: Mapping[str, int]) -> str:
     return ", ".join(f"{client_id} ({count})" for client_id, count in sorted(lost.items()))
 
 
-def _named(lost: Sequence[tuple[str, int]]) -> str:
+def named_updates(lost: Sequence[tuple[str, int]]) -> str:
     """Updates by client and round."""
     named = ", ".join(f"{client_id} (round {round_id})" for client_id, round_id in lost[:NAMED])
     more = len(lost) - NAMED

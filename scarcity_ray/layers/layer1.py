@@ -90,6 +90,11 @@ class Layer1Aggregator:
         self._blocks_of: BlocksOf = blocks_of or (lambda rows, seconds: inline_blocks(rows))
         self._rule: Rule = self._plan.rule
 
+    @property
+    def config(self) -> Layer1Config:
+        """What it aggregates by."""
+        return self._config
+
     def aggregate(
         self,
         updates: ArrayLike | Sequence[ArrayLike],

@@ -56,6 +56,7 @@ class BasketModel:
         placings: By client id; empty where no report was asked for.
         num_persons: See `BasketFacts`.
         receipts: Keys of the receipts for the updates in it, 32 bytes each, sorted; empty without receipts.
+        manifest: Digest of what is retained of it (`baskets.retained`); empty if nothing is.
     """
 
     basket_id: str
@@ -74,6 +75,7 @@ class BasketModel:
     placings: dict[str, Placing] = field(default_factory=dict)
     num_persons: int | None = None
     receipts: bytes = b""
+    manifest: bytes = b""
 
     def facts(self, domain_id: str, num_members: int) -> BasketFacts:
         """What is public about it in a release for which the basket has `num_members`."""

@@ -295,6 +295,14 @@ def _check_min_persons(config: HierarchicalFederationConfig) -> None:
 def _check_site_noise(plan: FederationPlan) -> None:
     config, privacy, layer1 = plan.config, plan.config.privacy, plan.config.layer1
     site = "privacy.noise: site"
+    if config.retain_rounds:
+        needed = (
+            (site, plan.site_noise is not None, "a row without noise is kept until it is in an aggregate"),
+            ("receipts: true", config.receipts, "what is retained is shown by what receipts publish"),
+        )
+        for setting, is_there, why in needed:
+            if not is_there:
+                raise ConfigError("retain_rounds", config.retain_rounds, f"0 without {setting}: {why}")
     if plan.site_noise is None:
         for name, value in (
             ("privacy.row_epsilon", privacy.row_epsilon),

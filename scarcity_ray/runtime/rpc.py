@@ -90,6 +90,10 @@ class Role:
         """Note the answer that was given to a call before this role was restarted."""
         self._answers[call.caller] = _Answer(call.number, value, True)
 
+    def remembers(self, caller: str) -> bool:
+        """Whether the caller's last call would be answered if it came again."""
+        return caller in self._answers
+
     def once(self, call: IdempotencyKey, method: str, *args: object) -> Any:
         """Call `method`, unless this call was answered before; its answer.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scarcity_ray.errors import StorageError
 from scarcity_ray_client.formats import why_not_read
 
-FORMATS = {"scarcity_ray snapshot": 1, "scarcity_ray journal": 1}
+FORMATS = {"scarcity_ray snapshot": 1, "scarcity_ray journal": 2}
 """Each kind of file, with the version that this release writes."""
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,15 @@ from typing import TYPE_CHECKING
 
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
-from scarcity_ray.storage.formats import FORMATS, check_format
+from scarcity_ray.storage.formats import check_format
 from scarcity_ray.storage.local_disk import make_own_folder
 
 if TYPE_CHECKING:
     from scarcity_ray.storage.postgres_journal import PostgresJournal
 
 KIND = "scarcity_ray journal"
+ENCRYPTED = 2
+"""Version of an encrypted journal; else it is 1."""
 PAGE_BYTES = 16_384
 """Of the file. With 4 KiB a batch of 4 MiB took twice as long; a single update writes a page or two."""
 CHECKPOINT_PAGES = 1_024
@@ -77,12 +79,33 @@ class JournalPlace:
             machine, until the next call that is not an update: an aggregate, a session, a new round.
         continues: The runs whose journals this run takes over.
         epoch: How often the federation was opened; in a database, an earlier one writes nothing any more.
+        key_path: The file of the key that rows are encrypted with; empty: they are not.
     """
 
     where: str
     syncs_updates: bool = True
     continues: tuple[int, ...] = ()
     epoch: int = 0
+    key_path: str = ""
+
+    @property
+    def version(self) -> int:
+        """Of the journals written here: encrypted ones are refused by releases that know of none."""
+        return ENCRYPTED if self.key_path else 1
+
+    def check_version(self, where: str, kind: object, version: object) -> None:
+        """Check that a journal that was found is one that can be read with the key, or without one.
+
+        Raises:
+            StorageError: If it is not; it names the place and the way out.
+        """
+        check_format(where, KIND, kind, version)
+        if version != self.version:
+            raise StorageError(
+                f"{where}: the journal is encrypted; set journal_key_path to its key"
+                if version == ENCRYPTED
+                else f"{where}: the journal is not encrypted, and journal_key_path is set; unset it"
+            )
 
     @property
     def is_database(self) -> bool:
@@ -124,8 +147,8 @@ class Journal:
         self.set_aside: Path | None = None
         self.is_new = not path.exists()
         if self.is_new:
-            self._create(federation_id, slot, run)
-        self._connection = self._opened(federation_id, slot, run, place.continues)
+            self._create(place, federation_id, slot, run)
+        self._connection = self._opened(place, federation_id, slot, run)
         self._syncs = True
         last = "SELECT max(last, (SELECT coalesce(max(number), 0) FROM batches)) FROM about"
         self._last = int(self._connection.execute(last).fetchone()[0])
@@ -249,7 +272,7 @@ class Journal:
         if zlib.crc32(value) != checked:
             raise self.torn("a checksum differs")
 
-    def _create(self, federation_id: str, slot: int, run: int) -> None:
+    def _create(self, place: JournalPlace, federation_id: str, slot: int, run: int) -> None:
         """Make a file that is complete on the disk before it has its name."""
         draft = self.path.with_name(f"{self.path.name}.{os.urandom(6).hex()}.new")
         with self._told():
@@ -258,7 +281,7 @@ class Journal:
                 connection = sqlite3.connect(draft, isolation_level=None)
                 connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
                 connection.executescript(_TABLES)
-                about = (KIND, FORMATS[KIND], federation_id, slot, f"{run:x}")
+                about = (KIND, place.version, federation_id, slot, f"{run:x}")
                 connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?, 0)", about)
                 connection.close()
                 draft.rename(self.path)
@@ -268,9 +291,7 @@ class Journal:
             finally:
                 draft.unlink(missing_ok=True)
 
-    def _opened(
-        self, federation_id: str, slot: int, run: int, continues: Sequence[int]
-    ) -> sqlite3.Connection:
+    def _opened(self, place: JournalPlace, federation_id: str, slot: int, run: int) -> sqlite3.Connection:
         connection = self._connect()
         try:
             with self._told():
@@ -283,13 +304,13 @@ class Journal:
                 if len(found) != 1:
                     raise self.torn("it does not say what it is")
                 kind, version, federation, number, left = found[0]
-                check_format(str(self.path), KIND, kind, version)
+                place.check_version(str(self.path), kind, version)
                 if (federation, number) != (federation_id, slot):
                     raise StorageError(
                         f"{self.path}: this is the journal of basket actor {number} of federation "
                         f"{federation!r}, not of {slot} of {federation_id!r}; move it away"
                     )
-                if left in [f"{known:x}" for known in (run, *continues)]:
+                if left in [f"{known:x}" for known in (run, *place.continues)]:
                     if left != f"{run:x}":
                         connection.execute("UPDATE about SET run = ?", (f"{run:x}",))
                     return connection
@@ -298,7 +319,7 @@ class Journal:
                 for end in ("-wal", ""):  # A log beside another file would be taken for its own.
                     with suppress(FileNotFoundError):
                         Path(f"{self.path}{end}").rename(f"{self.set_aside}{end}")
-                self._create(federation_id, slot, run)
+                self._create(place, federation_id, slot, run)
                 self.is_new = True
                 return self._connect()
         except BaseException:

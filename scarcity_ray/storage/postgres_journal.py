@@ -31,7 +31,6 @@ from psycopg import errors
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.postgres import Contents, PostgresConnection
-from scarcity_ray.storage.formats import FORMATS, check_format
 from scarcity_ray.storage.journal import KIND, Batch, JournalPlace
 
 _DEFINITIONS: LiteralString = """
@@ -259,7 +258,7 @@ class PostgresJournal:
         found = self._server.ask(_FIND, [federation_id, slot])
         if found:
             self._id, kind, version, left, epoch, holder, self._last = found[0]
-            check_format(f"{self.path}: the journal of {self._whose}", KIND, kind, version)
+            place.check_version(f"{self.path}: the journal of {self._whose}", kind, version)
             if epoch > place.epoch:
                 raise StorageError(
                     f"{self.path}: the journal of {self._whose} belongs to opening {epoch} of the "
@@ -282,7 +281,7 @@ class PostgresJournal:
                 "UPDATE scarcity_ray.journals SET is_set_aside = true, holder = %s WHERE id = %s",
                 [holder + 1, self._id],
             )
-        about = [KIND, FORMATS[KIND], federation_id, slot, f"{run:x}", place.epoch]
+        about = [KIND, place.version, federation_id, slot, f"{run:x}", place.epoch]
         self._id, self._holder, self._last, self.is_new = (
             self._server.ask(_BEGIN_ONE, about)[0][0],
             1,

@@ -293,6 +293,49 @@ class Snapshots:
         line = reversed(_line(self._found(store, name)))
         return [self._read(store, _file_name(name, *place), codec) for place in line]
 
+    def read_every(self, codec: Codec) -> Iterator[Any]:
+        """What was ever written and not removed, of all names and epochs, by file name.
+
+        Raises:
+            StorageError: As `read`.
+        """
+        store = open_store(self.path)
+        for file in sorted(filter(_FILE.fullmatch, self._names(store))):
+            yield self._read(store, file, codec)
+
+    def read_file(self, file: str, codec: Codec) -> Any:
+        """The state in a file of this folder, whatever its name and whoever wrote it.
+
+        Raises:
+            StorageError: As `read`.
+        """
+        return self._read(open_store(self.path), file, codec)
+
+    def write_file(self, file: str, value: object, codec: Codec) -> None:
+        """Write a state to a file of this folder, for `read_file`.
+
+        Raises:
+            StorageError: As `write`.
+        """
+        with self._writing(file):
+            open_store(self.path).write(file, self._parts("", value, codec))
+
+    def states(self) -> set[str]:
+        """The names of all states that are here."""
+        return {m["name"] for m in map(_FILE.fullmatch, self._names(open_store(self.path))) if m is not None}
+
+    def remove(self, name: str) -> None:
+        """Remove all versions of a state.
+
+        Raises:
+            StorageError: If it cannot be.
+        """
+        store = open_store(self.path)
+        for place in self._found(store, name):
+            file = _file_name(name, *place)
+            with self._writing(file):
+                store.remove(file)
+
     def verify(self) -> None:
         """Check the newest version of each state, but for what it means.
 

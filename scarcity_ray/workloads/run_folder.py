@@ -12,15 +12,19 @@ import yaml
 
 from scarcity_ray.config import to_plain
 from scarcity_ray.errors import UsageError
+from scarcity_ray.secagg import Roster
 from scarcity_ray.workloads.config import FORMAT_VERSION, RunConfig
 from scarcity_ray.workloads.records import RoundRecord, Summary
 from scarcity_ray.workloads.tensorboard import EventFolder, require_tensorboard
 from scarcity_ray_client import save_model
+from scarcity_ray_client.receipts import ReleaseRecord
 
 CONFIG = "config.yaml"
 """The file of a run's resolved config."""
 METRICS = "metrics.jsonl"
 """The file with a line for each round."""
+RELEASES = "releases.jsonl"
+"""The file with a line for each release, where there are receipts."""
 _STATED = {"format_version": FORMAT_VERSION}
 _JOBS_CACHE = frozenset({"working_dir_files", "runtime_resources"})
 """Folders of a Ray session in which a submitted job's working directory is unpacked."""
@@ -34,9 +38,12 @@ class RunFolder:
         begun: When it was made.
     """
 
-    def __init__(self, path: Path, begun: datetime, *, tensorboard: bool = False) -> None:
+    def __init__(
+        self, path: Path, begun: datetime, *, rounds_kept: int | None, tensorboard: bool = False
+    ) -> None:
         self.path = path
         self.begun = begun
+        self._rounds_kept = rounds_kept
         self._events = EventFolder(path / "tensorboard") if tensorboard else None
 
     @classmethod
@@ -66,14 +73,15 @@ class RunFolder:
             raise UsageError(f"--out {path}: {error.strerror}; give a folder that can be written") from None
         if taken is not None:
             raise UsageError(f"--out {path} is not empty (it holds {taken.name}); give a new or empty folder")
-        return cls(path, now, tensorboard=config.run.tensorboard)
+        kept = config.federation.retention.metrics_rounds
+        return cls(path, now, rounds_kept=kept, tensorboard=config.run.tensorboard)
 
     @classmethod
     def resumed(cls, config: RunConfig, path: Path, now: datetime) -> RunFolder:
         """The folder of a run that goes on; nothing in it is changed before `begin_again`."""
         if config.run.tensorboard:
             require_tensorboard()
-        return cls(path, now)
+        return cls(path, now, rounds_kept=config.federation.retention.metrics_rounds)
 
     @property
     def holds_results(self) -> bool:
@@ -110,8 +118,12 @@ class RunFolder:
         """The path of the report."""
         return self.path / "report.html"
 
-    def left(self) -> str:
-        """What a run that ended in the middle has left, in a sentence; "" if no more than its config."""
+    def left(self, command: str = "run") -> str:
+        """What a run that ended in the middle has left, in a sentence; "" if no more than its config.
+
+        Args:
+            command: That goes on with it.
+        """
         held = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if not held:
             self.path.rmdir()
@@ -122,7 +134,7 @@ class RunFolder:
             spent = last["epsilon_spent"]
             reached = f"Ended after round {last['round']}"
             reached += "" if spent is None else f", with epsilon {spent:.4g} spent by then"
-        go_on = f" Go on with: scarcity-ray run --resume {self.path}" if self.state.name in held else ""
+        go_on = f" Go on with: scarcity-ray {command} --resume {self.path}" if self.state.name in held else ""
         return (
             f"{reached}; a round under way may have been charged. {self.path} holds {', '.join(held)}.{go_on}"
         )
@@ -145,11 +157,40 @@ class RunFolder:
         beside.replace(self.path / CONFIG)
 
     def append_round(self, record: RoundRecord) -> None:
-        """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted."""
+        """Add a line to ``metrics.jsonl``, and to TensorBoard's events where they are wanted.
+
+        With ``retention.metrics_rounds`` the oldest lines go.
+        """
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**_STATED, **record.as_json()}) + "\n")
+        if self._rounds_kept is not None:
+            self._drop_old_rounds(self._rounds_kept)
         if self._events is not None:
             self._events.write(record)
+
+    def append_release(self, record: ReleaseRecord, roster: Roster | None) -> None:
+        """Keep what an audit of receipts needs of a release, unless it is kept already.
+
+        Args:
+            roster: With the baskets' keys at that time.
+        """
+        file = self.path / RELEASES
+        told = file.read_text(encoding="utf-8") if file.exists() else ""
+        whole = told[: told.rfind("\n") + 1]  # without what was torn: the run was killed as it wrote
+        if roster is not None:
+            (self.path / f"roster-{roster.epoch}.json").write_text(roster.to_json(), encoding="utf-8")
+        if not whole or ReleaseRecord.from_text(whole.splitlines()[-1]).version < record.version:
+            beside = self.path / f".{RELEASES}"
+            beside.write_text(f"{whole}{record.to_text()}\n", encoding="utf-8")
+            beside.replace(file)
+
+    def _drop_old_rounds(self, kept: int) -> None:
+        path = self.path / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if len(lines) > kept:
+            beside = self.path / f".{METRICS}"
+            beside.write_text("".join(lines[-kept:]), encoding="utf-8")
+            beside.replace(path)
 
     def write_summary(self, summary: Summary) -> None:
         """Write ``summary.json``."""

@@ -38,8 +38,9 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             *("tutorial", "command", "job_file", "install", "drivers", "architecture", "privacy"),
-            *("ledger", "faults", "adaptive_clipping", "benchmarks"),
+            *("ledger", "data_duties", "faults", "adaptive_clipping", "benchmarks"),
             *("resume", "ceilings", "site_noise", "noise_schedule", "privacy_units", "workloads", "choosing"),
+            *("sites", "keys"),
         )
     ),
 )
@@ -53,6 +54,7 @@ JOB_ON_A_CLUSTER = (
     "scarcity-ray run job.yaml --out '~/runs/first'"
 )
 MACHINES = "it needs machines reached over ssh; test_cluster_files.py reads the file as Ray does"
+SITES = "tests/gateway/test_site_client.py runs it against a gateway"
 NOT_RUN = {
     'pip install ./client ".[quickstart]" && scarcity-ray run configs/quickstart.yaml': PIP,
     'pip install ./client ".[test]" && python -m pytest': PIP,
@@ -102,15 +104,45 @@ NOT_RUN = {
     "ray up cluster/machines.yaml": MACHINES,
     "ray dashboard cluster/machines.yaml": MACHINES,
     "ray down cluster/machines.yaml": MACHINES,
+    "scarcity-ray client-kit list JOB": SITES,
+    "scarcity-ray client-kit make JOB hospital_1 --domain hospitals": SITES,
+    "scarcity-ray client-kit revoke JOB hospital_1": SITES,
+    "scarcity-ray keys init": SITES,
+    "scarcity-ray keys init keys --host gateway.example.org": SITES,
+    "scarcity-ray keys renew KEYS": SITES,
+    "scarcity-ray keys show keys": SITES,
+    "scarcity-ray operators add NAME": "tests/gateway/test_operators.py",
+    "scarcity-ray operators revoke NAME": "tests/gateway/test_operators.py",
+    "scarcity-ray roster key FILE": "a form, not a command",
+    "scarcity-ray-client rotate HOME": SITES,
+    "scarcity-ray-client run hospital_1.zip workload.yaml": SITES,
 }
 """Why a command is not run here."""
 
 NAMES = {
     *(
         f"scarcity-ray {name}"
-        for name in ("init", "run", "plan", "export", "ledger", "audit", "roster", "doctor")
+        for name in (
+            "init",
+            "run",
+            "plan",
+            "export",
+            "ledger",
+            "audit",
+            "roster",
+            "doctor",
+            "keys",
+            "client-kit",
+        )
     ),
-    *("scarcity-ray --help", "scarcity-ray --version", "scarcity-ray ledger show", "ray up", "ray stop"),
+    *(
+        "scarcity-ray --help",
+        "scarcity-ray --version",
+        "scarcity-ray ledger show",
+        "scarcity-ray ledger export",
+        "ray up",
+        "ray stop",
+    ),
     *("ray dashboard", "ray job stop", "ray job submit"),
 }
 """Commands spoken of by their name alone."""
@@ -123,6 +155,7 @@ WITHOUT_A_CLUSTER = {
     "scarcity-ray ledger verify FILE --head HASH",
     "scarcity-ray ledger export ledger.sqlite --out ledger.jsonl",
     "scarcity-ray ledger take-over ledger.sqlite --operator ann",
+    "scarcity-ray ledger report ledger.sqlite --out report.md",
 }
 SUBMIT = (
     "ray job submit --address http://127.0.0.1:8265 --working-dir . -- "

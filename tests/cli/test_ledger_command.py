@@ -28,6 +28,7 @@ from scarcity_ray.errors import LedgerTakenOver
 from scarcity_ray.privacy import Accounting, DurableBudget, Ledger
 from scarcity_ray.privacy.ledger.chain import NO_HASH, canonical, seal
 from scarcity_ray.privacy.sampling.noise import SeededNoise
+from scarcity_ray_client import IdentityKeyPair, Policy
 
 BUDGET = {"name": "hospital", "total_epsilon": 5.0, "total_delta": 1e-5, "gossip_share": 0.5}
 
@@ -499,3 +500,37 @@ def test_verify_takes_a_models_head_and_refuses_a_truncated_copy(federation, tmp
     assert last["epoch"] == 1
     drift = next(line for line in lines("show", path, "--format", "json") if line["kind"] == "gossip")
     assert drift["sigma"] == federation.plan.gossip.sigma_drift
+
+
+def test_the_report_says_in_words_what_was_claimed_spent_and_agreed_to(tmp_path):
+    path, key = tmp_path / "ledger.sqlite", IdentityKeyPair.generate()
+    terms = {"total_epsilon": 3.0, "total_delta": 1e-6, "gossip_share": 0.5, "must_exist": False}
+    with closing(DurableBudget.open(str(path), now=1e9, name="town", **terms)) as budget:
+        policy = Policy("ward_3", unit="client", lifetime_epsilon=2.0, delta=1e-6)
+        assert budget.set_policy(policy.signed(key), now=1e9 + 1) == ""
+        budget.charge_release("r1", 0.2, now=1e9 + 2, details={})
+        budget.charge_gossip("g1", ["ward_1", "ward_2"], 0.1, now=1e9 + 3, details={})
+        budget.renew(2.0, 1e-6, now=1e9 + 4, operator="ann | \x1b[31m")
+        budget.charge_release("r2", 0.3, now=1e9 + 5, details={})
+        epsilon = budget.status(0.0).lifetime_epsilon
+    said = command("report", path)
+    assert said.exit_code == 0
+    assert "# What the federation town has spent of privacy" in said.stdout
+    assert f"({epsilon:.4g}, 1e-06)-differential privacy of all that was ever released" in said.stdout
+    assert "any one client as a whole (neighbours: replace-one client)" in said.stdout
+    rows = [line for line in said.stdout.splitlines() if line.startswith("| 0 |") or line.startswith("| 1 |")]
+    assert [row.split(" | ")[-2:] for row in rows] == [["1", "1 |"], ["1", "0 |"]]
+    assert "2001-09-09 01:46:41 UTC: ward_3 accepts at most epsilon 2 at delta 1e-06" in said.stdout
+    assert "does not replace consent" in said.stdout
+    assert "\x1b" not in said.stdout
+    assert "ann \\| \\x1b[31m" in said.stdout
+    assert command("report", path, "--out", tmp_path / "report.md").exit_code == 0
+    assert (tmp_path / "report.md").read_text() == said.stdout
+    assert "is not replaced" in refused(2, "report", path, "--out", tmp_path / "report.md")
+
+
+def test_the_report_of_an_infinite_budget_claims_nothing(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    terms = {"total_epsilon": math.inf, "total_delta": 1e-6, "gossip_share": 0.0, "must_exist": False}
+    DurableBudget.open(str(path), now=1e9, **terms).close()
+    assert "Nothing: the budget is infinite" in command("report", path).stdout

@@ -18,6 +18,7 @@ from scarcity_ray.config import (
     Layer1Config,
     Layer2Config,
     PrivacyConfig,
+    RetentionConfig,
     RuntimeConfig,
     load,
 )
@@ -31,6 +32,7 @@ SECTIONS = {
     "layer2": Layer2Config,
     "privacy": PrivacyConfig,
     "runtime": RuntimeConfig,
+    "retention": RetentionConfig,
 }
 
 # What is promised (docs/specification.md) and what users of the older package know.
@@ -145,6 +147,7 @@ OUT_OF_RANGE = {
         "assumed_corrupt_fraction": [-0.01, 0.5, math.nan],
         "assumed_dropout_fraction": [-0.01, 0.5, math.nan],
     },
+    RetentionConfig: {"releases": [1, 0], "receipt_rounds": [0], "metrics_rounds": [0]},
     RuntimeConfig: {"baskets_per_actor": [0], "cpus_per_actor": [-0.1, math.inf, math.nan]},
     HierarchicalFederationConfig: {
         "total_epsilon": [0.0, -1.0, math.nan],
@@ -154,7 +157,9 @@ OUT_OF_RANGE = {
         "seed": [-1],
         "storage_path": ["ftp://host/x", "", "a\0b"],
         "journal_path": ["s3://bucket/x", ""],
+        "journal_key_path": ["", "a\0b"],
         "durability": ["always"],
+        "retain_rounds": [-1, 2**63],
     },
 }
 

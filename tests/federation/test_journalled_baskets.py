@@ -26,6 +26,7 @@ from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import load
 from scarcity_ray.errors import ActorLost, StorageError
 from scarcity_ray.privacy.sampling.noise import SeededNoise
+from scarcity_ray.runtime import rpc
 from scarcity_ray.storage.journal import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore::scarcity_ray.ScarcityWarning")
@@ -123,6 +124,19 @@ def test_a_call_answered_before_a_death_is_answered_again(fed_of: Any, monkeypat
     assert [r.reason for r in receipts] == [None, None, Rejection.REPLAYED]
     assert lost == ["basket:0"]
     assert fed.get_stats()["n_updates_buffered"] == 2
+
+
+def test_answers_that_nobody_can_ask_for_again_are_dropped(fed_of: Any, monkeypatch: Any) -> None:
+    """Each thread is a caller of its own."""
+    monkeypatch.setattr(rpc, "CALLERS", 3)
+    fed = fed_of()
+    for client, row in zip(CLIENTS, rows(), strict=True):
+        with mock.patch("threading.get_ident", return_value=hash(client)):
+            fed.submit_updates([client], row[None], 0)
+    journal = fed._runtime.peers.roles["basket:0"]._journal
+    assert len(journal.names("answer")) == len(CLIENTS)
+    fed.advance_round()
+    assert len(journal.names("answer")) == 2, "the third is the caller that advances the round"
 
 
 STEPS = ["send", "again", "layer1", "release", "round", "leave", "join", "split", "offence"]

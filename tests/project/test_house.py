@@ -74,7 +74,7 @@ def test_only_a_typed_call_has_a_role_called_by_a_string():
     assert found == {"runtime/rpc.py", "federation/client.py"}
 
 
-@pytest.mark.parametrize("module", ["scarcity_ray", "scarcity_ray.actors.basket"])
+@pytest.mark.parametrize("module", ["scarcity_ray.public", "scarcity_ray.actors.basket"])
 def test_importing_the_package_imports_neither_ray_nor_what_is_in_the_extras(module):
     script = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     done = run("-c", script)
@@ -91,7 +91,7 @@ def test_the_public_names_are_sorted_unique_and_there():
         assert hasattr(scarcity_ray, name), name
     exported = {
         alias.asname or alias.name
-        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        for node in ast.parse((PACKAGE / "public.py").read_text()).body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }

@@ -30,12 +30,19 @@ Files = dict[Path, bytes]
 
 @dataclass
 class Database:
-    """One SQLite file, with its log and the drafts of it."""
+    """One SQLite file, with its log and the drafts of it.
+
+    Attributes:
+        synced: The files as they were last synced; None if they have not changed since.
+    """
 
     path: Path
+    synced: Files | None = None
     left: Files | None = None
     image: Files | None = None
     connections: list[sqlite3.Connection] = field(default_factory=list)
+    _syncs: bool = True
+    _has_written: bool = False
 
     def files(self) -> Files:
         if not self.path.parent.is_dir():
@@ -55,6 +62,34 @@ class Database:
         self.connections.clear()
         self._put_back(left)
         self.image = left
+
+    def note(self, sql: str) -> None:
+        """Follow what is synced, from the statements that were executed."""
+        match sql:
+            case "PRAGMA synchronous=NORMAL":
+                self._syncs = False
+                self.synced = self.files() if self.synced is None else self.synced
+            case "PRAGMA synchronous=FULL":
+                self._syncs = True
+            case "COMMIT" if self._syncs and self._has_written:
+                self.synced = None
+        self._has_written = sql.startswith(("INSERT", "UPDATE", "DELETE")) or (
+            self._has_written and not sql.startswith("BEGIN")
+        )
+
+    def power_fails(self, part: float) -> None:
+        """Of what was not synced `part` in [0, 1) is on the disk; its process has died."""
+        if self.synced is not None:
+            now = self.files() if self.image is None else self.image
+            # SQLite syncs before and after it moves what is in its log to the file itself.
+            is_moved = now.get(self.path) != self.synced.get(self.path)
+            self.image, self.synced = now if is_moved else torn(self.synced, now, part), None
+            self._put_back(self.image)
+
+    def is_lost(self) -> None:
+        """The disk is gone; its process has died."""
+        self.image, self.synced = {}, None
+        self._put_back({})
 
     def unwound(self) -> None:
         """The process that died has left its last method, and closed its connections as it did."""
@@ -101,6 +136,11 @@ class Disk:
     def execute(self, database: Database, sql: str, run: Callable[[], Any]) -> Any:
         """A statement of a connection."""
         database.image = None
+        answer = self._executed(database, sql, run)
+        database.note(sql)
+        return answer
+
+    def _executed(self, database: Database, sql: str, run: Callable[[], Any]) -> Any:
         if not sql.startswith(("BEGIN", "INSERT", "COMMIT", "UPDATE", "DELETE")):
             return run()
         fault = self._next()

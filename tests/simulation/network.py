@@ -15,7 +15,7 @@ to a call to a role that is busy: there it dies, and the call is done once the r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -96,15 +96,14 @@ class Network:
 
     Attributes:
         lazy: Whether calls wait until an answer is asked for.
+        events: What to do where a fault happens that is none of the call.
         passed: Calls made in this step.
         happened: What went wrong where, in words.
     """
 
     place: Place
     lazy: bool
-    meanwhile: Callable[[Fault], None]
-    jump: Callable[[int], None]
-    all_die: Callable[[], None]
+    events: Mapping[Kind, Callable[[Fault], None]]
     stack: list[Frame] = field(default_factory=list)
     passed: int = 0
     faults: dict[int, list[Fault]] = field(default_factory=dict)
@@ -181,14 +180,10 @@ class Network:
         for fault in self.faults.pop(number, ()):
             self.happened.append(f"{caller.name} calls {what}: {fault}")
             match fault.kind:
-                case Kind.CLOCK:
-                    self.jump(fault.k)
+                case kind if kind in self.events:
+                    self.events[kind](fault)
                 case Kind.OTHER_DIES:
                     self.place.crash_kth(fault.k)
-                case Kind.ALL_DIE:
-                    self.all_die()
-                case Kind.MEANWHILE:
-                    self.meanwhile(fault)
                 case Kind.INTERRUPTED:
                     if len(self.stack) == 1:
                         raise Gone("interrupted")

@@ -26,10 +26,12 @@ from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.latest_aggregate import AggregateRecord, LatestAggregate
 from scarcity_ray.baskets.update_buffer import BasketBuffer
 from scarcity_ray.federation import supervisor
+from scarcity_ray.federation.client import ActorClient
 from scarcity_ray.layers.models import GlobalMetaModel
 from scarcity_ray.privacy.ledger.answers import Charge
 from scarcity_ray.runtime.rpc import Role
 from scarcity_ray.storage.journal import Journal
+from scarcity_ray.storage.snapshots import Snapshots, Store
 from tests.simulation.disk import SimulatedOs
 from tests.simulation.program import Act, Fault, Kind, Program, Setting, Step
 
@@ -207,6 +209,27 @@ def stopped_restore_leaves_journals(patch: Patch) -> None:
     patch.setattr(supervisor, "write_record", lambda kept, identity, continued=(): write(kept, identity))
 
 
+def aggregates_are_not_synced(patch: Patch) -> None:
+    """With ``durability: round`` nothing is ever synced."""
+    save = BasketHost._save
+    patch.setattr(BasketHost, "_save", lambda self, *, sync=True: save(self, sync=self._syncs_updates))
+
+
+def lost_updates_are_named_by_one_driver(patch: Patch) -> None:
+    """A driver names what another has seen die as if it had sent nothing."""
+    patch.setattr(ActorClient, "_with_own", lambda self, fault, homes: fault)
+
+
+def snapshot_of_an_older_epoch_is_taken(patch: Patch) -> None:
+    """The highest version counts, whichever opening wrote it."""
+    found = Snapshots._found
+
+    def highest(self: Snapshots, store: Store, name: str) -> list[tuple[int, int]]:
+        return sorted(found(self, store, name), key=lambda place: (place[1], place[0]))[-1:]
+
+    patch.setattr(Snapshots, "_found", highest)
+
+
 def snapshots_are_not_synced(patch: Patch) -> None:
     """A snapshot has its name before it is on the disk."""
     patch.setattr(SimulatedOs, "fsync", lambda self, number: None)
@@ -257,7 +280,6 @@ STORED: tuple[Plant, ...] = (
     journal_is_a_call_late,
     journal_keeps_what_was_consumed,
     journal_forgets_replays,
-    snapshots_are_not_synced,
 )
 """Found by programs of stored federations."""
 
@@ -282,7 +304,37 @@ BY_A_PROGRAM: tuple[tuple[Plant, Program], ...] = (
         release_is_answered_before_it_is_stored,
         _stored(Step(Act.SEND_ALL), Step(Act.AGGREGATE), Step(Act.RESTORE)),
     ),
+    (
+        snapshots_are_not_synced,
+        _stored(
+            Step(Act.SEND_ALL), Step(Act.AGGREGATE, faults=(Fault(Kind.DISK_TORN, 33, 3),)), Step(Act.RESTORE)
+        ),
+    ),
     (directory_answers_before_it_is_stored, _stored(Step(Act.LEAVE), Step(Act.RESTORE))),
+    (
+        aggregates_are_not_synced,
+        Program(
+            (
+                Step(Act.SEND_ALL),
+                Step(Act.AGGREGATE),
+                Step(Act.STATS, faults=(Fault(Kind.POWER_FAILS, k=4),)),
+            ),
+            Setting(stored=True, durability="round"),
+        ),
+    ),
+    (
+        lost_updates_are_named_by_one_driver,
+        _stored(Step(Act.SEND_ALL), Step(Act.STATS, driver=1, faults=(Fault(Kind.DISK_IS_LOST),))),
+    ),
+    (
+        snapshot_of_an_older_epoch_is_taken,
+        _stored(
+            Step(Act.RESTORE),
+            Step(Act.LEAVE),
+            Step(Act.STATS, faults=(Fault(Kind.LATE_SNAPSHOT),)),
+            Step(Act.RESTORE),
+        ),
+    ),
 )
 """Rarer ones, each with a program that finds it, and finds nothing without it."""
 FOUND_LATER: tuple[Plant, ...] = (
@@ -292,4 +344,4 @@ FOUND_LATER: tuple[Plant, ...] = (
     aborted_sessions_keep_aggregates,
     dead_directory_is_obeyed,
 )
-"""Found by the same programs, after 36 to 148 of them."""
+"""Found by the same programs, later."""

@@ -52,6 +52,9 @@ class Kind(StrEnum):
     MEANWHILE = "another driver acts before it"
     CLOCK = "the clock jumps"
     ALL_DIE = "everything dies, drivers too, if the federation is stored"
+    POWER_FAILS = "everything dies, and what was not synced is lost, if the federation is stored"
+    DISK_IS_LOST = "a basket actor's machine is gone for good, with its journal"
+    LATE_SNAPSHOT = "a process of an earlier opening, which was thought dead, writes its snapshots"
     # At a write:
     DISK_DIES = "who writes dies before the write"
     DISK_TORN = "who writes dies in the middle of the write"
@@ -109,7 +112,8 @@ class Setting:
             once.
         baskets_per_actor: As in the configuration.
         releases: How many fit into the budget.
-        stored: Whether it has a `storage_path`, and so a journal with ``durability: update``.
+        stored: Whether it has a `storage_path`, and so a journal.
+        durability: Of the journal, as in the configuration.
     """
 
     masked: bool = False
@@ -119,6 +123,7 @@ class Setting:
     baskets_per_actor: int = 1
     releases: int = 8
     stored: bool = False
+    durability: str = "update"
 
     def __str__(self) -> str:
         said = [
@@ -202,6 +207,7 @@ setting_parts: dict[str, Any] = {
     "baskets_per_actor": st.integers(1, 2),
     "releases": st.sampled_from([8, 8, 2]),
     "stored": st.sampled_from([False, False, True]),
+    "durability": st.sampled_from(["update", "update", "round"]),
 }
 programs = st.builds(
     Program,

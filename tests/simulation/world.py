@@ -17,6 +17,9 @@ release shows which updates are in it. At the end all faults cease, a new driver
 Known limits, excused where the federation is not `stored`: a basket actor's death loses what it had accepted,
 with the memory that it had; the directory and a basket actor that are dead at one time lose the membership,
 too (`amnesia`). A stored one loses nothing: what its roles did is excused only once it is in their journals.
+But with ``durability: round`` a power failure takes the updates accepted since the journal was last synced,
+and a lost disk takes what a basket actor's death takes elsewhere. Each driver must name those of them that it
+had sent.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import sqlite3
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +41,11 @@ import pytest
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Rejection
 from scarcity_ray.actors.basket import BasketHost
+from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator
 from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
+from scarcity_ray.baskets.basket import Basket
 from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.latest_aggregate import LatestAggregate
 from scarcity_ray.baskets.update_buffer import BasketBuffer
@@ -52,7 +57,7 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.privacy.ledger.events import GossipCharge, ReleaseCharge, Renewal
 from scarcity_ray.privacy.ledger.ledger import Ledger
 from scarcity_ray.storage import journal, snapshots
-from tests.simulation.disk import Disk, SimulatedOs, connections_of
+from tests.simulation.disk import Database, Disk, SimulatedOs, connections_of
 from tests.simulation.network import Frame, Gone, Network, Place
 from tests.simulation.program import NUM_CLIENTS, ON_DISK, Act, Fault, Kind, Program, Setting, Step
 
@@ -72,12 +77,14 @@ class Update:
     Attributes:
         accepted: A receipt says so.
         in_doubt: Attempts without a receipt.
+        told: The driver that had the receipt.
     """
 
     client: int
     round_id: int
     accepted: bool = False
     in_doubt: int = 0
+    told: HierarchicalFederation | None = None
 
     @property
     def may_be_in(self) -> bool:
@@ -123,7 +130,18 @@ class World:
         self.clock, self.noise = Clock(), Silence()
         self.disk = Disk(self._writer_dies)
         self.place = Place(self._role_dies, self.disk.unwound)
-        self.network = Network(self.place, False, self._meanwhile, self._jump, self._all_die)
+        self.network = Network(
+            self.place,
+            False,
+            {
+                Kind.MEANWHILE: self._meanwhile,
+                Kind.CLOCK: self._jump,
+                Kind.ALL_DIE: lambda _: self._all_die(),
+                Kind.POWER_FAILS: self._power_fails,
+                Kind.DISK_IS_LOST: self._disk_is_lost,
+                Kind.LATE_SNAPSHOT: lambda _: self._late_snapshots(),
+            },
+        )
         self.is_down = False
         self.place.network = self.network
         self.updates: list[Update] = []
@@ -138,6 +156,10 @@ class World:
         self.counted: Counter[str] = Counter()
         self.deaths: Counter[str] = Counter()
         self.losses: set[str] = set()
+        self.lost: dict[int, HierarchicalFederation | None] = {}
+        self.unsynced: dict[str, set[int]] = {}
+        self.power_lost: set[int] = set()
+        self.undead: list[Any] = []
         self.amnesia = False
         self.intrusions = 0
         self.withdrawn: set[int] = set()
@@ -236,9 +258,10 @@ class World:
                 update.in_doubt -= 1
                 what = f"{CLIENTS[update.client]}'s update {sent[n]} of round {update.round_id}"
                 if receipt.accepted:
-                    twice = update.accepted and sent[n] not in self.forgotten and not self.amnesia
+                    is_known = sent[n] not in self.forgotten | self.power_lost
+                    twice = update.accepted and is_known and not self.amnesia
                     self._require(not twice, f"{what} was accepted twice")
-                    update.accepted = True
+                    update.accepted, update.told = True, fed
                     if sent[n] in self.forgotten:  # That its client had left, too.
                         self.withdrawn.discard(sent[n])
                 elif self.intrusions == intrusions and not self.amnesia:
@@ -314,8 +337,8 @@ class World:
                 self._step = step
                 return
 
-    def _jump(self, k: int) -> None:
-        self.clock.now += (3600.0, -3600.0, 86_400.0, 61.0, -1.0, 1e7, -1e7, 601.0)[k]
+    def _jump(self, fault: Fault) -> None:
+        self.clock.now += (3600.0, -3600.0, 86_400.0, 61.0, -1.0, 1e7, -1e7, 601.0)[fault.k]
 
     def _writer_dies(self, why: str) -> None:
         frame = self.network.stack[-1]
@@ -326,6 +349,7 @@ class World:
         """Every process of the federation is killed, if it is stored."""
         if not self.setting.stored:
             return
+        self.undead += filter(None, (self.role(name) for name in (DIRECTORY, GLOBAL)))
         for name in self.place.names():
             self.place.crash(name)
         for frame in self.network.stack:
@@ -333,34 +357,71 @@ class World:
         self.drivers = [None] * len(self.drivers)
         self.is_down = True
 
+    def _power_fails(self, fault: Fault) -> None:
+        """Everything dies, and what was not synced is lost."""
+        self._all_die()
+        for name, updates in self.unsynced.items():
+            self._journal_of(name).power_fails(fault.k / 8)
+            self.power_lost |= updates
+            self._excuse([*updates], "not synced")
+        self.unsynced.clear()
+
+    def _disk_is_lost(self, fault: Fault) -> None:
+        """A basket actor is killed, and its journal is nowhere."""
+        names = sorted(self.hosts())
+        if self.setting.stored and names:
+            name = names[fault.k % len(names)]
+            self._lose(name, self.role(name))
+            self.place.crash(name)
+            self._journal_of(name).is_lost()
+            self.unsynced.pop(name, None)
+
+    def _late_snapshots(self) -> None:
+        """What processes of earlier openings know is written late, as an object store may, and they die."""
+        faults, self.disk.faults = self.disk.faults, {}
+        for role in self.undead:
+            if isinstance(role, Directory):
+                assert role._kept is not None
+                name, kept, state = "directory", role._kept._kept, role._state()
+            else:
+                name, kept, state = RELEASE, role._kept, role.latest()
+            for _ in range(3 if state is not None else 0):
+                kept.write(name, state, CODEC, keep=99)
+        self.disk.faults = faults
+
     def _role_dies(self, name: str, process: Any, end: Callable[[], None]) -> None:
         self.deaths[name] += 1
         self._unsaved.pop(name, None)
         if self.setting.stored:
-            own = self.ledger if name == ACCOUNTANT else None
-            if name.startswith("basket:"):
-                own = self._journals() / f"basket-{name.partition(':')[2]}.sqlite"
-            end() if own is None else self.disk.database(own).crash(end)
+            if name == ACCOUNTANT:
+                self.disk.database(self.ledger).crash(end)
+            else:
+                self._journal_of(name).crash(end) if name.startswith("basket:") else end()
             return
         if isinstance(process, BasketHost):
-            waits = [
-                b.latest.model.aggregate for b in process._baskets.values() if b.latest.model is not None
-            ]
-            held = {*self.held_by(process), *(i for aggregate in waits for i in inside(aggregate))}
-            if held:
-                self.losses.add(name)
-            self.excused |= dict.fromkeys(held, f"{name} died")
-            self.forgotten |= {
-                i for i, u in enumerate(self.updates) if CLIENTS[u.client] in self._members_of(process)
-            }
+            self._lose(name, process)
         self.disk.database(self.ledger).crash(end) if name == ACCOUNTANT else end()
         dead = {DIRECTORY, *(basket_actor(s) for s in range(self._num_slots()))} - set(self.place.names())
         if DIRECTORY in dead and len(dead) > 1:
             self.amnesia = True
             self.member = [None] * NUM_CLIENTS
 
-    def _journals(self) -> Path:
-        return self.folder / "state" / "journal" / self.fed.federation_id
+    def _lose(self, name: str, process: BasketHost) -> None:
+        """What a basket actor has is lost."""
+        waits = [b.latest.model.aggregate for b in process._baskets.values() if b.latest.model is not None]
+        own = self.held_by(process)
+        self.lost |= {i: self.updates[i].told for i in own}
+        held = {*own, *(i for aggregate in waits for i in inside(aggregate))}
+        if held:
+            self.losses.add(name)
+        self.excused |= dict.fromkeys(held, f"{name} died")
+        self.forgotten |= {
+            i for i, u in enumerate(self.updates) if CLIENTS[u.client] in self._members_of(process)
+        }
+
+    def _journal_of(self, name: str) -> Database:
+        folder = self.folder / "state" / "journal" / self.fed.federation_id
+        return self.disk.database(folder / f"basket-{name.partition(':')[2]}.sqlite")
 
     def when_saved(self, do: Callable[[], None]) -> None:
         """Do something once what a role has done is in its journal; at once, if it has none."""
@@ -370,8 +431,15 @@ class World:
         else:
             do()
 
-    def saved(self, *, is_undone: bool = False) -> None:
+    def saved(
+        self, accepted: Collection[int] = (), *, is_aggregated: bool = False, is_undone: bool = False
+    ) -> None:
         """A basket actor has written its journal, or undone what it could not write."""
+        name = self.network.stack[-1].name
+        if is_aggregated or self._journal_of(name).synced is None:
+            self.unsynced.pop(name, None)
+        else:
+            self.unsynced.setdefault(name, set()).update(accepted)
         for do in self._unsaved.pop(self.network.stack[-1].name, ()):
             if not is_undone:
                 do()
@@ -507,8 +575,13 @@ class World:
     def _check_losses(self, fed: HierarchicalFederation, stats: dict[str, Any]) -> None:
         """What was lost is named or counted."""
         for name in self.losses:
-            named = any(fault.startswith(f"{name} died") for fault in fed.faults)
+            named = any(name in fault and "lost" in fault for fault in fed.faults)
             self._require(named, f"{name} died with updates, and the faults say {fed.faults}")
+        for i, told in self.lost.items():
+            if not self.setting.gossip and told in self.drivers and told is not None and told.faults:
+                update = self.updates[i]
+                named = (CLIENTS[update.client], update.round_id) in told.lost_updates
+                self._require(named, f"update {i} was lost, and {told.lost_updates} are named")
         if not any(name.startswith("basket:") for name in self.deaths) and not self._had_full_disk():
             for key, why in (("superseded", "superseded"), ("discarded", "discarded")):
                 told = stats[f"n_basket_models_{key}"]
@@ -692,6 +765,7 @@ def settings_of(setting: Setting, folder: Path) -> dict[str, Any]:
         "vector_dim": DIMENSION,
         "ledger_path": str(folder / "ledger.sqlite"),
         "storage_path": str(folder / "state") if setting.stored else None,
+        "durability": setting.durability if setting.stored else None,
         "auto_aggregate": setting.auto,
         "total_epsilon": 12.0 if setting.releases >= 8 else 4.0,
         "total_delta": 1e-5,
@@ -743,9 +817,12 @@ def watched() -> Iterator[None]:
             world().note_release(vars(self)["charged"], model)
             return model
 
-        def noted_save(self: BasketJournal, *args: Any, **more: Any) -> None:
-            save(self, *args, **more)
-            world().saved()
+        def noted_save(self: BasketJournal, baskets: Iterable[Basket], **more: Any) -> None:
+            baskets = list(baskets)
+            changes = [basket.unsaved for basket in baskets if basket.unsaved is not None]
+            accepted = [i for change in changes for one in change.accepted for i in inside(one.judged.update)]
+            save(self, baskets, **more)
+            world().saved(accepted, is_aggregated=any(change.has_consumed for change in changes))
 
         def noted_undo(self: BasketHost, kept: BasketJournal) -> None:
             world().saved(is_undone=True)

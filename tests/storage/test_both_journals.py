@@ -220,8 +220,8 @@ def test_rows_that_are_torn_or_newer_are_refused_by_name(url: LedgerUrl) -> None
         admin.execute("UPDATE scarcity_ray.journal_batches SET columns = 'x'")
         with pytest.raises(StorageError, match=r"torn or was changed .a checksum differs.*DELETE FROM"):
             texts(journal)
-        admin.execute("UPDATE scarcity_ray.journals SET version = 2")
-        with pytest.raises(StorageError, match=r"a scarcity_ray journal of version 2, .*reads 1 to 1"):
+        admin.execute("UPDATE scarcity_ray.journals SET version = 3")
+        with pytest.raises(StorageError, match=r"a scarcity_ray journal of version 3, .*reads 1 to 2"):
             held(url)
         admin.execute("DELETE FROM scarcity_ray.journals")
         assert admin.execute("SELECT count(*) FROM scarcity_ray.journal_batches").fetchone() == (0,)

@@ -25,6 +25,7 @@ from scarcity_ray import (
     UpdateStatement,
     UsageError,
 )
+from scarcity_ray.baskets.retained import CODEC, replay
 from scarcity_ray.errors import ConfigError
 from scarcity_ray.privacy import DurableBudget
 from scarcity_ray.privacy.ledger.events import renewal_message
@@ -34,11 +35,13 @@ from scarcity_ray.runtime.rpc import IdempotencyKey, Role
 from scarcity_ray.secagg.roster import Roster
 from scarcity_ray.storage.codec import Codec
 from scarcity_ray.storage.journal import Journal, JournalPlace
+from scarcity_ray.storage.sealing import Sealing
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.workloads.config import load_run
 from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray_client import Policy, SiteLedger, load_model
 from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.receipts import ReceiptProof, ReleaseRecord, SignedReceipt, audit_receipt
 
 FIXTURES = Path(__file__).parent / "fixtures"
 WAY_OUT = "reads 1 to 1; use the release that wrote it, or a newer one"
@@ -134,11 +137,30 @@ def test_a_journal(tmp_path: Path) -> None:
     assert (batch.columns, batch.rows) == (b"columns", ROW.astype("<f4").tobytes())
     assert journal.records("b", "count") == {"": b"1"}
     journal.close()
-    database(place.path("f1", 1), "journal-1.sql", old="journal',1,'f1',0", new="journal',2,'f1',1")
-    with pytest.raises(
-        StorageError, match=f"basket-1.sqlite: a scarcity_ray journal of version 2, .*{WAY_OUT}"
+    for version, refused in (
+        (3, "a scarcity_ray journal of version 3, .*reads 1 to 2"),
+        (2, "is encrypted; set"),
     ):
-        Journal(place, "f1", 1, 1)
+        path = tmp_path / str(version) / "f1"
+        path.mkdir(0o700, parents=True)
+        path.parent.chmod(0o700)
+        newer = JournalPlace(str(path.parent))
+        old = "journal',1,'f1'"
+        database(newer.path("f1", 0), "journal-1.sql", old=old, new=old.replace("1", str(version), 1))
+        with pytest.raises(StorageError, match=f"basket-0.sqlite: .*{refused}"):
+            Journal(newer, "f1", 0, 1)
+
+
+def test_an_encrypted_journal(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    place = JournalPlace(str(tmp_path), key_path="given")
+    place.path("f1", 0).parent.mkdir(0o700)
+    database(place.path("f1", 0), "journal-2.sql")
+    with closing(Journal(place, "f1", 0, 1)) as journal:
+        (batch,) = journal.batches("b")
+        sealing = Sealing(bytes(32), "scarcity_ray journal/f1/0")
+        assert sealing.open(batch.columns) == b"columns"
+        assert sealing.open(batch.rows or b"") == ROW.astype("<f4").tobytes()
 
 
 def test_a_snapshot(tmp_path: Path) -> None:
@@ -151,6 +173,34 @@ def test_a_snapshot(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b'"version": 1', b'"version": 2', 1))
     with pytest.raises(StorageError, match=f"a scarcity_ray snapshot of version 2, .*{WAY_OUT}"):
         Snapshots(str(tmp_path), "f1", 1).read("model", Codec())
+
+
+def test_receipts() -> None:
+    """A release's record also in version 1, which had no digests of manifests."""
+    texts = {
+        kind: (FIXTURES / kind).read_text()
+        for kind in ("receipt-1.json", "receipt_proof-1.json", "release_record-1.jsonl")
+    }
+    receipt = SignedReceipt.from_text(texts["receipt-1.json"])
+    release = ReleaseRecord.from_text(texts["release_record-1.jsonl"])
+    proof = ReceiptProof.from_text(texts["receipt_proof-1.json"])
+    assert audit_receipt(receipt, [release], proof).is_counted_once
+    for read, text in zip((SignedReceipt, ReceiptProof, ReleaseRecord), texts.values(), strict=True):
+        newest = 2 if read is ReleaseRecord else 1
+        newer = json.dumps(json.loads(text) | {"version": newest + 1})
+        with pytest.raises(
+            UsageError, match=f"of version {newest + 1}, and this release reads 1 to {newest}; use"
+        ):
+            read.from_text(newer)
+
+
+def test_retained_rows() -> None:
+    release = ReleaseRecord.from_text((FIXTURES / "release_record-2.jsonl").read_text())
+    kept = Snapshots(str(FIXTURES)).read_file("retained-1.rows", CODEC)
+    for aggregate, root in zip(kept, release.roots, strict=True):
+        assert replay(aggregate).faults == ()
+        assert root.is_valid
+        assert root.manifest == aggregate.digest
 
 
 def test_a_runs_config(tmp_path: Path) -> None:

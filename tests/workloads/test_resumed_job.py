@@ -11,9 +11,11 @@ import pytest
 from scarcity_ray.errors import LedgerHeld, UsageError
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.privacy.sampling.noise import SeededNoise
+from scarcity_ray.secagg import Roster
 from scarcity_ray.workloads.config import load_job
 from scarcity_ray.workloads.job import run_job
 from scarcity_ray.workloads.run_folder import RunFolder
+from scarcity_ray_client.receipts import ReleaseRecord
 from tests.workloads.test_job import QUICKSTART, SMALL, Silent
 
 pytest.importorskip("sklearn")
@@ -101,3 +103,24 @@ def test_a_run_that_had_not_begun_begins(tmp_path):
     job = load_job(QUICKSTART, OVERRIDES)
     RunFolder.new(job.config, str(tmp_path), datetime.now(UTC)).write_config(job.config)
     assert made(tmp_path, Silent(), resume=True).rounds == 3
+
+
+def test_releases_are_kept_for_an_audit_once_each(tmp_path):
+    """A run that is interrupted, with a line that was torn as it died."""
+    path, receipts = tmp_path / "run", "federation.receipts=true"
+    with pytest.raises(KeyboardInterrupt):
+        made(path, Stopping(2), receipts)
+    kept = (path / "releases.jsonl").read_text()
+    (path / "releases.jsonl").write_text(kept.splitlines()[0] + "\n" + kept.splitlines()[1][:50])
+    made(path, Silent(), receipts, resume=True)
+    records = [ReleaseRecord.from_text(line) for line in (path / "releases.jsonl").read_text().splitlines()]
+    assert [record.version for record in records] == [1, 2, 3]
+    keys = {
+        (party.party_id, party.identity_public)
+        for file in path.glob("roster-*.json")
+        for party in Roster.from_json(file.read_text()).parties
+    }
+    for record in records:
+        assert record.roots
+        assert {(root.basket_id, root.basket_key) for root in record.roots} <= keys
+        assert all(root.is_valid for root in record.roots)

@@ -148,3 +148,13 @@ def test_what_an_ended_run_left_is_told_with_what_it_spent(tmp_path):
         f"Ended after round 3, with epsilon 1.234 spent by then; a round under way may have been charged. "
         f"{tmp_path} holds metrics.jsonl."
     )
+
+
+def test_a_runs_metrics_keep_the_rounds_that_retention_asks_for(tmp_path):
+    config = load_run(QUICKSTART, [f"run.out={tmp_path}", "federation.retention.metrics_rounds=2"])
+    folder = RunFolder.new(config, None, NOW)
+    for number in range(1, 6):
+        folder.append_round(RoundRecord(number, {}, 0.0, 1.0, 1, 1, {}, 0, True, 1.0, {}, 0.0))
+        rounds = [json.loads(line)["round"] for line in (folder.path / "metrics.jsonl").open()]
+        assert rounds == list(range(max(1, number - 1), number + 1))
+    assert sorted(entry.name for entry in folder.path.iterdir()) == ["metrics.jsonl"]

@@ -314,10 +314,18 @@ class PrivacyAccountant:
         Stated at the least `total_delta` of any period, less the deltas that `spend` ever charged; ``inf`` if
         those use it up.
         """
-        gossip = self._past_gossip + self._gossip
-        mu = math.sqrt(self._past_central + self._central.value + self._own(gossip, client_id))
         left = max(0.0, self._least_delta - self._past_delta - self._delta.value)
-        return self.accounting.epsilon_of(mu, left)
+        return self.accounting.epsilon_of(self.lifetime_mu(client_id), left)
+
+    def lifetime_mu(self, client_id: str | None = None) -> float:
+        """Total mu of all periods: the worst case over all clients, or one client's own."""
+        gossip = self._past_gossip + self._gossip
+        return math.sqrt(self._past_central + self._central.value + self._own(gossip, client_id))
+
+    @property
+    def least_delta(self) -> float:
+        """The least `total_delta` of any period."""
+        return self._least_delta
 
     def left_under_ceiling(self, client_id: str) -> float:
         """The epsilon left under a client's ceiling at its delta; 0 once it is left out, ``inf`` without."""
@@ -327,6 +335,14 @@ class PrivacyAccountant:
         place = self._places[client_id]
         is_in = self.ceilings.is_in(place)
         return max(0.0, claim[0] - self.ceilings.epsilon_spent(client_id, place)) if is_in else 0.0
+
+    def ceiling_of(self, client_id: str) -> tuple[float, float, float, bool] | None:
+        """A client's ceiling (epsilon, delta), the epsilon spent of it, and whether it is left out."""
+        claim = self.ceilings.claim_of(client_id)
+        if claim is None:
+            return None
+        place = self._places[client_id]
+        return *claim, self.ceilings.epsilon_spent(client_id, place), not self.ceilings.is_in(place)
 
     def _own(self, spent: NDArray[np.float64], client_id: str | None) -> float:
         if client_id is None:

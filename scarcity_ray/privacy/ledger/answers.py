@@ -43,6 +43,23 @@ class Charge:
 
 
 @dataclass(frozen=True)
+class CeilingStanding:
+    """A client's own ceiling, and what it has spent of it.
+
+    Attributes:
+        epsilon: Of the ceiling, over all budget periods.
+        delta: Of the ceiling.
+        epsilon_spent: In all periods, at `delta`.
+        is_left_out: Whether it is left out, for good.
+    """
+
+    epsilon: float
+    delta: float
+    epsilon_spent: float
+    is_left_out: bool
+
+
+@dataclass(frozen=True)
 class BudgetStatus:
     """The state of a budget: what was spent, what is left, and on which ledger.
 
@@ -117,7 +134,10 @@ class BudgetStatus:
             "epsilon_spent": self.epsilon_spent,
             "epsilon_left": self.remaining_epsilon,
             "epsilon_total": self.total_epsilon,
+            "delta_total": self.total_delta,
             "head": self.head_hash,
+            "releases_charged": self.releases_charged,
+            "next_mu": self.next_mu,
         }
 
     def of_ceilings(self) -> dict[str, Any]:

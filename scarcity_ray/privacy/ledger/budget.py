@@ -38,7 +38,7 @@ from scarcity_ray.config import PrivacyUnit
 from scarcity_ray.errors import LedgerError, LedgerTakenOver, UsageError
 from scarcity_ray.privacy.accounting.accountant import PrivacyAccountant
 from scarcity_ray.privacy.accounting.modes import Accounting
-from scarcity_ray.privacy.ledger.answers import NAMED, BudgetStatus, Charge
+from scarcity_ray.privacy.ledger.answers import NAMED, BudgetStatus, CeilingStanding, Charge
 from scarcity_ray.privacy.ledger.chain import Row
 from scarcity_ray.privacy.ledger.events import (
     Genesis,
@@ -498,6 +498,14 @@ class DurableBudget:
             own = self._accountant.left_under_ceiling(client_id)
             epsilon, delta = self._accountant.remaining(client_id)
             return min(epsilon, own), delta if own > 0.0 else 0.0
+
+    def ceilings_of(self, client_ids: Iterable[str]) -> dict[str, CeilingStanding]:
+        """Where those of the clients stand that have a ceiling of their own."""
+        with self._standing():
+            found = ((client_id, self._accountant.ceiling_of(client_id)) for client_id in client_ids)
+            return {
+                client_id: CeilingStanding(*standing) for client_id, standing in found if standing is not None
+            }
 
     def was_charged(self, client_id: str) -> bool:
         """Whether the client's own gossip was ever charged, in any period, or it has a ceiling."""
