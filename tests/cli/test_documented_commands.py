@@ -133,6 +133,7 @@ NAMES = {
             "doctor",
             "keys",
             "client-kit",
+            "serve",
         )
     ),
     *(
