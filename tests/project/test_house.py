@@ -280,7 +280,8 @@ def test_what_the_tests_import_is_declared():
     declared = {re.split(r"[\[<>=~! ]", entry)[0].lower() for entry in entries}
     names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "dp_accounting": "dp-accounting"}
     names["scarcity_ray_client"] = "scarcity-ray-client"
-    names["grpc"] = names["opentelemetry"] = "ray"  # requirements of ray[default]
+    names["opentelemetry"] = "opentelemetry-sdk"
+    names["grpc"] = "ray"  # a requirement of ray[default]
     imported = {
         (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
         for path in (ROOT / "tests").rglob("*.py")
