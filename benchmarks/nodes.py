@@ -2,10 +2,10 @@
 
 ``python -m benchmarks nodes [--nodes 1 2 4] [--case NAME ...] [--rounds N] [--format json]``. The nodes are
 raylets of this machine and share its cores, so that more nodes bring more actors and no more cores. Processor
-seconds of the roles hardly depend on what else the machine does; wall seconds do (``load`` is its load average
-at that time). Each figure is the least of the rounds, but for memory, which is the greatest. ``ratio`` is
-measured over predicted; the plan promises 0.7 to 1.3. With ``--measure`` the prediction is by this machine's
-own speed, as ``scarcity-ray plan --scale --measure`` has it.
+seconds of the roles hardly depend on what else the machine does; wall seconds do (``load`` is its load
+average at that time). Each figure is the least of the rounds, but for memory, which is the greatest.
+``ratio`` is measured over predicted; the plan promises 0.7 to 1.3. With ``--measure`` the prediction is by
+this machine's own speed, as ``scarcity-ray plan --scale --measure`` has it.
 """
 
 from __future__ import annotations

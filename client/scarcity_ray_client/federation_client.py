@@ -481,6 +481,13 @@ class FederationClient:
         home, kit = self.home, self.home.kit
         if not home.is_enrolled:
             raise UsageError(f"{home.folder}: this site has not enrolled yet")
+        expires = home.certificate_life[1]
+        if self._clock() >= expires:
+            date = time.strftime("%Y-%m-%d", time.gmtime(expires))
+            raise UsageError(
+                f"{home.folder}: by this machine's clock the certificate expired on {date}: set the clock, "
+                "or ask the federation for a new kit"
+            )
 
         def sign(method: str, target: str, body_digest: str) -> Mapping[str, str]:
             now = self._clock()

@@ -142,6 +142,7 @@ NAMES = {
             "dashboard",
             "keys",
             "client-kit",
+            "serve",
         )
     ),
     *(

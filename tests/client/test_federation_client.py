@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -461,8 +463,6 @@ def test_another_models_size_is_refused(client, gateway):
 
 def test_a_certificate_is_renewed_before_it_expires(home, gateway, clock, events):
     now = [1.0]
-    import time
-
     client = FederationClient(
         home, waits=clock.waits(), tell=events.append, environ={}, clock=lambda: time.time() + now[0]
     )
@@ -476,6 +476,21 @@ def test_a_certificate_is_renewed_before_it_expires(home, gateway, clock, events
         assert client.run(a_site()) is Ending.FINISHED
     assert "renewed" in kinds(events)
     assert home.certificate_life != first or (home.folder / "tls.pem").exists()
+
+
+def test_an_expired_certificate_asks_for_a_kit_and_a_site_with_a_wrong_clock_is_told(home, gateway, clock):
+    off = [0.0]
+    now = lambda: time.time() + off[0]  # noqa: E731
+    with FederationClient(home, waits=clock.waits(), environ={}, clock=now) as client:
+        gateway.issued = lambda csr, name: gateway.certificates.issue(
+            csr, name, days=1, now=datetime.now(UTC) - timedelta(days=2)
+        )
+        client.enrol()
+        with pytest.raises(UsageError, match=r"expired on .* new kit"):
+            client.run(a_site())
+        off[0] = -2.5 * DAY  # the gateway does not take it, whatever the site believes
+        with pytest.raises(GatewayUnreachable, match="does not take this site's certificate"):
+            client.round()  # the alert may be lost with the connection: it asks until it is heard
 
 
 @pytest.mark.parametrize("fault", [None, lost_request, lost_answer])
