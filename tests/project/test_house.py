@@ -259,7 +259,6 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
         "scarcity_ray.cli": ["templates/*"],
         "scarcity_ray.workloads.report": ["templates/*"],
         "scarcity_ray.gateway": ["page/*"],
-        "scarcity_ray.monitoring": ["*.json"],
     }
     assert tools["packages"]["find"]["include"] == ["scarcity_ray*"]
     assert (PACKAGE / "py.typed").is_file()
