@@ -41,7 +41,11 @@ def test_each_round_is_published(tmp_path: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(LocalRuntime, "publish", publish)
     told: list[int] = []
     with HierarchicalFederation(config_of(tmp_path), runtime="local") as fed:
-        fed.fit(Towards({"c0": "raises"}, num_clients=12), rounds=3, on_round=lambda record: told.append(record.round_id))
+        fed.fit(
+            Towards({"c0": "raises"}, num_clients=12),
+            rounds=3,
+            on_round=lambda record: told.append(record.round_id),
+        )
     assert told == [0, 1, 2]
     values = [{sample.metric.name: sample.value for sample in samples} for samples in published]
     accepted = [found["scarcity_ray_updates_accepted_total"] for found in values]
