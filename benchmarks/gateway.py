@@ -1,12 +1,12 @@
 """Updates through a gateway, against a bare aiohttp server that takes the same bytes over mutual TLS.
 
-``python -m benchmarks gateway [--format json] [--folder DIR] [--slow 1000] [--dimensions D ...]``. The federation is
-served on the local runtime in a process of its own, by ``scarcity-ray serve``; so is the bare server, which
-reads the body and answers 201. Clients are threads of this process with a kept connection each; what they
-send (bodies, digests, signatures) is made before the clock starts. The two take turns, five times; the ratio
-is of the medians, and goals are 0.8 at d = 1e6 without fsync, 0.6 with, 0.4 at d = 1e3. DIR is to be on the
-disk whose fsync is to count. ``--slow`` holds so many connections that send a byte now and then, and reads
-the server's memory meanwhile.
+``python -m benchmarks gateway [--format json] [--folder DIR] [--slow 1000] [--dimensions D ...]``. The
+federation is served on the local runtime in a process of its own, by ``scarcity-ray serve``; so is the bare
+server, which reads the body and answers 201. Clients are threads of this process with a kept connection each;
+what they send (bodies, digests, signatures) is made before the clock starts. The two take turns, five times;
+the ratio is of the medians, and goals are 0.8 at d = 1e6 without fsync, 0.6 with, 0.4 at d = 1e3. DIR is to
+be on the disk whose fsync is to count. ``--slow`` holds so many connections that send a byte now and then,
+and reads the server's memory meanwhile.
 """
 
 from __future__ import annotations
