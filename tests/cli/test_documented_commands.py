@@ -38,7 +38,7 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             *("tutorial", "command", "job_file", "install", "drivers", "architecture", "privacy"),
-            *("ledger", "data_duties", "faults", "adaptive_clipping", "benchmarks"),
+            *("ledger", "monitoring", "data_duties", "faults", "adaptive_clipping", "benchmarks"),
             *("resume", "ceilings", "site_noise", "noise_schedule", "privacy_units", "workloads", "choosing"),
             *("sites", "keys"),
         )
@@ -101,6 +101,12 @@ NOT_RUN = {
     "scarcity-ray ledger take-over URL --operator NAME": "URL is a database's: tests/privacy/test_holding.py",
     "scarcity-ray roster key operator.pem": "it asks for a password: tests/cli/test_roster_command.py",
     "scarcity-ray roster sign roster.json --key operator.pem --out signed.json": "as above",
+    'pip install "scarcity-ray[otel]"': PIP,
+    "scarcity-ray status hospitals --address HEAD:6379": "tests/runtime/test_ray_metrics.py",
+    "scarcity-ray status hospitals --watch --every 10": "it ends when it is interrupted",
+    "scarcity-ray status https://gateway.example.org:8443 --token-file token --ca server-ca.pem": (
+        "tests/cli/test_status_command.py"
+    ),
     "ray up cluster/machines.yaml": MACHINES,
     "ray dashboard cluster/machines.yaml": MACHINES,
     "ray down cluster/machines.yaml": MACHINES,
@@ -131,8 +137,11 @@ NAMES = {
             "audit",
             "roster",
             "doctor",
+            "status",
+            "dashboard",
             "keys",
             "client-kit",
+            "serve",
         )
     ),
     *(
@@ -150,6 +159,10 @@ NAMES = {
 WITHOUT_A_CLUSTER = {
     "scarcity-ray init wards",
     "scarcity-ray plan configs/quickstart.yaml",
+    "scarcity-ray dashboard > scarcity_ray.json",
+    "scarcity-ray operators add 'Ann Berg' --role operate --file operators.json",
+    "scarcity-ray operators list --file operators.json",
+    "scarcity-ray operators revoke 'Ann Berg' --file operators.json",
     "scarcity-ray ledger show ledger.sqlite",
     "scarcity-ray ledger verify ledger.sqlite --head HASH",
     "scarcity-ray ledger verify FILE --head HASH",

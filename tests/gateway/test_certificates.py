@@ -74,6 +74,7 @@ def shaken(server: ssl.SSLContext, client: ssl.SSLContext, host="localhost"):
 
 def trusting(made, chain=None):
     context = ssl.create_default_context(cadata=made.server_authority())
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
     if chain:
         context.load_cert_chain(*chain)
     return context
