@@ -569,7 +569,7 @@ def receipt(
     return receipt_command(path, releases, proof, rosters, form)
 
 
-@audit.command()
+@audit.command(epilog=examples("scarcity-ray audit rows runs/first/state --output rows.bin --round 3"))
 @click.argument("storage")
 @click.option("--output", required=True, metavar="FILE", help="The file to write, for `audit replay`.")
 @click.option("--basket", metavar="ID", help="Of this basket alone.")
@@ -582,7 +582,7 @@ def rows(storage: str, output: str, basket: str | None, round_id: int | None) ->
     return rows_command(storage, output, basket, round_id)
 
 
-@audit.command()
+@audit.command(epilog=examples("scarcity-ray audit replay rows.bin --release releases.txt"))
 @click.argument("path", type=click.Path(dir_okay=False))
 @click.option(
     "--release",

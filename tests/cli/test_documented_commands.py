@@ -137,6 +137,7 @@ NAMES = {
             "audit",
             "roster",
             "doctor",
+            "serve",
             "status",
             "dashboard",
             "keys",
