@@ -134,6 +134,7 @@ class Bench:
                 "requests_per_second": 1e6,
                 "request_burst": 1_000_000,
                 "open_requests": 5000,
+                "open_requests_per_client": 5000,
                 "max_connections": 5000,
                 "header_seconds": seconds,
                 "body_seconds": seconds,
