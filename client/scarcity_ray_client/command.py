@@ -7,6 +7,7 @@ SIGTERM): nothing is lost then, and the same command goes on.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -49,6 +50,9 @@ class ExitCode(IntEnum):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with the process's arguments, and end the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that lacks a letter of an id ends nothing
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(command(arguments))
 
 

@@ -7,11 +7,10 @@ than ``Retry-After`` says. Every request of the protocol gives the same answer w
 A proxy is taken from ``HTTPS_PROXY`` unless ``NO_PROXY`` names the gateway; TLS goes through it (CONNECT).
 
 Guarantees:
-    a_lost_answer_is_asked_for_again
     it_waits_as_long_as_the_gateway_says
     a_refusal_is_not_repeated
-    an_upload_goes_on_where_it_broke_off
-    a_download_goes_on_where_it_broke_off
+    a_large_upload_goes_on_where_it_broke_off
+    a_large_download_goes_on_where_it_broke_off
     no_other_server_is_spoken_to: None that the kit's authority has not signed.
 """
 
@@ -196,6 +195,8 @@ class GatewayConnection:
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
+            if reply.length:
+                raise http.client.IncompleteRead(b"", reply.length)
             return Reply(reply.status, headers, b"")
 
         for _ in range(3):

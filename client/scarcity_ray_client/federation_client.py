@@ -7,10 +7,10 @@ leaves, and none leaves beyond the ceiling.
 
 Guarantees:
     an_update_is_sent_again_byte_by_byte: After a lost answer and after a crash.
-    a_round_is_trained_in_once
+    after_a_crash_the_kept_update_is_sent_and_nothing_is_trained_anew
     nothing_unnoised_is_sent_where_the_site_says_so
     nothing_is_sent_beyond_the_ceiling
-    where_rows_are_noised_no_metrics_are_sent
+    rows_are_noised_and_charged_at_the_site: No metrics leave it then.
     another_federation_is_refused
     a_certificate_is_renewed_before_it_expires
 """
@@ -32,6 +32,7 @@ from scarcity_ray_client.connection import GatewayConnection, GatewayRefused, Wa
 from scarcity_ray_client.errors import SiteLedgerRefused, UsageError
 from scarcity_ray_client.identity import IdentityKeyPair
 from scarcity_ray_client.models import FloatVector
+from scarcity_ray_client.policy import Policy
 from scarcity_ray_client.site_file import SiteFile
 from scarcity_ray_client.site_home import SiteHome, write_whole
 from scarcity_ray_client.site_ledger import Extension, SiteLedger
@@ -353,6 +354,7 @@ class FederationClient:
         if site.policy is None:
             return self._train_and_send(site, answer, vector, None)
         if answer.row_mu is None:
+            self._check_ceiling(site.policy)
             self._say_once(
                 "no_row_cost",
                 "the federation states no cost of a row: this site's ceiling is kept by the federation's "
@@ -439,6 +441,18 @@ class FederationClient:
                 "write a policy for that unit"
             )
 
+    def _check_ceiling(self, policy: Policy) -> None:
+        """Where only the federation can keep the ceiling, it must have it."""
+        if "no_row_cost" in self._told:
+            return
+        known = self.me().ceiling
+        if known is None or known > policy.lifetime_epsilon:
+            has = "no ceiling" if known is None else f"epsilon {known:g}"
+            raise UsageError(
+                f"the federation's ledger has {has} of this site, and the policy says "
+                f"{policy.lifetime_epsilon:g}: enrol with it, by a kit made --again"
+            )
+
     def _deliver(self, path: Path) -> UpdateAnswer | ErrorAnswer:
         body, round_id = path.read_bytes(), path.stem.partition("-")[2]
         try:
@@ -467,6 +481,13 @@ class FederationClient:
         home, kit = self.home, self.home.kit
         if not home.is_enrolled:
             raise UsageError(f"{home.folder}: this site has not enrolled yet")
+        expires = home.certificate_life[1]
+        if self._clock() >= expires:
+            date = time.strftime("%Y-%m-%d", time.gmtime(expires))
+            raise UsageError(
+                f"{home.folder}: by this machine's clock the certificate expired on {date}: set the clock, "
+                "or ask the federation for a new kit"
+            )
 
         def sign(method: str, target: str, body_digest: str) -> Mapping[str, str]:
             now = self._clock()

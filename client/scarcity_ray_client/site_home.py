@@ -17,7 +17,7 @@ Files are written whole or not at all, and are their owner's alone where the sys
 folder's own access list decides. One process uses the folder at a time.
 
 Guarantees:
-    no_private_key_leaves_the_folder: A kit holds none, and none is sent.
+    a_file_is_its_owners_alone_and_holds_no_plain_key
     a_file_is_whole_or_not_there
     two_processes_never_share_a_folder
     a_kit_that_is_cut_changed_or_newer_is_refused
@@ -52,7 +52,7 @@ PASSWORD = "SCARCITY_RAY_CLIENT_PASSWORD"
 """Of the environment: encrypts the site's keys, which then need it at every start."""
 _README = """This kit invites one site to a federation. On the site's machine:
 
-    pip install scarcity_ray_client
+    pip install FILE        (scarcity_ray_client, as the federation gives it to you)
     scarcity-ray-client run {name} WORKLOAD.yaml
 
 It holds a token that can be used once, until it expires: send it as you would send a password. The site makes

@@ -110,6 +110,11 @@ class Accountant(Role):
         except LedgerTakenOver:
             return False
 
+    @query
+    def dropped_from(self, charge_id: str, now: float) -> tuple[str, ...]:
+        """The baskets that are not in the sum of a release, as it was charged."""
+        return self._opened(now).dropped_from(charge_id)
+
     def charge_gossip(
         self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
     ) -> tuple[tuple[str, ...], str, str]:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from scarcity_ray.errors import ScarcityError
 from scarcity_ray.federation.fit_terms import RoundRecord
 from scarcity_ray.monitoring.history import RoundHistory
 from scarcity_ray.monitoring.metrics import samples_of
@@ -53,8 +52,8 @@ class PublishedRounds:
             note_record(self._history, record, outliers_of(seen.stats))
             seen = replace(seen, rounds=self._history.rounds(), totals=dict(self._history.totals))
             self._publish(samples_of(federation_status(seen)))
-        except ScarcityError as error:
-            logger.warning("the metrics of round %d are not published: %s", record.round_id, error)
+        except Exception as error:
+            logger.warning("the metrics of round %d are not published: %r", record.round_id, error)
 
 
 def note_record(history: RoundHistory, record: RoundRecord, outliers: Iterable[str] = ()) -> None:

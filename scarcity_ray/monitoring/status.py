@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol, TypedDict, Unpack
 
@@ -160,6 +160,9 @@ def observe(federation: Watched, at: float, **seen: Unpack[Seen]) -> Observed:
 def federation_status(seen: Observed) -> dict[str, Any]:
     """The document (docs/monitoring.md has its fields)."""
     stats, plan, config = seen.stats, seen.plan, seen.plan.config
+    if not config.expose_basket_models:
+        hidden = [replace(entry, outliers=frozenset()) for entry in seen.rounds]
+        seen = replace(seen, rounds=hidden)
     claim = stats["privacy_claim"]
     state = seen.state or _state_of(stats)
     sites = _sites(seen)
@@ -400,15 +403,8 @@ def _site(client_id: str, info: ClientInfo | None, seen: Observed, is_left_out: 
             "epsilon_spent": ceiling.epsilon_spent,
             "epsilon_left": 0.0 if is_left_out else max(0.0, ceiling.epsilon - ceiling.epsilon_spent),
         },
-        "strip": strip_of(client_id, _visible(seen)),
+        "strip": strip_of(client_id, seen.rounds),
     }
-
-
-def _visible(seen: Observed) -> list[Round]:
-    """The rounds as they may be shown: without outliers where these are private."""
-    if seen.plan.config.expose_basket_models:
-        return list(seen.rounds)
-    return [Round(entry.round_id, entry.outcomes) for entry in seen.rounds]
 
 
 def _baskets(stats: Mapping[str, Any]) -> list[dict[str, Any]]:

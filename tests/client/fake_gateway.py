@@ -69,6 +69,7 @@ class FakeGateway:
         self.partial: dict[str, bytes] = {}
         self.clock = time.time
         self.refusal: ErrorAnswer | None = None
+        self.ceiling: float | None = None
         self.issued = lambda csr, client: self.certificates.issue(csr, client)
         self.lock = threading.Lock()
         self.publish(0)
@@ -137,7 +138,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do(self) -> None:
         gateway = self.gateway
-        gateway.asked.append(f"{self.command} {self.path}")
+        span = self.headers.get("Range", "")
+        gateway.asked.append(f"{self.command} {self.path} {span}".rstrip())
         fault = gateway.faults.pop(0) if gateway.faults else None
         if fault is None:
             self.answer()
@@ -200,7 +202,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     gateway.evaluations[int(round_id)] = EvaluationRequest.from_json(body)
                     return 204, b"", {}
                 case ["me"]:
-                    me = MeAnswer("ann", "hospitals", "hospitals_basket_0", 0, 1.5, 1e-6)
+                    me = MeAnswer("ann", "hospitals", "hospitals_basket_0", 0, 1.5, 1e-6, gateway.ceiling)
                     return 200, me.to_json(), {}
                 case ["certificate"]:
                     pem = sites.renew("ann", CertificateRequest.from_json(body).csr, gateway.issued)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -314,6 +316,7 @@ def test_a_large_download_goes_on_where_it_broke_off(client, gateway, home):
 
     gateway.faults = [half]
     assert client.model(facts).tolist() == [0.0] * 4
+    assert gateway.asked[-2:] == ["GET /v1/model", "GET /v1/model bytes=6-"]
     asked = len(gateway.asked)
     assert client.model(facts).tolist() == [0.0] * 4  # kept
     assert len(gateway.asked) == asked
@@ -373,6 +376,12 @@ def test_a_promise_is_kept_by_the_stated_costs(client, gateway):
 
 def test_where_no_cost_is_stated_it_says_who_keeps_the_ceiling(client, gateway, home, events):
     goes_on(gateway, 2)
+    for ceiling, told in ((None, "no ceiling"), (9.0, "epsilon 9")):
+        gateway.ceiling = ceiling
+        with pytest.raises(UsageError, match=rf"ledger has {told} of this site, and the policy says 3"):
+            client.run(a_site(policy=a_policy()))
+    assert gateway.updates == {}
+    gateway.ceiling = 3.0
     client.run(a_site(policy=a_policy()))
     assert kinds(events).count("no_row_cost") == 1
     assert len(gateway.updates) == 2
@@ -454,8 +463,6 @@ def test_another_models_size_is_refused(client, gateway):
 
 def test_a_certificate_is_renewed_before_it_expires(home, gateway, clock, events):
     now = [1.0]
-    import time
-
     client = FederationClient(
         home, waits=clock.waits(), tell=events.append, environ={}, clock=lambda: time.time() + now[0]
     )
@@ -469,6 +476,21 @@ def test_a_certificate_is_renewed_before_it_expires(home, gateway, clock, events
         assert client.run(a_site()) is Ending.FINISHED
     assert "renewed" in kinds(events)
     assert home.certificate_life != first or (home.folder / "tls.pem").exists()
+
+
+def test_an_expired_certificate_asks_for_a_kit_and_a_site_with_a_wrong_clock_is_told(home, gateway, clock):
+    off = [0.0]
+    now = lambda: time.time() + off[0]  # noqa: E731
+    with FederationClient(home, waits=clock.waits(), environ={}, clock=now) as client:
+        gateway.issued = lambda csr, name: gateway.certificates.issue(
+            csr, name, days=1, now=datetime.now(UTC) - timedelta(days=2)
+        )
+        client.enrol()
+        with pytest.raises(UsageError, match=r"expired on .* new kit"):
+            client.run(a_site())
+        off[0] = -2.5 * DAY  # the gateway does not take it, whatever the site believes
+        with pytest.raises(GatewayUnreachable, match="does not take this site's certificate"):
+            client.round()  # the alert may be lost with the connection: it asks until it is heard
 
 
 @pytest.mark.parametrize("fault", [None, lost_request, lost_answer])

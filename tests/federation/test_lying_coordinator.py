@@ -480,6 +480,21 @@ def test_a_session_that_was_given_up_is_never_unmasked(
     assert run(fed).model is not None
 
 
+def test_nothing_is_unmasked_that_was_charged_as_another_sum(fed_of: Any, sums: list[Any]) -> None:
+    """It would have a basket use its aggregate again, which is in the sum."""
+    fed = fed_of(10)
+    aggregator = role(fed, "global")
+    honest, victim = aggregator._charge, "d04_basket_0"
+
+    def charge(terms: Any, survivors: Any, *rest: Any) -> Any:
+        return honest(terms, [party for party in survivors if party != victim], *rest)
+
+    aggregator._charge = charge
+    assert run(fed).model is None
+    assert sums == []
+    assert fed.get_stats()["privacy_consumed_epsilon"] > 0.0
+
+
 @pytest.mark.parametrize("is_charged", [True, False])
 def test_what_a_session_without_an_end_was_given_is_used_again_only_if_it_was_not_charged(
     fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, is_charged: bool

@@ -74,6 +74,7 @@ def shaken(server: ssl.SSLContext, client: ssl.SSLContext, host="localhost"):
 
 def trusting(made, chain=None):
     context = ssl.create_default_context(cadata=made.server_authority())
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
     if chain:
         context.load_cert_chain(*chain)
     return context
@@ -172,10 +173,22 @@ def test_a_csr_that_is_none_or_changed_is_refused(made):
 
 def test_a_renewed_server_certificate_is_trusted_by_the_same_sites(tmp_path):
     made = Certificates.make(tmp_path / "keys", ["localhost"])
-    before = made.facts("server")
+    before, stolen = made.facts("server"), made.server_context()
     made.renew_server()
     assert made.facts("server").fingerprint != before.fingerprint
     assert made.facts("server").hosts == ("localhost",)
     assert shaken(made.server_context(), trusting(made)) is None
+    assert shaken(stolen, trusting(made)) is None  # sites ask nobody whether it was revoked
     made.renew_server(["gateway.example"])
     assert made.facts("server").hosts == ("gateway.example",)
+
+
+def test_without_an_authoritys_key_nothing_is_made_and_the_rest_goes_on(tmp_path):
+    made = Certificates.make(tmp_path / "keys", ["localhost"])
+    for name in ("server_ca", "client_ca"):
+        (made.folder / f"{name}.key").unlink()
+    with pytest.raises(UsageError, match=r"server_ca.key: the authority's key cannot be read"):
+        made.renew_server()
+    with pytest.raises(UsageError, match=r"client_ca.key: the authority's key cannot be read"):
+        made.issue(a_csr()[0], "ann")
+    assert shaken(made.server_context(), trusting(made)) is None

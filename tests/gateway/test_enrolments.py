@@ -156,6 +156,12 @@ def test_a_certificate_of_another_client_is_refused(sites, issue):
     assert isinstance(sites.admit("ann", None, is_mutual=False), Enrolment)
 
 
+def test_a_certificate_that_no_enrolment_holds_is_refused_whoever_signed_it(sites, issue):
+    sites.enrol(asked(sites.invite("ann", "hospitals")), issue)
+    forged = issue(a_csr()[0], "ann")  # with the authority's stolen key
+    assert code(sites.admit("ann", shown(forged))) is ErrorCode.WRONG_CERTIFICATE
+
+
 def test_a_renewed_certificate_holds_at_once_and_the_old_one_for_the_overlap(sites, issue, clock):
     old = sites.enrol(asked(sites.invite("ann", "hospitals")), issue)
     csr = a_csr()[0]

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from scarcity_ray.cli.main import main
 from scarcity_ray_client.command import ExitCode, command
+from scarcity_ray_client.receipts import SignedReceipt
 from tests.gateway.sites import Served, job
 
 WORKLOAD = '''
@@ -24,16 +25,18 @@ from scarcity_ray_client import Client, Workload, Trained
 
 class Site(Workload):
     """Moves the model a step towards its target."""
-    def __init__(self, name, target, ending=''):
-        self.name, self.target, self.ending = name, target, ending
+    def __init__(self, name, target, ending='', persons=None):
+        self.name, self.target, self.ending, self.persons = name, target, ending, persons
     def clients(self):
-        return [Client(self.name, "wards", num_examples=30)]
+        return [Client(self.name, "wards", num_examples=30, num_persons=self.persons)]
     def initial_model(self):
         return {"w": np.zeros(2, np.float32)}
     def train(self, model, client, round_id):
         if self.ending:
             os.kill(os.getpid(), getattr(signal, self.ending))
             time.sleep(60)
+        if self.persons:
+            return Trained(delta={"w": np.asarray(self.target, np.float32)}, num_persons=self.persons)
         return Trained(model={"w": np.asarray(self.target, np.float32)}, metrics={"loss": 0.5})
     def evaluate(self, model):
         return {}
@@ -52,9 +55,27 @@ def refused(*words: object) -> str:
     return done.stderr
 
 
+NOISED = {
+    "privacy": {
+        "unit": "person", "noise": "site", "person_clip_norm": 1.0, "min_persons": 10, "row_epsilon": 1.0,
+        "row_delta": 1e-6,
+    },
+    "layer1": {"aggregation_method": "mean", "min_updates": 1, "clip_norm": 20.0},
+    "layer2": {
+        "noise": "discrete_gaussian", "use_secure_aggregation": False, "clip_norm": 10.0, "min_baskets": 2,
+    },
+    "gossip_budget_share": 0.0,
+    "expose_basket_models": False,
+    "total_epsilon": 8.0,
+    "total_delta": 1e-6,
+    "receipts": True,
+}  # fmt: skip
+
+
 @pytest.fixture
-def served(tmp_path: Path):
-    made = Served(tmp_path, job(tmp_path, rounds=2))
+def served(tmp_path: Path, request: pytest.FixtureRequest):
+    federation = getattr(request, "param", None)
+    made = Served(tmp_path, job(tmp_path, rounds=2, federation=federation))
     made.start()
     # The run's own file says port 0, as the job does: the command is told where it listens.
     config = made.run / "config.yaml"
@@ -98,6 +119,32 @@ def test_two_sites_train_with_nothing_but_their_kits(served: Served, capsys) -> 
     told = capsys.readouterr().out
     assert told.count("accepted by basket") == 4
     assert "the federation has finished" in told
+
+
+@pytest.mark.parametrize("served", [NOISED], indirect=True, ids=["noised"])
+def test_sites_that_noise_their_rows_keep_ceilings_and_receipts(served: Served) -> None:
+    ended: dict[str, int] = {}
+
+    def site(name: str, target: list[float], epsilon: float) -> None:
+        file = a_workload(served, name, target)
+        text = file.read_text().replace("}}", ", persons: 30}}")
+        ceiling = f"{{unit: person, lifetime_epsilon: {epsilon}, delta: 1.0e-6}}"
+        file.write_text(f"{text}\npolicy: {ceiling}\nnoise: site\n")
+        ended[name] = command(["run", str(kits[name]), str(file)], environ={})
+
+    kits = {name: a_kit(served, name) for name in "ab"}
+    threads = [
+        threading.Thread(target=site, args=asked) for asked in (("a", [1, 0], 1.2), ("b", [0, 1], 8.0))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert ended == {"a": ExitCode.AT_CEILING, "b": ExitCode.DONE}
+    assert [record.accepted for record in served.join().rounds] == [2, 1]
+    receipts = sorted((kits["a"].with_suffix("") / "receipts").glob("*.receipt"))
+    (receipt,) = [SignedReceipt.from_text(path.read_text()) for path in receipts]
+    assert (receipt.refusal(), receipt.statement.client_id, receipt.statement.round_id) == ("", "a", 0)
 
 
 def ends_with_both(served: Served, kit: Path, file: Path) -> None:

@@ -28,6 +28,7 @@ class Charge:
             client was left out, or has to be.
         num_left_out: How many clients were left out at their ceilings when it was charged: the release holds
             no row of these, and is not charged to them.
+        dropped: The baskets that took part in its session and are not in its sum, as it was charged.
     """
 
     allowed: bool
@@ -38,6 +39,7 @@ class Charge:
     is_last: bool = field(default=False, compare=False)
     is_outdated: bool = False
     num_left_out: int = field(default=0, compare=False)
+    dropped: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

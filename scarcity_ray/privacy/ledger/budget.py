@@ -197,8 +197,9 @@ class DurableBudget:
             known = self._known(charge_id, ReleaseCharge, mu)
             if known is not None:
                 event, seq, head = known
-                left_out = self._num_left_out(seq)
-                return Charge(True, "", event.epsilon_spent, head, repeated=True, num_left_out=left_out)
+                left_out, dropped = self._num_left_out(seq), _dropped(event)
+                spent = event.epsilon_spent
+                return Charge(True, "", spent, head, repeated=True, num_left_out=left_out, dropped=dropped)
             accountant = self._accountant
             if step not in (None, accountant.step):
                 why = (
@@ -213,11 +214,11 @@ class DurableBudget:
             if not accountant.check_release(mu):
                 return Charge(False, self._why_not(mu), accountant.epsilon_spent(), self._ledger.head_hash)
             spent = accountant.epsilon_spent(release=mu)
-            row = self._ledger.append(
-                ReleaseCharge(mu, spent, details), charge_id=self._free(charge_id), now=now
-            )
+            event = ReleaseCharge(mu, spent, details)
+            row = self._ledger.append(event, charge_id=self._free(charge_id), now=now)
             accountant.note_release(mu)
-            return Charge(True, "", spent, row.hash, num_left_out=len(accountant.ceilings.left_out))
+            left_out = len(accountant.ceilings.left_out)
+            return Charge(True, "", spent, row.hash, num_left_out=left_out, dropped=_dropped(event))
 
     def set_policy(self, signed: SignedPolicy, *, now: float) -> str:
         """Put a client under the ceiling that it has signed, durably; a stricter one replaces it later.
@@ -292,6 +293,14 @@ class DurableBudget:
             if known is None:
                 self._ledger.append(VoidedRelease(details), charge_id=charge_id, now=now)
             return known is None or isinstance(known.event, VoidedRelease)
+
+    def dropped_from(self, charge_id: str) -> tuple[str, ...]:
+        """The baskets that are not in the sum of a release, as it was charged; none if it was not."""
+        with self._current():
+            known = self._ledger.find(charge_id)
+            if known is None or not isinstance(known.event, ReleaseCharge):
+                return ()
+            return _dropped(known.event)
 
     def charge_gossip(
         self,
@@ -643,3 +652,9 @@ class DurableBudget:
 
 def _chosen(client_ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
     return tuple(itertools.compress(client_ids, mask.tolist()))
+
+
+def _dropped(event: ReleaseCharge) -> tuple[str, ...]:
+    """The baskets that a release was charged without."""
+    named = event.details.get("dropped") if isinstance(event.details, Mapping) else None
+    return tuple(map(str, named)) if isinstance(named, list | tuple) else ()
