@@ -139,6 +139,7 @@ NAMES = {
             "audit",
             "roster",
             "doctor",
+            "serve",
             "status",
             "dashboard",
             "keys",
