@@ -172,8 +172,14 @@ def plan(**given: Any) -> ExitCode:
 )
 @click.argument("config", type=click.Path(dir_okay=False), required=False)
 @click.option("--address", metavar="A", help="Address of a Ray cluster that should answer.")
-@click.option("--certificates", metavar="DIR", help="Folder of a gateway's certificates and keys.")
-@click.option("--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen.")
+@click.option(
+    "--certificates",
+    metavar="DIR",
+    help="Folder of a gateway's certificates and keys. [default: gateway.keys]",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen. [default: gateway.port]"
+)
 @OVERRIDES
 @FORMAT
 @only_prints
