@@ -25,6 +25,7 @@ logger = logging.getLogger("scarcity_ray")
 def lines() -> Iterator[Any]:
     stream, was = io.StringIO(), (logger.level, logger.propagate)
     handler = use_json_logs(stream)
+    logger.propagate = False  # pytest-xdist cannot send a captured line with a lone surrogate
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     logger.removeHandler(handler)
     logger.level, logger.propagate = was
