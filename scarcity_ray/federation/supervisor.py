@@ -401,20 +401,23 @@ class Supervisor:
         if not (lost or always):
             return None
         told = f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}"
-        return replace(_fault(told), baskets=state.baskets if is_gone else ())
+        return (
+            replace(_fault(told), baskets=state.baskets, leavers=state.leavers) if is_gone else _fault(told)
+        )
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
         """What was lost with a basket actor; the id holds its baskets' keys, new after each death."""
         name = basket_actor(slot)
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
-        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}", state.baskets)
+        loss = f"{name} died{no_journal}; {self._waited(state)}"
+        return Fault(f"{name}/{keys}", loss, state.baskets, state.leavers)
 
     def _waited(self, state: SlotState) -> str:
         """What is lost with a basket actor, update by update, and what to do."""
         baskets = ", ".join(state.baskets) or "none that is known"
         members = (member.client_id for admission in state.admissions for member in admission.members)
-        lost = self.acknowledged.lose(state.baskets, members)
+        lost = self.acknowledged.lose(state.baskets, [*members, *state.leavers])
         named = f": {named_updates(lost)}" if lost else ""
         return (
             f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "
