@@ -264,6 +264,13 @@ class Supervisor:
             with suppress(ActorLost):
                 answer.result()
 
+    def note_told(self, slots: Iterable[int]) -> None:
+        """Have basket actors note that what they lack was told, once the faults are in the directory."""
+        for answer in [Call(BasketHost.note_told).send(self.peers, basket_actor(slot)) for slot in slots]:
+            # One that is dead tells it again.
+            with suppress(ActorLost):
+                answer.result()
+
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
         singles = (ACCOUNTANT, DIRECTORY, GLOBAL) if self.has_layer2 else (ACCOUNTANT, DIRECTORY)
@@ -322,6 +329,7 @@ class Supervisor:
             self.runtime.kill(basket_actor(slot))
         came_back = [s for s in was_there if s in journalled and s in {*back} - {*strangers}]
         yield [fault for s in came_back if (fault := self._regained(s, states[s])) is not None]
+        self.note_told(s for s in back if s not in strangers)
         if strangers and failure is None:
             failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
@@ -390,7 +398,12 @@ class Supervisor:
         )
         is_gone = regained.is_new and not regained.set_aside and bool(state.admissions)
         if is_gone:
-            lost.append(f"nothing of its journal is left, so {self._waited(state)}")
+            lost.append(f"nothing of its journal is left from before, so {self._waited(state)}")
+        if regained.may_lack:
+            lost.append(
+                "its machine was started anew since, and with durability: round, updates that were accepted "
+                "after the last sync may be gone: send the updates of this round again"
+            )
         if regained.set_aside:
             lost.append(
                 "its journal was of an opening that this one does not continue: it is "
