@@ -197,7 +197,9 @@ class DurableBudget:
                 why = "this release was given up, and its name with it"
                 return Charge(False, why, self._accountant.epsilon_spent(), self._ledger.head_hash)
             known = self._known(charge_id, ReleaseCharge, mu)
-            charged = row.event.details if row is not None and isinstance(row.event, ReleaseCharge) else details
+            charged = (
+                row.event.details if row is not None and isinstance(row.event, ReleaseCharge) else details
+            )
             dropped = _dropped(charged)
             if known is not None:
                 event, seq, head = known
