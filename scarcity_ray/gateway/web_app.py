@@ -71,6 +71,8 @@ logger = logging.getLogger("scarcity_ray")
 
 PIECE_BYTES = 256 * 1024
 """Of a model, written at a time."""
+MOST_COUNT = 2**63 - 1
+"""What the register's file and `ClientEvaluation` hold."""
 ANSWER_SECONDS = 120.0
 """In which the roles behind a gateway must have answered; then the client is to ask again."""
 OPERATORS_PATHS = ("/console", "/metrics", "/v1/status", "/v1/ledger", "/v1/operate/")
@@ -378,6 +380,7 @@ class WebApp:
         header, row = read_update_body(body, self._terms.vector_dim)
         if header.client_id != site.client_id or header.round_id != key.round_id:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
+        _check_counts(sequence=header.sequence, num_examples=header.num_examples)
         answer = await self._within(self._judging.ask(Upload(site, header, row, key.digest)))
         if isinstance(answer, ErrorAnswer):
             return _refusal(answer)
@@ -388,6 +391,7 @@ class WebApp:
         given = request.match_info["round"]
         async with self._body(request, MOST_JSON_BYTES, asks.digest) as body:
             told = EvaluationRequest.from_json(bytes(body))
+        _check_counts(num_examples=told.num_examples)
         found = self.board.round
         if not _is_count(given) or found is None or int(given) != found.round_id:
             raise RefusedError(ErrorCode.ROUND_OVER, "this round is not open")
@@ -501,6 +505,12 @@ def _upload_key(request: web.Request, client_id: str) -> UploadKey:
 
 def _standing(standing: Standing) -> dict[str, str]:
     return {UPLOAD_OFFSET: str(standing.offset), UPLOAD_LENGTH: str(standing.length)}
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count > MOST_COUNT:
+            raise RefusedError(ErrorCode.MALFORMED, f"{name}: at most {MOST_COUNT}")
 
 
 def _is_count(text: str) -> bool:

@@ -284,6 +284,18 @@ def test_what_is_too_big_is_refused_before_it_is_read(served: Watched, site: Sit
     served.idle()
 
 
+def test_a_number_that_is_too_great_is_one_clients_refusal(served: Watched, site: Site) -> None:
+    """Each of them once ended the register or the served job for everybody."""
+    told = site.round()
+    row = np.ones(DIMENSION)
+    for given in ({"sequence": 2**63}, {"num_examples": 2**63, "sequence": 11}):
+        assert code_of(site.send(told, row, **given)) == "malformed"
+    evaluation = {"version": 1, "metrics": {"loss": 1e308}, "num_examples": 2**63}
+    target = f"/v1/evaluations/{told.round_id}"
+    assert code_of(site.ask("PUT", target, json.dumps(evaluation).encode())) == "malformed"
+    assert site.ask("GET", "/v1/me").status == 200
+
+
 def test_no_traceback_and_no_path_leaves_a_gateway(
     served: Watched, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
