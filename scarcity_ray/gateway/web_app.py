@@ -21,7 +21,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from scarcity_ray.config.gateway import GatewayConfig
-from scarcity_ray.errors import StorageError
+from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.served_round import Measured
 from scarcity_ray.gateway.batches import Batches
 from scarcity_ray.gateway.connections import Connection, Connections
@@ -43,6 +43,7 @@ from scarcity_ray.gateway.register_client import RegisterClient
 from scarcity_ray.gateway.round_board import RoundBoard
 from scarcity_ray.gateway.site_desk import ServedTerms, SiteDesk
 from scarcity_ray.gateway.uploads import Standing, UploadKey, Uploads
+from scarcity_ray_client import checked_metrics
 from scarcity_ray_client.errors import MessageRefused
 from scarcity_ray_client.wire import (
     EMPTY_DIGEST,
@@ -381,6 +382,7 @@ class WebApp:
         if header.client_id != site.client_id or header.round_id != key.round_id:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
         _check_counts(sequence=header.sequence, num_examples=header.num_examples)
+        _check_metrics(header.metrics)
         answer = await self._within(self._judging.ask(Upload(site, header, row, key.digest)))
         if isinstance(answer, ErrorAnswer):
             return _refusal(answer)
@@ -392,6 +394,7 @@ class WebApp:
         async with self._body(request, MOST_JSON_BYTES, asks.digest) as body:
             told = EvaluationRequest.from_json(bytes(body))
         _check_counts(num_examples=told.num_examples)
+        _check_metrics(told.metrics)
         found = self.board.round
         if not _is_count(given) or found is None or int(given) != found.round_id:
             raise RefusedError(ErrorCode.ROUND_OVER, "this round is not open")
@@ -511,6 +514,14 @@ def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count > MOST_COUNT:
             raise RefusedError(ErrorCode.MALFORMED, f"{name}: at most {MOST_COUNT}")
+
+
+def _check_metrics(metrics: Mapping[str, float]) -> None:
+    """That the server can hold what a site measured: there it is too late to refuse it."""
+    try:
+        checked_metrics(metrics)
+    except UsageError as error:
+        raise RefusedError(ErrorCode.MALFORMED, str(error)) from None
 
 
 def _is_count(text: str) -> bool:

@@ -284,7 +284,7 @@ def test_what_is_too_big_is_refused_before_it_is_read(served: Watched, site: Sit
     served.idle()
 
 
-def test_a_number_that_is_too_great_is_one_clients_refusal(served: Watched, site: Site) -> None:
+def test_what_the_server_cannot_hold_is_one_clients_refusal(served: Watched, site: Site) -> None:
     """Each of them once ended the register or the served job for everybody."""
     told = site.round()
     row = np.ones(DIMENSION)
@@ -293,6 +293,10 @@ def test_a_number_that_is_too_great_is_one_clients_refusal(served: Watched, site
     evaluation = {"version": 1, "metrics": {"loss": 1e308}, "num_examples": 2**63}
     target = f"/v1/evaluations/{told.round_id}"
     assert code_of(site.ask("PUT", target, json.dumps(evaluation).encode())) == "malformed"
+    for metrics in ({"x" * 5_000: 1.0}, {"": 1.0}):
+        evaluation = {"version": 1, "metrics": metrics, "num_examples": 1}
+        assert code_of(site.ask("PUT", target, json.dumps(evaluation).encode())) == "malformed"
+        assert code_of(site.send(told, row, sequence=12, metrics=metrics)) == "malformed"
     assert site.ask("GET", "/v1/me").status == 200
 
 
