@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import StorageError, UsageError
@@ -46,6 +47,7 @@ from scarcity_ray.gateway.uploads import Standing, UploadKey, Uploads
 from scarcity_ray_client import checked_metrics
 from scarcity_ray_client.errors import MessageRefused
 from scarcity_ray_client.wire import (
+    CLIENT,
     EMPTY_DIGEST,
     MODEL_ROUND,
     MODEL_VERSION,
@@ -74,8 +76,12 @@ PIECE_BYTES = 256 * 1024
 """Of a model, written at a time."""
 MOST_COUNT = 2**63 - 1
 """What the register's file and `ClientEvaluation` hold."""
+CONNECTIONS_PER_REQUEST = 4
+"""Connections of one client for each request that it may have open: some are left from broken ones."""
+SERVER_NAME = "scarcity-ray"
 ANSWER_SECONDS = 120.0
 """In which the roles behind a gateway must have answered; then the client is to ask again."""
+UNSIGNED_PATHS = ("/v1/enrol", "/healthz")
 OPERATORS_PATHS = ("/console", "/metrics", "/v1/status", "/v1/ledger", "/v1/operate/")
 """Which have an authentication of their own (`console`)."""
 
@@ -126,7 +132,12 @@ class WebApp:
     ) -> None:
         self._config, self._terms, self._register, self._clock = config, terms, register, clock
         self._desk, self._uploads, self._on_driver = desk, uploads, on_driver
-        self.connections = Connections(config.header_seconds, config.max_connections)
+        most_of_one = CONNECTIONS_PER_REQUEST * config.open_requests_per_client
+        self.connections = Connections(
+            config.header_seconds,
+            config.max_connections,
+            most_of_one if config.tls == "mutual" else None,
+        )
         self.pressure = Pressure(config)
         self.board = RoundBoard(
             lambda number: register.call(Register.current, number), lambda: register.call(Register.model)
@@ -198,7 +209,7 @@ class WebApp:
     async def _capped(
         self, request: web.Request, handler: Handler, connection: Connection | None
     ) -> web.StreamResponse:
-        who = (connection and connection.fingerprint) or f"{request.remote}/{self._named(request)}"
+        who = (connection and connection.fingerprint) or f"{request.remote} {self._named(request)}"
         try:
             if self.is_stopping:
                 return _refusal(ErrorAnswer(ErrorCode.BUSY, "this gateway is stopping", RETRY_SECONDS))
@@ -230,8 +241,15 @@ class WebApp:
                 connection.ended()
 
     def _named(self, request: web.Request) -> str:
-        """Who says to ask, where no certificate tells: behind a proxy all come from one address."""
-        return "" if self._config.tls == "mutual" else request.headers.get("Scarcity-Client", "")[:200]
+        """What is counted by itself of an address: a path that asks for no signature, or who says to ask.
+
+        Behind a proxy all come from one address. Where no signature is asked for, a name would be whatever
+        its sender likes.
+        """
+        path = request.match_info.route.resource
+        if path is None or path.canonical in UNSIGNED_PATHS or path.canonical.startswith(OPERATORS_PATHS):
+            return "" if path is None else path.canonical
+        return "" if self._config.tls == "mutual" else request.headers.get(CLIENT, "")[:200]
 
     async def _identified(self, request: web.Request) -> Identified:
         """Who asks; the body that was signed is still to be read."""
@@ -293,10 +311,17 @@ class WebApp:
         response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         response.content_type, response.content_length = "application/octet-stream", end - begin
         await response.prepare(request)
-        for place in range(begin, end, PIECE_BYTES):
-            async with asyncio.timeout(self._config.body_seconds):
-                await response.write(model[place : min(end, place + PIECE_BYTES)])
-        await response.write_eof()
+        try:
+            async with asyncio.timeout(body_deadline(self._config, end - begin)):
+                for place in range(begin, end, PIECE_BYTES):
+                    async with asyncio.timeout(self._config.body_seconds):
+                        await response.write(model[place : min(end, place + PIECE_BYTES)])
+                await response.write_eof()
+        except TimeoutError:
+            # An error's answer would be read as a part of the model.
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionError("the model was read too slowly") from None
         self._num_sent += end - begin
         return response
 
@@ -551,6 +576,30 @@ async def _no_interim(request: web.Request) -> None:
     """Answer ``Expect: 100-continue`` with nothing: the standard library's client takes 1xx for final."""
 
 
+class Terse(RequestHandler):
+    """HTTP/1.1, whose own refusals tell and log nothing of who made the server."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP is anybody's to send: it is not worth a line in the log."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun")
+        if status >= 500:
+            logger.error("gateway: a request failed", exc_info=exc)
+        answer = ErrorAnswer(
+            ErrorCode.MALFORMED if status < 500 else ErrorCode.INTERNAL, "this is no HTTP/1.1"
+        )
+        response = _refusal(answer)
+        response.headers["Server"] = SERVER_NAME
+        response.force_close()
+        return response
+
+
 async def _nameless(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "scarcity-ray"
+    response.headers["Server"] = SERVER_NAME
     response.headers.setdefault("Cache-Control", "no-store")
