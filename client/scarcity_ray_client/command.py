@@ -76,10 +76,10 @@ def command(arguments: Sequence[str] | None = None, environ: Mapping[str, str] =
         print("scarcity-ray-client: interrupted; the same command goes on", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except UsageError as error:
-        print(f"scarcity-ray-client: {error}", file=sys.stderr)
+        print(_shown(f"scarcity-ray-client: {error}"), file=sys.stderr)
         return ExitCode.BAD_USAGE
     except ScarcityError as error:
-        print(f"scarcity-ray-client: {error}", file=sys.stderr)
+        print(_shown(f"scarcity-ray-client: {error}"), file=sys.stderr)
         return ExitCode.FAILED
 
 
@@ -195,7 +195,15 @@ def _rotate(client: FederationClient, given: argparse.Namespace, say: Callable[[
 
 
 def _text_line(event: Event) -> None:
-    print(event.text, flush=True)
+    print(_shown(event.text), flush=True)
+
+
+def _shown(text: str) -> str:
+    """Without what a terminal would act on: a gateway's words are among it."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def _json_line(event: Event) -> None:

@@ -9,6 +9,7 @@ Guarantees:
     an_update_is_sent_again_byte_by_byte: After a lost answer and after a crash.
     after_a_crash_the_kept_update_is_sent_and_nothing_is_trained_anew
     nothing_unnoised_is_sent_where_the_site_says_so
+    noise_that_hides_less_than_it_says_is_refused: For a smaller clip norm, or another unit.
     nothing_is_sent_beyond_the_ceiling
     rows_are_noised_and_charged_at_the_site: No metrics leave it then.
     another_federation_is_refused
@@ -36,6 +37,7 @@ from scarcity_ray_client.policy import Policy
 from scarcity_ray_client.site_file import SiteFile
 from scarcity_ray_client.site_home import SiteHome, write_whole
 from scarcity_ray_client.site_ledger import Extension, SiteLedger
+from scarcity_ray_client.site_noise import SiteNoise
 from scarcity_ray_client.training import Cause, Noising, Refusal, Update, evaluate_client, train_clients
 from scarcity_ray_client.updates import sign_update
 from scarcity_ray_client.wire import (
@@ -190,7 +192,7 @@ class FederationClient:
             for old in folder.iterdir():
                 if old.name != f"{facts.sha256}.part":
                     old.unlink()
-            self._gateway.download("/v1/model", facts.sha256, path)
+            self._gateway.download("/v1/model", facts.sha256, path, facts.num_bytes)
         data = path.read_bytes()
         if digest_of(data) != facts.sha256 or len(data) != facts.num_bytes:
             path.unlink()
@@ -342,6 +344,8 @@ class FederationClient:
         model, round_id, client = answer.model, answer.round_id, site.client
         if model is None:
             raise UsageError(f"round {round_id} is open, and the gateway has no model")
+        if model.num_bytes != 4 * answer.vector_dim:
+            raise UsageError(f"the model of {model.num_bytes} bytes is not of {answer.vector_dim} numbers")
         vector = self.model(model)
         text = f"round {round_id}: training from model {model.version}"
         self._say("training", text, round_id=round_id, version=model.version)
@@ -433,12 +437,38 @@ class FederationClient:
                 "the site's file says noise: site, and this federation asks for rows without noise: "
                 "nothing is sent"
             )
-        if answer.noise is not None and answer.noise.dimension != answer.vector_dim:
-            raise UsageError("the federation's noise is for another number of coordinates: nothing is sent")
+        if answer.noise is not None:
+            self._check_noise(site, answer, answer.noise)
         if site.policy is not None and site.policy.unit != answer.unit:
             raise UsageError(
                 f"the policy protects each {site.policy.unit}, and this federation each {answer.unit}: "
                 "write a policy for that unit"
+            )
+
+    def _check_noise(self, site: SiteFile, answer: RoundAnswer, noise: SiteNoise) -> None:
+        """Noise hides a person only in a mean of contributions that are clipped to what it is made for."""
+        if noise.dimension != answer.vector_dim:
+            raise UsageError("the federation's noise is for another number of coordinates: nothing is sent")
+        if answer.unit == "client":
+            raise UsageError(
+                "the federation's noise hides one person, and it says that it protects each client: "
+                "nothing is sent"
+            )
+        if answer.private_evaluation is not None:
+            raise UsageError(
+                "the federation asks for measurements without noise beside noised rows: nothing is sent"
+            )
+        clip = site.person_clip_norm
+        if clip is not None and noise.clip_norm < clip:
+            raise UsageError(
+                f"the federation's noise is for contributions of norm {noise.clip_norm:g}, and the site's "
+                f"file says person_clip_norm: {clip:g}: it would hide less than it says, and nothing is sent"
+            )
+        if clip is None:
+            self._say_once(
+                "clip_not_stated",
+                f"the noise of a row hides a person whose contribution is clipped to {noise.clip_norm:g}: "
+                "see that the workload clips to no more, and state person_clip_norm in the site's file",
             )
 
     def _check_ceiling(self, policy: Policy) -> None:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,15 @@ def test_a_kit_that_is_cut_changed_or_newer_is_refused(kit, facts, said):
             made.writestr(name, text)
     with pytest.raises(UsageError, match=said):
         Kit.read(kit)
+
+
+def test_a_kit_with_any_byte_changed_is_read_or_refused(kit):
+    whole = kit.read_bytes()
+    for place in range(0, len(whole)):
+        for value in (8, 12, 14) if place % 3 else (whole[place] ^ 1,):
+            kit.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with suppress(UsageError):
+                Kit.read(kit)
 
 
 def test_a_kit_that_is_not_there_says_so(tmp_path):
