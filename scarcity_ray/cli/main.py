@@ -188,6 +188,7 @@ def doctor(**given: Any) -> ExitCode:
         "scarcity-ray init wards",
         "scarcity-ray init wards --kind torch",
         "scarcity-ray init wards --persons",
+        "scarcity-ray init wards --sites 2",
     ),
 )
 @click.argument("name")
@@ -201,12 +202,17 @@ def doctor(**given: Any) -> ExitCode:
 @click.option(
     "--persons", is_flag=True, help="Protect each person of a client, not the client as a whole (numpy)."
 )
+@click.option(
+    "--sites",
+    type=click.IntRange(2, 99),
+    help="Of so many hospitals that keep their data at home: a folder for each, and for the server.",
+)
 @exits
-def init(name: str, kind: str, persons: bool) -> ExitCode:
+def init(name: str, kind: str, persons: bool, sites: int | None) -> ExitCode:
     """Make the folder NAME with a job that runs as it is, to put your own data and model in."""
     from scarcity_ray.cli.init import init_command
 
-    return init_command(name, kind, persons)
+    return init_command(name, kind, persons, sites)
 
 
 @main.command(
