@@ -396,7 +396,7 @@ def keys_show(folder: str, form: str) -> ExitCode:
     return show_command(folder, form)
 
 
-@keys.command("renew", epilog=examples("scarcity-ray keys renew keys"))
+@keys.command("renew", epilog=examples("scarcity-ray keys renew keys --host gateway.example.org"))
 @KEYS
 @click.option("--host", "hosts", **HOSTS)
 @exits
