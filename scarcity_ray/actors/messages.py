@@ -147,11 +147,13 @@ class Fault:
 
     Attributes:
         baskets: Those that have lost all updates that they had; each driver names its own.
+        survivors: Where who was in which basket is lost too: the only baskets that are left.
     """
 
     fault_id: str
     loss: str
     baskets: tuple[str, ...] = ()
+    survivors: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from rich.console import Console
 
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.plan import load_planned
-from scarcity_ray.config import HierarchicalFederationConfig
+from scarcity_ray.config import HierarchicalFederationConfig, load
+from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import LedgerError, ScarcityError
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.privacy.ledger.holder import in_utc
@@ -40,6 +41,7 @@ from scarcity_ray.privacy.ledger.ledger import Ledger
 from scarcity_ray.private_folder import why_not_private
 from scarcity_ray.release import __version__
 from scarcity_ray.storage.local_disk import network_file_system
+from scarcity_ray.workloads.config import read_content
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_RAY = (2, 50)
@@ -95,10 +97,14 @@ def doctor_command(
         config: A job's file, or a driver's, whose folders are probed; None: the machine alone.
         overrides: ``path=value`` each.
         address: Of a Ray cluster that should answer.
-        certificates: The folder of a gateway's certificates and keys.
-        port: At which a gateway is to listen.
+        certificates: The folder of a gateway's certificates and keys; None: of the file's section gateway.
+        port: At which a gateway is to listen, likewise.
     """
     federation = None if config is None else load_planned(config, overrides).federation
+    if config is not None and "gateway" in (content := read_content(config, overrides)):
+        gateway = load(GatewayConfig, content["gateway"] or {}, "gateway")
+        port = port or gateway.port or None
+        certificates = certificates or os.path.abspath(os.path.expanduser(gateway.keys))
     findings = list(examined(federation, address, certificates, port))
     failures = [finding for finding in findings if finding.level is Level.FAILURE]
     if form == "json":

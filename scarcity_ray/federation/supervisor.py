@@ -27,7 +27,7 @@ from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator
 from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.messages import Fault, FederationIdentity, RoutingTable, SlotState
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
-from scarcity_ray.actors.recovery import HostState, recovered_from
+from scarcity_ray.actors.recovery import HostState, Recovered, recovered_from
 from scarcity_ray.baskets.reports import NAMED
 from scarcity_ray.config import Durability
 from scarcity_ray.errors import ActorLost, StorageError, UsageError
@@ -454,20 +454,33 @@ class Supervisor:
             self._start([self._directory_spec(0, now=now, faults=[*known, fault])])
             return
         recovered = recovered_from(states)
-        both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
-        losses = [
-            "the directory died; membership is restored from the basket actors, "
-            f"clients' activity counts begin anew{both if lost else ''}"
-        ]
+        loss = (
+            "the directory died; membership is restored from the basket actors, clients' activity counts "
+            "begin anew"
+        )
+        died = _fault(loss) if not lost else self._membership_lost(loss, lost, recovered)
+        losses = list[str]()
         if recovered.dead:
             names = ", ".join(sorted(recovered.dead))
             losses.append(f"nobody holds {names} any more: registered until `disband_basket` names them")
         if recovered.contested:
             names = ", ".join(recovered.contested)
             losses.append(f"several baskets claim {names}, who are in none now: register them again")
-        faults = [*known, *map(_fault, losses)]
+        faults = [*known, died, *map(_fault, losses)]
         num_slots = max(slots, default=-1) + 1
         self._start([self._directory_spec(num_slots, now=now, recovered=recovered, faults=faults)])
+
+    def _membership_lost(self, loss: str, actors: Sequence[str], recovered: Recovered) -> Fault:
+        """That basket actors died with the directory, so that nobody knows who was in their baskets."""
+        survivors = tuple(admission.place.basket_id for admission in recovered.admissions)
+        housed = (member.client_id for admission in recovered.admissions for member in admission.members)
+        gone = self.acknowledged.lose_all_but(survivors, housed)
+        named = f", and {named_updates(gone)}" if gone else ""
+        loss += (
+            f"; who was in the baskets of {', '.join(actors)}, which died too, is lost{named}: register them "
+            "again, and send again"
+        )
+        return replace(_fault(loss), survivors=survivors)
 
     def _recover_global(self, now: float) -> str:
         actors = [basket_actor(slot) for slot in range(self.num_slots)]

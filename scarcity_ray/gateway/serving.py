@@ -27,12 +27,14 @@ from scarcity_ray.federation.fit_terms import FitTerms, Stopped
 from scarcity_ray.federation.fit_terms import RoundRecord as FitRecord
 from scarcity_ray.federation.fitting import Fitting
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
+from scarcity_ray.federation.publishing import publishing
 from scarcity_ray.federation.served_round import OpenRound
 from scarcity_ray.federation.site_cohort import SiteCohort, SiteTerms, Waiting
 from scarcity_ray.federation.stored import with_absolute_places
 from scarcity_ray.gateway.front_door import FrontDoor, Serving, register_folder
 from scarcity_ray.gateway.register import Register
 from scarcity_ray.gateway.site_desk import ServedTerms
+from scarcity_ray.monitoring.status import outliers_of
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.workloads.config import Job
 from scarcity_ray.workloads.job import (
@@ -219,7 +221,9 @@ def _fit(
     note_for_job = noted(training, watch, note)
 
     def on_round(record: FitRecord) -> None:
-        door.register.call(Register.note_record, record, ())
+        is_shown = federation.config.expose_basket_models
+        outliers = sorted(outliers_of(federation.get_stats())) if is_shown else ()
+        door.register.call(Register.note_record, record, outliers)
         note_for_job(record)
 
     terms = FitTerms(
@@ -230,7 +234,7 @@ def _fit(
         evaluate_clients=given.evaluate_clients,
         private_evaluation=None if asked is None else asked.made(),
         seed=config.federation.seed,
-        on_round=on_round,
+        on_round=publishing(federation, federation._runtime, federation._open(), on_round),
         on_progress=watcher.progress,
         on_release=lambda model, _: folder.write_model("model.npz", model),
         resume=resume,

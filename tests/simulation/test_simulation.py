@@ -53,6 +53,14 @@ FOUND = (
         ),
         Setting(auto=True),
     ),
+    # The directory and then a basket actor die in one call: nobody knew any more whose updates went with it.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.SEND_ALL, faults=(Fault(Kind.CALLEE_DIES), Fault(Kind.CALLEE_DIES, 1))),
+        ),
+        Setting(baskets_per_actor=1),
+    ),
 )
 """What long runs have found."""
 
