@@ -180,6 +180,8 @@ class Machines:
             _run("ip", "-n", name, "addr", "add", f"{self._ip(node)}/24", "dev", "eth0")
             for device in ("lo", "eth0"):
                 _run("ip", "-n", name, "link", "set", device, "up")
+            # Ray asks by which address this machine would reach the world, and takes that for its node's.
+            _run("ip", "-n", name, "route", "add", "default", "via", self._ip(99))
         self._begin()
 
     def _ip(self, node: int) -> str:

@@ -2,7 +2,12 @@
 
 Derive from `Workload`; `ModelCodec` turns the model into the one float32 vector that is aggregated, and back.
 PyTorch and scikit-learn are used where a model is of theirs, and are not imported otherwise.
+`FederationClient` takes part in a federation that is served over HTTPS; its modules are imported when it is
+asked for.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from scarcity_ray_client.errors import (
     MessageRefused,
@@ -46,9 +51,27 @@ from scarcity_ray_client.training import (
 from scarcity_ray_client.updates import SigningScope, UpdateStatement, sign_update, update_message
 from scarcity_ray_client.workload import Client, Trained, Workload, checked_clients, checked_metrics
 
+if TYPE_CHECKING:
+    from scarcity_ray_client.connection import GatewayRefused, GatewayUnreachable
+    from scarcity_ray_client.federation_client import FederationClient
+    from scarcity_ray_client.site_file import SiteFile, load_site_file
+    from scarcity_ray_client.site_home import SiteHome
+
+_OVER_HTTPS = {
+    "FederationClient": "federation_client",
+    "GatewayRefused": "connection",
+    "GatewayUnreachable": "connection",
+    "SiteFile": "site_file",
+    "SiteHome": "site_home",
+    "load_site_file": "site_file",
+}
+
 __all__ = [
     "Cause",
     "Client",
+    "FederationClient",
+    "GatewayRefused",
+    "GatewayUnreachable",
     "IdentityKeyPair",
     "LinearModel",
     "MessageRefused",
@@ -69,6 +92,8 @@ __all__ = [
     "ScarcityWarning",
     "SignedPolicy",
     "SigningScope",
+    "SiteFile",
+    "SiteHome",
     "SiteLedger",
     "SiteLedgerRefused",
     "SiteLedgers",
@@ -87,6 +112,7 @@ __all__ = [
     "export_model",
     "initialised",
     "load_model",
+    "load_site_file",
     "load_workload",
     "local_steps",
     "noised_row",
@@ -100,3 +126,13 @@ __all__ = [
     "train_clients",
     "update_message",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _OVER_HTTPS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"scarcity_ray_client.{_OVER_HTTPS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OVER_HTTPS})

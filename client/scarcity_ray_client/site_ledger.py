@@ -475,11 +475,12 @@ def _create(path: Path) -> None:
             os.link(draft, path)
         except FileExistsError:
             return
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if os.name != "nt":  # Windows opens no folder, and NTFS keeps a link that it has answered
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except (OSError, sqlite3.Error) as error:
         raise SiteLedgerRefused(f"{path}: the site's ledger could not be made: {error}") from error
     finally:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from scarcity_ray.errors import LedgerTakenOver, UsageError
-from scarcity_ray.privacy.ledger.answers import BudgetStatus, Charge
+from scarcity_ray.privacy.ledger.answers import BudgetStatus, CeilingStanding, Charge
 from scarcity_ray.privacy.ledger.budget import DurableBudget
 from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.ledger.file_access import make_folder, make_private_folder
@@ -109,6 +109,11 @@ class Accountant(Role):
             return self._opened(now).void_release(charge_id, now=now, details=details)
         except LedgerTakenOver:
             return False
+
+    @query
+    def dropped_from(self, charge_id: str, now: float) -> tuple[str, ...]:
+        """The baskets that are not in the sum of a release, as it was charged."""
+        return self._opened(now).dropped_from(charge_id)
 
     def charge_gossip(
         self, charge_id: str, client_ids: tuple[str, ...], mu: float, now: float, details: dict[str, Any]
@@ -220,6 +225,11 @@ class Accountant(Role):
         budget = self._opened(now)
         is_spent = self._status(budget).read_only or not self._able(budget, (client_id,))
         return (0.0, 0.0) if is_spent else budget.remaining(client_id)
+
+    @query
+    def ceilings_of(self, client_ids: tuple[str, ...], now: float) -> dict[str, CeilingStanding]:
+        """Where those of the clients stand that have a ceiling of their own."""
+        return self._opened(now).ceilings_of(client_ids)
 
     @query
     def was_charged(self, client_id: str, now: float) -> bool:

@@ -12,6 +12,8 @@ Guarantees:
     nothing_is_unmasked_that_was_not_charged: A basket actor gives no share of a release that does not fit.
     nothing_is_unmasked_that_a_client_left_out_is_in: The charge says how many were left out when it was made,
         and a basket actor gives no share if it had heard of fewer as it began the session.
+    nothing_is_unmasked_that_was_charged_as_another_sum: The charge names the baskets that dropped out, and a
+        basket actor gives no share if it knows of others. So no release of that session holds one of these.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.names import ACCOUNTANT, basket_actor
@@ -88,39 +91,57 @@ class BasketCharges:
         if Call(Accountant.leave_out, now).send(self._peers, ACCOUNTANT).result() > heard:
             self.left_out.update(Call(Accountant.left_out, heard, now).send(self._peers, ACCOUNTANT).result())
 
-    def release(self, charge_id: str, mu: float, step: Step | None, now: float, num_left_out: int) -> None:
+    def release(
+        self,
+        charge_id: str,
+        mu: float,
+        step: Step | None,
+        now: float,
+        num_left_out: int,
+        dropped: Sequence[str] = (),
+    ) -> None:
         """Ensure that a session's release is charged, before any share is given.
 
         Args:
             num_left_out: How many clients this actor knew to be left out as it began the session.
+            dropped: The parties of the session that are not in the sum.
 
         Raises:
-            ProtocolViolation: If it does not fit, the ledger does not stand at its step, or it is not charged
-                to a client whose row it may hold.
+            ProtocolViolation: If it does not fit, the ledger does not stand at its step, it is not charged
+                to a client whose row it may hold, or it was charged as another sum.
             ActorLost: If the accountant does not answer.
         """
-        details = {"asked_by": self._name}
+        details: dict[str, Any] = {"asked_by": self._name}
+        if dropped:
+            details["dropped"] = sorted(dropped)
         asked = Call(Accountant.charge_release, charge_id, mu, now, details, num_left_out, step)
         charge = asked.send(self._peers, ACCOUNTANT).result()
         self.ledger_head = charge.head_hash
         if not charge.allowed:
             raise ProtocolViolation(f"{self._name}: nothing is charged for this session")
+        if set(charge.dropped) != set(dropped):
+            raise ProtocolViolation(
+                f"{self._name}: this session was charged as one without {list(charge.dropped)}, and "
+                f"{sorted(dropped)} dropped out of it"
+            )
         if charge.num_left_out != num_left_out:
             raise ProtocolViolation(
                 f"{self._name}: {charge.num_left_out} clients were left out when this session was charged, "
                 f"and {num_left_out} when it began"
             )
 
-    def void(self, charge_id: str, now: float) -> bool:
+    def void(self, charge_id: str, now: float) -> tuple[bool, tuple[str, ...]]:
         """Have a release refused for ever, so that no honest basket gives a share of it; whether it is.
 
-        False if it was charged: then it may be unmasked, or already was.
+        False if it was charged: then it may be unmasked, or already was, without the baskets that are named.
 
         Raises:
             ActorLost: If the accountant does not answer.
         """
         asked = Call(Accountant.void_release, charge_id, now, {"asked_by": self._name})
-        return asked.send(self._peers, ACCOUNTANT).result()
+        if asked.send(self._peers, ACCOUNTANT).result():
+            return True, ()
+        return False, Call(Accountant.dropped_from, charge_id, now).send(self._peers, ACCOUNTANT).result()
 
     def able_to_send(self, client_ids: Sequence[str], now: float) -> frozenset[str]:
         """Those of the clients, each named once here, whose budget has room for another noised row."""

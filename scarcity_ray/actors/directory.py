@@ -39,7 +39,9 @@ from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import IdempotencyKey, Role, query
 from scarcity_ray.secagg import Endorsement, Party, Roster, RosterChain
 from scarcity_ray.storage.snapshots import ChangingState, Snapshots
+from scarcity_ray_client.errors import shown
 from scarcity_ray_client.identity import PUBLIC_BYTES
+from scarcity_ray_client.wire import KeyRequest
 
 T = TypeVar("T")
 
@@ -80,7 +82,7 @@ class Directory(Role):
         kept: Snapshots | None = None,
     ) -> None:
         super().__init__()
-        config = identity.config
+        config, self._federation_id = identity.config, identity.federation_id
         self._kept = None if kept is None else ChangingState(kept, "directory", CODEC)
         self._config = config
         self._now = 0.0
@@ -230,6 +232,25 @@ class Directory(Role):
         self._memories.note([ClientMemory(client_id, place.slot, trust, number=order.number)])
         self._touch(client_id, basket_id)
         return self._begin(Operation(order, leavers=((place, client_id),)), True)
+
+    def change_key(self, client_id: str, asked: KeyRequest, now: float) -> Begun[None]:
+        """Have a client sign with another key from now on, as the old key and the new one have signed.
+
+        Raises:
+            UsageError: If no such client is registered with a key, or a proof is missing.
+        """
+        if self._pending is not None:
+            return Begun(self._pending, False)
+        self._tick(now)
+        basket_id, known = self._manager.get_client_basket(client_id), self._keys.get(client_id)
+        if basket_id is None or known is None:
+            raise UsageError(f"client {shown(client_id)} is not registered with a key")
+        if known != asked.public_key and not asked.is_valid(known, self._federation_id, client_id):
+            raise UsageError(f"client {client_id!r}: its old key and the new one have not both signed this")
+        self._keys[client_id] = asked.public_key
+        self._touch(client_id, basket_id)
+        admission = self._admission(basket_id, (client_id,))
+        return self._begin(Operation(self._order(OperationKind.REGISTER), (admission,)), None)
 
     def registry(self, since: int = 0) -> Registry:
         """The registered baskets: the roster's epochs after `since`, or the newest alone.
@@ -422,6 +443,12 @@ class Directory(Role):
         """What is known of a client."""
         self._tick(now)
         return self._manager.get_client(client_id)
+
+    @query
+    def clients(self, limit: int, now: float) -> list[ClientInfo]:
+        """What is known of up to `limit` clients, the first by id, without their features."""
+        self._tick(now)
+        return self._manager.get_clients(limit)
 
     @query
     def basket(self, basket_id: str, now: float) -> BasketInfo | None:

@@ -89,6 +89,7 @@ class Attempt:
         self.num_left_out = num_left_out
         self.participants: dict[str, Participant] = {}
         self.handed_in: dict[str, BasketModel] = {}
+        self._survivors: dict[str, frozenset[str]] = {}
         self._plan = plan
         self._noise = noise
         self._least_weighted = least_weighted
@@ -138,7 +139,21 @@ class Attempt:
             raise ProtocolViolation(
                 f"{weighted} survivors of weight; at least {self._least_weighted} are needed"
             )
-        return self.participants[party].confirm(survivors)
+        confirmation = self.participants[party].confirm(survivors)
+        self._survivors[party] = frozenset(survivors)
+        return confirmation
+
+    def dropped(self) -> list[str]:
+        """Who took part and is not in the sum that this actor's parties have confirmed.
+
+        Raises:
+            ProtocolViolation: If they have confirmed none, or different sums.
+        """
+        confirmed = set(self._survivors.values())
+        if len(confirmed) != 1:
+            raise ProtocolViolation(f"baskets of one actor have confirmed {len(confirmed)} sets of survivors")
+        everybody = {party.party_id for party in self.terms.context.parties}
+        return sorted(everybody - confirmed.pop())
 
     def spend(self, party: str, basket: Basket) -> None:
         """Note that the party's contribution may be released from now on."""
@@ -162,10 +177,12 @@ class SecureParties:
     believe the global aggregator that a session ended without a release, and may hear of no end at all: a
     threshold of other baskets may have unmasked a sum with this basket's part, and a second sum over the
     others would reveal that part. So the actor asks the accountant to void the attempt's charge. A charge
-    is either made or voided, durably. If it was made, the aggregate is spent. If it is voided, no honest
-    basket gives a share of the attempt, since each asks for that charge first (`actors.charging`); the
-    corrupt baskets are fewer than the shares that a mask needs, so the masked input stays uniformly
-    random to them. While the accountant does not answer, the aggregate stays handed in.
+    is either made or voided, durably. If it is voided, no honest basket gives a share of the attempt, since
+    each asks for that charge first (`actors.charging`); the corrupt baskets are fewer than the shares that a
+    mask needs, so the masked input stays uniformly random to them. If it was made, it names the baskets that
+    had dropped out, and honest baskets give shares for that sum alone: of a basket that is named they give
+    the key's, never the seed's, so its masked input stays as random, and its aggregate is used again. Any
+    other is spent. While the accountant does not answer, the aggregate stays handed in.
 
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and noise scale must be those that
@@ -175,7 +192,8 @@ class SecureParties:
         a_session_that_nobody_ends_keeps_no_keys
         what_a_session_without_an_end_was_given_is_settled_when_the_accountant_answers
         one_aggregate_is_masked_in_one_session_at_a_time
-        what_was_masked_is_masked_again_only_if_its_session_is_given_up: Whatever the aggregator says.
+        what_was_masked_is_masked_again_only_if_its_session_is_given_up: Whatever the aggregator says. Or if
+            the session was charged as one that its basket had dropped out of.
         what_is_masked_is_what_was_stated: The same aggregate, not one with the same counts.
 
     Attributes:
@@ -318,7 +336,8 @@ class SecureParties:
             return {}
         try:
             charge_id, release = attempt.terms.charge_id, attempt.terms.release
-            self._charges.release(charge_id, release.mu, release.step, now, attempt.num_left_out)
+            charge = release.mu, release.step, now, attempt.num_left_out, attempt.dropped()
+            self._charges.release(charge_id, *charge)
         except ProtocolViolation:
             self._count_refusal(parties)
             raise
@@ -416,11 +435,13 @@ class SecureParties:
         """Void the charges of ended sessions; where one was made already, the aggregates are spent."""
         for charge_id, models in list(self._unsettled.items()):
             try:
-                given_up = self._charges.void(charge_id, self._now)
+                given_up, dropped = self._charges.void(charge_id, self._now)
             except (ActorLost, LedgerError):
                 return
             del self._unsettled[charge_id]
-            self._resolve(models, in_no_release=given_up)
+            unused = {party: model for party, model in models.items() if given_up or party in dropped}
+            self._resolve(unused, in_no_release=True)
+            self._resolve({p: m for p, m in models.items() if p not in unused}, in_no_release=False)
 
     def _resolve(self, models: Mapping[str, BasketModel], *, in_no_release: bool) -> None:
         for party, model in models.items():

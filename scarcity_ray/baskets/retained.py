@@ -168,11 +168,13 @@ def replay(kept: RetainedAggregate, rule: str | None = None) -> Replayed:
     """
     try:
         return _replay(kept, rule)
-    except (ConfigError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except (ConfigError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise UsageError(f"these retained rows are torn or were changed: {error!r:.200}") from None
 
 
 def _replay(kept: RetainedAggregate, rule: str | None) -> Replayed:
+    if not _is_formed(kept):
+        raise TypeError("a field of another type")
     now = manifest_of(kept)
     faults = [
         f"{name}: was changed, {_short(kept.manifest.get(name))} then and {_short(now.get(name))} now"
@@ -183,7 +185,7 @@ def _replay(kept: RetainedAggregate, rule: str | None) -> Replayed:
     method = config.layer1.aggregation_method
     if isinstance(method, RulePath) and str(method) != rule:
         raise UsageError(
-            f"rule {method} is not of this package: read it, and name it with --rule {method} to run it"
+            f"rule {shown(str(method))} is not of this package: read it, and name it with --rule to run it"
         )
     notes = []
     if config.gossip_budget_share > 0.0:
@@ -209,6 +211,21 @@ def _replay(kept: RetainedAggregate, rule: str | None) -> Replayed:
             f"{dict(kept.software)})"
         )
     return Replayed(hashlib.sha256(vector.tobytes()).hexdigest(), tuple(faults), tuple(notes))
+
+
+def _is_formed(kept: RetainedAggregate) -> bool:
+    """Whether each field is of its type, as nothing checks what comes in a file."""
+    counts = (kept.run, kept.number, kept.round_id, kept.num_members, kept.num_byzantine, kept.seed)
+    texts = (kept.federation_id, kept.basket_id, *kept.clients, *kept.manifest, *kept.manifest.values())
+    rows = (*kept.rows, *kept.momenta.values(), *(update.update for update in kept.updates), kept.aggregate)
+    return (
+        all(type(count) is int for count in counts)
+        and all(type(text) is str for text in (*texts, *(update.client_id for update in kept.updates)))
+        and all(type(update.receipt) is bytes and type(update.round_id) is int for update in kept.updates)
+        and all(isinstance(row, np.ndarray) and row.dtype == np.float32 for row in rows)
+        and {row.shape for row in rows} == {kept.aggregate.shape}
+        and kept.aggregate.ndim == 1
+    )
 
 
 def _unfollowed(kept: RetainedAggregate, config: HierarchicalFederationConfig) -> list[str]:
@@ -240,4 +257,4 @@ def _hashed(*parts: bytes | Row) -> str:
 
 
 def _short(said: str | None) -> str:
-    return "nothing" if said is None else said[:60]
+    return "nothing" if said is None else shown(said)

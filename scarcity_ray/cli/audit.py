@@ -105,7 +105,10 @@ def replay_command(
         rule: A rule from outside that may be run.
     """
     where = Path(path).absolute()
-    kept = Snapshots(str(where.parent)).read_file(where.name, CODEC)
+    try:
+        kept = Snapshots(str(where.parent)).read_file(where.name, CODEC)
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path}: torn or changed: {error!r:.150}") from None
     if not (isinstance(kept, list) and kept and all(isinstance(one, RetainedAggregate) for one in kept)):
         raise UsageError(f"{path}: these are no retained rows; `scarcity-ray audit rows` writes them")
     roots = [(record.version, root) for record in _records(releases) for root in record.roots]
@@ -165,10 +168,10 @@ def _replayed(
         "basket": kept.basket_id,
         "round": kept.round_id,
         "number": kept.number,
-        "rule": kept.manifest.get("rule", "no rule"),
+        "rule": kept.config["layer1"]["aggregation_method"],
         "f": kept.num_byzantine,
         "num_rows": len(kept.rows),
-        "clip_norm": kept.manifest.get("clip norm", ""),
+        "clip_norm": kept.config["layer1"]["clip_norm"],
         "release": release,
         "aggregate": replayed.aggregate,
         "faults": faults,

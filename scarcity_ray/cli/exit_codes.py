@@ -13,6 +13,8 @@ import click
 
 from scarcity_ray.errors import ConfigError, PrivacyBudgetExhausted, ScarcityError, UsageError
 from scarcity_ray.ledger_url import without_password
+from scarcity_ray.monitoring.logs import logs_are_json, use_json_logs
+from scarcity_ray.tracing import traces_are_on
 
 P = ParamSpec("P")
 
@@ -40,6 +42,7 @@ def _ending(command: Callable[P, ExitCode], unread: ExitCode) -> Callable[P, Non
     @functools.wraps(command)
     def ended(*args: P.args, **named: P.kwargs) -> None:
         try:
+            start_watching()
             code = command(*args, **named)
             sys.stdout.flush()
         except (BrokenPipeError, SystemExit):  # the latter is what rich makes of the former
@@ -57,3 +60,17 @@ def _ending(command: Callable[P, ExitCode], unread: ExitCode) -> Callable[P, Non
         sys.exit(code)
 
     return ended
+
+
+def start_watching() -> None:
+    """Begin the JSON logs and the traces that the environment asks for (docs/monitoring.md).
+
+    Raises:
+        UsageError: If traces are asked for and the extra ``otel`` is not installed.
+    """
+    if logs_are_json():
+        use_json_logs()
+    if traces_are_on():
+        from scarcity_ray.monitoring.traces import start_traces
+
+        start_traces()

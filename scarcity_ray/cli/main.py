@@ -84,9 +84,42 @@ def run(
 
 @main.command(
     epilog=examples(
+        "scarcity-ray serve job.yaml",
+        "scarcity-ray serve job.yaml --runtime local --out runs/first",
+        "scarcity-ray serve --resume runs/first",
+    ),
+)
+@click.argument("config", type=click.Path(dir_okay=False), required=False)
+@click.option("--out", metavar="DIR", help="Write here; must be empty or new. [default: runs/<name>-<time>]")
+@click.option("--resume", metavar="DIR", help="Go on with the served run of this folder, in place of CONFIG.")
+@click.option("--runtime", type=click.Choice(["ray", "local"]), help="local: all in this process, no Ray.")
+@click.option(
+    "--address", metavar="A", help="Address of a Ray cluster. [default: RAY_ADDRESS, else a new one]"
+)
+@click.option("--rounds", type=click.IntRange(min=1), help="Rounds to make, whatever the config says.")
+@OVERRIDES
+@FORMAT
+@exits
+def serve(
+    runtime: str | None, address: str | None, rounds: int | None, overrides: tuple[str, ...], **given: Any
+) -> ExitCode:
+    """Serve the file CONFIG to sites outside the cluster, which train and send over HTTPS.
+
+    Ctrl-C and SIGTERM finish a release under way; --resume goes on in the same round.
+    """
+    from scarcity_ray.cli.serve import serve_command
+
+    options = {"run.runtime": runtime, "run.address": address, "training.rounds": rounds}
+    shorthands = tuple(f"{path}={value}" for path, value in options.items() if value is not None)
+    return serve_command(overrides=(*overrides, *shorthands), **given)
+
+
+@main.command(
+    epilog=examples(
         "scarcity-ray plan job.yaml",
         "scarcity-ray plan job.yaml --rounds 100",
         "scarcity-ray plan driver.yaml --clients 40 --baskets 4",
+        "scarcity-ray plan job.yaml --scale --measure --cores 16",
         "scarcity-ray plan job.yaml --recommend --attackers 8 --clients-are mixed",
     ),
 )
@@ -96,6 +129,10 @@ def run(
 @click.option("--clients", type=click.IntRange(min=1), metavar="N", help="Plan for so many clients.")
 @click.option("--baskets", type=click.IntRange(min=1), metavar="B", help="Plan for so many baskets.")
 @click.option("--measure", is_flag=True, help="Predict seconds by this machine's speed, probed in a moment.")
+@click.option(
+    "--scale", is_flag=True, help="Seconds and memory of a round, for few to many clients and nodes."
+)
+@click.option("--cores", type=click.IntRange(min=1), metavar="C", help="Of a node, for --scale. [default: 8]")
 @click.option("--recommend", is_flag=True, help="Choose rule, clip norm and baskets, and say why.")
 @click.option("--attackers", type=click.IntRange(min=0), metavar="F", help="Of all clients, for --recommend.")
 @click.option(
@@ -135,8 +172,14 @@ def plan(**given: Any) -> ExitCode:
 )
 @click.argument("config", type=click.Path(dir_okay=False), required=False)
 @click.option("--address", metavar="A", help="Address of a Ray cluster that should answer.")
-@click.option("--certificates", metavar="DIR", help="Folder of a gateway's certificates and keys.")
-@click.option("--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen.")
+@click.option(
+    "--certificates",
+    metavar="DIR",
+    help="Folder of a gateway's certificates and keys. [default: gateway.keys]",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen. [default: gateway.port]"
+)
 @OVERRIDES
 @FORMAT
 @only_prints
@@ -156,6 +199,7 @@ def doctor(**given: Any) -> ExitCode:
         "scarcity-ray init wards",
         "scarcity-ray init wards --kind torch",
         "scarcity-ray init wards --persons",
+        "scarcity-ray init wards --sites 2",
     ),
 )
 @click.argument("name")
@@ -169,12 +213,17 @@ def doctor(**given: Any) -> ExitCode:
 @click.option(
     "--persons", is_flag=True, help="Protect each person of a client, not the client as a whole (numpy)."
 )
+@click.option(
+    "--sites",
+    type=click.IntRange(2, 99),
+    help="Of so many hospitals that keep their data at home: a folder for each, and for the server.",
+)
 @exits
-def init(name: str, kind: str, persons: bool) -> ExitCode:
+def init(name: str, kind: str, persons: bool, sites: int | None) -> ExitCode:
     """Make the folder NAME with a job that runs as it is, to put your own data and model in."""
     from scarcity_ray.cli.init import init_command
 
-    return init_command(name, kind, persons)
+    return init_command(name, kind, persons, sites)
 
 
 @main.command(
@@ -309,6 +358,145 @@ def report(path: str, out: str | None) -> ExitCode:
 
 @main.group(
     epilog=examples(
+        "scarcity-ray keys init keys --host gateway.example.org",
+        "scarcity-ray keys show keys",
+    )
+)
+def keys() -> None:
+    """Make what the gateways speak TLS with: two authorities, and a certificate (docs/keys.md)."""
+
+
+KEYS = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
+HOSTS: dict[str, Any] = {
+    "multiple": True,
+    "metavar": "NAME",
+    "help": "Name or address of the gateways; may be repeated.",
+}
+
+
+@keys.command(
+    "init",
+    epilog=examples("scarcity-ray keys init keys --host gateway.example.org --host 192.0.2.7"),
+)
+@KEYS
+@click.option("--host", "hosts", required=True, **HOSTS)
+@exits
+def keys_init(folder: str, hosts: tuple[str, ...]) -> ExitCode:
+    """Make new authorities and the gateways' certificate in DIR."""
+    from scarcity_ray.cli.keys import init_command
+
+    return init_command(folder, hosts)
+
+
+@keys.command(
+    "show",
+    epilog=examples("scarcity-ray keys show keys", "scarcity-ray keys show keys --format json"),
+)
+@KEYS
+@FORMAT
+@only_prints
+def keys_show(folder: str, form: str) -> ExitCode:
+    """Print each certificate's hosts, its end and its fingerprint; exit code 1 if one has expired."""
+    from scarcity_ray.cli.keys import show_command
+
+    return show_command(folder, form)
+
+
+@keys.command("renew", epilog=examples("scarcity-ray keys renew keys --host gateway.example.org"))
+@KEYS
+@click.option("--host", "hosts", **HOSTS)
+@exits
+def keys_renew(folder: str, hosts: tuple[str, ...]) -> ExitCode:
+    """Put a new certificate in place of the gateways', with the same hosts unless others are given."""
+    from scarcity_ray.cli.keys import renew_command
+
+    return renew_command(folder, hosts)
+
+
+@main.group(
+    "client-kit",
+    epilog=examples(
+        "scarcity-ray client-kit make runs/hospitals hospital_1 --domain hospitals",
+        "scarcity-ray client-kit list runs/hospitals",
+        "scarcity-ray client-kit revoke runs/hospitals hospital_1",
+    ),
+)
+def client_kit() -> None:
+    """Invite sites to a served federation, list and revoke them, beside running gateways.
+
+    JOB is the folder of the run that serves it; or the job's file, if it has federation.storage_path.
+    """
+
+
+JOB = click.argument("place", metavar="JOB", type=click.Path(exists=True))
+CLIENT = click.argument("client_id", metavar="CLIENT")
+
+
+@client_kit.command(
+    "make",
+    epilog=examples(
+        "scarcity-ray client-kit make runs/hospitals hospital_1 --domain hospitals",
+        "scarcity-ray client-kit make job.yaml hospital_1 --domain hospitals --again --out new.zip",
+    ),
+)
+@JOB
+@CLIENT
+@click.option(
+    "--domain", "domain_id", metavar="NAME", required=True, help="What it has in common with others."
+)
+@click.option("--feature", "features", type=float, multiple=True, help="Of its fingerprint; may be repeated.")
+@click.option(
+    "--days",
+    type=click.FloatRange(min=0, min_open=True, max=365),
+    default=7.0,
+    show_default=True,
+    help="For which its token can be used.",
+)
+@click.option("--out", metavar="FILE", help="The kit, a new zip file. [default: CLIENT.zip]")
+@click.option(
+    "--authority",
+    metavar="FILE",
+    help="PEM of whoever signs the certificate that sites see, where a proxy ends TLS.",
+)
+@click.option("--again", is_flag=True, help="For a site that is enrolled, or was revoked, under other keys.")
+@exits
+def client_kit_make(**given: Any) -> ExitCode:
+    """Write the kit of one site: one file, with a token that enrols it once, and no private key."""
+    from scarcity_ray.cli.client_kit import make_command
+
+    return make_command(**given)
+
+
+@client_kit.command(
+    "list",
+    epilog=examples("scarcity-ray client-kit list runs/hospitals --format json"),
+)
+@JOB
+@FORMAT
+@only_prints
+def client_kit_list(place: str, form: str) -> ExitCode:
+    """Print who is enrolled, invited or revoked, and for how long certificates and tokens are good."""
+    from scarcity_ray.cli.client_kit import list_command
+
+    return list_command(place, form)
+
+
+@client_kit.command(
+    "revoke",
+    epilog=examples("scarcity-ray client-kit revoke runs/hospitals hospital_1"),
+)
+@JOB
+@CLIENT
+@exits
+def client_kit_revoke(place: str, client_id: str) -> ExitCode:
+    """Refuse a site from its next request on."""
+    from scarcity_ray.cli.client_kit import revoke_command
+
+    return revoke_command(place, client_id)
+
+
+@main.group(
+    epilog=examples(
         "scarcity-ray roster key operator.pem",
         "scarcity-ray roster sign roster.json --key operator.pem",
     )
@@ -398,7 +586,12 @@ def receipt(
     return receipt_command(path, releases, proof, rosters, form)
 
 
-@audit.command()
+@audit.command(
+    epilog=examples(
+        "scarcity-ray audit rows /srv/town/state --output rows.bin",
+        "scarcity-ray audit rows /srv/town/state --output rows.bin --basket north_basket_0 --round 3",
+    ),
+)
 @click.argument("storage")
 @click.option("--output", required=True, metavar="FILE", help="The file to write, for `audit replay`.")
 @click.option("--basket", metavar="ID", help="Of this basket alone.")
@@ -411,7 +604,9 @@ def rows(storage: str, output: str, basket: str | None, round_id: int | None) ->
     return rows_command(storage, output, basket, round_id)
 
 
-@audit.command()
+@audit.command(
+    epilog=examples("scarcity-ray audit replay rows.bin --release releases.jsonl --roster roster.json"),
+)
 @click.argument("path", type=click.Path(dir_okay=False))
 @click.option(
     "--release",
@@ -444,3 +639,107 @@ def replay(
     from scarcity_ray.cli.audit import replay_command
 
     return replay_command(path, releases, rosters, receipts, rule, form)
+
+
+@main.command(
+    epilog=examples(
+        "scarcity-ray status hospitals --address HEAD:6379",
+        "scarcity-ray status hospitals --watch",
+        "scarcity-ray status https://gateway.example.org:8443 --token-file token --ca server-ca.pem",
+    )
+)
+@click.argument("where", metavar="NAME|URL")
+@click.option("--address", metavar="A", help="Of the Ray cluster on which NAME runs.")
+@click.option("--token-file", metavar="FILE", help="Your operator's token, for a URL.")
+@click.option("--ca", metavar="FILE", help="The gateway's certificate authority. [default: the system's]")
+@click.option("--watch", is_flag=True, help="Print it again and again, until interrupted.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.2),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often, with --watch.",
+)
+@FORMAT
+@only_prints
+def status(**given: Any) -> ExitCode:
+    """Say what a federation is doing: round, sites, privacy budget, refusals, losses.
+
+    NAME is a named federation's on a Ray cluster, URL a gateway's. A gateway asks for an operator's token:
+    --token-file, or the variable SCARCITY_RAY_OPERATOR_TOKEN.
+    """
+    from scarcity_ray.cli.status import status_command
+
+    return status_command(**given)
+
+
+@main.group(
+    epilog=examples(
+        "scarcity-ray operators add 'Ann Berg' --role operate", "scarcity-ray operators revoke 'Ann Berg'"
+    )
+)
+def operators() -> None:
+    """Say who may watch a federation at its gateways, or run it.
+
+    Each has a token, of which the file keeps a hash alone. Gateways read the file again when it changes.
+    """
+
+
+OPERATORS = click.option(
+    "--file",
+    "path",
+    metavar="FILE",
+    default="operators.json",
+    show_default=True,
+    help="That gateway.operators names.",
+)
+
+
+@operators.command(epilog=examples("scarcity-ray operators add 'Ann Berg' --role operate > token"))
+@click.argument("name")
+@click.option(
+    "--role",
+    type=click.Choice(["read", "operate"]),
+    default="read",
+    show_default=True,
+    help="read: see. operate: also renew the budget, remove sites, pause and resume.",
+)
+@OPERATORS
+@exits
+def add(name: str, role: str, path: str) -> ExitCode:
+    """Add an operator, and print the token; it is shown this once."""
+    from scarcity_ray.cli.operators import add_command
+
+    return add_command(name, role, path)
+
+
+@operators.command(epilog=examples("scarcity-ray operators revoke 'Ann Berg'"))
+@click.argument("name")
+@OPERATORS
+@exits
+def revoke(name: str, path: str) -> ExitCode:
+    """Remove an operator; the token is refused from the next request on."""
+    from scarcity_ray.cli.operators import revoke_command
+
+    return revoke_command(name, path)
+
+
+@operators.command("list", epilog=examples("scarcity-ray operators list"))
+@OPERATORS
+@FORMAT
+@only_prints
+def list_(path: str, form: str) -> ExitCode:
+    """Print who there is and since when, never a token."""
+    from scarcity_ray.cli.operators import list_command
+
+    return list_command(path, form)
+
+
+@main.command(epilog=examples("scarcity-ray dashboard > scarcity_ray.json"))
+@only_prints
+def dashboard() -> ExitCode:
+    """Print a Grafana dashboard of the metrics, in the format of Ray's own dashboards."""
+    from scarcity_ray.cli.dashboard import dashboard_command
+
+    return dashboard_command()

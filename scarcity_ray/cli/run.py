@@ -63,7 +63,7 @@ def run_command(
     if (config is None) is (resume is None) or None not in (out, resume):
         raise UsageError("give the file CONFIG, or --resume DIR in place of CONFIG and --out")
     going_on = None if resume is None else Path(resume).expanduser().absolute()
-    file = config if going_on is None else str(_config_of(going_on))
+    file = config if going_on is None else str(config_of(going_on))
     with redirect_stdout(sys.stderr) if form == "json" else nullcontext():
         job = load_job(str(file), overrides)
     if going_on is not None and not job.config.federation.layer2.enabled:
@@ -90,26 +90,26 @@ def run_command(
         with (
             redirect_stdout(sys.stderr) if form == "json" else nullcontext(),
             warnings.catch_warnings(),
-            _ending_in_words(folder),
+            ending_in_words(folder),
         ):
             warnings.simplefilter("ignore", ScarcityWarning)  # in the summary, and the loud ones above
             outcome = run_job(
                 job,
                 folder,
                 display,
-                _opening(display, console, HierarchicalFederation),
-                restore=_opening(display, console, HierarchicalFederation.restore),
+                opening(display, console, HierarchicalFederation),
+                restore=opening(display, console, HierarchicalFederation.restore),
                 resume=going_on is not None,
             )
     folder.report.write_text(render_report(job.config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
         display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
     else:
-        _print_summary(console, outcome.summary, folder)
+        print_summary(console, outcome.summary, folder)
     return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
 
 
-def _config_of(folder: Path) -> Path:
+def config_of(folder: Path) -> Path:
     """The resolved config of a run's folder."""
     if not (folder / CONFIG).is_file():
         raise UsageError(f"--resume {folder}: no run's folder, as it holds no {CONFIG}; give that of a run")
@@ -117,13 +117,13 @@ def _config_of(folder: Path) -> Path:
 
 
 @contextmanager
-def _ending_in_words(folder: RunFolder) -> Iterator[None]:
+def ending_in_words(folder: RunFolder, command: str = "run") -> Iterator[None]:
     """A run that is interrupted, by Ctrl-C or SIGTERM, or fails says what its folder holds."""
     before = {number: signal.signal(number, interrupt) for number in INTERRUPTING}
     try:
         yield
     except BaseException:
-        if left := folder.left():
+        if left := folder.left(command):
             click.echo(left, err=True)
         raise
     finally:
@@ -131,7 +131,7 @@ def _ending_in_words(folder: RunFolder) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _opening(
+def opening(
     display: Display, console: Console, make: Callable[..., HierarchicalFederation]
 ) -> Callable[..., HierarchicalFederation]:
     """Makes a federation and prints which ledger it has, in place of a `LedgerWarning`."""
@@ -159,7 +159,8 @@ def _opening(
     return opened
 
 
-def _print_summary(console: Console, summary: Summary, folder: RunFolder) -> None:
+def print_summary(console: Console, summary: Summary, folder: RunFolder) -> None:
+    """Print what a job came to."""
     console.print()
     if summary.budget_spent_early:
         console.print(

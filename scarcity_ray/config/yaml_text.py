@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scarcity_ray.errors import ConfigError, ConfigFileError
 from scarcity_ray.ledger_url import without_password
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe, and libyaml's if PyYAML has it: reads 1e-5 as a number as YAML 1.2, refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue
-            if key_node.value in seen:
-                key, line = without_password(key_node.value), key_node.start_mark.line + 1
-                raise ConfigError(key, "given twice", f"one entry (line {line})")
-            seen.add(key_node.value)
-        made: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return made
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+from scarcity_ray_client.yaml_text import KeyGivenTwice, read_yaml_text
 
 
 def parse_yaml(text: str) -> Any:
@@ -43,11 +18,12 @@ def parse_yaml(text: str) -> Any:
         ValueError: If it is no YAML document; the message has no password.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except yaml.YAMLError as error:
-        raise ValueError(without_password(str(error).replace("\n", " "))) from None
+        return read_yaml_text(text)
+    except KeyGivenTwice as twice:
+        key = without_password(twice.key)
+        raise ConfigError(key, "given twice", f"one entry (line {twice.line})") from None
+    except ValueError as error:
+        raise ValueError(without_password(str(error))) from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

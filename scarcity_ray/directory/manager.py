@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -288,6 +289,11 @@ class BasketManager:
         if client is None:
             return None
         return replace(client, features=None if client.features is None else client.features.copy())
+
+    def get_clients(self, limit: int) -> list[ClientInfo]:
+        """Up to `limit` registered clients, the first by id, without their features."""
+        first = heapq.nsmallest(limit, self._clients)
+        return [replace(self._clients[client_id], features=None) for client_id in first]
 
     def get_client_basket(self, client_id: str) -> str | None:
         """The basket of a registered client; None if it is not known."""

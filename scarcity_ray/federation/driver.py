@@ -50,6 +50,7 @@ from scarcity_ray.privacy.ledger.answers import BudgetStatus
 from scarcity_ray.privacy.schedule import Step
 from scarcity_ray.runtime.rpc import Call
 from scarcity_ray.secagg import IdentityKeyPair, Roster
+from scarcity_ray.tracing import operation
 from scarcity_ray.updates import SigningScope
 from scarcity_ray_client.policy import SignedPolicy
 from scarcity_ray_client.receipts import ReceiptProof, SignedReceipt
@@ -87,6 +88,13 @@ class Driver:
         self._foreseen: tuple[Warned, ...] | None = None
         self._given_version = 0
         self._signed: tuple[Roster, ...] = ()
+
+    def span_ids(self) -> dict[str, str | int]:
+        """What the spans of this driver's operations are told (`tracing`)."""
+        known, ids = self.client.routing_table, dict[str, str | int]()
+        if known is not None:
+            ids["round"] = known.round_id
+        return {"federation": self.supervisor.identity.federation_id, **ids}
 
     def start(self, take_over: bool) -> BudgetStatus:
         """Start a new federation (`Supervisor.start`)."""
@@ -205,6 +213,7 @@ class Driver:
             "period"
         )
 
+    @operation("renew_budget")
     def renew_budget(
         self, total_epsilon: float, total_delta: float, operator: str, call_id: str, signature: bytes | None
     ) -> None:
@@ -330,6 +339,7 @@ class Driver:
         """The round of the federation."""
         return self.client.call(DIRECTORY, Directory.current_round)
 
+    @operation("aggregate")
     def aggregate(self, *, force: bool) -> NDArray[np.float32] | None:
         """Aggregate where it is due; the newest global model if this driver has not had it yet."""
         outcome = self._run_layers(None, force=force, release=True)
@@ -341,6 +351,7 @@ class Driver:
         return latest.aggregate
 
     @finishing()
+    @operation("gossip")
     def run_gossip(self, once: str = "") -> dict[str, int]:
         """One gossip round in all baskets, then layers that are due; delivered messages by domain.
 
@@ -355,6 +366,7 @@ class Driver:
         self.refuse_if_spent()
         return dict(delivered)
 
+    @operation("advance_round")
     def advance_round(self) -> int:
         """Run layers that are due, then move every actor to the next round."""
         self._run_layers_after_gossip()
@@ -371,6 +383,7 @@ class Driver:
         self.client.call(DIRECTORY, Directory.note_activity, seen, self.client.now())
         return self.client
 
+    @operation("layer1")
     def run_layer1(self, baskets: Sequence[str] | None, force: bool) -> list[Layer1Outcome]:
         """Layer 1 wherever it is due, in all basket actors in parallel."""
         self.operations.routing_table(fresh=False)
@@ -381,6 +394,7 @@ class Driver:
         return outcomes
 
     @finishing()
+    @operation("layer2")
     def run_layer2(self, force: bool) -> Layer2Outcome:
         """Layer 2 if it is due; baskets are told of a release, and of a spent budget."""
         if not self.supervisor.has_layer2:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -48,8 +49,10 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
+from scarcity_ray.federation.publishing import publishing
 from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
 from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
+from scarcity_ray.federation.task_cohort import TaskCohort
 from scarcity_ray.federation.training_round import TrainingProgress
 from scarcity_ray.federation.waiting import WaitingFor
 from scarcity_ray.forecast import Told, warnings_at_start
@@ -57,11 +60,13 @@ from scarcity_ray.layers.models import BasketModel, GlobalMetaModel
 from scarcity_ray.layers.server_optimizers import ServerOptimizer, ServerSGD
 from scarcity_ray.ledger_url import is_ledger_url
 from scarcity_ray.plan import FederationPlan, make_plan
+from scarcity_ray.privacy.ledger.answers import CeilingStanding
 from scarcity_ray.privacy.ledger.events import renewal_message
 from scarcity_ray.privacy.sampling.noise import NoiseSource, SystemNoise
 from scarcity_ray.runtime import Runtime
 from scarcity_ray.runtime.collector import collector_paused
 from scarcity_ray.runtime.rpc import map_tasks
+from scarcity_ray.runtime.samples import Sample
 from scarcity_ray.secagg import IdentityKeyPair, Roster
 from scarcity_ray.updates import SigningScope
 from scarcity_ray_client import PrivateEvaluation, Workload
@@ -69,6 +74,7 @@ from scarcity_ray_client.errors import shown
 from scarcity_ray_client.policy import SignedPolicy
 from scarcity_ray_client.receipts import ReceiptProof, SignedReceipt
 from scarcity_ray_client.site_ledger import Extension, Head
+from scarcity_ray_client.wire import KeyRequest
 
 Clock = Callable[[], float]
 Model = TypeVar("Model")
@@ -362,6 +368,19 @@ class HierarchicalFederation:
         driver.keypairs.pop(client_id, None)
         return found
 
+    def change_client_key(self, client_id: str, asked: KeyRequest) -> None:
+        """Have a registered client sign with another key, as `KeyRequest.signed` asks; again changes nothing.
+
+        What it has buffered stays, and so does its policy, which the old key has signed.
+
+        Raises:
+            UsageError: If it is not registered with a key, or one of both keys has not signed.
+        """
+        driver, client_id = self._open(), id_of(client_id)
+        asked = instance_of("asked", asked, KeyRequest)
+        driver.operations.run(Directory.change_key, client_id, asked, driver.client.now())
+        driver.keypairs.pop(client_id, None)
+
     def site_ledger_head(self, client_id: str) -> Head | None:
         """How far the accountant knows a client's own ledger (`SiteLedger.heed`); None: it was never told."""
         return self._open().site_heads([id_of(client_id)]).get(client_id)
@@ -467,12 +486,12 @@ class HierarchicalFederation:
             adversary=adversary,
             seed=self.config.seed if seed is None else seed,
             site_ledgers=site_ledgers,
-            on_round=on_round,
+            on_round=publishing(self, self._runtime, driver, on_round),
             on_progress=on_progress,
             on_release=on_release,
             resume=resume,
         )
-        return Fitting(driver, self._runtime.tasks(), workload, terms).run()
+        return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
 
     def advance_round(self) -> int:
         """Move to the next round; its number.
@@ -657,6 +676,19 @@ class HierarchicalFederation:
         client = self._open().report_activity()
         return client.call(DIRECTORY, Directory.client, id_of(client_id), client.now())
 
+    def get_clients(self, limit: int = 1000) -> list[ClientInfo]:
+        """What is known of up to `limit` clients, the first by id, without their features."""
+        driver = self._open()
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise UsageError(f"limit: {shown(limit)} is not accepted; an integer from 1")
+        client = driver.report_activity()
+        return client.call(DIRECTORY, Directory.clients, limit, client.now())
+
+    def get_ceilings(self, client_ids: Sequence[str]) -> dict[str, CeilingStanding]:
+        """Where those of the clients stand that have a ceiling of their own (docs/ceilings.md)."""
+        client = self._open().client
+        return client.call(ACCOUNTANT, Accountant.ceilings_of, tuple(ids_of(client_ids)), client.now())
+
     def get_basket(self, basket_id: str) -> BasketInfo | None:
         """What is known of a basket."""
         client = self._open().report_activity()
@@ -744,6 +776,11 @@ class HierarchicalFederation:
         the privacy claim, and are there with ``expose_basket_models`` only.
         """
         return self._open().stats()
+
+    def publish_metrics(self, samples: Iterable[Sample]) -> None:
+        """Give metrics to Ray, whose own endpoints serve them; nothing where there is no Ray. See `fit`."""
+        self._open()
+        self._runtime.publish(samples)
 
     def map_tasks(
         self, function: Callable[..., Any], items: Sequence[Any], shared: object | None = None

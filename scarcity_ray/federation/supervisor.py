@@ -27,7 +27,7 @@ from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator
 from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.messages import Fault, FederationIdentity, RoutingTable, SlotState
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
-from scarcity_ray.actors.recovery import HostState, recovered_from
+from scarcity_ray.actors.recovery import HostState, Recovered, recovered_from
 from scarcity_ray.baskets.reports import NAMED
 from scarcity_ray.config import Durability
 from scarcity_ray.errors import ActorLost, StorageError, UsageError
@@ -396,7 +396,8 @@ class Supervisor:
             f"{name} died and came back from its journal, with {regained.updates} updates that wait and "
             f"{regained.aggregates} fresh aggregates"
         )
-        if regained.is_new and not regained.set_aside and state.admissions:
+        is_gone = regained.is_new and not regained.set_aside and bool(state.admissions)
+        if is_gone:
             lost.append(f"nothing of its journal is left from before, so {self._waited(state)}")
         if regained.may_lack:
             lost.append(
@@ -412,20 +413,24 @@ class Supervisor:
             lost.append(f"{regained.messages} messages of gossip that had not reached a client are lost")
         if not (lost or always):
             return None
-        return _fault(f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}")
+        told = f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}"
+        return (
+            replace(_fault(told), baskets=state.baskets, leavers=state.leavers) if is_gone else _fault(told)
+        )
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
         """What was lost with a basket actor; the id holds its baskets' keys, new after each death."""
         name = basket_actor(slot)
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
-        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}", state.baskets)
+        loss = f"{name} died{no_journal}; {self._waited(state)}"
+        return Fault(f"{name}/{keys}", loss, state.baskets, state.leavers)
 
     def _waited(self, state: SlotState) -> str:
         """What is lost with a basket actor, update by update, and what to do."""
         baskets = ", ".join(state.baskets) or "none that is known"
         members = (member.client_id for admission in state.admissions for member in admission.members)
-        lost = self.acknowledged.lose(state.baskets, members)
+        lost = self.acknowledged.lose(state.baskets, [*members, *state.leavers])
         named = f": {named_updates(lost)}" if lost else ""
         return (
             f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "
@@ -465,20 +470,33 @@ class Supervisor:
             self._start([self._directory_spec(0, now=now, faults=[*known, fault])])
             return
         recovered = recovered_from(states)
-        both = f"; who was in the baskets of {', '.join(lost)}, which died too, is lost: register them again"
-        losses = [
-            "the directory died; membership is restored from the basket actors, "
-            f"clients' activity counts begin anew{both if lost else ''}"
-        ]
+        loss = (
+            "the directory died; membership is restored from the basket actors, clients' activity counts "
+            "begin anew"
+        )
+        died = _fault(loss) if not lost else self._membership_lost(loss, lost, recovered)
+        losses = list[str]()
         if recovered.dead:
             names = ", ".join(sorted(recovered.dead))
             losses.append(f"nobody holds {names} any more: registered until `disband_basket` names them")
         if recovered.contested:
             names = ", ".join(recovered.contested)
             losses.append(f"several baskets claim {names}, who are in none now: register them again")
-        faults = [*known, *map(_fault, losses)]
+        faults = [*known, died, *map(_fault, losses)]
         num_slots = max(slots, default=-1) + 1
         self._start([self._directory_spec(num_slots, now=now, recovered=recovered, faults=faults)])
+
+    def _membership_lost(self, loss: str, actors: Sequence[str], recovered: Recovered) -> Fault:
+        """That basket actors died with the directory, so that nobody knows who was in their baskets."""
+        survivors = tuple(admission.place.basket_id for admission in recovered.admissions)
+        housed = (member.client_id for admission in recovered.admissions for member in admission.members)
+        gone = self.acknowledged.lose_all_but(survivors, housed)
+        named = f", and {named_updates(gone)}" if gone else ""
+        loss += (
+            f"; who was in the baskets of {', '.join(actors)}, which died too, is lost{named}: register them "
+            "again, and send again"
+        )
+        return replace(_fault(loss), survivors=survivors)
 
     def _recover_global(self, now: float) -> str:
         actors = [basket_actor(slot) for slot in range(self.num_slots)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scarcity_ray.runtime.rpc import Compute, Peers
+from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
 
@@ -143,10 +144,15 @@ class Runtime(Protocol):
     """The node of this process, for roles with data on one node's disk."""
     driver: str
     """This process, as a driver."""
+    serves_metrics: bool
+    """Whether anything comes of `publish`."""
 
     @property
     def machines(self) -> int:
         """How many machines it spans now, each with disks of its own."""
+
+    def nodes(self) -> tuple[str, ...]:
+        """The living nodes, the home node first."""
 
     @property
     def default_basket_actors(self) -> int:
@@ -191,6 +197,9 @@ class Runtime(Protocol):
 
     def is_driver_alive(self, driver: str) -> bool:
         """Whether the process that is `driver` is there."""
+
+    def publish(self, samples: Iterable[Sample]) -> None:
+        """Give metrics to whatever serves the runtime's own to a scraper; nothing where there is none."""
 
     def close(self) -> None:
         """Release what this runtime opened; roles are ended by `kill`, not here."""

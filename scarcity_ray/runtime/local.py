@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec, labelled
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers, with_values
+from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client import Cause
 from scarcity_ray_client.loading import SourceFolder
 
@@ -166,6 +167,7 @@ class LocalRuntime:
     default_basket_actors = 1
     home = driver = "local"
     machines = 1
+    serves_metrics = False
 
     def __init__(self, network: Network | None = None) -> None:
         self.has_begun = False
@@ -190,6 +192,10 @@ class LocalRuntime:
             raise
         self._card = _Stored(card)
         self.has_begun = True
+
+    def nodes(self) -> tuple[str, ...]:
+        """This process's one."""
+        return (self.home,)
 
     def tasks(self) -> Tasks:
         """Tasks of one caller's own."""
@@ -224,6 +230,9 @@ class LocalRuntime:
     def is_driver_alive(self, driver: str) -> bool:
         """All drivers are this process."""
         return driver == self.driver
+
+    def publish(self, samples: Iterable[Sample]) -> None:
+        """Do nothing: nobody scrapes this process."""
 
     def close(self) -> None:
         """Do nothing: this runtime opens nothing."""

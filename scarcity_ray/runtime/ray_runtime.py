@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,8 +30,10 @@ from scarcity_ray.release import __version__
 from scarcity_ray.runtime.base import RoleSpec, Tasks, labelled
 from scarcity_ray.runtime.card import opened, sealed
 from scarcity_ray.runtime.connect import connect, first_line
+from scarcity_ray.runtime.ray_metrics import RayMetrics
 from scarcity_ray.runtime.ray_tasks import RayTasks, fetch, has_labels, listed, why_unplaceable
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, IdempotencyKey, Peers, Role, with_values
+from scarcity_ray.runtime.samples import Sample
 from scarcity_ray_client.errors import shown
 
 logger = logging.getLogger("scarcity_ray")
@@ -63,8 +65,11 @@ class RayRuntime:
         UsageError: If there is no cluster at the address.
     """
 
+    serves_metrics = True
+
     def __init__(self, namespace: str, *, address: str | None = None, detached: bool = False) -> None:
         self._namespace = namespace
+        self._metrics = RayMetrics()
         self._detached = detached
         self.has_begun = False
         self._kept: dict[str, Any] = {}
@@ -88,6 +93,11 @@ class RayRuntime:
         """How many machines the living nodes are on; several nodes may share one."""
         living = (node for node in ray.nodes() if node["Alive"])
         return len({(node["NodeManagerAddress"], node["NodeManagerHostname"]) for node in living})
+
+    def nodes(self) -> tuple[str, ...]:
+        """The living nodes, the home node first."""
+        living = (node["NodeID"] for node in ray.nodes() if node["Alive"])
+        return tuple(sorted(living, key=lambda node: (node != self.home, node)))
 
     def start(self, specs: Sequence[RoleSpec], *, card: object = None) -> None:
         """Start the roles that are not running, in parallel, and wait until they answer."""
@@ -190,6 +200,10 @@ class RayRuntime:
     def is_driver_alive(self, driver: str) -> bool:
         """Whether a job of the cluster has not ended."""
         return any(job["JobID"] == driver and not job["IsDead"] for job in jobs())
+
+    def publish(self, samples: Iterable[Sample]) -> None:
+        """Give metrics to this node's agent."""
+        self._metrics.publish(samples)
 
     def close(self) -> None:
         """End the cluster if this runtime started it, else only this connection if it opened it."""

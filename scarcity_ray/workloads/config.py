@@ -11,6 +11,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictStr
 
 from scarcity_ray.config import HierarchicalFederationConfig, load, parse_yaml, read_yaml, settings
 from scarcity_ray.config.fields import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.config.validation import LONGEST
 from scarcity_ray.errors import ConfigError, ScarcityError, UsageError
 from scarcity_ray.federation.evaluation import EarlyStopping
@@ -36,6 +37,8 @@ FORMAT_VERSION = 1
 """Of the files in a run's folder: ``config.yaml``, ``metrics.jsonl`` and ``summary.json`` state it."""
 WITHOUT_LAYER2 = frozenset({"rounds", "clients_per_round", "clients_per_task", "metric", "mode"})
 """Settings of the training that hold where clients learn by gossip alone."""
+NOT_SERVED = frozenset({"clients_per_round", "extra_clients", "deadline_seconds", "clients_per_task"})
+"""Settings of the training of clients that the cluster trains (sites': ``gateway.round_seconds``)."""
 DIGITS = "scarcity_ray.workloads.digits:Digits"
 MOVED = {
     "dataset": f"workload.class: {DIGITS}",
@@ -183,6 +186,8 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lab: LabConfig | None = None
     run: PlaceConfig = field(default_factory=PlaceConfig)
+    gateway: GatewayConfig | None = None
+    """Where sites outside the cluster reach it, for ``scarcity-ray serve``."""
 
     def __post_init__(self) -> None:
         if self.federation.auto_aggregate:
@@ -228,12 +233,13 @@ def load_run(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     return load_job(path, overrides).config
 
 
-def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
+def load_job(path: str | Path, overrides: Iterable[str] = (), *, is_served: bool = False) -> Job:
     """Read a job's file, with some values replaced, make its workload, and check what can be checked.
 
     Args:
         path: A YAML file with the sections of `RunConfig`.
         overrides: ``path=value`` each, the value as YAML would read it, e.g. ``training.rounds=5``.
+        is_served: Whether its clients are sites outside the cluster: the workload is not asked for any.
 
     Raises:
         ConfigError: If the file or an override is not accepted; the error names the path.
@@ -252,7 +258,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
         _check_plan(config.federation)
     workload = load_workload(config.workload.class_, config.workload.args, folder)
     name = config.workload.class_
-    clients = asked(name, "clients", lambda: checked_clients(workload.clients()))
+    clients = () if is_served else asked(name, "clients", lambda: checked_clients(workload.clients()))
     codec = asked(name, "codec", workload.codec)
     due = codec.dimension
     if is_given and config.federation.vector_dim != due:
@@ -266,6 +272,9 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     config = _with_private_evaluation(config, workload)
     _check_plan(config.federation)
     job = Job(config, workload, clients, codec)
+    if is_served:
+        _check_served(config)
+        return replace(job, config=replace(config, gateway=(config.gateway or GatewayConfig()).absolute()))
     _check_clients(job)
     _check_lab(job)
     if not config.federation.layer2.enabled:
@@ -397,6 +406,22 @@ def _check_clients(job: Job) -> None:
             training.clients_per_round,
             f"with training.extra_clients together at most {count}, the workload's clients",
         )
+
+
+def _check_served(config: RunConfig) -> None:
+    """Refuse what is for clients that this cluster trains."""
+    given, default = config.training, TrainingConfig()
+    if not config.federation.layer2.enabled:
+        raise ConfigError("federation.layer2.enabled", False, "true: sites are given one global model")
+    if config.lab is not None:
+        raise ConfigError("lab", "a lab", "nothing: attackers are simulated with `scarcity-ray run` alone")
+    for name in sorted(NOT_SERVED):
+        if getattr(given, name) != getattr(default, name):
+            raise ConfigError(
+                f"training.{name}",
+                getattr(given, name),
+                "nothing, as sites train and not this cluster: leave it out",
+            )
 
 
 def _check_without_layer2(job: Job) -> None:

@@ -100,6 +100,46 @@ class Training:
     first_refusals: list[Refusal] = field(default_factory=list)
     metrics: Mapping[str, float] | None = None
 
+    def take(self, result: FitResult[Any]) -> None:
+        """Note what `fit` gave."""
+        self.fitted, self.refused = result, result.refusals
+        self.budget_spent_early = result.stopped is Stopped.BUDGET
+        self.stopped = result.explanation if result.stopped is not Stopped.ROUNDS else ""
+        self.metrics = self.records[-1].metrics if self.records else None
+
+
+def noted(
+    training: Training, watch: Stopwatch, note: Callable[[RoundRecord], None]
+) -> Callable[[FitRecord], None]:
+    """What `fit` tells its rounds to: a job's record of each is made, and given to `note`."""
+
+    def on_round(record: FitRecord) -> None:
+        before = training.records[-1].metrics if training.records else training.initial
+        room = MOST_TOLD - len(training.first_refusals)
+        training.first_refusals += record.first_refusals[:room]
+        note(
+            RoundRecord(
+                round=len(training.records) + 1,
+                metrics=headline_first(training.metric, record.evaluation if record.versions else before),
+                epsilon_spent=record.epsilon_spent,
+                epsilon_left=record.epsilon_left,
+                sampled=record.num_sampled,
+                accepted=record.num_accepted,
+                rejected=record.refusals,
+                gossip_messages=record.gossip_messages,
+                released=bool(record.versions),
+                clip_norm=record.clip_norm,
+                seconds=record.phases,
+                elapsed=watch.elapsed,
+                training={domain: found.metrics for domain, found in record.metrics.items()},
+                clients={domain: found.metrics for domain, found in record.clients.items()},
+                private_evaluation=record.private_evaluation,
+                waits_for=record.waiting_for,
+            )
+        )
+
+    return on_round
+
 
 def run_job(
     job: Job,
@@ -126,7 +166,7 @@ def run_job(
     config, watch = job.config, Stopwatch()
     watcher.phase("Evaluating the initial model")
     with watch.time("start"):
-        initial, metric = _initial(job)
+        initial, metric = initial_metrics(job)
         scene = Scene.of(job, metric)
     attack = NO_ATTACK if config.lab is None else config.lab.attacks[0]
     where: dict[str, Any] = {"runtime": config.run.runtime, "address": config.run.address}
@@ -141,7 +181,7 @@ def run_job(
         folder.begin_again(config)
     watcher.phase("Restoring the federation" if goes_on else "Starting the federation")
     with watch.time("start"):
-        federation = _restored(kept, restore, where) if goes_on else open_federation(kept, **where)
+        federation = restored(kept, restore, where) if goes_on else open_federation(kept, **where)
     training = Training(metric, initial)
     standings: dict[str, dict[str, Any]] = {}
 
@@ -186,7 +226,17 @@ def run_job(
         if run.name == "local_only" and not compared.failed:
             for number, name in enumerate(sorted(standings)):
                 standings[name]["alone"] = asdict(compared.standings[number])
-    summary = _summarise(job, scene, training, made, standings, stats, watch, folder)
+    summary = summarise(
+        job,
+        training,
+        stats,
+        watch,
+        folder,
+        domains=job.domain_sizes,
+        num_byzantine=int(scene.byzantine.sum()),
+        made=made,
+        standings=standings,
+    )
     folder.write_summary(summary)
     return Outcome(summary, tuple(training.records))
 
@@ -198,7 +248,7 @@ def _with_storage(config: HierarchicalFederationConfig, folder: RunFolder) -> Hi
     return replace(config, storage_path=str(folder.state), durability=config.durability or Durability.NONE)
 
 
-def _restored(
+def restored(
     config: HierarchicalFederationConfig, restore: Callable[..., Any], where: Mapping[str, Any]
 ) -> Any:
     """The stored federation, if it is that of the config.
@@ -220,7 +270,7 @@ def _restored(
     return federation
 
 
-def _initial(job: Job) -> tuple[dict[str, float], str]:
+def initial_metrics(job: Job) -> tuple[dict[str, float], str]:
     """The initial model's metrics, and the name of the headline among them."""
     name = job.config.workload.class_
     model = asked(name, "initial_model", job.workload.initial_model)
@@ -254,31 +304,6 @@ def _fit(
     if attack.name != "none":
         adversary = SimulatedAttackers(scene, attack, lambda clip_norm: basket_rule(plan.at(clip_norm)))
 
-    def on_round(record: FitRecord) -> None:
-        before = training.records[-1].metrics if training.records else training.initial
-        room = MOST_TOLD - len(training.first_refusals)
-        training.first_refusals += record.first_refusals[:room]
-        note(
-            RoundRecord(
-                round=len(training.records) + 1,
-                metrics=headline_first(training.metric, record.evaluation if record.versions else before),
-                epsilon_spent=record.epsilon_spent,
-                epsilon_left=record.epsilon_left,
-                sampled=record.num_sampled,
-                accepted=record.num_accepted,
-                rejected=record.refusals,
-                gossip_messages=record.gossip_messages,
-                released=bool(record.versions),
-                clip_norm=record.clip_norm,
-                seconds=record.phases,
-                elapsed=watch.elapsed,
-                training={domain: found.metrics for domain, found in record.metrics.items()},
-                clients={domain: found.metrics for domain, found in record.clients.items()},
-                private_evaluation=record.private_evaluation,
-                waits_for=record.waiting_for,
-            )
-        )
-
     result: FitResult[Any] = federation.fit(
         job.workload,
         rounds=terms.rounds,
@@ -292,7 +317,7 @@ def _fit(
         evaluate_clients=terms.evaluate_clients,
         private_evaluation=None if terms.private_evaluation is None else terms.private_evaluation.made(),
         adversary=adversary,
-        on_round=on_round,
+        on_round=noted(training, watch, note),
         on_progress=watcher.progress,
         on_release=lambda model, _: folder.write_model("model.npz", model),
         **({"resume": True} if resume else {}),
@@ -301,10 +326,7 @@ def _fit(
         folder.write_model("model.npz", result.model)
     if result.stopped is Stopped.EVALUATION:
         raise UsageError(f"{result.explanation}; the model so far is {folder.path / 'model.npz'}")
-    training.fitted, training.refused = result, result.refusals
-    training.budget_spent_early = result.stopped is Stopped.BUDGET
-    training.stopped = result.explanation if result.stopped is not Stopped.ROUNDS else ""
-    training.metrics = training.records[-1].metrics if training.records else None
+    training.take(result)
 
 
 def _registered(clients: Sequence[Client], federation: Any) -> list[str]:
@@ -379,16 +401,28 @@ def _compare(job: Job, scene: Scene, federation: Any, rounds: int) -> list[tuple
     return list(zip(runs, found, strict=True))
 
 
-def _summarise(
+def summarise(
     job: Job,
-    scene: Scene,
     training: Training,
-    made: Sequence[tuple[Comparison, Compared]],
-    standings: Mapping[str, Mapping[str, Any]],
     stats: Mapping[str, Any],
     watch: Stopwatch,
     folder: RunFolder,
+    *,
+    domains: Mapping[str, int],
+    num_byzantine: int = 0,
+    made: Sequence[tuple[Comparison, Compared]] = (),
+    standings: Mapping[str, Mapping[str, Any]] | None = None,
+    is_served: bool = False,
 ) -> Summary:
+    """The result of a job.
+
+    Args:
+        stats: The federation's.
+        domains: Clients of each.
+        made: The runs beside.
+        standings: Without Layer 2, how each basket ended.
+        is_served: Whether clients were sites outside the cluster.
+    """
     config, records, fitted = job.config, training.records, training.fitted
     rejected: Counter[str] = Counter()
     for record in records:
@@ -413,10 +447,10 @@ def _summarise(
         rounds=len(records),
         rounds_configured=config.training.rounds,
         releases=sum(record.released for record in records),
-        clients=len(job.clients),
-        domains=job.domain_sizes,
+        clients=sum(domains.values()),
+        domains=domains,
         baskets=stats["n_baskets"],
-        byzantine_clients=int(scene.byzantine.sum()),
+        byzantine_clients=num_byzantine,
         attack="none" if config.lab is None else config.lab.attacks[0].name,
         rule=str(config.federation.layer1.aggregation_method),
         rejected=dict(sorted(rejected.items())),
@@ -439,9 +473,12 @@ def _summarise(
             for run, compared in made
         ),
         privacy_claim=privacy_claim(
-            config.federation, stats["privacy_lifetime_epsilon"], is_lab=config.lab is not None
+            config.federation,
+            stats["privacy_lifetime_epsilon"],
+            is_lab=config.lab is not None,
+            is_served=is_served,
         ),
-        basket_standings=standings,
+        basket_standings=standings or {},
         warnings=tuple(stats["warnings"]),
         waits_for=records[-1].waits_for if records and not any(r.released for r in records) else "",
         date=folder.begun.isoformat(timespec="seconds"),

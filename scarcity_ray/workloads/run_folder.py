@@ -118,8 +118,12 @@ class RunFolder:
         """The path of the report."""
         return self.path / "report.html"
 
-    def left(self) -> str:
-        """What a run that ended in the middle has left, in a sentence; "" if no more than its config."""
+    def left(self, command: str = "run") -> str:
+        """What a run that ended in the middle has left, in a sentence; "" if no more than its config.
+
+        Args:
+            command: That goes on with it.
+        """
         held = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
         if not held:
             self.path.rmdir()
@@ -130,7 +134,7 @@ class RunFolder:
             spent = last["epsilon_spent"]
             reached = f"Ended after round {last['round']}"
             reached += "" if spent is None else f", with epsilon {spent:.4g} spent by then"
-        go_on = f" Go on with: scarcity-ray run --resume {self.path}" if self.state.name in held else ""
+        go_on = f" Go on with: scarcity-ray {command} --resume {self.path}" if self.state.name in held else ""
         return (
             f"{reached}; a round under way may have been charged. {self.path} holds {', '.join(held)}.{go_on}"
         )

@@ -36,6 +36,7 @@ class Accountant:
 
     def __init__(self):
         self.charges = {}
+        self.dropped = {}
         self.voided = set()
         self.refuse = False
         self.read_only = False
@@ -54,7 +55,12 @@ class Accountant:
         if charge_id in self.voided:
             return Charge(False, "given up", 0.5, "head")
         self.charges[charge_id] = mu
-        return Charge(True, "", 0.5 * len(self.charges), f"head{len(self.charges)}", repeated, self.is_last)
+        dropped = self.dropped.setdefault(charge_id, tuple(details.get("dropped", ())))
+        spent, head = 0.5 * len(self.charges), f"head{len(self.charges)}"
+        return Charge(True, "", spent, head, repeated, self.is_last, dropped=dropped)
+
+    def dropped_from(self, charge_id, now):
+        return self.dropped.get(charge_id, ())
 
     def void_release(self, charge_id, now, details):
         if charge_id in self.charges:

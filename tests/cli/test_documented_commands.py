@@ -38,8 +38,9 @@ PAGES = (
         f"docs/{name}.md"
         for name in (
             *("tutorial", "command", "job_file", "install", "drivers", "architecture", "privacy"),
-            *("ledger", "data_duties", "faults", "adaptive_clipping", "benchmarks"),
+            *("ledger", "monitoring", "data_duties", "faults", "adaptive_clipping", "benchmarks"),
             *("resume", "ceilings", "site_noise", "noise_schedule", "privacy_units", "workloads", "choosing"),
+            *("sites", "keys"),
         )
     ),
 )
@@ -53,6 +54,7 @@ JOB_ON_A_CLUSTER = (
     "scarcity-ray run job.yaml --out '~/runs/first'"
 )
 MACHINES = "it needs machines reached over ssh; test_cluster_files.py reads the file as Ray does"
+SITES = "tests/gateway/test_site_client.py runs it against a gateway"
 NOT_RUN = {
     'pip install ./client ".[quickstart]" && scarcity-ray run configs/quickstart.yaml': PIP,
     'pip install ./client ".[test]" && python -m pytest': PIP,
@@ -74,6 +76,8 @@ NOT_RUN = {
     "python -m benchmarks privacy": MINUTES,
     "python -m benchmarks schedule": MINUTES,
     "python -m benchmarks scale": MINUTES,
+    "python -m benchmarks nodes": MINUTES,
+    "scarcity-ray plan job.yaml --scale --cores 8": "test_plan_command.py",
     "python -m benchmarks secagg --full": MINUTES,
     "python -m benchmarks simulation --programs 20000": MINUTES,
     "scarcity-ray run configs/decentralised.yaml": MINUTES,
@@ -99,16 +103,49 @@ NOT_RUN = {
     "scarcity-ray ledger take-over URL --operator NAME": "URL is a database's: tests/privacy/test_holding.py",
     "scarcity-ray roster key operator.pem": "it asks for a password: tests/cli/test_roster_command.py",
     "scarcity-ray roster sign roster.json --key operator.pem --out signed.json": "as above",
+    'pip install "scarcity-ray[otel]"': PIP,
+    "scarcity-ray status hospitals --address HEAD:6379": "tests/runtime/test_ray_metrics.py",
+    "scarcity-ray status hospitals --watch --every 10": "it ends when it is interrupted",
+    "scarcity-ray status https://gateway.example.org:8443 --token-file token --ca server-ca.pem": (
+        "tests/cli/test_status_command.py"
+    ),
     "ray up cluster/machines.yaml": MACHINES,
     "ray dashboard cluster/machines.yaml": MACHINES,
     "ray down cluster/machines.yaml": MACHINES,
+    "scarcity-ray client-kit list JOB": SITES,
+    "scarcity-ray client-kit make JOB hospital_1 --domain hospitals": SITES,
+    "scarcity-ray client-kit revoke JOB hospital_1": SITES,
+    "scarcity-ray keys init": SITES,
+    "scarcity-ray keys init keys --host gateway.example.org": SITES,
+    "scarcity-ray keys renew KEYS": SITES,
+    "scarcity-ray keys show keys": SITES,
+    "scarcity-ray operators add NAME": "tests/gateway/test_operators.py",
+    "scarcity-ray operators revoke NAME": "tests/gateway/test_operators.py",
+    "scarcity-ray roster key FILE": "a form, not a command",
+    "scarcity-ray-client rotate HOME": SITES,
+    "scarcity-ray-client run hospital_1.zip workload.yaml": SITES,
 }
 """Why a command is not run here."""
 
 NAMES = {
     *(
         f"scarcity-ray {name}"
-        for name in ("init", "run", "plan", "export", "ledger", "audit", "roster", "doctor")
+        for name in (
+            "init",
+            "run",
+            "plan",
+            "export",
+            "ledger",
+            "audit",
+            "roster",
+            "doctor",
+            "serve",
+            "status",
+            "dashboard",
+            "keys",
+            "client-kit",
+            "serve",
+        )
     ),
     *(
         "scarcity-ray --help",
@@ -125,6 +162,10 @@ NAMES = {
 WITHOUT_A_CLUSTER = {
     "scarcity-ray init wards",
     "scarcity-ray plan configs/quickstart.yaml",
+    "scarcity-ray dashboard > scarcity_ray.json",
+    "scarcity-ray operators add 'Ann Berg' --role operate --file operators.json",
+    "scarcity-ray operators list --file operators.json",
+    "scarcity-ray operators revoke 'Ann Berg' --file operators.json",
     "scarcity-ray ledger show ledger.sqlite",
     "scarcity-ray ledger verify ledger.sqlite --head HASH",
     "scarcity-ray ledger verify FILE --head HASH",

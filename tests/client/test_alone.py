@@ -19,7 +19,7 @@ from tests.project.test_house import swallowers
 
 CLIENT = Path(__file__).resolve().parents[2] / "client"
 PACKAGE = "scarcity_ray_client"
-NEEDED = ("numpy", "cryptography")
+NEEDED = ("numpy", "cryptography", "yaml")
 BROUGHT_ALONG = ("_cffi_backend", "cffi", "pycparser")
 """What the needed ones need themselves."""
 
@@ -108,11 +108,22 @@ def test_the_wheel_holds_the_package_and_its_types(installed):
     assert shipped == sources | {f"{PACKAGE}/py.typed"}
 
 
-def test_the_wheel_asks_for_two_packages():
+def test_the_wheel_asks_for_three_packages():
     project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
     asked = {re.split(r"[<>=~! ]", entry)[0].lower() for entry in project["dependencies"]}
-    assert asked == {"numpy", "cryptography"}
+    assert asked == {"numpy", "cryptography", "pyyaml"}
     assert set(project["optional-dependencies"]) == {"torch", "sklearn"}
+
+
+def test_http_is_imported_by_those_alone_who_use_it():
+    script = (
+        "import sys, scarcity_ray_client as c; before = 'http.client' in sys.modules;"
+        "c.FederationClient; print(before, 'http.client' in sys.modules, set(c.__all__) - set(dir(c)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["False", "True", "set()"]
 
 
 def test_no_framework_is_imported_before_a_model_is_of_it():

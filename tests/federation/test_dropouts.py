@@ -143,12 +143,22 @@ def test_an_aggregate_that_may_be_in_a_release_is_not_used_again_without_word(ph
     assert fed.force_aggregate() is None
 
 
-def test_an_aggregate_whose_masked_form_was_lost_in_a_session_that_was_charged_is_spent(lossy: Any) -> None:
-    """It is not in the sum, but for that its basket would have to believe the global aggregator."""
+def test_an_aggregate_whose_masked_form_was_lost_in_a_session_that_was_charged_is_used_again(
+    lossy: Any,
+) -> None:
+    """It is not in the sum: for that its basket believes the charge, which names it."""
     fed, peers = lossy
     peers.silent, peers.unheard = {"basket:5"}, "mask"
     assert fed.force_aggregate() is not None
     assert fed.get_global_meta_model().n_baskets == BASKETS - 1
+    peers.silent = set()
+    assert fresh(fed) == 1
+    fed.advance_round()
+    for b in range(BASKETS - 1):
+        for i in range(3):
+            assert fed.submit_update(f"{b}_{i}", np.full(DIMENSION, 0.3))
+    assert fed.force_aggregate() is not None
+    assert fed.get_global_meta_model().n_baskets == BASKETS
     assert fresh(fed) == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, IdentityKeyPair, UsageError
 from scarcity_ray.baskets.submission import Submission
 from scarcity_ray.config import Layer1Config, Layer2Config
-from scarcity_ray.federation.fitting import Submitting
+from scarcity_ray.federation.task_cohort import Submitting
 from scarcity_ray.layers import BasketModel, Layer2Aggregator
 from scarcity_ray.layers.meta_parameters import encode_report, mean_reports
 from scarcity_ray.privacy.sampling.noise import SeededNoise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.baskets import retained
@@ -22,6 +26,10 @@ from scarcity_ray.storage.snapshots import Snapshots
 from tests.federation.test_site_noise import DIMENSION, NAMES, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::scarcity_ray.ScarcityWarning")
+
+
+FIXTURES = Path(__file__).parents[1] / "storage" / "fixtures"
+FIXTURE, RELEASE = FIXTURES / "retained-1.rows", FIXTURES / "release_record-2.jsonl"
 
 
 def made(folder: Path, **others: Any) -> HierarchicalFederation:
@@ -164,6 +172,30 @@ def test_no_code_is_loaded_from_a_retained_file(kept_aggregate: RetainedAggregat
     for torn in (replace(kept_aggregate, rows=("x",)), replace(kept_aggregate, config={})):
         with pytest.raises(UsageError, match="torn or were changed"):
             replay(torn)
+
+
+@given(st.data())
+def test_a_hostile_file_is_refused_or_differs(data: Any) -> None:
+    """One value of it is another, and its checksum is right."""
+    content = FIXTURE.read_bytes()
+    at = content.index(b"\n", content.index(b"\n") + 1) + 1
+    held = json.loads(content.split(b"\n", 2)[1])
+    places = [(held, key) for key in held]
+    for node, key in places:
+        inner = node[key]
+        if isinstance(inner, dict | list):
+            places += [(inner, k) for k in (inner if isinstance(inner, dict) else range(len(inner)))]
+    node, key = data.draw(st.sampled_from(places))
+    node[key] = data.draw(st.sampled_from([None, 7, -1, 1e300, "x", "\x1b[31m", [], {}, [[0]], True, 10**30]))
+    body = json.dumps(held).encode() + b"\n" + content[at:]
+    head = {"kind": "scarcity_ray snapshot", "version": 1, "sha256": hashlib.sha256(body).hexdigest()}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.file"
+        file.write_bytes(json.dumps({**head, "bytes": len(body)}).encode() + b"\n" + body)
+        told = CliRunner().invoke(main, ["audit", "replay", str(file), "--release", str(RELEASE)])
+    assert isinstance(told.exception, SystemExit | None), told.exception
+    assert "\x1b" not in told.output
+    assert told.exit_code in (0, 1, 2)
 
 
 def test_rows_without_noise_are_never_retained(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from scarcity_ray import (
 )
 from scarcity_ray.privacy.sampling.noise import SeededNoise
 from scarcity_ray_client.site_ledger import Extension
+from scarcity_ray_client.wire import KeyRequest
 
 NO_NAMES = [
     None,
@@ -56,6 +57,7 @@ NO_ARRAYS = [
 ]
 NO_NUMBERS = [None, "1", [1], {}, object(), 1 + 2j, True, 10**400]
 ROWS = np.full((1, 4), 0.1)
+KEY_REQUEST = KeyRequest(bytes(32), bytes(64), bytes(64))
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.ray)])
@@ -93,6 +95,7 @@ def test_what_is_no_name_is_nobodys(fed: HierarchicalFederation) -> None:
         assert "domain id" in refused(fed.register_client, "new", name)
         assert "client id" in refused(fed.register_clients, [("new", "d"), (name, "d")])
         assert fed.unregister_client(name) is False
+        assert "is not registered with a key" in refused(fed.change_client_key, name, KEY_REQUEST)
         assert fed.get_client(name) is None
         assert fed.get_basket(name) is None
         assert "there is no basket" in refused(fed.get_basket_model, name)
@@ -210,6 +213,7 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "note_site_ledger": ("a", Extension(0, ())),
         "register_clients": ([("a", "d")],),
         "unregister_client": ("c0",),
+        "change_client_key": ("c0", None),
         "split_basket": ("d",),
         "disband_basket": ("d",),
         "submit_update": ("c0", ROWS[0]),
@@ -219,9 +223,11 @@ def test_a_closed_federation_says_so_whatever_it_is_asked(fed: HierarchicalFeder
         "get_basket_meta_model": ("d",),
         "get_local_states": (["c0"],),
         "get_client": ("c0",),
+        "get_ceilings": (["c0"],),
         "get_basket": ("d",),
         "prove_receipt": (3,),
         "sign_roster": (IdentityKeyPair.generate(),),
+        "publish_metrics": ([],),
         "map_tasks": (len, [()]),
         "fit": (None,),
     }

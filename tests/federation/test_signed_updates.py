@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scarcity_ray import HierarchicalFederation, IdentityKeyPair, Rejection, SigningScope, sign_update
+from scarcity_ray import (
+    HierarchicalFederation,
+    IdentityKeyPair,
+    Rejection,
+    SigningScope,
+    UsageError,
+    sign_update,
+)
+from scarcity_ray.actors.kept import directory_after
+from scarcity_ray_client.wire import KeyRequest
 
 DIMENSION = 4
 KEY = IdentityKeyPair.generate()
@@ -41,6 +50,33 @@ def signature_for(scope: SigningScope, client_id: str = "ann", round_id: int = 0
 
 def answer(fed: HierarchicalFederation, signature: bytes | None, row: Any = ROW, **said: Any) -> Any:
     return fed.offer_update("ann", row, 0, signature=signature, **{**SAID, **said}).reason
+
+
+def test_a_key_is_changed_as_the_old_one_signs(open_federation: Any, tmp_path: Any) -> None:
+    kept = {"storage_path": str(tmp_path / "kept")}
+    fed, new = joined(open_federation({**SETTINGS, **kept})), IdentityKeyPair.generate()
+    scope = fed.signing_scope()
+    where = scope.federation_id, "ann"
+    for forged in (
+        KeyRequest.signed(new, new, *where),
+        replace(KeyRequest.signed(KEY, new, *where), proof_by_new=bytes(64)),
+        KeyRequest.signed(KEY, new, "another", "ann"),
+        KeyRequest.signed(KEY, new, scope.federation_id, "bob"),
+    ):
+        with pytest.raises(UsageError, match="not both signed"):
+            fed.change_client_key("ann", forged)
+    assert answer(fed, signature_for(scope)) is None
+    for _ in range(2):  # asked again, it changes nothing
+        fed.change_client_key("ann", KeyRequest.signed(KEY, new, *where))
+    later = {**SAID, "sequence": 8}
+    assert answer(fed, signature_for(scope, sequence=8), **later) is Rejection.BAD_SIGNATURE
+    by_new = sign_update(new.sign, scope, "ann", 0, 2 * ROW, **{**SAID, "sequence": 9})
+    assert answer(fed, by_new, 2 * ROW, sequence=9) is None
+    basket = fed._runtime.peers.roles["basket:0"]._baskets["d_basket_0"]  # type: ignore[attr-defined]
+    assert basket._buffer.num_updates == 2  # what the old key signed stays
+    directory = fed._runtime.peers.roles["directory"]  # type: ignore[attr-defined]
+    stored, changes = directory._kept.read()
+    assert directory_after(stored, changes).keys["ann"] == new.public_bytes
 
 
 def test_what_was_signed_is_accepted_as_it_was_signed(fed: HierarchicalFederation) -> None:

@@ -53,14 +53,18 @@ CALLS_NOBODY = {
     "faults": "asks the directory one thing",
     "lost_updates": "asks nobody",
     "get_local_states": "without Layer 2 (below)",
+    "publish_metrics": "goes to the runtime, to no role",
     "map_tasks": "tasks are no role's",
     "fit": "registers, submits, gossips, aggregates and moves on, each as above",
     "signing_scope": "asks the accountant one thing, and tells what the baskets must know",
+    "get_clients": "asks as get_client does",
+    "get_ceilings": "asks the accountant one thing",
     "site_ledger_head": "asks the accountant one thing",
     "note_site_ledger": "has the accountant do one thing",
     "prove_receipt": "asks one basket actor one thing",
     "get_roster": "asks the directory one thing",
     "sign_roster": "has the directory do one thing, with an operator's key",
+    "change_client_key": "the steps of register_client, with a client that is there",
 }
 SENDS = {"submit_update", "offer_update", "submit_updates"}
 RECORDED = {

@@ -252,10 +252,12 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     templates = [*(PACKAGE / "workloads" / "report" / "templates").iterdir()]
     templates += (PACKAGE / "cli" / "templates").iterdir()
+    templates += (PACKAGE / "gateway" / "page").iterdir()
     assert tools["package-data"] == {
         "scarcity_ray": ["py.typed"],
         "scarcity_ray.cli": ["templates/*"],
         "scarcity_ray.workloads.report": ["templates/*"],
+        "scarcity_ray.gateway": ["page/*"],
     }
     assert tools["packages"]["find"]["include"] == ["scarcity_ray*"]
     assert (PACKAGE / "py.typed").is_file()
@@ -276,6 +278,7 @@ def test_what_the_tests_import_is_declared():
     declared = {re.split(r"[\[<>=~! ]", entry)[0].lower() for entry in entries}
     names = {"sklearn": "scikit-learn", "yaml": "pyyaml", "dp_accounting": "dp-accounting"}
     names["scarcity_ray_client"] = "scarcity-ray-client"
+    names["opentelemetry"] = "opentelemetry-sdk"
     names["grpc"] = "ray"  # a requirement of ray[default]
     imported = {
         (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]

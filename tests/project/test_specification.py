@@ -54,6 +54,12 @@ def test_every_promise_names_a_test_that_exists():
     assert broken(text) == []
 
 
+def test_every_line_on_a_key_names_a_test_that_exists():
+    text = (ROOT / "docs" / "keys.md").read_text()
+    assert len(promises(text)) > 40
+    assert broken(text) == []
+
+
 def test_a_promise_without_a_test_is_found():
     assert broken("| promise | held by |\n|---|---|\n| It sings | nobody |") == ["nothing holds: It sings"]
     assert broken("| It sings | `test_known_names.py::test_it_sings` |") == [

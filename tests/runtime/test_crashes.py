@@ -87,7 +87,15 @@ def test_a_release_that_died_with_the_global_aggregator_is_told(open_harness: An
     assert "1 release was charged and never published" in harness.fed.faults[-1]
 
 
-@pytest.mark.parametrize("roles", PAIRS, ids="+".join)
+@pytest.mark.parametrize(
+    ("harness", "roles"),
+    [
+        *(("local", pair) for pair in PAIRS),
+        # Each role once: how a death is noticed on Ray does not depend on who dies beside it.
+        *(pytest.param("ray", PAIRS[i], marks=pytest.mark.ray) for i in (1, 4)),
+    ],
+    indirect=["harness"],
+)
 def test_two_roles_killed_at_once_come_back(harness: Any, roles: tuple[str, ...]) -> None:
     finish_round(harness, 3)
     before = harness.fed.get_stats()

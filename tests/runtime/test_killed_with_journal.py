@@ -75,9 +75,9 @@ def test_nothing_acknowledged_is_lost_and_nothing_counts_twice(
     np.testing.assert_allclose(fed.force_aggregate(), undisturbed(1), atol=1e-5)
     assert all("nothing was lost" in fault for fault in fed.faults)
     assert len(fed.faults) == 5
-    # In a session: as its masked input leaves, which others count without it and which is then spent, and as
-    # its shares leave, with its input in the sum.
-    for seed, phase, first in ((2, "mask", 3), (3, "unmask", 0)):
+    # In a session: as its shares leave, with its input in the sum; and as its masked input leaves, which
+    # others count without it and which the next session takes.
+    for seed, phase, first in ((2, "unmask", 0), (3, "mask", 3)):
         fed.advance_round()
         assert all(harness.submit(seed))
         (tmp_path / f"{phase}-0").touch()

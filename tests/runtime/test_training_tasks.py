@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from scarcity_ray import IdentityKeyPair, UsageError
 from scarcity_ray.federation.fit_terms import FitTerms
 from scarcity_ray.federation.fitting import Fitting
+from scarcity_ray.federation.task_cohort import TaskCohort
 from scarcity_ray.runtime.base import TaskEnd, TaskSpec
 from scarcity_ray_client import Cause, Client, PrivateEvaluation, Trained, Workload, load_workload
 
@@ -136,7 +138,7 @@ def test_whatever_a_workload_does_is_counted_and_the_round_goes_on(open_ray: Any
     given = dict(zip(("c01", "c04", "c05", "c06", "c07", "c08", "c09"), faults, strict=True))
     workload = load_workload("sr_wards:Wards", {"faults": given}, ward_folder)
     terms = FitTerms(rounds=1, deadline_seconds=20.0)
-    fitting = Fitting(fed._driver, fed._runtime.tasks(), workload, terms)
+    fitting = Fitting(fed._driver, partial(TaskCohort, fed._runtime.tasks()), workload, terms)
     ward_folder.rename(ward_folder.with_name("gone"))
     result = fitting.run()
     assert result.refusals == {
@@ -279,7 +281,7 @@ def test_a_row_that_is_lost_on_its_way_is_refused_alone(open_ray: Any) -> None:
     import ray
 
     fed = open_ray(vector_dim=8)
-    fitting = Fitting(fed._driver, fed._runtime.tasks(), Ones(8), FitTerms(rounds=1))
+    fitting = Fitting(fed._driver, partial(TaskCohort, fed._runtime.tasks()), Ones(8), FitTerms(rounds=1))
     submit = fed._driver.submit
 
     def losing(batch: Any, **given: Any) -> Any:

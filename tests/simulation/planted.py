@@ -306,7 +306,9 @@ BY_A_PROGRAM: tuple[tuple[Plant, Program], ...] = (
     ),
     (
         snapshots_are_not_synced,
-        _stored(Step(Act.SEND_ALL), Step(Act.AGGREGATE, faults=(Fault(Kind.DISK_TORN, 33, 3),))),
+        _stored(
+            Step(Act.SEND_ALL), Step(Act.AGGREGATE, faults=(Fault(Kind.DISK_TORN, 33, 3),)), Step(Act.RESTORE)
+        ),
     ),
     (directory_answers_before_it_is_stored, _stored(Step(Act.LEAVE), Step(Act.RESTORE))),
     (
@@ -342,4 +344,4 @@ FOUND_LATER: tuple[Plant, ...] = (
     aborted_sessions_keep_aggregates,
     dead_directory_is_obeyed,
 )
-"""Found by the same programs, after 36 to 148 of them."""
+"""Found by the same programs, later."""

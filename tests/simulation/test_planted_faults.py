@@ -11,7 +11,7 @@ from tests.simulation.planted import BY_A_PROGRAM, FOUND_LATER, PLANTED, STORED,
 from tests.simulation.program import Program, programs
 from tests.simulation.world import Violation, run, watched
 
-SEED = 0
+SEED = 1
 """What is found once is found every time."""
 
 

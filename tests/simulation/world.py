@@ -17,9 +17,9 @@ release shows which updates are in it. At the end all faults cease, a new driver
 Known limits, excused where the federation is not `stored`: a basket actor's death loses what it had accepted,
 with the memory that it had; the directory and a basket actor that are dead at one time lose the membership,
 too (`amnesia`). A stored one loses nothing: what its roles did is excused only once it is in their journals.
-But with ``durability: round`` a power failure takes the updates accepted since the journal was last synced;
-and a lost disk takes what a basket actor's death takes elsewhere. Each driver must name what it had sent of
-that.
+But with ``durability: round`` a power failure takes the updates accepted since the journal was last synced,
+and a lost disk takes what a basket actor's death takes elsewhere. Each driver must name those of them that it
+had sent.
 """
 
 from __future__ import annotations

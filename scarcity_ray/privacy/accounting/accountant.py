@@ -336,6 +336,14 @@ class PrivacyAccountant:
         is_in = self.ceilings.is_in(place)
         return max(0.0, claim[0] - self.ceilings.epsilon_spent(client_id, place)) if is_in else 0.0
 
+    def ceiling_of(self, client_id: str) -> tuple[float, float, float, bool] | None:
+        """A client's ceiling (epsilon, delta), the epsilon spent of it, and whether it is left out."""
+        claim = self.ceilings.claim_of(client_id)
+        if claim is None:
+            return None
+        place = self._places[client_id]
+        return *claim, self.ceilings.epsilon_spent(client_id, place), not self.ceilings.is_in(place)
+
     def _own(self, spent: NDArray[np.float64], client_id: str | None) -> float:
         if client_id is None:
             return float(spent.max(initial=0.0))

@@ -28,6 +28,7 @@ class Charge:
             client was left out, or has to be.
         num_left_out: How many clients were left out at their ceilings when it was charged: the release holds
             no row of these, and is not charged to them.
+        dropped: The baskets that took part in its session and are not in its sum, as it was charged.
     """
 
     allowed: bool
@@ -38,6 +39,24 @@ class Charge:
     is_last: bool = field(default=False, compare=False)
     is_outdated: bool = False
     num_left_out: int = field(default=0, compare=False)
+    dropped: tuple[str, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class CeilingStanding:
+    """A client's own ceiling, and what it has spent of it.
+
+    Attributes:
+        epsilon: Of the ceiling, over all budget periods.
+        delta: Of the ceiling.
+        epsilon_spent: In all periods, at `delta`.
+        is_left_out: Whether it is left out, for good.
+    """
+
+    epsilon: float
+    delta: float
+    epsilon_spent: float
+    is_left_out: bool
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,10 @@ class BudgetStatus:
             "epsilon_spent": self.epsilon_spent,
             "epsilon_left": self.remaining_epsilon,
             "epsilon_total": self.total_epsilon,
+            "delta_total": self.total_delta,
             "head": self.head_hash,
+            "releases_charged": self.releases_charged,
+            "next_mu": self.next_mu,
         }
 
     def of_ceilings(self) -> dict[str, Any]:

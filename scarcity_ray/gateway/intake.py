@@ -1,0 +1,225 @@
+"""Uploads on their way to the baskets: a slot is claimed, the basket judges, what it said is noted and told.
+
+All of it may stop after any step. A client that was not answered sends the same bytes again: the slot says
+whether they were judged, and the baskets' replay memory whether they are counted.
+
+Guarantees:
+    an_update_is_acknowledged_after_its_basket_has_acknowledged_it
+    the_same_upload_is_answered_the_same: Whichever gateway is asked, and whichever died before.
+    another_body_for_an_accepted_slot_is_refused
+    a_refusal_is_told_with_its_reason
+    an_upload_whose_fate_is_unknown_is_to_be_sent_again
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scarcity_ray.baskets import Receipt, Rejection
+from scarcity_ray.baskets.submission import StoredRow, SubmissionBatch
+from scarcity_ray.errors import PrivacyBudgetExhausted, ScarcityError
+from scarcity_ray.federation.driver import Driver
+from scarcity_ray.federation.served_round import Site
+from scarcity_ray.federation.site_cohort import register_site
+from scarcity_ray.gateway.enrolments import Enrolment
+from scarcity_ray.gateway.register import Claim, ClaimKind, Outcome, Register, Slot
+from scarcity_ray.gateway.register_client import RegisterClient
+from scarcity_ray_client.models import FloatVector
+from scarcity_ray_client.policy import SignedPolicy
+from scarcity_ray_client.updates import content_digest
+from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, UpdateAnswer, UpdateHeader
+
+BY_REFERENCE_BYTES = 64 * 1024
+"""Rows from this size go to the baskets by reference, each by itself; smaller ones in one array."""
+RETRY_SECONDS = 2.0
+
+_LATER = {Rejection.NOT_STORED, Rejection.UNKNOWN_CLIENT}
+"""Refusals that may pass."""
+_REASONS = {
+    Rejection.BUDGET_SPENT: "this site's privacy budget has no room for another noised row",
+    Rejection.AT_CEILING: "this site is at the ceiling that it signed: it is left out of all further rounds",
+    Rejection.READ_ONLY: "the privacy budget is spent: nothing is accepted until an operator renews it",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """An upload that is there in full.
+
+    Attributes:
+        digest: Of its body, hexadecimal.
+    """
+
+    site: Enrolment
+    header: UpdateHeader
+    row: FloatVector
+    digest: str
+
+    @property
+    def slot(self) -> Slot:
+        """Its place."""
+        return Slot(self.header.round_id, self.header.client_id, self.header.sequence, self.digest)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The answer to an upload that counts; `is_new` unless it was told before."""
+
+    answer: bytes
+    is_new: bool
+
+
+class Intake:
+    """What a gateway does with uploads, in one thread at a time.
+
+    Args:
+        driver: Of the federation.
+        register: The gateways'.
+        put: Stores a value in the runtime's object store; None: rows go to the baskets as they are.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        register: RegisterClient,
+        put: Callable[[object], Any] | None,
+    ) -> None:
+        self._driver, self._register, self._put = driver, register, put
+
+    def take(self, uploads: Sequence[Upload]) -> list[Accepted | ErrorAnswer]:
+        """Have uploads judged; the answer to each, in order."""
+        claims = self._register.call(Register.claim, [upload.slot for upload in uploads])
+        answers: list[Accepted | ErrorAnswer | None] = [_known(claim) for claim in claims]
+        # One body that is sent twice at a time is judged once: the later copy finds what the first has made.
+        judged = [place for place, answer in enumerate(answers) if answer is None]
+        receipts = self._judge([uploads[place] for place in judged])
+        outcomes = []
+        for place, receipt in zip(judged, receipts, strict=True):
+            was_claimed = claims[place].kind is ClaimKind.AGAIN
+            answers[place], outcome = _answered(uploads[place], receipt, was_claimed=was_claimed)
+            outcomes.append(outcome)
+        self._tell_ledgers(uploads, answers)
+        if outcomes:
+            self._register.call(Register.settle, outcomes)
+        return [answer for answer in answers if answer is not None]
+
+    def _judge(self, uploads: Sequence[Upload]) -> list[Receipt | ErrorAnswer]:
+        """What the baskets say of uploads; a site that they do not know is registered, and judged again."""
+        answers: dict[int, Receipt | ErrorAnswer] = {}
+        pending = list(range(len(uploads)))
+        for attempt in range(2):
+            by_round: dict[int, list[int]] = defaultdict(list)
+            for place in pending:
+                by_round[uploads[place].header.round_id].append(place)
+            for round_id, places in by_round.items():
+                said = self._submitted(round_id, [uploads[place] for place in places])
+                answers.update(zip(places, said, strict=True))
+            unknown = [
+                place
+                for place in pending
+                if isinstance(found := answers[place], Receipt) and found.reason is Rejection.UNKNOWN_CLIENT
+            ]
+            pending = [] if attempt else [place for place in unknown if self._registered(uploads[place])]
+            if not pending:
+                break
+        return [answers[place] for place in range(len(uploads))]
+
+    def _registered(self, upload: Upload) -> bool:
+        try:
+            register_site(self._driver, site_of(upload.site))
+        except ScarcityError:
+            return False
+        return True
+
+    def _submitted(self, round_id: int, uploads: Sequence[Upload]) -> Sequence[Receipt | ErrorAnswer]:
+        is_noised = self._driver.supervisor.plan.site_noise is not None
+        rows: Any
+        # A noised row is charged before it is judged, by its content: it has to be here.
+        if self._put is not None and not is_noised and uploads[0].row.nbytes >= BY_REFERENCE_BYTES:
+            put = self._put
+            rows = tuple(StoredRow(put(one.row[None]), content_digest(one.row)) for one in uploads)
+        else:
+            rows = np.stack([upload.row for upload in uploads])
+        has_meta = any(upload.header.meta is not None for upload in uploads)
+        batch = SubmissionBatch(
+            tuple(upload.header.client_id for upload in uploads),
+            rows,
+            round_id,
+            tuple(upload.header.signature for upload in uploads),
+            tuple(upload.header.meta for upload in uploads) if has_meta else None,
+            tuple(upload.header.sequence for upload in uploads),
+            tuple(upload.header.num_examples for upload in uploads),
+        )
+        try:
+            return self._driver.submit(batch, aggregate=False)
+        except PrivacyBudgetExhausted:
+            said = ErrorAnswer(ErrorCode.REFUSED, _REASONS[Rejection.READ_ONLY])
+        except ScarcityError:
+            # A basket's actor is gone, say: whether it has taken the update is not known.
+            said = ErrorAnswer(ErrorCode.BUSY, "send it again", RETRY_SECONDS)
+        return [said] * len(uploads)
+
+    def _tell_ledgers(
+        self, uploads: Sequence[Upload], answers: Sequence[Accepted | ErrorAnswer | None]
+    ) -> None:
+        told = {
+            upload.header.client_id: upload.header.site_ledger
+            for upload, answer in zip(uploads, answers, strict=True)
+            if isinstance(answer, Accepted) and upload.header.site_ledger is not None
+        }
+        if told and self._driver.supervisor.plan.site_noise is not None:
+            self._driver.note_site_ledgers({c: extension for c, extension in told.items() if extension})
+
+
+def site_of(enrolment: Enrolment) -> Site:
+    """A site as the federation registers it."""
+    policy = enrolment.policy
+    return Site(
+        enrolment.client_id,
+        enrolment.domain_id,
+        enrolment.public_key,
+        enrolment.features,
+        enrolment.num_examples,
+        None if policy is None else SignedPolicy.from_text(policy),
+    )
+
+
+def _known(claim: Claim) -> Accepted | ErrorAnswer | None:
+    """What a claim answers by itself; None: the upload is to be judged."""
+    if claim.kind is ClaimKind.ANSWERED:
+        return Accepted(claim.answer, False)
+    if claim.kind is ClaimKind.TAKEN:
+        return ErrorAnswer(ErrorCode.SLOT_TAKEN, "another body was sent for this sequence of this round")
+    return None
+
+
+def _answered(
+    upload: Upload, judged: Receipt | ErrorAnswer, *, was_claimed: bool
+) -> tuple[Accepted | ErrorAnswer, Outcome]:
+    header, slot = upload.header, upload.slot
+    if isinstance(judged, ErrorAnswer):
+        is_refused = judged.code is ErrorCode.REFUSED
+        return judged, Outcome(slot, reason=str(Rejection.READ_ONLY) if is_refused else None)
+    # The body had claimed the slot, and was counted: only the answer to it was lost.
+    if judged.reason is None or (was_claimed and judged.reason is Rejection.REPLAYED):
+        signed = judged.signed()
+        text = None if signed is None else signed.to_text()
+        basket_id = judged.basket_id or ""
+        answer = UpdateAnswer(header.client_id, header.round_id, header.sequence, basket_id, text).to_json()
+        return Accepted(answer, True), Outcome(slot, answer, None, dict(header.metrics), header.num_examples)
+    reason = judged.reason
+    if reason in _LATER:
+        return ErrorAnswer(ErrorCode.BUSY, "send it again", RETRY_SECONDS), Outcome(slot)
+    if reason is Rejection.SEQUENCE_USED:
+        said = ErrorAnswer(ErrorCode.SLOT_TAKEN, "another body was sent for this sequence of this round")
+        return said, Outcome(slot, reason=str(reason))
+    code = ErrorCode.ROUND_OVER if reason is Rejection.TOO_STALE else ErrorCode.REFUSED
+    words = _REASONS.get(reason)
+    return ErrorAnswer(code, str(reason) if words is None else f"{reason}: {words}"), Outcome(
+        slot, reason=str(reason)
+    )

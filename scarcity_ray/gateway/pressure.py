@@ -1,0 +1,101 @@
+"""What a gateway takes at once: requests, bytes, and requests a second of each client.
+
+Nothing waits here: what does not fit is told when to try again.
+
+Guarantees:
+    what_is_held_never_passes_a_cap
+    everything_given_back_is_free_again
+    a_client_makes_no_more_requests_than_its_rate_and_burst
+    one_clients_requests_leave_room_for_others
+    memory_of_clients_is_bounded
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+from scarcity_ray.config.gateway import GatewayConfig
+
+MOST_BUCKETS = 20_000
+"""Clients whose rate is remembered; who was silent longest is forgotten, and begins with a full burst."""
+RETRY_SECONDS = 1.0
+"""After which what was full may be tried again."""
+
+
+class Rate:
+    """A token bucket for each client.
+
+    Args:
+        per_second: Requests of one client, on average.
+        burst: Requests that it may make at once.
+    """
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second, self._burst = per_second, burst
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, client: str, now: float) -> float:
+        """Count a request; 0 if it may be made, else the seconds until one may."""
+        left, then = self._left.pop(client, (float(self._burst), now))
+        left = min(float(self._burst), left + max(0.0, now - then) * self._per_second)
+        allowed = left >= 1.0
+        self._left[client] = (left - 1.0 if allowed else left, max(now, then))
+        while len(self._left) > MOST_BUCKETS:
+            self._left.popitem(last=False)
+        return 0.0 if allowed else (1.0 - left) / self._per_second
+
+
+class Pressure:
+    """One gateway's open requests and the bytes that their bodies hold."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+        self._rate = Rate(config.requests_per_second, config.request_burst)
+        self._of: Counter[str] = Counter()
+        self.open = 0
+        self.num_bytes = 0
+
+    def begin(self, client: str, now: float) -> float:
+        """Begin a request of a client, or of an address before it is known who asks.
+
+        Returns:
+            0 if it has begun, to be ended by `end`; else after how many seconds to try again.
+        """
+        if (
+            self.open >= self._config.open_requests
+            or self._of[client] >= self._config.open_requests_per_client
+        ):
+            return RETRY_SECONDS
+        if wait := self._rate.take(client, now):
+            return wait
+        self.open += 1
+        self._of[client] += 1
+        return 0.0
+
+    def end(self, client: str) -> None:
+        """A request is answered."""
+        self.open -= 1
+        self._of[client] -= 1
+        if not self._of[client]:
+            del self._of[client]
+
+    def hold(self, num_bytes: int) -> Callable[[], None] | None:
+        """Reserve memory for a body; gives it back when called, once. None: there is no room now."""
+        if self.num_bytes + num_bytes > self._config.bytes_in_flight:
+            return None
+        self.num_bytes += num_bytes
+        is_held = True
+
+        def release() -> None:
+            nonlocal is_held
+            if is_held:
+                is_held = False
+                self.num_bytes -= num_bytes
+
+        return release
+
+
+def body_deadline(config: GatewayConfig, num_bytes: int) -> float:
+    """Seconds in which a body of this size must have come."""
+    return config.body_seconds + num_bytes / config.least_bytes_per_second

@@ -1,0 +1,82 @@
+"""Caps hold whatever comes in whatever order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scarcity_ray.config.gateway import GatewayConfig
+from scarcity_ray.gateway.pressure import MOST_BUCKETS, Pressure, Rate, body_deadline
+
+CONFIG = GatewayConfig(
+    open_requests=4, open_requests_per_client=2, requests_per_second=2.0, request_burst=3, bytes_in_flight=100
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["begin", "end", "hold", "release"]), st.integers(0, 3)), max_size=40)
+)
+def test_what_is_held_never_passes_a_cap(acts: list[tuple[str, int]]) -> None:
+    pressure, now = Pressure(CONFIG), 0.0
+    open_of: dict[str, int] = {}
+    held: list[tuple[int, Callable[[], None]]] = []
+    for act, number in acts:
+        now += 0.3
+        client = f"c{number}"
+        if act == "begin" and pressure.begin(client, now) == 0.0:
+            open_of[client] = open_of.get(client, 0) + 1
+        elif act == "end" and open_of.get(client):
+            pressure.end(client)
+            open_of[client] -= 1
+        elif act == "hold":
+            size = 10 + 20 * number
+            if (release := pressure.hold(size)) is not None:
+                held.append((size, release))
+        elif act == "release" and held:
+            _, release = held.pop()
+            release()
+            release()  # once
+        assert pressure.open == sum(open_of.values()) <= 4
+        assert max(open_of.values(), default=0) <= 2
+        assert pressure.num_bytes == sum(size for size, _ in held) <= 100
+    for client, count in open_of.items():
+        for _ in range(count):
+            pressure.end(client)
+    for _, release in held:
+        release()
+    assert (pressure.open, pressure.num_bytes) == (0, 0)
+
+
+@given(st.lists(st.floats(0.0, 2.0), min_size=1, max_size=60))
+def test_a_client_makes_no_more_requests_than_its_rate_and_burst(pauses: list[float]) -> None:
+    rate, now, taken = Rate(2.0, 3), 100.0, 0
+    for pause in pauses:
+        now += pause
+        wait = rate.take("a", now)
+        if wait == 0.0:
+            taken += 1
+        else:
+            assert rate.take("a", now + wait + 1e-9) == 0.0, "who waits as told may go on"
+            taken, now = taken + 1, now + wait + 1e-9
+    assert taken <= 3 + 2.0 * (now - 100.0) + 1e-6
+
+
+def test_one_clients_requests_leave_room_for_others() -> None:
+    pressure = Pressure(CONFIG)
+    assert [pressure.begin("a", 0.0) for _ in range(3)][:2] == [0.0, 0.0]
+    assert pressure.begin("a", 0.0) > 0.0
+    assert pressure.begin("b", 0.0) == 0.0
+
+
+def test_memory_of_clients_is_bounded() -> None:
+    rate = Rate(1.0, 1)
+    for number in range(MOST_BUCKETS + 50):
+        rate.take(str(number), float(number) / 1e6)
+    assert len(rate._left) == MOST_BUCKETS
+
+
+def test_a_large_body_has_longer() -> None:
+    assert body_deadline(CONFIG, 0) == 30.0
+    assert body_deadline(CONFIG, 16 * 1024 * 100) == 130.0
