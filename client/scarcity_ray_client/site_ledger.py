@@ -329,8 +329,24 @@ class SiteLedger:
         self._head, self._square, self._cap = Head(), 0.0, 0.0
         self._begun: dict[str, object] = {}
         self._policy: Policy | None = None
-        with self._transaction():
-            pass
+        with self._transaction() as connection:
+            if self._begun.get("format") == FORMAT:
+                self._check_sent(connection)
+
+    def _check_sent(self, connection: sqlite3.Connection) -> None:
+        """Check that the rows that are kept are those that were charged, each under its own round."""
+        found = "SELECT run, round_id, record FROM ledger LEFT JOIN sent USING (seq)"
+        is_whole = connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        for run, round_id, record in connection.execute(found):
+            content = json.loads(record)
+            is_row = content["kind"] == "row"
+            charged = (content.get("run", ""), content["round_id"]) if is_row else (None, None)
+            is_whole = is_whole and (run, round_id) == charged
+        if not is_whole:
+            raise SiteLedgerRefused(
+                f"{self.path}: the rows that are kept are not those that were charged, or their index is torn: "
+                "bring back a copy"
+            )
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
         """Take the rows that other processes have added."""
@@ -338,7 +354,8 @@ class SiteLedger:
             "SELECT seq, record, head FROM ledger WHERE seq >= ? ORDER BY seq", (self._head.num_rows,)
         )
         for seq, record, head in rows.fetchall():
-            if seq != self._head.num_rows or head != _chained(self._head.head, _link(record)):
+            is_read = isinstance(record, str) and isinstance(head, bytes)
+            if not is_read or seq != self._head.num_rows or head != _chained(self._head.head, _link(record)):
                 raise SiteLedgerRefused(f"{self.path}: the chain breaks at row {self._head.num_rows}")
             try:
                 self._take(seq, record, head)
@@ -383,7 +400,7 @@ class SiteLedger:
             self._catch_up(self._connection)
             before = self._head, self._square, self._cap, self._begun, self._policy
             yield self._connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             raise SiteLedgerRefused(
                 f"{self.path}: the site's ledger cannot be used: {error!r:.150}"
             ) from error
@@ -505,6 +522,6 @@ def _connected(path: Path) -> sqlite3.Connection:
         )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:
         raise SiteLedgerRefused(f"{path}: the site's ledger cannot be opened: {error}") from error
     return connection

@@ -168,11 +168,16 @@ class Journal:
         self._connection = self._opened(place, federation_id, slot, run)
         self._syncs = True
         self._boot = b"" if place.syncs_updates or not BOOT_ID.exists() else BOOT_ID.read_bytes().strip()
-        untold, boot = self.records(OWN, UNTOLD).get(""), self.records(OWN, BOOT).get("", b"")
+        last = "SELECT max(last, (SELECT coalesce(max(number), 0) FROM batches)) FROM about"
+        try:
+            untold, boot = self.records(OWN, UNTOLD).get(""), self.records(OWN, BOOT).get("", b"")
+            with self._told():
+                self._last = int(self._connection.execute(last).fetchone()[0])
+        except BaseException:
+            self.close()
+            raise
         self.is_new, self.set_aside = untold is not None, (untold or b"").decode()
         self.may_lack = bool(boot) and (not BOOT_ID.exists() or BOOT_ID.read_bytes().strip() != boot)
-        last = "SELECT max(last, (SELECT coalesce(max(number), 0) FROM batches)) FROM about"
-        self._last = int(self._connection.execute(last).fetchone()[0])
 
     @contextmanager
     def writing(self, *, sync: bool = True) -> Iterator[None]:
@@ -211,7 +216,7 @@ class Journal:
                 basket,
                 round_id,
                 columns,
-                zlib.crc32(columns),
+                _checksum(columns, basket, self._last, round_id),
                 len(rows) if is_large and rows else rows,
             ),
         )
@@ -249,7 +254,7 @@ class Journal:
         else:
             self._connection.execute(
                 "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)",
-                (basket, kind, name, value, zlib.crc32(value)),
+                (basket, kind, name, value, _checksum(value, basket, kind, name)),
             )
 
     def forget_kind(self, basket: str, kind: str) -> None:
@@ -275,11 +280,11 @@ class Journal:
     def batches(self, basket: str) -> Iterator[Batch]:
         """A basket's batches, in the order of their writing."""
         with self._told():
-            for number, columns, checked, rows in self._connection.execute(
-                "SELECT number, columns, checked, rows FROM batches WHERE basket = ? ORDER BY number",
+            for number, round_id, columns, checked, rows in self._connection.execute(
+                "SELECT number, round, columns, checked, rows FROM batches WHERE basket = ? ORDER BY number",
                 (basket,),
             ):
-                self._check(columns, checked)
+                self._check(checked, columns, basket, number, round_id)
                 yield Batch(number, columns, rows)
 
     def records(self, basket: str, kind: str) -> dict[str, bytes]:
@@ -289,8 +294,8 @@ class Journal:
                 "SELECT name, value, checked FROM records WHERE basket = ? AND kind = ? ORDER BY name",
                 (basket, kind),
             ).fetchall()
-        for _, value, checked in found:
-            self._check(value, checked)
+        for name, value, checked in found:
+            self._check(checked, value, basket, kind, name)
         return {name: value for name, value, _ in found}
 
     def torn(self, detail: str) -> StorageError:
@@ -304,8 +309,9 @@ class Journal:
         """Close the file, so that another process may open it."""
         self._connection.close()
 
-    def _check(self, value: bytes, checked: int) -> None:
-        if zlib.crc32(value) != checked:
+    def _check(self, checked: int, value: bytes, *key: str | int) -> None:
+        # The first journals of version 1 have the checksum of the value alone.
+        if not isinstance(value, bytes) or checked not in (_checksum(value, *key), zlib.crc32(value)):
             raise self.torn("a checksum differs")
 
     def _create(
@@ -321,7 +327,7 @@ class Journal:
                 connection.executescript(_TABLES)
                 about = (KIND, place.version, federation_id, slot, f"{run:x}")
                 connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?, 0)", about)
-                untold = (OWN, UNTOLD, "", set_aside.encode(), zlib.crc32(set_aside.encode()))
+                untold = (OWN, UNTOLD, "", set_aside.encode(), _checksum(set_aside.encode(), OWN, UNTOLD, ""))
                 connection.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", untold)
                 connection.close()
                 draft.rename(self.path)
@@ -350,6 +356,8 @@ class Journal:
                         f"{self.path}: this is the journal of basket actor {number} of federation "
                         f"{federation!r}, not of {slot} of {federation_id!r}; move it away"
                     )
+                if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+                    raise self.torn("SQLite's own check fails")
                 if left in [f"{known:x}" for known in (run, *place.continues)]:
                     if left != f"{run:x}":
                         connection.execute("UPDATE about SET run = ?", (f"{run:x}",))
@@ -390,7 +398,7 @@ class Journal:
         """SQLite's and the system's errors as `StorageError`, with the path and a remedy."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:  # What SQLite says may quote torn bytes.
             raise _storage_error(self.path, error) from error
         except OSError as error:
             raise StorageError(f"{self.path}: the journal cannot be made ({error.strerror})") from error
@@ -415,6 +423,11 @@ def open_journal(place: JournalPlace, federation_id: str, slot: int, run: int) -
     return PostgresJournal(place, federation_id, slot, run)
 
 
+def _checksum(value: bytes, *key: str | int) -> int:
+    """Of a value and of the key that it is found by."""
+    return zlib.crc32(value, zlib.crc32(repr(key).encode()))
+
+
 def _foreign(path: Path, error: sqlite3.Error) -> StorageError:
     """The error for a file that SQLite does not read as a journal."""
     return StorageError(
@@ -433,6 +446,6 @@ _REMEDIES = (
 )
 
 
-def _storage_error(path: Path, error: sqlite3.Error) -> StorageError:
+def _storage_error(path: Path, error: Exception) -> StorageError:
     remedy = next((text for part, text in _REMEDIES if part in str(error)), "see the disk")
     return StorageError(f"{path}: the journal cannot be used ({error}): {remedy}")

@@ -104,7 +104,7 @@ def journal(path: Path) -> Any:
         for name in kept.baskets():
             made = basket(name)
             clients = kept.restore(made)
-            told.append((name, sorted(clients), [rows_of(made)], made.report().num_buffered))
+            told.append((str(name), sorted(clients), [rows_of(made)], made.report().num_buffered))
         return told
 
 
