@@ -402,7 +402,7 @@ class Driver:
         self.operations.routing_table(fresh=outcome.read_only or not is_masked)
         if outcome.model is not None:
             self.supervisor.latest = outcome.model
-            self.supervisor.acknowledged.released(outcome.dropped)
+            self.supervisor.acknowledged.released((*outcome.dropped, *outcome.absent))
             if self.config.layer2.distribute_to_baskets:
                 self.client.call_baskets(Call(BasketHost.adopt, outcome.model))
         if outcome.read_only:
