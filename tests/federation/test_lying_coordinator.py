@@ -532,7 +532,6 @@ def test_a_basket_that_has_confirmed_nothing_charges_nothing(
 ) -> None:
     """Its actor would record a session as one that nobody dropped out of."""
     fed = fed_of(10)
-    honest = SecureSession.collect
 
     def collect(self: SecureSession) -> Any:
         host = fed._runtime.peers.handle("basket:0")  # type: ignore[attr-defined]
