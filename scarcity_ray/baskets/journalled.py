@@ -153,7 +153,7 @@ class BasketJournal:
 
     def baskets(self) -> tuple[str, ...]:
         """The baskets of which anything is here."""
-        return tuple(basket_id for basket_id in self._journal.baskets() if basket_id != HOST)
+        return self._journal.baskets()
 
     def save(self, baskets: Iterable[Basket], *, sync: bool = True) -> None:
         """Write all changes in one transaction.
@@ -216,6 +216,10 @@ class BasketJournal:
         """A basket's counts as they were last written; None if they never were."""
         counts: BasketCounts | None = self._unpacked(basket_id, "counts")
         return counts
+
+    def told(self) -> None:
+        """See `Journal.told`."""
+        self._journal.told()
 
     def close(self) -> None:
         """Close the file."""
