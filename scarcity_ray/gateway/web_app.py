@@ -430,6 +430,10 @@ class WebApp:
     async def _enrol(self, request: web.Request) -> web.StreamResponse:
         async with self._body(request, MOST_JSON_BYTES, None) as body:
             asked = EnrolRequest.from_json(bytes(body))
+        # Anybody may ask: who has no token does not get as far as the driver.
+        invited = await self._ask(lambda: self._register.call(Register.invitation, asked))
+        if isinstance(invited, ErrorAnswer):
+            return _refusal(invited)
         answer = await self._ask_driver(lambda: self._desk.enrol(asked))
         return _refusal(answer) if isinstance(answer, ErrorAnswer) else _json(answer.to_json(), 201)
 
