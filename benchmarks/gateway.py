@@ -1,12 +1,12 @@
 """Updates through a gateway, against a bare aiohttp server that takes the same bytes over mutual TLS.
 
-``python -m benchmarks gateway [--format json] [--folder DIR] [--quick] [--slow 1000]``. The federation is
-served on the local runtime in a process of its own, by ``scarcity-ray serve``; so is the bare server, which
-reads the body and answers 201. Clients are threads of this process with a kept connection each; what they
-send (bodies, digests, signatures) is made before the clock starts. The two take turns, three times; the ratio
-is of the medians, and goals are 0.8 at d = 1e6 without fsync, 0.6 with, 0.4 at d = 1e3. DIR is to be on the
-disk whose fsync is to count. ``--slow`` holds so many connections that send a byte now and then, and reads
-the server's memory meanwhile.
+``python -m benchmarks gateway [--format json] [--folder DIR] [--slow 1000] [--dimensions D ...]``. The
+federation is served on the local runtime in a process of its own, by ``scarcity-ray serve``; so is the bare
+server, which reads the body and answers 201. Clients are threads of this process with a kept connection each;
+what they send (bodies, digests, signatures) is made before the clock starts. The two take turns, five times;
+the ratio is of the medians, and goals are 0.8 at d = 1e6 without fsync, 0.6 with, 0.4 at d = 1e3. DIR is to
+be on the disk whose fsync is to count. ``--slow`` holds so many connections that send a byte now and then,
+and reads the server's memory meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -24,9 +25,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,10 @@ from scarcity_ray_client.wire import (
     update_body,
 )
 
-TURNS = 3
+TURNS = 5
+CLIENTS = (1, 32), (8, 16), (64, 8)
+"""Clients, and updates of each in one turn; an eighth of these with d = 1e6. A basket averages a client's
+updates of a round anew at each, so that many of one client would measure that."""
 WORKLOAD = """
 import numpy as np
 from scarcity_ray_client import Workload
@@ -112,7 +117,7 @@ class Bench:
                 "basket": {"min_clients": 1, "max_clients": 2000},
                 "buffer": {"participation_cap": 1_000_000},
                 "layer1": {"aggregation_method": "mean", "min_updates": 1, "clip_norm": 10.0},
-                # Never released: two domains are needed, and all clients are of one.
+                # Released once the closer has sent, which is of another domain.
                 "layer2": {
                     "central_dp_epsilon": float("inf"),
                     "use_secure_aggregation": False,
@@ -129,6 +134,7 @@ class Bench:
                 "requests_per_second": 1e6,
                 "request_burst": 1_000_000,
                 "open_requests": 5000,
+                "open_requests_per_client": 5000,
                 "max_connections": 5000,
                 "header_seconds": seconds,
                 "body_seconds": seconds,
@@ -159,7 +165,8 @@ class Bench:
                 break
             time.sleep(0.1)
         self.federation_id = ""
-        self.clients = [self._enrolled(f"c{number:04d}", authorities) for number in range(num_clients)]
+        self.clients = [self._enrolled(f"c{n:04d}", "one", authorities) for n in range(num_clients)]
+        self.closer = self._enrolled("closer", "two", authorities)
 
     def close(self) -> None:
         for process in (self.served, self.bare):
@@ -176,20 +183,17 @@ class Bench:
         context.load_cert_chain(client.chain)
         return context
 
-    def round(self) -> RoundAnswer:
+    def round(self, after: int = -1) -> RoundAnswer:
+        """The round after `after`."""
         client = self.clients[0]
+        target = "/v1/round?wait_seconds=20" + (f"&after={after}" if after >= 0 else "")
         connection = self.connection(client, self.port)
         until = time.monotonic() + 60
         while True:
             signed = SignedRequest.signed(
-                client.identity,
-                self.federation_id,
-                "GET",
-                "/v1/round?wait_seconds=20",
-                client.client_id,
-                time.time(),
+                client.identity, self.federation_id, "GET", target, client.client_id, time.time()
             )
-            connection.request("GET", "/v1/round?wait_seconds=20", headers=signed.headers())
+            connection.request("GET", target, headers=signed.headers())
             reply = connection.getresponse()
             body = reply.read()
             if reply.status == 200:
@@ -198,12 +202,18 @@ class Bench:
                 raise RuntimeError(body.decode())
             time.sleep(0.2)
 
-    def prepare(self, told: RoundAnswer, each: int, first: int) -> None:
+    def next_round(self, told: RoundAnswer) -> RoundAnswer:
+        """Close a round, which every client has sent in: what waited in its basket is gone then."""
+        self.prepare(told, 1, [self.closer])
+        self.turn(self.port, [self.closer])
+        return self.round(told.round_id)
+
+    def prepare(self, told: RoundAnswer, each: int, clients: Sequence[Client]) -> None:
         """What each client sends in one turn."""
         row = np.full(self.dimension, 1e-4, np.float32)
-        for client in self.clients:
+        for client in clients:
             client.requests.clear()
-            for sequence in range(first, first + each):
+            for sequence in range(each):
                 row[0] = sequence + 1
                 signature = sign_update(
                     client.identity.sign, told.scope, client.client_id, told.round_id, row, sequence=sequence,
@@ -218,9 +228,9 @@ class Bench:
                 )
                 client.requests.append((target, body, signed.headers()))
 
-    def turn(self, port: int) -> float:
+    def turn(self, port: int, clients: Sequence[Client]) -> float:
         """Seconds in which all clients have sent all of theirs."""
-        ready, failed = threading.Barrier(len(self.clients) + 1), list[str]()
+        ready, failed = threading.Barrier(len(clients) + 1), list[str]()
 
         def send(client: Client) -> None:
             connection = self.connection(client, port)
@@ -234,7 +244,7 @@ class Bench:
                     failed.append(answer.decode()[:200])
             connection.close()
 
-        threads = [threading.Thread(target=send, args=(client,)) for client in self.clients]
+        threads = [threading.Thread(target=send, args=(client,)) for client in clients]
         for thread in threads:
             thread.start()
         ready.wait()
@@ -244,6 +254,11 @@ class Bench:
         if failed:
             raise RuntimeError(failed[0])
         return time.perf_counter() - begun
+
+    def cpu_seconds(self, process: subprocess.Popen[Any]) -> float:
+        """CPU time that a process has taken, which tells more than the clock where others use the machine."""
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> int:
         """Bytes of the served process that are in memory."""
@@ -259,14 +274,14 @@ class Bench:
                 return told
         raise RuntimeError("the server has ended")
 
-    def _enrolled(self, client_id: str, authorities: Certificates) -> Client:
+    def _enrolled(self, client_id: str, domain_id: str, authorities: Certificates) -> Client:
         """A client, enrolled beside the running gateway, which registers it at its first update."""
         key, identity = ec.generate_private_key(ec.SECP256R1()), IdentityKeyPair.generate()
         csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
         pem = csr.public_bytes(serialization.Encoding.PEM).decode()
         with Enrolments.opened(self.folder / "run" / "state" / "gateway") as enrolments:
             self.federation_id = enrolments.federation_id
-            token = enrolments.invite(client_id, "one")
+            token = enrolments.invite(client_id, domain_id)
             asked = EnrolRequest.signed(identity, token, client_id, pem)
             certificate = enrolments.enrol(asked, authorities.issue)
         if not isinstance(certificate, str):
@@ -279,19 +294,21 @@ class Bench:
         return Client(client_id, identity, chain)
 
 
-def measure(folder: Path, dimension: int, num_clients: int, total: int, *, durable: bool) -> dict[str, Any]:
+def measure(folder: Path, dimension: int, num_clients: int, each: int, *, durable: bool) -> dict[str, Any]:
     bench = Bench(folder / f"{dimension}-{num_clients}-{durable}", dimension, num_clients, durable=durable)
-    each = max(1, total // num_clients)
-    ours, bare = [], []
+    ours, bare, cpu = [], [], [0.0, 0.0]
     try:
         told = bench.round()
-        bench.prepare(told, 1, 0)
-        bench.turn(bench.port)  # registers the clients
-        time.sleep(0.5)
-        for turn in range(TURNS):
-            bench.prepare(told, each, 1 + turn * each)
-            bare.append(bench.turn(bench.bare_port))
-            ours.append(bench.turn(bench.port))
+        bench.prepare(told, 1, bench.clients)
+        bench.turn(bench.port, bench.clients)  # registers the clients
+        for _ in range(TURNS):
+            told = bench.next_round(told)
+            bench.prepare(told, each, bench.clients)
+            before = bench.cpu_seconds(bench.bare), bench.cpu_seconds(bench.served)
+            bare.append(bench.turn(bench.bare_port, bench.clients))
+            ours.append(bench.turn(bench.port, bench.clients))
+            cpu[0] += bench.cpu_seconds(bench.bare) - before[0]
+            cpu[1] += bench.cpu_seconds(bench.served) - before[1]
     finally:
         bench.close()
     count, seconds, against = each * num_clients, statistics.median(ours), statistics.median(bare)
@@ -305,6 +322,8 @@ def measure(folder: Path, dimension: int, num_clients: int, total: int, *, durab
         "updates_per_second": count / seconds,
         "megabytes_per_second": 4e-6 * dimension * count / seconds,
         "bare_updates_per_second": count / against,
+        "cpu_milliseconds": 1e3 * cpu[1] / (TURNS * count),
+        "bare_cpu_milliseconds": 1e3 * cpu[0] / (TURNS * count),
         "spread": [min(ours) / seconds, max(ours) / seconds],
     }
 
@@ -315,7 +334,7 @@ def slow_senders(folder: Path, count: int, dimension: int = 100_000, seconds: fl
     held: list[ssl.SSLSocket] = []
     try:
         told = bench.round()
-        bench.prepare(told, 8, 0)
+        bench.prepare(told, 8, bench.clients)
         prompt, slow = bench.clients
         context = bench.context(slow)
         connections = []
@@ -376,18 +395,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gateway", description=__doc__)
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument("--folder", default=None, help="on the disk whose fsync is to count")
-    parser.add_argument("--quick", action="store_true", help="fewer updates")
     parser.add_argument("--slow", type=int, default=1000, help="slow senders; 0: none")
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[1_000, 1_000_000], metavar="D")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=given.folder, prefix="gateway-"))
     rows: list[dict[str, Any]] = []
     try:
-        for dimension, total in ((1_000, 1_000), (1_000_000, 32)):
-            for durable in (False, True):
-                for num_clients in (1, 8, 64):
-                    part = total // (4 if given.quick else 1)
-                    rows.append(measure(folder, dimension, num_clients, part, durable=durable))
-                    print_row(rows[-1], given.format)
+        for dimension, durable, (num_clients, each) in product(given.dimensions, (False, True), CLIENTS):
+            count = max(1, each // (8 if dimension > 1_000 else 1))
+            rows.append(measure(folder, dimension, num_clients, count, durable=durable))
+            print_row(rows[-1], given.format)
         if given.slow:
             rows.append(slow_senders(folder, given.slow))
             print_row(rows[-1], given.format)

@@ -2,10 +2,10 @@
 
 ``python -m benchmarks nodes [--nodes 1 2 4] [--case NAME ...] [--rounds N] [--format json]``. The nodes are
 raylets of this machine and share its cores, so that more nodes bring more actors and no more cores. Processor
-seconds of the roles hardly depend on what else the machine does; wall seconds do (``load`` is its load
-average at that time). Each figure is the least of the rounds, but for memory, which is the greatest.
-``ratio`` is measured over predicted; the plan promises 0.7 to 1.3. With ``--measure`` the prediction is by
-this machine's own speed, as ``scarcity-ray plan --scale --measure`` has it.
+seconds of the roles hardly depend on what else the machine does; wall seconds do (``load``: its load average
+at that time). Each figure is the least of the rounds, but for memory, which is the greatest. ``ratio`` is
+measured over predicted; the plan promises 0.7 to 1.3. With ``--measure`` the prediction is by this machine's
+own speed, as ``scarcity-ray plan --scale --measure`` has it.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def measured(case: str, address: str, rounds: int) -> dict[str, float]:
                     kind = name.partition(":")[0]
                     part = {"driver": "driver", "basket": "baskets"}.get(kind, "singles")
                     spent[part] += seconds - before[name][0]
-                    role = {"basket": "actor", "global": "aggregator"}.get(kind, kind)
+                    role = {"basket": "actor", "global": "aggregator"}.get(kind, kind) + "_bytes"
                     peak[role] = max(peak.get(role, 0.0), float(num_bytes))
                 if round_id:  # the first warms up
                     made.append(spent)
     return {
         **{name: min(each[name] for each in made) for name in made[0]},
-        **{name: peak[name] for name in MEMORY},
+        **peak,
     }
 
 
@@ -126,7 +126,9 @@ def rows(nodes: list[int], cases: list[str], rounds: int, rates: Rates) -> Itera
                 for name, seconds in expected.items():
                     yield row(case, count, name, "s", found[name], seconds)
                 for name in MEMORY:
-                    yield row(case, count, name, "bytes", found[name], getattr(due, f"{name}_bytes"))
+                    yield row(
+                        case, count, name, "bytes", found[f"{name}_bytes"], getattr(due, f"{name}_bytes")
+                    )
         finally:
             ray.shutdown()
             cluster.shutdown()

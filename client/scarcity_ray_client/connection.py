@@ -52,6 +52,11 @@ MOST_WAIT_SECONDS = 60.0
 MOST_RETRY_AFTER_SECONDS = 3600.0
 TIMEOUT_SECONDS = 60.0
 CHUNK = 2**18
+_OTHER_HOST = (62, 64)
+_OUT_OF_TIME = (9, 10)
+"""OpenSSL's codes of verification: another name or address; not yet valid, expired."""
+TOLD_ATTEMPT = 4
+"""That tells the user, once, that it did not come through."""
 MOST_BROKEN_OFFSETS = 8
 """Times that an upload may be told another offset without getting further."""
 
@@ -278,7 +283,10 @@ class GatewayConnection:
             attempt += 1
             if self._waits.clock() + wait - begun > self._waits.give_up_seconds:
                 raise GatewayUnreachable(f"{self._place.netloc}: no answer after {attempt} attempts: {why}")
-            logger.info("%s: %s; again in %.1f s", self._place.netloc, why, wait)
+            if attempt == TOLD_ATTEMPT:
+                logger.warning("%s does not answer (%s): trying again and again", self._place.netloc, why)
+            else:
+                logger.info("%s: %s; again in %.1f s", self._place.netloc, why, wait)
             self._waits.sleep(wait)
 
     def _sent(
@@ -386,6 +394,16 @@ def _error_of(reply: Reply) -> ErrorAnswer:
 def _final_fault(error: Exception) -> str:
     """Why no other attempt would end better; "" if one may."""
     if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _OTHER_HOST:
+            return (
+                f"its certificate is for another host ({error.verify_message}): have the federation renew it "
+                "for this one (scarcity-ray keys renew KEYS --host HOST), or send a kit with the right URL"
+            )
+        if error.verify_code in _OUT_OF_TIME:
+            return (
+                f"its certificate is not good now ({error.verify_message}): set this machine's clock if it "
+                "is wrong, else have the federation renew it (scarcity-ray keys renew)"
+            )
         return (
             f"its certificate is not one of this federation's ({error.verify_message}): either the kit is "
             "another federation's, or a proxy opens TLS on the way: have it let this host through"

@@ -14,6 +14,8 @@ Guarantees:
     rows_are_noised_and_charged_at_the_site: No metrics leave it then.
     another_federation_is_refused
     a_certificate_is_renewed_before_it_expires
+    a_server_that_has_stopped_is_waited_for
+    the_last_model_is_kept_as_a_file
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scarcity_ray_client.connection import GatewayConnection, GatewayRefused, Waits
+from scarcity_ray_client.connection import GatewayConnection, GatewayRefused, GatewayUnreachable, Waits
 from scarcity_ray_client.errors import SiteLedgerRefused, UsageError
 from scarcity_ray_client.identity import IdentityKeyPair
-from scarcity_ray_client.models import FloatVector
+from scarcity_ray_client.models import FloatVector, save_model
 from scarcity_ray_client.policy import Policy
 from scarcity_ray_client.site_file import SiteFile
 from scarcity_ray_client.site_home import SiteHome, write_whole
@@ -64,6 +66,7 @@ POLL_SECONDS = 25.0
 """That one request for a round waits at the gateway: proxies cut what is silent for a minute."""
 RENEWED_BEFORE = 1.0 / 3.0
 """Of a certificate's life, what is left when it is renewed."""
+LAST_MODEL_SECONDS = 20.0
 SEQUENCE = 0
 """A site sends one update a round."""
 _OVER = {
@@ -80,7 +83,6 @@ class Ending(StrEnum):
     """Why a site has no more to do."""
 
     FINISHED = "finished"
-    STOPPED = "stopped"
     AT_CEILING = "at_ceiling"
 
 
@@ -302,10 +304,12 @@ class FederationClient:
                 last = None  # the federation was begun anew, and its rounds with it
                 if answer.state is not RoundState.OPEN:
                     continue
-            if answer.state in (RoundState.FINISHED, RoundState.STOPPED):
-                text = f"the federation has {answer.state}: {answer.reason or 'all rounds are done'}"
-                self._say(answer.state.value, text)
-                return Ending(answer.state.value)
+            if answer.state is RoundState.FINISHED:
+                self._say(
+                    "finished", f"the federation has finished: {answer.reason or 'all rounds are done'}"
+                )
+                self._keep_last_model(site, answer.model)
+                return Ending.FINISHED
             if answer.state is not RoundState.OPEN or (last is not None and answer.round_id <= last[1]):
                 self._tell_waiting(answer)
                 if time.monotonic() - asked < 1.0:
@@ -338,6 +342,21 @@ class FederationClient:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+    def _keep_last_model(self, site: SiteFile, facts: ModelFacts | None) -> None:
+        """Write the last model as a file for `load_model`; gateways end soon, so it is not tried long."""
+        path = self.home.folder / "model.npz"
+        if facts is None:
+            return
+        waits = replace(self._waits or Waits(), give_up_seconds=LAST_MODEL_SECONDS)
+        self.close()
+        self._open = self._connected(self.home.identity(), waits)
+        try:
+            save_model(path, site.codec.decode(self.model(facts)))
+        except (GatewayRefused, GatewayUnreachable) as error:
+            self._say("no_model", f"the last model could not be fetched, ask the federation for it: {error}")
+        else:
+            self._say("model", f"the last model is {path}", path=str(path), version=facts.version)
 
     def _take_part(self, site: SiteFile, answer: RoundAnswer) -> Refusal | None:
         self._check(site, answer)
@@ -507,7 +526,7 @@ class FederationClient:
             self._open = self._connected(self.home.identity())
         return self._open
 
-    def _connected(self, identity: IdentityKeyPair) -> GatewayConnection:
+    def _connected(self, identity: IdentityKeyPair, waits: Waits | None = None) -> GatewayConnection:
         home, kit = self.home, self.home.kit
         if not home.is_enrolled:
             raise UsageError(f"{home.folder}: this site has not enrolled yet")
@@ -525,7 +544,9 @@ class FederationClient:
                 identity, kit.federation_id, method, target, kit.client_id, now, body_digest
             ).headers()
 
-        return GatewayConnection(kit.gateway, kit.authority, home.chain, sign, self._waits, self._environ)
+        return GatewayConnection(
+            kit.gateway, kit.authority, home.chain, sign, waits or self._waits, self._environ
+        )
 
     def _end_key_change(self) -> None:
         """Find out which key holds, if an answer was lost."""

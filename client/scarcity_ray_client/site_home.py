@@ -164,12 +164,19 @@ class SiteHome:
     Args:
         folder: That `SiteHome.made` has made.
         environ: Where a password may be.
+        beside: Whether another process may use it: for who asks, and changes nothing.
 
     Raises:
         UsageError: If it is no site's folder, or another process uses it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        environ: Mapping[str, str] = os.environ,
+        *,
+        beside: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         try:
             facts = (self.folder / "site.json").read_text("utf-8")
@@ -181,7 +188,7 @@ class SiteHome:
             str(self.folder), facts, authority, token.read_text("utf-8") if token.exists() else ""
         )
         self._password = environ.get(PASSWORD, "").encode()
-        self._lock = self._locked()
+        self._lock = None if beside else self._locked()
 
     @classmethod
     def made(
@@ -335,7 +342,8 @@ class SiteHome:
 
     def close(self) -> None:
         """Let another process use the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> SiteHome:
         return self

@@ -119,6 +119,7 @@ def serve(
         "scarcity-ray plan job.yaml",
         "scarcity-ray plan job.yaml --rounds 100",
         "scarcity-ray plan driver.yaml --clients 40 --baskets 4",
+        "scarcity-ray plan job.yaml --scale --measure --cores 16",
         "scarcity-ray plan job.yaml --recommend --attackers 8 --clients-are mixed",
     ),
 )
@@ -128,6 +129,10 @@ def serve(
 @click.option("--clients", type=click.IntRange(min=1), metavar="N", help="Plan for so many clients.")
 @click.option("--baskets", type=click.IntRange(min=1), metavar="B", help="Plan for so many baskets.")
 @click.option("--measure", is_flag=True, help="Predict seconds by this machine's speed, probed in a moment.")
+@click.option(
+    "--scale", is_flag=True, help="Seconds and memory of a round, for few to many clients and nodes."
+)
+@click.option("--cores", type=click.IntRange(min=1), metavar="C", help="Of a node, for --scale. [default: 8]")
 @click.option("--recommend", is_flag=True, help="Choose rule, clip norm and baskets, and say why.")
 @click.option("--attackers", type=click.IntRange(min=0), metavar="F", help="Of all clients, for --recommend.")
 @click.option(
@@ -167,8 +172,14 @@ def plan(**given: Any) -> ExitCode:
 )
 @click.argument("config", type=click.Path(dir_okay=False), required=False)
 @click.option("--address", metavar="A", help="Address of a Ray cluster that should answer.")
-@click.option("--certificates", metavar="DIR", help="Folder of a gateway's certificates and keys.")
-@click.option("--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen.")
+@click.option(
+    "--certificates",
+    metavar="DIR",
+    help="Folder of a gateway's certificates and keys. [default: gateway.keys]",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen. [default: gateway.port]"
+)
 @OVERRIDES
 @FORMAT
 @only_prints
@@ -188,6 +199,7 @@ def doctor(**given: Any) -> ExitCode:
         "scarcity-ray init wards",
         "scarcity-ray init wards --kind torch",
         "scarcity-ray init wards --persons",
+        "scarcity-ray init wards --sites 2",
     ),
 )
 @click.argument("name")
@@ -201,12 +213,17 @@ def doctor(**given: Any) -> ExitCode:
 @click.option(
     "--persons", is_flag=True, help="Protect each person of a client, not the client as a whole (numpy)."
 )
+@click.option(
+    "--sites",
+    type=click.IntRange(2, 99),
+    help="Of so many hospitals that keep their data at home: a folder for each, and for the server.",
+)
 @exits
-def init(name: str, kind: str, persons: bool) -> ExitCode:
+def init(name: str, kind: str, persons: bool, sites: int | None) -> ExitCode:
     """Make the folder NAME with a job that runs as it is, to put your own data and model in."""
     from scarcity_ray.cli.init import init_command
 
-    return init_command(name, kind, persons)
+    return init_command(name, kind, persons, sites)
 
 
 @main.command(
@@ -385,7 +402,7 @@ def keys_show(folder: str, form: str) -> ExitCode:
     return show_command(folder, form)
 
 
-@keys.command("renew", epilog=examples("scarcity-ray keys renew keys"))
+@keys.command("renew", epilog=examples("scarcity-ray keys renew keys --host gateway.example.org"))
 @KEYS
 @click.option("--host", "hosts", **HOSTS)
 @exits
@@ -569,7 +586,12 @@ def receipt(
     return receipt_command(path, releases, proof, rosters, form)
 
 
-@audit.command()
+@audit.command(
+    epilog=examples(
+        "scarcity-ray audit rows /srv/town/state --output rows.bin",
+        "scarcity-ray audit rows /srv/town/state --output rows.bin --basket north_basket_0 --round 3",
+    ),
+)
 @click.argument("storage")
 @click.option("--output", required=True, metavar="FILE", help="The file to write, for `audit replay`.")
 @click.option("--basket", metavar="ID", help="Of this basket alone.")
@@ -582,7 +604,9 @@ def rows(storage: str, output: str, basket: str | None, round_id: int | None) ->
     return rows_command(storage, output, basket, round_id)
 
 
-@audit.command()
+@audit.command(
+    epilog=examples("scarcity-ray audit replay rows.bin --release releases.jsonl --roster roster.json"),
+)
 @click.argument("path", type=click.Path(dir_okay=False))
 @click.option(
     "--release",

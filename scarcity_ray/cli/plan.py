@@ -79,6 +79,8 @@ def plan_command(
     likeness: str | None = None,
     update_norm: float | None = None,
     back_doors: bool = False,
+    scale: bool = False,
+    cores: int | None = None,
 ) -> ExitCode:
     """Print the plan of a config file.
 
@@ -92,7 +94,11 @@ def plan_command(
         baskets: Plan for so many, of equal size.
         recommend: Print which rule, clip norm and baskets to choose instead (`cli.recommend`).
         attackers, likeness, update_norm, back_doors: For that alone.
+        scale: Print seconds and memory of a round on clusters instead (`cli.scale`).
+        cores: Of a node, for that alone.
     """
+    if cores is not None and not scale:
+        raise ConfigError("--cores", cores, "only with --scale")
     asked = {
         "--attackers": attackers,
         "--clients-are": likeness,
@@ -101,6 +107,12 @@ def plan_command(
     }
     if not recommend and (alone := [name for name, value in asked.items() if value is not None]):
         raise ConfigError(alone[0], asked[alone[0]], "only with --recommend")
+    if scale:
+        from scarcity_ray.cli.scale import scale_command
+
+        federation = load_planned(config, overrides).federation
+        speed = scaled(probe(time.process_time)) if measure else MEASURED
+        return scale_command(federation, form, speed, clients, cores or 8)
     planned = _solved(load_planned(config, overrides, clients, baskets), rounds, epsilon)
     if recommend:
         from scarcity_ray.cli.recommend import recommend_command

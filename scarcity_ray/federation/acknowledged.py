@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from scarcity_ray.baskets import Receipt
 
@@ -59,10 +59,26 @@ class Acknowledged:
             baskets: Those that are lost.
             client_ids: Their clients, which may have moved there since they sent.
         """
-        names, clients, lost = set(baskets), set(client_ids), list[tuple[str, int]]()
+        names, clients = set(baskets), set(client_ids)
+        return self._lose(lambda basket_id, client_id: basket_id in names or client_id in clients)
+
+    def lose_all_but(
+        self, survivors: Iterable[str], client_ids: Iterable[str]
+    ) -> tuple[tuple[str, int], ...]:
+        """Note that all baskets but the `survivors` have lost what they had; the updates.
+
+        Args:
+            survivors: Baskets.
+            client_ids: Their clients, which may have moved there since they sent.
+        """
+        names, clients = set(survivors), set(client_ids)
+        return self._lose(lambda basket_id, client_id: basket_id not in names and client_id not in clients)
+
+    def _lose(self, is_lost: Callable[[str, str], bool]) -> tuple[tuple[str, int], ...]:
+        lost = list[tuple[str, int]]()
         for kept in (self._aggregated, self._waiting):
             for basket_id, updates in kept.items():
-                gone = [u for u in updates if basket_id in names or u[0] in clients]
+                gone = [u for u in updates if is_lost(basket_id, u[0])]
                 kept[basket_id] = [u for u in updates if u not in gone]
                 lost += gone
         self.lost += lost

@@ -49,7 +49,7 @@ from scarcity_ray.federation.opening import (
     open_runtime,
     tell_ledger,
 )
-from scarcity_ray.federation.publishing import PublishedRounds
+from scarcity_ray.federation.publishing import publishing
 from scarcity_ray.federation.stored import check_unused, stored_federation, with_absolute_places
 from scarcity_ray.federation.supervisor import Supervisor, end_abandoned_opening
 from scarcity_ray.federation.task_cohort import TaskCohort
@@ -486,16 +486,11 @@ class HierarchicalFederation:
             adversary=adversary,
             seed=self.config.seed if seed is None else seed,
             site_ledgers=site_ledgers,
-            on_round=on_round,
+            on_round=publishing(self, self._runtime, driver, on_round),
             on_progress=on_progress,
             on_release=on_release,
             resume=resume,
         )
-        if self._runtime.serves_metrics:
-            published = PublishedRounds(
-                self, driver.supervisor.identity.name, self._runtime.publish, driver.client.now
-            )
-            terms = replace(terms, on_round=published.before(on_round))
         return Fitting(driver, partial(TaskCohort, self._runtime.tasks()), workload, terms).run()
 
     def advance_round(self) -> int:

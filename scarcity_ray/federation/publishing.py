@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.fit_terms import RoundRecord
 from scarcity_ray.monitoring.history import RoundHistory
 from scarcity_ray.monitoring.metrics import samples_of
 from scarcity_ray.monitoring.status import Watched, federation_status, observe, outliers_of
+from scarcity_ray.runtime import Runtime
 from scarcity_ray.runtime.samples import Sample
 
 logger = logging.getLogger("scarcity_ray")
@@ -35,16 +37,6 @@ class PublishedRounds:
         self._federation, self._name, self._publish, self._now = federation, name or "", publish, now
         self._history = RoundHistory()
 
-    def before(self, on_round: Callable[[RoundRecord], None] | None) -> Callable[[RoundRecord], None]:
-        """`note`, and then what the caller of `fit` wants to be told."""
-
-        def told(record: RoundRecord) -> None:
-            self.note(record)
-            if on_round is not None:
-                on_round(record)
-
-        return told
-
     def note(self, record: RoundRecord) -> None:
         """A round is over."""
         try:
@@ -54,6 +46,26 @@ class PublishedRounds:
             self._publish(samples_of(federation_status(seen)))
         except Exception as error:
             logger.warning("the metrics of round %d are not published: %r", record.round_id, error)
+
+
+def publishing(
+    federation: Watched,
+    runtime: Runtime,
+    driver: Driver,
+    on_round: Callable[[RoundRecord], None] | None,
+) -> Callable[[RoundRecord], None] | None:
+    """What a fit tells of each round: published where the runtime serves metrics, then `on_round`."""
+    if not runtime.serves_metrics:
+        return on_round
+    name = driver.supervisor.identity.name
+    published = PublishedRounds(federation, name, runtime.publish, driver.client.now)
+
+    def told(record: RoundRecord) -> None:
+        published.note(record)
+        if on_round is not None:
+            on_round(record)
+
+    return told
 
 
 def note_record(history: RoundHistory, record: RoundRecord, outliers: Iterable[str] = ()) -> None:

@@ -1,9 +1,9 @@
 """What a federation would cost and whether it would learn, before any budget is spent.
 
 `FederationPlan` has the numbers that a run uses; a `Forecast` compares them for baskets of given sizes whose
-members all take part (`feasibility`). `cost_model` predicts the seconds of a round, `scale` those on a
-cluster, `remedies` searches for changes that bring noise below the signal, `shortage` for those that let a
-small basket or release go on, and `warnings` says what is amiss.
+members all take part (`feasibility`). `cost_model` predicts the seconds of a round, `scale` those of a round
+on a cluster, `remedies` searches for changes that bring noise below the signal, `shortage` for those that let
+a small basket or release go on, and `warnings` says what is amiss.
 """
 
 from scarcity_ray.forecast.cost_model import MEASURED, Rates, RoundSeconds, probe, round_seconds, scaled

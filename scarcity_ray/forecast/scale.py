@@ -7,7 +7,8 @@ compute is `cost_model`'s; what calls between processes, pickling and the object
 network's time, for which the bytes that pass the driver are given.
 
 Guarantees:
-    more_clients_never_take_less_and_more_nodes_never_more: At a fixed number of cores a node.
+    more_clients_never_take_less_and_more_cores_never_more: With as many actors, up to the 64 baskets above
+        which masks are between fewer. More nodes can take more, as each basket actor costs calls in a round.
     what_bounds_a_round_is_the_role_that_takes_longest
 """
 
@@ -22,8 +23,10 @@ from scarcity_ray.forecast.cost_model import MEASURED, Rates, round_seconds
 from scarcity_ray.forecast.feasibility import FLOAT_BYTES, Forecast
 from scarcity_ray.secagg.context import MAX_PARTIES
 
-SHARE_OF_AGGREGATOR = 0.28
-"""Of a secure sum's seconds: checking messages, the sum, unmasking. Baskets mask."""
+SHARE_OF_AGGREGATOR = 0.21
+"""Of a secure sum's seconds in one process: checking messages, the sum, unmasking."""
+SHARE_OF_BASKETS = 0.5
+"""Likewise: keys, shares, masks. Both are below 1 together, as an actor handles many messages at once."""
 MIB = 2**20
 
 
@@ -31,23 +34,31 @@ MIB = 2**20
 class CallRates:
     """Seconds of one core that processes add to the roles' own work, and bytes; measured on Ray 2.60."""
 
-    round: float = 0.075
+    round: float = 0.08
     """The driver's calls of one round, whatever its size."""
-    actor_round: float = 0.03
-    """One basket actor's part in the calls of a round, and the driver's and aggregator's with it."""
-    update: float = 5e-6
+    actor_round: float = 0.04
+    """One basket actor's calls in a round."""
+    actor_singles: float = 0.01
+    """What each basket actor costs the single roles in a round."""
+    sum_element: float = 40e-9
+    """One entry of one basket's masked vector in the aggregator: received, and unpickled."""
+    update: float = 10e-6
     """One update in the driver: its id, its place, its receipt."""
-    update_element: float = 10e-9
+    update_element: float = 4e-9
     """One entry of an update in the driver: checks, and a copy into the object store."""
-    basket: float = 3e-3
+    basket: float = 0.5e-3
     """One basket in a round: its aggregate, facts and charges, packed and sent."""
-    singles: float = 0.09
+    singles: float = 0.03
     """The directory, the accountant and the global aggregator in a round, whatever its size."""
-    process_bytes: float = 150 * MIB
-    """A role's process with this package, before it holds anything; half of it is shared code."""
+    waits: float = 0.05
+    """In a round, while messages are on their way and nobody computes."""
+    single_bytes: float = 148 * MIB
+    """A process of the directory or aggregator before it holds anything, shared code included, as below."""
+    driver_bytes: float = 180 * MIB
+    actor_bytes: float = 226 * MIB
     copies: float = 3.2
     """Copies of its clients' rows in a basket actor: what waits, local states, the batch on its way."""
-    driver_copies: float = 2.4
+    driver_copies: float = 3.5
     """Copies of the updates of a batch in the driver."""
     basket_client_bytes: float = 4200.0
     driver_client_bytes: float = 2200.0
@@ -62,8 +73,10 @@ class Scale:
 
     Attributes:
         clients, nodes, baskets, actors: How many.
-        cores: That the baskets' work is shared by: the lesser of basket actors and the cluster's cores.
+        cores: That basket actors share: the lesser of their number and the cluster's cores.
         driver_seconds, singles_seconds, baskets_seconds: Of one core; the baskets' all together.
+        calls_seconds: Of these, the basket actors' calls.
+        waits_seconds: While messages are on their way.
         seconds: From the first update to the release.
         bound: Which of the three takes longest: more nodes help only the baskets.
         driver_bytes, directory_bytes, aggregator_bytes, actor_bytes: Memory of each process at most.
@@ -78,6 +91,8 @@ class Scale:
     driver_seconds: float
     singles_seconds: float
     baskets_seconds: float
+    calls_seconds: float
+    waits_seconds: float
     driver_bytes: float
     directory_bytes: float
     aggregator_bytes: float
@@ -87,7 +102,14 @@ class Scale:
     @property
     def seconds(self) -> float:
         """From the first update to the release."""
-        return self.driver_seconds + self.singles_seconds + self.baskets_seconds / self.cores
+        serial = self.driver_seconds + self.singles_seconds + self.waits_seconds
+        return serial + self.shared_seconds
+
+    @property
+    def shared_seconds(self) -> float:
+        """The baskets' part of it: no basket's work is shared by two cores, all actors' calls are."""
+        work = self.baskets_seconds - self.calls_seconds
+        return work / min(self.cores, self.baskets) + self.calls_seconds / self.cores
 
     @property
     def bound(self) -> str:
@@ -95,7 +117,7 @@ class Scale:
         parts = {
             "driver": self.driver_seconds,
             "single roles": self.singles_seconds,
-            "baskets": self.baskets_seconds / self.cores,
+            "baskets": self.shared_seconds,
         }
         return max(parts, key=lambda name: parts[name])
 
@@ -125,7 +147,7 @@ def scale_of(
         ConfigError: If the configuration's values cannot work together.
     """
     baskets = max(math.ceil(clients / config.basket.max_clients), config.layer2.min_baskets)
-    if baskets > clients // max(1, min(config.basket.min_clients, clients)):
+    if clients < config.layer2.min_baskets * config.basket.min_clients:
         raise UsageError(f"{clients} clients are too few for the {baskets} baskets of a release")
     if config.layer2.use_secure_aggregation and baskets > MAX_PARTIES:
         raise UsageError(
@@ -139,28 +161,33 @@ def scale_of(
     each = config.runtime.baskets_per_actor
     actors = actors or (math.ceil(baskets / each) if each else cluster_cores)
     calls = calls or calls_at(rates)
-    masked = (1.0 - SHARE_OF_AGGREGATOR) * work.secure_sum
     row_bytes, here = FLOAT_BYTES * d, math.ceil(clients / actors)
     return Scale(
         clients=clients,
         nodes=nodes,
         baskets=baskets,
         actors=actors,
-        cores=min(actors, cluster_cores, baskets),
+        cores=min(actors, cluster_cores),
         driver_seconds=calls.round + clients * (calls.update + d * calls.update_element),
-        singles_seconds=calls.singles + work.secure_sum - masked + work.release,
+        singles_seconds=calls.singles
+        + actors * calls.actor_singles
+        + baskets * d * calls.sum_element
+        + SHARE_OF_AGGREGATOR * work.secure_sum
+        + work.release,
         baskets_seconds=work.updates
         + work.gossip
         + work.layer1
-        + masked
+        + SHARE_OF_BASKETS * work.secure_sum
         + baskets * calls.basket
         + actors * calls.actor_round,
-        driver_bytes=calls.process_bytes
+        calls_seconds=actors * calls.actor_round,
+        waits_seconds=calls.waits,
+        driver_bytes=calls.driver_bytes
         + clients * calls.driver_client_bytes
         + min(clients, batch) * row_bytes * calls.driver_copies,
-        directory_bytes=calls.process_bytes + clients * calls.directory_client_bytes,
-        aggregator_bytes=calls.process_bytes + baskets * (calls.party_bytes + 2 * row_bytes),
-        actor_bytes=calls.process_bytes + here * (calls.basket_client_bytes + calls.copies * row_bytes),
+        directory_bytes=calls.single_bytes + clients * calls.directory_client_bytes,
+        aggregator_bytes=calls.single_bytes + baskets * (calls.party_bytes + 2 * row_bytes),
+        actor_bytes=calls.actor_bytes + here * (calls.basket_client_bytes + calls.copies * row_bytes),
         through_driver_bytes=clients * row_bytes,
     )
 
@@ -176,4 +203,7 @@ def calls_at(rates: Rates) -> CallRates:
         update_element=known.update_element * rates.update_element / MEASURED.update_element,
         basket=known.basket * factor,
         singles=known.singles * factor,
+        actor_singles=known.actor_singles * factor,
+        sum_element=known.sum_element * rates.update_element / MEASURED.update_element,
+        waits=known.waits * factor,
     )

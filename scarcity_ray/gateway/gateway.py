@@ -88,7 +88,8 @@ class Gateway:
         if self._failure is not None:
             host, port = self._config.host, self._config.port
             raise UsageError(
-                f"gateway.port: cannot listen on {host} port {port}: {self._failure.strerror}; give another"
+                f"gateway.port: cannot listen on {host} port {port}: {self._failure.strerror}; end what "
+                "listens there, or give another: --set gateway.port=N"
             )
         return self.port
 

@@ -51,7 +51,9 @@ class OperatorSource:
         opened = ask(Register.current, -1)
         rounds, totals = ask(Register.history)
         enrolled = {
-            one.client_id: Enrolment(float(one.certificate_expires or 0), one.revoked is not None)
+            one.client_id: Enrolment(
+                float(one.certificate_expires) if one.certificates else None, one.revoked is not None
+            )
             for one in ask(Register.enrolled)
         }
         name = self._federation._open().supervisor.identity.name or ""

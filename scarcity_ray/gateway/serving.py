@@ -9,12 +9,11 @@ Guarantees:
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +26,14 @@ from scarcity_ray.federation.fit_terms import FitTerms, Stopped
 from scarcity_ray.federation.fit_terms import RoundRecord as FitRecord
 from scarcity_ray.federation.fitting import Fitting
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
+from scarcity_ray.federation.publishing import publishing
 from scarcity_ray.federation.served_round import OpenRound
 from scarcity_ray.federation.site_cohort import SiteCohort, SiteTerms, Waiting
 from scarcity_ray.federation.stored import with_absolute_places
 from scarcity_ray.gateway.front_door import FrontDoor, Serving, register_folder
 from scarcity_ray.gateway.register import Register
 from scarcity_ray.gateway.site_desk import ServedTerms
+from scarcity_ray.monitoring.status import outliers_of
 from scarcity_ray.storage.snapshots import Snapshots
 from scarcity_ray.workloads.config import Job
 from scarcity_ray.workloads.job import (
@@ -47,8 +48,6 @@ from scarcity_ray.workloads.job import (
 from scarcity_ray.workloads.records import Outcome, RoundRecord
 from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray_client.wire import RoundState
-
-T = TypeVar("T", str, str | None)
 
 STOPPING_SECONDS = 1.0
 """For which gateways tell that it has ended, before they end."""
@@ -96,8 +95,6 @@ def serve_job(
     """
     config, watch = job.config, Stopwatch()
     gateway = config.gateway or GatewayConfig()
-    # Gateways are processes in folders of their own.
-    gateway = replace(gateway, keys=_absolute(gateway.keys), operators=_absolute(gateway.operators))
     watcher.phase("Evaluating the initial model")
     with watch.time("start"):
         initial, metric = initial_metrics(job)
@@ -152,13 +149,9 @@ def serve_job(
         if training.fitted is not None and training.fitted.best_model is not None:
             folder.write_model("best_model.npz", training.fitted.best_model)
         stats = federation.get_stats()
-    summary = summarise(job, training, stats, watch, folder, domains=domains)
+    summary = summarise(job, training, stats, watch, folder, domains=domains, is_served=True)
     folder.write_summary(summary)
     return Outcome(summary, tuple(training.records))
-
-
-def _absolute(path: T) -> T:
-    return path if path is None else os.path.abspath(os.path.expanduser(path))
 
 
 @contextmanager
@@ -219,7 +212,9 @@ def _fit(
     note_for_job = noted(training, watch, note)
 
     def on_round(record: FitRecord) -> None:
-        door.register.call(Register.note_record, record, ())
+        is_shown = federation.config.expose_basket_models
+        outliers = sorted(outliers_of(federation.get_stats())) if is_shown else ()
+        door.register.call(Register.note_record, record, outliers)
         note_for_job(record)
 
     terms = FitTerms(
@@ -230,7 +225,7 @@ def _fit(
         evaluate_clients=given.evaluate_clients,
         private_evaluation=None if asked is None else asked.made(),
         seed=config.federation.seed,
-        on_round=on_round,
+        on_round=publishing(federation, federation._runtime, federation._open(), on_round),
         on_progress=watcher.progress,
         on_release=lambda model, _: folder.write_model("model.npz", model),
         resume=resume,

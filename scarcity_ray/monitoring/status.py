@@ -75,10 +75,10 @@ class Enrolment:
     """A site's certificate.
 
     Attributes:
-        certificate_expires: Seconds since the epoch.
+        certificate_expires: Seconds since the epoch; None: it has none yet.
     """
 
-    certificate_expires: float
+    certificate_expires: float | None
     revoked: bool = False
 
 
@@ -385,7 +385,7 @@ def _site(client_id: str, info: ClientInfo | None, seen: Observed, is_left_out: 
         is_stale = seen.at - last > seen.plan.config.basket.stale_threshold
         state = SiteState.STALE if is_stale else SiteState.UP
     days = None
-    if enrolment is not None:
+    if enrolment is not None and enrolment.certificate_expires is not None:
         days = math.floor((enrolment.certificate_expires - seen.at) / SECONDS_A_DAY)
     return {
         "id": client_id,

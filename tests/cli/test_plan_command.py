@@ -472,3 +472,19 @@ def test_what_is_asked_of_a_recommendation_needs_one():
     result = _plan("--attackers", "3")
     assert result.exit_code == 2
     assert "--attackers: 3 is not accepted; only with --recommend" in result.stderr
+
+
+def test_scale_prints_a_round_of_few_to_many_clients_on_few_to_many_nodes():
+    wide = ("--scale", "--set", "federation.basket.max_clients=100")
+    rows = [json.loads(line) for line in _plan(*wide, "--format", "json").stdout.splitlines()]
+    assert [(row["clients"], row["nodes"]) for row in rows] == [
+        (clients, nodes) for clients in (1_000, 10_000, 100_000, 1_000_000) for nodes in (1, 10, 100, 1_000)
+    ]
+    assert all(row["seconds"] > 0 and row["actor_bytes"] > 2**27 for row in rows)
+    table = _plan(*wide, "--clients", "1000", "--cores", "2").stdout
+    assert "on nodes of 2 cores" in table
+    assert len(table.splitlines()) == 2 + 4
+    refused = _plan("--scale", "--clients", "1000000")
+    assert "raise basket.max_clients to 100" in refused.stdout
+    assert refused.exit_code == 2
+    assert _plan("--cores", "2").exit_code == 2

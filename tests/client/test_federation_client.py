@@ -12,7 +12,15 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from scarcity_ray_client import Client, PrivateEvaluation, SiteNoise, Trained, UsageError, Workload
+from scarcity_ray_client import (
+    Client,
+    PrivateEvaluation,
+    SiteNoise,
+    Trained,
+    UsageError,
+    Workload,
+    load_model,
+)
 from scarcity_ray_client.connection import GatewayRefused, GatewayUnreachable, Waits
 from scarcity_ray_client.errors import SiteLedgerRefused
 from scarcity_ray_client.federation_client import Ending, FederationClient
@@ -135,8 +143,27 @@ def test_it_enrols_trains_and_ends_with_the_federation(client, gateway, home, ev
     ]
     assert not list((home.folder / "outbox").iterdir())
     assert not (home.folder / "token").exists()
-    assert kinds(events) == ["enrolled", *["training", "accepted"] * 3, "finished"]
+    assert kinds(events) == ["enrolled", *["training", "accepted"] * 3, "finished", "model"]
     assert client.run(a_site()) is Ending.FINISHED  # another time nothing is left to do
+
+
+def test_the_last_model_is_kept_as_a_file(client, gateway, home):
+    goes_on(gateway, 2)
+    client.run(a_site())
+    assert load_model(home.folder / "model.npz")["w"].tolist() == gateway.model.tolist() == [2.0] * 4
+
+
+def test_a_server_that_has_stopped_is_waited_for(client, gateway, home, events, monkeypatch):
+    goes_on(gateway, 2)
+    gateway.publish(0, RoundState.STOPPED)
+
+    def comes_back(seconds):
+        gateway.publish(0)
+
+    monkeypatch.setattr(client, "_pause", comes_back)
+    assert client.run(a_site()) is Ending.FINISHED
+    assert kinds(events)[:3] == ["enrolled", "waiting", "training"]
+    assert events[1].text.startswith("stopped: ")
 
 
 @pytest.mark.parametrize("fault", [lost_request, lost_answer])

@@ -135,6 +135,8 @@ def test_two_processes_never_share_a_folder(kit):
         code = f"from scarcity_ray_client.site_home import SiteHome; SiteHome({str(home.folder)!r}, {{}})"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "another process of this site uses it" in done.stderr
+        with SiteHome(home.folder, {}, beside=True) as beside:  # who asks for the status
+            assert beside.kit == home.kit
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):

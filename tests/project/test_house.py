@@ -253,13 +253,11 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
     templates = [*(PACKAGE / "workloads" / "report" / "templates").iterdir()]
     templates += (PACKAGE / "cli" / "templates").iterdir()
     templates += (PACKAGE / "gateway" / "page").iterdir()
-    templates += (PACKAGE / "monitoring").glob("*.json")
     assert tools["package-data"] == {
         "scarcity_ray": ["py.typed"],
         "scarcity_ray.cli": ["templates/*"],
         "scarcity_ray.workloads.report": ["templates/*"],
         "scarcity_ray.gateway": ["page/*"],
-        "scarcity_ray.monitoring": ["*.json"],
     }
     assert tools["packages"]["find"]["include"] == ["scarcity_ray*"]
     assert (PACKAGE / "py.typed").is_file()

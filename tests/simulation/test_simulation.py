@@ -53,6 +53,23 @@ FOUND = (
         ),
         Setting(auto=True),
     ),
+    # The directory and then a basket actor die in one call: nobody knew any more whose updates went with it.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.SEND_ALL, faults=(Fault(Kind.CALLEE_DIES), Fault(Kind.CALLEE_DIES, 1))),
+        ),
+        Setting(baskets_per_actor=1),
+    ),
+    # Updates that had moved once were on their way again, out of the basket actor that died.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.DISBAND),
+            Step(Act.SPLIT, 3, faults=(Fault(Kind.CALLEE_DIES, 13),)),
+        ),
+        Setting(baskets_per_actor=1),
+    ),
 )
 """What long runs have found."""
 
