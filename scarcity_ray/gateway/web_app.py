@@ -27,6 +27,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 from aiohttp import web
 
 from scarcity_ray.config.gateway import GatewayConfig
@@ -374,7 +375,7 @@ class WebApp:
             )
         return _json(answer)
 
-    async def _judged(self, site: Enrolment, key: UploadKey, body: bytes | bytearray) -> web.StreamResponse:
+    async def _judged(self, site: Enrolment, key: UploadKey, body: bytes | memoryview) -> web.StreamResponse:
         header, row = read_update_body(body, self._terms.vector_dim)
         if header.client_id != site.client_id or header.round_id != key.round_id:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
@@ -416,7 +417,7 @@ class WebApp:
         return web.Response(status=204) if answer is None else _refusal(answer)
 
     @asynccontextmanager
-    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[bytearray]:
+    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[memoryview]:
         """A request's body, in memory that is counted while the block runs.
 
         Args:
@@ -431,27 +432,32 @@ class WebApp:
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
-            body = await self._read(request, length)
+            body, found = await self._read(request, length)
             self._num_received += length
-            if digest is not None and not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
+            if digest is not None and not hmac.compare_digest(found, digest):
                 raise RefusedError(ErrorCode.MALFORMED, "the body is not what its digest says")
             yield body
         finally:
             release()
 
-    async def _read(self, request: web.Request, length: int) -> bytearray:
-        body, config = bytearray(), self._config
+    async def _read(self, request: web.Request, length: int) -> tuple[memoryview, str]:
+        """A body and its SHA-256. Memory is reserved at once, and taken by the system as the bytes come."""
+        body, hashed, config, end = np.empty(length, np.uint8), hashlib.sha256(), self._config, 0
+        room = body.data
         try:
             async with asyncio.timeout(body_deadline(config, length)):
-                while len(body) < length:
+                while end < length:
                     async with asyncio.timeout(config.body_seconds):
                         piece = await request.content.readany()
-                    if not piece:
-                        raise RefusedError(ErrorCode.MALFORMED, "the body ends early")
-                    body += piece
+                    if not piece or end + len(piece) > length:
+                        raise RefusedError(ErrorCode.MALFORMED, "the body ends elsewhere than it said")
+                    room[end : end + len(piece)] = piece
+                    hashed.update(piece)
+                    end += len(piece)
         except TimeoutError:
             raise RefusedError(ErrorCode.TIMED_OUT, "the body came too slowly", RETRY_SECONDS) from None
-        return body
+        body.setflags(write=False)
+        return body.data, hashed.hexdigest()
 
     def _too_big(self) -> RefusedError:
         return RefusedError(ErrorCode.TOO_BIG, f"at most {self._most_bytes} bytes are taken")
