@@ -63,6 +63,7 @@ def config(folder: Path) -> HierarchicalFederationConfig:
             "auto_aggregate": False,
             "ledger_path": str(folder / "ledger.sqlite"),
             "storage_path": str(folder / "state"),
+            "retention": {"releases": ROUNDS},
             "journal_path": str(folder / "journal"),
             "durability": "update",
             "total_epsilon": 500.0,

@@ -51,6 +51,7 @@ def judged(
     given_up: set[int] = set()
     nowhere: list[tuple[int, str]] = []
     stats: dict[str, int] = {}
+    seen: set[int] = set()
     for line in lines:
         match line["what"]:
             case "send":
@@ -64,12 +65,15 @@ def judged(
                     counts["refused: " + refused if refused else "receipts"] += 1
             case "begin" if line["call"] == "unregister":
                 left.append((line["at"], line["round"], line["client"]))
+            case "seen":
+                seen.add(line["version"])
             case "settled":
                 stats = line["stats"]
             case "gave up":
                 given_up.add(line["round"])
     released = Counter(update for model in releases.values() for update in inside(model))
     paid = list(charges(ledger))
+    wrong += [f"release {version} was seen, and is not stored" for version in sorted(seen - set(releases))]
     unpublished = len(paid) - len(releases)
     heads = Counter(model.ledger_head for model in releases.values())
     if any(n > 1 for n in heads.values()):

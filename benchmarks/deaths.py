@@ -107,7 +107,7 @@ class Life:
         self.driver: subprocess.Popen[bytes] | None = None
         self.doomed: Any = None
         self.failures = 0
-        self._read, self._lines = 0, list[dict[str, Any]]()
+        self._read, self._lines, self._stored = 0, list[dict[str, Any]](), set[str]()
 
     def lines(self) -> list[dict[str, Any]]:
         """What the drivers have logged so far."""
@@ -141,12 +141,16 @@ class Life:
         self.read_releases()
 
     def read_releases(self) -> None:
-        """Read what is stored; the store keeps the last few."""
+        """Read what is stored, if there is more."""
+        files = {file.name for file in (self.folder / "state").glob(f"{RELEASE}.*")}
+        if files == self._stored:
+            return
         with suppress(StorageError, OSError):
             for model in Snapshots(str(self.folder / "state")).read_all(RELEASE, CODEC):
                 known = self.releases.setdefault(model.version, model)
                 if known.aggregate.tobytes() != model.aggregate.tobytes():
                     self.wrong.append(f"two models of version {model.version}")
+            self._stored = files
 
     def wait_for(self, since: float, what: str) -> float | None:
         """When the first call, or round, that began after a moment was done; None after the patience."""

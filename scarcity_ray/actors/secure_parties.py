@@ -143,17 +143,17 @@ class Attempt:
         self._survivors[party] = frozenset(survivors)
         return confirmation
 
-    def dropped(self, parties: Sequence[str]) -> list[str]:
-        """Who took part and is not in the sum that the parties have confirmed.
+    def dropped(self) -> list[str]:
+        """Who took part and is not in the sum that this actor's parties have confirmed.
 
         Raises:
-            ProtocolViolation: If they have confirmed different sums.
+            ProtocolViolation: If they have confirmed none, or different sums.
         """
-        confirmed = {self._survivors[party] for party in parties if party in self._survivors}
-        if len(confirmed) > 1:
-            raise ProtocolViolation("baskets of one actor were shown different survivors")
+        confirmed = set(self._survivors.values())
+        if len(confirmed) != 1:
+            raise ProtocolViolation(f"baskets of one actor have confirmed {len(confirmed)} sets of survivors")
         everybody = {party.party_id for party in self.terms.context.parties}
-        return sorted(everybody.difference(*confirmed)) if confirmed else []
+        return sorted(everybody - confirmed.pop())
 
     def spend(self, party: str, basket: Basket) -> None:
         """Note that the party's contribution may be released from now on."""
@@ -336,7 +336,7 @@ class SecureParties:
             return {}
         try:
             charge_id, release = attempt.terms.charge_id, attempt.terms.release
-            charge = release.mu, release.step, now, attempt.num_left_out, attempt.dropped(parties)
+            charge = release.mu, release.step, now, attempt.num_left_out, attempt.dropped()
             self._charges.release(charge_id, *charge)
         except ProtocolViolation:
             self._count_refusal(parties)

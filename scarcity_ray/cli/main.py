@@ -172,8 +172,14 @@ def plan(**given: Any) -> ExitCode:
 )
 @click.argument("config", type=click.Path(dir_okay=False), required=False)
 @click.option("--address", metavar="A", help="Address of a Ray cluster that should answer.")
-@click.option("--certificates", metavar="DIR", help="Folder of a gateway's certificates and keys.")
-@click.option("--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen.")
+@click.option(
+    "--certificates",
+    metavar="DIR",
+    help="Folder of a gateway's certificates and keys. [default: gateway.keys]",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="At which a gateway is to listen. [default: gateway.port]"
+)
 @OVERRIDES
 @FORMAT
 @only_prints
@@ -193,6 +199,7 @@ def doctor(**given: Any) -> ExitCode:
         "scarcity-ray init wards",
         "scarcity-ray init wards --kind torch",
         "scarcity-ray init wards --persons",
+        "scarcity-ray init wards --sites 2",
     ),
 )
 @click.argument("name")
@@ -206,12 +213,17 @@ def doctor(**given: Any) -> ExitCode:
 @click.option(
     "--persons", is_flag=True, help="Protect each person of a client, not the client as a whole (numpy)."
 )
+@click.option(
+    "--sites",
+    type=click.IntRange(2, 99),
+    help="Of so many hospitals that keep their data at home: a folder for each, and for the server.",
+)
 @exits
-def init(name: str, kind: str, persons: bool) -> ExitCode:
+def init(name: str, kind: str, persons: bool, sites: int | None) -> ExitCode:
     """Make the folder NAME with a job that runs as it is, to put your own data and model in."""
     from scarcity_ray.cli.init import init_command
 
-    return init_command(name, kind, persons)
+    return init_command(name, kind, persons, sites)
 
 
 @main.command(
@@ -390,7 +402,7 @@ def keys_show(folder: str, form: str) -> ExitCode:
     return show_command(folder, form)
 
 
-@keys.command("renew", epilog=examples("scarcity-ray keys renew keys"))
+@keys.command("renew", epilog=examples("scarcity-ray keys renew keys --host gateway.example.org"))
 @KEYS
 @click.option("--host", "hosts", **HOSTS)
 @exits

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictInt, StrictStr
@@ -63,6 +65,15 @@ class GatewayConfig:
     """For which a request's nonce is remembered."""
     rotation_overlap_seconds: PositiveFloat = 86_400.0
     """For which a certificate still holds once its successor is issued."""
+
+    def absolute(self) -> GatewayConfig:
+        """With places that mean the same in each process and folder."""
+        operators = self.operators
+        return replace(
+            self,
+            keys=os.path.abspath(os.path.expanduser(self.keys)),
+            operators=operators and os.path.abspath(os.path.expanduser(operators)),
+        )
 
     def __post_init__(self) -> None:
         if self.tls == "off" and not is_loopback(self.host):

@@ -97,6 +97,9 @@ class BufferConfig:
     time_trigger_seconds: PositiveFloat = 60.0
     participation_cap: PositiveInt = 3
     """Updates that a client may send in one round; one where persons (records) are the unit of privacy."""
+    max_bytes: PositiveInt | None = None
+    """Bytes of updates that wait on one basket actor at most; further ones are refused as `busy`. None: a
+    quarter of the machine's memory, over its number of CPUs (docs/drivers.md#back-pressure)."""
 
 
 @settings

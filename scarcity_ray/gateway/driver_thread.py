@@ -39,7 +39,11 @@ class OwnDriver:
 
 
 class SharedDriver:
-    """For a driver that another thread owns, which lets calls be done by `wait`."""
+    """For a driver that another thread owns, which lets calls be done by `wait`.
+
+    Guarantees:
+        whoever_waits_is_answered: Also if the owner is interrupted meanwhile.
+    """
 
     def __init__(self) -> None:
         self._left: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
@@ -72,6 +76,9 @@ class SharedDriver:
                     done.set_result(work())
                 except Exception as error:
                     done.set_exception(error)
+                except BaseException:
+                    done.set_exception(ActorLost("driver", "it was interrupted", True))
+                    raise
 
     def close(self) -> None:
         """Refuse whatever is left."""

@@ -21,7 +21,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,9 +29,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from scarcity_ray.config.gateway import GatewayConfig
-from scarcity_ray.errors import StorageError
+from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.served_round import Measured
 from scarcity_ray.gateway.batches import Batches
 from scarcity_ray.gateway.connections import Connection, Connections
@@ -44,8 +45,10 @@ from scarcity_ray.gateway.register_client import RegisterClient
 from scarcity_ray.gateway.round_board import RoundBoard
 from scarcity_ray.gateway.site_desk import ServedTerms, SiteDesk
 from scarcity_ray.gateway.uploads import Standing, UploadKey, Uploads
+from scarcity_ray_client import checked_metrics
 from scarcity_ray_client.errors import MessageRefused
 from scarcity_ray_client.wire import (
+    CLIENT,
     EMPTY_DIGEST,
     MODEL_ROUND,
     MODEL_VERSION,
@@ -72,8 +75,14 @@ logger = logging.getLogger("scarcity_ray")
 
 PIECE_BYTES = 256 * 1024
 """Of a model, written at a time."""
+MOST_COUNT = 2**63 - 1
+"""What the register's file and `ClientEvaluation` hold."""
+CONNECTIONS_PER_REQUEST = 4
+"""Connections of one client for each request that it may have open: some are left from broken ones."""
+SERVER_NAME = "scarcity-ray"
 ANSWER_SECONDS = 120.0
 """In which the roles behind a gateway must have answered; then the client is to ask again."""
+UNSIGNED_PATHS = ("/v1/enrol", "/healthz")
 OPERATORS_PATHS = ("/console", "/metrics", "/v1/status", "/v1/ledger", "/v1/operate/")
 """Which have an authentication of their own (`console`)."""
 
@@ -124,7 +133,12 @@ class WebApp:
     ) -> None:
         self._config, self._terms, self._register, self._clock = config, terms, register, clock
         self._desk, self._uploads, self._on_driver = desk, uploads, on_driver
-        self.connections = Connections(config.header_seconds, config.max_connections)
+        most_of_one = CONNECTIONS_PER_REQUEST * config.open_requests_per_client
+        self.connections = Connections(
+            config.header_seconds,
+            config.max_connections,
+            most_of_one if config.tls == "mutual" else None,
+        )
         self.pressure = Pressure(config)
         self.board = RoundBoard(
             lambda number: register.call(Register.current, number), lambda: register.call(Register.model)
@@ -196,7 +210,7 @@ class WebApp:
     async def _capped(
         self, request: web.Request, handler: Handler, connection: Connection | None
     ) -> web.StreamResponse:
-        who = (connection and connection.fingerprint) or f"{request.remote}/{self._named(request)}"
+        who = (connection and connection.fingerprint) or f"{request.remote} {self._named(request)}"
         try:
             if self.is_stopping:
                 return _refusal(ErrorAnswer(ErrorCode.BUSY, "this gateway is stopping", RETRY_SECONDS))
@@ -228,8 +242,15 @@ class WebApp:
                 connection.ended()
 
     def _named(self, request: web.Request) -> str:
-        """Who says to ask, where no certificate tells: behind a proxy all come from one address."""
-        return "" if self._config.tls == "mutual" else request.headers.get("Scarcity-Client", "")[:200]
+        """What is counted by itself of an address: a path that asks for no signature, or who says to ask.
+
+        Behind a proxy all come from one address. Where no signature is asked for, a name would be whatever
+        its sender likes.
+        """
+        path = request.match_info.route.resource
+        if path is None or path.canonical in UNSIGNED_PATHS or path.canonical.startswith(OPERATORS_PATHS):
+            return "" if path is None else path.canonical
+        return "" if self._config.tls == "mutual" else request.headers.get(CLIENT, "")[:200]
 
     async def _identified(self, request: web.Request) -> Identified:
         """Who asks; the body that was signed is still to be read."""
@@ -291,10 +312,17 @@ class WebApp:
         response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         response.content_type, response.content_length = "application/octet-stream", end - begin
         await response.prepare(request)
-        for place in range(begin, end, PIECE_BYTES):
-            async with asyncio.timeout(self._config.body_seconds):
-                await response.write(model[place : min(end, place + PIECE_BYTES)])
-        await response.write_eof()
+        try:
+            async with asyncio.timeout(body_deadline(self._config, end - begin)):
+                for place in range(begin, end, PIECE_BYTES):
+                    async with asyncio.timeout(self._config.body_seconds):
+                        await response.write(model[place : min(end, place + PIECE_BYTES)])
+                await response.write_eof()
+        except TimeoutError:
+            # An error's answer would be read as a part of the model.
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionError("the model was read too slowly") from None
         self._num_sent += end - begin
         return response
 
@@ -379,6 +407,8 @@ class WebApp:
         header, row = read_update_body(body, self._terms.vector_dim)
         if header.client_id != site.client_id or header.round_id != key.round_id:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
+        _check_counts(sequence=header.sequence, num_examples=header.num_examples)
+        _check_metrics(header.metrics)
         answer = await self._within(self._judging.ask(Upload(site, header, row, key.digest)))
         if isinstance(answer, ErrorAnswer):
             return _refusal(answer)
@@ -389,6 +419,8 @@ class WebApp:
         given = request.match_info["round"]
         async with self._body(request, MOST_JSON_BYTES, asks.digest) as body:
             told = EvaluationRequest.from_json(bytes(body))
+        _check_counts(num_examples=told.num_examples)
+        _check_metrics(told.metrics)
         found = self.board.round
         if not _is_count(given) or found is None or int(given) != found.round_id:
             raise RefusedError(ErrorCode.ROUND_OVER, "this round is not open")
@@ -509,6 +541,20 @@ def _standing(standing: Standing) -> dict[str, str]:
     return {UPLOAD_OFFSET: str(standing.offset), UPLOAD_LENGTH: str(standing.length)}
 
 
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count > MOST_COUNT:
+            raise RefusedError(ErrorCode.MALFORMED, f"{name}: at most {MOST_COUNT}")
+
+
+def _check_metrics(metrics: Mapping[str, float]) -> None:
+    """That the server can hold what a site measured: there it is too late to refuse it."""
+    try:
+        checked_metrics(metrics)
+    except UsageError as error:
+        raise RefusedError(ErrorCode.MALFORMED, str(error)) from None
+
+
 def _is_count(text: str) -> bool:
     return re.fullmatch(r"[0-9]{1,18}", text) is not None
 
@@ -536,6 +582,30 @@ async def _no_interim(request: web.Request) -> None:
     """Answer ``Expect: 100-continue`` with nothing: the standard library's client takes 1xx for final."""
 
 
+class Terse(RequestHandler):
+    """HTTP/1.1, whose own refusals tell and log nothing of who made the server."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP is anybody's to send: it is not worth a line in the log."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun")
+        if status >= 500:
+            logger.error("gateway: a request failed", exc_info=exc)
+        answer = ErrorAnswer(
+            ErrorCode.MALFORMED if status < 500 else ErrorCode.INTERNAL, "this is no HTTP/1.1"
+        )
+        response = _refusal(answer)
+        response.headers["Server"] = SERVER_NAME
+        response.force_close()
+        return response
+
+
 async def _nameless(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "scarcity-ray"
+    response.headers["Server"] = SERVER_NAME
     response.headers.setdefault("Cache-Control", "no-store")

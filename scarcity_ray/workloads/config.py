@@ -274,7 +274,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = (), *, is_served: bool
     job = Job(config, workload, clients, codec)
     if is_served:
         _check_served(config)
-        return job
+        return replace(job, config=replace(config, gateway=(config.gateway or GatewayConfig()).absolute()))
     _check_clients(job)
     _check_lab(job)
     if not config.federation.layer2.enabled:
@@ -420,7 +420,7 @@ def _check_served(config: RunConfig) -> None:
             raise ConfigError(
                 f"training.{name}",
                 getattr(given, name),
-                "nothing: sites train, not this cluster; leave it out",
+                "nothing, as sites train and not this cluster: leave it out",
             )
 
 

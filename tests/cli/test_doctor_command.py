@@ -171,6 +171,17 @@ def test_a_taken_port_and_a_cluster_that_does_not_answer_are_found() -> None:
     assert "no Ray cluster" in of("Ray cluster", findings("--address", f"127.0.0.1:{port}", code=1))["found"]
 
 
+def test_the_gateway_that_a_job_asks_for_is_looked_at(tmp_path: Path) -> None:
+    home = Path(__file__).parents[2] / "cluster" / "home" / "job.yaml"
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    asked = ("--set", f"gateway.port={port}", "--set", f"gateway.keys={tmp_path}")
+    found = findings(str(home), *asked, code=1)
+    assert of("gateway's port", found)["found"] == f"{port} is free"
+    assert f"{tmp_path} holds no certificate" in of("certificates", found)["found"]
+
+
 def test_a_token_that_others_read_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / "token"
     token.write_text("t")

@@ -46,7 +46,7 @@ def test_a_slot_is_one_body(acts: list[tuple[str, int, int]]) -> None:
         book = register(Path(place))
         known: dict[int, tuple[int, bytes | None]] = {}
         for act, sequence, body in acts:
-            slot = Slot(3, "a", sequence, digest(body))
+            slot = Slot(3, "a", sequence, digest(10 * sequence + body))  # its header states the sequence
             if act == "restart":
                 book.close()
                 book = register(Path(place))
@@ -159,3 +159,13 @@ def _certificate() -> str:
 
 
 CERTIFICATE = _certificate()
+
+
+def test_a_call_that_fails_leaves_the_register_usable(tmp_path: Path) -> None:
+    """A transaction that a hostile number left open would refuse every site from then on."""
+    book = register(tmp_path)
+    for _ in range(2):
+        with pytest.raises(OverflowError):
+            book.claim([Slot(3, "a", 0, digest(0)), Slot(3, "a", 2**63, digest(0))])
+    (claim,) = book.claim([Slot(3, "a", 0, digest(1))])
+    assert claim.kind is ClaimKind.FRESH, "nothing of the failed call stands"

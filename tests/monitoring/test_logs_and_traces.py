@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation, UsageError
-from scarcity_ray.monitoring.logs import use_json_logs
+from scarcity_ray.monitoring.logs import JsonLines, use_json_logs
 from scarcity_ray.monitoring.traces import start_traces
 from scarcity_ray.tracing import TRACES, current, span
 from tests.monitoring.test_status import NOW, config_of
@@ -31,16 +31,19 @@ def lines() -> Iterator[Any]:
 
 
 def test_every_line_is_one_json_object(lines: Any) -> None:
-    for message in ("plain", 'a "b"\nc\u2028\x00', "\udcff"):
+    for message in ("plain", 'a "b"\nc\u2028\x00'):
         logger.info("%s", message)
     try:
         raise ValueError("inside")
     except ValueError:
         logger.exception("it failed")
     told = lines()
-    assert [line["level"] for line in told] == ["info"] * 3 + ["error"]
+    assert [line["level"] for line in told] == ["info"] * 2 + ["error"]
     assert "ValueError: inside" in told[-1]["exception"]
     assert told[1]["message"] == 'a "b"\nc\u2028\x00'
+    # By itself: pytest-xdist cannot send what pytest captures of a lone surrogate.
+    record = logging.makeLogRecord({"msg": "\udcff"})
+    assert json.loads(JsonLines().format(record).encode())["message"] == "\udcff"
 
 
 def test_lines_of_an_operation_share_its_id(lines: Any) -> None:

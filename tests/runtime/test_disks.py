@@ -7,6 +7,7 @@ which ``remount,abort`` turns read-only as a disk's error does, with files open 
 from __future__ import annotations
 
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -73,11 +74,14 @@ class Disk:
                 pass
 
     def mend(self) -> None:
-        """One that is read-only must not be in use."""
+        """One that is read-only must not be in use; Ray's processes end a moment after `terminate`."""
         if self.kind == "full":
             (self.folder / "rubbish").unlink()
             return
-        subprocess.run(["umount", str(self.folder)], check=True)
+        deadline = time.monotonic() + 30.0
+        while subprocess.run(["umount", str(self.folder)], check=False, capture_output=True).returncode:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         subprocess.run(["fsck.ext4", "-p", str(self._image)], check=False, capture_output=True)
         permitted("mount", "-o", "loop", str(self._image), str(self.folder))
 
