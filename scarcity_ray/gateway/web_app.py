@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from aiohttp import web
@@ -34,7 +34,7 @@ from aiohttp.web_protocol import RequestHandler
 from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.served_round import Measured
-from scarcity_ray.gateway.batches import Batches
+from scarcity_ray.gateway.batches import Batches, at_once
 from scarcity_ray.gateway.connections import Connection, Connections
 from scarcity_ray.gateway.driver_thread import OnDriver
 from scarcity_ray.gateway.enrolments import Enrolment
@@ -147,13 +147,13 @@ class WebApp:
         self._answers: Counter[int] = Counter()
         self._num_received = self._num_sent = 0
         self._most_bytes = config.max_update_bytes or 4 + MOST_HEADER_BYTES + 4 * terms.vector_dim
+        self._admit = ThreadPoolExecutor(1, thread_name_prefix="gateway-admit")
         self._admitting = Batches[Asked, Enrolment | ErrorAnswer](
-            lambda asked: register.call(Register.admit, list(asked), clock()), "gateway-admit"
+            lambda asked: register.call(Register.admit, list(asked), clock()),
+            at_once if register.is_here else self._admit.submit,
         )
         self._judging = Batches[Upload, Accepted | ErrorAnswer](
-            lambda uploads: on_driver(lambda: intake.take(uploads)),
-            "gateway-judge",
-            lambda upload: upload.row.nbytes,
+            intake.take, on_driver.start, lambda upload: upload.row.nbytes
         )
         self._asking = ThreadPoolExecutor(2, thread_name_prefix="gateway-ask")
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="gateway-disk")
@@ -183,9 +183,7 @@ class WebApp:
 
     def close(self) -> None:
         """End the threads."""
-        self._admitting.close()
-        self._judging.close()
-        for threads in (self._asking, self._disk):
+        for threads in (self._admit, self._asking, self._disk):
             threads.shutdown(wait=False, cancel_futures=True)
 
     def counts(self) -> dict[str, Any]:
@@ -476,10 +474,14 @@ class WebApp:
         """A body and its SHA-256. Memory is reserved at once, and taken by the system as the bytes come."""
         body, hashed, config, end = np.empty(length, np.uint8), hashlib.sha256(), self._config, 0
         room = body.data
+        now = asyncio.get_running_loop().time
+        last = now() + body_deadline(config, length)
         try:
-            async with asyncio.timeout(body_deadline(config, length)):
+            async with asyncio.timeout(None) as limit:
                 while end < length:
-                    async with asyncio.timeout(config.body_seconds):
+                    piece = request.content.read_nowait(-1)
+                    if not piece:
+                        limit.reschedule(min(last, now() + config.body_seconds))
                         piece = await request.content.readany()
                     if not piece or end + len(piece) > length:
                         raise RefusedError(ErrorCode.MALFORMED, "the body ends elsewhere than it said")
@@ -495,7 +497,10 @@ class WebApp:
         return RefusedError(ErrorCode.TOO_BIG, f"at most {self._most_bytes} bytes are taken")
 
     async def _within(self, answer: Awaitable[T]) -> T:
-        return await asyncio.wait_for(answer, ANSWER_SECONDS)
+        if isinstance(answer, asyncio.Future) and answer.done():
+            return cast(T, answer.result())
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await answer
 
     async def _ask(self, question: Callable[[], T]) -> T:
         return await self._within(asyncio.get_running_loop().run_in_executor(self._asking, question))
