@@ -38,7 +38,7 @@ BY_REFERENCE_BYTES = 64 * 1024
 """Rows from this size go to the baskets each by itself, by reference where they can; others in one array."""
 RETRY_SECONDS = 2.0
 
-_LATER = {Rejection.NOT_STORED, Rejection.UNKNOWN_CLIENT}
+_LATER = {Rejection.NOT_STORED, Rejection.UNKNOWN_CLIENT, Rejection.BUSY}
 """Refusals that may pass."""
 _REASONS = {
     Rejection.BUDGET_SPENT: "this site's privacy budget has no room for another noised row",
