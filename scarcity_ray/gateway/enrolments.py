@@ -16,6 +16,7 @@ Guarantees:
     a_renewed_certificate_holds_at_once_and_the_old_one_for_the_overlap
     a_client_has_few_certificates
     a_key_is_changed_with_the_old_one_alone
+    a_change_is_on_the_disk_before_it_is_answered: Whatever else the file's connection does without waiting.
 """
 
 from __future__ import annotations
@@ -427,17 +428,22 @@ class Enrolments:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
+        (level,) = self._connection.execute("PRAGMA synchronous").fetchone()
+        self._connection.execute("PRAGMA synchronous=FULL")
         try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute(
-            "INSERT INTO enrolment_facts VALUES ('version', '1') "
-            "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
-        )
-        self._connection.execute("COMMIT")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute(
+                "INSERT INTO enrolment_facts VALUES ('version', '1') "
+                "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+            )
+            self._connection.execute("COMMIT")
+        finally:
+            self._connection.execute(f"PRAGMA synchronous={int(level)}")
 
 
 def _hash(text: str) -> bytes:

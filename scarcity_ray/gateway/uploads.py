@@ -90,7 +90,7 @@ class Uploads:
         """How far an upload is; nothing was sent of one that is not there."""
         return Standing(self._size(key), self._lengths.get(key.file, 0))
 
-    def append(self, key: UploadKey, offset: int, part: bytes | bytearray, length: int) -> Standing | None:
+    def append(self, key: UploadKey, offset: int, part: bytes | memoryview, length: int) -> Standing | None:
         """Append a part; None, and nothing changed, if there is no room on the disk.
 
         Args:

@@ -25,15 +25,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.served_round import Measured
-from scarcity_ray.gateway.batches import Batches
+from scarcity_ray.gateway.batches import Batches, at_once
 from scarcity_ray.gateway.connections import Connection, Connections
 from scarcity_ray.gateway.driver_thread import OnDriver
 from scarcity_ray.gateway.enrolments import Enrolment
@@ -146,13 +147,13 @@ class WebApp:
         self._answers: Counter[int] = Counter()
         self._num_received = self._num_sent = 0
         self._most_bytes = config.max_update_bytes or 4 + MOST_HEADER_BYTES + 4 * terms.vector_dim
+        self._admit = ThreadPoolExecutor(1, thread_name_prefix="gateway-admit")
         self._admitting = Batches[Asked, Enrolment | ErrorAnswer](
-            lambda asked: register.call(Register.admit, list(asked), clock()), "gateway-admit"
+            lambda asked: register.call(Register.admit, list(asked), clock()),
+            at_once if register.is_here else self._admit.submit,
         )
         self._judging = Batches[Upload, Accepted | ErrorAnswer](
-            lambda uploads: on_driver(lambda: intake.take(uploads)),
-            "gateway-judge",
-            lambda upload: upload.row.nbytes,
+            intake.take, on_driver.start, lambda upload: upload.row.nbytes
         )
         self._asking = ThreadPoolExecutor(2, thread_name_prefix="gateway-ask")
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="gateway-disk")
@@ -182,9 +183,7 @@ class WebApp:
 
     def close(self) -> None:
         """End the threads."""
-        self._admitting.close()
-        self._judging.close()
-        for threads in (self._asking, self._disk):
+        for threads in (self._admit, self._asking, self._disk):
             threads.shutdown(wait=False, cancel_futures=True)
 
     def counts(self) -> dict[str, Any]:
@@ -408,7 +407,7 @@ class WebApp:
             )
         return _json(answer)
 
-    async def _judged(self, site: Enrolment, key: UploadKey, body: bytes | bytearray) -> web.StreamResponse:
+    async def _judged(self, site: Enrolment, key: UploadKey, body: bytes | memoryview) -> web.StreamResponse:
         header, row = read_update_body(body, self._terms.vector_dim)
         if header.client_id != site.client_id or header.round_id != key.round_id:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
@@ -459,7 +458,7 @@ class WebApp:
         return web.Response(status=204) if answer is None else _refusal(answer)
 
     @asynccontextmanager
-    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[bytearray]:
+    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[memoryview]:
         """A request's body, in memory that is counted while the block runs.
 
         Args:
@@ -474,33 +473,45 @@ class WebApp:
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
-            body = await self._read(request, length)
+            body, found = await self._read(request, length)
             self._num_received += length
-            if digest is not None and not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
+            if digest is not None and not hmac.compare_digest(found, digest):
                 raise RefusedError(ErrorCode.MALFORMED, "the body is not what its digest says")
             yield body
         finally:
             release()
 
-    async def _read(self, request: web.Request, length: int) -> bytearray:
-        body, config = bytearray(), self._config
+    async def _read(self, request: web.Request, length: int) -> tuple[memoryview, str]:
+        """A body and its SHA-256. Memory is reserved at once, and taken by the system as the bytes come."""
+        body, hashed, config, end = np.empty(length, np.uint8), hashlib.sha256(), self._config, 0
+        room = body.data
+        now = asyncio.get_running_loop().time
+        last = now() + body_deadline(config, length)
         try:
-            async with asyncio.timeout(body_deadline(config, length)):
-                while len(body) < length:
-                    async with asyncio.timeout(config.body_seconds):
-                        piece = await request.content.readany()
+            async with asyncio.timeout(None) as limit:
+                while end < length:
+                    piece = request.content.read_nowait(-1)
                     if not piece:
-                        raise RefusedError(ErrorCode.MALFORMED, "the body ends early")
-                    body += piece
+                        limit.reschedule(min(last, now() + config.body_seconds))
+                        piece = await request.content.readany()
+                    if not piece or end + len(piece) > length:
+                        raise RefusedError(ErrorCode.MALFORMED, "the body ends elsewhere than it said")
+                    room[end : end + len(piece)] = piece
+                    hashed.update(piece)
+                    end += len(piece)
         except TimeoutError:
             raise RefusedError(ErrorCode.TIMED_OUT, "the body came too slowly", RETRY_SECONDS) from None
-        return body
+        body.setflags(write=False)
+        return body.data, hashed.hexdigest()
 
     def _too_big(self) -> RefusedError:
         return RefusedError(ErrorCode.TOO_BIG, f"at most {self._most_bytes} bytes are taken")
 
     async def _within(self, answer: Awaitable[T]) -> T:
-        return await asyncio.wait_for(answer, ANSWER_SECONDS)
+        if isinstance(answer, asyncio.Future) and answer.done():
+            return cast(T, answer.result())
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await answer
 
     async def _ask(self, question: Callable[[], T]) -> T:
         return await self._within(asyncio.get_running_loop().run_in_executor(self._asking, question))

@@ -226,3 +226,14 @@ def test_a_file_that_is_no_register_is_refused(tmp_path):
 def test_features_that_are_no_numbers_are_refused(sites, features):
     with pytest.raises(UsageError, match="features"):
         sites.invite("ann", "hospitals", features)
+
+
+def test_a_change_is_on_the_disk_before_it_is_answered(sites, issue):
+    connection, said = sites._connection, []
+    connection.execute("PRAGMA synchronous=NORMAL")  # the register's, for slots and nonces
+    token = sites.invite("ann", "hospitals")
+    connection.set_trace_callback(said.append)
+    sites.enrol(asked(token), issue)
+    connection.set_trace_callback(None)
+    assert said.index("PRAGMA synchronous=FULL") < said.index("BEGIN IMMEDIATE") < said.index("COMMIT")
+    assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
