@@ -30,6 +30,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_acto
 from scarcity_ray.actors.recovery import HostState, Recovered, recovered_from
 from scarcity_ray.baskets.reports import NAMED
 from scarcity_ray.config import Durability
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import ActorLost, StorageError, UsageError
 from scarcity_ray.federation.acknowledged import Acknowledged
 from scarcity_ray.federation.stored import write_record
@@ -470,6 +471,9 @@ class Supervisor:
             self._start([self._directory_spec(0, now=now, faults=[*known, fault])])
             return
         recovered = recovered_from(states)
+        if lost:
+            # A driver may hold an order that those who died alone knew of: the next life is later than any.
+            recovered = replace(recovered, number=max(recovered.number, OrderNumber(max(0, int(now)))))
         loss = (
             "the directory died; membership is restored from the basket actors, clients' activity counts "
             "begin anew"
