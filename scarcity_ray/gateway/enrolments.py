@@ -240,7 +240,7 @@ class Enrolments:
         if found is None or found[0] != asked.client_id:
             return ErrorAnswer(
                 ErrorCode.BAD_TOKEN,
-                "this kit is not valid (any more): a newer one was made, which voids it, or the site was revoked: "
+                "this kit is not valid: a newer one was made, or the site was revoked: "
                 "ask the federation for its newest kit",
             )
         client_id, domain_id, features, expires, used = found

@@ -1,4 +1,4 @@
-"""The page docs/first_federation.md works as printed: two hospitals train with a server, and have its model."""
+"""The page docs/first_federation.md works as printed: two hospitals train, and have the model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def test_the_page_of_the_first_federation_works_as_printed(tmp_path: Path) -> No
     try:
         until = time.monotonic() + 60
         while not (server / "runs/first/state/gateway/register.sqlite").exists():
-            assert time.monotonic() < until and processes[0].poll() is None
+            assert time.monotonic() < until
+            assert processes[0].poll() is None
             time.sleep(0.1)
         assert len(kits) == 2
         for kit in kits:
