@@ -301,10 +301,9 @@ class FederationClient:
             asked = time.monotonic()
             answer = self.round(last[1] if last is not None else None)
             run = str(answer.scope.run)
-            if last is not None and last[0] != run:
-                last = None  # the federation was begun anew, and its rounds with it
-                if answer.state is not RoundState.OPEN:
-                    continue
+            # A server that stops may name no run: only an open round tells that all was begun anew.
+            if answer.state is RoundState.OPEN and last is not None and last[0] != run:
+                last = None
             if answer.state is RoundState.FINISHED:
                 self._say(
                     "finished", f"the federation has finished: {answer.reason or 'all rounds are done'}"

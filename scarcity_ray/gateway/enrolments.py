@@ -250,7 +250,11 @@ class Enrolments:
             (token_hash,),
         )
         if found is None or found[0] != asked.client_id:
-            return ErrorAnswer(ErrorCode.BAD_TOKEN, "the token is of no open invitation of this client")
+            return ErrorAnswer(
+                ErrorCode.BAD_TOKEN,
+                "this kit is not valid: a newer one was made, or the site was revoked: "
+                "ask the federation for its newest kit",
+            )
         client_id, domain_id, features, expires, used = found
         known = self._one(
             "SELECT public_key, token_hash, revoked FROM enrolments WHERE client_id = ?", (client_id,)
