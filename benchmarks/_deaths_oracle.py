@@ -116,9 +116,11 @@ def judged(
     """In an aggregate with one who left before it was released, for all that is known."""
     waiting = {update for update in missing.keys() - own if waited(update, last)}
     buffered = stats.get("n_updates_buffered", -1)
-    if len(waiting - shared) <= buffered <= len(waiting):
-        counts["waiting"] = buffered
-        counts["withdrawn"] += len(waiting) - buffered
+    # Those whose receipt died with a driver wait, too; sent again, they are replays.
+    untold = len(sent - accepted.keys() - released.keys())
+    if len(waiting - shared) <= buffered <= len(waiting) + untold:
+        counts["waiting"] = min(buffered, len(waiting))
+        counts["withdrawn"] += len(waiting) - counts["waiting"]
     else:
         waiting = set()
     counts["withdrawn"] += len(shared - waiting)
