@@ -130,7 +130,8 @@ def judged(
         for basket in record["details"].get("dropped", ())
     }
     for round_id, client in sorted(missing.keys() - own - waiting - shared):
-        if round_id in charged and round_id not in rounds_of:
+        failed = [r for r in charged - rounds_of if r >= round_id]
+        if any(waited((round_id, client), r) for r in failed):
             counts["charged, and the session failed"] += 1
         elif round_id in given_up:
             counts["superseded"] += 1
