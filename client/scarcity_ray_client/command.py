@@ -76,10 +76,10 @@ def command(arguments: Sequence[str] | None = None, environ: Mapping[str, str] =
         print("scarcity-ray-client: interrupted; the same command goes on", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except UsageError as error:
-        print(f"scarcity-ray-client: {error}", file=sys.stderr)
+        print(_shown(f"scarcity-ray-client: {error}"), file=sys.stderr)
         return ExitCode.BAD_USAGE
     except ScarcityError as error:
-        print(f"scarcity-ray-client: {error}", file=sys.stderr)
+        print(_shown(f"scarcity-ray-client: {error}"), file=sys.stderr)
         return ExitCode.FAILED
 
 
@@ -130,14 +130,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _home(given: argparse.Namespace, environ: Mapping[str, str]) -> SiteHome:
-    place = Path(given.site)
+    place, beside = Path(given.site), given.act is _status
     if place.is_dir():
         if given.home is not None and Path(given.home).resolve() != place.resolve():
             raise UsageError(f"--home: {given.site} is a site's folder already")
-        return SiteHome(place, environ)
+        return SiteHome(place, environ, beside=beside)
     folder = place.with_suffix("") if given.home is None else Path(given.home)
-    if not place.exists() and (folder / "site.json").exists():  # a kit is thrown away after its use
-        return SiteHome(folder, environ)
+    # A kit is thrown away after its use.
+    if (beside or not place.exists()) and (folder / "site.json").exists():
+        return SiteHome(folder, environ, beside=beside)
     return SiteHome.made(place, given.home, environ)
 
 
@@ -159,8 +160,7 @@ def _run(client: FederationClient, given: argparse.Namespace, say: Callable[[Eve
     if given.new_key and not client.home.is_enrolled:
         client.home.forget_identity()
     ending = client.run(load_site_file(given.workload, kit.client_id, kit.federation_id))
-    by_ending = {Ending.STOPPED: ExitCode.FAILED, Ending.AT_CEILING: ExitCode.AT_CEILING}
-    return by_ending.get(ending, ExitCode.DONE)
+    return ExitCode.AT_CEILING if ending is Ending.AT_CEILING else ExitCode.DONE
 
 
 def _status(client: FederationClient, given: argparse.Namespace, say: Callable[[Event], None]) -> ExitCode:
@@ -195,7 +195,15 @@ def _rotate(client: FederationClient, given: argparse.Namespace, say: Callable[[
 
 
 def _text_line(event: Event) -> None:
-    print(event.text, flush=True)
+    print(_shown(event.text), flush=True)
+
+
+def _shown(text: str) -> str:
+    """Without what a terminal would act on: a gateway's words are among it."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def _json_line(event: Event) -> None:

@@ -11,7 +11,8 @@ Guarantees:
     a_refusal_is_not_repeated
     a_large_upload_goes_on_where_it_broke_off
     a_large_download_goes_on_where_it_broke_off
-    no_other_server_is_spoken_to: None that the kit's authority has not signed.
+    no_other_server_is_spoken_to: None that the kit's authority has not signed, and no redirect is followed.
+    no_more_is_downloaded_than_was_named
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ MOST_WAIT_SECONDS = 60.0
 MOST_RETRY_AFTER_SECONDS = 3600.0
 TIMEOUT_SECONDS = 60.0
 CHUNK = 2**18
+_OTHER_HOST = (62, 64)
+_OUT_OF_TIME = (9, 10)
+"""OpenSSL's codes of verification: another name or address; not yet valid, expired."""
+TOLD_ATTEMPT = 4
+"""That tells the user, once, that it did not come through."""
 MOST_BROKEN_OFFSETS = 8
 """Times that an upload may be told another offset without getting further."""
 
@@ -83,7 +89,7 @@ class Sign(Protocol):
 
 @dataclass(frozen=True)
 class Reply:
-    """A gateway's answer, below 400."""
+    """A gateway's answer: of a status from 200 to 299 where it is no refusal."""
 
     status: int
     headers: Mapping[str, str]
@@ -163,12 +169,13 @@ class GatewayConnection:
 
         return self._repeated(once)
 
-    def download(self, target: str, etag: str, path: Path) -> None:
+    def download(self, target: str, etag: str, path: Path, num_bytes: int) -> None:
         """Fetch what is under an ETag into a file, going on with what the file has of it.
 
         Args:
             etag: SHA-256, hexadecimal, without quotes; the file's parts are named by it.
             path: Holds exactly that afterwards.
+            num_bytes: That it has; no more is read.
 
         Raises:
             GatewayRefused: If it is refused, or is something else by now (``round_over``).
@@ -181,7 +188,7 @@ class GatewayConnection:
             asked = {"Range": f"bytes={have}-", "If-Range": f'"{etag}"'} if have else {}
             reply = self._sent("GET", target, b"", asked, TIMEOUT_SECONDS)
             headers = _headers(reply)
-            if reply.status >= 400:
+            if reply.status >= 300:
                 data = reply.read(MOST_JSON_BYTES)
                 self.close()
                 if reply.status == 416:  # nothing is left to fetch
@@ -190,13 +197,16 @@ class GatewayConnection:
             if headers.get("etag", "").strip('"') != etag:
                 self.close()
                 raise GatewayRefused(ErrorAnswer(ErrorCode.ROUND_OVER, "there is another model by now"))
+            left = num_bytes - (have if reply.status == 206 else 0)
             with open(part, "ab" if reply.status == 206 else "wb") as file:
-                while chunk := reply.read(CHUNK):
-                    file.write(chunk)
+                while left > 0 and (chunk := reply.read(min(CHUNK, left))):
+                    left -= file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
-            if reply.length:
-                raise http.client.IncompleteRead(b"", reply.length)
+            if left > 0:
+                raise http.client.IncompleteRead(b"", left)
+            if not reply.isclosed() and reply.read(1):
+                self.close()  # it goes on beyond what it said
             return Reply(reply.status, headers, b"")
 
         for _ in range(3):
@@ -255,7 +265,7 @@ class GatewayConnection:
             was_open, least = self._open is not None, None
             try:
                 reply = once()
-                if reply.status < 400:
+                if 200 <= reply.status < 300:
                     return reply
                 answer = _error_of(reply)
                 if answer.code.is_final or answer.code is ErrorCode.WRONG_OFFSET:
@@ -273,7 +283,10 @@ class GatewayConnection:
             attempt += 1
             if self._waits.clock() + wait - begun > self._waits.give_up_seconds:
                 raise GatewayUnreachable(f"{self._place.netloc}: no answer after {attempt} attempts: {why}")
-            logger.info("%s: %s; again in %.1f s", self._place.netloc, why, wait)
+            if attempt == TOLD_ATTEMPT:
+                logger.warning("%s does not answer (%s): trying again and again", self._place.netloc, why)
+            else:
+                logger.info("%s: %s; again in %.1f s", self._place.netloc, why, wait)
             self._waits.sleep(wait)
 
     def _sent(
@@ -307,6 +320,8 @@ class GatewayConnection:
         return tunnel
 
     def _trusting(self, authority: str, chain: tuple[Path, bytes] | None) -> ssl.SSLContext:
+        if not authority.strip():  # ssl would trust all authorities of this machine then
+            raise UsageError("the kit has no authority: ask the federation for a new kit")
         try:
             context = ssl.create_default_context(cadata=authority)
         except (ssl.SSLError, ValueError) as error:
@@ -379,6 +394,16 @@ def _error_of(reply: Reply) -> ErrorAnswer:
 def _final_fault(error: Exception) -> str:
     """Why no other attempt would end better; "" if one may."""
     if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _OTHER_HOST:
+            return (
+                f"its certificate is for another host ({error.verify_message}): have the federation renew it "
+                "for this one (scarcity-ray keys renew KEYS --host HOST), or send a kit with the right URL"
+            )
+        if error.verify_code in _OUT_OF_TIME:
+            return (
+                f"its certificate is not good now ({error.verify_message}): set this machine's clock if it "
+                "is wrong, else have the federation renew it (scarcity-ray keys renew)"
+            )
         return (
             f"its certificate is not one of this federation's ({error.verify_message}): either the kit is "
             "another federation's, or a proxy opens TLS on the way: have it let this host through"

@@ -9,10 +9,13 @@ Guarantees:
     an_update_is_sent_again_byte_by_byte: After a lost answer and after a crash.
     after_a_crash_the_kept_update_is_sent_and_nothing_is_trained_anew
     nothing_unnoised_is_sent_where_the_site_says_so
+    noise_that_hides_less_than_it_says_is_refused: For a smaller clip norm, another unit or accounting.
     nothing_is_sent_beyond_the_ceiling
     rows_are_noised_and_charged_at_the_site: No metrics leave it then.
     another_federation_is_refused
     a_certificate_is_renewed_before_it_expires
+    a_server_that_has_stopped_is_waited_for
+    the_last_model_is_kept_as_a_file
 """
 
 from __future__ import annotations
@@ -28,14 +31,16 @@ from pathlib import Path
 
 import numpy as np
 
-from scarcity_ray_client.connection import GatewayConnection, GatewayRefused, Waits
+from scarcity_ray_client.accounting.modes import Accounting
+from scarcity_ray_client.connection import GatewayConnection, GatewayRefused, GatewayUnreachable, Waits
 from scarcity_ray_client.errors import SiteLedgerRefused, UsageError
 from scarcity_ray_client.identity import IdentityKeyPair
-from scarcity_ray_client.models import FloatVector
+from scarcity_ray_client.models import FloatVector, save_model
 from scarcity_ray_client.policy import Policy
 from scarcity_ray_client.site_file import SiteFile
 from scarcity_ray_client.site_home import SiteHome, write_whole
 from scarcity_ray_client.site_ledger import Extension, SiteLedger
+from scarcity_ray_client.site_noise import SiteNoise
 from scarcity_ray_client.training import Cause, Noising, Refusal, Update, evaluate_client, train_clients
 from scarcity_ray_client.updates import sign_update
 from scarcity_ray_client.wire import (
@@ -62,6 +67,7 @@ POLL_SECONDS = 25.0
 """That one request for a round waits at the gateway: proxies cut what is silent for a minute."""
 RENEWED_BEFORE = 1.0 / 3.0
 """Of a certificate's life, what is left when it is renewed."""
+LAST_MODEL_SECONDS = 20.0
 SEQUENCE = 0
 """A site sends one update a round."""
 _OVER = {
@@ -78,7 +84,6 @@ class Ending(StrEnum):
     """Why a site has no more to do."""
 
     FINISHED = "finished"
-    STOPPED = "stopped"
     AT_CEILING = "at_ceiling"
 
 
@@ -190,7 +195,7 @@ class FederationClient:
             for old in folder.iterdir():
                 if old.name != f"{facts.sha256}.part":
                     old.unlink()
-            self._gateway.download("/v1/model", facts.sha256, path)
+            self._gateway.download("/v1/model", facts.sha256, path, facts.num_bytes)
         data = path.read_bytes()
         if digest_of(data) != facts.sha256 or len(data) != facts.num_bytes:
             path.unlink()
@@ -300,10 +305,12 @@ class FederationClient:
                 last = None  # the federation was begun anew, and its rounds with it
                 if answer.state is not RoundState.OPEN:
                     continue
-            if answer.state in (RoundState.FINISHED, RoundState.STOPPED):
-                text = f"the federation has {answer.state}: {answer.reason or 'all rounds are done'}"
-                self._say(answer.state.value, text)
-                return Ending(answer.state.value)
+            if answer.state is RoundState.FINISHED:
+                self._say(
+                    "finished", f"the federation has finished: {answer.reason or 'all rounds are done'}"
+                )
+                self._keep_last_model(site, answer.model)
+                return Ending.FINISHED
             if answer.state is not RoundState.OPEN or (last is not None and answer.round_id <= last[1]):
                 self._tell_waiting(answer)
                 if time.monotonic() - asked < 1.0:
@@ -337,11 +344,28 @@ class FederationClient:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
+    def _keep_last_model(self, site: SiteFile, facts: ModelFacts | None) -> None:
+        """Write the last model as a file for `load_model`; gateways end soon, so it is not tried long."""
+        path = self.home.folder / "model.npz"
+        if facts is None:
+            return
+        waits = replace(self._waits or Waits(), give_up_seconds=LAST_MODEL_SECONDS)
+        self.close()
+        self._open = self._connected(self.home.identity(), waits)
+        try:
+            save_model(path, site.codec.decode(self.model(facts)))
+        except (GatewayRefused, GatewayUnreachable) as error:
+            self._say("no_model", f"the last model could not be fetched, ask the federation for it: {error}")
+        else:
+            self._say("model", f"the last model is {path}", path=str(path), version=facts.version)
+
     def _take_part(self, site: SiteFile, answer: RoundAnswer) -> Refusal | None:
         self._check(site, answer)
         model, round_id, client = answer.model, answer.round_id, site.client
         if model is None:
             raise UsageError(f"round {round_id} is open, and the gateway has no model")
+        if model.num_bytes != 4 * answer.vector_dim:
+            raise UsageError(f"the model of {model.num_bytes} bytes is not of {answer.vector_dim} numbers")
         vector = self.model(model)
         text = f"round {round_id}: training from model {model.version}"
         self._say("training", text, round_id=round_id, version=model.version)
@@ -433,12 +457,43 @@ class FederationClient:
                 "the site's file says noise: site, and this federation asks for rows without noise: "
                 "nothing is sent"
             )
-        if answer.noise is not None and answer.noise.dimension != answer.vector_dim:
-            raise UsageError("the federation's noise is for another number of coordinates: nothing is sent")
+        if answer.noise is not None:
+            self._check_noise(site, answer, answer.noise)
         if site.policy is not None and site.policy.unit != answer.unit:
             raise UsageError(
                 f"the policy protects each {site.policy.unit}, and this federation each {answer.unit}: "
                 "write a policy for that unit"
+            )
+
+    def _check_noise(self, site: SiteFile, answer: RoundAnswer, noise: SiteNoise) -> None:
+        """Noise hides a person only in a mean of contributions that are clipped to what it is made for."""
+        if noise.dimension != answer.vector_dim:
+            raise UsageError("the federation's noise is for another number of coordinates: nothing is sent")
+        if answer.unit == "client":
+            raise UsageError(
+                "the federation's noise hides one person, and it says that it protects each client: "
+                "nothing is sent"
+            )
+        if noise.is_discrete and answer.accounting is not Accounting.ZCDP:
+            raise UsageError(
+                "the federation's noise is discrete, and it adds costs up as if it were continuous: "
+                "nothing is sent"
+            )
+        if answer.private_evaluation is not None:
+            raise UsageError(
+                "the federation asks for measurements without noise beside noised rows: nothing is sent"
+            )
+        clip = site.person_clip_norm
+        if clip is not None and noise.clip_norm < clip:
+            raise UsageError(
+                f"the federation's noise is for contributions of norm {noise.clip_norm:g}, and the site's "
+                f"file says person_clip_norm: {clip:g}: it would hide less than it says, and nothing is sent"
+            )
+        if clip is None:
+            self._say_once(
+                "clip_not_stated",
+                f"the noise of a row hides a person whose contribution is clipped to {noise.clip_norm:g}: "
+                "see that the workload clips to no more, and state person_clip_norm in the site's file",
             )
 
     def _check_ceiling(self, policy: Policy) -> None:
@@ -477,7 +532,7 @@ class FederationClient:
             self._open = self._connected(self.home.identity())
         return self._open
 
-    def _connected(self, identity: IdentityKeyPair) -> GatewayConnection:
+    def _connected(self, identity: IdentityKeyPair, waits: Waits | None = None) -> GatewayConnection:
         home, kit = self.home, self.home.kit
         if not home.is_enrolled:
             raise UsageError(f"{home.folder}: this site has not enrolled yet")
@@ -495,7 +550,9 @@ class FederationClient:
                 identity, kit.federation_id, method, target, kit.client_id, now, body_digest
             ).headers()
 
-        return GatewayConnection(kit.gateway, kit.authority, home.chain, sign, self._waits, self._environ)
+        return GatewayConnection(
+            kit.gateway, kit.authority, home.chain, sign, waits or self._waits, self._environ
+        )
 
     def _end_key_change(self) -> None:
         """Find out which key holds, if an answer was lost."""

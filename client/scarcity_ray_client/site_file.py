@@ -5,12 +5,14 @@
     workload: {class: "visits:Visits", args: {table: visits.csv}}    # as in a job's file
     policy: {unit: person, lifetime_epsilon: 3.0, delta: 1e-6}       # its ceiling; may be left out
     noise: site                                                      # send noised rows alone; may be left out
+    person_clip_norm: 1.0                                            # to which the workload clips
 
 A job's whole file is accepted as well: its other sections are the federation's, and are not read here.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from scarcity_ray_client.workload import Client, Workload, checked_clients
 from scarcity_ray_client.yaml_text import read_yaml_text
 
 _FEDERATIONS = frozenset({"name", "federation", "training", "lab", "run", "gateway"})
+_KNOWN = frozenset({"workload", "policy", "noise", "person_clip_norm"})
 _POLICY = frozenset({"unit", "lifetime_epsilon", "delta", "is_newcomer"})
 
 
@@ -36,6 +39,8 @@ class SiteFile:
         client: The workload's client that this site is.
         policy: Its ceiling; None: it sends whatever the federation asks for.
         noised_alone: Whether it sends nothing but rows that it has noised itself.
+        person_clip_norm: To which the workload clips each person's contribution; noise for a smaller one is
+            refused. None: the site does not say.
     """
 
     workload: Workload[Any]
@@ -43,6 +48,7 @@ class SiteFile:
     client: Client
     policy: Policy | None = None
     noised_alone: bool = False
+    person_clip_norm: float | None = None
 
     @property
     def num_examples(self) -> int:
@@ -69,11 +75,22 @@ def load_site_file(path: str | os.PathLike[str], client_id: str, federation_id: 
         raise UsageError(
             f'{where}: it has no section workload; write workload: {{class: "my_module:Visits"}}'
         )
-    if unknown := sorted(map(str, content.keys() - {"workload", "policy", "noise"} - _FEDERATIONS)):
-        raise UsageError(f"{where}: {unknown[0]} is not known; workload, policy and noise are")
+    if unknown := sorted(map(str, content.keys() - _KNOWN - _FEDERATIONS)):
+        raise UsageError(f"{where}: {unknown[0]} is not known; {', '.join(sorted(_KNOWN))} are")
     noise = content.get("noise")
     if noise not in (None, "site"):
         raise UsageError(f"{where}: noise: {shown(noise)} is not accepted; site, or leave it out")
+    clip = content.get("person_clip_norm")
+    if noise == "site":
+        needed = {"policy": "without a ceiling", "person_clip_norm": "without what the workload clips to"}
+        for name, why in needed.items():
+            if content.get(name) is None:
+                raise UsageError(
+                    f"{where}: noise: site needs {name}: {why} the federation alone says how much noise "
+                    "there is"
+                )
+    if clip is not None and not (type(clip) in (int, float) and 0.0 < clip < math.inf):
+        raise UsageError(f"{where}: person_clip_norm: {shown(clip)} is not accepted; a number above 0")
     workload = _workload(where, content["workload"])
     try:
         clients, codec = checked_clients(workload.clients()), workload.codec()
@@ -90,7 +107,7 @@ def load_site_file(path: str | os.PathLike[str], client_id: str, federation_id: 
     policy = None
     if content.get("policy") is not None:
         policy = _policy(where, content["policy"], client_id, federation_id)
-    return SiteFile(workload, codec, found[0], policy, noise == "site")
+    return SiteFile(workload, codec, found[0], policy, noise == "site", clip)
 
 
 def _workload(where: str, section: Mapping[str, Any]) -> Workload[Any]:

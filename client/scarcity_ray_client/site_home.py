@@ -27,10 +27,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import os
 import secrets
 import sqlite3
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +50,7 @@ KIND = "scarcity_ray kit"
 FORMAT = 1
 MOST_KIT_BYTES = 64 * 1024
 """Of each file in a kit."""
+_NO_KIT = (zipfile.BadZipFile, KeyError, ValueError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
 PASSWORD = "SCARCITY_RAY_CLIENT_PASSWORD"
 """Of the environment: encrypts the site's keys, which then need it at every start."""
 _README = """This kit invites one site to a federation. On the site's machine:
@@ -119,7 +122,7 @@ class Kit:
                     texts[name] = data.decode()
         except OSError as error:
             raise UsageError(f"cannot read the kit {os.fspath(path)}: {error.strerror or error}") from None
-        except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError) as error:
+        except _NO_KIT as error:
             raise UsageError(f"{os.fspath(path)} is no kit, or was cut: {error}") from None
         return cls.of_facts(os.fspath(path), texts["kit.json"], texts["authority.pem"], texts["token"])
 
@@ -161,12 +164,19 @@ class SiteHome:
     Args:
         folder: That `SiteHome.made` has made.
         environ: Where a password may be.
+        beside: Whether another process may use it: for who asks, and changes nothing.
 
     Raises:
         UsageError: If it is no site's folder, or another process uses it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        environ: Mapping[str, str] = os.environ,
+        *,
+        beside: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         try:
             facts = (self.folder / "site.json").read_text("utf-8")
@@ -178,7 +188,7 @@ class SiteHome:
             str(self.folder), facts, authority, token.read_text("utf-8") if token.exists() else ""
         )
         self._password = environ.get(PASSWORD, "").encode()
-        self._lock = self._locked()
+        self._lock = None if beside else self._locked()
 
     @classmethod
     def made(
@@ -332,7 +342,8 @@ class SiteHome:
 
     def close(self) -> None:
         """Let another process use the folder."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> SiteHome:
         return self

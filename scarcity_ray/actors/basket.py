@@ -28,6 +28,7 @@ from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
 from scarcity_ray.actors.unattended_signing import Statement
 from scarcity_ray.baskets import Receipt, Rejection
 from scarcity_ray.baskets.basket import Basket, ReceiptScope
+from scarcity_ray.baskets.buffer_room import BufferRoom
 from scarcity_ray.baskets.client_memory import ClientMemories, ClientMemory
 from scarcity_ray.baskets.journalled import BasketJournal
 from scarcity_ray.baskets.local_state import Row
@@ -109,6 +110,7 @@ class Regained:
         set_aside: Where the journal of another run is, which this one does not continue; empty if there was
             none.
         is_new: Whether there was no journal that this run continues.
+        may_lack: See `Journal.may_lack`.
     """
 
     updates: int = 0
@@ -118,6 +120,7 @@ class Regained:
     messages: int = 0
     set_aside: str = ""
     is_new: bool = False
+    may_lack: bool = False
 
 
 class BasketHost(Role):
@@ -189,6 +192,7 @@ class BasketHost(Role):
         self._number = state.number
         self._order = state.order
         self._memories = ClientMemories(state.memories)
+        self._room = BufferRoom(plan.config)
         self._faults = {fault.fault_id: fault for fault in state.faults}
         self._clip()
         self._call: IdempotencyKey | None = None
@@ -206,8 +210,11 @@ class BasketHost(Role):
         try:
             if self._journal is not None:
                 self.regained = self._regain(state, self._journal)
-                aside = "" if file.set_aside is None else str(file.set_aside)
-                self.regained = replace(self.regained, set_aside=aside, is_new=file.is_new)
+                self.regained = replace(
+                    self.regained, set_aside=file.set_aside, is_new=file.is_new, may_lack=file.may_lack
+                )
+                if not (state.admissions or file.set_aside or self._journal.baskets()):
+                    self.note_told()
             self.admit(state.admissions)
             self._keeper = BasketKeeper(kept, slot, has_journal=journal is not None)
             self._keeper.restore(self._baskets, () if self._journal is None else self._journal.baskets())
@@ -237,6 +244,11 @@ class BasketHost(Role):
     def what_was_regained(self) -> Regained:
         """What it has from its journal since it was started."""
         return self.regained
+
+    def note_told(self) -> None:
+        """Note that the user was told what was regained and what was not."""
+        if self._journal is not None:
+            self._journal.told()
 
     # Membership: steps of the operations that the directory decides, each with the operation's order.
 
@@ -305,6 +317,7 @@ class BasketHost(Role):
         if (overtaken := self._overtaken(order)) is not None:
             return overtaken
         opened = self._migration.put(self._baskets, basket_id, boxes, order.operation_id)
+        self._room.recount()
         for client_id in self._migration.arrived:
             self._keep("arrived", client_id, order.operation_id)
         self._save()
@@ -377,14 +390,19 @@ class BasketHost(Role):
         rows = read_rows(batch.rows, config.vector_dim)
         salts = os.urandom(SALT_BYTES * len(baskets)) if config.receipts else b""
         head = self._charges.ledger_head or self._last.ledger_head
+        room = self._room.left(self._baskets.values(), len(baskets))
         for index, basket_id in enumerate(baskets):
             basket = self._baskets.get(basket_id)
             if basket is None:
                 receipts.append(Receipt(False, Rejection.UNKNOWN_CLIENT, None, self._round_id))
+            elif not room and not read_only:
+                receipts.append(basket.refuse(Rejection.BUSY))
             else:
                 salt = salts[index * SALT_BYTES : (index + 1) * SALT_BYTES]
                 scope = ReceiptScope(salt, head) if salt else None
                 receipts.append(basket.submit(batch[index], read_only, now, rows[index], scope))
+                room -= receipts[-1].accepted
+        self._room.take(sum(receipt.accepted for receipt in receipts))
         here = sorted(set(baskets) & set(self._baskets))
         due = (b for b in here if self._baskets[b].due(now, submitting=True) is not None)
         signed = {b: told for b in here if (told := self._baskets[b].sign_receipts(head)) is not None}
@@ -692,7 +710,7 @@ class BasketHost(Role):
         if not receipt.accepted:
             return receipt
         if receipt.basket_id is not None:
-            self._baskets[receipt.basket_id].count_not_stored()
+            self._baskets[receipt.basket_id].refuse(Rejection.NOT_STORED)
         return replace(receipt, accepted=False, reason=Rejection.NOT_STORED)
 
     def _regain(self, state: SlotState, journal: BasketJournal) -> Regained:

@@ -74,6 +74,7 @@ class Layer2Outcome:
         read_only: Whether the budget is spent.
         lost_roles: Basket actors that did not answer.
         dropped: Baskets that took part and dropped out.
+        absent: Live baskets that were not invited, as they did not answer.
         aborted: Whether a session ended without a release.
         unpublished: How many releases were charged and never made, by the ledger's head in the last release
             before (empty: there was none).
@@ -84,6 +85,7 @@ class Layer2Outcome:
     read_only: bool = False
     lost_roles: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     aborted: bool = False
     unpublished: Mapping[str, int] = field(default_factory=dict)
 
@@ -243,7 +245,8 @@ class GlobalAggregator(Role):
         self._unpublished[since] -= 1
         model = self._release(ring_sum, terms, survivors, charge, now)
         dropped = tuple(p.basket_id for p in invited if p.basket_id not in survivors)
-        return Layer2Outcome(model, reason, read_only=charge.is_last, dropped=dropped)
+        absent = tuple(sorted(p.basket_id for p in set(places).difference(invited)))
+        return Layer2Outcome(model, reason, read_only=charge.is_last, dropped=dropped, absent=absent)
 
     def _gather_facts(
         self, calls: PartyCalls, places: Sequence[BasketPlace], now: float

@@ -147,12 +147,14 @@ class Fault:
 
     Attributes:
         baskets: Those that have lost all updates that they had; each driver names its own.
+        leavers: Clients that were on their way out of one of these.
         survivors: Where who was in which basket is lost too: the only baskets that are left.
     """
 
     fault_id: str
     loss: str
     baskets: tuple[str, ...] = ()
+    leavers: tuple[str, ...] = ()
     survivors: tuple[str, ...] | None = None
 
 
@@ -188,6 +190,14 @@ class SlotState:
     keys: tuple[bytes, ...] = ()
     placed_domain: str | None = None
     faults: tuple[Fault, ...] = ()
+
+    @property
+    def leavers(self) -> tuple[str, ...]:
+        """Clients on their way out of a basket that is being closed; some may have arrived elsewhere."""
+        closing = None if self.order is None else self.order.closing
+        if self.order is None or closing is None or closing.basket_id not in self.baskets:
+            return ()
+        return tuple(sorted(self.order.homes))
 
 
 @dataclass(frozen=True, eq=False)

@@ -143,17 +143,17 @@ class Attempt:
         self._survivors[party] = frozenset(survivors)
         return confirmation
 
-    def dropped(self, parties: Sequence[str]) -> list[str]:
-        """Who took part and is not in the sum that the parties have confirmed.
+    def dropped(self) -> list[str]:
+        """Who took part and is not in the sum that this actor's parties have confirmed.
 
         Raises:
-            ProtocolViolation: If they have confirmed different sums.
+            ProtocolViolation: If they have confirmed none, or different sums.
         """
-        confirmed = {self._survivors[party] for party in parties if party in self._survivors}
-        if len(confirmed) > 1:
-            raise ProtocolViolation("baskets of one actor were shown different survivors")
+        confirmed = set(self._survivors.values())
+        if len(confirmed) != 1:
+            raise ProtocolViolation(f"baskets of one actor have confirmed {len(confirmed)} sets of survivors")
         everybody = {party.party_id for party in self.terms.context.parties}
-        return sorted(everybody.difference(*confirmed)) if confirmed else []
+        return sorted(everybody - confirmed.pop())
 
     def spend(self, party: str, basket: Basket) -> None:
         """Note that the party's contribution may be released from now on."""
@@ -180,9 +180,10 @@ class SecureParties:
     is either made or voided, durably. If it is voided, no honest basket gives a share of the attempt, since
     each asks for that charge first (`actors.charging`); the corrupt baskets are fewer than the shares that a
     mask needs, so the masked input stays uniformly random to them. If it was made, it names the baskets that
-    had dropped out, and honest baskets give shares for that sum alone: of a basket that is named they give
-    the key's, never the seed's, so its masked input stays as random, and its aggregate is used again. Any
-    other is spent. While the accountant does not answer, the aggregate stays handed in.
+    had dropped out, the same ones in every budget period, and honest baskets give shares for that sum alone:
+    of a basket that is named they give the key's, never the seed's, so its masked input stays as random, and
+    its aggregate is used again. Any other is spent. While the accountant does not answer, the aggregate stays
+    handed in.
 
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and noise scale must be those that
@@ -336,7 +337,7 @@ class SecureParties:
             return {}
         try:
             charge_id, release = attempt.terms.charge_id, attempt.terms.release
-            charge = release.mu, release.step, now, attempt.num_left_out, attempt.dropped(parties)
+            charge = release.mu, release.step, now, attempt.num_left_out, attempt.dropped()
             self._charges.release(charge_id, *charge)
         except ProtocolViolation:
             self._count_refusal(parties)

@@ -167,7 +167,7 @@ class Basket:
                 self._buffer.withdraw(client_id)
                 if self.unsaved is not None:
                     self.unsaved.gone.add(client_id)
-            self.states.take(client_id)
+            self.states.forget(client_id)
         # Whoever is no member any more may be in it, too, where it came back with a journal.
         for client_id in client_ids if is_charged_later else ():
             self.latest.discard_if_of(client_id)
@@ -184,7 +184,7 @@ class Basket:
         self._settle(self._buffer.receipts(client_id), Fate.WITHDRAWN)
         self._buffer.withdraw(client_id)
         self.latest.discard_if_of(client_id)
-        self.states.take(client_id)
+        self.states.forget(client_id)
         reputation = self._reputations.take(client_id) or Reputation()
         if self.unsaved is not None:
             self.unsaved.gone.add(client_id)
@@ -388,9 +388,15 @@ class Basket:
         """How many buffered updates each client has."""
         return Counter({c: len(self._buffer.examples(c)) for c in self._buffer.clients()})
 
-    def count_not_stored(self) -> None:
-        """Count an update that was refused since it could not be written to the journal."""
-        self._buffer.rejections[Rejection.NOT_STORED] += 1
+    @property
+    def num_buffered(self) -> int:
+        """How many updates wait."""
+        return self._buffer.num_updates
+
+    def refuse(self, reason: Rejection) -> Receipt:
+        """Count an update that its actor refuses: there is no room, or the journal cannot be written."""
+        self._buffer.rejections[reason] += 1
+        return Receipt(False, reason, self.basket_id, self.round_id)
 
     def remember(self, key: ReplayKey) -> None:
         """Note an update that was accepted before and waits no more."""

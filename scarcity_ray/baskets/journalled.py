@@ -137,7 +137,7 @@ class BasketJournal:
     def kept(self, kind: str) -> dict[str, Any]:
         """The actor's own records of a kind, by name."""
         found = self._journal.records(HOST, kind)
-        return {name: self._unpack(value) for name, value in found.items()}
+        return {name: self._unpack(value, HOST, kind, name) for name, value in found.items()}
 
     def names(self, kind: str) -> tuple[str, ...]:
         """The names of the actor's own records of a kind."""
@@ -153,7 +153,7 @@ class BasketJournal:
 
     def baskets(self) -> tuple[str, ...]:
         """The baskets of which anything is here."""
-        return tuple(basket_id for basket_id in self._journal.baskets() if basket_id != HOST)
+        return self._journal.baskets()
 
     def save(self, baskets: Iterable[Basket], *, sync: bool = True) -> None:
         """Write all changes in one transaction.
@@ -171,7 +171,8 @@ class BasketJournal:
         self._own, self._forgotten, self._oldest_round = {}, [], None
         with self._journal.writing(sync=sync):
             for (kind, name), value in own.items():
-                self._journal.put(HOST, kind, name, None if value is None else self._pack(value))
+                packed = None if value is None else self._pack(value, HOST, kind, name)
+                self._journal.put(HOST, kind, name, packed)
             for basket_id in forgotten:
                 self._journal.forget_basket(basket_id)
             for basket in changed:
@@ -189,14 +190,15 @@ class BasketJournal:
         """
         basket.unsaved = None
         left = {c: int(n) for c, n in self._journal.records(basket.basket_id, "left").items()}
-        found = self._journal.records(basket.basket_id, "client").values()
-        records = sorted((self._unpack(value) for value in found), key=lambda record: record.number)
+        found = self._journal.records(basket.basket_id, "client").items()
+        carried = (self._unpack(value, basket.basket_id, "client", name) for name, value in found)
+        records = sorted(carried, key=lambda record: record.number)
         counts = self.counts(basket.basket_id)
         since, known = Counter[str](), set[str]()
         for batch in self._journal.batches(basket.basket_id):
             while records and records[0].number < batch.number:
                 known.add(_put(basket, records.pop(0)))
-            columns = self._unpack(batch.columns)
+            columns = self._unpack(batch.columns, basket.basket_id, batch.number, "columns")
             known.update(c for c in columns.clients if batch.number > left.get(c, 0))
             self._accept_again(basket, batch, columns, left)
             if counts is None or batch.number > counts.number:
@@ -214,6 +216,10 @@ class BasketJournal:
         """A basket's counts as they were last written; None if they never were."""
         counts: BasketCounts | None = self._unpacked(basket_id, "counts")
         return counts
+
+    def told(self) -> None:
+        """See `Journal.told`."""
+        self._journal.told()
 
     def close(self) -> None:
         """Close the file."""
@@ -237,11 +243,11 @@ class BasketJournal:
             if not self._keeps_states:
                 carried = replace(carried, local_state=None)
             record = ClientRecord(number, basket.round_id, carried)
-            journal.put(name, "client", client_id, self._pack(record))
+            journal.put(name, "client", client_id, self._pack(record, name, "client", client_id))
         if basket.latest.is_unsaved:
-            journal.put(name, "aggregate", "", self._pack(basket.latest.record()))
+            journal.put(name, "aggregate", "", self._pack(basket.latest.record(), name, "aggregate", ""))
         if unsaved != Unsaved(accepted=unsaved.accepted):
-            journal.put(name, "counts", "", self._pack(basket.counts(number)))
+            journal.put(name, "counts", "", self._pack(basket.counts(number), name, "counts", ""))
 
     def _append(self, basket_id: str, accepted: Sequence[Accepted]) -> None:
         if not accepted:
@@ -261,21 +267,23 @@ class BasketJournal:
             reports if any(report is not None for report in reports) else None,
             b"".join(j.receipt for j in judged) if all(j.receipt for j in judged) else b"",
         )
-        newest = max(j.round_id for j in judged)
-        self._journal.append(basket_id, newest, self._pack(columns), self._sealing.seal(rows))
+        newest, number = max(j.round_id for j in judged), self._journal.last_number() + 1
+        packed = self._pack(columns, basket_id, number, "columns")
+        self._journal.append(basket_id, newest, packed, self._sealing.seal(rows, basket_id, number, "rows"))
 
     def _remember(self, basket_id: str, keys: Collection[ReplayKey]) -> None:
         if keys:
             columns = _columns(list(keys), [0.0] * len(keys), [None] * len(keys), None)
-            newest = max(key.round_id for key in keys)
-            self._journal.append(basket_id, newest, self._pack(columns), None)
+            newest, number = max(key.round_id for key in keys), self._journal.last_number() + 1
+            self._journal.append(basket_id, newest, self._pack(columns, basket_id, number, "columns"), None)
 
     def _accept_again(
         self, basket: Basket, batch: Batch, columns: AcceptedColumns, left: Mapping[str, int]
     ) -> None:
         clients = columns.clients
         digests = columns.digests.reshape(len(clients), DIGEST_BYTES)
-        held = None if batch.rows is None else self._opened(batch.rows)
+        place = basket.basket_id, batch.number, "rows"
+        held = None if batch.rows is None else self._opened(batch.rows, *place)
         rows = None if held is None else np.frombuffer(held, "<f4").reshape(len(clients), -1)
         for i, client_id in enumerate(clients):
             sequence = None if columns.sequences is None else columns.sequences[i]
@@ -289,26 +297,26 @@ class BasketJournal:
                 raise self._journal.torn(f"an update of client {client_id!r} has another digest")
             examples = None if columns.num_examples is None else columns.num_examples[i]
             report = None if columns.reports is None else columns.reports[i]
-            place = slice(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)
-            receipt = b"" if columns.receipts is None else columns.receipts[place].tobytes()
+            part = slice(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)
+            receipt = b"" if columns.receipts is None else columns.receipts[part].tobytes()
             judged = JudgedUpdate(client_id, row, key.round_id, key.digest, sequence, examples, receipt)
             basket.accept(Accepted(judged, report, columns.times[i]))
 
-    def _pack(self, value: object) -> bytes:
-        return self._sealing.seal(_codec.pack(value))
+    def _pack(self, value: object, *place: str | int) -> bytes:
+        return self._sealing.seal(_codec.pack(value), *place)
 
-    def _unpack(self, kept: bytes) -> Any:
-        return _codec.unpack(self._opened(kept))
+    def _unpack(self, kept: bytes, *place: str | int) -> Any:
+        return _codec.unpack(self._opened(kept, *place))
 
-    def _opened(self, kept: bytes) -> bytes:
+    def _opened(self, kept: bytes, *place: str | int) -> bytes:
         try:
-            return self._sealing.open(kept)
+            return self._sealing.open(kept, *place)
         except ValueError as error:
             raise self._journal.torn(str(error)) from None
 
     def _unpacked(self, basket_id: str, kind: str) -> Any:
         value = self._journal.records(basket_id, kind).get("")
-        return None if value is None else self._unpack(value)
+        return None if value is None else self._unpack(value, basket_id, kind, "")
 
 
 def _has_changed(basket: Basket) -> bool:

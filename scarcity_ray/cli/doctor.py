@@ -97,15 +97,16 @@ def doctor_command(
         config: A job's file, or a driver's, whose folders are probed; None: the machine alone.
         overrides: ``path=value`` each.
         address: Of a Ray cluster that should answer.
-        certificates: The folder of a gateway's certificates and keys; None: of the file's section gateway.
-        port: At which a gateway is to listen, likewise.
+        certificates: The folder of a gateway's certificates and keys; None: what the job's file says, if any.
+        port: At which a gateway is to listen.
     """
     federation = None if config is None else load_planned(config, overrides).federation
-    if config is not None and "gateway" in (content := read_content(config, overrides)):
-        gateway = load(GatewayConfig, content["gateway"] or {}, "gateway")
+    gateway = None
+    if config is not None and (section := read_content(config, overrides).get("gateway")) is not None:
+        gateway = load(GatewayConfig, section, "gateway").absolute()
+        certificates = certificates or (None if gateway.tls == "off" else gateway.keys)
         port = port or gateway.port or None
-        certificates = certificates or os.path.abspath(os.path.expanduser(gateway.keys))
-    findings = list(examined(federation, address, certificates, port))
+    findings = list(examined(federation, address, certificates, port, is_served=gateway is not None))
     failures = [finding for finding in findings if finding.level is Level.FAILURE]
     if form == "json":
         for finding in findings:
@@ -120,6 +121,8 @@ def examined(
     address: str | None = None,
     certificates: str | None = None,
     port: int | None = None,
+    *,
+    is_served: bool = False,
 ) -> Iterator[Finding]:
     """All findings, in the order in which they are printed."""
     yield from machine_findings()
@@ -133,7 +136,7 @@ def examined(
     if certificates is not None:
         yield from certificate_findings(Path(certificates), time.time())
     if federation is not None:
-        yield from storage_findings(federation)
+        yield from storage_findings(federation, is_served=is_served)
         yield from ledger_findings(federation, time.time())
 
 
@@ -304,9 +307,13 @@ def certificate_findings(folder: Path, now: float) -> Iterator[Finding]:
         )
 
 
-def storage_findings(federation: HierarchicalFederationConfig) -> Iterator[Finding]:
+def storage_findings(
+    federation: HierarchicalFederationConfig, *, is_served: bool = False
+) -> Iterator[Finding]:
     """The folders that the configuration names: rights, disk, and a write with fsync."""
-    if federation.storage_path is None:
+    if federation.storage_path is None and is_served:
+        yield Finding("storage_path", Level.OK, "none is configured: the run's own folder has the state")
+    elif federation.storage_path is None:
         yield Finding(
             "storage_path",
             Level.WARNING,

@@ -18,7 +18,7 @@ def init_command(folder: str, hosts: tuple[str, ...]) -> ExitCode:
     """Make both authorities and the gateways' certificate in a new folder."""
     made = Certificates.make(folder, hosts)
     click.echo(f"{made.folder}: two authorities, and a certificate for {', '.join(made.facts(SERVER).hosts)}")
-    click.echo("Keep server_ca.key elsewhere once sites are enrolled: it is needed to renew alone.")
+    click.echo("Keep server_ca.key elsewhere once sites are enrolled: only `keys renew` needs it.")
     return ExitCode.DONE
 
 

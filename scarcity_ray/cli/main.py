@@ -199,6 +199,7 @@ def doctor(**given: Any) -> ExitCode:
         "scarcity-ray init wards",
         "scarcity-ray init wards --kind torch",
         "scarcity-ray init wards --persons",
+        "scarcity-ray init wards --sites 2",
     ),
 )
 @click.argument("name")
@@ -212,12 +213,17 @@ def doctor(**given: Any) -> ExitCode:
 @click.option(
     "--persons", is_flag=True, help="Protect each person of a client, not the client as a whole (numpy)."
 )
+@click.option(
+    "--sites",
+    type=click.IntRange(2, 99),
+    help="Of so many hospitals that keep their data at home: a folder for each, and for the server.",
+)
 @exits
-def init(name: str, kind: str, persons: bool) -> ExitCode:
+def init(name: str, kind: str, persons: bool, sites: int | None) -> ExitCode:
     """Make the folder NAME with a job that runs as it is, to put your own data and model in."""
     from scarcity_ray.cli.init import init_command
 
-    return init_command(name, kind, persons)
+    return init_command(name, kind, persons, sites)
 
 
 @main.command(
@@ -396,7 +402,7 @@ def keys_show(folder: str, form: str) -> ExitCode:
     return show_command(folder, form)
 
 
-@keys.command("renew", epilog=examples("scarcity-ray keys renew keys"))
+@keys.command("renew", epilog=examples("scarcity-ray keys renew keys --host gateway.example.org"))
 @KEYS
 @click.option("--host", "hosts", **HOSTS)
 @exits
@@ -737,3 +743,31 @@ def dashboard() -> ExitCode:
     from scarcity_ray.cli.dashboard import dashboard_command
 
     return dashboard_command()
+
+
+@main.group(
+    "config",
+    epilog=examples(
+        "scarcity-ray config schema > job.schema.json", "scarcity-ray config reference > keys.md"
+    ),
+)
+def config_() -> None:
+    """Print what keys a job's file may have, for an editor or for people."""
+
+
+@config_.command(epilog=examples("scarcity-ray config schema > job.schema.json"))
+@only_prints
+def schema() -> ExitCode:
+    """Print the JSON Schema of a job's file, by which editors complete, explain and check its keys."""
+    from scarcity_ray.cli.config import schema_command
+
+    return schema_command()
+
+
+@config_.command(epilog=examples("scarcity-ray config reference > keys.md"))
+@only_prints
+def reference() -> ExitCode:
+    """Print a page in Markdown with every key, its default, what it accepts and what it means."""
+    from scarcity_ray.cli.config import reference_command
+
+    return reference_command()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.progress import JsonLines, PlainLines
 from scarcity_ray.cli.run import config_of, ending_in_words, opening, print_summary
+from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import ScarcityWarning, UsageError
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.site_cohort import Waiting
+from scarcity_ray.gateway.certificates import SERVER, Certificates
 from scarcity_ray.gateway.serving import Listening, serve_job
 from scarcity_ray.workloads.config import load_job
 from scarcity_ray.workloads.report.charts import require_matplotlib
@@ -30,6 +35,8 @@ MOST_NAMED = 8
 class ServingLines(PlainLines):
     """A line for whatever changes."""
 
+    _told: Sequence[str] = ()
+
     def listening(self, listening: Listening) -> None:
         """Sites can come."""
         self._say(f"Serving on {listening.url}")
@@ -41,7 +48,13 @@ class ServingLines(PlainLines):
         """Whom the round waits for has changed."""
         away = f"; not heard of: {_named(waiting.away)}" if waiting.away else ""
         whom = f", waiting for {_named(waiting.waited_for)}" if waiting.waited_for else ""
-        self._say(f"  round {waiting.round_id}: {waiting.num_accepted} of {waiting.num_due} sent{whom}{away}")
+        told = [f"  round {waiting.round_id}: {waiting.num_accepted} of {waiting.num_due} sent{whom}{away}"]
+        if waiting.num_accepted and not waiting.waited_for and waiting.release:
+            told += [f"    {line}" for line in waiting.release.splitlines()]
+        if told != self._told:
+            self._told = told
+            for line in told:
+                self._say(line)
 
     def progress(self, progress: object) -> None:
         """`waiting` tells more."""
@@ -87,6 +100,9 @@ def serve_command(
     with redirect_stdout(sys.stderr) if is_json else nullcontext():
         job = load_job(str(file), overrides, is_served=True)
     require_matplotlib()
+    gateway = job.config.gateway or GatewayConfig()
+    if job.config.run.runtime == "local" or Path(gateway.keys).exists():  # else they are at the cluster
+        check_keys(gateway, time.time())
     now = datetime.now(UTC)
     folder = (
         RunFolder.new(job.config, out, now)
@@ -117,6 +133,28 @@ def serve_command(
     else:
         print_summary(console, outcome.summary, folder)
     return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
+
+
+def check_keys(gateway: GatewayConfig, now: float) -> None:
+    """Refuse what no site could connect to, before anything is begun.
+
+    Raises:
+        UsageError: If there is no certificate, it has expired, or is for other hosts than the URL's.
+    """
+    if gateway.tls == "off":
+        return
+    facts = Certificates(gateway.keys).facts(SERVER)
+    if facts.expires <= now:
+        raise UsageError(
+            f"gateway.keys: the certificate in {gateway.keys} has expired: "
+            f"scarcity-ray keys renew {gateway.keys}"
+        )
+    host = urlsplit(gateway.url or "").hostname
+    if host is not None and gateway.tls == "mutual" and host not in facts.hosts:
+        raise UsageError(
+            f"gateway.url: {gateway.url} is not accepted; a host of the certificate in {gateway.keys}: "
+            f"{', '.join(facts.hosts)}. For this one: scarcity-ray keys renew {gateway.keys} --host {host}"
+        )
 
 
 def _named(sites: tuple[str, ...] | list[str] | object) -> str:

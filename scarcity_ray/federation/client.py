@@ -172,7 +172,7 @@ class ActorClient:
         acknowledged, asked = self.supervisor.acknowledged, fault.survivors or fault.baskets
         there = [client_id for client_id, (basket_id, _) in homes.items() if basket_id in asked]
         if fault.survivors is None:
-            lost = acknowledged.lose(fault.baskets, there)
+            lost = acknowledged.lose(fault.baskets, [*there, *fault.leavers])
         else:
             lost = acknowledged.lose_all_but(fault.survivors, there)
         return (

@@ -112,6 +112,7 @@ class Driver:
         last = self.supervisor.latest
         self._given_version = 0 if last is None else last.version
         self.client.note_faults(self.supervisor.lost)
+        self.supervisor.note_told(range(self.supervisor.num_slots))
         if lost := self.supervisor.lost_releases(self.client.now()):
             self.client.note_faults([lost_releases("" if last is None else last.ledger_head, lost)])
         return opened
@@ -265,6 +266,19 @@ class Driver:
             batch = charged_rows(batch, self.config.vector_dim, self.charge_rows)
         if self.keypairs or batch.signatures is not None:
             batch = self._with_signatures(batch)
+        answers, due = self._sent(batch)
+        if due and aggregate and self.config.auto_aggregate:
+            self._run_layers(sorted(due))
+            busy = [i for i, receipt in enumerate(answers) if receipt.reason is Rejection.BUSY]
+            if busy:  # There may be room now.
+                again, _ = self._sent(batch.take(busy))
+                answers = list((dict(enumerate(answers)) | dict(zip(busy, again, strict=True))).values())
+        if any(receipt.reason is Rejection.READ_ONLY for receipt in answers):
+            self.refuse_if_spent()
+        return answers
+
+    def _sent(self, batch: SubmissionBatch) -> tuple[list[Receipt], set[str]]:
+        """Receipts for updates that were sent to their baskets, in order, and the baskets that are due."""
         receipts: dict[int, Receipt] = {}
         due: set[str] = set()
         pending = list(range(len(batch.client_ids)))
@@ -299,11 +313,7 @@ class Driver:
             self.client.call(DIRECTORY, Directory.count_unknown, len(pending))
         answers = [receipts[i] for i in range(len(receipts))]
         self.supervisor.acknowledged.note(batch.client_ids, answers)
-        if due and aggregate and self.config.auto_aggregate:
-            self._run_layers(sorted(due))
-        if any(receipt.reason is Rejection.READ_ONLY for receipt in receipts.values()):
-            self.refuse_if_spent()
-        return answers
+        return answers, due
 
     def prove_receipt(self, receipt: SignedReceipt) -> ReceiptProof:
         """What the baskets know of an accepted update."""
@@ -401,7 +411,7 @@ class Driver:
         self.operations.routing_table(fresh=outcome.read_only or not is_masked)
         if outcome.model is not None:
             self.supervisor.latest = outcome.model
-            self.supervisor.acknowledged.released(outcome.dropped)
+            self.supervisor.acknowledged.released((*outcome.dropped, *outcome.absent))
             if self.config.layer2.distribute_to_baskets:
                 self.client.call_baskets(Call(BasketHost.adopt, outcome.model))
         if outcome.read_only:

@@ -204,7 +204,7 @@ class SiteCohort:
         self._tell(heard, missing)
         if self._waits is None or heard.is_paused:
             return False
-        return self._waits.missing in UNMENDABLE or (is_due and _suffices(self._waits))
+        return self._waits.missing in UNMENDABLE or (is_due and _is_enough(self._waits))
 
     def _tell(self, heard: Heard, missing: set[str]) -> None:
         waiting = Waiting(
@@ -213,7 +213,7 @@ class SiteCohort:
             len(self._waited_for | heard.accepted),
             tuple(sorted(missing)),
             tuple(sorted(self._sites.keys() - self._waited_for - heard.accepted)),
-            "" if self._waits is None else str(self._waits),
+            "" if self._waits is None or _is_enough(self._waits) else str(self._waits),
         )
         if waiting == self._told:
             return
@@ -259,7 +259,7 @@ class Waiting:
         num_due: Of which one is expected.
         waited_for: Those that are up and have not sent.
         away: Those that were not heard of.
-        release: What a release lacks, in words.
+        release: What a release lacks, in words; empty if nothing.
     """
 
     round_id: int
@@ -289,7 +289,7 @@ def register_site(driver: Driver, site: Site) -> str:
     return basket_id
 
 
-def _suffices(waits: WaitingFor) -> bool:
+def _is_enough(waits: WaitingFor) -> bool:
     """Whether a forced aggregation makes a release of what is there."""
     if waits.missing in (Missing.TRIGGER, Missing.CALL):
         return True

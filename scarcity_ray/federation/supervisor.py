@@ -264,6 +264,13 @@ class Supervisor:
             with suppress(ActorLost):
                 answer.result()
 
+    def note_told(self, slots: Iterable[int]) -> None:
+        """Have basket actors note that what they lack was told, once the faults are in the directory."""
+        for answer in [Call(BasketHost.note_told).send(self.peers, basket_actor(slot)) for slot in slots]:
+            # One that is dead tells it again.
+            with suppress(ActorLost):
+                answer.result()
+
     def is_role(self, name: str) -> bool:
         """Whether a name is one of the federation's roles (a task that was lost is none)."""
         singles = (ACCOUNTANT, DIRECTORY, GLOBAL) if self.has_layer2 else (ACCOUNTANT, DIRECTORY)
@@ -322,6 +329,7 @@ class Supervisor:
             self.runtime.kill(basket_actor(slot))
         came_back = [s for s in was_there if s in journalled and s in {*back} - {*strangers}]
         yield [fault for s in came_back if (fault := self._regained(s, states[s])) is not None]
+        self.note_told(s for s in back if s not in strangers)
         if strangers and failure is None:
             failure = ActorLost(basket_actor(strangers[0]), "the directory died as it started")
         if failure is not None:
@@ -390,7 +398,12 @@ class Supervisor:
         )
         is_gone = regained.is_new and not regained.set_aside and bool(state.admissions)
         if is_gone:
-            lost.append(f"nothing of its journal is left, so {self._waited(state)}")
+            lost.append(f"nothing of its journal is left from before, so {self._waited(state)}")
+        if regained.may_lack:
+            lost.append(
+                "its machine was started anew since, and with durability: round, updates that were accepted "
+                "after the last sync may be gone: send the updates of this round again"
+            )
         if regained.set_aside:
             lost.append(
                 "its journal was of an opening that this one does not continue: it is "
@@ -401,20 +414,23 @@ class Supervisor:
         if not (lost or always):
             return None
         told = f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}"
-        return replace(_fault(told), baskets=state.baskets if is_gone else ())
+        return (
+            replace(_fault(told), baskets=state.baskets, leavers=state.leavers) if is_gone else _fault(told)
+        )
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
         """What was lost with a basket actor; the id holds its baskets' keys, new after each death."""
         name = basket_actor(slot)
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
-        return Fault(f"{name}/{keys}", f"{name} died{no_journal}; {self._waited(state)}", state.baskets)
+        loss = f"{name} died{no_journal}; {self._waited(state)}"
+        return Fault(f"{name}/{keys}", loss, state.baskets, state.leavers)
 
     def _waited(self, state: SlotState) -> str:
         """What is lost with a basket actor, update by update, and what to do."""
         baskets = ", ".join(state.baskets) or "none that is known"
         members = (member.client_id for admission in state.admissions for member in admission.members)
-        lost = self.acknowledged.lose(state.baskets, members)
+        lost = self.acknowledged.lose(state.baskets, [*members, *state.leavers])
         named = f": {named_updates(lost)}" if lost else ""
         return (
             f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "

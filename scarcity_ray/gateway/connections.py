@@ -3,19 +3,27 @@
 `asyncio` itself ends a TLS handshake that takes too long (``ssl_handshake_timeout``), and who reads a body
 gives it up (`web_app`). What is left is a connection that sends nothing, or headers byte by byte.
 
+Who shows a certificate is counted by it, who shows none by its address, so that neither takes all there are.
+Behind a proxy that ends TLS all come from one address, and it is the proxy's to count them.
+
 Guarantees:
     headers_that_do_not_come_in_time_end_the_connection
     connections_beyond_the_cap_are_closed
+    no_peer_takes_all_connections
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from typing import cast
 
 from scarcity_ray.gateway.certificates import fingerprint_of
+
+BARE_SHARE = 0.25
+"""Of all connections, what those without a certificate may be, who enrol or operate."""
 
 
 class Connection(asyncio.Protocol):
@@ -35,12 +43,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A connection whose handshake is done."""
         self._transport = cast(asyncio.Transport, transport)
-        if not self._table.add(self._transport, self):
-            self._transport.abort()
-            return
         found = transport.get_extra_info("ssl_object")
         shown = found.getpeercert(binary_form=True) if isinstance(found, ssl.SSLObject) else None
         self.fingerprint = None if shown is None else fingerprint_of(shown)
+        if not self._table.add(self._transport, self):
+            self._transport.abort()
+            return
         self._inner.connection_made(transport)
         self._wait_for_headers()
 
@@ -96,14 +104,20 @@ class Connection(asyncio.Protocol):
 class Connections:
     """All connections of one gateway.
 
+    Args:
+        most: Of all.
+        most_of_one: Of one certificate, and of one address without any; None: not counted.
+
     Attributes:
         num_given_up: Connections whose headers did not come in time.
     """
 
-    def __init__(self, header_seconds: float, most: int) -> None:
-        self.header_seconds, self._most = header_seconds, most
+    def __init__(self, header_seconds: float, most: int, most_of_one: int | None) -> None:
+        self.header_seconds, self._most, self._most_of_one = header_seconds, most, most_of_one
         self.num_given_up = 0
-        self._open: dict[asyncio.BaseTransport, Connection] = {}
+        self._open: dict[asyncio.BaseTransport, tuple[Connection, str]] = {}
+        self._of: Counter[str] = Counter()
+        self._num_bare = 0
 
     def __len__(self) -> int:
         return len(self._open)
@@ -114,15 +128,32 @@ class Connections:
 
     def of(self, transport: asyncio.BaseTransport | None) -> Connection | None:
         """The connection with a transport."""
-        return None if transport is None else self._open.get(transport)
+        found = None if transport is None else self._open.get(transport)
+        return None if found is None else found[0]
 
     def add(self, transport: asyncio.BaseTransport, connection: Connection) -> bool:
         """Count a connection; whether there was room."""
+        is_bare = connection.fingerprint is None
+        peer = connection.fingerprint or str((transport.get_extra_info("peername") or ("",))[0])
         if len(self._open) >= self._most:
             return False
-        self._open[transport] = connection
+        if self._most_of_one is not None and (
+            self._of[peer] >= self._most_of_one or (is_bare and self._num_bare >= self._most * BARE_SHARE)
+        ):
+            return False
+        self._open[transport] = connection, peer
+        self._of[peer] += 1
+        self._num_bare += is_bare
         return True
 
     def remove(self, transport: asyncio.BaseTransport) -> bool:
         """Forget a connection; whether it was there."""
-        return self._open.pop(transport, None) is not None
+        found = self._open.pop(transport, None)
+        if found is None:
+            return False
+        connection, peer = found
+        self._num_bare -= connection.fingerprint is None
+        self._of[peer] -= 1
+        if not self._of[peer]:
+            del self._of[peer]
+        return True

@@ -47,9 +47,15 @@ SESSION_SECONDS = 8 * 3600.0
 STATUS_SECONDS = 1.0
 """How long a status is told again before the federation is asked anew."""
 MOST_BODY_BYTES = 16_384
+BODY_SECONDS = 10.0
+"""In which a body must have come."""
 GUESSES = 10
 GUESS_SECONDS = 6.0
-"""A wrong token is forgotten after so long; an address that has `GUESSES` of them is refused till then."""
+"""A wrong token is forgotten after so long; an address with more than `GUESSES` of them is told to wait.
+
+A right token is never refused for others' guesses, which may come from the same address: nobody guesses 256
+bits, however often.
+"""
 MOST_ADDRESSES = 10_000
 PAGE = {"": ("console.html", "text/html"), "console.js": ("console.js", "text/javascript")}
 PAGE |= {"console.css": ("console.css", "text/css")}
@@ -115,9 +121,9 @@ class Guard:
         self._guesses: dict[str, _Guesses] = {}
 
     def by_token(self, token: str, address: str) -> Operator | None:
-        """The operator of a token; None for a wrong one, which is counted."""
+        """The operator of a token; None for a wrong one, which is counted while its address need not wait."""
         operator = self.operators.who(token)
-        if operator is None:
+        if operator is None and not self.seconds_to_wait(address):
             self._count(address)
         return operator
 
@@ -180,15 +186,13 @@ class Console:
 
     async def login(self, request: web.Request) -> web.StreamResponse:
         """A cookie for a token."""
-        if (refused := self._slowed(request)) is not None:
-            return refused
         if not _is_own_page(request):
             return _error(403, "foreign_page", "log in at this gateway's own page")
-        given = await _body(request)
+        given, slowed = await _body(request), self._slowed(request)
         token = given.get("token") if isinstance(given, dict) else None
         operator = self._guard.by_token(token, _address(request)) if isinstance(token, str) else None
         if operator is None:
-            return _error(401, "unknown_token", "this token is no operator's")
+            return slowed or _error(401, "unknown_token", "this token is no operator's")
         answer = _json({"name": operator.name, "role": operator.role.value})
         answer.set_cookie(
             COOKIE,
@@ -259,9 +263,10 @@ class Console:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
             cookie = request.cookies.get(COOKIE)
             if scheme.lower() == "bearer":
-                if (refused := self._slowed(request)) is not None:
-                    return refused
+                slowed = self._slowed(request)
                 operator = self._guard.by_token(token.strip(), _address(request))
+                if operator is None and slowed is not None:
+                    return slowed
             elif cookie is not None:
                 operator = self._guard.by_cookie(cookie)
                 if request.method != "GET" and not _is_own_page(request):
@@ -349,14 +354,18 @@ def _is_own_page(request: web.Request) -> bool:
 
 
 async def _body(request: web.Request) -> Any:
-    """The body as JSON; None if it is none, or too long."""
+    """The body as JSON; None if it is none, too long or too slow."""
     if request.content_type != "application/json":
         return None
     body = bytearray()
-    async for part in request.content.iter_chunked(4096):
-        body += part
-        if len(body) > MOST_BODY_BYTES:
-            return None
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.content.iter_chunked(4096):
+                body += part
+                if len(body) > MOST_BODY_BYTES:
+                    return None
+    except TimeoutError:
+        return None
     try:
         return json.loads(body or b"{}")
     except (ValueError, RecursionError):

@@ -22,13 +22,15 @@ from scarcity_ray.gateway.intake import Intake
 from scarcity_ray.gateway.register_client import RegisterClient
 from scarcity_ray.gateway.site_desk import ServedTerms, SiteDesk
 from scarcity_ray.gateway.uploads import Uploads
-from scarcity_ray.gateway.web_app import WebApp
+from scarcity_ray.gateway.web_app import Terse, WebApp
 
 logger = logging.getLogger("scarcity_ray")
 
 BACKLOG = 1024
 LINGER_SECONDS = 5.0
 """For which an early answer waits until its request's body was sent."""
+KEEP_ALIVE_SECONDS = 75.0
+"""For which a connection is kept between two requests."""
 GRACE_SECONDS = 2.0
 """In which requests under way are answered when a gateway stops."""
 START_SECONDS = 30.0
@@ -86,7 +88,8 @@ class Gateway:
         if self._failure is not None:
             host, port = self._config.host, self._config.port
             raise UsageError(
-                f"gateway.port: cannot listen on {host} port {port}: {self._failure.strerror}; give another"
+                f"gateway.port: cannot listen on {host} port {port}: {self._failure.strerror}; end what "
+                "listens there, or give another: --set gateway.port=N"
             )
         return self.port
 
@@ -111,6 +114,8 @@ class Gateway:
             access_log=None,
             handle_signals=False,
             lingering_time=LINGER_SECONDS,
+            keepalive_timeout=KEEP_ALIVE_SECONDS,
+            auto_decompress=False,  # a body is the bytes that were signed
             handler_cancellation=True,
         )
         await runner.setup()
@@ -125,7 +130,7 @@ class Gateway:
         if made is None:
             raise UsageError("aiohttp's runner made no server")
         server = await self._loop.create_server(
-            self.web.connections.factory(made),
+            self.web.connections.factory(lambda: Terse(made, loop=self._loop, **made._kwargs)),
             sock=listening,
             ssl=self._tls,
             backlog=BACKLOG,

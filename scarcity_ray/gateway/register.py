@@ -11,8 +11,9 @@ Guarantees:
     a_slot_is_one_body: Of a client, round and sequence, until it is refused.
     a_settled_slot_is_answered_the_same_again: Also by a register that was killed and started again.
     a_nonce_is_taken_once: And by nobody who has not signed for it.
-    a_revoked_site_is_refused_at_its_next_request
+    a_revoked_site_is_refused_at_its_next_request: And an upload that is still on its way then.
     a_refused_slot_is_free_again
+    a_call_that_fails_leaves_the_register_usable
     a_new_round_is_told_to_whoever_asks
 """
 
@@ -24,7 +25,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -65,6 +67,8 @@ CREATE TABLE IF NOT EXISTS fates (
 """
 ROUNDS_REMEMBERED = 64
 """Rounds whose slots and fates are kept."""
+MOST_TOLD = 100
+"""Refusals for one reason that are told of one client and round: it may send as often as it likes."""
 BUSY_SECONDS = 10.0
 
 
@@ -104,6 +108,8 @@ class ClaimKind(StrEnum):
     """The same body was accepted before."""
     TAKEN = "taken"
     """Another body has it."""
+    REVOKED = "revoked"
+    """Its client was revoked as it came."""
 
 
 @dataclass(frozen=True)
@@ -203,23 +209,21 @@ class Register(Role):
         """
         with self._lock:
             judged = [self._judged(one, now) for one in asked]
-            self._db.execute("BEGIN")
-            for place, (one, found) in enumerate(zip(asked, judged, strict=True)):
-                if isinstance(found, ErrorAnswer):
-                    continue
-                put = "INSERT OR IGNORE INTO nonces VALUES (?, ?, ?)"
-                taken = self._db.execute(put, (bytes.fromhex(one.request.nonce), found.client_id, now))
-                if taken.rowcount == 1:
-                    self._seen[found.client_id] = now
-                else:
-                    judged[place] = ErrorAnswer(ErrorCode.REPLAYED, "this request was made before")
-            if now > self._swept + 1.0:
-                self._swept = now
-                self._db.execute("DELETE FROM nonces WHERE seconds < ?", (now - self._nonce_seconds,))
-            self._db.execute("COMMIT")
+            with self._transaction():
+                for place, (one, found) in enumerate(zip(asked, judged, strict=True)):
+                    if isinstance(found, ErrorAnswer):
+                        continue
+                    put = "INSERT OR IGNORE INTO nonces VALUES (?, ?, ?)"
+                    taken = self._db.execute(put, (bytes.fromhex(one.request.nonce), found.client_id, now))
+                    if taken.rowcount == 1:
+                        self._seen[found.client_id] = now
+                    else:
+                        judged[place] = ErrorAnswer(ErrorCode.REPLAYED, "this request was made before")
+                if now > self._swept + 1.0:
+                    self._swept = now
+                    self._db.execute("DELETE FROM nonces WHERE seconds < ?", (now - self._nonce_seconds,))
             return tuple(judged)
 
-    @query
     def invitation(self, asked: EnrolRequest) -> Invitation | ErrorAnswer:
         """What an enrolment's token invites to, or why it is refused."""
         with self._lock:
@@ -273,11 +277,8 @@ class Register(Role):
 
     def claim(self, slots: Sequence[Slot]) -> tuple[Claim, ...]:
         """Claim slots for uploads that are there in full."""
-        with self._lock:
-            self._db.execute("BEGIN")
-            claims = tuple(self._claim(slot) for slot in slots)
-            self._db.execute("COMMIT")
-            return claims
+        with self._lock, self._transaction():
+            return tuple(self._claim(slot) for slot in slots)
 
     def standing(self, round_id: int, client_id: str, digest: str) -> bytes | None:
         """What an upload was answered that was accepted before; None if it was not."""
@@ -291,8 +292,7 @@ class Register(Role):
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Note what became of uploads; one of unknown fate keeps its slot."""
-        with self._lock:
-            self._db.execute("BEGIN")
+        with self._lock, self._transaction():
             for outcome in outcomes:
                 slot = outcome.slot
                 place = slot.round_id, slot.client_id, slot.sequence
@@ -316,7 +316,6 @@ class Register(Role):
                     self._history.note_outcome(slot.client_id, slot.round_id, outcome.reason)
                     counts = self._refusals.setdefault(slot.round_id, Counter())
                     counts[slot.client_id, outcome.reason] += 1
-            self._db.execute("COMMIT")
 
     def note_evaluation(self, round_id: int, measured: Measured) -> None:
         """Note what a client measured of the model that a round began with."""
@@ -374,7 +373,7 @@ class Register(Role):
             return Heard(
                 frozenset(client for client, fate in fates.items() if fate == "accepted"),
                 {client: fate for client, fate in fates.items() if fate != "accepted"},
-                tuple(sorted(counts.elements())),
+                tuple(sorted(one for one, count in counts.items() for _ in range(min(count, MOST_TOLD)))),
                 dict(self._seen),
                 tuple(self._measured.get(("trained", round_id), {}).values()),
                 tuple(self._measured.get(("evaluated", round_id), {}).values()),
@@ -417,8 +416,7 @@ class Register(Role):
 
     def keep_only(self, round_id: int, accepted: Sequence[str]) -> None:
         """Free the slots of a round's clients whose updates are in no basket any more."""
-        with self._lock:
-            self._db.execute("BEGIN")
+        with self._lock, self._transaction():
             for (client_id,) in self._db.execute(
                 "SELECT client_id FROM slots WHERE round_id = ? UNION "
                 "SELECT client_id FROM fates WHERE round_id = ?",
@@ -429,7 +427,17 @@ class Register(Role):
                         self._db.execute(
                             f"DELETE FROM {table} WHERE round_id = ? AND client_id = ?", (round_id, client_id)
                         )
-            self._db.execute("COMMIT")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of the block is written, or nothing: one that is left open would end every later call."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     def _judged(self, asked: Asked, now: float) -> Enrolment | ErrorAnswer:
         request = asked.request
@@ -448,6 +456,8 @@ class Register(Role):
         return self._certificates.issue(csr, client_id)
 
     def _claim(self, slot: Slot) -> Claim:
+        if self._enrolments.is_revoked(slot.client_id):
+            return Claim(ClaimKind.REVOKED)
         place, digest = (slot.round_id, slot.client_id, slot.sequence), bytes.fromhex(slot.digest)
         found = self._db.execute(
             "SELECT digest, answer FROM slots WHERE round_id = ? AND client_id = ? AND sequence = ?", place

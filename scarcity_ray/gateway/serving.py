@@ -9,12 +9,11 @@ Guarantees:
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +48,6 @@ from scarcity_ray.workloads.job import (
 from scarcity_ray.workloads.records import Outcome, RoundRecord
 from scarcity_ray.workloads.run_folder import RunFolder
 from scarcity_ray_client.wire import RoundState
-
-T = TypeVar("T", str, str | None)
 
 STOPPING_SECONDS = 1.0
 """For which gateways tell that it has ended, before they end."""
@@ -98,8 +95,6 @@ def serve_job(
     """
     config, watch = job.config, Stopwatch()
     gateway = config.gateway or GatewayConfig()
-    # Gateways are processes in folders of their own.
-    gateway = replace(gateway, keys=_absolute(gateway.keys), operators=_absolute(gateway.operators))
     watcher.phase("Evaluating the initial model")
     with watch.time("start"):
         initial, metric = initial_metrics(job)
@@ -154,13 +149,9 @@ def serve_job(
         if training.fitted is not None and training.fitted.best_model is not None:
             folder.write_model("best_model.npz", training.fitted.best_model)
         stats = federation.get_stats()
-    summary = summarise(job, training, stats, watch, folder, domains=domains)
+    summary = summarise(job, training, stats, watch, folder, domains=domains, is_served=True)
     folder.write_summary(summary)
     return Outcome(summary, tuple(training.records))
-
-
-def _absolute(path: T) -> T:
-    return path if path is None else os.path.abspath(os.path.expanduser(path))
 
 
 @contextmanager

@@ -21,18 +21,20 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from scarcity_ray.config.gateway import GatewayConfig
-from scarcity_ray.errors import StorageError
+from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.served_round import Measured
-from scarcity_ray.gateway.batches import Batches
+from scarcity_ray.gateway.batches import Batches, at_once
 from scarcity_ray.gateway.connections import Connection, Connections
 from scarcity_ray.gateway.driver_thread import OnDriver
 from scarcity_ray.gateway.enrolments import Enrolment
@@ -43,8 +45,10 @@ from scarcity_ray.gateway.register_client import RegisterClient
 from scarcity_ray.gateway.round_board import RoundBoard
 from scarcity_ray.gateway.site_desk import ServedTerms, SiteDesk
 from scarcity_ray.gateway.uploads import Standing, UploadKey, Uploads
+from scarcity_ray_client import checked_metrics
 from scarcity_ray_client.errors import MessageRefused
 from scarcity_ray_client.wire import (
+    CLIENT,
     EMPTY_DIGEST,
     MODEL_ROUND,
     MODEL_VERSION,
@@ -71,8 +75,14 @@ logger = logging.getLogger("scarcity_ray")
 
 PIECE_BYTES = 256 * 1024
 """Of a model, written at a time."""
+MOST_COUNT = 2**63 - 1
+"""What the register's file and `ClientEvaluation` hold."""
+CONNECTIONS_PER_REQUEST = 4
+"""Connections of one client for each request that it may have open: some are left from broken ones."""
+SERVER_NAME = "scarcity-ray"
 ANSWER_SECONDS = 120.0
 """In which the roles behind a gateway must have answered; then the client is to ask again."""
+UNSIGNED_PATHS = ("/v1/enrol", "/healthz")
 OPERATORS_PATHS = ("/console", "/metrics", "/v1/status", "/v1/ledger", "/v1/operate/")
 """Which have an authentication of their own (`console`)."""
 
@@ -123,7 +133,12 @@ class WebApp:
     ) -> None:
         self._config, self._terms, self._register, self._clock = config, terms, register, clock
         self._desk, self._uploads, self._on_driver = desk, uploads, on_driver
-        self.connections = Connections(config.header_seconds, config.max_connections)
+        most_of_one = CONNECTIONS_PER_REQUEST * config.open_requests_per_client
+        self.connections = Connections(
+            config.header_seconds,
+            config.max_connections,
+            most_of_one if config.tls == "mutual" else None,
+        )
         self.pressure = Pressure(config)
         self.board = RoundBoard(
             lambda number: register.call(Register.current, number), lambda: register.call(Register.model)
@@ -132,13 +147,13 @@ class WebApp:
         self._answers: Counter[int] = Counter()
         self._num_received = self._num_sent = 0
         self._most_bytes = config.max_update_bytes or 4 + MOST_HEADER_BYTES + 4 * terms.vector_dim
+        self._admit = ThreadPoolExecutor(1, thread_name_prefix="gateway-admit")
         self._admitting = Batches[Asked, Enrolment | ErrorAnswer](
-            lambda asked: register.call(Register.admit, list(asked), clock()), "gateway-admit"
+            lambda asked: register.call(Register.admit, list(asked), clock()),
+            at_once if register.is_here else self._admit.submit,
         )
         self._judging = Batches[Upload, Accepted | ErrorAnswer](
-            lambda uploads: on_driver(lambda: intake.take(uploads)),
-            "gateway-judge",
-            lambda upload: upload.row.nbytes,
+            intake.take, on_driver.start, lambda upload: upload.row.nbytes
         )
         self._asking = ThreadPoolExecutor(2, thread_name_prefix="gateway-ask")
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="gateway-disk")
@@ -168,9 +183,7 @@ class WebApp:
 
     def close(self) -> None:
         """End the threads."""
-        self._admitting.close()
-        self._judging.close()
-        for threads in (self._asking, self._disk):
+        for threads in (self._admit, self._asking, self._disk):
             threads.shutdown(wait=False, cancel_futures=True)
 
     def counts(self) -> dict[str, Any]:
@@ -195,7 +208,7 @@ class WebApp:
     async def _capped(
         self, request: web.Request, handler: Handler, connection: Connection | None
     ) -> web.StreamResponse:
-        who = (connection and connection.fingerprint) or f"{request.remote}/{self._named(request)}"
+        who = self._who(request)
         try:
             if self.is_stopping:
                 return _refusal(ErrorAnswer(ErrorCode.BUSY, "this gateway is stopping", RETRY_SECONDS))
@@ -226,9 +239,22 @@ class WebApp:
             if connection is not None:
                 connection.ended()
 
+    def _who(self, request: web.Request) -> str:
+        """Who is counted as one client, before it is known who asks."""
+        connection = self.connections.of(request.transport)
+        shown = None if connection is None else connection.fingerprint
+        return shown or f"{request.remote} {self._named(request)}"
+
     def _named(self, request: web.Request) -> str:
-        """Who says to ask, where no certificate tells: behind a proxy all come from one address."""
-        return "" if self._config.tls == "mutual" else request.headers.get("Scarcity-Client", "")[:200]
+        """What is counted by itself of an address: a path that asks for no signature, or who says to ask.
+
+        Behind a proxy all come from one address. Where no signature is asked for, a name would be whatever
+        its sender likes.
+        """
+        path = request.match_info.route.resource
+        if path is None or path.canonical in UNSIGNED_PATHS or path.canonical.startswith(OPERATORS_PATHS):
+            return "" if path is None else path.canonical
+        return "" if self._config.tls == "mutual" else request.headers.get(CLIENT, "")[:200]
 
     async def _identified(self, request: web.Request) -> Identified:
         """Who asks; the body that was signed is still to be read."""
@@ -290,10 +316,17 @@ class WebApp:
         response = web.StreamResponse(status=206 if is_part else 200, headers=headers)
         response.content_type, response.content_length = "application/octet-stream", end - begin
         await response.prepare(request)
-        for place in range(begin, end, PIECE_BYTES):
-            async with asyncio.timeout(self._config.body_seconds):
-                await response.write(model[place : min(end, place + PIECE_BYTES)])
-        await response.write_eof()
+        try:
+            async with asyncio.timeout(body_deadline(self._config, end - begin)):
+                for place in range(begin, end, PIECE_BYTES):
+                    async with asyncio.timeout(self._config.body_seconds):
+                        await response.write(model[place : min(end, place + PIECE_BYTES)])
+                await response.write_eof()
+        except TimeoutError:
+            # An error's answer would be read as a part of the model.
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionError("the model was read too slowly") from None
         self._num_sent += end - begin
         return response
 
@@ -338,11 +371,11 @@ class WebApp:
             )
         if standing.offset < whole:
             return web.Response(status=204, headers=_standing(standing))
-        return await self._whole(asks.site, key, whole)
+        return await self._whole(asks.site, key, whole, self._who(request))
 
-    async def _whole(self, site: Enrolment, key: UploadKey, length: int) -> web.StreamResponse:
+    async def _whole(self, site: Enrolment, key: UploadKey, length: int, who: str) -> web.StreamResponse:
         """Have an upload judged of which all parts are here."""
-        release = self.pressure.hold(length)
+        release = self.pressure.hold(who, length)
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
@@ -374,10 +407,12 @@ class WebApp:
             )
         return _json(answer)
 
-    async def _judged(self, site: Enrolment, key: UploadKey, body: bytes | bytearray) -> web.StreamResponse:
+    async def _judged(self, site: Enrolment, key: UploadKey, body: bytes | memoryview) -> web.StreamResponse:
         header, row = read_update_body(body, self._terms.vector_dim)
         if header.client_id != site.client_id or header.round_id != key.round_id:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
+        _check_counts(sequence=header.sequence, num_examples=header.num_examples)
+        _check_metrics(header.metrics)
         answer = await self._within(self._judging.ask(Upload(site, header, row, key.digest)))
         if isinstance(answer, ErrorAnswer):
             return _refusal(answer)
@@ -388,6 +423,8 @@ class WebApp:
         given = request.match_info["round"]
         async with self._body(request, MOST_JSON_BYTES, asks.digest) as body:
             told = EvaluationRequest.from_json(bytes(body))
+        _check_counts(num_examples=told.num_examples)
+        _check_metrics(told.metrics)
         found = self.board.round
         if not _is_count(given) or found is None or int(given) != found.round_id:
             raise RefusedError(ErrorCode.ROUND_OVER, "this round is not open")
@@ -398,6 +435,11 @@ class WebApp:
     async def _enrol(self, request: web.Request) -> web.StreamResponse:
         async with self._body(request, MOST_JSON_BYTES, None) as body:
             asked = EnrolRequest.from_json(bytes(body))
+        _check_counts(num_examples=asked.num_examples or 0)
+        # Anybody may ask: who has no token does not get as far as the driver.
+        invited = await self._ask(lambda: self._register.call(Register.invitation, asked))
+        if isinstance(invited, ErrorAnswer):
+            return _refusal(invited)
         answer = await self._ask_driver(lambda: self._desk.enrol(asked))
         return _refusal(answer) if isinstance(answer, ErrorAnswer) else _json(answer.to_json(), 201)
 
@@ -416,7 +458,7 @@ class WebApp:
         return web.Response(status=204) if answer is None else _refusal(answer)
 
     @asynccontextmanager
-    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[bytearray]:
+    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[memoryview]:
         """A request's body, in memory that is counted while the block runs.
 
         Args:
@@ -427,37 +469,49 @@ class WebApp:
             raise RefusedError(ErrorCode.MALFORMED, "state Content-Length")
         if length > most:
             raise self._too_big()
-        release = self.pressure.hold(length)
+        release = self.pressure.hold(self._who(request), length)
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
-            body = await self._read(request, length)
+            body, found = await self._read(request, length)
             self._num_received += length
-            if digest is not None and not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
+            if digest is not None and not hmac.compare_digest(found, digest):
                 raise RefusedError(ErrorCode.MALFORMED, "the body is not what its digest says")
             yield body
         finally:
             release()
 
-    async def _read(self, request: web.Request, length: int) -> bytearray:
-        body, config = bytearray(), self._config
+    async def _read(self, request: web.Request, length: int) -> tuple[memoryview, str]:
+        """A body and its SHA-256. Memory is reserved at once, and taken by the system as the bytes come."""
+        body, hashed, config, end = np.empty(length, np.uint8), hashlib.sha256(), self._config, 0
+        room = body.data
+        now = asyncio.get_running_loop().time
+        last = now() + body_deadline(config, length)
         try:
-            async with asyncio.timeout(body_deadline(config, length)):
-                while len(body) < length:
-                    async with asyncio.timeout(config.body_seconds):
-                        piece = await request.content.readany()
+            async with asyncio.timeout(None) as limit:
+                while end < length:
+                    piece = request.content.read_nowait(-1)
                     if not piece:
-                        raise RefusedError(ErrorCode.MALFORMED, "the body ends early")
-                    body += piece
+                        limit.reschedule(min(last, now() + config.body_seconds))
+                        piece = await request.content.readany()
+                    if not piece or end + len(piece) > length:
+                        raise RefusedError(ErrorCode.MALFORMED, "the body ends elsewhere than it said")
+                    room[end : end + len(piece)] = piece
+                    hashed.update(piece)
+                    end += len(piece)
         except TimeoutError:
             raise RefusedError(ErrorCode.TIMED_OUT, "the body came too slowly", RETRY_SECONDS) from None
-        return body
+        body.setflags(write=False)
+        return body.data, hashed.hexdigest()
 
     def _too_big(self) -> RefusedError:
         return RefusedError(ErrorCode.TOO_BIG, f"at most {self._most_bytes} bytes are taken")
 
     async def _within(self, answer: Awaitable[T]) -> T:
-        return await asyncio.wait_for(answer, ANSWER_SECONDS)
+        if isinstance(answer, asyncio.Future) and answer.done():
+            return cast(T, answer.result())
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await answer
 
     async def _ask(self, question: Callable[[], T]) -> T:
         return await self._within(asyncio.get_running_loop().run_in_executor(self._asking, question))
@@ -503,6 +557,20 @@ def _standing(standing: Standing) -> dict[str, str]:
     return {UPLOAD_OFFSET: str(standing.offset), UPLOAD_LENGTH: str(standing.length)}
 
 
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count > MOST_COUNT:
+            raise RefusedError(ErrorCode.MALFORMED, f"{name}: at most {MOST_COUNT}")
+
+
+def _check_metrics(metrics: Mapping[str, float]) -> None:
+    """That the server can hold what a site measured: there it is too late to refuse it."""
+    try:
+        checked_metrics(metrics)
+    except UsageError as error:
+        raise RefusedError(ErrorCode.MALFORMED, str(error)) from None
+
+
 def _is_count(text: str) -> bool:
     return re.fullmatch(r"[0-9]{1,18}", text) is not None
 
@@ -530,6 +598,30 @@ async def _no_interim(request: web.Request) -> None:
     """Answer ``Expect: 100-continue`` with nothing: the standard library's client takes 1xx for final."""
 
 
+class Terse(RequestHandler):
+    """HTTP/1.1, whose own refusals tell and log nothing of who made the server."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no HTTP is anybody's to send: it is not worth a line in the log."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun")
+        if status >= 500:
+            logger.error("gateway: a request failed", exc_info=exc)
+        answer = ErrorAnswer(
+            ErrorCode.MALFORMED if status < 500 else ErrorCode.INTERNAL, "this is no HTTP/1.1"
+        )
+        response = _refusal(answer)
+        response.headers["Server"] = SERVER_NAME
+        response.force_close()
+        return response
+
+
 async def _nameless(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    response.headers["Server"] = "scarcity-ray"
+    response.headers["Server"] = SERVER_NAME
     response.headers.setdefault("Cache-Control", "no-store")

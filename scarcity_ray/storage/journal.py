@@ -13,6 +13,8 @@ Guarantees:
     one_living_process_writes: A second one is refused while the first lives.
     a_transaction_that_fails_leaves_nothing: On a full disk the file stays as it was.
     what_another_run_left_is_moved_aside_not_read: Unless this run continues that one.
+    what_may_be_lost_is_known_until_it_was_told: A new file in the place of a lost one, and a machine that was
+        started anew since the last `told`, are so after any number of openings.
 """
 
 from __future__ import annotations
@@ -43,10 +45,21 @@ CHECKPOINT_PAGES = 1_024
 """SQLite moves what is in its log to the file itself once that is so long."""
 CACHE_KIB = 8_192
 """Of pages in memory. A transaction that does not fit in writes some of them twice."""
+BLOB_BYTES = 1 << 16
+"""Rows from this size are written straight into the file's pages. Each such write leaves about 90 bytes in
+sqlite3's connection for as long as that is open (CPython 3.11), so that small ones are parameters."""
 VALUE_BYTES = 1 << 24
 """A batch with more bytes of rows is written as several: who reads it has each in memory at once."""
 LOCK_SECONDS = 5.0
 """Time that a process which has the file open may take to end."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Linux's random number of the machine's start; elsewhere there is none."""
+OWN = ""
+"""Stands for the journal itself among the names of baskets in records."""
+UNTOLD = "untold"
+"""Kind of the record of a new journal: the place of the one before, if that was moved aside."""
+BOOT = "boot"
+"""Kind of the record of the machine's start, where acknowledged updates may not be on the disk."""
 _TABLES = """
 CREATE TABLE about (kind TEXT, version INTEGER, federation TEXT, slot INTEGER, run TEXT, last INTEGER) STRICT;
 CREATE TABLE batches (
@@ -137,6 +150,12 @@ class Journal:
 
     Raises:
         StorageError: From every method, if SQLite cannot do it; it names the path and the remedy.
+
+    Attributes:
+        set_aside: Where the file of a run is that this one does not continue; empty if there was none.
+        is_new: Whether there was nothing to go on from, and `told` was not called since.
+        may_lack: Whether acknowledged updates may be missing, as the machine was started anew before
+            they were on its disk.
     """
 
     def __init__(self, place: JournalPlace, federation_id: str, slot: int, run: int) -> None:
@@ -144,12 +163,14 @@ class Journal:
         for folder in (path.parent.parent, path.parent):
             make_own_folder(folder, "the journal", "journal_path")
         self.path = path
-        self.set_aside: Path | None = None
-        self.is_new = not path.exists()
-        if self.is_new:
+        if not path.exists():
             self._create(place, federation_id, slot, run)
         self._connection = self._opened(place, federation_id, slot, run)
         self._syncs = True
+        self._boot = b"" if place.syncs_updates or not BOOT_ID.exists() else BOOT_ID.read_bytes().strip()
+        untold, boot = self.records(OWN, UNTOLD).get(""), self.records(OWN, BOOT).get("", b"")
+        self.is_new, self.set_aside = untold is not None, (untold or b"").decode()
+        self.may_lack = bool(boot) and (not BOOT_ID.exists() or BOOT_ID.read_bytes().strip() != boot)
         last = "SELECT max(last, (SELECT coalesce(max(number), 0) FROM batches)) FROM about"
         self._last = int(self._connection.execute(last).fetchone()[0])
 
@@ -182,12 +203,19 @@ class Journal:
             rows: The updates' numbers; None if they are in an aggregate already, and only remembered.
         """
         self._last += 1
-        room = "NULL" if rows is None else f"zeroblob({len(rows)})"
+        is_large = rows is not None and len(rows) >= BLOB_BYTES
         self._connection.execute(
-            f"INSERT INTO batches VALUES (?, ?, ?, ?, ?, {room})",
-            (self._last, basket, round_id, columns, zlib.crc32(columns)),
+            f"INSERT INTO batches VALUES (?, ?, ?, ?, ?, {'zeroblob(?)' if is_large else '?'})",
+            (
+                self._last,
+                basket,
+                round_id,
+                columns,
+                zlib.crc32(columns),
+                len(rows) if is_large and rows else rows,
+            ),
         )
-        if rows:  # Straight into the pages: as a parameter it would be copied three times before.
+        if is_large and rows:  # As a parameter it would be copied three times before.
             with self._connection.blobopen("batches", "rows", self._last) as blob:
                 blob.write(rows)
 
@@ -228,11 +256,19 @@ class Journal:
         """Remove all of a basket's records of a kind."""
         self._connection.execute("DELETE FROM records WHERE basket = ? AND kind = ?", (basket, kind))
 
+    def told(self) -> None:
+        """Note that the user was told what `set_aside`, `is_new` and `may_lack` say."""
+        if self.is_new or self.may_lack or self.records(OWN, BOOT).get("", b"") != self._boot:
+            with self.writing():
+                self.put(OWN, UNTOLD, "", None)
+                self.put(OWN, BOOT, "", self._boot or None)
+
     def baskets(self) -> tuple[str, ...]:
         """The baskets of which anything is here, sorted."""
         with self._told():
             found = self._connection.execute(
-                "SELECT basket FROM batches UNION SELECT basket FROM records ORDER BY basket"
+                "SELECT basket FROM batches UNION SELECT basket FROM records WHERE basket <> '' "
+                "ORDER BY basket"
             ).fetchall()
         return tuple(basket for (basket,) in found)
 
@@ -272,7 +308,9 @@ class Journal:
         if zlib.crc32(value) != checked:
             raise self.torn("a checksum differs")
 
-    def _create(self, place: JournalPlace, federation_id: str, slot: int, run: int) -> None:
+    def _create(
+        self, place: JournalPlace, federation_id: str, slot: int, run: int, set_aside: str = ""
+    ) -> None:
         """Make a file that is complete on the disk before it has its name."""
         draft = self.path.with_name(f"{self.path.name}.{os.urandom(6).hex()}.new")
         with self._told():
@@ -283,6 +321,8 @@ class Journal:
                 connection.executescript(_TABLES)
                 about = (KIND, place.version, federation_id, slot, f"{run:x}")
                 connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?, 0)", about)
+                untold = (OWN, UNTOLD, "", set_aside.encode(), zlib.crc32(set_aside.encode()))
+                connection.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?)", untold)
                 connection.close()
                 draft.rename(self.path)
                 folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -315,12 +355,11 @@ class Journal:
                         connection.execute("UPDATE about SET run = ?", (f"{run:x}",))
                     return connection
                 connection.close()
-                self.set_aside = self.path.with_name(f"{self.path.stem}.run-{left}.sqlite")
+                set_aside = self.path.with_name(f"{self.path.stem}.run-{left}.sqlite")
                 for end in ("-wal", ""):  # A log beside another file would be taken for its own.
                     with suppress(FileNotFoundError):
-                        Path(f"{self.path}{end}").rename(f"{self.set_aside}{end}")
-                self._create(place, federation_id, slot, run)
-                self.is_new = True
+                        Path(f"{self.path}{end}").rename(f"{set_aside}{end}")
+                self._create(place, federation_id, slot, run, str(set_aside))
                 return self._connect()
         except BaseException:
             connection.close()

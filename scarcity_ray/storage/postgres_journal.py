@@ -31,7 +31,7 @@ from psycopg import errors
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.ledger_url import LedgerUrl
 from scarcity_ray.postgres import Contents, PostgresConnection
-from scarcity_ray.storage.journal import KIND, Batch, JournalPlace
+from scarcity_ray.storage.journal import KIND, OWN, UNTOLD, Batch, JournalPlace
 
 _DEFINITIONS: LiteralString = """
 CREATE SCHEMA IF NOT EXISTS scarcity_ray;
@@ -92,16 +92,19 @@ class PostgresJournal:
 
     Attributes:
         path: The URL, which shows no password.
-        set_aside: Says where the rows of a run are that this one does not continue; None if there were none.
-        is_new: Whether there was nothing to go on from.
+        set_aside: Says where the rows of a run are that this one does not continue; empty if there were none.
+        is_new: Whether there was nothing to go on from, and `told` was not called since.
+        may_lack: False, as the server is another machine: what `durability: round` may lose with it, its
+            administrator knows.
     """
 
     def __init__(self, place: JournalPlace, federation_id: str, slot: int, run: int) -> None:
         if not isinstance(place.where, LedgerUrl):
             raise UsageError(f"{place.where}: this is no URL of a PostgreSQL database")
         self.path = place.where
-        self.set_aside: str | None = None
+        self.set_aside = ""
         self.is_new = False
+        self.may_lack = False
         self._whose = f"basket actor {slot} of federation {federation_id!r}"
         self._lock = _JOURNALS.lock(f"{federation_id}/{slot}")
         self._writes = self._id = self._holder = self._last = 0
@@ -115,6 +118,8 @@ class PostgresJournal:
             with self._server.transaction(self._lock):
                 self._take_up(place, federation_id, slot, run)
                 self._server.commit()
+            untold = self.records(OWN, UNTOLD).get("")
+            self.is_new, self.set_aside = untold is not None, (untold or b"").decode()
         except BaseException:
             self.close()
             raise
@@ -205,11 +210,18 @@ class PostgresJournal:
             [self._id, basket.encode(), kind],
         )
 
+    def told(self) -> None:
+        """Note that the user was told what `set_aside` and `is_new` say."""
+        if self.is_new:
+            with self.writing():
+                self.put(OWN, UNTOLD, "", None)
+
     def baskets(self) -> tuple[str, ...]:
         """The baskets of which anything is here, sorted."""
         found = self._read(
             "SELECT basket FROM scarcity_ray.journal_batches WHERE journal = %s UNION "
-            "SELECT basket FROM scarcity_ray.journal_records WHERE journal = %s ORDER BY basket",
+            "SELECT basket FROM scarcity_ray.journal_records WHERE journal = %s AND basket <> '' "
+            "ORDER BY basket",
             [self._id, self._id],
         )
         return tuple(basket.decode() for (basket,) in found)
@@ -255,7 +267,7 @@ class PostgresJournal:
 
     def _take_up(self, place: JournalPlace, federation_id: str, slot: int, run: int) -> None:
         """Become the holder of the actor's journal, within a transaction; begin one if there is none."""
-        found = self._server.ask(_FIND, [federation_id, slot])
+        found, set_aside = self._server.ask(_FIND, [federation_id, slot]), ""
         if found:
             self._id, kind, version, left, epoch, holder, self._last = found[0]
             place.check_version(f"{self.path}: the journal of {self._whose}", kind, version)
@@ -276,18 +288,14 @@ class PostgresJournal:
                 )
                 self._last = max(self._last, self._server.ask(newest, [self._id])[0][0])
                 return
-            self.set_aside = f"journal {self._id} in {self.path}"
+            set_aside = f"journal {self._id} in {self.path}"
             self._server.execute(
                 "UPDATE scarcity_ray.journals SET is_set_aside = true, holder = %s WHERE id = %s",
                 [holder + 1, self._id],
             )
         about = [KIND, place.version, federation_id, slot, f"{run:x}", place.epoch]
-        self._id, self._holder, self._last, self.is_new = (
-            self._server.ask(_BEGIN_ONE, about)[0][0],
-            1,
-            0,
-            True,
-        )
+        self._id, self._holder, self._last = self._server.ask(_BEGIN_ONE, about)[0][0], 1, 0
+        self.put(OWN, UNTOLD, "", set_aside.encode())
 
     def _check_holder(self) -> None:
         found = self._server.ask(

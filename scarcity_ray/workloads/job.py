@@ -412,6 +412,7 @@ def summarise(
     num_byzantine: int = 0,
     made: Sequence[tuple[Comparison, Compared]] = (),
     standings: Mapping[str, Mapping[str, Any]] | None = None,
+    is_served: bool = False,
 ) -> Summary:
     """The result of a job.
 
@@ -420,6 +421,7 @@ def summarise(
         domains: Clients of each.
         made: The runs beside.
         standings: Without Layer 2, how each basket ended.
+        is_served: Whether clients were sites outside the cluster.
     """
     config, records, fitted = job.config, training.records, training.fitted
     rejected: Counter[str] = Counter()
@@ -471,7 +473,10 @@ def summarise(
             for run, compared in made
         ),
         privacy_claim=privacy_claim(
-            config.federation, stats["privacy_lifetime_epsilon"], is_lab=config.lab is not None
+            config.federation,
+            stats["privacy_lifetime_epsilon"],
+            is_lab=config.lab is not None,
+            is_served=is_served,
         ),
         basket_standings=standings or {},
         warnings=tuple(stats["warnings"]),

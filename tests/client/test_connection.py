@@ -132,6 +132,11 @@ def test_what_is_no_gateway_is_refused(gateway, url):
         GatewayConnection(url, gateway.certificates.server_authority())
 
 
+def test_an_empty_authority_does_not_trust_everybody():
+    with pytest.raises(UsageError, match="no authority"):
+        GatewayConnection("https://127.0.0.1:1", "\n", environ={})
+
+
 def test_an_authority_that_is_none_is_refused():
     with pytest.raises(UsageError, match="authority"):
         GatewayConnection("https://h", "no PEM")

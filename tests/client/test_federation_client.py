@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
-from scarcity_ray_client import Client, PrivateEvaluation, SiteNoise, Trained, UsageError, Workload
+from scarcity_ray_client import (
+    Client,
+    PrivateEvaluation,
+    SiteNoise,
+    Trained,
+    UsageError,
+    Workload,
+    load_model,
+)
+from scarcity_ray_client.accounting.modes import Accounting
 from scarcity_ray_client.connection import GatewayRefused, GatewayUnreachable, Waits
 from scarcity_ray_client.errors import SiteLedgerRefused
 from scarcity_ray_client.federation_client import Ending, FederationClient
@@ -134,8 +144,27 @@ def test_it_enrols_trains_and_ends_with_the_federation(client, gateway, home, ev
     ]
     assert not list((home.folder / "outbox").iterdir())
     assert not (home.folder / "token").exists()
-    assert kinds(events) == ["enrolled", *["training", "accepted"] * 3, "finished"]
+    assert kinds(events) == ["enrolled", *["training", "accepted"] * 3, "finished", "model"]
     assert client.run(a_site()) is Ending.FINISHED  # another time nothing is left to do
+
+
+def test_the_last_model_is_kept_as_a_file(client, gateway, home):
+    goes_on(gateway, 2)
+    client.run(a_site())
+    assert load_model(home.folder / "model.npz")["w"].tolist() == gateway.model.tolist() == [2.0] * 4
+
+
+def test_a_server_that_has_stopped_is_waited_for(client, gateway, home, events, monkeypatch):
+    goes_on(gateway, 2)
+    gateway.publish(0, RoundState.STOPPED)
+
+    def comes_back(seconds):
+        gateway.publish(0)
+
+    monkeypatch.setattr(client, "_pause", comes_back)
+    assert client.run(a_site()) is Ending.FINISHED
+    assert kinds(events)[:3] == ["enrolled", "waiting", "training"]
+    assert events[1].text.startswith("stopped: ")
 
 
 @pytest.mark.parametrize("fault", [lost_request, lost_answer])
@@ -392,6 +421,60 @@ def test_nothing_unnoised_is_sent_where_the_site_says_so(client, gateway):
     with pytest.raises(UsageError, match="nothing is sent"):
         client.run(a_site(noised_alone=True))
     assert gateway.updates == {}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"unit": "client"}, "hides one person"),
+        ({"private_evaluation": PrivateEvaluation({"accuracy": (0.0, 1.0)}, 60)}, "without noise beside"),
+        ({"noise": replace(NOISE, clip_norm=0.5)}, "noise is for contributions of norm 0.5"),
+        ({"accounting": Accounting.GAUSSIAN_DP}, "noise is discrete"),
+    ],
+)
+def test_noise_that_hides_less_than_it_says_is_refused(client, gateway, changed, said):
+    gateway.publish(0, **{**NOISED, **changed})
+    unit = changed.get("unit", "person")
+    site = a_site(policy=a_policy(unit=unit), noised_alone=True, person_clip_norm=1.0)
+    with pytest.raises(UsageError, match=said):
+        client.run(site)
+    assert gateway.updates == {}
+
+
+def test_no_more_is_downloaded_than_was_named(client, gateway, home):
+    client.enrol()
+    facts = gateway.round.model
+
+    def endless(handler, answer):
+        handler.send_response(200)
+        handler.send_header("ETag", f'"{facts.sha256}"')
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.close_connection = True
+        for _ in range(64):
+            handler.wfile.write(bytes(2**20))
+
+    gateway.faults = [endless]
+    with suppress(GatewayUnreachable):
+        client.model(facts)
+    assert sum(path.stat().st_size for path in (home.folder / "model").iterdir()) <= facts.num_bytes
+    gateway.publish(0, model=replace(facts, num_bytes=10**12))
+    with pytest.raises(UsageError, match="is not of 4 numbers"):
+        client.run(a_site())
+
+
+def test_a_redirect_is_not_followed_and_no_success(client, gateway):
+    client.enrol()
+
+    def elsewhere(handler, answer):
+        handler.send_response(302)
+        handler.send_header("Location", "https://127.0.0.1:1/")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    gateway.faults = [elsewhere]
+    with pytest.raises(GatewayRefused, match="HTTP status 302"):
+        client.evaluate(0, {"accuracy": 1.0}, 1)
 
 
 def test_a_ledger_that_began_with_noise_is_never_used_without(client, gateway):

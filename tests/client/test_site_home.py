@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,15 @@ def test_a_kit_that_is_cut_changed_or_newer_is_refused(kit, facts, said):
             made.writestr(name, text)
     with pytest.raises(UsageError, match=said):
         Kit.read(kit)
+
+
+def test_a_kit_with_any_byte_changed_is_read_or_refused(kit):
+    whole = kit.read_bytes()
+    for place in range(0, len(whole)):
+        for value in (8, 12, 14) if place % 3 else (whole[place] ^ 1,):
+            kit.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            with suppress(UsageError):
+                Kit.read(kit)
 
 
 def test_a_kit_that_is_not_there_says_so(tmp_path):
@@ -125,6 +135,8 @@ def test_two_processes_never_share_a_folder(kit):
         code = f"from scarcity_ray_client.site_home import SiteHome; SiteHome({str(home.folder)!r}, {{}})"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "another process of this site uses it" in done.stderr
+        with SiteHome(home.folder, {}, beside=True) as beside:  # who asks for the status
+            assert beside.kit == home.kit
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):

@@ -60,6 +60,7 @@ PROMISED = {
         "min_updates_trigger": None,
         "time_trigger_seconds": 60.0,
         "participation_cap": 3,
+        "max_bytes": None,
     },
     Layer1Config: {
         "aggregation_method": AggregationMethod.KRUM,
@@ -109,6 +110,7 @@ OUT_OF_RANGE = {
         "min_updates_trigger": [0],
         "time_trigger_seconds": [0.0, math.inf, math.nan],
         "participation_cap": [0],
+        "max_bytes": [0],
     },
     Layer1Config: {
         "aggregation_method": ["kruhm", "", "KRUM"],

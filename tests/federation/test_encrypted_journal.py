@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def test_without_its_key_a_journal_is_refused_by_name(tmp_path: Path, key: Path)
         assert all(fed.submit_updates(CLIENTS, rows(), 0))
         kept = key.read_bytes()
         for write, told in (
-            (lambda: key.write_bytes(os.urandom(KEY_BYTES)), "encrypted with another key, or changed"),
+            (lambda: key.write_bytes(os.urandom(KEY_BYTES)), "encrypted with another key, moved, or changed"),
             (lambda: key.write_bytes(kept[1:]), "has 32 bytes, this file 31"),
             (lambda: key.chmod(0o640), r"others can read the journal's key \(mode 0640"),
             (key.unlink, "the journal's key cannot be read .*head -c 32 /dev/urandom"),
@@ -67,12 +69,41 @@ def test_without_its_key_a_journal_is_refused_by_name(tmp_path: Path, key: Path)
         assert fed.get_stats()["n_updates_buffered"] == len(CLIENTS)
 
 
-def test_what_is_sealed_opens_in_its_context_alone(key: Path) -> None:
+def test_what_is_sealed_opens_in_its_place_alone(key: Path) -> None:
     sealing = Sealing(read_key(str(key)), "a")
-    sealed = sealing.seal(b"row")
-    assert sealing.open(sealed) == b"row"
-    assert sealing.seal(b"row") != sealed
+    sealed = sealing.seal(b"row", "basket", 1)
+    assert sealing.open(sealed, "basket", 1) == b"row"
+    assert sealing.seal(b"row", "basket", 1) != sealed
     changed = sealed[:-1] + bytes([sealed[-1] ^ 1])
-    for other, kept in ((Sealing(read_key(str(key)), "b"), sealed), (sealing, changed), (sealing, b"")):
-        with pytest.raises(ValueError, match="another key, or changed"):
-            other.open(kept)
+    wrong = ((sealed, "basket", 2), (sealed, "basket"), (sealed,), (changed, "basket", 1), (b"", "basket", 1))
+    for other, (kept, *place) in (
+        (Sealing(read_key(str(key)), "b"), (sealed, "basket", 1)),
+        *((sealing, one) for one in wrong),
+    ):
+        with pytest.raises(ValueError, match="another key, moved, or changed"):
+            other.open(kept, *place)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "UPDATE batches SET basket = (SELECT max(basket) FROM batches)",
+        "UPDATE batches SET number = number + 100",
+        "UPDATE records SET name = 'b0' WHERE kind = 'client' AND name = 'a0'",
+    ],
+)
+def test_what_is_moved_within_an_encrypted_journal_is_refused(
+    tmp_path: Path, key: Path, command: str
+) -> None:
+    """A client's update that is moved to another basket would be in a release twice."""
+    with begun(tmp_path, journal_key_path=str(key)) as fed:
+        assert all(fed.submit_updates(CLIENTS, rows(), 0))
+        fed._driver.run_layer1(None, True)
+        assert all(fed.submit_updates(CLIENTS, rows() + 1.0, 0))
+        kill(fed)
+        (file,) = tmp_path.rglob("basket-0.sqlite")
+        with closing(sqlite3.connect(file)) as connection:
+            assert connection.execute(command).rowcount
+            connection.commit()
+        with pytest.raises((ActorLost, StorageError), match=r"torn or was changed .*moved"):
+            fed.get_stats()

@@ -473,7 +473,10 @@ def test_a_session_that_was_given_up_is_never_unmasked(
 
     with monkeypatch.context() as patch:
         patch.setattr(SecureSession, "collect", collect)
-        assert run(fed).model is None
+        outcome = run(fed)
+    assert outcome.model is None
+    assert outcome.aborted, "there is budget: it is no reason to stop"
+    assert not outcome.read_only
     assert sums == []
     assert fresh_of(fed) == [f"d0{b}_basket_0" for b in range(6, 10)]
     assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
@@ -493,6 +496,56 @@ def test_nothing_is_unmasked_that_was_charged_as_another_sum(fed_of: Any, sums: 
     assert run(fed).model is None
     assert sums == []
     assert fed.get_stats()["privacy_consumed_epsilon"] > 0.0
+
+
+@pytest.mark.parametrize("renews", [False, True])
+def test_no_sum_is_charged_in_a_way_that_its_baskets_do_not_hear_of(
+    fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, renews: bool
+) -> None:
+    """Under the name that it would have in a later period; or, before a renewal, as another sum."""
+    fed = fed_of(10, silent=6)
+    aggregator = role(fed, "global")
+    aggregator._waits = lambda *args: ""
+    honest = aggregator._charge
+    signers = {f"d{b:02}_basket_0" for b in (0, 1, 2, 3, 4, 5, 9)}
+
+    def charge(terms: Any, survivors: Any, now: float, num_left_out: int) -> Any:
+        if renews:
+            charge = honest(terms, sorted(signers), now, num_left_out)
+            fed.renew_budget(50.0, 1e-5, operator="anybody")
+            return charge
+        named = f"{terms.charge_id} in period 0", terms.release.mu, now, {}, num_left_out, None
+        return aggregator._peers.handle("accountant").call("charge_release", *named).result()
+
+    saying_nothing_is_spent(monkeypatch)
+    with monkeypatch.context() as patch:
+        asking_only(patch, signers)
+        aggregator._charge = charge
+        outcome = run(fed)
+    assert (outcome.model is None) is renews
+    assert len(sums) == (not renews)
+    aggregator._charge = honest
+    fed._driver.client.call_baskets(Call(BasketHost.abandon_session))
+    again = fresh_of(fed)
+    assert again == ([f"d0{b}_basket_0" for b in (6, 7, 8)] if renews else [])
+
+
+def test_a_basket_that_has_confirmed_nothing_charges_nothing(
+    fed_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its actor would record a session as one that nobody dropped out of."""
+    fed = fed_of(10)
+
+    def collect(self: SecureSession) -> Any:
+        host = fed._runtime.peers.handle("basket:0")  # type: ignore[attr-defined]
+        host.call("advertise", self._terms, ())
+        with pytest.raises(ProtocolViolation, match="confirmed 0 sets"):
+            host.call("unmask", self._id, (VICTIM,), (), fed._driver.client.now()).result()
+        raise SecureAggregationAborted("enough is seen")
+
+    monkeypatch.setattr(SecureSession, "collect", collect)
+    assert run(fed).aborted
+    assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
 
 
 @pytest.mark.parametrize("is_charged", [True, False])

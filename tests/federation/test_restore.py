@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, IdentityKeyPair, Rejection
 from scarcity_ray.actors.kept import CODEC, directory_after
 from scarcity_ray.errors import LedgerMissing, LedgerRolledBack, StorageError, UsageError
-from scarcity_ray.storage import snapshots
+from scarcity_ray.storage import journal, snapshots
 from scarcity_ray.storage.snapshots import ChangingState
 from tests.federation.test_resume import MASKED, MEMORY, Lives, fitted
 
@@ -147,6 +148,38 @@ def test_a_restore_that_was_stopped_is_made_again(after: bool, lives: Lives) -> 
     fed = lives.restore()
     assert fed.faults == ()
     assert [r.reason for r in fed.submit_updates(IDS, ROWS)] == [Rejection.REPLAYED] * 6
+
+
+@pytest.mark.parametrize("loss", ["file", "machine"])
+def test_what_a_journal_lacks_is_told_though_the_restore_was_stopped(
+    loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that has made an empty journal dies, or one that has seen that the machine was off."""
+    boot = tmp_path / "boot_id"
+    boot.write_text("first")
+    monkeypatch.setattr(journal, "BOOT_ID", boot)
+    lives = Lives(tmp_path, {"auto_aggregate": False, "durability": "round"})
+    lives.begin().register_clients(CLIENTS)
+    lives.kill()
+    is_done, at, told = None, 1, r"basket:0.* machine was started anew .* may be gone: send the updates"
+    boot.write_text("second")
+    if loss == "file":
+        (file,) = tmp_path.glob("**/basket-0.sqlite")
+        file.unlink()
+        told = "basket:0.* lost.*: send the updates of this round again"
+    while is_done is None:
+        is_done = lives.killed_at(lives.restore, at, after=True)
+        lives.kill()
+        at += 1
+    assert at > 5
+    fed = lives.restore()
+    assert sum(re.search(told, fault) is not None for fault in fed.faults) >= 1
+    for name in list(fed._runtime.names()):
+        if name.startswith("basket"):
+            fed._runtime.kill(name)
+    fed.get_stats()
+    assert "nothing was lost" in fed.faults[-1]
+    lives.kill()
 
 
 def test_a_relative_place_is_that_of_the_driver_that_began(tmp_path: Path, monkeypatch: Any) -> None:

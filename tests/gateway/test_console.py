@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from scarcity_ray import HierarchicalFederation, LedgerError, Rejection
+from scarcity_ray.gateway import console
 from scarcity_ray.gateway.console import COOKIE, GUESSES, SESSION_SECONDS, Guard
 from scarcity_ray.gateway.operators import OperatorRole, Operators
 from scarcity_ray.monitoring.status import SiteState, State
@@ -202,12 +204,31 @@ def test_guesses_are_slowed(scene: Any, tmp_path: Path) -> None:
         browser = logged_in(address, token)
         for _ in range(GUESSES):
             assert Browser(address).ask("/v1/status", **bearer("srop_guess"))[0] == 401
-        status, headers, _ = Browser(address).ask("/v1/status", **bearer(token))
+        status, headers, _ = Browser(address).ask("/v1/status", **bearer("srop_guess"))
         assert (status, headers["Retry-After"]) == (429, "6")
-        assert Browser(address).ask("/console/login", {"token": token}, **FROM_THE_PAGE)[0] == 429
-        assert browser.ask("/v1/status")[0] == 200, "who has logged in is not kept out by another's guesses"
+        guess = {"token": "srop_guess"}
+        assert Browser(address).ask("/console/login", guess, **FROM_THE_PAGE)[0] == 429
+        assert browser.ask("/v1/status")[0] == 200
+        assert Browser(address).ask("/v1/status", **bearer(token))[0] == 200, (
+            "another's guesses lock nobody out"
+        )
+        assert logged_in(address, token).ask("/v1/status")[0] == 200
         now[0] += 6.1
-        assert Browser(address).ask("/v1/status", **bearer(token))[0] == 200
+        assert Browser(address).ask("/v1/status", **bearer("srop_guess"))[0] == 401
+
+
+def test_a_body_that_does_not_come_is_given_up(
+    scene: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _, _ = scene
+    monkeypatch.setattr(console, "BODY_SECONDS", 0.2)
+    with served(source, Operators(tmp_path / "operators.json")) as address:
+        place = urlsplit(address)
+        lines = ["POST /console/login HTTP/1.1", "Host: x", "Scarcity-Console: 1"]
+        lines += ["Content-Type: application/json", "Content-Length: 99", "", "{"]
+        with socket.create_connection((place.hostname or "", place.port or 0), timeout=5) as slow:
+            slow.sendall("\r\n".join(lines).encode())
+            assert b" 401 " in slow.recv(4096).split(b"\r\n")[0]
 
 
 def test_a_cookie_ends_with_its_token_and_its_time(tmp_path: Path) -> None:

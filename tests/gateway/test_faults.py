@@ -267,6 +267,20 @@ def test_who_is_slow_is_given_up(served: Watched, site: Site) -> None:
         sent.close()
 
 
+def test_an_upload_that_is_on_its_way_as_its_site_is_revoked_is_refused(served: Watched) -> None:
+    gone = served.site("north-10", "north")
+    told = gone.round()
+    wire = request_of(gone, told, gone.update(told, np.ones(DIMENSION)))
+    with served.wire(gone) as sent:
+        sent.sendall(wire[:-1])
+        time.sleep(0.3)
+        with Enrolments.opened(served.register) as enrolments:
+            assert enrolments.revoke("north-10")
+        sent.sendall(wire[-1:])
+        answer = sent.recv(4096)
+    assert b" 403 " in answer.split(b"\r\n")[0], answer
+
+
 def test_what_is_too_big_is_refused_before_it_is_read(served: Watched, site: Site) -> None:
     told = site.round()
     body = site.update(told, np.ones(DIMENSION))
@@ -281,6 +295,69 @@ def test_what_is_too_big_is_refused_before_it_is_read(served: Watched, site: Sit
     with served.wire(site) as sent:
         sent.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000)
         assert b" 400 " in sent.recv(4096).split(b"\r\n")[0]
+    served.idle()
+
+
+def test_what_the_server_cannot_hold_is_one_clients_refusal(served: Watched, site: Site) -> None:
+    """Each of them once ended the register or the served job for everybody."""
+    told = site.round()
+    row = np.ones(DIMENSION)
+    for given in ({"sequence": 2**63}, {"num_examples": 2**63, "sequence": 11}):
+        assert code_of(site.send(told, row, **given)) == "malformed"
+    evaluation = {"version": 1, "metrics": {"loss": 1e308}, "num_examples": 2**63}
+    target = f"/v1/evaluations/{told.round_id}"
+    assert code_of(site.ask("PUT", target, json.dumps(evaluation).encode())) == "malformed"
+    for metrics in ({"x" * 5_000: 1.0}, {"": 1.0}):
+        evaluation = {"version": 1, "metrics": metrics, "num_examples": 1}
+        assert code_of(site.ask("PUT", target, json.dumps(evaluation).encode())) == "malformed"
+        assert code_of(site.send(told, row, sequence=12, metrics=metrics)) == "malformed"
+    assert site.ask("GET", "/v1/me").status == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"BLAH\r\n\r\n",
+        b"GET /\xff\0 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/enrol HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Encoding: gzip\r\n\r\n{}",
+    ],
+)
+def test_what_is_no_http_is_told_nothing(
+    served: Watched, site: Site, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served.wire(site) as wire:
+        wire.sendall(sent)
+        answer = wire.recv(4096)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b" 400 " in head.split(b"\r\n")[0]
+    assert b"aiohttp" not in answer
+    assert b"Python" not in answer
+    assert ErrorAnswer.from_json(body).code.value == "malformed"
+    assert not caplog.records, "anybody may send it, as often as they like"
+
+
+def test_no_peer_takes_all_connections(served: Watched, site: Site) -> None:
+    """Neither one without a certificate nor a site: others are answered meanwhile."""
+    greedy, bare = served.site("north-8", "north"), served.site_without_keys("nobody")
+    other = served.site("north-9", "north")
+    other.hang_up()
+    held = []
+    try:
+        for one in (greedy, bare):
+            for _ in range(32 + 8):
+                with suppress(OSError):
+                    held.append(served.wire(one))
+        until = time.monotonic() + 5
+        while len(served.gateway.web.connections) > 2 * 32 + 8:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert other.ask("GET", "/v1/me").status == 200
+        assert site.ask("GET", "/v1/me").status == 200
+    finally:
+        for wire in held:
+            wire.close()
     served.idle()
 
 

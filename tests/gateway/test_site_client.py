@@ -129,7 +129,7 @@ def test_sites_that_noise_their_rows_keep_ceilings_and_receipts(served: Served) 
         file = a_workload(served, name, target)
         text = file.read_text().replace("}}", ", persons: 30}}")
         ceiling = f"{{unit: person, lifetime_epsilon: {epsilon}, delta: 1.0e-6}}"
-        file.write_text(f"{text}\npolicy: {ceiling}\nnoise: site\n")
+        file.write_text(f"{text}\npolicy: {ceiling}\nnoise: site\nperson_clip_norm: 1.0\n")
         ended[name] = command(["run", str(kits[name]), str(file)], environ={})
 
     kits = {name: a_kit(served, name) for name in "ab"}

@@ -98,6 +98,37 @@ def test_a_release_is_charged_or_given_up_never_both(path):
     assert [row.kind for row in Ledger.read(path).rows() if row.charge_id] == ["release", "void"]
 
 
+def test_no_other_name_stands_for_a_release(path):
+    """Least of all the one that it has in a later period: with that one it was charged and given up."""
+    budget = begin(path)
+    assert release(budget, "s in period 0").allowed
+    assert not release(budget, "s").repeated
+    assert not void(budget, "s")
+    assert void(budget, "t")
+    assert release(budget, "t in period 0").allowed
+    assert not release(budget, "t").allowed
+
+
+def test_a_release_is_charged_as_one_sum(path):
+    """A basket that a charge names as not in the sum hands its aggregate in again, whatever comes later."""
+    budget, mu = begin(path), 0.1
+
+    def charge(*dropped, name="s"):
+        return budget.charge_release(name, mu, now=2.0, details={"dropped": list(dropped)} if dropped else {})
+
+    assert charge("b", "a").dropped == ("a", "b")
+    assert charge().dropped == ("a", "b")
+    budget.renew(1.0, 1e-5, now=3.0, operator="op")
+    assert not void(budget, "s")
+    assert not charge().allowed
+    assert not charge("a").allowed
+    assert charge(name="s in period 1").allowed
+    assert charge().dropped == budget.dropped_from("s") == ("a", "b")
+    budget.renew(1.0, 1e-5, now=4.0, operator="op")
+    assert charge("a", "b").allowed
+    assert charge("a", "b").repeated
+
+
 def test_a_refusal_speaks_of_what_the_ledger_adds_up(tmp_path):
     for mode, charged, epsilon in (
         (Accounting.GAUSSIAN_DP, "mu 3", "epsilon 16.68"),

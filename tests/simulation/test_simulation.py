@@ -61,6 +61,15 @@ FOUND = (
         ),
         Setting(baskets_per_actor=1),
     ),
+    # Updates that had moved once were on their way again, out of the basket actor that died.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.DISBAND),
+            Step(Act.SPLIT, 3, faults=(Fault(Kind.CALLEE_DIES, 13),)),
+        ),
+        Setting(baskets_per_actor=1),
+    ),
 )
 """What long runs have found."""
 

@@ -138,6 +138,7 @@ def test_rejections_come_from_one_enum_with_thirteen_reasons() -> None:
         "budget_spent",
         "at_ceiling",
         "not_stored",
+        "busy",
     }
 
 

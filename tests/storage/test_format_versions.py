@@ -159,8 +159,8 @@ def test_an_encrypted_journal(tmp_path: Path) -> None:
     with closing(Journal(place, "f1", 0, 1)) as journal:
         (batch,) = journal.batches("b")
         sealing = Sealing(bytes(32), "scarcity_ray journal/f1/0")
-        assert sealing.open(batch.columns) == b"columns"
-        assert sealing.open(batch.rows or b"") == ROW.astype("<f4").tobytes()
+        assert sealing.open(batch.columns, "b", 1, "columns") == b"columns"
+        assert sealing.open(batch.rows or b"", "b", 1, "rows") == ROW.astype("<f4").tobytes()
 
 
 def test_a_snapshot(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -143,15 +144,42 @@ def test_what_another_run_left_is_moved_aside_not_read(journal: Journal, tmp_pat
     journal.close()
     going_on = opened(tmp_path, run=2, continues=(1,))
     assert texts(going_on) == ["0"]
-    assert going_on.set_aside is None
+    assert going_on.set_aside == ""
     going_on.close()
     anew = opened(tmp_path, run=3)
     assert texts(anew) == []
-    assert anew.set_aside == journal.path.with_name("basket-0.run-2.sqlite")
+    assert anew.set_aside == str(journal.path.with_name("basket-0.run-2.sqlite"))
     with sqlite3.connect(anew.set_aside) as connection:
         assert connection.execute("SELECT count(*) FROM batches").fetchone() == (1,)
     connection.close()
     anew.close()
+
+
+def test_what_may_be_lost_is_known_until_it_was_told(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.close()
+    boot = tmp_path / "boot_id"
+    monkeypatch.setattr(module, "BOOT_ID", boot)
+
+    def life(run: int = 1, *, syncs: bool = False, tell: bool = False) -> tuple[bool, bool, str]:
+        place = JournalPlace(str(tmp_path / "journal"), syncs_updates=syncs)
+        with closing(Journal(place, "fed", 0, run)) as found:
+            if tell:
+                found.told()
+            return found.is_new, found.may_lack, Path(found.set_aside).name
+
+    assert life() == life(tell=True) == (True, False, "")
+    boot.write_text("first\n")
+    assert life() == life(tell=True) == life() == (False, False, "")
+    boot.write_text("second\n")
+    assert life() == life(syncs=True, tell=True) == (False, True, "")
+    boot.write_text("third\n")
+    assert life(tell=True) == (False, False, ""), "each update was synced before"
+    boot.unlink()
+    assert life() == (False, True, ""), "nobody can tell"
+    assert life(2) == life(2, tell=True) == (True, False, "basket-0.run-1.sqlite")
+    assert life(2) == (False, False, "")
 
 
 MOUNTS = """\

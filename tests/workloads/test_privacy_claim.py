@@ -42,3 +42,22 @@ def test_a_claim_about_a_person_says_so_and_nothing_of_gossip(unit):
     )
     assert any("whoever sees every released global model" in sentence for sentence in sentences)
     assert any("Not against: whoever operates the Ray cluster" in sentence for sentence in sentences)
+
+
+def test_sites_outside_the_cluster_are_not_said_to_train_as_its_tasks():
+    privacy = {
+        "unit": "person",
+        "noise": "site",
+        "min_persons": 100,
+        "row_epsilon": 0.5,
+        "person_clip_norm": 1.0,
+    }
+    layer1 = {"aggregation_method": "mean", "clip_norm": 20.0}
+    config = load(
+        HierarchicalFederationConfig,
+        {"privacy": privacy, "layer1": layer1, "gossip_budget_share": 0.0, "total_epsilon": 3.0},
+    )
+    tasks, sites = (" ".join(privacy_claim(config, 2.5, is_served=served)) for served in (False, True))
+    assert "clients trained as its tasks" in tasks
+    assert "tasks" not in sites
+    assert "Against whoever operates the server, too, but on their word for the noise" in sites

@@ -42,6 +42,7 @@ class Rejection(StrEnum):
     TOO_FEW_PERSONS = "too_few_persons"
     AT_CEILING = "at_ceiling"
     NOT_STORED = "not_stored"
+    BUSY = "busy"
     BUDGET_SPENT = "budget_spent"
 
 

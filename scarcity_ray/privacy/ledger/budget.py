@@ -8,6 +8,8 @@ Guarantees:
     an_allowed_charge_survives_sigkill: At any moment; reopening finds at least all that were allowed.
     a_retried_charge_is_charged_once: Also across reopening, and never for more than was recorded.
     a_charge_of_an_earlier_period_covers_nothing: Asked again after a renewal, it is charged again.
+    a_release_is_charged_or_given_up_never_both: Whatever other names are charged.
+    a_release_is_charged_as_one_sum: In every period, as the sum of the same baskets.
     an_interrupted_charge_is_neither_lost_nor_doubled: Asked again, it is found recorded, or charged then.
     a_restart_continues_the_same_budget: By replaying the ledger; spent epsilon is bitwise the same.
     a_ledger_of_another_accounting_is_refused: Its sums mean something else.
@@ -193,14 +195,22 @@ class DurableBudget:
             row = self._ledger.find(charge_id)
             if row is not None and isinstance(row.event, VoidedRelease):
                 why = "this release was given up, and its name with it"
-                return Charge(False, why, self._accountant.epsilon_spent(), self._ledger.head_hash)
+                spent = self._accountant.epsilon_spent()
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             known = self._known(charge_id, ReleaseCharge, mu)
+            charged = (
+                row.event.details if row is not None and isinstance(row.event, ReleaseCharge) else details
+            )
+            dropped = _dropped(charged)
             if known is not None:
                 event, seq, head = known
-                left_out, dropped = self._num_left_out(seq), _dropped(event)
-                spent = event.epsilon_spent
+                left_out, spent = self._num_left_out(seq), event.epsilon_spent
                 return Charge(True, "", spent, head, repeated=True, num_left_out=left_out, dropped=dropped)
             accountant = self._accountant
+            if dropped != _dropped(details):
+                why = "this release was charged before, as the sum of other baskets"
+                spent = accountant.epsilon_spent()
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             if step not in (None, accountant.step):
                 why = (
                     f"its noise is planned as release {step.number + 1} of the period, and the ledger stands "
@@ -218,7 +228,7 @@ class DurableBudget:
             row = self._ledger.append(event, charge_id=self._free(charge_id), now=now)
             accountant.note_release(mu)
             left_out = len(accountant.ceilings.left_out)
-            return Charge(True, "", spent, row.hash, num_left_out=left_out, dropped=_dropped(event))
+            return Charge(True, "", spent, row.hash, num_left_out=left_out, dropped=dropped)
 
     def set_policy(self, signed: SignedPolicy, *, now: float) -> str:
         """Put a client under the ceiling that it has signed, durably; a stricter one replaces it later.
@@ -300,7 +310,7 @@ class DurableBudget:
             known = self._ledger.find(charge_id)
             if known is None or not isinstance(known.event, ReleaseCharge):
                 return ()
-            return _dropped(known.event)
+            return _dropped(known.event.details)
 
     def charge_gossip(
         self,
@@ -626,21 +636,21 @@ class DurableBudget:
 
     def _known(self, charge_id: str, kind: type[_Charged], mu: float) -> tuple[_Charged, int, str] | None:
         """This charge as it was recorded in this period, if it was, with its row's number and hash."""
-        for name in (charge_id, self._again(charge_id)):
-            row = self._ledger.find(name)
-            if row is None or (row.seq < self._began and isinstance(row.event, kind)):
-                continue
-            event = row.event
-            if isinstance(event, kind) and event.mu == mu:
-                return event, row.seq, row.hash
-            mus = ""
-            if isinstance(event, ReleaseCharge | GossipCharge):
-                mus = f" with {self._accountant.accounting.in_words(event.mu)}"
-            raise UsageError(
-                f"charge_id: {charge_id!r} is recorded already, as {row.kind}{mus}; "
-                "give each charge an id of its own"
-            )
-        return None
+        row = self._ledger.find(charge_id)
+        if row is not None and row.seq < self._began and isinstance(row.event, kind):
+            row = self._ledger.find(self._again(charge_id))
+        if row is None:
+            return None
+        event = row.event
+        if isinstance(event, kind) and event.mu == mu:
+            return event, row.seq, row.hash
+        mus = ""
+        if isinstance(event, ReleaseCharge | GossipCharge):
+            mus = f" with {self._accountant.accounting.in_words(event.mu)}"
+        raise UsageError(
+            f"charge_id: {charge_id!r} is recorded already, as {row.kind}{mus}; "
+            "give each charge an id of its own"
+        )
 
     def _free(self, charge_id: str) -> str:
         """The name that a charge is recorded under: its own, unless an earlier period has it."""
@@ -654,7 +664,7 @@ def _chosen(client_ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ..
     return tuple(itertools.compress(client_ids, mask.tolist()))
 
 
-def _dropped(event: ReleaseCharge) -> tuple[str, ...]:
-    """The baskets that a release was charged without."""
-    named = event.details.get("dropped") if isinstance(event.details, Mapping) else None
-    return tuple(map(str, named)) if isinstance(named, list | tuple) else ()
+def _dropped(details: object) -> tuple[str, ...]:
+    """The baskets that a release's details name as not in its sum."""
+    named = details.get("dropped") if isinstance(details, Mapping) else None
+    return tuple(sorted(map(str, named))) if isinstance(named, list | tuple) else ()

@@ -18,6 +18,16 @@ _HOW_ROWS_ADD_UP = {
     Accounting.ZCDP: "Rows have discrete Gaussian noise; each client's are added up in zero-concentrated DP, "
     "an upper bound.",
 }
+_CLUSTER = (
+    "Not against: whoever operates the Ray cluster or can read its memory, since clients trained as its "
+    "tasks. That needs training, noise and the client's ledger in a process of its own outside the "
+    "cluster: a site that is served."
+)
+_SERVER = (
+    "Against whoever operates the server, too, but on their word for the noise: a site trains and noises at "
+    "home, as loudly as the server tells it to. A site with a policy charges what it is told to a ledger of "
+    "its own, and sends nothing beyond its ceiling, whatever it is told."
+)
 _LAB = (
     "This is a laboratory: the driver sees updates where there are simulated attackers, and the comparison "
     "runs are computed from the clients' data, all without protection."
@@ -25,7 +35,11 @@ _LAB = (
 
 
 def privacy_claim(
-    config: HierarchicalFederationConfig, epsilon_spent: float, *, is_lab: bool = False
+    config: HierarchicalFederationConfig,
+    epsilon_spent: float,
+    *,
+    is_lab: bool = False,
+    is_served: bool = False,
 ) -> tuple[str, ...]:
     """The claim in sentences, the first of which has the figures.
 
@@ -33,6 +47,7 @@ def privacy_claim(
         config: The federation's.
         epsilon_spent: By the client that has spent most, in all periods of the budget together.
         is_lab: Whether there were simulated attackers or comparison runs.
+        is_served: Whether clients were sites outside the cluster, which trained and noised at home.
     """
     if math.isinf(config.total_epsilon) or math.isinf(epsilon_spent):
         return ("No privacy claim: the budget is infinite, so releases may carry no noise.",)
@@ -52,7 +67,7 @@ def privacy_claim(
         )
     plan = make_plan(config)
     if config.privacy.noise is NoisePlace.SITE:
-        return _of_noised_rows(config, epsilon_spent, is_lab=is_lab)
+        return _of_noised_rows(config, epsilon_spent, is_lab=is_lab, is_served=is_served)
     word = f" On trust: {plan.rule_claim}." if plan.rule_claim else ""
     return (
         f"({epsilon_spent:.4g}, {config.total_delta:g})-differential privacy of all global models released "
@@ -93,9 +108,9 @@ def _whom(config: HierarchicalFederationConfig, epsilon_spent: float, word: str)
 
 
 def _of_noised_rows(
-    config: HierarchicalFederationConfig, epsilon_spent: float, *, is_lab: bool
+    config: HierarchicalFederationConfig, epsilon_spent: float, *, is_lab: bool, is_served: bool
 ) -> tuple[str, ...]:
-    """The claim of a job whose clients noise their own rows, as tasks of the cluster."""
+    """The claim of a job whose clients noise their own rows, as tasks of the cluster or at home."""
     claim, plan = person_claim(config, epsilon_spent), make_plan(config)
     sentences = () if claim is None else claim.sentences()
     free = ["the rule", *(["gossip"] if config.gossip_budget_share else [])]
@@ -106,11 +121,10 @@ def _of_noised_rows(
         + _HOW_ROWS_ADD_UP[plan.accounting],
         *sentences,
         "Against: whoever reads messages, rows, basket models and released models, which are made of noised "
-        f"rows: so {' and '.join(free)} cost nothing. A row counts once its client was asked for it, "
-        "accepted or not.",
-        "Not against: whoever operates the Ray cluster or can read its memory, since clients trained as its "
-        "tasks. That needs training, noise and the client's ledger in a process of its own outside the "
-        "cluster, which sends rows with submit_update.",
+        f"rows: so {' and '.join(free)} cost nothing. A row counts once "
+        + ("it came" if is_served else "its client was asked for it")
+        + ", accepted or not.",
+        _SERVER if is_served else _CLUSTER,
         *((_LAB,) if is_lab else ()),
         "Outside the claim: what clients tell (metrics, errors) reaches the driver as it is, and settings "
         "may have been chosen by clients' data. Metrics on test data cost nothing if no client's data are "
