@@ -26,7 +26,7 @@ from scarcity_ray.errors import PrivacyBudgetExhausted, ScarcityError
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.served_round import Site
 from scarcity_ray.federation.site_cohort import register_site
-from scarcity_ray.gateway.enrolments import Enrolment
+from scarcity_ray.gateway.enrolments import REVOKED, Enrolment
 from scarcity_ray.gateway.register import Claim, ClaimKind, Outcome, Register, Slot
 from scarcity_ray.gateway.register_client import RegisterClient
 from scarcity_ray_client.models import FloatVector
@@ -197,6 +197,8 @@ def _known(claim: Claim) -> Accepted | ErrorAnswer | None:
         return Accepted(claim.answer, False)
     if claim.kind is ClaimKind.TAKEN:
         return ErrorAnswer(ErrorCode.SLOT_TAKEN, "another body was sent for this sequence of this round")
+    if claim.kind is ClaimKind.REVOKED:
+        return ErrorAnswer(ErrorCode.REVOKED, REVOKED)
     return None
 
 

@@ -208,7 +208,7 @@ class WebApp:
     async def _capped(
         self, request: web.Request, handler: Handler, connection: Connection | None
     ) -> web.StreamResponse:
-        who = (connection and connection.fingerprint) or f"{request.remote} {self._named(request)}"
+        who = self._who(request)
         try:
             if self.is_stopping:
                 return _refusal(ErrorAnswer(ErrorCode.BUSY, "this gateway is stopping", RETRY_SECONDS))
@@ -238,6 +238,12 @@ class WebApp:
         finally:
             if connection is not None:
                 connection.ended()
+
+    def _who(self, request: web.Request) -> str:
+        """Who is counted as one client, before it is known who asks."""
+        connection = self.connections.of(request.transport)
+        shown = None if connection is None else connection.fingerprint
+        return shown or f"{request.remote} {self._named(request)}"
 
     def _named(self, request: web.Request) -> str:
         """What is counted by itself of an address: a path that asks for no signature, or who says to ask.
@@ -365,11 +371,11 @@ class WebApp:
             )
         if standing.offset < whole:
             return web.Response(status=204, headers=_standing(standing))
-        return await self._whole(asks.site, key, whole)
+        return await self._whole(asks.site, key, whole, self._who(request))
 
-    async def _whole(self, site: Enrolment, key: UploadKey, length: int) -> web.StreamResponse:
+    async def _whole(self, site: Enrolment, key: UploadKey, length: int, who: str) -> web.StreamResponse:
         """Have an upload judged of which all parts are here."""
-        release = self.pressure.hold(length)
+        release = self.pressure.hold(who, length)
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
@@ -429,6 +435,11 @@ class WebApp:
     async def _enrol(self, request: web.Request) -> web.StreamResponse:
         async with self._body(request, MOST_JSON_BYTES, None) as body:
             asked = EnrolRequest.from_json(bytes(body))
+        _check_counts(num_examples=asked.num_examples or 0)
+        # Anybody may ask: who has no token does not get as far as the driver.
+        invited = await self._ask(lambda: self._register.call(Register.invitation, asked))
+        if isinstance(invited, ErrorAnswer):
+            return _refusal(invited)
         answer = await self._ask_driver(lambda: self._desk.enrol(asked))
         return _refusal(answer) if isinstance(answer, ErrorAnswer) else _json(answer.to_json(), 201)
 
@@ -458,7 +469,7 @@ class WebApp:
             raise RefusedError(ErrorCode.MALFORMED, "state Content-Length")
         if length > most:
             raise self._too_big()
-        release = self.pressure.hold(length)
+        release = self.pressure.hold(self._who(request), length)
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:

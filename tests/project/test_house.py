@@ -280,6 +280,7 @@ def test_what_the_tests_import_is_declared():
     names["scarcity_ray_client"] = "scarcity-ray-client"
     names["opentelemetry"] = "opentelemetry-sdk"
     names["grpc"] = "ray"  # a requirement of ray[default]
+    names["packaging"] = "pytest"  # a requirement of it
     imported = {
         (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
         for path in (ROOT / "tests").rglob("*.py")
