@@ -9,7 +9,7 @@ Guarantees:
     an_update_is_sent_again_byte_by_byte: After a lost answer and after a crash.
     after_a_crash_the_kept_update_is_sent_and_nothing_is_trained_anew
     nothing_unnoised_is_sent_where_the_site_says_so
-    noise_that_hides_less_than_it_says_is_refused: For a smaller clip norm, or another unit.
+    noise_that_hides_less_than_it_says_is_refused: For a smaller clip norm, another unit or accounting.
     nothing_is_sent_beyond_the_ceiling
     rows_are_noised_and_charged_at_the_site: No metrics leave it then.
     another_federation_is_refused
@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scarcity_ray_client.accounting.modes import Accounting
 from scarcity_ray_client.connection import GatewayConnection, GatewayRefused, GatewayUnreachable, Waits
 from scarcity_ray_client.errors import SiteLedgerRefused, UsageError
 from scarcity_ray_client.identity import IdentityKeyPair
@@ -471,6 +472,11 @@ class FederationClient:
         if answer.unit == "client":
             raise UsageError(
                 "the federation's noise hides one person, and it says that it protects each client: "
+                "nothing is sent"
+            )
+        if noise.is_discrete and answer.accounting is not Accounting.ZCDP:
+            raise UsageError(
+                "the federation's noise is discrete, and it adds costs up as if it were continuous: "
                 "nothing is sent"
             )
         if answer.private_evaluation is not None:

@@ -244,7 +244,7 @@ class Supervisor:
                 [self._accountant_spec(must_exist=True, incarnation=incarnation, known_heads=known_heads)]
             )
             Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
-            yield [_fault("the accountant died; nothing is lost, it continues from its ledger")]
+            yield [_fault("the accountant died; it continues from its ledger, which has lost nothing")]
         if DIRECTORY in names:
             self._recover_directory(now, known)
             yield []
@@ -604,11 +604,16 @@ class Supervisor:
         }
 
 
+def lost_releases(head: str, num_releases: int) -> Fault:
+    """That so many were charged after the release with this head of the ledger, and are stored nowhere."""
+    return Fault(f"lost release/{head}/{num_releases}", unpublished(num_releases))
+
+
 def unpublished(num_releases: int) -> str:
     """What is lost with releases that were charged and are stored nowhere."""
     return (
-        f"{num_releases} release{'s were' if num_releases > 1 else ' was'} charged and never published: what "
-        "would have been released is gone with the process that held it, and the charge stays"
+        f"{num_releases} release{'s were' if num_releases > 1 else ' was'} charged and never published: as "
+        "it may have been seen, the updates in it are in no other, and the charge stays"
     )
 
 

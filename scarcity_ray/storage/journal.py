@@ -45,6 +45,9 @@ CHECKPOINT_PAGES = 1_024
 """SQLite moves what is in its log to the file itself once that is so long."""
 CACHE_KIB = 8_192
 """Of pages in memory. A transaction that does not fit in writes some of them twice."""
+BLOB_BYTES = 1 << 16
+"""Rows from this size are written straight into the file's pages. Each such write leaves about 90 bytes in
+sqlite3's connection for as long as that is open (CPython 3.11), so that small ones are parameters."""
 VALUE_BYTES = 1 << 24
 """A batch with more bytes of rows is written as several: who reads it has each in memory at once."""
 LOCK_SECONDS = 5.0
@@ -200,12 +203,19 @@ class Journal:
             rows: The updates' numbers; None if they are in an aggregate already, and only remembered.
         """
         self._last += 1
-        room = "NULL" if rows is None else f"zeroblob({len(rows)})"
+        is_large = rows is not None and len(rows) >= BLOB_BYTES
         self._connection.execute(
-            f"INSERT INTO batches VALUES (?, ?, ?, ?, ?, {room})",
-            (self._last, basket, round_id, columns, zlib.crc32(columns)),
+            f"INSERT INTO batches VALUES (?, ?, ?, ?, ?, {'zeroblob(?)' if is_large else '?'})",
+            (
+                self._last,
+                basket,
+                round_id,
+                columns,
+                zlib.crc32(columns),
+                len(rows) if is_large and rows else rows,
+            ),
         )
-        if rows:  # Straight into the pages: as a parameter it would be copied three times before.
+        if is_large and rows:  # As a parameter it would be copied three times before.
             with self._connection.blobopen("batches", "rows", self._last) as blob:
                 blob.write(rows)
 

@@ -21,6 +21,7 @@ from scarcity_ray_client import (
     Workload,
     load_model,
 )
+from scarcity_ray_client.accounting.modes import Accounting
 from scarcity_ray_client.connection import GatewayRefused, GatewayUnreachable, Waits
 from scarcity_ray_client.errors import SiteLedgerRefused
 from scarcity_ray_client.federation_client import Ending, FederationClient
@@ -428,6 +429,7 @@ def test_nothing_unnoised_is_sent_where_the_site_says_so(client, gateway):
         ({"unit": "client"}, "hides one person"),
         ({"private_evaluation": PrivateEvaluation({"accuracy": (0.0, 1.0)}, 60)}, "without noise beside"),
         ({"noise": replace(NOISE, clip_norm=0.5)}, "noise is for contributions of norm 0.5"),
+        ({"accounting": Accounting.GAUSSIAN_DP}, "noise is discrete"),
     ],
 )
 def test_noise_that_hides_less_than_it_says_is_refused(client, gateway, changed, said):

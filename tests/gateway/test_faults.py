@@ -267,6 +267,20 @@ def test_who_is_slow_is_given_up(served: Watched, site: Site) -> None:
         sent.close()
 
 
+def test_an_upload_that_is_on_its_way_as_its_site_is_revoked_is_refused(served: Watched) -> None:
+    gone = served.site("north-10", "north")
+    told = gone.round()
+    wire = request_of(gone, told, gone.update(told, np.ones(DIMENSION)))
+    with served.wire(gone) as sent:
+        sent.sendall(wire[:-1])
+        time.sleep(0.3)
+        with Enrolments.opened(served.register) as enrolments:
+            assert enrolments.revoke("north-10")
+        sent.sendall(wire[-1:])
+        answer = sent.recv(4096)
+    assert b" 403 " in answer.split(b"\r\n")[0], answer
+
+
 def test_what_is_too_big_is_refused_before_it_is_read(served: Watched, site: Site) -> None:
     told = site.round()
     body = site.update(told, np.ones(DIMENSION))
