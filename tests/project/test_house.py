@@ -251,11 +251,11 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
     )
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     templates = [*(PACKAGE / "workloads" / "report" / "templates").iterdir()]
-    templates += (PACKAGE / "cli" / "templates").iterdir()
+    templates += (path for path in (PACKAGE / "cli" / "templates").rglob("*") if path.is_file())
     templates += (PACKAGE / "gateway" / "page").iterdir()
     assert tools["package-data"] == {
         "scarcity_ray": ["py.typed"],
-        "scarcity_ray.cli": ["templates/*"],
+        "scarcity_ray.cli": ["templates/*", "templates/sites/*"],
         "scarcity_ray.workloads.report": ["templates/*"],
         "scarcity_ray.gateway": ["page/*"],
     }
