@@ -255,7 +255,7 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
     templates += (PACKAGE / "gateway" / "page").iterdir()
     assert tools["package-data"] == {
         "scarcity_ray": ["py.typed"],
-        "scarcity_ray.cli": ["templates/*"],
+        "scarcity_ray.cli": ["templates/*", "templates/sites/*"],
         "scarcity_ray.workloads.report": ["templates/*"],
         "scarcity_ray.gateway": ["page/*"],
     }
