@@ -116,9 +116,11 @@ def judged(
     """In an aggregate with one who left before it was released, for all that is known."""
     waiting = {update for update in missing.keys() - own if waited(update, last)}
     buffered = stats.get("n_updates_buffered", -1)
-    if len(waiting - shared) <= buffered <= len(waiting):
-        counts["waiting"] = buffered
-        counts["withdrawn"] += len(waiting) - buffered
+    # Those whose receipt died with a driver wait, too; sent again, they are replays.
+    untold = len(sent - accepted.keys() - released.keys())
+    if len(waiting - shared) <= buffered <= len(waiting) + untold:
+        counts["waiting"] = min(buffered, len(waiting))
+        counts["withdrawn"] += len(waiting) - counts["waiting"]
     else:
         waiting = set()
     counts["withdrawn"] += len(shared - waiting)
@@ -128,7 +130,8 @@ def judged(
         for basket in record["details"].get("dropped", ())
     }
     for round_id, client in sorted(missing.keys() - own - waiting - shared):
-        if round_id in charged and round_id not in rounds_of:
+        failed = [r for r in charged - rounds_of if r >= round_id]
+        if any(waited((round_id, client), r) for r in failed):
             counts["charged, and the session failed"] += 1
         elif round_id in given_up:
             counts["superseded"] += 1

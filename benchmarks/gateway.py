@@ -125,6 +125,7 @@ class Bench:
                     "min_baskets": 2,
                 },
                 "durability": "update" if durable else "none",
+                "journal_path": str(folder / "journal") if durable else None,
             },
             "run": {"runtime": "local"},
             "gateway": {

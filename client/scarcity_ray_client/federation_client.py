@@ -9,7 +9,7 @@ Guarantees:
     an_update_is_sent_again_byte_by_byte: After a lost answer and after a crash.
     after_a_crash_the_kept_update_is_sent_and_nothing_is_trained_anew
     nothing_unnoised_is_sent_where_the_site_says_so
-    noise_that_hides_less_than_it_says_is_refused: For a smaller clip norm, or another unit.
+    noise_that_hides_less_than_it_says_is_refused: For a smaller clip norm, another unit or accounting.
     nothing_is_sent_beyond_the_ceiling
     rows_are_noised_and_charged_at_the_site: No metrics leave it then.
     another_federation_is_refused
@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scarcity_ray_client.accounting.modes import Accounting
 from scarcity_ray_client.connection import GatewayConnection, GatewayRefused, GatewayUnreachable, Waits
 from scarcity_ray_client.errors import SiteLedgerRefused, UsageError
 from scarcity_ray_client.identity import IdentityKeyPair
@@ -300,10 +301,9 @@ class FederationClient:
             asked = time.monotonic()
             answer = self.round(last[1] if last is not None else None)
             run = str(answer.scope.run)
-            if last is not None and last[0] != run:
-                last = None  # the federation was begun anew, and its rounds with it
-                if answer.state is not RoundState.OPEN:
-                    continue
+            # A server that stops may name no run: only an open round tells that all was begun anew.
+            if answer.state is RoundState.OPEN and last is not None and last[0] != run:
+                last = None
             if answer.state is RoundState.FINISHED:
                 self._say(
                     "finished", f"the federation has finished: {answer.reason or 'all rounds are done'}"
@@ -471,6 +471,11 @@ class FederationClient:
         if answer.unit == "client":
             raise UsageError(
                 "the federation's noise hides one person, and it says that it protects each client: "
+                "nothing is sent"
+            )
+        if noise.is_discrete and answer.accounting is not Accounting.ZCDP:
+            raise UsageError(
+                "the federation's noise is discrete, and it adds costs up as if it were continuous: "
                 "nothing is sent"
             )
         if answer.private_evaluation is not None:

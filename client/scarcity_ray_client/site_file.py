@@ -80,12 +80,15 @@ def load_site_file(path: str | os.PathLike[str], client_id: str, federation_id: 
     noise = content.get("noise")
     if noise not in (None, "site"):
         raise UsageError(f"{where}: noise: {shown(noise)} is not accepted; site, or leave it out")
-    if noise == "site" and content.get("policy") is None:
-        raise UsageError(
-            f"{where}: noise: site needs a policy: without a ceiling the federation alone says how much "
-            "noise there is"
-        )
     clip = content.get("person_clip_norm")
+    if noise == "site":
+        needed = {"policy": "without a ceiling", "person_clip_norm": "without what the workload clips to"}
+        for name, why in needed.items():
+            if content.get(name) is None:
+                raise UsageError(
+                    f"{where}: noise: site needs {name}: {why} the federation alone says how much noise "
+                    "there is"
+                )
     if clip is not None and not (type(clip) in (int, float) and 0.0 < clip < math.inf):
         raise UsageError(f"{where}: person_clip_norm: {shown(clip)} is not accepted; a number above 0")
     workload = _workload(where, content["workload"])

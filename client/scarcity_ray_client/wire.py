@@ -387,8 +387,10 @@ def update_body(header: UpdateHeader, row: FloatVector) -> bytes:
     return struct.pack("<I", len(head)) + head + np.ascontiguousarray(row, "<f4").tobytes()
 
 
-def read_update_body(body: bytes | bytearray, vector_dim: int) -> tuple[UpdateHeader, FloatVector]:
+def read_update_body(body: bytes | memoryview, vector_dim: int) -> tuple[UpdateHeader, FloatVector]:
     """Header and row (d,) of an upload; the row may be not finite, which the basket judges.
+
+    The row is a view of the body's memory, perhaps not aligned.
 
     Raises:
         MessageRefused: If it is none.

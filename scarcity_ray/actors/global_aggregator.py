@@ -20,13 +20,15 @@ Guarantees:
     The charge is durable before the first unmask request.
     A session below its threshold releases nothing.
     a_release_is_stored_before_it_is_answered: Where the federation has a storage_path.
+    what_was_charged_and_is_no_release_is_told: However it came to that, by the next call that asks for one.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ from scarcity_ray.actors.accountant import Accountant
 from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.kept import CODEC
 from scarcity_ray.actors.messages import BasketPlace
-from scarcity_ray.actors.names import ACCOUNTANT
+from scarcity_ray.actors.names import ACCOUNTANT, GLOBAL
 from scarcity_ray.actors.secure_session import PartyCalls, PlainSession, SecureSession
 from scarcity_ray.actors.session_terms import LastRelease, SessionTerms, agreement_hash, session_numbers
 from scarcity_ray.actors.signed_facts import Occasion, SignedFacts
@@ -72,7 +74,10 @@ class Layer2Outcome:
         read_only: Whether the budget is spent.
         lost_roles: Basket actors that did not answer.
         dropped: Baskets that took part and dropped out.
+        absent: Live baskets that were not invited, as they did not answer.
         aborted: Whether a session ended without a release.
+        unpublished: How many releases were charged and never made, by the ledger's head in the last release
+            before (empty: there was none).
     """
 
     model: GlobalMetaModel | None
@@ -80,7 +85,9 @@ class Layer2Outcome:
     read_only: bool = False
     lost_roles: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     aborted: bool = False
+    unpublished: Mapping[str, int] = field(default_factory=dict)
 
 
 class GlobalAggregator(Role):
@@ -113,6 +120,8 @@ class GlobalAggregator(Role):
         self._aborts: list[str] = []
         self._aborted: str | None = None
         self._violations: list[str] = []
+        self._in_doubt: str | None = None
+        self._unpublished: Counter[str] = Counter()
 
     @query
     def latest(self) -> GlobalMetaModel | None:
@@ -164,6 +173,7 @@ class GlobalAggregator(Role):
             self._started_at = now
         if self._unkept is not None:
             return Layer2Outcome(self._stored(self._unkept), "made before, and stored now")
+        self._resolve_doubt(now)
         calls = PartyCalls(places, self._peers)
         try:
             outcome = self._attempt_release(calls, places, round_id, force, now, roster)
@@ -173,7 +183,15 @@ class GlobalAggregator(Role):
             outcome = Layer2Outcome(None, abort.reason, aborted=True)
         finally:
             self._violations.extend(calls.violations)
-        return replace(outcome, lost_roles=tuple(calls.lost_roles))
+        return replace(outcome, lost_roles=tuple(calls.lost_roles), unpublished=dict(+self._unpublished))
+
+    def _resolve_doubt(self, now: float) -> None:
+        """Learn whether a session was charged whose charge got no answer; if not, it never is."""
+        if self._in_doubt is not None:
+            voiding = Call(Accountant.void_release, self._in_doubt, now, {"asked_by": GLOBAL})
+            is_void = voiding.send(self._peers, ACCOUNTANT).result()
+            self._in_doubt = None
+            self._unpublished[self._last.ledger_head] += not is_void
 
     def _attempt_release(
         self,
@@ -212,17 +230,23 @@ class GlobalAggregator(Role):
         session = kind(terms, list(stated), calls, shape.least_weighted)
         try:
             survivors = session.collect()
+            self._in_doubt = terms.charge_id
             charge = self._charge(terms, survivors, now, num_left_out)
+            self._in_doubt = None
             if charge.is_outdated:
                 raise SecureAggregationAborted(charge.reason)
             if not charge.allowed:
                 return Layer2Outcome(None, charge.reason or "refused", read_only=True)
+            since = self._last.ledger_head
+            self._unpublished[since] += 1
             ring_sum = session.unmask(now)
         finally:
             session.end()
+        self._unpublished[since] -= 1
         model = self._release(ring_sum, terms, survivors, charge, now)
         dropped = tuple(p.basket_id for p in invited if p.basket_id not in survivors)
-        return Layer2Outcome(model, reason, read_only=charge.is_last, dropped=dropped)
+        absent = tuple(sorted(p.basket_id for p in set(places).difference(invited)))
+        return Layer2Outcome(model, reason, read_only=charge.is_last, dropped=dropped, absent=absent)
 
     def _gather_facts(
         self, calls: PartyCalls, places: Sequence[BasketPlace], now: float

@@ -180,9 +180,10 @@ class SecureParties:
     is either made or voided, durably. If it is voided, no honest basket gives a share of the attempt, since
     each asks for that charge first (`actors.charging`); the corrupt baskets are fewer than the shares that a
     mask needs, so the masked input stays uniformly random to them. If it was made, it names the baskets that
-    had dropped out, and honest baskets give shares for that sum alone: of a basket that is named they give
-    the key's, never the seed's, so its masked input stays as random, and its aggregate is used again. Any
-    other is spent. While the accountant does not answer, the aggregate stays handed in.
+    had dropped out, the same ones in every budget period, and honest baskets give shares for that sum alone:
+    of a basket that is named they give the key's, never the seed's, so its masked input stays as random, and
+    its aggregate is used again. Any other is spent. While the accountant does not answer, the aggregate stays
+    handed in.
 
     Guarantees:
         a_session_of_other_numbers_is_refused: Weights, threshold, graph and noise scale must be those that

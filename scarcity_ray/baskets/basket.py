@@ -167,7 +167,7 @@ class Basket:
                 self._buffer.withdraw(client_id)
                 if self.unsaved is not None:
                     self.unsaved.gone.add(client_id)
-            self.states.take(client_id)
+            self.states.forget(client_id)
         # Whoever is no member any more may be in it, too, where it came back with a journal.
         for client_id in client_ids if is_charged_later else ():
             self.latest.discard_if_of(client_id)
@@ -184,7 +184,7 @@ class Basket:
         self._settle(self._buffer.receipts(client_id), Fate.WITHDRAWN)
         self._buffer.withdraw(client_id)
         self.latest.discard_if_of(client_id)
-        self.states.take(client_id)
+        self.states.forget(client_id)
         reputation = self._reputations.take(client_id) or Reputation()
         if self.unsaved is not None:
             self.unsaved.gone.add(client_id)

@@ -15,6 +15,7 @@ Guarantees:
     A report of meta-parameters enters one aggregate.
     a_row_enters_its_clients_momentum_once: However often its state is formed while it waits.
     momentum_travels_with_its_client_and_dies_with_its_registration
+    a_state_that_is_formed_when_it_is_asked_for_is_the_one_of_its_last_update
 """
 
 from __future__ import annotations
@@ -37,27 +38,34 @@ MetaReport = NDArray[np.float64]
 
 
 class LocalStates:
-    """The states of one basket, whose updates wait in `buffer`; new ones are clipped to `clip_norm`."""
+    """The states of one basket, whose updates wait in `buffer`; new ones are clipped to `clip_norm`.
+
+    A state is computed when it is first asked for, so that many updates of a client in a round cost one.
+    """
 
     def __init__(self, config: HierarchicalFederationConfig, buffer: BasketBuffer) -> None:
         self.clip_norm = config.layer1.clip_norm
         self._config = config
         self._buffer = buffer
         self._rows: dict[str, Row] = {}
+        # Clients whose state is to be computed from what waits, with the clip norm at its last update.
+        self._unformed: dict[str, float] = {}
         self._meta: dict[str, MetaReport] = {}
         self._norms: dict[str, float] = {}
         self._momenta: dict[str, Row] = {}
 
     def ids(self) -> tuple[str, ...]:
         """Clients that have a state, sorted."""
-        return tuple(sorted(self._rows))
+        return tuple(sorted(self._rows.keys() | self._unformed.keys()))
 
     def rows(self, client_ids: Sequence[str]) -> list[Row]:
         """Their states themselves, not copies: gossip mixes into them."""
+        self._compute(client_ids)
         return [self._rows[client_id] for client_id in client_ids]
 
     def get(self, client_id: str) -> Row | None:
         """A client's state."""
+        self._compute([client_id])
         return self._rows.get(client_id)
 
     def report_of(self, client_id: str) -> MetaReport | None:
@@ -66,21 +74,29 @@ class LocalStates:
 
     def form(self, client_id: str, meta: MetaReport | None = None) -> None:
         """Form a client's state from what it has buffered, and keep its report if there is a new one."""
-        vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest
-        row = vote(client_id)
-        norm = row_norm(row)
-        self._rows[client_id] = self._with_momentum(client_id, clip_vector(row, self.clip_norm, norm))
-        if self._config.expose_basket_models:
-            self._norms[client_id] = norm
+        self._unformed[client_id] = self.clip_norm
         if meta is not None:
             self._meta[client_id] = meta
 
     def keep_momenta(self, client_ids: Sequence[str]) -> None:
         """Note that the clients' buffered rows are in an aggregate, and about to leave the buffer."""
+        self._compute(client_ids)
         if self._config.layer1.momentum:
             for client_id in client_ids:
                 row = clip_vector(self._buffer.row(client_id), self.clip_norm)
                 self._momenta[client_id] = self._with_momentum(client_id, row)
+
+    def _compute(self, client_ids: Sequence[str]) -> None:
+        vote = self._buffer.row if self._config.layer2.enabled else self._buffer.newest
+        for client_id in client_ids:
+            clip_norm = self._unformed.pop(client_id, None)
+            if clip_norm is None:
+                continue
+            row = vote(client_id)
+            norm = row_norm(row)
+            self._rows[client_id] = self._with_momentum(client_id, clip_vector(row, clip_norm, norm))
+            if self._config.expose_basket_models:
+                self._norms[client_id] = norm
 
     def _with_momentum(self, client_id: str, row: Row) -> Row:
         beta = np.float32(self._config.layer1.momentum)
@@ -107,6 +123,7 @@ class LocalStates:
 
     def clipping(self, client_ids: Sequence[str]) -> ClippingReport | None:
         """Norms of the clients' rows; None if basket models are private, or no norm is known."""
+        self._compute(client_ids)
         norms = [self._norms[client_id] for client_id in client_ids if client_id in self._norms]
         if not norms:
             return None
@@ -124,10 +141,17 @@ class LocalStates:
             self._meta.pop(client_id, None)
 
     def take(self, client_id: str) -> tuple[Row | None, MetaReport | None, Row | None]:
-        """Remove and return a client's state, waiting report and momentum."""
+        """Remove and return a client's state, waiting report and momentum; its updates wait still."""
+        self._compute([client_id])
         self._norms.pop(client_id, None)
         held = self._rows.pop(client_id, None), self._meta.pop(client_id, None)
         return *held, self._momenta.pop(client_id, None)
+
+    def forget(self, client_id: str) -> None:
+        """Remove a client's state, waiting report and momentum."""
+        self._unformed.pop(client_id, None)
+        for held in (self._norms, self._rows, self._meta, self._momenta):
+            held.pop(client_id, None)
 
     def momentum(self, client_id: str) -> Row | None:
         """A client's momentum; None before its first aggregate."""
@@ -140,6 +164,7 @@ class LocalStates:
         if momentum is not None:
             self._momenta[client_id] = np.array(momentum, np.float32)
         if row is not None:
+            self._unformed.pop(client_id, None)
             self._rows[client_id] = np.array(row, np.float32)
         if meta is not None:
             self._meta[client_id] = meta

@@ -3,7 +3,9 @@
 With ``retain_rounds`` a basket keeps, for some rounds, the noised rows that it gave to its rule, with all
 else that the result depends on. Its *manifest* names each input by its value or its SHA-256. The manifest's
 own SHA-256 is in what the basket signs for the release (`CountedRoot.manifest`). So whoever has the retained
-inputs can show that the released aggregate is the rule's, on these inputs, or say which input was changed.
+inputs can show that the signed aggregate is the rule's, on these inputs, or say which input was changed. What
+nobody else has signed is the basket's word: that it masked this aggregate, that the updates are its clients'
+(each client's receipt shows its own), and their momentum before.
 
 Rows without noise are never retained.
 
@@ -188,6 +190,8 @@ def _replay(kept: RetainedAggregate, rule: str | None) -> Replayed:
             f"rule {shown(str(method))} is not of this package: read it, and name it with --rule to run it"
         )
     notes = []
+    if kept.momenta:
+        notes.append(f"the momentum of {len(kept.momenta)} clients is the basket's word: taken as retained")
     if config.gossip_budget_share > 0.0:
         notes.append("gossip has mixed the rows, which is not replayed: they are taken as retained")
     else:

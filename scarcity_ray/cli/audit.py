@@ -145,17 +145,17 @@ def _replayed(
     """What the replay of one aggregate shows."""
     replayed = replay(kept, rule)
     faults, notes = list(replayed.faults), list(replayed.notes)
-    release = None
-    for version, root in roots:
-        if root.manifest != kept.digest:
-            continue
-        release = version
+    signed_for = {version: root for version, root in roots if root.manifest == kept.digest}
+    release = max(signed_for, default=None)
+    for version, root in signed_for.items():
         if not root.is_valid or (root.federation_id, root.basket_id) != (kept.federation_id, kept.basket_id):
             faults.append(f"release {version}: its root is not signed by this basket")
         elif keys is not None and root.basket_key not in keys.get(root.basket_id, ()):
             faults.append(f"release {version}: the basket's key is on no roster")
         elif root.root != kept.receipts:
             faults.append(f"updates: not those whose receipts release {version} counts")
+    if len(signed_for) > 1:
+        faults.append(f"counted {len(signed_for)} times, in releases {sorted(signed_for)}")
     if release is None:
         faults.append("its manifest is signed in none of the releases given (--release)")
     for receipt in receipts:

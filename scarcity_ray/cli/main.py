@@ -743,3 +743,31 @@ def dashboard() -> ExitCode:
     from scarcity_ray.cli.dashboard import dashboard_command
 
     return dashboard_command()
+
+
+@main.group(
+    "config",
+    epilog=examples(
+        "scarcity-ray config schema > job.schema.json", "scarcity-ray config reference > keys.md"
+    ),
+)
+def config_() -> None:
+    """Print what keys a job's file may have, for an editor or for people."""
+
+
+@config_.command(epilog=examples("scarcity-ray config schema > job.schema.json"))
+@only_prints
+def schema() -> ExitCode:
+    """Print the JSON Schema of a job's file, by which editors complete, explain and check its keys."""
+    from scarcity_ray.cli.config import schema_command
+
+    return schema_command()
+
+
+@config_.command(epilog=examples("scarcity-ray config reference > keys.md"))
+@only_prints
+def reference() -> ExitCode:
+    """Print a page in Markdown with every key, its default, what it accepts and what it means."""
+    from scarcity_ray.cli.config import reference_command
+
+    return reference_command()

@@ -2,7 +2,7 @@
 
 Guarantees:
     a_token_goes_to_the_gateway_that_was_named_alone: No redirect is followed, and without TLS none leaves
-        this machine.
+        this machine, whatever proxy there is.
 """
 
 from __future__ import annotations
@@ -101,7 +101,10 @@ def _of_gateway(url: str, token_file: str | None, ca: str | None) -> Ask:
         trusted = ssl.create_default_context(cafile=ca)
     except (OSError, ssl.SSLError) as error:
         raise UsageError(f"--ca {ca}: {error}; give the gateway's certificate authority as PEM") from None
-    opener = urllib.request.build_opener(_NoRedirect(), urllib.request.HTTPSHandler(context=trusted))
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirect(), urllib.request.HTTPSHandler(context=trusted)]
+    if place.scheme == "http":  # a proxy of the environment would read the token
+        handlers.append(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(*handlers)
     request = urllib.request.Request(
         url.rstrip("/") + "/v1/status", headers={"Authorization": f"Bearer {token}"}
     )

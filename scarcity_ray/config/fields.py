@@ -22,6 +22,7 @@ from pydantic import (
     Strict,
     StrictFloat,
     StrictStr,
+    WithJsonSchema,
 )
 
 from scarcity_ray.ledger_url import LedgerUrl, is_ledger_url
@@ -188,7 +189,11 @@ PositiveInt = Annotated[Int, Field(ge=1, le=2**31 - 1)]
 NonNegativeInt = Annotated[Int, Field(ge=0, le=2**63 - 1)]
 PositiveFloat = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]
-ClipNorm = Annotated[StrictFloat, AfterValidator(_clip_norm)]
+ClipNorm = Annotated[
+    StrictFloat,
+    AfterValidator(_clip_norm),
+    WithJsonSchema({"type": "number", "minimum": 1e-20, "maximum": 1e20}),
+]
 """A norm at which float32 vectors keep their relative precision."""
 Epsilon = Annotated[StrictFloat, Field(gt=0)]
 """A privacy parameter; ``inf`` means no noise and no claim."""
@@ -204,7 +209,11 @@ KeyPath = Annotated[StrictStr, AfterValidator(_key_path)]
 Kept = Annotated[Durability, BeforeValidator(_member_of(Durability))]
 PublicKey = Annotated[StrictStr, AfterValidator(_public_key)]
 """An Ed25519 public key, as 64 hexadecimal digits."""
-Method = Annotated[AggregationMethod | RulePath, PlainValidator(_method), PlainSerializer(str)]
+Method = Annotated[
+    AggregationMethod | RulePath,
+    PlainValidator(_method, json_schema_input_type=AggregationMethod | str),
+    PlainSerializer(str),
+]
 """A rule by name, or by the path of one from outside."""
 _LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 Labels = Annotated[

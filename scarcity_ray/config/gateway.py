@@ -46,13 +46,17 @@ class GatewayConfig:
     upload_seconds: PositiveFloat = 3600.0
     """After which an unfinished upload that does not grow is dropped."""
     max_connections: PositiveInt = 2000
+    """Of all sites together; one more is closed."""
     open_requests: PositiveInt = 1000
     """That a gateway answers at once, long polls included."""
     open_requests_per_client: PositiveInt = 8
+    """Of `open_requests`, those of one client at most."""
     requests_per_second: PositiveFloat = 50.0
     """Of one client, on average."""
     request_burst: PositiveInt = 200
+    """Requests of one client at once, above its average."""
     handshake_seconds: PositiveFloat = 10.0
+    """In which TLS's handshake must be done."""
     header_seconds: PositiveFloat = 10.0
     """In which a request's headers must have come."""
     body_seconds: PositiveFloat = 30.0

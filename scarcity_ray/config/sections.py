@@ -67,14 +67,17 @@ class GossipConfig:
     """How the members of a basket exchange noised states."""
 
     peers_per_round: PositiveInt = 5
+    """Members whose vectors a client receives in a round at most."""
     pull_interval: NonNegativeFloat = 2.0
     """Seconds between two pulls by a client that nobody pushed to."""
     push_drift_threshold: NonNegativeFloat = 0.1
     """L2 distance from the last pushed state at which a client pushes again."""
     clip_norm: ClipNorm = 1.0
+    """L2 norm to which a state is clipped before it is noised and released."""
     local_dp_epsilon: Epsilon = 0.5
     """Local epsilon of one federation round's release (drift test and vector together)."""
     local_dp_delta: Delta = 1e-5
+    """Delta of the same release."""
     max_messages_per_day: PositiveInt = 24
     """Vectors that a client releases in 24 hours at most."""
     message_ttl: PositiveFloat = 300.0
@@ -95,6 +98,7 @@ class BufferConfig:
     min_updates_trigger: PositiveInt | None = None
     """Clients with buffered updates that make Layer 1 due; None: all members."""
     time_trigger_seconds: PositiveFloat = 60.0
+    """Seconds since a basket's last aggregation after which as many rows as its rule needs are enough."""
     participation_cap: PositiveInt = 3
     """Updates that a client may send in one round; one where persons (records) are the unit of privacy."""
     max_bytes: PositiveInt | None = None
@@ -114,7 +118,9 @@ class Layer1Config:
     rule_timeout_seconds: PositiveFloat | None = None
     """Seconds after which a rule from outside is given up, and its basket waits; None: 300."""
     min_updates: PositiveInt = 3
+    """Rows without which a basket is not aggregated, whatever its rule needs."""
     clip_norm: ClipNorm = 1.0
+    """L2 norm to which each row is clipped."""
     byzantine_fraction: Annotated[StrictFloat, Field(ge=0, lt=0.5)] = 0.2
     """Share of a basket's registered members taken to be Byzantine (f = floor)."""
     num_byzantine: NonNegativeInt | None = None
@@ -146,13 +152,17 @@ class Layer2Config:
     enabled: StrictBool = True
     """Whether there is a global model at all; without, each basket trains by gossip alone, for itself."""
     use_secure_aggregation: StrictBool = True
+    """Whether nobody sees a basket's aggregate, only their sum; without, the aggregator sees each."""
     central_dp_epsilon: Epsilon = 1.0
+    """Epsilon of one release, from which its noise follows."""
     central_dp_delta: Delta = 1e-5
+    """Delta of one release."""
     noise: Noise = CentralNoise.GAUSSIAN
     """Continuous Gaussian noise rounded to the ring's grid, with exact accounting; or discrete Gaussian
     noise, drawn exactly, with the whole ledger in zCDP; or that in shares, of which each basket adds
     one before it masks, so that nobody sees a sum without noise. A ledger keeps what it was made with."""
     clip_norm: ClipNorm = 1.0
+    """L2 norm to which each basket's aggregate is clipped."""
     adaptive_clipping: StrictBool = False
     """Whether the clip norm follows a quantile of the updates' norms. It starts at layer1.clip_norm, to which
     layer2.clip_norm (and layer1.clipping_radius) keep their ratio."""
@@ -215,7 +225,9 @@ class RuntimeConfig:
     baskets_per_actor: PositiveInt | None = None
     """Baskets in one actor; None: as many actors as the cluster has CPUs share all baskets."""
     cpus_per_actor: NonNegativeFloat = 0.1
+    """Of Ray's, that each basket actor reserves."""
     resources_per_actor: Mapping[str, PositiveFloat] = field(default_factory=dict)
+    """Of Ray's custom resources, by name, that each basket actor reserves."""
     placement: Mapping[StrictStr, Labels] = field(default_factory=dict)
     """Labels of the nodes that may hold a domain's baskets, by domain; such a domain has basket actors of its
     own, one without `baskets_per_actor` (docs/clusters.md)."""
@@ -244,11 +256,14 @@ class HierarchicalFederationConfig:
     layer2: Layer2Config = field(default_factory=Layer2Config)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     total_epsilon: Epsilon = 10.0
+    """Epsilon that the ledger may spend in all; `.inf` means no noise and no claim."""
     total_delta: Delta = 1e-4
+    """Delta of the whole claim."""
     auto_aggregate: StrictBool = True
     """Whether triggers act without `maybe_aggregate`: at submissions, and where gossip has a share of the
     budget, for which all having sent waits, also at the end of `run_gossip_round` and in `advance_round`."""
     vector_dim: PositiveInt = 64
+    """Numbers in the model's vector."""
     gossip_budget_share: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.2
     """Share of the budget (in mu squared, or in rho) set aside for each client's gossip; 0 turns gossip off.
     Without Layer 2 nothing else spends, and any share above 0 means all of it."""

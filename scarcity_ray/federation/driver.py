@@ -21,7 +21,7 @@ from scarcity_ray.actors.basket import BasketHost
 from scarcity_ray.actors.directory import Directory
 from scarcity_ray.actors.global_aggregator import RELEASE, GlobalAggregator, Layer2Outcome
 from scarcity_ray.actors.kept import CODEC
-from scarcity_ray.actors.messages import Fault, Registry, RoutingTable
+from scarcity_ray.actors.messages import Registry, RoutingTable
 from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_actor
 from scarcity_ray.actors.secure_parties import PartyKnowledge
 from scarcity_ray.actors.unattended_signing import objection
@@ -34,7 +34,7 @@ from scarcity_ray.federation.client import RECOVERIES, ActorClient, T
 from scarcity_ray.federation.operations import OperationRunner
 from scarcity_ray.federation.statistics import WITHOUT_LAYER2, federation_stats, warnings_of_clipping
 from scarcity_ray.federation.stopping import finishing
-from scarcity_ray.federation.supervisor import Supervisor, unpublished
+from scarcity_ray.federation.supervisor import Supervisor, lost_releases
 from scarcity_ray.federation.waiting import WaitingFor, rows_spent, waiting_for
 from scarcity_ray.forecast import (
     Told,
@@ -114,8 +114,7 @@ class Driver:
         self.client.note_faults(self.supervisor.lost)
         self.supervisor.note_told(range(self.supervisor.num_slots))
         if lost := self.supervisor.lost_releases(self.client.now()):
-            fault_id = f"lost release/{last and last.ledger_head}/{lost}"
-            self.client.note_faults([Fault(fault_id, unpublished(lost))])
+            self.client.note_faults([lost_releases("" if last is None else last.ledger_head, lost)])
         return opened
 
     def attach(self) -> None:
@@ -412,13 +411,15 @@ class Driver:
         self.operations.routing_table(fresh=outcome.read_only or not is_masked)
         if outcome.model is not None:
             self.supervisor.latest = outcome.model
-            self.supervisor.acknowledged.released(outcome.dropped)
+            self.supervisor.acknowledged.released((*outcome.dropped, *outcome.absent))
             if self.config.layer2.distribute_to_baskets:
                 self.client.call_baskets(Call(BasketHost.adopt, outcome.model))
         if outcome.read_only:
             self.client.call_baskets(Call(BasketHost.set_read_only, True))
         if outcome.lost_roles:
             self.client.recover(*outcome.lost_roles)
+        if outcome.unpublished:
+            self.client.note_faults([lost_releases(*since) for since in outcome.unpublished.items()])
         if not (outcome.aborted or outcome.dropped):
             self._told_registry = told
         return outcome

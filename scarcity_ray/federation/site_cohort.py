@@ -213,7 +213,7 @@ class SiteCohort:
             len(self._waited_for | heard.accepted),
             tuple(sorted(missing)),
             tuple(sorted(self._sites.keys() - self._waited_for - heard.accepted)),
-            "" if self._waits is None or _is_enough(self._waits) else str(self._waits),
+            "" if self._waits is None else lacking(self._waits),
         )
         if waiting == self._told:
             return
@@ -287,6 +287,26 @@ def register_site(driver: Driver, site: Site) -> str:
     member = Member(site.client_id, site.domain_id, site.public_key, features, num_examples=site.num_examples)
     (basket_id,) = driver.operations.run(Directory.register, (member,), driver.client.now())
     return basket_id
+
+
+def lacking(waits: WaitingFor) -> str:
+    """What a release lacks, to who serves sites; empty if nothing."""
+    if _is_enough(waits):
+        return ""
+    if waits.missing is Missing.BASKETS:
+        return (
+            f"a release sums at least {waits.least_baskets} baskets, and {len(waits.baskets)} has sites: "
+            "invite one of another domain (scarcity-ray client-kit make)"
+        )
+    if waits.missing is not Missing.AGGREGATES:
+        return str(waits)
+    short = [one for one in waits.baskets if one.missing in (Missing.MEMBERS, Missing.UPDATES)]
+    ready = len(waits.baskets) - len(short)
+    lines = [f"a release needs rows in at least {waits.least_baskets} baskets, and {ready} has enough"]
+    for one in short:
+        who = f", silent: {', '.join(one.absent)}" if one.absent else ""
+        lines.append(f"- {one.basket_id}: {one.num_senders} of {one.least_rows} sites{who}")
+    return "\n".join(lines)
 
 
 def _is_enough(waits: WaitingFor) -> bool:

@@ -46,6 +46,7 @@ class _Waiting:
         # One that is ignored stays so; None is one that was not set from Python.
         self._own = {n: handler for n, handler in own.items() if handler not in (None, signal.SIG_IGN)}
         self._came = 0
+        self._alarm = signal.getsignal(signal.SIGALRM)
         for number in self._own:
             signal.signal(number, self.hear)
         _Waiting.is_on = True
@@ -67,6 +68,8 @@ class _Waiting:
         self._own = {}
         if came:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
+            if self._alarm is not None:
+                signal.signal(signal.SIGALRM, self._alarm)
             signal.raise_signal(came)
 
 

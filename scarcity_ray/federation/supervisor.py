@@ -30,6 +30,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, GLOBAL, basket_acto
 from scarcity_ray.actors.recovery import HostState, Recovered, recovered_from
 from scarcity_ray.baskets.reports import NAMED
 from scarcity_ray.config import Durability
+from scarcity_ray.directory.records import OrderNumber
 from scarcity_ray.errors import ActorLost, StorageError, UsageError
 from scarcity_ray.federation.acknowledged import Acknowledged
 from scarcity_ray.federation.stored import write_record
@@ -244,7 +245,7 @@ class Supervisor:
                 [self._accountant_spec(must_exist=True, incarnation=incarnation, known_heads=known_heads)]
             )
             Call(Accountant.status, now).send(self.peers, ACCOUNTANT).result()
-            yield [_fault("the accountant died; nothing is lost, it continues from its ledger")]
+            yield [_fault("the accountant died; it continues from its ledger, which has lost nothing")]
         if DIRECTORY in names:
             self._recover_directory(now, known)
             yield []
@@ -470,6 +471,9 @@ class Supervisor:
             self._start([self._directory_spec(0, now=now, faults=[*known, fault])])
             return
         recovered = recovered_from(states)
+        if lost:
+            # A driver may hold an order that those who died alone knew of: the next life is later than any.
+            recovered = replace(recovered, number=max(recovered.number, OrderNumber(max(0, int(now)))))
         loss = (
             "the directory died; membership is restored from the basket actors, clients' activity counts "
             "begin anew"
@@ -604,11 +608,16 @@ class Supervisor:
         }
 
 
+def lost_releases(head: str, num_releases: int) -> Fault:
+    """That so many were charged after the release with this head of the ledger, and are stored nowhere."""
+    return Fault(f"lost release/{head}/{num_releases}", unpublished(num_releases))
+
+
 def unpublished(num_releases: int) -> str:
     """What is lost with releases that were charged and are stored nowhere."""
     return (
-        f"{num_releases} release{'s were' if num_releases > 1 else ' was'} charged and never published: what "
-        "would have been released is gone with the process that held it, and the charge stays"
+        f"{num_releases} release{'s were' if num_releases > 1 else ' was'} charged and never published: as "
+        "it may have been seen, the updates in it are in no other, and the charge stays"
     )
 
 

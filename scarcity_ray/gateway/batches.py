@@ -4,66 +4,72 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Q = TypeVar("Q")
 A = TypeVar("A")
+T = TypeVar("T")
 
 MOST_TOGETHER = 256
 
 
 class Batches(Generic[Q, A]):
-    """Asks in a thread of its own; a call blocks neither the event loop nor another `Batches`.
+    """Asks where `start` has calls done; a call that is done elsewhere does not block the event loop.
 
     Args:
         answer: Given questions, the answer to each in order.
-        name: Of the thread.
+        start: Has a call of it done: in a thread, or before it returns (`at_once`).
         size: Bytes of a question; a call has one, or so many as are not above `most_bytes` together.
     """
 
     def __init__(
         self,
         answer: Callable[[Sequence[Q]], Sequence[A]],
-        name: str,
+        start: Callable[[Callable[[], Sequence[A]]], Future[Sequence[A]]],
         size: Callable[[Q], int] = lambda question: 0,
         most_bytes: int = 64 * 2**20,
     ) -> None:
-        self._answer, self._size, self._most_bytes = answer, size, most_bytes
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._answer, self._start, self._size, self._most_bytes = answer, start, size, most_bytes
         self._waiting: list[tuple[Q, asyncio.Future[A]]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._is_asking = False
 
-    async def ask(self, question: Q) -> A:
+    def ask(self, question: Q) -> asyncio.Future[A]:
         """The answer, with those of the questions beside it; what its call raises is raised for all."""
-        future: asyncio.Future[A] = asyncio.get_running_loop().create_future()
-        self._waiting.append((question, future))
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-        return await future
-
-    def close(self) -> None:
-        """End the thread once its call is answered."""
-        self._thread.shutdown(wait=False)
-
-    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            while self._waiting:
-                taken = self._take()
-                try:
-                    questions = [question for question, _ in taken]
-                    answers = await loop.run_in_executor(self._thread, self._answer, questions)
-                except Exception as error:
-                    for _, future in taken:
-                        if not future.done():
-                            future.set_exception(error)
-                    continue
-                for (_, future), answer in zip(taken, answers, strict=True):
-                    if not future.done():
-                        future.set_result(answer)
-        finally:
-            self._task = None
+        future: asyncio.Future[A] = loop.create_future()
+        self._waiting.append((question, future))
+        self._go_on(loop)
+        return future
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting and not self._is_asking:
+            taken = self._take()
+            questions = [question for question, _ in taken]
+            futures = [future for _, future in taken]
+            try:
+                call = self._start(lambda asked=questions: self._answer(asked))  # type: ignore[misc]
+            except Exception as error:
+                call = Future()
+                call.set_exception(error)
+            if call.done():
+                _tell(futures, call)
+                continue
+            self._is_asking = True
+
+            def ended(call: Future[Sequence[A]], futures: Sequence[asyncio.Future[A]] = futures) -> None:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(self._ended, loop, futures, call)
+
+            call.add_done_callback(ended)
+
+    def _ended(
+        self, loop: asyncio.AbstractEventLoop, futures: Sequence[asyncio.Future[A]], call: Future[Sequence[A]]
+    ) -> None:
+        self._is_asking = False
+        self._go_on(loop)
+        _tell(futures, call)
 
     def _take(self) -> list[tuple[Q, asyncio.Future[A]]]:
         count, num_bytes = 0, 0
@@ -74,3 +80,25 @@ class Batches(Generic[Q, A]):
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return taken
+
+
+def at_once(work: Callable[[], T]) -> Future[T]:
+    """Do a call before this returns."""
+    done: Future[T] = Future()
+    try:
+        done.set_result(work())
+    except Exception as error:
+        done.set_exception(error)
+    return done
+
+
+def _tell(futures: Sequence[asyncio.Future[A]], call: Future[Sequence[A]]) -> None:
+    error = asyncio.CancelledError() if call.cancelled() else call.exception()
+    answers = [None] * len(futures) if error is not None else call.result()
+    for future, answer in zip(futures, answers, strict=True):
+        if future.done():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)  # type: ignore[arg-type]

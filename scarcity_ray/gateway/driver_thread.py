@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from scarcity_ray.errors import ActorLost
@@ -25,17 +25,25 @@ class OnDriver(Protocol):
     def __call__(self, work: Callable[[], T], /) -> T:
         """Run `work`; what it raises is raised."""
 
+    def start(self, work: Callable[[], T], /) -> Future[T]:
+        """Have `work` done, one after the other."""
+
 
 class OwnDriver:
     """For a driver that only one gateway calls: one call at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gateway-driver")
 
     def __call__(self, work: Callable[[], T], /) -> T:
         """Run `work` in the caller's thread."""
         with self._lock:
             return work()
+
+    def start(self, work: Callable[[], T], /) -> Future[T]:
+        """Run `work` in a thread of its own."""
+        return self._thread.submit(self, work)
 
 
 class SharedDriver:
@@ -55,13 +63,15 @@ class SharedDriver:
         Raises:
             ActorLost: If the owner does nothing more.
         """
-        if self._is_closed:
-            raise ActorLost("driver", "the federation is closed", False)
+        return self.start(work).result()
+
+    def start(self, work: Callable[[], T], /) -> Future[T]:
+        """Have `work` done by the owner."""
         done: Future[T] = Future()
         self._left.put((work, done))
         if self._is_closed:
             self.close()
-        return done.result()
+        return done
 
     def wait(self, seconds: float) -> None:
         """Do what is left here, and what comes in so many seconds."""

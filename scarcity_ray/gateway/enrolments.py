@@ -8,19 +8,22 @@ token, an Ed25519 key that it has made, and a CSR. It is then known by that key,
 certificates: a renewed one holds at once, and the one before it for an overlap.
 
 Guarantees:
-    a_token_enrols_its_client_once
+    a_token_enrols_its_client_once: Under the key that shows it first, whatever comes at the same time.
     the_same_enrolment_is_answered_again: A site that lost the answer asks again with the same keys.
     no_token_is_in_the_file
     a_revocation_counts_at_the_next_request: Of every process that has the file open.
-    a_certificate_of_another_client_is_refused
+    a_certificate_of_another_client_is_refused: With the same words whether there is that client or not.
     a_renewed_certificate_holds_at_once_and_the_old_one_for_the_overlap
+    a_client_has_few_certificates
     a_key_is_changed_with_the_old_one_alone
+    a_change_is_on_the_disk_before_it_is_answered: Whatever else the file's connection does without waiting.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import sqlite3
@@ -41,12 +44,16 @@ from scarcity_ray_client.wire import EnrolRequest, ErrorAnswer, ErrorCode
 REGISTER_FILE = "register.sqlite"
 TOKEN_SECONDS = 7 * 86400.0
 OVERLAP_SECONDS = 86400.0
+MOST_CERTIFICATES = 4
+"""Newest of a client that are kept: each request reads them all, and a client renews as often as it likes."""
+REVOKED = "this site was revoked by the federation's operator"
 _BUSY_SECONDS = 10.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS invitations (
     token_hash BLOB PRIMARY KEY, client_id TEXT NOT NULL, domain_id TEXT NOT NULL, features TEXT,
     expires REAL NOT NULL, used REAL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS shown_tokens (token_hash BLOB PRIMARY KEY, public_key BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS enrolments (
     client_id TEXT PRIMARY KEY, domain_id TEXT NOT NULL, features TEXT, public_key BLOB NOT NULL,
     num_examples INTEGER, policy TEXT, token_hash BLOB NOT NULL, enrolled REAL NOT NULL, revoked REAL
@@ -125,15 +132,16 @@ def judge(
     """
     if is_mutual and fingerprint is None:
         return ErrorAnswer(ErrorCode.NO_CERTIFICATE, "no client certificate was shown")
+    until = math.inf
+    if is_mutual and fingerprint is not None:
+        held = {} if known is None else dict(known.certificates)
+        if fingerprint not in held:  # which clients there are is told to nobody else
+            return ErrorAnswer(ErrorCode.WRONG_CERTIFICATE, "the certificate is not this client's")
+        until = held[fingerprint]
     if known is None:
         return ErrorAnswer(ErrorCode.FORBIDDEN, "no such client is enrolled")
     if known.revoked is not None:
-        return ErrorAnswer(ErrorCode.REVOKED, "this site was revoked by the federation's operator")
-    if not is_mutual or fingerprint is None:
-        return None
-    until = dict(known.certificates).get(fingerprint)
-    if until is None:
-        return ErrorAnswer(ErrorCode.WRONG_CERTIFICATE, "the certificate is not this client's")
+        return ErrorAnswer(ErrorCode.REVOKED, REVOKED)
     if now_seconds >= until:
         said = "the certificate has expired: ask the federation for a new kit"
         return ErrorAnswer(ErrorCode.EXPIRED_CERTIFICATE, said)
@@ -229,7 +237,11 @@ class Enrolments:
         return token
 
     def invitation(self, asked: EnrolRequest) -> Invitation | ErrorAnswer:
-        """What an enrolment's token invites to, or why it is refused; nothing is changed."""
+        """What an enrolment's token invites to, or why it is refused.
+
+        The token is the first key's that shows it: of two that show it at a time, the federation would else
+        know the one and the register the other.
+        """
         if not asked.is_valid:
             return ErrorAnswer(ErrorCode.WRONG_SIGNATURE, "the enrolment is not signed by its key")
         token_hash = _hash(asked.token)
@@ -238,7 +250,11 @@ class Enrolments:
             (token_hash,),
         )
         if found is None or found[0] != asked.client_id:
-            return ErrorAnswer(ErrorCode.BAD_TOKEN, "the token is of no open invitation of this client")
+            return ErrorAnswer(
+                ErrorCode.BAD_TOKEN,
+                "this kit is not valid: a newer one was made, or the site was revoked: "
+                "ask the federation for its newest kit",
+            )
         client_id, domain_id, features, expires, used = found
         known = self._one(
             "SELECT public_key, token_hash, revoked FROM enrolments WHERE client_id = ?", (client_id,)
@@ -252,6 +268,14 @@ class Enrolments:
                 return ErrorAnswer(ErrorCode.BAD_TOKEN, "the token was used")
         elif self._clock() > expires:
             return ErrorAnswer(ErrorCode.BAD_TOKEN, "the token has expired: ask the federation for a new kit")
+        else:
+            shown_by = (token_hash, asked.public_key)
+            self._connection.execute("INSERT OR IGNORE INTO shown_tokens VALUES (?, ?)", shown_by)
+            if (
+                self._one("SELECT 1 FROM shown_tokens WHERE token_hash = ? AND public_key = ?", shown_by)
+                is None
+            ):
+                return ErrorAnswer(ErrorCode.BAD_TOKEN, "the token was used")
         replaces = known is not None and known[0] != asked.public_key
         return Invitation(client_id, domain_id, _features(features), replaces)
 
@@ -336,6 +360,11 @@ class Enrolments:
             ).rowcount
             return bool(voided or changed)
 
+    def is_revoked(self, client_id: str) -> bool:
+        """Whether a site that has enrolled was revoked since."""
+        asked = "SELECT 1 FROM enrolments WHERE client_id = ? AND revoked IS NOT NULL"
+        return self._one(asked, (client_id,)) is not None
+
     def find(self, client_id: str) -> Enrolment | None:
         """A site that has enrolled, revoked or not."""
         found = list(self._found("WHERE client_id = ?", (client_id,)))
@@ -390,6 +419,11 @@ class Enrolments:
             "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, NULL)",
             (facts.fingerprint, client_id, csr_hash, pem, facts.expires),
         )
+        self._connection.execute(
+            "DELETE FROM certificates WHERE client_id = ? AND rowid NOT IN "
+            "(SELECT rowid FROM certificates WHERE client_id = ? ORDER BY rowid DESC LIMIT ?)",
+            (client_id, client_id, MOST_CERTIFICATES),
+        )
         return pem
 
     def _one(self, statement: str, arguments: tuple[object, ...] = ()) -> tuple[Any, ...] | None:
@@ -398,17 +432,22 @@ class Enrolments:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
+        (level,) = self._connection.execute("PRAGMA synchronous").fetchone()
+        self._connection.execute("PRAGMA synchronous=FULL")
         try:
-            yield
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute(
-            "INSERT INTO enrolment_facts VALUES ('version', '1') "
-            "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
-        )
-        self._connection.execute("COMMIT")
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute(
+                "INSERT INTO enrolment_facts VALUES ('version', '1') "
+                "ON CONFLICT (name) DO UPDATE SET value = CAST(value AS INTEGER) + 1"
+            )
+            self._connection.execute("COMMIT")
+        finally:
+            self._connection.execute(f"PRAGMA synchronous={int(level)}")
 
 
 def _hash(text: str) -> bytes:

@@ -26,7 +26,7 @@ from scarcity_ray.errors import PrivacyBudgetExhausted, ScarcityError
 from scarcity_ray.federation.driver import Driver
 from scarcity_ray.federation.served_round import Site
 from scarcity_ray.federation.site_cohort import register_site
-from scarcity_ray.gateway.enrolments import Enrolment
+from scarcity_ray.gateway.enrolments import REVOKED, Enrolment
 from scarcity_ray.gateway.register import Claim, ClaimKind, Outcome, Register, Slot
 from scarcity_ray.gateway.register_client import RegisterClient
 from scarcity_ray_client.models import FloatVector
@@ -35,10 +35,10 @@ from scarcity_ray_client.updates import content_digest
 from scarcity_ray_client.wire import ErrorAnswer, ErrorCode, UpdateAnswer, UpdateHeader
 
 BY_REFERENCE_BYTES = 64 * 1024
-"""Rows from this size go to the baskets by reference, each by itself; smaller ones in one array."""
+"""Rows from this size go to the baskets each by itself, by reference where they can; others in one array."""
 RETRY_SECONDS = 2.0
 
-_LATER = {Rejection.NOT_STORED, Rejection.UNKNOWN_CLIENT}
+_LATER = {Rejection.NOT_STORED, Rejection.UNKNOWN_CLIENT, Rejection.BUSY}
 """Refusals that may pass."""
 _REASONS = {
     Rejection.BUDGET_SPENT: "this site's privacy budget has no room for another noised row",
@@ -140,8 +140,10 @@ class Intake:
         is_noised = self._driver.supervisor.plan.site_noise is not None
         rows: Any
         # A noised row is charged before it is judged, by its content: it has to be here.
-        if self._put is not None and not is_noised and uploads[0].row.nbytes >= BY_REFERENCE_BYTES:
-            put = self._put
+        is_long = uploads[0].row.nbytes >= BY_REFERENCE_BYTES
+        if is_long and (self._put is None or is_noised):
+            rows = tuple(upload.row for upload in uploads)
+        elif is_long and (put := self._put) is not None:
             rows = tuple(StoredRow(put(one.row[None]), content_digest(one.row)) for one in uploads)
         else:
             rows = np.stack([upload.row for upload in uploads])
@@ -195,6 +197,8 @@ def _known(claim: Claim) -> Accepted | ErrorAnswer | None:
         return Accepted(claim.answer, False)
     if claim.kind is ClaimKind.TAKEN:
         return ErrorAnswer(ErrorCode.SLOT_TAKEN, "another body was sent for this sequence of this round")
+    if claim.kind is ClaimKind.REVOKED:
+        return ErrorAnswer(ErrorCode.REVOKED, REVOKED)
     return None
 
 

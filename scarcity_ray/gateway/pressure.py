@@ -6,7 +6,7 @@ Guarantees:
     what_is_held_never_passes_a_cap
     everything_given_back_is_free_again
     a_client_makes_no_more_requests_than_its_rate_and_burst
-    one_clients_requests_leave_room_for_others
+    one_clients_requests_leave_room_for_others: And its bodies.
     memory_of_clients_is_bounded
 """
 
@@ -19,6 +19,8 @@ from scarcity_ray.config.gateway import GatewayConfig
 
 MOST_BUCKETS = 20_000
 """Clients whose rate is remembered; who was silent longest is forgotten, and begins with a full burst."""
+CLIENT_SHARE = 0.25
+"""Of all bytes, what several bodies of one client may hold; one that is its only one may be of any size."""
 RETRY_SECONDS = 1.0
 """After which what was full may be tried again."""
 
@@ -53,6 +55,7 @@ class Pressure:
         self._config = config
         self._rate = Rate(config.requests_per_second, config.request_burst)
         self._of: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()
         self.open = 0
         self.num_bytes = 0
 
@@ -80,11 +83,13 @@ class Pressure:
         if not self._of[client]:
             del self._of[client]
 
-    def hold(self, num_bytes: int) -> Callable[[], None] | None:
+    def hold(self, client: str, num_bytes: int) -> Callable[[], None] | None:
         """Reserve memory for a body; gives it back when called, once. None: there is no room now."""
-        if self.num_bytes + num_bytes > self._config.bytes_in_flight:
+        most, held = self._config.bytes_in_flight, self._held[client]
+        if self.num_bytes + num_bytes > most or (held and held + num_bytes > most * CLIENT_SHARE):
             return None
         self.num_bytes += num_bytes
+        self._held[client] += num_bytes
         is_held = True
 
         def release() -> None:
@@ -92,6 +97,9 @@ class Pressure:
             if is_held:
                 is_held = False
                 self.num_bytes -= num_bytes
+                self._held[client] -= num_bytes
+                if not self._held[client]:
+                    del self._held[client]
 
         return release
 

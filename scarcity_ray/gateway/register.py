@@ -11,7 +11,7 @@ Guarantees:
     a_slot_is_one_body: Of a client, round and sequence, until it is refused.
     a_settled_slot_is_answered_the_same_again: Also by a register that was killed and started again.
     a_nonce_is_taken_once: And by nobody who has not signed for it.
-    a_revoked_site_is_refused_at_its_next_request
+    a_revoked_site_is_refused_at_its_next_request: And an upload that is still on its way then.
     a_refused_slot_is_free_again
     a_call_that_fails_leaves_the_register_usable
     a_new_round_is_told_to_whoever_asks
@@ -67,6 +67,8 @@ CREATE TABLE IF NOT EXISTS fates (
 """
 ROUNDS_REMEMBERED = 64
 """Rounds whose slots and fates are kept."""
+MOST_TOLD = 100
+"""Refusals for one reason that are told of one client and round: it may send as often as it likes."""
 BUSY_SECONDS = 10.0
 
 
@@ -106,6 +108,8 @@ class ClaimKind(StrEnum):
     """The same body was accepted before."""
     TAKEN = "taken"
     """Another body has it."""
+    REVOKED = "revoked"
+    """Its client was revoked as it came."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,6 @@ class Register(Role):
                     self._db.execute("DELETE FROM nonces WHERE seconds < ?", (now - self._nonce_seconds,))
             return tuple(judged)
 
-    @query
     def invitation(self, asked: EnrolRequest) -> Invitation | ErrorAnswer:
         """What an enrolment's token invites to, or why it is refused."""
         with self._lock:
@@ -370,7 +373,7 @@ class Register(Role):
             return Heard(
                 frozenset(client for client, fate in fates.items() if fate == "accepted"),
                 {client: fate for client, fate in fates.items() if fate != "accepted"},
-                tuple(sorted(counts.elements())),
+                tuple(sorted(one for one, count in counts.items() for _ in range(min(count, MOST_TOLD)))),
                 dict(self._seen),
                 tuple(self._measured.get(("trained", round_id), {}).values()),
                 tuple(self._measured.get(("evaluated", round_id), {}).values()),
@@ -453,6 +456,8 @@ class Register(Role):
         return self._certificates.issue(csr, client_id)
 
     def _claim(self, slot: Slot) -> Claim:
+        if self._enrolments.is_revoked(slot.client_id):
+            return Claim(ClaimKind.REVOKED)
         place, digest = (slot.round_id, slot.client_id, slot.sequence), bytes.fromhex(slot.digest)
         found = self._db.execute(
             "SELECT digest, answer FROM slots WHERE round_id = ? AND client_id = ? AND sequence = ?", place

@@ -11,6 +11,7 @@ Guarantees:
     uploads_of_a_gateway_that_was_killed_go_on
     files_never_take_more_than_their_cap
     an_upload_that_does_not_grow_is_dropped
+    a_client_has_few_unfinished_uploads: One that it begins beyond takes the place of its oldest.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 from scarcity_ray.errors import StorageError
 from scarcity_ray.private_folder import why_not_private
 
+MOST_OF_CLIENT = 2
+"""Unfinished uploads of one client, so that none fills the disk for all: this round's and the last one's."""
 _PART = ".part"
 
 
@@ -38,7 +41,12 @@ class UploadKey:
     def file(self) -> str:
         """Its file's name, which tells nothing of the client and leads nowhere else."""
         said = f"{self.round_id}/{self.digest}/{self.client_id}"
-        return hashlib.sha256(said.encode()).hexdigest() + _PART
+        return f"{self.whose}{hashlib.sha256(said.encode()).hexdigest()}{_PART}"
+
+    @property
+    def whose(self) -> str:
+        """What all names of the client's files begin with."""
+        return hashlib.sha256(self.client_id.encode()).hexdigest()[:32] + "-"
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Uploads:
         """How far an upload is; nothing was sent of one that is not there."""
         return Standing(self._size(key), self._lengths.get(key.file, 0))
 
-    def append(self, key: UploadKey, offset: int, part: bytes | bytearray, length: int) -> Standing | None:
+    def append(self, key: UploadKey, offset: int, part: bytes | memoryview, length: int) -> Standing | None:
         """Append a part; None, and nothing changed, if there is no room on the disk.
 
         Args:
@@ -99,9 +107,11 @@ class Uploads:
         size = self._size(key)
         if offset != size or size + len(part) > length:
             return Standing(size, self._lengths.get(key.file, length))
+        path = self._folder / key.file
+        if not path.exists():
+            self._make_room(key)
         if self._bytes + len(part) > self._most:
             return None
-        path = self._folder / key.file
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "wb") as file:
@@ -141,6 +151,11 @@ class Uploads:
         for path in old:
             self._remove(path)
         return len(old)
+
+    def _make_room(self, key: UploadKey) -> None:
+        own = sorted(self._folder.glob(f"{key.whose}*{_PART}"), key=_modified)
+        for path in own[: max(0, len(own) - MOST_OF_CLIENT + 1)]:
+            self._remove(path)
 
     def _size(self, key: UploadKey) -> int:
         try:

@@ -25,15 +25,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.served_round import Measured
-from scarcity_ray.gateway.batches import Batches
+from scarcity_ray.gateway.batches import Batches, at_once
 from scarcity_ray.gateway.connections import Connection, Connections
 from scarcity_ray.gateway.driver_thread import OnDriver
 from scarcity_ray.gateway.enrolments import Enrolment
@@ -146,13 +147,13 @@ class WebApp:
         self._answers: Counter[int] = Counter()
         self._num_received = self._num_sent = 0
         self._most_bytes = config.max_update_bytes or 4 + MOST_HEADER_BYTES + 4 * terms.vector_dim
+        self._admit = ThreadPoolExecutor(1, thread_name_prefix="gateway-admit")
         self._admitting = Batches[Asked, Enrolment | ErrorAnswer](
-            lambda asked: register.call(Register.admit, list(asked), clock()), "gateway-admit"
+            lambda asked: register.call(Register.admit, list(asked), clock()),
+            at_once if register.is_here else self._admit.submit,
         )
         self._judging = Batches[Upload, Accepted | ErrorAnswer](
-            lambda uploads: on_driver(lambda: intake.take(uploads)),
-            "gateway-judge",
-            lambda upload: upload.row.nbytes,
+            intake.take, on_driver.start, lambda upload: upload.row.nbytes
         )
         self._asking = ThreadPoolExecutor(2, thread_name_prefix="gateway-ask")
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="gateway-disk")
@@ -182,9 +183,7 @@ class WebApp:
 
     def close(self) -> None:
         """End the threads."""
-        self._admitting.close()
-        self._judging.close()
-        for threads in (self._asking, self._disk):
+        for threads in (self._admit, self._asking, self._disk):
             threads.shutdown(wait=False, cancel_futures=True)
 
     def counts(self) -> dict[str, Any]:
@@ -209,7 +208,7 @@ class WebApp:
     async def _capped(
         self, request: web.Request, handler: Handler, connection: Connection | None
     ) -> web.StreamResponse:
-        who = (connection and connection.fingerprint) or f"{request.remote} {self._named(request)}"
+        who = self._who(request)
         try:
             if self.is_stopping:
                 return _refusal(ErrorAnswer(ErrorCode.BUSY, "this gateway is stopping", RETRY_SECONDS))
@@ -239,6 +238,12 @@ class WebApp:
         finally:
             if connection is not None:
                 connection.ended()
+
+    def _who(self, request: web.Request) -> str:
+        """Who is counted as one client, before it is known who asks."""
+        connection = self.connections.of(request.transport)
+        shown = None if connection is None else connection.fingerprint
+        return shown or f"{request.remote} {self._named(request)}"
 
     def _named(self, request: web.Request) -> str:
         """What is counted by itself of an address: a path that asks for no signature, or who says to ask.
@@ -366,11 +371,11 @@ class WebApp:
             )
         if standing.offset < whole:
             return web.Response(status=204, headers=_standing(standing))
-        return await self._whole(asks.site, key, whole)
+        return await self._whole(asks.site, key, whole, self._who(request))
 
-    async def _whole(self, site: Enrolment, key: UploadKey, length: int) -> web.StreamResponse:
+    async def _whole(self, site: Enrolment, key: UploadKey, length: int, who: str) -> web.StreamResponse:
         """Have an upload judged of which all parts are here."""
-        release = self.pressure.hold(length)
+        release = self.pressure.hold(who, length)
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
@@ -402,7 +407,7 @@ class WebApp:
             )
         return _json(answer)
 
-    async def _judged(self, site: Enrolment, key: UploadKey, body: bytes | bytearray) -> web.StreamResponse:
+    async def _judged(self, site: Enrolment, key: UploadKey, body: bytes | memoryview) -> web.StreamResponse:
         header, row = read_update_body(body, self._terms.vector_dim)
         if header.client_id != site.client_id or header.round_id != key.round_id:
             raise RefusedError(ErrorCode.MALFORMED, "the update's header is of another client or round")
@@ -430,6 +435,11 @@ class WebApp:
     async def _enrol(self, request: web.Request) -> web.StreamResponse:
         async with self._body(request, MOST_JSON_BYTES, None) as body:
             asked = EnrolRequest.from_json(bytes(body))
+        _check_counts(num_examples=asked.num_examples or 0)
+        # Anybody may ask: who has no token does not get as far as the driver.
+        invited = await self._ask(lambda: self._register.call(Register.invitation, asked))
+        if isinstance(invited, ErrorAnswer):
+            return _refusal(invited)
         answer = await self._ask_driver(lambda: self._desk.enrol(asked))
         return _refusal(answer) if isinstance(answer, ErrorAnswer) else _json(answer.to_json(), 201)
 
@@ -448,7 +458,7 @@ class WebApp:
         return web.Response(status=204) if answer is None else _refusal(answer)
 
     @asynccontextmanager
-    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[bytearray]:
+    async def _body(self, request: web.Request, most: int, digest: str | None) -> AsyncIterator[memoryview]:
         """A request's body, in memory that is counted while the block runs.
 
         Args:
@@ -459,37 +469,49 @@ class WebApp:
             raise RefusedError(ErrorCode.MALFORMED, "state Content-Length")
         if length > most:
             raise self._too_big()
-        release = self.pressure.hold(length)
+        release = self.pressure.hold(self._who(request), length)
         if release is None:
             raise RefusedError(ErrorCode.TOO_MANY, "too many uploads at a time", RETRY_SECONDS)
         try:
-            body = await self._read(request, length)
+            body, found = await self._read(request, length)
             self._num_received += length
-            if digest is not None and not hmac.compare_digest(hashlib.sha256(body).hexdigest(), digest):
+            if digest is not None and not hmac.compare_digest(found, digest):
                 raise RefusedError(ErrorCode.MALFORMED, "the body is not what its digest says")
             yield body
         finally:
             release()
 
-    async def _read(self, request: web.Request, length: int) -> bytearray:
-        body, config = bytearray(), self._config
+    async def _read(self, request: web.Request, length: int) -> tuple[memoryview, str]:
+        """A body and its SHA-256. Memory is reserved at once, and taken by the system as the bytes come."""
+        body, hashed, config, end = np.empty(length, np.uint8), hashlib.sha256(), self._config, 0
+        room = body.data
+        now = asyncio.get_running_loop().time
+        last = now() + body_deadline(config, length)
         try:
-            async with asyncio.timeout(body_deadline(config, length)):
-                while len(body) < length:
-                    async with asyncio.timeout(config.body_seconds):
-                        piece = await request.content.readany()
+            async with asyncio.timeout(None) as limit:
+                while end < length:
+                    piece = request.content.read_nowait(-1)
                     if not piece:
-                        raise RefusedError(ErrorCode.MALFORMED, "the body ends early")
-                    body += piece
+                        limit.reschedule(min(last, now() + config.body_seconds))
+                        piece = await request.content.readany()
+                    if not piece or end + len(piece) > length:
+                        raise RefusedError(ErrorCode.MALFORMED, "the body ends elsewhere than it said")
+                    room[end : end + len(piece)] = piece
+                    hashed.update(piece)
+                    end += len(piece)
         except TimeoutError:
             raise RefusedError(ErrorCode.TIMED_OUT, "the body came too slowly", RETRY_SECONDS) from None
-        return body
+        body.setflags(write=False)
+        return body.data, hashed.hexdigest()
 
     def _too_big(self) -> RefusedError:
         return RefusedError(ErrorCode.TOO_BIG, f"at most {self._most_bytes} bytes are taken")
 
     async def _within(self, answer: Awaitable[T]) -> T:
-        return await asyncio.wait_for(answer, ANSWER_SECONDS)
+        if isinstance(answer, asyncio.Future) and answer.done():
+            return cast(T, answer.result())
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await answer
 
     async def _ask(self, question: Callable[[], T]) -> T:
         return await self._within(asyncio.get_running_loop().run_in_executor(self._asking, question))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+
 from scarcity_ray.errors import ActorLost, UsageError
 from scarcity_ray.runtime.base import RoleSpec, TaskEnd, Tasks, TaskSpec, labelled
 from scarcity_ray.runtime.rpc import Compute, Future, Handle, Peers, with_values
@@ -38,7 +40,23 @@ def _isolated(value: Any) -> Any:
     """A deep copy as another process would see it, with contiguous arrays read-only."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return pickle.loads(head, buffers=[bytes(buffer.raw()) for buffer in buffers])
+    return pickle.loads(head, buffers=[_fixed(buffer) for buffer in buffers])
+
+
+def _fixed(buffer: pickle.PickleBuffer) -> bytes | pickle.PickleBuffer:
+    """Memory that nobody can write to: bytes, that of a read-only array which owns it, or a copy."""
+    owner: object = buffer
+    while True:
+        if isinstance(owner, pickle.PickleBuffer):
+            owner = owner.raw().obj
+        elif isinstance(owner, memoryview):
+            owner = owner.obj
+        elif isinstance(owner, np.ndarray) and owner.base is not None:
+            owner = owner.base
+        else:
+            break
+    is_fixed = isinstance(owner, np.ndarray) and owner.flags.owndata and not owner.flags.writeable
+    return buffer if is_fixed or isinstance(owner, bytes) else bytes(buffer.raw())
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Encryption of what a journal holds, by a key that is kept apart from it (AES-256-GCM).
 
 Whoever has the disk, a backup or the database, and not the key, reads no row, nor state, trust or receipt.
-What stays readable: names of baskets and clients, rounds, and sizes. Whoever can write there can remove values
-and put back older ones, or the whole of an older copy, unnoticed: only what a value says, and where, is sealed.
+What stays readable: names of baskets and clients, rounds, and sizes. Whoever can write there can remove
+values and put back older ones, or the whole of an older copy, unnoticed.
 
 Guarantees:
     without_its_key_a_journal_is_refused_by_name: As one written without a key is, where there is one.

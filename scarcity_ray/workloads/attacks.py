@@ -317,7 +317,8 @@ def _attack_name(value: object) -> str:
 class AttackConfig:
     """Which attack the Byzantine clients make: one of `NAMES`, or ``module:Class`` of an `Attack`."""
 
-    name: Annotated[str, PlainValidator(_attack_name)] = "sign_flip"
+    name: Annotated[str, PlainValidator(_attack_name, json_schema_input_type=str)] = "sign_flip"
+    """One of `NAMES`, or ``module:Class`` of an `Attack`."""
     scale: PositiveFloat | None = None
     """The attack's strength; None: its own default (see `ATTACKS`)."""
     args: Arguments = field(default_factory=dict)

@@ -93,6 +93,7 @@ class TrainingConfig:
     """How it is trained; the names are those of `HierarchicalFederation.fit`."""
 
     rounds: PositiveInt = 20
+    """At most; the budget may end it earlier."""
     clients_per_round: PositiveInt | None = None
     """Clients drawn anew each round; None: all."""
     extra_clients: NonNegativeInt = 0
@@ -165,6 +166,7 @@ class PlaceConfig:
     """The runtime of a job, and the folder of its results."""
 
     runtime: Literal["ray", "local"] = "ray"
+    """`local`: all in one process, without Ray."""
     address: StrictStr | None = None
     """Address of a Ray cluster; None: RAY_ADDRESS, or a cluster of this machine's own."""
     out: StrictStr = "runs"
@@ -178,6 +180,7 @@ class RunConfig:
     """A job's whole file."""
 
     name: Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run's folder."""
     workload: WorkloadConfig
     federation: HierarchicalFederationConfig = field(
         default_factory=lambda: HierarchicalFederationConfig(auto_aggregate=False)
@@ -185,6 +188,7 @@ class RunConfig:
     """Where a file leaves these out, vector_dim is the model's and auto_aggregate false."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lab: LabConfig | None = None
+    """Simulated attackers, and runs beside; none in production."""
     run: PlaceConfig = field(default_factory=PlaceConfig)
     gateway: GatewayConfig | None = None
     """Where sites outside the cluster reach it, for ``scarcity-ray serve``."""

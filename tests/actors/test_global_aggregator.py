@@ -261,14 +261,36 @@ def test_what_was_masked_is_masked_again_only_if_its_session_is_given_up(world_o
 
     world.peers.faults.clear()
     (first,) = [args[0] for _, method, args in world.peers.log if method == "charge_release"]
-    released = world.run().model is not None
-    assert released is not charged
+    outcome = world.run()
+    assert (outcome.model is None, bool(outcome.unpublished)) == (charged, charged)
     assert len(world.accountant.charges) == 1
     assert (first in world.accountant.charges) is charged
 
     world.train()
     assert world.run().model is not None
     assert len(world.accountant.charges) == 2
+
+
+@pytest.mark.parametrize("who", ["accountant", "baskets"])
+def test_what_was_charged_and_is_no_release_is_told(world_of, who):
+    """The accountant dies before it answers, or too few baskets are left to unmask."""
+    world = world_of()
+    if who == "accountant":
+        world.peers.lose("accountant", "charge_release", after=True)
+        with pytest.raises(ActorLost):
+            world.run()
+        world.peers.faults.clear()
+    else:
+        for slot in (0, 1):
+            world.peers.lose(f"basket:{slot}", "unmask")
+        assert world.run().unpublished == {"": 1}
+        world.peers.faults.clear()
+    assert world.run().unpublished == {"": 1}
+    world.train()
+    released = world.run()
+    assert (released.model.version, released.unpublished) == (1, {"": 1}), "the driver before may have died"
+    world.train()
+    assert world.run().unpublished == {"": 1}
 
 
 @pytest.mark.parametrize("is_last", [True, False])

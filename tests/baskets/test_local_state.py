@@ -85,3 +85,27 @@ def test_momentum_travels_with_its_client_and_dies_with_its_registration():
     assert there.aggregate()["a"] == pytest.approx([0.19, 0.0])
     here.send([1.0, 0.0])
     assert here.aggregate()["a"] == pytest.approx([0.1, 0.0])
+
+
+def test_a_state_that_is_formed_when_it_is_asked_for_is_the_one_of_its_last_update():
+    asked, late = Basket(), Basket()
+    for round_id in range(3):
+        for step in range(3):
+            for basket in (asked, late):
+                basket.states.clip_norm = 10.0 - step  # is set anew by a release
+                basket.send([step + 1.0, 9.0 + round_id])
+            asked.states.get("a")
+        asked.states.clip_norm = late.states.clip_norm = 0.5
+        assert late.states.ids() == ("a",)
+        assert late.aggregate()["a"].tobytes() == asked.aggregate()["a"].tobytes()
+        for basket in (asked, late):
+            basket.send([round_id + 20.0, 0.0], "b")
+        asked.states.get("b")
+        assert late.states.take("b")[0].tobytes() == asked.states.take("b")[0].tobytes()
+        for basket in (asked, late):
+            basket.send([1.0, 1.0], "b")
+            basket.buffer.withdraw("b")
+            basket.states.forget("b")
+        assert late.states.ids() == asked.states.ids() == ("a",)
+        for basket in (asked, late):
+            basket.buffer.take_client("b")

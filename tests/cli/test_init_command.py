@@ -17,6 +17,7 @@ from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig
 from scarcity_ray.cli import init
 from scarcity_ray.cli.main import main
 from scarcity_ray.config import load
+from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray_client import load_workload, train_client
 
 KINDS = {"numpy": "numpy", "sklearn": "sklearn", "torch": "torch"}
@@ -46,6 +47,22 @@ def test_a_folder_holds_four_files_and_says_how_to_train(call):
     assert sorted(os.listdir("wards")) == ["README.md", "data.csv", "job.yaml", "workload.py"]
     assert Path("wards/README.md").read_text().startswith("# wards\n")
     assert yaml.safe_load(Path("wards/job.yaml").read_text())["name"] == "wards"
+
+
+def test_with_sites_the_servers_folder_holds_no_patient_of_a_site(call):
+    """Nor does a site's hold another's; and the job is one that can be served."""
+    assert call("town", "--sites", "3").exit_code == 0
+    folders = ["hospital_1", "hospital_2", "hospital_3", "server"]
+    assert sorted(os.listdir("town")) == ["README.md", *folders]
+    tables = {f: Path("town", f, "data.csv").read_text().splitlines()[1:] for f in folders}
+    whose = {f: {line.split(",")[0] for line in lines} for f, lines in tables.items()}
+    assert [whose[f] for f in folders[:3]] == [{"hospital_1"}, {"hospital_2"}, {"hospital_3"}]
+    assert not whose["server"] & set(folders)
+    assert len(set().union(*(set(lines) for lines in tables.values()))) == sum(map(len, tables.values()))
+    assert len({Path("town", f, "workload.py").read_text() for f in folders}) == 1
+    job = yaml.safe_load(Path("town/server/job.yaml").read_text())
+    load(GatewayConfig, job["gateway"], "gateway")
+    assert job["federation"]["privacy"]["noise"] == "site"
 
 
 @pytest.mark.parametrize("kind", KINDS)

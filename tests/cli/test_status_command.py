@@ -76,6 +76,10 @@ def test_a_token_goes_to_the_gateway_that_was_named_alone() -> None:
             told = ran("status", first, SCARCITY_RAY_OPERATOR_TOKEN="t")
         assert (told.exit_code, asked, asked_there) == (2, ["/v1/status"], [])
         assert "it sends elsewhere" in told.stderr
+        ran(
+            "status", "http://127.0.0.1:9", SCARCITY_RAY_OPERATOR_TOKEN="t", http_proxy=elsewhere, no_proxy=""
+        )
+        assert asked_there == [], "a proxy of the environment would read the token"
     told = ran("status", "http://gateway.example.org", SCARCITY_RAY_OPERATOR_TOKEN="t")
     assert "https alone" in told.stderr
 

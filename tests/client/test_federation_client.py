@@ -21,6 +21,7 @@ from scarcity_ray_client import (
     Workload,
     load_model,
 )
+from scarcity_ray_client.accounting.modes import Accounting
 from scarcity_ray_client.connection import GatewayRefused, GatewayUnreachable, Waits
 from scarcity_ray_client.errors import SiteLedgerRefused
 from scarcity_ray_client.federation_client import Ending, FederationClient
@@ -154,16 +155,25 @@ def test_the_last_model_is_kept_as_a_file(client, gateway, home):
 
 
 def test_a_server_that_has_stopped_is_waited_for(client, gateway, home, events, monkeypatch):
-    goes_on(gateway, 2)
-    gateway.publish(0, RoundState.STOPPED)
+    scope, site = gateway.scope, a_site()
+
+    class Updates(dict):
+        def __setitem__(self, round_id, update):  # the server stops once it has the update, and names no run
+            super().__setitem__(round_id, update)
+            gateway.scope = replace(scope, run=0)
+            gateway.publish(0, RoundState.STOPPED)
+
+    gateway.updates = Updates()
+    back = iter([(0, RoundState.OPEN), (1, RoundState.FINISHED)])
 
     def comes_back(seconds):
-        gateway.publish(0)
+        gateway.scope = scope
+        gateway.publish(*next(back))
 
     monkeypatch.setattr(client, "_pause", comes_back)
-    assert client.run(a_site()) is Ending.FINISHED
-    assert kinds(events)[:3] == ["enrolled", "waiting", "training"]
-    assert events[1].text.startswith("stopped: ")
+    assert client.run(site) is Ending.FINISHED
+    assert site.workload.trained == [0], "the round that it has sent is not trained again"
+    assert "stopped: " in events[3].text
 
 
 @pytest.mark.parametrize("fault", [lost_request, lost_answer])
@@ -428,6 +438,7 @@ def test_nothing_unnoised_is_sent_where_the_site_says_so(client, gateway):
         ({"unit": "client"}, "hides one person"),
         ({"private_evaluation": PrivateEvaluation({"accuracy": (0.0, 1.0)}, 60)}, "without noise beside"),
         ({"noise": replace(NOISE, clip_norm=0.5)}, "noise is for contributions of norm 0.5"),
+        ({"accounting": Accounting.GAUSSIAN_DP}, "noise is discrete"),
     ],
 )
 def test_noise_that_hides_less_than_it_says_is_refused(client, gateway, changed, said):

@@ -63,7 +63,12 @@ def test_a_jobs_whole_file_is_accepted(loaded):
         ("workload: {class: 'visits_of_a_site:Visits', args: {names: 3}}", "its workload: TypeError"),
         ("workload: {class: 'visits_of_a_site:Visits', args: {names: [bob]}}", "of client 'ann', and .* bob"),
         ("workload: {class: 'visits_of_a_site:Visits'}\nnoise: central", "noise: 'central'"),
-        ("workload: {class: 'visits_of_a_site:Visits'}\nnoise: site", "noise: site needs a policy"),
+        ("workload: {class: 'visits_of_a_site:Visits'}\nnoise: site", "noise: site needs policy"),
+        (
+            "workload: {class: 'visits_of_a_site:Visits'}\nnoise: site\n"
+            "policy: {unit: person, lifetime_epsilon: 3, delta: 1e-6}",
+            "noise: site needs person_clip_norm",
+        ),
         ("workload: {class: 'visits_of_a_site:Visits'}\nperson_clip_norm: .nan", "person_clip_norm: nan"),
         ("workload: {class: 'visits_of_a_site:Visits'}\npolicy: {unit: person}", "delta is missing"),
         ("workload: {class: 'visits_of_a_site:Visits'}\npolicy: {epsilon: 3}", "lifetime_epsilon"),

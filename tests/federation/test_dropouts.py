@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scarcity_ray import HierarchicalFederation
+from scarcity_ray.actors.global_aggregator import GlobalAggregator
 from scarcity_ray.errors import ActorLost
 
 DIMENSION = 4
@@ -141,6 +142,25 @@ def test_an_aggregate_that_may_be_in_a_release_is_not_used_again_without_word(ph
     peers.silent = set()
     assert fresh(fed) == 0
     assert fed.force_aggregate() is None
+
+
+@pytest.mark.parametrize("phase", ["_gather_facts", "_pin_facts", "_agree"])
+def test_what_died_with_a_basket_before_or_in_a_session_is_named(
+    lossy: Any, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """Also where the release goes on without it."""
+    fed, _ = lossy
+    honest = getattr(GlobalAggregator, phase)
+
+    def dies(self: GlobalAggregator, *args: Any) -> Any:
+        fed._runtime.kill("basket:5")
+        return honest(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GlobalAggregator, phase, dies)
+        assert fed.force_aggregate() is not None
+    assert fed.get_global_meta_model().n_baskets == BASKETS - 1
+    assert fed.lost_updates == tuple((f"5_{i}", 0) for i in range(3))
 
 
 def test_an_aggregate_whose_masked_form_was_lost_in_a_session_that_was_charged_is_used_again(

@@ -473,7 +473,10 @@ def test_a_session_that_was_given_up_is_never_unmasked(
 
     with monkeypatch.context() as patch:
         patch.setattr(SecureSession, "collect", collect)
-        assert run(fed).model is None
+        outcome = run(fed)
+    assert outcome.model is None
+    assert outcome.aborted, "there is budget: it is no reason to stop"
+    assert not outcome.read_only
     assert sums == []
     assert fresh_of(fed) == [f"d0{b}_basket_0" for b in range(6, 10)]
     assert fed.get_stats()["privacy_consumed_epsilon"] == 0.0
@@ -532,7 +535,6 @@ def test_a_basket_that_has_confirmed_nothing_charges_nothing(
 ) -> None:
     """Its actor would record a session as one that nobody dropped out of."""
     fed = fed_of(10)
-    honest = SecureSession.collect
 
     def collect(self: SecureSession) -> Any:
         host = fed._runtime.peers.handle("basket:0")  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from scarcity_ray.cli.main import main
 from scarcity_ray.config import load
 from scarcity_ray.errors import ConfigError, UsageError
 from scarcity_ray.storage.snapshots import Snapshots
+from scarcity_ray_client.receipts import ReleaseRecord
 from tests.federation.test_site_noise import DIMENSION, NAMES, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::scarcity_ray.ScarcityWarning")
@@ -147,8 +148,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kept_aggregate(storage: Path) -> RetainedAggregate:
     every = list(Snapshots(rows_folder(str(storage / "state"))).read_every(CODEC))
     kept: RetainedAggregate = every[-1][0]
-    assert (replay(kept).faults, replay(kept).notes) == ((), ())
-    assert kept.momenta
+    words = "the momentum of 3 clients is the basket's word: taken as retained"
+    assert (replay(kept).faults, replay(kept).notes) == ((), (words,))
     return kept
 
 
@@ -160,6 +161,21 @@ def test_a_forged_manifest_is_in_no_release(storage: Path, kept_aggregate: Retai
     assert "fault: its manifest is signed in none of the releases given" in shown.output
     Snapshots(str(storage), "x").write_file("rows.file", ["else"], CODEC)
     assert "these are no retained rows" in audit(storage, "replay").output
+
+
+def test_rows_that_are_in_two_releases_are_told_of(
+    storage: Path, kept_aggregate: RetainedAggregate, tmp_path: Path
+) -> None:
+    Snapshots(str(tmp_path), "x").write_file("rows.file", [kept_aggregate], CODEC)
+    once = (storage / "releases.jsonl").read_text()
+    (tmp_path / "releases.jsonl").write_text(once)
+    assert audit(tmp_path, "replay").exit_code == 0
+    last = ReleaseRecord.from_text(once.splitlines()[-1])
+    again = replace(last, version=last.version + 1)
+    (tmp_path / "releases.jsonl").write_text(f"{once}{again.to_text()}\n")
+    shown = audit(tmp_path, "replay")
+    assert shown.exit_code == 1
+    assert f"fault: counted 2 times, in releases [{last.version}, {again.version}]" in shown.output
 
 
 def test_no_code_is_loaded_from_a_retained_file(kept_aggregate: RetainedAggregate) -> None:

@@ -51,10 +51,12 @@ def test_it_waits_for_the_outermost_block_that_must_be_finished() -> None:
             done.append("outer")
         done.append("after")
 
+    alarm = signal.getsignal(signal.SIGALRM)
     with pytest.raises(KeyboardInterrupt):
         work()
     assert done == ["inner", "outer"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is alarm, "a process that goes on has its own again"
 
 
 def test_what_the_process_does_with_the_signal_it_does_afterwards() -> None:

@@ -32,7 +32,7 @@ def test_what_is_held_never_passes_a_cap(acts: list[tuple[str, int]]) -> None:
             open_of[client] -= 1
         elif act == "hold":
             size = 10 + 20 * number
-            if (release := pressure.hold(size)) is not None:
+            if (release := pressure.hold(client, size)) is not None:
                 held.append((size, release))
         elif act == "release" and held:
             _, release = held.pop()
@@ -68,6 +68,12 @@ def test_one_clients_requests_leave_room_for_others() -> None:
     assert [pressure.begin("a", 0.0) for _ in range(3)][:2] == [0.0, 0.0]
     assert pressure.begin("a", 0.0) > 0.0
     assert pressure.begin("b", 0.0) == 0.0
+    release = pressure.hold("a", 60)
+    assert release is not None, "one of any size"
+    assert pressure.hold("a", 10) is None
+    assert pressure.hold("b", 10) is not None
+    release()
+    assert [pressure.hold("a", 10) is None for _ in range(4)] == [False, False, True, True]
 
 
 def test_memory_of_clients_is_bounded() -> None:

@@ -169,3 +169,10 @@ def test_a_call_that_fails_leaves_the_register_usable(tmp_path: Path) -> None:
             book.claim([Slot(3, "a", 0, digest(0)), Slot(3, "a", 2**63, digest(0))])
     (claim,) = book.claim([Slot(3, "a", 0, digest(1))])
     assert claim.kind is ClaimKind.FRESH, "nothing of the failed call stands"
+
+
+def test_one_clients_refusals_do_not_grow_what_a_round_hears(tmp_path: Path) -> None:
+    book = register(tmp_path)
+    for number in range(500):
+        book.settle([Outcome(Slot(3, "a", number, digest(0)), reason="bad_signature")])
+    assert book.heard(3).refusals == (("a", "bad_signature"),) * 100

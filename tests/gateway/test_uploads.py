@@ -85,3 +85,17 @@ def test_the_folder_is_this_users_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         Uploads(tmp_path / "file", MOST, 100.0)
+
+
+def test_a_client_has_few_unfinished_uploads(tmp_path: Path) -> None:
+    """One that begins many, of no bytes or of many, fills neither the disk nor the folder."""
+    uploads = Uploads(tmp_path / "uploads", MOST, 100.0)
+    assert uploads.append(KEYS[1], 0, b"abc", 7) is not None
+    for number in range(20):
+        key = UploadKey("greedy", 3, hashlib.sha256(bytes([number])).hexdigest())
+        standing = uploads.append(key, 0, bytes(20 * (number % 2)), 40)
+        assert standing is not None
+        os.utime(tmp_path / "uploads" / key.file, (number, number))
+    assert len(list((tmp_path / "uploads").iterdir())) == 1 + 2
+    assert uploads.standing(KEYS[1]).offset == 3, "another's stays"
+    assert uploads.num_bytes == 3 + 20

@@ -99,7 +99,7 @@ def test_a_release_is_charged_or_given_up_never_both(path):
 
 
 def test_no_other_name_stands_for_a_release(path):
-    """The name that a charge has in a later period is nobody's to take: with it a release was charged and not."""
+    """Least of all the one that it has in a later period: with that one it was charged and given up."""
     budget = begin(path)
     assert release(budget, "s in period 0").allowed
     assert not release(budget, "s").repeated

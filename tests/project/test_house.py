@@ -251,11 +251,11 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
     )
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     templates = [*(PACKAGE / "workloads" / "report" / "templates").iterdir()]
-    templates += (PACKAGE / "cli" / "templates").iterdir()
+    templates += (path for path in (PACKAGE / "cli" / "templates").rglob("*") if path.is_file())
     templates += (PACKAGE / "gateway" / "page").iterdir()
     assert tools["package-data"] == {
         "scarcity_ray": ["py.typed"],
-        "scarcity_ray.cli": ["templates/*"],
+        "scarcity_ray.cli": ["templates/*", "templates/sites/*"],
         "scarcity_ray.workloads.report": ["templates/*"],
         "scarcity_ray.gateway": ["page/*"],
     }
@@ -267,7 +267,7 @@ def test_the_box_holds_the_package_its_types_its_templates_and_nothing_else(tmp_
     assert done.returncode == 0, done.stderr
     shipped = {line for line in done.stdout.split() if line.startswith("scarcity_ray")}
     assert os.path.join("scarcity_ray", "py.typed") in shipped
-    assert {str(p.relative_to(ROOT)) for p in (*SOURCES, *templates)} <= shipped
+    assert {str(p.relative_to(ROOT)) for p in (*SOURCES, *templates) if p.is_file()} <= shipped
     assert {line.split(os.sep)[0] for line in done.stdout.split()} == {"scarcity_ray"}
 
 
@@ -280,6 +280,7 @@ def test_what_the_tests_import_is_declared():
     names["scarcity_ray_client"] = "scarcity-ray-client"
     names["opentelemetry"] = "opentelemetry-sdk"
     names["grpc"] = "ray"  # a requirement of ray[default]
+    names["packaging"] = "pytest"  # a requirement of it
     imported = {
         (alias.name if isinstance(node, ast.Import) else node.module or "").split(".")[0]
         for path in (ROOT / "tests").rglob("*.py")

@@ -128,6 +128,23 @@ def test_arrays_arrive_read_only_and_unshared(place: Runtime, role: str) -> None
                 back[0] = 1.0
 
 
+def test_only_memory_that_nobody_can_write_to_is_shared_in_one_process() -> None:
+    place = LocalRuntime()
+    place.start([RoleSpec("probe", probe.Probe)])
+    open_, sealed, written = np.ones(9), np.ones(9), np.frombuffer(np.ones(9).tobytes())
+    view = open_[:]
+    sealed.setflags(write=False)
+    view.setflags(write=False)  # what it is a view of can be written to
+    for array, is_shared in (
+        (open_, False),
+        (view, False),
+        (sealed, True),
+        (sealed[1:], True),
+        (written, True),
+    ):
+        assert np.shares_memory(call(place, "probe", "keep", array), array) is is_shared
+
+
 def test_arguments_and_results_are_copied(place: Runtime, role: str) -> None:
     sent = [1]
     call(place, role, "add", sent)

@@ -70,6 +70,17 @@ FOUND = (
         ),
         Setting(baskets_per_actor=1),
     ),
+    # A directory that died beside a basket actor in a split.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.LEAVE),
+            Step(Act.SPLIT, faults=(Fault(Kind.OTHER_DIES, 2, 7), Fault(Kind.OTHER_DIES, 0, 1))),
+            Step(Act.JOIN),
+            Step(Act.SEND),
+        ),
+        Setting(baskets_per_actor=2),
+    ),
 )
 """What long runs have found."""
 

@@ -19,7 +19,7 @@ const REASONS = {
   participation_cap: "the site had sent as often as it may", bad_signature: "the site's signature does not match",
   read_only: "nothing was accepted any more: the budget was spent", too_few_persons: "it stands for too few persons",
   at_ceiling: "the site has reached its own privacy ceiling", not_stored: "it could not be written to disk; send it again",
-  budget_spent: "the site's privacy budget has no room for it",
+  budget_spent: "the site's privacy budget has no room for it", busy: "too much waited for its aggregate; send it again",
 };
 
 // Height as well as colour tells them apart: whole, lower half, whole, a line.

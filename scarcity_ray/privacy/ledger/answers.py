@@ -24,8 +24,8 @@ class Charge:
         repeated: Whether the charge was recorded before this call. A charge covers one drawing of noise: a
             caller that no longer has the noise must not draw again under it, but charge under a new id.
         is_last: Whether no other release fits beside it.
-        is_outdated: Whether it is refused because, since it was planned, another release was charged, or a
-            client was left out, or has to be.
+        is_outdated: Whether it is refused because, since it was planned, another release was charged, a
+            client was left out, or has to be, or it was given up: there may be budget for another one.
         num_left_out: How many clients were left out at their ceilings when it was charged: the release holds
             no row of these, and is not charged to them.
         dropped: The baskets that took part in its session and are not in its sum, as it was charged.

@@ -195,7 +195,8 @@ class DurableBudget:
             row = self._ledger.find(charge_id)
             if row is not None and isinstance(row.event, VoidedRelease):
                 why = "this release was given up, and its name with it"
-                return Charge(False, why, self._accountant.epsilon_spent(), self._ledger.head_hash)
+                spent = self._accountant.epsilon_spent()
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             known = self._known(charge_id, ReleaseCharge, mu)
             charged = (
                 row.event.details if row is not None and isinstance(row.event, ReleaseCharge) else details
@@ -208,7 +209,8 @@ class DurableBudget:
             accountant = self._accountant
             if dropped != _dropped(details):
                 why = "this release was charged before, as the sum of other baskets"
-                return Charge(False, why, accountant.epsilon_spent(), self._ledger.head_hash)
+                spent = accountant.epsilon_spent()
+                return Charge(False, why, spent, self._ledger.head_hash, is_outdated=True)
             if step not in (None, accountant.step):
                 why = (
                     f"its noise is planned as release {step.number + 1} of the period, and the ledger stands "
