@@ -344,8 +344,8 @@ class SiteLedger:
             is_whole = is_whole and (run, round_id) == charged
         if not is_whole:
             raise SiteLedgerRefused(
-                f"{self.path}: the rows that are kept are not those that were charged, or their index is torn: "
-                "bring back a copy"
+                f"{self.path}: the rows that are kept are not those that were charged, or their index is "
+                "torn: bring back a copy"
             )
 
     def _catch_up(self, connection: sqlite3.Connection) -> None:
