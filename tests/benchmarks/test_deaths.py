@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -29,8 +30,7 @@ def life(tmp_path: Path) -> deaths.Life:
             worker.send(IDS, worker.round_id)
             worker.release()
             worker.round_id = made.advance_round()
-    life = deaths.Life.__new__(deaths.Life)
-    life.folder, life.wrong, life.releases, life._read, life._lines = tmp_path, [], {}, 0, []
+    life = deaths.Life(tmp_path, "calls", Mock(), random.Random(0), 60.0)
     life.read_releases()
     return life
 
