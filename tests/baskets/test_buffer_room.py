@@ -29,7 +29,6 @@ def settings(num_updates: int | None, **changes: Any) -> HierarchicalFederationC
         "auto_aggregate": False,
         "gossip_budget_share": 0.0,
         "total_epsilon": 100.0,
-        "ledger_path": ":memory:",
         "buffer": {"max_bytes": most},
         "layer2": {"use_secure_aggregation": False},
     }
