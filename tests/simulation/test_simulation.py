@@ -81,6 +81,17 @@ FOUND = (
         ),
         Setting(baskets_per_actor=2),
     ),
+    # A commit that failed on a full disk was in the journal for all that.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.LEAVE, faults=(Fault(Kind.DISK_FULL, 1),)),
+            Step(Act.SPLIT),
+            Step(Act.JOIN),
+            Step(Act.SEND),
+        ),
+        Setting(stored=True),
+    ),
 )
 """What long runs have found."""
 

@@ -33,6 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -494,7 +495,14 @@ class World:
             )
 
     def excuse(self, updates: list[int], why: str) -> None:
-        self.when_saved(lambda: self._excuse(updates, why))
+        self.when_saved(partial(self._excuse, updates, why))
+
+    def unsaved_withdrawals(self) -> list[int]:
+        """Updates whose withdrawal the acting role has not written yet."""
+        undone = self._unsaved.get(self.network.stack[-1].name, ())
+        return [
+            i for do in undone if isinstance(do, partial) and do.args[1] == "withdrawn" for i in do.args[0]
+        ]
 
     def _excuse(self, updates: list[int], why: str) -> None:
         for update in updates:
@@ -825,8 +833,12 @@ def watched() -> Iterator[None]:
             world().saved(accepted, is_aggregated=any(change.has_consumed for change in changes))
 
         def noted_undo(self: BasketHost, kept: BasketJournal) -> None:
+            withdrawn = world().unsaved_withdrawals()
             world().saved(is_undone=True)
             undo(self, kept)
+            # A commit that failed may be in the file for all that: then the journal says that they are gone.
+            for update in set(withdrawn).difference(world().held_by(self)):
+                world().excused.setdefault(update, "withdrawn")
 
         def noted_replace(self: LatestAggregate, model: BasketModel, contributors: Any) -> None:
             before, superseded = self.model, self.superseded
