@@ -96,6 +96,9 @@ class FrontDoor(Protocol):
     def sites(self) -> Sequence[Site]:
         """All sites that are enrolled and not revoked."""
 
+    def revoked(self) -> Sequence[str]:
+        """Clients that were revoked, by id."""
+
     def publish(self, opened: OpenRound, model: NDArray[np.float32] | None) -> None:
         """Tell sites of a round; the model stays if None is given."""
 

@@ -95,6 +95,7 @@ class SiteCohort:
         self._asked_baskets = -ROSTER_SECONDS
         self._waits: WaitingFor | None = None
         self._sites: Mapping[str, Site] = {}
+        self._gone: frozenset[str] = frozenset()
         self._newly_out: tuple[str, ...] = ()
         self._out: frozenset[str] = frozenset()
 
@@ -190,6 +191,7 @@ class SiteCohort:
         now, heard = self._clock(), self._door.heard(self._round_id)
         self._heard = heard
         self._sites = {site.client_id: site for site in self._door.sites()}
+        self._unregister_revoked()
         up = {
             client_id
             for client_id in self._sites.keys() - self._out
@@ -205,6 +207,13 @@ class SiteCohort:
         if self._waits is None or heard.is_paused:
             return False
         return self._waits.missing in UNMENDABLE or (is_due and _is_enough(self._waits))
+
+    def _unregister_revoked(self) -> None:
+        """Have who was revoked leave its basket, which would wait for it; its update is withdrawn."""
+        revoked = frozenset(self._door.revoked())
+        for client_id in sorted(revoked - self._gone):
+            self._driver.operations.run(Directory.unregister, client_id, self._driver.client.now())
+        self._gone = revoked
 
     def _tell(self, heard: Heard, missing: set[str]) -> None:
         waiting = Waiting(

@@ -88,6 +88,11 @@ class FrontDoor:
         """All sites that are enrolled and not revoked."""
         return [site_of(one) for one in self.register.call(Register.enrolled) if one.revoked is None]
 
+    def revoked(self) -> Sequence[str]:
+        """Clients that were revoked, by id."""
+        enrolled = self.register.call(Register.enrolled)
+        return [one.client_id for one in enrolled if one.revoked is not None]
+
     def invited(self) -> Sequence[str]:
         """Sites that may enrol and have not."""
         return self.register.call(Register.invited)

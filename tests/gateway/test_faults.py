@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scarcity_ray.actors.directory import Directory
+from scarcity_ray.actors.names import DIRECTORY
 from scarcity_ray.gateway import front_door
 from scarcity_ray.gateway.certificates import Certificates
 from scarcity_ray.gateway.enrolments import Enrolments
@@ -265,6 +268,21 @@ def test_who_is_slow_is_given_up(served: Watched, site: Site) -> None:
     served.idle()
     for sent in (silent, *heads, *bodies):
         sent.close()
+
+
+def test_a_revoked_site_is_waited_for_no_more(served: Watched) -> None:
+    gone = served.site("north-11", "north")
+    assert gone.send(gone.round(), np.ones(DIMENSION)).status == 201
+    desk = served.gateway.web._desk
+    now = desk._driver.client.now
+    known = partial(desk._driver.client.call, DIRECTORY, Directory.client, "north-11")
+    assert served.gateway.web._on_driver(lambda: known(now())) is not None
+    with Enrolments.opened(served.register) as enrolments:
+        assert enrolments.revoke("north-11")
+    until = time.monotonic() + 20
+    while served.gateway.web._on_driver(lambda: known(now())) is not None:
+        assert time.monotonic() < until, "it stays in its basket"
+        time.sleep(0.05)
 
 
 def test_an_upload_that_is_on_its_way_as_its_site_is_revoked_is_refused(served: Watched) -> None:
