@@ -147,14 +147,14 @@ class Fault:
 
     Attributes:
         baskets: Those that have lost all updates that they had; each driver names its own.
-        leavers: Clients that were on their way out of one of these.
+        clients: Who was in them, or on the way out of one of them.
         survivors: Where who was in which basket is lost too: the only baskets that are left.
     """
 
     fault_id: str
     loss: str
     baskets: tuple[str, ...] = ()
-    leavers: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
     survivors: tuple[str, ...] | None = None
 
 
@@ -192,12 +192,13 @@ class SlotState:
     faults: tuple[Fault, ...] = ()
 
     @property
-    def leavers(self) -> tuple[str, ...]:
-        """Clients on their way out of a basket that is being closed; some may have arrived elsewhere."""
+    def clients(self) -> tuple[str, ...]:
+        """Its clients, with those on their way out of a basket that is closing; some may have arrived."""
+        there = {member.client_id for admission in self.admissions for member in admission.members}
         closing = None if self.order is None else self.order.closing
-        if self.order is None or closing is None or closing.basket_id not in self.baskets:
-            return ()
-        return tuple(sorted(self.order.homes))
+        if self.order is not None and closing is not None and closing.basket_id in self.baskets:
+            there |= self.order.homes.keys()
+        return tuple(sorted(there))
 
 
 @dataclass(frozen=True, eq=False)

@@ -158,7 +158,7 @@ class ActorClient:
         """The directory's faults that this driver has not heard of yet; they are kept and logged."""
         known = self._answer(DIRECTORY, Call(Directory.faults))
         new = [fault for fault in known if fault.fault_id not in self._heard]
-        is_lost = any(fault.baskets or fault.survivors is not None for fault in new)
+        is_lost = any(fault.survivors is not None for fault in new)
         sent = self.supervisor.acknowledged.clients() if is_lost else []
         homes = self._answer(DIRECTORY, Call(Directory.locate, sent)).routes if sent else {}
         self._heard |= {fault.fault_id: fault for fault in new}
@@ -169,12 +169,12 @@ class ActorClient:
 
     def _with_own(self, fault: Fault, homes: Mapping[str, tuple[str, int]]) -> Fault:
         """A fault that names, too, what this driver had sent to baskets that another one saw die."""
-        acknowledged, asked = self.supervisor.acknowledged, fault.survivors or fault.baskets
-        there = [client_id for client_id, (basket_id, _) in homes.items() if basket_id in asked]
-        if fault.survivors is None:
-            lost = acknowledged.lose(fault.baskets, [*there, *fault.leavers])
+        acknowledged, survivors = self.supervisor.acknowledged, fault.survivors
+        if survivors is None:
+            lost = acknowledged.lose(fault.baskets, fault.clients)
         else:
-            lost = acknowledged.lose_all_but(fault.survivors, there)
+            there = [client_id for client_id, (basket_id, _) in homes.items() if basket_id in survivors]
+            lost = acknowledged.lose_all_but(survivors, there)
         return (
             replace(fault, loss=f"{fault.loss}; of this driver's: {named_updates(lost)}") if lost else fault
         )

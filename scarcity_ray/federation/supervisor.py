@@ -416,7 +416,7 @@ class Supervisor:
             return None
         told = f"{found}; {'; '.join(lost) if lost else 'nothing was lost'}"
         return (
-            replace(_fault(told), baskets=state.baskets, leavers=state.leavers) if is_gone else _fault(told)
+            replace(_fault(told), baskets=state.baskets, clients=state.clients) if is_gone else _fault(told)
         )
 
     def _basket_fault(self, slot: int, state: SlotState) -> Fault:
@@ -425,13 +425,12 @@ class Supervisor:
         keys = hashlib.sha256(b"".join(sorted(state.keys))).hexdigest() if state.keys else uuid.uuid4().hex
         no_journal = " and its journal is on no machine that is there" if self._journal_place() else ""
         loss = f"{name} died{no_journal}; {self._waited(state)}"
-        return Fault(f"{name}/{keys}", loss, state.baskets, state.leavers)
+        return Fault(f"{name}/{keys}", loss, state.baskets, state.clients)
 
     def _waited(self, state: SlotState) -> str:
         """What is lost with a basket actor, update by update, and what to do."""
         baskets = ", ".join(state.baskets) or "none that is known"
-        members = (member.client_id for admission in state.admissions for member in admission.members)
-        lost = self.acknowledged.lose(state.baskets, [*members, *state.leavers])
+        lost = self.acknowledged.lose(state.baskets, state.clients)
         named = f": {named_updates(lost)}" if lost else ""
         return (
             f"buffered updates, gossip states and unreleased aggregates of its baskets ({baskets}) are "

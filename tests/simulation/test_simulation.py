@@ -92,6 +92,19 @@ FOUND = (
         ),
         Setting(stored=True),
     ),
+    # What a driver had sent had moved twice, by another one's hand, when it heard of the death.
+    Program(
+        (
+            Step(Act.SEND_ALL, driver=1),
+            Step(Act.SEND_ALL),
+            Step(Act.LEAVE),
+            Step(Act.DISBAND),
+            Step(Act.JOIN),
+            Step(Act.SEND, faults=(Fault(Kind.CALLEE_DIES, 1),)),
+            Step(Act.DISBAND, 3),
+        ),
+        Setting(),
+    ),
 )
 """What long runs have found."""
 
