@@ -105,6 +105,11 @@ FOUND = (
         ),
         Setting(),
     ),
+    # A basket actor died between the commit of a leaving client's withdrawal and its answer.
+    Program(
+        (Step(Act.SEND_ALL), Step(Act.LEAVE, faults=(Fault(Kind.DISK_DIES_AFTER, 6),))),
+        Setting(stored=True),
+    ),
 )
 """What long runs have found."""
 

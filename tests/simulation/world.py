@@ -392,6 +392,8 @@ class World:
 
     def _role_dies(self, name: str, process: Any, end: Callable[[], None]) -> None:
         self.deaths[name] += 1
+        # It may have died between the commit and its end; the client is leaving either way.
+        self.excused |= dict.fromkeys(self.unsaved_withdrawals(name), "withdrawn")
         self._unsaved.pop(name, None)
         if self.setting.stored:
             if name == ACCOUNTANT:
@@ -497,9 +499,9 @@ class World:
     def excuse(self, updates: list[int], why: str) -> None:
         self.when_saved(partial(self._excuse, updates, why))
 
-    def unsaved_withdrawals(self) -> list[int]:
-        """Updates whose withdrawal the acting role has not written yet."""
-        undone = self._unsaved.get(self.network.stack[-1].name, ())
+    def unsaved_withdrawals(self, role: str) -> list[int]:
+        """Updates whose withdrawal a role has not written yet, as far as it told."""
+        undone = self._unsaved.get(role, ())
         return [
             i for do in undone if isinstance(do, partial) and do.args[1] == "withdrawn" for i in do.args[0]
         ]
@@ -833,7 +835,7 @@ def watched() -> Iterator[None]:
             world().saved(accepted, is_aggregated=any(change.has_consumed for change in changes))
 
         def noted_undo(self: BasketHost, kept: BasketJournal) -> None:
-            withdrawn = world().unsaved_withdrawals()
+            withdrawn = world().unsaved_withdrawals(world().network.stack[-1].name)
             world().saved(is_undone=True)
             undo(self, kept)
             # A commit that failed may be in the file for all that: then the journal says that they are gone.
