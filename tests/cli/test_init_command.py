@@ -18,7 +18,7 @@ from scarcity_ray.cli import init
 from scarcity_ray.cli.main import main
 from scarcity_ray.config import load
 from scarcity_ray.config.gateway import GatewayConfig
-from scarcity_ray_client import load_workload, train_client
+from scarcity_ray_client import load_site_file, load_workload, train_client
 
 KINDS = {"numpy": "numpy", "sklearn": "sklearn", "torch": "torch"}
 
@@ -63,6 +63,8 @@ def test_with_sites_the_servers_folder_holds_no_patient_of_a_site(call):
     job = yaml.safe_load(Path("town/server/job.yaml").read_text())
     load(GatewayConfig, job["gateway"], "gateway")
     assert job["federation"]["privacy"]["noise"] == "site"
+    for place in folders[:3]:
+        load_site_file(Path("town", place, "workload.yaml"), place, "f")
 
 
 @pytest.mark.parametrize("kind", KINDS)
