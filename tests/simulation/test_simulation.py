@@ -110,6 +110,17 @@ FOUND = (
         (Step(Act.SEND_ALL), Step(Act.LEAVE, faults=(Fault(Kind.DISK_DIES_AFTER, 6),))),
         Setting(stored=True),
     ),
+    # A client left after a release that holds its update was drawn, and before a full disk let it be stored.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.DISBAND, faults=(Fault(Kind.CALLEE_DIES, 4),)),
+            Step(Act.AGGREGATE),
+            Step(Act.AGGREGATE, faults=(Fault(Kind.DISK_FULL, 11),)),
+            Step(Act.LEAVE),
+        ),
+        Setting(baskets_per_actor=2, stored=True),
+    ),
 )
 """What long runs have found."""
 

@@ -297,7 +297,10 @@ class World:
         if known and not to and len(self.network.stack) == 1:
             released = {i for _, model in self.releases for i in inside(model.aggregate)}
             mine = {i for i, u in enumerate(self.updates) if u.client == client and u.may_be_in}
-            self.withdrawn |= mine - released
+            # A release that was charged and drawn, and could not be stored, is stored later.
+            charged = self._charges()
+            drawn = {i for i, charges in self.spent.items() if charges & charged}
+            self.withdrawn |= mine - released - drawn
 
     def new_update(self, client: int) -> int:
         """The coordinate of an update that a client has just made."""
