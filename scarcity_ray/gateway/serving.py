@@ -41,6 +41,7 @@ from scarcity_ray.workloads.job import (
     Training,
     Watcher,
     initial_metrics,
+    keeping_rounds,
     noted,
     restored,
     summarise,
@@ -118,15 +119,7 @@ def serve_job(
             federation = open_federation(kept, **named, **where)
     training = Training(metric, initial)
 
-    def note(record: RoundRecord) -> None:
-        if goes_on and not training.records:
-            folder.begin_again(config)
-        training.records.append(record)
-        folder.append_round(record)
-        watcher.round(record)
-        for phase, seconds in record.seconds.items():
-            watch.seconds[phase] += seconds
-
+    note = keeping_rounds(job, folder, federation, training, watch, watcher, goes_on=goes_on)
     with federation, ended(federation):
         asked = config.training.private_evaluation
         terms = ServedTerms.of(

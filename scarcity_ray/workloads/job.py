@@ -185,16 +185,7 @@ def run_job(
     training = Training(metric, initial)
     standings: dict[str, dict[str, Any]] = {}
 
-    def note(record: RoundRecord) -> None:
-        if goes_on and not training.records:
-            folder.begin_again(config)
-        training.records.append(record)
-        folder.append_round(record)
-        if config.federation.receipts and (released := federation.get_global_meta_model()) is not None:
-            folder.append_release(released.release_record(), federation.get_roster())
-        watcher.round(record)
-        for phase, seconds in record.seconds.items():
-            watch.seconds[phase] += seconds
+    note = keeping_rounds(job, folder, federation, training, watch, watcher, goes_on=goes_on)
 
     with federation:
         if config.federation.layer2.enabled:
@@ -268,6 +259,36 @@ def restored(
             f"{shown(stored[other[0]])}, with which the run began: a run goes on with its federation as it is"
         )
     return federation
+
+
+def keeping_rounds(
+    job: Job,
+    folder: RunFolder,
+    federation: HierarchicalFederation,
+    training: Training,
+    watch: Stopwatch,
+    watcher: Watcher,
+    *,
+    goes_on: bool,
+) -> Callable[[RoundRecord], None]:
+    """What is done with each round of a run, served or not: its line is kept, and with receipts its release.
+
+    Args:
+        goes_on: Whether the run is resumed; the rounds that were made are told first, and kept anew.
+    """
+
+    def note(record: RoundRecord) -> None:
+        if goes_on and not training.records:
+            folder.begin_again(job.config)
+        training.records.append(record)
+        folder.append_round(record)
+        if job.config.federation.receipts and (released := federation.get_global_meta_model()) is not None:
+            folder.append_release(released.release_record(), federation.get_roster())
+        watcher.round(record)
+        for phase, seconds in record.seconds.items():
+            watch.seconds[phase] += seconds
+
+    return note
 
 
 def initial_metrics(job: Job) -> tuple[dict[str, float], str]:

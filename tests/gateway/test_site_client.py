@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from scarcity_ray.cli.main import main
 from scarcity_ray_client.command import ExitCode, command
-from scarcity_ray_client.receipts import SignedReceipt
+from scarcity_ray_client.receipts import ReleaseRecord, SignedReceipt
 from tests.gateway.sites import Served, job
 
 WORKLOAD = '''
@@ -98,6 +98,7 @@ def a_workload(served: Served, name: str, target: list[float], ending: str = "")
     return file
 
 
+@pytest.mark.parametrize("served", [{"receipts": True}], indirect=True, ids=["receipts"])
 def test_two_sites_train_with_nothing_but_their_kits(served: Served, capsys) -> None:
     ended: dict[str, int] = {}
     files = {name: a_workload(served, name, target) for name, target in (("a", [1, 0]), ("b", [0, 1]))}
@@ -119,6 +120,15 @@ def test_two_sites_train_with_nothing_but_their_kits(served: Served, capsys) -> 
     told = capsys.readouterr().out
     assert told.count("accepted by basket") == 4
     assert "the federation has finished" in told
+    kept = sorted((kits["a"].with_suffix("") / "receipts").glob("*.receipt"))
+    published = (served.run / "releases.jsonl").read_text(encoding="utf-8").splitlines()
+    releases = [ReleaseRecord.from_text(line) for line in published]
+    assert len(kept) == len(releases) == 2
+    for path, release in zip(kept, releases, strict=True):
+        statement = SignedReceipt.from_text(path.read_text()).statement
+        assert (statement.federation_id, statement.basket_id) in {
+            (root.federation_id, root.basket_id) for root in release.roots if root.is_valid
+        }
 
 
 @pytest.mark.parametrize("served", [NOISED], indirect=True, ids=["noised"])
