@@ -68,16 +68,22 @@ def publishing(
     return told
 
 
-def note_record(history: RoundHistory, record: RoundRecord, outliers: Iterable[str] = ()) -> None:
-    """Tell a history of a round as `fit` records it."""
+def note_record(
+    history: RoundHistory, record: RoundRecord, outliers: Iterable[str] = (), *, knows_outcomes: bool = False
+) -> None:
+    """Tell a history of a round as `fit` records it.
+
+    Args:
+        knows_outcomes: Whether it was told of each update as it was judged.
+    """
     by_clients = record.clients or record.metrics
     history.note_round(
         record.round_id,
         released=bool(record.versions),
         seconds=record.seconds,
         phases=record.phases,
-        accepted=record.num_accepted,
-        refusals=record.refusals,
+        accepted=None if knows_outcomes else record.num_accepted,
+        refusals=None if knows_outcomes else record.refusals,
         epsilon_spent=record.epsilon_spent,
         validation={domain: found.metrics for domain, found in by_clients.items()},
         private_validation={

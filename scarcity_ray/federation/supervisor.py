@@ -471,7 +471,8 @@ class Supervisor:
             return
         recovered = recovered_from(states)
         if lost:
-            # A driver may hold an order that those who died alone knew of: the next life is later than any.
+            # A driver may hold an order that those who died alone knew of. Lives are counted from 0: the
+            # clock's seconds are later than any, unless this happens again and it was set back in between.
             recovered = replace(recovered, number=max(recovered.number, OrderNumber(max(0, int(now)))))
         loss = (
             "the directory died; membership is restored from the basket actors, clients' activity counts "

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from scarcity_ray.errors import StorageError, UsageError
 from scarcity_ray.federation.fit_terms import RoundRecord
+from scarcity_ray.federation.publishing import note_record
 from scarcity_ray.federation.served_round import Heard, Measured, OpenRound
 from scarcity_ray.gateway.certificates import Certificates
 from scarcity_ray.gateway.enrolments import REGISTER_FILE, Enrolment, Enrolments, Invitation
@@ -384,20 +385,7 @@ class Register(Role):
 
     def note_record(self, record: RoundRecord, outliers: Sequence[str]) -> None:
         """Note what a round came to, for whoever watches."""
-        by_clients = record.clients or record.metrics
-        self._history.note_round(
-            record.round_id,
-            released=bool(record.versions),
-            seconds=record.seconds,
-            phases=record.phases,
-            epsilon_spent=record.epsilon_spent,
-            validation={domain: found.metrics for domain, found in by_clients.items()},
-            private_validation={
-                name: {"mean": found.mean, "standard_error": found.standard_error}
-                for name, found in record.private_evaluation.items()
-            },
-            outliers=outliers,
-        )
+        note_record(self._history, record, outliers, knows_outcomes=True)
 
     @query
     def history(self) -> tuple[list[Round], dict[str, int]]:
