@@ -25,9 +25,9 @@ from scarcity_ray.federation.hierarchical import HierarchicalFederation
 from scarcity_ray.federation.stopping import INTERRUPTING, interrupt
 from scarcity_ray.forecast import warnings_of
 from scarcity_ray.privacy.ledger.holder import in_utc
-from scarcity_ray.workloads.config import load_job
+from scarcity_ray.workloads.config import Job, load_job
 from scarcity_ray.workloads.job import run_job
-from scarcity_ray.workloads.records import Summary
+from scarcity_ray.workloads.records import Outcome, Summary
 from scarcity_ray.workloads.report.charts import as_figure, require_matplotlib
 from scarcity_ray.workloads.report.page import (
     BASKET_COLUMNS,
@@ -60,24 +60,16 @@ def run_command(
     Raises:
         UsageError: For both, or neither; or if the folder is of no run, or of one that cannot go on.
     """
-    if (config is None) is (resume is None) or None not in (out, resume):
-        raise UsageError("give the file CONFIG, or --resume DIR in place of CONFIG and --out")
-    going_on = None if resume is None else Path(resume).expanduser().absolute()
-    file = config if going_on is None else str(config_of(going_on))
+    file, going_on = job_file(config, out, resume)
     with redirect_stdout(sys.stderr) if form == "json" else nullcontext():
-        job = load_job(str(file), overrides)
+        job = load_job(file, overrides)
     if going_on is not None and not job.config.federation.layer2.enabled:
         raise UsageError(f"--resume {resume}: a run without Layer 2 cannot go on yet; run its config again")
     rounds = job.config.training.rounds
     forecast = forecast_of(Planned(job.config.federation, job.basket_sizes, rounds))
     told = [(warning.code, warning.message) for warning in warnings_of(forecast) if warning.loud]
     require_matplotlib()
-    now = datetime.now(UTC)
-    folder = (
-        RunFolder.new(job.config, out, now)
-        if going_on is None
-        else RunFolder.resumed(job.config, going_on, now)
-    )
+    folder = folder_of(job, out, going_on)
     console = Console(highlight=False)
     with watcher(form, console, rounds) as display:
         if folder.passing is not None:
@@ -101,6 +93,35 @@ def run_command(
                 restore=opening(display, console, HierarchicalFederation.restore),
                 resume=going_on is not None,
             )
+    return tell_outcome(job, outcome, folder, display, console)
+
+
+def job_file(config: str | None, out: str | None, resume: str | None) -> tuple[str, Path | None]:
+    """The job's file, and the folder of the run to go on with, if any.
+
+    Raises:
+        UsageError: If the command names both, or neither; or the folder is no run's.
+    """
+    if resume is not None and config is None and out is None:
+        going_on = Path(resume).expanduser().absolute()
+        return str(config_of(going_on)), going_on
+    if config is None or resume is not None:
+        raise UsageError("give the file CONFIG, or --resume DIR in place of CONFIG and --out")
+    return config, None
+
+
+def folder_of(job: Job, out: str | None, going_on: Path | None) -> RunFolder:
+    """The folder of a new run, or of the one that goes on."""
+    now = datetime.now(UTC)
+    if going_on is not None:
+        return RunFolder.resumed(job.config, going_on, now)
+    return RunFolder.new(job.config, out, now)
+
+
+def tell_outcome(
+    job: Job, outcome: Outcome, folder: RunFolder, display: Display, console: Console
+) -> ExitCode:
+    """Write the report of a run that has ended, and tell its summary."""
     folder.report.write_text(render_report(job.config, outcome), encoding="utf-8")
     if isinstance(display, JsonLines):
         display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})

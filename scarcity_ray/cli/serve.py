@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from scarcity_ray.cli.exit_codes import ExitCode
 from scarcity_ray.cli.progress import JsonLines, PlainLines
-from scarcity_ray.cli.run import config_of, ending_in_words, opening, print_summary
+from scarcity_ray.cli.run import ending_in_words, folder_of, job_file, opening, tell_outcome
 from scarcity_ray.config.gateway import GatewayConfig
 from scarcity_ray.errors import ScarcityWarning, UsageError
 from scarcity_ray.federation.hierarchical import HierarchicalFederation
@@ -25,8 +24,6 @@ from scarcity_ray.gateway.certificates import SERVER, Certificates
 from scarcity_ray.gateway.serving import Listening, serve_job
 from scarcity_ray.workloads.config import load_job
 from scarcity_ray.workloads.report.charts import require_matplotlib
-from scarcity_ray.workloads.report.page import render_report
-from scarcity_ray.workloads.run_folder import RunFolder
 
 MOST_NAMED = 8
 """Sites that a line names."""
@@ -92,23 +89,15 @@ def serve_command(
     Raises:
         UsageError: For both, or neither; or if the folder is of no run, or of one that cannot go on.
     """
-    if (config is None) is (resume is None) or None not in (out, resume):
-        raise UsageError("give the file CONFIG, or --resume DIR in place of CONFIG and --out")
-    going_on = None if resume is None else Path(resume).expanduser().absolute()
-    file = config if going_on is None else str(config_of(going_on))
+    file, going_on = job_file(config, out, resume)
     is_json = form == "json"
     with redirect_stdout(sys.stderr) if is_json else nullcontext():
-        job = load_job(str(file), overrides, is_served=True)
+        job = load_job(file, overrides, is_served=True)
     require_matplotlib()
     gateway = job.config.gateway or GatewayConfig()
     if job.config.run.runtime == "local" or Path(gateway.keys).exists():  # else they are at the cluster
         check_keys(gateway, time.time())
-    now = datetime.now(UTC)
-    folder = (
-        RunFolder.new(job.config, out, now)
-        if going_on is None
-        else RunFolder.resumed(job.config, going_on, now)
-    )
+    folder = folder_of(job, out, going_on)
     console = Console(highlight=False)
     display = ServingJsonLines() if is_json else ServingLines(console, job.config.training.rounds)
     with (
@@ -127,12 +116,7 @@ def serve_command(
             attach=opening(display, console, HierarchicalFederation.attach),
             resume=going_on is not None,
         )
-    folder.report.write_text(render_report(job.config, outcome), encoding="utf-8")
-    if isinstance(display, JsonLines):
-        display.event("summary", {**outcome.summary.as_json(), "out": str(folder.path)})
-    else:
-        print_summary(console, outcome.summary, folder)
-    return ExitCode.BUDGET_SPENT if outcome.summary.budget_spent_early else ExitCode.DONE
+    return tell_outcome(job, outcome, folder, display, console)
 
 
 def check_keys(gateway: GatewayConfig, now: float) -> None:
