@@ -121,6 +121,17 @@ FOUND = (
         ),
         Setting(baskets_per_actor=2, stored=True),
     ),
+    # A client's arrival could not be written, and its arrival by an earlier operation was taken for it.
+    Program(
+        (
+            Step(Act.SPLIT),
+            Step(Act.DISBAND, 4),
+            Step(Act.SEND_ALL),
+            Step(Act.SPLIT, 3, faults=(Fault(Kind.DISK_FULL, 2),)),
+            Step(Act.STATS),
+        ),
+        Setting(stored=True),
+    ),
 )
 """What long runs have found."""
 
