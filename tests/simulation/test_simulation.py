@@ -132,6 +132,16 @@ FOUND = (
         ),
         Setting(stored=True),
     ),
+    # A basket actor died between the commit that discards a leaving client's aggregate and its answer.
+    Program(
+        (
+            Step(Act.SEND_DOMAIN),
+            Step(Act.AGGREGATE),
+            Step(Act.LEAVE, faults=(Fault(Kind.DISK_DIES_AFTER, 7),)),
+            Step(Act.AGGREGATE),
+        ),
+        Setting(stored=True),
+    ),
 )
 """What long runs have found."""
 
