@@ -17,6 +17,7 @@ def simulated() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @settings(max_examples=settings.default.max_examples * 10)  # type: ignore[union-attr]
 @given(programs)
 def test_nothing_is_lost_or_counted_twice(program: Program) -> None:
