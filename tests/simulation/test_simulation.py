@@ -143,6 +143,15 @@ FOUND = (
         ),
         Setting(stored=True),
     ),
+    # What one driver had sent, and another one was sending again, was lost after its release.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.AGGREGATE, faults=(Fault(Kind.CALLEE_DIES, 1),)),
+            Step(Act.SEND_ALL, driver=1, faults=(Fault(Kind.CALLEE_DIES, 15),)),
+        ),
+        Setting(auto=True, baskets_per_actor=2),
+    ),
 )
 """What long runs have found."""
 

@@ -416,7 +416,8 @@ class World:
         """What a basket actor has is lost."""
         waits = [b.latest.model.aggregate for b in process._baskets.values() if b.latest.model is not None]
         own = self.held_by(process)
-        self.lost |= {i: self.updates[i].told for i in own}
+        # Of one that is on its way again the driver that sends it may know nothing yet.
+        self.lost |= {i: None if self.updates[i].in_doubt else self.updates[i].told for i in own}
         held = {*own, *(i for aggregate in waits for i in inside(aggregate))}
         if held:
             self.losses.add(name)
