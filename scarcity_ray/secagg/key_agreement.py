@@ -62,9 +62,9 @@ def derive_key(secret: bytes, label: str, *binding: bytes | str | int) -> bytes:
     return hmac.digest(extracted, encode(label, *binding) + _FIRST_BLOCK, "sha256")
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def _public_key(public: bytes) -> X25519PublicKey:
-    """Cached, as all neighbours of a party on this host agree with the same key."""
+    """Cached, as all neighbours of a party on this host agree with the same key; each takes some 600 bytes."""
     return X25519PublicKey.from_public_bytes(public)
 
 

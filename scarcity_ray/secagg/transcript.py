@@ -37,7 +37,7 @@ def encode(label: str, *fields: bytes | str | int) -> bytes:
     return b"".join(parts)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)
 def _text(value: str) -> bytes:
     """Ids and labels come again and again."""
     content = value.encode("utf-8", "surrogatepass")
