@@ -14,12 +14,13 @@ from __future__ import annotations
 import functools
 import hmac
 from collections.abc import Callable
+from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from scarcity_ray.errors import ProtocolViolation
+from scarcity_ray.errors import ProtocolViolation, UsageError
 from scarcity_ray.secagg.transcript import encode
 
 Entropy = Callable[[int], bytes]
@@ -54,12 +55,69 @@ def agree(private: X25519PrivateKey, peer_public: bytes) -> bytes:
 
 
 def derive_key(secret: bytes, label: str, *binding: bytes | str | int) -> bytes:
-    """HKDF-SHA256 (RFC 5869) of ``secret`` for one purpose: 32 bytes bound to ``label`` and ``binding``.
+    """HKDF-SHA256 (RFC 5869) of ``secret`` for one purpose: 32 bytes bound to ``label`` and ``binding``."""
+    return expand(extract(secret), encode(label, *binding))
 
-    Without salt and for one block of output that is two HMACs: extract, then expand.
+
+def extract(secret: bytes) -> bytes:
+    """HKDF-Extract without salt: the pseudorandom key (32 bytes) from which a secret's keys are expanded."""
+    return hmac.digest(_NO_SALT, secret, "sha256")
+
+
+def expand(pseudorandom_key: bytes, info: bytes) -> bytes:
+    """HKDF-Expand to one block: the key (32 bytes) that is bound to ``info``."""
+    return hmac.digest(pseudorandom_key, info + _FIRST_BLOCK, "sha256")
+
+
+class Agreements:
+    """What the X25519 keys of one host's parties agree on; a pair that is all here is computed once.
+
+    Two parties of a host get one secret, each from its own private key and the other's public one. Whoever
+    asks first computes it, the other takes it away. Nothing but a pair of keys that were both made here is
+    kept, and the secret is a function of the two keys: a message that repeats another's key finds what it
+    would have got by computing. Parties of one host share its memory in any case.
+
+    Guarantees:
+        a_pair_on_one_host_is_agreed_on_once
+        nothing_waits_that_was_taken_or_wiped
     """
-    extracted = hmac.digest(_NO_SALT, secret, "sha256")
-    return hmac.digest(extracted, encode(label, *binding) + _FIRST_BLOCK, "sha256")
+
+    __slots__ = ("_made_here", "_waiting")
+
+    def __init__(self) -> None:
+        self._made_here: set[bytes] = set()
+        self._waiting: dict[tuple[bytes, bytes], bytes] = {}
+
+    def made(self, public: bytes) -> None:
+        """Take note of a public key that was made here."""
+        self._made_here.add(public)
+
+    def agree(self, private: X25519PrivateKey, public: bytes, peer_public: bytes) -> bytes:
+        """The pseudorandom key (`extract`) of the pair's X25519 secret, 32 bytes.
+
+        Args:
+            public: Of ``private``, which was `made` here.
+
+        Raises:
+            ProtocolViolation: if the peer's key is malformed or of low order.
+        """
+        if public == peer_public or peer_public not in self._made_here:
+            return extract(agree(private, peer_public))
+        pair = (public, peer_public) if public < peer_public else (peer_public, public)
+        secret = self._waiting.pop(pair, None)
+        if secret is None:
+            secret = self._waiting[pair] = extract(agree(private, peer_public))
+        return secret
+
+    def wipe(self) -> None:
+        """Drop what waits; a party that still asks computes it again."""
+        self._waiting.clear()
+
+    def __repr__(self) -> str:
+        return "Agreements(...)"
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError("agreed secrets are not pickled")
 
 
 @functools.lru_cache(maxsize=4096)
