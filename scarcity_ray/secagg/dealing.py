@@ -50,7 +50,7 @@ def deal(
     Args:
         holders: Shamir point of each holder, in sorted order of their ids.
         threshold: Shares that rebuild a secret.
-        shared_secrets: By holder, the pseudorandom key of the dealer's X25519 secret with it.
+        shared_secrets: By holder, the pseudorandom key of the shares between the two (`Agreements`).
     """
     seed_shares, key_shares = shamir.split(
         (secrets[Secret.SEED], secrets[Secret.KEY]), threshold, list(holders.values()), entropy
@@ -107,7 +107,7 @@ def open_shares(
 
     Args:
         inbox: Checked for type, recipient and senders.
-        shared_secrets: By dealer, the pseudorandom key of the holder's X25519 secret with it.
+        shared_secrets: By dealer, the pseudorandom key of the shares between the two (`Agreements`).
 
     Returns:
         By dealer, its seed share and its key share (68 bytes).

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hmac
+import os
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -70,30 +71,36 @@ def expand(pseudorandom_key: bytes, info: bytes) -> bytes:
 
 
 class Agreements:
-    """What the X25519 keys of one host's parties agree on; a pair that is all here is computed once.
+    """What the X25519 keys of one host's parties agree on in one attempt; pairs that are all here cost less.
 
-    Two parties of a host get one secret, each from its own private key and the other's public one. Whoever
-    asks first computes it, the other takes it away. Nothing but a pair of keys that were both made here is
-    kept, and the secret is a function of the two keys: a message that repeats another's key finds what it
-    would have got by computing. Parties of one host share its memory in any case.
+    Two *mask* keys that were both made here get one X25519 secret: whoever asks first computes it, the other
+    takes it away. Two *cipher* keys get a key of the host's own, a function of both and of a secret that was
+    drawn for this attempt, since nobody but these two ever needs it. (A mask secret is computed again by the
+    coordinator if one of the two drops out.) The coordinator, which carries the sealed shares, knows the
+    host's secret as little as a private key; both live in this process and are wiped together.
+
+    An answer depends on the two public keys alone, so a message that repeats another party's key gets nothing
+    of use and takes nothing away that would be missed.
 
     Guarantees:
         a_pair_on_one_host_is_agreed_on_once
+        shares_within_a_host_are_sealed_from_all_outside
         nothing_waits_that_was_taken_or_wiped
     """
 
-    __slots__ = ("_made_here", "_waiting")
+    __slots__ = ("_made_here", "_own", "_waiting")
 
     def __init__(self) -> None:
         self._made_here: set[bytes] = set()
-        self._waiting: dict[tuple[bytes, bytes], bytes] = {}
+        self._waiting: dict[bytes, bytes] = {}
+        self._own = bytearray(os.urandom(KEY_BYTES))
 
     def made(self, public: bytes) -> None:
         """Take note of a public key that was made here."""
         self._made_here.add(public)
 
-    def agree(self, private: X25519PrivateKey, public: bytes, peer_public: bytes) -> bytes:
-        """The pseudorandom key (`extract`) of the pair's X25519 secret, 32 bytes.
+    def for_masks(self, private: X25519PrivateKey, public: bytes, peer_public: bytes) -> bytes:
+        """The pseudorandom key (`extract`) of a pair's X25519 secret, 32 bytes.
 
         Args:
             public: Of ``private``, which was `made` here.
@@ -103,14 +110,22 @@ class Agreements:
         """
         if public == peer_public or peer_public not in self._made_here:
             return extract(agree(private, peer_public))
-        pair = (public, peer_public) if public < peer_public else (peer_public, public)
+        pair = _pair(public, peer_public)
         secret = self._waiting.pop(pair, None)
         if secret is None:
             secret = self._waiting[pair] = extract(agree(private, peer_public))
         return secret
 
+    def for_shares(self, private: X25519PrivateKey, public: bytes, peer_public: bytes) -> bytes:
+        """The pseudorandom key under which a pair's shares are sealed, 32 bytes; as `for_masks`."""
+        if self._own and public != peer_public and peer_public in self._made_here:
+            return hmac.digest(bytes(self._own), _pair(public, peer_public), "sha256")
+        return extract(agree(private, peer_public))
+
     def wipe(self) -> None:
-        """Drop what waits; a party that still asks computes it again."""
+        """Once all have agreed: overwrite the host's secret, and drop what waits."""
+        self._own[:] = bytes(len(self._own))
+        self._own.clear()
         self._waiting.clear()
 
     def __repr__(self) -> str:
@@ -118,6 +133,10 @@ class Agreements:
 
     def __reduce__(self) -> NoReturn:
         raise UsageError("agreed secrets are not pickled")
+
+
+def _pair(one: bytes, other: bytes) -> bytes:
+    return one + other if one < other else other + one
 
 
 @functools.lru_cache(maxsize=4096)

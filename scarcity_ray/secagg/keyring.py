@@ -39,8 +39,8 @@ class Keyring:
         scalar: Of its mask key, for sharing it out (32 bytes).
         cipher_public: Public half of the key that protects shares, 32 bytes.
         mask_public: Public half of the key that makes pair masks, 32 bytes.
-        share_secrets: By neighbour, the pseudorandom key of what the cipher keys agree on, 32 bytes.
-        mask_secrets: By neighbour, the same of the mask keys.
+        share_secrets: By neighbour, the pseudorandom key of the shares between them, 32 bytes.
+        mask_secrets: By neighbour, the pseudorandom key of their mask keys' X25519 secret, 32 bytes.
         held: By dealer, the seed share and key share that this party holds (68 bytes).
     """
 
@@ -77,10 +77,11 @@ class Keyring:
         Raises:
             ProtocolViolation: if a neighbour's key is of low order; nothing is kept then.
         """
-        adverts, agree = list(neighbours), self._agreements.agree
-        cipher, mask = self._cipher_private, self._mask_private
-        share_secrets = {a.party_id: agree(cipher, self.cipher_public, a.cipher_public) for a in adverts}
-        self.mask_secrets = {a.party_id: agree(mask, self.mask_public, a.mask_public) for a in adverts}
+        adverts, agreed = list(neighbours), self._agreements
+        cipher, ours = self._cipher_private, self.cipher_public
+        share_secrets = {a.party_id: agreed.for_shares(cipher, ours, a.cipher_public) for a in adverts}
+        mask, ours = self._mask_private, self.mask_public
+        self.mask_secrets = {a.party_id: agreed.for_masks(mask, ours, a.mask_public) for a in adverts}
         self.share_secrets = share_secrets
 
     def wipe_private_keys(self) -> None:

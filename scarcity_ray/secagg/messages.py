@@ -35,7 +35,11 @@ def _is_bytes(length: int) -> Check:
 
 
 def _are_ids(value: object) -> bool:
-    return type(value) is tuple and all(map(_is_id, value))
+    return (
+        type(value) is tuple
+        and set(map(type, value)) <= {str}
+        and all(1 <= length <= MAX_ID_LENGTH for length in set(map(len, value)))
+    )
 
 
 def _are_bytes(length: int) -> Check:

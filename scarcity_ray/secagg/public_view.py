@@ -25,7 +25,7 @@ from scarcity_ray.secagg import commitments
 from scarcity_ray.secagg.admission import require_roll
 from scarcity_ray.secagg.context import SessionContext
 from scarcity_ray.secagg.graph import Graph
-from scarcity_ray.secagg.messages import Advert, Confirmation, SignedMessage, checked_batch
+from scarcity_ray.secagg.messages import Advert, Confirmation, checked_batch
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class PublicView:
         self.context = context
         self.digest = context.digest()
         self.keys = context.keys()
-        self._authentic: set[SignedMessage] = set()
+        self._authentic: dict[type, dict[str, Advert | Confirmation]] = {Advert: {}, Confirmation: {}}
         self._known: _Last[bool] = _Last()
         self._roll: _Last[Roll] = _Last()
         self._told: tuple[str, ...] = ()
@@ -146,9 +146,10 @@ class PublicView:
     def require_authentic(self, messages: Iterable[Advert | Confirmation]) -> None:
         """Refuses a message of an unknown party, of another session, or with a false signature."""
         for message in messages:
-            if message not in self._authentic:
+            known = self._authentic[type(message)]
+            if known.get(message.party_id) is not message and known.get(message.party_id) != message:
                 commitments.require_authentic(self.keys, self.digest, message)
-                self._authentic.add(message)
+                known[message.party_id] = message
 
     def sharers(self, roll: Roll, sharers: tuple[str, ...]) -> Listed:
         """Who shared keys, of a tuple of ids; each inbox may bring the same ones in a tuple of its own.

@@ -10,8 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from scarcity_ray.secagg import (
+    Agreements,
     Coordinator,
     IdentityKeyPair,
+    KeyShares,
     Participant,
     Party,
     PublicView,
@@ -19,13 +21,19 @@ from scarcity_ray.secagg import (
 )
 
 SAID = {
-    None: "13b2863ffc6508e8e4282dc47669cedeaa524157af714d1d7794daf8b7d03ec4",
-    6: "9215fd98e93580752f3041cb8d79d38fbc583f92d534e6e467aad246fc75d355",
+    None: (
+        "e157b05a75b812bf7ceee5e0a0fce814762ecc1baaf38c696bc7b22569dbc04a",
+        "15f3b88d7c08af169e3205eafbb588dc3a709139fa837530e21948af4ed3380f",
+    ),
+    6: (
+        "cc4f57d982c55ca7a04cc278b776c4af908c9b3b970cd6fcf47d0590294957f3",
+        "cc1a2d193de262a06666c7c1682058ba60902946d878fe35a606d24bb15b5362",
+    ),
 }
-"""SHA-256 of all signatures and of the sum, by degree, as the release before 2026-12 gave them."""
+"""By degree, SHA-256 of the sum and all signatures but those of dealt shares, and of these; as of 2026-11."""
 
 
-def run(degree: int | None, *, is_hosted: bool) -> str:
+def run(degree: int | None, is_hosted: bool = False, **host: Agreements) -> tuple[str, str]:
     count = 14
     names = [f"basket_{i:02}" for i in range(count)]
     identities = {
@@ -47,14 +55,16 @@ def run(degree: int | None, *, is_hosted: bool) -> str:
     )
     view = PublicView(context) if is_hosted else None
     parties = {
-        name: Participant(context, name, identities[name], entropy=random.Random(name).randbytes, view=view)
+        name: Participant(
+            context, name, identities[name], entropy=random.Random(name).randbytes, view=view, **host
+        )
         for name in names
     }
     inputs = {name: np.arange(300, dtype=np.uint32) * np.uint32(i + 1) for i, name in enumerate(names)}
-    coordinator, said = Coordinator(context), hashlib.sha256()
+    coordinator, said, dealt = Coordinator(context), hashlib.sha256(), hashlib.sha256()
 
     def hear(message, take):
-        said.update(message.signature)
+        (dealt if isinstance(message, KeyShares) else said).update(message.signature)
         take(message)
 
     for name in names:
@@ -73,10 +83,17 @@ def run(degree: int | None, *, is_hosted: bool) -> str:
     total = coordinator.finish()
     assert (total == np.sum([inputs[name] for name in survivors], axis=0, dtype=np.uint32)).all()
     said.update(total.tobytes())
-    return said.hexdigest()
+    return said.hexdigest(), dealt.hexdigest()
 
 
 @pytest.mark.parametrize("is_hosted", [False, True], ids=["alone", "hosted"])
 @pytest.mark.parametrize("degree", [None, 6], ids=["complete", "sparse"])
 def test_a_session_says_the_same_bytes_in_every_release(degree, is_hosted):
-    assert run(degree, is_hosted=is_hosted) == SAID[degree]
+    assert run(degree, is_hosted) == SAID[degree]
+
+
+@pytest.mark.parametrize("degree", [None, 6], ids=["complete", "sparse"])
+def test_agreements_of_a_host_change_nothing_but_how_shares_travel(degree):
+    said, dealt = run(degree, True, agreements=Agreements())
+    assert said == SAID[degree][0]
+    assert dealt != SAID[degree][1]
