@@ -5,7 +5,7 @@ Rules that select rows may use them if their choice is the same for all distance
 norms cost time, but do not change the choice.
 
 The bound is proved where the compiled kernel forms the products. Its g_ij is off by at most R u (1 + o(1))
-sum_k |a_k b_k| <= R u (g_ii + g_jj) / 2, with u = 2^-24 and R = `gram_kernel.ROUNDINGS`, so that
+sum_k |a_k b_k| <= R u (g_ii + g_jj) / 2, with u = 2^-24 and R = `GramKernel.roundings`, so that
 g_ii + g_jj - 2 g_ij is off by at most 2 R u (g_ii + g_jj): each float32 rounding on a product's way, its
 differences included, multiplies it by 1 + delta, |delta| <= u (Higham 2002, section 3.1), sums over
 chunks are float64, and no product that matters has left float32's range (`NORMS`, `LEAST_SQUARE`).
@@ -39,13 +39,10 @@ from scarcity_ray.robust.measures.distances import (
     unite_equal_points,
 )
 from scarcity_ray.robust.measures.rows import squares_block
-from scarcity_ray.robust.native.gram_kernel import ROUNDINGS, gram_kernel
-
-KERNEL_ROUNDING = (2 * ROUNDINGS + 1) * 2.0**-24
-"""Bound on the error of a squared distance, relative to (g_ii + g_jj), by the compiled kernel."""
+from scarcity_ray.robust.native.gram_kernel import GramKernel, gram_kernel
 
 BLAS_ROUNDING = 2.0**-20
-"""The same by BLAS."""
+"""Bound on the error of a squared distance, relative to (g_ii + g_jj), by BLAS in float32."""
 
 NEAR = 2.0**-8
 """A pair with d_ij <= NEAR (g_ii + g_jj) has too large an error; equal rows are the only ones accepted."""
@@ -85,7 +82,7 @@ def approximate_gram_block(block: Rows, centre: int) -> ApproximateGram:
     """Kernel: float32 inner products within the block of the rows less the row `centre`."""
     kernel = gram_kernel()
     if kernel is not None:
-        return ApproximateGram(kernel.products(block, centre, np.float32), KERNEL_ROUNDING)
+        return ApproximateGram(kernel.products(block, centre, np.float32), kernel_rounding(kernel))
     points = workspace("approximate", (len(block), len(block[0])), np.float32)
     middle = block[centre]
     with np.errstate(over="ignore", invalid="ignore"):
@@ -94,6 +91,11 @@ def approximate_gram_block(block: Rows, centre: int) -> ApproximateGram:
         with one_blas_thread():
             products: Matrix = (points @ points.T).astype(np.float64)
     return ApproximateGram(products, BLAS_ROUNDING)
+
+
+def kernel_rounding(kernel: GramKernel) -> float:
+    """Bound on the error of a squared distance, relative to (g_ii + g_jj), by the compiled kernel."""
+    return (2 * kernel.roundings(np.float32) + 1) * 2.0**-24
 
 
 def head_norms(rows: Rows) -> NDArray[np.float64]:
