@@ -33,6 +33,7 @@ from scarcity_ray.robust.arrays.blocks import MapBlocks, Matrix, Rows
 from scarcity_ray.robust.arrays.threads import one_blas_thread, workspace
 from scarcity_ray.robust.measures.distances import (
     centred_points,
+    gram_block,
     middle_row,
     ordered_sum,
     squared_distances,
@@ -40,9 +41,13 @@ from scarcity_ray.robust.measures.distances import (
 )
 from scarcity_ray.robust.measures.rows import squares_block
 from scarcity_ray.robust.native.gram_kernel import GramKernel, gram_kernel
+from scarcity_ray.robust.native.loader import worth_a_kernel
 
 BLAS_ROUNDING = 2.0**-20
 """Bound on the error of a squared distance, relative to (g_ii + g_jj), by BLAS in float32."""
+
+FLOAT64_ROUNDING = 2.0**-35
+"""The same in float64, over a block of less than 2^16 columns."""
 
 NEAR = 2.0**-8
 """A pair with d_ij <= NEAR (g_ii + g_jj) has too large an error; equal rows are the only ones accepted."""
@@ -79,7 +84,9 @@ class ApproximateDistances(NamedTuple):
 
 
 def approximate_gram_block(block: Rows, centre: int) -> ApproximateGram:
-    """Kernel: float32 inner products within the block of the rows less the row `centre`."""
+    """Kernel: inner products within the block of the rows less the row `centre`; float32 if it is large."""
+    if not worth_a_kernel(len(block), len(block[0])):
+        return ApproximateGram(gram_block(block, centre), FLOAT64_ROUNDING)
     kernel = gram_kernel()
     if kernel is not None:
         return ApproximateGram(kernel.products(block, centre, np.float32), kernel_rounding(kernel))
@@ -151,7 +158,7 @@ def measure_approximately(
 
 def rows_block(block: Rows, centre: int, indices: NDArray[np.intp]) -> Matrix:
     """Kernel: float64 squared distances within the block of the rows at `indices` to all, (c, n) float64."""
-    kernel = gram_kernel()
+    kernel = gram_kernel() if worth_a_kernel(len(block), len(block[0])) else None
     if kernel is not None and len(indices) <= FEW:
         return kernel.squares_from(block, indices)
     if kernel is not None:

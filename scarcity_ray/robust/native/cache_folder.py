@@ -22,8 +22,11 @@ import platformdirs
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
-PATIENCE_SECONDS = 60.0
-"""How long a process waits for another one that compiles, before it compiles as well."""
+PAUSE_SECONDS = 0.02
+"""How long a process that waits for another one to compile sleeps."""
+
+PAUSES = 3000
+"""How often it does, before it compiles as well: a minute."""
 
 
 class UnsafeFolder(OSError):
@@ -70,7 +73,7 @@ def private_folder(path: Path) -> Path:
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Run the body while no other process does, so that many that start together compile once.
 
-    After `PATIENCE_SECONDS` it runs all the same: two that compile do each other no harm.
+    After `PAUSES` it runs all the same: two that compile do each other no harm.
     """
     try:
         import fcntl
@@ -78,11 +81,10 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
         return
     with (folder / "lock").open("w") as lock:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < deadline:
+        for _ in range(PAUSES):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                time.sleep(0.02)
+                time.sleep(PAUSE_SECONDS)
         yield

@@ -1,8 +1,8 @@
 """The column kernel in Numba: sorts tiles of columns by a network of units, and averages a window of each.
 
-`order_statistics_kernel` prepares its arguments. A unit reads eight rows of the tile, `LANES` columns of each,
-compares them in registers and writes them back; `sorting_networks.COMPARATORS` lists its comparisons, which
-are written out here in layers of such as do not touch each other.
+`order_statistics_kernel` prepares its arguments. A unit reads eight rows of the tile, `LANES` columns each,
+compares them in registers and writes them back. `sorting_networks.COMPARATORS` lists its comparisons; they
+are written out here in layers of comparisons that share no row.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -101,8 +101,18 @@ def run_unit(kind, tile, units, at, width):
     a, b, c, d = units[at + 1], units[at + 2], units[at + 3], units[at + 4]
     e, f, g, h = units[at + 5], units[at + 6], units[at + 7], units[at + 8]
     for j in range(0, width, LANES):
-        lower = load(tile, a + j, LANES), load(tile, b + j, LANES), load(tile, c + j, LANES), load(tile, d + j, LANES)
-        upper = load(tile, e + j, LANES), load(tile, f + j, LANES), load(tile, g + j, LANES), load(tile, h + j, LANES)
+        lower = (
+            load(tile, a + j, LANES),
+            load(tile, b + j, LANES),
+            load(tile, c + j, LANES),
+            load(tile, d + j, LANES),
+        )
+        upper = (
+            load(tile, e + j, LANES),
+            load(tile, f + j, LANES),
+            load(tile, g + j, LANES),
+            load(tile, h + j, LANES),
+        )
         x = compared(kind, (*lower, *upper))
         store(tile, a + j, x[0])
         store(tile, b + j, x[1])
@@ -200,8 +210,8 @@ def sum_groups(rows, stride, column, first, count, within):
 def mix(rows, stride, begin, width, n, offsets, within, sums, shares, tile):
     """Forms n mixed rows in the tile; see `mixed_rows.Means.sums`.
 
-    offsets[i, g] is where in `within` the sum of group g that enters row i begins. `sums` keeps the rows' sums
-    so far, where there are more groups than `PASS_GROUPS`.
+    offsets[i, g] is where in `within` the sum of group g that enters row i begins. `sums` keeps the sums so
+    far of the rows, where there are more groups than `PASS_GROUPS`.
     """
     groups = offsets.shape[1]
     for column in range(0, width, MIXED_COLUMNS):

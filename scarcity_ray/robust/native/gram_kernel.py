@@ -2,10 +2,10 @@
 
 *Inner products.* Columns are taken `CHUNK` at a time: the rows' entries less the centre's go to a scratch
 array that stays in the second-level cache, while the next chunk is fetched, and tiles of `TILE_ROWS` by
-`TILE_ROWS` inner products are formed from there in registers. A tile's products run along the columns in the
-lanes of a vector. Each lane sums the products of `CHAIN_COLUMNS` columns, by fused multiply and add; the lanes
-are added by halves; these sums, and all sums of sums, are float64. So the bits depend neither on how many rows
-there are nor on the processor, but for its vectors' width. BLAS packs rows that were gathered and centred
+`TILE_ROWS` inner products are formed from there in registers. A tile's products run along the columns in
+the lanes of a vector. After `CHAIN_COLUMNS` columns, summed by fused multiply and add, the lanes are added by
+halves; these sums, and all sums of sums, are float64. So the bits do not depend on how many rows there are,
+and of the processor only on its vectors' width. BLAS packs rows that were gathered and centred
 before, and is made for larger matrices. What the kernel gives agrees with BLAS to rounding, not in every bit.
 
 *Pairs.* Columns are taken as above, so that a row that is in many pairs is read from memory once, and with
@@ -49,8 +49,8 @@ class GramKernel:
     def roundings(self, dtype: type[np.floating]) -> int:
         """Roundings on a product's way into a sum that is float64.
 
-        They are its two differences from the centre, a chain of multiply-adds in one lane, and the halvings of
-        the lanes.
+        They are its two differences from the centre, a chain of multiply-adds in one lane, and the halvings
+        of the lanes.
         """
         from scarcity_ray.robust.native.vectors import LANES
 

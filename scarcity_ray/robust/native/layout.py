@@ -27,7 +27,7 @@ CHAIN_COLUMNS = 128
 """Columns after which the lanes of a tile's sums are added up: of longer chains the error is larger."""
 
 PAIR_LANES = 16
-"""Sums a pair of rows has: more than one vector of float64, so that one addition need not wait for the last."""
+"""Sums a pair of rows has: two or four vectors of float64, so that additions need not wait for each other."""
 
 TOTALS = 1024
 """Columns whose totals are formed at once by the sum kernel: 8 KiB."""

@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scarcity_ray.robust.arrays.blocks import Rows
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.native.cache_folder import kernel_folder, one_at_a_time
 
@@ -34,7 +33,7 @@ K = TypeVar("K")
 logger = logging.getLogger(__name__)
 
 FEWEST_ENTRIES = 65_536
-"""Entries of a block below which no kernel is loaded: NumPy takes 0.2 ms for them, and loading half a second."""
+"""Entries of a block below which no kernel is loaded: NumPy takes 0.2 ms for them, loading half a second."""
 
 LINE_BYTES = 64
 """Bytes of a cache line, and of the widest vector."""
@@ -46,7 +45,7 @@ TYPES = {
     "n": "int64[::1]",
     "m": "int64[:,::1]",
 }
-"""Numba's names of an argument's types by a letter: an integer; arrays of float32, float64, int64; (p, q) int64."""
+"""Numba's names of arguments' types by a letter: an integer, flat arrays, and a matrix of integers."""
 
 SOURCES = sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parents[1].glob("arrays/*.py")])
 """The kernels and all that they take constants from."""
@@ -58,9 +57,9 @@ class UnsuitedProcessor(Exception):
     """Kernels cannot be had here, and need not be: other code does the same."""
 
 
-def worth_a_kernel(block: Rows) -> bool:
-    """Whether a kernel takes the block, if there is one. It depends on the block's shape alone."""
-    return len(block) * len(block[0]) >= FEWEST_ENTRIES
+def worth_a_kernel(num_rows: int, num_columns: int) -> bool:
+    """Whether a kernel takes a block of this shape, if there is one."""
+    return num_rows * num_columns >= FEWEST_ENTRIES
 
 
 def compiled(module: str, signatures: Mapping[str, str]) -> dict[str, Callable[..., None]]:
@@ -82,9 +81,12 @@ def compiled(module: str, signatures: Mapping[str, str]) -> dict[str, Callable[.
 
         if numba.config.DISABLE_JIT:
             raise UnsuitedProcessor("NUMBA_DISABLE_JIT is set")
-        from scarcity_ray.robust.native.vectors import PROCESSOR
+        try:
+            from scarcity_ray.robust.native.vectors import PROCESSOR
 
-        functions = importlib.import_module(f"scarcity_ray.robust.native.{module}")
+            functions = importlib.import_module(f"scarcity_ray.robust.native.{module}")
+        except Exception as error:
+            raise RuntimeError(f"the kernels are not made for this version of Numba: {error}") from error
         folder = kernel_folder(key_of(PROCESSOR))
         with one_at_a_time(folder):
             return {
@@ -112,6 +114,7 @@ def _load(function: Any, letters: str, folder: Path) -> Callable[..., None]:
         numba.config.CACHE_DIR = earlier
     if not Path(function.stats.cache_path).is_relative_to(folder):
         raise RuntimeError(f"Numba keeps kernels in {function.stats.cache_path}, not in {folder}")
+    function.disable_compile(False)
     try:
         function.compile(f"void({', '.join(TYPES[letter] for letter in letters)})")
     except Exception as error:

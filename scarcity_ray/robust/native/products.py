@@ -30,64 +30,92 @@ DOUBLES = LANES // 2
 
 
 @inlined
-def four_rows(points, at, stride, lanes):
-    """Vectors of four rows of points."""
-    return (
-        load(points, at, lanes),
-        load(points, at + stride, lanes),
-        load(points, at + 2 * stride, lanes),
-        load(points, at + 3 * stride, lanes),
-    )
+def add_products(a, b, c, sums):
+    """The sums of a's products with b and with c, with one more product each."""
+    return fma(a, b, sums[0]), fma(a, c, sums[1])
 
 
 @inlined
-def add_products(a, b, sums):
-    """The sums of one row's products with four others, with one more product each."""
-    return fma(a, b[0], sums[0]), fma(a, b[1], sums[1]), fma(a, b[2], sums[2]), fma(a, b[3], sums[3])
+def chains(points, a, b, stride, start, stop, zero, lanes, ahead):
+    """The products of four rows of points with two, from column `start` to `stop`, lane by lane.
+
+    These eight sums and what they are made of fit the 16 registers of AVX2.
+    """
+    nothing = splat(zero, lanes), splat(zero, lanes)
+    first, second, third, fourth = nothing, nothing, nothing, nothing
+    for k in range(start, stop, lanes):
+        fetch(ahead, k)
+        left, right = load(points, b + k, lanes), load(points, b + stride + k, lanes)
+        first = add_products(load(points, a + k, lanes), left, right, first)
+        second = add_products(load(points, a + stride + k, lanes), left, right, second)
+        third = add_products(load(points, a + 2 * stride + k, lanes), left, right, third)
+        fourth = add_products(load(points, a + 3 * stride + k, lanes), left, right, fourth)
+    return first, second, third, fourth
 
 
 @inlined
 def tile_products(points, a, b, stride, filled, zero, lanes, ahead):
-    """The 16 inner products of four rows of points with four, a float64 vector of 16."""
+    """The products of the four points from entry a on with those from b on: 16 float64, row by row."""
     total = splat(ZERO, SUMS)
     for start in range(0, filled, CHAIN_COLUMNS):
-        nothing = splat(zero, lanes)
-        row = nothing, nothing, nothing, nothing
-        first, second, third, fourth = row, row, row, row
-        for k in range(start, min(start + CHAIN_COLUMNS, filled), lanes):
-            fetch(ahead, k)
-            left, right = four_rows(points, a + k, stride, lanes), four_rows(points, b + k, stride, lanes)
-            first = add_products(left[0], right, first)
-            second = add_products(left[1], right, second)
-            third = add_products(left[2], right, third)
-            fourth = add_products(left[3], right, fourth)
-        total = total + lane_sums((*first, *second, *third, *fourth))
+        stop = min(start + CHAIN_COLUMNS, filled)
+        x = chains(points, a, b, stride, start, stop, zero, lanes, ahead)
+        y = chains(points, a, b + 2 * stride, stride, start, stop, zero, lanes, ahead)
+        total = total + lane_sums((*x[0], *y[0], *x[1], *y[1], *x[2], *y[2], *x[3], *y[3]))
     return total
 
 
 @inlined
 def add_tiles(addresses, points, stride, tiles, filled, zero, lanes, next_start, tile, out, width):
-    """Adds the products of all tiles within a chunk to `out`; fetches the next chunk of a row with each."""
+    """Adds the products within a chunk to `out`; with each tile, fetches the next chunk of a row.
+
+    A tile is (a, b, to): its first row of points, the first of the others, and where in `out` its sums begin.
+    `tile` is scratch memory for the 16 of them.
+    """
     for t in range(len(tiles)):
         ahead = addresses[t if t < len(addresses) else 0] + 4 * next_start
-        store(tile, 0, tile_products(points, tiles[t, 0] * stride, tiles[t, 1] * stride, stride, filled, zero, lanes, ahead))
+        a, b, to = tiles[t, 0] * stride, tiles[t, 1] * stride, tiles[t, 2]
+        store(tile, 0, tile_products(points, a, b, stride, filled, zero, lanes, ahead))
         for i in range(TILE_ROWS):
-            to = tiles[t, 2] + width * i
-            store(out, to, load(out, to, TILE_ROWS) + load(tile, TILE_ROWS * i, TILE_ROWS))
+            earlier = load(out, to + width * i, TILE_ROWS)
+            store(out, to + width * i, earlier + load(tile, TILE_ROWS * i, TILE_ROWS))
 
 
 @entry
 def gram32(addresses, b, centre, points, stride, tiles, tile, out, width):
-    """Adds the products of the rows less the centre, formed in float32."""
+    """Adds the products of the rows less the centre, formed in float32, to `out`, `width` entries a row.
+
+    `points` is scratch memory for a chunk of the rows, `stride` entries apart.
+    """
     for start in range(0, b, CHUNK):
         columns = min(CHUNK, b - start)
-        filled = (columns + LANES - 1) // LANES * LANES
+        whole = columns - columns % LANES
         for i in range(len(addresses)):
-            row, middle = addresses[i] + 4 * start, centre + 4 * start
-            for k in range(0, filled, LANES):
-                x, c = load_far_until(row, k, columns, LANES), load_far_until(middle, k, columns, LANES)
-                store(points, i * stride + k, x - c)
-        add_tiles(addresses, points, stride, tiles, filled, np.float32(0.0), LANES, start + CHUNK, tile, out, width)
+            row, middle, to = addresses[i] + 4 * start, centre + 4 * start, i * stride
+            for k in range(0, whole, LANES):
+                store(points, to + k, load_far(row, k, LANES) - load_far(middle, k, LANES))
+            if whole < columns:
+                x, c = (
+                    load_far_until(row, whole, columns, LANES),
+                    load_far_until(middle, whole, columns, LANES),
+                )
+                store(points, to + whole, x - c)
+        filled = whole if whole == columns else whole + LANES
+        add_tiles(
+            *(
+                addresses,
+                points,
+                stride,
+                tiles,
+                filled,
+                np.float32(0.0),
+                LANES,
+                start + CHUNK,
+                tile,
+                out,
+                width,
+            )
+        )
 
 
 @entry
@@ -95,13 +123,17 @@ def gram64(addresses, b, centre, points, stride, tiles, tile, out, width):
     """What `gram32` does, in float64."""
     for start in range(0, b, CHUNK):
         columns = min(CHUNK, b - start)
-        filled = (columns + DOUBLES - 1) // DOUBLES * DOUBLES
+        whole = columns - columns % DOUBLES
         for i in range(len(addresses)):
-            row, middle = addresses[i] + 4 * start, centre + 4 * start
-            for k in range(0, filled, DOUBLES):
-                x, c = load_far_until(row, k, columns, DOUBLES), load_far_until(middle, k, columns, DOUBLES)
-                store(points, i * stride + k, wide(x) - wide(c))
-        add_tiles(addresses, points, stride, tiles, filled, ZERO, DOUBLES, start + CHUNK, tile, out, width)
+            row, middle, to = addresses[i] + 4 * start, centre + 4 * start, i * stride
+            for k in range(0, whole, DOUBLES):
+                store(points, to + k, wide(load_far(row, k, DOUBLES)) - wide(load_far(middle, k, DOUBLES)))
+            if whole < columns:
+                x = load_far_until(row, whole, columns, DOUBLES)
+                c = load_far_until(middle, whole, columns, DOUBLES)
+                store(points, to + whole, wide(x) - wide(c))
+        filled = whole if whole == columns else whole + DOUBLES
+        add_tiles(*(addresses, points, stride, tiles, filled, ZERO, DOUBLES, start + CHUNK, tile, out, width))
 
 
 @entry

@@ -1,9 +1,9 @@
 """The compiled means and weighted sums of rows; the code is `native.sums`.
 
 Columns are taken `TOTALS` at a time, so that their float64 totals stay in the first-level cache; the row
-`ROWS_AHEAD` places on is fetched while one is added. Each operation is the IEEE one, in the order of the rows, and
-the bits are NumPy's for any number of lanes. NumPy adds float32 rows to float64 totals by way of a buffer;
-the kernel takes a third to a half of its time, which is the memory's.
+`ROWS_AHEAD` places on is fetched while one is added. Each operation is the IEEE one, in the order of the
+rows, and the bits are NumPy's for any number of lanes. NumPy adds float32 rows to float64 totals by way of a
+buffer; the kernel takes half to two thirds of its time, which is the memory's.
 
 Guarantees:
     The compiled kernel's bits are those of NumPy's.
@@ -19,6 +19,7 @@ from scarcity_ray.robust.arrays.blocks import Rows, Vector, contiguous_rows
 from scarcity_ray.robust.arrays.threads import workspace
 from scarcity_ray.robust.native.layout import TOTALS
 from scarcity_ray.robust.native.loader import compiled
+
 
 class SumKernel:
     """The kernel's machine code for this processor; raises what `compiled` does."""

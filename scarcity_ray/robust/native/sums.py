@@ -36,7 +36,7 @@ def clear(totals, columns):
 
 @inlined
 def row_ahead(addresses, i, start, stop):
-    """Where the row begins, at the same columns, that is read `ROWS_AHEAD` rows later, or with the next chunk."""
+    """Where the row begins, at these columns, that is read `ROWS_AHEAD` rows later or with the next chunk."""
     later = i + ROWS_AHEAD
     n = len(addresses)
     return addresses[later] + 4 * start if later < n else addresses[later % n] + 4 * stop

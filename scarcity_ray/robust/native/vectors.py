@@ -9,6 +9,8 @@ Each operation is the IEEE one, lane by lane; nothing is fused but where `fma` s
 one register with AVX2, two of 128 bits with SSE or NEON.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import operator
@@ -148,7 +150,9 @@ def store_until(typing: Any, array: Any, index: Any, stop: Any, vector: Any) -> 
         place = _place(context, builder, sig, args, _llvm(vector))
         align = ir.Constant(_INT32, _BYTES[array.dtype])
         inside = _mask(builder, vector.lanes, args[1], args[2])
-        _call(builder, f"llvm.masked.store.{_suffix(vector)}.p0", ir.VoidType(), args[3], place, align, inside)
+        _call(
+            builder, f"llvm.masked.store.{_suffix(vector)}.p0", ir.VoidType(), args[3], place, align, inside
+        )
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, vector), code
@@ -259,10 +263,10 @@ def lane_sums(typing: Any, vectors: Any) -> Any:
         values = [builder.extract_value(args[0], index) for index in range(vectors.count)]
         half = vector.lanes // 2
         while half:
-            values = [_halved(builder, *values[i : i + 2], half) for i in range(0, len(values), 2)]
+            values = [_halved(builder, a, b, half) for a, b in zip(values[::2], values[1::2], strict=True)]
             half //= 2
         while len(values) > 1:
-            values = [_joined(builder, *values[i : i + 2]) for i in range(0, len(values), 2)]
+            values = [_joined(builder, a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
         return values[0] if vector.element == types.float64 else builder.fpext(values[0], _llvm(result))
 
     return result(vectors), code
