@@ -26,7 +26,7 @@ Guarantees:
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -117,9 +117,11 @@ class GlobalAggregator(Role):
         self._last = LastRelease(plan, latest)
         self._attempt = 0
         self._started_at: float | None = None
-        self._aborts: list[str] = []
+        self._aborts: deque[str] = deque(maxlen=SHOWN)
+        self._num_aborts = 0
         self._aborted: str | None = None
-        self._violations: list[str] = []
+        self._violations: deque[str] = deque(maxlen=SHOWN)
+        self._num_violations = 0
         self._in_doubt: str | None = None
         self._unpublished: Counter[str] = Counter()
 
@@ -139,10 +141,10 @@ class GlobalAggregator(Role):
         return {
             "n_layer2_aggregations": self._last.version,
             "n_baskets": 0 if self._last.model is None else self._last.model.n_baskets,
-            "n_layer2_aborts": len(self._aborts),
-            "aborts": self._aborts[-SHOWN:],
-            "n_layer2_violations": len(self._violations),
-            "violations": self._violations[-SHOWN:],
+            "n_layer2_aborts": self._num_aborts,
+            "aborts": list(self._aborts),
+            "n_layer2_violations": self._num_violations,
+            "violations": list(self._violations),
             "since": self._since,
             "aborted": self._aborted,
         }
@@ -180,10 +182,13 @@ class GlobalAggregator(Role):
         except SecureAggregationAborted as abort:
             self._aborted = abort.reason
             self._aborts.append(abort.reason)
+            self._num_aborts += 1
             outcome = Layer2Outcome(None, abort.reason, aborted=True)
         finally:
             self._violations.extend(calls.violations)
-        return replace(outcome, lost_roles=tuple(calls.lost_roles), unpublished=dict(+self._unpublished))
+            self._num_violations += len(calls.violations)
+            self._unpublished = +self._unpublished  # A head whose releases were all published is forgotten.
+        return replace(outcome, lost_roles=tuple(calls.lost_roles), unpublished=dict(self._unpublished))
 
     def _resolve_doubt(self, now: float) -> None:
         """Learn whether a session was charged whose charge got no answer; if not, it never is."""

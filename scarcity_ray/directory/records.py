@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scarcity_ray.errors import UsageError
+from scarcity_ray_client.errors import shown
 
 MAX_NAME_LENGTH = 200
 """Characters that a client's or a domain's id may have."""
@@ -119,6 +120,6 @@ def check_name(kind: str, value: object) -> str:
     """
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME_LENGTH or not value.isprintable():
         raise UsageError(
-            f"{kind} must be a printable str of 1 to {MAX_NAME_LENGTH} characters, got {repr(value)[:80]}"
+            f"{kind} must be a printable str of 1 to {MAX_NAME_LENGTH} characters, got {shown(value)}"
         )
     return str(value)

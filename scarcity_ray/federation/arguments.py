@@ -111,6 +111,14 @@ def policies_of(given: Iterable[tuple[str, bytes | None, object]]) -> tuple[Sign
     return tuple(policies)
 
 
+def integer_of(value: object) -> object:
+    """A round, or what else counts, as its role is to judge it; what is no number becomes the empty str.
+
+    So nothing goes to a role that cannot be sent, and no object of a caller's own class does.
+    """
+    return value if value is None or isinstance(value, int | float | np.integer | np.floating) else ""
+
+
 def signature_of(signature: object) -> bytes | None:
     """A signature, or None; what is no bytes becomes the empty signature, which is never valid."""
     return signature if signature is None or isinstance(signature, bytes) else b""
@@ -124,7 +132,7 @@ def numbers_of(what: str, values: ArrayLike) -> NDArray[Any]:
     """
     try:
         array = np.asarray(values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, MemoryError):
         array = np.zeros(0, np.object_)
     if array.dtype.kind not in "fiu" or isinstance(values, np.ma.MaskedArray):
         raise UsageError(f"{what} must be an array of numbers, got {shown(values)}")
@@ -196,11 +204,11 @@ def single_update(
     return SubmissionBatch(
         (id_of(client_id),),
         (read_array(update),),
-        round_id,
+        integer_of(round_id),
         None if signature is None else (signature_of(signature),),
         None if report is None else (report,),
-        None if sequence is None else (sequence,),
-        None if num_examples is None else (num_examples,),
+        None if sequence is None else (integer_of(sequence),),
+        None if num_examples is None else (integer_of(num_examples),),
     )
 
 
@@ -234,11 +242,11 @@ def batch_of(
     return SubmissionBatch(
         ids,
         rows,
-        round_id,
+        integer_of(round_id),
         None if signed is None else tuple(map(signature_of, signed)),
         None if told is None else tuple(report_of(one, ranges) for one in told),
-        numbers,
-        counts,
+        None if numbers is None else tuple(map(integer_of, numbers)),
+        None if counts is None else tuple(map(integer_of, counts)),
     )
 
 
@@ -249,4 +257,7 @@ def _column(what: str, values: object, wanted: str) -> tuple[Any, ...] | None:
 def _items(what: str, values: object, wanted: str) -> Sequence[Any]:
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
         raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}")
-    return list(values)
+    try:
+        return list(values)
+    except (TypeError, MemoryError):  # An array of no dimension; a range of 2^62.
+        raise UsageError(f"{what} must be a sequence of {wanted}, got {shown(values)}") from None

@@ -21,7 +21,7 @@ from scarcity_ray.actors.names import ACCOUNTANT, DIRECTORY, basket_actor
 from scarcity_ray.baskets import Receipt
 from scarcity_ray.baskets.reports import Member
 from scarcity_ray.config import HierarchicalFederationConfig
-from scarcity_ray.config.arguments import check_clock, instance_of, seconds_of
+from scarcity_ray.config.arguments import check_clock, instance_of, number_of, seconds_of
 from scarcity_ray.directory import BasketInfo, ClientInfo, check_name
 from scarcity_ray.errors import UsageError
 from scarcity_ray.federation.arguments import (
@@ -329,6 +329,7 @@ class HierarchicalFederation:
             )
         public = identity_keypair.public_bytes if identity_keypair is not None else None
         vector = None if features is None else numbers_of("features", features).astype(np.float64)
+        client_id, domain_id = check_name("client id", client_id), check_name("domain id", domain_id)
         member = Member(client_id, domain_id, public, vector, num_examples=examples_of(num_examples))
         driver, privacy = self._open(), self.config.privacy
         if member.num_examples is not None and member.num_examples < (privacy.min_persons or 1):
@@ -383,7 +384,8 @@ class HierarchicalFederation:
 
     def site_ledger_head(self, client_id: str) -> Head | None:
         """How far the accountant knows a client's own ledger (`SiteLedger.heed`); None: it was never told."""
-        return self._open().site_heads([id_of(client_id)]).get(client_id)
+        client_id = id_of(client_id)
+        return self._open().site_heads([client_id]).get(client_id)
 
     def note_site_ledger(self, client_id: str, told: Extension) -> bool:
         """Tell the accountant how far a client's own ledger is (`SiteLedger.extension`), durably.
@@ -746,8 +748,8 @@ class HierarchicalFederation:
     def renewal_message(self, total_epsilon: float, total_delta: float, *, operator: str) -> bytes:
         """What the operator signs to renew the budget with these totals in the current period."""
         check_name("operator", operator)
-        period = self._open().budget().period
-        return renewal_message(self.federation_id, period, total_epsilon, total_delta, operator)
+        epsilon, delta = number_of("total_epsilon", total_epsilon), number_of("total_delta", total_delta)
+        return renewal_message(self.federation_id, self._open().budget().period, epsilon, delta, operator)
 
     def get_roster(self) -> Roster | None:
         """The roster that waits for a signature, else the newest; None before the first basket."""
@@ -766,7 +768,7 @@ class HierarchicalFederation:
             if draft is None:
                 raise UsageError("no roster waits for a signature")
             signed = draft.signed(signed)
-        driver.adopt_roster(signed)
+        driver.adopt_roster(instance_of("signed", signed, Roster))
 
     def get_stats(self) -> dict[str, Any]:
         """Health (docs/specification.md#models-and-statistics), and what was refused or lost.

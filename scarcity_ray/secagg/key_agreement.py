@@ -139,9 +139,9 @@ def _pair(one: bytes, other: bytes) -> bytes:
     return one + other if one < other else other + one
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def _public_key(public: bytes) -> X25519PublicKey:
-    """Cached, as all neighbours of a party on this host agree with the same key."""
+    """Cached, as all neighbours of a party on this host agree with one key; each takes some 600 bytes."""
     return X25519PublicKey.from_public_bytes(public)
 
 

@@ -44,7 +44,7 @@ def encode_fields(*fields: bytes | str | int) -> bytes:
     return b"".join(parts)
 
 
-@functools.lru_cache(maxsize=1 << 14)
+@functools.lru_cache(maxsize=1 << 12)
 def text(value: str) -> bytes:
     """A text as `encode` writes it; ids and labels come again and again."""
     content = value.encode("utf-8", "surrogatepass")

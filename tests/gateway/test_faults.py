@@ -32,6 +32,7 @@ from scarcity_ray_client.wire import (
     RoundState,
     SignedRequest,
     digest_of,
+    update_name,
 )
 from tests.gateway.sites import Answer, Served, Site, job, target_of
 
@@ -105,6 +106,7 @@ def request_of(site: Site, told: RoundAnswer, body: bytes) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+@pytest.mark.long
 def test_who_is_not_admitted_gets_nothing_but_a_reason(served: Watched, site: Site, tmp_path: Path) -> None:
     bare = served.site_without_keys("north-1")
     bare.identity, bare.federation_id = site.identity, site.federation_id
@@ -201,6 +203,22 @@ def test_a_body_that_is_not_what_its_digest_says_is_refused(served: Watched, sit
     served.idle()
 
 
+def test_another_row_beside_a_signed_head_is_refused_and_costs_nothing(served: Watched, site: Site) -> None:
+    """Whoever ends TLS could put one there: the name of an upload is of its head alone."""
+    told = site.round()
+    body = site.update(told, np.full(DIMENSION, 3.0), sequence=21)
+    name, other = update_name(body), body[:-4] + np.float32(9.0).tobytes()
+    target = f"/v1/updates/{told.round_id}/{name}"
+    answer = site.ask("PUT", target, other, digest=name)
+    assert (answer.status, ErrorAnswer.from_json(answer.body).message) == (422, "bad_signature")
+    assert code_of(
+        site.ask("PUT", target, body.replace(b'"sequence":21', b'"sequence":22'), digest=name)
+    ) == ("malformed"), "another head has another name"
+    assert site.ask("PUT", target, body, digest=name).status == 201
+    assert site.ask("PUT", target_of(told.round_id, body), body).status == 409, "of an older client"
+
+
+@pytest.mark.long
 def test_a_client_that_is_killed_anywhere_goes_on(served: Watched) -> None:
     """A PUT that is cut in each of its parts leaves nothing behind, and the same bytes are then accepted."""
     site = served.site("north-4", "north")
@@ -359,6 +377,7 @@ def test_what_is_no_http_is_told_nothing(
     assert not caplog.records, "anybody may send it, as often as they like"
 
 
+@pytest.mark.long
 def test_no_peer_takes_all_connections(served: Watched, site: Site) -> None:
     """Neither one without a certificate nor a site: others are answered meanwhile."""
     greedy, bare = served.site("north-8", "north"), served.site_without_keys("nobody")

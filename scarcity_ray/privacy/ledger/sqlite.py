@@ -38,6 +38,8 @@ CREATE TABLE ledger (
 ) STRICT
 """
 
+CACHE_KIB = 512
+"""Of pages in memory; with the 2 MiB that SQLite takes else, 6,000 charges were no faster."""
 _ACCESS = "this user must be able to read the file and to write in its folder"
 _REMEDIES = (("unable to open", _ACCESS), ("readonly", _ACCESS), ("full", "make room on the disk"))
 
@@ -302,6 +304,7 @@ def _connect(path: Path, *, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
     )
     connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
     return connection
 
 
