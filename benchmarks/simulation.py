@@ -54,7 +54,8 @@ def main() -> int:
     def told() -> str:
         seconds = time.process_time() - began
         what = ", ".join(f"{count} {what}" for what, count in counts.items())
-        return f"{what}; {seconds:.0f} s of CPU, {counts['programs'] / seconds:.1f} programs a second"
+        rate = counts["programs"] / seconds
+        return f"seed {asked.seed}: {what}; {seconds:.0f} s of CPU, {rate:.1f} programs a second"
 
     began, found = time.process_time(), False
     with watched():

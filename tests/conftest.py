@@ -18,23 +18,29 @@ if TYPE_CHECKING:
 MEMORY = Path("/dev/shm")
 """A folder in memory, where this machine has one; a sync costs nothing there, and hundreds of ledgers do."""
 
+IS_CI = bool(os.environ.get("CI"))
+
 # How many examples a property is tried with. A dear test takes a part: `settings.default.max_examples // 3`.
 settings.register_profile(
     "ci", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
 settings.register_profile("thorough", settings.get_profile("ci"), max_examples=300)
-settings.load_profile("ci" if os.environ.get("CI") else "quick")  # --hypothesis-profile is read after this
+settings.load_profile("ci" if IS_CI else "quick")  # --hypothesis-profile is read after this
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Slow tests run when they are asked for by name: an ``-m`` by hand takes the place of pyproject's.
 
+    The quick run, ``-m "not ray"`` by hand, leaves out the long ones, too; CI does not, nor a run without
+    ``-m``.
     Tests' files lie in memory where there is plenty. The workers of ``-n``, which inherit the environment,
     have one thread each for linear algebra: waiting threads burn the time of the others.
     """
     if config.option.markexpr and "slow" not in config.option.markexpr:
         config.option.markexpr = f"({config.option.markexpr}) and not slow"
+        if "not ray" in config.option.markexpr and "long" not in config.option.markexpr and not IS_CI:
+            config.option.markexpr += " and not long"
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**32:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     if getattr(config.option, "numprocesses", None):

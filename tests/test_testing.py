@@ -192,6 +192,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("faulty", PLANTED, ids=lambda cls: cls.__name__)
 def test_a_planted_fault_is_found(faulty):
     with pytest.raises(RuleFaulty) as refused:
@@ -226,6 +227,7 @@ class Restated(AggregationRule):
         return aggregate(rows, method=self.method, num_byzantine=num_byzantine).vector
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["mean", "trimmed_mean", "median", "krum"])
 def test_the_packages_own_rules_pass(method):
     report = check_rule(Restated, {"method": method}, most_byzantine=1)

@@ -724,8 +724,7 @@ class BasketHost(Role):
             )
         self._memories.note(m for m in journal.kept("memory").values() if isinstance(m, ClientMemory))
         if state.order is not None:
-            arrived = journal.kept("arrived").items()
-            self._migration.arrived = {c for c, operation in arrived if operation == state.order.operation_id}
+            self._migration.arrived = _arrived(journal, state.order.operation_id)
         self._closed = journal.kept("closed").get("")
         if self._book is not None:
             self._book.restore(journal.kept("settled"))
@@ -780,7 +779,7 @@ class BasketHost(Role):
                 basket.take(client_id)
             basket.unsaved = Unsaved()
             basket.leave_out(failed.left_out)
-        self._migration.arrived &= journal.kept("arrived").keys()
+        self._migration.arrived &= _arrived(journal, "" if self._order is None else self._order.operation_id)
         self._secure.take_up()
         self._is_to_undo = False
 
@@ -821,6 +820,11 @@ class BasketHost(Role):
         basket.unsaved = None if self._journal is None else Unsaved()
         self._baskets[place.basket_id] = basket
         return basket
+
+
+def _arrived(journal: BasketJournal, operation_id: str) -> set[str]:
+    """The clients whose state the journal has from this operation; it names earlier ones, too."""
+    return {client_id for client_id, of in journal.kept("arrived").items() if of == operation_id}
 
 
 def _told(result: SubmissionResult) -> tuple[Any, ...]:

@@ -288,7 +288,16 @@ class BasketManager:
         client = self._known(client_id)
         if client is None:
             return None
-        return replace(client, features=None if client.features is None else client.features.copy())
+        return ClientInfo(
+            client.client_id,
+            client.domain_id,
+            client.basket_id,
+            None if client.features is None else client.features.copy(),
+            client.joined_at,
+            client.last_active,
+            client.n_updates,
+            client.trust_score,
+        )
 
     def get_clients(self, limit: int) -> list[ClientInfo]:
         """Up to `limit` registered clients, the first by id, without their features."""

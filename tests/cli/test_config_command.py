@@ -62,6 +62,7 @@ def test_the_schema_accepts_what_a_run_writes() -> None:
     assert is_valid({"format_version": FORMAT_VERSION, **to_plain(config)})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("path", "bad", "good"),
     [

@@ -299,6 +299,7 @@ def sandbox() -> Iterator[Sandbox]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_commands_that_need_no_cluster_work_as_printed(sandbox: Sandbox) -> None:
     config = HierarchicalFederationConfig(ledger_path=str(sandbox.copy / "ledger.sqlite"))
     with HierarchicalFederation(config, runtime="local") as federation:

@@ -84,6 +84,7 @@ def test_each_kind_trains_a_client_and_is_measured(call, kind):
     assert max(map(len, lines)) <= 110
 
 
+@pytest.mark.long
 def test_a_made_folder_learns_under_its_budget(call):
     job, workload = made(call, "numpy")
     settings = {**job["federation"], "ledger_path": "ledger.sqlite", "total_delta": 1e-5}
@@ -96,6 +97,7 @@ def test_a_made_folder_learns_under_its_budget(call):
     assert not result.refusals
 
 
+@pytest.mark.long
 def test_a_made_job_runs_by_command(call):
     made(call, "numpy")
     arguments = ["run", "wards/job.yaml", "--runtime", "local", "--rounds", "2", "--out", "out"]
@@ -113,6 +115,7 @@ def test_the_table_is_the_same_each_time(call):
     assert Path("one/data.csv").read_bytes() == Path("two/data.csv").read_bytes()
 
 
+@pytest.mark.long
 def test_a_made_job_protects_persons_where_it_is_asked_to(call):
     assert call("wards", "--persons").exit_code == 0
     job = yaml.safe_load(Path("wards/job.yaml").read_text())

@@ -474,6 +474,7 @@ def play(fed):
     return fed.get_global_meta_model()
 
 
+@pytest.mark.long
 def test_verify_takes_a_models_head_and_refuses_a_truncated_copy(federation, tmp_path):
     path = Path(federation.config.ledger_path)
     first, second = play(federation), play(federation)

@@ -390,6 +390,7 @@ def test_weak_settings_are_noted_in_the_plan():
     assert {w["code"] for w in numbers["warnings"]} >= {"basket_models_exposed"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [(), ("--format", "json")])
 def test_a_reader_that_has_enough_is_no_failure(arguments):
     script = "from scarcity_ray.cli.main import main; main()"
@@ -420,6 +421,7 @@ def test_a_recommendation_says_what_to_choose_and_why():
     assert numbers["alternatives"][0]["rule"] == "mean"
 
 
+@pytest.mark.long
 def test_the_recommended_settings_can_be_pasted(tmp_path):
     written = "federation: {vector_dim: 10, total_epsilon: 8.0, gossip_budget_share: 0.0}"
     asked = ("--clients", "24", "--attackers", "3", "--update-norm", "0.5")
@@ -446,6 +448,7 @@ def test_where_no_setting_teaches_it_is_said(tmp_path):
     assert "adaptive_clipping" not in text
 
 
+@pytest.mark.long
 def test_for_persons_it_says_where_to_add_the_noise_and_how_to_train(tmp_path):
     given = {"vector_dim": 30, "total_epsilon": 3.0, "total_delta": 1e-6, "gossip_budget_share": 0.0}
     privacy = {"unit": "person", "min_persons": 500}

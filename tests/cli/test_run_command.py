@@ -37,6 +37,7 @@ def _run(config, out, *arguments):
     return _call("run", config, "--out", out, *SMALL, *arguments)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_runs_shortened(path, tmp_path):
     if path.stem == "hospitals":
@@ -59,6 +60,7 @@ def test_every_config_runs_shortened(path, tmp_path):
     assert (tmp_path / "ledger.sqlite").exists()
 
 
+@pytest.mark.long
 def test_text_shows_progress_table_and_claim(tmp_path):
     result = _run(QUICKSTART, tmp_path / "out", "--rounds", 2, *NO_EXTRA_ATTACKS)
     assert result.exit_code == ExitCode.DONE
@@ -92,6 +94,7 @@ def test_a_run_in_rays_cache_of_jobs_is_warned_of(tmp_path):
     assert f"Written to {out}/" in result.stdout
 
 
+@pytest.mark.long
 def test_json_is_all_there_is_on_stdout(tmp_path):
     result = _run(QUICKSTART, tmp_path / "out", "--rounds", 2, "--format", "json", *LOUD, *NO_EXTRA_ATTACKS)
     assert result.exit_code == ExitCode.DONE
@@ -105,6 +108,7 @@ def test_json_is_all_there_is_on_stdout(tmp_path):
     assert events[-1]["out"] == str(tmp_path / "out")
 
 
+@pytest.mark.long
 def test_a_spent_budget_is_exit_code_3_with_everything_written(tmp_path):
     result = _run(
         QUICKSTART,
@@ -117,6 +121,7 @@ def test_a_spent_budget_is_exit_code_3_with_everything_written(tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["budget_spent_early"]
 
 
+@pytest.mark.long
 def test_production_continues_its_ledger_until_the_budget_is_spent(tmp_path):
     durable = (
         *("--set", f"federation.ledger_path={tmp_path / 'ledger.sqlite'}"),
@@ -290,6 +295,7 @@ def _held(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_run_that_is_not_resumed_is_as_it_was(noisy, tmp_path):
     out = tmp_path / "out"
     assert _call("run", noisy, "--out", out).exit_code == ExitCode.DONE

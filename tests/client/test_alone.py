@@ -81,6 +81,7 @@ def installed(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_wheel_alone_trains_where_nothing_else_is_installed(installed):
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", TRAIN, str(installed)],

@@ -95,6 +95,7 @@ def scalar_sample(sigma_squared, rng):
             return -x if minus else x
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sigma", [0.75, 5.0])
 def test_the_discrete_gaussian_has_its_law_by_the_scalar_sampler_too(sigma):
     rng = random.Random(3)
@@ -147,6 +148,7 @@ def law_of(gaussian):
     return [weight / whole for weight in weights]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("sigma", "shift"), [(0.6, 1), (3.7, 2), (40.0, 3), (300.0, 1)])
 def test_the_sampled_law_is_concentrated_as_claimed(sigma, shift):
     with mpmath.workdps(60):

@@ -132,6 +132,7 @@ def test_the_figures_in_the_field_notes():
     assert int(mu_of_gaussian(10.0, 1e-5) ** 2 / both) == 56
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "seed", [*range(4), *(pytest.param(s, marks=pytest.mark.slow) for s in range(4, 40))]
 )

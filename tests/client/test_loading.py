@@ -129,6 +129,7 @@ print(made.word, type(made).__module__, made.late())
 """
 
 
+@pytest.mark.long
 def test_a_workload_of_a_folder_is_read_in_a_process_that_lacks_the_folder(
     folder, tmp_path_factory, monkeypatch
 ):

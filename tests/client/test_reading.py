@@ -183,6 +183,7 @@ arrays = hnp.arrays(
 )
 
 
+@pytest.mark.long
 @given(anything | arrays)
 def test_no_message_raises_and_what_is_read_is_finite(message: object) -> None:
     row = read_row(message, DIMENSION)

@@ -52,6 +52,7 @@ def chi_squared(sample, cells=1000):
     return stats.chisquare(counts).pvalue
 
 
+@pytest.mark.long
 def test_the_values_are_normal():
     sample = np.concatenate([drawn(1_000_000) for _ in range(10)])
     assert chi_squared(sample) > ALARM

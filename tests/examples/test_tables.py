@@ -35,6 +35,7 @@ def test_clients_are_many_and_uneven_and_the_job_fits_them(name):
     assert len(counts) >= scene.federation.layer2.min_baskets
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LEAST_AUC)
 def test_the_job_learns_under_its_noise_and_plain_fedavg_falls_to_an_attack(name):
     scene = scene_at(name)

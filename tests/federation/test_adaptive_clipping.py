@@ -212,6 +212,7 @@ def test_a_release_with_the_bit_costs_the_configured_mu_and_no_more(open_federat
     assert spent[True][1] / spent[False][1] == pytest.approx((1 - 0.04) ** -0.5, rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_sum_of_bits_has_the_noise_that_the_accounting_says(open_federation: Any) -> None:
     # All norms below C, a rate so small that C stays: what C's steps tell of the noise on the share.
     n = sum(SIZES.values())

@@ -21,6 +21,7 @@ def begun(folder: Path, url: str, **others: Any) -> HierarchicalFederation:
     return fed
 
 
+@pytest.mark.long
 def test_an_acknowledged_update_outlives_the_node_of_its_basket(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

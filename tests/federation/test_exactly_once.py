@@ -12,6 +12,7 @@ DIMENSION = 400
 STEPS = 120
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "seed", [*range(4), *(pytest.param(s, marks=pytest.mark.slow) for s in range(4, 20))]
 )

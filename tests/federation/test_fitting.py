@@ -462,6 +462,7 @@ def test_what_cannot_be_fitted_is_a_usage_error(open_federation: Open) -> None:
         fed.fit(held, rounds=1)
 
 
+@pytest.mark.long
 def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "workloads.md").read_text()
     example = page.partition("## Train")[2].partition("```python\n")[2].partition("```")[0]

@@ -100,6 +100,7 @@ def telling(fed: HierarchicalFederation, lie: Forge, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(aggregator, "_terms", lambda *args: lie(honest(*args)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("noise", ["gaussian", "distributed_discrete_gaussian"])
 @pytest.mark.parametrize("invited", [2, 3, 4])
 def test_a_session_of_a_chosen_few_of_twenty_is_refused(
@@ -208,6 +209,7 @@ LIES: dict[str, Forge] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lie", LIES)
 def test_a_session_of_misstated_facts_is_refused_by_everybody(
     fed_of: Any, sums: list[Any], monkeypatch: pytest.MonkeyPatch, lie: str

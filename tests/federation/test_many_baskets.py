@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
 from scarcity_ray import HierarchicalFederation, HierarchicalFederationConfig, Layer1Config, Layer2Config
 from scarcity_ray.config import BasketConfig
 
 
+@pytest.mark.long
 def test_a_hundred_baskets_release_the_mean_over_a_sparse_graph() -> None:
     config = HierarchicalFederationConfig(
         vector_dim=8,

@@ -69,6 +69,7 @@ def charges(fed: HierarchicalFederation) -> list[tuple[str, float]]:
     return [(str(row.charge_id), row.event.mu) for row in rows if isinstance(row.event, ReleaseCharge)]
 
 
+@pytest.mark.long
 @NOISE
 def test_noise_falls_with_each_charge_until_the_budget_is_spent_and_a_renewal_begins_it_anew(
     open_with: Any, noise: str

@@ -301,6 +301,7 @@ def test_a_workload_that_tells_of_no_persons_is_told_what_to_do(
         open_federation(settings()).fit(Uneven([None] * 6, sent), rounds=2)
 
 
+@pytest.mark.long
 def test_persons_are_learned_from_at_an_epsilon_at_which_clients_drown(open_federation: Any) -> None:
     accuracy = {}
     for unit in ("person", "client"):

@@ -99,6 +99,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.long
 @given(STEPS)
 def test_every_update_in_a_release_is_shown_once_and_no_other(tmp_path_factory: Any, steps: Any) -> None:
     """The oracle is the released numbers: each update has a coordinate of its own."""

@@ -110,6 +110,7 @@ def test_what_changed_as_clients_came_and_left_makes_the_whole(acts: list[tuple[
         lives.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("act", ["split_basket", "disband_basket"])
 def test_an_operation_that_everything_died_in_is_finished(act: str, tmp_path: Path) -> None:
     """At each of its calls: what waited waits, what was released is not accepted again, nothing is told."""

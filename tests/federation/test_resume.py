@@ -143,6 +143,7 @@ def same(result: FitResult[Any], whole: FitResult[Any]) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.long
 @given(name=st.sampled_from(list(CASES)), share=st.floats(0.0, 1.0, exclude_max=True), after=st.booleans())
 @example(name="journal", share=0.0, after=False)
 @example(name="gossip", share=0.999, after=True)

@@ -108,6 +108,7 @@ def whole(name: str, known: dict[str, int] = {}) -> int:  # noqa: B006
     return known[name]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
 @pytest.mark.parametrize("share", [0.2, 0.3, 0.45, 0.85])
 @pytest.mark.parametrize("name", CASES)

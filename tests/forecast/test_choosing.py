@@ -50,6 +50,7 @@ def test_without_attackers_the_mean_is_chosen():
     assert (found.chosen.name, found.chosen.num_byzantine, found.chosen.back_door) == ("mean", 0, 0.0)
 
 
+@pytest.mark.long
 def test_a_setting_that_holds_off_back_doors_has_a_rule_that_does():
     found = asked(clients=40, attackers=4, likeness=Likeness.ALIKE, back_doors=True)
     assert found.chosen is not None
@@ -63,6 +64,7 @@ def test_where_noise_drowns_every_rule_nothing_teaches():
     assert all(choice.ratio < NOTHING for choice in found.by_rule)
 
 
+@pytest.mark.long
 def test_where_noise_drowns_clients_the_persons_that_would_teach_are_counted():
     drowned = asked(federation(epsilon=1.0, dimension=1000))
     assert drowned.verdict in (Verdict.LITTLE, Verdict.NOTHING)

@@ -105,6 +105,7 @@ def request_of(site: Site, told: RoundAnswer, body: bytes) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+@pytest.mark.long
 def test_who_is_not_admitted_gets_nothing_but_a_reason(served: Watched, site: Site, tmp_path: Path) -> None:
     bare = served.site_without_keys("north-1")
     bare.identity, bare.federation_id = site.identity, site.federation_id
@@ -201,6 +202,7 @@ def test_a_body_that_is_not_what_its_digest_says_is_refused(served: Watched, sit
     served.idle()
 
 
+@pytest.mark.long
 def test_a_client_that_is_killed_anywhere_goes_on(served: Watched) -> None:
     """A PUT that is cut in each of its parts leaves nothing behind, and the same bytes are then accepted."""
     site = served.site("north-4", "north")
@@ -359,6 +361,7 @@ def test_what_is_no_http_is_told_nothing(
     assert not caplog.records, "anybody may send it, as often as they like"
 
 
+@pytest.mark.long
 def test_no_peer_takes_all_connections(served: Watched, site: Site) -> None:
     """Neither one without a certificate nor a site: others are answered meanwhile."""
     greedy, bare = served.site("north-8", "north"), served.site_without_keys("nobody")

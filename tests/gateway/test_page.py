@@ -138,6 +138,7 @@ CONTRAST = """
 """The least contrast of text with the page (WCAG 2.2 asks for 4.5)."""
 
 
+@pytest.mark.long
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     operators = Operators(tmp_path / "operators.json")
     tokens = {role: operators.add(f"{role} Ann", role) for role in OperatorRole}

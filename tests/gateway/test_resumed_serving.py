@@ -37,6 +37,7 @@ class Process(Served):
         raise AssertionError(self.process.stderr and self.process.stderr.read())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_served_job_that_was_killed_goes_on_with_the_same_round_model_and_slots(
     tmp_path: Path, number: signal.Signals

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from scarcity_ray.cli.main import main
@@ -15,6 +16,7 @@ from scarcity_ray_client.wire import RoundState
 from tests.gateway.sites import Served, Site, job
 
 
+@pytest.mark.long
 def test_an_operator_watches_pauses_and_removes_a_site(tmp_path: Path) -> None:
     operators = Operators(tmp_path / "operators.json")
     token = operators.add("Ann", OperatorRole.OPERATE)

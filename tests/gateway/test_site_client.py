@@ -131,6 +131,7 @@ def test_two_sites_train_with_nothing_but_their_kits(served: Served, capsys) -> 
         }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("served", [NOISED], indirect=True, ids=["noised"])
 def test_sites_that_noise_their_rows_keep_ceilings_and_receipts(served: Served) -> None:
     ended: dict[str, int] = {}

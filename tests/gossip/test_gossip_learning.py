@@ -39,6 +39,7 @@ def no_worse(ratio: float) -> bool:
     return ratio <= 1.02
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("heterogeneity", [0, 1, 3])
 @pytest.mark.parametrize("liars", [False, True])
 def test_gossip_helps_where_it_can_and_does_no_harm_where_the_noise_is_large(
@@ -79,6 +80,7 @@ def test_gossip_does_no_harm_anywhere_on_the_grid(method: str, liars: bool, shar
                     assert ratio < 0.75, (cell, ratio)
 
 
+@pytest.mark.long
 def test_a_round_needs_less_than_two_copies_of_the_states_beside_them() -> None:
     # above a copy and a half it is blocks and one client's noise, which do not grow with the clients
     n, d = 60, 50_000
@@ -99,6 +101,7 @@ def test_the_benchmark_prints_its_rows() -> None:
     assert all(set(row) == {"name", "n", "d", "seconds", "versus", "ratio"} for row in rows)
 
 
+@pytest.mark.long
 def test_the_benchmark_trains_by_gossip_and_skips_peers_that_are_not_there() -> None:
     rows, peer = list(decentralised(True)), peer_seconds(sys.executable, "p2pfl", 3, 4, 1)
     assert rows

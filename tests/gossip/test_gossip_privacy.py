@@ -167,6 +167,7 @@ def test_a_state_is_clipped_before_it_is_released(make, gossip) -> None:
         assert np.linalg.norm(vector) <= 1 + 2**-21
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.5, False)])
 def test_the_push_decision_is_taken_on_a_drift_with_the_planned_noise(
     make, factor: float, right: bool

@@ -110,6 +110,7 @@ def test_every_public_operation_is_stopped() -> None:
     assert public == set(OPERATIONS) | set(CALLS_NOBODY)
 
 
+@pytest.mark.long
 @EVERY_POINT
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - ENDS))
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
@@ -133,6 +134,7 @@ def test_a_driver_may_stop_anywhere(name: str, step: int, scene_of: Callable[...
     pytest.fail("it has more calls than are stopped here")
 
 
+@pytest.mark.long
 @EVERY_POINT
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")
 @pytest.mark.parametrize("name", ["force_aggregate", "split_basket"])
@@ -220,6 +222,7 @@ MEANWHILE = [
 EVERY_CALL = [pytest.param(what, 1, 2, marks=pytest.mark.slow) for what, _, _ in MEANWHILE]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(RECORDED))
 @pytest.mark.parametrize(("meanwhile", "first", "step"), [*MEANWHILE, *EVERY_CALL])
 @pytest.mark.filterwarnings("ignore::scarcity_ray.FaultWarning")

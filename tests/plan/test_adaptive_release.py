@@ -146,6 +146,7 @@ def test_a_bound_without_the_bit_would_be_exceeded():
     assert without < distance <= bound
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rounds", [1, 60])
 @pytest.mark.parametrize("rows", [13, 100])
 def test_update_and_bit_together_cost_what_the_plan_says_by_dp_accounting(rows, rounds):

@@ -199,6 +199,7 @@ def test_the_mixing_weight_minimises_the_expected_squared_error(clip, sigma, dim
     assert plan.mixing_weight(0) == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dimension", [1, 4, 64])
 def test_an_honest_vector_is_rarely_clipped_on_receipt(dimension):
     # Claimed below 0.2 %; at that rate more than 530 of 200,000 have a probability below 1e-9.

@@ -397,6 +397,7 @@ while True:
 KILLS = 2
 
 
+@pytest.mark.long
 def test_an_allowed_charge_survives_sigkill(path):
     rng = random.Random(11)
     printed: set[str] = set()

@@ -48,6 +48,7 @@ def divergence(law, shift, order):
     return mpmath.log(mpmath.fsum(p**order * q ** (1 - order) for p, q in pairs)) / (order - 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sigma", [0.5, 0.6, 0.75, 1.0, 1.5])
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 5])
 def test_the_exact_divergence_is_below_the_claim(sigma, num_shares):

@@ -84,6 +84,7 @@ def elsewhere(path):
         child.stdout.close()
 
 
+@pytest.mark.long
 def test_a_living_holder_is_superseded_on_purpose_only(path, monkeypatch, elsewhere):
     monkeypatch.setattr(ledger_module, "DYING_SECONDS", 0.2)
     child = elsewhere()
@@ -102,6 +103,7 @@ def test_a_living_holder_is_superseded_on_purpose_only(path, monkeypatch, elsewh
             opened(path, now=3.0)
 
 
+@pytest.mark.long
 def test_a_dead_holder_blocks_nobody(path, elsewhere):
     os.kill(elsewhere().pid, signal.SIGKILL)
     with closing(opened(path, now=2.0)) as budget:

@@ -52,6 +52,7 @@ def stopped_everywhere(library, folder, scenario, stride):
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stride", [STRIDE, pytest.param(1, marks=pytest.mark.slow)])
 def test_nothing_that_was_allowed_is_lost_whatever_call_is_the_last(library, folder, stride):
     report = stopped_everywhere(library, folder, "synced", stride)
@@ -59,6 +60,7 @@ def test_nothing_that_was_allowed_is_lost_whatever_call_is_the_last(library, fol
     assert report["stops"] > 100 / stride
 
 
+@pytest.mark.long
 def test_a_ledger_that_does_not_sync_each_commit_is_caught(library, folder):
     report = stopped_everywhere(library, folder, "unsynced", STRIDE)
     assert any(wrong.startswith("lost") for _, _, state, wrong in report["complaints"] if state == "synced")

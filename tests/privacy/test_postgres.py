@@ -406,6 +406,7 @@ def serving(server):
     return None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["backend", "server"])
 def test_every_charge_is_recorded_once_whatever_dies(postgres_server, postgres_url, victim):
     budget = begin(postgres_url)

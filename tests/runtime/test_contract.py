@@ -220,6 +220,7 @@ def test_a_role_that_fails_as_it_starts_is_lost_for_good(place: Runtime) -> None
     assert not place.is_alive("broken")
 
 
+@pytest.mark.long
 def test_roles_start_beside_one_that_fails(place: Runtime) -> None:
     with pytest.raises(errors.ActorLost, match=r"^broken .*no such luck"):
         place.start([RoleSpec("broken", probe.Broken), RoleSpec("sound", probe.Probe, {"start": 7})])

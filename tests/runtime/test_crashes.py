@@ -182,6 +182,7 @@ FIRSTS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("first", "role"), FIRSTS)
 def test_whatever_call_comes_first_recovers(first: str, role: str, open_harness: Any) -> None:
     harness = open_harness("local", basket={"min_clients": 3, "max_clients": 4})

@@ -47,6 +47,7 @@ def charges(url: str) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_a_federation_keeps_its_ledger_in_a_database(
     harness: Any, postgres_url: str, postgres_server: Any
 ) -> None:

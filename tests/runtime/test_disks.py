@@ -105,6 +105,7 @@ def refused(calls: dict[str, Callable[[], Any]]) -> list[str]:
     return stopped
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["full", "read-only"])
 @pytest.mark.parametrize("what", PATHS)
 def test_nothing_is_lost_by_a_disk_that_fails(

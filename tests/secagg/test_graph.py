@@ -126,6 +126,7 @@ def test_fractions_outside_of_their_range_are_refused():
         choose_graph(100, 67, corrupt_fraction=0.1, dropout_fraction=1.0)
 
 
+@pytest.mark.long
 @given(
     drops=st.dictionaries(st.integers(0, 11).map("basket_{}".format), st.sampled_from(STEPS), max_size=5),
     share_threshold=st.integers(4, 5),

@@ -18,6 +18,7 @@ SEED = 1
 LATER = [pytest.param(plant, marks=pytest.mark.slow) for plant in FOUND_LATER]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plant", [*PLANTED, *STORED, *LATER], ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     @seed(SEED)
@@ -37,6 +38,7 @@ def test_a_planted_fault_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch)
         simulate()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("plant", "program"), BY_A_PROGRAM, ids=lambda it: getattr(it, "__name__", ""))
 def test_a_planted_fault_is_found_by_a_program_that_finds_nothing_else(
     plant: Plant, program: Program, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ def simulated() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @settings(max_examples=settings.default.max_examples * 10)  # type: ignore[union-attr]
 @given(programs)
 def test_nothing_is_lost_or_counted_twice(program: Program) -> None:
@@ -120,6 +121,36 @@ FOUND = (
             Step(Act.LEAVE),
         ),
         Setting(baskets_per_actor=2, stored=True),
+    ),
+    # A client's arrival could not be written, and its arrival by an earlier operation was taken for it.
+    Program(
+        (
+            Step(Act.SPLIT),
+            Step(Act.DISBAND, 4),
+            Step(Act.SEND_ALL),
+            Step(Act.SPLIT, 3, faults=(Fault(Kind.DISK_FULL, 2),)),
+            Step(Act.STATS),
+        ),
+        Setting(stored=True),
+    ),
+    # A basket actor died between the commit that discards a leaving client's aggregate and its answer.
+    Program(
+        (
+            Step(Act.SEND_DOMAIN),
+            Step(Act.AGGREGATE),
+            Step(Act.LEAVE, faults=(Fault(Kind.DISK_DIES_AFTER, 7),)),
+            Step(Act.AGGREGATE),
+        ),
+        Setting(stored=True),
+    ),
+    # What one driver had sent, and another one was sending again, was lost after its release.
+    Program(
+        (
+            Step(Act.SEND_ALL),
+            Step(Act.AGGREGATE, faults=(Fault(Kind.CALLEE_DIES, 1),)),
+            Step(Act.SEND_ALL, driver=1, faults=(Fault(Kind.CALLEE_DIES, 15),)),
+        ),
+        Setting(auto=True, baskets_per_actor=2),
     ),
 )
 """What long runs have found."""

@@ -396,7 +396,7 @@ class World:
     def _role_dies(self, name: str, process: Any, end: Callable[[], None]) -> None:
         self.deaths[name] += 1
         # It may have died between the commit and its end; the client is leaving either way.
-        self.excused |= dict.fromkeys(self.unsaved_withdrawals(name), "withdrawn")
+        self.excused |= self.unsaved_farewells(name)
         self._unsaved.pop(name, None)
         if self.setting.stored:
             if name == ACCOUNTANT:
@@ -416,7 +416,8 @@ class World:
         """What a basket actor has is lost."""
         waits = [b.latest.model.aggregate for b in process._baskets.values() if b.latest.model is not None]
         own = self.held_by(process)
-        self.lost |= {i: self.updates[i].told for i in own}
+        # Of one that is on its way again the driver that sends it may know nothing yet.
+        self.lost |= {i: None if self.updates[i].in_doubt else self.updates[i].told for i in own}
         held = {*own, *(i for aggregate in waits for i in inside(aggregate))}
         if held:
             self.losses.add(name)
@@ -502,12 +503,10 @@ class World:
     def excuse(self, updates: list[int], why: str) -> None:
         self.when_saved(partial(self._excuse, updates, why))
 
-    def unsaved_withdrawals(self, role: str) -> list[int]:
-        """Updates whose withdrawal a role has not written yet, as far as it told."""
-        undone = self._unsaved.get(role, ())
-        return [
-            i for do in undone if isinstance(do, partial) and do.args[1] == "withdrawn" for i in do.args[0]
-        ]
+    def unsaved_farewells(self, role: str) -> dict[int, str]:
+        """Updates that go with a client that leaves, which a role has not written yet, as far as it told."""
+        told = [do.args for do in self._unsaved.get(role, ()) if isinstance(do, partial)]
+        return {i: why for updates, why in told if why in ("withdrawn", "discarded") for i in updates}
 
     def _excuse(self, updates: list[int], why: str) -> None:
         for update in updates:
@@ -838,12 +837,12 @@ def watched() -> Iterator[None]:
             world().saved(accepted, is_aggregated=any(change.has_consumed for change in changes))
 
         def noted_undo(self: BasketHost, kept: BasketJournal) -> None:
-            withdrawn = world().unsaved_withdrawals(world().network.stack[-1].name)
+            gone = world().unsaved_farewells(world().network.stack[-1].name)
             world().saved(is_undone=True)
             undo(self, kept)
             # A commit that failed may be in the file for all that: then the journal says that they are gone.
-            for update in set(withdrawn).difference(world().held_by(self)):
-                world().excused.setdefault(update, "withdrawn")
+            for update in gone.keys() - set(world().held_by(self)):
+                world().excused.setdefault(update, gone[update])
 
         def noted_replace(self: LatestAggregate, model: BasketModel, contributors: Any) -> None:
             before, superseded = self.model, self.superseded

@@ -52,6 +52,7 @@ print(fed.get_stats())
 """The document's text with `scarcity.federation` replaced by `scarcity_ray`, trailing blanks and all."""
 
 
+@pytest.mark.long
 def test_the_full_workflow_runs_as_it_stands(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On Ray it has 60 rounds in place of 100: 53 spend the budget."""
     rounds = 100 if runtime == "local" else 60

@@ -89,6 +89,7 @@ def test_tables_show_every_number_and_mark_what_is_refused_or_outside_the_theore
         assert len({len(line) for line in text.split("\n\n")[1].splitlines()[1:]}) == 1
 
 
+@pytest.mark.long
 def test_the_picture_is_one_svg_that_shows_rules_and_arms():
     pytest.importorskip("matplotlib")
     entries = averages(_records())
@@ -99,6 +100,7 @@ def test_the_picture_is_one_svg_that_shows_rules_and_arms():
     assert len(text) < 400_000
 
 
+@pytest.mark.long
 def test_one_command_makes_the_table_the_lines_and_the_picture(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")

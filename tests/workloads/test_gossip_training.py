@@ -69,6 +69,7 @@ def finished(tmp_path_factory):
     return folder, *job(folder)
 
 
+@pytest.mark.long
 def test_gossip_alone_trains_every_basket_under_attack(finished):
     _, config, outcome = finished
     standings = outcome.summary.basket_standings
@@ -98,6 +99,7 @@ def test_what_is_written_is_what_was_measured(finished):
     assert "trained by gossip alone" in page
 
 
+@pytest.mark.long
 def test_a_noisy_run_spends_gossip_and_nothing_else(tmp_path):
     made, outcome = job(tmp_path, *NOISY)
     summary = outcome.summary
@@ -110,6 +112,7 @@ def test_a_noisy_run_spends_gossip_and_nothing_else(tmp_path):
     assert epsilon_of_mu(1.0, 1e-5) < summary.epsilon_spent
 
 
+@pytest.mark.long
 def test_hidden_basket_models_are_neither_reported_nor_written(tmp_path):
     made, outcome = job(tmp_path, "federation.expose_basket_models=false", "training.rounds=1")
     assert not list(tmp_path.glob("model*"))
@@ -129,6 +132,7 @@ def test_noise_that_hides_everything_leaves_every_client_to_itself():
     assert noisy.curve == alone.curve
 
 
+@pytest.mark.long
 def test_a_plain_average_of_models_is_ruined_by_the_attackers_that_the_default_withstands():
     scene, federation, attack = scene_of()
     plain = replace(federation, gossip=replace(federation.gossip, mixing="average"))

@@ -64,6 +64,7 @@ def _job(tmp_path, *overrides, watcher=None, path=QUICKSTART, small=SMALL, **opt
     return job.config, run_job(job, folder, watcher or Silent(), **options)
 
 
+@pytest.mark.long
 def test_a_job_writes_what_it_measured(tmp_path):
     listening = Listening()
     config, outcome = _job(tmp_path, watcher=listening)
@@ -155,6 +156,7 @@ def test_a_job_follows_the_clip_norm_and_says_so_each_round(tmp_path):
     assert [line["clip_norm"] for line in lines] == clip_norms
 
 
+@pytest.mark.long
 def test_gossip_on_is_within_two_points_of_gossip_off(tmp_path):
     seeded = partial(HierarchicalFederation, noise=SeededNoise(5))
     eight = (*QUICK, "training.rounds=8")
@@ -193,6 +195,7 @@ def test_the_median_of_five_federated_runs_keeps_the_margins(tmp_path):
     assert attacked >= clean - 0.10
 
 
+@pytest.mark.long
 def test_nan_attackers_are_refused_counted_and_shown(tmp_path):
     config, outcome = _job(
         tmp_path, "lab.attack={name: nan}", "lab.compare=[plain_mean]", "lab.compare_attacks=[]"
@@ -410,6 +413,7 @@ def means(tmp_path):
     return tmp_path / "job.yaml"
 
 
+@pytest.mark.long
 def test_anyones_model_is_trained_and_reported_by_its_own_metrics(tmp_path, means):
     config, outcome = _job(tmp_path / "out", path=means, small=())
     summary = outcome.summary

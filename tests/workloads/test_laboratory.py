@@ -127,6 +127,7 @@ def test_the_honest_mean_does_not_see_the_attackers():
     assert train(case, DATA) == train(replace(case, attack="sign_flip"), DATA)
 
 
+@pytest.mark.long
 def test_krum_loses_unlike_clients_flat_and_keeps_them_in_baskets():
     flat = replace(DOMAINS, attack="ipm", placement="even", steps=60)
     assert train(flat, DATA)[-1] < 0.5

@@ -218,6 +218,7 @@ def test_plots_take_the_pages_colour_in_light_and_dark():
     assert "fill: #ffffff" not in page
 
 
+@pytest.mark.long
 def test_the_same_run_gives_the_same_page():
     assert render_report(CONFIG, _outcome()) == render_report(CONFIG, _outcome())
 

@@ -51,6 +51,7 @@ def lines(path):
     return [{k: v for k, v in line.items() if k not in ("seconds", "elapsed")} for line in told]
 
 
+@pytest.mark.long
 def test_a_run_that_was_interrupted_comes_to_the_same(tmp_path):
     whole = made(tmp_path / "whole", Silent())
     path = tmp_path / "interrupted"
@@ -76,6 +77,7 @@ def test_a_run_goes_on_with_its_own_federation_and_terms(tmp_path):
         made(tmp_path / "run", Silent(), "training.clients_per_round=90", resume=True)
 
 
+@pytest.mark.long
 def test_what_cannot_go_on_leaves_the_folder_as_it_was(tmp_path):
     """Terms that are refused, and a run that goes on elsewhere at this moment."""
 
@@ -105,6 +107,7 @@ def test_a_run_that_had_not_begun_begins(tmp_path):
     assert made(tmp_path, Silent(), resume=True).rounds == 3
 
 
+@pytest.mark.long
 def test_releases_are_kept_for_an_audit_once_each(tmp_path):
     """A run that is interrupted, with a line that was torn as it died."""
     path, receipts = tmp_path / "run", "federation.receipts=true"

@@ -306,6 +306,7 @@ def _final(job, name, attack=None):
     return found.metrics["accuracy"]
 
 
+@pytest.mark.long
 def test_one_seed_is_far_above_the_plain_mean_and_near_the_clean_run():
     job = load_job(QUICKSTART)
     attacked = _final(job, "federation")

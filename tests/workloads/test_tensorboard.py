@@ -74,6 +74,7 @@ def test_without_the_extra_the_command_that_installs_it_is_told_before_a_folder_
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.long
 def test_no_events_are_written_unless_they_are_asked_for(tmp_path):
     RunFolder.new(load_run(QUICKSTART), str(tmp_path), NOW).append_round(record_of(1))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

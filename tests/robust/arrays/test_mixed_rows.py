@@ -165,6 +165,7 @@ def test_scaled_rows_are_mixed_as_their_copies_are():
     assert lazily.tobytes() == np.array(list(MixedRows(copied, means_of(entering)))).tobytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group_size", [1, 2, 7])
 @pytest.mark.parametrize("pre", [["nnm"], [Bucketing(3, 5)], ["nnm", "arc"]], ids=str)
 @pytest.mark.parametrize("method", ["median", "trimmed_mean", "bulyan", "mean"])

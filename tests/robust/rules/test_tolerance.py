@@ -45,6 +45,7 @@ def worst_found(method, n, f, rng, pre=(), starts=4, steps=25):
     return worst
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", BOUNDED)
 @pytest.mark.parametrize("f", [1, 2])
 @pytest.mark.parametrize("steps", [25, pytest.param(200, marks=pytest.mark.slow)])
