@@ -59,6 +59,7 @@ def test_a_small_block_loads_no_kernel(monkeypatch):
 
 
 def test_asking_whether_a_block_is_worth_a_kernel_forms_no_mixed_rows(monkeypatch):
+    assert order_statistics.order_statistics_kernel() is not None
     mixed = MixedRows(np.ones((40, 100), np.float32), mixture_of(np.eye(40)))
     monkeypatch.setattr(MixedRows, "__getitem__", lambda *args: pytest.fail("a row was formed"))
     order_statistics.window_mean(mixed, order_statistics.Window(3, 20))
