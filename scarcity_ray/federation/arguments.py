@@ -46,6 +46,20 @@ def check_opening(config: object, clock: object, noise: object) -> None:
         raise UsageError(f"noise must have the methods {' and '.join(wanted)}, got {shown(noise)}")
 
 
+def check_place(what: str, place: object, *, is_needed: bool = True) -> None:
+    """Check a file's or a folder's path, or a URL.
+
+    Args:
+        is_needed: Whether None is none.
+
+    Raises:
+        UsageError: If it is no printable str.
+    """
+    is_place = isinstance(place, str) and place != "" and place.isprintable()
+    if not is_place and (is_needed or place is not None):
+        raise UsageError(f"{what}: {shown(place)} is not accepted; a path or a URL, as a str")
+
+
 def id_of(client_id: object) -> str:
     """The client's id; what is no str becomes the empty one, which nobody can register."""
     return client_id if isinstance(client_id, str) else ""
